@@ -1,0 +1,2 @@
+"""Client library of SagaStore."""
+__version__ = "0.1.0"
