@@ -1,0 +1,108 @@
+# Needs make, a POSIX shell and Python 3.11 or later; everything else goes into
+# environments beside this file. `make help` lists the targets.
+
+PYTHON ?=
+export PYTHON
+VENV ?= .venv
+VENV_PROTO ?= .venv-proto
+# For `make run`: options of `sagastore-server serve`.
+ARGS ?=
+# For `make test`: options of pytest.
+PYTEST_ARGS ?= -n 2
+# For `make breaking`: the commit to compare with.
+AGAINST ?=
+# For `make pins`: empty adds what is new and keeps the other pins.
+PINS_ARGS ?= --upgrade
+
+BIN = $(VENV)/bin
+PIP = -m pip --disable-pip-version-check --quiet --no-input
+PYPROJECTS = client/pyproject.toml server/pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help run env test lint format proto proto-check breaking build pins clean
+.DELETE_ON_ERROR:
+
+help: ## Show this list
+	@awk 'BEGIN { FS = ":.*## "; print "usage: make TARGET [NAME=VALUE]\n" } \
+	    /^[a-z][a-z-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.stamp-run ## Start the server in the foreground (ARGS='--listen HOST:PORT --sqlite FILE')
+	@exec $(BIN)/sagastore-server serve $(ARGS)
+
+env: $(VENV)/.stamp-dev ## Make the development environment in .venv
+	@echo "Ready: $(BIN) has sagastore, sagastore-server and the development tools"
+
+test: $(VENV)/.stamp-dev ## Run the tests (PYTEST_ARGS='-k name', default '-n 2')
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.stamp-dev ## Check style, types, the import rule and the protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint
+
+format: $(VENV)/.stamp-dev ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+proto: $(VENV_PROTO)/.stamp-proto ## Generate client/sagastore/v1 from protos/
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	scripts/generate.sh $(VENV_PROTO) "$$out" && \
+	rm -f client/sagastore/v1/*_pb2*.py client/sagastore/v1/*_pb2*.pyi && \
+	cp "$$out"/sagastore/v1/* client/sagastore/v1/ && \
+	echo "Generated client/sagastore/v1"
+
+proto-check: $(VENV_PROTO)/.stamp-proto ## Fail if client/sagastore/v1 is not what protos/ generates
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	scripts/generate.sh $(VENV_PROTO) "$$out" && \
+	if diff -r -u -x __init__.py -x __pycache__ "$$out/sagastore/v1" client/sagastore/v1; then \
+	    echo "client/sagastore/v1 is what protos/ generates"; \
+	else \
+	    echo "error: client/sagastore/v1 is out of date: run make proto" >&2; exit 1; \
+	fi
+
+breaking: $(VENV)/.stamp-dev ## Fail if protos/ breaks clients of the state before (AGAINST=COMMIT)
+	@scripts/breaking.sh $(BIN)/buf $(AGAINST)
+
+build: $(VENV)/.stamp-dev ## Build wheels and source distributions into dist/
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation --outdir dist client
+	@$(BIN)/python -m build --no-isolation --outdir dist server
+
+pins: $(VENV)/.made ## Choose versions anew and write the constraints files
+	@$(BIN)/python $(PIP) install -c constraints.txt uv
+	@printf '%s\n' '-r requirements-dev.in' './client[cli]' ./server | \
+	    $(BIN)/uv pip compile $(PINS_ARGS) --quiet --universal --python-version 3.11 \
+	    --no-header --no-annotate --no-emit-package sagastore --no-emit-package sagastore-server \
+	    --output-file constraints.txt -
+	@$(BIN)/uv pip compile $(PINS_ARGS) --quiet --universal --python-version 3.11 \
+	    --no-header --no-annotate --output-file constraints-proto.txt requirements-proto.in
+	@echo "Wrote constraints.txt and constraints-proto.txt"
+
+clean: ## Remove environments, caches and built files
+	rm -rf $(VENV) $(VENV_PROTO) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find client server tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environments. A stamp is newer than what it was made from, or made again.
+
+$(VENV)/.made:
+	@scripts/make-venv.sh $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-run: $(VENV)/.made constraints.txt $(PYPROJECTS)
+	@echo "Installing the server and the client into $(VENV)"
+	@$(BIN)/python $(PIP) install -c constraints.txt hatchling editables
+	@$(BIN)/python $(PIP) install -c constraints.txt --no-build-isolation -e './client[cli]' -e ./server
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-run requirements-dev.in
+	@echo "Installing the development tools into $(VENV)"
+	@$(BIN)/python $(PIP) install -c constraints.txt -r requirements-dev.in
+	@touch $@
+
+$(VENV_PROTO)/.stamp-proto: constraints-proto.txt requirements-proto.in
+	@scripts/make-venv.sh $(VENV_PROTO)
+	@echo "Installing the code generator into $(VENV_PROTO)"
+	@$(VENV_PROTO)/bin/python $(PIP) install -c constraints-proto.txt -r requirements-proto.in
+	@touch $@

@@ -1,0 +1,38 @@
+#!/bin/sh
+# Compares protos/ with the state before its latest change and fails if a client
+# of that state would break.
+#
+# usage: breaking.sh BUF [COMMIT]
+#
+# COMMIT is the state to compare with. By default it is HEAD if the working tree
+# changes protos/, else the parent of the latest commit that did. A clone that is
+# too shallow to hold such a commit has nothing to compare with, and passes.
+set -eu
+
+buf=$1
+base=${2:-}
+
+if ! git rev-parse --verify --quiet HEAD >/dev/null; then
+    echo "breaking: no git history here, nothing to compare with"
+    exit 0
+fi
+
+if [ -z "$base" ]; then
+    if [ -n "$(git status --porcelain -- protos)" ]; then
+        base=$(git rev-parse HEAD)
+    else
+        latest=$(git rev-list --first-parent --max-count=1 HEAD -- protos)
+        base=$(git rev-parse --verify --quiet "$latest^" || true)
+    fi
+fi
+
+if [ -z "$base" ] || [ -z "$(git ls-tree "$base" -- protos buf.yaml | sed -n 2p)" ]; then
+    echo "breaking: no earlier commit with protos/, nothing to compare with"
+    exit 0
+fi
+
+before=$(mktemp -d)
+trap 'rm -rf "$before"' EXIT
+git archive "$base" protos buf.yaml | tar -x -C "$before"
+echo "breaking: comparing with $(git log -1 --format='%h %s' "$base")"
+"$buf" breaking --against "$before"

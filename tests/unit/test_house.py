@@ -1,0 +1,81 @@
+"""What must hold of the two distributions as a whole."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {"client": "sagastore", "server": "sagastore_server"}
+MAX_LINES = 500
+PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+( ; .+)?")
+
+
+def _project(distribution: str) -> dict[str, Any]:
+    text = (ROOT / distribution / "pyproject.toml").read_text(encoding="utf-8")
+    project: dict[str, Any] = tomllib.loads(text)["project"]
+    return project
+
+
+def _sources(distribution: str) -> list[str]:
+    """Every file of the package that belongs into its wheel."""
+    base = ROOT / distribution
+    files = (path for path in (base / PACKAGES[distribution]).rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(base).as_posix()
+        for path in files
+        if "__pycache__" not in path.parts and path.suffix in {".py", ".pyi", ".sql", ".typed"}
+    )
+
+
+@pytest.mark.parametrize("distribution", PACKAGES)
+def test_wheel_holds_every_source_file(distribution: str, tmp_path: Path) -> None:
+    """SQL and py.typed are data to a build tool, and are lost without a word."""
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT / distribution,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    expected = _sources(distribution)
+    assert f"{PACKAGES[distribution]}/py.typed" in expected
+    assert [name for name in expected if name not in packed] == []
+
+
+def test_server_ships_sql() -> None:
+    assert any(name.endswith(".sql") for name in _sources("server"))
+
+
+def test_server_pins_the_client_of_its_own_version() -> None:
+    client, server = _project("client"), _project("server")
+    assert client["version"] == server["version"]
+    assert f"sagastore=={client['version']}" in server["dependencies"]
+
+
+@pytest.mark.parametrize("distribution", PACKAGES)
+def test_no_source_file_is_too_long(distribution: str) -> None:
+    files = [name for name in _sources(distribution) if name.endswith((".py", ".sql"))]
+    lengths = {
+        name: len((ROOT / distribution / name).read_text(encoding="utf-8").splitlines())
+        for name in files
+        if not name.startswith("sagastore/v1/")
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-proto.txt"])
+def test_pins_are_plain_versions(name: str) -> None:
+    """No addresses, no hashes: the pins hold wherever the packages come from."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    assert lines
+    assert [line for line in lines if not PIN.fullmatch(line)] == []
