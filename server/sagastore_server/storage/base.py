@@ -26,6 +26,7 @@ from sagastore_server.storage.model import (
     Draft,
     Message,
     OnConflict,
+    Page,
     QuarantinedRow,
     SaveResult,
     StoreHealth,
@@ -105,15 +106,16 @@ class StorageBackend(abc.ABC):
         """Return those of up to 1000 messages that exist, by id."""
 
     @abc.abstractmethod
-    async def list_session(self, session_id: str, scan: Scan) -> list[Message]:
+    async def list_session(self, session_id: str, scan: Scan) -> Page:
         """Return a session's messages in chronological order, as ``scan`` says.
 
         No more than ``scan.limit``, and no more than fit into one response (see
-        ``limits``) but at least one, if there is one.
+        ``limits``), but at least one if there is one. ``Page.more`` tells whether
+        the stretch goes on.
         """
 
     @abc.abstractmethod
-    async def search(self, criteria: Criteria, scan: Scan) -> list[Message]:
+    async def search(self, criteria: Criteria, scan: Scan) -> Page:
         """Return the messages that meet ``criteria``, in chronological order.
 
         As many as ``list_session`` does. Every backend returns the same messages
@@ -121,7 +123,7 @@ class StorageBackend(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def scan_ids(self, after: str, upto: str, limit: int) -> list[Message]:
+    async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
         """Return messages with ``after < id <= upto``, ordered by id.
 
         As many as ``list_session`` does. Holds no transaction open afterwards.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sagastore_server.storage.model import Message
+from sagastore_server.storage.model import Message, Page
 
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 """Bytes of messages in one page.
@@ -14,13 +14,16 @@ One message is at most about 2.4 MiB by ``Message.size``, which never counts too
 """
 
 
-def fitting(messages: Iterable[Message], limit: int) -> list[Message]:
-    """Take messages until ``limit`` or MAX_PAGE_BYTES is reached; at least one."""
+def fitting(messages: Iterable[Message], limit: int) -> Page:
+    """Take messages until there are ``limit`` or they exceed MAX_PAGE_BYTES; at least one.
+
+    Reads no further into ``messages`` than one message behind the page.
+    """
     page: list[Message] = []
     room = MAX_PAGE_BYTES
     for message in messages:
         room -= message.size
-        if page and (room < 0 or len(page) >= limit):
-            break
+        if len(page) >= limit or (page and room < 0):
+            return Page(page, more=True)
         page.append(message)
-    return page
+    return Page(page, more=False)

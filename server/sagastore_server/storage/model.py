@@ -69,6 +69,14 @@ class Message(NamedTuple):
         return text + tags + 4 * len(self.metadata) + 1024
 
 
+class Page(NamedTuple):
+    """A stretch of messages that were read."""
+
+    messages: list[Message]
+    more: bool
+    """True where the stretch goes on behind the last of them."""
+
+
 class Position(NamedTuple):
     """A place in chronological order: by time, then by the bytes of the id."""
 

@@ -1,0 +1,183 @@
+"""From text to terms: the one analysis that every backend indexes and searches by.
+
+* Case and accents are folded, compatibility forms unified (NFKC): ``Café`` and
+  ``cafe`` are one term. Vowel signs of Indic scripts and voicing marks of kana
+  are letters' parts, not accents, and stay.
+* A term is a run of letters and digits. Everything else separates, so
+  ``foo_bar`` is two terms side by side.
+* In scripts written without spaces (Han, kana, Hangul, Thai, Lao, Khmer,
+  Burmese) every character is a term, and so is every emoji or other symbol of
+  the Unicode category So. A word of such a script is a phrase of its characters.
+* English endings are removed (Snowball's English stemmer, "porter2"). No word is
+  left out as too common.
+* A term has at most 100 characters: 400 bytes, far below PostgreSQL's limit
+  of 2 KiB for a lexeme and FTS5's of 32 KiB.
+
+A change here changes what is found: raise ANALYSIS_VERSION, and every store
+rebuilds its index when it opens.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+from typing import NamedTuple
+
+import snowballstemmer
+
+ANALYSIS_VERSION = 1
+FINGERPRINT = f"{ANALYSIS_VERSION}/snowball-english-3.1/unicode-{unicodedata.unidata_version}"
+"""What an index was built by. The Unicode tables are Python's own."""
+
+MAX_TERM = 100
+_MIN_STEM = 3
+_CACHED_WORDS = 1 << 17
+"""A vocabulary of real text: 60,000 messages have 10,000 distinct words."""
+
+_ASCII_WORD = re.compile("[a-z0-9]+")
+_ASCII_SPAN = re.compile("[A-Za-z0-9]+")
+_STEMMER = snowballstemmer.stemmer("english")
+
+_UNSPACED = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Myanmar
+    (0x1100, 0x11FF),  # Hangul jamo
+    (0x1780, 0x17FF),  # Khmer
+    (0x3005, 0x3007),  # ideographic iteration mark, closing mark, zero
+    (0x3021, 0x3029),  # Hangzhou numerals
+    (0x3040, 0x30FF),  # Hiragana, Katakana
+    (0x3100, 0x318F),  # Bopomofo, Hangul compatibility jamo
+    (0x31A0, 0x31FF),  # Bopomofo extended, Katakana phonetic extensions
+    (0x3400, 0x4DBF),  # Han, extension A
+    (0x4E00, 0x9FFF),  # Han
+    (0xA960, 0xA97F),  # Hangul jamo extended A
+    (0xAC00, 0xD7FF),  # Hangul syllables, jamo extended B
+    (0xF900, 0xFAFF),  # Han compatibility
+    (0x1AFF0, 0x1B16F),  # Kana supplements
+    (0x20000, 0x3FFFF),  # Han, extensions B and later
+)
+
+
+class Terms(NamedTuple):
+    """The terms of a text."""
+
+    stems: list[str]
+    """In the order of the text, with repetitions: what words and phrases match."""
+    words: list[str]
+    """Distinct terms as written, where their stem is another: prefixes match these too."""
+
+
+def analyse(text: str) -> Terms:
+    """Return the terms of ``text``."""
+    tokens = tokenize(text)
+    stems = [stem(token) for token in tokens]
+    if stems == tokens:
+        return Terms(stems, [])
+    words = {token: None for token, stemmed in zip(tokens, stems, strict=True) if token != stemmed}
+    return Terms(stems, list(words))
+
+
+def tokenize(text: str) -> list[str]:
+    """Return the folded tokens of ``text`` before stemming, in order."""
+    if text.isascii():
+        tokens = _ASCII_WORD.findall(text.lower())
+    else:
+        tokens = unicodedata.normalize("NFKC", text).translate(_FOLD).split(" ")
+        tokens = [token for token in tokens if token]
+    if len(max(tokens, key=len, default="")) > MAX_TERM:
+        tokens = [token[:MAX_TERM] for token in tokens]
+    return tokens
+
+
+@lru_cache(maxsize=_CACHED_WORDS)
+def stem(token: str) -> str:
+    """Return the stem of a folded token; of other than English words the token."""
+    if len(token) < _MIN_STEM or not (token.isascii() and token.isalpha()):
+        return token
+    stemmed: str = _STEMMER.stemWord(token)
+    return stemmed
+
+
+def is_single(token: str) -> bool:
+    """Tell whether ``token`` is a character that is a term of its own."""
+    return len(token) == 1 and not token.isascii() and _stands_alone(token)
+
+
+def spans(text: str) -> list[tuple[int, int]]:
+    """Return where the tokens of ``text`` stand, as (start, end), in order.
+
+    Each stretch yields, given to ``tokenize``, the token or tokens that it has
+    in the whole text.
+    """
+    if text.isascii():
+        return [match.span() for match in _ASCII_SPAN.finditer(text)]
+    found: list[tuple[int, int]] = []
+    start = -1
+    for index, char in enumerate(text):
+        folded = _FOLD[ord(char)]
+        if folded == "" or (folded != " " and folded[0] != " "):
+            if start < 0 and folded:
+                start = index
+            continue
+        if start >= 0:
+            found.append((start, index))
+            start = -1
+        if folded != " ":
+            found.append((index, index + 1))
+    if start >= 0:
+        found.append((start, len(text)))
+    return found
+
+
+class _Fold(dict[int, str]):
+    """What becomes of each character; filled in as characters are met.
+
+    A space separates; a character between spaces is a term of its own; an empty
+    string joins what stands beside it.
+    """
+
+    def __missing__(self, code: int) -> str:
+        folded = _fold(chr(code))
+        self[code] = folded
+        return folded
+
+
+def _fold(char: str) -> str:
+    if _stands_alone(char):
+        # Compatibility forms of one character may fold to several: half-width kana
+        # to kana, squared Latin to words.
+        return "".join(f" {part} " for part in unicodedata.normalize("NFKC", char) if part.strip())
+    decomposed = unicodedata.normalize("NFKD", char.casefold())
+    kept = "".join(part for part in decomposed if not _is_accent(part)).casefold()
+    if not kept:
+        return ""
+    if any(not _in_token(part) for part in kept):
+        return "" if unicodedata.category(char) in {"Sk", "Cf"} else " "
+    return unicodedata.normalize("NFKC", kept)
+
+
+def _stands_alone(char: str) -> bool:
+    code = ord(char)
+    if code < _UNSPACED[0][0]:
+        return False
+    if any(low <= code <= high for low, high in _UNSPACED):
+        return unicodedata.category(char)[0] in "LNM"
+    return unicodedata.category(char) == "So"
+
+
+def _in_token(char: str) -> bool:
+    return char.isalnum() or unicodedata.category(char)[0] in "LNM"
+
+
+def _is_accent(char: str) -> bool:
+    """Tell an accent, or an optional point of Hebrew or Arabic, by its combining class.
+
+    Classes 6 to 9 (nukta, voicing, virama), 84 to 132 (vowel signs) and 0 belong
+    to their letter; UnicodeData.txt, Canonical_Combining_Class.
+    """
+    combining = unicodedata.combining(char)
+    return combining == 1 or 10 <= combining <= 36 or 200 <= combining <= 240  # noqa: PLR2004
+
+
+_FOLD = _Fold()

@@ -1,0 +1,117 @@
+"""How well a message matches, and the extract that shows why.
+
+The score depends on the query and the message alone, not on the other messages:
+so it is the same on every backend, and a message keeps its place while others
+are written, which paging relies on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from sagastore_server.search.analysis import Terms, analyse, spans, stem, tokenize
+from sagastore_server.storage.query import Leaf, Phrase, TextQuery
+
+MARK_START = "\x02"
+MARK_END = "\x03"
+SNIPPET_LENGTH = 200
+"""Characters of the content in an extract, about."""
+
+_SATURATION = 1.2
+_LENGTH_WEIGHT = 0.75
+_USUAL_LENGTH = 40
+"""Terms of a usual message. BM25 takes the mean of the collection here, and would
+let every write move every score. k1 = 1.2 and b = 0.75 are BM25's customary values
+(Robertson and Zaragoza, 2009)."""
+
+_LEAD = 40
+_UNMARKED = str.maketrans({MARK_START: None, MARK_END: None, "\n": " ", "\r": " ", "\t": " "})
+
+
+def score(query: TextQuery, content: str) -> float:
+    """Return how well ``content`` matches, 0 or greater.
+
+    Each wanted word or phrase counts by how often it occurs, with diminishing
+    returns, against the length of the message.
+    """
+    terms = analyse(content)
+    length = len(terms.stems)
+    norm = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * length / _USUAL_LENGTH)
+    count = _counter(terms)
+    total = 0.0
+    for leaf in query.wanted:
+        times = count(leaf)
+        total += times * (_SATURATION + 1) / (times + norm) if times else 0.0
+    return round(total, 6)
+
+
+def _counter(terms: Terms) -> Callable[[Leaf], int]:
+    singles = Counter(terms.stems)
+    joined = " " + " ".join(terms.stems) + " "
+
+    def count(leaf: Leaf) -> int:
+        if isinstance(leaf, Phrase):
+            if len(leaf.terms) == 1:
+                return singles[leaf.terms[0]]
+            return joined.count(" " + " ".join(leaf.terms) + " ")
+        text = leaf.text
+        matching = sum(times for term, times in singles.items() if term.startswith(text))
+        return matching or sum(word.startswith(text) for word in terms.words)
+
+    return count
+
+
+def snippet(query: TextQuery | None, content: str) -> str:
+    """Return an extract of ``content`` around the first match, matches marked."""
+    wanted = query.wanted if query else ()
+    marks = _marks(wanted, content) if wanted else []
+    begin = max(marks[0][0] - _LEAD, 0) if marks else 0
+    if begin:
+        begin = content.rfind(" ", 0, begin) + 1 or begin
+    end = min(begin + SNIPPET_LENGTH, len(content))
+    parts = ["…"] if begin else []
+    at = begin
+    for start, stop in marks:
+        if start >= end:
+            break
+        parts += [_plain(content[at:start]), MARK_START, _plain(content[start:stop]), MARK_END]
+        at = stop
+    parts.append(_plain(content[at:end]))
+    if max(at, end) < len(content):
+        parts.append("…")
+    return "".join(parts)
+
+
+def _plain(text: str) -> str:
+    return text.translate(_UNMARKED)
+
+
+def _marks(wanted: tuple[Leaf, ...], content: str) -> list[tuple[int, int]]:
+    """Return the stretches that match, up to where the extract must end."""
+    places = spans(content)
+    tokens = [tokenize(content[start:stop]) for start, stop in places]
+    stems = [[stem(token) for token in group] for group in tokens]
+    flat = [(term, place) for place, group in enumerate(stems) for term in group]
+    matched: set[int] = set()
+    for leaf in wanted:
+        if isinstance(leaf, Phrase):
+            matched.update(_phrase_places(leaf.terms, flat))
+        else:
+            matched.update(
+                place
+                for place, group in enumerate(tokens)
+                if any(token.startswith(leaf.text) for token in (*group, *stems[place]))
+            )
+    return [places[place] for place in sorted(matched)]
+
+
+def _phrase_places(terms: tuple[str, ...], flat: list[tuple[str, int]]) -> set[int]:
+    size = len(terms)
+    places: set[int] = set()
+    for at in range(len(flat) - size + 1):
+        if flat[at][0] == terms[0] and all(
+            flat[at + step][0] == terms[step] for step in range(1, size)
+        ):
+            places.update(place for _, place in flat[at : at + size])
+    return places
