@@ -117,6 +117,15 @@ def contains(value: Any, part: Any) -> bool:
     return _contains(value, part)
 
 
+def comparable(scalar: Any) -> str:
+    """Return a text that two scalars share if and only if JSONB holds them equal."""
+    if isinstance(scalar, _Number):
+        return "n" + _without_trailing_zeros(scalar)
+    if isinstance(scalar, str):
+        return "s" + scalar
+    return "null" if scalar is None else f"b{scalar}"
+
+
 def _contains(value: Any, part: Any) -> bool:
     if isinstance(part, dict):
         return isinstance(value, dict) and all(
@@ -130,11 +139,7 @@ def _contains(value: Any, part: Any) -> bool:
 
 
 def _equal_scalars(left: Any, right: Any) -> bool:
-    if isinstance(left, dict | list):
-        return False
-    if isinstance(left, _Number) and isinstance(right, _Number):
-        return _without_trailing_zeros(left) == _without_trailing_zeros(right)
-    return type(left) is type(right) and bool(left == right)
+    return not isinstance(left, dict | list) and comparable(left) == comparable(right)
 
 
 def _without_trailing_zeros(number: str) -> str:
