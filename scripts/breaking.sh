@@ -4,17 +4,25 @@
 #
 # usage: breaking.sh BUF [COMMIT]
 #
-# COMMIT is the state to compare with. By default it is HEAD if the working tree
-# changes protos/, else the parent of the latest commit that did. A clone that is
-# too shallow to hold such a commit has nothing to compare with, and passes.
+# COMMIT is the state to compare with. By default it is the point where this
+# branch left origin/main; on main itself HEAD if the working tree changes
+# protos/, else the parent of the latest commit that did. Where there is no such
+# commit (the first one, a shallow clone) nothing can be compared, and that passes.
 set -eu
 
 buf=$1
 base=${2:-}
 
-if ! git rev-parse --verify --quiet HEAD >/dev/null; then
+if ! git rev-parse --verify --quiet HEAD >/dev/null 2>&1; then
     echo "breaking: no git history here, nothing to compare with"
     exit 0
+fi
+
+if [ -z "$base" ]; then
+    base=$(git merge-base HEAD origin/main 2>/dev/null || true)
+    if [ "$base" = "$(git rev-parse HEAD)" ]; then
+        base=
+    fi
 fi
 
 if [ -z "$base" ]; then
