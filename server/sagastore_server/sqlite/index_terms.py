@@ -1,0 +1,29 @@
+"""What the full-text index holds of a message: the one way from a row to its terms.
+
+Every writer of ``messages_fts`` goes through here, so that an index built by the
+takeover of a legacy file equals one built message by message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sagastore_server.search.analysis import analyse
+from sagastore_server.search.facts import metadata_facts, tag_fact
+
+
+def fts_columns(content: str, tags: Sequence[str], metadata: str) -> tuple[str, str, str]:
+    """Return the ``stems``, ``words`` and ``facts`` of a message for ``messages_fts``.
+
+    ``metadata`` is canonical JSON. Tokens are separated by one space, as the
+    index's tokenizer expects.
+    """
+    stems, words = analyse(content)
+    return " ".join(stems), " ".join(words), facts_column(tags, metadata)
+
+
+def facts_column(tags: Sequence[str], metadata: str) -> str:
+    """Return the tokens of the tags, then those of the metadata, separated by spaces."""
+    facts = [tag_fact(tag) for tag in dict.fromkeys(tags)]
+    facts += metadata_facts(metadata)
+    return " ".join(facts)
