@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -15,6 +16,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"client": "sagastore", "server": "sagastore_server"}
 MAX_LINES = 500
+# Packages that import nothing but the standard library, each other's parts, and these.
+PURE = {
+    "server/sagastore_server/storage": {"sagastore_server"},
+    "server/sagastore_server/search": {"sagastore_server", "snowballstemmer"},
+    "client/sagastore/legacy": {"sagastore"},
+    "client/sagastore": {"sagastore", "google", "grpc"},
+}
 PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+( ; .+)?")
 
 
@@ -71,6 +79,34 @@ def test_no_source_file_is_too_long(distribution: str) -> None:
         if not name.startswith("sagastore/v1/")
     }
     assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def _imported(source: Path) -> set[str]:
+    """The top-level packages that a module imports, wherever it does so."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def _modules(package: str) -> list[Path]:
+    """The modules of a package or of a single-file module; not the command line's."""
+    base = ROOT / package
+    found = [*base.rglob("*.py"), *base.parent.glob(f"{base.name}.py")]
+    return [path for path in found if ROOT / "client/sagastore/cli" not in path.parents]
+
+
+@pytest.mark.parametrize("package", PURE)
+def test_pure_packages_import_the_standard_library_only(package: str) -> None:
+    """The import rule can only list what is forbidden; this is what is allowed."""
+    allowed = PURE[package] | sys.stdlib_module_names
+    strangers = {
+        path.relative_to(ROOT).as_posix(): _imported(path) - allowed for path in _modules(package)
+    }
+    assert {name: packages for name, packages in strangers.items() if packages} == {}
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-proto.txt"])
