@@ -36,11 +36,11 @@ test: $(VENV)/.stamp-dev ## Run the tests (PYTEST_ARGS='-k name', default '-n 2'
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-dev ## Check style, types, the import rule and the protos
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
-	$(BIN)/buf lint
+	@failed=; \
+	for check in 'ruff check .' 'ruff format --check .' mypy 'lint-imports --no-logo' 'buf lint'; do \
+	    echo "== $$check"; $(BIN)/$$check || failed="$$failed [$$check]"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
 
 format: $(VENV)/.stamp-dev ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix-only .
