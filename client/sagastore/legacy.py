@@ -1,0 +1,356 @@
+"""Reads the rows of a legacy ARC SAGA ``memory.db``.
+
+The one place that says what a legacy row means. A row has either one faithful
+reading, or problems: what could be read in two ways, or not at all, is never
+guessed. The server's takeover sets such a row aside in quarantine, with its raw
+values; an import reports it.
+
+Values come as SQLite stores them: ``None``, ``int``, ``float``, ``bytes`` for a
+BLOB and `Text` for TEXT, which shows bytes that are not UTF-8 and embedded NULs::
+
+    connection.text_factory = legacy.Text
+
+This module opens no file and needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Sequence
+from datetime import date
+from typing import Any, NamedTuple, NoReturn
+
+__all__ = [
+    "COLUMNS",
+    "OPTIONAL",
+    "REQUIRED",
+    "LegacyMessage",
+    "Problem",
+    "RawValue",
+    "Text",
+    "raw_row_as_json",
+    "read_row",
+    "read_time",
+]
+
+REQUIRED = ("id", "provider", "role", "content", "timestamp")
+"""Columns that make a table ``messages`` a legacy one."""
+
+OPTIONAL = ("tags", "metadata", "session_id", "created_at")
+"""Columns that some versions lack; a missing one reads as NULL."""
+
+COLUMNS = (
+    "id",
+    "provider",
+    "role",
+    "content",
+    "tags",
+    "timestamp",
+    "metadata",
+    "session_id",
+    "created_at",
+)
+"""The order in which `read_row` takes the values."""
+
+_MIN_MICROS = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z
+_MAX_MICROS = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
+_EPOCH_DAY = date(1970, 1, 1).toordinal()
+_MICROS = 1_000_000
+_MIN_UNIX = 1_000_000_000  # 2001-09-09; a Julian day or YYYYMMDD is far below.
+_MAX_UNIX = 4_100_000_000  # 2099-12-03; milliseconds since 1970 are far above.
+_SHOWN = 40
+
+_TIME = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)"
+    r"(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?"
+    r" ?([Zz]|[+-]\d\d(?::?\d\d(?::\d\d(?:\.\d{1,6})?)?)?)?)?",
+    re.ASCII,
+)
+_OFFSET = re.compile(r"([+-])(\d\d):?(\d\d)?:?(\d\d)?\.?(\d*)", re.ASCII)
+_NUMBER = re.compile(r"(\d+)(?:\.(\d*))?", re.ASCII)
+_WHITESPACE = " \t\r\n"
+
+
+class Text(bytes):
+    """A value of storage class TEXT, by its bytes; a plain ``bytes`` is a BLOB."""
+
+    __slots__ = ()
+
+
+RawValue = int | float | bytes | None
+"""A value as SQLite stores it; TEXT comes as `Text`."""
+
+
+class Problem(NamedTuple):
+    """Why a row has no faithful reading."""
+
+    field: str
+    """The column at fault."""
+    reason: str
+    """What is wrong with its value, in one line."""
+
+
+class LegacyMessage(NamedTuple):
+    """What a legacy row says; a field that a problem names holds a placeholder."""
+
+    id: str
+    provider: str
+    role: str
+    content: str
+    tags: tuple[str, ...]
+    timestamp_us: int
+    """Microseconds since 1970-01-01 UTC, within the years 0001 to 9999."""
+    metadata: str
+    """Text of a JSON object, as written. NaN and duplicate keys are still in it."""
+    session_id: str | None
+    created_at_us: int | None
+    """Microseconds since 1970-01-01 UTC; None where the row has none."""
+
+
+class _UnreadableError(ValueError):
+    """A value has no faithful reading; the text is the reason."""
+
+
+def read_row(values: Sequence[RawValue]) -> tuple[LegacyMessage, list[Problem]]:
+    """Read a row of the legacy ``messages`` table.
+
+    ``values`` stand in the order of COLUMNS. The message is meant only where the
+    list of problems, which names every unreadable column, is empty. The limits of
+    the API (lengths, U+0000, what JSONB cannot hold) are not checked here: the
+    server does, whichever way a message comes to it.
+    """
+    message_id, provider, role, content, tags, timestamp, metadata, session, created = values
+    problems: list[Problem] = []
+
+    def attempt(field: str, read: Any, value: RawValue, placeholder: Any) -> Any:
+        try:
+            return read(value)
+        except _UnreadableError as exc:
+            problems.append(Problem(field, str(exc)))
+            return placeholder
+
+    message = LegacyMessage(
+        attempt("id", _required_text, message_id, ""),
+        attempt("provider", _required_text, provider, ""),
+        attempt("role", _required_text, role, ""),
+        attempt("content", _required_text, content, ""),
+        attempt("tags", _tags, tags, ()),
+        attempt("timestamp", _time, timestamp, 0),
+        attempt("metadata", _metadata, metadata, "{}"),
+        attempt("session_id", _text, session, None),
+        None if created is None else attempt("created_at", _time, created, None),
+    )
+    return message, problems
+
+
+def read_time(value: RawValue) -> int:
+    """Return the microseconds since 1970-01-01 UTC that a time column means.
+
+    Text: ``YYYY-MM-DD``, which is midnight, or with ``HH:MM[:SS[.fraction]]`` after
+    a ``T`` or a space; without an offset it is UTC; offsets are ``Z``, ``±HH``,
+    ``±HHMM``, ``±HH:MM[:SS[.ffffff]]``. Numbers: Unix seconds between 2001 and 2099,
+    a real one rounded to the microsecond. Week dates, dates without hyphens, hours
+    alone, milliseconds and Julian days are not guessed.
+
+    Raises:
+        ValueError: There is no one reading; the text says why, in one line.
+
+    """
+    return _time(value)
+
+
+def raw_row_as_json(columns: Sequence[str], values: Sequence[RawValue]) -> str:
+    r"""Return a JSON object of a row's raw values, by column name, without loss.
+
+    NULL is null, an INTEGER or REAL a number (a REAL always has a point or an
+    exponent), TEXT a string. A BLOB is ``{"base64": "…"}``; TEXT that is not UTF-8
+    ``{"base64": "…", "type": "text"}``; an infinite REAL ``{"real": "Infinity"}``.
+    A string may hold ``\u0000``.
+    """
+    row = {name: _as_json(value) for name, value in zip(columns, values, strict=True)}
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def _as_json(value: RawValue) -> Any:
+    if isinstance(value, bytes):
+        if isinstance(value, Text):
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                return {"base64": base64.b64encode(value).decode(), "type": "text"}
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, float) and not math.isfinite(value):
+        # SQLite stores NaN as NULL, so only the infinities are met.
+        return {"real": "Infinity" if value > 0 else "-Infinity"}
+    return value
+
+
+def _required_text(value: RawValue) -> str:
+    text = _text(value)
+    if text is None:
+        raise _UnreadableError("is NULL")
+    return text
+
+
+def _text(value: RawValue) -> str | None:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as exc:
+            kind = "text with" if isinstance(value, Text) else "a BLOB of"
+            raise _UnreadableError(
+                f"is {kind} bytes that are not UTF-8, the first at {exc.start:,}"
+            ) from None
+    if isinstance(value, float):
+        raise _UnreadableError(f"is the real number {value!r}, which has more than one spelling")
+    return None if value is None else str(value)
+
+
+# ------------------------------------------------------------------ JSON
+
+
+def _ignore_number(_: str) -> None:
+    """Stand in for a number: only its place matters, and int() limits digits."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _UnreadableError(f"holds {name}, which is not JSON")
+
+
+_TAGS = json.JSONDecoder(
+    parse_float=_ignore_number, parse_int=_ignore_number, parse_constant=_refuse_constant
+)
+_METADATA = json.JSONDecoder(
+    parse_float=_ignore_number, parse_int=_ignore_number, parse_constant=_ignore_number
+)
+
+
+def _tags(value: RawValue) -> tuple[str, ...]:
+    text = (_text(value) or "").strip(_WHITESPACE)
+    if text in {"", "[]", "null"}:
+        return ()
+    tags = _decode(_TAGS, text)
+    if not isinstance(tags, list):
+        raise _UnreadableError(f"is {_kind(tags)}, not a JSON list")
+    for index, tag in enumerate(tags):
+        if not isinstance(tag, str):
+            raise _UnreadableError(f"has {_kind(tag)} at position {index}, not a string")
+    return tuple(tags)
+
+
+def _metadata(value: RawValue) -> str:
+    text = (_text(value) or "").strip(_WHITESPACE)
+    if text in {"", "{}", "null"}:
+        return "{}"
+    metadata = _decode(_METADATA, text)
+    if not isinstance(metadata, dict):
+        raise _UnreadableError(f"is {_kind(metadata)}, not a JSON object")
+    return text
+
+
+def _decode(decoder: json.JSONDecoder, text: str) -> Any:
+    try:
+        return decoder.decode(text)
+    except json.JSONDecodeError as exc:
+        raise _UnreadableError(f"is not JSON: {exc.msg} at character {exc.pos}") from None
+    except RecursionError:
+        raise _UnreadableError("is JSON nested too deeply to read") from None
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "a JSON boolean"
+    names: dict[type, str] = {dict: "a JSON object", list: "a JSON list", str: "a JSON string"}
+    return names.get(type(value), "a JSON number or null")
+
+
+# ------------------------------------------------------------------ times
+
+
+def _time(value: RawValue) -> int:
+    if isinstance(value, Text):
+        return _text_time(value)
+    if isinstance(value, bytes):
+        raise _UnreadableError("is a BLOB, not a time")
+    if value is None:
+        raise _UnreadableError("is NULL")
+    if isinstance(value, float):
+        return _real_time(value)
+    return _unix_time(value, 0, repr(value))
+
+
+def _text_time(value: Text) -> int:
+    try:
+        text = value.decode("ascii").strip(_WHITESPACE)
+    except UnicodeDecodeError:
+        raise _UnreadableError("is text that is not a time in ISO form") from None
+    match = _TIME.fullmatch(text)
+    if match:
+        return _iso_time(match, text)
+    number = _NUMBER.fullmatch(text)
+    if number:
+        # Where the column has no numeric affinity, a number stays text.
+        return _unix_time(int(number[1][:30]), _micros(number[2] or "", text), text)
+    raise _UnreadableError(f"is {_shown(text)}, which is not a time in ISO form")
+
+
+def _iso_time(match: re.Match[str], text: str) -> int:
+    year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
+    try:
+        days = date(year, month, day).toordinal() - _EPOCH_DAY
+    except ValueError:
+        raise _UnreadableError(f"is {_shown(text)}, a day that does not exist") from None
+    if hour > 23 or minute > 59 or second > 59:
+        raise _UnreadableError(f"is {_shown(text)}, a time of day that does not exist")
+    seconds = ((days * 24 + hour) * 60 + minute) * 60 + second
+    offset = _offset(match[8], text) if match[8] else 0
+    micros = seconds * _MICROS + _micros(match[7] or "", text) - offset
+    if not _MIN_MICROS <= micros <= _MAX_MICROS:
+        raise _UnreadableError(
+            f"is {_shown(text)}, which its offset puts outside of the years 0001 to 9999 in UTC"
+        )
+    return micros
+
+
+def _micros(fraction: str, text: str) -> int:
+    """Return the microseconds of a decimal fraction of a second."""
+    if fraction[6:].strip("0"):
+        raise _UnreadableError(f"is {_shown(text)}, which is finer than a microsecond")
+    return int(fraction[:6].ljust(6, "0"))
+
+
+def _offset(offset: str, text: str) -> int:
+    """Return an offset from UTC in microseconds."""
+    match = _OFFSET.fullmatch(offset)
+    if match is None:  # Z
+        return 0
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()[1:4])
+    if hours > 23 or minutes > 59 or seconds > 59:
+        raise _UnreadableError(f"is {_shown(text)}, whose offset is a day or more, or malformed")
+    micros = ((hours * 60 + minutes) * 60 + seconds) * _MICROS + _micros(match[5], text)
+    return -micros if match[1] == "-" else micros
+
+
+def _real_time(value: float) -> int:
+    if not math.isfinite(value):
+        raise _UnreadableError("is an infinite number, not a time")
+    numerator, denominator = value.as_integer_ratio()
+    # Exact, because a product of floats would round a second time.
+    micros = (2 * numerator * _MICROS + denominator) // (2 * denominator)
+    return _unix_time(micros // _MICROS, micros % _MICROS, repr(value))
+
+
+def _unix_time(seconds: int, micros: int, shown: str) -> int:
+    if not _MIN_UNIX <= seconds < _MAX_UNIX:
+        raise _UnreadableError(
+            f"is the number {_shown(shown)}, which may be Unix seconds, milliseconds, "
+            "a Julian day or a date"
+        )
+    return seconds * _MICROS + micros
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
