@@ -1,0 +1,1 @@
+"""What running the service takes: settings, logs, signals, and the event loop."""

@@ -1,0 +1,128 @@
+"""The composition root: puts a backend behind the server, and runs both.
+
+The only module that names a concrete backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from sagastore_server import __version__
+from sagastore_server.ops.address import Address
+from sagastore_server.ops.greeting import greeting
+from sagastore_server.ops.settings import Settings, default_sqlite
+from sagastore_server.ops.signals import StopSignals
+from sagastore_server.rpc.server import CannotListenError, RpcServer
+from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.storage.base import StorageBackend
+
+_log = structlog.get_logger(__name__)
+
+
+class StartupError(Exception):
+    """The server cannot start as it was told to; the line says why and what to do."""
+
+
+async def serve(settings: Settings, say: Callable[[str], None]) -> None:
+    """Serve until a signal asks to stop, then drain.
+
+    The port is bound first, so that probes are answered (NOT_SERVING) while a
+    large file is being opened.
+
+    Args:
+        settings: What to serve, and where.
+        say: Takes what a person at a terminal wants to read.
+
+    Raises:
+        StartupError: Something in the settings cannot be had.
+        CannotOpenError: The store cannot be opened.
+
+    """
+    _check(settings)
+    backend: StorageBackend = SQLiteStorage(settings.sqlite)
+    server = RpcServer(backend)
+    signals = StopSignals()
+    address = await _listen(server, settings.address)
+    try:
+        if await _open(backend, signals):
+            await server.open_gate()
+            await _announce(backend, settings, address, say)
+            await signals.first.wait()
+        await _drain(server, settings.drain_seconds, signals)
+    finally:
+        await server.stop()
+        await backend.close()
+    _log.info("stopped")
+
+
+def _check(settings: Settings) -> None:
+    if settings.postgres is not None:
+        raise StartupError(
+            "--postgres: this version of SagaStore keeps messages in SQLite only; "
+            "leave the option out"
+        )
+    if not settings.address.is_loopback and not settings.allow_insecure:
+        raise StartupError(
+            f"--listen {settings.listen} can be reached from other machines, and this version "
+            "has neither TLS nor authentication; listen on 127.0.0.1, or accept that with "
+            "--allow-insecure"
+        )
+    if settings.sqlite == default_sqlite():
+        try:
+            settings.sqlite.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise StartupError(f"cannot make {settings.sqlite.parent}: {exc.strerror}") from exc
+
+
+async def _listen(server: RpcServer, address: Address) -> Address:
+    try:
+        return address._replace(port=await server.start(str(address)))
+    except CannotListenError as exc:
+        raise StartupError(
+            f"{exc}: it is in use, or no address of this machine; choose another with --listen"
+        ) from exc
+
+
+async def _open(backend: StorageBackend, signals: StopSignals) -> bool:
+    """Open the backend; a signal ends that early, and then the answer is False."""
+    opening = asyncio.create_task(backend.open())
+    stop = asyncio.create_task(signals.first.wait())
+    await asyncio.wait({opening, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if opening.done():
+        await opening
+        return True
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    return False
+
+
+async def _announce(
+    backend: StorageBackend, settings: Settings, address: Address, say: Callable[[str], None]
+) -> None:
+    messages = (await backend.health()).messages
+    quarantined = await backend.quarantine_count()
+    _log.info(
+        "serving",
+        address=str(address),
+        version=__version__,
+        sqlite=str(settings.sqlite),
+        messages=messages,
+        quarantined=quarantined,
+    )
+    say(greeting(__version__, address, settings.sqlite, messages, quarantined))
+
+
+async def _drain(server: RpcServer, grace: float, signals: StopSignals) -> None:
+    """Let the calls under way finish, until ``grace`` is over or a second signal comes."""
+    _log.info("draining", calls=server.calls_under_way, seconds=grace)
+    draining = asyncio.create_task(server.drain(grace))
+    hurry = asyncio.create_task(signals.second.wait())
+    await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    draining.cancel()
+    if server.calls_under_way:
+        _log.warning("calls cut short", calls=server.calls_under_way)

@@ -1,0 +1,125 @@
+"""Settings: the command line before the environment before a TOML file before defaults."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from sagastore_server.ops.address import Address
+
+ENV_PREFIX = "SAGASTORE_"
+DEFAULT_LISTEN = "127.0.0.1:50051"
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the line says which and why, and shows no value."""
+
+
+def default_sqlite() -> Path:
+    """Return where messages are kept if nothing else is said: the user's data directory."""
+    return platformdirs.user_data_path("sagastore", appauthor=False) / "sagastore.db"
+
+
+class Settings(BaseSettings):
+    """What the server is started with. Every field is also ``SAGASTORE_<FIELD>``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
+    )
+
+    listen: str = DEFAULT_LISTEN
+    """Address to listen on; port 0 takes any free port."""
+    sqlite: Path = Field(default_factory=default_sqlite)
+    """The SQLite file; made if it is not there."""
+    postgres: SecretStr | None = None
+    """Connection string of PostgreSQL, which this version refuses."""
+    allow_insecure: bool = False
+    """Listen beyond this machine although there is neither TLS nor authentication."""
+    drain_seconds: float = Field(default=30.0, ge=0, le=3600)
+    """How long calls may go on after SIGTERM, in seconds."""
+    log_level: LogLevel = "info"
+    """The least severe messages that are logged."""
+
+    @field_validator("listen")
+    @classmethod
+    def _is_address(cls, text: str) -> str:
+        return str(Address.parse(text))
+
+    @field_validator("sqlite")
+    @classmethod
+    def _at_home(cls, path: Path) -> Path:
+        return path.expanduser()
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_lower_case(cls, level: object) -> object:
+        return level.lower() if isinstance(level, str) else level
+
+    @property
+    def address(self) -> Address:
+        """``listen``, in parts."""
+        return Address.parse(self.listen)
+
+
+def load(config: Path | None = None, **given: Any) -> Settings:
+    """Put the settings together.
+
+    Args:
+        config: A TOML file with settings by their names, if there is one.
+        given: What the command line says; None where it says nothing.
+
+    Raises:
+        SettingsError: The file cannot be read, or a setting is wrong or unknown.
+
+    """
+    from_file = {} if config is None else _read(config)
+
+    class Sources(Settings):
+        """Settings with the file behind the environment."""
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not a source of ours
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - neither
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
+
+    try:
+        return Sources(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as exc:
+        raise SettingsError(_told(exc)) from exc
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise SettingsError(f"cannot read the configuration {path}: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise SettingsError(f"the configuration {path} is not valid TOML: {exc}") from exc
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def _told(error: ValidationError) -> str:
+    """Say in one line what is wrong, without the values: one of them is a secret."""
+    problems = (
+        f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+        for problem in error.errors(include_url=False, include_input=False)
+    )
+    return "bad settings: " + "; ".join(problems)

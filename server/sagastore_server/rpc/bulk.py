@@ -1,0 +1,187 @@
+"""BulkSave: batches stored side by side, answered in order, read no faster than stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import NamedTuple, cast
+
+from sagastore.v1 import storage_pb2
+from sagastore_server.rpc import convert
+from sagastore_server.rpc.gate import Gate
+from sagastore_server.rpc.status import one_line
+from sagastore_server.rpc.wire import Undecodable
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.errors import InvalidRequestError, Violation
+from sagastore_server.storage.model import Draft, OnConflict
+from sagastore_server.storage.validation import MAX_BATCH, MAX_ID, Violations
+
+READ_AHEAD = 4
+"""Batches of one stream that are read and not yet answered, at most."""
+
+_SLICE = 100
+"""Messages checked in one go; then other calls have their turn on the event loop."""
+
+Request = storage_pb2.BulkSaveRequest | Undecodable
+
+
+class Batch(NamedTuple):
+    """A checked batch."""
+
+    sequence: int
+    drafts: list[Draft]
+    rejected: list[storage_pb2.RejectedMessage]
+    on_conflict: OnConflict
+
+
+class _Flight(NamedTuple):
+    ids: frozenset[str]
+    answer: asyncio.Task[storage_pb2.BulkSaveResponse]
+
+
+class BulkStream:
+    """One BulkSave call.
+
+    Batches that share an id are stored one after the other, in the order sent,
+    because a backend promises no order between calls.
+    """
+
+    def __init__(self, backend: StorageBackend, gate: Gate) -> None:
+        """Store into ``backend``; end early when ``gate`` ends streams."""
+        self._backend = backend
+        self._gate = gate
+        self._slots = asyncio.Semaphore(READ_AHEAD)
+        self._flights: asyncio.Queue[_Flight | None] = asyncio.Queue()
+        self._under_way: list[_Flight] = []
+
+    async def run(
+        self, requests: AsyncIterator[Request]
+    ) -> AsyncIterator[storage_pb2.BulkSaveResponse]:
+        """Yield the answer to each request, in order, once it is durable.
+
+        Raises:
+            InvalidRequestError: A batch is empty or too large; those before it
+                were answered.
+            StorageError: As ``StorageBackend.bulk_save``.
+            ServerDrainingError: The server shuts down; what was read was answered.
+
+        """
+        reader = asyncio.create_task(self._read(requests))
+        ender = asyncio.create_task(self._end_early(reader))
+        try:
+            while (flight := await self._flights.get()) is not None:
+                yield await flight.answer
+                self._under_way.remove(flight)
+                self._slots.release()
+            if self._gate.end_streams.is_set() and reader.cancelled():
+                raise self._gate.refusal()
+            await reader
+        finally:
+            await _end([reader, ender, *(flight.answer for flight in self._under_way)])
+
+    async def _read(self, requests: AsyncIterator[Request]) -> None:
+        """Start the storing of each batch that comes in, while there are free slots."""
+        try:
+            await self._slots.acquire()
+            async for request in requests:
+                batch = await checked(request)
+                ids = frozenset(draft.id for draft in batch.drafts)
+                await self._wait_for_earlier(ids)
+                flight = _Flight(ids, asyncio.create_task(self._store(batch)))
+                self._under_way.append(flight)
+                self._flights.put_nowait(flight)
+                await self._slots.acquire()
+        finally:
+            self._flights.put_nowait(None)
+
+    async def _wait_for_earlier(self, ids: frozenset[str]) -> None:
+        for flight in list(self._under_way):
+            if not flight.ids.isdisjoint(ids):
+                await asyncio.wait({flight.answer})
+
+    async def _store(self, batch: Batch) -> storage_pb2.BulkSaveResponse:
+        answer = storage_pb2.BulkSaveResponse(sequence=batch.sequence, rejected=batch.rejected)
+        if batch.drafts:
+            result = await self._backend.bulk_save(batch.drafts, batch.on_conflict)
+            answer.saved, answer.unchanged, answer.skipped = result
+        return answer
+
+    async def _end_early(self, reader: asyncio.Task[None]) -> None:
+        """Stop reading when the server wants streams to end."""
+        await self._gate.end_streams.wait()
+        reader.cancel()
+
+
+async def checked(request: Request) -> Batch:
+    """Return the valid messages of a request as drafts, and the others with reasons.
+
+    Raises:
+        InvalidRequestError: The batch as a whole breaks a rule.
+
+    """
+    broken: dict[int, list[Violation]] = {}
+    if isinstance(request, Undecodable):
+        request, broken = _repaired(request)
+    on_conflict = _check_batch(request)
+    drafts: list[Draft] = []
+    rejected: list[storage_pb2.RejectedMessage] = []
+    for index, message in enumerate(request.messages):
+        if index % _SLICE == _SLICE - 1:
+            await asyncio.sleep(0)
+        check = Violations()
+        draft = convert.draft_of(message, message.id, "", check)
+        if index in broken:
+            check.found = _merged(broken[index], check.found)
+        if check.found:
+            rejected.append(_rejected(index, message.id, check.found))
+        else:
+            drafts.append(draft)
+    return Batch(request.sequence, drafts, rejected, on_conflict)
+
+
+def _check_batch(request: storage_pb2.BulkSaveRequest) -> OnConflict:
+    check = Violations()
+    count = len(request.messages)
+    if not 1 <= count <= MAX_BATCH:
+        check.add("messages", f"has {count:,} entries, 1 to {MAX_BATCH:,} are allowed")
+    on_conflict = convert.ON_CONFLICT.get(request.on_conflict)
+    if on_conflict is None:
+        check.add("on_conflict", f"is {request.on_conflict}, which is not a known value")
+    check.raise_if_any()
+    return on_conflict or OnConflict.REPLACE
+
+
+def _repaired(
+    request: Undecodable,
+) -> tuple[storage_pb2.BulkSaveRequest, dict[int, list[Violation]]]:
+    """Sort what could not be read by message; it spoils only those."""
+    if request.repaired is None:
+        raise InvalidRequestError(request.violations)
+    broken: dict[int, list[Violation]] = {}
+    for field, reason in request.violations:
+        head, _, name = field.partition("].")
+        broken.setdefault(int(head.removeprefix("messages[")), []).append(Violation(name, reason))
+    return cast("storage_pb2.BulkSaveRequest", request.repaired), broken
+
+
+def _merged(unreadable: list[Violation], found: list[Violation]) -> list[Violation]:
+    """Add the rules that other fields break: an unreadable one was replaced by ``?``."""
+    fields = {violation.field for violation in unreadable}
+    return unreadable + [violation for violation in found if violation.field not in fields]
+
+
+def _rejected(
+    index: int, message_id: str, violations: list[Violation]
+) -> storage_pb2.RejectedMessage:
+    # An id that is too long is cut, or a thousand of them would not fit into an answer.
+    shown = message_id if len(message_id) <= MAX_ID else message_id[:MAX_ID] + "…"
+    return storage_pb2.RejectedMessage(
+        index=index, id=shown, field=violations[0].field, reason=one_line(violations)
+    )
+
+
+async def _end(tasks: list[asyncio.Task[object]]) -> None:
+    """Cancel what still runs and wait until it has ended, whatever it ends with."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

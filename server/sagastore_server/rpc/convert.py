@@ -1,0 +1,80 @@
+"""Between protobuf and the storage contract's values.
+
+On the path of every call, so it does no more than it must: times are integer
+arithmetic, and a message of an answer is filled in place instead of being
+built and copied.
+"""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from sagastore.v1 import message_pb2, storage_pb2
+from sagastore_server.storage.model import Draft, Message, OnConflict, Store
+from sagastore_server.storage.validation import Violations
+
+_MICRO = 1_000_000
+
+STORES: dict[Store, storage_pb2.Store.ValueType] = {
+    Store.SQLITE: storage_pb2.STORE_SQLITE,
+    Store.POSTGRESQL: storage_pb2.STORE_POSTGRESQL,
+}
+
+ON_CONFLICT: dict[int, OnConflict] = {
+    storage_pb2.ON_CONFLICT_UNSPECIFIED: OnConflict.REPLACE,
+    storage_pb2.ON_CONFLICT_REPLACE: OnConflict.REPLACE,
+    storage_pb2.ON_CONFLICT_SKIP: OnConflict.SKIP,
+}
+
+
+def draft_of(source: message_pb2.Message, message_id: str, prefix: str, check: Violations) -> Draft:
+    """Check a message that came in, and return what is to be stored.
+
+    Args:
+        source: The message as sent; ``created_at`` and ``revision`` are ignored.
+        message_id: Its id, assigned already where the sender had none.
+        prefix: Goes before the field names of violations, as in ``message.``.
+        check: Collects them. The draft counts only if it has found none.
+
+    """
+    timestamp = None
+    if source.HasField("timestamp"):
+        sent = source.timestamp
+        timestamp = check.timestamp(prefix + "timestamp", sent.seconds, sent.nanos)
+    return check.draft(
+        prefix,
+        message_id=message_id,
+        provider=source.provider,
+        role=source.role,
+        content=source.content,
+        tags=source.tags,
+        timestamp=timestamp,
+        metadata=source.metadata_json,
+        session_id=source.session_id if source.HasField("session_id") else None,
+    )
+
+
+def fill(target: message_pb2.Message, source: Message) -> None:
+    """Write a stored message into an empty message of an answer."""
+    target.id = source.id
+    target.provider = source.provider
+    target.role = source.role
+    target.content = source.content
+    if source.tags:
+        target.tags.extend(source.tags)
+    fill_time(target.timestamp, source.timestamp)
+    target.metadata_json = source.metadata
+    if source.session_id is not None:
+        target.session_id = source.session_id
+    if source.created_at is not None:
+        fill_time(target.created_at, source.created_at)
+    target.revision = source.revision
+
+
+def fill_time(target: Timestamp, micros: int) -> None:
+    """Write microseconds since 1970 into a Timestamp, whose nanos count forward."""
+    # The epoch itself assigns two defaults; SetInParent keeps it from being "unset".
+    target.SetInParent()
+    seconds, rest = divmod(micros, _MICRO)
+    target.seconds = seconds
+    target.nanos = rest * 1000

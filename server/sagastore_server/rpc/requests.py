@@ -1,0 +1,221 @@
+"""What requests ask for, checked: every rule that one breaks is reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from sagastore.v1 import storage_pb2
+from sagastore_server.rpc import convert
+from sagastore_server.search.pager import Order
+from sagastore_server.search.parser import parse_query
+from sagastore_server.storage.model import Draft
+from sagastore_server.storage.query import Criteria
+from sagastore_server.storage.validation import (
+    DEFAULT_EXPORT_BATCH,
+    DEFAULT_PAGE_SIZE,
+    MAX_BATCH,
+    MAX_EXPORT_BATCH,
+    MAX_ID,
+    MAX_PAGE_SIZE,
+    MAX_PROVIDER,
+    MAX_QUERY,
+    MAX_ROLE,
+    MAX_SESSION_ID,
+    Violations,
+)
+
+_ORDERS = {
+    storage_pb2.ORDER_UNSPECIFIED: Order.RELEVANCE,
+    storage_pb2.ORDER_RELEVANCE: Order.RELEVANCE,
+    storage_pb2.ORDER_NEWEST: Order.NEWEST,
+    storage_pb2.ORDER_OLDEST: Order.OLDEST,
+}
+_DURABILITIES = frozenset(storage_pb2.Durability.values())
+
+
+class Search(NamedTuple):
+    """A checked SearchRequest."""
+
+    criteria: Criteria
+    order: Order
+    page_size: int
+
+    def fingerprint(self, text: str) -> tuple[object, ...]:
+        """Return what tells this search from others, for its page tokens."""
+        return text, *self.criteria[1:], self.order.name
+
+
+def save(request: storage_pb2.SaveRequest, new_id: str) -> tuple[Draft, int | None]:
+    """Return what a SaveRequest stores, and its ``if_revision``.
+
+    ``new_id`` is the id for a message that has none.
+
+    Raises:
+        InvalidRequestError: It breaks rules.
+
+    """
+    check = Violations()
+    message = request.message
+    if request.HasField("message"):
+        draft = convert.draft_of(message, message.id or new_id, "message.", check)
+    else:
+        check.add("message", "is required")
+    condition = None
+    if request.HasField("if_revision"):
+        condition = check.revision("if_revision", request.if_revision, lowest=0)
+    if request.durability not in _DURABILITIES:
+        _unknown_value(check, "durability", request.durability)
+    check.raise_if_any()
+    return draft, condition
+
+
+def one_id(message_id: str) -> str:
+    """Return the id of a GetRequest.
+
+    Raises:
+        InvalidRequestError: It breaks rules.
+
+    """
+    check = Violations()
+    check.text("id", message_id, MAX_ID, required=True)
+    check.raise_if_any()
+    return message_id
+
+
+def delete(request: storage_pb2.DeleteRequest) -> tuple[str, int | None]:
+    """Return the id and the ``if_revision`` of a DeleteRequest.
+
+    Raises:
+        InvalidRequestError: It breaks rules.
+
+    """
+    check = Violations()
+    check.text("id", request.id, MAX_ID, required=True)
+    condition = None
+    if request.HasField("if_revision"):
+        condition = check.revision("if_revision", request.if_revision, lowest=1)
+    check.raise_if_any()
+    return request.id, condition
+
+
+def batch_of_ids(ids: Sequence[str]) -> Sequence[str]:
+    """Return the ids of a BatchGetRequest.
+
+    Raises:
+        InvalidRequestError: It breaks rules.
+
+    """
+    check = Violations()
+    if 1 <= len(ids) <= MAX_BATCH:
+        for index, message_id in enumerate(ids):
+            check.text(f"ids[{index}]", message_id, MAX_ID, required=True)
+    else:
+        check.add("ids", f"has {len(ids):,} entries, 1 to {MAX_BATCH:,} are allowed")
+    check.raise_if_any()
+    return ids
+
+
+def list_page(request: storage_pb2.ListRequest) -> int:
+    """Return the page size of a ListRequest.
+
+    Raises:
+        InvalidRequestError: It breaks rules.
+
+    """
+    check = Violations()
+    check.text("session_id", request.session_id, MAX_SESSION_ID)
+    return _page_size(check, request.page_size)
+
+
+def page_size(size: int) -> int:
+    """Return the page size that ``size`` asks for.
+
+    Raises:
+        InvalidRequestError: It is negative.
+
+    """
+    return _page_size(Violations(), size)
+
+
+def export_batch(size: int) -> int:
+    """Return the batch size that ``size`` asks for.
+
+    Raises:
+        InvalidRequestError: It is negative.
+
+    """
+    check = Violations()
+    batch = check.size("batch_size", size, DEFAULT_EXPORT_BATCH, MAX_EXPORT_BATCH)
+    check.raise_if_any()
+    return batch
+
+
+def search(request: storage_pb2.SearchRequest) -> Search:
+    """Return what a SearchRequest asks for.
+
+    Raises:
+        InvalidRequestError: It breaks rules.
+
+    """
+    check = Violations()
+    if len(request.query) > MAX_QUERY:
+        check.text("query", request.query, MAX_QUERY)
+    check.text("provider", request.provider, MAX_PROVIDER)
+    check.text("role", request.role, MAX_ROLE)
+    check.tags("tags", request.tags)
+    order = _ORDERS.get(request.order, Order.RELEVANCE)
+    if request.order not in _ORDERS:
+        _unknown_value(check, "order", request.order)
+    start, end = _times(check, request)
+    criteria = Criteria(
+        tags=tuple(request.tags),
+        provider=request.provider or None,
+        role=request.role or None,
+        session_id=_session(check, request),
+        start=start,
+        end=end,
+        metadata=_contained(check, request.metadata_json),
+    )
+    size = _page_size(check, request.page_size)
+    return Search(criteria._replace(text=parse_query(request.query)), order, size)
+
+
+def _session(check: Violations, request: storage_pb2.SearchRequest) -> str | None:
+    if not request.HasField("session_id"):
+        return None
+    check.text("session_id", request.session_id, MAX_SESSION_ID)
+    return request.session_id
+
+
+def _times(check: Violations, request: storage_pb2.SearchRequest) -> tuple[int | None, int | None]:
+    start = end = None
+    if request.HasField("start_time"):
+        start = _time(check, "start_time", request.start_time)
+    if request.HasField("end_time"):
+        end = _time(check, "end_time", request.end_time)
+    return start, end
+
+
+def _time(check: Violations, field: str, time: Timestamp) -> int:
+    return check.timestamp(field, time.seconds, time.nanos)
+
+
+def _contained(check: Violations, text: str) -> str | None:
+    """Return canonical metadata to be contained; every metadata contains ``{}``."""
+    if not text:
+        return None
+    canonical = check.metadata("metadata_json", text)
+    return None if canonical == "{}" else canonical
+
+
+def _page_size(check: Violations, size: int) -> int:
+    result = check.size("page_size", size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    check.raise_if_any()
+    return result
+
+
+def _unknown_value(check: Violations, field: str, value: int) -> None:
+    check.add(field, f"is {value}, which is not a known value")

@@ -1,0 +1,111 @@
+"""The gRPC server: what is served, on which terms, and how it begins and ends."""
+
+from __future__ import annotations
+
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+
+from sagastore.v1 import migration_pb2, storage_pb2
+from sagastore_server.rpc.gate import Gate
+from sagastore_server.rpc.handlers import service_handler
+from sagastore_server.rpc.migration_service import MigrationServicer
+from sagastore_server.rpc.storage_service import StorageServicer
+from sagastore_server.storage.base import StorageBackend
+
+MAX_REQUEST_BYTES = 32 * 1024 * 1024
+"""The largest request. gRPC itself refuses a larger one before it is in memory, with
+RESOURCE_EXHAUSTED and this number. A batch of 1000 real messages takes about 0.4 MiB;
+messages of the greatest size allowed (1.2 MB each) fit about 25 to a batch."""
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    # Answers are bounded by what they carry (storage.limits, MAX_BATCH_GET_BYTES);
+    # a second limit here could only turn an answer into an error.
+    ("grpc.max_send_message_length", -1),
+    # A second server on the port must fail, not share its calls by chance.
+    ("grpc.so_reuseport", 0),
+    # Find dead peers within 80 s, and allow clients to probe every 10 s, also when idle.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+
+_LAST_ANSWERS = 1.0
+"""Seconds for answers on their way out, and for health watchers, at the very end."""
+
+_SERVICES = (
+    storage_pb2.DESCRIPTOR.services_by_name["StorageService"],
+    migration_pb2.DESCRIPTOR.services_by_name["MigrationService"],
+)
+_HEALTH_NAMES = ("", *(service.full_name for service in _SERVICES))
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class CannotListenError(Exception):
+    """The address cannot be listened on; the line says why."""
+
+
+class RpcServer:
+    """Serves a backend over gRPC.
+
+    In this order: ``start`` (probes are answered: NOT_SERVING), ``open_gate``
+    once the backend is open, ``drain`` and ``stop``.
+    """
+
+    def __init__(self, backend: StorageBackend) -> None:
+        """Make a server that does not listen yet. Needs a running event loop."""
+        self._gate = Gate()
+        self._health = health.aio.HealthServicer()
+        self._server = aio.server(options=_OPTIONS)
+        servicers = (StorageServicer(backend, self._gate), MigrationServicer(backend))
+        handlers = map(service_handler, _SERVICES, servicers, (self._gate, self._gate))
+        self._server.add_generic_rpc_handlers(tuple(handlers))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (*_HEALTH_NAMES[1:], health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self, address: str) -> int:
+        """Listen on ``address`` (``host:port``, port 0: any) and return the port.
+
+        Raises:
+            CannotListenError: It is in use, or not an address of this machine.
+
+        """
+        await self._tell(_NOT_SERVING)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as exc:
+            raise CannotListenError(f"cannot listen on {address}") from exc
+        await self._server.start()
+        return port
+
+    async def open_gate(self) -> None:
+        """Take calls from now on: the backend is open."""
+        self._gate.open()
+        await self._tell(_SERVING)
+
+    async def drain(self, grace: float) -> bool:
+        """Refuse new calls and let those under way finish, for up to ``grace`` seconds.
+
+        Returns:
+            False when calls were still under way at the end.
+
+        """
+        await self._tell(_NOT_SERVING)
+        return await self._gate.drain(grace)
+
+    async def stop(self) -> None:
+        """Stop listening, and end what is left."""
+        await self._server.stop(_LAST_ANSWERS)
+
+    @property
+    def calls_under_way(self) -> int:
+        """How many calls have come in and not ended, health and reflection aside."""
+        return self._gate.in_flight
+
+    async def _tell(self, status: int) -> None:
+        for name in _HEALTH_NAMES:
+            await self._health.set(name, status)

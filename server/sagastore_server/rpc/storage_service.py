@@ -1,0 +1,159 @@
+"""StorageService: what sagastore/v1/storage.proto promises, over any backend."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from sagastore.v1 import storage_pb2
+from sagastore_server.rpc import convert, requests, tokens
+from sagastore_server.rpc.bulk import BulkStream, Request
+from sagastore_server.rpc.gate import Gate
+from sagastore_server.rpc.ids import IdSource
+from sagastore_server.search.pager import InvalidCursorError, search_page
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.errors import ResponseTooLargeError
+from sagastore_server.storage.model import Message, Position
+from sagastore_server.storage.query import Scan
+
+MAX_BATCH_GET_BYTES = 64 * 1024 * 1024
+"""Bytes of a BatchGet answer. Clients must raise their own limit to receive more than 4 MiB."""
+
+_IDS_AT_ONCE = 100
+"""Ids of a BatchGet read in one go, which bounds what is in memory beyond the answer."""
+
+
+class StorageServicer:
+    """Serves the RPCs by their names; ``handlers`` connects it with gRPC."""
+
+    def __init__(self, backend: StorageBackend, gate: Gate) -> None:
+        """Serve from ``backend``, which may be opened later, before ``gate`` is."""
+        self._backend = backend
+        self._gate = gate
+        self._ids = IdSource()
+
+    async def Save(self, request: storage_pb2.SaveRequest) -> storage_pb2.SaveResponse:
+        """Store one message. With one store, both durabilities mean that store."""
+        new_id = "" if request.message.id else self._ids.new()
+        draft, if_revision = requests.save(request, new_id)
+        result = await self._backend.save(draft, if_revision)
+        return storage_pb2.SaveResponse(
+            id=result.id,
+            revision=result.revision,
+            created=result.created,
+            durable_on=[convert.STORES[store] for store in result.durable_on],
+        )
+
+    async def Get(self, request: storage_pb2.GetRequest) -> storage_pb2.GetResponse:
+        """Read one message."""
+        found = await self._backend.get(requests.one_id(request.id))
+        answer = storage_pb2.GetResponse()
+        convert.fill(answer.message, found)
+        return answer
+
+    async def BatchGet(self, request: storage_pb2.BatchGetRequest) -> storage_pb2.BatchGetResponse:
+        """Read several messages, in the order asked."""
+        ids = requests.batch_of_ids(request.ids)
+        answer = storage_pb2.BatchGetResponse()
+        for start in range(0, len(ids), _IDS_AT_ONCE):
+            asked = ids[start : start + _IDS_AT_ONCE]
+            found = await self._backend.batch_get(list(dict.fromkeys(asked)))
+            _add_found(answer, asked, found)
+            if answer.ByteSize() > MAX_BATCH_GET_BYTES:
+                raise ResponseTooLargeError(
+                    f"the {len(ids):,} messages take more than {MAX_BATCH_GET_BYTES:,} bytes, "
+                    "which is the limit of one answer; ask for fewer at a time"
+                )
+        return answer
+
+    async def List(self, request: storage_pb2.ListRequest) -> storage_pb2.ListResponse:
+        """Read a page of a session."""
+        size = requests.list_page(request)
+        key = tokens.request_key("List", request.session_id, request.newest_first)
+        after = None
+        if request.page_token:
+            place = tokens.unseal(key, request.page_token, "page_token", (int, str))
+            after = Position(*place)  # type: ignore[arg-type]
+        scan = Scan(request.newest_first, size, after)
+        page = await self._backend.list_session(request.session_id, scan)
+        answer = storage_pb2.ListResponse()
+        _add(answer, page.messages)
+        if page.more:
+            answer.next_page_token = tokens.seal(key, page.messages[-1].position)
+        return answer
+
+    async def Search(self, request: storage_pb2.SearchRequest) -> storage_pb2.SearchResponse:
+        """Read a page of matches."""
+        wanted = requests.search(request)
+        key = tokens.request_key("Search", *wanted.fingerprint(request.query))
+        cursor = None
+        if request.page_token:
+            cursor = tokens.unseal(key, request.page_token, "page_token")
+        try:
+            hits, following = await search_page(
+                self._backend, wanted.criteria, wanted.order, wanted.page_size, cursor
+            )
+        except InvalidCursorError:
+            tokens.refuse("page_token")
+        answer = storage_pb2.SearchResponse()
+        for hit in hits:
+            result = answer.results.add(score=hit.score, snippet=hit.snippet)
+            convert.fill(result.message, hit.message)
+        if following is not None:
+            answer.next_page_token = tokens.seal(key, following)
+        return answer
+
+    def BulkSave(
+        self, requests: AsyncIterator[Request]
+    ) -> AsyncIterator[storage_pb2.BulkSaveResponse]:
+        """Store a stream of batches."""
+        return BulkStream(self._backend, self._gate).run(requests)
+
+    async def Delete(self, request: storage_pb2.DeleteRequest) -> storage_pb2.DeleteResponse:
+        """Remove one message."""
+        await self._backend.delete(*requests.delete(request))
+        return storage_pb2.DeleteResponse()
+
+    async def Export(
+        self, request: storage_pb2.ExportRequest
+    ) -> AsyncIterator[storage_pb2.ExportResponse]:
+        """Stream every message, by id, up to the greatest id there was at the beginning.
+
+        Nothing is held between two batches: each is a query of its own, made
+        when the consumer has taken the one before.
+        """
+        size = requests.export_batch(request.batch_size)
+        key = tokens.request_key("Export")
+        after, upto = "", await self._backend.last_id()
+        if request.resume_token:
+            place = tokens.unseal(key, request.resume_token, "resume_token", (str, str))
+            after, upto = map(str, place)
+        while upto is not None and after < upto:
+            page = await self._backend.scan_ids(after, upto, size)
+            if not page.messages:
+                return
+            after = page.messages[-1].id
+            answer = storage_pb2.ExportResponse(resume_token=tokens.seal(key, (after, upto)))
+            _add(answer, page.messages)
+            yield answer
+            if not page.more:
+                return
+            if self._gate.end_streams.is_set():
+                raise self._gate.refusal()
+
+
+def _add(
+    answer: storage_pb2.ListResponse | storage_pb2.ExportResponse, messages: list[Message]
+) -> None:
+    for message in messages:
+        convert.fill(answer.messages.add(), message)
+
+
+def _add_found(
+    answer: storage_pb2.BatchGetResponse, asked: Sequence[str], found: dict[str, Message]
+) -> None:
+    for message_id in asked:
+        message = found.get(message_id)
+        if message is None:
+            answer.missing_ids.append(message_id)
+        else:
+            convert.fill(answer.messages.add(), message)

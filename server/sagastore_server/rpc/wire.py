@@ -1,0 +1,132 @@
+"""Requests that protobuf refuses to parse, and what is wrong with them.
+
+A string that is not UTF-8 (a lone surrogate, say) makes protobuf refuse the
+whole request without naming the field, and gRPC then answers INTERNAL. Only
+then, the request is read again here: the broken strings are found, named, and
+made readable, so that one of them does not spoil a batch of a thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from sagastore_server.storage.errors import Violation
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_NOT_UTF8 = "is not valid UTF-8 (a lone surrogate is not a character)"
+
+
+class Undecodable(NamedTuple):
+    """A request that protobuf refuses."""
+
+    violations: tuple[Violation, ...]
+    """What is wrong with it; at least one."""
+    repaired: Message | None
+    """The request with ``?`` in place of every broken string; None if it is not readable."""
+
+
+def decoder(request_type: type[Message]) -> Callable[[bytes], Message | Undecodable]:
+    """Return what parses a request of ``request_type`` and never raises."""
+    parse = request_type.FromString
+
+    def decode(data: bytes) -> Message | Undecodable:
+        try:
+            return parse(data)
+        except DecodeError:
+            return _diagnose(request_type, data)
+
+    return decode
+
+
+def _diagnose(request_type: type[Message], data: bytes) -> Undecodable:
+    broken: list[tuple[str, int, int]] = []
+    descriptor = cast("Descriptor", request_type.DESCRIPTOR)
+    name = descriptor.full_name
+    unreadable = Undecodable((Violation("request", f"is not a valid {name}"),), None)
+    try:
+        _walk(descriptor, data, (0, len(data)), "", broken)
+    except ValueError:
+        return unreadable
+    readable = bytearray(data)
+    for _, start, end in broken:
+        readable[start:end] = b"?" * (end - start)
+    try:
+        repaired = request_type.FromString(bytes(readable))
+    except DecodeError:
+        return unreadable
+    violations = tuple(Violation(path, _NOT_UTF8) for path, _, _ in broken)
+    return Undecodable(violations, repaired) if violations else unreadable
+
+
+def _walk(
+    descriptor: Descriptor,
+    data: bytes,
+    span: tuple[int, int],
+    prefix: str,
+    broken: list[tuple[str, int, int]],
+) -> None:
+    """Note path, start and end of each broken string in ``data[span]``.
+
+    Raises:
+        ValueError: The bytes are not a protobuf message.
+
+    """
+    seen: dict[int, int] = {}
+    at, end = span
+    while at < end:
+        tag, at = _varint(data, at, end)
+        number, start = tag >> 3, at
+        at, start = _skip(tag & 7, data, at, end)
+        field = descriptor.fields_by_number.get(number)
+        if field is None or tag & 7 != _BYTES:
+            continue
+        path = prefix + field.name
+        if field.is_repeated:
+            path += f"[{seen.setdefault(number, 0)}]"
+            seen[number] += 1
+        if field.message_type is not None:
+            _walk(field.message_type, data, (start, at), path + ".", broken)
+        elif field.type == FieldDescriptor.TYPE_STRING and not _is_utf8(data[start:at]):
+            broken.append((path, start, at))
+
+
+def _skip(kind: int, data: bytes, at: int, end: int) -> tuple[int, int]:
+    """Return where a value ends, and where it starts (behind its length, if it has one)."""
+    start = at
+    if kind == _VARINT:
+        _, at = _varint(data, at, end)
+    elif kind == _BYTES:
+        length, start = _varint(data, at, end)
+        at = start + length
+    elif kind in {_FIXED64, _FIXED32}:
+        at += 8 if kind == _FIXED64 else 4
+    else:
+        raise ValueError(f"wire type {kind}")
+    if at > end:
+        raise ValueError("cut off")
+    return at, start
+
+
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= end:
+            break
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError("not a varint")
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
