@@ -177,7 +177,7 @@ def _is_accent(char: str) -> bool:
     to their letter; UnicodeData.txt, Canonical_Combining_Class.
     """
     combining = unicodedata.combining(char)
-    return combining == 1 or 10 <= combining <= 36 or 200 <= combining <= 240  # noqa: PLR2004
+    return combining == 1 or 10 <= combining <= 36 or 200 <= combining <= 240
 
 
 _FOLD = _Fold()

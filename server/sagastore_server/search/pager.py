@@ -52,7 +52,7 @@ class _Place(NamedTuple):
     """Score and position of the last message shown of the window."""
 
 
-async def search_page(  # noqa: PLR0913 - the parts of one question
+async def search_page(
     backend: StorageBackend,
     criteria: Criteria,
     order: Order,
@@ -76,7 +76,7 @@ async def search_page(  # noqa: PLR0913 - the parts of one question
 async def _chronological(
     backend: StorageBackend,
     criteria: Criteria,
-    newest_first: bool,  # noqa: FBT001 - private
+    newest_first: bool,
     page_size: int,
     cursor: Cursor | None,
 ) -> tuple[list[Hit], Cursor | None]:
@@ -121,9 +121,7 @@ async def _read_window(
     # Messages written into the window since it was first read can make it longer
     # than one scan.
     while page.more:
-        page = await backend.search(
-            criteria, Scan(True, WINDOW, window[-1].position, place.bottom)
-        )
+        page = await backend.search(criteria, Scan(True, WINDOW, window[-1].position, place.bottom))
         window += page.messages
     return window, place.bottom
 
@@ -139,9 +137,7 @@ def _rank_order(rank: tuple[float, Message]) -> tuple[float, Position]:
     return rank[0], rank[1].position
 
 
-def _behind(
-    place: _Place, ranked: list[tuple[float, Message]]
-) -> list[tuple[float, Message]]:
+def _behind(place: _Place, ranked: list[tuple[float, Message]]) -> list[tuple[float, Message]]:
     if place.last is None:
         return ranked
     last = (place.score, place.last)

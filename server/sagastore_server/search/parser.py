@@ -18,7 +18,7 @@ from sagastore_server.search.analysis import is_single, stem, tokenize
 from sagastore_server.storage.query import Alternative, Leaf, Phrase, Prefix, TextQuery
 
 _CHUNK = re.compile(r'(?P<minus>(?<!\S)-(?=[^\s-]))?(?:"(?P<quoted>[^"]*)"|(?P<bare>[^\s"]+)|")')
-_CURLY_QUOTES = str.maketrans("“”„«»＂", '""""""')
+_OTHER_QUOTES = str.maketrans(dict.fromkeys("“”„«»\N{FULLWIDTH QUOTATION MARK}", '"'))
 
 
 class _Chunk(NamedTuple):
@@ -39,7 +39,7 @@ def parse_query(text: str) -> TextQuery | None:
 
 
 def _chunks(text: str) -> Iterator[_Chunk]:
-    for match in _CHUNK.finditer(text.translate(_CURLY_QUOTES)):
+    for match in _CHUNK.finditer(text.translate(_OTHER_QUOTES)):
         quoted, bare = match["quoted"], match["bare"]
         if quoted is not None:
             yield _Chunk(quoted, bool(match["minus"]), True)

@@ -1,4 +1,4 @@
-"""One text for each JSON value: the text that PostgreSQL's ``jsonb`` prints.
+r"""One text for each JSON value: the text that PostgreSQL's ``jsonb`` prints.
 
 Metadata is kept as text on SQLite and as JSONB on PostgreSQL. JSONB keeps a
 value and forgets its spelling, so the service brings each value into JSONB's
@@ -8,8 +8,8 @@ return the same text, and equal values are equal strings.
 The spelling (PostgreSQL 18, ``jsonb_out``): keys ordered by the length of their
 UTF-8 bytes, then by those bytes; ``", "`` and ``": "`` between; numbers in plain
 decimal notation with the trailing zeros of the input; no negative zero; only
-``"``, ``\\`` and control characters below U+0020 escaped.
-``tests/parity`` compares it with a real server.
+``"``, ``\`` and control characters below U+0020 escaped.
+``tests/unit/test_jsontext.py`` compares it with a real server.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from sagastore_server.storage.model import Message, Page
 
 MAX_PAGE_BYTES = 3 * 1024 * 1024
@@ -14,16 +12,25 @@ One message is at most about 2.4 MiB by ``Message.size``, which never counts too
 """
 
 
-def fitting(messages: Iterable[Message], limit: int) -> Page:
-    """Take messages until there are ``limit`` or they exceed MAX_PAGE_BYTES; at least one.
+class PageBuilder:
+    """Takes messages until there are ``limit``, or they exceed MAX_PAGE_BYTES; at least one."""
 
-    Reads no further into ``messages`` than one message behind the page.
-    """
-    page: list[Message] = []
-    room = MAX_PAGE_BYTES
-    for message in messages:
-        room -= message.size
-        if len(page) >= limit or (page and room < 0):
-            return Page(page, more=True)
-        page.append(message)
-    return Page(page, more=False)
+    def __init__(self, limit: int) -> None:
+        """Begin an empty page of at most ``limit`` messages."""
+        self._limit = limit
+        self._room = MAX_PAGE_BYTES
+        self._messages: list[Message] = []
+        self._full = False
+
+    def add(self, message: Message) -> bool:
+        """Take the next message, or answer False: the page is full, and it goes on."""
+        self._room -= message.size
+        if len(self._messages) >= self._limit or (self._messages and self._room < 0):
+            self._full = True
+            return False
+        self._messages.append(message)
+        return True
+
+    def page(self) -> Page:
+        """Return what was taken."""
+        return Page(self._messages, self._full)

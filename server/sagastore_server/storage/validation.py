@@ -115,7 +115,7 @@ class Violations:
             return default
         return min(value, largest) or default
 
-    def draft(  # noqa: PLR0913 - these are the fields of a message
+    def draft(
         self,
         prefix: str,
         *,

@@ -1,0 +1,203 @@
+"""SQLiteStorage: the storage contract on one SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sagastore_server.sqlite.batch import Batch
+from sagastore_server.sqlite.checkpoint import Checkpointer
+from sagastore_server.sqlite.connect import message_from_row
+from sagastore_server.sqlite.files import SCHEMA_VERSION
+from sagastore_server.sqlite.opening import open_for_writing
+from sagastore_server.sqlite.ownership import Ownership
+from sagastore_server.sqlite.queries import QUERIES
+from sagastore_server.sqlite.readers import ReaderPool
+from sagastore_server.sqlite.search import compile_search, enough, is_many
+from sagastore_server.sqlite.writer import GroupCommitWriter
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.errors import NotFoundError, StorageError, UnavailableError
+from sagastore_server.storage.model import (
+    BulkResult,
+    Draft,
+    Message,
+    OnConflict,
+    Page,
+    Position,
+    QuarantinedRow,
+    SaveResult,
+    Store,
+    StoreHealth,
+)
+from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.validation import MAX_TIMESTAMP, MIN_TIMESTAMP
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many rows are done, and how many there are."""
+
+_OLDEST = Position(MIN_TIMESTAMP - 1, "")
+_NEWEST = Position(MAX_TIMESTAMP + 1, "")
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+class SQLiteStorage(StorageBackend):
+    """Keeps messages in one file that this process owns while it is open.
+
+    WAL with ``synchronous=FULL``: a write returns after its transaction is synced.
+    Writes that wait together share a transaction (``writer``); reads have their own
+    connections (``readers``), which never wait for the writer, nor it for them.
+    A legacy ``memory.db`` is taken over when it is opened (``takeover``).
+    """
+
+    def __init__(self, path: Path, progress: Progress | None = None) -> None:
+        """Prepare to keep messages in the file at ``path``; ``open`` touches it.
+
+        ``progress`` hears of long work while opening, from another thread.
+        """
+        self._path = path
+        self._progress = progress or _unheard
+        self._ownership = Ownership(path)
+        self._readers = ReaderPool(path)
+        self._checkpointer = Checkpointer(path, self._readers)
+        self._connection: sqlite3.Connection | None = None
+        self._writer: GroupCommitWriter | None = None
+
+    async def open(self) -> None:
+        """See the contract: creates, upgrades or takes over the file."""
+        self._ownership.acquire()
+        try:
+            self._connection = await asyncio.to_thread(open_for_writing, self._path, self._progress)
+            self._writer = GroupCommitWriter(self._connection)
+            await self._readers.open()
+            await self._checkpointer.open()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """See the contract: leaves the file checkpointed, without side files."""
+        if self._writer is not None:
+            await self._writer.close()
+            self._writer = None
+        await self._checkpointer.close()
+        await self._readers.close()
+        if self._connection is not None:
+            await asyncio.to_thread(_close_tidily, self._connection)
+            self._connection = None
+        self._ownership.release()
+
+    async def save(self, draft: Draft, if_revision: int | None = None) -> SaveResult:
+        """See the contract."""
+        return await self._write((draft.id,), lambda batch: batch.save(draft, if_revision))
+
+    async def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:
+        """See the contract."""
+        ids = [draft.id for draft in drafts]
+        return await self._write(ids, lambda batch: batch.bulk_save(drafts, on_conflict))
+
+    async def delete(self, message_id: str, if_revision: int | None = None) -> None:
+        """See the contract."""
+        await self._write((message_id,), lambda batch: batch.delete(message_id, if_revision))
+
+    async def get(self, message_id: str) -> Message:
+        """See the contract."""
+        rows = await self._readers.rows(QUERIES["get"], (message_id,))
+        if not rows:
+            raise NotFoundError(message_id)
+        return message_from_row(rows[0])
+
+    async def batch_get(self, message_ids: Sequence[str]) -> dict[str, Message]:
+        """See the contract."""
+        wanted = json.dumps(list(message_ids), ensure_ascii=False)
+        rows = await self._readers.rows(QUERIES["batch_get"], (wanted,))
+        return {row[0]: message_from_row(row) for row in rows}
+
+    async def list_session(self, session_id: str, scan: Scan) -> Page:
+        """See the contract."""
+        first, last = (_NEWEST, _OLDEST) if scan.newest_first else (_OLDEST, _NEWEST)
+        name = "session_newest" if scan.newest_first else "session_oldest"
+        bounds = (*(scan.after or first), *(scan.until or last))
+        return await self._readers.page(
+            QUERIES[name], (session_id, *bounds, scan.limit + 1), scan.limit
+        )
+
+    async def search(self, criteria: Criteria, scan: Scan) -> Page:
+        """See the contract."""
+        compiled = compile_search(criteria, scan)
+        statement = compiled.by_order
+        if compiled.by_index is not None:
+            size = await self._value("last_number")
+            matches = await self._count(compiled.expression, enough(size, scan.limit))
+            if not matches:
+                return Page([], more=False)
+            if not is_many(matches, size, scan.limit):
+                statement = compiled.by_index
+        return await self._readers.page(statement.sql, statement.parameters, scan.limit)
+
+    async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
+        """See the contract."""
+        return await self._readers.page(QUERIES["scan_ids"], (after, upto, limit + 1), limit)
+
+    async def last_id(self) -> str | None:
+        """See the contract."""
+        last: str | None = await self._value("last_id")
+        return last
+
+    async def quarantine(self, after: int, limit: int) -> list[QuarantinedRow]:
+        """See the contract."""
+        rows = await self._readers.rows(QUERIES["quarantine"], (after, limit))
+        return [
+            QuarantinedRow(number, key, reason, field, raw.encode())
+            for number, key, reason, field, raw in rows
+        ]
+
+    async def quarantine_count(self) -> int:
+        """See the contract."""
+        count: int = await self._value("quarantine_count")
+        return count
+
+    async def health(self) -> StoreHealth:
+        """See the contract."""
+        try:
+            messages: int = await self._value("count_messages")
+        except StorageError as exc:
+            return StoreHealth(Store.SQLITE, False, str(exc), -1, 0)
+        return StoreHealth(Store.SQLITE, True, "", messages, SCHEMA_VERSION)
+
+    async def checkpoint(self) -> None:
+        """Empty the write-ahead log if it is large enough; happens by itself too."""
+        await self._checkpointer.run_once()
+
+    async def _write(self, ids: Sequence[str], apply: Callable[[Batch], _T]) -> _T:
+        if self._writer is None:
+            raise UnavailableError("the store is not open; try again")
+        return await self._writer.submit(ids, apply)
+
+    async def _value(self, query: str) -> Any:
+        rows = await self._readers.rows(QUERIES[query])
+        return rows[0][0]
+
+    async def _count(self, expression: str | None, most: int) -> int:
+        rows = await self._readers.rows(QUERIES["count_matches"], (expression, most))
+        count: int = rows[0][0]
+        return count
+
+
+def _unheard(what: str, done: int, total: int) -> None:
+    """Stand in for a listener."""
+
+
+def _close_tidily(connection: sqlite3.Connection) -> None:
+    """Empty the log and close; SQLite removes the side files with its last connection."""
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.Error as exc:
+        _log.warning("the file was closed without a checkpoint, which loses nothing: %s", exc)
+    connection.close()

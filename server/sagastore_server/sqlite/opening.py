@@ -1,0 +1,136 @@
+"""Brings a file of any kind into the state that the writer expects, or refuses it.
+
+What the file is, is found out without touching it; see ``files``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sagastore_server.search.analysis import FINGERPRINT
+from sagastore_server.sqlite.connect import writer_connection
+from sagastore_server.sqlite.errors import translated
+from sagastore_server.sqlite.files import (
+    SCHEMA_VERSION,
+    Kind,
+    apply_step,
+    classify,
+    register_owner_function,
+)
+from sagastore_server.sqlite.index_terms import fts_columns
+from sagastore_server.sqlite.queries import QUERIES
+from sagastore_server.sqlite.takeover import take_over
+from sagastore_server.storage.errors import CannotOpenError
+
+Progress = Callable[[str, int, int], None]
+
+_OLDEST_SQLITE = (3, 37, 0)
+"""STRICT tables came with SQLite 3.37 (release history, 2021-11-27)."""
+
+_REPORT_EVERY = 1000
+
+
+def open_for_writing(path: Path, progress: Progress) -> sqlite3.Connection:
+    """Return the writing connection to a file that is ready for use.
+
+    Creates a missing file, takes over a legacy one, brings an older schema up to
+    date, and rebuilds a search index of another analysis. Each happens in one
+    transaction. The caller owns the file.
+
+    Raises:
+        CannotOpenError: The file is not ours to use; it is as it was.
+
+    """
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise CannotOpenError(
+            f"this Python has SQLite {sqlite3.sqlite_version}; 3.37 or newer is needed"
+        )
+    _check_kind(path, progress)
+    connection: sqlite3.Connection | None = None
+    try:
+        connection = writer_connection(path)
+        register_owner_function(connection)
+        _upgrade(connection)
+        _refresh_index(connection, progress)
+    except (sqlite3.Error, OSError) as exc:
+        if connection is not None:
+            connection.close()
+        raise _cannot(path, exc) from exc
+    return connection
+
+
+def _check_kind(path: Path, progress: Progress) -> None:
+    """Refuse what is not ours, and take over what the legacy application wrote."""
+    found = classify(path)
+    if found.kind in {Kind.MISSING, Kind.EMPTY}:
+        if not path.parent.is_dir():
+            raise CannotOpenError(f"cannot create {path}: its folder does not exist")
+    elif found.kind is Kind.LEGACY:
+        take_over(path, progress=lambda done, total: progress("taking over", done, total))
+    elif found.kind is not Kind.SAGASTORE:
+        raise CannotOpenError(f"cannot use {path}: {found.detail}")
+    elif found.schema_version > SCHEMA_VERSION:
+        raise CannotOpenError(
+            f"cannot use {path}: its schema has version {found.schema_version}, this server "
+            f"knows up to {SCHEMA_VERSION}; run the newer server that wrote it"
+        )
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Apply the schema steps that the file lacks, each in its own transaction."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for number in range(version + 1, SCHEMA_VERSION + 1):
+        with _transaction(connection):
+            apply_step(connection, number)
+            if number == 1:
+                _set_state(connection, "revision", 0)
+                _set_state(connection, "analysis", FINGERPRINT)
+                _set_state(connection, "store_id", str(uuid.uuid4()))
+
+
+def _refresh_index(connection: sqlite3.Connection, progress: Progress) -> None:
+    """Build the search index anew if another analysis built it.
+
+    Otherwise it would hold terms that this analysis never asks for, and a deletion,
+    which must name the terms that were inserted, would damage it.
+    """
+    row = connection.execute(QUERIES["get_state"], ("analysis",)).fetchone()
+    if row is not None and row[0] == FINGERPRINT:
+        return
+    (total,) = connection.execute(QUERIES["count_messages"]).fetchone()
+    with _transaction(connection):
+        connection.execute(QUERIES["clear_index"])
+        rows = connection.cursor().execute(QUERIES["all_texts"])
+        for done, (number, content, tags, metadata) in enumerate(rows):
+            terms = fts_columns(content, json.loads(tags), metadata)
+            connection.execute(QUERIES["index"], (number, *terms))
+            if done % _REPORT_EVERY == 0:
+                progress("rebuilding the search index", done, total)
+        _set_state(connection, "analysis", FINGERPRINT)
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _set_state(connection: sqlite3.Connection, name: str, value: object) -> None:
+    connection.execute(QUERIES["set_state"], (name, value))
+
+
+def _cannot(path: Path, error: Exception) -> CannotOpenError:
+    if isinstance(error, sqlite3.Error):
+        return CannotOpenError(f"cannot use {path}: {translated(error)}")
+    return CannotOpenError(f"cannot use {path}: {error.strerror or error}")  # type: ignore[attr-defined]

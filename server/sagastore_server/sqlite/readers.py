@@ -1,0 +1,122 @@
+"""Connections for reading, apart from the writer: neither waits for the other.
+
+A read holds its transaction only while its statement runs, never between two calls
+of a client, so that the write-ahead log can be emptied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+
+from sagastore_server.sqlite.connect import message_from_row, prepare_reader
+from sagastore_server.sqlite.errors import InterruptedReadError, translating
+from sagastore_server.storage.errors import UnavailableError
+from sagastore_server.storage.limits import PageBuilder
+from sagastore_server.storage.model import Page
+
+READERS = 4
+"""Connections, each with a thread. SQLite reads without the GIL."""
+
+_ROWS_AT_ONCE = 64
+"""Rows fetched in one step: at most about 80 MiB, were all of the largest size."""
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+
+
+class ReaderPool:
+    """Lends out read-only connections, first come, first served."""
+
+    def __init__(self, path: Path) -> None:
+        """Prepare to read the file at ``path``; ``open`` opens it."""
+        self._path = path
+        self._idle: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue()
+        self._all: list[aiosqlite.Connection] = []
+        self._closing = False
+
+    async def open(self) -> None:
+        """Open the connections; after a failure, ``close`` closes those that were."""
+        for _ in range(READERS):
+            connection = await aiosqlite.connect(self._path, isolation_level=None)
+            self._all.append(connection)
+            await prepare_reader(connection)
+            self._idle.put_nowait(connection)
+
+    async def close(self) -> None:
+        """Refuse new reads, interrupt those that run, and close the connections."""
+        self._closing = True
+        connections, self._all = self._all, []
+        for connection in connections:
+            await connection.interrupt()
+            await connection.close()
+
+    async def rows(self, sql: str, parameters: Iterable[Any] = ()) -> list[Row]:
+        """Return all rows of a statement that returns few."""
+        parameters = tuple(parameters)
+
+        async def read(connection: aiosqlite.Connection) -> list[Row]:
+            return [tuple(row) for row in await connection.execute_fetchall(sql, parameters)]
+
+        return await self._run(read)
+
+    async def page(self, sql: str, parameters: Iterable[Any], limit: int) -> Page:
+        """Return a page of a statement's messages; it should yield ``limit + 1``."""
+        parameters = tuple(parameters)
+
+        async def read(connection: aiosqlite.Connection) -> Page:
+            builder = PageBuilder(limit)
+            async with connection.execute(sql, parameters) as cursor:
+                while rows := await cursor.fetchmany(_ROWS_AT_ONCE):
+                    if not all(builder.add(message_from_row(row)) for row in rows):
+                        break
+            return builder.page()
+
+        return await self._run(read)
+
+    @contextlib.asynccontextmanager
+    async def none_reading(self, patience: float) -> AsyncIterator[None]:
+        """Hold back new reads, and wait until none is running.
+
+        A read that still runs after ``patience`` seconds is interrupted, and begins
+        anew afterwards.
+        """
+        taken: list[aiosqlite.Connection] = []
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await self._take_all(taken)
+            for connection in self._all:
+                if connection not in taken:
+                    await connection.interrupt()
+            await self._take_all(taken)
+            yield
+        finally:
+            for connection in taken:
+                self._idle.put_nowait(connection)
+
+    async def _take_all(self, taken: list[aiosqlite.Connection]) -> None:
+        while len(taken) < len(self._all):
+            taken.append(await self._idle.get())
+
+    async def _run(self, read: Callable[[aiosqlite.Connection], Awaitable[T]]) -> T:
+        while True:
+            if self._closing or not self._all:
+                raise UnavailableError("the store is closing; try again")
+            connection = await self._idle.get()
+            try:
+                with translating():
+                    return await read(connection)
+            except asyncio.CancelledError:
+                # Nobody waits for the answer: do not let the statement run on.
+                await connection.interrupt()
+                raise
+            except InterruptedReadError:
+                continue
+            finally:
+                self._idle.put_nowait(connection)

@@ -1,0 +1,168 @@
+"""The one writer: a thread that commits everything that is waiting in one transaction.
+
+While one transaction is being synced to disk, the next writes gather; so the disk
+decides how large the groups are, and a single write waits for nobody. This thread
+talks to ``sqlite3`` itself: a group must run as one piece on the connection's
+thread, which aiosqlite, with a hop between threads for every statement, does not do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
+
+from sagastore_server.sqlite.batch import Batch, Counters
+from sagastore_server.sqlite.errors import translated
+from sagastore_server.sqlite.queries import QUERIES
+from sagastore_server.storage.errors import StorageError, UnavailableError
+
+MAX_GROUP_ROWS = 2000
+"""Rows after which a group takes no more: bounds how long a single save can wait."""
+
+T = TypeVar("T")
+_Outcome = object
+_DATA_ERRORS = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    ValueError,
+    OverflowError,
+)
+"""What a single bad row causes, as opposed to a full disk or a lost file."""
+
+
+class _Write(NamedTuple):
+    ids: Sequence[str]
+    apply: Callable[[Batch], object]
+    future: asyncio.Future[Any]
+
+
+class GroupCommitWriter:
+    """Applies writes in the order in which they are submitted, in groups."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        """Take over ``connection``: only this object uses it until ``close`` returns."""
+        self._connection = connection
+        self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._counters = _read_counters(connection)
+        self._loop = asyncio.get_running_loop()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
+        self._thread.start()
+
+    async def submit(self, ids: Sequence[str], apply: Callable[[Batch], T]) -> T:
+        """Run ``apply`` in the next group and return its result once it is on disk.
+
+        ``ids`` are those that it touches. A caller that is cancelled before the
+        group begins has written nothing.
+
+        Raises:
+            StorageError: Whatever ``apply`` raises; StorageFullError,
+                UnavailableError or CorruptStoreError if the group cannot be committed.
+
+        """
+        if self._closing:
+            raise UnavailableError("the store is closing; try again")
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting.put(_Write(ids, apply, future))
+        return cast("T", await future)
+
+    async def close(self) -> None:
+        """Commit what is waiting, refuse what comes, and end the thread."""
+        if not self._closing:
+            self._closing = True
+            self._waiting.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        open_ = True
+        while open_:
+            group, open_ = self._next_group()
+            if group:
+                outcomes = self._commit(group)
+                # The loop is gone only if the process is ending without close().
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(_deliver, group, outcomes)
+
+    def _next_group(self) -> tuple[list[_Write], bool]:
+        group: list[_Write] = []
+        rows = 0
+        write = self._waiting.get()
+        while write is not None:
+            if not write.future.cancelled():
+                group.append(write)
+                rows += len(write.ids)
+            if rows >= MAX_GROUP_ROWS:
+                return group, True
+            try:
+                write = self._waiting.get_nowait()
+            except queue.Empty:
+                return group, True
+        return group, False
+
+    def _commit(self, group: list[_Write]) -> list[_Outcome]:
+        try:
+            return self._attempt(group)
+        except Exception as exc:  # noqa: BLE001 - every caller must be told, whatever it is
+            self._recover()
+            if len(group) > 1 and isinstance(exc, _DATA_ERRORS):
+                return [outcome for write in group for outcome in self._commit([write])]
+            return [_failure(exc)] * len(group)
+
+    def _attempt(self, group: list[_Write]) -> list[_Outcome]:
+        connection = self._connection
+        connection.execute("BEGIN IMMEDIATE")
+        batch = Batch(connection, self._counters, time.time_ns() // 1000)
+        batch.load({key for write in group for key in write.ids})
+        outcomes = [_outcome(write, batch) for write in group]
+        batch.flush()
+        connection.execute("COMMIT")
+        self._counters = batch.counters
+        return outcomes
+
+    def _recover(self) -> None:
+        """Leave the failed transaction, and learn what really was committed."""
+        with contextlib.suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        with contextlib.suppress(sqlite3.Error):
+            self._counters = _read_counters(self._connection)
+
+
+def _read_counters(connection: sqlite3.Connection) -> Counters:
+    (revision,) = connection.execute(QUERIES["get_state"], ("revision",)).fetchone()
+    (number,) = connection.execute(QUERIES["last_number"]).fetchone()
+    return Counters(revision, number)
+
+
+def _outcome(write: _Write, batch: Batch) -> _Outcome:
+    """Apply one write; a refusal is its own and spoils no neighbour."""
+    try:
+        return write.apply(batch)
+    except StorageError as exc:
+        return exc
+
+
+def _failure(error: Exception) -> Exception:
+    if isinstance(error, sqlite3.Error):
+        public = translated(error)
+        public.__cause__ = error
+        return public
+    return error
+
+
+def _deliver(group: list[_Write], outcomes: list[_Outcome]) -> None:
+    for write, outcome in zip(group, outcomes, strict=True):
+        if write.future.done():
+            continue
+        if isinstance(outcome, Exception):
+            write.future.set_exception(outcome)
+        else:
+            write.future.set_result(outcome)
