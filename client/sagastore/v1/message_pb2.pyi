@@ -63,7 +63,7 @@ class Message(_message.Message):
     """
     metadata_json: _builtins.str
     """A JSON object as text (RFC 8259), at most 256 KiB (262,144 bytes) as sent
-    and as stored, at most 500 levels deep, without duplicate keys. Empty
+    and as stored, at most 200 levels deep, without duplicate keys. Empty
     means {}. NaN, Infinity, and numbers beyond PostgreSQL's numeric (131,072
     digits before the point, 16,383 after) are INVALID_ARGUMENT.
 

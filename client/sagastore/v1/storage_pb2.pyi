@@ -112,8 +112,9 @@ class _OrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Order.ValueType
     ORDER_UNSPECIFIED: _Order.ValueType  # 0
     """The same as ORDER_RELEVANCE."""
     ORDER_RELEVANCE: _Order.ValueType  # 1
-    """Best first. The newest matches are ranked among themselves and come before
-    older ones; an empty query has nothing to rank by and lists newest first.
+    """Best first, among the 500 newest matches; then best first among the 500
+    before them, and so on. So a word that a million messages have is answered
+    from the newest ones. An empty query has nothing to rank by: newest first.
     """
     ORDER_NEWEST: _Order.ValueType  # 2
     """By timestamp, newest first, then by id descending."""
@@ -126,8 +127,9 @@ class Order(_Order, metaclass=_OrderEnumTypeWrapper):
 ORDER_UNSPECIFIED: Order.ValueType  # 0
 """The same as ORDER_RELEVANCE."""
 ORDER_RELEVANCE: Order.ValueType  # 1
-"""Best first. The newest matches are ranked among themselves and come before
-older ones; an empty query has nothing to rank by and lists newest first.
+"""Best first, among the 500 newest matches; then best first among the 500
+before them, and so on. So a word that a million messages have is answered
+from the newest ones. An empty query has nothing to rank by: newest first.
 """
 ORDER_NEWEST: Order.ValueType  # 2
 """By timestamp, newest first, then by id descending."""
@@ -474,7 +476,7 @@ class SearchResult(_message.Message):
     SNIPPET_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """How well the words match: 0 or greater, comparable within one query only.
-    0 where the query is empty, and beyond the part that is ranked.
+    The same on every store. 0 where the query is empty.
     """
     snippet: _builtins.str
     """An extract of the content, at most about 200 characters, with each matching
