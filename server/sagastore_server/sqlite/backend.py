@@ -130,6 +130,8 @@ class SQLiteStorage(StorageBackend):
 
     async def search(self, criteria: Criteria, scan: Scan) -> Page:
         """See the contract."""
+        if criteria.text is not None and not criteria.text.alternatives:
+            return Page([], more=False)
         compiled = compile_search(criteria, scan)
         statement = compiled.by_order
         if compiled.by_index is not None:

@@ -68,18 +68,20 @@ def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
     expression = _expression(criteria)
     where, parameters = _conditions(criteria, scan)
     tail = _order(scan)
-    probes, probe_parameters = _probes(criteria, expression)
+    exclusions, excluded = _exclusions(criteria.text)
+    probes, probed = ([], []) if expression is None else ([_PROBE], [expression])
     # The parts joined here are constants of this module; every value is a parameter.
     walk = Statement(
-        f"SELECT {_COLUMNS} FROM messages m{_walk_index(criteria)}{_where(where + probes)}{tail}",  # noqa: S608
-        [*parameters, *probe_parameters, scan.limit + 1],
+        f"SELECT {_COLUMNS} FROM messages m{_walk_index(criteria)}"  # noqa: S608
+        f"{_where([*where, *probes, *exclusions])}{tail}",
+        [*parameters, *probed, *excluded, scan.limit + 1],
     )
     lookup = None
     if expression is not None:
         lookup = Statement(
             f"SELECT {_COLUMNS} FROM messages_fts f CROSS JOIN messages m ON m.number = f.rowid"  # noqa: S608
-            f"{_where(['f.messages_fts MATCH ?', *where])}{tail}",
-            [expression, *parameters, scan.limit + 1],
+            f"{_where(['f.messages_fts MATCH ?', *where, *exclusions])}{tail}",
+            [expression, *parameters, *excluded, scan.limit + 1],
         )
     return Compiled(expression, walk, lookup)
 
@@ -138,28 +140,20 @@ def _all_require(text: TextQuery) -> bool:
     return all(option.required for option in text.alternatives)
 
 
-def _probes(criteria: Criteria, expression: str | None) -> tuple[list[str], list[str]]:
-    """Return conditions on one row that need the index, with their parameters."""
-    probes: list[str] = []
-    parameters: list[str] = []
-    if expression is not None:
-        probes.append(_PROBE)
-        parameters.append(expression)
-    if criteria.text is not None and not _all_require(criteria.text):
-        # FTS5 has no "everything but": an alternative that only excludes is probed.
-        options: list[str] = []
-        for option in criteria.text.alternatives:
-            condition, values = _probe_alternative(option)
-            options.append(condition)
-            parameters += values
-        probes.append("(" + " OR ".join(options) + ")")
-    return probes, parameters
+def _exclusions(text: TextQuery | None) -> tuple[list[str], list[str]]:
+    """Return the condition for a text that may match by what it does not hold.
 
-
-def _probe_alternative(option: Alternative) -> tuple[str, list[str]]:
-    if option.required:
-        return _PROBE, [_alternative(option)]
-    return f"NOT {_PROBE}", [_any(option.excluded)]
+    FTS5 has no "everything but". Alternatives that only exclude hold unless each of
+    them finds something, so however many there are, one probe tells.
+    """
+    if text is None or _all_require(text):
+        return [], []
+    finding = TextQuery(tuple(option for option in text.alternatives if option.required))
+    excluding = [_any(option.excluded) for option in text.alternatives if not option.required]
+    parameters = [" AND ".join(excluding)]
+    if not finding.alternatives:
+        return [f"NOT {_PROBE}"], parameters
+    return [f"({_PROBE} OR NOT {_PROBE})"], [_text(finding), *parameters]
 
 
 def _text(text: TextQuery) -> str:
