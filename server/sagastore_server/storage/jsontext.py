@@ -132,10 +132,20 @@ def _contains(value: Any, part: Any) -> bool:
             key in value and _contains(value[key], wanted) for key, wanted in part.items()
         )
     if isinstance(part, list):
-        return isinstance(value, list) and all(
-            any(_contains(item, wanted) for item in value) for wanted in part
-        )
+        return isinstance(value, list) and _contains_items(value, part)
     return not isinstance(value, dict | list) and _equal_scalars(value, part)
+
+
+def _contains_items(value: list[Any], part: list[Any]) -> bool:
+    # Scalars by a set: comparing each with each takes minutes for the largest metadata.
+    scalars = {comparable(item) for item in value if not isinstance(item, dict | list)}
+    nested = [item for item in value if isinstance(item, dict | list)]
+    return all(
+        any(_contains(item, wanted) for item in nested)
+        if isinstance(wanted, dict | list)
+        else comparable(wanted) in scalars
+        for wanted in part
+    )
 
 
 def _equal_scalars(left: Any, right: Any) -> bool:
