@@ -1,0 +1,67 @@
+"""The backends that the conformance suite runs over.
+
+A new backend, or a backend put together from others, is added to ``KINDS`` and
+needs no test of its own for what the contract promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.model import Store
+from tests.support.memory import STORE, MemoryState, MemoryStorage
+
+Make = Callable[[], StorageBackend]
+"""Makes a backend that is not open yet; each works on the same stored messages."""
+
+
+class Kind(NamedTuple):
+    """A way to store messages."""
+
+    place: Callable[[Path], AbstractAsyncContextManager[Make]]
+    """Prepares an empty store, in a folder if it needs one, and removes it afterwards."""
+    durable_on: tuple[Store, ...]
+    """Where a message is when a save has returned."""
+    gaps: Mapping[str, str] = {}
+    """Name of a test that the backend does not pass: the reason."""
+
+
+class Place(NamedTuple):
+    """One store of a kind, for one test."""
+
+    kind: Kind
+    make: Make
+
+
+@asynccontextmanager
+async def _memory(folder: Path) -> AsyncIterator[Make]:
+    state = MemoryState()
+    yield lambda: MemoryStorage(state)
+
+
+@asynccontextmanager
+async def _sqlite(folder: Path) -> AsyncIterator[Make]:
+    yield lambda: SQLiteStorage(folder / "messages.db")
+
+
+KINDS: dict[str, Kind] = {
+    # What the stateful test compares the others with.
+    "memory": Kind(_memory, (STORE,)),
+    "sqlite": Kind(_sqlite, (Store.SQLITE,)),
+}
+
+
+@asynccontextmanager
+async def opened(make: Make) -> AsyncIterator[StorageBackend]:
+    """Open a backend, and close it whatever happens."""
+    backend = make()
+    try:
+        await backend.open()
+        yield backend
+    finally:
+        await backend.close()

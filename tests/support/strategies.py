@@ -1,0 +1,20 @@
+"""Values for property tests, and how many of them: importing this sets the profile.
+
+``SAGASTORE_TEST_PROFILE=thorough`` tries many more examples.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+settings.register_profile("quick", settings(max_examples=40, **_COMMON))  # type: ignore[arg-type]
+settings.register_profile("thorough", settings(max_examples=2000, **_COMMON))  # type: ignore[arg-type]
+settings.load_profile(os.environ.get("SAGASTORE_TEST_PROFILE", "quick"))
+
+storable_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
+"""Any text that both stores can hold."""
