@@ -1,0 +1,123 @@
+"""How far a transfer is: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+__all__ = ["Meter", "duration", "rate_of"]
+
+_EVERY_SECONDS = 5.0
+_WINDOW_SECONDS = 10.0
+
+
+class Meter:
+    """Shows rows, rate and time left on standard error.
+
+    Args:
+        verb: What is done, for example `importing`.
+        total: The whole, in units; None where it is unknown.
+        done: Units done before.
+        rows: Rows done before.
+        quiet: Show nothing.
+    """
+
+    def __init__(
+        self, verb: str, *, total: int | None, done: int = 0, rows: int = 0, quiet: bool = False
+    ) -> None:
+        self._verb = verb
+        self._total = total
+        self._begun = self._last_line = time.monotonic()
+        self._samples = deque([(self._begun, done, rows)])
+        self._bar: _Bar | None = None
+        self._quiet = quiet
+        if not quiet and sys.stderr.isatty():
+            self._bar = _Bar(verb, total, done)
+
+    def update(self, done: int, rows: int) -> None:
+        """Take in how far it is."""
+        now = time.monotonic()
+        self._samples.append((now, done, rows))
+        while now - self._samples[0][0] > _WINDOW_SECONDS and len(self._samples) > 2:
+            self._samples.popleft()
+        if self._bar is not None:
+            self._bar.update(done, self._describe(rows, done))
+        elif not self._quiet and now - self._last_line >= _EVERY_SECONDS:
+            self._last_line = now
+            percent = f"{done / self._total:.0%}, " if self._total else ""
+            sys.stderr.write(f"{self._verb}: {percent}{self._describe(rows, done)}\n")
+            sys.stderr.flush()
+
+    def _describe(self, rows: int, done: int) -> str:
+        (then, done_then, rows_then), (now, _, _) = self._samples[0], self._samples[-1]
+        elapsed = now - then
+        if elapsed <= 0:
+            return f"{rows:,} messages"
+        text = f"{rows:,} messages, {rate_of(rows - rows_then, elapsed)}"
+        speed = (done - done_then) / elapsed
+        if self._total and speed > 0:
+            text += f", {duration(max(0, self._total - done) / speed)} left"
+        return text
+
+    def close(self) -> None:
+        """Take the bar away; the summary says the rest."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _Bar:
+    """rich's progress bar, with our text behind it."""
+
+    def __init__(self, verb: str, total: int | None, done: int) -> None:
+        # Slow to import, and needed on a terminal only.
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+        from rich.table import Column
+
+        from sagastore.cli.safe import one_line
+
+        percent = [TaskProgressColumn()] if total else []
+        self._progress: Progress = Progress(
+            SpinnerColumn(),
+            TextColumn(f"{one_line(verb)}", markup=False),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=5)),
+            *percent,
+            TextColumn("{task.fields[status]}", markup=False),
+            console=Console(stderr=True, highlight=False, markup=False, emoji=False),
+            transient=True,
+            expand=True,
+        )
+        self._task: TaskID = self._progress.add_task("", total=total, completed=done, status="")
+        self._progress.start()
+
+    def update(self, done: int, status: str) -> None:
+        """Move it."""
+        self._progress.update(self._task, completed=done, status=status)
+
+    def close(self) -> None:
+        """Take it away."""
+        self._progress.stop()
+
+
+def rate_of(rows: float, seconds: float) -> str:
+    """Return a rate for people."""
+    rate = rows / seconds if seconds > 0 else 0.0
+    return f"{rate:,.0f} msg/s" if rate >= 10 else f"{rate:,.1f} msg/s"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span for people: `0.4 s`, `42 s`, `3:05 min`, `2:07:30 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"

@@ -1,0 +1,65 @@
+"""Messages as JSON: the same fields in the same order everywhere."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sagastore import Message, SearchResult, _json
+from sagastore.cli.safe import json_safe
+
+__all__ = ["FIELDS", "document", "export_line", "hit_line", "message_line"]
+
+FIELDS = (
+    "id",
+    "provider",
+    "role",
+    "content",
+    "tags",
+    "timestamp",
+    "metadata",
+    "session_id",
+)
+"""What an export holds of a message, and an import takes."""
+
+
+def document(value: dict[str, Any]) -> str:
+    """Return one JSON document, in one line; times are written in ISO form."""
+    return json_safe(_json.dumps(value, "output"))
+
+
+def export_line(message: Message) -> str:
+    """Return what an export writes of a message: what a client can say of it."""
+    return document(_record(message))
+
+
+def message_line(message: Message) -> str:
+    """Return a message with what the server knows of it."""
+    return document(_full(message))
+
+
+def hit_line(hit: SearchResult) -> str:
+    """Return a match: the message, and how it matched."""
+    return document(_full(hit.message) | {"score": hit.score, "snippet": hit.snippet})
+
+
+def _record(message: Message) -> dict[str, Any]:
+    return {
+        "id": message.id,
+        "provider": message.provider,
+        "role": message.role,
+        "content": message.content,
+        "tags": message.tags,
+        "timestamp": _iso(message.timestamp),
+        "metadata": message.metadata,
+        "session_id": message.session_id,
+    }
+
+
+def _full(message: Message) -> dict[str, Any]:
+    server = {"created_at": _iso(message.created_at), "revision": message.revision}
+    return _record(message) | server
+
+
+def _iso(value: datetime | None) -> str | None:
+    return None if value is None else value.isoformat()

@@ -1,0 +1,88 @@
+"""Rows that were not stored: counted, listed, and written down where asked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO
+
+from sagastore.cli import records
+from sagastore.cli.failures import CommandError
+from sagastore.cli.sources.base import Problem, Row, Source
+
+__all__ = ["LISTED", "Rejects"]
+
+LISTED = 20
+"""How many are shown; the file has them all."""
+
+
+class Rejects:
+    """Collects them, in the order of the source.
+
+    Args:
+        source: Where the rows are from.
+        path: The file to write them to; None: none.
+    """
+
+    def __init__(self, source: Source, path: Path | None) -> None:
+        self._source = source
+        self._path = path
+        self._file: IO[bytes] | None = None
+        self.first: list[list[str]] = []
+        self.count = 0
+
+    def open(self, size: int = 0, first: list[list[str]] | None = None, count: int = 0) -> None:
+        """Begin, or go on where the file had a size: what came later comes again.
+
+        Raises:
+            CommandError: The file cannot be written.
+        """
+        self.first, self.count = first or [], count
+        if self._path is None:
+            return
+        try:
+            self._file = self._path.open("r+b" if size else "wb")
+            self._file.truncate(size)
+            self._file.seek(size)
+        except OSError as exc:
+            raise CommandError(f"cannot write {self._path}: {exc.strerror}") from None
+
+    def has(self, size: int) -> bool:
+        """Tell whether the file still holds what was written to it."""
+        if self._path is None:
+            return True
+        try:
+            return self._path.stat().st_size >= size
+        except OSError:
+            return False
+
+    def add(self, row: Row, problems: tuple[Problem, ...]) -> None:
+        """Take in a row, and what is wrong with it."""
+        self.count += 1
+        first = problems[0]
+        reason = first.reason
+        if len(problems) > 1:
+            reason = "; ".join(f"{p.field} {p.reason}" for p in problems)
+        if len(self.first) < LISTED:
+            self.first.append([row.key, first.field, reason])
+        if self._file is not None:
+            self._file.write(self._line(row, first.field, reason))
+
+    def _line(self, row: Row, field: str, reason: str) -> bytes:
+        head = records.document({"source_key": row.key, "field": field, "reason": reason})
+        # Raw text: it is JSON already, and reading it could change numbers.
+        raw = self._source.raw_json(row.raw)
+        return f'{head[:-1]},"row":{raw}}}\n'.encode(errors="backslashreplace")
+
+    def flush(self) -> int:
+        """Put on the disk what was added; return the file's size."""
+        if self._file is None:
+            return 0
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
