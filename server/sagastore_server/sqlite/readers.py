@@ -45,16 +45,21 @@ class ReaderPool:
         for _ in range(READERS):
             connection = await aiosqlite.connect(self._path, isolation_level=None)
             self._all.append(connection)
-            await prepare_reader(connection)
             self._idle.put_nowait(connection)
+            await prepare_reader(connection)
 
     async def close(self) -> None:
         """Refuse new reads, interrupt those that run, and close the connections."""
         self._closing = True
-        connections, self._all = self._all, []
-        for connection in connections:
+        taken: list[aiosqlite.Connection] = []
+        for connection in self._all:
             await connection.interrupt()
+        await self._take_all(taken)
+        self._all = []
+        for connection in taken:
             await connection.close()
+            # Who waits for it learns that the pool is closing.
+            self._idle.put_nowait(connection)
 
     async def rows(self, sql: str, parameters: Iterable[Any] = ()) -> list[Row]:
         """Return all rows of a statement that returns few."""
@@ -106,17 +111,32 @@ class ReaderPool:
 
     async def _run(self, read: Callable[[aiosqlite.Connection], Awaitable[T]]) -> T:
         while True:
-            if self._closing or not self._all:
-                raise UnavailableError("the store is closing; try again")
+            self._check_open()
             connection = await self._idle.get()
             try:
+                self._check_open()
                 with translating():
                     return await read(connection)
             except asyncio.CancelledError:
                 # Nobody waits for the answer: do not let the statement run on.
                 await connection.interrupt()
+                await asyncio.shield(_let_go(connection))
                 raise
             except InterruptedReadError:
-                continue
+                await _let_go(connection)
             finally:
                 self._idle.put_nowait(connection)
+
+    def _check_open(self) -> None:
+        if self._closing or not self._all:
+            raise UnavailableError("the store is closing; try again")
+
+
+async def _let_go(connection: aiosqlite.Connection) -> None:
+    """Make the connection's thread forget the cursor of a read that was given up.
+
+    The thread keeps its last result. While that is an open cursor, its snapshot stays,
+    and SQLite interrupts every later statement of the connection as well. A commit
+    outside of a transaction executes nothing, and takes the cursor's place.
+    """
+    await connection.commit()
