@@ -14,7 +14,10 @@ _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scop
 
 settings.register_profile("quick", settings(max_examples=40, **_COMMON))  # type: ignore[arg-type]
 settings.register_profile("thorough", settings(max_examples=2000, **_COMMON))  # type: ignore[arg-type]
-settings.load_profile(os.environ.get("SAGASTORE_TEST_PROFILE", "quick"))
+_PROFILE = os.environ.get("SAGASTORE_TEST_PROFILE", "quick")
+settings.load_profile(_PROFILE)
+
+QUICK = _PROFILE == "quick"
 
 storable_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 """Any text that both stores can hold."""
