@@ -477,3 +477,34 @@ def import_(
 
     options = importing.ImportOptions(file, on_conflict.value, batch_size, rejects, restart, strict)
     return importing.import_file(ctx.obj, options)
+
+
+@command(
+    app,
+    epilog="""Examples:
+
+    sagastore export backup.jsonl
+
+    sagastore export - | xz > backup.jsonl.xz
+""",
+)
+def export(
+    ctx: typer.Context,
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE|-", help="The file to write; - writes standard output."),
+    ],
+    *,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, also after an interruption.")
+    ] = False,
+) -> Job:
+    """Write every message to a file, as JSON Lines in the order of their ids.
+
+    `import` takes the file. The same messages give the same bytes. FILE appears when it is
+    complete; until then it is FILE.part, with which an interrupted export goes on when the same
+    command is run again. Nobody who writes has to wait.
+    """
+    from sagastore.cli import exporting
+
+    return exporting.export_file(ctx.obj, file, restart=restart)

@@ -66,7 +66,7 @@ def _show(summary: Summary) -> None:
         hint = where or ("--rejects FILE writes all of them down" if more else "")
         text = "; ".join(filter(None, (f"{more:,} more" if more else "", hint)))
         if text:
-            out.line(text, indent=1)
+            out.line(text)
         out.line("")
     out.line(("Imported", "bold"), f" {summary.source} into {summary.target}")
     for name in ("read", "saved", "unchanged", "skipped", "rejected"):

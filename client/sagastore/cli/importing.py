@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sagastore import AsyncClient, BulkAck, Message, OnConflict, SagaStoreError
+from sagastore import AsyncClient, BulkAck, Message, OnConflict, RejectedMessage, SagaStoreError
 from sagastore.cli import import_summary
 from sagastore.cli.checkpoint import Checkpoint, CheckpointFile, Counts, SourceChangedError
 from sagastore.cli.failures import CommandError, StoppedError, complain, explain
@@ -70,6 +70,13 @@ def _state_folder() -> Path:
     import platformdirs
 
     return platformdirs.user_state_path("sagastore", appauthor=False) / "imports"
+
+
+def _in_our_words(reject: RejectedMessage) -> Problem:
+    """Name the field as files do, and not again in the reason."""
+    field = "metadata" if reject.field == "metadata_json" else reject.field
+    reason = reject.reason.replace("metadata_json", "metadata")
+    return Problem(field, reason.removeprefix(field).lstrip(": ") or reason)
 
 
 class _Import:
@@ -235,7 +242,7 @@ class _Import:
                 stored.append(row.message.id)
                 self._settle(row, ())
             else:
-                self._settle(row, (Problem(reject.field, reject.reason),))
+                self._settle(row, (_in_our_words(reject),))
         self._remember(stored)
 
     def _settle(self, row: Row, problems: tuple[Problem, ...]) -> None:

@@ -1,0 +1,187 @@
+"""A file that is there whole or not at all, and can be continued after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from sagastore.cli.checkpoint import write_atomically
+from sagastore.cli.failures import CommandError, complain
+
+__all__ = ["PartFile", "State"]
+
+_VERSION = 1
+_SAVE_SECONDS = 1.0
+_TAIL = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A place in an export.
+
+    Attributes:
+        messages: Messages before it.
+        bytes: Bytes before it.
+        tail: Digest of the last of them, by which they are known again.
+        resume_token: Asks the server for what comes after it.
+    """
+
+    messages: int = 0
+    bytes: int = 0
+    tail: str = ""
+    resume_token: str = ""
+
+
+class PartFile:
+    """Writes `FILE.part`, which becomes `FILE` in the end.
+
+    Beside it, `FILE.part.state` says up to where it is complete. A later run with
+    the same target cuts it back to there and goes on.
+
+    Args:
+        name: What people know the file by.
+        path: The file.
+        target: The server; the part of another one is not continued.
+        restart: Begin anew in any case.
+    """
+
+    def __init__(self, name: str, path: Path, target: str, *, restart: bool) -> None:
+        self.name = name
+        self._path = path
+        self._part = path.with_name(path.name + ".part")
+        self._state_path = path.with_name(path.name + ".part.state")
+        self._target = target
+        self._restart = restart
+        self._file: IO[bytes] | None = None
+        self._state = State()
+        self._saved_at = time.monotonic()
+
+    def begin(self) -> State:
+        """Return how far an earlier run came.
+
+        Raises:
+            CommandError: The file cannot be written, or another process does so.
+        """
+        try:
+            # Not "wb": another process may be writing it.
+            self._file = os.fdopen(os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            _lock(self._file, self.name)
+            if os.fstat(self._file.fileno()).st_ino != self._part.stat().st_ino:
+                # Another export has finished since, and what we hold is its result.
+                raise CommandError(f"another export has just written {self.name}; try again")
+            if not self._restart:
+                self._state = self._usable_state(self._file)
+            self._file.truncate(self._state.bytes)
+            self._file.seek(self._state.bytes)
+        except OSError as exc:
+            raise CommandError(f"cannot write {self._part}: {exc.strerror}") from None
+        return self._state
+
+    def _usable_state(self, file: IO[bytes]) -> State:
+        try:
+            values = json.loads(self._state_path.read_text(encoding="utf-8"))
+            state = State(**values["state"])
+            target = values["target"]
+            if values["version"] != _VERSION:
+                return State()
+        except (OSError, ValueError, KeyError, TypeError):
+            return State()
+        if target != self._target:
+            complain(f"{self._part} was begun from {target}; beginning anew")
+            return State()
+        if _tail(file, state.bytes) != state.tail:
+            complain(f"{self._part} is not what the run before wrote; beginning anew")
+            return State()
+        return state
+
+    def write(self, lines: bytes, messages: int, resume_token: str) -> None:
+        """Append a batch; now and then, note how far the file is complete."""
+        file = self._open_file()
+        file.write(lines)
+        state = self._state
+        self._state = State(state.messages + messages, state.bytes + len(lines), "", resume_token)
+        if time.monotonic() - self._saved_at >= _SAVE_SECONDS:
+            self._save()
+
+    def _open_file(self) -> IO[bytes]:
+        if self._file is None:
+            raise ValueError("not begun")
+        return self._file
+
+    def _save(self) -> None:
+        """Put the file on the disk first, and then that it is there."""
+        self._saved_at = time.monotonic()
+        file = self._open_file()
+        file.flush()
+        os.fsync(file.fileno())
+        state = asdict(self._state) | {"tail": _tail(file, self._state.bytes)}
+        file.seek(self._state.bytes)
+        values: dict[str, Any] = {"version": _VERSION, "target": self._target, "state": state}
+        write_atomically(self._state_path, json.dumps(values))
+
+    def pause(self) -> str:
+        """Keep what is there for the next run; return how to go on."""
+        try:
+            self._save()
+        except OSError:
+            return "run the same command again when that is mended"
+        return (
+            f"{self._state.messages:,} messages are in {self.name}.part; "
+            "run the same command again to go on from there"
+        )
+
+    def finish(self) -> None:
+        """Put it in its place, wholly."""
+        file = self._open_file()
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+        self._part.replace(self._path)
+        file.close()
+        self._state_path.unlink(missing_ok=True)
+        _sync_folder(self._path.parent)
+
+
+def _tail(file: IO[bytes], end: int) -> str:
+    """Return a digest of the last bytes before a place."""
+    start = max(0, end - _TAIL)
+    file.seek(start)
+    data = file.read(end - start)
+    return f"{len(data)}:{hashlib.sha256(data).hexdigest()}"
+
+
+def _lock(file: IO[bytes], name: str) -> None:
+    """Keep other exports away from the file for as long as it is open.
+
+    Raises:
+        CommandError: One has it already.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows.
+        return
+    flock: Callable[[int, int], None] = fcntl.flock
+    try:
+        flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise CommandError(f"another export is writing {name}; wait for it, or stop it") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the new name on the disk, where the system has a way to."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
