@@ -149,7 +149,7 @@ def classify(path: Path, *, check: bool = False, recover: bool = False) -> FileS
         return FileState(Kind.NOT_A_DATABASE, detail="is not a SQLite database")
     try:
         with open_read_only(path, recover=recover) as connection:
-            return _judged(connection, check=check)
+            return state_of(connection, check=check)
     except sqlite3.DatabaseError as exc:
         return _judged_by_error(path, exc)
 
@@ -169,13 +169,13 @@ def open_read_only(path: Path, *, recover: bool = False) -> Iterator[sqlite3.Con
     real = path.resolve()
     with contextlib.ExitStack() as stack:
         try:
-            connection = _connect(real, _read_only_options(real))
+            connection = connect(real, _read_only_options(real))
         except sqlite3.OperationalError as exc:
             if not _needs_recovery(exc):
                 raise
             if not recover:
                 real = _scratch_copy(real, stack)
-            connection = _connect(real, "mode=rw")
+            connection = connect(real, "mode=rw")
         stack.callback(connection.close)
         yield connection
 
@@ -219,7 +219,13 @@ def _read_only_options(path: Path) -> str:
     return "immutable=1" if header[18:20] == bytes([_WAL_FORMAT] * 2) else "mode=ro"
 
 
-def _connect(path: Path, options: str) -> sqlite3.Connection:
+def connect(path: Path, options: str) -> sqlite3.Connection:
+    """Open a database for queries only, with options of a SQLite URI; touches it by SQLite alone.
+
+    Raises:
+        sqlite3.Error: It is not a database, damaged, or locked.
+
+    """
     connection = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True, isolation_level=None)
     try:
         connection.execute("PRAGMA busy_timeout = 5000")
@@ -245,7 +251,13 @@ def _scratch_copy(path: Path, stack: contextlib.ExitStack) -> Path:
     return copy
 
 
-def _judged(connection: sqlite3.Connection, *, check: bool) -> FileState:
+def state_of(connection: sqlite3.Connection, *, check: bool = False) -> FileState:
+    """Tell what an open database is; see ``classify``.
+
+    Raises:
+        sqlite3.Error: It cannot be read.
+
+    """
     if check:
         damaged = damage(connection, full=False)
         if damaged:

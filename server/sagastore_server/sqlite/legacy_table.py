@@ -1,0 +1,211 @@
+"""The legacy ``messages`` table: its columns, its rows in order, a verdict on each.
+
+Takeover and inspection both read through here, so that the one does what the
+other announced.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from operator import itemgetter
+from typing import NamedTuple
+
+from sagastore.legacy import (
+    COLUMNS,
+    OPTIONAL,
+    Problem,
+    RawValue,
+    Text,
+    raw_row_as_json,
+    read_row,
+)
+from sagastore_server.sqlite.files import quoted
+from sagastore_server.storage.errors import CannotOpenError
+from sagastore_server.storage.model import Draft
+from sagastore_server.storage.validation import Violations
+
+BATCH = 1000
+"""Rows that are held in memory at once."""
+
+
+class LegacyRow(NamedTuple):
+    """A row as it stands in the file."""
+
+    rowid: int
+    values: tuple[RawValue, ...]
+    """In the order of ``LegacyTable.columns``."""
+
+
+class Verdict(NamedTuple):
+    """What becomes of a row: it is served if it has no problems, else set aside."""
+
+    row: LegacyRow
+    draft: Draft
+    """Meant only where there are no problems."""
+    created_at: int | None
+    problems: list[Problem]
+
+    @property
+    def source_key(self) -> str:
+        """Where the row came from."""
+        return f"messages/rowid={self.row.rowid}"
+
+    @property
+    def reason(self) -> str:
+        """Every problem, in one line."""
+        return "; ".join(f"{problem.field}: {problem.reason}" for problem in self.problems)
+
+
+class LegacyTable:
+    """The columns of a legacy ``messages`` table, under whatever name it stands now."""
+
+    def __init__(self, connection: sqlite3.Connection, name: str = "messages") -> None:
+        """Look at the table's columns.
+
+        Raises:
+            CannotOpenError: Its rows cannot be told apart.
+
+        """
+        self.name = name
+        self.columns: tuple[str, ...] = tuple(
+            column[1] for column in connection.execute(f"PRAGMA main.table_xinfo({quoted(name)})")
+        )
+        places = {column.lower(): index for index, column in enumerate(self.columns)}
+        self.extra = tuple(column for column in self.columns if column.lower() not in COLUMNS)
+        self.missing = tuple(column for column in OPTIONAL if column not in places)
+        # A missing column reads the NULL that `known` finds behind the last value.
+        self._known = itemgetter(*(places.get(column, -1) for column in COLUMNS))
+        self.rowid = self._rowid_name(connection)
+        self.ids_may_collide = self._ids_may_collide(connection)
+
+    def rows(self, connection: sqlite3.Connection) -> Iterator[list[LegacyRow]]:
+        """Read all rows by rowid, in batches.
+
+        While the iterator lives, TEXT comes as ``legacy.Text`` from every query on
+        ``connection``.
+        """
+        columns = ", ".join(map(quoted, self.columns))
+        # NOT INDEXED: the table itself, in its own order; an index may be out of step.
+        sql = (
+            f"SELECT {self.rowid}, {columns} FROM main.{quoted(self.name)}"  # noqa: S608 - quoted
+            f" NOT INDEXED ORDER BY {self.rowid}"
+        )
+        usual = connection.text_factory
+        connection.text_factory = Text
+        try:
+            cursor = connection.execute(sql)
+            while batch := cursor.fetchmany(BATCH):
+                yield [LegacyRow(row[0], row[1:]) for row in batch]
+        finally:
+            connection.text_factory = usual
+
+    def known(self, row: LegacyRow) -> tuple[RawValue, ...]:
+        """Return the row's values in the order of ``legacy.COLUMNS``."""
+        values: tuple[RawValue, ...] = self._known((*row.values, None))
+        return values
+
+    def raw_json(self, row: LegacyRow) -> str:
+        """Return all values of the row as JSON, without loss."""
+        return raw_row_as_json(self.columns, row.values)
+
+    def _rowid_name(self, connection: sqlite3.Connection) -> str:
+        taken = {column.lower() for column in self.columns}
+        for name in ("rowid", "_rowid_", "oid"):
+            if name in taken:
+                continue
+            try:
+                connection.execute(f"SELECT {name} FROM main.{quoted(self.name)} LIMIT 0")  # noqa: S608 - quoted
+            except sqlite3.OperationalError:
+                break  # WITHOUT ROWID
+            return name
+        raise CannotOpenError(
+            "its table messages has no rowid, so its rows cannot be named; "
+            "copy them into a table as the legacy application makes it"
+        )
+
+    def _ids_may_collide(self, connection: sqlite3.Connection) -> bool:
+        """Tell whether two rows may have ids that become the same text.
+
+        They cannot where SQLite holds them unique and all are TEXT already.
+        """
+        if not any(
+            self._is_unique_by_id(connection, index[1])
+            for index in connection.execute(f"PRAGMA main.index_list({quoted(self.name)})")
+            if index[2] and not index[4]
+        ):
+            return True
+        other = connection.execute(
+            f"SELECT 1 FROM main.{quoted(self.name)} NOT INDEXED"  # noqa: S608 - quoted
+            " WHERE typeof(id) NOT IN ('text', 'null') LIMIT 1"
+        )
+        return other.fetchone() is not None
+
+    def _is_unique_by_id(self, connection: sqlite3.Connection, index: str) -> bool:
+        described = connection.execute(f"PRAGMA main.index_xinfo({quoted(index)})")
+        keys = [(row[2], row[4]) for row in described if row[5]]
+        return [(str(name).lower(), coll) for name, coll in keys] == [("id", "BINARY")]
+
+
+class Judge:
+    """Reads rows one after another, and finds ids that come twice."""
+
+    def __init__(self, table: LegacyTable) -> None:
+        """Begin with the first row of ``table``."""
+        self._table = table
+        # A database of its own, because the inspected one cannot be written; its
+        # name is empty, so it lives in memory and spills to a temporary file.
+        self._taken = sqlite3.connect("", isolation_level=None) if table.ids_may_collide else None
+        if self._taken is not None:
+            self._taken.execute("PRAGMA synchronous = OFF")
+            self._taken.execute(
+                "CREATE TABLE taken (id TEXT PRIMARY KEY, origin INTEGER) WITHOUT ROWID"
+            )
+            self._taken.execute("BEGIN")
+
+    def close(self) -> None:
+        """Forget the ids."""
+        if self._taken is not None:
+            self._taken.close()
+
+    def verdict(self, row: LegacyRow) -> Verdict:
+        """Judge one row; the id of a row without problems counts as taken from now on."""
+        message, problems = read_row(self._table.known(row))
+        violations = Violations()
+        draft = violations.draft(
+            "",
+            message_id=message.id,
+            provider=message.provider,
+            role=message.role,
+            content=message.content,
+            tags=message.tags,
+            timestamp=message.timestamp_us,
+            metadata=message.metadata,
+            session_id=message.session_id,
+        )
+        if violations.found:
+            _add_violations(problems, violations)
+        if self._taken is not None:
+            self._check_id(self._taken, draft.id, row.rowid, problems)
+        return Verdict(row, draft, message.created_at_us, problems)
+
+    def _check_id(
+        self, taken: sqlite3.Connection, message_id: str, rowid: int, problems: list[Problem]
+    ) -> None:
+        if any(problem.field == "id" for problem in problems):
+            return
+        found = taken.execute("SELECT origin FROM taken WHERE id = ?", (message_id,)).fetchone()
+        if found is not None:
+            problems.append(Problem("id", f"{message_id!r} is taken by rowid {found[0]}"))
+        elif not problems:
+            taken.execute("INSERT INTO taken VALUES (?, ?)", (message_id, rowid))
+
+
+def _add_violations(problems: list[Problem], violations: Violations) -> None:
+    """Add broken limits, except of fields that could not be read at all."""
+    unread = {problem.field for problem in problems}
+    for field, reason in violations.found:
+        # The API's name of the field says how it is sent; the column's is shorter.
+        column = "metadata" if field == "metadata_json" else field
+        if column.partition("[")[0] not in unread:
+            problems.append(Problem(column, reason))
