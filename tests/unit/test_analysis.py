@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import re
+import sqlite3
+import string
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sagastore_server.search.analysis import MAX_TERM, analyse, is_single, spans, stem, tokenize
+from tests.support.strategies import storable_text
+
+TEXTS = [
+    "The quick brown fox, jumping over 3 lazy dogs!",
+    "Café naïve Ünïcödé Straße STRASSE ﬁne ²³",
+    "foo_bar v1.85.0 jane.doe+tag@example.co.uk src/main.py C++ don't",
+    "我们在北京 カタカナ ｶﾀｶﾅ ひらがな 서울 สวัสดี ລາວ ខ្មែរ မြန်မာ",
+    "مَرْحَبًا שָׁלוֹם नमस्ते தமிழ் Привет Ёлка ὀδυσσεύς",
+    "👍🏽 🎉🎉 👨‍👩‍👧 🇩🇪 ♥ ☃ ©",
+    "a" * 300 + " " + "é" * 300,
+]
+
+scripts = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\x00")
+    | st.sampled_from("aAéÉßſİı\u0301\u0308\u093c\u0640\u200d\ufe0fﬁ½ⅷ①ｶﾞ㌀㍿北あア서👍🏽☃ΑΆς"),
+    max_size=40,
+)
+
+
+@given(scripts)
+def test_terms_hold_what_the_index_keeps_together(text: str) -> None:
+    """FTS5's ``ascii`` tokenizer splits at every ASCII character but [A-Za-z0-9]."""
+    terms = analyse(text)
+    assert analyse(text) == terms
+    for term in (*terms.stems, *terms.words, *tokenize(text)):
+        assert 1 <= len(term) <= MAX_TERM
+        strange = {char for char in term if char.isascii()} - set(string.digits + string.ascii_lowercase)
+        assert not strange
+        assert not any(char.isspace() for char in term)
+        assert "\x00" not in term
+
+
+@given(st.lists(scripts, max_size=5))
+def test_the_index_has_exactly_the_terms(texts: list[str]) -> None:
+    """What is put into FTS5 comes out as the same terms at the same places."""
+    with sqlite3.connect(":memory:") as connection:
+        connection.execute("CREATE VIRTUAL TABLE t USING fts5 (stems, tokenize = 'ascii')")
+        connection.execute("CREATE VIRTUAL TABLE v USING fts5vocab (t, instance)")
+        for number, text in enumerate(texts):
+            connection.execute(
+                "INSERT INTO t (rowid, stems) VALUES (?, ?)", (number, " ".join(analyse(text).stems))
+            )
+        rows = connection.execute('SELECT term FROM v ORDER BY doc, "offset"').fetchall()
+    connection.close()
+    assert [row[0] for row in rows] == [term for text in texts for term in analyse(text).stems]
+
+
+@given(scripts)
+def test_words_are_the_terms_whose_stem_differs(text: str) -> None:
+    tokens = tokenize(text)
+    terms = analyse(text)
+    assert terms.stems == [stem(token) for token in tokens]
+    assert terms.words == list(dict.fromkeys(one for one in tokens if stem(one) != one))
+
+
+@given(scripts)
+def test_folding_is_stable(text: str) -> None:
+    """A term, analysed again, is itself: what is shown can be searched."""
+    tokens = tokenize(text)
+    assert tokenize(" ".join(tokens)) == tokens
+
+
+@given(scripts)
+def test_case_and_form_do_not_matter(text: str) -> None:
+    for form in ("NFC", "NFD"):
+        assert tokenize(unicodedata.normalize(form, text)) == tokenize(text)
+
+
+@given(st.text(string.ascii_letters + string.digits + " .,_-'"))
+def test_ascii_is_analysed_like_any_text(text: str) -> None:
+    """There is a short way for ASCII; it must not lead elsewhere."""
+    assert tokenize(text + " é")[:-1] == tokenize(text)
+    assert tokenize(text) == re.findall("[a-z0-9]+", text.lower())
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_spans_yield_the_tokens(text: str) -> None:
+    places = spans(text)
+    assert places == sorted(places)
+    tokens = [token for start, end in places for token in tokenize(text[start:end])]
+    assert tokens == tokenize(text)
+
+
+@given(storable_text)
+def test_spans_lie_within_the_text(text: str) -> None:
+    last = 0
+    for start, end in spans(text):
+        assert last <= start < end <= len(text)
+        last = end
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("", []),
+        (" \t\n", []),
+        ("...!?", []),
+        ("Hello, World", ["hello", "world"]),
+        ("foo_bar", ["foo", "bar"]),
+        ("v1.85", ["v1", "85"]),
+        ("don't", ["don", "t"]),
+        ("C++", ["c"]),
+        ("Café", ["cafe"]),
+        ("CAFE\u0301", ["cafe"]),
+        ("Straße", ["strasse"]),
+        ("ﬁne", ["fine"]),
+        ("Ｆｕｌｌ", ["full"]),
+        ("北京", ["北", "京"]),
+        ("a北b", ["a", "北", "b"]),
+        ("서울", ["서", "울"]),
+        ("ｶ", ["カ"]),
+        ("👍", ["👍"]),
+        ("ok👍ok", ["ok", "👍", "ok"]),
+        ("مَرْحَبًا", ["مرحبا"]),
+        ("שָׁלוֹם", ["שלום"]),
+        ("Ёлка", ["елка"]),
+        ("x" * 101, ["x" * 100]),
+    ],
+)
+def test_examples(text: str, tokens: list[str]) -> None:
+    assert tokenize(text) == tokens
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("running", "run"),
+        ("runs", "run"),
+        ("categories", "categori"),
+        ("the", "the"),
+        ("as", "as"),
+        ("42", "42"),
+        ("v1s", "v1s"),
+        ("елка", "елка"),
+    ],
+)
+def test_stems(word: str, expected: str) -> None:
+    assert stem(word) == expected
+
+
+def test_characters_that_are_terms() -> None:
+    assert all(map(is_single, "北あア서ส👍"))
+    assert not any(map(is_single, ["a", "1", "é", "я", "北京", "", "م"]))
+
+
+def test_all_of_unicode() -> None:
+    """No character at all brings what would split or break the index."""
+    allowed = set(string.digits + string.ascii_lowercase)
+    characters = [chr(code) for code in range(1, 0x110000) if not 0xD800 <= code < 0xE000]
+    for start in range(0, len(characters), 4096):
+        for token in tokenize("é".join(characters[start : start + 4096])):
+            assert all(not char.isascii() or char in allowed for char in token), hex(start)
+            assert not any(char.isspace() for char in token), hex(start)
