@@ -274,7 +274,7 @@ def save(
 )
 def get(
     ctx: typer.Context,
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of messages.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="Ids of messages.")],
 ) -> Job:
     """Show messages by id, with everything that is known of them."""
     from sagastore.cli import reading
@@ -397,7 +397,7 @@ def search(
 @command(app, epilog="Example:\n\n    sagastore delete 07d0ab1a-0b06-5033-92dd-f0a0b699ce7f\n")
 def delete(
     ctx: typer.Context,
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of messages.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="Ids of messages.")],
     *,
     if_revision: Annotated[
         int | None,

@@ -9,12 +9,13 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Protocol
 
-from sagastore import AsyncClient, ExportBatch, SagaStoreError
+from sagastore import AsyncClient, SagaStoreError
 from sagastore.cli import records
 from sagastore.cli.failures import CommandError, StoppedError, complain, explain
 from sagastore.cli.output import print_json
 from sagastore.cli.part_file import PartFile, State
 from sagastore.cli.progress import Meter, duration, rate_of
+from sagastore.cli.raw_export import Batch, export_lines
 from sagastore.cli.settings import Settings
 
 __all__ = ["export_file"]
@@ -30,8 +31,8 @@ class _Sink(Protocol):
     def begin(self) -> State:
         """Return how far an earlier run came."""
 
-    def write(self, lines: bytes, messages: int, resume_token: str) -> None:
-        """Take a batch, and the token that continues after it."""
+    def write(self, batch: Batch) -> None:
+        """Take a batch."""
 
     def pause(self) -> str:
         """Keep what is there for the next run; return how to go on."""
@@ -51,10 +52,9 @@ class _Stream:
         """Return the very beginning: what was written is out of reach."""
         return State()
 
-    def write(self, lines: bytes, messages: int, resume_token: str) -> None:
+    def write(self, batch: Batch) -> None:
         """Write the batch at once."""
-        del messages, resume_token
-        self._file.write(lines)
+        self._file.write(batch.lines)
         self._file.flush()
 
     def pause(self) -> str:
@@ -128,15 +128,12 @@ class _Export:
             meter.close()
 
     async def _transfer(self, client: AsyncClient, resume_token: str, meter: Meter) -> None:
-        batches = client.export_batches(
-            resume_token=resume_token, timeout=self._settings.stream_timeout
-        )
+        batches = export_lines(client, resume_token, self._settings.stream_timeout)
         async with aclosing(batches):
             async for batch in batches:
-                lines = _lines(batch)
-                self._sink.write(lines, len(batch.messages), batch.resume_token)
-                self._messages += len(batch.messages)
-                self._bytes += len(lines)
+                self._sink.write(batch)
+                self._messages += batch.messages
+                self._bytes += len(batch.lines)
                 meter.update(self._messages, self._messages)
 
     async def _meter(self, client: AsyncClient) -> Meter:
@@ -178,12 +175,6 @@ class _Export:
             out.line(("Exported", "bold"), what)
             after = f", after {self._before:,} before" if self._before else ""
             out.line(f"in {duration(seconds)}, {rate_of(rate, 1.0)}{after}", indent=2)
-
-
-def _lines(batch: ExportBatch) -> bytes:
-    lines = [records.export_line(message) for message in batch.messages]
-    lines.append("")
-    return "\n".join(lines).encode()
 
 
 async def _count(client: AsyncClient) -> int | None:

@@ -298,6 +298,8 @@ class _Import:
         return self._seconds_before + time.monotonic() - self._begun
 
     def _how_to_go_on(self, why: str) -> str:
+        if not self.counts.read:
+            return why
         done = f"{why}; {self.counts.read:,} messages are dealt with"
         if self._file is None:
             return f"{done}; importing all of it again doubles nothing"

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from sagastore.cli.checkpoint import write_atomically
 from sagastore.cli.failures import CommandError, complain
+from sagastore.cli.raw_export import Batch
 
 __all__ = ["PartFile", "State"]
 
@@ -100,12 +101,17 @@ class PartFile:
             return State()
         return state
 
-    def write(self, lines: bytes, messages: int, resume_token: str) -> None:
+    def write(self, batch: Batch) -> None:
         """Append a batch; now and then, note how far the file is complete."""
         file = self._open_file()
-        file.write(lines)
+        file.write(batch.lines)
         state = self._state
-        self._state = State(state.messages + messages, state.bytes + len(lines), "", resume_token)
+        self._state = State(
+            state.messages + batch.messages,
+            state.bytes + len(batch.lines),
+            "",
+            batch.resume_token,
+        )
         if time.monotonic() - self._saved_at >= _SAVE_SECONDS:
             self._save()
 

@@ -14,6 +14,7 @@ __all__ = ["Meter", "duration", "rate_of"]
 
 _EVERY_SECONDS = 5.0
 _WINDOW_SECONDS = 10.0
+_WIDE = 70
 
 
 class Meter:
@@ -76,21 +77,28 @@ class _Bar:
     def __init__(self, verb: str, total: int | None, done: int) -> None:
         # Slow to import, and needed on a terminal only.
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            ProgressColumn,
+            SpinnerColumn,
+            TaskProgressColumn,
+            TextColumn,
+        )
         from rich.table import Column
 
         from sagastore.cli.safe import one_line
 
-        percent = [TaskProgressColumn()] if total else []
+        console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        columns: list[ProgressColumn] = [SpinnerColumn()]
+        if console.width >= _WIDE:
+            columns.append(TextColumn(one_line(verb), markup=False))
+            columns.append(BarColumn(None, table_column=Column(ratio=1, min_width=5)))
+        if total:
+            columns.append(TaskProgressColumn())
+        columns.append(TextColumn("{task.fields[status]}", markup=False))
         self._progress: Progress = Progress(
-            SpinnerColumn(),
-            TextColumn(f"{one_line(verb)}", markup=False),
-            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=5)),
-            *percent,
-            TextColumn("{task.fields[status]}", markup=False),
-            console=Console(stderr=True, highlight=False, markup=False, emoji=False),
-            transient=True,
-            expand=True,
+            *columns, console=console, transient=True, expand=console.width >= _WIDE
         )
         self._task: TaskID = self._progress.add_task("", total=total, completed=done, status="")
         self._progress.start()

@@ -8,29 +8,12 @@ from typing import Any
 from sagastore import Message, SearchResult, _json
 from sagastore.cli.safe import json_safe
 
-__all__ = ["FIELDS", "document", "export_line", "hit_line", "message_line"]
-
-FIELDS = (
-    "id",
-    "provider",
-    "role",
-    "content",
-    "tags",
-    "timestamp",
-    "metadata",
-    "session_id",
-)
-"""What an export holds of a message, and an import takes."""
+__all__ = ["document", "hit_line", "message_line"]
 
 
 def document(value: dict[str, Any]) -> str:
     """Return one JSON document, in one line; times are written in ISO form."""
     return json_safe(_json.dumps(value, "output"))
-
-
-def export_line(message: Message) -> str:
-    """Return what an export writes of a message: what a client can say of it."""
-    return document(_record(message))
 
 
 def message_line(message: Message) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.text import Text
-
 from sagastore import Message, SearchResult, _json
-from sagastore.cli.console import Screen
-from sagastore.cli.safe import label, printable
+from sagastore.cli.console import Part, Screen
+from sagastore.cli.safe import label
 from sagastore.cli.times import show_time
 
 __all__ = ["hit", "in_session", "pretty_json", "whole"]
@@ -33,19 +31,17 @@ def in_session(out: Screen, message: Message) -> None:
     """Print a message among others of its session."""
     out.line(*_head(message))
     out.line(message.content, indent=_INDENT)
-    _tags(out, message)
+    _foot(out, message)
     out.line("")
 
 
 def hit(out: Screen, result: SearchResult) -> None:
     """Print a match, the matching words marked."""
     message = result.message
-    session = (
-        () if message.session_id is None else (("  in ", _FAINT), (label(message.session_id), ""))
-    )
+    session = () if message.session_id is None else ("  ", label(message.session_id))
     out.line(*_head(message), *session)
-    out.line(_marked(result), indent=_INDENT)
-    _tags(out, message)
+    out.line(*_marked(result), indent=_INDENT)
+    _foot(out, message)
     out.line("")
 
 
@@ -84,32 +80,27 @@ def _head(message: Message) -> tuple[tuple[str, str], ...]:
         (label(message.provider), ""),
         ("  ", ""),
         (show_time(message.timestamp), _FAINT),
-        ("  ", ""),
-        (label(message.id), _FAINT),
     )
 
 
-def _tags(out: Screen, message: Message) -> None:
-    if message.tags:
-        tags = "  ".join(f"#{label(tag)}" for tag in message.tags)
-        out.line((tags, _FAINT), indent=_INDENT)
+def _foot(out: Screen, message: Message) -> None:
+    tags = (f"#{tag}" for tag in message.tags)
+    out.line(("  ".join(map(label, (message.id, *tags))), _FAINT), indent=_INDENT)
 
 
-def _marked(result: SearchResult) -> Text:
-    """Return the snippet with its marks as a style.
+def _marked(result: SearchResult) -> Iterator[Part]:
+    """Yield the snippet with its marks as a style.
 
-    The marks are the only control characters that the snippet's text cannot hold
-    itself, so they are taken out before the rest is made harmless.
+    The marks are the two control characters that the snippet's text cannot hold
+    itself.
     """
-    text = Text()
     for index, part in enumerate(result.snippet.split("\x02")):
         inside, mark, outside = part.partition("\x03")
         if index and mark:
-            text.append(printable(inside), _MARKED)
-            text.append(printable(outside))
+            yield inside, _MARKED
+            yield outside
         else:
-            text.append(printable(part))
-    return text
+            yield part
 
 
 def pretty_json(value: Mapping[str, Any]) -> str:

@@ -1,0 +1,81 @@
+"""Everything a server holds, as lines of JSON.
+
+Below `AsyncClient.export_batches`, because a `Message` holds metadata as Python
+values, where 1.50 is 1.5. Here the text that the server sends goes into the line as
+it is: it is JSON already, in one spelling for each value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from json.encoder import encode_basestring
+from typing import NamedTuple
+
+from sagastore import AsyncClient
+from sagastore.cli.safe import json_safe
+from sagastore.v1 import message_pb2, storage_pb2
+
+__all__ = ["Batch", "export_lines", "line_of"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Batch(NamedTuple):
+    """Some messages.
+
+    Attributes:
+        lines: A line for each, with its end.
+        messages: How many they are.
+        resume_token: Continues after them.
+    """
+
+    lines: bytes
+    messages: int
+    resume_token: str
+
+
+async def export_lines(
+    client: AsyncClient, resume_token: str, patience: float
+) -> AsyncGenerator[Batch, None]:
+    """Yield all messages, ordered by id (bytes), over as many streams as it takes.
+
+    Args:
+        client: Where from.
+        resume_token: Where to begin: that of a batch, or "".
+        patience: Seconds without anything after which it gives up.
+
+    Raises:
+        SagaStoreError: The stream cannot be had.
+    """
+    token = resume_token
+    responses = client._caller.stream(
+        "Export",
+        lambda endpoint: endpoint.storage.Export,
+        lambda: storage_pb2.ExportRequest(resume_token=token),
+        patience,
+    )
+    async with aclosing(responses):
+        async for response in responses:
+            token = response.resume_token
+            lines = "".join(map(line_of, response.messages))
+            yield Batch(lines.encode(), len(response.messages), token)
+
+
+def line_of(message: message_pb2.Message) -> str:
+    """Return the line of a message: the fields that an import takes, in their order."""
+    text = encode_basestring
+    session = text(message.session_id) if message.HasField("session_id") else "null"
+    return json_safe(
+        f'{{"id": {text(message.id)}, "provider": {text(message.provider)}, '
+        f'"role": {text(message.role)}, "content": {text(message.content)}, '
+        f'"tags": [{", ".join(map(text, message.tags))}], '
+        f'"timestamp": "{_iso(message)}", '
+        f'"metadata": {message.metadata_json or "{}"}, "session_id": {session}}}\n'
+    )
+
+
+def _iso(message: message_pb2.Message) -> str:
+    stamp = message.timestamp
+    return (_EPOCH + timedelta(0, stamp.seconds, stamp.nanos // 1000)).isoformat()
