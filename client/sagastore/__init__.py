@@ -1,2 +1,200 @@
-"""Client library of SagaStore."""
-__version__ = "0.1.0"
+"""Client library of SagaStore, a storage service for AI conversations.
+
+    from sagastore import Client, Message
+
+    with Client("127.0.0.1:50051", timeout=5) as client:
+        saved = client.save(Message("openai", "user", "hello", tags=["greeting"]))
+        print(client.get(saved.id).content)
+
+`AsyncClient` offers the same for asyncio. What can go wrong is in
+`sagastore.errors`; its exceptions can be imported from here, too.
+
+Names are loaded when they are first used: importing this package, which the
+generated code in `sagastore.v1` does as well, costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sagastore._version import __version__
+
+if TYPE_CHECKING:
+    from sagastore import errors
+    from sagastore._async_client import AsyncClient
+    from sagastore._async_migration import AsyncMigrationClient
+    from sagastore._enums import (
+        BackfillState,
+        Durability,
+        MismatchKind,
+        OnConflict,
+        Order,
+        Phase,
+        ServingStatus,
+        Store,
+    )
+    from sagastore._ids import new_id
+    from sagastore._migration_model import (
+        Backfill,
+        Blocker,
+        Migration,
+        Mismatch,
+        QuarantinedRow,
+        StoreHealth,
+        Verification,
+        VerifyProgress,
+    )
+    from sagastore._model import (
+        BatchGetResult,
+        BulkAck,
+        BulkProgress,
+        BulkResult,
+        ExportBatch,
+        Message,
+        Page,
+        RejectedMessage,
+        SaveResult,
+        SearchResult,
+    )
+    from sagastore._paging import AsyncPager, Pager
+    from sagastore._retry import RetryPolicy
+    from sagastore._sync_client import Client
+    from sagastore._sync_migration import MigrationClient
+    from sagastore._target import TLS
+    from sagastore.errors import (
+        AbortedError,
+        AlreadyExistsError,
+        DeadlineExceededError,
+        FailedPreconditionError,
+        FieldViolation,
+        InternalError,
+        InvalidArgumentError,
+        NotFoundError,
+        PermissionDeniedError,
+        PreconditionViolation,
+        ResourceExhaustedError,
+        SagaStoreError,
+        UnauthenticatedError,
+        UnavailableError,
+        UnimplementedError,
+    )
+
+__all__ = [
+    "TLS",
+    "AbortedError",
+    "AlreadyExistsError",
+    "AsyncClient",
+    "AsyncMigrationClient",
+    "AsyncPager",
+    "Backfill",
+    "BackfillState",
+    "BatchGetResult",
+    "Blocker",
+    "BulkAck",
+    "BulkProgress",
+    "BulkResult",
+    "Client",
+    "DeadlineExceededError",
+    "Durability",
+    "ExportBatch",
+    "FailedPreconditionError",
+    "FieldViolation",
+    "InternalError",
+    "InvalidArgumentError",
+    "Message",
+    "Migration",
+    "MigrationClient",
+    "Mismatch",
+    "MismatchKind",
+    "NotFoundError",
+    "OnConflict",
+    "Order",
+    "Page",
+    "Pager",
+    "PermissionDeniedError",
+    "Phase",
+    "PreconditionViolation",
+    "QuarantinedRow",
+    "RejectedMessage",
+    "ResourceExhaustedError",
+    "RetryPolicy",
+    "SagaStoreError",
+    "SaveResult",
+    "SearchResult",
+    "ServingStatus",
+    "Store",
+    "StoreHealth",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "Verification",
+    "VerifyProgress",
+    "__version__",
+    "errors",
+    "new_id",
+]
+
+_HOMES = {
+    "_async_client": ("AsyncClient",),
+    "_async_migration": ("AsyncMigrationClient",),
+    "_enums": (
+        "BackfillState",
+        "Durability",
+        "MismatchKind",
+        "OnConflict",
+        "Order",
+        "Phase",
+        "ServingStatus",
+        "Store",
+    ),
+    "_ids": ("new_id",),
+    "_migration_model": (
+        "Backfill",
+        "Blocker",
+        "Migration",
+        "Mismatch",
+        "QuarantinedRow",
+        "StoreHealth",
+        "Verification",
+        "VerifyProgress",
+    ),
+    "_model": (
+        "BatchGetResult",
+        "BulkAck",
+        "BulkProgress",
+        "BulkResult",
+        "ExportBatch",
+        "Message",
+        "Page",
+        "RejectedMessage",
+        "SaveResult",
+        "SearchResult",
+    ),
+    "_paging": ("AsyncPager", "Pager"),
+    "_retry": ("RetryPolicy",),
+    "_sync_client": ("Client",),
+    "_sync_migration": ("MigrationClient",),
+    "_target": ("TLS",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used (PEP 562)."""
+    if name == "errors":
+        return import_module("sagastore.errors")
+    home = _HOME_OF.get(name)
+    if home is None:
+        # Everything else that is public is an exception or belongs to one.
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = "errors"
+    value = getattr(import_module(f"sagastore.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -24,6 +24,7 @@ from sagastore_server.sqlite.files import (
 )
 from sagastore_server.sqlite.index_terms import fts_columns
 from sagastore_server.sqlite.queries import QUERIES
+from sagastore_server.sqlite.takeover import take_over
 from sagastore_server.storage.errors import CannotOpenError
 
 Progress = Callable[[str, int, int], None]
@@ -70,8 +71,6 @@ def _check_kind(path: Path, progress: Progress) -> None:
         if not path.parent.is_dir():
             raise CannotOpenError(f"cannot create {path}: its folder does not exist")
     elif found.kind is Kind.LEGACY:
-        from sagastore_server.sqlite.takeover import take_over  # noqa: PLC0415
-
         take_over(path, progress=lambda done, total: progress("taking over", done, total))
     elif found.kind is not Kind.SAGASTORE:
         raise CannotOpenError(f"cannot use {path}: {found.detail}")

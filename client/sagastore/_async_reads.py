@@ -1,0 +1,288 @@
+"""The reading half of the asyncio client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sagastore import _convert as convert
+from sagastore import _json, _wire
+from sagastore._enums import Order, ServingStatus
+from sagastore._model import BatchGetResult, ExportBatch, Message, Page, SearchResult
+from sagastore._paging import AsyncPager
+from sagastore._retry import Deadline
+from sagastore.errors import ResourceExhaustedError
+from sagastore.v1 import storage_pb2 as pb
+
+if TYPE_CHECKING:
+    from sagastore._call import Caller
+    from sagastore.v1 import message_pb2
+
+__all__ = ["STREAM_TIMEOUT", "AsyncReads"]
+
+STREAM_TIMEOUT = 60.0
+
+_MAX_IDS = 1000
+
+
+class AsyncReads:
+    """What `AsyncClient` reads; see there."""
+
+    _caller: Caller
+
+    async def get(self, id: str, *, timeout: float | None = None) -> Message:
+        """Read one message.
+
+        Args:
+            id: The message's id.
+            timeout: Seconds in all; None: the client's timeout.
+
+        Raises:
+            NotFoundError: No message has the id.
+            InvalidArgumentError: The id is empty or too long.
+        """
+        return convert.message_from_pb(await self._get(id, self._caller.deadline(timeout)))
+
+    async def _get(self, id: str, deadline: Deadline) -> message_pb2.Message:
+        with convert.naming("id"):
+            request = pb.GetRequest(id=id)
+        response = await self._caller.unary("Get", lambda e: e.storage.Get, request, deadline)
+        return response.message
+
+    async def batch_get(
+        self, ids: Iterable[str], *, timeout: float | None = None
+    ) -> BatchGetResult:
+        """Read any number of messages by id, in the order asked.
+
+        Ids that are not known are listed, not an error. More than 1000 are read
+        in several calls.
+
+        Args:
+            ids: The ids; one given twice is answered twice.
+            timeout: Seconds for all of it; None: the client's timeout.
+
+        Raises:
+            InvalidArgumentError: An id is empty or too long.
+        """
+        if isinstance(ids, str):
+            raise TypeError(f"ids: expected several strings, got the one string {ids!r}")
+        wanted = tuple(ids)
+        deadline = self._caller.deadline(timeout)
+        messages: tuple[Message, ...] = ()
+        missing: tuple[str, ...] = ()
+        for start in range(0, len(wanted), _MAX_IDS):
+            part = await self._batch_get(wanted[start : start + _MAX_IDS], deadline)
+            messages += part.messages
+            missing += part.missing_ids
+        return BatchGetResult(messages, missing)
+
+    async def _batch_get(self, ids: tuple[str, ...], deadline: Deadline) -> BatchGetResult:
+        with convert.naming("ids"):
+            request = pb.BatchGetRequest(ids=ids)
+        try:
+            return convert.batch_get_result(
+                await self._caller.unary(
+                    "BatchGet", lambda e: e.storage.BatchGet, request, deadline
+                )
+            )
+        except ResourceExhaustedError as error:
+            # Too large for one answer: messages can have a megabyte each.
+            if len(ids) == 1 or error.retry_after is not None:
+                raise
+        half = len(ids) // 2
+        left = await self._batch_get(ids[:half], deadline)
+        right = await self._batch_get(ids[half:], deadline)
+        return BatchGetResult(
+            left.messages + right.messages, left.missing_ids + right.missing_ids
+        )
+
+    def list(
+        self,
+        session_id: str,
+        *,
+        newest_first: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        timeout: float | None = None,
+    ) -> AsyncPager[Message]:
+        """List the messages of one session by time, then by id.
+
+        Args:
+            session_id: The session. "" is the session whose id is empty, not
+                the messages without one.
+            newest_first: Newest first instead of oldest first.
+            page_size: Messages to ask for at a time: 0 means 50, above 500
+                means 500.
+            page_token: Where to begin: the `next_page_token` of a page.
+            timeout: Seconds for each page; None: the client's timeout.
+
+        Raises:
+            InvalidArgumentError: The session id is too long, the page size is
+                negative, or the token belongs to another request.
+        """
+        with convert.naming("request"):
+            request = pb.ListRequest(
+                session_id=session_id, newest_first=newest_first, page_size=page_size
+            )
+
+        async def fetch(token: str) -> Page[Message]:
+            response = await self._caller.unary(
+                "List",
+                lambda e: e.storage.List,
+                _with_token(request, token),
+                self._caller.deadline(timeout),
+            )
+            return convert.message_page(response)
+
+        return AsyncPager(fetch, page_token)
+
+    def search(
+        self,
+        query: str = "",
+        *,
+        tags: Iterable[str] = (),
+        provider: str = "",
+        role: str = "",
+        session_id: str | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        order: Order = Order.RELEVANCE,
+        page_size: int = 0,
+        page_token: str = "",
+        timeout: float | None = None,
+    ) -> AsyncPager[SearchResult]:
+        """Find the messages for which all conditions given hold.
+
+        Args:
+            query: Words, all of which must be in the content; `"a phrase"`;
+                `-excluded`; `prefix*`; `OR` between alternatives. Case, accents
+                and English endings do not count. Any text is a valid query.
+                Empty: the other conditions alone decide.
+            tags: Tags that must all be present.
+            provider: The provider; "" for any.
+            role: The role; "" for any.
+            session_id: The session; None for any.
+            start: The earliest timestamp, inclusive.
+            end: The latest timestamp, exclusive.
+            metadata: What the metadata must contain: `{"a": 1}` is contained in
+                `{"a": 1, "b": 2}`.
+            order: The order of the results.
+            page_size: Results to ask for at a time: 0 means 50, above 500 means
+                500.
+            page_token: Where to begin: the `next_page_token` of a page.
+            timeout: Seconds for each page; None: the client's timeout.
+
+        Raises:
+            InvalidArgumentError: A value is too long or has no wire form, the
+                page size is negative, or the token belongs to another request.
+        """
+        if isinstance(tags, str):
+            raise TypeError(f"tags: expected several strings, got the one string {tags!r}")
+        with convert.naming("request"):
+            request = pb.SearchRequest(
+                query=query,
+                tags=tags,
+                provider=provider,
+                role=role,
+                session_id=session_id,
+                start_time=None if start is None else convert.timestamp_to_pb(start, "start"),
+                end_time=None if end is None else convert.timestamp_to_pb(end, "end"),
+                metadata_json=_json.dumps(metadata) if metadata else "",
+                page_size=page_size,
+                order=pb.Order.ValueType(order),
+            )
+
+        async def fetch(token: str) -> Page[SearchResult]:
+            response = await self._caller.unary(
+                "Search",
+                lambda e: e.storage.Search,
+                _with_token(request, token),
+                self._caller.deadline(timeout),
+            )
+            return convert.search_page(response)
+
+        return AsyncPager(fetch, page_token)
+
+    async def export(
+        self, *, resume_token: str = "", batch_size: int = 0, timeout: float = STREAM_TIMEOUT
+    ) -> AsyncGenerator[Message, None]:
+        """Yield every message, ordered by id (bytes).
+
+        Every message that is there at the beginning, and not deleted meanwhile,
+        comes exactly once, also over broken connections. Writers are not
+        blocked.
+
+        Args:
+            resume_token: Where to begin: the `resume_token` of a batch.
+            batch_size: Messages in a batch: 0 means 500, above 1000 means 1000.
+            timeout: Seconds without anything after which it gives up.
+
+        Raises:
+            InvalidArgumentError: The token is not one of an export, or the
+                batch size is negative.
+        """
+        batches = self.export_batches(
+            resume_token=resume_token, batch_size=batch_size, timeout=timeout
+        )
+        async with aclosing(batches):
+            async for batch in batches:
+                for message in batch.messages:
+                    yield message
+
+    async def export_batches(
+        self, *, resume_token: str = "", batch_size: int = 0, timeout: float = STREAM_TIMEOUT
+    ) -> AsyncGenerator[ExportBatch, None]:
+        """Yield every message as `export` does, in batches with their resume tokens.
+
+        Args:
+            resume_token: Where to begin: the `resume_token` of a batch.
+            batch_size: Messages in a batch: 0 means 500, above 1000 means 1000.
+            timeout: Seconds without anything after which it gives up.
+
+        Raises:
+            InvalidArgumentError: The token is not one of an export, or the
+                batch size is negative.
+        """
+        token = resume_token
+        responses = self._caller.stream(
+            "Export",
+            lambda e: e.storage.Export,
+            lambda: pb.ExportRequest(resume_token=token, batch_size=batch_size),
+            timeout,
+        )
+        async with aclosing(responses):
+            async for response in responses:
+                token = response.resume_token
+                yield convert.export_batch(response)
+
+    async def health(self, service: str = "", *, timeout: float | None = None) -> ServingStatus:
+        """Ask the server how it is; not repeated, for the answer is about now.
+
+        Args:
+            service: Full name of a service, for example
+                `sagastore.v1.StorageService`; "" for the server as a whole.
+            timeout: Seconds; None: the client's timeout.
+
+        Raises:
+            NotFoundError: The server does not know the service.
+            UnavailableError: The server cannot be reached.
+        """
+        request = _wire.message_class("grpc.health.v1.HealthCheckRequest")(service=service)
+        response = await self._caller.unary(
+            "Check", lambda e: e.health, request, self._caller.deadline(timeout), retry=False
+        )
+        return ServingStatus(response.status)
+
+
+def _with_token(request: Any, token: str) -> Any:
+    """Return the request for one page; the same one where nothing changes."""
+    if request.page_token == token:
+        return request
+    copy = type(request)()
+    copy.CopyFrom(request)
+    with convert.naming("page_token"):
+        copy.page_token = token
+    return copy

@@ -1,0 +1,92 @@
+"""From the wire form of a migration to the library's own types."""
+
+from __future__ import annotations
+
+from sagastore import _time
+from sagastore._enums import BackfillState, MismatchKind, Phase, Store
+from sagastore._migration_model import (
+    Backfill,
+    Blocker,
+    Migration,
+    Mismatch,
+    QuarantinedRow,
+    StoreHealth,
+    Verification,
+    VerifyProgress,
+)
+from sagastore._model import Page
+from sagastore.v1 import migration_pb2
+
+__all__ = ["migration", "quarantine_page", "verify_progress"]
+
+
+def migration(pb: migration_pb2.Migration) -> Migration:
+    """Return where a migration stands."""
+    last = _verification(pb.last_verification) if pb.HasField("last_verification") else None
+    return Migration(
+        phase=Phase(pb.phase),
+        epoch=pb.epoch,
+        backfill=_backfill(pb.backfill),
+        journal_rows=pb.journal_rows,
+        journal_lag_seconds=pb.journal_lag_seconds,
+        quarantined=pb.quarantined,
+        last_verification=last,
+        blockers_to_next=tuple(Blocker(b.reason, b.detail) for b in pb.blockers_to_next),
+        stores=tuple(map(_store, pb.stores)),
+    )
+
+
+def _backfill(pb: migration_pb2.Backfill) -> Backfill:
+    return Backfill(
+        state=BackfillState(pb.state),
+        copied=pb.copied,
+        total=pb.total,
+        rows_per_second=pb.rows_per_second,
+        eta_seconds=pb.eta_seconds,
+        error=pb.error,
+    )
+
+
+def _verification(pb: migration_pb2.Verification) -> Verification:
+    started, finished = pb.started_at, pb.finished_at
+    return Verification(
+        started_at=_time.from_wire(started.seconds, started.nanos)
+        if pb.HasField("started_at")
+        else None,
+        finished_at=_time.from_wire(finished.seconds, finished.nanos)
+        if pb.HasField("finished_at")
+        else None,
+        compared=pb.compared,
+        mismatch_count=pb.mismatch_count,
+        repaired=pb.repaired,
+    )
+
+
+def _store(pb: migration_pb2.StoreHealth) -> StoreHealth:
+    return StoreHealth(
+        store=Store(pb.store),
+        healthy=pb.healthy,
+        detail=pb.detail,
+        messages=pb.messages if pb.messages >= 0 else None,
+        schema_version=pb.schema_version or None,
+    )
+
+
+def verify_progress(pb: migration_pb2.VerifyResponse) -> VerifyProgress:
+    """Return how far a verification is."""
+    return VerifyProgress(
+        compared=pb.compared,
+        total=pb.total,
+        mismatches=tuple(
+            Mismatch(m.id, MismatchKind(m.kind), tuple(m.fields)) for m in pb.mismatches
+        ),
+        done=pb.done,
+        mismatch_count=pb.mismatch_count,
+        repaired=pb.repaired,
+    )
+
+
+def quarantine_page(pb: migration_pb2.ListQuarantineResponse) -> Page[QuarantinedRow]:
+    """Return a page of the quarantine."""
+    rows = tuple(QuarantinedRow(r.source_key, r.reason, r.field, r.row) for r in pb.rows)
+    return Page(rows, pb.next_page_token)

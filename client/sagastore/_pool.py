@@ -1,0 +1,194 @@
+"""The channels of a client: one for each address, used in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+import grpc.aio
+
+from sagastore import _wire
+from sagastore._retry import Deadline
+from sagastore._target import TLS, Address
+from sagastore.v1 import migration_pb2_grpc, storage_pb2, storage_pb2_grpc
+
+if TYPE_CHECKING:
+    from sagastore.v1.migration_pb2_grpc import MigrationServiceAsyncStub
+    from sagastore.v1.storage_pb2_grpc import StorageServiceAsyncStub
+
+    BulkCall = grpc.aio.StreamStreamMultiCallable[bytes, storage_pb2.BulkSaveResponse]
+
+__all__ = ["Endpoint", "Metadata", "Pool"]
+
+Metadata = tuple[tuple[str, str], ...]
+
+_READY = grpc.ChannelConnectivity.READY
+_FAILING = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+# A page or batch of the largest messages that the API allows; gRPC's default
+# of 4 MiB holds three of them.
+_MAX_RECEIVE_BYTES = 64 * 1024 * 1024
+
+_OPTIONS: tuple[tuple[str, Any], ...] = (
+    # A name with several addresses is balanced as well.
+    ("grpc.service_config", '{"loadBalancingConfig":[{"round_robin":{}}]}'),
+    ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # gRPC waits up to two minutes between attempts to connect; a server that
+    # restarts is back much sooner.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Also makes the kernel drop a connection whose peer is gone without a word
+    # (TCP_USER_TIMEOUT). More often than every 5 minutes, servers refuse pings.
+    ("grpc.keepalive_time_ms", 310_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+_POLL_SECONDS = 0.01
+_CONNECT_SECONDS = 5.0
+
+# The process in which gRPC's asyncio machinery was started.
+_started_in: int | None = None
+
+
+class Endpoint:
+    """One server and the ways to call it."""
+
+    __slots__ = ("address", "bulk_save", "channel", "health", "migration", "storage")
+
+    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+        self.address = address
+        self.channel = channel
+        self.storage = cast(
+            "StorageServiceAsyncStub", storage_pb2_grpc.StorageServiceStub(channel)
+        )
+        self.migration = cast(
+            "MigrationServiceAsyncStub", migration_pb2_grpc.MigrationServiceStub(channel)
+        )
+        # Takes requests that are serialized already.
+        self.bulk_save = cast(
+            "BulkCall",
+            channel.stream_stream(
+                "/sagastore.v1.StorageService/BulkSave",
+                request_serializer=None,
+                response_deserializer=storage_pb2.BulkSaveResponse.FromString,
+            ),
+        )
+        self.health: grpc.aio.UnaryUnaryMultiCallable[Any, Any] = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=_serialize,
+            response_deserializer=_wire.message_class(
+                "grpc.health.v1.HealthCheckResponse"
+            ).FromString,
+        )
+
+    def state(self) -> grpc.ChannelConnectivity:
+        """Return the state of the connection; begins to connect if there is none."""
+        return self.channel.get_state(try_to_connect=True)
+
+
+def _serialize(message: Any) -> bytes:
+    return cast("bytes", message.SerializeToString())
+
+
+class Pool:
+    """Opens the channels on first use and hands them out in turn.
+
+    Bound to the event loop of its first use, as gRPC's channels are.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        tls: TLS | None,
+        token: Callable[[], str] | None,
+        user_agent: str,
+    ) -> None:
+        self.addresses = tuple(addresses)
+        self._tls = tls
+        self._token = token
+        self._user_agent = user_agent
+        self._endpoints: tuple[Endpoint, ...] = ()
+        self._next = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.closed = False
+
+    def metadata(self) -> Metadata | None:
+        """Return what goes with each call."""
+        if self._token is None:
+            return None
+        return (("authorization", f"Bearer {self._token()}"),)
+
+    async def acquire(self, deadline: Deadline | None = None) -> Endpoint:
+        """Return the server to call next: in turn, those that can be reached first.
+
+        Raises:
+            RuntimeError: The client is closed, or belongs to another event
+                loop or process.
+        """
+        endpoints = self._open()
+        if len(endpoints) == 1:
+            return endpoints[0]
+        for _ in range(int(_CONNECT_SECONDS / _POLL_SECONDS)):
+            states = [endpoint.state() for endpoint in endpoints]
+            if _READY in states or all(state is _FAILING for state in states):
+                break
+            if deadline is not None and not deadline.leaves_room_for(2 * _POLL_SECONDS):
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        return self._rotate(endpoints, [state is _READY for state in states])
+
+    def _rotate(self, endpoints: tuple[Endpoint, ...], ready: list[bool]) -> Endpoint:
+        count = len(endpoints)
+        turns = [(self._next + step) % count for step in range(count)]
+        chosen = next((turn for turn in turns if ready[turn]), turns[0])
+        self._next = (chosen + 1) % count
+        return endpoints[chosen]
+
+    def _open(self) -> tuple[Endpoint, ...]:
+        global _started_in
+        if self._endpoints:
+            if asyncio.get_running_loop() is not self._loop:
+                raise RuntimeError(
+                    "an AsyncClient belongs to the event loop that first used it; "
+                    "make one client for each loop"
+                )
+            return self._endpoints
+        if self.closed:
+            raise RuntimeError("the client is closed")
+        if _started_in not in (None, os.getpid()):
+            raise RuntimeError(
+                "gRPC was used by this process before it forked, and does not work after that; "
+                "make clients only after forking, or start processes by spawn"
+            )
+        _started_in = os.getpid()
+        self._loop = asyncio.get_running_loop()
+        credentials = None if self._tls is None else self._tls.credentials()
+        self._endpoints = tuple(
+            Endpoint(address.text, self._channel(address, credentials))
+            for address in self.addresses
+        )
+        return self._endpoints
+
+    def _channel(
+        self, address: Address, credentials: grpc.ChannelCredentials | None
+    ) -> grpc.aio.Channel:
+        options = [*_OPTIONS, ("grpc.primary_user_agent", self._user_agent)]
+        if address.loopback:
+            # A proxy (http_proxy in the environment) has another loopback.
+            options.append(("grpc.enable_http_proxy", 0))
+        if credentials is None:
+            return grpc.aio.insecure_channel(address.target, options=options)
+        if self._tls is not None and self._tls.server_name:
+            options.append(("grpc.ssl_target_name_override", self._tls.server_name))
+        return grpc.aio.secure_channel(address.target, credentials, options=options)
+
+    async def close(self) -> None:
+        """Close the channels; calls under way are cancelled. Safe to repeat."""
+        self.closed = True
+        endpoints, self._endpoints = self._endpoints, ()
+        for endpoint in endpoints:
+            await endpoint.channel.close()

@@ -1,0 +1,169 @@
+"""Addresses, TLS and tokens."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+__all__ = ["TLS", "Address", "Token", "parse_targets", "token_source"]
+
+DEFAULT_PORT = 50051
+
+_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
+
+Pem = bytes | str | os.PathLike[str]
+Token = str | Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """How to secure a connection. PEM data as bytes, or paths of PEM files.
+
+    Attributes:
+        ca: Certificates of the authorities to trust; None: those that gRPC
+            trusts by itself.
+        cert: The client's own certificate (chain), where the server wants one.
+        key: Its private key.
+        server_name: The name that the server's certificate must have, where it
+            is not the name in the address.
+    """
+
+    ca: Pem | None = None
+    cert: Pem | None = None
+    key: Pem | None = field(default=None, repr=False)
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse half a pair."""
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("TLS: cert and key belong together; give both or neither")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Return gRPC's form of it; reads the files.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
+        return grpc.ssl_channel_credentials(
+            root_certificates=_read(self.ca),
+            private_key=_read(self.key),
+            certificate_chain=_read(self.cert),
+        )
+
+
+def _read(pem: Pem | None) -> bytes | None:
+    return pem if pem is None or isinstance(pem, bytes) else Path(pem).read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One server: as people write it, and as gRPC wants it."""
+
+    text: str
+    target: str
+    loopback: bool
+
+
+def parse_targets(target: str | Sequence[str]) -> tuple[Address, ...]:
+    """Read one or several addresses.
+
+    Raises:
+        ValueError: An address is empty or not `HOST:PORT`, `HOST`, or a name
+            that gRPC resolves (`dns:///…`, `unix:…`, `ipv4:…`, `ipv6:…`).
+    """
+    if isinstance(target, str):
+        # "ipv4:" and "ipv6:" names hold several addresses by themselves.
+        whole = target.startswith(("ipv4:", "ipv6:"))
+        parts: Sequence[str] = [target] if whole else target.split(",")
+    else:
+        parts = target
+    addresses = tuple(_parse(part.strip()) for part in parts)
+    if not addresses:
+        raise ValueError("target: no address given")
+    return addresses
+
+
+def _parse(text: str) -> Address:
+    if not text:
+        raise ValueError("target: empty address")
+    if text.startswith(_SCHEMES):
+        return Address(text, text, _scheme_is_loopback(text))
+    if "://" in text:
+        raise ValueError(f"target: {text!r} is not an address; write HOST:PORT")
+    host, port = _split(text)
+    bracketed = f"[{host}]" if ":" in host else host
+    return Address(f"{bracketed}:{port}", f"dns:///{bracketed}:{port}", _is_loopback(host))
+
+
+def _split(text: str) -> tuple[str, int]:
+    if text.startswith("["):
+        host, closed, rest = text[1:].partition("]")
+        if not closed or (rest and not rest.startswith(":")):
+            raise ValueError(f"target: {text!r} is not an address; write [IPV6]:PORT")
+        port = rest[1:]
+    elif text.count(":") > 1:
+        host, port = text, ""  # An IPv6 address without a port.
+    else:
+        host, _, port = text.partition(":")
+    if not host or (port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536)):
+        raise ValueError(f"target: {text!r} is not an address; write HOST:PORT")
+    return host, int(port or DEFAULT_PORT)
+
+
+def _scheme_is_loopback(text: str) -> bool:
+    scheme, _, rest = text.partition(":")
+    if scheme in ("unix", "unix-abstract"):
+        return True
+    if scheme in ("ipv4", "ipv6"):
+        return all(_is_loopback(_split(part)[0]) for part in rest.lstrip("/").split(","))
+    if scheme == "dns":
+        return _is_loopback(_split(rest.rpartition("/")[2])[0])
+    return False
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower().rstrip(".") in ("localhost", "ip6-localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def token_source(
+    token: Token | None,
+    addresses: Sequence[Address],
+    *,
+    secure: bool,
+    allow_insecure: bool,
+) -> Callable[[], str] | None:
+    """Return what gives the token for each call, once it is clear that it may be sent.
+
+    Raises:
+        ValueError: The token would cross a network in plain text.
+    """
+    if token is None:
+        return None
+    exposed = [a.text for a in addresses if not a.loopback]
+    if exposed and not secure and not allow_insecure:
+        raise ValueError(
+            f"the token would be sent to {exposed[0]} in plain text; use tls=..., "
+            "or allow_insecure_token=True where the network itself is safe"
+        )
+    if callable(token):
+        source = token
+        return lambda: _checked(source())
+    fixed = _checked(token)
+    return lambda: fixed
+
+
+def _checked(token: str) -> str:
+    # gRPC would quote the whole header in its error.
+    if not token or not all("!" <= c <= "~" for c in token):
+        raise ValueError("token: must be printable ASCII without spaces, and not empty")
+    return token
