@@ -1,0 +1,69 @@
+"""Fixtures for all tests: real servers, in processes of their own, always cleaned up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+
+from sagastore.v1 import migration_pb2_grpc, storage_pb2_grpc
+from tests.support.server_process import ServerProcess, serving
+
+ServerFactory = Callable[..., ServerProcess]
+
+
+@pytest.fixture
+def server_process(tmp_path: Path) -> Iterator[ServerFactory]:
+    """Make servers, not started yet: ``server_process(*options, sqlite=..., env=...)``."""
+    with ExitStack() as stack:
+
+        def make(
+            *options: str, sqlite: Path | None = None, env: dict[str, str] | None = None
+        ) -> ServerProcess:
+            server = ServerProcess(sqlite or tmp_path / "sagastore.db", *options, env=env)
+            stack.callback(server.close)
+            return server
+
+        yield make
+
+
+@pytest.fixture
+def running_server(server_process: ServerFactory) -> ServerProcess:
+    """Run a server on an empty file, for one test."""
+    return server_process().start()
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Run one server for all tests that do not mind each other's messages."""
+    with serving(tmp_path_factory.mktemp("shared") / "sagastore.db") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_channel(shared_server: ServerProcess) -> Iterator[grpc.Channel]:
+    """Connect to the shared server."""
+    with shared_server.channel() as channel:
+        yield channel
+
+
+@pytest.fixture(scope="session")
+def storage(shared_channel: grpc.Channel) -> storage_pb2_grpc.StorageServiceStub:
+    """Call StorageService of the shared server."""
+    return storage_pb2_grpc.StorageServiceStub(shared_channel)
+
+
+@pytest.fixture(scope="session")
+def migration(shared_channel: grpc.Channel) -> migration_pb2_grpc.MigrationServiceStub:
+    """Call MigrationService of the shared server."""
+    return migration_pb2_grpc.MigrationServiceStub(shared_channel)
+
+
+@pytest.fixture
+def channel(running_server: ServerProcess) -> Iterator[grpc.Channel]:
+    """Connect to this test's own server."""
+    with running_server.channel() as channel:
+        yield channel
