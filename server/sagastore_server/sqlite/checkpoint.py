@@ -15,7 +15,6 @@ from pathlib import Path
 
 import aiosqlite
 
-from sagastore_server.sqlite.connect import BUSY_TIMEOUT_MS
 from sagastore_server.sqlite.readers import ReaderPool
 
 PASSIVE_BYTES = 4 * 1024 * 1024
@@ -29,6 +28,14 @@ PATIENCE = 5.0
 
 INTERVAL = 0.5
 """Seconds between looks at the log."""
+
+PAUSE = 2.0
+"""Seconds between attempts to empty the log where one failed: another process reads the
+file, or one write followed the other."""
+
+_BUSY_TIMEOUT_MS = 200
+"""How long emptying waits for the writer, or for a foreign reader. It holds the lock for
+writing meanwhile, so all writes wait as long."""
 
 _WARN_EVERY = 60.0
 
@@ -45,12 +52,13 @@ class Checkpointer:
         self._readers = readers
         self._connection: aiosqlite.Connection | None = None
         self._task: asyncio.Task[None] | None = None
+        self._pause_until = 0.0
         self._warned = 0.0
 
     async def open(self) -> None:
         """Begin to watch."""
         self._connection = await aiosqlite.connect(self._path, isolation_level=None)
-        await self._connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        await self._connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
         self._task = asyncio.create_task(self._watch(), name="sqlite-checkpointer")
 
     async def close(self) -> None:
@@ -66,10 +74,12 @@ class Checkpointer:
     async def run_once(self) -> None:
         """Look at the log once and do what its size asks for."""
         size = self._wal_bytes()
-        if size >= LARGE_BYTES:
+        if size >= LARGE_BYTES and time.monotonic() >= self._pause_until:
             async with self._readers.none_reading(PATIENCE):
-                emptied = await self._checkpoint("TRUNCATE")
+                # Copying waits for nobody. What it cannot copy, a foreign reader needs.
+                emptied = await self._checkpoint("PASSIVE") and await self._checkpoint("TRUNCATE")
             if not emptied:
+                self._pause_until = time.monotonic() + PAUSE
                 self._warn(size)
         elif size >= PASSIVE_BYTES:
             await self._checkpoint("PASSIVE")
@@ -84,10 +94,12 @@ class Checkpointer:
                 _log.warning("checkpoint failed, trying again: %s", exc)
 
     async def _checkpoint(self, mode: str) -> bool:
+        """Tell whether nobody was in the way and the whole log was copied."""
         if self._connection is None:
             return False
         rows = await self._connection.execute_fetchall(f"PRAGMA wal_checkpoint({mode})")
-        return not next(iter(rows))[0]
+        busy, size, copied = next(iter(rows))
+        return not busy and size == copied
 
     def _wal_bytes(self) -> int:
         try:
@@ -100,7 +112,7 @@ class Checkpointer:
         if now - self._warned >= _WARN_EVERY:
             self._warned = now
             _log.warning(
-                "the write-ahead log has %d MiB and cannot be emptied: another process "
-                "is reading the file; end it",
+                "the write-ahead log has %d MiB and could not be emptied, trying again; if "
+                "that goes on, another process is reading the file: end it",
                 size >> 20,
             )

@@ -39,6 +39,10 @@ class ReaderPool:
         self._idle: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue()
         self._all: list[aiosqlite.Connection] = []
         self._closing = False
+        self._holding = asyncio.Lock()
+        # Who releases a connection and asks again would get it before those who wait.
+        self._admitting = asyncio.Event()
+        self._admitting.set()
 
     async def open(self) -> None:
         """Open the connections; after a failure, ``close`` closes those that were."""
@@ -91,19 +95,22 @@ class ReaderPool:
         A read that still runs after ``patience`` seconds is interrupted, and begins
         anew afterwards.
         """
-        taken: list[aiosqlite.Connection] = []
-        try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await self._take_all(taken)
-            for connection in self._all:
-                if connection not in taken:
-                    await connection.interrupt()
-            await self._take_all(taken)
-            yield
-        finally:
-            for connection in taken:
-                self._idle.put_nowait(connection)
+        async with self._holding:
+            taken: list[aiosqlite.Connection] = []
+            self._admitting.clear()
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(patience):
+                        await self._take_all(taken)
+                for connection in self._all:
+                    if connection not in taken:
+                        await connection.interrupt()
+                await self._take_all(taken)
+                yield
+            finally:
+                self._admitting.set()
+                for connection in taken:
+                    self._idle.put_nowait(connection)
 
     async def _take_all(self, taken: list[aiosqlite.Connection]) -> None:
         while len(taken) < len(self._all):
@@ -111,6 +118,7 @@ class ReaderPool:
 
     async def _run(self, read: Callable[[aiosqlite.Connection], Awaitable[T]]) -> T:
         while True:
+            await self._admitting.wait()
             self._check_open()
             connection = await self._idle.get()
             try:
