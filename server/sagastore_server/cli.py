@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sagastore_server import __version__, app
+from sagastore_server import __version__, app, inspection
 from sagastore_server.ops import logs, loop, settings
 from sagastore_server.ops.address import Address
 from sagastore_server.storage.errors import CannotOpenError
@@ -134,6 +134,9 @@ def serve(
         loop.run(app.serve(chosen, _say))
     except (settings.SettingsError, app.StartupError, CannotOpenError) as exc:
         _fail(str(exc))
+
+
+cli.command()(inspection.inspect)
 
 
 def main() -> None:
