@@ -6,6 +6,7 @@ The only module that names a concrete backend.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import structlog
@@ -18,6 +19,9 @@ from sagastore_server.ops.signals import StopSignals
 from sagastore_server.rpc.server import CannotListenError, RpcServer
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.base import StorageBackend
+
+_PROGRESS_EVERY = 2.0
+"""Seconds between two lines about the same long work."""
 
 _log = structlog.get_logger(__name__)
 
@@ -42,7 +46,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
 
     """
     _check(settings)
-    backend: StorageBackend = SQLiteStorage(settings.sqlite)
+    backend: StorageBackend = SQLiteStorage(settings.sqlite, _Progress())
     server = RpcServer(backend)
     signals = StopSignals()
     address = await _listen(server, settings.address)
@@ -56,6 +60,20 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
         await server.stop()
         await backend.close()
     _log.info("stopped")
+
+
+class _Progress:
+    """Logs how far long work has come, every few seconds."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _PROGRESS_EVERY
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Log it if it is time to."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _PROGRESS_EVERY
+            _log.info("opening", work=what, rows=done, of=total)
 
 
 def _check(settings: Settings) -> None:

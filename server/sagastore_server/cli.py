@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -145,9 +144,8 @@ def main() -> None:
 
 
 def _say(text: str) -> None:
-    """Show ``text`` to a person; a program that starts the server reads the log."""
-    if sys.stdout.isatty():
-        typer.echo(text)
+    """Show ``text`` to a person. Programs read the log, on standard error."""
+    typer.echo(text)
 
 
 def _fail(line: str) -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 from sagastore_server.ops.address import Address
@@ -13,7 +15,9 @@ def greeting(version: str, address: Address, file: Path, messages: int, quaranti
 
     ``messages`` is -1 while unknown.
     """
-    target = "" if str(address) == DEFAULT_LISTEN else f" --target {address}"
+    command = _client_command()
+    if str(address) != DEFAULT_LISTEN:
+        command += f" --target {address}"
     lines = [
         f"SagaStore {version} is serving on {address}",
         f"  file      {file}",
@@ -22,15 +26,26 @@ def greeting(version: str, address: Address, file: Path, messages: int, quaranti
         lines.append(f"  messages  {messages:,}")
     if quarantined:
         lines.append(
-            f"  in quarantine: {quarantined:,} rows; see: sagastore{target} migrate quarantine"
+            f"  in quarantine: {quarantined:,} rows; see them with {command} migrate quarantine"
         )
     lines += [
         "",
         "Try in another terminal:",
-        f'  sagastore{target} save --provider openai --role user "Hello, SagaStore"',
-        f"  sagastore{target} search hello",
-        f"  sagastore{target} migrate status",
+        f'  {command} save --provider openai --role user "Hello, SagaStore"',
+        f"  {command} search hello",
+        f"  {command} import memory.db      # a legacy database, or JSON Lines",
+        f"  {command} --help",
         "",
         "Ctrl+C stops the server; calls under way are finished first.",
     ]
     return "\n".join(lines)
+
+
+def _client_command() -> str:
+    """Return what starts the client: its path, where a shell would not find its name."""
+    name = "sagastore"
+    beside = Path(sys.executable).with_name(name)
+    if shutil.which(name) or not beside.exists():
+        return name
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,6 +70,7 @@ class SQLiteStorage(StorageBackend):
         self._checkpointer = Checkpointer(path, self._readers)
         self._connection: sqlite3.Connection | None = None
         self._writer: GroupCommitWriter | None = None
+        self._abandoned = threading.Event()
 
     async def open(self) -> None:
         """See the contract: creates, upgrades or takes over the file."""
@@ -176,6 +179,26 @@ class SQLiteStorage(StorageBackend):
     async def checkpoint(self) -> None:
         """Empty the write-ahead log if it is large enough; happens by itself too."""
         await self._checkpointer.run_once()
+
+    async def _open_file(self) -> sqlite3.Connection:
+        """Open the file in a thread; if the caller gives up, end that before returning."""
+        work = asyncio.create_task(
+            asyncio.to_thread(open_for_writing, self._path, self._report_unless_abandoned)
+        )
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self._abandoned.set()
+            with contextlib.suppress(StorageError):
+                connection = await work
+                await asyncio.to_thread(connection.close)
+            raise
+
+    def _report_unless_abandoned(self, what: str, done: int, total: int) -> None:
+        if self._abandoned.is_set():
+            # Rolls back what is under way: nobody waits for it any more.
+            raise UnavailableError("the server was stopped while it opened the file")
+        self._progress(what, done, total)
 
     async def _write(self, ids: Sequence[str], apply: Callable[[Batch], _T]) -> _T:
         if self._writer is None:
