@@ -45,7 +45,7 @@ async def list_session(
         if not count:
             _note(f"no messages in the session {session_id!r}")
         elif more:
-            _note(f"the first {count:,}; there are more")
+            _note(f"{count:,} shown; there are more")
     return 0
 
 
@@ -60,7 +60,7 @@ async def search(settings: Settings, query: str, *, limit: int, **conditions: An
     if not count and not settings.as_json:
         _note("nothing matches")
     elif more:
-        _note(f"the first {count:,} matches; --limit N shows more, --limit 0 all")
+        _note(f"{count:,} shown; there are more: --limit N shows N, --limit 0 all")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -90,14 +91,21 @@ class _Pipe(io.RawIOBase):
 
 def _recognize(name: str, raw: IO[bytes], path: Path | None) -> Source:
     outer = io.BufferedReader(cast("Any", raw), 1 << 16)
-    text = _decompressed(outer)
-    try:
-        head = text.peek(_PEEK)
-    except BROKEN as exc:
-        raise CommandError(f"cannot read {name}: {exc}") from None
-    if head.startswith(_SQLITE):
-        return _database(name, text, path, is_plain=text is outer)
-    _check_is_text(name, head)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(raw)
+        try:
+            text = _decompressed(outer)
+            head = text.peek(_PEEK)
+        except BROKEN as exc:
+            raise CommandError(f"cannot read {name}: {exc}") from None
+        if head.startswith(_SQLITE):
+            if text is not outer or path is None:
+                return _spooled(name, text, path)
+            # Before SQLite opens it: closing it later would take SQLite's locks away.
+            raw.close()
+            return open_database(name, path, path)
+        _check_is_text(name, head)
+        stack.pop_all()
     # Where compressed, only the file below tells how far reading has come.
     return JsonLines(name, text, path, None if text is outer else raw)
 
@@ -111,25 +119,19 @@ def _decompressed(file: io.BufferedReader) -> io.BufferedReader:
     return file
 
 
-def _database(name: str, text: io.BufferedReader, path: Path | None, *, is_plain: bool) -> Source:
-    if is_plain and path is not None:
-        text.close()
-        return open_database(name, path, path)
-    # SQLite reads files only, so one is made.
-    folder = tempfile.TemporaryDirectory(prefix="sagastore-")
-    try:
-        copy = Path(folder.name) / "import.db"
-        with copy.open("wb") as file:
-            shutil.copyfileobj(text, file, 1 << 20)
+def _spooled(name: str, text: io.BufferedReader, path: Path | None) -> Source:
+    """Make a file of a database that is piped in or compressed: SQLite reads files only."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sagastore-"))
+        copy = Path(folder) / "import.db"
+        try:
+            with copy.open("wb") as file:
+                shutil.copyfileobj(text, file, 1 << 20)
+        except BROKEN as exc:
+            raise CommandError(f"cannot read {name}: {exc}") from None
         source = open_database(name, copy, path)
-    except BROKEN as exc:
-        folder.cleanup()
-        raise CommandError(f"cannot read {name}: {exc}") from None
-    except BaseException:
-        folder.cleanup()
-        raise
-    source.on_close = folder.cleanup
-    return source
+        source.on_close = stack.pop_all().close
+        return source
 
 
 def _check_is_text(name: str, head: bytes) -> None:

@@ -131,6 +131,8 @@ class JsonLines:
 
     def close(self) -> None:
         """Close the file."""
+        # A decompressing reader forgets the file below it without closing it.
+        self._measured.close()
         self._text.close()
 
 

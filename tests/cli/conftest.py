@@ -1,0 +1,22 @@
+"""The `sagastore` command, as people run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import Sagastore
+from tests.support.server_process import ServerProcess
+
+
+@pytest.fixture
+def cli(shared_server: ServerProcess, tmp_path: Path) -> Sagastore:
+    """Run the command on the shared server."""
+    return Sagastore(shared_server.address, tmp_path)
+
+
+@pytest.fixture
+def own_cli(running_server: ServerProcess, tmp_path: Path) -> Sagastore:
+    """Run the command on a server of the test's own."""
+    return Sagastore(running_server.address, tmp_path)

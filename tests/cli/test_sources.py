@@ -1,0 +1,280 @@
+"""What an import reads, and what it says about what it cannot."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagastore.cli.failures import CommandError
+from sagastore.cli.sources import Row, open_source
+from sagastore.cli.sources.jsonl import MAX_LINE, JsonLines, read_line
+from tests.cli.command import SAMPLE, sample
+from tests.cli.databases import legacy_database, store_database
+
+
+def _read(path: Path | str) -> list[Row]:
+    source = open_source(str(path))
+    try:
+        return list(source.rows(None))
+    finally:
+        source.close()
+
+
+def _ids(rows: list[Row]) -> list[str]:
+    return [row.message.id for row in rows if row.message is not None]
+
+
+def _problems(line: bytes) -> list[tuple[str, str]]:
+    message, problems = read_line(line, 1)
+    assert (message is None) == bool(problems)
+    return [(problem.field, problem.reason) for problem in problems]
+
+
+def test_lines_become_messages() -> None:
+    rows = _read(SAMPLE)
+    assert _ids(rows) == [message["id"] for message in sample()]
+    assert rows[3].key == "line 4"
+    message = rows[0].message
+    assert message is not None
+    assert message.metadata == sample()[0]["metadata"]
+    assert message.timestamp is not None
+    assert message.timestamp.isoformat() == sample()[0]["timestamp"]
+
+
+@pytest.mark.parametrize("module", [gzip, lzma, bz2])
+def test_compression_is_seen_through(module: Any, tmp_path: Path) -> None:
+    path = tmp_path / "no-suffix"
+    path.write_bytes(module.compress(SAMPLE.read_bytes()))
+    assert _ids(_read(path)) == [message["id"] for message in sample()]
+    source = open_source(str(path))
+    rows = list(source.rows(None))
+    assert source.total(None) == path.stat().st_size
+    again = open_source(str(path))
+    assert next(again.rows(rows[99].after)).message == rows[100].message
+    assert rows[-1].progress <= path.stat().st_size
+    source.close()
+    again.close()
+
+
+def test_reading_goes_on_at_any_place() -> None:
+    rows = _read(SAMPLE)
+    for index in (0, 1, 200, 398):
+        source = open_source(str(SAMPLE))
+        rest = list(source.rows(rows[index].after))
+        source.close()
+        assert rest == rows[index + 1 :]
+
+
+def test_line_ends_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "windows.jsonl"
+    line = b'{"id":"%d","provider":"p","role":"r","content":"c"}'
+    path.write_bytes(b"\xef\xbb\xbf" + line % 1 + b"\r\n\r\n  \n" + line % 2)
+    rows = _read(path)
+    assert _ids(rows) == ["1", "2"]
+    assert [row.key for row in rows] == ["line 1", "line 4"]
+    assert rows[-1].after.offset == path.stat().st_size
+
+
+def test_u2028_does_not_end_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(
+        '{"id":"1","provider":"p","role":"r","content":"a\u2028b\x85c"}\n', encoding="utf-8"
+    )
+    (row,) = _read(path)
+    assert row.message is not None
+    assert row.message.content == "a\u2028b\x85c"
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "reason"),
+    [
+        (b"{", "line", "is not JSON: Expecting property name"),
+        (b"[1]", "line", "is a list, not a JSON object"),
+        (b"\xff\xfe", "line", "is not UTF-8 at byte 0"),
+        (b'{"provider":"p","role":"r"}', "content", "is missing"),
+        (b'{"provider":"p","role":null,"content":"c"}', "role", "is null"),
+        (b'{"provider":1,"role":"r","content":"c"}', "provider", "is a number, not a string"),
+        (b'{"id":7,"provider":"p","role":"r","content":"c"}', "id", "is a number"),
+        (b'{"provider":"p","role":"r","content":"c","tags":"a"}', "tags", "is a string, not"),
+        (b'{"provider":"p","role":"r","content":"c","tags":[1]}', "tags", "has a number at"),
+        (b'{"provider":"p","role":"r","content":"c","timestamp":17}', "timestamp", "is a number"),
+        (b'{"provider":"p","role":"r","content":"c","timestamp":"x"}', "timestamp", "is 'x'"),
+        (b'{"provider":"p","role":"r","content":"c","metadata":[]}', "metadata", "is a list"),
+        (b'{"provider":"p","role":"r","content":"c","mood":1}', "mood", "is not a field"),
+        (b'{"provider":"p","role":"r","content":"c","content":"d"}', "line", "has the key"),
+    ],
+)
+def test_what_is_wrong_is_named(line: bytes, field: str, reason: str) -> None:
+    ((found, text),) = _problems(line)
+    assert found == field
+    assert text.startswith(reason)
+
+
+def test_all_that_is_wrong_is_named() -> None:
+    problems = _problems(b'{"provider":1,"content":"c","tags":{},"other":1}')
+    assert [field for field, _ in problems] == ["provider", "role", "tags", "other"]
+
+
+def test_what_the_server_chose_is_ignored_and_null_is_absent() -> None:
+    line = (
+        b'{"provider":"p","role":"r","content":"c","revision":5,"created_at":"x",'
+        b'"tags":null,"metadata":null,"session_id":null,"timestamp":null,"id":null}'
+    )
+    message, problems = read_line(line, 1)
+    assert not problems
+    assert message is not None
+    assert (message.revision, message.created_at, message.timestamp) == (0, None, None)
+
+
+def test_a_line_without_an_id_always_gets_the_same() -> None:
+    line = b'{"provider":"p","role":"r","content":"c"}'
+    ids = [m.id for m in (read_line(line, n)[0] for n in (1, 1, 2)) if m is not None]
+    assert ids[0] == ids[1] != ids[2]
+    assert ids[0][14] == "5"
+
+
+def test_a_line_without_end_takes_no_memory_and_spoils_nothing() -> None:
+    good = b'{"id":"%d","provider":"p","role":"r","content":"c"}\n'
+    text = good % 1 + b"x" * (3 * MAX_LINE) + b"\n" + good % 2
+    source = JsonLines("x", io.BytesIO(text), None)
+    rows = list(source.rows(None))
+    assert [row.message is None for row in rows] == [False, True, False]
+    assert rows[1].problems[0].reason.startswith("is longer than")
+    assert len(rows[1].raw) == 1000
+    assert rows[2].after == (len(text), 3)
+
+
+def test_raw_lines_are_kept_as_they_are() -> None:
+    source = JsonLines("x", io.BytesIO(), None)
+    assert source.raw_json(b'{"a": 1.50}') == '{"a": 1.50}'
+    assert json.loads(source.raw_json(b'{"a": 1')) == '{"a": 1'
+    assert json.loads(source.raw_json(b"\xff")) == {"base64": "/w=="}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"id,role\n1,user\n", "neither JSON Lines nor a SQLite database"),
+        (b' [ {"id": 1} ]', "is a JSON array"),
+        ("{}".encode("utf-16"), "UTF-16"),
+        (b"\x1f\x8b broken", "cannot read"),
+        (b"SQLite format 3\x00 but no", "cannot read"),
+    ],
+)
+def test_what_is_no_source_is_refused_at_once(content: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(CommandError, match=reason):
+        open_source(str(path))
+
+
+def test_a_compressed_file_that_ends_early(tmp_path: Path) -> None:
+    path = tmp_path / "cut.gz"
+    path.write_bytes(gzip.compress(SAMPLE.read_bytes() * 9)[:-50_000])
+    source = open_source(str(path))
+    with pytest.raises(CommandError, match="cannot read on in"):
+        list(source.rows(None))
+    source.close()
+
+
+def test_legacy_rows_are_read_or_rejected(tmp_path: Path) -> None:
+    path = legacy_database(tmp_path / "memory.db")
+    rows = _read(path)
+    assert _ids(rows) == ["m1", "m2", "m3"]
+    assert [(row.key, row.problems[0]) for row in rows if row.problems] == [
+        ("messages/rowid=4", ("id", "is NULL")),
+        ("messages/rowid=5", ("timestamp", "is 'yesterday', which is not a time in ISO form")),
+        ("messages/rowid=6", ("metadata", "has the key 'a' twice in one object")),
+        ("messages/rowid=7", ("id", "is empty")),
+    ]
+    first = rows[0].message
+    assert first is not None
+    assert first.timestamp is not None
+    assert (first.timestamp.isoformat(), first.tags) == ("2025-01-02T01:04:05+00:00", ("a", "b"))
+
+
+def test_a_legacy_file_of_an_older_version(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE messages (ID, Provider, role, content, timestamp)")
+        connection.execute("INSERT INTO messages VALUES ('a', 'p', 'r', 'c', '2025-01-01')")
+    connection.close()
+    assert _ids(_read(path)) == ["a"]
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+@pytest.mark.parametrize("make", [legacy_database, store_database])
+def test_reading_a_database_leaves_no_trace(make: Any, mode: str, tmp_path: Path) -> None:
+    path = make(tmp_path / "data.db", journal_mode=mode)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    source = open_source(str(path))
+    assert source.total(None) == len(list(source.rows(None)))
+    assert {file.name for file in tmp_path.iterdir()} == set(before)
+    source.close()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_store_is_read_while_its_server_writes(tmp_path: Path) -> None:
+    path = store_database(tmp_path / "data.db", journal_mode="wal")
+    source = open_source(str(path))
+    rows = source.rows(None)
+    assert next(rows).message is not None
+    writer = sqlite3.connect(path)
+    writer.execute("DELETE FROM messages WHERE id = 's2'")
+    writer.commit()
+    later = open_source(str(path))
+    assert _ids(list(later.rows(None))) == ["s1", "s3"]
+    assert later.total(None) == 2
+    writer.close()
+    source.close()
+    later.close()
+
+
+def test_a_database_left_in_the_middle_of_a_write_is_read_from_a_copy(tmp_path: Path) -> None:
+    path = legacy_database(tmp_path / "memory.db", journal_mode="wal")
+    writer = sqlite3.connect(path)
+    writer.execute("UPDATE messages SET content = 'from the log' WHERE id = 'm1'")
+    writer.commit()
+    (tmp_path / "left").mkdir()
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{path}{suffix}", tmp_path / "left" / f"memory.db{suffix}")
+    writer.close()
+    left = sorted(file.name for file in (tmp_path / "left").iterdir())
+    source = open_source(str(tmp_path / "left" / "memory.db"))
+    message = next(source.rows(None)).message
+    assert message is not None
+    assert message.content == "from the log"
+    assert "in the middle of a write" in source.notes[0]
+    source.close()
+    assert sorted(file.name for file in (tmp_path / "left").iterdir()) == left
+
+
+def test_a_store_keeps_the_spelling_of_numbers(tmp_path: Path) -> None:
+    rows = _read(store_database(tmp_path / "data.db"))
+    message = rows[0].message
+    assert message is not None
+    assert str(message.metadata["n"]) == "1.50"
+
+
+def test_a_database_of_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE messages (id, text)")
+    connection.close()
+    with pytest.raises(CommandError, match="has no content, provider, role, timestamp"):
+        open_source(str(path))
+
+
+def test_a_compressed_database(tmp_path: Path) -> None:
+    path = tmp_path / "memory.db.xz"
+    path.write_bytes(lzma.compress(legacy_database(tmp_path / "memory.db").read_bytes()))
+    assert _ids(_read(path)) == ["m1", "m2", "m3"]
