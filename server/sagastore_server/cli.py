@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -145,7 +146,9 @@ def main() -> None:
 
 def _say(text: str) -> None:
     """Show ``text`` to a person. Programs read the log, on standard error."""
-    typer.echo(text)
+    # Whoever does not want to read it may have closed standard output.
+    with contextlib.suppress(OSError):
+        typer.echo(text)
 
 
 def _fail(line: str) -> NoReturn:
