@@ -1,30 +1,27 @@
 """The client for asyncio."""
 
+# A timeout here goes with the call to the server, or spans several calls.
+# ruff: noqa: ASYNC109
+
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from datetime import datetime
-from typing import Any, Self
+from typing import Self
 
 from sagastore import _convert as convert
-from sagastore import _json, _wire
 from sagastore._async_migration import AsyncMigrationClient
 from sagastore._async_reads import STREAM_TIMEOUT, AsyncReads
 from sagastore._bulk import Batch, Batcher, BulkSender, Tally
 from sagastore._call import Caller, History
-from sagastore._enums import Durability, OnConflict, Order, ServingStatus
+from sagastore._enums import Durability, OnConflict
 from sagastore._ids import new_id
 from sagastore._model import (
-    BatchGetResult,
     BulkAck,
     BulkProgress,
     BulkResult,
-    ExportBatch,
     Message,
-    Page,
     SaveResult,
-    SearchResult,
 )
 from sagastore._pool import Pool
 from sagastore._retry import Deadline, RetryPolicy
@@ -34,13 +31,13 @@ from sagastore.errors import (
     AbortedError,
     AlreadyExistsError,
     NotFoundError,
-    ResourceExhaustedError,
 )
 from sagastore.v1 import storage_pb2 as pb
 
 __all__ = ["DEFAULT_TARGET", "AsyncClient"]
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+
 
 class AsyncClient(AsyncReads):
     """A client of a SagaStore service, for asyncio.
@@ -331,6 +328,7 @@ class AsyncClient(AsyncReads):
         except NotFoundError:
             if not history.uncertain:
                 raise
+
 
 def _set_revision(request: pb.SaveRequest | pb.DeleteRequest, revision: int) -> None:
     with convert.naming("if_revision"):

@@ -1,9 +1,13 @@
 """Watches and steers a migration."""
 
+# A timeout here goes with the call to the server, or spans several calls.
+# ruff: noqa: ASYNC109
+
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+
 from sagastore import _convert_migration as convert
 from sagastore._call import Caller, History
 from sagastore._enums import Phase

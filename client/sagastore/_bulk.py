@@ -1,5 +1,8 @@
 """Bulk saves: cuts the input into batches, and keeps some of them in flight."""
 
+# A timeout here goes with the call to the server, or spans several calls.
+# ruff: noqa: ASYNC109
+
 from __future__ import annotations
 
 import asyncio
@@ -297,11 +300,13 @@ class BulkSender:
         if stream is not None:
             stream.close()
 
-    async def _open(self) -> None:
-        self._stream = _Stream(self._caller, await self._caller.pool.acquire())
+    async def _open(self) -> _Stream:
+        """Begin a call and send it all that is pending."""
+        self._stream = stream = _Stream(self._caller, await self._caller.pool.acquire())
         for batch in self._pending:
             if batch.payload is not None:
-                self._stream.send(batch.payload)
+                stream.send(batch.payload)
+        return stream
 
     async def _collect(self, limit: int) -> list[BulkAck]:
         acks: list[BulkAck] = []
@@ -319,10 +324,8 @@ class BulkSender:
     async def _answer(self, head: Batch) -> storage_pb2.BulkSaveResponse:
         """Return the answer to the oldest batch, over a new call where need be."""
         while True:
-            if self._stream is None:
-                await self._open()
-            assert self._stream is not None
-            answer = await self._stream.read(self._patience.timeout)
+            stream = self._stream or await self._open()
+            answer = await stream.read(self._patience.timeout)
             if isinstance(answer, storage_pb2.BulkSaveResponse):
                 self._patience.progress()
                 return _checked(answer, head)

@@ -76,7 +76,7 @@ def message_to_pb(message: Message, id: str) -> message_pb2.Message:
             role=message.role,
             content=message.content,
             tags=message.tags,
-            metadata_json=_json.dumps(metadata) if metadata else None,
+            metadata_json=_json.dumps(metadata) if metadata else "",
             session_id=message.session_id,
         )
         if message.timestamp is not None:
@@ -90,17 +90,14 @@ def message_to_pb(message: Message, id: str) -> message_pb2.Message:
 def _explain(message: Message, id: str, cause: Exception) -> InvalidArgumentError:
     """Find the field at fault, which protobuf's own errors do not name."""
     for name in ("id", "provider", "role", "content", "session_id"):
-        value = id if name == "id" else getattr(message, name)
-        if isinstance(value, str):
-            problem = _text_problem(value)
-        elif value is None and name == "session_id":
-            problem = ""
-        else:
-            problem = f"expected a str, got {type(value).__name__}"
+        value: object = id if name == "id" else getattr(message, name)
+        if value is None and name == "session_id":
+            continue
+        problem = _text_problem(value)
         if problem:
             return invalid(name, problem)
     for index, tag in enumerate(message.tags):
-        problem = _text_problem(tag) if isinstance(tag, str) else "expected a str"
+        problem = _text_problem(tag)
         if problem:
             return invalid(f"tags[{index}]", problem)
     if isinstance(cause, UnicodeEncodeError):
@@ -109,7 +106,9 @@ def _explain(message: Message, id: str, cause: Exception) -> InvalidArgumentErro
     return invalid(field if field in ("metadata", "timestamp") else "message", str(cause))
 
 
-def _text_problem(value: str) -> str:
+def _text_problem(value: object) -> str:
+    if not isinstance(value, str):
+        return f"expected a str, got {type(value).__name__}"
     try:
         value.encode()
     except UnicodeEncodeError as exc:

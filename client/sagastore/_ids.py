@@ -46,7 +46,7 @@ _clock = _Clock()
 def _after_fork() -> None:
     # A child would otherwise continue from its parent's state, perhaps with
     # the lock held by a thread that does not exist in the child.
-    global _clock
+    global _clock  # noqa: PLW0603 - one for the process
     _clock = _Clock()
 
 

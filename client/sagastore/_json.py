@@ -173,7 +173,7 @@ _encoder = json.JSONEncoder(
 def _make_fast() -> Any:
     """Return the C encoder, made once: JSONEncoder.encode makes one per call."""
     try:
-        make: Any = _json_encoder.c_make_encoder
+        make: Any = getattr(_json_encoder, "c_make_encoder")  # noqa: B009 - typeshed lacks it
         encode = make(
             None, _refuse, _json_encoder.encode_basestring, None, ":", ",", False, False, False
         )
@@ -253,22 +253,22 @@ def _write_array(value: list[Any] | tuple[Any, ...], path: str, out: list[str]) 
 
 
 def _number(value: float | Decimal, path: str) -> str:
-    if isinstance(value, float):
-        if not isfinite(value):
-            raise ValueError(f"{path}: {value!r} is not a JSON number")
-        return float.__repr__(value)
+    if isinstance(value, Decimal):
+        return _decimal(value, path)
     if isinstance(value, int):
         try:
             return int.__repr__(value)
         except ValueError:  # Too many digits for int, not for Decimal.
             return format(Decimal(value), "f")
-    return _decimal(value, path)
+    if not isfinite(value):
+        raise ValueError(f"{path}: {value!r} is not a JSON number")
+    return float.__repr__(value)
 
 
 def _decimal(value: Decimal, path: str) -> str:
-    exponent = value.as_tuple().exponent
-    if not isinstance(exponent, int):
+    if not value.is_finite():
         raise ValueError(f"{path}: {value} is not a JSON number")
+    exponent = int(value.as_tuple().exponent)
     if value.adjusted() >= _MAX_DIGITS_BEFORE_POINT or -exponent > _MAX_DIGITS_AFTER_POINT:
         # Plain text of 1E+999999999 would fill the memory.
         raise ValueError(

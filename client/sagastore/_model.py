@@ -129,7 +129,7 @@ _set_created_at = Message.__dict__["created_at"].__set__
 _set_revision = Message.__dict__["revision"].__set__
 
 
-def _fill(
+def _fill(  # noqa: PLR0917 - keywords cost time here
     message: Message,
     provider: str,
     role: str,

@@ -16,9 +16,6 @@ from sagastore._target import TLS, Address
 from sagastore.v1 import migration_pb2_grpc, storage_pb2, storage_pb2_grpc
 
 if TYPE_CHECKING:
-    from sagastore.v1.migration_pb2_grpc import MigrationServiceAsyncStub
-    from sagastore.v1.storage_pb2_grpc import StorageServiceAsyncStub
-
     BulkCall = grpc.aio.StreamStreamMultiCallable[bytes, storage_pb2.BulkSaveResponse]
 
 __all__ = ["Endpoint", "Metadata", "Pool"]
@@ -42,8 +39,8 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Also makes the kernel drop a connection whose peer is gone without a word
-    # (TCP_USER_TIMEOUT). More often than every 5 minutes, servers refuse pings.
-    ("grpc.keepalive_time_ms", 310_000),
+    # (TCP_USER_TIMEOUT). The server allows a ping every 10 s.
+    ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
 
@@ -62,12 +59,8 @@ class Endpoint:
     def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
         self.address = address
         self.channel = channel
-        self.storage = cast(
-            "StorageServiceAsyncStub", storage_pb2_grpc.StorageServiceStub(channel)
-        )
-        self.migration = cast(
-            "MigrationServiceAsyncStub", migration_pb2_grpc.MigrationServiceStub(channel)
-        )
+        self.storage = storage_pb2_grpc.StorageServiceStub(channel)
+        self.migration = migration_pb2_grpc.MigrationServiceStub(channel)
         # Takes requests that are serialized already.
         self.bulk_save = cast(
             "BulkCall",
@@ -149,7 +142,7 @@ class Pool:
         return endpoints[chosen]
 
     def _open(self) -> tuple[Endpoint, ...]:
-        global _started_in
+        global _started_in  # noqa: PLW0603 - one for the process
         if self._endpoints:
             if asyncio.get_running_loop() is not self._loop:
                 raise RuntimeError(

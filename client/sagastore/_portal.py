@@ -133,7 +133,7 @@ _lock = threading.Lock()
 
 def get_portal() -> Portal:
     """Return the process's portal, started if need be."""
-    global _portal
+    global _portal  # noqa: PLW0603 - one for the process
     with _lock:
         if _portal is None or not _portal.alive:
             _portal = Portal()
@@ -142,7 +142,7 @@ def get_portal() -> Portal:
 
 def _after_fork() -> None:
     # Another thread may have held the lock when the process forked.
-    global _lock
+    global _lock  # noqa: PLW0603 - one for the process
     _lock = threading.Lock()
 
 

@@ -48,7 +48,8 @@ class RetryPolicy:
         """Return how long to wait after so many failures (at least 1), in seconds."""
         # 2.0 ** 1100 overflows; the cap is reached long before.
         growth = self.multiplier ** min(failures - 1, 64)
-        return random.uniform(0.0, min(self.max_backoff, self.initial_backoff * growth))
+        limit = min(self.max_backoff, self.initial_backoff * growth)
+        return random.uniform(0.0, limit)  # noqa: S311 - spreads clients, guards nothing
 
 
 class Deadline:

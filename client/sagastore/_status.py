@@ -36,23 +36,22 @@ _CLASSES: Final[dict[grpc.StatusCode, type[SagaStoreError]]] = {
 
 # A connection that breaks under a call ends it with these, too.
 _BROKEN: Final = re.compile(
-    r"RST_STREAM|Stream removed|Connection reset|Socket closed|GOAWAY|Broken pipe", re.I
+    r"RST_STREAM|Stream removed|Connection reset|Socket closed|GOAWAY|Broken pipe", re.IGNORECASE
 )
 _UNSENT: Final = re.compile(
     r"failed to connect|connections to all backends failing|errors? resolving|resolution failed"
     r"|connect failed|handshake failed",
-    re.I,
+    re.IGNORECASE,
 )
 
 
 def is_transient(error: SagaStoreError) -> bool:
     """Tell whether the same call may succeed a little later.
 
-    RESOURCE_EXHAUSTED without RetryInfo means a request that is too large: it
-    will be too large again.
+    What is too large for one call will be too large again.
     """
     if isinstance(error, errors.ResourceExhaustedError):
-        return error.retry_after is not None
+        return not error.too_large
     return isinstance(error, errors.UnavailableError)
 
 

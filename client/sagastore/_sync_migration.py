@@ -85,7 +85,5 @@ class MigrationClient:
 
         See `AsyncMigrationClient.quarantine`.
         """
-        pager = self._async.quarantine(
-            page_size=page_size, page_token=page_token, timeout=timeout
-        )
+        pager = self._async.quarantine(page_size=page_size, page_token=page_token, timeout=timeout)
         return Pager(lambda token: self._portal.run(pager.page(token)))

@@ -59,9 +59,7 @@ def _pool() -> descriptor_pool.DescriptorPool:
     return pool
 
 
-def _file(
-    package: str, messages: dict[str, tuple[str, ...]]
-) -> descriptor_pb2.FileDescriptorProto:
+def _file(package: str, messages: dict[str, tuple[str, ...]]) -> descriptor_pb2.FileDescriptorProto:
     file = descriptor_pb2.FileDescriptorProto(
         name=f"sagastore/private/{package}.proto", package=package, syntax="proto3"
     )

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 __all__ = [
     "AbortedError",
     "AlreadyExistsError",
-    "Detail",
     "DeadlineExceededError",
+    "Detail",
     "FailedPreconditionError",
     "FieldViolation",
     "InternalError",
@@ -160,12 +160,17 @@ class FailedPreconditionError(SagaStoreError):
 
 
 class ResourceExhaustedError(SagaStoreError):
-    """The server is overloaded or its disk is full (then `retry_after` is set).
+    """The server is overloaded or its disk is full; later the same call may succeed.
 
-    Or the request is too large, and sending it again cannot help.
+    Or the request or its answer is too large (`too_large`), and will be again.
     """
 
     code = "RESOURCE_EXHAUSTED"
+
+    @property
+    def too_large(self) -> bool:
+        """True when asking for less would help, and asking again would not."""
+        return self.retry_after is None or self.reason == "RESPONSE_TOO_LARGE"
 
 
 class UnavailableError(SagaStoreError):
