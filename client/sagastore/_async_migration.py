@@ -10,6 +10,7 @@ from contextlib import aclosing
 
 from sagastore import _convert_migration as convert
 from sagastore._call import Caller, History
+from sagastore._convert import naming
 from sagastore._enums import Phase
 from sagastore._migration_model import Migration, QuarantinedRow, VerifyProgress
 from sagastore._model import Page
@@ -142,12 +143,10 @@ class AsyncMigrationClient:
             InvalidArgumentError: A value is out of range.
             FailedPreconditionError: The phase is not BACKFILL.
         """
-        try:
+        with naming("request"):
             request = pb.ControlBackfillRequest(
                 paused=paused, batch_size=batch_size, max_rows_per_second=max_rows_per_second
             )
-        except ValueError as exc:
-            raise InvalidArgumentError(str(exc)) from None
         response = await self._caller.unary(
             "ControlBackfill",
             lambda e: e.migration.ControlBackfill,
@@ -198,10 +197,12 @@ class AsyncMigrationClient:
         """
 
         async def fetch(token: str) -> Page[QuarantinedRow]:
+            with naming("page_token"):
+                request = pb.ListQuarantineRequest(page_size=page_size, page_token=token)
             response = await self._caller.unary(
                 "ListQuarantine",
                 lambda e: e.migration.ListQuarantine,
-                pb.ListQuarantineRequest(page_size=page_size, page_token=token),
+                request,
                 self._caller.deadline(timeout),
             )
             return convert.quarantine_page(response)

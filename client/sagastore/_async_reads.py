@@ -73,13 +73,13 @@ class AsyncReads:
             raise TypeError(f"ids: expected several strings, got the one string {ids!r}")
         wanted = tuple(ids)
         deadline = self._caller.deadline(timeout)
-        messages: tuple[Message, ...] = ()
-        missing: tuple[str, ...] = ()
+        messages: list[Message] = []
+        missing: list[str] = []
         for start in range(0, len(wanted), _MAX_IDS):
             part = await self._batch_get(wanted[start : start + _MAX_IDS], deadline)
             messages += part.messages
             missing += part.missing_ids
-        return BatchGetResult(messages, missing)
+        return BatchGetResult(tuple(messages), tuple(missing))
 
     async def _batch_get(self, ids: tuple[str, ...], deadline: Deadline) -> BatchGetResult:
         with convert.naming("ids"):

@@ -226,6 +226,8 @@ class _Stream:
 
     def close(self) -> None:
         self._call.cancel()
+        # Cancelling a call that has failed leaves gRPC waiting for requests.
+        self._requests.put_nowait(None)
         if self._read is not None:
             self._read.add_done_callback(_forget)
             self._read.cancel()

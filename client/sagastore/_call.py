@@ -32,6 +32,9 @@ R = TypeVar("R")
 
 _log = logging.getLogger("sagastore")
 
+# The server let the call not in at all.
+_REFUSED_AT_THE_DOOR = frozenset({"SERVER_STARTING", "SERVER_DRAINING"})
+
 
 class History:
     """Remembers whether an earlier attempt of a call may have taken effect."""
@@ -43,7 +46,7 @@ class History:
 
     def note(self, error: SagaStoreError) -> None:
         """Take in what one attempt ended with."""
-        refused = isinstance(error, ResourceExhaustedError)
+        refused = isinstance(error, ResourceExhaustedError) or error.reason in _REFUSED_AT_THE_DOOR
         unsent = isinstance(error, UnavailableError) and error.unsent
         self.uncertain = self.uncertain or not (refused or unsent)
 

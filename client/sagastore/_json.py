@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from json import encoder as _json_encoder
 from math import isfinite
 from typing import Any, NoReturn
@@ -31,6 +31,12 @@ def loads(text: str) -> Any:
     Raises:
         ValueError: The text is not JSON (RFC 8259: NaN and Infinity are not).
     """
+    try:
+        value, end = _fast_decoder.raw_decode(text)  # Skips the search for white space.
+        if end == len(text):
+            return value
+    except (ValueError, RecursionError):
+        pass
     return _load(text, _fast_decoder, _long_decoder)
 
 
@@ -45,15 +51,16 @@ def loads_strict(text: str) -> Any:
 
 def _load(text: str, decoder: json.JSONDecoder, long_decoder: json.JSONDecoder) -> Any:
     try:
-        return decoder.decode(text)
-    except json.JSONDecodeError:
-        raise
+        try:
+            return decoder.decode(text)
+        except json.JSONDecodeError:
+            raise
+        except ValueError as exc:
+            if "integer string conversion" not in str(exc):
+                raise
+        return long_decoder.decode(text)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
-    except ValueError as exc:
-        if "integer string conversion" not in str(exc):
-            raise
-    return long_decoder.decode(text)
 
 
 def dumps(value: Mapping[str, Any], name: str = "metadata") -> str:
@@ -109,7 +116,10 @@ def _read_float(text: str) -> float | Decimal:
     number = float(text)
     if repr(number) == text:
         return number
-    exact = Decimal(text)
+    try:
+        exact = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"the exponent of {text[:50]} is out of range") from None
     if isfinite(number) and Decimal(repr(number)) == exact:
         return number
     return exact

@@ -258,7 +258,8 @@ class BulkAck:
     """The outcome of one batch of a bulk save, once it is durable.
 
     `saved + unchanged + skipped + len(rejected) == count`. A batch that had to
-    be sent twice may count as unchanged what its first sending saved.
+    be sent twice may count as unchanged (or skipped, with `OnConflict.SKIP`)
+    what its first sending saved.
 
     Attributes:
         first_position: Position in the input of the batch's first message,

@@ -132,6 +132,8 @@ class Pool:
             if deadline is not None and not deadline.leaves_room_for(2 * _POLL_SECONDS):
                 break
             await asyncio.sleep(_POLL_SECONDS)
+            if self.closed:
+                raise RuntimeError("the client is closed")
         return self._rotate(endpoints, [state is _READY for state in states])
 
     def _rotate(self, endpoints: tuple[Endpoint, ...], ready: list[bool]) -> Endpoint:

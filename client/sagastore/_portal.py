@@ -34,6 +34,7 @@ class Portal:
         self._thread = threading.Thread(target=self._serve, name="sagastore", daemon=True)
         self._thread.start()
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._releasing: set[asyncio.Task[None]] = set()
         atexit.register(self._stop)
 
     def _serve(self) -> None:
@@ -83,8 +84,21 @@ class Portal:
             while (item := self.run(_next(items))) is not _END:
                 yield item
         finally:
-            if self.alive and not self._loop.is_closed():
-                self.run(_close(items))
+            self.release(_close(items))
+
+    def release(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run what frees something; wait for it where that is possible.
+
+        An iterator that nobody holds any more is closed by the garbage
+        collector, which may run on the loop's own thread, or at exit.
+        """
+        if not self._problem():
+            self.run(coroutine)
+        elif self.alive and not self._loop.is_closed():
+            self._releasing.add(task := self._loop.create_task(coroutine))
+            task.add_done_callback(self._releasing.discard)
+        else:
+            coroutine.close()
 
     def close_at_exit(self, client: Any) -> None:
         """Have a client, which has an async `close`, closed when the process ends."""

@@ -234,7 +234,7 @@ class Client:
                 yield from run(sender.drain())
             run(sender.finish())
         finally:
-            run(sender.close())
+            self._portal.release(sender.close())
 
     def delete(
         self, id: str, *, if_revision: int | None = None, timeout: float | None = None

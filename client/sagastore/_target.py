@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,15 @@ DEFAULT_PORT = 50051
 
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
 
+_NOT_IN_HOSTS = re.compile(r"[\s/?#@\[\]]")
+
 Pem = bytes | str | os.PathLike[str]
 Token = str | Callable[[], str]
 
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """How to secure a connection. PEM data as bytes, or paths of PEM files.
+    """How to secure a connection. PEM data as bytes or text, or paths of PEM files.
 
     Attributes:
         ca: Certificates of the authorities to trust; None: those that gRPC
@@ -57,7 +60,11 @@ class TLS:
 
 
 def _read(pem: Pem | None) -> bytes | None:
-    return pem if pem is None or isinstance(pem, bytes) else Path(pem).read_bytes()
+    if pem is None or isinstance(pem, bytes):
+        return pem
+    if isinstance(pem, str) and pem.lstrip().startswith("-----BEGIN"):
+        return pem.encode()  # As a path, a key would be quoted in the error.
+    return Path(pem).read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +117,20 @@ def _split(text: str) -> tuple[str, int]:
         host, port = text, ""  # An IPv6 address without a port.
     else:
         host, _, port = text.partition(":")
-    if not host or (port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536)):
+    right_port = not port or (port.isascii() and port.isdigit() and 0 < int(port) < 65536)
+    if not _is_host(host) or not right_port:
         raise ValueError(f"target: {text!r} is not an address; write HOST:PORT")
     return host, int(port or DEFAULT_PORT)
+
+
+def _is_host(host: str) -> bool:
+    if ":" not in host:
+        return bool(host) and not _NOT_IN_HOSTS.search(host)
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _scheme_is_loopback(text: str) -> bool:
