@@ -188,10 +188,16 @@ def damage(connection: sqlite3.Connection, *, full: bool) -> str | None:
     """
     check = "integrity_check" if full else "quick_check"
     # Without a limit: a hundred odd values must not hide a damaged page.
-    for (line,) in connection.execute(f"PRAGMA {check}(2147483647)"):
-        text = line.decode(errors="replace") if isinstance(line, bytes) else str(line)
-        if text != "ok" and not text.startswith(_DATA_NOT_FORM):
-            return text
+    lines = connection.execute(f"PRAGMA {check}(2147483647)")
+    try:
+        for (line,) in lines:
+            text = line.decode(errors="replace") if isinstance(line, bytes) else str(line)
+            if text != "ok" and not text.startswith(_DATA_NOT_FORM):
+                return _one_line(text)
+    except sqlite3.DatabaseError as exc:
+        if not exc.sqlite_errorname.startswith("SQLITE_CORRUPT"):
+            raise
+        return str(exc)  # Damaged so badly that the check itself stops.
     return None
 
 
@@ -261,7 +267,7 @@ def state_of(connection: sqlite3.Connection, *, check: bool = False) -> FileStat
     if check:
         damaged = damage(connection, full=False)
         if damaged:
-            return FileState(Kind.CORRUPT, detail=f"is damaged: {_one_line(damaged)}")
+            return FileState(Kind.CORRUPT, detail=f"is damaged: {damaged}")
     application = scalar(connection, "PRAGMA application_id")
     version = scalar(connection, "PRAGMA user_version")
     if application == APPLICATION_ID:

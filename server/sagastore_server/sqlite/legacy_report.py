@@ -104,8 +104,8 @@ def look_into(
         with open_read_only(path) as connection:
             damaged = damage(connection, full=True)
             if damaged:
-                refusal = f"is damaged: {' '.join(damaged.split())}"
-                return report._replace(state=FileState(Kind.CORRUPT), refusal=refusal)
+                corrupt = FileState(Kind.CORRUPT, detail=f"is damaged: {damaged}")
+                return report._replace(state=corrupt, refusal=corrupt.detail)
             if state.kind is Kind.SAGASTORE:
                 return report._replace(store=_store(connection))
             return _with_legacy(report, connection, limit, progress)

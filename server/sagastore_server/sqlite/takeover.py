@@ -122,7 +122,7 @@ class _Takeover:
         if damaged:
             raise CannotOpenError(
                 f"cannot take over {self._path}: SQLite finds it damaged "
-                f"({' '.join(damaged.split())}); restore a backup, or recover it into a new file "
+                f"({damaged}); restore a backup, or recover it into a new file "
                 "(sqlite3 OLD .recover | sqlite3 NEW)"
             )
 

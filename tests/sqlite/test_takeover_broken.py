@@ -1,0 +1,218 @@
+"""A takeover that is killed, or finds no room, leaves one whole file or the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sagastore_server.sqlite.files import Kind, classify
+from sagastore_server.sqlite.legacy_copy import fingerprint
+from sagastore_server.sqlite.takeover import take_over
+from sagastore_server.storage.errors import CannotOpenError
+from tests.support.legacy_db import contents_of, legacy_db, numbered
+from tests.support.strategies import QUICK
+
+ROWS = 200
+ATTEMPTS = 8 if QUICK else 80
+
+# Kills itself at the start of a statement, with a cache so small that what was
+# changed is already in the file.
+KILLED = """
+import os, pathlib, signal, sys
+from sagastore_server.sqlite import takeover
+
+path, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+connect, count = takeover._connect, 0
+
+def watched(path):
+    connection = connect(path)
+    connection.execute("PRAGMA cache_size = 10")
+    connection.set_trace_callback(statement)
+    return connection
+
+def statement(sql):
+    global count
+    count += 1
+    if count == last or (last < 0 and sql == "COMMIT"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+takeover._connect = watched
+takeover.take_over(path)
+print(count)
+"""
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return legacy_db(tmp_path_factory.mktemp("original") / "memory.db", numbered(ROWS, 3000))
+
+
+@pytest.fixture
+def path(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(original, tmp_path / "memory.db"))
+
+
+def digest(path: Path) -> bytes:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return fingerprint(connection)
+
+
+def run(path: Path, last: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", KILLED, str(path), str(last)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+def assert_whole(path: Path, original: Path) -> Kind:
+    """Check that the file is wholly the old one or wholly the new one."""
+    kind = classify(path).kind
+    assert classify(path, recover=True, check=True).kind is kind
+    if kind is Kind.LEGACY:
+        assert digest(path) == digest(original)
+        assert take_over(path).served == ROWS
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM messages").fetchone() == (ROWS,)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    kept = path.with_name("memory.db.before-sagastore")
+    assert digest(kept) == digest(original)
+    assert sorted(contents_of(path.parent)) == ["memory.db", "memory.db.before-sagastore"]
+    return kind
+
+
+def test_killed_at_any_statement(path: Path, original: Path) -> None:
+    """The file is the old one until the commit, whichever statement is the last."""
+    whole = run(path, 0)
+    statements = int(whole.stdout)
+    assert statements > ROWS
+    hot = 0
+    for last in [*range(3, statements, statements // ATTEMPTS), -1]:
+        for file in path.parent.iterdir():
+            file.unlink()
+        shutil.copy(original, path)
+        assert run(path, last).returncode == -signal.SIGKILL
+        hot += path.with_name("memory.db-journal").exists()
+        assert assert_whole(path, original) is Kind.LEGACY
+    assert hot > ATTEMPTS // 2
+
+
+def test_killed_at_any_time(path: Path, original: Path) -> None:
+    script = "import pathlib, sys; from sagastore_server.sqlite import takeover; print(flush=True);"
+    script += "takeover.take_over(pathlib.Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    for milliseconds in range(0, 400, 400 // ATTEMPTS):
+        for file in path.parent.iterdir():
+            file.unlink()
+        shutil.copy(original, path)
+        with subprocess.Popen(
+            [sys.executable, "-c", script, str(path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(milliseconds / 1000)
+            process.kill()
+        assert_whole(path, original)
+
+
+def test_files_may_not_grow(path: Path, original: Path) -> None:
+    """Every write beyond a size fails, wherever the takeover happens to be."""
+    size = path.stat().st_size
+    for share in (0.5, 1.05, 1.3):
+        limit = int(size * share)
+        result = subprocess.run(
+            [sys.executable, "-c", _FAILING, str(path), str(limit)],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert result.stdout.startswith("refused: cannot take over"), result
+        assert "the disk is full or fails" in result.stdout
+        assert len(result.stdout.splitlines()) == 1
+        assert not path.with_name("memory.db-journal").exists()
+        assert digest(path) == digest(original)
+    assert assert_whole(path, original) is Kind.LEGACY
+
+
+_FAILING = """
+import pathlib, resource, sys
+from sagastore_server.sqlite import takeover
+from sagastore_server.storage.errors import CannotOpenError
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    takeover.take_over(pathlib.Path(sys.argv[1]))
+except CannotOpenError as exc:
+    print("refused:", exc)
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, original: Path) -> Iterator[Path]:
+    """Mount a disk that has room for the file and its copy, not for a takeover."""
+    mount = shutil.which("mount")
+    if mount is None or os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = original.stat().st_size * 5 // 2
+    options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run([mount, *options], check=False, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_without_room(
+    small_disk: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copy(original, small_disk / "memory.db"))
+    before = contents_of(small_disk)
+    with pytest.raises(CannotOpenError, match=r"need up to \d+ MB of disk, \d+ MB are free"):
+        take_over(path)
+    assert contents_of(small_disk) == before
+    # Others may fill the disk after the check.
+    monkeypatch.setattr("sagastore_server.sqlite.legacy_copy._check_room", lambda *_: None)
+    with pytest.raises(CannotOpenError, match="the disk is full or fails"):
+        take_over(path)
+    assert digest(path) == digest(original)
+    (small_disk / "ballast").write_bytes(b"x" * (original.stat().st_size // 2))
+    shutil.copy(original, path)
+    small_disk.joinpath("memory.db.before-sagastore").unlink(missing_ok=True)
+    small_disk.joinpath("ballast").write_bytes(b"x" * (original.stat().st_size * 3 // 4))
+    with pytest.raises(CannotOpenError, match="the disk is full or fails"):
+        take_over(path)
+    assert sorted(contents_of(small_disk)) == ["ballast", "memory.db"]
+    assert digest(path) == digest(original)
+
+
+def test_a_copy_that_reads_back_otherwise(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(source: Path, partial: Path) -> None:
+        shutil.copy(source, partial)
+        with contextlib.closing(sqlite3.connect(partial)) as connection, connection:
+            connection.execute("UPDATE messages SET content = content || '.' WHERE id = 'm7'")
+
+    monkeypatch.setattr("sagastore_server.sqlite.legacy_copy._write", torn)
+    before = contents_of(path.parent)
+    with pytest.raises(CannotOpenError, match="the disk cannot be trusted"):
+        take_over(path)
+    assert contents_of(path.parent) == before
+
+
+def test_a_row_that_gets_lost(path: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counts before the commit notice a bug of ours."""
+    monkeypatch.setattr("sagastore_server.sqlite.takeover._Takeover._set_aside", lambda *_: None)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE messages SET content = '' WHERE id = 'm7'")
+    before = digest(path)
+    with pytest.raises(CannotOpenError, match="does not add up"):
+        take_over(path)
+    assert digest(path) == before
+    assert classify(path).kind is Kind.LEGACY
