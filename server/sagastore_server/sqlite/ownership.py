@@ -40,6 +40,9 @@ class Ownership:
             CannotOpenError: Another process has it, or its folder cannot be written.
 
         """
+        # The lock would create it; a mistyped path is not an order to do so.
+        if not self._owner.parent.is_dir():
+            raise CannotOpenError(f"cannot create {self._path}: its folder does not exist")
         try:
             self._lock.acquire()
         except Timeout:
