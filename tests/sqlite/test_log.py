@@ -1,0 +1,173 @@
+"""The write-ahead log is emptied whatever readers do; reads survive that."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+
+from sagastore_server.search.parser import parse_query
+from sagastore_server.sqlite import checkpoint
+from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.storage.model import OnConflict
+from sagastore_server.storage.query import Criteria, Scan
+from tests.support.drafts import draft, found
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def small(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SQLiteStorage]:
+    """Open a store whose log counts as large early."""
+    monkeypatch.setattr(checkpoint, "PASSIVE_BYTES", 256 * 1024)
+    monkeypatch.setattr(checkpoint, "LARGE_BYTES", 2 * MIB)
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.01)
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.5)
+    monkeypatch.setattr(checkpoint, "PAUSE", 0.1)
+    store = SQLiteStorage(path)
+    await store.open()
+    yield store
+    await store.close()
+
+
+def _log_size(path: Path) -> int:
+    return path.with_name(path.name + "-wal").stat().st_size
+
+
+async def _write(store: SQLiteStorage, number: int) -> None:
+    """Write about half a MiB."""
+    text = "words and more words " * 250
+    drafts = [draft(f"{number}-{n}", f"{text}{number}") for n in range(50)]
+    await store.bulk_save(drafts, OnConflict.REPLACE)
+
+
+@asynccontextmanager
+async def _constant_reading(store: SQLiteStorage) -> AsyncIterator[None]:
+    """Keep every reader busy, so that there is never a moment without one."""
+    stop = False
+
+    async def read() -> None:
+        while not stop:
+            await store.search(Criteria(parse_query("words")), Scan(True, 100))
+
+    readers = [asyncio.create_task(read()) for _ in range(8)]
+    try:
+        yield
+    finally:
+        stop = True
+        await asyncio.gather(*readers)
+
+
+async def test_the_log_is_emptied_under_constant_reading(
+    small: SQLiteStorage, path: Path
+) -> None:
+    """Fails by its time limit if readers can keep a checkpoint out."""
+    async with _constant_reading(small):
+        for number in range(70):
+            await _write(small, number)
+        written = path.stat().st_size + _log_size(path)
+        while _log_size(path) >= 2 * MIB:
+            await asyncio.sleep(checkpoint.INTERVAL)
+    assert written > 16 * MIB
+    assert (await small.health()).messages == 70 * 50
+
+
+async def test_the_log_shrinks_after_a_foreign_reader_has_ended(
+    small: SQLiteStorage, path: Path
+) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as foreign:
+        foreign.execute("BEGIN")
+        foreign.execute("SELECT count(*) FROM messages").fetchone()
+        for number in range(8):
+            await _write(small, number)
+            await small.get(f"{number}-0")
+        assert _log_size(path) > 2 * MIB
+        foreign.execute("COMMIT")
+    for number in range(8, 500):
+        await _write(small, number)
+        if _log_size(path) < 2 * MIB:
+            return
+    pytest.fail("the log was not emptied")
+
+
+async def test_a_foreign_reader_holds_up_neither_reads_nor_writes(
+    small: SQLiteStorage, path: Path
+) -> None:
+    """A log that cannot be emptied must not make everybody wait for it."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as foreign:
+        foreign.execute("BEGIN")
+        foreign.execute("SELECT count(*) FROM messages").fetchone()
+        for number in range(8):
+            await _write(small, number)
+        small_calls = 0
+
+        async def calls() -> int:
+            for number in range(30):
+                await small.save(draft(f"m-{number}"))
+                await small.get(f"m-{number}")
+                await asyncio.sleep(checkpoint.INTERVAL)
+            return number
+
+        # Waiting for the foreign reader would take SQLite's busy timeout each time.
+        small_calls = await asyncio.wait_for(calls(), 60)
+        assert small_calls == 29
+        foreign.execute("COMMIT")
+
+
+async def test_an_interrupted_read_begins_anew(
+    small: SQLiteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that lost its patience interrupts; nobody notices."""
+    await _write(small, 1)
+    begun = threading.Event()
+    go_on = threading.Event()
+    calls = 0
+
+    def slow(metadata: str, part: str) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            begun.set()
+            go_on.wait(30)
+        return True
+
+    for connection in small._readers._all:
+        await connection.create_function("metadata_contains", 2, slow)
+    reading = asyncio.create_task(small.search(Criteria(metadata='{"a": []}'), Scan(True, 100)))
+    await asyncio.to_thread(begun.wait, 30)
+
+    async def checkpoint_now() -> None:
+        async with small._readers.none_reading(0.0):
+            pass
+
+    holding = asyncio.create_task(checkpoint_now())
+    await asyncio.sleep(0.05)  # past its patience of nothing; the read cannot end before
+    go_on.set()
+    await holding
+    page = await reading
+    assert len(page.messages) == 50
+    assert calls > 50
+
+
+async def test_cancelled_reads_do_not_keep_the_log(small: SQLiteStorage, path: Path) -> None:
+    for number in range(4):
+        await _write(small, number)
+    for turn in range(40):
+        tasks = [
+            asyncio.create_task(small.search(Criteria(parse_query("words")), Scan(True, 100)))
+            for _ in range(4)
+        ]
+        for _ in range(turn % 6):
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    async with small._readers.none_reading(1.0):
+        assert await small._checkpointer._checkpoint("TRUNCATE")
+    assert _log_size(path) == 0
+    assert len(await found(small, "words")) == 200

@@ -1,0 +1,144 @@
+"""Both plans of a search find the same rows, and each uses an index."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sagastore_server.search.parser import parse_query
+from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.sqlite.queries import QUERIES
+from sagastore_server.sqlite.search import Statement, compile_search
+from sagastore_server.storage.model import Message, OnConflict, Position
+from sagastore_server.storage.query import Criteria, Scan
+from tests.support.drafts import NOW, draft
+from tests.support.naive import meets, stretch
+
+CRITERIA = {
+    "words": Criteria(parse_query("fox dog")),
+    "phrase": Criteria(parse_query('"fox dog"')),
+    "prefix": Criteria(parse_query("fo*")),
+    "or": Criteria(parse_query("fox OR cat -dog")),
+    "excluding": Criteria(parse_query("-fox")),
+    "either": Criteria(parse_query("-fox OR dog cat OR -bird -cat")),
+    "tags": Criteria(tags=("t1", "t2")),
+    "metadata": Criteria(metadata='{"k": 1}'),
+    "session": Criteria(session_id="s-1"),
+    "time": Criteria(start=NOW + 10, end=NOW + 200),
+    "session words": Criteria(parse_query("fox"), session_id="s-1", end=NOW + 100),
+    "tags excluding": Criteria(parse_query("-fox"), tags=("t1",)),
+    "metadata either": Criteria(parse_query("-fox OR dog"), metadata='{"k": 1}', role="user"),
+    "everything": Criteria(
+        parse_query("fox"), ("t1",), "anthropic", "user", "s-1", NOW, NOW + 250, '{"k": 1}'
+    ),
+}
+SCANS = [
+    Scan(True, 20),
+    Scan(False, 20),
+    Scan(True, 500),
+    Scan(True, 7, Position(NOW + 150, "m-0150"), Position(NOW + 20, "m-0020")),
+    Scan(False, 7, Position(NOW + 20, "m-0020"), Position(NOW + 150, "m-0150")),
+]
+
+
+@pytest.fixture
+async def filled(store: SQLiteStorage) -> SQLiteStorage:
+    chance = random.Random(3)
+    drafts = [
+        draft(
+            f"m-{number:04}",
+            " ".join(chance.choices(["fox", "dog", "cat", "bird"], k=3)),
+            tags=chance.sample(["t1", "t2", "t3"], chance.randrange(4)),
+            metadata=chance.choice(["{}", '{"k": 1}', '{"k": 2}', '{"k": [1]}']),
+            session_id=chance.choice(["s-1", "s-2", None]),
+            timestamp=NOW + number // 2 * 2,
+        )
+        for number in range(300)
+    ]
+    await store.bulk_save(drafts, OnConflict.REPLACE)
+    return store
+
+
+async def _all(store: SQLiteStorage) -> list[Message]:
+    page = await store.scan_ids("", "z", 1000)
+    return page.messages
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+async def test_both_plans_find_the_same(filled: SQLiteStorage, name: str) -> None:
+    criteria = CRITERIA[name]
+    matching = [one for one in await _all(filled) if meets(one, criteria)]
+    assert matching
+    for scan in SCANS:
+        expected = stretch(matching, scan)[: scan.limit + 1]
+        compiled = compile_search(criteria, scan)
+        for statement in (compiled.by_order, compiled.by_index):
+            if statement is not None:
+                rows = await filled._readers.rows(statement.sql, statement.parameters)
+                assert [row[0] for row in rows] == [one.id for one in expected]
+
+
+def _plan(path: Path, statement: Statement) -> str:
+    with closing(sqlite3.connect(path)) as plain:
+        plain.create_function("metadata_contains", 2, lambda value, part: True)
+        rows = plain.execute("EXPLAIN QUERY PLAN " + statement.sql, statement.parameters)
+        return "\n".join(row[3] for row in rows)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+async def test_the_walk_is_in_order_and_never_sorts(
+    filled: SQLiteStorage, path: Path, name: str
+) -> None:
+    for scan in SCANS:
+        plan = _plan(path, compile_search(CRITERIA[name], scan).by_order)
+        index = "session" if CRITERIA[name].session_id else "timestamp"
+        assert f"USING INDEX idx_messages_{index}" in plan
+        assert "FOR ORDER BY" not in plan
+        probes = [line for line in plan.splitlines() if "messages_fts" in line]
+        # "=" says that FTS5 is asked for one row.
+        assert all("VIRTUAL TABLE INDEX 0:=" in line for line in probes)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, one in CRITERIA.items() if compile_search(one, SCANS[0]).by_index]
+)
+async def test_the_lookup_begins_with_the_word_index(
+    filled: SQLiteStorage, path: Path, name: str
+) -> None:
+    for scan in SCANS:
+        statement = compile_search(CRITERIA[name], scan).by_index
+        assert statement is not None
+        first, second, *_ = _plan(path, statement).splitlines()
+        assert "VIRTUAL TABLE INDEX" in first
+        assert "USING INTEGER PRIMARY KEY" in second
+
+
+def test_words_tags_and_metadata_can_be_looked_up() -> None:
+    for name in ("words", "phrase", "prefix", "or", "tags", "metadata", "tags excluding"):
+        assert compile_search(CRITERIA[name], SCANS[0]).by_index is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("session_oldest", "idx_messages_session"),
+        ("session_newest", "idx_messages_session"),
+        ("scan_ids", "sqlite_autoindex_messages_1"),
+        ("get", "sqlite_autoindex_messages_1"),
+        ("batch_get", "sqlite_autoindex_messages_1"),
+        ("stored", "sqlite_autoindex_messages_1"),
+        ("last_id", "sqlite_autoindex_messages_1"),
+    ],
+)
+async def test_statements_use_an_index(
+    filled: SQLiteStorage, path: Path, name: str, index: str
+) -> None:
+    sql = QUERIES[name]
+    count = sql.count("?") if "?1" not in sql else 6
+    plan = _plan(path, Statement(sql, ["[]"] * count))
+    assert index in plan
+    assert "FOR ORDER BY" not in plan

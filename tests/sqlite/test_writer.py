@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.storage.errors import UnavailableError
+from sagastore_server.storage.model import OnConflict
+from tests.support.drafts import draft
+
+
+def _connection(store: SQLiteStorage) -> sqlite3.Connection:
+    assert store._connection is not None
+    return store._connection
+
+
+async def test_commits_are_synced(store: SQLiteStorage) -> None:
+    """WAL with synchronous=FULL, on the connection that writes."""
+    connection = _connection(store)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+async def test_what_waits_is_committed_together(store: SQLiteStorage) -> None:
+    statements: list[str] = []
+    _connection(store).set_trace_callback(statements.append)
+    results = await asyncio.gather(*(store.save(draft(f"m-{n}")) for n in range(64)))
+    _connection(store).set_trace_callback(None)
+    assert len({result.revision for result in results}) == 64
+    commits = statements.count("COMMIT")
+    assert 1 <= commits <= 8
+    assert statements.count("BEGIN IMMEDIATE") == commits
+
+
+async def test_a_group_is_bounded(store: SQLiteStorage) -> None:
+    statements: list[str] = []
+    _connection(store).set_trace_callback(statements.append)
+    batches = [[draft(f"{batch}-{n}") for n in range(1000)] for batch in range(6)]
+    await asyncio.gather(*(store.bulk_save(batch, OnConflict.REPLACE) for batch in batches))
+    _connection(store).set_trace_callback(None)
+    assert statements.count("COMMIT") >= 3
+
+
+async def test_a_refused_write_shares_the_transaction(store: SQLiteStorage) -> None:
+    await store.save(draft("taken"))
+    statements: list[str] = []
+    _connection(store).set_trace_callback(statements.append)
+    results = await asyncio.gather(
+        *(store.save(draft("taken" if n == 7 else f"m-{n}"), 0) for n in range(32)),
+        return_exceptions=True,
+    )
+    _connection(store).set_trace_callback(None)
+    assert sum(isinstance(result, Exception) for result in results) == 1
+    assert "ROLLBACK" not in statements
+    assert statements.count("COMMIT") <= 6
+
+
+async def test_a_row_that_sqlite_refuses_spoils_nothing(store: SQLiteStorage) -> None:
+    """Validation keeps such a row away; if one came through, it alone must fail."""
+    good = [store.save(draft(f"m-{n}")) for n in range(20)]
+    bad = store.save(draft("bad", timestamp=2**70))
+    results = await asyncio.gather(*good[:10], bad, *good[10:], return_exceptions=True)
+    assert [at for at, result in enumerate(results) if isinstance(result, BaseException)] == [10]
+    assert len(await store.batch_get([f"m-{n}" for n in range(20)])) == 20
+    assert await store.batch_get(["bad"]) == {}
+    assert (await store.save(draft("after"))).created
+
+
+async def test_an_answer_means_committed(store: SQLiteStorage, path: Path) -> None:
+    """Another connection, of nobody's cache, has it at once."""
+    with closing(sqlite3.connect(path)) as other:
+        for number in range(50):
+            result = await store.save(draft("m-1", f"text {number}"))
+            row = other.execute("SELECT content, revision FROM messages").fetchone()
+            assert row == (f"text {number}", result.revision)
+
+
+async def test_saving_the_same_again_writes_nothing(store: SQLiteStorage, path: Path) -> None:
+    await store.save(draft("m-1"))
+    log = path.with_name(path.name + "-wal")
+    before = log.stat().st_size
+    for _ in range(20):
+        await store.save(draft("m-1"))
+    await store.bulk_save([draft("m-1")], OnConflict.SKIP)
+    assert log.stat().st_size == before
+
+
+async def test_reads_do_not_wait_for_a_write(store: SQLiteStorage, path: Path) -> None:
+    await store.save(draft("m-1"))
+    _connection(store).execute("BEGIN IMMEDIATE")
+    try:
+        waiting = asyncio.create_task(store.get("m-1"))
+        done, _ = await asyncio.wait([waiting], timeout=30)
+        assert done
+        assert (await store.health()).healthy
+    finally:
+        _connection(store).execute("ROLLBACK")
+
+
+async def test_writes_do_not_wait_for_a_read(store: SQLiteStorage, path: Path) -> None:
+    await store.bulk_save([draft(f"m-{n}") for n in range(100)], OnConflict.REPLACE)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM messages").fetchone() == (100,)
+        for number in range(20):
+            await store.save(draft(f"n-{number}"))
+        assert reader.execute("SELECT count(*) FROM messages").fetchone() == (100,)
+        reader.execute("COMMIT")
+        assert reader.execute("SELECT count(*) FROM messages").fetchone() == (120,)
+
+
+async def test_the_file_is_left_tidy(path: Path) -> None:
+    store = SQLiteStorage(path)
+    await store.open()
+    await store.save(draft("m-1"))
+    assert sorted(one.name for one in path.parent.iterdir()) != ["messages.db"]
+    await store.close()
+    assert [one.name for one in path.parent.iterdir() if one.suffix != ".lock"] == ["messages.db"]
+    with closing(sqlite3.connect(path)) as plain:
+        assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+async def test_writes_without_an_open_store_are_refused(path: Path) -> None:
+    store = SQLiteStorage(path)
+    with pytest.raises(UnavailableError):
+        await store.save(draft())
+    with pytest.raises(UnavailableError):
+        await store.get("m-1")
+    assert not path.exists()
