@@ -182,6 +182,8 @@ class AsyncReads:
         """
         if isinstance(tags, str):
             raise TypeError(f"tags: expected several strings, got the one string {tags!r}")
+        with convert.naming("metadata"):
+            contained = _json.dumps(metadata) if metadata else ""
         with convert.naming("request"):
             request = pb.SearchRequest(
                 query=query,
@@ -191,7 +193,7 @@ class AsyncReads:
                 session_id=session_id,
                 start_time=None if start is None else convert.timestamp_to_pb(start, "start"),
                 end_time=None if end is None else convert.timestamp_to_pb(end, "end"),
-                metadata_json=_json.dumps(metadata) if metadata else "",
+                metadata_json=contained,
                 page_size=page_size,
                 order=pb.Order.ValueType(order),
             )

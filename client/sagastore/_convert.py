@@ -55,8 +55,9 @@ def naming(field: str) -> Iterator[None]:
         yield
     except InvalidArgumentError:
         raise
-    except UnicodeEncodeError:
-        raise invalid(field, "holds a lone surrogate, which is not text") from None
+    except UnicodeEncodeError as exc:
+        text = ascii(exc.object[:40])
+        raise invalid(field, f"{text} holds a lone surrogate, which is not text") from None
     except (TypeError, ValueError) as exc:
         raise invalid(field, str(exc)) from None
 

@@ -116,7 +116,7 @@ def _transport_line(code: grpc.StatusCode, text: str, call: str, address: str) -
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return f"{call} was refused by {address}: {text}"
         case _:
-            return f"{call} at {address} failed with {code.name}: {text}"
+            return f"{call} at {address} failed with {code.name}" + (f": {text}" if text else "")
 
 
 _CAUSES: Final = (
