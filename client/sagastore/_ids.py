@@ -10,17 +10,30 @@ __all__ = ["new_id"]
 
 _RANDOM_BITS = 74
 _RANDOM_LIMIT = 1 << _RANDOM_BITS
+_POOL_BYTES = 4096
 
 
 class _Clock:
     """Hands out (milliseconds, 74 random bits) in strictly rising order."""
 
-    __slots__ = ("_lock", "_millis", "_random")
+    __slots__ = ("_lock", "_millis", "_pool", "_random", "_used")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._millis = -1
         self._random = 0
+        # Random bytes fetched ahead: each fetch is a system call.
+        self._pool = b""
+        self._used = 0
+
+    def _entropy(self, size: int) -> int:
+        start = self._used
+        self._used = end = start + size
+        if end > len(self._pool):
+            self._pool = os.urandom(_POOL_BYTES)
+            start, self._used = 0, size
+            end = size
+        return int.from_bytes(self._pool[start:end])
 
     def next(self) -> tuple[int, int]:
         """Return the next pair; greater than every pair before it."""
@@ -28,15 +41,15 @@ class _Clock:
             now = time.time_ns() // 1_000_000
             if now > self._millis:
                 self._millis = now
-                self._random = int.from_bytes(os.urandom(10)) >> 6
+                self._random = self._entropy(10) >> 6
             else:
                 # The same millisecond, or a clock that was set back: count on
                 # by a random step, so that order holds and the next id cannot
                 # be guessed (RFC 9562, section 6.2, method 2).
-                self._random += 1 + int.from_bytes(os.urandom(4))
+                self._random += 1 + self._entropy(4)
                 if self._random >= _RANDOM_LIMIT:
                     self._millis += 1
-                    self._random = int.from_bytes(os.urandom(9))
+                    self._random = self._entropy(9)
             return self._millis, self._random
 
 

@@ -1,0 +1,106 @@
+"""What the library offers is a promise: changing this list is changing the promise."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import sagastore
+from sagastore import errors
+
+NAMES = """
+    TLS AbortedError AlreadyExistsError AsyncClient AsyncMigrationClient AsyncPager Backfill
+    BackfillState BatchGetResult Blocker BulkAck BulkProgress BulkResult Client
+    DeadlineExceededError Durability ExportBatch FailedPreconditionError FieldViolation
+    InternalError InvalidArgumentError Message Migration MigrationClient Mismatch MismatchKind
+    NotFoundError OnConflict Order Page Pager PermissionDeniedError Phase PreconditionViolation
+    QuarantinedRow RejectedMessage ResourceExhaustedError RetryPolicy SagaStoreError SaveResult
+    SearchResult ServingStatus Store StoreHealth UnauthenticatedError UnavailableError
+    UnimplementedError Verification VerifyProgress __version__ errors new_id
+""".split()
+
+METHODS = """
+    batch_get bulk_save bulk_save_stream close delete export export_batches get health list
+    migration save search
+""".split()
+
+MIGRATION_METHODS = "change_phase control_backfill get quarantine verify watch".split()
+
+
+def test_names() -> None:
+    assert sorted(sagastore.__all__) == sorted(NAMES)
+    assert sorted(dir(sagastore)) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_name_can_be_imported(name: str) -> None:
+    assert getattr(sagastore, name) is not None
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = sagastore.nonsense  # type: ignore[attr-defined]
+
+
+def test_every_error_is_exported() -> None:
+    ours = {n for n, v in vars(errors).items() if inspect.isclass(v) and n != "Detail"}
+    assert {n for n in ours if n.endswith("Error")} <= set(NAMES)
+
+
+def _public(thing: object) -> list[str]:
+    return sorted(n for n in dir(thing) if not n.startswith("_"))
+
+
+def test_methods() -> None:
+    sync = sagastore.Client("127.0.0.1:1")
+    assert _public(sync) == METHODS
+    assert _public(sagastore.AsyncClient("127.0.0.1:1")) == METHODS
+    assert _public(sync.migration) == MIGRATION_METHODS
+    assert _public(sagastore.AsyncMigrationClient) == MIGRATION_METHODS
+    sync.close()
+
+
+@pytest.mark.parametrize("name", ["__init__", *METHODS])
+def test_both_clients_take_the_same(name: str) -> None:
+    if name == "migration":
+        pairs = [
+            (getattr(sagastore.AsyncMigrationClient, n), getattr(sagastore.MigrationClient, n))
+            for n in MIGRATION_METHODS
+        ]
+    else:
+        pairs = [(getattr(sagastore.AsyncClient, name), getattr(sagastore.Client, name))]
+    for left, right in pairs:
+        ours, theirs = inspect.signature(left).parameters, inspect.signature(right).parameters
+        assert list(ours) == list(theirs)
+        for parameter in ours:
+            assert ours[parameter].default == theirs[parameter].default
+            assert ours[parameter].kind == theirs[parameter].kind
+
+
+def test_everything_public_is_described() -> None:
+    for name in NAMES:
+        thing = getattr(sagastore, name)
+        if inspect.isclass(thing) or inspect.isroutine(thing):
+            assert thing.__doc__, name
+
+
+def test_importing_the_protocol_stays_cheap() -> None:
+    program = (
+        "import sys, sagastore.v1\n"
+        "print([m for m in sys.modules if m.split('.')[0] in ('grpc', 'google', 'asyncio', 'json')"
+        " or m.startswith('sagastore.')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "['sagastore._version', 'sagastore.v1']"
+
+
+def test_version_is_the_distributions() -> None:
+    file = Path(__file__).parents[2] / "client" / "pyproject.toml"
+    assert tomllib.loads(file.read_text())["project"]["version"] == sagastore.__version__

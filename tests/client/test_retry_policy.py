@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sagastore import RetryPolicy, UnavailableError
+from sagastore._call import History, Patience
+from sagastore._retry import Deadline, delay_before_retry
+from sagastore.errors import InternalError, ResourceExhaustedError
+
+
+@given(st.integers(1, 10_000), st.integers())
+def test_backoff_stays_within_its_limits(failures: int, seed: int) -> None:
+    random.seed(seed)
+    policy = RetryPolicy(initial_backoff=0.1, max_backoff=2.0, multiplier=3.0)
+    assert 0 <= policy.backoff(failures) <= min(2.0, 0.1 * 3.0 ** min(failures - 1, 64))
+
+
+def test_backoff_uses_its_whole_range() -> None:
+    policy = RetryPolicy(initial_backoff=1.0, max_backoff=8.0)
+    waits = [policy.backoff(3) for _ in range(500)]
+    assert min(waits) < 0.5
+    assert max(waits) > 3.5
+
+
+def test_gives_up() -> None:
+    policy = RetryPolicy(max_attempts=3)
+    assert delay_before_retry(policy, UnavailableError("x"), 2) is not None
+    assert delay_before_retry(policy, UnavailableError("x"), 3) is None
+    assert delay_before_retry(policy, InternalError("x"), 1) is None
+    assert delay_before_retry(policy, ResourceExhaustedError("x"), 1) is None
+
+
+def test_waits_as_long_as_the_server_says() -> None:
+    policy = RetryPolicy(initial_backoff=0.0)
+    error = ResourceExhaustedError("x", retry_after=7.0)
+    assert delay_before_retry(policy, error, 1) == 7.0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_attempts": 0},
+        {"initial_backoff": -1},
+        {"initial_backoff": 3.0},
+        {"max_backoff": math.inf},
+        {"multiplier": 0.5},
+        {"multiplier": math.nan},
+    ],
+)
+def test_policies_that_make_no_sense(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        RetryPolicy(**values)  # type: ignore[arg-type]
+
+
+async def test_deadline() -> None:
+    endless = Deadline(math.inf)
+    assert endless.remaining() is None
+    assert endless.leaves_room_for(1e9)
+    deadline = Deadline(5.0)
+    remaining = deadline.remaining()
+    assert remaining is not None
+    assert 4 < remaining <= 5
+    assert not deadline.leaves_room_for(5.1)
+    for timeout in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="timeout must be greater than 0"):
+            Deadline(timeout)
+
+
+def test_history() -> None:
+    history = History()
+    history.note(ResourceExhaustedError("refused, so it did not happen"))
+    unsent = UnavailableError("no connection")
+    unsent.unsent = True
+    history.note(unsent)
+    assert not history.uncertain
+    history.note(UnavailableError("the connection broke"))
+    assert history.uncertain
+    history.note(unsent)
+    assert history.uncertain
+
+
+async def test_patience_before_and_after_progress() -> None:
+    policy = RetryPolicy(max_attempts=2, initial_backoff=0.0, max_backoff=0.0)
+    patience = Patience(policy, 60.0)
+    await patience.pause(UnavailableError("x"), "Export")
+    with pytest.raises(UnavailableError):
+        await patience.pause(UnavailableError("x"), "Export")
+    patience.progress()
+    for _ in range(50):
+        await patience.pause(UnavailableError("x"), "Export")
+    with pytest.raises(InternalError):
+        await patience.pause(InternalError("x"), "Export")
+
+
+async def test_patience_ends() -> None:
+    patience = Patience(RetryPolicy(initial_backoff=0.0, max_backoff=0.0), 0.05)
+    patience.progress()
+    with pytest.raises(UnavailableError):
+        while True:
+            await patience.pause(UnavailableError("x", retry_after=0.01), "Export")
+
+
+async def test_no_retries_means_none() -> None:
+    patience = Patience(RetryPolicy(max_attempts=1), 60.0)
+    patience.progress()
+    with pytest.raises(UnavailableError):
+        await patience.pause(UnavailableError("x"), "Export")
