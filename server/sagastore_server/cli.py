@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -14,10 +13,6 @@ from sagastore_server import __version__, app, inspection
 from sagastore_server.ops import logs, loop, settings
 from sagastore_server.ops.address import Address
 from sagastore_server.storage.errors import CannotOpenError
-
-# gRPC's core writes lines of its own to standard error, where ours are JSON. What
-# it has to say at start (the port is taken) we say better.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 cli = typer.Typer(
     name="sagastore-server",

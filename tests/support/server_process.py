@@ -18,6 +18,8 @@ import grpc
 STARTUP_SECONDS = 60
 """How long a start, or an end, may take before a test fails; on a busy machine too."""
 
+_COMPILED = Path(__file__).parents[2] / ".pytest_cache" / "compiled"
+
 
 class ServerProcess:
     """Starts the command, reads its log, and ends it.
@@ -56,12 +58,13 @@ class ServerProcess:
         self.address = serving["address"]
         return self
 
-    def spawn(self) -> None:
-        """Start it, and do not wait."""
+    def spawn(self, *, bare: bool = False) -> None:
+        """Start it, and do not wait; ``bare`` gives it no address and no file."""
         assert not self.alive
         self.stderr, self.events, self._log_ended = [], [], False
+        usual = () if bare else ("--listen", self.address, "--sqlite", str(self.sqlite))
         self._process = subprocess.Popen(
-            serve_command("--listen", self.address, "--sqlite", str(self.sqlite), *self._options),
+            serve_command(*usual, *self._options),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -155,9 +158,17 @@ def serve_command(*options: str) -> list[str]:
 
 
 def clean_environment(home: Path) -> dict[str, str]:
-    """Return this environment without settings of ours, and with another home."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("SAGASTORE_")}
-    return ours | {"HOME": str(home), "XDG_DATA_HOME": str(home / "data")}
+    """Return this environment without settings of ours, and with another home.
+
+    Where Python was told not to keep compiled code, servers keep theirs in a place
+    of their own: compiling everything again takes most of a start.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("SAGASTORE_")
+    }
+    if environment.pop("PYTHONDONTWRITEBYTECODE", None):
+        environment["PYTHONPYCACHEPREFIX"] = str(_COMPILED)
+    return environment | {"HOME": str(home), "XDG_DATA_HOME": str(home / "data")}
 
 
 @contextmanager
