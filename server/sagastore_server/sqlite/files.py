@@ -152,6 +152,8 @@ def classify(path: Path, *, check: bool = False, recover: bool = False) -> FileS
             return state_of(connection, check=check)
     except sqlite3.DatabaseError as exc:
         return _judged_by_error(path, exc)
+    except OSError as exc:
+        raise CannotOpenError(f"{path} cannot be read: {exc.strerror}") from exc
 
 
 @contextlib.contextmanager

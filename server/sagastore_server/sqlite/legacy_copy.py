@@ -18,11 +18,12 @@ SUFFIX = ".before-sagastore"
 _PARTIAL = ".partial"
 _PAGES_AT_ONCE = 4096
 
-_GROWTH = 3
-"""Room that the takeover needs beside the copy, in sizes of the file.
+_GROWTH = 2
+"""Room that the takeover is given beside the copy, in sizes of the file.
 
-The new tables and their index stand beside the old ones until the end, and the
-rollback journal (or the log of WAL) keeps what was changed.
+The new tables and their index stand beside the old ones until the end (1.0 of the
+file with 200,000 messages of dialogue), and the rollback journal keeps what was
+changed of the old pages (0.2).
 """
 
 _SPARE_BYTES = 16 * 1024 * 1024

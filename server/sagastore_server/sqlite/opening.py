@@ -34,6 +34,13 @@ _OLDEST_SQLITE = (3, 37, 0)
 
 _REPORT_EVERY = 1000
 
+_RESTORE = "restore a backup, or recover what can be read (sqlite3 OLD .recover | sqlite3 NEW)"
+_ANOTHER = "nothing was changed in it; give the server another file with --sqlite"
+
+_SMALL = 64 * 1024 * 1024
+"""Bytes up to which every page of a file is checked when it is opened. That takes about
+6 ms a MiB; a server on a large file is to be up within a second."""
+
 
 def open_for_writing(path: Path, progress: Progress) -> sqlite3.Connection:
     """Return the writing connection to a file that is ready for use.
@@ -66,19 +73,24 @@ def open_for_writing(path: Path, progress: Progress) -> sqlite3.Connection:
 
 def _check_kind(path: Path, progress: Progress) -> None:
     """Refuse what is not ours, and take over what the legacy application wrote."""
-    found = classify(path)
+    found = classify(path, check=_is_small(path), recover=True)
     if found.kind in {Kind.MISSING, Kind.EMPTY}:
         if not path.parent.is_dir():
             raise CannotOpenError(f"cannot create {path}: its folder does not exist")
     elif found.kind is Kind.LEGACY:
         take_over(path, progress=lambda done, total: progress("taking over", done, total))
     elif found.kind is not Kind.SAGASTORE:
-        raise CannotOpenError(f"cannot use {path}: {found.detail}")
+        advice = _RESTORE if found.kind is Kind.CORRUPT else _ANOTHER
+        raise CannotOpenError(f"cannot use {path}: it {found.detail}; {advice}")
     elif found.schema_version > SCHEMA_VERSION:
         raise CannotOpenError(
             f"cannot use {path}: its schema has version {found.schema_version}, this server "
             f"knows up to {SCHEMA_VERSION}; run the newer server that wrote it"
         )
+
+
+def _is_small(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size <= _SMALL
 
 
 def _upgrade(connection: sqlite3.Connection) -> None:
