@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -13,7 +14,7 @@ from sagastore_server.storage.query import Criteria, Scan
 from tests.support.backends import Place, opened
 from tests.support.drafts import NOW, draft, found, save_all
 
-CALLS = {
+CALLS: dict[str, Callable[[StorageBackend], Awaitable[object]]] = {
     "save": lambda backend: backend.save(draft()),
     "bulk_save": lambda backend: backend.bulk_save([draft()], OnConflict.REPLACE),
     "delete": lambda backend: backend.delete("m-1"),
@@ -106,8 +107,9 @@ async def test_everything_outlives_the_process(place: Place) -> None:
             assert await backend.last_id() == "\U0001f600"
             with pytest.raises(NotFoundError):
                 await backend.get("c")
-            again = await backend.bulk_save([draft("b", "second again", session_id=None)],
-                                            OnConflict.REPLACE)
+            again = await backend.bulk_save(
+                [draft("b", "second again", session_id=None)], OnConflict.REPLACE
+            )
             assert again == (0, 1, 0)
 
 
@@ -188,8 +190,10 @@ async def test_last_id(backend: StorageBackend) -> None:
 
 
 async def test_scan_ids(backend: StorageBackend) -> None:
-    ids = sorted((f"{name}{n}" for name in ("a", "B", "ü", "\uffee", "\U0001f600") for n in range(4)),
-                 key=str.encode)
+    ids = sorted(
+        (f"{name}{n}" for name in ("a", "B", "ü", "\uffee", "\U0001f600") for n in range(4)),
+        key=str.encode,
+    )
     await save_all(backend, [draft(one, timestamp=NOW - at) for at, one in enumerate(ids)])
     ends = ["", "a", ids[0], ids[3], ids[7], "\uffee", ids[-1], "\U0010ffff"]
     for after in ends:

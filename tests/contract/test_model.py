@@ -12,7 +12,13 @@ from typing import TypeVar
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from sagastore_server.search import pager
 from sagastore_server.search.pager import Order
@@ -29,6 +35,11 @@ from tests.support.memory import MemoryState, MemoryStorage
 
 T = TypeVar("T")
 
+
+def _object(items: dict[str, str]) -> str:
+    return "{" + ", ".join(f'"{key}": {value}' for key, value in items.items()) + "}"
+
+
 ids = st.sampled_from(["a", "a1", "B", "\u00e4", "\uffee", "\U0001f600", "m 1", "'"])
 words = st.sampled_from(
     ["run", "running", "runs", "The", "café", "cafe", "foo_bar", "foo", "bar", "v1.85", "北京",
@@ -37,11 +48,13 @@ words = st.sampled_from(
 contents = st.lists(words, min_size=1, max_size=6).map(" ".join)
 tag = st.sampled_from(["a", "b", "A", "ä", "", " ", '"', "😀"]).map(lambda name: f"t{name}")
 scalars = st.sampled_from(["1", "1.0", "-1", "true", "null", '"1"', '"x"', "[]", "{}"])
-values = st.one_of(scalars, st.lists(scalars, max_size=3).map(lambda items: f"[{', '.join(items)}]"))
+values = st.one_of(
+    scalars, st.lists(scalars, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+)
 flat = st.dictionaries(st.sampled_from("kl"), values, max_size=2)
 metadata = st.one_of(
     st.just("{}"),
-    flat.map(lambda items: _object(items)),
+    flat.map(_object),
     flat.map(lambda items: f'{{"n": {_object(items)}}}'),
 ).map(canonical_object)
 sessions = st.sampled_from([None, "", "s", "S"])
@@ -82,14 +95,11 @@ positions = st.none() | st.builds(Position, times, ids)
 scans = st.builds(Scan, st.booleans(), st.integers(1, 9), positions, positions)
 
 
-def _object(items: dict[str, str]) -> str:
-    return "{" + ", ".join(f'"{key}": {value}' for key, value in items.items()) + "}"
-
-
 class Machine(RuleBasedStateMachine):
     """Calls a backend and the model side by side."""
 
     kind: Kind
+    backend: StorageBackend
 
     @initialize()
     def begin(self) -> None:
@@ -113,7 +123,9 @@ class Machine(RuleBasedStateMachine):
             self.runner.close()
             self.folder.cleanup()
 
-    def _both(self, first: Awaitable[T], second: Awaitable[T]) -> tuple[T | Exception, T | Exception]:
+    def _both(
+        self, first: Awaitable[T], second: Awaitable[T]
+    ) -> tuple[T | Exception, T | Exception]:
         """Return both answers, or refusals."""
 
         async def outcome(call: Awaitable[T]) -> T | Exception:
@@ -161,7 +173,9 @@ class Machine(RuleBasedStateMachine):
         if message is None:
             return 1, 1
         real = self.revisions[message.revision]
-        return (real, message.revision) if not offset else (real + offset, message.revision + offset)
+        return (
+            (real, message.revision) if not offset else (real + offset, message.revision + offset)
+        )
 
     @rule(draft=drafts)
     def save(self, draft: Draft) -> None:
@@ -254,7 +268,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.runner.run(self.backend.close())
-        self.backend: StorageBackend = self.make()
+        self.backend = self.make()
         self.runner.run(self.backend.open())
 
     @invariant()

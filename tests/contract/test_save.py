@@ -246,9 +246,9 @@ async def test_of_concurrent_first_saves_one_wins(backend: StorageBackend) -> No
 async def test_a_refused_write_does_not_fail_its_neighbours(backend: StorageBackend) -> None:
     await backend.save(draft("taken"))
     writes = [
-        backend.save(draft("taken", "other"), 0) if number % 10 == 5 else backend.save(
-            draft(f"n-{number:02}")
-        )
+        backend.save(draft("taken", "other"), 0)
+        if number % 10 == 5
+        else backend.save(draft(f"n-{number:02}"))
         for number in range(50)
     ]
     writes.append(backend.delete("missing"))  # type: ignore[arg-type]

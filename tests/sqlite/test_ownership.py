@@ -56,9 +56,7 @@ async def _refusal(path: Path) -> str:
     return str(caught.value)
 
 
-async def test_a_second_store_in_this_process_is_refused(
-    store: SQLiteStorage, path: Path
-) -> None:
+async def test_a_second_store_in_this_process_is_refused(store: SQLiteStorage, path: Path) -> None:
     line = await _refusal(path)
     assert f"process {os.getpid()} " in line
     assert "\n" not in line

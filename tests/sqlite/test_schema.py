@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import sqlite3
 from contextlib import closing
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sagastore_server.sqlite import files, opening
+from sagastore_server.search.analysis import FINGERPRINT
+from sagastore_server.sqlite import files
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.model import OnConflict
@@ -34,13 +36,11 @@ def _digest(path: Path) -> str:
 @pytest.mark.parametrize(
     "statement",
     [
-        "INSERT INTO messages (id, provider, role, content, timestamp, revision) "
-        "VALUES ('x', 'p', 'r', 'c', 1, 1)",
+        "INSERT INTO messages SELECT * FROM messages LIMIT 0, 1",
         "UPDATE messages SET content = 'changed'",
         "DELETE FROM messages",
         "REPLACE INTO messages SELECT * FROM messages",
-        "INSERT INTO files (id, filename, filepath, file_type, uploaded_at) "
-        "VALUES ('f', 'f', 'f', 't', 1)",
+        "INSERT INTO files VALUES ('f', 'f', 'f', 't', '', '', 0, 1, '', 1)",
     ],
     ids=lambda statement: " ".join(statement.split()[:3]),
 )
@@ -78,10 +78,10 @@ async def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
     "content", [b"not a database", b"SQLite format 3\x00" + b"garbage" * 200], ids=["text", "torn"]
 )
 async def test_what_is_no_database_is_refused_and_left_alone(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    await asyncio.to_thread(path.write_bytes, content)
     with pytest.raises(CannotOpenError):
         await SQLiteStorage(path).open()
-    assert path.read_bytes() == content
+    assert await asyncio.to_thread(path.read_bytes) == content
 
 
 async def test_a_foreign_database_is_refused_and_left_alone(path: Path) -> None:
@@ -118,12 +118,14 @@ async def test_an_index_of_another_analysis_is_built_anew(path: Path) -> None:
     assert heard
     with closing(sqlite3.connect(path)) as plain:
         row = plain.execute("SELECT value FROM store_state WHERE name = 'analysis'").fetchone()
-    assert row == (opening.FINGERPRINT,)
+    assert row == (FINGERPRINT,)
 
 
 def _shape(path: Path) -> list[tuple[str, ...]]:
     with closing(sqlite3.connect(path)) as plain:
-        return plain.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY 1, 2").fetchall()
+        return plain.execute(
+            "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY 1, 2"
+        ).fetchall()
 
 
 async def test_a_new_file_equals_the_steps_one_by_one(path: Path, tmp_path: Path) -> None:

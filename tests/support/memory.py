@@ -62,9 +62,12 @@ class MemoryStorage(StorageBackend):
 
     @property
     def _messages(self) -> dict[str, Message]:
+        self._check_open()
+        return self._state.messages
+
+    def _check_open(self) -> None:
         if not self._open:
             raise UnavailableError("the store is not open")
-        return self._state.messages
 
     async def save(self, draft: Draft, if_revision: int | None = None) -> SaveResult:
         """See the contract."""
@@ -133,7 +136,8 @@ class MemoryStorage(StorageBackend):
 
     async def quarantine(self, after: int, limit: int) -> list[QuarantinedRow]:
         """See the contract."""
-        return [] if self._messages is not None else []
+        self._check_open()
+        return []
 
     async def quarantine_count(self) -> int:
         """See the contract."""

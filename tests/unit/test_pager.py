@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given
@@ -38,10 +38,10 @@ def _drafts(count: int, seed: int = 1) -> list[Draft]:
 
 
 @pytest.fixture
-async def memory() -> AsyncIterator[MemoryStorage]:
+async def memory() -> MemoryStorage:
     storage = MemoryStorage(MemoryState())
     await storage.open()
-    yield storage
+    return storage
 
 
 async def _walk(
@@ -151,7 +151,9 @@ async def test_pages_are_stable_while_others_write(
         hits: list[Hit] = []
         cursor: Cursor | None = None
         while True:
-            page, cursor = await search_page(memory, criteria, order, chance.randrange(1, 6), cursor)
+            page, cursor = await search_page(
+                memory, criteria, order, chance.randrange(1, 6), cursor
+            )
             hits += page
             if cursor is None:
                 break
@@ -226,7 +228,5 @@ async def test_any_cursor_is_taken_or_refused(cursor: Cursor) -> None:
     await memory.open()
     await save_all(memory, _drafts(3))
     for order in Order:
-        try:
+        with contextlib.suppress(InvalidCursorError):
             await search_page(memory, WORDS, order, 2, cursor)
-        except InvalidCursorError:
-            pass

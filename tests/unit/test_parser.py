@@ -76,7 +76,9 @@ def test_examples(text: str) -> None:
     assert parse_query(text) == EXAMPLES[text]
 
 
-chunks = st.sampled_from(["-", '"', "*", " ", "OR", " OR ", "a", "foo", "é", "北", "👍", ".", "_", "(", "“"])
+chunks = st.sampled_from(
+    ["-", '"', "*", " ", "OR", " OR ", "a", "foo", "é", "北", "👍", ".", "_", "(", "“"]
+)
 
 
 @given(storable_text | st.lists(chunks, max_size=20).map("".join))
