@@ -64,11 +64,11 @@ class Sagastore:
         """Run it with --json, and return what its lines hold."""
         return [json.loads(line) for line in self.ok("--json", *args).splitlines()]
 
-    def start(self, *args: str | Path) -> subprocess.Popen[str]:
+    def start(self, *args: str | Path, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
         """Start it, and do not wait."""
         return subprocess.Popen(
             command_line(*args),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -102,7 +102,8 @@ class CheckpointFile:
 
     def remove(self) -> None:
         """Forget it."""
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
 
 class SourceChangedError(Exception):

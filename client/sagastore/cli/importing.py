@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -98,7 +99,8 @@ class _Import:
         self.counts = Counts()
         self._position: Position | None = None
         self._done = 0
-        self._last_checkpoint = self._begun
+        # The first one at once: from the first batch on there is something to keep.
+        self._last_checkpoint = -math.inf
         self._file = self._checkpoint_file()
 
     def _checkpoint_file(self) -> CheckpointFile | None:

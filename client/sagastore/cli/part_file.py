@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -61,7 +62,7 @@ class PartFile:
         self._restart = restart
         self._file: IO[bytes] | None = None
         self._state = State()
-        self._saved_at = time.monotonic()
+        self._saved_at = -math.inf
 
     def begin(self) -> State:
         """Return how far an earlier run came.

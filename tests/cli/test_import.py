@@ -1,0 +1,161 @@
+"""Imports into a real server."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+from tests.cli.command import SAMPLE, Sagastore, assert_ledger, by_id, many, sample, write_lines
+from tests.cli.databases import legacy_database, store_database
+from tests.conftest import ServerFactory
+
+
+def _export(cli: Sagastore, name: str = "export.jsonl") -> Path:
+    path = cli.home / name
+    cli.ok("export", path)
+    return path
+
+
+def test_import_and_export_give_back_what_went_in(
+    own_cli: Sagastore, server_process: ServerFactory
+) -> None:
+    summary = own_cli.json("import", SAMPLE)
+    counts = {"read": 400, "saved": 400, "unchanged": 0, "skipped": 0, "rejected": 0}
+    assert summary == summary | counts
+    first = _export(own_cli, "first.jsonl")
+    assert_ledger(first, sample())
+    second = _export(own_cli, "second.jsonl")
+    assert first.read_bytes() == second.read_bytes()
+    assert own_cli.ok("export", "-").encode() == first.read_bytes()
+
+    empty = server_process(sqlite=own_cli.home / "other.db").start()
+    other = Sagastore(empty.address, own_cli.home)
+    other.ok("import", first)
+    assert _export(other, "third.jsonl").read_bytes() == first.read_bytes()
+
+
+def test_the_same_import_again_changes_nothing(own_cli: Sagastore) -> None:
+    own_cli.ok("import", SAMPLE)
+    before = own_cli.lines("list", sample()[0]["session_id"])
+    assert own_cli.json("import", SAMPLE)["unchanged"] == 400
+    assert own_cli.lines("list", sample()[0]["session_id"]) == before
+    assert own_cli.checkpoints == []
+
+
+def test_conflicts_replace_or_skip(own_cli: Sagastore, tmp_path: Path) -> None:
+    old = [message | {"content": "old"} for message in sample()[:10]]
+    own_cli.ok("import", write_lines(tmp_path / "old.jsonl", old))
+    assert own_cli.json("import", SAMPLE, "--on-conflict", "skip")["skipped"] == 10
+    assert own_cli.json("import", SAMPLE)["saved"] == 10
+    assert_ledger(_export(own_cli), sample())
+
+
+def test_standard_input_in_every_shape(own_cli: Sagastore) -> None:
+    text = SAMPLE.read_bytes()
+    assert own_cli.json("import", "-", stdin=text)["saved"] == 400
+    assert own_cli.json("import", "-", stdin=gzip.compress(text))["unchanged"] == 400
+    database = legacy_database(own_cli.home / "memory.db").read_bytes()
+    assert own_cli.json("import", "-", stdin=database)["saved"] == 3
+    assert own_cli.json("import", "-", stdin=gzip.compress(database))["unchanged"] == 3
+    assert own_cli.json("import", "-")["read"] == 0
+    assert own_cli.checkpoints == []
+
+
+def test_lines_without_ids_are_stored_once(own_cli: Sagastore, tmp_path: Path) -> None:
+    bare = [{key: m[key] for key in ("provider", "role", "content")} for m in sample()[:50]]
+    path = write_lines(tmp_path / "bare.jsonl", bare)
+    assert own_cli.json("import", path)["saved"] == 50
+    assert own_cli.json("import", path, "--batch-size", "7")["unchanged"] == 50
+    assert len(by_id(_export(own_cli))) == 50
+
+
+def test_rejected_rows_are_listed_and_written_down(own_cli: Sagastore, tmp_path: Path) -> None:
+    good = [json.dumps(message) for message in sample()[:30]]
+    bad = [
+        "{",
+        '{"id": "x", "provider": "p", "role": "r", "content": " ", "metadata": {"a": 1.50}}',
+    ]
+    lines = [*good[:10], bad[0], *good[10:20], *([bad[1]] * 25), *good[20:]]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    rejects = tmp_path / "rejects.jsonl"
+    done = own_cli.run("import", path, "--rejects", rejects, "--batch-size", "8")
+    assert done.returncode == 0
+    assert "line 11  line  is not JSON" in done.stdout
+    assert "6 more; all are in" in done.stdout
+    written = rejects.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["source_key"] for line in written] == [
+        f"line {n}" for n in (11, *range(22, 47))
+    ]
+    assert json.loads(written[0]) == {
+        "source_key": "line 11",
+        "field": "line",
+        "reason": json.loads(written[0])["reason"],
+        "row": "{",
+    }
+    assert json.loads(written[1])["field"] == "content"
+    assert written[1].endswith(f'"row":{bad[1]}}}')
+    assert_ledger(_export(own_cli), sample()[:30])
+    summary = own_cli.json("import", path)
+    assert summary["rejected"] == 26
+    assert len(summary["first_rejects"]) == 20
+    assert own_cli.run("import", path, "--strict").returncode == 1
+
+
+def test_the_file_of_rejects_is_not_the_file_that_is_read(cli: Sagastore, tmp_path: Path) -> None:
+    path = Path(shutil.copy(SAMPLE, tmp_path / "x.jsonl"))
+    done = cli.run("import", path, "--rejects", path)
+    assert done.returncode == 1
+    assert path.read_bytes() == SAMPLE.read_bytes()
+
+
+def test_only_bad_rows(cli: Sagastore, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text("{}\n" * 5_000, encoding="utf-8")
+    assert cli.json("import", path)["rejected"] == 5_000
+
+
+def test_very_many_bad_rows_between_good_ones(own_cli: Sagastore, tmp_path: Path) -> None:
+    first, second, *_ = (json.dumps(message) + "\n" for message in sample())
+    path = tmp_path / "bad.jsonl"
+    path.write_text(first + "{}\n" * 55_000 + second, encoding="utf-8")
+    summary = own_cli.json("import", path)
+    assert (summary["saved"], summary["rejected"]) == (2, 55_000)
+
+
+def test_databases(own_cli: Sagastore, tmp_path: Path) -> None:
+    legacy = legacy_database(tmp_path / "memory.db")
+    rejects = tmp_path / "rejects.jsonl"
+    summary = own_cli.json("import", legacy, "--rejects", rejects)
+    assert (summary["saved"], summary["rejected"]) == (3, 4)
+    rows = [json.loads(line) for line in rejects.read_text(encoding="utf-8").splitlines()]
+    assert [row["field"] for row in rows] == ["id", "timestamp", "metadata", "id"]
+    assert rows[2]["row"]["metadata"] == '{"a":1,"a":2}'
+    assert own_cli.json("import", store_database(tmp_path / "store.db"))["saved"] == 3
+    text = _export(own_cli).read_text(encoding="utf-8")
+    assert text.count('"metadata": {"n": 1.50}') == 4
+
+
+def test_the_file_of_a_server_that_runs(own_cli: Sagastore, server_process: ServerFactory) -> None:
+    own_cli.ok("import", SAMPLE)
+    other = Sagastore(
+        server_process(sqlite=own_cli.home / "other.db").start().address, own_cli.home
+    )
+    assert other.json("import", own_cli.home / "sagastore.db")["saved"] == 400
+    assert_ledger(_export(other), sample())
+
+
+def test_batches_of_any_size(own_cli: Sagastore) -> None:
+    assert own_cli.json("import", SAMPLE, "--batch-size", "1")["saved"] == 400
+    assert own_cli.json("import", SAMPLE, "--batch-size", "399")["unchanged"] == 400
+
+
+def test_large_messages(own_cli: Sagastore, tmp_path: Path) -> None:
+    messages = [
+        message | {"content": f"{n} " + "漢" * 99_000} for n, message in enumerate(many(15))
+    ]
+    path = write_lines(tmp_path / "large.jsonl", messages)
+    assert own_cli.json("import", path)["saved"] == 15
+    assert_ledger(_export(own_cli), messages)

@@ -1,0 +1,252 @@
+"""Whatever ends a transfer in its middle, the same command again completes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import Sagastore, assert_ledger, many, wait_until, write_lines
+from tests.cli.databases import legacy_database
+from tests.conftest import ServerFactory
+from tests.support.server_process import ServerProcess
+
+COUNT = 5000
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+
+
+def _export(cli: Sagastore) -> Path:
+    path = cli.home / "export.jsonl"
+    cli.ok("export", path)
+    return path
+
+
+def _end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, stderr = process.communicate(timeout=60)
+    assert "Traceback" not in stderr
+    return process.returncode, stderr
+
+
+def _position(cli: Sagastore) -> int:
+    (path,) = cli.checkpoints
+    read: int = json.loads(path.read_text(encoding="utf-8"))["state"]["counts"]["read"]
+    return read
+
+
+def _interrupt_export(cli: Sagastore, path: Path) -> None:
+    """Interrupt an export in its middle; now and then one is too quick for that."""
+    before = path.read_bytes() if path.exists() else None
+    part = path.with_name(path.name + ".part")
+    for _ in range(10):
+        status, stderr = _interrupted(cli.start("export", path), part)
+        if status == 130:
+            assert "run the same command again to go on from there" in stderr
+            assert (path.read_bytes() if path.exists() else None) == before
+            return
+        path.unlink()
+        if before is not None:
+            path.write_bytes(before)
+    pytest.fail("no export could be interrupted")
+
+
+def _interrupted(process: subprocess.Popen[str], part: Path) -> tuple[int, str]:
+    wait_until(lambda: process.poll() is not None or (part.exists() and part.stat().st_size))
+    process.send_signal(signal.SIGINT)
+    return _end(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_an_import_goes_on_where_it_was(
+    number: signal.Signals, own_cli: Sagastore, tmp_path: Path
+) -> None:
+    messages = many(COUNT)
+    path = write_lines(tmp_path / "many.jsonl", messages)
+    process = own_cli.start("import", path, "--batch-size", "100")
+    wait_until(lambda: own_cli.checkpoints)
+    process.send_signal(number)
+    status, stderr = _end(process)
+    if number == signal.SIGKILL:
+        assert status == -signal.SIGKILL
+    else:
+        assert status == 128 + number
+        assert "run the same command again to go on from there" in stderr
+    position = _position(own_cli)
+    assert 0 < position < COUNT
+
+    done = own_cli.run("--json", "import", path)
+    assert done.returncode == 0
+    assert f"going on after the {position:,} messages" in done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["resumed_after"] == position
+    assert summary["read"] == summary["saved"] + summary["unchanged"] == COUNT
+    assert summary["rejected"] == 0
+    assert own_cli.checkpoints == []
+    assert_ledger(_export(own_cli), messages)
+
+
+def test_an_import_outlives_a_server_that_is_killed(
+    running_server: ServerProcess, tmp_path: Path
+) -> None:
+    cli = Sagastore(running_server.address, tmp_path)
+    messages = many(COUNT)
+    path = write_lines(tmp_path / "many.jsonl", messages)
+    process = cli.start("--json", "import", path, "--batch-size", "100")
+    wait_until(lambda: cli.checkpoints)
+    running_server.kill9()
+    time.sleep(0.5)
+    running_server.restart()
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    summary = json.loads(stdout)
+    assert summary["saved"] + summary["unchanged"] == COUNT
+    assert_ledger(_export(cli), messages)
+
+
+def test_rejects_of_a_resumed_import_are_complete(own_cli: Sagastore, tmp_path: Path) -> None:
+    messages = many(COUNT)
+    path = tmp_path / "mixed.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number, message in enumerate(messages):
+            if number % 50 == 0:
+                message = message | {"content": " " if number % 100 else 5}  # noqa: PLW2901
+            file.write(json.dumps(message) + "\n")
+    rejects = tmp_path / "rejects.jsonl"
+    args = ("import", path, "--rejects", rejects, "--batch-size", "100")
+    positions = [0]
+    for _ in range(2):
+        process = own_cli.start(*args)
+        wait_until(lambda: own_cli.checkpoints and _position(own_cli) > positions[-1])
+        positions.append(_position(own_cli))
+        process.kill()
+        _end(process)
+    summary = own_cli.json(*args)
+    assert summary["rejected"] == COUNT // 50
+    keys = [json.loads(line)["source_key"] for line in rejects.read_text().splitlines()]
+    assert keys == [f"line {number + 1}" for number in range(0, COUNT, 50)]
+
+
+def test_a_checkpoint_is_not_believed_when_things_have_changed(
+    running_server: ServerProcess, server_process: ServerFactory, tmp_path: Path
+) -> None:
+    cli = Sagastore(running_server.address, tmp_path)
+    messages = many(COUNT)
+    path = write_lines(tmp_path / "many.jsonl", messages)
+
+    process = cli.start("import", path, "--batch-size", "100")
+    wait_until(lambda: cli.checkpoints)
+    process.send_signal(signal.SIGINT)
+    _end(process)
+    (note,) = cli.checkpoints
+    noted = note.read_bytes()
+    done = cli.run("--json", "import", path, "--restart")
+    assert "going on" not in done.stderr
+    assert json.loads(done.stdout)["resumed_after"] == 0
+
+    # The server is another one now, without what was stored before.
+    running_server.terminate()
+    other = server_process(sqlite=tmp_path / "empty.db")
+    other.address = running_server.address
+    other.start()
+    note.write_bytes(noted)
+    done = cli.run("--json", "import", path)
+    assert "no longer has all that the run before stored" in done.stderr
+    assert json.loads(done.stdout)["saved"] == COUNT
+    assert_ledger(_export(cli), messages)
+
+    # The file is another one now.
+    note.write_bytes(noted)
+    write_lines(path, messages[: COUNT // 2])
+    done = cli.run("--json", "import", path)
+    assert "has changed since it was interrupted" in done.stderr
+    assert json.loads(done.stdout)["unchanged"] == COUNT // 2
+
+    # The note is damaged.
+    note.write_bytes(noted[: len(noted) // 2])
+    assert cli.json("import", path)["unchanged"] == COUNT // 2
+
+
+def test_an_interrupted_import_of_standard_input_is_simply_repeated(
+    own_cli: Sagastore, tmp_path: Path
+) -> None:
+    messages = many(2000)
+    path = write_lines(tmp_path / "many.jsonl", messages)
+    reading, writing = os.pipe()
+    process = own_cli.start("import", "-", "--batch-size", "100", stdin=reading)
+    os.close(reading)
+    # More than a pipe holds: what has gone through is being imported.
+    with os.fdopen(writing, "wb", buffering=0, closefd=False) as file:
+        file.write(path.read_bytes()[:300_000])
+    process.send_signal(signal.SIGINT)
+    status, stderr = _end(process)
+    os.close(writing)
+    assert status == 130
+    assert "interrupted" in stderr
+    own_cli.ok("import", "-", stdin=path.read_bytes())
+    assert_ledger(_export(own_cli), messages)
+
+
+def test_a_source_that_nobody_can_note_is_imported_all_the_same(
+    own_cli: Sagastore, tmp_path: Path
+) -> None:
+    path = legacy_database(tmp_path / "memory.db")
+    own_cli.env["XDG_STATE_HOME"] = str(path)
+    assert own_cli.json("import", path)["saved"] == 3
+
+
+def test_an_export_goes_on_where_it_was(own_cli: Sagastore, tmp_path: Path) -> None:
+    messages = many(COUNT)
+    own_cli.ok("import", write_lines(tmp_path / "many.jsonl", messages))
+    whole = _export(own_cli).read_bytes()
+    path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    path.write_text("the export before", encoding="utf-8")
+
+    _interrupt_export(own_cli, path)
+    # What a run that was killed wrote behind the place it noted does not count.
+    with part.open("ab") as file:
+        file.write(b'{"id": "half a li')
+
+    done = own_cli.run("--json", "export", path)
+    assert done.returncode == 0
+    assert "going on after the" in done.stderr
+    assert json.loads(done.stdout)["messages"] == COUNT
+    assert path.read_bytes() == whole
+    assert not list(tmp_path.glob("out.jsonl.*"))
+
+
+def test_a_part_that_is_not_ours_is_not_continued(own_cli: Sagastore, tmp_path: Path) -> None:
+    messages = many(COUNT)
+    own_cli.ok("import", write_lines(tmp_path / "many.jsonl", messages))
+    path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    _interrupt_export(own_cli, path)
+    data = bytearray(part.read_bytes())
+    data[-100] ^= 1
+    part.write_bytes(data)
+    done = own_cli.run("export", path)
+    assert "beginning anew" in done.stderr
+    assert_ledger(path, messages)
+
+
+def test_a_reader_that_has_enough_is_no_error(own_cli: Sagastore, tmp_path: Path) -> None:
+    own_cli.ok("import", write_lines(tmp_path / "many.jsonl", many(3000)))
+    process = own_cli.start("export", "-")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 141
+
+
+def test_a_full_disk_is_one_line(own_cli: Sagastore) -> None:
+    own_cli.ok("save", "--provider", "p", "--role", "r", "x")
+    done = own_cli.run("export", "/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.startswith("sagastore: cannot write /dev/full: No space left")
