@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,10 @@ __all__ = ["Batch", "Batcher", "BulkSender", "Tally"]
 _MAX_MESSAGES = 1000
 _MAX_BYTES = 2 * 1024 * 1024
 _GOODBYE_SECONDS = 5.0
+# The server's status comes at once, or, where answers are lost with the stream,
+# never; then sending again will bring it.
+_VERDICT_SECONDS = 0.25
+_WRITE_FAILED = "Internal error from Core"
 
 # Wire form of BulkSaveRequest. The messages are serialized one by one to learn
 # their size, and what is serialized need not be built into a request and
@@ -181,12 +185,32 @@ class _Stream:
     def __init__(self, caller: Caller, endpoint: Endpoint) -> None:
         self.address = endpoint.address
         self._requests: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._verdict: asyncio.Future[grpc.aio.AioRpcError] = (
+            asyncio.get_running_loop().create_future()
+        )
         self._call = endpoint.bulk_save(self._take(), metadata=caller.pool.metadata())
+        self._call.add_done_callback(self._note_status)
         self._read: asyncio.Task[Any] | None = None
 
     async def _take(self) -> AsyncGenerator[bytes, None]:
         while (payload := await self._requests.get()) is not None:
             yield payload
+
+    def _note_status(self, call: Any) -> None:
+        """Keep the status with which the server ended the call.
+
+        Where a write fails because the server has ended the call, gRPC (issue
+        36066) puts an error of its own in the place of the server's status,
+        before or after that arrives. It calls this for each of them, when it is
+        set, so that none of the questions below has to wait.
+        """
+        code, details = _now(call.code()), _now(call.details())
+        if code is grpc.StatusCode.OK or details == _WRITE_FAILED or self._verdict.done():
+            return
+        trailing = _now(call.trailing_metadata()) or grpc.aio.Metadata()
+        self._verdict.set_result(
+            grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=details)
+        )
 
     def send(self, payload: bytes) -> None:
         self._requests.put_nowait(payload)
@@ -215,7 +239,9 @@ class _Stream:
         try:
             response = task.result()
         except grpc.aio.AioRpcError as exc:
-            return _status.from_rpc_error(exc, "BulkSave", self.address)
+            await asyncio.wait({self._verdict}, timeout=_VERDICT_SECONDS)
+            true = self._verdict.result() if self._verdict.done() else exc
+            return _status.from_rpc_error(true, "BulkSave", self.address)
         return None if response is grpc.aio.EOF else response
 
     async def finish(self) -> None:
@@ -232,6 +258,16 @@ class _Stream:
             self._read.add_done_callback(_forget)
             self._read.cancel()
             self._read = None
+
+
+def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Return what a coroutine returns that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    return None
 
 
 def _forget(task: asyncio.Task[Any]) -> None:

@@ -36,7 +36,9 @@ _CLASSES: Final[dict[grpc.StatusCode, type[SagaStoreError]]] = {
 
 # A connection that breaks under a call ends it with these, too.
 _BROKEN: Final = re.compile(
-    r"RST_STREAM|Stream removed|Connection reset|Socket closed|GOAWAY|Broken pipe", re.IGNORECASE
+    r"RST_STREAM|Stream removed|Connection reset|Socket closed|GOAWAY|Broken pipe"
+    r"|Internal error from Core",
+    re.IGNORECASE,
 )
 _UNSENT: Final = re.compile(
     r"failed to connect|connections to all backends failing|errors? resolving|resolution failed"

@@ -34,7 +34,7 @@ def test_every_message_is_sent_once_in_order(contents: list[str], size: int) -> 
     assert [b.sequence for b in batches] == [r.sequence for r in requests]
     assert [b.sequence for b in batches] == list(range(len(batches)))
     assert [b.first_position for b in batches] == [i * size for i in range(len(batches))]
-    assert all(r.on_conflict == OnConflict.SKIP for r in requests)
+    assert all(r.on_conflict == storage_pb2.ON_CONFLICT_SKIP for r in requests)
     assert all(m.id for r in requests for m in r.messages)
 
 

@@ -18,7 +18,9 @@ from sagastore.v1 import message_pb2
 
 # Whole minutes: protobuf's own conversion, compared with below, cuts other offsets.
 offsets = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
-moments = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC) | offsets)
+FIRST = datetime.fromisoformat("0001-01-02")
+LAST = datetime.fromisoformat("9999-12-30")
+moments = st.datetimes(FIRST, LAST, timezones=st.just(UTC) | offsets)
 messages = st.builds(
     Message,
     st.text(),
@@ -70,14 +72,14 @@ def test_defaults() -> None:
     message = Message("openai", "user", "hello", tags=["a"])
     assert message.tags == ("a",)
     assert (message.id, message.metadata, message.revision) == ("", {}, 0)
-    assert message.timestamp is message.session_id is message.created_at is None
+    assert (message.timestamp, message.session_id, message.created_at) == (None, None, None)
 
 
 def test_naive_times_are_refused() -> None:
-    naive = datetime(2024, 1, 1)
+    naive = datetime.fromisoformat("2024-01-01")
     with pytest.raises(ValueError, match=r"timestamp: 2024-01-01T00:00:00 has no time zone"):
         Message("a", "b", "c", timestamp=naive)
-    with pytest.raises(ValueError, match="created_at: .* has no time zone"):
+    with pytest.raises(ValueError, match=r"created_at: .* has no time zone"):
         Message("a", "b", "c", created_at=naive)
 
 
@@ -160,7 +162,7 @@ def test_values_of_a_newer_server() -> None:
     assert Store(99) is Store.UNKNOWN
     assert MismatchKind("NEW") is MismatchKind.UNKNOWN
     with pytest.raises(ValueError, match="not a valid"):
-        Phase("x")
+        Phase("x")  # type: ignore[arg-type]
 
 
 def test_phases_as_people_type_them() -> None:

@@ -13,23 +13,78 @@ import pytest
 import sagastore
 from sagastore import errors
 
-NAMES = """
-    TLS AbortedError AlreadyExistsError AsyncClient AsyncMigrationClient AsyncPager Backfill
-    BackfillState BatchGetResult Blocker BulkAck BulkProgress BulkResult Client
-    DeadlineExceededError Durability ExportBatch FailedPreconditionError FieldViolation
-    InternalError InvalidArgumentError Message Migration MigrationClient Mismatch MismatchKind
-    NotFoundError OnConflict Order Page Pager PermissionDeniedError Phase PreconditionViolation
-    QuarantinedRow RejectedMessage ResourceExhaustedError RetryPolicy SagaStoreError SaveResult
-    SearchResult ServingStatus Store StoreHealth UnauthenticatedError UnavailableError
-    UnimplementedError Verification VerifyProgress __version__ errors new_id
-""".split()
+NAMES = [
+    "TLS",
+    "AbortedError",
+    "AlreadyExistsError",
+    "AsyncClient",
+    "AsyncMigrationClient",
+    "AsyncPager",
+    "Backfill",
+    "BackfillState",
+    "BatchGetResult",
+    "Blocker",
+    "BulkAck",
+    "BulkProgress",
+    "BulkResult",
+    "Client",
+    "DeadlineExceededError",
+    "Durability",
+    "ExportBatch",
+    "FailedPreconditionError",
+    "FieldViolation",
+    "InternalError",
+    "InvalidArgumentError",
+    "Message",
+    "Migration",
+    "MigrationClient",
+    "Mismatch",
+    "MismatchKind",
+    "NotFoundError",
+    "OnConflict",
+    "Order",
+    "Page",
+    "Pager",
+    "PermissionDeniedError",
+    "Phase",
+    "PreconditionViolation",
+    "QuarantinedRow",
+    "RejectedMessage",
+    "ResourceExhaustedError",
+    "RetryPolicy",
+    "SagaStoreError",
+    "SaveResult",
+    "SearchResult",
+    "ServingStatus",
+    "Store",
+    "StoreHealth",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "Verification",
+    "VerifyProgress",
+    "__version__",
+    "errors",
+    "new_id",
+]
 
-METHODS = """
-    batch_get bulk_save bulk_save_stream close delete export export_batches get health list
-    migration save search
-""".split()
+METHODS = [
+    "batch_get",
+    "bulk_save",
+    "bulk_save_stream",
+    "close",
+    "delete",
+    "export",
+    "export_batches",
+    "get",
+    "health",
+    "list",
+    "migration",
+    "save",
+    "search",
+]
 
-MIGRATION_METHODS = "change_phase control_backfill get quarantine verify watch".split()
+MIGRATION_METHODS = ["change_phase", "control_backfill", "get", "quarantine", "verify", "watch"]
 
 
 def test_names() -> None:
@@ -44,7 +99,7 @@ def test_name_can_be_imported(name: str) -> None:
 
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        _ = sagastore.nonsense  # type: ignore[attr-defined]
+        _ = sagastore.nonsense
 
 
 def test_every_error_is_exported() -> None:

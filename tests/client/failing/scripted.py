@@ -17,7 +17,10 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message as Pb
 from google.rpc import error_details_pb2, status_pb2
 
+from sagastore import RetryPolicy
 from sagastore.v1 import migration_pb2, migration_pb2_grpc, storage_pb2, storage_pb2_grpc
+
+QUICK = RetryPolicy(initial_backoff=0.001, max_backoff=0.01)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Step = Callable[[Any, Context], Awaitable[Any]]
@@ -95,6 +98,7 @@ class Script(storage_pb2_grpc.StorageServiceServicer, migration_pb2_grpc.Migrati
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []
         self.address = ""
+        self.asked = asyncio.Event()
 
     def play(self, rpc: str, *steps: Step) -> None:
         self.steps[rpc] = deque(steps)
@@ -107,6 +111,7 @@ class Script(storage_pb2_grpc.StorageServiceServicer, migration_pb2_grpc.Migrati
 
     def note(self, request: Any, context: Context) -> None:
         self.requests.append(request)
+        self.asked.set()
         self.metadata.append({k: str(v) for k, v in context.invocation_metadata() or ()})
 
     async def Save(self, request: Any, context: Any) -> Any:
@@ -114,6 +119,15 @@ class Script(storage_pb2_grpc.StorageServiceServicer, migration_pb2_grpc.Migrati
 
     async def Get(self, request: Any, context: Any) -> Any:
         return await self._next("Get", request, context)
+
+    async def Search(self, request: Any, context: Any) -> Any:
+        return await self._next("Search", request, context)
+
+    async def ControlBackfill(self, request: Any, context: Any) -> Any:
+        return await self._next("ControlBackfill", request, context)
+
+    async def ListQuarantine(self, request: Any, context: Any) -> Any:
+        return await self._next("ListQuarantine", request, context)
 
     async def BatchGet(self, request: Any, context: Any) -> Any:
         return await self._next("BatchGet", request, context)
@@ -137,6 +151,10 @@ class Script(storage_pb2_grpc.StorageServiceServicer, migration_pb2_grpc.Migrati
 
     async def Export(self, request: Any, context: Any) -> AsyncIterator[Any]:
         async for response in await self._next("Export", request, context):
+            yield response
+
+    async def WatchMigration(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for response in await self._next("WatchMigration", request, context):
             yield response
 
     async def Verify(self, request: Any, context: Any) -> AsyncIterator[Any]:
