@@ -173,3 +173,11 @@ async def test_cancelled_reads_do_not_keep_the_log(small: SQLiteStorage, path: P
         assert await small._checkpointer._checkpoint("TRUNCATE")
     assert _log_size(path) == 0
     assert len(await found(small, "words")) == 200
+
+
+async def test_no_read_is_kept_out_by_others(small: SQLiteStorage) -> None:
+    """Fails by its time limit if a reader gets back what it has just released."""
+    await _write(small, 1)
+    async with _constant_reading(small):
+        for _ in range(20):
+            await asyncio.gather(*(small.get(f"1-{n}") for n in range(10)))

@@ -36,11 +36,13 @@ class ReaderPool:
     def __init__(self, path: Path) -> None:
         """Prepare to read the file at ``path``; ``open`` opens it."""
         self._path = path
-        self._idle: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue()
+        self._idle: list[aiosqlite.Connection] = []
+        # Counts the idle connections, and is fair: a queue would give a connection back
+        # to the task that just released it, before those who wait.
+        self._turns = asyncio.Semaphore(0)
         self._all: list[aiosqlite.Connection] = []
         self._closing = False
         self._holding = asyncio.Lock()
-        # Who releases a connection and asks again would get it before those who wait.
         self._admitting = asyncio.Event()
         self._admitting.set()
 
@@ -49,7 +51,7 @@ class ReaderPool:
         for _ in range(READERS):
             connection = await aiosqlite.connect(self._path, isolation_level=None)
             self._all.append(connection)
-            self._idle.put_nowait(connection)
+            self._release(connection)
             await prepare_reader(connection)
 
     async def close(self) -> None:
@@ -63,7 +65,7 @@ class ReaderPool:
         for connection in taken:
             await connection.close()
             # Who waits for it learns that the pool is closing.
-            self._idle.put_nowait(connection)
+            self._release(connection)
 
     async def rows(self, sql: str, parameters: Iterable[Any] = ()) -> list[Row]:
         """Return all rows of a statement that returns few."""
@@ -110,17 +112,17 @@ class ReaderPool:
             finally:
                 self._admitting.set()
                 for connection in taken:
-                    self._idle.put_nowait(connection)
+                    self._release(connection)
 
     async def _take_all(self, taken: list[aiosqlite.Connection]) -> None:
         while len(taken) < len(self._all):
-            taken.append(await self._idle.get())
+            taken.append(await self._acquire())
 
     async def _run(self, read: Callable[[aiosqlite.Connection], Awaitable[T]]) -> T:
         while True:
             await self._admitting.wait()
             self._check_open()
-            connection = await self._idle.get()
+            connection = await self._acquire()
             try:
                 self._check_open()
                 with translating():
@@ -133,7 +135,15 @@ class ReaderPool:
             except InterruptedReadError:
                 await _let_go(connection)
             finally:
-                self._idle.put_nowait(connection)
+                self._release(connection)
+
+    async def _acquire(self) -> aiosqlite.Connection:
+        await self._turns.acquire()
+        return self._idle.pop()
+
+    def _release(self, connection: aiosqlite.Connection) -> None:
+        self._idle.append(connection)
+        self._turns.release()
 
     def _check_open(self) -> None:
         if self._closing or not self._all:
