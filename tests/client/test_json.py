@@ -127,7 +127,10 @@ def test_any_mapping_is_an_object() -> None:
     assert _json.dumps(value) == '{"a":{"b":[1,2]}}'
 
 
-@pytest.mark.parametrize("text", ["NaN", '{"a":Infinity}', "{'a':1}", '{"a":1} x', ""])
+@pytest.mark.parametrize(
+    "text",
+    ["NaN", '{"a":Infinity}', "{'a':1}", '{"a":1} x', "", "1e999999999999999999999", "[" * 100_000],
+)
 def test_what_is_not_json(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         _json.loads(text)

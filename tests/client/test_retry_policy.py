@@ -77,6 +77,8 @@ def test_history() -> None:
     unsent = UnavailableError("no connection")
     unsent.unsent = True
     history.note(unsent)
+    for reason in ("SERVER_STARTING", "SERVER_DRAINING"):
+        history.note(UnavailableError("turned away at the door", reason=reason))
     before = history.uncertain
     assert not before
     history.note(UnavailableError("the connection broke"))

@@ -42,7 +42,11 @@ def test_several() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a,", ":1", "a:b", "a:0", "a:65536", "[::1", "[::1]x", "http://a:1", "a:١"]
+    "text",
+    [
+        *("", "a,", ":1", "a:b", "a:0", "a:65536", "[::1", "[::1]x", "http://a:1", "a:١"),
+        *("a:b:c", "[a]:1", "two words:1", "a/b:1", "user@a:1", "a?b"),
+    ],
 )
 def test_malformed(text: str) -> None:
     with pytest.raises(ValueError, match="target"):
@@ -77,6 +81,7 @@ def test_tls_hides_its_key(tmp_path: Path) -> None:
         TLS(cert=b"c")
     with pytest.raises(FileNotFoundError):
         TLS(ca=tmp_path / "none").credentials()
+    TLS(cert="-----BEGIN CERTIFICATE-----", key="-----BEGIN PRIVATE KEY-----").credentials()
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])
