@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sagastore._version import __version__
-from sagastore.cli import exact_json
 from sagastore.cli.common import Job, command
+from sagastore.cli.option_values import (
+    Durability,
+    OnConflict,
+    Order,
+    json_object,
+    moment,
+    point_in_time,
+)
 from sagastore.cli.settings import DEFAULT_TARGET, Settings
-from sagastore.cli.times import parse_moment, parse_time
 
 __all__ = ["app"]
 
@@ -29,54 +34,14 @@ _CONNECTION = "Connection"
 _FILTERS = "Filters"
 
 
-class _Durability(StrEnum):
-    primary = "primary"
-    both = "both"
-
-
-class _Order(StrEnum):
-    relevance = "relevance"
-    newest = "newest"
-    oldest = "oldest"
-
-
-class _OnConflict(StrEnum):
-    replace_ = "replace"  # `replace` is a method of str
-    skip = "skip"
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"sagastore {__version__}")
         raise typer.Exit
 
 
-def _time(text: str) -> datetime:
-    try:
-        return parse_time(text)
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc).removeprefix("is ")) from None
-
-
-def _moment(text: str) -> datetime:
-    try:
-        return parse_moment(text)
-    except (ValueError, OverflowError) as exc:
-        raise typer.BadParameter(str(exc).removeprefix("is ")) from None
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = exact_json.loads(text)
-    except ValueError as exc:
-        raise typer.BadParameter(f"it {exc}") from None
-    if not isinstance(value, dict):
-        raise typer.BadParameter('it is not a JSON object, such as {"turn": 3}')
-    return value
-
-
 _Metadata = typer.Option(
-    "--metadata", metavar="JSON", parser=_object, help="A JSON object, such as '{\"turn\": 3}'."
+    "--metadata", metavar="JSON", parser=json_object, help="A JSON object, such as '{\"turn\": 3}'."
 )
 
 
@@ -225,7 +190,7 @@ def save(
         datetime | None,
         typer.Option(
             metavar="TIME",
-            parser=_time,
+            parser=point_in_time,
             help="When it was said, in ISO form; without an offset it is UTC. Default: now.",
         ),
     ] = None,
@@ -239,8 +204,8 @@ def save(
         ),
     ] = None,
     durability: Annotated[
-        _Durability, typer.Option(help="When it counts as done: on one store, or on every one.")
-    ] = _Durability.primary,
+        Durability, typer.Option(help="When it counts as done: on one store, or on every one.")
+    ] = Durability.primary,
 ) -> Job:
     """Store one message.
 
@@ -348,7 +313,7 @@ def search(
         datetime | None,
         typer.Option(
             metavar="TIME",
-            parser=_moment,
+            parser=moment,
             rich_help_panel=_FILTERS,
             help="Said at this time or later: ISO form (UTC without an offset), or 30m, 12h, 7d.",
         ),
@@ -356,21 +321,19 @@ def search(
     until: Annotated[
         datetime | None,
         typer.Option(
-            metavar="TIME", parser=_moment, rich_help_panel=_FILTERS, help="Said before this time."
+            metavar="TIME", parser=moment, rich_help_panel=_FILTERS, help="Said before this time."
         ),
     ] = None,
     metadata: Annotated[
         dict[str, Any] | None,
         typer.Option(
             metavar="JSON",
-            parser=_object,
+            parser=json_object,
             rich_help_panel=_FILTERS,
             help="With metadata that contain this object.",
         ),
     ] = None,
-    order: Annotated[
-        _Order, typer.Option(help="Best matches first, or by time.")
-    ] = _Order.relevance,
+    order: Annotated[Order, typer.Option(help="Best matches first, or by time.")] = Order.relevance,
     limit: Annotated[int, typer.Option(metavar="N", min=0, help="At most so many; 0: all.")] = 20,
 ) -> Job:
     """Find messages by words and filters.
@@ -446,8 +409,8 @@ def import_(
     ],
     *,
     on_conflict: Annotated[
-        _OnConflict, typer.Option(help="What happens to an id that is stored already.")
-    ] = _OnConflict.replace_,
+        OnConflict, typer.Option(help="What happens to an id that is stored already.")
+    ] = OnConflict.replace_,
     batch_size: Annotated[
         int, typer.Option(metavar="N", min=1, max=1000, help="Messages in a batch.")
     ] = 1000,

@@ -61,7 +61,8 @@ def execute(job: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
     """
     status = 1
     try:
-        status = _run(job)
+        # Called before there is a loop, so that what it reads can be interrupted.
+        status = _run(job())
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has had enough, and that is all right. What is
@@ -100,7 +101,7 @@ class _Stop:
     by_sigterm = False
 
 
-def _run(job: Callable[[], Coroutine[Any, Any, int]]) -> int:
+def _run(job: Coroutine[Any, Any, int]) -> int:
     async def run() -> int:
         task = asyncio.current_task()
 
@@ -112,7 +113,7 @@ def _run(job: Callable[[], Coroutine[Any, Any, int]]) -> int:
         # Not everywhere: Windows has no SIGTERM to speak of.
         with contextlib.suppress(NotImplementedError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
-        return await job()
+        return await job
 
     try:
         return asyncio.run(run())

@@ -6,10 +6,11 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sagastore import AsyncClient, BulkAck, Message, OnConflict, RejectedMessage, SagaStoreError
 from sagastore.cli import import_summary
@@ -43,9 +44,17 @@ class ImportOptions:
     strict: bool = False
 
 
-async def import_file(settings: Settings, options: ImportOptions) -> int:
-    """Load a file; return the exit status."""
-    source = await asyncio.to_thread(open_source, options.file)
+def import_file(settings: Settings, options: ImportOptions) -> Coroutine[Any, Any, int]:
+    """Open a file, and return what loads it; that returns the exit status.
+
+    Raises:
+        CommandError: The file cannot be read, or is nothing that can be imported.
+    """
+    # Not in the loop: standard input may let us wait, and Ctrl+C must end that.
+    return _load(settings, options, open_source(options.file))
+
+
+async def _load(settings: Settings, options: ImportOptions, source: Source) -> int:
     try:
         _check_rejects(source, options)
         for note in source.notes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from sagastore.cli.settings import Settings
 __all__ = ["delete", "save"]
 
 
-async def save(
+def save(
     settings: Settings,
     content: str,
     *,
@@ -29,8 +29,12 @@ async def save(
     session_id: str | None,
     if_revision: int | None,
     durability: str,
-) -> int:
-    """Store one message."""
+) -> Coroutine[Any, Any, int]:
+    """Read the content where it is piped in, and return what stores the message.
+
+    Raises:
+        CommandError: Standard input is no text.
+    """
     message = Message(
         provider,
         role,
@@ -41,10 +45,14 @@ async def save(
         metadata=metadata,
         session_id=session_id,
     )
+    return _save(settings, message, if_revision, Durability[durability.upper()])
+
+
+async def _save(
+    settings: Settings, message: Message, if_revision: int | None, durability: Durability
+) -> int:
     async with settings.client() as client:
-        result = await client.save(
-            message, if_revision=if_revision, durability=Durability[durability.upper()]
-        )
+        result = await client.save(message, if_revision=if_revision, durability=durability)
     _print_result(settings, result)
     return 0
 

@@ -1,0 +1,75 @@
+"""The values that options take."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import typer
+
+from sagastore.cli import exact_json
+from sagastore.cli.times import parse_moment, parse_time
+
+__all__ = ["Durability", "OnConflict", "Order", "json_object", "moment", "point_in_time"]
+
+
+class Durability(StrEnum):
+    """Values of --durability."""
+
+    primary = "primary"
+    both = "both"
+
+
+class Order(StrEnum):
+    """Values of --order."""
+
+    relevance = "relevance"
+    newest = "newest"
+    oldest = "oldest"
+
+
+class OnConflict(StrEnum):
+    """Values of --on-conflict."""
+
+    replace_ = "replace"  # `replace` is a method of str
+    skip = "skip"
+
+
+def point_in_time(text: str) -> datetime:
+    """Read a time.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    try:
+        return parse_time(text)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc).removeprefix("is ")) from None
+
+
+def moment(text: str) -> datetime:
+    """Read a time, or how long ago.
+
+    Raises:
+        typer.BadParameter: It is neither.
+    """
+    try:
+        return parse_moment(text)
+    except (ValueError, OverflowError) as exc:
+        raise typer.BadParameter(str(exc).removeprefix("is ")) from None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    try:
+        value = exact_json.loads(text)
+    except ValueError as exc:
+        raise typer.BadParameter(f"it {exc}") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter('it is not a JSON object, such as {"turn": 3}')
+    return value
