@@ -434,7 +434,7 @@ def import_(
 
     A line of JSON Lines is an object with id, provider, role, content, tags, timestamp (ISO
     form, UTC without an offset), metadata, session_id; only provider, role and content are
-    required. Rows that cannot be stored are listed at the end, and keep no other from it.
+    required. Rows that cannot be stored are listed at the end, and spoil no other.
     """
     from sagastore.cli import importing
 
