@@ -19,7 +19,7 @@ PIP = -m pip --disable-pip-version-check --quiet --no-input
 PYPROJECTS = client/pyproject.toml server/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run env test lint format proto proto-check breaking build pins clean
+.PHONY: help run env test test-go lint format proto proto-check breaking build pins clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -34,6 +34,9 @@ env: $(VENV)/.stamp-dev ## Make the development environment in .venv
 
 test: $(VENV)/.stamp-dev ## Run the tests (PYTEST_ARGS='-k name', default '-n 2')
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run a client in Go, of code that protoc generates
+	@$(BIN)/python -m pytest -m go tests/e2e/test_go_client.py
 
 lint: $(VENV)/.stamp-dev ## Check style, types, the import rule and the protos
 	@failed=; \

@@ -15,6 +15,19 @@ from tests.support.server_process import ServerProcess, serving
 ServerFactory = Callable[..., ServerProcess]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marks of these tests known."""
+    config.addinivalue_line("markers", "go: builds a client in Go; only where -m names it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is not part of every run."""
+    if "go" not in str(config.option.markexpr):
+        left_out = [item for item in items if item.get_closest_marker("go")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture
 def server_process(tmp_path: Path) -> Iterator[ServerFactory]:
     """Make servers, not started yet: ``server_process(*options, sqlite=..., env=...)``."""
