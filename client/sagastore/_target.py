@@ -110,7 +110,7 @@ def _parse(text: str) -> Address:
 def _split(text: str) -> tuple[str, int]:
     if text.startswith("["):
         host, closed, rest = text[1:].partition("]")
-        if not closed or (rest and not rest.startswith(":")):
+        if not closed or ":" not in host or (rest and not rest.startswith(":")):
             raise ValueError(f"target: {text!r} is not an address; write [IPV6]:PORT")
         port = rest[1:]
     elif text.count(":") > 1:
