@@ -79,6 +79,20 @@ async def test_the_log_is_emptied_under_constant_reading(small: SQLiteStorage, p
     assert (await small.health()).messages == 20 * 50
 
 
+async def test_the_log_stays_bounded_under_constant_writing_and_reading(
+    small: SQLiteStorage, path: Path
+) -> None:
+    """Writes follow one another without a gap, far more of them than the log may hold."""
+    largest = 0
+    async with _constant_reading(small):
+        for number in range(0, 120, 3):
+            await asyncio.gather(*(_write(small, number + step) for step in range(3)))
+            largest = max(largest, _log_size(path))
+    assert _size(path) > 24 * MIB
+    # What is written between two looks comes on top of what counts as large.
+    assert largest < 16 * MIB
+
+
 async def test_the_log_shrinks_after_a_foreign_reader_has_ended(
     small: SQLiteStorage, path: Path
 ) -> None:
@@ -170,7 +184,7 @@ async def test_cancelled_reads_do_not_keep_the_log(small: SQLiteStorage, path: P
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     async with small._readers.none_reading(1.0):
-        assert await small._checkpointer._checkpoint("TRUNCATE")
+        assert await small._checkpointer._empty()
     assert _log_size(path) == 0
     assert len(await found(small, "words")) == 200
 

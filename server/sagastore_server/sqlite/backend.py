@@ -79,7 +79,7 @@ class SQLiteStorage(StorageBackend):
             self._connection = await asyncio.to_thread(open_for_writing, self._path, self._progress)
             self._writer = GroupCommitWriter(self._connection)
             await self._readers.open()
-            await self._checkpointer.open()
+            await self._checkpointer.open(self._writer)
         except BaseException:
             await self.close()
             raise

@@ -1,8 +1,8 @@
 """Empties the write-ahead log, and does not let readers stop it.
 
 A passive checkpoint copies what no reader needs, and never waits; but the log starts
-anew only in a moment without readers, which under load may not come. So once the log
-is large, reads are held back for that moment.
+anew only in a moment without readers and writers, which under load may not come. So
+once the log is large, both are held back for that moment.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sqlite3
 import time
 from pathlib import Path
 
 import aiosqlite
 
+from sagastore_server.sqlite.connect import BUSY_TIMEOUT_MS
 from sagastore_server.sqlite.readers import ReaderPool
+from sagastore_server.sqlite.writer import GroupCommitWriter
+from sagastore_server.storage.errors import StorageError, UnavailableError
 
 PASSIVE_BYTES = 4 * 1024 * 1024
 """Size of the log from which on it is copied into the database; SQLite's own default."""
 
 LARGE_BYTES = 64 * 1024 * 1024
-"""Size of the log from which on reads are held back to empty it."""
+"""Size of the log from which on reads and writes are held back to empty it."""
 
 PATIENCE = 5.0
 """Seconds that a running read has to end before it must begin anew."""
@@ -31,11 +35,10 @@ INTERVAL = 0.5
 
 PAUSE = 2.0
 """Seconds between attempts to empty the log where one failed: another process reads the
-file, or one write followed the other."""
+file."""
 
 _BUSY_TIMEOUT_MS = 200
-"""How long emptying waits for the writer, or for a foreign reader. It holds the lock for
-writing meanwhile, so all writes wait as long."""
+"""How long emptying waits for a foreign reader, and all writes with it."""
 
 _WARN_EVERY = 60.0
 
@@ -47,6 +50,7 @@ class Checkpointer:
 
     def __init__(self, path: Path, readers: ReaderPool) -> None:
         """Prepare for the database at ``path``, read through ``readers``."""
+        self._writer: GroupCommitWriter | None = None
         self._path = path
         self._wal = path.with_name(path.name + "-wal")
         self._readers = readers
@@ -55,8 +59,9 @@ class Checkpointer:
         self._pause_until = 0.0
         self._warned = 0.0
 
-    async def open(self) -> None:
-        """Begin to watch."""
+    async def open(self, writer: GroupCommitWriter) -> None:
+        """Begin to watch what ``writer`` writes."""
+        self._writer = writer
         self._connection = await aiosqlite.connect(self._path, isolation_level=None)
         await self._connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
         self._task = asyncio.create_task(self._watch(), name="sqlite-checkpointer")
@@ -75,31 +80,39 @@ class Checkpointer:
         """Look at the log once and do what its size asks for."""
         size = self._wal_bytes()
         if size >= LARGE_BYTES and time.monotonic() >= self._pause_until:
+            # Copy most of it first, beside readers and writer, which then wait less long.
+            await self._passive()
             async with self._readers.none_reading(PATIENCE):
-                # Copying waits for nobody. What it cannot copy, a foreign reader needs.
-                emptied = await self._checkpoint("PASSIVE") and await self._checkpoint("TRUNCATE")
+                emptied = await self._empty()
             if not emptied:
                 self._pause_until = time.monotonic() + PAUSE
                 self._warn(size)
         elif size >= PASSIVE_BYTES:
-            await self._checkpoint("PASSIVE")
+            await self._passive()
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL)
             try:
                 await self.run_once()
-            except aiosqlite.Error as exc:
+            except UnavailableError:
+                continue  # The store is closing.
+            except (aiosqlite.Error, StorageError) as exc:
                 # A full disk, say. The log keeps everything; the next look tries again.
                 _log.warning("checkpoint failed, trying again: %s", exc)
 
-    async def _checkpoint(self, mode: str) -> bool:
-        """Tell whether nobody was in the way and the whole log was copied."""
-        if self._connection is None:
-            return False
-        rows = await self._connection.execute_fetchall(f"PRAGMA wal_checkpoint({mode})")
-        busy, size, copied = next(iter(rows))
-        return not busy and size == copied
+    async def _passive(self) -> None:
+        """Copy what no reader needs; waits for nobody, and nobody for it."""
+        if self._connection is not None:
+            await self._connection.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
+
+    async def _empty(self) -> bool:
+        """Copy the rest and truncate the log; tell whether a foreign reader prevented it.
+
+        On the writer's connection, between two groups: a checkpoint beside the writer
+        would have to win the lock for writing against it, and lose under load.
+        """
+        return self._writer is not None and await self._writer.run_between_groups(_truncate)
 
     def _wal_bytes(self) -> int:
         try:
@@ -116,3 +129,16 @@ class Checkpointer:
                 "that goes on, another process is reading the file: end it",
                 size >> 20,
             )
+
+
+def _truncate(connection: sqlite3.Connection) -> bool:
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    try:
+        # Copying waits for nobody. What it cannot copy, a foreign reader needs.
+        for mode in ("PASSIVE", "TRUNCATE"):
+            busy, size, copied = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+            if busy or size != copied:
+                return False
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    return True

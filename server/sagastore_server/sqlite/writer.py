@@ -44,13 +44,20 @@ class _Write(NamedTuple):
     future: asyncio.Future[Any]
 
 
+class _Errand(NamedTuple):
+    run: Callable[[sqlite3.Connection], object]
+    future: asyncio.Future[Any]
+
+
 class GroupCommitWriter:
     """Applies writes in the order in which they are submitted, in groups."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         """Take over ``connection``: only this object uses it until ``close`` returns."""
         self._connection = connection
-        self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Write | _Errand | None] = queue.SimpleQueue()
+        self._put_back: list[_Errand | None] = []
+        """What ended a group and is next; the thread's own."""
         self._counters = _read_counters(connection)
         self._loop = asyncio.get_running_loop()
         self._closing = False
@@ -74,6 +81,19 @@ class GroupCommitWriter:
         self._waiting.put(_Write(ids, apply, future))
         return cast("T", await future)
 
+    async def run_between_groups(self, run: Callable[[sqlite3.Connection], T]) -> T:
+        """Run something on the connection while no transaction is under way on it.
+
+        Raises:
+            StorageError: As ``submit``.
+
+        """
+        if self._closing:
+            raise UnavailableError("the store is closing; try again")
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting.put(_Errand(run, future))
+        return cast("T", await future)
+
     async def close(self) -> None:
         """Commit what is waiting, refuse what comes, and end the thread."""
         if not self._closing:
@@ -82,30 +102,45 @@ class GroupCommitWriter:
         await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
-        open_ = True
-        while open_:
-            group, open_ = self._next_group()
-            if group:
-                outcomes = self._commit(group)
-                # The loop is gone only if the process is ending without close().
-                with contextlib.suppress(RuntimeError):
-                    self._loop.call_soon_threadsafe(_deliver, group, outcomes)
+        while (item := self._next()) is not None:
+            if isinstance(item, _Errand):
+                self._tell([item], [self._errand(item)])
+            elif group := self._group(item):
+                self._tell(group, self._commit(group))
 
-    def _next_group(self) -> tuple[list[_Write], bool]:
+    def _next(self) -> _Write | _Errand | None:
+        if self._put_back:
+            return self._put_back.pop()
+        return self._waiting.get()
+
+    def _group(self, first: _Write) -> list[_Write]:
+        """Return ``first`` and the writes that wait behind it, as far as a group goes."""
         group: list[_Write] = []
         rows = 0
-        write = self._waiting.get()
-        while write is not None:
-            if not write.future.cancelled():
-                group.append(write)
-                rows += len(write.ids)
+        item: _Write | _Errand | None = first
+        while isinstance(item, _Write):
+            if not item.future.cancelled():
+                group.append(item)
+                rows += len(item.ids)
             if rows >= MAX_GROUP_ROWS:
-                return group, True
+                return group
             try:
-                write = self._waiting.get_nowait()
+                item = self._waiting.get_nowait()
             except queue.Empty:
-                return group, True
-        return group, False
+                return group
+        self._put_back.append(item)
+        return group
+
+    def _tell(self, group: Sequence[_Write | _Errand], outcomes: list[_Outcome]) -> None:
+        # The loop is gone only if the process is ending without close().
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(_deliver, group, outcomes)
+
+    def _errand(self, errand: _Errand) -> _Outcome:
+        try:
+            return errand.run(self._connection)
+        except Exception as exc:  # noqa: BLE001 - the caller must be told, whatever it is
+            return _failure(exc)
 
     def _commit(self, group: list[_Write]) -> list[_Outcome]:
         try:
@@ -158,7 +193,7 @@ def _failure(error: Exception) -> Exception:
     return error
 
 
-def _deliver(group: list[_Write], outcomes: list[_Outcome]) -> None:
+def _deliver(group: Sequence[_Write | _Errand], outcomes: list[_Outcome]) -> None:
     for write, outcome in zip(group, outcomes, strict=True):
         if write.future.done():
             continue
