@@ -10,6 +10,7 @@ import typer
 
 from sagastore._version import __version__
 from sagastore.cli.common import Job, command
+from sagastore.cli.migrate import migrate
 from sagastore.cli.option_values import (
     Durability,
     OnConflict,
@@ -29,6 +30,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(migrate)
 
 _CONNECTION = "Connection"
 _FILTERS = "Filters"
