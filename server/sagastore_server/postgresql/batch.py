@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -34,16 +33,12 @@ async def load(connection: Connection, ids: Iterable[Sequence[str]]) -> Changes:
         LostRaceError: The numbers taken are not above those that are stored.
 
     """
-    times = Counter(message_id for write in ids for message_id in set(write))
-    wanted = sorted(times)
-    most = max(times.values(), default=0)
-    before: dict[str, Message] = {}
-    revisions: list[int] = []
-    for row in await connection.fetch(QUERIES["lock"], wanted, most):
-        if row[0] is None:
-            revisions.append(row[9])
-        else:
-            before[row[0]] = message_from_row(row)
+    distinct = [set(write) for write in ids]
+    wanted = sorted(set().union(*distinct))
+    count = sum(map(len, distinct))
+    *stored, numbers = await connection.fetch(QUERIES["lock"], wanted, count)
+    before = {row[0]: message_from_row(row) for row in stored}
+    revisions = list(map(int, numbers[3].split())) if count else []
     if before and revisions[0] <= max(message.revision for message in before.values()):
         raise LostRaceError
     return Changes(before, revisions, time.time_ns() // 1000, DURABLE_ON)

@@ -15,7 +15,7 @@ SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synch
 
 -- name: lock
 -- Locks the rows in the order of their ids, and takes $2 numbers for revisions: after the
--- locks, because the second branch is executed after the first.
+-- locks, because the second branch is executed after the first. They are the last row.
 WITH locked AS MATERIALIZED (
     SELECT id, provider, role, content, tags::text AS tags, timestamp, metadata::text AS metadata,
         session_id, created_at, revision
@@ -23,7 +23,7 @@ WITH locked AS MATERIALIZED (
 )
 SELECT * FROM locked
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, nextval('message_revisions')
+SELECT NULL, NULL, NULL, string_agg(nextval('message_revisions')::text, ' '), NULL, NULL, NULL, NULL, NULL, NULL
 FROM generate_series(1, $2::int)
 
 -- name: insert

@@ -8,8 +8,7 @@ in one transaction.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sagastore_server.storage.errors import (
     AlreadyExistsError,
@@ -27,29 +26,24 @@ from sagastore_server.storage.model import (
 
 
 class Changes:
-    """The writes of one transaction.
-
-    Revisions grow by message, not over all of them: the first change of each message
-    takes the first of ``revisions``, the second change the second, and so on.
-    """
+    """The writes of one transaction."""
 
     def __init__(
         self,
         before: Mapping[str, Message],
-        revisions: Sequence[int],
+        revisions: Iterable[int],
         now: int,
         durable_on: tuple[Store, ...],
     ) -> None:
         """Begin with what is stored, ``before``; ``now`` is in microseconds.
 
-        ``revisions`` are ascending, greater than any in ``before``, and as many as one
-        message can be changed in the group.
+        ``revisions`` are ascending, greater than any in ``before``, and one for each id
+        of each write.
         """
         self.before = before
-        self._revisions = revisions
+        self._revisions = iter(revisions)
         self.now = now
         self._durable_on = durable_on
-        self._times: Counter[str] = Counter()
         self.after: dict[str, Message | None] = {}
         """What is to be stored under each id that changes; None: nothing."""
         self.buried: dict[str, int] = {}
@@ -89,7 +83,7 @@ class Changes:
         if if_revision is not None:
             _check_revision(message_id, stored, if_revision)
         self.after[message_id] = None
-        self.buried[message_id] = self._next_revision(message_id)
+        self.buried[message_id] = next(self._revisions)
 
     def _current(self, message_id: str) -> Message | None:
         if message_id in self.after:
@@ -106,15 +100,10 @@ class Changes:
             created_at = stored.created_at  # type: ignore[assignment]  # None where a legacy row had none
         elif timestamp is None:
             timestamp = self.now
-        revision = self._next_revision(draft.id)
+        revision = next(self._revisions)
         message = Message(*draft[:5], timestamp, *draft[6:], created_at, revision)
         self.after[draft.id] = message
         return message
-
-    def _next_revision(self, message_id: str) -> int:
-        times = self._times[message_id]
-        self._times[message_id] = times + 1
-        return self._revisions[times]
 
 
 def _check_revision(message_id: str, stored: Message | None, expected: int) -> None:
