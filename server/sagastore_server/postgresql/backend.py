@@ -63,6 +63,11 @@ class PostgreSQLStorage(StorageBackend):
         self._count = -1
         self._count_valid_until = 0.0
 
+    @property
+    def place(self) -> str:
+        """Where the messages are: host and database, never user or password."""
+        return f"PostgreSQL at {shown(self._options.dsn)}"
+
     async def open(self) -> None:
         """See the contract: creates or upgrades the schema."""
         try:
