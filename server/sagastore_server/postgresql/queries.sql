@@ -103,7 +103,12 @@ WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schem
     AND relname = ANY($1::text[]) ORDER BY relname
 
 -- name: has_versions
-SELECT to_regclass('sagastore_schema') IS NOT NULL
+-- Not by to_regclass: what it remembers may be older than the lock that was waited for.
+SELECT EXISTS (
+    SELECT FROM pg_class
+    WHERE relname = 'sagastore_schema'
+        AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
+)
 
 -- name: versions
 SELECT version, compatible_from FROM sagastore_schema ORDER BY version DESC LIMIT 1
