@@ -9,15 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from sagastore.v1 import migration_pb2, migration_pb2_grpc, storage_pb2, storage_pb2_grpc
 from tests.support.messages import message
-from tests.support.postgres import PostgresProcess, postgres_process, with_parameter
+from tests.support.postgres import PostgresProcess, postgres_process
 from tests.support.server_process import ServerProcess
 
 PASSWORD = "correct-horse-battery"
@@ -36,9 +37,7 @@ def postgres() -> Iterator[PostgresProcess]:
 @pytest.fixture
 def server(postgres: PostgresProcess, tmp_path: Path) -> Iterator[ServerProcess]:
     dsn = postgres.dsn.replace("postgres@", f"postgres:{PASSWORD}@")
-    process = ServerProcess(
-        tmp_path / "unused.db", "--log-level", "debug", env=QUICK, postgres=dsn
-    )
+    process = ServerProcess(tmp_path / "unused.db", "--log-level", "debug", env=QUICK, postgres=dsn)
     try:
         yield process.start()
     finally:
@@ -108,7 +107,7 @@ def missing(load: Load, server: ServerProcess) -> dict[str, str]:
 
 def details(error: grpc.RpcError) -> list[str]:
     """Return the kinds of details that an error carries."""
-    trailers = dict(error.trailing_metadata() or ())  # type: ignore[attr-defined]
+    trailers: dict[str, str | bytes] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]
     status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
     return [detail.type_url.rpartition(".")[2] for detail in status.details]
 
@@ -131,9 +130,7 @@ def test_killing_the_server_loses_nothing(server: ServerProcess) -> None:
         assert missing(load, server) == {}
 
 
-def test_killing_postgresql_loses_nothing(
-    server: ServerProcess, postgres: PostgresProcess
-) -> None:
+def test_killing_postgresql_loses_nothing(server: ServerProcess, postgres: PostgresProcess) -> None:
     with Load(server) as load:
         for _ in range(2):
             load.wait_for(100)
@@ -143,7 +140,7 @@ def test_killing_postgresql_loses_nothing(
             postgres.start()
             load.wait_for(100)
     assert missing(load, server) == {}
-    codes = {error.code() for error in load.refusals}  # type: ignore[attr-defined]
+    codes = {error.code() for error in load.refusals}
     assert codes == {grpc.StatusCode.UNAVAILABLE}
     for error in load.refusals:
         assert set(details(error)) == {"ErrorInfo", "RetryInfo"}
@@ -182,7 +179,7 @@ def test_a_database_that_does_not_answer(server: ServerProcess, postgres: Postgr
     try:
         with server.channel() as channel:
             stub = storage_pb2_grpc.StorageServiceStub(channel)
-            calls = [
+            calls: list[Any] = [
                 stub.Save.future(storage_pb2.SaveRequest(message=message()), timeout=DEADLINE)
                 for _ in range(20)
             ]
@@ -206,7 +203,7 @@ def test_a_database_that_does_not_answer(server: ServerProcess, postgres: Postgr
 @pytest.mark.parametrize(
     ("dsn", "line"),
     [
-        (f"postgresql://me:{PASSWORD}@127.0.0.1:1/saga", "cannot connect to PostgreSQL at 127.0.0.1"),
+        (f"postgresql://me:{PASSWORD}@127.0.0.1:1/saga", "cannot connect to PostgreSQL at 127"),
         (f"postgresql://me:{PASSWORD}@:not-a-port/saga", "connection string"),
         (f"mysql://me:{PASSWORD}@host/saga", "connection string"),
         (f"host=127.0.0.1 password={PASSWORD}", "connection string"),
@@ -240,11 +237,9 @@ def test_one_store_at_a_time(tmp_path: Path) -> None:
     assert "leave one out" in "\n".join(server.stderr)
 
 
-def test_export_goes_on_after_a_restart(server: ServerProcess) -> None:
+def test_everything_is_there_after_a_restart(server: ServerProcess) -> None:
     with Load(server) as load:
         load.wait_for(50)
     before = stored(server)
     server.restart()
     assert stored(server) == before
-    assert with_parameter("a", "b", "c") == "a?b=c"
-    assert error_details_pb2 is not None

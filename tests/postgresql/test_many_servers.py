@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -93,10 +94,8 @@ async def test_revisions_grow_whoever_writes(servers: list[PostgreSQLStorage]) -
         for step in range(40):
             key = chance.choice(ids)
             if chance.random() < 0.4:
-                try:
+                with contextlib.suppress(NotFoundError):
                     await server.delete(key)
-                except NotFoundError:
-                    pass
             elif chance.random() < 0.3:
                 drafts = [draft(one, f"{seed} {step}") for one in chance.sample(ids, 3)]
                 await server.bulk_save(drafts, OnConflict.REPLACE)
@@ -108,7 +107,8 @@ async def test_revisions_grow_whoever_writes(servers: list[PostgreSQLStorage]) -
                 assert result.revision > floor
                 seen[key].append(result.revision)
 
-    await asyncio.gather(*(act(server, at * 10 + n) for at, server in enumerate(servers) for n in range(3)))
+    acts = (act(server, at * 10 + n) for at, server in enumerate(servers) for n in range(3))
+    await asyncio.gather(*acts)
     for numbers in seen.values():
         assert len(set(numbers)) == len(numbers)
     tombstones = await servers[0]._pool.rows("SELECT id, revision FROM tombstones")
@@ -123,9 +123,10 @@ async def test_a_number_taken_before_a_deletion_is_not_used_after_it(
 ) -> None:
     """The id is new when it is looked up, comes and goes, and is new again when written."""
     options = PostgreSQLOptions(dsn, pool_min=1, writers=1)
-    async with opened(lambda: PostgreSQLStorage(options)) as one, opened(
-        lambda: PostgreSQLStorage(options)
-    ) as other:
+    async with (
+        opened(lambda: PostgreSQLStorage(options)) as one,
+        opened(lambda: PostgreSQLStorage(options)) as other,
+    ):
         load = batch.load
         meanwhile = [True]
 
@@ -165,9 +166,10 @@ async def test_export_and_paging_while_others_write(servers: list[PostgreSQLStor
         number = 0
         while not stop.is_set():
             number += 1
-            await server.save(draft(f"{name}-{number % 400:04}", str(number), timestamp=NOW + number))
+            key = f"{name}-{number % 400:04}"
+            await server.save(draft(key, str(number), timestamp=NOW + number))
             if number % 3 == 0:
-                await server.delete(f"{name}-{number % 400:04}")
+                await server.delete(key)
 
     writers = [asyncio.create_task(write(server, f"new-{at}")) for at, server in enumerate(servers)]
     try:

@@ -35,7 +35,7 @@ FROM generate_series(1, {rows}) AS n
 
 class Case(NamedTuple):
     criteria: Criteria
-    index: str
+    uses: str
     scan: Scan = Scan(True, 50)
     rows: int = 0
     """How many rows there must be until the planner expects to gain by the index."""
@@ -55,9 +55,7 @@ CASES = {
     "tags": Case(Criteria(tags=("tag77",)), "idx_messages_tags"),
     "metadata": Case(Criteria(metadata='{"dialogue": 77}'), "idx_messages_metadata"),
     "session": Case(Criteria(session_id="session-77"), "idx_messages_session"),
-    "time": Case(
-        Criteria(start=NOW + 10_000_000, end=NOW + 60_000_000), "idx_messages_timestamp"
-    ),
+    "time": Case(Criteria(start=NOW + 10_000_000, end=NOW + 60_000_000), "idx_messages_timestamp"),
     "everything": Case(Criteria(), "idx_messages_timestamp"),
     "oldest first": Case(Criteria(), "idx_messages_timestamp", Scan(False, 50)),
     "next page": Case(
@@ -92,6 +90,6 @@ async def test_each_search_uses_its_index(dsn: str) -> None:
             nodes = _nodes(json.loads(rows[0][0])[0]["Plan"])
             used = {node["Index Name"] for node in nodes if "Index Name" in node}
             scans = [n for n in nodes if n["Node Type"] == "Seq Scan"]
-            if case.index not in used or scans:
+            if case.uses not in used or scans:
                 wrong[name] = (used, [node["Node Type"] for node in nodes])
         assert wrong == {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +22,7 @@ from sagastore_server.storage.query import Criteria, Scan
 from sagastore_server.storage.validation import MAX_CONTENT, MAX_TIMESTAMP, MIN_TIMESTAMP
 from tests.support.backends import opened
 from tests.support.drafts import NOW, draft, found
-from tests.support.postgres import execute
+from tests.support.postgres import execute, server_dsn
 
 MAX_TSVECTOR = (1 << 20) - 1
 """Bytes of lexemes that PostgreSQL takes (MAXSTRPOS)."""
@@ -47,7 +49,8 @@ DENSE = {
         ["".join(w) * 2 for w in itertools.islice(itertools.product(_TIBETAN, repeat=16), 4000)]
     ),
     "ligatures": "".join(
-        "\ufdfa" + "".join(w) for w in itertools.islice(itertools.product(_TIBETAN, repeat=13), 7000)
+        "\ufdfa" + "".join(letters)
+        for letters in itertools.islice(itertools.product(_TIBETAN, repeat=13), 7000)
     ),
     "singles": "".join(chr(code) for code in range(0x4E00, 0x4E00 + 20_000)),
     "one word": "a " * 50_000,
@@ -147,7 +150,7 @@ async def test_a_newer_incompatible_schema_is_refused(dsn: str) -> None:
     async with opened(lambda: backend_on(dsn)):
         pass
     await execute(dsn, "INSERT INTO sagastore_schema VALUES (99, 99)")
-    with pytest.raises(CannotOpenError, match="version 99.* run a newer server"):
+    with pytest.raises(CannotOpenError, match=r"version 99.* run a newer server"):
         await backend_on(dsn).open()
 
 
@@ -178,9 +181,8 @@ async def test_terms_of_another_analysis_are_made_anew(dsn: str) -> None:
     await execute(dsn, "UPDATE store_state SET value = 'older' WHERE name = 'analysis'")
     async with opened(lambda: backend_on(dsn)) as backend:
         assert await found(backend, "word1199") == ["m-1199"]
-        assert await backend._pool.value("SELECT value FROM store_state WHERE name = 'analysis'") == (  # type: ignore[attr-defined]
-            FINGERPRINT
-        )
+        query = "SELECT value FROM store_state WHERE name = 'analysis'"
+        assert await backend._pool.value(query) == FINGERPRINT  # type: ignore[attr-defined]
 
 
 async def test_the_schema_is_of_this_version(dsn: str) -> None:
@@ -196,3 +198,25 @@ async def test_errors_show_no_content(dsn: str, caplog: pytest.LogCaptureFixture
         logging.getLogger("test").error("refused", exc_info=caught.value)
     assert "private" not in caplog.text
     assert "INSERT" not in str(caught.value)
+
+
+async def test_least_privileges_suffice(dsn: str) -> None:
+    """The owner makes the schema; the server serves, and may not change it."""
+    script = Path(__file__).parents[2] / "docs" / "sql" / "least_privileges.sql"
+    name = f"least_{os.getpid()}"
+    await execute(dsn, script.read_text(encoding="utf-8").replace("sagastore", name))
+    base = server_dsn()
+    try:
+        async with opened(lambda: backend_on(base.replace("postgres@", f"{name}_owner@"))):
+            pass
+        async with opened(
+            lambda: backend_on(base.replace("postgres@", f"{name}_server@"))
+        ) as backend:
+            await _use(backend)
+            with pytest.raises(StorageError):
+                await backend._pool.rows("DROP TABLE messages")  # type: ignore[attr-defined]
+    finally:
+        await execute(base, f"DROP SCHEMA {name} CASCADE")
+        for role in ("owner", "server"):
+            await execute(base, f"DROP OWNED BY {name}_{role}")
+            await execute(base, f"DROP ROLE {name}_{role}")
