@@ -7,6 +7,8 @@ VENV ?= .venv
 VENV_PROTO ?= .venv-proto
 # For `make run`: options of `sagastore-server serve`.
 ARGS ?=
+# For `make parity`: JSON Lines or databases with messages.
+FILES ?=
 # For `make test`: options of pytest.
 PYTEST_ARGS ?= -n 2
 # For `make breaking`: the commit to compare with.
@@ -19,7 +21,7 @@ PIP = -m pip --disable-pip-version-check --quiet --no-input
 PYPROJECTS = client/pyproject.toml server/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run env test test-go lint format proto proto-check breaking build pins clean
+.PHONY: help run run-postgres env test test-go parity lint format proto proto-check breaking build pins clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -28,6 +30,12 @@ help: ## Show this list
 
 run: $(VENV)/.stamp-run ## Start the server in the foreground (ARGS='--listen HOST:PORT --sqlite FILE')
 	@exec $(BIN)/sagastore-server serve $(ARGS)
+
+run-postgres: $(VENV)/.stamp-dev ## Start a PostgreSQL with its data in var/, and the server on it
+	@exec $(BIN)/python scripts/run_postgres.py $(ARGS)
+
+parity: $(VENV)/.stamp-dev ## Compare search on both stores (FILES='a.jsonl memory.db', default a sample)
+	@$(BIN)/python -m tests.parity.compare $(FILES)
 
 env: $(VENV)/.stamp-dev ## Make the development environment in .venv
 	@echo "Ready: $(BIN) has sagastore, sagastore-server and the development tools"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import structlog
 
@@ -16,12 +17,17 @@ from sagastore_server.ops.address import Address
 from sagastore_server.ops.greeting import greeting
 from sagastore_server.ops.settings import Settings, default_sqlite
 from sagastore_server.ops.signals import StopSignals
+from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.rpc.server import CannotListenError, RpcServer
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.base import StorageBackend
 
 _PROGRESS_EVERY = 2.0
 """Seconds between two lines about the same long work."""
+
+_WATCH_EVERY = 1.0
+"""Seconds between two looks at how the store does."""
 
 _log = structlog.get_logger(__name__)
 
@@ -46,7 +52,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
 
     """
     _check(settings)
-    backend: StorageBackend = SQLiteStorage(settings.sqlite, _Progress())
+    backend = _backend(settings)
     server = RpcServer(backend)
     signals = StopSignals()
     address = await _listen(server, settings.address)
@@ -54,7 +60,8 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
         if await _open(backend, signals):
             await server.open_gate()
             await _announce(backend, settings, address, say)
-            await signals.first.wait()
+            async with _watched(backend, server):
+                await signals.first.wait()
         await _drain(server, settings.drain_seconds, signals)
     finally:
         await server.stop()
@@ -77,10 +84,10 @@ class _Progress:
 
 
 def _check(settings: Settings) -> None:
-    if settings.postgres is not None:
+    if settings.postgres is not None and settings.names_sqlite:
         raise StartupError(
-            "--postgres: this version of SagaStore keeps messages in SQLite only; "
-            "leave the option out"
+            "--sqlite and --postgres: this version of SagaStore keeps messages in one of them, "
+            "and does not move them from one to the other yet; leave one out"
         )
     if not settings.address.is_loopback and not settings.allow_insecure:
         raise StartupError(
@@ -88,11 +95,58 @@ def _check(settings: Settings) -> None:
             "has neither TLS nor authentication; listen on 127.0.0.1, or accept that with "
             "--allow-insecure"
         )
-    if settings.sqlite == default_sqlite():
+    if settings.postgres is None and settings.sqlite == default_sqlite():
         try:
             settings.sqlite.parent.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise StartupError(f"cannot make {settings.sqlite.parent}: {exc.strerror}") from exc
+
+
+def _backend(settings: Settings) -> StorageBackend:
+    if settings.postgres is None:
+        return SQLiteStorage(settings.sqlite, _Progress())
+    return PostgreSQLStorage(
+        PostgreSQLOptions(
+            settings.postgres.get_secret_value(),
+            pool_min=settings.postgres_pool_min,
+            pool_max=settings.postgres_pool_max,
+            writers=settings.postgres_writers,
+            acquire_timeout=settings.postgres_acquire_timeout,
+            statement_timeout=settings.postgres_statement_timeout,
+            statement_cache=settings.postgres_statement_cache,
+        )
+    )
+
+
+@asynccontextmanager
+async def _watched(backend: StorageBackend, server: RpcServer) -> AsyncIterator[None]:
+    """Let readiness follow the store for as long as the context lasts.
+
+    A file does not go away and come back, and counting its rows has its price.
+    """
+    if isinstance(backend, SQLiteStorage):
+        yield
+        return
+    watching = asyncio.create_task(_watch(backend, server))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _watch(backend: StorageBackend, server: RpcServer) -> None:
+    healthy = True
+    while True:
+        await asyncio.sleep(_WATCH_EVERY)
+        health = await backend.health()
+        if health.healthy != healthy:
+            healthy = health.healthy
+            await server.set_ready(healthy)
+            if healthy:
+                _log.info("ready again", store=health.store.value)
+            else:
+                _log.warning("not ready", store=health.store.value, reason=health.detail)
 
 
 async def _listen(server: RpcServer, address: Address) -> Address:
@@ -122,16 +176,21 @@ async def _announce(
     backend: StorageBackend, settings: Settings, address: Address, say: Callable[[str], None]
 ) -> None:
     messages = (await backend.health()).messages
+    place = _place(backend, settings)
     quarantined = await backend.quarantine_count()
     _log.info(
         "serving",
         address=str(address),
         version=__version__,
-        sqlite=str(settings.sqlite),
+        store=place,
         messages=messages,
         quarantined=quarantined,
     )
-    say(greeting(__version__, address, settings.sqlite, messages, quarantined))
+    say(greeting(__version__, address, place, messages, quarantined))
+
+
+def _place(backend: StorageBackend, settings: Settings) -> str:
+    return backend.place if isinstance(backend, PostgreSQLStorage) else str(settings.sqlite)
 
 
 async def _drain(server: RpcServer, grace: float, signals: StopSignals) -> None:

@@ -77,7 +77,12 @@ def serve(
         ),
     ] = None,
     postgres: Annotated[
-        str | None, typer.Option(metavar="DSN", help="Refused: this version has SQLite only.")
+        str | None,
+        typer.Option(
+            metavar="DSN",
+            help="Keep messages in PostgreSQL instead: postgresql://USER@HOST/DATABASE. Put a "
+            "password into SAGASTORE_POSTGRES or PGPASSWORD: others can see a command line.",
+        ),
     ] = None,
     config: Annotated[
         Path | None,

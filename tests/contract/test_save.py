@@ -24,7 +24,7 @@ FULL = Draft(
     content="Line one\r\nLine two\ttabbed \x01\x7f\u2028 'quoted' \"double\" 😀 \U0010ffff",
     tags=("a", "b b", "ü", "😀", "a", '"', "\\", "[x]"),
     timestamp=NOW + 123_456,
-    metadata='{"a": [1, 2.50, {"b": null}], "é": "😀\\n", "bb": true}',
+    metadata='{"a": [1, 2.50, {"b": null}], "bb": true, "é": "😀\\n"}',
     session_id="session",
 )
 

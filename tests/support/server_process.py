@@ -28,13 +28,23 @@ class ServerProcess:
     ``restart`` keeps the port, so that clients find the server again.
     """
 
-    def __init__(self, sqlite: Path, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        sqlite: Path,
+        *options: str,
+        env: dict[str, str] | None = None,
+        postgres: str | None = None,
+    ) -> None:
+        """Prepare to serve the file ``sqlite``, or the database ``postgres`` instead."""
         self.sqlite = sqlite
         self.address = "127.0.0.1:0"
         self.events: list[dict[str, Any]] = []
         self.stderr: list[str] = []
         self._options = options
+        self._file = () if postgres is not None else ("--sqlite", str(sqlite))
         self._env = clean_environment(sqlite.parent) | (env or {})
+        if postgres is not None:
+            self._env["SAGASTORE_POSTGRES"] = postgres
         self._changed = threading.Condition()
         self._log_ended = True
         self._process: subprocess.Popen[str] | None = None
@@ -62,7 +72,7 @@ class ServerProcess:
         """Start it, and do not wait; ``bare`` gives it no address and no file."""
         assert not self.alive
         self.stderr, self.events, self._log_ended = [], [], False
-        usual = () if bare else ("--listen", self.address, "--sqlite", str(self.sqlite))
+        usual = () if bare else ("--listen", self.address, *self._file)
         self._process = subprocess.Popen(
             serve_command(*usual, *self._options),
             stdin=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ from sagastore_server.ops.address import Address
 from sagastore_server.ops.settings import DEFAULT_LISTEN
 
 
-def greeting(version: str, address: Address, file: Path, messages: int, quarantined: int) -> str:
+def greeting(version: str, address: Address, store: str, messages: int, quarantined: int) -> str:
     """Return where the server is, what it has, and what to try next.
 
     ``messages`` is -1 while unknown.
@@ -20,7 +20,7 @@ def greeting(version: str, address: Address, file: Path, messages: int, quaranti
         command += f" --target {address}"
     lines = [
         f"SagaStore {version} is serving on {address}",
-        f"  file      {file}",
+        f"  store     {store}",
     ]
     if messages >= 0:
         lines.append(f"  messages  {messages:,}")

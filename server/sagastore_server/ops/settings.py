@@ -44,7 +44,20 @@ class Settings(BaseSettings):
     sqlite: Path = Field(default_factory=default_sqlite)
     """The SQLite file; made if it is not there."""
     postgres: SecretStr | None = None
-    """Connection string of PostgreSQL, which this version refuses."""
+    """Connection string of PostgreSQL, in place of a SQLite file; what it leaves out comes
+    from the PG* variables."""
+    postgres_pool_min: int = Field(default=5, ge=0, le=1000)
+    """Connections to PostgreSQL that are kept open."""
+    postgres_pool_max: int = Field(default=20, ge=2, le=1000)
+    """Connections to PostgreSQL at most."""
+    postgres_writers: int = Field(default=2, ge=1, le=64)
+    """Transactions that write to PostgreSQL at the same time."""
+    postgres_acquire_timeout: float = Field(default=5.0, gt=0, le=3600)
+    """How long to wait for a connection, in seconds."""
+    postgres_statement_timeout: float = Field(default=15.0, gt=0, le=3600)
+    """How long one statement may take, in seconds."""
+    postgres_statement_cache: int = Field(default=100, ge=0, le=100_000)
+    """Prepared statements a connection keeps; 0 behind PgBouncer in transaction mode."""
     allow_insecure: bool = False
     """Listen beyond this machine although there is neither TLS nor authentication."""
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)
@@ -66,6 +79,11 @@ class Settings(BaseSettings):
     @classmethod
     def _in_lower_case(cls, level: object) -> object:
         return level.lower() if isinstance(level, str) else level
+
+    @property
+    def names_sqlite(self) -> bool:
+        """Whether a SQLite file was asked for, as opposed to the default."""
+        return "sqlite" in self.model_fields_set
 
     @property
     def address(self) -> Address:

@@ -1,4 +1,4 @@
-"""MigrationService: the truth of a service that has SQLite and no other store yet."""
+"""MigrationService: the truth of a service that has one store, and moves nothing yet."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sagastore.v1 import migration_pb2
 from sagastore_server.rpc import convert, paging, requests, tokens
 from sagastore_server.rpc.status import NotYetError
 from sagastore_server.storage.base import StorageBackend
-from sagastore_server.storage.model import StoreHealth
+from sagastore_server.storage.model import Store, StoreHealth
 
 _FIRST_EPOCH = 1
 """The epoch before any change of phase."""
 
 _BLOCKER = migration_pb2.Blocker(
-    reason="POSTGRESQL_NOT_SUPPORTED",
-    detail="this version of SagaStore keeps messages in SQLite only; install one with PostgreSQL",
+    reason="MIGRATION_NOT_SUPPORTED",
+    detail="this version of SagaStore does not move messages from SQLite to PostgreSQL yet",
 )
 
 
@@ -30,14 +30,15 @@ class MigrationServicer:
     async def GetMigration(
         self, request: migration_pb2.GetMigrationRequest
     ) -> migration_pb2.GetMigrationResponse:
-        """Tell that the service is in its first phase, and how its store does."""
+        """Tell which phase the service is in, the first or the last, and how its store does."""
         health = await self._backend.health()
+        last = health.store is Store.POSTGRESQL
         migration = migration_pb2.Migration(
-            phase=migration_pb2.PHASE_SQLITE_ONLY,
+            phase=migration_pb2.PHASE_POSTGRES_ONLY if last else migration_pb2.PHASE_SQLITE_ONLY,
             epoch=_FIRST_EPOCH,
             backfill=migration_pb2.Backfill(state=migration_pb2.Backfill.STATE_PENDING),
-            quarantined=await self._backend.quarantine_count(),
-            blockers_to_next=[_BLOCKER],
+            quarantined=await self._backend.quarantine_count() if health.healthy else 0,
+            blockers_to_next=[] if last else [_BLOCKER],
             stores=[_health(health)],
         )
         return migration_pb2.GetMigrationResponse(migration=migration)
@@ -99,4 +100,4 @@ def _health(health: StoreHealth) -> migration_pb2.StoreHealth:
 
 
 def _refuse(name: str) -> NoReturn:
-    raise NotYetError(f"{name} is not served by this version: it keeps messages in SQLite only")
+    raise NotYetError(f"{name} is not served by this version: it moves no messages yet")

@@ -7,7 +7,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from sagastore.v1 import migration_pb2, storage_pb2
-from sagastore_server.rpc.gate import Gate
+from sagastore_server.rpc.gate import Gate, GateState
 from sagastore_server.rpc.handlers import service_handler
 from sagastore_server.rpc.migration_service import MigrationServicer
 from sagastore_server.rpc.storage_service import StorageServicer
@@ -86,6 +86,11 @@ class RpcServer:
         """Take calls from now on: the backend is open."""
         self._gate.open()
         await self._tell(_SERVING)
+
+    async def set_ready(self, ready: bool) -> None:
+        """Tell probes whether the store can be used now; calls are taken in any case."""
+        if self._gate.state is GateState.OPEN:
+            await self._tell(_SERVING if ready else _NOT_SERVING)
 
     async def drain(self, grace: float) -> bool:
         """Refuse new calls and let those under way finish, for up to ``grace`` seconds.

@@ -1,0 +1,1 @@
+"""The storage contract on PostgreSQL. The only room that knows asyncpg."""

@@ -1,0 +1,208 @@
+"""PostgreSQLStorage: the storage contract on one PostgreSQL database."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from sagastore_server.postgresql.errors import DRIVER_ERRORS, sqlstate, translated, translating
+from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.pool import Pool
+from sagastore_server.postgresql.queries import QUERIES
+from sagastore_server.postgresql.rows import message_from_row
+from sagastore_server.postgresql.schema import prepare
+from sagastore_server.postgresql.search import compile_search
+from sagastore_server.postgresql.target import shown
+from sagastore_server.postgresql.writer import GroupCommitWriter
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.errors import (
+    CannotOpenError,
+    NotFoundError,
+    StorageError,
+    UnavailableError,
+)
+from sagastore_server.storage.limits import MAX_PAGE_BYTES, PageBuilder
+from sagastore_server.storage.model import (
+    BulkResult,
+    Draft,
+    Message,
+    OnConflict,
+    Page,
+    QuarantinedRow,
+    SaveResult,
+    Store,
+    StoreHealth,
+)
+from sagastore_server.storage.query import Criteria, Scan
+
+_COUNT_ANEW = 0.02
+"""Seconds: where counting takes less, the count is always fresh."""
+
+_COUNT_PAUSE = 50
+"""Otherwise it may be this many times as old as counting takes: 2 % of one processor."""
+
+_T = TypeVar("_T")
+
+
+class PostgreSQLStorage(StorageBackend):
+    """Keeps messages in a PostgreSQL database, which any number of servers may share.
+
+    A write returns after its transaction is committed with ``synchronous_commit``.
+    Writes that wait together share a transaction (``writer``). A row is locked before
+    its revision is taken, so revisions grow whoever writes (``batch``).
+    """
+
+    def __init__(self, options: PostgreSQLOptions) -> None:
+        """Prepare to keep messages in a database; ``open`` connects to it."""
+        self._options = options
+        self._pool = Pool(options)
+        self._writer: GroupCommitWriter | None = None
+        self._schema_version = 0
+        self._count = -1
+        self._count_valid_until = 0.0
+
+    @property
+    def place(self) -> str:
+        """Where the messages are: host and database, never user or password."""
+        return f"PostgreSQL at {shown(self._options.dsn)}"
+
+    async def open(self) -> None:
+        """See the contract: creates or upgrades the schema."""
+        try:
+            await self._pool.open()
+            self._schema_version = await prepare(self._pool)
+        except (*DRIVER_ERRORS, ValueError, StorageError) as exc:
+            await self.close()
+            raise _cannot(self._options, exc) from exc
+        except BaseException:
+            await self.close()
+            raise
+        patience = 2 * self._options.acquire_timeout
+        self._writer = GroupCommitWriter(self._pool, self._options.writers, patience)
+
+    async def close(self) -> None:
+        """See the contract."""
+        if self._writer is not None:
+            await self._writer.close()
+            self._writer = None
+        await self._pool.close()
+
+    async def save(self, draft: Draft, if_revision: int | None = None) -> SaveResult:
+        """See the contract."""
+        return await self._write((draft.id,), lambda changes: changes.save(draft, if_revision))
+
+    async def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:
+        """See the contract."""
+        ids = [draft.id for draft in drafts]
+        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict))
+
+    async def delete(self, message_id: str, if_revision: int | None = None) -> None:
+        """See the contract."""
+        await self._write((message_id,), lambda changes: changes.delete(message_id, if_revision))
+
+    async def get(self, message_id: str) -> Message:
+        """See the contract."""
+        rows = await self._pool.rows(QUERIES["get"], message_id)
+        if not rows:
+            raise NotFoundError(message_id)
+        return message_from_row(rows[0])
+
+    async def batch_get(self, message_ids: Sequence[str]) -> dict[str, Message]:
+        """See the contract."""
+        rows = await self._pool.rows(QUERIES["batch_get"], list(message_ids))
+        return {row[0]: message_from_row(row) for row in rows}
+
+    async def list_session(self, session_id: str, scan: Scan) -> Page:
+        """See the contract."""
+        compiled = compile_search(Criteria(session_id=session_id), scan)
+        return _page(await self._pool.rows(compiled.sql, *compiled.parameters), scan.limit)
+
+    async def search(self, criteria: Criteria, scan: Scan) -> Page:
+        """See the contract."""
+        if criteria.text is not None and not criteria.text.alternatives:
+            return Page([], more=False)
+        compiled = compile_search(criteria, scan)
+        return _page(await self._pool.planned_rows(*compiled), scan.limit)
+
+    async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
+        """See the contract."""
+        arguments = (after, upto, limit + 1, MAX_PAGE_BYTES)
+        return _page(await self._pool.rows(QUERIES["scan_ids"], *arguments), limit)
+
+    async def last_id(self) -> str | None:
+        """See the contract."""
+        last: str | None = await self._pool.value(QUERIES["last_id"])
+        return last
+
+    async def quarantine(self, after: int, limit: int) -> list[QuarantinedRow]:
+        """See the contract."""
+        rows = await self._pool.rows(QUERIES["quarantine"], after, limit)
+        return [
+            QuarantinedRow(number, key, reason, field, raw.encode())
+            for number, key, reason, field, raw in rows
+        ]
+
+    async def quarantine_count(self) -> int:
+        """See the contract."""
+        count: int = await self._pool.value(QUERIES["quarantine_count"])
+        return count
+
+    async def health(self) -> StoreHealth:
+        """See the contract."""
+        try:
+            self._schema_version = await self._pool.value(QUERIES["ping"]) or 0
+            messages = await self._messages()
+        except StorageError as exc:
+            return StoreHealth(Store.POSTGRESQL, False, str(exc), -1, 0)
+        return StoreHealth(Store.POSTGRESQL, True, "", messages, self._schema_version)
+
+    async def _messages(self) -> int:
+        """Return how many messages there are: counting reads an index from end to end."""
+        began = time.monotonic()
+        if began < self._count_valid_until:
+            return self._count
+        self._count = await self._pool.value(QUERIES["count_messages"])
+        took = time.monotonic() - began
+        if took > _COUNT_ANEW:
+            self._count_valid_until = began + _COUNT_PAUSE * took
+        return self._count
+
+    async def _write(self, ids: Sequence[str], apply: Callable[[Changes], _T]) -> _T:
+        if self._writer is None:
+            raise UnavailableError("the store is not open; try again")
+        with translating():
+            return await self._writer.submit(ids, apply)
+
+
+def _page(rows: list[Any], limit: int) -> Page:
+    builder = PageBuilder(limit)
+    for row in rows:
+        if not builder.add(message_from_row(row)):
+            break
+    return builder.page()
+
+
+def _cannot(options: PostgreSQLOptions, error: BaseException) -> CannotOpenError:
+    """Say why a database cannot be used, without a word of the driver's that could be secret."""
+    if isinstance(error, CannotOpenError):
+        return error
+    place = f"PostgreSQL at {shown(options.dsn)}"
+    state = sqlstate(error)
+    reasons = {
+        "28": f"{place} refuses the user or the password",
+        "3D000": f"{place}: there is no such database; create it first",
+        "42501": f"{place}: the role may not do what is needed; see docs/postgresql.md",
+        "53300": f"{place} has no connection left; raise its limit or make the pool smaller",
+    }
+    for beginning, line in reasons.items():
+        if state.startswith(beginning):
+            return CannotOpenError(line)
+    if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+        return CannotOpenError(f"cannot connect to {place}; is it running, and reachable?")
+    if isinstance(error, ValueError):
+        return CannotOpenError("the connection string of PostgreSQL cannot be read")
+    if isinstance(error, StorageError):
+        return CannotOpenError(f"cannot use {place}: {error}")
+    return CannotOpenError(f"cannot use {place}: {translated(error)}")

@@ -1,0 +1,110 @@
+"""A group of writes as statements: what is stored is locked and read, then changed at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sagastore_server.postgresql.pool import Connection
+from sagastore_server.postgresql.queries import QUERIES
+from sagastore_server.postgresql.rows import COLUMNS, Row, message_from_row, row_of
+from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.model import Message, Store
+
+DURABLE_ON = (Store.POSTGRESQL,)
+
+COPY_FROM = 100
+"""New rows from which on COPY beats INSERT."""
+
+_THREAD_FROM = 200_000
+"""Characters whose analysis would hold up the event loop for too long (about 40 ms)."""
+
+
+class LostRaceError(Exception):
+    """Another server was quicker with one of our new ids: nothing may be committed."""
+
+
+async def load(connection: Connection, ids: Iterable[Sequence[str]]) -> Changes:
+    """Lock and read what is stored under the ids of each write, within a transaction.
+
+    Raises:
+        LostRaceError: The numbers taken are not above those that are stored.
+
+    """
+    distinct = [set(write) for write in ids]
+    wanted = sorted(set().union(*distinct))
+    count = sum(map(len, distinct))
+    *stored, numbers = await connection.fetch(QUERIES["lock"], wanted, count)
+    before = {row[0]: message_from_row(row) for row in stored}
+    revisions = list(map(int, numbers[3].split())) if count else []
+    if before and revisions[0] <= max(message.revision for message in before.values()):
+        raise LostRaceError
+    return Changes(before, revisions, time.time_ns() // 1000, DURABLE_ON)
+
+
+async def flush(connection: Connection, changes: Changes, *, copy: bool) -> None:
+    """Write what has changed, within the transaction of ``load``.
+
+    ``copy`` allows COPY, which cannot tell which row stood in its way.
+
+    Raises:
+        LostRaceError: An id that was free when it was looked up is free no longer, or
+            was used and freed again under a greater revision.
+
+    """
+    stored = changes.before
+    gone = [key for key, message in changes.after.items() if message is None and key in stored]
+    kept = [message for message in changes.after.values() if message is not None]
+    if gone:
+        await connection.execute(QUERIES["delete"], gone)
+    if changes.buried:
+        await _bury(connection, changes)
+    if kept:
+        rows = await _rows(kept)
+        await _change(connection, [row for row in rows if row[0] in stored], "update")
+        await _insert(connection, [row for row in rows if row[0] not in stored], copy)
+
+
+async def _bury(connection: Connection, changes: Changes) -> None:
+    count = len(changes.buried)
+    await connection.execute(
+        QUERIES["bury"],
+        list(changes.buried),
+        list(changes.buried.values()),
+        [changes.now] * count,
+    )
+
+
+async def _insert(connection: Connection, rows: list[Row], copy: bool) -> None:
+    if not rows:
+        return
+    if copy and len(rows) >= COPY_FROM:
+        await connection.copy_records_to_table("messages", records=rows, columns=COLUMNS)
+    else:
+        await _change(connection, rows, "insert")
+    lowest = min(row[9] for row in rows)
+    if await connection.fetchval(QUERIES["outlived"], [row[0] for row in rows], lowest):
+        raise LostRaceError
+
+
+async def _change(connection: Connection, rows: list[Row], query: str) -> None:
+    if rows and len(await connection.fetch(QUERIES[query], *_columns(rows))) != len(rows):
+        raise LostRaceError
+
+
+def _columns(rows: list[Row]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+async def _rows(messages: list[Message]) -> list[Row]:
+    """Return rows in the order of their ids, in which every transaction locks them."""
+    messages.sort()
+    if sum(len(message.content) for message in messages) < _THREAD_FROM:
+        return list(map(row_of, messages))
+    return await asyncio.to_thread(_listed, row_of, messages)
+
+
+def _listed(make: Callable[[Message], Row], messages: list[Message]) -> list[Row]:
+    return list(map(make, messages))

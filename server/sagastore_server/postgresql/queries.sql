@@ -1,0 +1,129 @@
+-- Statements that do not change, by name. Read by queries.py.
+-- The columns of a message stand in the order of storage.model.Message.
+
+-- name: get
+SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision
+FROM messages WHERE id = $1
+
+-- name: batch_get
+SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision
+FROM messages WHERE id = ANY($1::text[])
+
+-- name: begin
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
+
+-- name: lock
+-- Locks the rows in the order of their ids, and takes $2 numbers for revisions: after the
+-- locks, because the second branch is executed after the first. They are the last row.
+WITH locked AS MATERIALIZED (
+    SELECT id, provider, role, content, tags::text AS tags, timestamp, metadata::text AS metadata,
+        session_id, created_at, revision
+    FROM messages WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE
+)
+SELECT * FROM locked
+UNION ALL
+SELECT NULL, NULL, NULL, string_agg(nextval('message_revisions')::text, ' '), NULL, NULL, NULL, NULL, NULL, NULL
+FROM generate_series(1, $2::int)
+
+-- name: insert
+INSERT INTO messages
+    (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, terms, search)
+SELECT id, provider, role, content, tags::jsonb, timestamp, metadata::jsonb, session_id, created_at, revision,
+    terms, search
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
+    $8::text[], $9::timestamptz[], $10::bigint[], $11::text[], $12::tsvector[])
+    AS new (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision,
+    terms, search)
+ON CONFLICT (id) DO NOTHING
+RETURNING id
+
+-- name: update
+UPDATE messages AS old
+SET provider = new.provider, role = new.role, content = new.content, tags = new.tags::jsonb,
+    timestamp = new.timestamp, metadata = new.metadata::jsonb, session_id = new.session_id,
+    created_at = new.created_at, revision = new.revision, terms = new.terms, search = new.search
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
+    $8::text[], $9::timestamptz[], $10::bigint[], $11::text[], $12::tsvector[])
+    AS new (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision,
+    terms, search)
+WHERE old.id = new.id
+RETURNING old.id
+
+-- name: delete
+DELETE FROM messages WHERE id = ANY($1::text[]) RETURNING id
+
+-- name: bury
+INSERT INTO tombstones (id, revision, deleted_at)
+SELECT * FROM unnest($1::text[], $2::bigint[], $3::timestamptz[])
+ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, deleted_at = excluded.deleted_at
+
+-- name: outlived
+-- Whether one of the ids just inserted was deleted, since its number was taken, under a
+-- greater one. A statement of its own: it must see what was committed meanwhile.
+SELECT EXISTS (SELECT FROM tombstones WHERE id = ANY($1::text[]) AND revision >= $2::bigint)
+
+-- name: scan_ids
+SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision
+FROM (
+    SELECT *, sum(weight) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - weight AS before
+    FROM (
+        SELECT *, (octet_length(content) + pg_column_size(metadata) / 4 + 1024)::bigint AS weight
+        FROM messages WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3
+    ) AS found
+) AS weighed
+WHERE before <= $4::bigint ORDER BY id
+
+-- name: last_id
+SELECT id FROM messages ORDER BY id DESC LIMIT 1
+
+-- name: count_messages
+SELECT count(*) FROM messages
+
+-- name: ping
+SELECT max(version) FROM sagastore_schema
+
+-- name: quarantine
+SELECT number, source_key, reason, field, row FROM quarantine WHERE number > $1 ORDER BY number LIMIT $2
+
+-- name: quarantine_count
+SELECT count(*) FROM quarantine
+
+-- name: get_state
+SELECT value FROM store_state WHERE name = $1
+
+-- name: set_state
+INSERT INTO store_state (name, value) VALUES ($1, $2)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value
+
+-- name: foreign_tables
+-- Tables where ours would be, in the schema that statements without a schema go to.
+SELECT relname FROM pg_class
+WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
+    AND relname = ANY($1::text[]) ORDER BY relname
+
+-- name: has_versions
+-- Not by to_regclass: what it remembers may be older than the lock that was waited for.
+SELECT EXISTS (
+    SELECT FROM pg_class
+    WHERE relname = 'sagastore_schema'
+        AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
+)
+
+-- name: versions
+SELECT version, compatible_from FROM sagastore_schema ORDER BY version DESC LIMIT 1
+
+-- name: note_version
+INSERT INTO sagastore_schema (version, compatible_from) VALUES ($1, $2)
+
+-- name: lock_schema
+-- One server at a time changes the schema; released with the transaction.
+SELECT pg_advisory_xact_lock(hashtextextended('sagastore schema ' || current_schema(), 0))
+
+-- name: texts_after
+SELECT id, content FROM messages WHERE id > $1 ORDER BY id LIMIT $2 FOR UPDATE
+
+-- name: set_terms
+UPDATE messages AS old SET terms = new.terms, search = new.search
+FROM unnest($1::text[], $2::text[], $3::tsvector[]) AS new (id, terms, search)
+WHERE old.id = new.id

@@ -1,0 +1,75 @@
+"""Between rows and messages, and what a row holds for search."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sagastore_server.search.analysis import analyse
+from sagastore_server.storage.jsontext import canonical_tags
+from sagastore_server.storage.model import Message
+
+_EPOCH = 946_684_800_000_000
+"""Microseconds from 1970-01-01, where ours begin, to 2000-01-01, where PostgreSQL's do."""
+
+COLUMNS = (
+    "id",
+    "provider",
+    "role",
+    "content",
+    "tags",
+    "timestamp",
+    "metadata",
+    "session_id",
+    "created_at",
+    "revision",
+    "terms",
+    "search",
+)
+"""The columns of a row in the order of ``row_of``."""
+
+Row = tuple[Any, ...]
+
+
+def encode_time(micros: int) -> tuple[int]:
+    """Return what asyncpg sends for a time, exact for every year from 0001 to 9999."""
+    return (micros - _EPOCH,)
+
+
+def decode_time(value: tuple[int]) -> int:
+    """Return the microseconds of a time that asyncpg received."""
+    return value[0] + _EPOCH
+
+
+def tsvector(lexemes: Iterable[str]) -> bytes:
+    """Return the binary form of a tsvector without positions (``tsvectorrecv``).
+
+    A count, then each lexeme with a zero byte behind it and zero positions, sorted by
+    their bytes, as PostgreSQL keeps them.
+    """
+    ordered = sorted(lexemes)
+    return struct.pack(">i", len(ordered)) + "".join([one + "\0\0\0" for one in ordered]).encode()
+
+
+def as_it_is(value: bytes) -> bytes:
+    """Encode and decode what is in its binary form already."""
+    return value
+
+
+def message_from_row(row: Sequence[Any]) -> Message:
+    """Return the message of a row in the column order of queries.sql."""
+    tags = () if row[4] == "[]" else tuple(json.loads(row[4]))
+    return Message._make((*row[:4], tags, *row[5:10]))
+
+
+def row_of(message: Message) -> Row:
+    """Return the row of a message, ``COLUMNS`` says in which order."""
+    return (*message[:4], canonical_tags(message.tags), *message[5:], *search_columns(message[3]))
+
+
+def search_columns(content: str) -> tuple[str, bytes]:
+    """Return ``terms`` and ``search`` of a text: the one way from text to what is indexed."""
+    stems, words = analyse(content)
+    return f" {' '.join(stems)} ", tsvector({*stems, *["=" + word for word in words]})

@@ -1,0 +1,205 @@
+"""Group commit: writes that wait together share a transaction.
+
+While some transactions are under way, the next writes gather; so the database decides
+how large the groups are, and a single write waits for nobody. A write is acknowledged
+after its transaction has been committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
+
+import asyncpg
+
+from sagastore_server.postgresql.batch import LostRaceError, flush, load
+from sagastore_server.postgresql.errors import (
+    AGAIN,
+    is_connection_loss,
+    is_data_error,
+    translated,
+)
+from sagastore_server.postgresql.pool import Connection, Pool
+from sagastore_server.postgresql.queries import QUERIES
+from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.errors import StorageError, UnavailableError
+
+MAX_GROUP_ROWS = 1000
+"""Rows after which a group takes no more: bounds how long a single save can wait."""
+
+MAX_ATTEMPTS = 8
+"""How often a group that lost against other servers is tried before its callers are told."""
+
+T = TypeVar("T")
+_Outcome = object
+_log = logging.getLogger(__name__)
+
+
+class _Write(NamedTuple):
+    ids: Sequence[str]
+    apply: Callable[[Changes], object]
+    future: asyncio.Future[Any]
+
+
+class _Attempt:
+    """How far an attempt to commit a group came."""
+
+    def __init__(self) -> None:
+        self.committing = False
+        """Whether COMMIT was sent: from then on a lost connection leaves the outcome open."""
+
+
+class GroupCommitWriter:
+    """Applies writes in groups, a few transactions at a time."""
+
+    def __init__(self, pool: Pool, writers: int, patience: float) -> None:
+        """Write through ``pool`` with ``writers`` transactions at a time.
+
+        A write that has not begun after ``patience`` seconds is given up.
+        """
+        self._pool = pool
+        self._patience = patience
+        self._waiting: deque[_Write] = deque()
+        self._idle: list[asyncio.Future[None]] = []
+        self._closing = False
+        self._tasks = [asyncio.create_task(self._run()) for _ in range(writers)]
+
+    async def submit(self, ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
+        """Run ``apply`` in a group and return its result once it is committed.
+
+        ``ids`` are those that it touches. A caller that is cancelled before the
+        group begins has written nothing.
+
+        Raises:
+            StorageError: Whatever ``apply`` raises; StorageFullError,
+                UnavailableError or CorruptStoreError if the group cannot be committed.
+
+        """
+        if self._closing:
+            raise UnavailableError("the store is closing; try again")
+        loop = asyncio.get_running_loop()
+        write = _Write(ids, apply, loop.create_future())
+        self._waiting.append(write)
+        self._wake(1)
+        overdue = loop.call_later(self._patience, self._give_up, write)
+        try:
+            return cast("T", await write.future)
+        finally:
+            overdue.cancel()
+
+    async def close(self) -> None:
+        """Commit what is waiting, refuse what comes, and end."""
+        self._closing = True
+        self._wake(len(self._idle))
+        await asyncio.gather(*self._tasks)
+
+    def _give_up(self, write: _Write) -> None:
+        # A write that is under way is no longer in the queue, and has its own time limits.
+        if write in self._waiting:
+            self._waiting.remove(write)
+            _deliver(write, UnavailableError("the PostgreSQL store does not keep up; try again"))
+
+    async def _run(self) -> None:
+        while True:
+            group = self._next_group()
+            if group:
+                await self._commit(group)
+            elif self._closing:
+                return
+            else:
+                idle = asyncio.get_running_loop().create_future()
+                self._idle.append(idle)
+                await idle
+
+    def _wake(self, writers: int) -> None:
+        while self._idle and writers:
+            self._idle.pop().set_result(None)
+            writers -= 1
+
+    def _next_group(self) -> list[_Write]:
+        group: list[_Write] = []
+        rows = 0
+        while self._waiting and rows < MAX_GROUP_ROWS:
+            write = self._waiting.popleft()
+            if not write.future.done():
+                group.append(write)
+                rows += len(write.ids)
+        return group
+
+    async def _commit(self, group: list[_Write]) -> None:
+        """Commit a group and tell every caller, whatever happens."""
+        try:
+            outcomes = await self._outcomes(group)
+        except Exception as exc:  # noqa: BLE001 - every caller must be told, whatever it is
+            if len(group) > 1 and is_data_error(exc):
+                for write in group:
+                    await self._commit([write])
+                return
+            outcomes = [_failure(exc)] * len(group)
+        except BaseException:
+            for write in group:
+                write.future.cancel()
+            raise
+        for write, outcome in zip(group, outcomes, strict=True):
+            _deliver(write, outcome)
+
+    async def _outcomes(self, group: list[_Write]) -> list[_Outcome]:
+        for number in range(1, MAX_ATTEMPTS):
+            attempt = _Attempt()
+            try:
+                return await self._attempt(group, attempt, copy=number == 1)
+            except (LostRaceError, asyncpg.UniqueViolationError, *AGAIN) as exc:
+                _log.debug("a group of writes begins anew: %s", type(exc).__name__)
+            except Exception as exc:
+                # An idle connection had died: nothing was sent that could have been committed.
+                if attempt.committing or number > 1 or not is_connection_loss(exc):
+                    raise
+        return await self._attempt(group, _Attempt(), copy=False)
+
+    async def _attempt(
+        self, group: list[_Write], attempt: _Attempt, *, copy: bool
+    ) -> list[_Outcome]:
+        async with (
+            self._pool.connection() as connection,
+            self._pool.transaction(connection, QUERIES["begin"]),
+        ):
+            outcomes = await _apply(connection, group, copy=copy)
+            attempt.committing = True
+        return outcomes
+
+
+async def _apply(connection: Connection, group: list[_Write], *, copy: bool) -> list[_Outcome]:
+    changes = await load(connection, [write.ids for write in group])
+    outcomes = [_outcome(write, changes) for write in group]
+    await flush(connection, changes, copy=copy)
+    return outcomes
+
+
+def _outcome(write: _Write, changes: Changes) -> _Outcome:
+    """Apply one write; a refusal is its own and spoils no neighbour."""
+    try:
+        return write.apply(changes)
+    except StorageError as exc:
+        return exc
+
+
+def _failure(error: Exception) -> Exception:
+    if isinstance(error, StorageError):
+        return error
+    if isinstance(error, LostRaceError):
+        return UnavailableError("other writes were in the way again and again; try again")
+    public = translated(error)
+    public.__cause__ = error
+    return public
+
+
+def _deliver(write: _Write, outcome: _Outcome) -> None:
+    if write.future.done():
+        return
+    if isinstance(outcome, Exception):
+        write.future.set_exception(outcome)
+    else:
+        write.future.set_result(outcome)

@@ -1,0 +1,235 @@
+"""Asks both backends the same queries over the same real messages: ``make parity``.
+
+    python -m tests.parity.compare [--queries N] [FILE ...]
+
+A file is JSON Lines, as ``sagastore import`` takes them, or a database that the server
+can open, a legacy ``memory.db`` among them. Queries are made from its texts. All pages,
+newest first, must be the same message by message; of every tenth query the pages oldest
+first and the first page by relevance as well. Exit status 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.search.analysis import tokenize
+from sagastore_server.search.pager import Order, search_page
+from sagastore_server.search.parser import parse_query
+from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.model import Draft, Message, OnConflict, Position
+from sagastore_server.storage.query import Criteria, Hit, Scan
+from sagastore_server.storage.validation import Violations
+from tests.parity.texts import HARD_TEXTS
+from tests.support.backends import opened
+from tests.support.postgres import fresh_schema
+
+SAMPLE = Path(__file__).parents[1] / "data" / "sgd-sample.jsonl"
+QUERIES = 5000
+ALL_ORDERS_EVERY = 10
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_ID = "\U0010ffff" * 128
+
+
+@asynccontextmanager
+async def both(files: list[Path]) -> AsyncIterator[tuple[StorageBackend, StorageBackend]]:
+    """Open both backends with the messages of ``files`` in them."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder) / "messages.db"
+        for file in files:
+            if file.suffix != ".jsonl":
+                shutil.copy(file, database)
+        async with (
+            fresh_schema() as dsn,
+            opened(lambda: SQLiteStorage(database)) as sqlite,
+            opened(lambda: PostgreSQLStorage(PostgreSQLOptions(dsn))) as postgresql,
+        ):
+            drafts = [draft for file in files if file.suffix == ".jsonl" for draft in _read(file)]
+            for number, text in enumerate(HARD_TEXTS):
+                drafts.append(_draft({"id": f"hard-{number:04}", "content": text}))
+            for at in range(0, len(drafts), 1000):
+                await sqlite.bulk_save(drafts[at : at + 1000], OnConflict.REPLACE)
+            await _copy(sqlite, postgresql)
+            yield sqlite, postgresql
+
+
+def _read(file: Path) -> Iterator[Draft]:
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield _draft(json.loads(line))
+
+
+def _draft(item: dict[str, object]) -> Draft:
+    checks = Violations()
+    time = datetime.fromisoformat(str(item.get("timestamp", "2024-01-01T00:00:00+00:00")))
+    tags = item.get("tags", [])
+    assert isinstance(tags, list)
+    draft = checks.draft(
+        "",
+        message_id=str(item["id"]),
+        provider=str(item.get("provider", "openai")),
+        role=str(item.get("role", "user")),
+        content=str(item["content"]),
+        tags=tags,
+        timestamp=(time - _EPOCH) // timedelta(microseconds=1),
+        metadata=json.dumps(item.get("metadata", {})),
+        session_id=str(item.get("session_id", "none")),
+    )
+    checks.raise_if_any()
+    return draft
+
+
+async def _copy(source: StorageBackend, target: StorageBackend) -> None:
+    after = ""
+    while True:
+        page = await source.scan_ids(after, _LAST_ID, 1000)
+        if page.messages:
+            drafts = [Draft(*message[:8]) for message in page.messages]
+            await target.bulk_save(drafts, OnConflict.REPLACE)
+            after = page.messages[-1].id
+        if not page.more:
+            return
+
+
+async def texts_of(backend: StorageBackend) -> list[str]:
+    """Return the text of every message."""
+    texts: list[str] = []
+    after = ""
+    while True:
+        page = await backend.scan_ids(after, _LAST_ID, 1000)
+        texts += [message.content for message in page.messages]
+        if not page.more:
+            return texts
+        after = page.messages[-1].id
+
+
+def make_queries(texts: list[str], count: int, seed: int = 1) -> list[str]:
+    """Return distinct queries of every kind, made from what the texts hold."""
+    chance = random.Random(seed)
+    chunks = sorted({chunk for text in texts for chunk in text.split()})
+    words = sorted({token for text in texts for token in tokenize(text)[:2000]})
+    rare = chance.sample(words, min(len(words), 4000))
+
+    def run(low: int, high: int) -> str:
+        parts = chance.choice(texts).split()
+        at = chance.randrange(len(parts)) if parts else 0
+        return " ".join(parts[at : at + chance.randint(low, high)]).replace('"', "")
+
+    def prefix() -> str:
+        word = chance.choice(words)
+        return word[: chance.randint(min(4, len(word)), len(word))] + "*"
+
+    # Few of them match thousands of messages: reading those takes most of the time.
+    makers = (
+        lambda: chance.choice(words),
+        lambda: chance.choice(chunks),
+        lambda: f'"{run(2, 5)}"',
+        lambda: f'"{run(2, 3)}"',
+        lambda: run(3, 6),
+        prefix,
+        prefix,
+        lambda: f"{chance.choice(rare)} -{chance.choice(words)}",
+        lambda: f"{run(3, 5)} -{run(1, 1)}",
+        lambda: f'{run(3, 4)} -"{run(2, 2)}"',
+        lambda: f"{run(3, 4)} -{prefix()}",
+        lambda: f"{chance.choice(rare)} OR {chance.choice(rare)}",
+        lambda: f'{chance.choice(rare)} -{run(1, 1)} OR "{run(2, 3)}" OR {prefix()}',
+    )
+    queries = dict.fromkeys(["", "the", "t*", '"to the"', "a -i", "to OR from"])
+    for _ in range(100 * count):
+        if len(queries) >= count:
+            break
+        queries[chance.choice(makers)()] = None
+    return list(queries)
+
+
+async def walk(backend: StorageBackend, criteria: Criteria, newest: bool) -> list[Message]:
+    """Return all matches, read page by page."""
+    found: list[Message] = []
+    after: Position | None = None
+    while True:
+        page = await backend.search(criteria, Scan(newest, 5000, after))
+        found += [_comparable(message) for message in page.messages]
+        if not page.more:
+            return found
+        after = page.messages[-1].position
+
+
+def _comparable(message: Message) -> Message:
+    """Leave out what each store has of its own."""
+    return message._replace(created_at=None, revision=0)
+
+
+async def _hits(backend: StorageBackend, criteria: Criteria) -> list[Hit]:
+    hits, _ = await search_page(backend, criteria, Order.RELEVANCE, 50, None)
+    return [hit._replace(message=_comparable(hit.message)) for hit in hits]
+
+
+async def difference(
+    sqlite: StorageBackend, postgresql: StorageBackend, query: str, orders: Sequence[Order]
+) -> str | None:
+    """Say how the answers to a query differ, or None."""
+    criteria = Criteria(parse_query(query))
+    if criteria.text is not None and not criteria.text.alternatives:
+        return None
+    for order in orders:
+        if order is Order.RELEVANCE:
+            if await _hits(sqlite, criteria) != await _hits(postgresql, criteria):
+                return "the first page by relevance differs"
+            continue
+        newest = order is Order.NEWEST
+        left, right = await walk(sqlite, criteria, newest), await walk(postgresql, criteria, newest)
+        if left != right:
+            ids = {message.id for message in left} ^ {message.id for message in right}
+            kind = f"{len(ids)} messages on one side only: {sorted(ids)[:3]}" if ids else "order"
+            return f"{len(left)} and {len(right)} found; {kind}"
+    return None
+
+
+async def compare(files: list[Path], count: int) -> int:
+    """Compare, print the figure and what differs, and return the number of differences."""
+    async with both(files) as (sqlite, postgresql):
+        texts = await texts_of(sqlite)
+        queries = make_queries(texts, count)
+        differing = 0
+        for number, query in enumerate(queries, 1):
+            # The set of every query; each order and the ranking of some.
+            orders = list(Order) if number % ALL_ORDERS_EVERY == 0 else [Order.NEWEST]
+            told = await difference(sqlite, postgresql, query, orders)
+            if told:
+                differing += 1
+                print(f"DIFFERENT {query!r}: {told}")
+            if number % 250 == 0:
+                print(f"{number:,} of {len(queries):,} queries", file=sys.stderr, flush=True)
+    same = len(queries) - differing
+    print(
+        f"{same:,} of {len(queries):,} distinct queries over {len(texts):,} messages "
+        f"have the same answer on both: {100 * same / len(queries):.2f} %"
+    )
+    return differing
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description="Compare search on SQLite and PostgreSQL.")
+    parser.add_argument("--queries", type=int, default=QUERIES)
+    parser.add_argument("files", nargs="*", type=Path, default=[SAMPLE])
+    options = parser.parse_args()
+    sys.exit(1 if asyncio.run(compare(options.files or [SAMPLE], options.queries)) else 0)
+
+
+if __name__ == "__main__":
+    main()

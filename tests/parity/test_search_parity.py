@@ -1,0 +1,22 @@
+"""The same answer from both to every query made from the sample's texts."""
+
+from __future__ import annotations
+
+import pytest
+
+from sagastore_server.search.pager import Order
+from tests.parity.compare import QUERIES, SAMPLE, both, difference, make_queries, texts_of
+from tests.support import strategies
+
+COUNT = 200 if strategies.QUICK else QUERIES
+
+
+@pytest.mark.timeout(600)
+async def test_queries_find_the_same_on_both() -> None:
+    async with both([SAMPLE]) as (sqlite, postgresql):
+        queries = make_queries(await texts_of(sqlite), COUNT)
+        assert len(queries) == COUNT
+        told = {
+            query: await difference(sqlite, postgresql, query, list(Order)) for query in queries
+        }
+    assert {query: line for query, line in told.items() if line} == {}

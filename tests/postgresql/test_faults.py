@@ -1,0 +1,245 @@
+"""Processes that die under load, and a database that is away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
+from sagastore.v1 import migration_pb2, migration_pb2_grpc, storage_pb2, storage_pb2_grpc
+from tests.support.messages import message
+from tests.support.postgres import PostgresProcess, postgres_process
+from tests.support.server_process import ServerProcess
+
+PASSWORD = "correct-horse-battery"
+DEADLINE = 20
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+QUICK = {"SAGASTORE_POSTGRES_ACQUIRE_TIMEOUT": "2", "SAGASTORE_POSTGRES_STATEMENT_TIMEOUT": "2"}
+
+
+@pytest.fixture
+def postgres() -> Iterator[PostgresProcess]:
+    with postgres_process() as process:
+        yield process
+
+
+@pytest.fixture
+def server(postgres: PostgresProcess, tmp_path: Path) -> Iterator[ServerProcess]:
+    dsn = postgres.dsn.replace("postgres@", f"postgres:{PASSWORD}@")
+    process = ServerProcess(tmp_path / "unused.db", "--log-level", "debug", env=QUICK, postgres=dsn)
+    try:
+        yield process.start()
+    finally:
+        process.close()
+        assert PASSWORD not in "\n".join(process.stderr)
+
+
+class Load:
+    """Saves from several threads, and a ledger of what was acknowledged."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self.acknowledged: dict[str, str] = {}
+        self.refusals: list[grpc.RpcError] = []
+        self._server = server
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(8)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, more: int) -> None:
+        """Wait until so many more saves were acknowledged."""
+        target = len(self.acknowledged) + more
+        until(lambda: len(self.acknowledged) >= target)
+
+    def _run(self, thread: int) -> None:
+        with self._server.channel() as channel:
+            stub = storage_pb2_grpc.StorageServiceStub(channel)
+            number = 0
+            while not self._stop.is_set():
+                number += 1
+                one = message(id=f"{thread}-{number % 50}", content=f"text {number}")
+                try:
+                    stub.Save(storage_pb2.SaveRequest(message=one), timeout=DEADLINE)
+                except grpc.RpcError as error:
+                    self.refusals.append(error)
+                    # Whether it was stored is open: nothing is known of this id any more.
+                    self.acknowledged.pop(one.id, None)
+                else:
+                    self.acknowledged[one.id] = one.content
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition; the time limit of the test is the limit."""
+    while not condition():
+        time.sleep(0.02)
+
+
+def stored(server: ServerProcess) -> dict[str, str]:
+    with server.channel() as channel:
+        stub = storage_pb2_grpc.StorageServiceStub(channel)
+        batches = stub.Export(storage_pb2.ExportRequest(), timeout=60, wait_for_ready=True)
+        return {one.id: one.content for batch in batches for one in batch.messages}
+
+
+def missing(load: Load, server: ServerProcess) -> dict[str, str]:
+    found = stored(server)
+    return {key: text for key, text in load.acknowledged.items() if found.get(key) != text}
+
+
+def details(error: grpc.RpcError) -> list[str]:
+    """Return the kinds of details that an error carries."""
+    trailers: dict[str, str | bytes] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    return [detail.type_url.rpartition(".")[2] for detail in status.details]
+
+
+def readiness(server: ServerProcess) -> int:
+    with server.channel() as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
+        return int(answer.status)
+
+
+def test_killing_the_server_loses_nothing(server: ServerProcess) -> None:
+    for _ in range(3):
+        load = Load(server)
+        with load:
+            load.wait_for(100)
+            server.kill9()
+            until(lambda: len(load.refusals) >= 8)  # noqa: B023 - used within the turn
+        server.start()
+        assert missing(load, server) == {}
+
+
+def test_killing_postgresql_loses_nothing(server: ServerProcess, postgres: PostgresProcess) -> None:
+    with Load(server) as load:
+        for _ in range(2):
+            load.wait_for(100)
+            postgres.kill9()
+            refused = len(load.refusals)
+            until(lambda: len(load.refusals) >= refused + 30)  # noqa: B023 - used within the turn
+            postgres.start()
+            load.wait_for(100)
+    assert missing(load, server) == {}
+    codes = {error.code() for error in load.refusals}
+    assert codes == {grpc.StatusCode.UNAVAILABLE}
+    for error in load.refusals:
+        assert set(details(error)) == {"ErrorInfo", "RetryInfo"}
+        assert "postgres@" not in str(error)
+
+
+def test_readiness_follows_the_database(server: ServerProcess, postgres: PostgresProcess) -> None:
+    assert readiness(server) == SERVING
+    postgres.kill9()
+    reason = server.wait_for_event("not ready")
+    assert reason["reason"] == "the PostgreSQL store cannot be reached; try again"
+    assert readiness(server) == NOT_SERVING
+    with server.channel() as channel:
+        stub = migration_pb2_grpc.MigrationServiceStub(channel)
+        found = stub.GetMigration(migration_pb2.GetMigrationRequest(), timeout=DEADLINE).migration
+    assert found.phase == migration_pb2.PHASE_POSTGRES_ONLY
+    assert not found.stores[0].healthy
+    assert found.stores[0].detail
+    postgres.start()
+    server.wait_for_event("ready again")
+    assert readiness(server) == SERVING
+
+
+def _family(pid: int) -> list[int]:
+    listed = subprocess.run(
+        ["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True, check=True
+    )
+    return [pid, *map(int, listed.stdout.split())]
+
+
+def test_a_database_that_does_not_answer(server: ServerProcess, postgres: PostgresProcess) -> None:
+    """It is there, and silent: the calls must end all the same, and before their deadline."""
+    family = _family(postgres.pid)
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        with server.channel() as channel:
+            stub = storage_pb2_grpc.StorageServiceStub(channel)
+            calls: list[Any] = [
+                stub.Save.future(storage_pb2.SaveRequest(message=message()), timeout=DEADLINE)
+                for _ in range(20)
+            ]
+            calls += [
+                stub.Get.future(storage_pb2.GetRequest(id="x"), timeout=DEADLINE) for _ in range(20)
+            ]
+            for call in calls:
+                error = call.exception()
+                assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+                assert "RetryInfo" in details(error)
+        server.wait_for_event("not ready")
+    finally:
+        for pid in family:
+            os.kill(pid, signal.SIGCONT)
+    server.wait_for_event("ready again")
+    with server.channel() as channel:
+        stub = storage_pb2_grpc.StorageServiceStub(channel)
+        stub.Save(storage_pb2.SaveRequest(message=message()), timeout=DEADLINE)
+
+
+@pytest.mark.parametrize(
+    ("dsn", "line"),
+    [
+        (f"postgresql://me:{PASSWORD}@127.0.0.1:1/saga", "cannot connect to PostgreSQL at 127"),
+        (f"postgresql://me:{PASSWORD}@:not-a-port/saga", "connection string"),
+        (f"mysql://me:{PASSWORD}@host/saga", "connection string"),
+        (f"host=127.0.0.1 password={PASSWORD}", "connection string"),
+        (f"postgresql://me:{PASSWORD}@127.0.0.1/saga?sslmode={PASSWORD}", "connection string"),
+    ],
+)
+def test_no_start_without_a_database(tmp_path: Path, dsn: str, line: str) -> None:
+    server = ServerProcess(tmp_path / "unused.db", "--log-level", "debug", postgres=dsn)
+    server.spawn()
+    assert server.wait() == 1
+    told = "\n".join(server.stderr)
+    assert line in told
+    assert "Traceback" not in told
+    assert PASSWORD not in told
+
+
+def test_a_database_that_is_not_there(postgres: PostgresProcess, tmp_path: Path) -> None:
+    dsn = postgres.dsn.replace("/postgres?", "/nowhere?")
+    server = ServerProcess(tmp_path / "unused.db", postgres=dsn)
+    server.spawn()
+    assert server.wait() == 1
+    assert "there is no such database; create it first" in "\n".join(server.stderr)
+
+
+def test_one_store_at_a_time(tmp_path: Path) -> None:
+    server = ServerProcess(
+        tmp_path / "a.db", "--sqlite", str(tmp_path / "a.db"), postgres="postgresql://127.0.0.1:1/x"
+    )
+    server.spawn()
+    assert server.wait() == 1
+    assert "leave one out" in "\n".join(server.stderr)
+
+
+def test_everything_is_there_after_a_restart(server: ServerProcess) -> None:
+    with Load(server) as load:
+        load.wait_for(50)
+    before = stored(server)
+    server.restart()
+    assert stored(server) == before

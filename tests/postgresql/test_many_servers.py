@@ -1,0 +1,206 @@
+"""Several servers on one database: what one of them may rely on, all of them may."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from sagastore_server.postgresql import batch
+from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.storage.errors import (
+    AlreadyExistsError,
+    NotFoundError,
+    RevisionMismatchError,
+)
+from sagastore_server.storage.model import OnConflict, SaveResult
+from sagastore_server.storage.query import Scan
+from tests.support.backends import opened
+from tests.support.drafts import NOW, draft, save_all
+
+LAST = "\U0010ffff"
+
+
+@pytest.fixture
+async def servers(dsn: str) -> AsyncIterator[list[PostgreSQLStorage]]:
+    options = PostgreSQLOptions(dsn, pool_min=1, pool_max=6, writers=3)
+    async with AsyncExitStack() as stack:
+        found = []
+        for _ in range(3):
+            backend = PostgreSQLStorage(options)
+            await stack.enter_async_context(opened(lambda made=backend: made))  # type: ignore[misc]
+            found.append(backend)
+        yield found
+
+
+async def test_servers_that_start_together_make_one_schema(dsn: str) -> None:
+    backends = [PostgreSQLStorage(PostgreSQLOptions(dsn, pool_min=1)) for _ in range(5)]
+    await asyncio.gather(*(backend.open() for backend in backends))
+    await backends[0].save(draft())
+    assert (await backends[4].get("m-1")).content == draft().content
+    await asyncio.gather(*(backend.close() for backend in backends))
+
+
+async def test_a_write_is_seen_by_all(servers: list[PostgreSQLStorage]) -> None:
+    for number in range(30):
+        await servers[number % 3].save(draft("m", f"version {number}"))
+        for server in servers:
+            assert (await server.get("m")).content == f"version {number}"
+
+
+async def test_only_one_is_the_first(servers: list[PostgreSQLStorage]) -> None:
+    for turn in range(10):
+        results = await asyncio.gather(
+            *(server.save(draft(f"m-{turn}", f"by {at}"), 0) for at, server in enumerate(servers)),
+            return_exceptions=True,
+        )
+        first = [result for result in results if isinstance(result, SaveResult)]
+        assert len(first) == 1
+        assert sum(isinstance(result, AlreadyExistsError) for result in results) == 2
+
+
+async def test_guarded_saves_lose_no_update(servers: list[PostgreSQLStorage]) -> None:
+    """A counter that is only raised by compare-and-swap counts every success."""
+    await servers[0].save(draft("counter", "0"))
+
+    async def count(server: PostgreSQLStorage) -> int:
+        successes = 0
+        while successes < 10:
+            message = await server.get("counter")
+            after = draft("counter", str(int(message.content) + 1))
+            try:
+                await server.save(after, message.revision)
+            except RevisionMismatchError:
+                continue
+            successes += 1
+        return successes
+
+    total = sum(await asyncio.gather(*(count(server) for server in servers for _ in range(2))))
+    assert (await servers[0].get("counter")).content == str(total)
+
+
+async def test_revisions_grow_whoever_writes(servers: list[PostgreSQLStorage]) -> None:
+    """Saves and deletions of the same few ids, on all servers at once."""
+    ids = [f"m-{number}" for number in range(4)]
+    seen: dict[str, list[int]] = {key: [] for key in ids}
+
+    async def act(server: PostgreSQLStorage, seed: int) -> None:
+        chance = random.Random(seed)
+        for step in range(40):
+            key = chance.choice(ids)
+            if chance.random() < 0.4:
+                with contextlib.suppress(NotFoundError):
+                    await server.delete(key)
+            elif chance.random() < 0.3:
+                drafts = [draft(one, f"{seed} {step}") for one in chance.sample(ids, 3)]
+                await server.bulk_save(drafts, OnConflict.REPLACE)
+            else:
+                before = len(seen[key])
+                floor = max(seen[key], default=0) if before else 0
+                result = await server.save(draft(key, f"{seed} {step}"))
+                # Acknowledged before this save began: it must be lower.
+                assert result.revision > floor
+                seen[key].append(result.revision)
+
+    acts = (act(server, at * 10 + n) for at, server in enumerate(servers) for n in range(3))
+    await asyncio.gather(*acts)
+    for numbers in seen.values():
+        assert len(set(numbers)) == len(numbers)
+    tombstones = await servers[0]._pool.rows("SELECT id, revision FROM tombstones")
+    stored = await servers[0].batch_get(ids)
+    for key, revision in tombstones:
+        if key in stored:
+            assert stored[key].revision > revision
+
+
+async def test_a_number_taken_before_a_deletion_is_not_used_after_it(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id is new when it is looked up, comes and goes, and is new again when written."""
+    options = PostgreSQLOptions(dsn, pool_min=1, writers=1)
+    async with (
+        opened(lambda: PostgreSQLStorage(options)) as one,
+        opened(lambda: PostgreSQLStorage(options)) as other,
+    ):
+        load = batch.load
+        meanwhile = [True]
+
+        async def slow_load(*arguments: object) -> object:
+            changes = await load(*arguments)  # type: ignore[arg-type]
+            if meanwhile.pop() if meanwhile else False:
+                await other.save(draft("m", "short life"))
+                await other.delete("m")
+            return changes
+
+        monkeypatch.setattr("sagastore_server.postgresql.writer.load", slow_load)
+        result = await one.save(draft("m", "second life"))
+        ((buried,),) = await one._pool.rows("SELECT revision FROM tombstones")  # type: ignore[attr-defined]
+        assert result.created
+        assert result.revision > buried
+
+
+async def test_bulks_in_opposite_order_do_not_block_each_other(
+    servers: list[PostgreSQLStorage],
+) -> None:
+    for turn in range(5):
+        drafts = [draft(f"m-{number}", f"turn {turn}") for number in range(200)]
+        results = await asyncio.gather(
+            servers[0].bulk_save(drafts, OnConflict.REPLACE),
+            servers[1].bulk_save(drafts[::-1], OnConflict.REPLACE),
+            servers[2].bulk_save(drafts[100:] + drafts[:100], OnConflict.SKIP),
+        )
+        assert all(sum(result) == 200 for result in results)
+
+
+async def test_export_and_paging_while_others_write(servers: list[PostgreSQLStorage]) -> None:
+    old = [draft(f"old-{number:04}", timestamp=NOW + number) for number in range(600)]
+    await save_all(servers[0], old)
+    stop = asyncio.Event()
+
+    async def write(server: PostgreSQLStorage, name: str) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            key = f"{name}-{number % 400:04}"
+            await server.save(draft(key, str(number), timestamp=NOW + number))
+            if number % 3 == 0:
+                await server.delete(key)
+
+    writers = [asyncio.create_task(write(server, f"new-{at}")) for at, server in enumerate(servers)]
+    try:
+        for _ in range(3):
+            exported = await _exported(servers[1])
+            listed = await _listed(servers[2])
+            for ids in (exported, listed):
+                assert len(set(ids)) == len(ids)
+                assert {one.id for one in old} <= set(ids)
+    finally:
+        stop.set()
+        await asyncio.gather(*writers)
+
+
+async def _exported(server: PostgreSQLStorage) -> list[str]:
+    ids: list[str] = []
+    after = ""
+    while True:
+        page = await server.scan_ids(after, LAST, 70)
+        ids += [message.id for message in page.messages]
+        if not page.more:
+            return ids
+        after = ids[-1]
+
+
+async def _listed(server: PostgreSQLStorage) -> list[str]:
+    ids: list[str] = []
+    scan = Scan(False, 70)
+    while True:
+        page = await server.list_session("s-1", scan)
+        ids += [message.id for message in page.messages if message.id.startswith("old-")]
+        if not page.more:
+            return ids
+        scan = scan._replace(after=page.messages[-1].position)

@@ -1,0 +1,222 @@
+"""What is PostgreSQL's own: types, sizes, groups, settings, the schema."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.rows import search_columns
+from sagastore_server.postgresql.schema import SCHEMA_VERSION
+from sagastore_server.search.analysis import FINGERPRINT, analyse
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.errors import CannotOpenError, StorageError
+from sagastore_server.storage.model import Draft, OnConflict
+from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.validation import MAX_CONTENT, MAX_TIMESTAMP, MIN_TIMESTAMP
+from tests.support.backends import opened
+from tests.support.drafts import NOW, draft, found
+from tests.support.postgres import execute, server_dsn
+
+MAX_TSVECTOR = (1 << 20) - 1
+"""Bytes of lexemes that PostgreSQL takes (MAXSTRPOS)."""
+
+
+def backend_on(dsn: str, **options: object) -> PostgreSQLStorage:
+    return PostgreSQLStorage(PostgreSQLOptions(dsn, pool_min=1)._replace(**options))  # type: ignore[arg-type]
+
+
+def _dense(pieces: list[str]) -> str:
+    """Return a content of the greatest length made of different words."""
+    text = " ".join(pieces)
+    return text[:MAX_CONTENT]
+
+
+# Texts whose distinct terms take as many bytes as any: letters that fold to several, long
+# letters, single characters of scripts without spaces.
+_TIBETAN = "\u0f77\u0f79"
+DENSE = {
+    "ascii": _dense([f"{number:x}" for number in range(20_000)]),
+    "ascii words": _dense(["".join(w) + "ing" for w in itertools.product("bcdfgklmnp", repeat=5)]),
+    "long words": _dense([f"{number:03}" + "\U00010400" * 97 for number in range(1000)]),
+    "expanding": _dense(
+        ["".join(w) * 2 for w in itertools.islice(itertools.product(_TIBETAN, repeat=16), 4000)]
+    ),
+    "ligatures": "".join(
+        "\ufdfa" + "".join(letters)
+        for letters in itertools.islice(itertools.product(_TIBETAN, repeat=13), 7000)
+    ),
+    "singles": "".join(chr(code) for code in range(0x4E00, 0x4E00 + 20_000)),
+    "one word": "a " * 50_000,
+}
+
+
+@pytest.mark.parametrize("kind", DENSE)
+async def test_no_content_is_too_large_for_the_index(dsn: str, kind: str) -> None:
+    text = DENSE[kind]
+    assert len(text) <= MAX_CONTENT
+    assert len(search_columns(text)[1]) < MAX_TSVECTOR
+    async with opened(lambda: backend_on(dsn)) as backend:
+        await backend.save(draft("m", text))
+        assert (await backend.get("m")).content == text
+        stems = analyse(text).stems
+        assert await found(backend, f'"{stems[-1]}"') == ["m"]
+
+
+@pytest.mark.parametrize("moment", [MIN_TIMESTAMP, -1, 0, NOW + 123_457, MAX_TIMESTAMP])
+async def test_times_are_exact(dsn: str, moment: int) -> None:
+    async with opened(lambda: backend_on(dsn)) as backend:
+        await backend.save(draft("m", timestamp=moment))
+        assert (await backend.get("m")).timestamp == moment
+        page = await backend.search(Criteria(start=moment), Scan(True, 10))
+        assert [message.timestamp for message in page.messages] == [moment]
+        assert not (await backend.search(Criteria(end=moment), Scan(True, 10))).messages
+
+
+async def test_one_bad_row_spoils_no_neighbour(dsn: str) -> None:
+    """Validation lets nothing bad through; here it is left out."""
+    async with opened(lambda: backend_on(dsn, writers=1)) as backend:
+        bad = draft("bad", "zero \0 byte")
+        drafts = [draft(f"m-{number}") for number in range(20)]
+        results = await asyncio.gather(
+            *(backend.save(one) for one in [*drafts[:10], bad, *drafts[10:]]),
+            return_exceptions=True,
+        )
+        refused = [result for result in results if isinstance(result, BaseException)]
+        assert len(refused) == 1
+        assert isinstance(refused[0], StorageError)
+        assert len(await backend.batch_get([one.id for one in drafts])) == 20
+
+
+async def test_waiting_writes_share_a_transaction(dsn: str) -> None:
+    async with opened(lambda: backend_on(dsn, writers=1)) as backend:
+        results = await asyncio.gather(*(backend.save(draft(f"m-{n}")) for n in range(200)))
+        assert len({result.revision for result in results}) == 200
+        rows = await backend._pool.rows("SELECT count(DISTINCT xmin::text) FROM messages")  # type: ignore[attr-defined]
+        assert rows[0][0] <= 3
+
+
+async def test_synchronous_commit_cannot_be_off(dsn: str) -> None:
+    settings = f"{dsn}&synchronous_commit=off"
+    async with opened(lambda: backend_on(settings)) as backend:
+        async with backend._pool.connection() as connection:  # type: ignore[attr-defined]
+            assert await connection.fetchval("SHOW synchronous_commit") == "off"
+        async with (
+            backend._pool.connection() as connection,  # type: ignore[attr-defined]
+            backend._pool.transaction(connection, _begin()),  # type: ignore[attr-defined]
+        ):
+            assert await connection.fetchval("SHOW synchronous_commit") == "on"
+
+
+def _begin() -> str:
+    from sagastore_server.postgresql.queries import QUERIES  # noqa: PLC0415
+
+    return QUERIES["begin"]
+
+
+async def test_without_prepared_statements(dsn: str) -> None:
+    """As behind PgBouncer in transaction mode: nothing outlives a transaction."""
+    async with opened(lambda: backend_on(dsn, statement_cache=0)) as backend:
+        await _use(backend)
+        rows = await backend._pool.rows("SELECT count(*) FROM pg_prepared_statements")  # type: ignore[attr-defined]
+        assert rows[0][0] == 0
+
+
+async def _use(backend: StorageBackend) -> None:
+    await backend.bulk_save([draft(f"m-{n}", f"word {n}") for n in range(300)], OnConflict.REPLACE)
+    await backend.save(draft("m-1", "other word"))
+    await backend.delete("m-2")
+    assert len(await found(backend, '"word" -other')) == 298
+    assert len((await backend.list_session("s-1", Scan(True, 500))).messages) == 299
+    assert (await backend.health()).messages == 299
+
+
+async def test_a_newer_compatible_schema_is_used(dsn: str) -> None:
+    async with opened(lambda: backend_on(dsn)) as backend:
+        await backend.save(draft())
+    await execute(dsn, "INSERT INTO sagastore_schema VALUES (99, 1)")
+    async with opened(lambda: backend_on(dsn)) as backend:
+        assert (await backend.get("m-1")).content == draft().content
+        assert (await backend.health()).schema_version == 99
+
+
+async def test_a_newer_incompatible_schema_is_refused(dsn: str) -> None:
+    async with opened(lambda: backend_on(dsn)):
+        pass
+    await execute(dsn, "INSERT INTO sagastore_schema VALUES (99, 99)")
+    with pytest.raises(CannotOpenError, match=r"version 99.* run a newer server"):
+        await backend_on(dsn).open()
+
+
+async def test_tables_of_others_are_left_alone(dsn: str) -> None:
+    await execute(dsn, "CREATE TABLE messages (id INTEGER)")
+    with pytest.raises(CannotOpenError, match=r"did not make \(messages\)"):
+        await backend_on(dsn).open()
+    await execute(dsn, "INSERT INTO messages VALUES (1)")
+    async with opened(lambda: _Nothing(dsn)) as nothing:
+        assert nothing is not None
+
+
+class _Nothing(PostgreSQLStorage):
+    """Only looks that nothing of ours was left behind."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(PostgreSQLOptions(dsn, pool_min=1))
+
+    async def open(self) -> None:
+        await self._pool.open()
+        assert await self._pool.value("SELECT to_regclass('sagastore_schema')::text") is None
+
+
+async def test_terms_of_another_analysis_are_made_anew(dsn: str) -> None:
+    async with opened(lambda: backend_on(dsn)) as backend:
+        await backend.bulk_save([draft(f"m-{n}", f"word{n}") for n in range(1200)], OnConflict.SKIP)
+    await execute(dsn, "UPDATE messages SET terms = '', search = ''")
+    await execute(dsn, "UPDATE store_state SET value = 'older' WHERE name = 'analysis'")
+    async with opened(lambda: backend_on(dsn)) as backend:
+        assert await found(backend, "word1199") == ["m-1199"]
+        query = "SELECT value FROM store_state WHERE name = 'analysis'"
+        assert await backend._pool.value(query) == FINGERPRINT  # type: ignore[attr-defined]
+
+
+async def test_the_schema_is_of_this_version(dsn: str) -> None:
+    async with opened(lambda: backend_on(dsn)) as backend:
+        assert (await backend.health()).schema_version == SCHEMA_VERSION
+
+
+async def test_errors_show_no_content(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(lambda: backend_on(dsn)) as backend:
+        secret = Draft("m", "p", "r", "a very private text", (), 0, "{not json", None)
+        with pytest.raises(StorageError) as caught:
+            await backend.save(secret)
+        logging.getLogger("test").error("refused", exc_info=caught.value)
+    assert "private" not in caplog.text
+    assert "INSERT" not in str(caught.value)
+
+
+async def test_least_privileges_suffice(dsn: str) -> None:
+    """The owner makes the schema; the server serves, and may not change it."""
+    script = Path(__file__).parents[2] / "docs" / "sql" / "least_privileges.sql"
+    name = f"least_{os.getpid()}"
+    await execute(dsn, script.read_text(encoding="utf-8").replace("sagastore", name))
+    base = server_dsn()
+    try:
+        async with opened(lambda: backend_on(base.replace("postgres@", f"{name}_owner@"))):
+            pass
+        async with opened(
+            lambda: backend_on(base.replace("postgres@", f"{name}_server@"))
+        ) as backend:
+            await _use(backend)
+            with pytest.raises(StorageError):
+                await backend._pool.rows("DROP TABLE messages")  # type: ignore[attr-defined]
+    finally:
+        await execute(base, f"DROP SCHEMA {name} CASCADE")
+        for role in ("owner", "server"):
+            await execute(base, f"DROP OWNED BY {name}_{role}")
+            await execute(base, f"DROP ROLE {name}_{role}")
