@@ -122,8 +122,15 @@ def _text_problem(value: object) -> str:
 
 def message_from_pb(pb: message_pb2.Message) -> Message:
     """Return the message of a wire form that the server sent."""
+    has = pb.HasField
+    timestamp = created_at = None
+    if has("timestamp"):
+        stamp = pb.timestamp
+        timestamp = _time.from_wire(stamp.seconds, stamp.nanos)
+    if has("created_at"):
+        stamp = pb.created_at
+        created_at = _time.from_wire(stamp.seconds, stamp.nanos)
     metadata = pb.metadata_json
-    stamp = pb.timestamp
     return _fill(
         _new(Message),
         pb.provider,
@@ -131,16 +138,12 @@ def message_from_pb(pb: message_pb2.Message) -> Message:
         pb.content,
         pb.id,
         tuple(pb.tags),
-        _time.from_wire(stamp.seconds, stamp.nanos) if pb.HasField("timestamp") else None,
+        timestamp,
         _json.loads(metadata) if metadata and metadata != "{}" else {},
-        pb.session_id if pb.HasField("session_id") else None,
-        _optional_time(pb, pb.created_at),
+        pb.session_id if has("session_id") else None,
+        created_at,
         pb.revision,
     )
-
-
-def _optional_time(pb: message_pb2.Message, stamp: Timestamp) -> datetime | None:
-    return _time.from_wire(stamp.seconds, stamp.nanos) if pb.HasField("created_at") else None
 
 
 def timestamp_to_pb(value: datetime, name: str) -> Timestamp:

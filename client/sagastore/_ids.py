@@ -3,64 +3,71 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
+from collections.abc import Iterator
 
 __all__ = ["new_id"]
 
-_RANDOM_BITS = 74
-_RANDOM_LIMIT = 1 << _RANDOM_BITS
-_POOL_BYTES = 4096
+# RFC 9562: 48 bits of milliseconds, then 12 and 62 bits that are random here.
+_LOW_BITS = 62
+_LOW_LIMIT = 1 << _LOW_BITS
+_STEPS = 1024
 
 
-class _Clock:
-    """Hands out (milliseconds, 74 random bits) in strictly rising order."""
+class _Source:
+    """Makes ids in strictly rising order."""
 
-    __slots__ = ("_lock", "_millis", "_pool", "_random", "_used")
+    __slots__ = ("_head", "_lock", "_low", "_millis", "_steps")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._millis = -1
-        self._random = 0
-        # Random bytes fetched ahead: each fetch is a system call.
-        self._pool = b""
-        self._used = 0
+        self._head = ""
+        self._low = 0
+        self._steps: Iterator[int] = iter(())
 
-    def _entropy(self, size: int) -> int:
-        start = self._used
-        self._used = end = start + size
-        if end > len(self._pool):
-            self._pool = os.urandom(_POOL_BYTES)
-            start, self._used = 0, size
-            end = size
-        return int.from_bytes(self._pool[start:end])
-
-    def next(self) -> tuple[int, int]:
-        """Return the next pair; greater than every pair before it."""
+    def next(self) -> str:
+        """Return the next id; greater than every id before it."""
         with self._lock:
             now = time.time_ns() // 1_000_000
             if now > self._millis:
-                self._millis = now
-                self._random = self._entropy(10) >> 6
+                self._begin(now)
             else:
                 # The same millisecond, or a clock that was set back: count on
                 # by a random step, so that order holds and the next id cannot
                 # be guessed (RFC 9562, section 6.2, method 2).
-                self._random += 1 + self._entropy(4)
-                if self._random >= _RANDOM_LIMIT:
-                    self._millis += 1
-                    self._random = self._entropy(9)
-            return self._millis, self._random
+                self._low += self._step()
+                if self._low >= _LOW_LIMIT:
+                    self._begin(self._millis + 1)
+            low = f"{0x8000_0000_0000_0000 | self._low:016x}"
+            return f"{self._head}-{low[:4]}-{low[4:]}"
+
+    def _begin(self, millis: int) -> None:
+        """Begin a millisecond: all but the last 62 bits stay as they are within it."""
+        random = int.from_bytes(os.urandom(10)) >> 6
+        self._millis = millis
+        self._low = random & (_LOW_LIMIT - 1)
+        time_text = f"{millis:012x}"
+        self._head = f"{time_text[:8]}-{time_text[8:]}-7{random >> _LOW_BITS:03x}"
+
+    def _step(self) -> int:
+        for step in self._steps:
+            return step + 1
+        # Fetched ahead: each fetch of random bytes is a system call.
+        self._steps = iter(struct.unpack(f"={_STEPS}I", os.urandom(4 * _STEPS)))
+        return next(self._steps) + 1
 
 
-_clock = _Clock()
+_source = _Source()
 
 
 def _after_fork() -> None:
     # A child would otherwise continue from its parent's state, perhaps with
     # the lock held by a thread that does not exist in the child.
-    global _clock  # noqa: PLW0603 - one for the process
-    _clock = _Clock()
+    global _source  # noqa: PLW0603 - one for the process
+    _source = _Source()
 
 
 if hasattr(os, "register_at_fork"):
@@ -73,9 +80,4 @@ def new_id() -> str:
     Ids sort (as text too) in the order in which one process made them, even
     within a millisecond and when the clock is set back. Thread safe.
     """
-    millis, random = _clock.next()
-    high = random >> 62
-    low = random & ((1 << 62) - 1)
-    value = (millis << 80) | (0x7000 | high) << 64 | (1 << 63) | low
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return _source.next()

@@ -33,12 +33,13 @@ def test_rises_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_rises_past_the_end_of_the_random_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time_ns", lambda: 5_000_000_000)
-    clock = _ids._Clock()
-    clock.next()
-    clock._random = (1 << 74) - 1
-    millis, random = clock.next()
-    assert millis == 5001
-    assert random < 1 << 74
+    source = _ids._Source()
+    first = source.next()
+    source._low = (1 << 62) - 1
+    second = uuid.UUID(source.next())
+    assert second.int >> 80 == 5001
+    assert str(second) > first
+    assert (second.version, second.variant) == (7, uuid.RFC_4122)
 
 
 def test_threads_never_share_an_id() -> None:
@@ -59,7 +60,6 @@ def test_threads_never_share_an_id() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_child_goes_its_own_way() -> None:
     new_id()
-    state = _ids._clock
+    source = _ids._source
     _ids._after_fork()
-    assert _ids._clock is not state
-    assert _ids._clock._pool == b""
+    assert _ids._source is not source
