@@ -8,6 +8,7 @@ the parsed request nor where a stream ends. What is to hold for every call
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn
@@ -121,11 +122,30 @@ async def _refuse(context: Context, method: str, error: Exception) -> NoReturn:
     if refusal.reference is not None:
         _log.error("internal error", method=method, reference=refusal.reference, exc_info=error)
     elif isinstance(error, UnavailableError | StorageFullError):
-        _note_outage(method, error)
+        _outages.note(method, error)
     await context.abort(refusal.code, refusal.message, ((STATUS_KEY, refusal.details),))
 
 
-def _note_outage(method: str, error: UnavailableError | StorageFullError) -> None:
-    if isinstance(error, ServerStartingError | ServerDrainingError):
-        return
-    _log.warning("call refused", method=method, reason=error.reason, detail=str(error))
+class _Outages:
+    """Logs that a store cannot serve, once a second: every call that comes in meets it."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._more = 0
+
+    def note(self, method: str, error: UnavailableError | StorageFullError) -> None:
+        """Log ``error``, or count it."""
+        if isinstance(error, ServerStartingError | ServerDrainingError):
+            return
+        now = time.monotonic()
+        if now < self._next:
+            self._more += 1
+            return
+        detail = str(error)
+        _log.warning(
+            "call refused", method=method, reason=error.reason, detail=detail, more=self._more
+        )
+        self._next, self._more = now + 1.0, 0
+
+
+_outages = _Outages()

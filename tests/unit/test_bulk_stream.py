@@ -1,0 +1,230 @@
+"""BulkSave's pipeline, over a store whose batches end when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from sagastore_server.rpc.bulk import READ_AHEAD, BulkStream, Request
+from sagastore_server.rpc.gate import Gate, ServerDrainingError
+from sagastore_server.storage.errors import InvalidRequestError, StorageFullError
+from sagastore_server.storage.model import BulkResult, Draft, OnConflict
+from tests.support.memory import MemoryState, MemoryStorage
+from tests.support.messages import batch, message
+
+
+class SlowStorage(MemoryStorage):
+    """Begins a batch when told to store it, and ends it when ``let`` is called."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryState())
+        self.begun: list[str] = []
+        self._doors: dict[str, asyncio.Event] = {}
+        self.full: set[str] = set()
+        self.cancelled: list[str] = []
+
+    async def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:
+        name = drafts[0].content
+        self.begun.append(name)
+        try:
+            await self._door(name).wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(name)
+            raise
+        if name in self.full:
+            raise StorageFullError("the disk is full")
+        return await super().bulk_save(drafts, on_conflict)
+
+    def let(self, *names: str) -> None:
+        for name in names:
+            self._door(name).set()
+
+    def _door(self, name: str) -> asyncio.Event:
+        return self._doors.setdefault(name, asyncio.Event())
+
+
+class Stream:
+    """A stream under test: requests go in, answers come out."""
+
+    def __init__(self, storage: SlowStorage, gate: Gate) -> None:
+        self.taken = 0
+        self.answers: list[int] = []
+        self._requests: asyncio.Queue[Request | None] = asyncio.Queue()
+        self._stream = BulkStream(storage, gate)
+        self.task = asyncio.create_task(self._run())
+
+    def send(self, name: str, *ids: str) -> None:
+        sequence = self._requests.qsize()
+        messages = (message(id=one, content=name) for one in ids or (name,))
+        self._requests.put_nowait(batch(sequence, *messages))
+
+    def send_empty(self) -> None:
+        self._requests.put_nowait(batch(99))
+
+    def end(self) -> None:
+        self._requests.put_nowait(None)
+
+    async def _run(self) -> None:
+        async for answer in self._stream.run(self._read()):
+            self.answers.append(answer.sequence)
+
+    async def _read(self) -> AsyncIterator[Request]:
+        while (request := await self._requests.get()) is not None:
+            self.taken += 1
+            yield request
+
+
+@pytest.fixture
+async def storage() -> SlowStorage:
+    storage = SlowStorage()
+    await storage.open()
+    return storage
+
+
+@pytest.fixture
+def gate() -> Gate:
+    gate = Gate()
+    gate.open()
+    return gate
+
+
+@pytest.fixture
+async def stream(storage: SlowStorage, gate: Gate) -> AsyncIterator[Stream]:
+    others = asyncio.all_tasks()
+    stream = Stream(storage, gate)
+    yield stream
+    assert stream.task.done(), "the test has left the stream open"
+    left = asyncio.all_tasks() - others - {asyncio.current_task()}
+    assert not left, "the stream has left tasks behind"
+
+
+async def settled() -> None:
+    """Wait until nothing moves any more without something from outside."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def test_answers_come_in_order(storage: SlowStorage, stream: Stream) -> None:
+    for name in "abc":
+        stream.send(name)
+    stream.end()
+    await settled()
+    assert storage.begun == ["a", "b", "c"]
+    storage.let("c", "b")
+    await settled()
+    assert stream.answers == []
+    storage.let("a")
+    await stream.task
+    assert stream.answers == [0, 1, 2]
+
+
+async def test_no_more_is_read_than_a_few_batches_ahead(
+    storage: SlowStorage, stream: Stream
+) -> None:
+    names = [f"b{number}" for number in range(20)]
+    for name in names:
+        stream.send(name)
+    stream.end()
+    await settled()
+    assert stream.taken == len(storage.begun) == READ_AHEAD
+    storage.let(*names[1:])
+    await settled()
+    assert stream.taken == READ_AHEAD
+    storage.let(names[0])
+    await stream.task
+    assert stream.answers == list(range(20))
+
+
+async def test_batches_that_share_an_id_wait_for_each_other(
+    storage: SlowStorage, stream: Stream
+) -> None:
+    stream.send("a", "x", "y")
+    stream.send("b", "y", "z")
+    stream.send("c", "w")
+    stream.end()
+    await settled()
+    assert storage.begun == ["a"]
+    storage.let("a")
+    await settled()
+    assert storage.begun == ["a", "b", "c"]
+    storage.let("b", "c")
+    await stream.task
+    assert (await storage.get("y")).content == "b"
+
+
+async def test_a_batch_that_breaks_a_rule_ends_the_stream_behind_those_before(
+    storage: SlowStorage, stream: Stream
+) -> None:
+    stream.send("a")
+    stream.send("b")
+    stream.send_empty()
+    stream.send("c")
+    await settled()
+    assert storage.begun == ["a", "b"]
+    storage.let("a", "b")
+    with pytest.raises(InvalidRequestError):
+        await stream.task
+    assert stream.answers == [0, 1]
+
+
+async def test_a_failing_store_ends_the_stream_behind_those_before(
+    storage: SlowStorage, stream: Stream
+) -> None:
+    storage.full = {"b"}
+    for name in "abc":
+        stream.send(name)
+    await settled()
+    storage.let("b")
+    await settled()
+    assert not stream.task.done()
+    storage.let("a")
+    with pytest.raises(StorageFullError):
+        await stream.task
+    assert stream.answers == [0]
+    assert storage.cancelled == ["c"]
+
+
+async def test_a_cancelled_stream_ends_its_batches(storage: SlowStorage, stream: Stream) -> None:
+    for name in "abc":
+        stream.send(name)
+    await settled()
+    stream.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stream.task
+    assert storage.cancelled == ["a", "b", "c"]
+
+
+async def test_a_drain_answers_what_was_read(
+    storage: SlowStorage, stream: Stream, gate: Gate
+) -> None:
+    names = [f"b{number}" for number in range(10)]
+    for name in names:
+        stream.send(name)
+    await settled()
+    gate.enter()
+    drain = asyncio.create_task(gate.drain(0.0))
+    await asyncio.wait_for(gate.end_streams.wait(), 10)
+    storage.let(*names)
+    with pytest.raises(ServerDrainingError):
+        await stream.task
+    assert stream.answers == list(range(READ_AHEAD))
+    assert not await drain
+
+
+async def test_a_large_batch_lets_others_have_a_turn(storage: SlowStorage, stream: Stream) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while not storage.begun:
+            turns += 1
+            await asyncio.sleep(0)
+
+    stream.send("a", *(str(number) for number in range(1000)))
+    stream.end()
+    await other()
+    assert turns > 5
+    storage.let("a")
+    await stream.task

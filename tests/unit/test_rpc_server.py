@@ -1,0 +1,210 @@
+"""The server in this process, over stores that fail in every way there is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
+from sagastore.v1 import storage_pb2
+from sagastore.v1.storage_pb2_grpc import StorageServiceStub
+from sagastore_server.rpc.gate import GateState
+from sagastore_server.rpc.server import CannotListenError, RpcServer
+from sagastore_server.storage.errors import (
+    CannotOpenError,
+    CorruptStoreError,
+    StorageError,
+    StorageFullError,
+    UnavailableError,
+)
+from sagastore_server.storage.model import Message
+from tests.support.memory import MemoryState, MemoryStorage
+from tests.support.messages import batch, message
+from tests.support.refusals import Refusal, refusal_of
+
+SECRET = "near 'sekret': syntax error in /var/lib/saga.db"
+
+
+class FailingStorage(MemoryStorage):
+    """Raises ``error`` from ``get``, if there is one; or waits at ``door``, if there is one."""
+
+    error: Exception | None = None
+    door: asyncio.Event | None = None
+    arrived: asyncio.Event
+
+    async def get(self, message_id: str) -> Message:
+        if self.door is not None:
+            self.arrived.set()
+            await self.door.wait()
+        if self.error is not None:
+            raise self.error from OSError(SECRET)
+        return await super().get(message_id)
+
+
+class Served:
+    """A server, its store, and a client."""
+
+    def __init__(self) -> None:
+        self.backend = FailingStorage(MemoryState())
+        self.backend.arrived = asyncio.Event()
+        self.server = RpcServer(self.backend)
+        self.address = ""
+
+    async def start(self) -> None:
+        await self.backend.open()
+        self.address = f"127.0.0.1:{await self.server.start('127.0.0.1:0')}"
+        self.channel = aio.insecure_channel(self.address)
+        self.storage = StorageServiceStub(self.channel)
+
+    async def health(self) -> int:
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=""))
+        status: int = answer.status
+        return status
+
+    async def refused(self, call: Callable[[], Any]) -> Refusal:
+        with pytest.raises(aio.AioRpcError) as caught:
+            await call()
+        return refusal_of(caught.value)
+
+    async def get(self) -> Refusal:
+        return await self.refused(lambda: self.storage.Get(storage_pb2.GetRequest(id="x")))
+
+    async def close(self) -> None:
+        await self.channel.close()
+        await self.server.stop()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait until ``holds`` does; the test's time limit ends a wait in vain."""
+    while not holds():  # noqa: ASYNC110 - what is waited for sends no event
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    served = Served()
+    await served.start()
+    yield served
+    await served.close()
+
+
+async def test_while_starting(served: Served) -> None:
+    assert await served.health() == health_pb2.HealthCheckResponse.NOT_SERVING
+    refusal = await served.get()
+    assert refusal.code is grpc.StatusCode.UNAVAILABLE
+    assert refusal.reason == "SERVER_STARTING"
+    assert refusal.retry_after is not None
+    await served.server.open_gate()
+    assert await served.health() == health_pb2.HealthCheckResponse.SERVING
+    assert (await served.get()).code is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "retry_after"),
+    [
+        (UnavailableError("the store is away", retry_after=2.5), "UNAVAILABLE", 2.5),
+        (StorageFullError("the disk is full"), "RESOURCE_EXHAUSTED", 5.0),
+    ],
+)
+async def test_outages(served: Served, error: StorageError, code: str, retry_after: float) -> None:
+    await served.server.open_gate()
+    served.backend.error = error
+    refusal = await served.get()
+    assert refusal.code.name == code
+    assert (refusal.reason, refusal.message) == (error.reason, str(error))
+    assert refusal.retry_after == retry_after
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError(SECRET), "INTERNAL"),
+        (KeyError(SECRET), "INTERNAL"),
+        (TimeoutError(SECRET), "INTERNAL"),
+        (StorageError(SECRET), "STORAGE_ERROR"),
+        (CorruptStoreError(SECRET), "STORE_CORRUPT"),
+        (CannotOpenError(SECRET), "CANNOT_OPEN"),
+    ],
+)
+async def test_defects_tell_a_reference_and_nothing_else(
+    served: Served, error: Exception, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await served.server.open_gate()
+    served.backend.error = error
+    with caplog.at_level(logging.ERROR):
+        refusal = await served.get()
+    assert refusal.code is grpc.StatusCode.INTERNAL
+    assert refusal.reason == reason
+    assert refusal.reference
+    assert refusal.reference in refusal.message
+    assert refusal.metadata == {"reference": refusal.reference}
+    assert "sekret" not in repr(refusal)
+
+
+async def test_a_call_under_way_is_waited_for(served: Served) -> None:
+    await served.server.open_gate()
+    served.backend.door = asyncio.Event()
+    call = asyncio.ensure_future(served.get())
+    await served.backend.arrived.wait()
+    drain = asyncio.create_task(served.server.drain(60))
+    await until(lambda: served.server._gate.state is GateState.DRAINING)
+    assert await served.health() == health_pb2.HealthCheckResponse.NOT_SERVING
+    late = await served.refused(
+        lambda: served.storage.Save(storage_pb2.SaveRequest(message=message()))
+    )
+    assert late.reason == "SERVER_DRAINING"
+    assert not drain.done()
+    served.backend.door.set()
+    assert (await call).code is grpc.StatusCode.NOT_FOUND
+    assert await drain
+    assert served.server.calls_under_way == 0
+
+
+async def test_a_call_that_is_given_up_ends(served: Served) -> None:
+    await served.server.open_gate()
+    served.backend.door = asyncio.Event()
+    call = served.storage.Get(storage_pb2.GetRequest(id="x"))
+    await served.backend.arrived.wait()
+    call.cancel()
+    await until(lambda: not served.server.calls_under_way)
+
+
+async def test_a_deadline_ends_the_work(served: Served) -> None:
+    await served.server.open_gate()
+    served.backend.door = asyncio.Event()
+    refusal = await served.refused(
+        lambda: served.storage.Get(storage_pb2.GetRequest(id="x"), timeout=0.2)
+    )
+    assert refusal.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: not served.server.calls_under_way)
+
+
+async def test_a_broken_bulk_stream_leaves_nothing(served: Served) -> None:
+    await served.server.open_gate()
+
+    async def endless() -> AsyncIterator[storage_pb2.BulkSaveRequest]:
+        yield batch(1, message())
+        await asyncio.Event().wait()
+
+    call = served.storage.BulkSave(endless())
+    answer = await call.read()
+    assert isinstance(answer, storage_pb2.BulkSaveResponse)
+    assert answer.saved == 1
+    assert any("BulkStream" in repr(task) for task in asyncio.all_tasks())
+    call.cancel()
+    await until(lambda: not served.server.calls_under_way)
+    await until(lambda: not any("BulkStream" in repr(task) for task in asyncio.all_tasks()))
+
+
+async def test_a_port_is_taken_once(served: Served) -> None:
+    second = RpcServer(MemoryStorage(MemoryState()))
+    with pytest.raises(CannotListenError):
+        await second.start(served.address)
+    await second.stop()
