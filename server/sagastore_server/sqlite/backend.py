@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sagastore_server.sqlite.batch import Batch
 from sagastore_server.sqlite.checkpoint import Checkpointer
 from sagastore_server.sqlite.connect import message_from_row
 from sagastore_server.sqlite.files import SCHEMA_VERSION
@@ -23,6 +22,7 @@ from sagastore_server.sqlite.readers import ReaderPool
 from sagastore_server.sqlite.search import compile_search, enough, is_many
 from sagastore_server.sqlite.writer import GroupCommitWriter
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import NotFoundError, StorageError, UnavailableError
 from sagastore_server.storage.model import (
     BulkResult,
@@ -98,16 +98,16 @@ class SQLiteStorage(StorageBackend):
 
     async def save(self, draft: Draft, if_revision: int | None = None) -> SaveResult:
         """See the contract."""
-        return await self._write((draft.id,), lambda batch: batch.save(draft, if_revision))
+        return await self._write((draft.id,), lambda changes: changes.save(draft, if_revision))
 
     async def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:
         """See the contract."""
         ids = [draft.id for draft in drafts]
-        return await self._write(ids, lambda batch: batch.bulk_save(drafts, on_conflict))
+        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict))
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""
-        await self._write((message_id,), lambda batch: batch.delete(message_id, if_revision))
+        await self._write((message_id,), lambda changes: changes.delete(message_id, if_revision))
 
     async def get(self, message_id: str) -> Message:
         """See the contract."""
@@ -200,7 +200,7 @@ class SQLiteStorage(StorageBackend):
             raise UnavailableError("the server was stopped while it opened the file")
         self._progress(what, done, total)
 
-    async def _write(self, ids: Sequence[str], apply: Callable[[Batch], _T]) -> _T:
+    async def _write(self, ids: Sequence[str], apply: Callable[[Changes], _T]) -> _T:
         if self._writer is None:
             raise UnavailableError("the store is not open; try again")
         return await self._writer.submit(ids, apply)

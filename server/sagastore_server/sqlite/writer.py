@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from sagastore_server.sqlite.batch import Batch, Counters
 from sagastore_server.sqlite.errors import translated
 from sagastore_server.sqlite.queries import QUERIES
+from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import StorageError, UnavailableError
 
 MAX_GROUP_ROWS = 2000
@@ -40,7 +41,7 @@ _DATA_ERRORS = (
 
 class _Write(NamedTuple):
     ids: Sequence[str]
-    apply: Callable[[Batch], object]
+    apply: Callable[[Changes], object]
     future: asyncio.Future[Any]
 
 
@@ -64,7 +65,7 @@ class GroupCommitWriter:
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
 
-    async def submit(self, ids: Sequence[str], apply: Callable[[Batch], T]) -> T:
+    async def submit(self, ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
         """Run ``apply`` in the next group and return its result once it is on disk.
 
         ``ids`` are those that it touches. A caller that is cancelled before the
@@ -154,12 +155,12 @@ class GroupCommitWriter:
     def _attempt(self, group: list[_Write]) -> list[_Outcome]:
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
-        batch = Batch(connection, self._counters, time.time_ns() // 1000)
-        batch.load({key for write in group for key in write.ids})
-        outcomes = [_outcome(write, batch) for write in group]
-        batch.flush()
+        ids = {key for write in group for key in write.ids}
+        batch = Batch(connection, self._counters, time.time_ns() // 1000, ids)
+        outcomes = [_outcome(write, batch.changes) for write in group]
+        counters = batch.flush()
         connection.execute("COMMIT")
-        self._counters = batch.counters
+        self._counters = counters
         return outcomes
 
     def _recover(self) -> None:
@@ -177,10 +178,10 @@ def _read_counters(connection: sqlite3.Connection) -> Counters:
     return Counters(revision, number)
 
 
-def _outcome(write: _Write, batch: Batch) -> _Outcome:
+def _outcome(write: _Write, changes: Changes) -> _Outcome:
     """Apply one write; a refusal is its own and spoils no neighbour."""
     try:
-        return write.apply(batch)
+        return write.apply(changes)
     except StorageError as exc:
         return exc
 
