@@ -1,0 +1,160 @@
+"""Everything that the migration's calls carry, and what breaks on the way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from sagastore import (
+    AsyncClient,
+    Backfill,
+    BackfillState,
+    Blocker,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    Migration,
+    Mismatch,
+    MismatchKind,
+    Phase,
+    Store,
+    StoreHealth,
+    Verification,
+    VerifyProgress,
+)
+from sagastore.v1 import migration_pb2 as pb
+from sagastore.v1 import storage_pb2
+from tests.client.failing.scripted import Script, answer, at_phase, refuse, streaming, unavailable
+
+WIRE = pb.Migration(
+    phase=pb.PHASE_BACKFILL,
+    epoch=3,
+    backfill=pb.Backfill(
+        state=pb.Backfill.STATE_RUNNING,
+        copied=5,
+        total=9,
+        rows_per_second=1.5,
+        eta_seconds=2.5,
+        error="e",
+    ),
+    journal_rows=7,
+    journal_lag_seconds=0.5,
+    quarantined=2,
+    last_verification=pb.Verification(
+        started_at=Timestamp(seconds=1, nanos=1000), compared=4, mismatch_count=1, repaired=1
+    ),
+    blockers_to_next=[pb.Blocker(reason="R", detail="d")],
+    stores=[
+        pb.StoreHealth(store=storage_pb2.STORE_SQLITE, healthy=True, messages=5, schema_version=1),
+        pb.StoreHealth(store=storage_pb2.STORE_POSTGRESQL, detail="down", messages=-1),
+    ],
+)
+OURS = Migration(
+    phase=Phase.BACKFILL,
+    epoch=3,
+    backfill=Backfill(BackfillState.RUNNING, 5, 9, 1.5, 2.5, "e"),
+    journal_rows=7,
+    journal_lag_seconds=0.5,
+    quarantined=2,
+    last_verification=Verification(datetime(1970, 1, 1, 0, 0, 1, 1, UTC), None, 4, 1, 1),
+    blockers_to_next=(Blocker("R", "d"),),
+    stores=(
+        StoreHealth(Store.SQLITE, True, "", 5, 1),
+        StoreHealth(Store.POSTGRESQL, False, "down", None, None),
+    ),
+)
+
+
+async def test_every_field(script: Script, client: AsyncClient) -> None:
+    script.play("GetMigration", answer(pb.GetMigrationResponse(migration=WIRE)))
+    assert await client.migration.get() == OURS
+
+
+async def test_nothing_is_known_yet(script: Script, client: AsyncClient) -> None:
+    script.play("GetMigration", answer(pb.GetMigrationResponse()))
+    now = await client.migration.get()
+    assert now.phase is Phase.UNKNOWN
+    assert now.last_verification is None
+
+
+async def test_only_what_is_given_changes(script: Script, client: AsyncClient) -> None:
+    script.play("ControlBackfill", answer(pb.ControlBackfillResponse(migration=WIRE)))
+    assert await client.migration.control_backfill(paused=False, batch_size=5) == OURS
+    (request,) = script.requests
+    assert request.HasField("paused")
+    assert not request.HasField("max_rows_per_second")
+    with pytest.raises(InvalidArgumentError):
+        await client.migration.control_backfill(batch_size=2**40)
+
+
+async def test_a_dry_run(script: Script, client: AsyncClient) -> None:
+    refused = refuse(grpc.StatusCode.FAILED_PRECONDITION, "not now")
+    script.play("ChangePhase", unavailable(), refused)
+    with pytest.raises(FailedPreconditionError):
+        await client.migration.change_phase(Phase.BACKFILL, dry_run=True, accept_quarantine=True)
+    asked = script.requests[-1]
+    assert (asked.phase, asked.dry_run, asked.accept_quarantine) == (3, True, True)
+
+
+async def test_watching_goes_on_over_a_restart(script: Script, client: AsyncClient) -> None:
+    async def once(request: Any, context: Any) -> AsyncIterator[Any]:
+        yield pb.WatchMigrationResponse(migration=at_phase(len(script.requests)))
+        await unavailable()(request, context)
+
+    script.play("WatchMigration", streaming(once))
+    seen: list[Phase] = []
+    async with aclosing(client.migration.watch()) as states:
+        async for state in states:
+            seen.append(state.phase)
+            if len(seen) == 3:
+                break
+    assert seen == [Phase.SQLITE_ONLY, Phase.DUAL_WRITE, Phase.BACKFILL]
+
+
+async def test_verification(script: Script, client: AsyncClient) -> None:
+    async def compare(_: Any, __: Any) -> AsyncIterator[Any]:
+        missing = pb.Mismatch(id="x", kind="MISSING")
+        different = pb.Mismatch(id="y", kind="DIFFERENT", fields=["tags"])
+        yield pb.VerifyResponse(compared=1, total=2, mismatches=[missing, different])
+        yield pb.VerifyResponse(compared=2, total=2, done=True, mismatch_count=2, repaired=2)
+
+    script.play("Verify", streaming(compare))
+    assert [progress async for progress in client.migration.verify(repair=True)] == [
+        VerifyProgress(
+            1,
+            2,
+            (
+                Mismatch("x", MismatchKind.MISSING, ()),
+                Mismatch("y", MismatchKind.DIFFERENT, ("tags",)),
+            ),
+            False,
+            0,
+            0,
+        ),
+        VerifyProgress(2, 2, (), True, 2, 2),
+    ]
+    assert script.requests[0].repair
+
+
+async def test_quarantine(script: Script, client: AsyncClient) -> None:
+    row = pb.QuarantinedRow(
+        source_key="messages/rowid=5", reason="r", field="id", row=b'{"id": null, "n": 1.5}'
+    )
+    pages = {
+        "": pb.ListQuarantineResponse(rows=[row], next_page_token="t"),
+        "t": pb.ListQuarantineResponse(rows=[row, row]),
+    }
+
+    async def page(request: pb.ListQuarantineRequest, _: Any) -> pb.ListQuarantineResponse:
+        return pages[request.page_token]
+
+    script.play("ListQuarantine", page)
+    rows = [row async for row in client.migration.quarantine(page_size=2)]
+    assert len(rows) == 3
+    assert rows[0].columns() == {"id": None, "n": 1.5}
+    assert [r.page_size for r in script.requests] == [2, 2]
