@@ -39,14 +39,21 @@ def refusal(result: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-def test_postgres_is_refused_and_not_shown(tmp_path: Path) -> None:
-    line = refusal(run(tmp_path, "--postgres", "postgresql://me:secret@db/saga"))
-    assert "--postgres" in line
-    assert "SQLite only" in line
+DSN = "postgresql://me:secret@127.0.0.1:1/saga"
+
+
+def test_two_stores_are_refused(tmp_path: Path) -> None:
+    line = refusal(run(tmp_path, "--postgres", DSN, "--sqlite", str(tmp_path / "saga.db")))
+    assert "--sqlite and --postgres" in line
     assert "secret" not in line
-    env = {"SAGASTORE_POSTGRES": "postgresql://me:secret@db/saga"}
-    assert "SQLite only" in refusal(run(tmp_path, env=env))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_postgresql_that_does_not_answer(tmp_path: Path) -> None:
+    env = {"SAGASTORE_POSTGRES": DSN}
+    line = refusal(run(tmp_path, "--listen", "127.0.0.1:0", env=env))
+    assert "PostgreSQL" in line
+    assert "secret" not in line
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.test:0"])
@@ -103,7 +110,7 @@ def test_a_file_that_cannot_be(tmp_path: Path, name: str) -> None:
         ("lisden = '127.0.0.1:1'", "lisden"),
         ("listen = 'nowhere'", "listen"),
         ("drain_seconds = 'soon'", "drain_seconds"),
-        ("postgres = 'postgresql://me:secret@db/saga'", "SQLite only"),
+        ("postgres = 'postgresql://me:secret@db/saga'\nsqlite = 'saga.db'", "--postgres"),
     ],
 )
 def test_a_bad_configuration_file(tmp_path: Path, content: str, told: str) -> None:
@@ -136,8 +143,8 @@ def test_without_options_the_file_is_in_the_data_directory(
     server = server_process(env={"SAGASTORE_LISTEN": "127.0.0.1:0"})
     server.spawn(bare=True)
     serving = server.wait_for_event("serving")
-    assert Path(serving["sqlite"]).is_relative_to(tmp_path)
-    assert Path(serving["sqlite"]).exists()
+    assert Path(serving["store"]).is_relative_to(tmp_path)
+    assert Path(serving["store"]).exists()
 
 
 def test_logs_are_json_and_hold_no_content(server_process: ServerFactory) -> None:
