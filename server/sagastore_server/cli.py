@@ -114,11 +114,11 @@ def serve(
         LogLevel | None, typer.Option(help="Least severe messages logged. Default: info.")
     ] = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl+C, then finish the calls under way and exit with 0.
+    """Serve until SIGTERM or Ctrl+C, then finish the calls under way and exit.
 
-    Every option is also SAGASTORE_<OPTION> in the environment (SAGASTORE_LISTEN),
-    and a name in the TOML file. The command line comes before the environment, and
-    that before the file.
+    Every option is also SAGASTORE_<OPTION> in the environment, and a name in
+    the TOML file. The command line comes first, then the environment, then the
+    file.
     """
     try:
         chosen = settings.load(
