@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore_server.search.analysis import MAX_TERM, analyse, is_single, spans, stem, tokenize
+from sagastore_server.search.analysis import MAX_TERM, analyse, each_span, is_single, stem, tokenize
 from tests.support.strategies import storable_text
 
 TEXTS = [
@@ -90,7 +90,7 @@ def test_ascii_is_analysed_like_any_text(text: str) -> None:
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_spans_yield_the_tokens(text: str) -> None:
-    places = spans(text)
+    places = list(each_span(text))
     assert places == sorted(places)
     tokens = [token for start, end in places for token in tokenize(text[start:end])]
     assert tokens == tokenize(text)
@@ -99,7 +99,7 @@ def test_spans_yield_the_tokens(text: str) -> None:
 @given(storable_text)
 def test_spans_lie_within_the_text(text: str) -> None:
     last = 0
-    for start, end in spans(text):
+    for start, end in each_span(text):
         assert last <= start < end <= len(text)
         last = end
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -104,15 +105,16 @@ def is_single(token: str) -> bool:
     return len(token) == 1 and not token.isascii() and _stands_alone(token)
 
 
-def spans(text: str) -> list[tuple[int, int]]:
-    """Return where the tokens of ``text`` stand, as (start, end), in order.
+def each_span(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where the tokens of ``text`` stand, as (start, end), in order.
 
     Each stretch yields, given to ``tokenize``, the token or tokens that it has
     in the whole text.
     """
     if text.isascii():
-        return [match.span() for match in _ASCII_SPAN.finditer(text)]
-    found: list[tuple[int, int]] = []
+        for match in _ASCII_SPAN.finditer(text):
+            yield match.span()
+        return
     start = -1
     for index, char in enumerate(text):
         folded = _FOLD[ord(char)]
@@ -121,13 +123,12 @@ def spans(text: str) -> list[tuple[int, int]]:
                 start = index
             continue
         if start >= 0:
-            found.append((start, index))
+            yield start, index
             start = -1
         if folded != " ":
-            found.append((index, index + 1))
+            yield index, index + 1
     if start >= 0:
-        found.append((start, len(text)))
-    return found
+        yield start, len(text)
 
 
 class _Fold(dict[int, str]):

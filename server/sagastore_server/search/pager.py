@@ -12,8 +12,11 @@ writes and means the same on every backend.
 
 from __future__ import annotations
 
+import asyncio
 import enum
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from sagastore_server.search.ranking import score, snippet
 from sagastore_server.storage.base import StorageBackend
@@ -24,6 +27,10 @@ from sagastore_server.storage.query import Criteria, Hit, Scan, TextQuery
 WINDOW = 500
 """Messages ranked together at most; fewer where they are large (``storage.limits``)."""
 
+_MUCH = 20_000
+"""Characters whose analysis takes about as long as an event loop should stand still: 5 ms."""
+
+T = TypeVar("T")
 Cursor = tuple[int | float | str | None, ...]
 """Where the next page begins: fit for JSON, the same for every backend."""
 
@@ -82,7 +89,7 @@ async def _chronological(
 ) -> tuple[list[Hit], Cursor | None]:
     after = None if cursor is None else _position(cursor)
     page = await backend.search(criteria, Scan(newest_first, page_size, after))
-    hits = [_hit(criteria.text, message) for message in page.messages]
+    hits = await _apart(page.messages, lambda: [_hit(criteria.text, m) for m in page.messages])
     return hits, tuple(page.messages[-1].position) if page.more else None
 
 
@@ -98,16 +105,16 @@ async def _ranked(
     room = MAX_PAGE_BYTES
     while place is not None:
         window, below = await _read_window(backend, criteria, place)
-        rest = _behind(place, _rank(text, window))
+        rest = _behind(place, await _apart(window, partial(_rank, text, window)))
         for rank in rest:
             room -= rank[1].size
             if len(chosen) == page_size or (chosen and room < 0):
-                return _shown(text, chosen), _resume(place, window, chosen)
+                return await _shown(text, chosen), _resume(place, window, chosen)
             chosen.append(rank)
         place = None if below is None else _Place(below)
         if place is not None and len(chosen) == page_size:
-            return _shown(text, chosen), _cursor(place)
-    return _shown(text, chosen), None
+            return await _shown(text, chosen), _cursor(place)
+    return await _shown(text, chosen), None
 
 
 async def _read_window(
@@ -168,8 +175,18 @@ def _just_above(window: list[Message]) -> Position:
     return Position(window[0].timestamp, window[0].id + "\x01")
 
 
-def _shown(text: TextQuery, chosen: list[tuple[float, Message]]) -> list[Hit]:
-    return [Hit(message, value, snippet(text, message.content)) for value, message in chosen]
+async def _shown(text: TextQuery, chosen: list[tuple[float, Message]]) -> list[Hit]:
+    messages = [message for _, message in chosen]
+    return await _apart(
+        messages, lambda: [Hit(m, value, snippet(text, m.content)) for value, m in chosen]
+    )
+
+
+async def _apart(messages: list[Message], work: Callable[[], T]) -> T:
+    """Do the work on ``messages`` in a thread where it would hold up the event loop."""
+    if sum(len(message.content) for message in messages) < _MUCH:
+        return work()
+    return await asyncio.to_thread(work)
 
 
 def _hit(text: TextQuery | None, message: Message) -> Hit:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from sagastore_server.search.analysis import Terms, analyse, spans, stem, tokenize
-from sagastore_server.storage.query import Leaf, Phrase, TextQuery
+from sagastore_server.search.analysis import Terms, analyse, each_span, stem, tokenize
+from sagastore_server.storage.query import Leaf, Phrase, Prefix, TextQuery
 
 MARK_START = "\x02"
 MARK_END = "\x03"
@@ -88,30 +88,35 @@ def _plain(text: str) -> str:
 
 
 def _marks(wanted: tuple[Leaf, ...], content: str) -> list[tuple[int, int]]:
-    """Return the stretches that match, up to where the extract must end."""
-    places = spans(content)
-    tokens = [tokenize(content[start:stop]) for start, stop in places]
-    stems = [[stem(token) for token in group] for group in tokens]
-    flat = [(term, place) for place, group in enumerate(stems) for term in group]
-    matched: set[int] = set()
+    """Return the stretches that match, from the first one to where its extract must end."""
+    by_last_term: dict[str, list[tuple[str, ...]]] = {}
     for leaf in wanted:
         if isinstance(leaf, Phrase):
-            matched.update(_phrase_places(leaf.terms, flat))
-        else:
-            matched.update(
-                place
-                for place, group in enumerate(tokens)
-                if any(token.startswith(leaf.text) for token in (*group, *stems[place]))
-            )
-    return [places[place] for place in sorted(matched)]
+            by_last_term.setdefault(leaf.terms[-1], []).append(leaf.terms)
+    prefixes = tuple(leaf.text for leaf in wanted if isinstance(leaf, Prefix))
+    matched: set[tuple[int, int]] = set()
+    seen: list[tuple[str, tuple[int, int]]] = []
+    end = len(content)
+    for place in each_span(content):
+        if place[0] >= end:
+            break
+        for token in tokenize(content[slice(*place)]):
+            stemmed = stem(token)
+            seen.append((stemmed, place))
+            if token.startswith(prefixes) or stemmed.startswith(prefixes):
+                matched.add(place)
+            for terms in by_last_term.get(stemmed, ()):
+                matched.update(_completed(terms, seen))
+        if matched:
+            end = min(end, place[0] + SNIPPET_LENGTH)
+    return sorted(matched)
 
 
-def _phrase_places(terms: tuple[str, ...], flat: list[tuple[str, int]]) -> set[int]:
-    size = len(terms)
-    places: set[int] = set()
-    for at in range(len(flat) - size + 1):
-        if flat[at][0] == terms[0] and all(
-            flat[at + step][0] == terms[step] for step in range(1, size)
-        ):
-            places.update(place for _, place in flat[at : at + size])
-    return places
+def _completed(
+    terms: tuple[str, ...], seen: list[tuple[str, tuple[int, int]]]
+) -> list[tuple[int, int]]:
+    """Return where the words of a phrase stand, if they are the last ones seen."""
+    last = seen[-len(terms) :]
+    if tuple(term for term, _ in last) != terms:
+        return []
+    return [place for _, place in last]
