@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import json
 import shutil
 import sqlite3
@@ -113,7 +114,7 @@ class _File:
             self._copy.cleanup()
 
 
-class Database:
+class Database(abc.ABC):
     """What both kinds have in common: rows by rowid, a page at a time.
 
     Each page is a statement of its own: no lock is held while rows are on their
@@ -168,15 +169,17 @@ class Database:
             if not page:
                 return
 
+    @abc.abstractmethod
     def _select(self) -> str:
-        raise NotImplementedError
+        """Return the statement for the rows, up to its conditions."""
 
+    @abc.abstractmethod
     def _read(self, values: list[Any]) -> tuple[Message | None, list[Problem]]:
-        raise NotImplementedError
+        """Return the message of a row, or what stands in its way."""
 
+    @abc.abstractmethod
     def raw_json(self, raw: Any) -> str:
         """Return a row's raw values as a JSON object."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Close the file."""
