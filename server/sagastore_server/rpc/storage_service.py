@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
 
 from sagastore.v1 import storage_pb2
 from sagastore_server.rpc import convert, requests, tokens
@@ -17,6 +19,11 @@ from sagastore_server.storage.query import Scan
 
 MAX_BATCH_GET_BYTES = 64 * 1024 * 1024
 """Bytes of a BatchGet answer. Clients must raise their own limit to receive more than 4 MiB."""
+
+_MUCH_TEXT = 20_000
+"""Characters whose analysis takes about as long as an event loop should stand still: 5 ms."""
+
+T = TypeVar("T")
 
 _IDS_AT_ONCE = 100
 """Ids of a BatchGet read in one go, which bounds what is in memory beyond the answer."""
@@ -90,7 +97,12 @@ class StorageServicer:
             cursor = tokens.unseal(key, request.page_token, "page_token")
         try:
             hits, following = await search_page(
-                self._backend, wanted.criteria, wanted.order, wanted.page_size, cursor
+                self._backend,
+                wanted.criteria,
+                wanted.order,
+                wanted.page_size,
+                cursor,
+                run=_run_aside,
             )
         except InvalidCursorError:
             tokens.refuse("page_token")
@@ -139,6 +151,13 @@ class StorageServicer:
                 return
             if self._gate.end_streams.is_set():
                 raise self._gate.refusal()
+
+
+async def _run_aside(work: Callable[[], T], length: int) -> T:
+    """Analyse texts in a thread where they would hold up the event loop."""
+    if length < _MUCH_TEXT:
+        return work()
+    return await asyncio.to_thread(work)
 
 
 def _add(

@@ -12,11 +12,10 @@ writes and means the same on every backend.
 
 from __future__ import annotations
 
-import asyncio
 import enum
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from sagastore_server.search.ranking import score, snippet
 from sagastore_server.storage.base import StorageBackend
@@ -26,9 +25,6 @@ from sagastore_server.storage.query import Criteria, Hit, Scan, TextQuery
 
 WINDOW = 500
 """Messages ranked together at most; fewer where they are large (``storage.limits``)."""
-
-_MUCH = 20_000
-"""Characters whose analysis takes about as long as an event loop should stand still: 5 ms."""
 
 T = TypeVar("T")
 Cursor = tuple[int | float | str | None, ...]
@@ -41,6 +37,19 @@ class Order(enum.Enum):
     RELEVANCE = "relevance"
     NEWEST = "newest"
     OLDEST = "oldest"
+
+
+class Runner(Protocol):
+    """Runs work on texts of some length, beside whatever must not be held up by it."""
+
+    async def __call__(self, work: Callable[[], T], length: int) -> T:
+        """Return what ``work`` returns; it reads ``length`` characters."""
+
+
+async def run_here(work: Callable[[], T], length: int) -> T:
+    """Run ``work`` at once."""
+    del length
+    return work()
 
 
 class InvalidCursorError(ValueError):
@@ -65,8 +74,12 @@ async def search_page(
     order: Order,
     page_size: int,
     cursor: Cursor | None,
+    *,
+    run: Runner = run_here,
 ) -> tuple[list[Hit], Cursor | None]:
     """Return a page of hits, and the cursor of the next page or None.
+
+    ``run`` runs the analysis of what was found, which for long texts takes long.
 
     Raises:
         InvalidCursorError: ``cursor`` is not one of this module's.
@@ -76,8 +89,9 @@ async def search_page(
     if criteria.text is not None and not criteria.text.alternatives:
         return [], None
     if order is Order.RELEVANCE and criteria.text is not None:
-        return await _ranked(backend, criteria, criteria.text, page_size, cursor)
-    return await _chronological(backend, criteria, order is not Order.OLDEST, page_size, cursor)
+        return await _ranked(backend, criteria, criteria.text, page_size, cursor, run=run)
+    newest_first = order is not Order.OLDEST
+    return await _chronological(backend, criteria, newest_first, page_size, cursor, run=run)
 
 
 async def _chronological(
@@ -86,10 +100,14 @@ async def _chronological(
     newest_first: bool,
     page_size: int,
     cursor: Cursor | None,
+    *,
+    run: Runner,
 ) -> tuple[list[Hit], Cursor | None]:
     after = None if cursor is None else _position(cursor)
     page = await backend.search(criteria, Scan(newest_first, page_size, after))
-    hits = await _apart(page.messages, lambda: [_hit(criteria.text, m) for m in page.messages])
+    hits = await run(
+        lambda: [_hit(criteria.text, message) for message in page.messages], _length(page.messages)
+    )
     return hits, tuple(page.messages[-1].position) if page.more else None
 
 
@@ -99,22 +117,24 @@ async def _ranked(
     text: TextQuery,
     page_size: int,
     cursor: Cursor | None,
+    *,
+    run: Runner,
 ) -> tuple[list[Hit], Cursor | None]:
     place: _Place | None = _Place(None) if cursor is None else _place(cursor)
     chosen: list[tuple[float, Message]] = []
     room = MAX_PAGE_BYTES
     while place is not None:
         window, below = await _read_window(backend, criteria, place)
-        rest = _behind(place, await _apart(window, partial(_rank, text, window)))
+        rest = _behind(place, await run(partial(_rank, text, window), _length(window)))
         for rank in rest:
             room -= rank[1].size
             if len(chosen) == page_size or (chosen and room < 0):
-                return await _shown(text, chosen), _resume(place, window, chosen)
+                return await _shown(text, chosen, run), _resume(place, window, chosen)
             chosen.append(rank)
         place = None if below is None else _Place(below)
         if place is not None and len(chosen) == page_size:
-            return await _shown(text, chosen), _cursor(place)
-    return await _shown(text, chosen), None
+            return await _shown(text, chosen, run), _cursor(place)
+    return await _shown(text, chosen, run), None
 
 
 async def _read_window(
@@ -175,18 +195,16 @@ def _just_above(window: list[Message]) -> Position:
     return Position(window[0].timestamp, window[0].id + "\x01")
 
 
-async def _shown(text: TextQuery, chosen: list[tuple[float, Message]]) -> list[Hit]:
-    messages = [message for _, message in chosen]
-    return await _apart(
-        messages, lambda: [Hit(m, value, snippet(text, m.content)) for value, m in chosen]
+async def _shown(text: TextQuery, chosen: list[tuple[float, Message]], run: Runner) -> list[Hit]:
+    length = _length([message for _, message in chosen])
+    return await run(
+        lambda: [Hit(message, value, snippet(text, message.content)) for value, message in chosen],
+        length,
     )
 
 
-async def _apart(messages: list[Message], work: Callable[[], T]) -> T:
-    """Do the work on ``messages`` in a thread where it would hold up the event loop."""
-    if sum(len(message.content) for message in messages) < _MUCH:
-        return work()
-    return await asyncio.to_thread(work)
+def _length(messages: list[Message]) -> int:
+    return sum(len(message.content) for message in messages)
 
 
 def _hit(text: TextQuery | None, message: Message) -> Hit:
