@@ -101,3 +101,10 @@ def test_a_snippet_is_a_part_of_the_text(query: TextQuery | None, content: str) 
     if len(plain) != len(whole) and inner:
         inner = inner.removeprefix("…").removesuffix("…")
     assert inner in whole
+
+
+def test_an_extract_of_one_endless_word_is_short() -> None:
+    found = snippet(parse_query("xx*"), "before " + "x" * 100_000)
+    assert found.startswith("before \x02xxx")
+    assert found.endswith("\x03…")
+    assert len(found) < 250

@@ -34,7 +34,7 @@ FINGERPRINT = f"{ANALYSIS_VERSION}/snowball-english-3.1/unicode-{unicodedata.uni
 MAX_TERM = 100
 _MIN_STEM = 3
 _CACHED_WORDS = 1 << 17
-"""A vocabulary of real text: 60,000 messages have 10,000 distinct words."""
+"""Far above the vocabulary of real text: 38,768 dialogue messages have 6,410 distinct words."""
 
 _ASCII_WORD = re.compile("[a-z0-9]+")
 _ASCII_SPAN = re.compile("[A-Za-z0-9]+")

@@ -75,8 +75,9 @@ def snippet(query: TextQuery | None, content: str) -> str:
     for start, stop in marks:
         if start >= end:
             break
-        parts += [_plain(content[at:start]), MARK_START, _plain(content[start:stop]), MARK_END]
-        at = stop
+        # A word may be as long as the whole content; its extract must not be.
+        at, before = min(stop, end), at
+        parts += [_plain(content[before:start]), MARK_START, _plain(content[start:at]), MARK_END]
     parts.append(_plain(content[at:end]))
     if max(at, end) < len(content):
         parts.append("…")

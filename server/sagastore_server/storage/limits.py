@@ -8,7 +8,7 @@ MAX_PAGE_BYTES = 3 * 1024 * 1024
 """Bytes of messages in one page.
 
 A gRPC client that was not told otherwise accepts 4 MiB (grpc.max_receive_message_length).
-One message is at most about 2.4 MiB by ``Message.size``, which never counts too little.
+One message is at most about 1.9 MiB by ``Message.size``, which never counts too little.
 """
 
 

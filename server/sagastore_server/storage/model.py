@@ -39,6 +39,11 @@ class Draft(NamedTuple):
     session_id: str | None
 
 
+_REST = 2048
+"""Bytes that all other fields of a message take at most: id, provider, role and session at
+their greatest lengths are 480 characters of up to four bytes, 1,920."""
+
+
 class Message(NamedTuple):
     """A message as stored."""
 
@@ -66,7 +71,7 @@ class Message(NamedTuple):
         """Roughly the bytes that the message takes in a response; never too few."""
         text = len(self.content) if self.content.isascii() else 4 * len(self.content)
         tags = sum(4 * len(tag) + 4 for tag in self.tags)
-        return text + tags + 4 * len(self.metadata) + 1024
+        return text + tags + 4 * len(self.metadata) + _REST
 
 
 class Page(NamedTuple):

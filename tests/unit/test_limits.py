@@ -1,0 +1,39 @@
+"""The size of a message as pages count it, against the bytes that it takes on the wire."""
+
+from __future__ import annotations
+
+import pytest
+
+from sagastore.v1 import storage_pb2
+from sagastore_server.rpc import convert
+from sagastore_server.storage import validation
+from sagastore_server.storage.jsontext import MAX_BYTES
+from sagastore_server.storage.limits import MAX_PAGE_BYTES
+from sagastore_server.storage.model import Message
+
+WIDE = "\U0001f680"
+
+
+def _message(char: str, *, long: bool) -> Message:
+    return Message(
+        id=char * validation.MAX_ID,
+        provider=char * validation.MAX_PROVIDER,
+        role=char * validation.MAX_ROLE,
+        content=char * (validation.MAX_CONTENT if long else 1),
+        tags=(char * validation.MAX_TAG,) * (validation.MAX_TAGS if long else 0),
+        timestamp=validation.MAX_TIMESTAMP,
+        metadata='{"a": "' + "x" * (MAX_BYTES - 9) + '"}' if long else "{}",
+        session_id=char * validation.MAX_SESSION_ID,
+        created_at=validation.MIN_TIMESTAMP,
+        revision=2**63 - 1,
+    )
+
+
+@pytest.mark.parametrize("char", ["x", "é", "你", WIDE])
+@pytest.mark.parametrize("long", [False, True])
+def test_a_size_is_never_too_small(char: str, long: bool) -> None:
+    message = _message(char, long=long)
+    page = storage_pb2.ListResponse()
+    convert.fill(page.messages.add(), message)
+    assert page.ByteSize() <= message.size
+    assert message.size < MAX_PAGE_BYTES
