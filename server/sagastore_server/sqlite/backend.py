@@ -76,7 +76,7 @@ class SQLiteStorage(StorageBackend):
         """See the contract: creates, upgrades or takes over the file."""
         self._ownership.acquire()
         try:
-            self._connection = await asyncio.to_thread(open_for_writing, self._path, self._progress)
+            self._connection = await self._open_file()
             self._writer = GroupCommitWriter(self._connection)
             await self._readers.open()
             await self._checkpointer.open(self._writer)
