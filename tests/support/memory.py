@@ -69,7 +69,9 @@ class MemoryStorage(StorageBackend):
         if not self._open:
             raise UnavailableError("the store is not open")
 
-    async def save(self, draft: Draft, if_revision: int | None = None) -> SaveResult:
+    async def save(
+        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+    ) -> SaveResult:
         """See the contract."""
         stored = self._messages.get(draft.id)
         if if_revision == 0 and stored is not None:

@@ -72,6 +72,9 @@ class Migration(_message.Message):
     LAST_VERIFICATION_FIELD_NUMBER: _builtins.int
     BLOCKERS_TO_NEXT_FIELD_NUMBER: _builtins.int
     STORES_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    READS_FROM_FALLBACK_FIELD_NUMBER: _builtins.int
+    VERIFYING_FIELD_NUMBER: _builtins.int
     phase: Global___Phase.ValueType
     """The phase in force."""
     epoch: _builtins.int
@@ -82,6 +85,10 @@ class Migration(_message.Message):
     """Age of the oldest of them, in seconds."""
     quarantined: _builtins.int
     """Rows in quarantine."""
+    reads_from_fallback: _builtins.bool
+    """In PHASE_READ_POSTGRES: true while PostgreSQL is down or behind, so that
+    SQLite answers reads.
+    """
     @_builtins.property
     def backfill(self) -> Global___Backfill:
         """The copying of existing rows."""
@@ -98,6 +105,14 @@ class Migration(_message.Message):
     def stores(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreHealth]:
         """The stores that the service is configured with."""
 
+    @_builtins.property
+    def shadow(self) -> Global___ShadowReads:
+        """What comparing a sample of the reads on both stores has shown."""
+
+    @_builtins.property
+    def verifying(self) -> Global___VerifyResponse:
+        """The verification that runs now; unset while none does."""
+
     def __init__(
         self,
         *,
@@ -110,14 +125,93 @@ class Migration(_message.Message):
         last_verification: Global___Verification | None = ...,
         blockers_to_next: _abc.Iterable[Global___Blocker] | None = ...,
         stores: _abc.Iterable[Global___StoreHealth] | None = ...,
+        shadow: Global___ShadowReads | None = ...,
+        reads_from_fallback: _builtins.bool = ...,
+        verifying: Global___VerifyResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backfill", b"backfill", "last_verification", b"last_verification"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backfill", b"backfill", "last_verification", b"last_verification", "shadow", b"shadow", "verifying", b"verifying"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill", b"backfill", "blockers_to_next", b"blockers_to_next", "epoch", b"epoch", "journal_lag_seconds", b"journal_lag_seconds", "journal_rows", b"journal_rows", "last_verification", b"last_verification", "phase", b"phase", "quarantined", b"quarantined", "stores", b"stores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill", b"backfill", "blockers_to_next", b"blockers_to_next", "epoch", b"epoch", "journal_lag_seconds", b"journal_lag_seconds", "journal_rows", b"journal_rows", "last_verification", b"last_verification", "phase", b"phase", "quarantined", b"quarantined", "reads_from_fallback", b"reads_from_fallback", "shadow", b"shadow", "stores", b"stores", "verifying", b"verifying"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Migration: _TypeAlias = Migration  # noqa: Y015
+
+@_typing.final
+class ShadowReads(_message.Message):
+    """A sample of the reads of PHASE_BACKFILL, answered by SQLite and compared with
+    PostgreSQL in the background, from the moment that all rows are copied.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPARED_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    DIFFERENT_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    compared: _builtins.int
+    """Reads compared."""
+    skipped: _builtins.int
+    """Reads of the sample that were not compared, because too many waited or the
+    messages kept changing.
+    """
+    different: _builtins.int
+    """Reads whose answers stayed different when the journal had caught up."""
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShadowDifference]:
+        """The latest of those, at most 10."""
+
+    def __init__(
+        self,
+        *,
+        compared: _builtins.int = ...,
+        skipped: _builtins.int = ...,
+        different: _builtins.int = ...,
+        differences: _abc.Iterable[Global___ShadowDifference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared", b"compared", "differences", b"differences", "different", b"different", "skipped", b"skipped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowReads: _TypeAlias = ShadowReads  # noqa: Y015
+
+@_typing.final
+class ShadowDifference(_message.Message):
+    """A read that the two stores answer differently."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
+    SQLITE_FIELD_NUMBER: _builtins.int
+    POSTGRESQL_FIELD_NUMBER: _builtins.int
+    read: _builtins.str
+    """Which read it was."""
+    sqlite: _builtins.str
+    """What SQLite answered: ids and revisions."""
+    postgresql: _builtins.str
+    """What PostgreSQL answered: ids and revisions."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was read, UTC."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        read: _builtins.str = ...,
+        sqlite: _builtins.str = ...,
+        postgresql: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["postgresql", b"postgresql", "read", b"read", "sqlite", b"sqlite", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowDifference: _TypeAlias = ShadowDifference  # noqa: Y015
 
 @_typing.final
 class Backfill(_message.Message):
@@ -166,6 +260,7 @@ class Backfill(_message.Message):
     ROWS_PER_SECOND_FIELD_NUMBER: _builtins.int
     ETA_SECONDS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     state: Global___Backfill.State.ValueType
     """What it is doing."""
     copied: _builtins.int
@@ -177,7 +272,9 @@ class Backfill(_message.Message):
     eta_seconds: _builtins.float
     """Expected time left, in seconds."""
     error: _builtins.str
-    """Why it failed, in one line; empty otherwise."""
+    """Why it failed or is being tried again, in one line; empty otherwise."""
+    step: _builtins.str
+    """What is being done now, in a few words, for people."""
     def __init__(
         self,
         *,
@@ -187,10 +284,11 @@ class Backfill(_message.Message):
         rows_per_second: _builtins.float = ...,
         eta_seconds: _builtins.float = ...,
         error: _builtins.str = ...,
+        step: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copied", b"copied", "error", b"error", "eta_seconds", b"eta_seconds", "rows_per_second", b"rows_per_second", "state", b"state", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copied", b"copied", "error", b"error", "eta_seconds", b"eta_seconds", "rows_per_second", b"rows_per_second", "state", b"state", "step", b"step", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

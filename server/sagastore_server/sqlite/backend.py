@@ -96,8 +96,11 @@ class SQLiteStorage(StorageBackend):
             self._connection = None
         self._ownership.release()
 
-    async def save(self, draft: Draft, if_revision: int | None = None) -> SaveResult:
+    async def save(
+        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+    ) -> SaveResult:
         """See the contract."""
+        del everywhere_within  # One store is every store.
         return await self._write((draft.id,), lambda changes: changes.save(draft, if_revision))
 
     async def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:

@@ -56,7 +56,9 @@ class StorageBackend(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def save(self, draft: Draft, if_revision: int | None = None) -> SaveResult:
+    async def save(
+        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+    ) -> SaveResult:
         """Store one message.
 
         The same message again changes nothing and returns the stored revision; a
@@ -68,7 +70,12 @@ class StorageBackend(abc.ABC):
         stored revision. It is checked first: a repeated save with a stale
         ``if_revision`` fails even if nothing would change.
 
+        ``everywhere_within`` asks that every store of the phase has committed the
+        message, within so many seconds. A backend of one store has nothing to add.
+
         Raises:
+            UnavailableError: Also when ``everywhere_within`` has passed; the message
+                is stored where ``durable_on`` would have said, and follows elsewhere.
             AlreadyExistsError: ``if_revision`` is 0 and the id exists.
             RevisionMismatchError: ``if_revision`` is not the stored revision.
 

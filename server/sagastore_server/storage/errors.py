@@ -20,6 +20,15 @@ class Violation(NamedTuple):
     """What is wrong and what is allowed, in one line."""
 
 
+class Blocker(NamedTuple):
+    """Something that stands in the way of what was asked."""
+
+    reason: str
+    """A stable name, in UPPER_SNAKE_CASE."""
+    detail: str
+    """What it is and what to do, in one line."""
+
+
 class StorageError(Exception):
     """Base of everything that the storage contract raises."""
 
@@ -79,6 +88,23 @@ class RevisionMismatchError(StorageError):
         self.message_id = message_id
         self.expected = expected
         self.stored = stored
+
+
+class PreconditionError(StorageError):
+    """What was asked is not possible now; every blocker is named, and nothing has changed."""
+
+    reason = "BLOCKED"
+
+    def __init__(self, blockers: tuple[Blocker, ...]) -> None:
+        """Keep ``blockers``, of which there is at least one."""
+        super().__init__("; ".join(blocker.detail for blocker in blockers))
+        self.blockers = blockers
+
+
+class FencedError(StorageError):
+    """Another server holds the migration now. This one must not write any more."""
+
+    reason = "NOT_THE_HOLDER"
 
 
 class ResponseTooLargeError(StorageError):

@@ -1,0 +1,65 @@
+"""The five phases of a migration, and what each means.
+
+Everything that depends on the phase asks it; nothing compares phases by hand. The
+table that this follows is in docs/migration.md.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from sagastore_server.storage.model import Store
+
+_BOTH = (Store.SQLITE, Store.POSTGRESQL)
+
+
+class Phase(enum.IntEnum):
+    """Where a migration from SQLite to PostgreSQL stands; the numbers are the protocol's."""
+
+    SQLITE_ONLY = 1
+    DUAL_WRITE = 2
+    BACKFILL = 3
+    READ_POSTGRES = 4
+    POSTGRES_ONLY = 5
+
+    @property
+    def slug(self) -> str:
+        """The name on the command line: ``read-postgres``."""
+        return self.name.lower().replace("_", "-")
+
+    @property
+    def journals(self) -> bool:
+        """Whether a change of SQLite is journalled, for PostgreSQL to follow."""
+        return self in {Phase.DUAL_WRITE, Phase.BACKFILL, Phase.READ_POSTGRES}
+
+    @property
+    def copies(self) -> bool:
+        """Whether the rows from before dual write are being copied."""
+        return self is Phase.BACKFILL
+
+    @property
+    def reads_postgres(self) -> bool:
+        """Whether PostgreSQL answers reads, as long as it is up and has every write."""
+        return self >= Phase.READ_POSTGRES
+
+    @property
+    def writes_sqlite(self) -> bool:
+        """Whether every write goes to SQLite first; there is a way back as long as it does."""
+        return self is not Phase.POSTGRES_ONLY
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        """The stores that the phase keeps messages in."""
+        if self is Phase.SQLITE_ONLY:
+            return (Store.SQLITE,)
+        return (Store.POSTGRESQL,) if self is Phase.POSTGRES_ONLY else _BOTH
+
+    @property
+    def following(self) -> Phase | None:
+        """The phase after this one."""
+        return None if self is Phase.POSTGRES_ONLY else Phase(self + 1)
+
+    @property
+    def preceding(self) -> Phase | None:
+        """The phase that one can go back to."""
+        return None if self in {Phase.SQLITE_ONLY, Phase.POSTGRES_ONLY} else Phase(self - 1)
