@@ -201,6 +201,10 @@ class MigrationSource(StorageBackend):
         """
 
     @abc.abstractmethod
+    async def count(self) -> int:
+        """Count the messages, exactly and now."""
+
+    @abc.abstractmethod
     async def set_aside_files(self) -> int:
         """Put rows of ``files`` that no ``FileRow`` represents into quarantine, once.
 
@@ -380,6 +384,10 @@ class MigrationTarget(StorageBackend):
     @abc.abstractmethod
     async def carried(self) -> CarriedTally:
         """Count and digest what was carried."""
+
+    @abc.abstractmethod
+    async def count(self) -> int:
+        """Count the messages, exactly and now."""
 
     @abc.abstractmethod
     async def indexes(self) -> list[IndexState]:
