@@ -9,21 +9,23 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from sagastore import _convert_migration as convert
-from sagastore._call import Caller, History
+from sagastore._call import Caller
 from sagastore._convert import naming
 from sagastore._enums import Phase
 from sagastore._migration_model import Migration, QuarantinedRow, VerifyProgress
 from sagastore._model import Page
 from sagastore._paging import AsyncPager
-from sagastore._retry import Deadline
-from sagastore.errors import FailedPreconditionError, InvalidArgumentError
+from sagastore.errors import SagaStoreError, UnavailableError
 from sagastore.v1 import migration_pb2 as pb
 
 __all__ = ["CHANGE_TIMEOUT", "VERIFY_TIMEOUT", "WATCH_TIMEOUT", "AsyncMigrationClient"]
 
-CHANGE_TIMEOUT = 300.0
+CHANGE_TIMEOUT = 600.0
+"""Seconds in all; the last phase reads the whole SQLite file several times."""
 VERIFY_TIMEOUT = 300.0
+"""Seconds without progress."""
 WATCH_TIMEOUT = 15.0
+"""Seconds without news."""
 
 
 class AsyncMigrationClient:
@@ -43,35 +45,46 @@ class AsyncMigrationClient:
         Args:
             timeout: Seconds in all; None: the client's timeout.
         """
-        return await self._get(self._caller.deadline(timeout))
-
-    async def _get(self, deadline: Deadline) -> Migration:
         response = await self._caller.unary(
             "GetMigration",
             lambda e: e.migration.GetMigration,
             pb.GetMigrationRequest(),
-            deadline,
+            self._caller.deadline(timeout),
         )
         return convert.migration(response.migration)
 
     async def watch(self, *, timeout: float = WATCH_TIMEOUT) -> AsyncGenerator[Migration, None]:
         """Yield where the migration stands, on every change and each second.
 
-        Goes on until the caller stops iterating, also over a restart of the
-        server.
+        Goes on until the caller stops iterating: also over a restart of the
+        server, whether that breaks the stream or ends it in good order. What
+        changed in between is not told, only how it stands afterwards.
 
         Args:
-            timeout: Seconds without any news after which it gives up.
+            timeout: Seconds without any news after which it gives up. Before
+                the first news, as soon as the client's `RetryPolicy` says.
         """
-        responses = self._caller.stream(
-            "WatchMigration",
-            lambda e: e.migration.WatchMigration,
-            pb.WatchMigrationRequest,
-            timeout,
-        )
-        async with aclosing(responses):
-            async for response in responses:
-                yield convert.migration(response.migration)
+        patience = self._caller.patience(timeout)
+        while True:
+            # A second patience, inside, would not know that there was news before.
+            responses = self._caller.stream(
+                "WatchMigration",
+                lambda e: e.migration.WatchMigration,
+                pb.WatchMigrationRequest,
+                timeout,
+                resume=False,
+            )
+            error: SagaStoreError = UnavailableError("WatchMigration: the server ended the stream")
+            try:
+                async with aclosing(responses):
+                    async for response in responses:
+                        patience.progress()
+                        yield convert.migration(response.migration)
+            except SagaStoreError as exc:
+                if not patience.progressed:
+                    raise
+                error = exc
+            await patience.pause(error, "WatchMigration")
 
     async def change_phase(
         self,
@@ -83,44 +96,33 @@ class AsyncMigrationClient:
     ) -> Migration:
         """Move to the next phase, or one back, without a restart.
 
-        Where the connection breaks during the change, it is sent again; an
-        answer that the change is not possible then counts as success if the
-        phase is the one asked for.
+        To be in the phase already is success, so where the connection breaks
+        during the change, it is safely sent again. A change that has begun goes
+        on when the timeout has passed or the caller is gone: `get` tells.
 
         Args:
             phase: The phase to go to.
             dry_run: Answer as the change would, and change nothing.
             accept_quarantine: Rows in quarantine do not stand in the way.
-            timeout: Seconds in all. The last phase checks and archives the
-                SQLite file, which takes its time.
+            timeout: Seconds in all. The last phase verifies, checks and
+                archives the SQLite file, which takes minutes if it is large.
 
         Raises:
-            FailedPreconditionError: The change is not allowed now; `violations`
-                names every blocker, and nothing has changed.
+            FailedPreconditionError: The change is not allowed now; `blockers`
+                names everything in the way, and nothing has changed.
             InvalidArgumentError: It is not a phase.
         """
-        deadline = self._caller.deadline(timeout)
-        history = History()
         request = pb.ChangePhaseRequest(
             phase=pb.Phase.ValueType(phase),
             dry_run=dry_run,
             accept_quarantine=accept_quarantine,
         )
-        try:
-            response = await self._caller.unary(
-                "ChangePhase",
-                lambda e: e.migration.ChangePhase,
-                request,
-                deadline,
-                history=history,
-            )
-        except (FailedPreconditionError, InvalidArgumentError):
-            if dry_run or not history.uncertain:
-                raise
-            now = await self._get(deadline)
-            if now.phase != phase:
-                raise
-            return now
+        response = await self._caller.unary(
+            "ChangePhase",
+            lambda e: e.migration.ChangePhase,
+            request,
+            self._caller.deadline(timeout),
+        )
         return convert.migration(response.migration)
 
     async def control_backfill(

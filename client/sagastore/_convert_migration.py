@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from sagastore import _time
 from sagastore._enums import BackfillState, MismatchKind, Phase, Store
 from sagastore._migration_model import (
@@ -10,6 +14,8 @@ from sagastore._migration_model import (
     Migration,
     Mismatch,
     QuarantinedRow,
+    ShadowDifference,
+    ShadowReads,
     StoreHealth,
     Verification,
     VerifyProgress,
@@ -33,6 +39,9 @@ def migration(pb: migration_pb2.Migration) -> Migration:
         last_verification=last,
         blockers_to_next=tuple(Blocker(b.reason, b.detail) for b in pb.blockers_to_next),
         stores=tuple(map(_store, pb.stores)),
+        shadow=_shadow(pb.shadow),
+        reads_from_fallback=pb.reads_from_fallback,
+        verifying=verify_progress(pb.verifying) if pb.HasField("verifying") else None,
     )
 
 
@@ -44,21 +53,38 @@ def _backfill(pb: migration_pb2.Backfill) -> Backfill:
         rows_per_second=pb.rows_per_second,
         eta_seconds=pb.eta_seconds,
         error=pb.error,
+        step=pb.step,
     )
 
 
 def _verification(pb: migration_pb2.Verification) -> Verification:
-    started, finished = pb.started_at, pb.finished_at
     return Verification(
-        started_at=_time.from_wire(started.seconds, started.nanos)
-        if pb.HasField("started_at")
-        else None,
-        finished_at=_time.from_wire(finished.seconds, finished.nanos)
-        if pb.HasField("finished_at")
-        else None,
+        started_at=_moment(pb.started_at) if pb.HasField("started_at") else None,
+        finished_at=_moment(pb.finished_at) if pb.HasField("finished_at") else None,
         compared=pb.compared,
         mismatch_count=pb.mismatch_count,
         repaired=pb.repaired,
+    )
+
+
+def _moment(pb: Timestamp) -> datetime:
+    return _time.from_wire(pb.seconds, pb.nanos)
+
+
+def _shadow(pb: migration_pb2.ShadowReads) -> ShadowReads:
+    return ShadowReads(
+        compared=pb.compared,
+        skipped=pb.skipped,
+        different=pb.different,
+        differences=tuple(
+            ShadowDifference(
+                time=_moment(d.time) if d.HasField("time") else None,
+                read=d.read,
+                sqlite=d.sqlite,
+                postgresql=d.postgresql,
+            )
+            for d in pb.differences
+        ),
     )
 
 

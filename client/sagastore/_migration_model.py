@@ -15,6 +15,8 @@ __all__ = [
     "Migration",
     "Mismatch",
     "QuarantinedRow",
+    "ShadowDifference",
+    "ShadowReads",
     "StoreHealth",
     "Verification",
     "VerifyProgress",
@@ -31,7 +33,9 @@ class Backfill:
         total: Rows to copy in all.
         rows_per_second: Recent speed.
         eta_seconds: Expected time left, in seconds.
-        error: Why it failed, in one line; empty otherwise.
+        error: Why it failed or is being tried again, in one line; empty
+            otherwise.
+        step: What is being done now, in a few words, for people.
     """
 
     state: BackfillState
@@ -40,6 +44,7 @@ class Backfill:
     rows_per_second: float
     eta_seconds: float
     error: str
+    step: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,32 +99,39 @@ class StoreHealth:
 
 
 @dataclass(frozen=True, slots=True)
-class Migration:
-    """Where a migration stands.
+class ShadowDifference:
+    """A read that the two stores answer differently.
 
     Attributes:
-        phase: The phase in force.
-        epoch: Counts the changes of phase; grows by one with each.
-        backfill: The copying of existing rows.
-        journal_rows: Writes that SQLite has and PostgreSQL has not yet.
-        journal_lag_seconds: Age of the oldest of them, in seconds.
-        quarantined: Rows in quarantine.
-        last_verification: The last verification that ended; None before the
-            first.
-        blockers_to_next: What stands between this phase and the next; empty
-            when nothing does.
-        stores: The stores that the service is configured with.
+        time: When it was read.
+        read: Which read it was.
+        sqlite: What SQLite answered: ids and revisions.
+        postgresql: What PostgreSQL answered: ids and revisions.
     """
 
-    phase: Phase
-    epoch: int
-    backfill: Backfill
-    journal_rows: int
-    journal_lag_seconds: float
-    quarantined: int
-    last_verification: Verification | None
-    blockers_to_next: tuple[Blocker, ...]
-    stores: tuple[StoreHealth, ...]
+    time: datetime | None
+    read: str
+    sqlite: str
+    postgresql: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowReads:
+    """A sample of the reads of BACKFILL, compared with PostgreSQL in the background.
+
+    Attributes:
+        compared: Reads compared.
+        skipped: Reads of the sample that were not compared, because too many
+            waited or the messages kept changing.
+        different: Reads whose answers stayed different when the journal had
+            caught up.
+        differences: The latest of those, at most 10.
+    """
+
+    compared: int = 0
+    skipped: int = 0
+    different: int = 0
+    differences: tuple[ShadowDifference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +169,51 @@ class VerifyProgress:
     done: bool
     mismatch_count: int
     repaired: int
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """Where a migration stands.
+
+    Attributes:
+        phase: The phase in force.
+        epoch: Counts the changes of phase; grows by one with each.
+        backfill: The copying of existing rows.
+        journal_rows: Writes that SQLite has and PostgreSQL has not yet.
+        journal_lag_seconds: Age of the oldest of them, in seconds.
+        quarantined: Rows in quarantine.
+        last_verification: The last verification that ended; None before the
+            first.
+        blockers_to_next: What stands between this phase and the next; empty
+            when nothing does.
+        stores: The stores that the service is configured with.
+        shadow: What comparing a sample of the reads on both stores has shown.
+        reads_from_fallback: True while PostgreSQL is down or behind in
+            READ_POSTGRES, so that SQLite answers reads.
+        verifying: The verification that runs now; None while none does.
+    """
+
+    phase: Phase
+    epoch: int
+    backfill: Backfill
+    journal_rows: int
+    journal_lag_seconds: float
+    quarantined: int
+    last_verification: Verification | None
+    blockers_to_next: tuple[Blocker, ...]
+    stores: tuple[StoreHealth, ...]
+    shadow: ShadowReads = ShadowReads()
+    reads_from_fallback: bool = False
+    verifying: VerifyProgress | None = None
+
+    @property
+    def reads_from(self) -> Store:
+        """The store that answers reads now; UNKNOWN in a phase that is unknown."""
+        if self.phase is Phase.UNKNOWN:
+            return Store.UNKNOWN
+        if self.phase < Phase.READ_POSTGRES or self.reads_from_fallback:
+            return Store.SQLITE
+        return Store.POSTGRESQL
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from sagastore._migration_model import Blocker
+
 __all__ = [
     "AbortedError",
     "AlreadyExistsError",
@@ -157,6 +159,11 @@ class FailedPreconditionError(SagaStoreError):
 
     code = "FAILED_PRECONDITION"
     violations: tuple[PreconditionViolation, ...] = ()
+
+    @property
+    def blockers(self) -> tuple[Blocker, ...]:
+        """The violations in the words of a migration: what stands in the way, and what to do."""
+        return tuple(Blocker(v.type, v.description) for v in self.violations)
 
 
 class ResourceExhaustedError(SagaStoreError):

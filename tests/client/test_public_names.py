@@ -56,6 +56,8 @@ NAMES = [
     "SaveResult",
     "SearchResult",
     "ServingStatus",
+    "ShadowDifference",
+    "ShadowReads",
     "Store",
     "StoreHealth",
     "UnauthenticatedError",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
 
 from sagastore import (
     AsyncClient,
@@ -21,15 +23,27 @@ from sagastore import (
     Migration,
     Mismatch,
     MismatchKind,
+    PermissionDeniedError,
     Phase,
+    ShadowDifference,
+    ShadowReads,
     Store,
     StoreHealth,
+    UnavailableError,
     Verification,
     VerifyProgress,
 )
 from sagastore.v1 import migration_pb2 as pb
 from sagastore.v1 import storage_pb2
-from tests.client.failing.scripted import Script, answer, at_phase, refuse, streaming, unavailable
+from tests.client.failing.scripted import (
+    QUICK,
+    Script,
+    answer,
+    at_phase,
+    refuse,
+    streaming,
+    unavailable,
+)
 
 WIRE = pb.Migration(
     phase=pb.PHASE_BACKFILL,
@@ -41,6 +55,7 @@ WIRE = pb.Migration(
         rows_per_second=1.5,
         eta_seconds=2.5,
         error="e",
+        step="copying rows",
     ),
     journal_rows=7,
     journal_lag_seconds=0.5,
@@ -53,11 +68,21 @@ WIRE = pb.Migration(
         pb.StoreHealth(store=storage_pb2.STORE_SQLITE, healthy=True, messages=5, schema_version=1),
         pb.StoreHealth(store=storage_pb2.STORE_POSTGRESQL, detail="down", messages=-1),
     ],
+    shadow=pb.ShadowReads(
+        compared=8,
+        skipped=2,
+        different=1,
+        differences=[
+            pb.ShadowDifference(time=Timestamp(seconds=2), read="Get", sqlite="a@1", postgresql="")
+        ],
+    ),
+    reads_from_fallback=True,
+    verifying=pb.VerifyResponse(compared=3, total=9, mismatch_count=1),
 )
 OURS = Migration(
     phase=Phase.BACKFILL,
     epoch=3,
-    backfill=Backfill(BackfillState.RUNNING, 5, 9, 1.5, 2.5, "e"),
+    backfill=Backfill(BackfillState.RUNNING, 5, 9, 1.5, 2.5, "e", "copying rows"),
     journal_rows=7,
     journal_lag_seconds=0.5,
     quarantined=2,
@@ -67,6 +92,11 @@ OURS = Migration(
         StoreHealth(Store.SQLITE, True, "", 5, 1),
         StoreHealth(Store.POSTGRESQL, False, "down", None, None),
     ),
+    shadow=ShadowReads(
+        8, 2, 1, (ShadowDifference(datetime(1970, 1, 1, 0, 0, 2, 0, UTC), "Get", "a@1", ""),)
+    ),
+    reads_from_fallback=True,
+    verifying=VerifyProgress(3, 9, (), False, 1, 0),
 )
 
 
@@ -80,6 +110,30 @@ async def test_nothing_is_known_yet(script: Script, client: AsyncClient) -> None
     now = await client.migration.get()
     assert now.phase is Phase.UNKNOWN
     assert now.last_verification is None
+    assert now.verifying is None
+    assert now.reads_from is Store.UNKNOWN
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.UNKNOWN])
+def test_where_reads_come_from(phase: Phase, fallback: bool) -> None:
+    fallback = fallback and phase is Phase.READ_POSTGRES
+    postgresql = phase in {Phase.READ_POSTGRES, Phase.POSTGRES_ONLY} and not fallback
+    state = replace(OURS, phase=phase, reads_from_fallback=fallback)
+    assert state.reads_from is (Store.POSTGRESQL if postgresql else Store.SQLITE)
+
+
+async def test_a_refusal_names_every_blocker(script: Script, client: AsyncClient) -> None:
+    failure = error_details_pb2.PreconditionFailure()
+    for number in (1, 2):
+        failure.violations.add(type=f"R{number}", subject="migration", description=f"d{number}")
+    refused = refuse(grpc.StatusCode.FAILED_PRECONDITION, "d1; d2", failure)
+    script.play("ChangePhase", refused)
+    with pytest.raises(FailedPreconditionError) as caught:
+        await client.migration.change_phase(Phase.BACKFILL)
+    assert caught.value.blockers == (Blocker("R1", "d1"), Blocker("R2", "d2"))
+    assert str(caught.value) == "d1; d2"
+    assert len(script.requests) == 1
 
 
 async def test_only_what_is_given_changes(script: Script, client: AsyncClient) -> None:
@@ -114,6 +168,43 @@ async def test_watching_goes_on_over_a_restart(script: Script, client: AsyncClie
             if len(seen) == 3:
                 break
     assert seen == [Phase.SQLITE_ONLY, Phase.DUAL_WRITE, Phase.BACKFILL]
+
+
+async def test_watching_goes_on_when_the_server_ends_the_stream(
+    script: Script, client: AsyncClient
+) -> None:
+    async def end(_: Any, __: Any) -> AsyncIterator[Any]:
+        yield pb.WatchMigrationResponse(migration=at_phase(len(script.requests)))
+
+    script.play("WatchMigration", streaming(end), *[unavailable()] * 20, streaming(end))
+    async with aclosing(client.migration.watch()) as states:
+        assert (await anext(states)).phase is Phase.SQLITE_ONLY
+        # More failures than a policy allows before the first news.
+        await anext(states)
+    assert len(script.requests) == 22
+
+
+async def test_watching_gives_up(script: Script, client: AsyncClient) -> None:
+    script.play("WatchMigration", unavailable())
+    with pytest.raises(UnavailableError):
+        await anext(client.migration.watch())
+    assert len(script.requests) == QUICK.max_attempts
+
+    async def once(_: Any, __: Any) -> AsyncIterator[Any]:
+        yield pb.WatchMigrationResponse()
+
+    script.play("WatchMigration", streaming(once), unavailable())
+    async with aclosing(client.migration.watch(timeout=0.1)) as states:
+        await anext(states)
+        with pytest.raises(UnavailableError):
+            await anext(states)
+
+    refused = refuse(grpc.StatusCode.PERMISSION_DENIED, "not for you")
+    script.play("WatchMigration", streaming(once), refused)
+    async with aclosing(client.migration.watch()) as states:
+        await anext(states)
+        with pytest.raises(PermissionDeniedError):
+            await anext(states)
 
 
 async def test_verification(script: Script, client: AsyncClient) -> None:
