@@ -1,0 +1,260 @@
+"""Shadow reads: a sample of the reads that SQLite answers, compared with PostgreSQL.
+
+In the background, a few at once, and only as long as few wait. An answer is kept as
+its ids, revisions and a hash, so that large answers do not pile up. What is noted of a
+difference, and logged, is ids and revisions: never the text of a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from sagastore_server.migration.comparing import Reach, Suspicion
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.errors import NotFoundError, StorageError
+from sagastore_server.storage.migration import ShadowDifference, ShadowStatus
+from sagastore_server.storage.model import Message, Page
+from sagastore_server.storage.replication import MigrationSource, MigrationTarget
+
+MOST_KEPT = 10
+"""Differences that are remembered; all are counted."""
+
+_AT_ONCE = 2
+"""Comparisons at a time."""
+
+_LOOKS = 8
+"""Looks after which an answer that keeps changing is not compared."""
+
+_REACH_SECONDS = 5.0
+"""Seconds for which the journal is waited for."""
+
+_SHOWN = 5
+"""Messages that the line about a difference names at most."""
+
+Run = Callable[[StorageBackend], Awaitable[object]]
+"""The read, to be made on a store."""
+
+_log = logging.getLogger(__name__)
+
+
+class ShadowReader:
+    """Compares a share of the reads, from ``start`` to ``stop``."""
+
+    def __init__(
+        self,
+        source: MigrationSource,
+        target: MigrationTarget,
+        reach: Reach,
+        *,
+        share: float,
+        max_waiting: int = 64,
+    ) -> None:
+        """Prepare to compare ``share`` (0 to 1) of the reads; not started.
+
+        Beyond ``max_waiting`` comparisons that wait or are made, reads are skipped.
+        """
+        self._source = source
+        self._target = target
+        self._reach = reach
+        self._share = share
+        self._max_waiting = max_waiting
+        self._active = False
+        self._free = asyncio.Semaphore(_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._tally = _Tally()
+
+    def start(self) -> None:
+        """Compare from now on."""
+        self._active = True
+
+    def stop(self) -> None:
+        """Take no further reads; those that were taken are compared."""
+        self._active = False
+
+    def reset(self) -> None:
+        """Forget what was found; what is being compared now counts no more."""
+        self._tally = _Tally()
+
+    async def close(self) -> None:
+        """Stop, and end what is under way."""
+        self.stop()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def wanted(self) -> bool:
+        """Tell, by chance, whether the next read is one to compare."""
+        return self._active and random.random() < self._share  # noqa: S311 - a sample, no secret
+
+    @property
+    def status(self) -> ShadowStatus:
+        """What was found since the beginning or the last ``reset``."""
+        tally = self._tally
+        return ShadowStatus(tally.compared, tally.skipped, tally.different, tuple(tally.latest))
+
+    def compare(self, read: str, run: Run, answer: object) -> None:
+        """Compare, in the background, a read that the source has answered.
+
+        Args:
+            read: Names it, without the text of any message.
+            run: Makes it.
+            answer: A Message, a Page, messages by id, or the NotFoundError that it raised.
+
+        """
+        if not self._active:
+            return
+        if len(self._tasks) >= self._max_waiting:
+            self._tally.skipped += 1
+            return
+        comparison = _Comparison(read, run, _reduced(answer), self._tally)
+        task = asyncio.create_task(self._compare(comparison), name="shadow-read")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _compare(self, comparison: _Comparison) -> None:
+        tally = comparison.tally
+        try:
+            async with self._free:
+                compared = await self._settle(comparison)
+        except StorageError:
+            # A store that is away, or a fence, is no difference. Others tell of it.
+            compared = False
+        except Exception as exc:  # noqa: BLE001 - a background task has nobody to tell
+            _log.error("a shadow read failed: %s", comparison.read, exc_info=exc)
+            compared = False
+        if compared:
+            tally.compared += 1
+        else:
+            tally.skipped += 1
+
+    async def _settle(self, comparison: _Comparison) -> bool:
+        """Compare until the answers agree or stay different; False: neither."""
+        if not await self._caught_up(comparison.answer):
+            return False
+        if await self._asked(self._target, comparison) == comparison.answer:
+            return True
+        suspicion = Suspicion()
+        while suspicion.looks < _LOOKS:
+            truth = await self._asked(self._source, comparison)
+            if not await self._caught_up(truth):
+                return False
+            copy = await self._asked(self._target, comparison)
+            again = await self._asked(self._source, comparison)
+            verdict = suspicion.look(truth, copy, again)
+            if verdict is not None:
+                if verdict:
+                    self._note(comparison, truth, copy)
+                return True
+            await asyncio.sleep(suspicion.pause)
+        return False
+
+    async def _caught_up(self, answer: _Answer) -> bool:
+        newest = max((row.revision for row in answer.rows), default=0)
+        return await self._reach(max(self._source.committed, newest), _REACH_SECONDS)
+
+    @staticmethod
+    async def _asked(store: StorageBackend, comparison: _Comparison) -> _Answer:
+        try:
+            return _reduced(await comparison.run(store))
+        except NotFoundError as exc:
+            return _reduced(exc)
+
+    @staticmethod
+    def _note(comparison: _Comparison, truth: _Answer, copy: _Answer) -> None:
+        shown = _shown(truth, copy), _shown(copy, truth)
+        difference = ShadowDifference(time.time_ns() // 1000, comparison.read, *shown)
+        comparison.tally.different += 1
+        comparison.tally.latest.append(difference)
+        _log.warning(
+            "a read is answered differently: %s; SQLite: %s; PostgreSQL: %s",
+            comparison.read,
+            *shown,
+        )
+
+
+class _Tally:
+    """What was found between two resets."""
+
+    def __init__(self) -> None:
+        self.compared = 0
+        self.skipped = 0
+        self.different = 0
+        self.latest: deque[ShadowDifference] = deque(maxlen=MOST_KEPT)
+
+
+class _Row(NamedTuple):
+    """A message of an answer, without its text."""
+
+    id: str
+    revision: int
+    hash: int
+    """Over all fields."""
+
+
+class _Answer(NamedTuple):
+    """An answer, without texts."""
+
+    rows: tuple[_Row, ...]
+    more: bool = False
+    found: bool = True
+
+
+class _Comparison(NamedTuple):
+    """A read to be compared."""
+
+    read: str
+    run: Run
+    answer: _Answer
+    tally: _Tally
+
+
+def _reduced(answer: object) -> _Answer:
+    match answer:
+        case Message():
+            return _Answer((_row(answer),))
+        case Page():
+            return _Answer(tuple(map(_row, answer.messages)), answer.more)
+        case dict():
+            return _Answer(tuple(_row(answer[key]) for key in sorted(answer)))
+        case NotFoundError():
+            return _Answer((), found=False)
+    raise TypeError(f"no answer of a read: {type(answer).__name__}")
+
+
+def _row(message: Message) -> _Row:
+    return _Row(message.id, message.revision, hash(message))
+
+
+def _shown(answer: _Answer, other: _Answer) -> str:
+    """Say what ``answer`` has and ``other`` has not, in one line."""
+    if not answer.found:
+        return "not found"
+    count = len(answer.rows)
+    line = f"{count} message{'' if count == 1 else 's'}{' and more' if answer.more else ''}"
+    others = set(other.rows)
+    known = {(row.id, row.revision) for row in other.rows}
+    own, what = [row for row in answer.rows if row not in others], "only here"
+    if not own and len(others) == count:
+        own, what = _from_first_difference(answer.rows, other.rows), "in the order"
+    if not own:
+        return line
+    names = [
+        f"{row.id}@{row.revision}"
+        + (" (fields differ)" if row not in others and row[:2] in known else "")
+        for row in own[:_SHOWN]
+    ]
+    rest = f" and {len(own) - _SHOWN} more" if len(own) > _SHOWN else ""
+    return f"{line}; {what}: {', '.join(names)}{rest}"
+
+
+def _from_first_difference(rows: tuple[_Row, ...], others: tuple[_Row, ...]) -> list[_Row]:
+    pairs = enumerate(zip(rows, others, strict=False))
+    start = next((at for at, (row, other) in pairs if row != other), len(rows))
+    return list(rows[start:])
