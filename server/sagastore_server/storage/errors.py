@@ -145,3 +145,9 @@ class CannotOpenError(StorageError):
     """
 
     reason = "CANNOT_OPEN"
+
+
+class MovedError(CannotOpenError):
+    """The store's messages live elsewhere since a migration was completed."""
+
+    reason = "MOVED"
