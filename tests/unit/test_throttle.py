@@ -155,7 +155,7 @@ async def test_a_limit_that_is_lifted_ends_the_rest_it_caused() -> None:
     async def sleep(seconds: float) -> None:
         await real_sleep(seconds)
         if len(clock.slept) == 3:
-            throttle.max_rows_per_second = 0
+            throttle.set_rate(0)
 
     throttle._sleep = sleep
     assert await clock.batch(1000) < 2

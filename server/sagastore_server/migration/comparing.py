@@ -88,4 +88,4 @@ class Suspicion:
     @property
     def pause(self) -> float:
         """Seconds until it makes sense to look again; grows while nothing settles."""
-        return min(0.02 * 2 ** min(self.looks - 1, 10), 2.0)
+        return min(0.02 * 2.0 ** min(self.looks - 1, 10), 2.0)

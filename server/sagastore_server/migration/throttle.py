@@ -69,8 +69,7 @@ class Throttle:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         """Begin without a rest; ``max_rows_per_second`` 0 is no limit."""
-        self.max_rows_per_second = max_rows_per_second
-        """May be set at any time; a rest that is too long for it ends soon."""
+        self._limit = max_rows_per_second
         self._clock = clock
         self._sleep = sleep
         self._tokens = 0.0
@@ -84,6 +83,10 @@ class Throttle:
         self._idle = _Latencies()
         self._batches: deque[tuple[float, float, int]] = deque()
         """Begin, end and rows of the latest batches."""
+
+    def set_rate(self, max_rows_per_second: int) -> None:
+        """Set the limit, 0 for none; a rest that is too long for it ends soon."""
+        self._limit = max_rows_per_second
 
     @property
     def factor(self) -> float:
@@ -141,14 +144,13 @@ class Throttle:
 
     def _left(self, now: float, until: float) -> float:
         """Return the seconds that are still to be rested."""
-        limit = self.max_rows_per_second
-        debt = -self._tokens / limit if limit > 0 else 0.0
+        debt = -self._tokens / self._limit if self._limit > 0 else 0.0
         return max(until - now, debt)
 
     def _fill(self, now: float) -> None:
         """Give what may be copied for the time that has passed: that of a second at most."""
         passed, self._filled_at = now - self._filled_at, now
-        limit = self.max_rows_per_second
+        limit = self._limit
         self._tokens = min(self._tokens + passed * limit, float(limit)) if limit > 0 else 0.0
 
     def _adjust(self, now: float) -> None:
