@@ -44,8 +44,8 @@ class Settings(BaseSettings):
     sqlite: Path = Field(default_factory=default_sqlite)
     """The SQLite file; made if it is not there."""
     postgres: SecretStr | None = None
-    """Connection string of PostgreSQL, in place of a SQLite file; what it leaves out comes
-    from the PG* variables."""
+    """Connection string of PostgreSQL, in place of a SQLite file; with both, the service can
+    move from the file to PostgreSQL. What it leaves out comes from the PG* variables."""
     postgres_pool_min: int = Field(default=5, ge=0, le=1000)
     """Connections to PostgreSQL that are kept open."""
     postgres_pool_max: int = Field(default=20, ge=2, le=1000)
@@ -58,6 +58,11 @@ class Settings(BaseSettings):
     """How long one statement may take, in seconds."""
     postgres_statement_cache: int = Field(default=100, ge=0, le=100_000)
     """Prepared statements a connection keeps; 0 behind PgBouncer in transaction mode."""
+    postgres_patience: float = Field(default=1.5, ge=0.2, le=60)
+    """Seconds that PostgreSQL may be silent, while both stores are kept, before SQLite
+    answers in its place."""
+    shadow_share: float = Field(default=0.05, ge=0, le=1)
+    """Share of the reads that are compared on both stores during the backfill, from 0 to 1."""
     allow_insecure: bool = False
     """Listen beyond this machine although there is neither TLS nor authentication."""
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)

@@ -1,0 +1,89 @@
+"""What there is to say of a migration where there is one store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import NoReturn
+
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.errors import Blocker, PreconditionError
+from sagastore_server.storage.migration import (
+    BackfillState,
+    BackfillStatus,
+    MigrationControl,
+    MigrationStatus,
+    VerifyProgress,
+)
+from sagastore_server.storage.phase import Phase
+
+_WATCH_EVERY = 1.0
+_FIRST_EPOCH = 1
+
+_NO_TARGET = Blocker(
+    "POSTGRES_NOT_CONFIGURED",
+    "the server was started without --postgres, so there is nowhere to go; start it with "
+    "--sqlite and --postgres",
+)
+_NO_WAY_BACK = Blocker(
+    "NO_WAY_BACK", "postgres-only is the last phase, and there is no way back from it"
+)
+
+
+class Alone(MigrationControl):
+    """A service of one store: in the first phase, or in the last."""
+
+    def __init__(self, backend: StorageBackend, phase: Phase) -> None:
+        """Tell of ``backend``, the only store of ``phase``."""
+        self._backend = backend
+        self._phase = phase
+
+    async def status(self) -> MigrationStatus:
+        """See the contract."""
+        health = await self._backend.health()
+        last = self._phase is Phase.POSTGRES_ONLY
+        return MigrationStatus(
+            phase=self._phase,
+            epoch=_FIRST_EPOCH,
+            backfill=BackfillStatus(BackfillState.PENDING),
+            journal_rows=0,
+            journal_lag_seconds=0.0,
+            quarantined=await self._backend.quarantine_count() if health.healthy else 0,
+            last_verification=None,
+            blockers_to_next=() if last else (_NO_TARGET,),
+            stores=(health,),
+        )
+
+    async def watch(self) -> AsyncIterator[MigrationStatus]:
+        """See the contract."""
+        while True:
+            yield await self.status()
+            await asyncio.sleep(_WATCH_EVERY)
+
+    async def change_phase(
+        self, phase: Phase, *, dry_run: bool, accept_quarantine: bool
+    ) -> MigrationStatus:
+        """Refuse, unless it is the phase that it is in."""
+        del dry_run, accept_quarantine
+        if phase is not self._phase:
+            self._refuse()
+        return await self.status()
+
+    async def control_backfill(
+        self, *, paused: bool | None, batch_size: int | None, max_rows_per_second: int | None
+    ) -> MigrationStatus:
+        """Refuse."""
+        del paused, batch_size, max_rows_per_second
+        self._refuse()
+
+    async def verify(self, *, repair: bool) -> AsyncIterator[VerifyProgress]:
+        """Refuse."""
+        del repair
+        raise PreconditionError(
+            (Blocker("ONE_STORE", "there is one store, and nothing to compare it with"),)
+        )
+        yield  # type: ignore[unreachable]  # makes this a generator
+
+    def _refuse(self) -> NoReturn:
+        last = self._phase is Phase.POSTGRES_ONLY
+        raise PreconditionError((_NO_WAY_BACK if last else _NO_TARGET,))

@@ -1,0 +1,105 @@
+"""Finds out whether the target is the one that this migration goes to, and takes it.
+
+Also where the two stores are brought together again after a crash between them, or
+after one of them was restored from a backup.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NoReturn
+
+from sagastore_server.migration.situation import Situation
+from sagastore_server.storage.errors import Blocker, PreconditionError
+from sagastore_server.storage.migration import BackfillState
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import (
+    Lease,
+    MigrationSource,
+    MigrationTarget,
+    TargetRecord,
+)
+
+_log = logging.getLogger(__name__)
+
+REFUSALS = frozenset({"SOURCE_IS_OLD", "LEASE_HELD"})
+"""Blockers with which a server must not even start: going on could lose writes."""
+
+
+async def attach(
+    source: MigrationSource, target: MigrationTarget, situation: Situation, lease: Lease
+) -> TargetRecord:
+    """Take the target, and make both stores agree on the phase.
+
+    Raises:
+        PreconditionError: It is not ours to take, or the source is older than it.
+        StorageError: It cannot be reached.
+
+    """
+    await target.open()
+    found = await target.inspect()
+    state = situation.state
+    if found.record is None:
+        _refuse(
+            "TARGET_UNKNOWN",
+            f"{target.place} knows nothing of this migration; give the right --postgres, or go "
+            "back to sqlite-only and begin again",
+        )
+    check(found.record, source, situation)
+    await target.claim(lease, source.store_id, state.phase, state.epoch)
+    base = await _reconcile(source, situation, found.record, new=found.empty)
+    return await target.set_phase(lease, state.phase, state.epoch, base)
+
+
+async def _reconcile(
+    source: MigrationSource, situation: Situation, record: TargetRecord, *, new: bool
+) -> int:
+    """Return up to which sequence the target needs nothing from the journal."""
+    applied = record.applied
+    pruned = (await source.journal_status(applied)).pruned
+    if new and record.backfill.state is BackfillState.PENDING:
+        # A new target: all that the journal does not have any more, the backfill copies.
+        return max(situation.state.base, pruned)
+    if applied < pruned:
+        _log.warning(
+            "PostgreSQL has lost changes %d to %d, which it had confirmed (was a backup "
+            "restored?); they are journalled again",
+            applied + 1,
+            pruned,
+        )
+        async with situation.changing:
+            await situation.commit(source, situation.state, rejournal_after=applied)
+    return applied
+
+
+def check(found: TargetRecord, source: MigrationSource, situation: Situation) -> None:
+    """Compare what the target remembers with the source.
+
+    Raises:
+        PreconditionError: It remembers another source, or a later state of this one.
+
+    """
+    if found.source != source.store_id:
+        _refuse(
+            "OTHER_MIGRATION",
+            "PostgreSQL holds the migration of another SQLite file; give the server the "
+            "database, or the file, that belong together",
+        )
+    epoch = situation.state.epoch
+    if found.phase is Phase.POSTGRES_ONLY:
+        _refuse(
+            "SOURCE_IS_OLD",
+            f"the messages of {source.place} have moved to PostgreSQL for good, so this is an old "
+            "copy of the file; start with --postgres alone",
+        )
+    if found.epoch > epoch or found.applied > source.committed:
+        _refuse(
+            "SOURCE_IS_OLD",
+            f"{source.place} is older than what PostgreSQL has seen of it (epoch {epoch} against "
+            f"{found.epoch}, change {source.committed} against {found.applied}): it seems to be a "
+            "copy or a restored backup; put the newest file back, or give it an empty database",
+        )
+
+
+def _refuse(reason: str, detail: str) -> NoReturn:
+    raise PreconditionError((Blocker(reason, detail),))

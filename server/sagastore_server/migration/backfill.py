@@ -1,0 +1,210 @@
+"""Copies what was there before the journal, in batches, and builds the indexes.
+
+The copy goes by id, which no VACUUM changes, and the place where it is stands in the
+target, committed together with the rows. A row that changes meanwhile is in the journal
+too; which of the two comes first does not matter, because the target never replaces a
+newer revision nor brings back what was deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from sagastore_server.migration.bounded import abandon
+from sagastore_server.migration.carrying import carry_all
+from sagastore_server.migration.follower import Follower
+from sagastore_server.migration.situation import Ends
+from sagastore_server.migration.throttle import Throttle
+from sagastore_server.storage.errors import FencedError, StorageError, UnavailableError
+from sagastore_server.storage.migration import BackfillState, BackfillStatus
+from sagastore_server.storage.model import Message
+from sagastore_server.storage.replication import (
+    BackfillMark,
+)
+
+RETRY_FIRST, RETRY_MOST = 0.25, 5.0
+"""Seconds until a step that failed is tried again; doubled up to the second."""
+
+_IDLE = 1.0
+"""Seconds between looks at whether there is something to do, without word of a change."""
+
+_log = logging.getLogger(__name__)
+
+
+class Backfill:
+    """Runs while the phase is BACKFILL, until all is copied and indexed."""
+
+    def __init__(
+        self,
+        ends: Ends,
+        follower: Follower,
+        throttle: Throttle,
+        when_done: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Prepare to copy; ``when_done`` is called each time that a copy is complete."""
+        self._source = ends.source
+        self._target = ends.target
+        self._situation = ends.situation
+        self._follower = follower
+        self._throttle = throttle
+        self._when_done = when_done
+        self._step = ""
+        self._error = ""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look for work; harmless if it runs."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="backfill")
+
+    async def stop(self) -> None:
+        """End; what is under way is repeated at the next start."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task}, timeout=_IDLE)
+
+    @property
+    def status(self) -> BackfillStatus:
+        """How far it is."""
+        mark = self._follower.mark
+        rate = self._throttle.rate
+        left = max(0, mark.total - mark.copied)
+        return BackfillStatus(
+            state=self._state(mark),
+            step="" if mark.state is BackfillState.DONE else self._step,
+            copied=mark.copied,
+            total=mark.total,
+            rows_per_second=rate if self._copying(mark) else 0.0,
+            eta_seconds=left / rate if rate and self._copying(mark) else 0.0,
+            error=self._error,
+        )
+
+    def _state(self, mark: BackfillMark) -> BackfillState:
+        if mark.state is BackfillState.DONE or not self._situation.phase.copies:
+            return mark.state
+        if self._situation.state.paused:
+            return BackfillState.PAUSED
+        return BackfillState.FAILED if self._error else BackfillState.RUNNING
+
+    def _copying(self, mark: BackfillMark) -> bool:
+        return self._state(mark) is BackfillState.RUNNING and mark.copied < mark.total
+
+    @property
+    def _may_work(self) -> bool:
+        return (
+            self._situation.phase.copies
+            and not self._situation.state.paused
+            and self._follower.attached
+            and self._follower.mark.state is not BackfillState.DONE
+        )
+
+    async def _run(self) -> None:
+        pause = RETRY_FIRST
+        while not self._follower.fenced:
+            if not self._may_work:
+                await self._situation.changed(_IDLE)
+                continue
+            try:
+                await self._advance()
+                pause = RETRY_FIRST
+                self._error = ""
+            except FencedError:
+                return  # The follower says why.
+            except StorageError as exc:
+                await self._failed(str(exc), pause)
+                pause = min(2 * pause, RETRY_MOST)
+            except Exception as exc:  # noqa: BLE001 - it must be told, and be tried again
+                _log.error("the backfill failed, trying again", exc_info=exc)
+                await self._failed("an internal error; the log has it", pause)
+                pause = min(2 * pause, RETRY_MOST)
+
+    async def _failed(self, why: str, pause: float) -> None:
+        if why != self._error:
+            _log.warning("the backfill is tried again: %s", why)
+        self._error = why
+        self._situation.tell()
+        await asyncio.sleep(pause)
+
+    async def _advance(self) -> None:
+        """Do the next piece of work."""
+        mark = self._follower.mark
+        if mark.state is BackfillState.PENDING:
+            await self._begin()
+        elif not mark.carried:
+            await self.carry()
+        elif mark.cursor < mark.upto:
+            await self._copy(mark)
+        elif (index := await self._missing_index()) is not None:
+            await self._build(index)
+        else:
+            await self._end(mark)
+
+    async def _begin(self) -> None:
+        self._step = "preparing"
+        aside = await self._source.set_aside_files()
+        if aside:
+            _log.warning("files set aside in quarantine: %d", aside)
+        upto = await self._source.last_id()
+        total = await self._source.count()
+        _log.info("backfill begins: %d messages", total)
+        await self._note(BackfillMark(BackfillState.RUNNING, upto=upto or "", total=total))
+
+    async def carry(self) -> None:
+        """Carry over what is no message: quarantine, files, extra values."""
+        self._step = "carrying quarantine and files"
+        await carry_all(self._source, self._target, self._follower.lease)
+        await self._note(self._follower.mark._replace(carried=True))
+
+    async def _copy(self, mark: BackfillMark) -> None:
+        self._step = "copying messages"
+        size = self._situation.state.batch_size
+        self._throttle.set_rate(self._situation.state.max_rows_per_second)
+        began = time.monotonic()
+        with self._throttle.working():
+            page = await self._source.scan_ids(mark.cursor, mark.upto, size)
+            # Nothing left up to the end: what was there has been deleted meanwhile.
+            cursor = page.messages[-1].id if page.more else mark.upto
+            rows = len(page.messages)
+            copied = mark.copied + rows
+            after = mark._replace(cursor=cursor, copied=copied, total=max(mark.total, copied))
+            await self._apply(after, page.messages)
+        await self._throttle.rest(rows, time.monotonic() - began)
+
+    async def _missing_index(self) -> str | None:
+        return next((one.name for one in await self._target.indexes() if not one.valid), None)
+
+    async def _build(self, name: str) -> None:
+        def progress(share: float) -> None:
+            self._step = f"building {name} ({share:.0%})"
+            self._situation.tell()
+
+        progress(0.0)
+        building = asyncio.create_task(self._target.build_index(name, progress))
+        # A pause or a way back does not wait for the end of a build.
+        while not building.done() and self._may_work:
+            await asyncio.wait({building}, timeout=_IDLE / 4)
+        if building.done():
+            building.result()
+        else:
+            abandon(building)
+
+    async def _end(self, mark: BackfillMark) -> None:
+        self._step = "refreshing the planner's statistics"
+        await self._target.refresh_statistics()
+        # Rows that were deleted before their turn are not to be copied any more.
+        await self._note(mark._replace(state=BackfillState.DONE, total=mark.copied))
+        _log.info("backfill done: %d messages copied, all indexes built", mark.copied)
+        await self._when_done()
+
+    async def _note(self, mark: BackfillMark) -> None:
+        await self._apply(mark, [])
+
+    async def _apply(self, mark: BackfillMark, messages: list[Message]) -> None:
+        if not self._follower.attached:
+            raise UnavailableError("PostgreSQL is not reached at the moment")
+        self._follower.mark = await self._target.copy(self._follower.lease, messages, mark)
+        self._situation.tell()

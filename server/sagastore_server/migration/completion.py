@@ -1,0 +1,224 @@
+"""The last step: PostgreSQL becomes the only store, and the SQLite file an archive.
+
+In an order that a crash can interrupt anywhere. First the source notes that the step
+has begun; from then on a server that starts asks PostgreSQL before it does anything.
+Then PostgreSQL takes over, in one transaction: that is the point of no return. Then the
+file is archived, which can be done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+
+from sagastore_server.migration.bounded import bounded
+from sagastore_server.migration.follower import Follower
+from sagastore_server.migration.situation import Ends
+from sagastore_server.migration.transitions import FENCE_WITHIN
+from sagastore_server.migration.verifying import Verifications
+from sagastore_server.migration.write_gate import FenceTimeoutError
+from sagastore_server.storage.errors import (
+    Blocker,
+    PreconditionError,
+    StorageError,
+    UnavailableError,
+)
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import (
+    MigrationState,
+)
+
+FEW = 500
+"""Changed rows that may be left to compare while writes are held."""
+
+ROUNDS = 5
+"""How often what has changed meanwhile is compared before writes are held in any case."""
+
+ASK_EVERY = 1.0
+"""Seconds between two questions to a PostgreSQL that did not say whether it took over."""
+
+FINISH_WITHIN = 20.0
+"""Seconds that PostgreSQL has to take over."""
+
+_log = logging.getLogger(__name__)
+
+
+class Completion:
+    """Carries out the change to POSTGRES_ONLY."""
+
+    def __init__(
+        self,
+        ends: Ends,
+        follower: Follower,
+        verifications: Verifications,
+    ) -> None:
+        """Complete the migration between these."""
+        self._source = ends.source
+        self._target = ends.target
+        self._situation = ends.situation
+        self._follower = follower
+        self._gate = ends.gate
+        self._verifications = verifications
+        self.unfinished: list[Blocker] = []
+        """What is left to do by hand, in POSTGRES_ONLY: an archive that could not be made."""
+
+    async def complete(self) -> None:
+        """Change to POSTGRES_ONLY, whose gates are open.
+
+        Raises:
+            PreconditionError: The last comparison found a difference; nothing has changed.
+            UnavailableError: A store failed, and nothing has changed; or PostgreSQL did
+                not say whether it has taken over, and no write is taken until it does.
+
+        """
+        compared = await self._compare_ahead()
+        try:
+            async with self._situation.changing, self._gate.closed(FENCE_WITHIN):
+                report = await self._take_over(compared)
+        except FenceTimeoutError:
+            raise UnavailableError(
+                "writes under way did not end in time, so the phase was not changed; try again"
+            ) from None
+        await self._follower.stop()
+        await self.archive(report)
+
+    async def archive(self, report: dict[str, object]) -> None:
+        """Archive the file; should that fail, say so, and let it be done at the next start."""
+        try:
+            made = await self._source.archive(report)
+        except StorageError as exc:
+            _log.error("the migration is complete, but the file is not archived: %s", exc)
+            line = f"{exc}; the next start with --sqlite and --postgres tries again"
+            self.unfinished = [Blocker("NOT_ARCHIVED", line)]
+            return
+        self.unfinished = []
+        _log.info("archived: %s, receipt: %s", made.path, made.receipt)
+
+    # ------------------------------------------------------------------ before the fence
+
+    async def _compare_ahead(self) -> int:
+        """Compare what has changed since the last full verification, until little is left."""
+        compared = 0
+        if not self._verifications.covered or self._follower.touched is None:
+            # A restart, or very many changes: what has changed is not known any more.
+            async for progress in self._verifications.run(repair=False):
+                compared = progress.compared
+            _refuse_mismatches(self._situation.state)
+        for _ in range(ROUNDS):
+            ids = self._take_touched()
+            await self._check(ids)
+            compared += len(ids)
+            if len(ids) <= FEW:
+                break
+        return compared
+
+    def _take_touched(self) -> list[str]:
+        ids = list(self._follower.touched or ())
+        self._follower.watch_changes()
+        return ids
+
+    async def _check(self, ids: list[str]) -> None:
+        mismatches = await self._verifications.check(ids) if ids else []
+        if mismatches:
+            self._verifications.covered = False
+            raise _refusal(f"{len(mismatches):,} rows that changed lately differ")
+
+    # ------------------------------------------------------------------ behind the fence
+
+    async def _take_over(self, compared: int) -> dict[str, object]:
+        state = self._situation.state
+        # Goes through the queue of writes: what is behind it, was refused or has ended.
+        await self._situation.commit(self._source, state._replace(completing=True))
+        try:
+            report = await self._final_check(compared)
+        except BaseException:
+            await self._situation.commit(self._source, state)
+            raise
+        last = state._replace(phase=Phase.POSTGRES_ONLY, epoch=state.epoch + 1, completing=True)
+        if not await self._finish(last.epoch):
+            await self._situation.commit(self._source, state)
+            raise UnavailableError("PostgreSQL did not take over, so the phase was not changed")
+        self._situation.enter(last)
+        return report
+
+    async def _final_check(self, compared: int) -> dict[str, object]:
+        if not await self._follower.reach(self._source.committed, FENCE_WITHIN):
+            raise _refusal("PostgreSQL did not catch up in time")
+        ids = self._take_touched()
+        await self._check(ids)
+        ours, theirs = await self._source.count(), await self._target.count()
+        if ours != theirs:
+            raise _refusal(f"SQLite has {ours:,} messages, PostgreSQL {theirs:,}")
+        carried, copied = await self._source.carried(), await self._target.carried()
+        if carried != copied:
+            raise _refusal("quarantine, files or extra values differ")
+        postgresql: dict[str, object] = {
+            "place": self._target.place,
+            "messages": theirs,
+            "quarantine": copied.quarantine._asdict(),
+            "files": copied.files._asdict(),
+            "extras": copied.extras._asdict(),
+        }
+        return _report(self._situation.state, postgresql, compared, len(ids))
+
+    async def _finish(self, epoch: int) -> bool:
+        """Let PostgreSQL take over; tell whether it has.
+
+        Whoever asks is answered only once that is certain: a write that went to SQLite
+        after PostgreSQL had taken over would be lost.
+        """
+        finish = self._target.finish(self._follower.lease, epoch, self._source.committed)
+        try:
+            await bounded(finish, FINISH_WITHIN, self._target.place)
+        except StorageError as exc:
+            _log.warning("PostgreSQL did not say whether it has taken over: %s", exc)
+            return await self._has_finished()
+        return True
+
+    async def _has_finished(self) -> bool:
+        while True:
+            try:
+                found = await bounded(self._target.inspect(), FINISH_WITHIN, self._target.place)
+            except StorageError as exc:
+                _log.warning("no writes are taken until PostgreSQL answers: %s", exc)
+                await asyncio.sleep(ASK_EVERY)
+                continue
+            return found.record is not None and found.record.phase is Phase.POSTGRES_ONLY
+
+
+def _refuse_mismatches(state: MigrationState) -> None:
+    last = state.last_verification
+    if last is None or last.mismatch_count:
+        count = 0 if last is None else last.mismatch_count
+        raise _refusal(f"the verification before the last step found {count:,} rows that differ")
+
+
+def _refusal(what: str) -> PreconditionError:
+    detail = f"{what}; run: sagastore migrate verify --repair, and then sagastore migrate verify"
+    return PreconditionError((Blocker("VERIFICATION_MISMATCH", detail),))
+
+
+def _report(
+    state: MigrationState, postgresql: dict[str, object], compared: int, compared_last: int
+) -> dict[str, object]:
+    """Return what the receipt says of PostgreSQL and of the comparisons."""
+    last = state.last_verification
+    verification = last and {
+        "started_at": _utc(last.started_at),
+        "finished_at": _utc(last.finished_at),
+        "compared": last.compared,
+        "mismatches": last.mismatch_count,
+        "compared_afterwards": compared,
+        "compared_while_writes_were_held": compared_last,
+    }
+    return {
+        "completed_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "epoch": state.epoch + 1,
+        "postgresql": postgresql,
+        "verification": verification,
+    }
+
+
+def _utc(micros: int) -> str:
+    return datetime.fromtimestamp(micros / 1_000_000, UTC).isoformat(timespec="microseconds")

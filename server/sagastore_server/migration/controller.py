@@ -1,0 +1,210 @@
+"""Steers a migration: changes of phase, verification, and where it all stands."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, NamedTuple
+
+from sagastore_server.migration.backfill import Backfill
+from sagastore_server.migration.completion import Completion
+from sagastore_server.migration.follower import Follower
+from sagastore_server.migration.gates import Gates
+from sagastore_server.migration.observing import StoreWatch
+from sagastore_server.migration.shadow import ShadowReader
+from sagastore_server.migration.situation import Ends
+from sagastore_server.migration.transitions import Transitions
+from sagastore_server.migration.verifying import Verifications
+from sagastore_server.storage.errors import Blocker, PreconditionError
+from sagastore_server.storage.migration import (
+    BackfillState,
+    BackfillStatus,
+    MigrationControl,
+    MigrationStatus,
+    VerifyProgress,
+)
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import JournalStatus
+
+_WATCH_WITHIN = 1.0
+"""Seconds after which a watcher hears again, even if nothing has changed."""
+
+_WATCH_PAUSE = 0.1
+"""Seconds between two words to a watcher: changes may come by the thousand."""
+
+_log = logging.getLogger(__name__)
+
+
+class Parts(NamedTuple):
+    """What a migration consists of beside its two ends."""
+
+    follower: Follower
+    backfill: Backfill
+    gates: Gates
+    transitions: Transitions
+    completion: Completion
+    verifications: Verifications
+    shadow: ShadowReader
+    stores: StoreWatch
+
+
+class Controller(MigrationControl):
+    """The one who decides; everybody else does what the phase says."""
+
+    def __init__(self, ends: Ends, parts: Parts) -> None:
+        """Steer ``parts``."""
+        self._source = ends.source
+        self._situation = ends.situation
+        self._follower = parts.follower
+        self._backfill = parts.backfill
+        self._gates = parts.gates
+        self._transitions = parts.transitions
+        self._completion = parts.completion
+        self._verifications = parts.verifications
+        self._shadow = parts.shadow
+        self._stores = parts.stores
+        self._changing = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def status(self) -> MigrationStatus:
+        """See the contract."""
+        phase = self._situation.phase
+        journal = await self._journal(phase)
+        lag = 0.0 if journal.oldest is None else time.time() - journal.oldest / 1_000_000
+        return MigrationStatus(
+            phase=phase,
+            epoch=self._situation.state.epoch,
+            backfill=self._backfill.status if phase.journals else _backfill_of(phase),
+            journal_rows=journal.rows,
+            journal_lag_seconds=max(0.0, lag),
+            quarantined=await self._stores.quarantined(),
+            last_verification=self._situation.state.last_verification,
+            blockers_to_next=tuple(await self._blockers_to_next(phase)),
+            stores=await self._stores.health(),
+            shadow=self._shadow.status,
+            reads_from_fallback=phase.reads_postgres
+            and phase.writes_sqlite
+            and not self._follower.current,
+            verifying=self._verifications.progress,
+        )
+
+    async def watch(self) -> AsyncIterator[MigrationStatus]:
+        """See the contract."""
+        while True:
+            yield await self.status()
+            began = time.monotonic()
+            await self._situation.changed(_WATCH_WITHIN)
+            await asyncio.sleep(max(0.0, _WATCH_PAUSE - (time.monotonic() - began)))
+
+    async def change_phase(
+        self, phase: Phase, *, dry_run: bool, accept_quarantine: bool
+    ) -> MigrationStatus:
+        """See the contract."""
+        if phase is self._situation.phase:
+            return await self.status()
+        if self._changing:
+            raise _refused(
+                [Blocker("CHANGE_UNDER_WAY", "another change of phase is under way; wait for it")]
+            )
+        self._changing = True
+        change = self._change(phase, dry_run=dry_run, accept_quarantine=accept_quarantine)
+        await asyncio.shield(self._spawn(change))
+        return await self.status()
+
+    async def control_backfill(
+        self, *, paused: bool | None, batch_size: int | None, max_rows_per_second: int | None
+    ) -> MigrationStatus:
+        """See the contract."""
+        async with self._situation.changing:
+            state = self._situation.state
+            if not state.phase.copies:
+                line = f"the phase is {state.phase.slug}; only in backfill is there one to control"
+                raise _refused([Blocker("NOT_IN_BACKFILL", line)])
+            wanted: dict[str, Any] = {
+                "paused": paused,
+                "batch_size": batch_size,
+                "max_rows_per_second": max_rows_per_second,
+            }
+            given = {name: value for name, value in wanted.items() if value is not None}
+            await self._situation.commit(self._source, state._replace(**given))
+        return await self.status()
+
+    async def verify(self, *, repair: bool) -> AsyncIterator[VerifyProgress]:
+        """See the contract."""
+        phase = self._situation.phase
+        if not phase.journals:
+            line = f"in {phase.slug} there is one store, and nothing to compare it with"
+            raise _refused([Blocker("ONE_STORE", line)])
+        async for progress in self._verifications.run(repair=repair):
+            yield progress
+
+    async def close(self) -> None:
+        """End what is under way, as soon as it is safe."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_WATCH_WITHIN)
+        for task in self._tasks:
+            task.cancel()
+
+    # ------------------------------------------------------------------ changes of phase
+
+    async def _change(self, wanted: Phase, *, dry_run: bool, accept_quarantine: bool) -> None:
+        try:
+            blockers = await self._gates.blockers(
+                wanted, self._shadow.status, accept_quarantine=accept_quarantine
+            )
+            if blockers:
+                raise _refused(blockers)
+            if dry_run:
+                return
+            before = self._situation.phase
+            if accept_quarantine:
+                await self._accept_quarantine()
+            if wanted is Phase.POSTGRES_ONLY:
+                await self._completion.complete()
+            else:
+                await self._transitions.go(wanted)
+            _log.info(
+                "phase changed: %s to %s, epoch %d",
+                before.slug,
+                wanted.slug,
+                self._situation.state.epoch,
+            )
+        finally:
+            self._changing = False
+            self._situation.tell()
+
+    async def _accept_quarantine(self) -> None:
+        count = await self._source.quarantine_count()
+        async with self._situation.changing:
+            state = self._situation.state._replace(accepted_quarantine=count)
+            await self._situation.commit(self._source, state)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # ------------------------------------------------------------------ where it stands
+
+    async def _journal(self, phase: Phase) -> JournalStatus:
+        if not phase.journals:
+            return JournalStatus(0, None, 0)
+        return await self._source.journal_status(self._follower.applied)
+
+    async def _blockers_to_next(self, phase: Phase) -> list[Blocker]:
+        following = phase.following
+        if following is None:
+            return self._completion.unfinished
+        return await self._gates.blockers(following, self._shadow.status)
+
+
+def _backfill_of(phase: Phase) -> BackfillStatus:
+    done = phase is Phase.POSTGRES_ONLY
+    return BackfillStatus(BackfillState.DONE if done else BackfillState.PENDING)
+
+
+def _refused(blockers: list[Blocker]) -> PreconditionError:
+    return PreconditionError(tuple(blockers))

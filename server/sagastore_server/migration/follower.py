@@ -1,0 +1,373 @@
+"""Makes the target follow the source: one pipeline, in the order of the journal.
+
+There is one follower, and it alone applies the journal. What it applies is what the
+source holds *now* under each id, and the target commits it together with the sequence
+up to which it has come. So a crash anywhere repeats at most what does no harm.
+
+In READ_POSTGRES it also keeps what read-your-writes rests on: CURRENT means that writes
+wait for the target, and that the target has everything that anybody can have seen, so
+that it may answer reads. Falling back is at once. Coming back holds the writes for the
+moment in which the last entries are applied, just as the change to READ_POSTGRES does;
+without that, a read could see a write in SQLite that the next read misses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import heapq
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from sagastore_server.migration.attaching import attach
+from sagastore_server.migration.bounded import bounded
+from sagastore_server.migration.situation import Ends
+from sagastore_server.migration.write_gate import FenceTimeoutError
+from sagastore_server.storage.errors import (
+    Blocker,
+    FencedError,
+    PreconditionError,
+    StorageError,
+)
+from sagastore_server.storage.migration import BackfillState
+from sagastore_server.storage.replication import (
+    BackfillMark,
+    Entry,
+    Lease,
+)
+
+BATCH = 1000
+"""Journal entries applied in one transaction at most."""
+
+NEAR = 500
+"""Entries at a time from which on down the end of the journal counts as near: what takes
+the target a few hundredths of a second."""
+
+PROBE_EVERY = 0.25
+"""Seconds between two signs of life that an idle target is asked for."""
+
+RETURN_EVERY = 0.5
+"""Seconds between two attempts to come back from falling back."""
+
+PRUNE_EVERY = 1.0
+"""Seconds between two removals of what the target has confirmed."""
+
+RETRY_FIRST, RETRY_MOST = 0.1, 2.0
+"""Seconds between attempts to reach a target that is away; doubled up to the second."""
+
+MOST_TOUCHED = 200_000
+"""Changed ids remembered between two verifications; beyond, a new one is needed."""
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Standing(enum.Enum):
+    """How the target stands to the source."""
+
+    DETACHED = "detached"
+    """Not reached, or not ours; nothing is applied."""
+    FOLLOWING = "following"
+    """The journal is applied; writes do not wait for that."""
+    CURRENT = "current"
+    """Writes wait for the target, and it may answer reads."""
+
+
+class Follower:
+    """Applies the journal for as long as it runs, and says how far it is."""
+
+    def __init__(
+        self,
+        ends: Ends,
+        patience: float,
+    ) -> None:
+        """Prepare to follow; ``patience`` is how many seconds the target may be silent."""
+        self._source = ends.source
+        self._target = ends.target
+        self._situation = ends.situation
+        self._gate = ends.gate
+        self._patience = patience
+        self.lease = Lease(self._source.holder, secrets.token_hex(8))
+        self.standing = Standing.DETACHED
+        self.trouble: Blocker | None = None
+        """Why the target is not followed, or is silent; None: all is well."""
+        self.fenced = False
+        """Another server has taken the target: this one must not write any more."""
+        self.applied = 0
+        self.mark = BackfillMark()
+        """How far the backfill is, as the target has it."""
+        self.touched: set[str] | None = None
+        """Ids applied since ``watch_changes``; None: not watched, or too many."""
+        self._return_at = 0.0
+        self._returning: asyncio.Task[None] | None = None
+        self._waiters: list[tuple[int, int, asyncio.Future[bool]]] = []
+        self._confirming: set[asyncio.Future[bool]] = set()
+        self._numbers = itertools.count()
+        self._wake = asyncio.Event()
+        self._anew = False
+        self._busy_since: float | None = None
+        self._pruned = 0
+        self._pruned_at = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+        self.reads_under_way: set[asyncio.Future[Any]] = set()
+        """Reads of the target, to be given up when it falls silent."""
+        self._source.on_commit(self._wake_up)
+
+    # ------------------------------------------------------------------ for others
+
+    @property
+    def attached(self) -> bool:
+        """Whether the target is reached, ours, and being followed."""
+        return self.standing is not Standing.DETACHED
+
+    @property
+    def current(self) -> bool:
+        """Whether the target may answer reads, and writes must wait for it."""
+        return self.standing is Standing.CURRENT
+
+    def start(self) -> None:
+        """Begin to follow; harmless if it runs."""
+        if not self._tasks:
+            self._tasks = [
+                asyncio.create_task(self._run(), name="follower"),
+                asyncio.create_task(self._watch_silence(), name="follower-watchdog"),
+            ]
+
+    async def stop(self) -> None:
+        """Stop following, and give the lease back if the target answers."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._patience)
+        was_attached = self.attached
+        self.trouble = None
+        self._stand(Standing.DETACHED)
+        for _, _, waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(False)
+        self._waiters.clear()
+        if was_attached:
+            with contextlib.suppress(StorageError):
+                releasing = self._target.release(self.lease)
+                await bounded(releasing, self._patience, self._target.place)
+
+    def attach_anew(self) -> None:
+        """Compare notes with the target again, which missed something."""
+        self._anew = True
+        self._wake.set()
+
+    async def reach(self, sequence: int, within: float) -> bool:
+        """Wait until the target has everything up to ``sequence``; False if not in time."""
+        if self.applied >= sequence:
+            return True
+        waiter = self._waiter(sequence)
+        self._wake.set()
+        done, _ = await asyncio.wait({waiter}, timeout=within)
+        if not done:
+            waiter.cancel()
+        return bool(done) and not waiter.cancelled() and waiter.result()
+
+    async def confirm(self, sequence: int) -> bool:
+        """Wait until the target has ``sequence``; False as soon as it need not be waited for."""
+        if not self.current:
+            return False
+        if self.applied >= sequence:
+            return True
+        waiter = self._waiter(sequence)
+        self._confirming.add(waiter)
+        try:
+            return await waiter
+        finally:
+            self._confirming.discard(waiter)
+
+    def fall_back(self, why: str) -> None:
+        """Stop waiting for the target and reading from it: it does not answer."""
+        if self.current:
+            _log.warning("PostgreSQL is left behind, SQLite answers: %s", why)
+            self._stand(Standing.FOLLOWING)
+        for waiter in self._confirming:
+            if not waiter.done():
+                waiter.set_result(False)
+        for read in self.reads_under_way:
+            read.cancel()
+
+    async def catch_up(self, commit: Callable[[], Awaitable[None]], within: float) -> bool:
+        """Hold the writes, let the target catch up, and make it current.
+
+        ``commit`` must go through the source's queue of writes, so that none of them
+        is left behind it when it returns; it is called while writes are held.
+
+        Returns:
+            False if the target did not catch up; then writes go on as before.
+
+        Raises:
+            FenceTimeoutError: Writes under way did not end in time.
+
+        """
+        async with self._gate.closed(within):
+            if not await self.reach(self._source.committed, within):
+                return False
+            await commit()
+            # The barrier may have let the last writes through whose callers had given up.
+            if not self.attached or not await self.reach(self._source.committed, within):
+                return False
+            self._stand(Standing.CURRENT)
+            return True
+
+    def part(self) -> None:
+        """From now on writes do not wait for the target, which goes on following."""
+        if self.current:
+            self._stand(Standing.FOLLOWING)
+
+    def watch_changes(self) -> None:
+        """Begin to remember which ids change, for a later verification of these."""
+        self.touched = set()
+
+    # ------------------------------------------------------------------ following
+
+    async def _run(self) -> None:
+        pause = RETRY_FIRST
+        while not self.fenced:
+            try:
+                await self._attach()
+                pause = RETRY_FIRST
+                while not self._anew:
+                    await self._step()
+            except FencedError as exc:
+                self._fence(exc)
+            except PreconditionError as exc:
+                self._detach(exc.blockers[0])
+            except StorageError as exc:
+                self._detach(Blocker("POSTGRES_UNAVAILABLE", str(exc)))
+            except Exception as exc:  # noqa: BLE001 - following must go on, whatever it is
+                _log.error("following failed, trying again", exc_info=exc)
+                self._detach(Blocker("POSTGRES_UNAVAILABLE", "an internal error; see the log"))
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_MOST)
+
+    async def _attach(self) -> None:
+        self._anew = False
+        record = await self._timed(attach(self._source, self._target, self._situation, self.lease))
+        self.applied, self.mark, self.trouble = record.applied, record.backfill, None
+        self._stand(Standing.FOLLOWING)
+        _log.info("following: PostgreSQL has the journal up to %d", self.applied)
+
+    async def _step(self) -> None:
+        self._wake.clear()
+        committed = self._source.committed
+        entries = await self._source.journal(self.applied, BATCH)
+        if entries:
+            await self._timed(self._target.apply(self.lease, entries))
+            self._advance(entries[-1].sequence, entries)
+        else:
+            # All that was committed before the journal was read has been applied.
+            self._advance(max(self.applied, committed), entries)
+        await self._prune()
+        self._approach(len(entries))
+        if not entries and not self._wake.is_set():
+            await self._rest()
+
+    async def _rest(self) -> None:
+        """Wait for the next commit; now and then ask the target for a sign of life."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PROBE_EVERY):
+                await self._wake.wait()
+                return
+        await self._timed(self._target.renew(self.lease))
+        self.trouble = None
+
+    def _advance(self, applied: int, entries: list[Entry]) -> None:
+        if self.touched is not None:
+            self.touched.update(entry.id for entry in entries)
+            if len(self.touched) > MOST_TOUCHED:
+                self.touched = None
+        self.applied = applied
+        while self._waiters and self._waiters[0][0] <= applied:
+            waiter = heapq.heappop(self._waiters)[2]
+            if not waiter.done():
+                waiter.set_result(True)
+
+    def _approach(self, entries: int) -> None:
+        """Come back from falling back, once the end of the journal is near."""
+        wanted = (
+            self._situation.phase.reads_postgres
+            and self._situation.phase.writes_sqlite
+            and self.mark.state is BackfillState.DONE
+        )
+        idle = self._returning is None or self._returning.done()
+        near = self.standing is Standing.FOLLOWING and entries <= NEAR
+        if wanted and near and idle and time.monotonic() >= self._return_at:
+            self._return_at = time.monotonic() + RETURN_EVERY
+            self._returning = asyncio.create_task(self._return())
+
+    async def _return(self) -> None:
+        state = self._situation.state
+
+        async def barrier() -> None:
+            await self._source.set_state(state)
+
+        with contextlib.suppress(FenceTimeoutError, StorageError):
+            async with self._situation.changing:
+                if self._situation.state is state and await self.catch_up(barrier, self._patience):
+                    _log.info("PostgreSQL has caught up and answers reads again")
+
+    async def _prune(self) -> None:
+        now = time.monotonic()
+        if self.applied > self._pruned and now - self._pruned_at >= PRUNE_EVERY:
+            upto = self.applied
+            await self._source.prune(upto)
+            self._pruned, self._pruned_at = upto, now
+
+    async def _timed(self, work: Awaitable[T]) -> T:
+        """Do something with the target; how long it takes is watched."""
+        self._busy_since = time.monotonic()
+        try:
+            return await work
+        finally:
+            self._busy_since = None
+
+    async def _watch_silence(self) -> None:
+        """Fall back when the target has been silent for too long.
+
+        What was asked of it goes on: it may yet answer, and then has caught up at once.
+        """
+        while True:
+            await asyncio.sleep(self._patience / 8)
+            since = self._busy_since
+            if since is not None and time.monotonic() - since > self._patience:
+                line = f"PostgreSQL has not answered for {self._patience:g} s"
+                self.trouble = Blocker("POSTGRES_UNAVAILABLE", line + "; see that it runs")
+                self.fall_back(line)
+
+    # ------------------------------------------------------------------ standing
+
+    def _waiter(self, sequence: int) -> asyncio.Future[bool]:
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiters, (sequence, next(self._numbers), waiter))
+        return waiter
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    def _stand(self, standing: Standing) -> None:
+        if standing is not self.standing:
+            self.standing = standing
+            self._situation.tell()
+
+    def _detach(self, trouble: Blocker | None) -> None:
+        if trouble is not None and trouble != self.trouble:
+            _log.warning("PostgreSQL is not followed: %s", trouble.detail)
+        self.trouble = trouble
+        self.fall_back(trouble.detail if trouble else "it is not followed any more")
+        self._stand(Standing.DETACHED)
+
+    def _fence(self, error: FencedError) -> None:
+        self.fenced = True
+        _log.error("this server may not write any more: %s", error)
+        self._detach(Blocker("NOT_THE_HOLDER", str(error)))

@@ -1,0 +1,306 @@
+"""A service that has both stores: puts the parts together, opens and closes them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import NamedTuple, NoReturn
+
+from sagastore_server.migration.attaching import check
+from sagastore_server.migration.backfill import Backfill
+from sagastore_server.migration.bounded import bounded
+from sagastore_server.migration.completion import Completion
+from sagastore_server.migration.controller import Controller, Parts
+from sagastore_server.migration.follower import Follower
+from sagastore_server.migration.gates import Gates
+from sagastore_server.migration.observing import StoreWatch
+from sagastore_server.migration.router import Router
+from sagastore_server.migration.shadow import ShadowReader
+from sagastore_server.migration.situation import Ends, Situation
+from sagastore_server.migration.throttle import Throttle
+from sagastore_server.migration.transitions import Transitions
+from sagastore_server.migration.verifying import Verifications
+from sagastore_server.migration.write_gate import WriteGate
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.errors import (
+    CannotOpenError,
+    MovedError,
+    PreconditionError,
+    StorageError,
+)
+from sagastore_server.storage.migration import BackfillState, MigrationControl
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import (
+    MigrationSource,
+    MigrationTarget,
+    TargetRecord,
+    TargetState,
+)
+
+LOOK_WITHIN = 5.0
+"""Seconds that a start waits for PostgreSQL where it can do without."""
+
+LEASE_WITHIN = 15.0
+"""Seconds that a start waits for the lease of another server to run out: longer than one
+lasts (postgresql), so that a server which is alive is told from one that is gone."""
+
+_TEND_EVERY = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Options(NamedTuple):
+    """What an operator can set."""
+
+    shadow_share: float = 0.05
+    """Share of the reads that are compared in BACKFILL, 0 to 1."""
+    patience: float = 1.5
+    """Seconds that PostgreSQL may be silent before SQLite answers in its place."""
+
+
+class LiveMigration:
+    """Both stores behind one backend, and what steers them. Needs a running event loop."""
+
+    def __init__(
+        self,
+        source: MigrationSource,
+        target: MigrationTarget,
+        options: Options = Options(),  # noqa: B008 - a named tuple never changes
+        *,
+        source_is_new: bool = False,
+    ) -> None:
+        """Prepare to move from ``source`` to ``target``.
+
+        ``source_is_new``: opening it will create it.
+        """
+        self._source = source
+        self._target = target
+        self._source_is_new = source_is_new
+        self._situation = Situation()
+        ends = Ends(source, target, self._situation, WriteGate())
+        throttle = Throttle()
+        self._follower = follower = Follower(ends, options.patience)
+        self._shadow = shadow = ShadowReader(
+            source, target, follower.reach, share=options.shadow_share
+        )
+        self._verifications = verifications = Verifications(ends, follower, shadow)
+        self._backfill = Backfill(ends, follower, throttle, self._backfill_done)
+        self._completion = Completion(ends, follower, verifications)
+        parts = Parts(
+            follower,
+            self._backfill,
+            Gates(ends, follower),
+            Transitions(ends, follower),
+            self._completion,
+            verifications,
+            shadow,
+            StoreWatch(source, target, self._situation),
+        )
+        self._controller = Controller(ends, parts)
+        self._router = Router(ends, follower, shadow, throttle, self)
+        self._tending: asyncio.Task[None] | None = None
+
+    @property
+    def backend(self) -> StorageBackend:
+        """Where messages are stored and found."""
+        return self._router
+
+    @property
+    def control(self) -> MigrationControl:
+        """What operators ask."""
+        return self._controller
+
+    @property
+    def phase(self) -> Phase:
+        """The phase in force."""
+        return self._situation.phase
+
+    @property
+    def place(self) -> str:
+        """Where the messages are, for people."""
+        if not self.phase.writes_sqlite:
+            return self._target.place
+        return f"{self._source.place} ({self.phase.slug}, {self._target.place})"
+
+    async def open(self) -> None:
+        """Open the stores of the phase, and bring them together after a crash.
+
+        Raises:
+            CannotOpenError: Going on would risk a message; the line says what to do.
+
+        """
+        try:
+            await self._open()
+        except PreconditionError as exc:
+            await self.close()
+            raise CannotOpenError(str(exc)) from exc
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End all that goes on, and close the stores."""
+        if self._tending is not None:
+            self._tending.cancel()
+        await self._controller.close()
+        await self._verifications.close()
+        await self._shadow.close()
+        await self._backfill.stop()
+        await self._follower.stop()
+        await self._source.close()
+        await self._target.close()
+
+    # ------------------------------------------------------------------ opening
+
+    async def _open(self) -> None:
+        if self._source_is_new:
+            await self._refuse_a_new_file_beside_messages()
+        try:
+            await self._source.open()
+        except MovedError as exc:
+            await self._open_after_the_end(exc)
+            return
+        state = await self._source.state()
+        self._situation.enter(state)
+        if state.completing or state.phase is Phase.POSTGRES_ONLY:
+            await self._resume_the_last_step()
+        if self.phase.writes_sqlite:
+            await self._meet_the_target()
+            self._start()
+
+    def _start(self) -> None:
+        self._shadow.start()
+        self._backfill.start()
+        if self.phase.journals:
+            self._follower.start()
+        self._tending = asyncio.create_task(self._tend(), name="migration-caretaker")
+
+    async def _refuse_a_new_file_beside_messages(self) -> None:
+        """A mistyped path must not look like an empty service."""
+        found = await self._look()
+        if found is None:
+            return
+        finished = found.record is not None and found.record.phase is Phase.POSTGRES_ONLY
+        if finished or (found.record is None and not found.empty):
+            raise CannotOpenError(
+                f"{self._source.place} does not exist, and {self._target.place} holds messages of "
+                "its own; to serve those, leave out --sqlite; to move a SQLite file there, give "
+                "the file that exists, and an empty database"
+            )
+
+    async def _open_after_the_end(self, moved: MovedError) -> None:
+        """The file was archived; PostgreSQL is the only store."""
+        await self._target.open()
+        found = await self._target.inspect()
+        if found.record is None or found.record.phase is not Phase.POSTGRES_ONLY:
+            raise CannotOpenError(f"{moved}; {self._target.place} is not where they went")
+        self._end(found.record)
+        _log.warning("%s; --sqlite is of no use any more, leave it out", moved)
+
+    async def _resume_the_last_step(self) -> None:
+        """A crash came into the last step: PostgreSQL knows whether it took over."""
+        try:
+            await self._target.open()
+            found = await self._target.inspect()
+        except StorageError as exc:
+            raise CannotOpenError(
+                "the last step of the migration was interrupted, and PostgreSQL alone knows "
+                f"whether it was done: {exc}"
+            ) from exc
+        record, state = found.record, self._situation.state
+        if record is None or record.source != self._source.store_id:
+            raise CannotOpenError(
+                "the last step of the migration was interrupted, and this PostgreSQL knows "
+                "nothing of it; give the right --postgres"
+            )
+        if record.phase is Phase.POSTGRES_ONLY:
+            _log.warning("the last step was interrupted; archiving the file now")
+            self._end(record)
+            await self._completion.archive({"resumed_after_a_crash": True})
+        elif state.phase is Phase.POSTGRES_ONLY:
+            raise CannotOpenError(
+                f"{self._source.place} is an archive, and {self._target.place} is in phase "
+                f"{record.phase.slug}: they do not belong together; give the right --postgres"
+            )
+        else:
+            await self._situation.commit(self._source, state._replace(completing=False))
+
+    async def _meet_the_target(self) -> None:
+        """Refuse to start where PostgreSQL has seen more than the file, or serves another."""
+        found = await self._look()
+        if found is None or found.record is None:
+            return
+        record = found.record
+        if record.source != self._source.store_id:
+            if record.phase is Phase.POSTGRES_ONLY or not self.phase.journals:
+                return  # A blocker, not a danger: nothing is written there.
+            _log.error("PostgreSQL belongs to another migration; it is left alone")
+            return
+        check(record, self._source, self._situation)
+        await self._wait_for_the_lease(record)
+
+    async def _wait_for_the_lease(self, record: TargetRecord) -> None:
+        """Wait until a server that is gone does not hold PostgreSQL any more."""
+        waited = 0.0
+        while self._is_held_by_another(record):
+            if waited > LEASE_WITHIN:
+                _refuse_second(record)
+            pause = min(max(record.lease_seconds, 0.2), 2.0)
+            await asyncio.sleep(pause)
+            waited += pause
+            found = await self._look()
+            if found is None or found.record is None:
+                return
+            record = found.record
+
+    def _is_held_by_another(self, record: TargetRecord) -> bool:
+        ours = record.holder in {"", self._source.holder}
+        return self.phase.journals and not ours and record.lease_seconds > 0
+
+    async def _look(self) -> TargetState | None:
+        """Return what is in PostgreSQL; None where it does not answer, or cannot be used."""
+
+        async def look() -> TargetState:
+            await self._target.open()
+            return await self._target.inspect()
+
+        try:
+            return await bounded(look(), LOOK_WITHIN, self._target.place)
+        except StorageError as exc:
+            _log.warning("PostgreSQL is not to be had: %s", exc)
+            return None
+
+    def _end(self, record: TargetRecord) -> None:
+        self._situation.enter(
+            self._situation.state._replace(phase=Phase.POSTGRES_ONLY, epoch=record.epoch)
+        )
+
+    # ------------------------------------------------------------------ while it runs
+
+    async def _backfill_done(self) -> None:
+        """A copy is complete: what was compared before proves nothing of it."""
+        self._shadow.reset()
+        async with self._situation.changing:
+            state = self._situation.state._replace(last_verification=None)
+            await self._situation.commit(self._source, state)
+
+    async def _tend(self) -> None:
+        """See to it that a copy which is complete is verified, also after a restart."""
+        while True:
+            await self._situation.changed(_TEND_EVERY)
+            if (
+                self.phase.copies
+                and self._follower.attached
+                and self._follower.mark.state is BackfillState.DONE
+                and self._situation.state.last_verification is None
+                and self._verifications.progress is None
+            ):
+                self._verifications.start_automatic()
+
+
+def _refuse_second(record: TargetRecord) -> NoReturn:
+    host = record.holder.partition(":")[0]
+    raise CannotOpenError(
+        f"another server, on {host}, holds this migration in PostgreSQL; a migration has one "
+        "server: stop that one first"
+    )

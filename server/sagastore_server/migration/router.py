@@ -1,0 +1,252 @@
+"""The router: a storage backend made of two, whatever the phase."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+from sagastore_server.migration.bounded import abandon
+from sagastore_server.migration.follower import Follower
+from sagastore_server.migration.shadow import ShadowReader
+from sagastore_server.migration.situation import Ends
+from sagastore_server.migration.throttle import Throttle
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.errors import (
+    AlreadyExistsError,
+    CorruptStoreError,
+    FencedError,
+    NotFoundError,
+    RevisionMismatchError,
+    StorageFullError,
+    UnavailableError,
+)
+from sagastore_server.storage.migration import BackfillState
+from sagastore_server.storage.model import (
+    BulkResult,
+    Draft,
+    Message,
+    OnConflict,
+    Page,
+    QuarantinedRow,
+    SaveResult,
+    Store,
+    StoreHealth,
+)
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.query import Criteria, Scan
+
+BOTH = (Store.SQLITE, Store.POSTGRESQL)
+
+_OUTAGES = (UnavailableError, CorruptStoreError, StorageFullError)
+"""What a read of PostgreSQL may fail with and SQLite may do better."""
+
+_REFUSALS = (AlreadyExistsError, NotFoundError, RevisionMismatchError)
+
+T = TypeVar("T")
+
+
+class Lifecycle(Protocol):
+    """What opens and closes the stores of a router."""
+
+    async def open(self) -> None:
+        """Open them."""
+
+    async def close(self) -> None:
+        """Close them."""
+
+
+Read = Callable[[StorageBackend], Awaitable[T]]
+
+
+class Router(StorageBackend):
+    """Sends each call to the stores of the phase, and acknowledges as the phase says."""
+
+    def __init__(
+        self,
+        ends: Ends,
+        follower: Follower,
+        shadow: ShadowReader,
+        throttle: Throttle,
+        lifecycle: Lifecycle,
+    ) -> None:
+        """Route between ``source`` and ``target``; ``lifecycle`` opens and closes both."""
+        self._source = ends.source
+        self._target = ends.target
+        self._situation = ends.situation
+        self._follower = follower
+        self._shadow = shadow
+        self._throttle = throttle
+        self._lifecycle = lifecycle
+        self._gate = ends.gate
+
+    async def open(self) -> None:
+        """See the contract: opens both stores, and brings them together after a crash."""
+        await self._lifecycle.open()
+
+    async def close(self) -> None:
+        """See the contract."""
+        await self._lifecycle.close()
+
+    # ------------------------------------------------------------------ writes
+
+    async def save(
+        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+    ) -> SaveResult:
+        """See the contract; ``durable_on`` follows the phase."""
+        result, on_both = await self._write(lambda store: store.save(draft, if_revision))
+        if on_both:
+            return result._replace(durable_on=BOTH)
+        if everywhere_within is not None and self._situation.phase.journals:
+            return await self._everywhere(result, everywhere_within)
+        return result
+
+    async def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:
+        """See the contract."""
+        return (await self._write(lambda store: store.bulk_save(drafts, on_conflict)))[0]
+
+    async def delete(self, message_id: str, if_revision: int | None = None) -> None:
+        """See the contract."""
+        await self._write(lambda store: store.delete(message_id, if_revision))
+
+    async def _write(self, write: Read[T]) -> tuple[T, bool]:
+        """Write, and tell whether PostgreSQL has it beside SQLite."""
+        try:
+            result = await self._write_primary(write)
+        except _REFUSALS:
+            # A refusal tells of what SQLite has. The caller may look for it next.
+            await self._confirmed()
+            raise
+        return result, await self._confirmed()
+
+    async def _write_primary(self, write: Read[T]) -> T:
+        await self._gate.enter()
+        try:
+            if not self._situation.phase.writes_sqlite:
+                return await write(self._target)
+            if self._follower.fenced:
+                raise FencedError(
+                    "another server has taken over this migration; this one takes no writes"
+                )
+            began = time.monotonic()
+            result = await write(self._source)
+            self._throttle.note_foreground(time.monotonic() - began)
+            return result
+        finally:
+            self._gate.leave()
+
+    async def _confirmed(self) -> bool:
+        """Wait until PostgreSQL has what was just written, if the phase asks for it."""
+        phase = self._situation.phase
+        if not (phase.reads_postgres and phase.writes_sqlite):
+            return False
+        return await self._follower.confirm(self._source.committed)
+
+    async def _everywhere(self, result: SaveResult, within: float) -> SaveResult:
+        sequence = self._source.committed
+        state = self._situation.state
+        if result.revision <= state.base and self._follower.mark.state is not BackfillState.DONE:
+            # Unchanged, and from before the journal: the backfill has perhaps not come to it.
+            sequence = await self._source.requeue([result.id])
+        if await self._follower.reach(sequence, within):
+            return result._replace(durable_on=BOTH)
+        if not self._situation.phase.journals:
+            return result
+        raise UnavailableError(
+            f"message {result.id!r} is stored in SQLite, and PostgreSQL does not have it yet; it "
+            "follows by itself, and saving it again is safe"
+        )
+
+    # ------------------------------------------------------------------ reads
+
+    async def get(self, message_id: str) -> Message:
+        """See the contract."""
+        return await self._read("Get", lambda store: store.get(message_id))
+
+    async def batch_get(self, message_ids: Sequence[str]) -> dict[str, Message]:
+        """See the contract."""
+        return await self._read("BatchGet", lambda store: store.batch_get(message_ids))
+
+    async def list_session(self, session_id: str, scan: Scan) -> Page:
+        """See the contract."""
+        return await self._read("List", lambda store: store.list_session(session_id, scan))
+
+    async def search(self, criteria: Criteria, scan: Scan) -> Page:
+        """See the contract."""
+        return await self._read("Search", lambda store: store.search(criteria, scan))
+
+    async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
+        """See the contract."""
+        return await self._read("", lambda store: store.scan_ids(after, upto, limit))
+
+    async def last_id(self) -> str | None:
+        """See the contract."""
+        return await self._read("", lambda store: store.last_id())
+
+    async def quarantine(self, after: int, limit: int) -> list[QuarantinedRow]:
+        """See the contract."""
+        return await self._primary.quarantine(after, limit)
+
+    async def quarantine_count(self) -> int:
+        """See the contract."""
+        return await self._primary.quarantine_count()
+
+    async def health(self) -> StoreHealth:
+        """See the contract: of the store without which the phase cannot go on."""
+        return await self._primary.health()
+
+    @property
+    def _primary(self) -> StorageBackend:
+        return self._source if self._situation.phase.writes_sqlite else self._target
+
+    async def _read(self, name: str, read: Read[T]) -> T:
+        phase = self._situation.phase
+        if not phase.reads_postgres:
+            if name and self._compares(phase) and self._shadow.wanted():
+                return await self._read_and_compare(name, read)
+            return await read(self._source)
+        if not phase.writes_sqlite:
+            return await read(self._target)
+        if self._follower.current:
+            return await self._read_target(read)
+        return await read(self._source)
+
+    def _compares(self, phase: Phase) -> bool:
+        """Tell whether PostgreSQL should have what SQLite has, and is not read yet."""
+        return phase.copies and self._follower.mark.state is BackfillState.DONE
+
+    async def _read_target(self, read: Read[T]) -> T:
+        """Read from PostgreSQL; from SQLite, which has everything, should that fail.
+
+        A read that hangs is given up when the follower finds PostgreSQL silent. It runs
+        in a task of its own, because giving up a statement can hang as well.
+        """
+        task = asyncio.ensure_future(read(self._target))
+        answer = asyncio.shield(task)
+        under_way = self._follower.reads_under_way
+        under_way.add(answer)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            abandon(task)
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+        except _OUTAGES:
+            # Whether PostgreSQL is away is for the follower to find out.
+            if not self._situation.phase.writes_sqlite:
+                raise
+        finally:
+            under_way.discard(answer)
+        # Usually SQLite; PostgreSQL, should the last step have come in between.
+        return await read(self._primary)
+
+    async def _read_and_compare(self, name: str, read: Read[T]) -> T:
+        try:
+            answer = await read(self._source)
+        except NotFoundError as exc:
+            self._shadow.compare(name, read, exc)
+            raise
+        self._shadow.compare(name, read, answer)
+        return answer

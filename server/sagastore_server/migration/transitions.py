@@ -1,0 +1,181 @@
+"""The changes of phase that have a way back. Each either happens or changes nothing."""
+
+from __future__ import annotations
+
+import logging
+
+from sagastore_server.migration.bounded import bounded
+from sagastore_server.migration.follower import Follower
+from sagastore_server.migration.situation import Ends
+from sagastore_server.migration.write_gate import FenceTimeoutError
+from sagastore_server.storage.errors import (
+    Blocker,
+    PreconditionError,
+    StorageError,
+    UnavailableError,
+)
+from sagastore_server.storage.migration import BackfillState
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import (
+    BackfillMark,
+    MigrationState,
+    TargetRecord,
+)
+
+FENCE_WITHIN = 2.0
+"""Seconds that writes are held at most for each step of a change. The usual is a few
+hundredths; what takes longer gives up, and changes nothing."""
+
+CLAIM_WITHIN = 30.0
+"""Seconds that making the schema and taking the target may take."""
+
+FOLLOW_WITHIN = 10.0
+"""Seconds within which the journal should be followed once the target is taken."""
+
+NEAR_WITHIN = 60.0
+"""Seconds within which the target should come near the end of the journal before writes
+are held at all."""
+
+_log = logging.getLogger(__name__)
+
+
+class Transitions:
+    """Carries out changes of phase whose gates are open.
+
+    The source commits a phase first, and that moment is the change. The target is told
+    next; should that fail, it hears of it when it is reached again.
+    """
+
+    def __init__(
+        self,
+        ends: Ends,
+        follower: Follower,
+    ) -> None:
+        """Change the phase of these."""
+        self._source = ends.source
+        self._target = ends.target
+        self._situation = ends.situation
+        self._follower = follower
+        self._gate = ends.gate
+
+    async def go(self, wanted: Phase) -> None:
+        """Change to ``wanted``, which is next to the phase in force.
+
+        Raises:
+            PreconditionError: Something came in between; nothing has changed.
+            UnavailableError: A store failed; nothing has changed.
+
+        """
+        before = self._situation.phase
+        if wanted is Phase.DUAL_WRITE and before is Phase.SQLITE_ONLY:
+            await self._begin()
+        elif wanted is Phase.BACKFILL and before is Phase.DUAL_WRITE:
+            await self._to_backfill()
+        elif wanted is Phase.READ_POSTGRES:
+            await self._switch()
+        else:
+            await self._back(wanted)
+
+    async def _begin(self) -> None:
+        """From SQLITE_ONLY to DUAL_WRITE: take the target, then journal every write."""
+        state = self._situation.state
+        record = await bounded(
+            self._target.claim(
+                self._follower.lease, self._source.store_id, state.phase, state.epoch
+            ),
+            CLAIM_WITHIN,
+            self._target.place,
+        )
+        try:
+            async with self._situation.changing, self._gate.closed(FENCE_WITHIN):
+                rejournal = record.applied if _has_been_used(record) else None
+                base = self._source.committed if rejournal is None else record.applied
+                await self._commit(Phase.DUAL_WRITE, base=base, rejournal_after=rejournal)
+        except FenceTimeoutError:
+            await bounded(
+                self._target.release(self._follower.lease), FENCE_WITHIN, self._target.place
+            )
+            raise _busy() from None
+        self._follower.start()
+        # From here on the phase is DUAL_WRITE, whether or not the target answers.
+        if not await self._follower.reach(self._source.committed, FOLLOW_WITHIN):
+            _log.warning("PostgreSQL does not follow yet")
+
+    async def _to_backfill(self) -> None:
+        mark = self._follower.mark
+        indexes = await bounded(self._target.indexes(), FENCE_WITHIN, self._target.place)
+        async with self._situation.changing:
+            await self._commit(Phase.BACKFILL)
+        if mark.state is BackfillState.DONE and not all(index.valid for index in indexes):
+            again: BackfillMark = mark._replace(state=BackfillState.RUNNING)
+            self._follower.mark = await self._target.copy(self._follower.lease, [], again)
+            self._situation.tell()
+        await self._tell_target()
+
+    async def _switch(self) -> None:
+        """From BACKFILL to READ_POSTGRES: hold the writes, drain the journal, change."""
+        if not await self._follower.reach(self._source.committed, NEAR_WITHIN):
+            raise _behind()
+
+        async def change() -> None:
+            await self._commit(Phase.READ_POSTGRES)
+            await self._tell_target()
+
+        try:
+            async with self._situation.changing:
+                current = await self._follower.catch_up(change, FENCE_WITHIN)
+        except FenceTimeoutError:
+            raise _busy() from None
+        if not current and self._situation.phase is not Phase.READ_POSTGRES:
+            raise _behind()
+
+    async def _back(self, wanted: Phase) -> None:
+        """One phase back: SQLite has had every write, so nothing need be waited for."""
+        async with self._situation.changing:
+            await self._commit(wanted)
+            self._follower.part()
+        await self._tell_target()
+        if not wanted.journals:
+            await self._follower.stop()
+
+    async def _commit(
+        self, phase: Phase, *, base: int | None = None, rejournal_after: int | None = None
+    ) -> None:
+        state: MigrationState = self._situation.state
+        state = state._replace(phase=phase, epoch=state.epoch + 1)
+        if base is not None:
+            state = state._replace(base=base, last_verification=None)
+        await self._situation.commit(self._source, state, rejournal_after)
+
+    async def _tell_target(self) -> None:
+        state = self._situation.state
+        if not self._follower.attached:
+            return
+        telling = self._target.set_phase(self._follower.lease, state.phase, state.epoch, 0)
+        try:
+            await bounded(telling, FENCE_WITHIN / 4, self._target.place)
+        except StorageError as exc:
+            _log.warning("PostgreSQL does not know the phase yet: %s", exc)
+            self._follower.attach_anew()
+
+
+def _has_been_used(record: TargetRecord) -> bool:
+    return record.applied > 0 or record.backfill.state is not BackfillState.PENDING
+
+
+def _busy() -> UnavailableError:
+    return UnavailableError(
+        "writes under way did not end in time, so the phase was not changed; try again"
+    )
+
+
+def _behind() -> PreconditionError:
+    return PreconditionError(
+        (
+            Blocker(
+                "POSTGRES_BEHIND",
+                "PostgreSQL did not catch up with the journal in time, so the phase was not "
+                "changed; try again, at a quieter time if need be",
+            ),
+        )
+    )
