@@ -15,7 +15,7 @@ import typer
 from sagastore.cli.safe import one_line
 from sagastore.errors import SagaStoreError
 
-__all__ = ["CommandError", "StoppedError", "complain", "execute", "explain"]
+__all__ = ["CommandError", "StoppedError", "complain", "execute", "explain", "terminated"]
 
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -51,6 +51,11 @@ def explain(error: SagaStoreError) -> str:
     if error.reference and error.reference not in text:
         text = f"{text} (reference {error.reference})"
     return text
+
+
+def terminated() -> bool:
+    """Tell whether it was SIGTERM that asked the command to stop."""
+    return _Stop.by_sigterm
 
 
 def execute(job: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:

@@ -1,12 +1,12 @@
-"""What `sagastore migrate` does."""
+"""`sagastore migrate status` and `quarantine`."""
 
 from __future__ import annotations
 
 import json
 from contextlib import aclosing
 
-from sagastore import Migration, QuarantinedRow
-from sagastore.cli import records
+from sagastore import QuarantinedRow
+from sagastore.cli import migration_record, records
 from sagastore.cli.failures import complain
 from sagastore.cli.output import print_json
 from sagastore.cli.settings import Settings
@@ -19,42 +19,13 @@ async def status(settings: Settings) -> int:
     async with settings.client() as client:
         state = await client.migration.get()
     if settings.as_json:
-        print_json(records.document(_facts(state)))
+        print_json(records.document(migration_record.facts(state)))
         return 0
+    from sagastore.cli import migration_page
     from sagastore.cli.console import screen
 
-    out = screen()
-    out.line("phase       ", (state.phase.label, "bold"), f" (epoch {state.epoch})")
-    for store in state.stores:
-        health = ("healthy", "green") if store.healthy else (store.detail, "red")
-        held = "" if store.messages is None else f", {store.messages:,} messages"
-        out.line(f"{store.store.label:<12}", health, held)
-    out.line("quarantine  ", f"{state.quarantined:,} rows")
-    for blocker in state.blockers_to_next:
-        out.line(("blocked by  ", "yellow"), f"{blocker.reason}: {blocker.detail}")
+    screen().page(migration_page.page(state, settings.target))
     return 0
-
-
-def _facts(state: Migration) -> dict[str, object]:
-    return {
-        "phase": state.phase.label,
-        "epoch": state.epoch,
-        "stores": [
-            {
-                "store": store.store.label,
-                "healthy": store.healthy,
-                "detail": store.detail,
-                "messages": store.messages,
-                "schema_version": store.schema_version,
-            }
-            for store in state.stores
-        ],
-        "quarantined": state.quarantined,
-        "blockers_to_next": [
-            {"reason": blocker.reason, "detail": blocker.detail}
-            for blocker in state.blockers_to_next
-        ],
-    }
 
 
 async def quarantine(settings: Settings, limit: int) -> int:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from sagastore.cli import exact_json
 from sagastore.cli.times import parse_moment, parse_time
 
-__all__ = ["Durability", "OnConflict", "Order", "json_object", "moment", "point_in_time"]
+if TYPE_CHECKING:
+    from sagastore import Phase
+
+__all__ = [
+    "Durability",
+    "OnConflict",
+    "Order",
+    "PhaseName",
+    "json_object",
+    "moment",
+    "point_in_time",
+]
 
 
 class Durability(StrEnum):
@@ -34,6 +45,23 @@ class OnConflict(StrEnum):
 
     replace_ = "replace"  # `replace` is a method of str
     skip = "skip"
+
+
+class PhaseName(StrEnum):
+    """A phase of the migration."""
+
+    sqlite_only = "sqlite-only"
+    dual_write = "dual-write"
+    backfill = "backfill"
+    read_postgres = "read-postgres"
+    postgres_only = "postgres-only"
+
+    @property
+    def phase(self) -> Phase:
+        """The phase in the library's words."""
+        from sagastore import Phase
+
+        return Phase.parse(self.value)
 
 
 def point_in_time(text: str) -> datetime:

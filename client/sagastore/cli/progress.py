@@ -26,12 +26,21 @@ class Meter:
         done: Units done before.
         rows: Rows done before.
         quiet: Show nothing.
+        unit: What is counted, and its short form for rates.
     """
 
     def __init__(
-        self, verb: str, *, total: int | None, done: int = 0, rows: int = 0, quiet: bool = False
+        self,
+        verb: str,
+        *,
+        total: int | None,
+        done: int = 0,
+        rows: int = 0,
+        quiet: bool = False,
+        unit: tuple[str, str] = ("messages", "msg"),
     ) -> None:
         self._verb = verb
+        self._unit, self._short_unit = unit
         self._total = total
         self._begun = self._last_line = time.monotonic()
         self._samples = deque([(self._begun, done, rows)])
@@ -58,8 +67,8 @@ class Meter:
         (then, done_then, rows_then), (now, _, _) = self._samples[0], self._samples[-1]
         elapsed = now - then
         if elapsed <= 0:
-            return f"{rows:,} messages"
-        text = f"{rows:,} messages, {rate_of(rows - rows_then, elapsed)}"
+            return f"{rows:,} {self._unit}"
+        text = f"{rows:,} {self._unit}, {rate_of(rows - rows_then, elapsed, self._short_unit)}"
         speed = (done - done_then) / elapsed
         if self._total and speed > 0:
             text += f", {duration(max(0, self._total - done) / speed)} left"
@@ -112,10 +121,10 @@ class _Bar:
         self._progress.stop()
 
 
-def rate_of(rows: float, seconds: float) -> str:
+def rate_of(rows: float, seconds: float, unit: str = "msg") -> str:
     """Return a rate for people."""
     rate = rows / seconds if seconds > 0 else 0.0
-    return f"{rate:,.0f} msg/s" if rate >= 10 else f"{rate:,.1f} msg/s"
+    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:,.1f} {unit}/s"
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from sagastore import Message, SearchResult, _json
 from sagastore.cli.safe import json_safe
 
-__all__ = ["document", "hit_line", "message_line"]
+__all__ = ["document", "hit_line", "iso", "message_line"]
 
 
 def document(value: dict[str, Any]) -> str:
@@ -33,16 +33,17 @@ def _record(message: Message) -> dict[str, Any]:
         "role": message.role,
         "content": message.content,
         "tags": message.tags,
-        "timestamp": _iso(message.timestamp),
+        "timestamp": iso(message.timestamp),
         "metadata": message.metadata,
         "session_id": message.session_id,
     }
 
 
 def _full(message: Message) -> dict[str, Any]:
-    server = {"created_at": _iso(message.created_at), "revision": message.revision}
+    server = {"created_at": iso(message.created_at), "revision": message.revision}
     return _record(message) | server
 
 
-def _iso(value: datetime | None) -> str | None:
+def iso(value: datetime | None) -> str | None:
+    """Return a time in ISO form."""
     return None if value is None else value.isoformat()

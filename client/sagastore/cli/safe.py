@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["json_safe", "label", "one_line", "printable"]
+__all__ = ["json_safe", "label", "one_line", "printable", "unbroken"]
 
 # Control characters, those that set the direction of what follows, and the two
 # separators at which some terminals and many programs break lines. A tab and a
@@ -41,9 +41,14 @@ def label(text: str) -> str:
     return printable(text).replace("\n", "\u240a").replace("\t", "\u2409")
 
 
+def unbroken(text: str) -> str:
+    """Return the text as `printable` does, without breaks of lines."""
+    return printable(_LINE_BREAKS.sub(" ", text))
+
+
 def one_line(text: str) -> str:
     """Return the text as `printable` does, in one line."""
-    return printable(_LINE_BREAKS.sub(" ", text.strip()))
+    return unbroken(text.strip())
 
 
 def json_safe(text: str) -> str:

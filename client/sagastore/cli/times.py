@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from sagastore import legacy
 
-__all__ = ["from_micros", "parse_moment", "parse_time", "show_time"]
+__all__ = ["from_micros", "parse_moment", "parse_time", "show_time", "utc_now"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _AGO = re.compile(r"(\d{1,6})\s?([smhdw])", re.ASCII)
@@ -53,3 +53,8 @@ def show_time(value: datetime | None, *, exact: bool = False) -> str:
         return "-"
     text = value.astimezone(UTC).replace(tzinfo=None).isoformat(" ")
     return text if exact else text[:19]
+
+
+def utc_now() -> datetime:
+    """Return the time it is, in UTC."""
+    return datetime.now(UTC)

@@ -1,0 +1,71 @@
+"""What an operator types next."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sagastore import BackfillState, Migration, Phase
+
+__all__ = ["NextStep", "next_step"]
+
+_WAIT = "watch --until-ready"
+
+# By what stands in the way; the first that is there decides. Whatever must be mended
+# outside of the service comes first, since nothing else helps before.
+_COMMANDS = {
+    "NOT_THE_HOLDER": "",
+    "POSTGRES_NOT_USABLE": "",
+    "TARGET_NOT_EMPTY": "",
+    "OTHER_MIGRATION": "",
+    "SOURCE_IS_OLD": "",
+    "POSTGRES_UNAVAILABLE": _WAIT,
+    "POSTGRES_BEHIND": _WAIT,
+    "JOURNAL_NOT_APPLIED": _WAIT,
+    "BACKFILL_NOT_DONE": "watch --until-backfill-done",
+    "INDEXES_NOT_VALID": "to dual-write",
+    "VERIFICATION_MISMATCH": "verify --repair",
+    "NOT_VERIFIED": "verify",
+    "SHADOW_READS_DIFFER": "verify",
+    "JOURNAL_LAG": _WAIT,
+    "QUARANTINE_NOT_ACCEPTED": "quarantine",
+}
+
+
+class NextStep(NamedTuple):
+    """What to do."""
+
+    command: str
+    """Words after `sagastore migrate`; empty where no command helps."""
+    remark: str
+    """Why, or what else, to be printed behind it."""
+
+
+def next_step(state: Migration) -> NextStep:
+    """Return what brings the migration forward from here."""
+    if state.phase is Phase.UNKNOWN:
+        return NextStep("", "update this command")
+    if state.phase is Phase.POSTGRES_ONLY:
+        return NextStep("", "nothing: the migration is complete")
+    following = Phase(state.phase + 1).label
+    reasons = {blocker.reason for blocker in state.blockers_to_next}
+    if not reasons:
+        last = Phase(state.phase + 1) is Phase.POSTGRES_ONLY
+        return NextStep(f"to {following}", "  (no way back from there)" if last else "")
+    return _against(state, reasons, following)
+
+
+def _against(state: Migration, reasons: set[str], following: str) -> NextStep:
+    reason = next((known for known in _COMMANDS if known in reasons), "")
+    command = _COMMANDS.get(reason, "")
+    if reason == "BACKFILL_NOT_DONE":
+        if state.backfill.state is BackfillState.PAUSED:
+            command = "resume"
+        elif state.phase is not Phase.BACKFILL:
+            command = "to backfill"
+    elif reason in {"NOT_VERIFIED", "VERIFICATION_MISMATCH", "SHADOW_READS_DIFFER"}:
+        command = _WAIT if state.verifying is not None else command
+    elif reason == "QUARANTINE_NOT_ACCEPTED":
+        return NextStep(command, f"  and then: to {following} --accept-quarantine")
+    if command:
+        return NextStep(command, "")
+    return NextStep(f"to {following} --dry-run", "  when that is mended")
