@@ -21,6 +21,7 @@ from tests.conftest import ServerFactory
 from tests.support.legacy_db import PLAIN, legacy_db
 from tests.support.messages import message, new_id
 from tests.support.refusals import refused
+from tests.support.server_process import ServerProcess
 
 SERVICES = ["sagastore.v1.StorageService", "sagastore.v1.MigrationService"]
 
@@ -123,7 +124,7 @@ def test_the_migration_stands_at_its_beginning(
     assert found.backfill.state == migration_pb2.Backfill.STATE_PENDING
     assert found.journal_rows == found.quarantined == 0
     assert not found.HasField("last_verification")
-    assert [blocker.reason for blocker in found.blockers_to_next] == ["MIGRATION_NOT_SUPPORTED"]
+    assert [blocker.reason for blocker in found.blockers_to_next] == ["POSTGRES_NOT_CONFIGURED"]
     (store,) = found.stores
     assert store.store == storage_pb2.STORE_SQLITE
     assert store.healthy
@@ -131,24 +132,36 @@ def test_the_migration_stands_at_its_beginning(
     assert store.schema_version > 0
 
 
-def test_what_is_not_served_yet_says_so(migration: MigrationServiceStub) -> None:
-    calls: dict[str, Callable[[], object]] = {
-        "WatchMigration": lambda: next(
-            iter(migration.WatchMigration(migration_pb2.WatchMigrationRequest()))
-        ),
-        "ChangePhase": lambda: migration.ChangePhase(
+def test_with_one_store_there_is_nowhere_to_go(migration: MigrationServiceStub) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: migration.ChangePhase(
             migration_pb2.ChangePhaseRequest(phase=migration_pb2.PHASE_DUAL_WRITE)
         ),
-        "ControlBackfill": lambda: migration.ControlBackfill(
-            migration_pb2.ControlBackfillRequest(paused=True)
-        ),
-        "Verify": lambda: next(iter(migration.Verify(migration_pb2.VerifyRequest()))),
-    }
-    for name, call in calls.items():
-        with refused(grpc.StatusCode.UNIMPLEMENTED) as caught:
+        lambda: migration.ControlBackfill(migration_pb2.ControlBackfillRequest(paused=True)),
+        lambda: next(iter(migration.Verify(migration_pb2.VerifyRequest()))),
+    ]
+    for call in calls:
+        with refused(grpc.StatusCode.FAILED_PRECONDITION) as caught:
             call()
-        assert caught.refusal.reason == "NOT_IMPLEMENTED"
-        assert name in caught.refusal.message
+        assert caught.refusal.reason == "BLOCKED"
+
+
+def test_to_be_in_the_phase_already_is_success(migration: MigrationServiceStub) -> None:
+    request = migration_pb2.ChangePhaseRequest(phase=migration_pb2.PHASE_SQLITE_ONLY)
+    assert migration.ChangePhase(request).migration.phase == migration_pb2.PHASE_SQLITE_ONLY
+
+
+def test_a_watcher_hears_at_least_every_second_until_the_server_stops(
+    running_server: ServerProcess, channel: grpc.Channel
+) -> None:
+    watch = MigrationServiceStub(channel).WatchMigration(migration_pb2.WatchMigrationRequest())
+    for _ in range(3):
+        assert next(watch).migration.phase == migration_pb2.PHASE_SQLITE_ONLY
+    running_server.ask_to_stop()
+    with refused(grpc.StatusCode.UNAVAILABLE) as caught:
+        list(watch)
+    assert caught.refusal.reason == "SERVER_DRAINING"
+    assert running_server.wait() == 0
 
 
 def test_a_legacy_file_is_served_and_its_quarantine_listed(

@@ -14,16 +14,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from sagastore.v1 import storage_pb2
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
+from sagastore_server.migration.alone import Alone
 from sagastore_server.rpc.gate import GateState
 from sagastore_server.rpc.server import CannotListenError, RpcServer
 from sagastore_server.storage.errors import (
     CannotOpenError,
     CorruptStoreError,
+    FencedError,
     StorageError,
     StorageFullError,
     UnavailableError,
 )
 from sagastore_server.storage.model import Message
+from sagastore_server.storage.phase import Phase
 from tests.support.memory import MemoryState, MemoryStorage
 from tests.support.messages import batch, message
 from tests.support.refusals import Refusal, refusal_of
@@ -53,7 +56,7 @@ class Served:
     def __init__(self) -> None:
         self.backend = FailingStorage(MemoryState())
         self.backend.arrived = asyncio.Event()
-        self.server = RpcServer(self.backend)
+        self.server = RpcServer(self.backend, Alone(self.backend, Phase.SQLITE_ONLY))
         self.address = ""
 
     async def start(self) -> None:
@@ -111,6 +114,7 @@ async def test_while_starting(served: Served) -> None:
     [
         (UnavailableError("the store is away", retry_after=2.5), "UNAVAILABLE", 2.5),
         (StorageFullError("the disk is full"), "RESOURCE_EXHAUSTED", 5.0),
+        (FencedError("another server holds the migration"), "UNAVAILABLE", 1.0),
     ],
 )
 async def test_outages(served: Served, error: StorageError, code: str, retry_after: float) -> None:
@@ -204,7 +208,8 @@ async def test_a_broken_bulk_stream_leaves_nothing(served: Served) -> None:
 
 
 async def test_a_port_is_taken_once(served: Served) -> None:
-    second = RpcServer(MemoryStorage(MemoryState()))
+    backend = MemoryStorage(MemoryState())
+    second = RpcServer(backend, Alone(backend, Phase.SQLITE_ONLY))
     with pytest.raises(CannotListenError):
         await second.start(served.address)
     await second.stop()

@@ -38,6 +38,8 @@ class Gate:
         """Begin closed, in STARTING."""
         self.state = GateState.STARTING
         self.in_flight = 0
+        self.draining = asyncio.Event()
+        """Set when a drain begins: what would never end by itself must end now."""
         self.end_streams = asyncio.Event()
         """Set when streams must end at their next batch, in the later part of a drain."""
         self._idle = asyncio.Event()
@@ -45,6 +47,16 @@ class Gate:
     def open(self) -> None:
         """Let calls in from now on."""
         self.state = GateState.OPEN
+
+    def check(self) -> None:
+        """Let a call in that the drain does not wait for.
+
+        Raises:
+            ServerStartingError, ServerDrainingError: As ``enter``.
+
+        """
+        if self.state is not GateState.OPEN:
+            raise self.refusal()
 
     def enter(self) -> None:
         """Count a call in.
@@ -54,8 +66,7 @@ class Gate:
             ServerDrainingError: The server is shutting down.
 
         """
-        if self.state is not GateState.OPEN:
-            raise self.refusal()
+        self.check()
         self.in_flight += 1
 
     def leave(self) -> None:
@@ -83,6 +94,7 @@ class Gate:
 
         """
         self.state = GateState.DRAINING
+        self.draining.set()
         if not self.in_flight:
             return True
         if not await self._left_within(grace / 2):

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sagastore.v1 import storage_pb2
+from sagastore.v1 import migration_pb2, storage_pb2
 from sagastore_server.rpc import convert
 from sagastore_server.search.pager import Order
 from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.model import Draft
+from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria
 from sagastore_server.storage.validation import (
     DEFAULT_EXPORT_BATCH,
@@ -33,7 +34,32 @@ _ORDERS = {
     storage_pb2.ORDER_NEWEST: Order.NEWEST,
     storage_pb2.ORDER_OLDEST: Order.OLDEST,
 }
-_DURABILITIES = frozenset(storage_pb2.Durability.values())
+_EVERYWHERE = {
+    storage_pb2.DURABILITY_UNSPECIFIED: False,
+    storage_pb2.DURABILITY_PRIMARY: False,
+    storage_pb2.DURABILITY_BOTH: True,
+}
+_PHASES: dict[int, Phase] = {phase.value: phase for phase in Phase}
+
+MAX_BACKFILL_BATCH = 10_000
+"""Rows in a batch of the backfill at most."""
+
+
+class Save(NamedTuple):
+    """A checked SaveRequest."""
+
+    draft: Draft
+    if_revision: int | None
+    everywhere: bool
+    """Every store of the phase must have it."""
+
+
+class Backfill(NamedTuple):
+    """A checked ControlBackfillRequest; None: as it is."""
+
+    paused: bool | None
+    batch_size: int | None
+    max_rows_per_second: int | None
 
 
 class Search(NamedTuple):
@@ -48,10 +74,8 @@ class Search(NamedTuple):
         return text, *self.criteria[1:], self.order.name
 
 
-def save(request: storage_pb2.SaveRequest, new_id: str) -> tuple[Draft, int | None]:
-    """Return what a SaveRequest stores, and its ``if_revision``.
-
-    ``new_id`` is the id for a message that has none.
+def save(request: storage_pb2.SaveRequest, new_id: str) -> Save:
+    """Return what a SaveRequest asks for; ``new_id`` is for a message without an id.
 
     Raises:
         InvalidRequestError: It breaks rules.
@@ -66,10 +90,11 @@ def save(request: storage_pb2.SaveRequest, new_id: str) -> tuple[Draft, int | No
     condition = None
     if request.HasField("if_revision"):
         condition = check.revision("if_revision", request.if_revision, lowest=0)
-    if request.durability not in _DURABILITIES:
+    everywhere = _EVERYWHERE.get(request.durability)
+    if everywhere is None:
         _unknown_value(check, "durability", request.durability)
     check.raise_if_any()
-    return draft, condition
+    return Save(draft, condition, bool(everywhere))
 
 
 def one_id(message_id: str) -> str:
@@ -181,6 +206,45 @@ def search(request: storage_pb2.SearchRequest) -> Search:
     )
     size = _page_size(check, request.page_size)
     return Search(criteria._replace(text=parse_query(request.query)), order, size)
+
+
+def phase(request: migration_pb2.ChangePhaseRequest) -> Phase:
+    """Return the phase that a ChangePhaseRequest names.
+
+    Raises:
+        InvalidRequestError: It names none.
+
+    """
+    check = Violations()
+    wanted = _PHASES.get(request.phase)
+    if request.phase == migration_pb2.PHASE_UNSPECIFIED:
+        check.add("phase", "is required")
+    elif wanted is None:
+        _unknown_value(check, "phase", request.phase)
+    check.raise_if_any()
+    return wanted or Phase.SQLITE_ONLY
+
+
+def backfill(request: migration_pb2.ControlBackfillRequest) -> Backfill:
+    """Return what a ControlBackfillRequest asks for.
+
+    Raises:
+        InvalidRequestError: It breaks rules.
+
+    """
+    check = Violations()
+    paused = request.paused if request.HasField("paused") else None
+    batch_size = max_rows_per_second = None
+    if request.HasField("batch_size"):
+        batch_size = request.batch_size
+        if not 1 <= batch_size <= MAX_BACKFILL_BATCH:
+            check.add("batch_size", f"is {batch_size}, 1 to {MAX_BACKFILL_BATCH:,} are allowed")
+    if request.HasField("max_rows_per_second"):
+        max_rows_per_second = request.max_rows_per_second
+        if max_rows_per_second < 0:
+            check.add("max_rows_per_second", f"is {max_rows_per_second}, 0 or more is allowed")
+    check.raise_if_any()
+    return Backfill(paused, batch_size, max_rows_per_second)
 
 
 def _session(check: Violations, request: storage_pb2.SearchRequest) -> str | None:

@@ -12,6 +12,7 @@ from sagastore_server.rpc.handlers import service_handler
 from sagastore_server.rpc.migration_service import MigrationServicer
 from sagastore_server.rpc.storage_service import StorageServicer
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.migration import MigrationControl
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The largest request. gRPC itself refuses a larger one before it is in memory, with
@@ -49,18 +50,18 @@ class CannotListenError(Exception):
 
 
 class RpcServer:
-    """Serves a backend over gRPC.
+    """Serves a backend, and the control of its migration, over gRPC.
 
     In this order: ``start`` (probes are answered: NOT_SERVING), ``open_gate``
     once the backend is open, ``drain`` and ``stop``.
     """
 
-    def __init__(self, backend: StorageBackend) -> None:
+    def __init__(self, backend: StorageBackend, control: MigrationControl) -> None:
         """Make a server that does not listen yet. Needs a running event loop."""
         self._gate = Gate()
         self._health = health.aio.HealthServicer()
         self._server = aio.server(options=_OPTIONS)
-        servicers = (StorageServicer(backend, self._gate), MigrationServicer(backend))
+        servicers = (StorageServicer(backend, self._gate), MigrationServicer(backend, control))
         handlers = map(service_handler, _SERVICES, servicers, (self._gate, self._gate))
         self._server.add_generic_rpc_handlers(tuple(handlers))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

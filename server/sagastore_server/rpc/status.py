@@ -22,8 +22,10 @@ from google.rpc import error_details_pb2, status_pb2
 
 from sagastore_server.storage.errors import (
     AlreadyExistsError,
+    FencedError,
     InvalidRequestError,
     NotFoundError,
+    PreconditionError,
     ResponseTooLargeError,
     RevisionMismatchError,
     StorageError,
@@ -38,15 +40,13 @@ STATUS_KEY = "grpc-status-details-bin"
 _MAX_MESSAGE = 500
 """Bytes of the public line; gRPC escapes each non-ASCII byte into three."""
 _MAX_DETAILS = 3200
-"""Bytes of violations; base64 adds a third."""
+"""Bytes of violations, or blockers; base64 adds a third."""
 _MAX_REASON = 400
 """Characters of one violation's text."""
-
-
-class NotYetError(Exception):
-    """An RPC that this version does not serve."""
-
-    reason = "NOT_IMPLEMENTED"
+_SUBJECT = "migration"
+"""What the blockers of a PreconditionFailure are about."""
+_FENCED_RETRY_MS = 1000
+"""Time for a client to find the server that holds the migration now."""
 
 
 class Refusal(NamedTuple):
@@ -135,6 +135,29 @@ def _bad_request(error: InvalidRequestError) -> Iterator[Message]:
     yield answer
 
 
+def _precondition_failure(error: PreconditionError) -> Iterator[Message]:
+    """List the blockers; where they are very many, as many as fit."""
+    answer = error_details_pb2.PreconditionFailure()
+    room = _MAX_DETAILS
+    for shown, (reason, detail) in enumerate(error.blockers):
+        entry = error_details_pb2.PreconditionFailure.Violation(
+            type=reason, subject=_SUBJECT, description=_cut(detail, _MAX_REASON)
+        )
+        room -= entry.ByteSize() + 4
+        if room < 0:
+            more = f"and {len(error.blockers) - shown} more"
+            answer.violations.add(type=reason, subject=_SUBJECT, description=more)
+            break
+        answer.violations.append(entry)
+    yield answer
+
+
+def _retry_elsewhere(_: FencedError) -> Iterator[Message]:
+    answer = error_details_pb2.RetryInfo()
+    answer.retry_delay.FromMilliseconds(_FENCED_RETRY_MS)
+    yield answer
+
+
 def _retry(error: StorageFullError | UnavailableError) -> Iterator[Message]:
     answer = error_details_pb2.RetryInfo()
     answer.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
@@ -151,6 +174,10 @@ def _no_metadata(_: StorageError) -> dict[str, str]:
 
 def _violation_metadata(error: InvalidRequestError) -> dict[str, str]:
     return {"violations": str(len(error.violations))}
+
+
+def _blocker_metadata(error: PreconditionError) -> dict[str, str]:
+    return {"blockers": str(len(error.blockers))}
 
 
 def _id_metadata(error: NotFoundError) -> dict[str, str]:
@@ -176,13 +203,20 @@ _TABLE: dict[type, _Rule] = {
     ResponseTooLargeError: _Rule(_CODE.RESOURCE_EXHAUSTED, _retry_at_once, _no_metadata),
     StorageFullError: _Rule(_CODE.RESOURCE_EXHAUSTED, _retry, _no_metadata),
     UnavailableError: _Rule(_CODE.UNAVAILABLE, _retry, _no_metadata),
-    NotYetError: _Rule(_CODE.UNIMPLEMENTED, _nothing, _no_metadata),
+    PreconditionError: _Rule(_CODE.FAILED_PRECONDITION, _precondition_failure, _blocker_metadata),
+    # Nothing is wrong with the request: another server holds the migration and takes it,
+    # and a client has, or its balancer has, that server's address. FAILED_PRECONDITION
+    # would tell it to give up. Nothing of the request was stored here.
+    FencedError: _Rule(_CODE.UNAVAILABLE, _retry_elsewhere, _no_metadata),
 }
 
 
 def _cut(text: str, size: int) -> str:
     """Shorten ``text`` to ``size`` bytes of UTF-8, in one line, and say that it was."""
     line = " ".join(text.split()) if "\n" in text or "\r" in text else text
+    if not line.isascii():
+        # The name of a file may hold what is no text; protobuf refuses that.
+        line = line.encode("utf-8", "replace").decode("utf-8")
     if len(line) * 4 <= size:
         return line
     raw = line.encode("utf-8", "replace")

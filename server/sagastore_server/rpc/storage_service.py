@@ -10,6 +10,7 @@ from sagastore.v1 import storage_pb2
 from sagastore_server.rpc import convert, requests, tokens
 from sagastore_server.rpc.bulk import BulkStream, Request
 from sagastore_server.rpc.gate import Gate
+from sagastore_server.rpc.handlers import TimeLeft, timed
 from sagastore_server.rpc.ids import IdSource
 from sagastore_server.search.pager import InvalidCursorError, search_page
 from sagastore_server.storage.base import StorageBackend
@@ -22,6 +23,13 @@ MAX_BATCH_GET_BYTES = 64 * 1024 * 1024
 
 _MUCH_TEXT = 20_000
 """Characters whose analysis takes about as long as an event loop should stand still: 5 ms."""
+
+_EVERYWHERE_SECONDS = 30.0
+"""Seconds for which every store is waited for, in a call without a deadline."""
+
+_FOR_THE_ANSWER = 0.2
+"""Seconds kept for the answer, and no more than that share of what is left: who has waited
+for every store is told UNAVAILABLE, not left with DEADLINE_EXCEEDED."""
 
 T = TypeVar("T")
 
@@ -38,11 +46,15 @@ class StorageServicer:
         self._gate = gate
         self._ids = IdSource()
 
-    async def Save(self, request: storage_pb2.SaveRequest) -> storage_pb2.SaveResponse:
+    @timed
+    async def Save(
+        self, request: storage_pb2.SaveRequest, time_left: TimeLeft
+    ) -> storage_pb2.SaveResponse:
         """Store one message. With one store, both durabilities mean that store."""
         new_id = "" if request.message.id else self._ids.new()
-        draft, if_revision = requests.save(request, new_id)
-        result = await self._backend.save(draft, if_revision)
+        draft, if_revision, everywhere = requests.save(request, new_id)
+        within = _everywhere_within(time_left()) if everywhere else None
+        result = await self._backend.save(draft, if_revision, within)
         return storage_pb2.SaveResponse(
             id=result.id,
             revision=result.revision,
@@ -151,6 +163,13 @@ class StorageServicer:
                 return
             if self._gate.end_streams.is_set():
                 raise self._gate.refusal()
+
+
+def _everywhere_within(time_left: float | None) -> float:
+    """Return how many seconds every store is waited for."""
+    if time_left is None:
+        return _EVERYWHERE_SECONDS
+    return time_left - min(_FOR_THE_ANSWER, time_left * _FOR_THE_ANSWER)
 
 
 async def _run_aside(work: Callable[[], T], length: int) -> T:

@@ -1,0 +1,482 @@
+"""MigrationService over gRPC, with a control that says what the tests want it to say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc import aio
+
+from sagastore.v1 import migration_pb2, storage_pb2
+from sagastore.v1.migration_pb2_grpc import MigrationServiceStub
+from sagastore.v1.storage_pb2_grpc import StorageServiceStub
+from sagastore_server.rpc.gate import GateState
+from sagastore_server.rpc.migration_convert import PHASES
+from sagastore_server.rpc.server import RpcServer
+from sagastore_server.storage.errors import (
+    Blocker,
+    FencedError,
+    PreconditionError,
+    StorageError,
+    UnavailableError,
+)
+from sagastore_server.storage.migration import (
+    BackfillState,
+    BackfillStatus,
+    MigrationControl,
+    MigrationStatus,
+    Mismatch,
+    ShadowDifference,
+    ShadowStatus,
+    Verification,
+    VerifyProgress,
+)
+from sagastore_server.storage.model import Draft, SaveResult, Store, StoreHealth
+from sagastore_server.storage.phase import Phase
+from tests.support.memory import MemoryState, MemoryStorage
+from tests.support.messages import message
+from tests.support.refusals import Refusal, refusal_of
+
+PROGRESS = VerifyProgress(500, 1000, (Mismatch("m-1", "DIFFERENT", ("content",)),), 1, 0, False)
+EVERYTHING = MigrationStatus(
+    phase=Phase.BACKFILL,
+    epoch=7,
+    backfill=BackfillStatus(
+        BackfillState.PAUSED, "building idx_messages_tags 40 %", 11, 22, 3.5, 4.5, "tried again"
+    ),
+    journal_rows=33,
+    journal_lag_seconds=0.25,
+    quarantined=44,
+    last_verification=Verification(1_000_000, 2_500_001, 55, 2, 1, 99),
+    blockers_to_next=(Blocker("BACKFILL_NOT_DONE", "wait until it is"),),
+    stores=(
+        StoreHealth(Store.SQLITE, True, "", 66, 2),
+        StoreHealth(Store.POSTGRESQL, False, "it does not answer", -1, 0),
+    ),
+    shadow=ShadowStatus(
+        77, 8, 9, (ShadowDifference(3_000_002, "Get", "1 message", "not found"),)
+    ),
+    reads_from_fallback=True,
+    verifying=PROGRESS,
+)  # fmt: skip
+NOTHING = MigrationStatus(
+    Phase.SQLITE_ONLY, 1, BackfillStatus(BackfillState.PENDING), 0, 0.0, 0, None, (), ()
+)
+
+
+class Scripted(MigrationControl):
+    """Answers ``answer``, or raises ``error``, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.answer = EVERYTHING
+        self.error: StorageError | None = None
+        self.asked: list[object] = []
+        self.watched = asyncio.Event()
+        self.more = asyncio.Event()
+        """Watchers and verifications wait for it after their first answer."""
+        self.ended = 0
+        """Watches and verifications that have ended, in whatever way."""
+
+    async def status(self) -> MigrationStatus:
+        return self._answered()
+
+    async def watch(self) -> AsyncIterator[MigrationStatus]:
+        try:
+            while True:
+                yield self._answered()
+                self.watched.set()
+                await self.more.wait()
+                self.more.clear()
+        finally:
+            self.ended += 1
+
+    async def change_phase(
+        self, phase: Phase, *, dry_run: bool, accept_quarantine: bool
+    ) -> MigrationStatus:
+        return self._answered(phase, dry_run, accept_quarantine)
+
+    async def control_backfill(
+        self, *, paused: bool | None, batch_size: int | None, max_rows_per_second: int | None
+    ) -> MigrationStatus:
+        return self._answered(paused, batch_size, max_rows_per_second)
+
+    async def verify(self, *, repair: bool) -> AsyncIterator[VerifyProgress]:
+        try:
+            self._answered(repair)
+            yield PROGRESS
+            self.watched.set()
+            await self.more.wait()
+            yield PROGRESS._replace(compared=1000, mismatches=(), done=True)
+        finally:
+            self.ended += 1
+
+    def _answered(self, *asked: object) -> MigrationStatus:
+        if asked:
+            self.asked.append(asked)
+        if self.error is not None:
+            raise self.error
+        return self.answer
+
+
+class Timed(MemoryStorage):
+    """Remembers what a save was asked for beyond the message."""
+
+    within: Sequence[float | None] = ()
+    error: StorageError | None = None
+
+    async def save(
+        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+    ) -> SaveResult:
+        self.within = (*self.within, everywhere_within)
+        if self.error is not None:
+            raise self.error
+        result = await super().save(draft, if_revision)
+        return result._replace(durable_on=(Store.SQLITE, Store.POSTGRESQL))
+
+
+class Served:
+    """A server, its control, and stubs."""
+
+    def __init__(self) -> None:
+        self.control = Scripted()
+        self.backend = Timed(MemoryState())
+        self.server = RpcServer(self.backend, self.control)
+
+    async def start(self) -> None:
+        await self.backend.open()
+        port = await self.server.start("127.0.0.1:0")
+        await self.server.open_gate()
+        self.channel = aio.insecure_channel(f"127.0.0.1:{port}")
+        self.migration = MigrationServiceStub(self.channel)
+        self.storage = StorageServiceStub(self.channel)
+
+    async def close(self) -> None:
+        await self.channel.close()
+        await self.server.stop()
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    served = Served()
+    await served.start()
+    yield served
+    await served.close()
+
+
+async def refused(call: Awaitable[Any]) -> tuple[Refusal, aio.AioRpcError]:
+    with pytest.raises(aio.AioRpcError) as caught:
+        await call
+    return refusal_of(caught.value), caught.value
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait until ``holds`` does; the test's time limit ends a wait in vain."""
+    while not holds():  # noqa: ASYNC110 - what is waited for sends no event
+        await asyncio.sleep(0)
+
+
+def preconditions(error: aio.AioRpcError) -> list[tuple[str, str, str]]:
+    """Return type, subject and description of each violation of the PreconditionFailure."""
+    status = status_pb2.Status()
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            status.ParseFromString(value)
+    failure = error_details_pb2.PreconditionFailure()
+    assert any(detail.Unpack(failure) for detail in status.details)
+    return [(found.type, found.subject, found.description) for found in failure.violations]
+
+
+def test_the_numbers_of_the_phases_are_the_protocols() -> None:
+    assert {phase.value: int(number) for phase, number in PHASES.items()} == {
+        number: number for number in migration_pb2.Phase.values() if number
+    }
+
+
+async def test_every_field_arrives(served: Served) -> None:
+    answer = await served.migration.GetMigration(migration_pb2.GetMigrationRequest())
+    found = answer.migration
+    assert (found.phase, found.epoch) == (migration_pb2.PHASE_BACKFILL, 7)
+    copy = found.backfill
+    assert copy.state == migration_pb2.Backfill.STATE_PAUSED
+    assert (copy.step, copy.copied, copy.total) == ("building idx_messages_tags 40 %", 11, 22)
+    assert (copy.rows_per_second, copy.eta_seconds, copy.error) == (3.5, 4.5, "tried again")
+    assert (found.journal_rows, found.journal_lag_seconds, found.quarantined) == (33, 0.25, 44)
+    last = found.last_verification
+    assert last.started_at.ToMicroseconds() == 1_000_000
+    assert last.finished_at.ToMicroseconds() == 2_500_001
+    assert (last.compared, last.mismatch_count, last.repaired) == (55, 2, 1)
+    (blocker,) = found.blockers_to_next
+    assert (blocker.reason, blocker.detail) == ("BACKFILL_NOT_DONE", "wait until it is")
+    sqlite, postgresql = found.stores
+    assert (sqlite.store, sqlite.healthy, sqlite.messages) == (storage_pb2.STORE_SQLITE, True, 66)
+    assert (postgresql.store, postgresql.healthy) == (storage_pb2.STORE_POSTGRESQL, False)
+    assert (postgresql.detail, postgresql.messages) == ("it does not answer", -1)
+    assert (sqlite.schema_version, postgresql.schema_version) == (2, 0)
+    shadow = found.shadow
+    assert (shadow.compared, shadow.skipped, shadow.different) == (77, 8, 9)
+    (difference,) = shadow.differences
+    assert difference.time.ToMicroseconds() == 3_000_002
+    assert (difference.read, difference.sqlite) == ("Get", "1 message")
+    assert difference.postgresql == "not found"
+    assert found.reads_from_fallback
+    assert (found.verifying.compared, found.verifying.total) == (500, 1000)
+    assert found.verifying.mismatches[0].fields == ["content"]
+    names = {field.name for field, _ in found.ListFields()}
+    assert names == set(migration_pb2.Migration.DESCRIPTOR.fields_by_name), "none was forgotten"
+
+
+async def test_what_there_is_not_is_unset(served: Served) -> None:
+    served.control.answer = NOTHING
+    answer = await served.migration.GetMigration(migration_pb2.GetMigrationRequest())
+    assert answer.migration.phase == migration_pb2.PHASE_SQLITE_ONLY
+    assert not answer.migration.HasField("last_verification")
+    assert not answer.migration.HasField("verifying")
+
+
+async def test_the_name_of_a_file_that_is_no_text(served: Served) -> None:
+    served.control.answer = NOTHING._replace(
+        blockers_to_next=(Blocker("SOMETHING", "see caf\udce9.db"),)
+    )
+    answer = await served.migration.GetMigration(migration_pb2.GetMigrationRequest())
+    assert answer.migration.blockers_to_next[0].detail == "see caf?.db"
+    served.control.error = PreconditionError((Blocker("SOMETHING", "see caf\udce9.db"),))
+    refusal, _ = await refused(
+        served.migration.GetMigration(migration_pb2.GetMigrationRequest())
+    )  # fmt: skip
+    assert refusal.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert refusal.message == "see caf?.db"
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+async def test_change_phase(served: Served, phase: Phase) -> None:
+    request = migration_pb2.ChangePhaseRequest(phase=PHASES[phase], accept_quarantine=True)
+    answer = await served.migration.ChangePhase(request)
+    assert answer.migration.epoch == 7
+    request = migration_pb2.ChangePhaseRequest(phase=PHASES[phase], dry_run=True)
+    await served.migration.ChangePhase(request)
+    assert served.control.asked == [(phase, False, True), (phase, True, False)]
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(0, "is required"), (6, "is 6, which is not a known value")]
+)
+async def test_change_to_no_phase(served: Served, number: int, reason: str) -> None:
+    request = migration_pb2.ChangePhaseRequest()
+    request.phase = number  # type: ignore[assignment]  # a newer client's number
+    refusal, _ = await refused(served.migration.ChangePhase(request))
+    assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal.fields == {"phase": reason}
+    assert not served.control.asked
+
+
+async def test_a_change_that_is_blocked_names_every_blocker(served: Served) -> None:
+    blockers = Blocker("JOURNAL_BEHIND", "3 changes wait"), Blocker("NOT_VERIFIED", "verify first")
+    served.control.error = PreconditionError(blockers)
+    request = migration_pb2.ChangePhaseRequest(phase=migration_pb2.PHASE_READ_POSTGRES)
+    refusal, error = await refused(served.migration.ChangePhase(request))
+    assert refusal.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert (refusal.reason, refusal.metadata) == ("BLOCKED", {"blockers": "2"})
+    assert refusal.message == "3 changes wait; verify first"
+    assert preconditions(error) == [
+        ("JOURNAL_BEHIND", "migration", "3 changes wait"),
+        ("NOT_VERIFIED", "migration", "verify first"),
+    ]
+
+
+async def test_very_many_blockers_still_fit_into_an_answer(served: Served) -> None:
+    blockers = tuple(Blocker(f"REASON_{number}", "ä" * 5000) for number in range(500))
+    served.control.error = PreconditionError(blockers)
+    request = migration_pb2.ChangePhaseRequest(phase=migration_pb2.PHASE_READ_POSTGRES)
+    refusal, error = await refused(served.migration.ChangePhase(request))
+    assert refusal.metadata == {"blockers": "500"}
+    found = preconditions(error)
+    assert 5 < len(found) < 50
+    assert found[-1][2] == f"and {500 - len(found) + 1} more"
+
+
+@pytest.mark.parametrize(
+    ("error", "retry_after"),
+    [
+        (UnavailableError("PostgreSQL is away", retry_after=2.0), 2.0),
+        (FencedError("another server holds the migration"), 1.0),
+    ],
+)
+async def test_outages(served: Served, error: StorageError, retry_after: float) -> None:
+    served.control.error = error
+    request = migration_pb2.ChangePhaseRequest(phase=migration_pb2.PHASE_READ_POSTGRES)
+    refusal, _ = await refused(served.migration.ChangePhase(request))
+    assert refusal.code is grpc.StatusCode.UNAVAILABLE
+    assert (refusal.reason, refusal.retry_after) == (error.reason, retry_after)
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({}, (None, None, None)),
+        ({"paused": True}, (True, None, None)),
+        ({"paused": False, "batch_size": 1}, (False, 1, None)),
+        ({"batch_size": 10_000, "max_rows_per_second": 0}, (None, 10_000, 0)),
+        ({"max_rows_per_second": 2_000_000_000}, (None, None, 2_000_000_000)),
+    ],
+)
+async def test_control_backfill(
+    served: Served, fields: dict[str, Any], asked: tuple[object, ...]
+) -> None:
+    request = migration_pb2.ControlBackfillRequest(**fields)
+    answer = await served.migration.ControlBackfill(request)
+    assert answer.migration.epoch == 7
+    assert served.control.asked == [asked]
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({"batch_size": 0}, ["batch_size"]),
+        ({"batch_size": 10_001}, ["batch_size"]),
+        ({"max_rows_per_second": -1}, ["max_rows_per_second"]),
+        ({"batch_size": -5, "max_rows_per_second": -1}, ["batch_size", "max_rows_per_second"]),
+    ],
+)
+async def test_control_backfill_beyond_its_limits(
+    served: Served, fields: dict[str, int], wrong: list[str]
+) -> None:
+    request = migration_pb2.ControlBackfillRequest(paused=True, **fields)
+    refusal, _ = await refused(served.migration.ControlBackfill(request))
+    assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert list(refusal.fields) == wrong
+    assert not served.control.asked
+
+
+async def test_a_verification_tells_how_far_it_is(served: Served) -> None:
+    served.control.more.set()
+    call = served.migration.Verify(migration_pb2.VerifyRequest(repair=True))
+    first, last = [answer async for answer in call]
+    assert (first.compared, first.total, first.done) == (500, 1000, False)
+    (mismatch,) = first.mismatches
+    assert (mismatch.id, mismatch.kind) == ("m-1", "DIFFERENT")
+    assert mismatch.fields == ["content"]
+    assert (last.compared, last.mismatch_count, last.done) == (1000, 1, True)
+    assert not last.mismatches
+    assert served.control.asked == [(True,)]
+    assert served.control.ended == 1
+
+
+async def test_a_verification_that_cannot_be(served: Served) -> None:
+    served.control.error = PreconditionError((Blocker("ONE_STORE", "there is one store"),))
+    call = served.migration.Verify(migration_pb2.VerifyRequest())
+    refusal, error = await refused(call.read())
+    assert refusal.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert preconditions(error) == [("ONE_STORE", "migration", "there is one store")]
+
+
+async def test_a_verification_that_is_given_up_ends(served: Served) -> None:
+    call = served.migration.Verify(migration_pb2.VerifyRequest())
+    await call.read()
+    await served.control.watched.wait()
+    call.cancel()
+    await until(lambda: served.control.ended == 1)
+    await until(lambda: not served.server.calls_under_way)
+
+
+async def test_a_verification_ends_when_streams_must_end(served: Served) -> None:
+    call = served.migration.Verify(migration_pb2.VerifyRequest())
+    await call.read()
+    await served.control.watched.wait()
+    drain = asyncio.create_task(served.server.drain(0.2))
+    refusal, _ = await refused(call.read())
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING")
+    assert await drain
+    assert served.control.ended == 1
+
+
+async def test_a_watcher_hears_of_every_change(served: Served) -> None:
+    call = served.migration.WatchMigration(migration_pb2.WatchMigrationRequest())
+    for epoch in range(7, 12):
+        answer = await call.read()
+        assert isinstance(answer, migration_pb2.WatchMigrationResponse)
+        assert answer.migration.epoch == epoch
+        served.control.answer = EVERYTHING._replace(epoch=epoch + 1)
+        served.control.more.set()
+    call.cancel()
+    await until(lambda: served.control.ended == 1)
+
+
+async def test_no_watcher_holds_up_a_drain(served: Served) -> None:
+    calls = [
+        served.migration.WatchMigration(migration_pb2.WatchMigrationRequest()) for _ in range(3)
+    ]
+    for call in calls:
+        await call.read()
+    assert await served.server.drain(3600)
+    for call in calls:
+        refusal, _ = await refused(call.read())
+        assert refusal.code is grpc.StatusCode.UNAVAILABLE
+        assert refusal.reason == "SERVER_DRAINING"
+        assert refusal.retry_after is not None
+    await until(lambda: served.control.ended == 3)
+    late = served.migration.WatchMigration(migration_pb2.WatchMigrationRequest())
+    refusal, _ = await refused(late.read())
+    assert refusal.reason == "SERVER_DRAINING"
+
+
+async def test_a_watcher_that_reads_nothing_does_not_hold_up_a_drain(served: Served) -> None:
+    # Enough to fill what the transport takes without being read.
+    text = "x" * 200_000
+    served.control.answer = EVERYTHING._replace(
+        blockers_to_next=tuple(Blocker("LONG", text) for _ in range(15))
+    )
+    served.migration.WatchMigration(migration_pb2.WatchMigrationRequest())
+    await served.control.watched.wait()
+    for _ in range(100):
+        served.control.more.set()
+        await asyncio.sleep(0)
+    assert await served.server.drain(3600)
+
+
+async def test_a_watch_fails_as_its_control_does(served: Served) -> None:
+    served.control.error = UnavailableError("the journal cannot be read")
+    call = served.migration.WatchMigration(migration_pb2.WatchMigrationRequest())
+    refusal, _ = await refused(call.read())
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+
+
+@pytest.mark.parametrize(
+    "durability", [storage_pb2.DURABILITY_UNSPECIFIED, storage_pb2.DURABILITY_PRIMARY]
+)
+async def test_a_usual_save_waits_for_nobody(
+    served: Served, durability: storage_pb2.Durability.ValueType
+) -> None:
+    request = storage_pb2.SaveRequest(message=message(), durability=durability)
+    await served.storage.Save(request, timeout=10)
+    assert served.backend.within == (None,)
+
+
+async def test_a_save_to_both_has_the_time_that_its_caller_has(served: Served) -> None:
+    request = storage_pb2.SaveRequest(message=message(), durability=storage_pb2.DURABILITY_BOTH)
+    answer = await served.storage.Save(request, timeout=100)
+    assert answer.durable_on == [storage_pb2.STORE_SQLITE, storage_pb2.STORE_POSTGRESQL]
+    await served.storage.Save(request)
+    with_deadline, without = served.backend.within
+    assert with_deadline is not None
+    assert 50 < with_deadline < 100
+    assert without == 30
+
+
+async def test_a_save_to_both_that_cannot_be_had(served: Served) -> None:
+    served.backend.error = UnavailableError("it is stored in SQLite, and follows")
+    request = storage_pb2.SaveRequest(message=message(), durability=storage_pb2.DURABILITY_BOTH)
+    refusal, _ = await refused(served.storage.Save(request, timeout=30))
+    assert refusal.code is grpc.StatusCode.UNAVAILABLE
+    assert refusal.message == "it is stored in SQLite, and follows"
+
+
+async def test_a_drain_that_has_begun_is_not_opened_by_a_watcher(served: Served) -> None:
+    assert await served.server.drain(1)
+    assert served.server._gate.state is GateState.DRAINING
+    call = served.migration.GetMigration(migration_pb2.GetMigrationRequest())
+    refusal, _ = await refused(call)
+    assert refusal.reason == "SERVER_DRAINING"
