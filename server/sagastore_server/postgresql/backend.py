@@ -72,13 +72,16 @@ class PostgreSQLStorage(StorageBackend):
         """See the contract: creates or upgrades the schema."""
         try:
             await self._pool.open()
-            self._schema_version = await prepare(self._pool)
+            self._schema_version = await prepare(self._pool, self.place)
         except (*DRIVER_ERRORS, ValueError, StorageError) as exc:
             await self.close()
-            raise _cannot(self._options, exc) from exc
+            raise cannot_open(self.place, exc) from exc
         except BaseException:
             await self.close()
             raise
+        self._start_writer()
+
+    def _start_writer(self) -> None:
         patience = 2 * self._options.acquire_timeout
         self._writer = GroupCommitWriter(self._pool, self._options.writers, patience)
 
@@ -187,11 +190,10 @@ def _page(rows: list[Any], limit: int) -> Page:
     return builder.page()
 
 
-def _cannot(options: PostgreSQLOptions, error: BaseException) -> CannotOpenError:
+def cannot_open(place: str, error: BaseException) -> CannotOpenError:
     """Say why a database cannot be used, without a word of the driver's that could be secret."""
     if isinstance(error, CannotOpenError):
         return error
-    place = f"PostgreSQL at {shown(options.dsn)}"
     state = sqlstate(error)
     reasons = {
         "28": f"{place} refuses the user or the password",

@@ -62,7 +62,7 @@ async def flush(connection: Connection, changes: Changes, *, copy: bool) -> None
     if changes.buried:
         await _bury(connection, changes)
     if kept:
-        rows = await _rows(kept)
+        rows = await rows_of(kept)
         await _change(connection, [row for row in rows if row[0] in stored], "update")
         await _insert(connection, [row for row in rows if row[0] not in stored], copy)
 
@@ -90,16 +90,20 @@ async def _insert(connection: Connection, rows: list[Row], copy: bool) -> None:
 
 
 async def _change(connection: Connection, rows: list[Row], query: str) -> None:
-    if rows and len(await connection.fetch(QUERIES[query], *_columns(rows))) != len(rows):
+    if rows and len(await connection.fetch(QUERIES[query], *columns_of(rows))) != len(rows):
         raise LostRaceError
 
 
-def _columns(rows: list[Row]) -> list[list[Any]]:
+def columns_of(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Return the columns of rows, of which there is at least one: what ``unnest`` takes."""
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-async def _rows(messages: list[Message]) -> list[Row]:
-    """Return rows in the order of their ids, in which every transaction locks them."""
+async def rows_of(messages: list[Message]) -> list[Row]:
+    """Return rows in the order of their ids, in which every transaction locks them.
+
+    Sorts ``messages``. Many or long ones are analysed beside the event loop.
+    """
     messages.sort()
     if sum(len(message.content) for message in messages) < _THREAD_FROM:
         return list(map(row_of, messages))

@@ -13,6 +13,7 @@ import asyncpg
 
 from sagastore_server.storage.errors import (
     CorruptStoreError,
+    FencedError,
     StorageError,
     StorageFullError,
     UnavailableError,
@@ -39,6 +40,7 @@ _READ_ONLY = ("25006",)
 _TIMEOUT = ("57014",)
 _AWAY = ("08", "57P", "53", "58", "55P03", "28", "3D000")
 _DATA = ("22", "23", "54")
+_GUARDED = ("SG001",)  # Ours: see make_guard in migration.sql.
 
 
 def sqlstate(error: BaseException) -> str:
@@ -79,6 +81,11 @@ def translated(error: BaseException) -> StorageError:
         )
     if state.startswith(_CORRUPT):
         return CorruptStoreError("the PostgreSQL store is damaged; an operator must look at it")
+    if state.startswith(_GUARDED):
+        return FencedError(
+            "the PostgreSQL store belongs to a migration from SQLite that another server holds, "
+            "so this one must not write to it; write through that server until it is finished"
+        )
     return _unavailable(error, state) or StorageError(
         "the PostgreSQL store could not carry out the request"
     )

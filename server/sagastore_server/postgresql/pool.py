@@ -47,7 +47,7 @@ class Pool:
         self._closing = False
 
     async def open(self) -> None:
-        """Connect.
+        """Connect; also again, after ``close``.
 
         Raises:
             asyncpg.PostgresError, OSError, ...: See ``errors.DRIVER_ERRORS``, and
@@ -55,6 +55,7 @@ class Pool:
 
         """
         options = self._options
+        self._closing = False
         self._pool = asyncpg.create_pool(
             options.dsn,
             min_size=min(options.pool_min, options.pool_max),
@@ -121,11 +122,45 @@ class Pool:
         async with self._pool.acquire(timeout=self._options.acquire_timeout) as connection:
             yield connection
 
+    @contextlib.asynccontextmanager
+    async def dedicated(self) -> AsyncIterator[Connection]:
+        """Make a connection beside the pool, for a statement that may take hours.
+
+        Behind PgBouncer the role must have no ``statement_timeout`` for that.
+
+        Raises:
+            UnavailableError: The pool is closing.
+
+        """
+        if self._closing or self._pool is None:
+            raise UnavailableError("the store is not open; try again")
+        settings = self._session_settings()
+        if self._options.statement_cache:
+            settings |= {"statement_timeout": "0", "lock_timeout": "0"}
+        connection = await asyncpg.connect(
+            self._options.dsn,
+            connection_class=_Connection,
+            timeout=self._options.acquire_timeout,
+            statement_cache_size=self._options.statement_cache,
+            server_settings=settings,
+        )
+        try:
+            await self._prepare(connection)
+            yield connection
+        finally:
+            # What runs is cancelled; if not even that can be said in time, the rest is let go.
+            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                await connection.close(timeout=_CLOSE_TIMEOUT)
+
     def local_settings(self) -> str:
         """Return what a transaction must set where a session cannot be relied on."""
         if self._options.statement_cache:
             return ""
-        return f"; SET LOCAL statement_timeout = {self._timeout_ms}; SET LOCAL jit = off"
+        return (
+            f"; SET LOCAL statement_timeout = {self._timeout_ms}"
+            f"; SET LOCAL idle_in_transaction_session_timeout = {self._timeout_ms}"
+            "; SET LOCAL jit = off"
+        )
 
     async def _read(self, read: Callable[[Connection], Awaitable[T]]) -> T:
         with translating():

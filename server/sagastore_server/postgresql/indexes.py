@@ -1,0 +1,123 @@
+"""The indexes that are built after the rows are there, and how far that is.
+
+Their definitions have one home, the files of ``schema/``, which make them at once where
+there are no rows yet. A table without them takes rows several times as fast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sagastore_server.postgresql.pool import Connection, Pool
+from sagastore_server.postgresql.queries import MIGRATION
+from sagastore_server.postgresql.schema import STEPS
+from sagastore_server.storage.errors import StorageError
+from sagastore_server.storage.replication import IndexState
+
+_DEFINITION = re.compile(r"^CREATE INDEX (\w+) (ON messages [^;]+);$", re.MULTILINE)
+
+_LOOK_EVERY = 0.5
+"""Seconds between two looks at how far a build is."""
+
+
+def _load() -> dict[str, str]:
+    found = (_DEFINITION.findall(step.sql) for step in STEPS)
+    return {name: definition for step in found for name, definition in step}
+
+
+LATE = _load()
+"""What follows ``CREATE INDEX name``, by name, in the order of building."""
+
+# What the phases of pg_stat_progress_create_index are of a whole: from where to where.
+_SHARES = (
+    ("building index: scanning table", 0.0, 0.4),
+    ("building index: sorting live tuples", 0.4, 0.4),
+    ("building index: loading tuples in tree", 0.4, 0.7),
+    ("building index", 0.0, 0.7),
+    ("waiting for writers before validation", 0.7, 0.7),
+    ("index validation: scanning index", 0.7, 0.8),
+    ("index validation: sorting tuples", 0.8, 0.8),
+    ("index validation: scanning table", 0.8, 1.0),
+    ("waiting for old snapshots", 1.0, 1.0),
+    ("waiting for readers", 1.0, 1.0),
+)
+
+
+class Progress(NamedTuple):
+    """A row of ``pg_stat_progress_create_index``."""
+
+    phase: str | None
+    blocks_done: int | None
+    blocks_total: int | None
+    tuples_done: int | None
+    tuples_total: int | None
+
+    @property
+    def share(self) -> float:
+        """How much of the build is done, from 0 to 1, roughly."""
+        for beginning, low, high in _SHARES:
+            if (self.phase or "").startswith(beginning):
+                return low + (high - low) * self._within
+        return 0.0
+
+    @property
+    def _within(self) -> float:
+        for done, total in (
+            (self.blocks_done, self.blocks_total),
+            (self.tuples_done, self.tuples_total),
+        ):
+            if total:
+                return min((done or 0) / total, 1.0)
+        return 0.0
+
+
+async def states(pool: Pool) -> list[IndexState]:
+    """Return which of the indexes are there, and complete, in the order of building."""
+    found = dict(await pool.rows(MIGRATION["indexes"], list(LATE)))
+    return [IndexState(name, bool(found.get(name))) for name in LATE]
+
+
+async def drop(connection: Connection) -> None:
+    """Drop all of them within a transaction that has locked the table."""
+    await connection.execute(f"DROP INDEX IF EXISTS {', '.join(LATE)}")
+
+
+async def build(pool: Pool, name: str, progress: Callable[[float], None]) -> None:
+    """Build an index without blocking writes, unless it is there and complete.
+
+    ``progress`` hears the share that is done, which never falls. A build that a server
+    before this one left running is waited for; one that was left incomplete is removed.
+
+    Raises:
+        KeyError: No index of this name is built late.
+
+    """
+    definition = LATE[name]
+    watch = asyncio.create_task(_watch(pool, name, progress))
+    try:
+        async with pool.dedicated() as connection:
+            while await pool.rows(MIGRATION["build_progress"], name):  # noqa: ASYNC110 - the database tells nobody
+                await asyncio.sleep(_LOOK_EVERY)
+            if not dict(await states(pool))[name]:
+                # Each on its own: neither can run within a transaction.
+                await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+                await connection.execute(f"CREATE INDEX CONCURRENTLY {name} {definition}")
+    finally:
+        watch.cancel()
+        await asyncio.wait([watch])
+    progress(1.0)
+
+
+async def _watch(pool: Pool, name: str, progress: Callable[[float], None]) -> None:
+    """Tell how far a build is, until cancelled."""
+    furthest = 0.0
+    while True:
+        with contextlib.suppress(StorageError):
+            rows = await pool.rows(MIGRATION["build_progress"], name)
+            furthest = max([furthest, *[Progress(*row).share for row in rows]])
+            progress(furthest)
+        await asyncio.sleep(_LOOK_EVERY)

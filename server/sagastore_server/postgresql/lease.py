@@ -1,0 +1,143 @@
+"""Who may write while messages are being moved here: the record of the migration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from sagastore_server.postgresql import indexes
+from sagastore_server.postgresql.pool import Connection
+from sagastore_server.postgresql.queries import MIGRATION
+from sagastore_server.postgresql.schema import host_of, upgrade
+from sagastore_server.storage.errors import Blocker, FencedError, PreconditionError
+from sagastore_server.storage.migration import BackfillState
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import BackfillMark, Lease, TargetRecord
+
+LEASE_SECONDS = 10.0
+"""How long a holder that says nothing keeps others out; by the clock of the database."""
+
+GUARDED = ("messages", "tombstones", "quarantine", "files", "legacy_extra")
+"""The tables that only the holder may write."""
+
+
+class Claim(NamedTuple):
+    """Who asks for the target, and for what."""
+
+    lease: Lease
+    source: str
+    phase: Phase
+    epoch: int
+    steal: bool
+    """A former holder of the same name is dead."""
+
+
+def record_from_row(row: Sequence[Any]) -> TargetRecord:
+    """Return the record of a row in the column order of migration.sql."""
+    source, phase, epoch, holder, session, seconds, applied, state, *mark = row[:13]
+    return TargetRecord(
+        source,
+        Phase(phase),
+        epoch,
+        holder,
+        session,
+        seconds,
+        applied,
+        BackfillMark(BackfillState(state), *mark),
+    )
+
+
+async def hold(connection: Connection, lease: Lease, applied: int = 0) -> TargetRecord:
+    """Prove the lease and lock the record, first of all in a transaction.
+
+    The lease is held for longer, and ``applied`` raised. From then on the transaction
+    may write messages.
+
+    Raises:
+        FencedError: Somebody else has it.
+
+    """
+    row = await connection.fetchrow(MIGRATION["hold"], *lease, LEASE_SECONDS, applied)
+    if row is None:
+        raise FencedError(
+            "another server has taken over the migration to PostgreSQL; this one must not write "
+            "any more: stop it"
+        )
+    return record_from_row(row)
+
+
+async def note_mark(connection: Connection, mark: BackfillMark) -> None:
+    """Note how far the backfill is, in a transaction that holds the lease."""
+    await connection.execute(MIGRATION["set_mark"], mark.state.value, *mark[1:])
+
+
+async def take(connection: Connection, claim: Claim, place: str) -> TargetRecord:
+    """Create or upgrade the schema and take the lease, within a transaction.
+
+    Raises:
+        PreconditionError: LEASE_HELD, TARGET_NOT_EMPTY, OTHER_MIGRATION or
+            MIGRATION_FINISHED.
+        CannotOpenError: Somebody else's tables, or a schema that this server cannot use.
+
+    """
+    await upgrade(connection)
+    row = await connection.fetchrow(MIGRATION["lock_record"])
+    if row is None:
+        await _begin(connection, claim, place)
+    else:
+        _check(record_from_row(row), claim, place)
+    await connection.execute(MIGRATION["take_record"], *claim.lease)
+    if await connection.fetchval(MIGRATION["guards"]) != len(GUARDED):
+        await connection.execute(MIGRATION["make_guard"])
+    return await hold(connection, claim.lease)
+
+
+async def _begin(connection: Connection, claim: Claim, place: str) -> None:
+    """Make the record, if the store is empty."""
+    # Before the lock, so that a store in use is not even held up; and behind it, to be sure.
+    await _check_empty(connection, place)
+    await connection.execute(MIGRATION["lock_tables"])
+    await _check_empty(connection, place)
+    await connection.execute(MIGRATION["clear_leftovers"])
+    await indexes.drop(connection)
+    await connection.execute(MIGRATION["new_record"], *claim[1:4], *claim.lease)
+
+
+async def _check_empty(connection: Connection, place: str) -> None:
+    found = [row[0] for row in await connection.fetch(MIGRATION["contents"])]
+    if found:
+        _refuse(
+            "TARGET_NOT_EMPTY",
+            f"{place} holds {' and '.join(found)} already that did not come from this SQLite "
+            "file; give the migration an empty database, or a schema of its own",
+        )
+
+
+def _check(record: TargetRecord, claim: Claim, place: str) -> None:
+    """Refuse what is not this holder's to take."""
+    if record.source != claim.source:
+        _refuse(
+            "OTHER_MIGRATION",
+            f"{place} holds the migration of another SQLite file; give the server the database, "
+            "or the file, that belong together",
+        )
+    if record.phase is Phase.POSTGRES_ONLY:
+        _refuse(
+            "MIGRATION_FINISHED",
+            f"the migration to {place} is finished and the messages are there; start with "
+            "--postgres alone",
+        )
+    former = Lease(record.holder, record.session)
+    dead = claim.steal and former.holder == claim.lease.holder
+    if former not in {claim.lease, Lease("", "")} and not dead and record.lease_seconds > 0:
+        _refuse(
+            "LEASE_HELD",
+            f"the server on {host_of(former.holder)} holds the migration to {place} for another "
+            f"{math.ceil(record.lease_seconds)} s; stop it, or wait until it has been silent "
+            "that long",
+        )
+
+
+def _refuse(reason: str, detail: str) -> NoReturn:
+    raise PreconditionError((Blocker(reason, detail),))

@@ -1,0 +1,218 @@
+-- Statements of the live migration, by name. Read by queries.py.
+
+-- name: record
+SELECT source, phase, epoch, holder, session,
+    extract(epoch FROM lease_until - clock_timestamp())::float8 AS lease_seconds, applied,
+    backfill_state, backfill_carried, backfill_cursor, backfill_upto, backfill_copied, backfill_total
+FROM migration
+
+-- name: lock_record
+SELECT source, phase, epoch, holder, session,
+    extract(epoch FROM lease_until - clock_timestamp())::float8 AS lease_seconds, applied,
+    backfill_state, backfill_carried, backfill_cursor, backfill_upto, backfill_copied, backfill_total
+FROM migration FOR UPDATE
+
+-- name: hold
+-- Proves the lease, holds it for longer, and lets this transaction past the guard. The lock
+-- on the row is kept until the end: so of all such transactions one runs at a time, and one
+-- that hangs cannot commit after another server has taken over.
+WITH held AS (
+    UPDATE migration
+    SET lease_until = clock_timestamp() + $3::float8 * interval '1 second',
+        applied = greatest(applied, $4::bigint)
+    WHERE holder = $1 AND session = $2 AND session <> ''
+    RETURNING *
+)
+SELECT source, phase, epoch, holder, session,
+    extract(epoch FROM lease_until - clock_timestamp())::float8 AS lease_seconds, applied,
+    backfill_state, backfill_carried, backfill_cursor, backfill_upto, backfill_copied, backfill_total,
+    set_config('sagastore.session', session, true)
+FROM held
+
+-- name: new_record
+INSERT INTO migration (source, phase, epoch, holder, session, lease_until)
+VALUES ($1, $2, $3, $4, $5, clock_timestamp())
+
+-- name: take_record
+UPDATE migration SET holder = $1, session = $2
+
+-- name: release
+UPDATE migration SET holder = '', session = '', lease_until = clock_timestamp()
+WHERE holder = $1 AND session = $2
+
+-- name: set_phase
+UPDATE migration SET phase = $1, epoch = $2
+
+-- name: set_mark
+UPDATE migration SET backfill_state = $1, backfill_carried = $2, backfill_cursor = $3,
+    backfill_upto = $4, backfill_copied = $5, backfill_total = $6
+
+-- name: contents
+-- What there is, by name; tombstones are no contents.
+SELECT name FROM (VALUES
+    (1, 'messages', EXISTS (SELECT FROM messages)),
+    (2, 'files', EXISTS (SELECT FROM files)),
+    (3, 'quarantined rows', EXISTS (SELECT FROM quarantine))
+) AS kind (number, name, there) WHERE there ORDER BY number
+
+-- name: lock_tables
+-- At once as strong as it will be needed, messages first, as every writer does.
+LOCK TABLE messages, tombstones, quarantine, files, legacy_extra IN ACCESS EXCLUSIVE MODE
+
+-- name: clear_leftovers
+-- Of messages that were deleted before: their revisions mean nothing to the next source.
+DELETE FROM tombstones;
+DELETE FROM legacy_extra
+
+-- name: make_guard
+-- Nobody writes messages without the lease until the migration is finished, whatever server
+-- it is. Costs a look at one row for each statement, not for each row. Names are qualified,
+-- because the function runs with the search_path of whoever writes.
+DO $make$
+DECLARE
+    guarded TEXT;
+BEGIN
+    EXECUTE format($function$
+        CREATE OR REPLACE FUNCTION %1$I.sagastore_guard() RETURNS trigger LANGUAGE plpgsql AS $body$
+        BEGIN
+            IF EXISTS (
+                SELECT FROM %1$I.migration WHERE phase < 5
+                    AND (session = '' OR session IS DISTINCT FROM current_setting('sagastore.session', true))
+            ) THEN
+                RAISE EXCEPTION 'the messages belong to a migration that another server holds'
+                    USING ERRCODE = 'SG001';
+            END IF;
+            RETURN NULL;
+        END
+        $body$
+    $function$, current_schema());
+    FOREACH guarded IN ARRAY ARRAY['messages', 'tombstones', 'quarantine', 'files', 'legacy_extra'] LOOP
+        EXECUTE format('DROP TRIGGER IF EXISTS sagastore_guard ON %I', guarded);
+        EXECUTE format(
+            'CREATE TRIGGER sagastore_guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %I '
+            'FOR EACH STATEMENT EXECUTE FUNCTION %I.sagastore_guard()', guarded, current_schema());
+    END LOOP;
+END
+$make$
+
+-- name: drop_guard
+-- Where a long read is in the way, or the role may not, it stays: it lets everybody write once
+-- the phase is 5, and goes when a server starts.
+DO $drop$
+BEGIN
+    PERFORM set_config('lock_timeout', '500ms', true);
+    LOCK TABLE messages, tombstones, quarantine, files, legacy_extra IN ACCESS EXCLUSIVE MODE;
+    DROP FUNCTION sagastore_guard() CASCADE;
+    PERFORM set_config('lock_timeout', '0', true);
+EXCEPTION WHEN lock_not_available OR insufficient_privilege OR undefined_function THEN
+    NULL;
+END
+$drop$
+
+-- name: guards
+-- How many tables are guarded.
+SELECT count(*) FROM pg_trigger AS t
+JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE t.tgname = 'sagastore_guard' AND n.nspname = current_schema()
+
+-- name: forget
+-- Whatever is known of some ids.
+WITH forgotten AS (DELETE FROM tombstones WHERE id = ANY($1::text[]))
+DELETE FROM messages WHERE id = ANY($1::text[])
+
+-- name: bury
+WITH gone AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::timestamptz[]) AS gone (id, revision, deleted_at)
+), deleted AS (
+    DELETE FROM messages AS old USING gone WHERE old.id = gone.id AND old.revision < gone.revision
+)
+INSERT INTO tombstones (id, revision, deleted_at) SELECT id, revision, deleted_at FROM gone
+ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, deleted_at = excluded.deleted_at
+WHERE tombstones.revision < excluded.revision
+
+-- name: upsert
+INSERT INTO messages
+    (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, terms, search)
+SELECT id, provider, role, content, tags::jsonb, timestamp, metadata::jsonb, session_id, created_at, revision,
+    terms, search
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
+    $8::text[], $9::timestamptz[], $10::bigint[], $11::text[], $12::tsvector[])
+    AS new (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision,
+    terms, search)
+WHERE NOT EXISTS (
+    SELECT FROM tombstones WHERE tombstones.id = new.id AND tombstones.revision > new.revision
+)
+ON CONFLICT (id) DO UPDATE SET provider = excluded.provider, role = excluded.role,
+    content = excluded.content, tags = excluded.tags, timestamp = excluded.timestamp,
+    metadata = excluded.metadata, session_id = excluded.session_id, created_at = excluded.created_at,
+    revision = excluded.revision, terms = excluded.terms, search = excluded.search
+WHERE messages.revision < excluded.revision
+
+-- name: known
+-- Those of some ids that are, or were, here.
+SELECT id FROM messages WHERE id = ANY($1::text[])
+UNION SELECT id FROM tombstones WHERE id = ANY($1::text[])
+
+-- name: drop_carried
+DELETE FROM quarantine;
+DELETE FROM files;
+DELETE FROM legacy_extra
+
+-- name: carry_quarantine
+INSERT INTO quarantine (number, source_key, reason, field, row)
+SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[])
+ON CONFLICT (source_key) DO UPDATE SET number = excluded.number, reason = excluded.reason,
+    field = excluded.field, row = excluded.row
+
+-- name: carry_files
+INSERT INTO files (id, filename, filepath, file_type, extracted_text, tags, file_size, uploaded_at,
+    metadata, created_at, extra)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
+    $8::text[], $9::text[], $10::text[], $11::text[])
+ON CONFLICT (id) DO UPDATE SET filename = excluded.filename, filepath = excluded.filepath,
+    file_type = excluded.file_type, extracted_text = excluded.extracted_text, tags = excluded.tags,
+    file_size = excluded.file_size, uploaded_at = excluded.uploaded_at, metadata = excluded.metadata,
+    created_at = excluded.created_at, extra = excluded.extra
+
+-- name: carry_extras
+INSERT INTO legacy_extra (message_id, name, value) SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
+ON CONFLICT (message_id, name) DO UPDATE SET value = excluded.value
+
+-- The columns and the order of these are those of storage/carried.py.
+
+-- name: all_quarantine
+SELECT number, source_key, reason, field, row FROM quarantine ORDER BY number
+
+-- name: all_files
+SELECT id, filename, filepath, file_type, extracted_text, tags, file_size, uploaded_at, metadata, created_at,
+    extra
+FROM files ORDER BY id COLLATE "C"
+
+-- name: all_extras
+SELECT message_id, name, value FROM legacy_extra ORDER BY message_id COLLATE "C", name COLLATE "C"
+
+-- name: indexes
+-- Which of our indexes there are, and which of them are complete.
+SELECT c.relname, i.indisvalid AND i.indisready FROM pg_index AS i
+JOIN pg_class AS c ON c.oid = i.indexrelid
+JOIN pg_class AS t ON t.oid = i.indrelid
+JOIN pg_namespace AS n ON n.oid = t.relnamespace
+WHERE t.relname = 'messages' AND n.nspname = current_schema() AND c.relname = ANY($1::text[])
+
+-- name: build_progress
+-- Of whoever builds the index of this name.
+SELECT p.phase, p.blocks_done, p.blocks_total, p.tuples_done, p.tuples_total
+FROM pg_stat_progress_create_index AS p
+JOIN pg_class AS c ON c.oid = p.index_relid
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE p.datname = current_database() AND c.relname = $1 AND n.nspname = current_schema()
+
+-- name: finish
+UPDATE migration SET phase = 5, epoch = $1, holder = '', session = '', lease_until = clock_timestamp()
+
+-- name: raise_numbers
+-- The next revision is above all that the source gave out; so are the numbers of the quarantine.
+SELECT setval('message_revisions', greatest(last_value, $1::bigint)),
+    setval(pg_get_serial_sequence('quarantine', 'number'),
+        (SELECT coalesce(max(number), 0) + 1 FROM quarantine), false)
+FROM message_revisions

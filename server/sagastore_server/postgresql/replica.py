@@ -1,0 +1,249 @@
+"""PostgreSQLReplica: the store that the messages of another one are moved into."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from sagastore_server.postgresql import carry, follow, indexes
+from sagastore_server.postgresql.backend import PostgreSQLStorage, cannot_open
+from sagastore_server.postgresql.errors import DRIVER_ERRORS, is_connection_loss, translating
+from sagastore_server.postgresql.lease import (
+    GUARDED,
+    Claim,
+    hold,
+    note_mark,
+    record_from_row,
+    take,
+)
+from sagastore_server.postgresql.pool import Connection
+from sagastore_server.postgresql.queries import MIGRATION, QUERIES
+from sagastore_server.postgresql.schema import (
+    MIGRATES_FROM,
+    SCHEMA_VERSION,
+    check_room,
+    check_server,
+    refresh_terms,
+    version_of,
+)
+from sagastore_server.storage.errors import StorageError
+from sagastore_server.storage.model import Message, Store, StoreHealth
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import (
+    BackfillMark,
+    Carried,
+    CarriedTally,
+    Entry,
+    IndexState,
+    Lease,
+    MigrationTarget,
+    TargetRecord,
+    TargetState,
+)
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
+    """Follows another store, and is a store like any other once that has ended.
+
+    Every transaction that writes begins by proving the lease, which locks the one row
+    of ``migration`` (``lease.hold``). So they run one after the other, whoever holds
+    the lease; and triggers refuse all other writers until ``finish``.
+    """
+
+    async def open(self) -> None:
+        """See the contract. Does nothing if it is open; whether it answers, calls tell."""
+        if self._writer is not None:
+            return
+        try:
+            await self._pool.open()
+            async with self._pool.connection() as connection:
+                await check_server(connection)
+        except (*DRIVER_ERRORS, ValueError, StorageError) as exc:
+            await self.close()
+            raise cannot_open(self.place, exc) from exc
+        except BaseException:
+            await self.close()
+            raise
+        self._start_writer()
+
+    async def health(self) -> StoreHealth:
+        """See the contract; a database without our schema is healthy, and empty."""
+        if not self._schema_version:
+            try:
+                there = await self._pool.value(QUERIES["has_versions"])
+            except StorageError as exc:
+                return StoreHealth(Store.POSTGRESQL, False, str(exc), -1, 0)
+            if not there:
+                return StoreHealth(Store.POSTGRESQL, True, "", 0, 0)
+        return await super().health()
+
+    # ------------------------------------------------------------------ the record
+
+    async def inspect(self) -> TargetState:
+        """See the contract."""
+        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        with translating():
+            async with (
+                self._pool.connection() as connection,
+                self._pool.transaction(connection, begin),
+            ):
+                return await _inspected(connection)
+
+    async def claim(
+        self, lease: Lease, source: str, phase: Phase, epoch: int, *, steal: bool = False
+    ) -> TargetRecord:
+        """See the contract."""
+        wanted = Claim(lease, source, phase, epoch, steal)
+        with translating():
+            async with self._pool.connection() as connection:
+                async with self._pool.transaction(connection, QUERIES["begin"]):
+                    record = await take(connection, wanted, self.place)
+                await refresh_terms(self._pool, connection, partial(hold, lease=lease))
+        self._schema_version = max(self._schema_version, SCHEMA_VERSION)
+        return record
+
+    async def renew(self, lease: Lease) -> TargetRecord:
+        """See the contract."""
+        return await self._holding(lease, _nothing)
+
+    async def release(self, lease: Lease) -> None:
+        """See the contract."""
+        with translating():
+            async with (
+                self._pool.connection() as connection,
+                self._pool.transaction(connection, QUERIES["begin"]),
+            ):
+                await connection.execute(MIGRATION["release"], *lease)
+
+    async def set_phase(self, lease: Lease, phase: Phase, epoch: int, base: int) -> TargetRecord:
+        """See the contract."""
+
+        async def note(connection: Connection) -> None:
+            await connection.execute(MIGRATION["set_phase"], phase.value, epoch)
+
+        record = await self._holding(lease, note, base)
+        return record._replace(phase=phase, epoch=epoch)
+
+    async def finish(self, lease: Lease, epoch: int, last_revision: int) -> None:
+        """See the contract."""
+
+        async def end(connection: Connection) -> None:
+            await connection.execute(MIGRATION["raise_numbers"], last_revision)
+            await connection.execute(MIGRATION["finish"], epoch)
+            await connection.execute(MIGRATION["drop_guard"])
+
+        await self._holding(lease, end)
+
+    # ------------------------------------------------------------------ the rows
+
+    async def apply(self, lease: Lease, entries: Sequence[Entry]) -> None:
+        """See the contract."""
+        if not entries:
+            return
+        steps = await follow.steps_of(entries)
+        last = max(entry.sequence for entry in entries)
+        await self._holding(lease, partial(follow.run, steps=steps), last)
+
+    async def copy(
+        self, lease: Lease, messages: Sequence[Message], mark: BackfillMark
+    ) -> BackfillMark:
+        """See the contract."""
+        rows = await follow.rows_once(messages)
+
+        async def store(connection: Connection) -> None:
+            await note_mark(connection, mark)
+            if rows:
+                await follow.fill(connection, rows)
+
+        await self._holding(lease, store)
+        return mark
+
+    async def carry(self, lease: Lease, rows: Carried, *, first: bool) -> None:
+        """See the contract."""
+        await self._holding(lease, partial(carry.store, rows=rows, first=first))
+
+    async def carried(self) -> CarriedTally:
+        """See the contract."""
+        with translating():
+            async with (
+                self._pool.dedicated() as connection,
+                self._pool.transaction(connection, carry.BEGIN),
+            ):
+                return await carry.tally(connection)
+
+    async def count(self) -> int:
+        """See the contract."""
+        with translating():
+            async with self._pool.dedicated() as connection:
+                count: int = await connection.fetchval(QUERIES["count_messages"])
+                return count
+
+    # ------------------------------------------------------------------ the indexes
+
+    async def indexes(self) -> list[IndexState]:
+        """See the contract."""
+        return await indexes.states(self._pool)
+
+    async def build_index(self, name: str, progress: Callable[[float], None]) -> None:
+        """See the contract."""
+        with translating():
+            await indexes.build(self._pool, name, progress)
+
+    async def refresh_statistics(self) -> None:
+        """See the contract."""
+        with translating():
+            async with self._pool.dedicated() as connection:
+                await connection.execute(f"ANALYZE {', '.join(GUARDED)}")
+
+    # ------------------------------------------------------------------ transactions
+
+    async def _holding(
+        self, lease: Lease, work: Callable[[Connection], Awaitable[None]], applied: int = 0
+    ) -> TargetRecord:
+        """Do ``work`` in a transaction that holds the lease; return the record from before.
+
+        Begun again once if the connection had died while it was idle.
+        """
+        committing = False
+
+        async def once() -> TargetRecord:
+            nonlocal committing
+            async with (
+                self._pool.connection() as connection,
+                self._pool.transaction(connection, QUERIES["begin"]),
+            ):
+                record = await hold(connection, lease, applied)
+                await work(connection)
+                committing = True
+            return record
+
+        with translating():
+            try:
+                return await once()
+            except Exception as exc:
+                if committing or not is_connection_loss(exc):
+                    raise
+                _log.debug("a transaction begins anew: %s", type(exc).__name__)
+            return await once()
+
+
+async def _nothing(_: Connection) -> None:
+    """Do no more than hold the lease."""
+
+
+async def _inspected(connection: Connection) -> TargetState:
+    version = await version_of(connection)
+    if version == 0:
+        await check_room(connection)
+        return TargetState(0, True, None)
+    record = None
+    if version >= MIGRATES_FROM:
+        row = await connection.fetchrow(MIGRATION["record"])
+        record = None if row is None else record_from_row(row)
+    return TargetState(version, not await connection.fetch(MIGRATION["contents"]), record)

@@ -1,0 +1,129 @@
+"""Helpers for tests of the end of a migration that is PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+
+from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.indexes import LATE
+from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.storage.model import Message
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.replication import Entry, Lease
+from tests.support.drafts import NOW
+
+SOURCE = "3f0e8a52-source"
+LEASE = Lease("here:64768:4711", "session-1")
+SUCCESSOR = Lease(LEASE.holder, "session-2")
+STRANGER = Lease("elsewhere:64768:9", "session-3")
+
+
+def replica_on(dsn: str, **options: Any) -> PostgreSQLReplica:
+    return PostgreSQLReplica(PostgreSQLOptions(dsn, pool_min=1, pool_max=8)._replace(**options))
+
+
+def plain(dsn: str, **options: Any) -> PostgreSQLStorage:
+    return PostgreSQLStorage(PostgreSQLOptions(dsn, pool_min=1, pool_max=8)._replace(**options))
+
+
+@asynccontextmanager
+async def opened_plain(dsn: str, **options: Any) -> AsyncIterator[PostgreSQLStorage]:
+    """Open a store that knows nothing of migrations."""
+    backend = plain(dsn, **options)
+    try:
+        await backend.open()
+        yield backend
+    finally:
+        await backend.close()
+
+
+@asynccontextmanager
+async def opened_replica(dsn: str, **options: Any) -> AsyncIterator[PostgreSQLReplica]:
+    """Open a replica that claims nothing."""
+    replica = replica_on(dsn, **options)
+    try:
+        await replica.open()
+        yield replica
+    finally:
+        await replica.close()
+
+
+@asynccontextmanager
+async def claimed(dsn: str, **options: Any) -> AsyncIterator[PostgreSQLReplica]:
+    """Open a replica that ``LEASE`` holds, in DUAL_WRITE."""
+    async with opened_replica(dsn, **options) as replica:
+        await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
+        yield replica
+
+
+async def finish(replica: PostgreSQLReplica, last_revision: int = 0) -> None:
+    """Build what is missing and end the migration."""
+    for name in LATE:
+        await replica.build_index(name, lambda share: None)
+    await replica.finish(LEASE, 5, last_revision)
+
+
+def message(
+    id: str = "m-1", revision: int = 1, content: str = "The quick brown fox", **fields: Any
+) -> Message:
+    plain = Message(id, "openai", "user", content, ("t",), NOW, "{}", "s-1", NOW, revision)
+    return plain._replace(**fields)
+
+
+def saved(one: Message, *, sequence: int = 0, buried: int = 0, forced: bool = False) -> Entry:
+    """Return the entry of a save."""
+    return Entry(sequence or one.revision, one.id, one, buried, forced, NOW)
+
+
+def deleted(id: str, revision: int, *, sequence: int = 0, forced: bool = False) -> Entry:
+    """Return the entry of a deletion."""
+    return Entry(sequence or revision, id, None, revision, forced, NOW)
+
+
+async def content_of(replica: PostgreSQLReplica) -> dict[str, Message]:
+    """Return every message by id."""
+    found: dict[str, Message] = {}
+    after, more = "", True
+    while more:
+        page = await replica.scan_ids(after, "\U0010ffff", 500)
+        found |= {one.id: one for one in page.messages}
+        after, more = max(found, default=""), page.more
+    return found
+
+
+async def buried_in(dsn: str) -> dict[str, int]:
+    """Return the tombstones."""
+    return dict(await fetched(dsn, "SELECT id, revision FROM tombstones"))
+
+
+async def fetched(dsn: str, sql: str, *arguments: Any) -> list[Any]:
+    """Run a statement on a connection of its own."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        rows: list[Any] = await connection.fetch(sql, *arguments)
+        return rows
+    finally:
+        await connection.close()
+
+
+async def until_one_waits(dsn: str) -> None:
+    """Wait until a statement in the schema's database waits for a lock."""
+    waiting = "SELECT FROM pg_locks WHERE NOT granted"
+    while not await fetched(dsn, waiting):  # noqa: ASYNC110 - the database tells nobody
+        await asyncio.sleep(0.01)
+
+
+async def found_by(replica: PostgreSQLReplica, criteria: Criteria) -> list[str]:
+    page = await replica.search(criteria, Scan(False, 100))
+    return [one.id for one in page.messages]
+
+
+def ids_of(messages: Iterable[Message]) -> list[str]:
+    return [one.id for one in messages]
