@@ -9,19 +9,26 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import structlog
 
 from sagastore_server import __version__
+from sagastore_server.migration.alone import Alone
+from sagastore_server.migration.live import LiveMigration, Options
 from sagastore_server.ops.address import Address
 from sagastore_server.ops.greeting import greeting
 from sagastore_server.ops.settings import Settings, default_sqlite
 from sagastore_server.ops.signals import StopSignals
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.rpc.server import CannotListenError, RpcServer
 from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.migration import MigrationControl
+from sagastore_server.storage.phase import Phase
 
 _PROGRESS_EVERY = 2.0
 """Seconds between two lines about the same long work."""
@@ -52,15 +59,16 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
 
     """
     _check(settings)
-    backend = _backend(settings)
-    server = RpcServer(backend)
+    service = _service(settings)
+    backend = service.backend
+    server = RpcServer(backend, service.control)
     signals = StopSignals()
     address = await _listen(server, settings.address)
     try:
         if await _open(backend, signals):
             await server.open_gate()
-            await _announce(backend, settings, address, say)
-            async with _watched(backend, server):
+            await _announce(service, address, say)
+            async with _watched(service, server):
                 await signals.first.wait()
         await _drain(server, settings.drain_seconds, signals)
     finally:
@@ -84,11 +92,6 @@ class _Progress:
 
 
 def _check(settings: Settings) -> None:
-    if settings.postgres is not None and settings.names_sqlite:
-        raise StartupError(
-            "--sqlite and --postgres: this version of SagaStore keeps messages in one of them, "
-            "and does not move them from one to the other yet; leave one out"
-        )
     if not settings.address.is_loopback and not settings.allow_insecure:
         raise StartupError(
             f"--listen {settings.listen} can be reached from other machines, and this version "
@@ -102,32 +105,54 @@ def _check(settings: Settings) -> None:
             raise StartupError(f"cannot make {settings.sqlite.parent}: {exc.strerror}") from exc
 
 
-def _backend(settings: Settings) -> StorageBackend:
+class _Service(NamedTuple):
+    """What the settings come to."""
+
+    backend: StorageBackend
+    control: MigrationControl
+    place: Callable[[], str]
+    """Where the messages are, for people; may change with the phase."""
+    needs_watching: Callable[[], bool]
+    """Whether the store can go away and come back; a file does not."""
+
+
+def _service(settings: Settings) -> _Service:
     if settings.postgres is None:
-        return SQLiteStorage(settings.sqlite, _Progress())
-    return PostgreSQLStorage(
-        PostgreSQLOptions(
-            settings.postgres.get_secret_value(),
-            pool_min=settings.postgres_pool_min,
-            pool_max=settings.postgres_pool_max,
-            writers=settings.postgres_writers,
-            acquire_timeout=settings.postgres_acquire_timeout,
-            statement_timeout=settings.postgres_statement_timeout,
-            statement_cache=settings.postgres_statement_cache,
-        )
+        sqlite = SQLiteStorage(settings.sqlite, _Progress())
+        control = Alone(sqlite, Phase.SQLITE_ONLY)
+        return _Service(sqlite, control, lambda: str(settings.sqlite), lambda: False)
+    options = _postgresql(settings, settings.postgres.get_secret_value())
+    if not settings.names_sqlite:
+        postgresql = PostgreSQLStorage(options)
+        control = Alone(postgresql, Phase.POSTGRES_ONLY)
+        return _Service(postgresql, control, lambda: postgresql.place, lambda: True)
+    live = LiveMigration(
+        SQLiteSource(settings.sqlite, _Progress()),
+        PostgreSQLReplica(options),
+        Options(settings.shadow_share, settings.postgres_patience),
+        source_is_new=not settings.sqlite.exists(),
+    )
+    return _Service(
+        live.backend, live.control, lambda: live.place, lambda: not live.phase.writes_sqlite
+    )
+
+
+def _postgresql(settings: Settings, dsn: str) -> PostgreSQLOptions:
+    return PostgreSQLOptions(
+        dsn,
+        pool_min=settings.postgres_pool_min,
+        pool_max=settings.postgres_pool_max,
+        writers=settings.postgres_writers,
+        acquire_timeout=settings.postgres_acquire_timeout,
+        statement_timeout=settings.postgres_statement_timeout,
+        statement_cache=settings.postgres_statement_cache,
     )
 
 
 @asynccontextmanager
-async def _watched(backend: StorageBackend, server: RpcServer) -> AsyncIterator[None]:
-    """Let readiness follow the store for as long as the context lasts.
-
-    A file does not go away and come back, and counting its rows has its price.
-    """
-    if isinstance(backend, SQLiteStorage):
-        yield
-        return
-    watching = asyncio.create_task(_watch(backend, server))
+async def _watched(service: _Service, server: RpcServer) -> AsyncIterator[None]:
+    """Let readiness follow the store for as long as the context lasts."""
+    watching = asyncio.create_task(_watch(service, server))
     try:
         yield
     finally:
@@ -135,11 +160,13 @@ async def _watched(backend: StorageBackend, server: RpcServer) -> AsyncIterator[
         await asyncio.gather(watching, return_exceptions=True)
 
 
-async def _watch(backend: StorageBackend, server: RpcServer) -> None:
+async def _watch(service: _Service, server: RpcServer) -> None:
     healthy = True
     while True:
         await asyncio.sleep(_WATCH_EVERY)
-        health = await backend.health()
+        if not service.needs_watching():
+            continue  # Counting its rows has its price.
+        health = await service.backend.health()
         if health.healthy != healthy:
             healthy = health.healthy
             await server.set_ready(healthy)
@@ -172,12 +199,10 @@ async def _open(backend: StorageBackend, signals: StopSignals) -> bool:
     return False
 
 
-async def _announce(
-    backend: StorageBackend, settings: Settings, address: Address, say: Callable[[str], None]
-) -> None:
-    messages = (await backend.health()).messages
-    place = _place(backend, settings)
-    quarantined = await backend.quarantine_count()
+async def _announce(service: _Service, address: Address, say: Callable[[str], None]) -> None:
+    messages = (await service.backend.health()).messages
+    place = service.place()
+    quarantined = await service.backend.quarantine_count()
     _log.info(
         "serving",
         address=str(address),
@@ -187,10 +212,6 @@ async def _announce(
         quarantined=quarantined,
     )
     say(greeting(__version__, address, place, messages, quarantined))
-
-
-def _place(backend: StorageBackend, settings: Settings) -> str:
-    return backend.place if isinstance(backend, PostgreSQLStorage) else str(settings.sqlite)
 
 
 async def _drain(server: RpcServer, grace: float, signals: StopSignals) -> None:

@@ -80,8 +80,10 @@ def serve(
         str | None,
         typer.Option(
             metavar="DSN",
-            help="Keep messages in PostgreSQL instead: postgresql://USER@HOST/DATABASE. Put a "
-            "password into SAGASTORE_POSTGRES or PGPASSWORD: others can see a command line.",
+            help="Keep messages in PostgreSQL instead: postgresql://USER@HOST/DATABASE. With "
+            "--sqlite as well, the service can move from the file to PostgreSQL while it runs "
+            "(sagastore migrate). Put a password into SAGASTORE_POSTGRES or PGPASSWORD: others "
+            "can see a command line.",
         ),
     ] = None,
     config: Annotated[

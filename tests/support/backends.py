@@ -16,7 +16,9 @@ from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.model import Store
+from sagastore_server.storage.phase import Phase
 from tests.support.memory import STORE, MemoryState, MemoryStorage
+from tests.support.migrating import live, opened_live, walk_to
 from tests.support.postgres import fresh_schema
 
 Make = Callable[[], StorageBackend]
@@ -60,11 +62,28 @@ async def _postgresql(folder: Path) -> AsyncIterator[Make]:
         yield lambda: PostgreSQLStorage(options)
 
 
+def _in_phase(phase: Phase) -> Kind:
+    """Return a service of both stores, taken to a phase while it was empty."""
+
+    @asynccontextmanager
+    async def place(folder: Path) -> AsyncIterator[Make]:
+        path = folder / "messages.db"
+        async with fresh_schema() as dsn:
+            async with opened_live(path, dsn) as service:
+                await walk_to(service.control, phase)
+            yield lambda: live(path, dsn).backend
+
+    both = phase.reads_postgres and phase.writes_sqlite
+    first = phase.stores[:1]
+    return Kind(place, phase.stores if both else first)
+
+
 KINDS: dict[str, Kind] = {
     # What the stateful test compares the others with.
     "memory": Kind(_memory, (STORE,)),
     "postgresql": Kind(_postgresql, (Store.POSTGRESQL,)),
     "sqlite": Kind(_sqlite, (Store.SQLITE,)),
+    **{phase.slug: _in_phase(phase) for phase in Phase},
 }
 
 

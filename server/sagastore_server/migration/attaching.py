@@ -46,7 +46,8 @@ async def attach(
             "back to sqlite-only and begin again",
         )
     check(found.record, source, situation)
-    await target.claim(lease, source.store_id, state.phase, state.epoch)
+    # Whoever held it under the name of this file is dead: the file is locked, by us.
+    await target.claim(lease, source.store_id, state.phase, state.epoch, steal=True)
     base = await _reconcile(source, situation, found.record, new=found.empty)
     return await target.set_phase(lease, state.phase, state.epoch, base)
 

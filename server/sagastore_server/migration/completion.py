@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from sagastore_server.migration.bounded import bounded
 from sagastore_server.migration.follower import Follower
 from sagastore_server.migration.situation import Ends
-from sagastore_server.migration.transitions import FENCE_WITHIN
+from sagastore_server.migration.transitions import BEHIND, FENCE_WITHIN
 from sagastore_server.migration.verifying import Verifications
 from sagastore_server.migration.write_gate import FenceTimeoutError
 from sagastore_server.storage.errors import (
@@ -144,7 +144,7 @@ class Completion:
 
     async def _final_check(self, compared: int) -> dict[str, object]:
         if not await self._follower.reach(self._source.committed, FENCE_WITHIN):
-            raise _refusal("PostgreSQL did not catch up in time")
+            raise PreconditionError((BEHIND,))
         ids = self._take_touched()
         await self._check(ids)
         ours, theirs = await self._source.count(), await self._target.count()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import NamedTuple, NoReturn
 
 from sagastore_server.migration.attaching import check
@@ -43,6 +44,9 @@ LOOK_WITHIN = 5.0
 LEASE_WITHIN = 15.0
 """Seconds that a start waits for the lease of another server to run out: longer than one
 lasts (postgresql), so that a server which is alive is told from one that is gone."""
+
+CURRENT_WITHIN = 2.0
+"""Seconds that a start in READ_POSTGRES waits for PostgreSQL to catch up."""
 
 _TEND_EVERY = 1.0
 
@@ -167,6 +171,15 @@ class LiveMigration:
         if self.phase.writes_sqlite:
             await self._meet_the_target()
             self._start()
+            await self._come_back()
+
+    async def _come_back(self) -> None:
+        """In READ_POSTGRES, begin with PostgreSQL where it is soon to be had."""
+        until = time.monotonic() + CURRENT_WITHIN
+        while self.phase.reads_postgres and not self._follower.current:
+            if self._follower.trouble is not None or time.monotonic() > until:
+                return
+            await self._situation.changed(0.1)
 
     def _start(self) -> None:
         self._shadow.start()

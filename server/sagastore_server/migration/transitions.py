@@ -36,6 +36,12 @@ NEAR_WITHIN = 60.0
 """Seconds within which the target should come near the end of the journal before writes
 are held at all."""
 
+BEHIND = Blocker(
+    "POSTGRES_BEHIND",
+    "PostgreSQL did not catch up with the journal in time, so the phase was not changed; try "
+    "again, at a quieter time if need be",
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +87,7 @@ class Transitions:
         state = self._situation.state
         record = await bounded(
             self._target.claim(
-                self._follower.lease, self._source.store_id, state.phase, state.epoch
+                self._follower.lease, self._source.store_id, state.phase, state.epoch, steal=True
             ),
             CLAIM_WITHIN,
             self._target.place,
@@ -170,12 +176,4 @@ def _busy() -> UnavailableError:
 
 
 def _behind() -> PreconditionError:
-    return PreconditionError(
-        (
-            Blocker(
-                "POSTGRES_BEHIND",
-                "PostgreSQL did not catch up with the journal in time, so the phase was not "
-                "changed; try again, at a quieter time if need be",
-            ),
-        )
-    )
+    return PreconditionError((BEHIND,))

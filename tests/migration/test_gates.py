@@ -1,0 +1,201 @@
+"""What is refused, with which reasons; and that a refusal changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sagastore_server.migration.alone import Alone
+from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.storage.errors import CannotOpenError, PreconditionError
+from sagastore_server.storage.phase import Phase
+from tests.migration.conftest import Place
+from tests.support.drafts import draft
+from tests.support.migrating import change, opened_live, refused, walk_to
+from tests.support.postgres import execute, fresh_schema
+
+NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
+
+
+@pytest.mark.parametrize(
+    ("at", "wanted"),
+    [
+        (Phase.SQLITE_ONLY, Phase.BACKFILL),
+        (Phase.SQLITE_ONLY, Phase.POSTGRES_ONLY),
+        (Phase.DUAL_WRITE, Phase.READ_POSTGRES),
+        (Phase.BACKFILL, Phase.SQLITE_ONLY),
+        (Phase.READ_POSTGRES, Phase.DUAL_WRITE),
+    ],
+)
+async def test_one_step_at_a_time(place: Place, at: Phase, wanted: Phase) -> None:
+    async with opened_live(*place) as service:
+        await walk_to(service.control, at)
+        epoch = (await service.control.status()).epoch
+        assert await refused(service.control, wanted) == ["NOT_THE_NEXT_PHASE"]
+        status = await service.control.status()
+        assert (status.phase, status.epoch) == (at, epoch)
+
+
+async def test_there_is_no_way_back_from_the_last_phase(place: Place) -> None:
+    async with opened_live(*place) as service:
+        await walk_to(service.control, Phase.POSTGRES_ONLY)
+        assert await refused(service.control, Phase.READ_POSTGRES) == ["NO_WAY_BACK"]
+
+
+async def test_postgresql_cannot_be_reached(tmp_path: Path) -> None:
+    async with opened_live(tmp_path / "messages.db", NOWHERE) as service:
+        await service.backend.save(draft())
+        assert await refused(service.control, Phase.DUAL_WRITE) == ["POSTGRES_NOT_USABLE"]
+        status = await service.control.status()
+        assert status.phase is Phase.SQLITE_ONLY
+        assert [one.reason for one in status.blockers_to_next] == ["POSTGRES_NOT_USABLE"]
+
+
+async def test_somebody_elses_table(place: Place) -> None:
+    await execute(place.dsn, "CREATE TABLE messages (id int)")
+    async with opened_live(*place) as service:
+        assert await refused(service.control, Phase.DUAL_WRITE) == ["POSTGRES_NOT_USABLE"]
+    await execute(place.dsn, "SELECT id FROM messages")
+
+
+async def test_a_schema_too_new(place: Place) -> None:
+    backend = PostgreSQLStorage(PostgreSQLOptions(place.dsn, pool_min=1))
+    await backend.open()
+    await backend.close()
+    await execute(place.dsn, "INSERT INTO sagastore_schema VALUES (99, 99)")
+    async with opened_live(*place) as service:
+        assert await refused(service.control, Phase.DUAL_WRITE) == ["POSTGRES_NOT_USABLE"]
+
+
+async def test_a_database_with_messages_of_its_own(place: Place) -> None:
+    async with opened_live(*place) as service:
+        backend = PostgreSQLStorage(PostgreSQLOptions(place.dsn, pool_min=1))
+        await backend.open()
+        await backend.save(draft("theirs"))
+        await backend.close()
+        assert await refused(service.control, Phase.DUAL_WRITE) == ["TARGET_NOT_EMPTY"]
+        assert (await service.control.status()).phase is Phase.SQLITE_ONLY
+
+
+async def test_the_migration_of_another_file(place: Place, tmp_path: Path) -> None:
+    async with opened_live(*place) as service:
+        await walk_to(service.control, Phase.DUAL_WRITE)
+    async with opened_live(tmp_path / "other.db", place.dsn) as service:
+        assert await refused(service.control, Phase.DUAL_WRITE) == ["OTHER_MIGRATION"]
+
+
+async def test_a_backfill_that_is_not_done(place: Place) -> None:
+    async with opened_live(*place) as service:
+        await service.backend.save(draft())
+        await walk_to(service.control, Phase.DUAL_WRITE)
+        await change(service.control, Phase.BACKFILL)
+        await service.control.control_backfill(
+            paused=True, batch_size=None, max_rows_per_second=None
+        )
+        status = await service.control.status()
+        if status.backfill.state.value != "done":
+            reasons = await refused(service.control, Phase.READ_POSTGRES)
+            assert "BACKFILL_NOT_DONE" in reasons
+
+
+async def test_rows_that_differ(place: Place) -> None:
+    async with opened_live(*place) as service:
+        await service.backend.save(draft("m-1"))
+        await walk_to(service.control, Phase.BACKFILL)
+        await tamper(place.dsn, "UPDATE messages SET content = 'tampered'")
+        found = [one async for one in service.control.verify(repair=True)]
+        assert found[-1].mismatch_count == found[-1].repaired == 1
+        assert [one.id for step in found for one in step.mismatches] == ["m-1"]
+        assert "VERIFICATION_MISMATCH" in await refused(service.control, Phase.READ_POSTGRES)
+        found = [one async for one in service.control.verify(repair=False)]
+        assert found[-1].mismatch_count == 0
+        await walk_to(service.control, Phase.READ_POSTGRES)
+
+
+async def test_nothing_is_completed_over_a_difference(place: Place) -> None:
+    async with opened_live(*place) as service:
+        await service.backend.save(draft("m-1"))
+        await walk_to(service.control, Phase.READ_POSTGRES)
+        await service.backend.save(draft("m-2"))
+        await tamper(place.dsn, "UPDATE messages SET content = 'tampered' WHERE id = 'm-2'")
+        assert await refused(service.control, Phase.POSTGRES_ONLY) == ["VERIFICATION_MISMATCH"]
+        status = await service.control.status()
+        assert status.phase is Phase.READ_POSTGRES
+        assert (await service.backend.save(draft("m-3"))).created
+
+
+async def test_one_store_has_nothing_to_compare(place: Place) -> None:
+    async with opened_live(*place) as service:
+        with pytest.raises(PreconditionError):
+            await anext(aiter(service.control.verify(repair=False)))
+        with pytest.raises(PreconditionError):
+            await service.control.control_backfill(
+                paused=True, batch_size=None, max_rows_per_second=None
+            )
+
+
+async def test_postgresql_alone_before_the_end(place: Place) -> None:
+    async with opened_live(*place) as service:
+        await walk_to(service.control, Phase.READ_POSTGRES)
+    alone = PostgreSQLStorage(PostgreSQLOptions(place.dsn, pool_min=1))
+    with pytest.raises(CannotOpenError, match="--sqlite"):
+        await alone.open()
+
+
+async def test_a_new_file_beside_a_database_in_use(place: Place, tmp_path: Path) -> None:
+    async with opened_live(*place) as service:
+        await walk_to(service.control, Phase.POSTGRES_ONLY)
+    mistyped = tmp_path / "mistyped.db"
+    with pytest.raises(CannotOpenError, match="leave out --sqlite"):
+        async with opened_live(mistyped, place.dsn):
+            pass
+    assert not mistyped.exists()
+
+
+async def test_an_old_copy_of_the_file(place: Place, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    async with opened_live(*place) as service:
+        await service.backend.save(draft())
+        await walk_to(service.control, Phase.DUAL_WRITE)
+    copy.write_bytes(place.path.read_bytes())
+    async with opened_live(*place) as service:
+        await walk_to(service.control, Phase.READ_POSTGRES)
+    with pytest.raises(CannotOpenError, match="older"):
+        async with opened_live(copy, place.dsn):
+            pass
+    async with opened_live(*place) as service:
+        await walk_to(service.control, Phase.POSTGRES_ONLY)
+    with pytest.raises(CannotOpenError, match="old copy"):
+        async with opened_live(copy, place.dsn):
+            pass
+
+
+async def test_the_wrong_database_in_the_middle(place: Place) -> None:
+    """SQLite has everything, so it serves; the database that knows nothing is left alone."""
+    async with opened_live(*place) as service:
+        await walk_to(service.control, Phase.DUAL_WRITE)
+        await service.backend.save(draft("m-1"))
+    async with fresh_schema() as other, opened_live(place.path, other) as service:
+        assert (await service.backend.get("m-1")).id == "m-1"
+        await service.backend.save(draft("m-2"))
+        async for status in service.control.watch():
+            reasons = [one.reason for one in status.blockers_to_next]
+            if reasons == ["TARGET_UNKNOWN"]:
+                break
+        await change(service.control, Phase.SQLITE_ONLY)
+        await walk_to(service.control, Phase.READ_POSTGRES)
+        assert (await service.backend.get("m-2")).id == "m-2"
+
+
+async def test_a_service_of_one_store_says_what_is_missing(place: Place) -> None:
+    backend = PostgreSQLStorage(PostgreSQLOptions(place.dsn, pool_min=1))
+    first, last = Alone(backend, Phase.SQLITE_ONLY), Alone(backend, Phase.POSTGRES_ONLY)
+    assert await refused(first, Phase.DUAL_WRITE) == ["POSTGRES_NOT_CONFIGURED"]
+    assert await refused(last, Phase.READ_POSTGRES) == ["NO_WAY_BACK"]
+
+
+async def tamper(dsn: str, sql: str) -> None:
+    """Change PostgreSQL behind the back of its holder, past the guard."""
+    await execute(dsn, f"SET session_replication_role = replica; {sql}")

@@ -1,0 +1,78 @@
+"""A service of both stores in this process, in any phase."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sagastore_server.migration.live import LiveMigration, Options
+from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.sqlite.source import SQLiteSource
+from sagastore_server.storage.errors import PreconditionError
+from sagastore_server.storage.migration import BackfillState, MigrationControl
+from sagastore_server.storage.phase import Phase
+
+
+def live(path: Path, dsn: str, options: Options | None = None) -> LiveMigration:
+    """Return a service on the file ``path`` and the database ``dsn`` that is not open yet."""
+    return LiveMigration(
+        SQLiteSource(path),
+        # A small pool: it is opened anew for each test.
+        PostgreSQLReplica(PostgreSQLOptions(dsn, pool_min=1, pool_max=8)),
+        options or Options(shadow_share=1.0),
+        source_is_new=not path.exists(),
+    )
+
+
+@asynccontextmanager
+async def opened_live(
+    path: Path, dsn: str, options: Options | None = None
+) -> AsyncIterator[LiveMigration]:
+    """Open such a service, and close it whatever happens."""
+    service = live(path, dsn, options)
+    try:
+        await service.backend.open()
+        yield service
+    finally:
+        await service.backend.close()
+
+
+async def walk_to(control: MigrationControl, phase: Phase) -> None:
+    """Go forward, or back, to ``phase``, waiting for what each step needs."""
+    while (now := (await control.status()).phase) is not phase:
+        step = now.following if phase > now else now.preceding
+        assert step is not None
+        await change(control, step)
+        if step is Phase.BACKFILL and phase > now:
+            await backfilled(control)
+
+
+async def change(control: MigrationControl, phase: Phase) -> None:
+    """Change to ``phase``, accepting what is in quarantine."""
+    await control.change_phase(phase, dry_run=False, accept_quarantine=True)
+
+
+async def backfilled(control: MigrationControl) -> None:
+    """Wait until all is copied and indexed, and the verification after it has ended."""
+    async for status in control.watch():
+        done = status.backfill.state is BackfillState.DONE
+        if done and status.last_verification is not None:
+            return
+
+
+async def refused(control: MigrationControl, phase: Phase) -> list[str]:
+    """Return the reasons for which a change is refused."""
+    try:
+        await control.change_phase(phase, dry_run=False, accept_quarantine=False)
+    except PreconditionError as exc:
+        return [blocker.reason for blocker in exc.blockers]
+    raise AssertionError(f"the change to {phase.slug} was not refused")
+
+
+async def eventually_current(control: MigrationControl) -> None:
+    """Wait until PostgreSQL answers reads."""
+    async for status in control.watch():
+        if not status.reads_from_fallback:
+            return
