@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from operator import attrgetter
@@ -117,7 +117,7 @@ class Verifier:
             raise RuntimeError("the verification has not ended")
         return self._result
 
-    async def run(self, repair: bool) -> AsyncIterator[VerifyProgress]:
+    async def run(self, repair: bool) -> AsyncGenerator[VerifyProgress, None]:
         """Compare every field of every row that there is now; tell how far it is.
 
         With ``repair``, what stays different is put back into the journal, the source
