@@ -172,7 +172,11 @@ class _Details:
     def violations(self) -> list[str]:
         """Every violation as text."""
         fields = [f"{v.field}: {v.description}" for v in self.field_violations]
-        return fields + [v.description for v in self.precondition_violations]
+        # In one line, as the status's own text is when it is compared with them.
+        return [
+            " ".join(text.split())
+            for text in (*fields, *(v.description for v in self.precondition_violations))
+        ]
 
     def _read_status(self, data: bytes) -> None:
         try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.command import Sagastore
+from tests.cli.scripted_migration import ScriptedMigration, scripted_migration
 from tests.support.server_process import ServerProcess
 
 
@@ -20,3 +22,16 @@ def cli(shared_server: ServerProcess, tmp_path: Path) -> Sagastore:
 def own_cli(running_server: ServerProcess, tmp_path: Path) -> Sagastore:
     """Run the command on a server of the test's own."""
     return Sagastore(running_server.address, tmp_path)
+
+
+@pytest.fixture
+def scripted() -> Iterator[ScriptedMigration]:
+    """Run a server that says what the test wants said of a migration."""
+    with scripted_migration() as script:
+        yield script
+
+
+@pytest.fixture
+def told(scripted: ScriptedMigration, tmp_path: Path) -> Sagastore:
+    """Run the command on the scripted server."""
+    return Sagastore(scripted.address, tmp_path)

@@ -8,13 +8,28 @@ import pty
 import re
 import struct
 import subprocess
+import sys
 import termios
 import threading
 from pathlib import Path
 
-from tests.cli.command import Sagastore, command_line, wait_until
+from tests.cli.command import Sagastore, wait_until
 
 _STEERING = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
+
+
+def without_steering(text: str) -> str:
+    """Return what was meant for a terminal, without what steers it."""
+    return _STEERING.sub("", text).replace("\r\n", "\n")
+
+
+# Makes the terminal the one that Ctrl+C is typed at.
+_PROGRAM = """
+import fcntl, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from sagastore.cli import main
+main()
+"""
 
 
 class Terminal:
@@ -24,7 +39,7 @@ class Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
         self.process = subprocess.Popen(
-            command_line(*args),
+            [sys.executable, "-c", _PROGRAM, *map(str, args)],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -54,7 +69,7 @@ class Terminal:
     @property
     def text(self) -> str:
         """All that came, without what steers the terminal."""
-        return _STEERING.sub("", self.raw).replace("\r\n", "\n")
+        return without_steering(self.raw)
 
     def type(self, text: str) -> None:
         """Type."""

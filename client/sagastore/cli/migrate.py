@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -212,6 +213,31 @@ def verify(
     from sagastore.cli import verifying
 
     return verifying.verify(ctx.obj, repair=repair)
+
+
+@command(
+    migrate,
+    epilog="""Examples:
+
+    sagastore migrate receipt messages.db.receipt.json
+
+    sagastore migrate receipt messages.db.archive --json
+""",
+)
+def receipt(
+    ctx: typer.Context,
+    file: Annotated[
+        Path, typer.Argument(help="The receipt, or the archive; the other one lies beside it.")
+    ],
+) -> Job:
+    """Check that an archived SQLite file is still what its receipt says.
+
+    It reads the whole file anew, and needs no server. The exit status is 0 only if everything is as
+    it was when the receipt was written.
+    """
+    from sagastore.cli import receipts
+
+    return receipts.receipt(ctx.obj, file)
 
 
 @command(migrate, no_args_is_help=False, epilog="Example: `sagastore migrate quarantine`")

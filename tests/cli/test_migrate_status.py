@@ -1,0 +1,253 @@
+"""The page of `sagastore migrate status`, in each phase and oddity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from sagastore import _convert_migration
+from sagastore.cli import migration_page
+from sagastore.cli.console import screen
+from sagastore.cli.settings import DEFAULT_TARGET
+from sagastore.v1 import migration_pb2 as pb
+from tests.cli import states
+from tests.cli.command import Sagastore
+from tests.cli.scripted_migration import ScriptedMigration
+from tests.cli.terminal import Terminal, without_steering
+
+Shown = Callable[..., str]
+
+STEPS = "sqlite-only > dual-write > {} > postgres-only"
+NOTHING_ELSE = ["SAGASTORE_TARGET", "FORCE_COLOR", "NO_COLOR"]
+
+
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shown:
+    """Return what prints a state as a page, and returns what was printed."""
+    for name in NOTHING_ELSE:
+        monkeypatch.delenv(name, raising=False)
+
+    def show(state: pb.Migration, target: str = DEFAULT_TARGET) -> str:
+        screen().page(migration_page.page(_convert_migration.migration(state), target))
+        return capsys.readouterr().out
+
+    return show
+
+
+def _lines(page: str) -> list[str]:
+    return [" ".join(line.split()) for line in page.splitlines()]
+
+
+def test_before_the_migration(shown: Shown) -> None:
+    assert shown(states.sqlite_only()) == (
+        "[sqlite-only] > dual-write > backfill > read-postgres > postgres-only\n"
+        "\n"
+        "epoch         1\n"
+        "reads         from SQLite\n"
+        "sqlite        healthy, 56,086 messages, schema 3\n"
+        "postgresql    healthy, 20,193 messages, schema 2\n"
+        "quarantine    0 rows\n"
+        "\n"
+        "next          sagastore migrate to dual-write\n"
+    )
+
+
+def test_writes_follow(shown: Shown) -> None:
+    lines = _lines(shown(states.dual_write()))
+    assert lines[0] == "sqlite-only > [dual-write] > backfill > read-postgres > postgres-only"
+    assert "journal 12 writes wait for PostgreSQL, the first 0.2 s old" in lines
+    assert lines[-1] == "next sagastore migrate to backfill"
+
+
+def test_rows_are_copied(shown: Shown) -> None:
+    assert shown(states.backfill()) == (
+        "sqlite-only > dual-write > [backfill] > read-postgres > postgres-only\n"
+        "\n"
+        "epoch         3\n"
+        "reads         from SQLite\n"
+        "sqlite        healthy, 56,086 messages, schema 3\n"
+        "postgresql    healthy, 20,193 messages, schema 2\n"
+        "backfill      [#######-------------]  36 %  20,193 of 56,086 rows\n"
+        "              running, copying rows, 5,512 rows/s, 6.5 s left\n"
+        "journal       PostgreSQL has every write\n"
+        "verification  not done yet\n"
+        "quarantine    1 row\n"
+        "\n"
+        "In the way to read-postgres:\n"
+        "  - BACKFILL_NOT_DONE: what it is; what to do\n"
+        "\n"
+        "next          sagastore migrate watch --until-backfill-done\n"
+    )
+
+
+def test_a_backfill_that_does_not_run(shown: Shown) -> None:
+    lines = _lines(shown(states.backfill(pb.Backfill.STATE_PAUSED)))
+    assert "paused, copying rows" in lines
+    assert lines[-1] == "next sagastore migrate resume"
+    lines = _lines(shown(states.backfill(pb.Backfill.STATE_FAILED, error="no room\nleft")))
+    assert "failed, copying rows" in lines
+    assert "no room left" in lines
+    almost = states.backfill()
+    almost.backfill.copied = almost.backfill.total - 1
+    assert "99 %" in shown(almost)
+    almost.backfill.total = 0
+    assert "%" not in shown(almost)
+
+
+def test_what_was_compared(shown: Shown) -> None:
+    lines = _lines(shown(states.copied()))
+    assert "backfill done, 56,086 rows" in lines
+    assert "verification 2023-11-14 22:13:32 UTC, 56,086 rows compared, no mismatch" in lines
+    assert "shadow reads 120 compared, 0 answered differently, 2 not compared" in lines
+    assert lines[-1] == "next sagastore migrate to read-postgres"
+
+    lines = _lines(shown(states.differing()))
+    found = "56,086 rows compared, 3 mismatches, 2 put back into the journal"
+    assert f"verification 2023-11-14 22:13:32 UTC, {found}" in lines
+    answers = "2023-11-14 22:13:20 UTC Search(0): SQLite a@3, b@4, PostgreSQL nothing"
+    at = lines.index("shadow reads 120 compared, 5 answered differently, 2 not compared")
+    assert lines[at + 1] == answers
+    assert sum("Search(" in line for line in lines) == 3
+    assert lines[-1] == "next sagastore migrate verify --repair"
+
+    lines = _lines(shown(states.verifying()))
+    assert "verifying [##########----------] 50 % 28,043 of 56,086 rows, 1 mismatch" in lines
+    assert lines[-1] == "next sagastore migrate watch --until-ready"
+
+
+def test_postgresql_is_read(shown: Shown) -> None:
+    lines = _lines(shown(states.read_postgres()))
+    assert lines[0] == STEPS.format("backfill > [read-postgres]")
+    assert "reads from PostgreSQL" in lines
+    assert lines[-1] == "next sagastore migrate to postgres-only (no way back from there)"
+
+    lines = _lines(shown(states.fallback()))
+    assert "reads from the fallback, SQLite: PostgreSQL is down or behind" in lines
+    assert "postgresql connection refused" in lines
+    assert "journal 12,000 writes wait for PostgreSQL, the first 1:02 min old" in lines
+    assert "- POSTGRES_UNAVAILABLE: it is down; start it" in lines
+
+
+def test_after_the_migration(shown: Shown) -> None:
+    lines = _lines(shown(states.postgres_only()))
+    assert lines[0].endswith("> [postgres-only]")
+    assert not any(line.startswith(("journal", "sqlite ")) for line in lines)
+    assert lines[-1] == "next nothing: the migration is complete"
+
+
+def test_a_phase_of_a_newer_server(shown: Shown) -> None:
+    lines = _lines(shown(pb.Migration()))
+    assert lines[0] == "a phase that this version of sagastore does not know: update it"
+    assert lines[-1] == "next update this command"
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (states.copied(states.blocker("NOT_VERIFIED")), "verify"),
+        (states.copied(states.blocker("JOURNAL_LAG")), "watch --until-ready"),
+        (
+            states.copied(states.blocker("QUARANTINE_NOT_ACCEPTED")),
+            "quarantine and then: to read-postgres --accept-quarantine",
+        ),
+        (
+            states.sqlite_only(states.blocker("TARGET_NOT_EMPTY")),
+            "to dual-write --dry-run when that is mended",
+        ),
+        (
+            states.sqlite_only(states.blocker("SOMETHING_NEW")),
+            "to dual-write --dry-run when that is mended",
+        ),
+    ],
+)
+def test_the_next_command(shown: Shown, state: pb.Migration, expected: str) -> None:
+    assert _lines(shown(state))[-1] == f"next sagastore migrate {expected}"
+
+
+def test_the_next_command_names_the_server(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = states.sqlite_only()
+    command = "migrate to dual-write"
+    assert f"sagastore --target db.example:1 {command}" in shown(state, "db.example:1")
+    monkeypatch.setenv("SAGASTORE_TARGET", "db.example:1")
+    assert f"sagastore {command}" in shown(state, "db.example:1")
+
+
+def test_what_a_server_says_cannot_steer_a_terminal(
+    shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = states.backfill(pb.Backfill.STATE_FAILED, error="a\x1b[2Jb\nc")
+    state.blockers_to_next[0].detail = "d\x1b[31me"
+    state.stores[1].healthy, state.stores[1].detail = False, "f\x9b31mg"
+    for terminal in (False, True):
+        if terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")
+            monkeypatch.setenv("NO_COLOR", "1")
+            monkeypatch.setenv("TERM", "dumb")
+        page = shown(state)
+        assert not set(page) & {"\x1b", "\x9b"}
+        assert "\u241b[2Jb c" in page
+
+
+def test_a_narrow_terminal(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "50"}.items():
+        monkeypatch.setenv(name, value)
+    rows = without_steering(shown(states.differing())).splitlines()
+    assert all(len(row) <= 50 for row in rows)
+    at = next(n for n, row in enumerate(rows) if row.startswith("verification"))
+    assert rows[at + 1].startswith(" " * 14)
+
+
+def test_on_a_terminal_alarms_are_red(scripted: ScriptedMigration, told: Sagastore) -> None:
+    scripted.state = states.fallback()
+    terminal = Terminal(told, "migrate", "status")
+    assert terminal.end() == 0
+    assert "\x1b[1;31mfrom the fallback" in terminal.raw
+    assert "\x1b[1;7m[read-postgres]" in terminal.raw
+    plain = Terminal(told, "migrate", "status", NO_COLOR="1")
+    assert plain.end() == 0
+    assert "31m" not in plain.raw
+    assert plain.text == terminal.text
+    assert told.ok("migrate", "status") == terminal.text
+
+
+def test_json(scripted: ScriptedMigration, told: Sagastore) -> None:
+    scripted.state = states.differing()
+    text = told.ok("migrate", "status", "--json")
+    document = json.loads(text)
+    assert text.count("\n") == 1
+    assert list(document) == [
+        *("phase", "epoch", "reads_from", "reads_from_fallback", "stores", "backfill"),
+        *("journal_rows", "journal_lag_seconds", "verifying", "last_verification", "shadow"),
+        *("quarantined", "blockers_to_next"),
+    ]
+    assert document["last_verification"] == {
+        "started_at": "2023-11-14T22:13:20+00:00",
+        "finished_at": "2023-11-14T22:13:32+00:00",
+        "compared": 56_086,
+        "mismatch_count": 3,
+        "repaired": 2,
+    }
+    assert document["verifying"] is None
+    assert document["shadow"]["differences"][0] == {
+        "time": "2023-11-14T22:13:20+00:00",
+        "read": "Search(0)",
+        "sqlite": "a@3, b@4",
+        "postgresql": "",
+    }
+    assert [blocker["reason"] for blocker in document["blockers_to_next"]] == [
+        "SHADOW_READS_DIFFER",
+        "VERIFICATION_MISMATCH",
+    ]
+    scripted.state = states.fallback()
+    document = told.json("migrate", "status")
+    assert (document["reads_from"], document["reads_from_fallback"]) == ("sqlite", True)
+    assert document["stores"][1]["messages"] is None
+    scripted.state = states.verifying()
+    assert told.json("migrate", "status")["verifying"] == {
+        "compared": 28_043,
+        "total": 56_086,
+        "mismatch_count": 1,
+        "repaired": 0,
+    }
