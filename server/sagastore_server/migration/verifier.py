@@ -161,7 +161,7 @@ class Verifier:
         """
         found: list[Mismatch] = []
         suspects = _Suspects(self._looked_at, found.append)
-        following = iter(ids)
+        following = iter(dict.fromkeys(ids))
         while some := list(islice(following, _PAGE)):
             for message_id in some:
                 suspects.add(message_id, _UNSEEN_BYTES)
