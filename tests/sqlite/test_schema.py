@@ -13,9 +13,12 @@ import pytest
 from sagastore_server.search.analysis import FINGERPRINT
 from sagastore_server.sqlite import files
 from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.model import OnConflict
+from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria
+from sagastore_server.storage.replication import MigrationState
 from tests.support.backends import opened
 from tests.support.drafts import draft, found
 
@@ -41,15 +44,20 @@ def _digest(path: Path) -> str:
         "DELETE FROM messages",
         "REPLACE INTO messages SELECT * FROM messages",
         "INSERT INTO files VALUES ('f', 'f', 'f', 't', '', '', 0, 1, '', 1)",
+        "INSERT INTO journal VALUES (99, 'a', 1, 1)",
+        "UPDATE journal SET id = 'b'",
+        "DELETE FROM journal WHERE sequence > 0",
     ],
     ids=lambda statement: " ".join(statement.split()[:3]),
 )
 @pytest.mark.parametrize("while_open", [True, False])
 async def test_other_writers_are_shut_out(path: Path, statement: str, while_open: bool) -> None:
     await _filled(path)
-    store = SQLiteStorage(path)
-    if while_open:
-        await store.open()
+    store = SQLiteSource(path)
+    await store.open()
+    await store.set_state(MigrationState(Phase.DUAL_WRITE), rejournal_after=0)
+    if not while_open:
+        await store.close()
     try:
         with (
             closing(sqlite3.connect(path)) as plain,
@@ -58,8 +66,10 @@ async def test_other_writers_are_shut_out(path: Path, statement: str, while_open
             plain.execute(statement)
     finally:
         await store.close()
-    async with opened(lambda: SQLiteStorage(path)) as again:
+    async with opened(lambda: SQLiteSource(path)) as again:
         assert await found(again, "") == ["a", "b"]
+        assert isinstance(again, SQLiteSource)
+        assert [entry.id for entry in await again.journal(0, 9)] == ["a", "b"]
 
 
 async def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
@@ -138,14 +148,71 @@ async def test_a_new_file_equals_the_steps_one_by_one(path: Path, tmp_path: Path
     assert _shape(stepwise) == _shape(path)
 
 
-async def test_an_older_schema_is_brought_up_to_date(path: Path) -> None:
+def _old_file(old: Path, version: int) -> None:
+    """Make a file as a server of that schema has left it, with something of everything."""
+    with closing(sqlite3.connect(old, isolation_level=None)) as connection:
+        files.register_owner_function(connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("BEGIN")
+        for number in range(1, version + 1):
+            files.apply_step(connection, number)
+        connection.executemany(
+            "INSERT INTO store_state VALUES (?, ?)",
+            [("revision", 7), ("analysis", "older"), ("store_id", "the-id")],
+        )
+        connection.executemany(
+            "INSERT INTO messages VALUES (?, ?, 'openai', 'user', ?, '[]', 5, '{}', 's', 6, ?)",
+            [(1, "a", "running foxes", 3), (2, "b", "a lazy dog", 7)],
+        )
+        connection.execute("INSERT INTO tombstones VALUES ('gone', 5, 1)")
+        connection.execute(
+            "INSERT INTO quarantine VALUES (1, 'messages/rowid=9', 'odd', 'tags', '{}')"
+        )
+        connection.execute("INSERT INTO legacy_extra VALUES ('a', 'mood', x'00ff')")
+        connection.execute(
+            "INSERT INTO files VALUES ('f', 'f.md', '/f.md', 'text', 't', '[]', 1, 'now', '{}', 'x')"
+        )
+        connection.execute("COMMIT")
+
+
+@pytest.mark.parametrize("version", range(1, files.SCHEMA_VERSION))
+async def test_an_older_schema_is_brought_up_to_date(path: Path, version: int) -> None:
     """From each version there was, with what was in it."""
     await _filled(path)
-    for version in range(1, files.SCHEMA_VERSION):
-        old = path.with_name(f"old-{version}.db")
-        with closing(sqlite3.connect(old, isolation_level=None)) as connection:
-            for number in range(1, version + 1):
-                files.apply_step(connection, number)
-        async with opened(lambda old=old: SQLiteStorage(old)) as store:  # type: ignore[misc]
+    old = path.with_name("old.db")
+    _old_file(old, version)
+    for _ in range(2):
+        async with opened(lambda: SQLiteSource(old)) as store:
+            assert isinstance(store, SQLiteSource)
             assert (await store.health()).schema_version == files.SCHEMA_VERSION
-        assert _shape(old) == _shape(path)
+            assert store.store_id == "the-id"
+            assert store.committed == 7
+            assert await found(store, "run") == ["a"]
+            assert [row.source_key for row in await store.quarantine(0, 9)] == ["messages/rowid=9"]
+            assert [row.id for row in await store.files(0, 9)] == ["f"]
+            assert await store.extras(("", ""), 9) == [
+                ("a", "mood", '{"value": {"base64": "AP8="}}')
+            ]
+            assert await store.state() == MigrationState()
+            assert await store.journal_status(0) == (0, None, 0)
+    assert _shape(old) == _shape(path)
+    # What was there before the journal is journalled where a target lacks it.
+    async with opened(lambda: SQLiteSource(old)) as store:
+        assert isinstance(store, SQLiteSource)
+        assert await store.set_state(MigrationState(Phase.DUAL_WRITE), rejournal_after=3) == 7
+        entries = [entry[:2] for entry in await store.journal(0, 9)]
+        assert entries == [(5, "gone"), (7, "b")]
+
+
+async def test_a_name_that_a_later_step_needs_is_named(path: Path) -> None:
+    """What a takeover by an older server left alone may be in the way of a newer one."""
+    _old_file(path, 1)
+    with closing(sqlite3.connect(path)) as plain:
+        plain.execute("CREATE TABLE Journal (entry)")
+    with pytest.raises(CannotOpenError, match="table named Journal of its own.*rename it first"):
+        await SQLiteStorage(path).open()
+    with closing(sqlite3.connect(path)) as plain:
+        assert plain.execute("PRAGMA user_version").fetchone() == (1,)
+        plain.execute("ALTER TABLE Journal RENAME TO my_journal")
+    async with opened(lambda: SQLiteStorage(path)) as store:
+        assert await found(store, "lazy") == ["b"]

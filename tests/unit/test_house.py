@@ -21,6 +21,7 @@ PURE = {
     "server/sagastore_server/storage": {"sagastore_server"},
     "server/sagastore_server/search": {"sagastore_server", "snowballstemmer"},
     "client/sagastore/legacy": {"sagastore"},
+    "client/sagastore/receipt": {"sagastore"},
     "client/sagastore": {"sagastore", "google", "grpc"},
 }
 PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+( ; .+)?")

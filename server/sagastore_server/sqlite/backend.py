@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from sagastore_server.sqlite.checkpoint import Checkpointer
 from sagastore_server.sqlite.connect import message_from_row
 from sagastore_server.sqlite.files import SCHEMA_VERSION
+from sagastore_server.sqlite.moved import Remembered, refuse_by_name, refuse_if_migrating
 from sagastore_server.sqlite.opening import open_for_writing
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.queries import QUERIES
@@ -73,27 +74,25 @@ class SQLiteStorage(StorageBackend):
         self._abandoned = threading.Event()
 
     async def open(self) -> None:
-        """See the contract: creates, upgrades or takes over the file."""
+        """See the contract: creates, upgrades or takes over the file.
+
+        Raises:
+            MovedError: Its messages have moved to PostgreSQL.
+            CannotOpenError: As the contract says; also a file under migration, which only
+                ``SQLiteSource`` may use.
+
+        """
+        refuse_by_name(self._path)
         self._ownership.acquire()
         try:
-            self._connection = await self._open_file()
-            self._writer = GroupCommitWriter(self._connection)
-            await self._readers.open()
-            await self._checkpointer.open(self._writer)
+            await self._open_owned()
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
         """See the contract: leaves the file checkpointed, without side files."""
-        if self._writer is not None:
-            await self._writer.close()
-            self._writer = None
-        await self._checkpointer.close()
-        await self._readers.close()
-        if self._connection is not None:
-            await asyncio.to_thread(_close_tidily, self._connection)
-            self._connection = None
+        await self._close_connections()
         self._ownership.release()
 
     async def save(
@@ -183,10 +182,36 @@ class SQLiteStorage(StorageBackend):
         """Empty the write-ahead log if it is large enough; happens by itself too."""
         await self._checkpointer.run_once()
 
+    async def _open_owned(self) -> None:
+        """Open what ``_close_connections`` closes."""
+        self._connection = await self._open_file()
+        self._writer = GroupCommitWriter(self._connection, self._has_committed)
+        await self._readers.open()
+        await self._checkpointer.open(self._writer)
+
+    async def _close_connections(self) -> None:
+        if self._writer is not None:
+            await self._writer.close()
+            self._writer = None
+        await self._checkpointer.close()
+        await self._readers.close()
+        if self._connection is not None:
+            await asyncio.to_thread(_close_tidily, self._connection)
+            self._connection = None
+
+    def _admit(self, path: Path, found: Remembered) -> None:
+        """Refuse what this class cannot use, before anything is changed."""
+        refuse_if_migrating(path, found)
+
+    def _has_committed(self, revision: int) -> None:
+        """Hear of the greatest revision on disk; see ``GroupCommitWriter``."""
+
     async def _open_file(self) -> sqlite3.Connection:
         """Open the file in a thread; if the caller gives up, end that before returning."""
         work = asyncio.create_task(
-            asyncio.to_thread(open_for_writing, self._path, self._report_unless_abandoned)
+            asyncio.to_thread(
+                open_for_writing, self._path, self._report_unless_abandoned, self._admit
+            )
         )
         try:
             return await asyncio.shield(work)
@@ -204,9 +229,12 @@ class SQLiteStorage(StorageBackend):
         self._progress(what, done, total)
 
     async def _write(self, ids: Sequence[str], apply: Callable[[Changes], _T]) -> _T:
+        return await self._open_writer().submit(ids, apply)
+
+    def _open_writer(self) -> GroupCommitWriter:
         if self._writer is None:
             raise UnavailableError("the store is not open; try again")
-        return await self._writer.submit(ids, apply)
+        return self._writer
 
     async def _value(self, query: str) -> Any:
         rows = await self._readers.rows(QUERIES[query])

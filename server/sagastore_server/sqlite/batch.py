@@ -19,10 +19,14 @@ DURABLE_ON = (Store.SQLITE,)
 
 
 class Counters(NamedTuple):
-    """The last numbers given out."""
+    """What a group goes on from."""
 
     revision: int
+    """The last one given out."""
     number: int
+    """The last one given out."""
+    journals: bool
+    """Whether changes are journalled."""
 
 
 class Batch:
@@ -37,6 +41,7 @@ class Batch:
         """
         self._connection = connection
         self._number = counters.number
+        self._journals = counters.journals
         self._revisions = itertools.count(counters.revision + 1)
         self._numbers: dict[str, int] = {}
         self._rows: dict[str, list[tuple[object, ...]]] = {}
@@ -60,13 +65,23 @@ class Batch:
         now = self.changes.now
         buried = [(key, revision, now) for key, revision in self.changes.buried.items()]
         self._rows["bury"] = list(buried)
-        for name in ("unindex", "delete", "update", "insert", "index", "bury"):
+        if self._journals:
+            self._rows["journal"] = self._entries()
+        for name in ("unindex", "delete", "update", "insert", "index", "bury", "journal"):
             if rows := self._rows.get(name):
                 self._connection.executemany(QUERIES[name], rows)
         revision = next(self._revisions) - 1
         if self.changes.after:
             self._connection.execute(QUERIES["set_state"], ("revision", revision))
-        return Counters(revision, self._number)
+        return Counters(revision, self._number, self._journals)
+
+    def _entries(self) -> list[tuple[object, ...]]:
+        """Return a journal entry for each message that changes."""
+        changes = self.changes
+        return [
+            (changes.buried[key] if message is None else message.revision, key, changes.now)
+            for key, message in changes.after.items()
+        ]
 
     def _stored(self, ids: Iterable[str]) -> dict[str, Message]:
         wanted = json.dumps(list(ids), ensure_ascii=False)

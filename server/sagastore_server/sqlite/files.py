@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sagastore.legacy import REQUIRED
+from sagastore.receipt import VALUE_COMPLAINTS
 from sagastore_server.storage.errors import CannotOpenError
 
 APPLICATION_ID = 0x53414741
@@ -31,20 +32,6 @@ _WAL_FORMAT = 2
 """Bytes 18 and 19 of the header in a file whose journal mode is WAL."""
 
 _SHOWN_TABLES = 5
-
-_DATA_NOT_FORM = (
-    # Full-text indexes that do not fit their table: a legacy file's have drifted, and
-    # are dropped. SQLite 3.44 and later look at them.
-    "malformed inverted index",
-    "unable to validate the inverted index",
-    # What a row holds, not how the file holds it: each row is judged by itself.
-    "NULL value in ",
-    "NUMERIC value in ",
-    "TEXT value in ",
-    "non-TEXT value in ",
-    "non-NUMERIC value in ",
-    "CHECK constraint failed in ",
-)
 
 
 class Kind(enum.Enum):
@@ -98,6 +85,23 @@ def apply_step(connection: sqlite3.Connection, number: int) -> None:
         connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {number}")
+
+
+@cache
+def names_made_by(first: int, last: int) -> frozenset[str]:
+    """Return the names, in lower case, of what the steps from ``first`` to ``last`` make."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        register_owner_function(connection)
+        before: set[str] = set()
+        for number in range(1, last + 1):
+            if number == first:
+                before = _names(connection)
+            apply_step(connection, number)
+        return frozenset(_names(connection) - before)
+
+
+def _names(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT lower(name) FROM sqlite_master")}
 
 
 def register_owner_function(connection: sqlite3.Connection) -> None:
@@ -194,7 +198,7 @@ def damage(connection: sqlite3.Connection, *, full: bool) -> str | None:
     try:
         for (line,) in lines:
             text = line.decode(errors="replace") if isinstance(line, bytes) else str(line)
-            if text != "ok" and not text.startswith(_DATA_NOT_FORM):
+            if text != "ok" and not text.startswith(VALUE_COMPLAINTS):
                 return _one_line(text)
     except sqlite3.DatabaseError as exc:
         if not exc.sqlite_errorname.startswith("SQLITE_CORRUPT"):

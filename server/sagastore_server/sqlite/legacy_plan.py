@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
-from functools import cache
 from typing import Any, NamedTuple
 
-from sagastore_server.sqlite.files import (
-    apply_step,
-    quoted,
-    register_owner_function,
-    scalar,
-    schema_steps,
-)
+from sagastore_server.sqlite.files import SCHEMA_VERSION, names_made_by, quoted, scalar
 from sagastore_server.sqlite.legacy_table import LegacyTable
 from sagastore_server.storage.errors import CannotOpenError
 
@@ -121,23 +113,13 @@ def _is_ours(item: SchemaObject, table: str) -> bool:
 
 
 def _require_free_names(kept: list[SchemaObject]) -> None:
-    needed = _our_names()
+    needed = names_made_by(1, SCHEMA_VERSION)
     for item in kept:
         if item.name.lower() in needed:
             raise CannotOpenError(
                 f"it has a {item.type} named {item.name} of its own, a name that SagaStore needs; "
                 "rename it first"
             )
-
-
-@cache
-def _our_names() -> frozenset[str]:
-    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        register_owner_function(connection)
-        for number in schema_steps():
-            apply_step(connection, number)
-        names = connection.execute("SELECT lower(name) FROM sqlite_master").fetchall()
-    return frozenset(name for (name,) in names)
 
 
 def _drop_text_index(connection: sqlite3.Connection, name: str) -> None:

@@ -22,7 +22,8 @@ from sagastore_server.sqlite.legacy_copy import bytes_free, bytes_needed
 from sagastore_server.sqlite.legacy_oddities import Oddities, Oddity, ReasonGroup
 from sagastore_server.sqlite.legacy_plan import Plan, make_plan
 from sagastore_server.sqlite.legacy_table import Judge, LegacyTable
-from sagastore_server.storage.errors import CannotOpenError
+from sagastore_server.sqlite.moved import remembered_by, why_not_alone
+from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
 
 Progress = Callable[[int, int], None]
 """Called with the rows done and all rows."""
@@ -107,8 +108,13 @@ def look_into(
                 corrupt = FileState(Kind.CORRUPT, detail=f"is damaged: {damaged}")
                 return report._replace(state=corrupt, refusal=corrupt.detail)
             if state.kind is Kind.SAGASTORE:
-                return report._replace(store=_store(connection))
+                found = remembered_by(connection)
+                return report._replace(
+                    store=_store(connection), refusal=found and why_not_alone(found)
+                )
             return _with_legacy(report, connection, limit, progress)
+    except CorruptStoreError as exc:
+        return report._replace(refusal=f"cannot be served: {exc}")
     except sqlite3.Error as exc:
         raise CannotOpenError(f"{path} cannot be read: {' '.join(str(exc).split())}") from exc
     except OSError as exc:

@@ -20,12 +20,14 @@ from sagastore_server.sqlite.files import (
     Kind,
     apply_step,
     classify,
+    names_made_by,
     register_owner_function,
 )
 from sagastore_server.sqlite.index_terms import fts_columns
+from sagastore_server.sqlite.moved import Remembered, remembered, remembered_by
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.sqlite.takeover import take_over
-from sagastore_server.storage.errors import CannotOpenError
+from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
 
 Progress = Callable[[str, int, int], None]
 
@@ -42,12 +44,15 @@ _SMALL = 64 * 1024 * 1024
 6 ms a MiB; a server on a large file is to be up within a second."""
 
 
-def open_for_writing(path: Path, progress: Progress) -> sqlite3.Connection:
+def open_for_writing(
+    path: Path, progress: Progress, admit: Callable[[Path, Remembered], None] | None = None
+) -> sqlite3.Connection:
     """Return the writing connection to a file that is ready for use.
 
     Creates a missing file, takes over a legacy one, brings an older schema up to
     date, and rebuilds a search index of another analysis. Each happens in one
-    transaction. The caller owns the file.
+    transaction. The caller owns the file. ``admit`` hears what a file of ours remembers
+    of a migration, before anything is changed, and may refuse it.
 
     Raises:
         CannotOpenError: The file is not ours to use; it is as it was.
@@ -57,17 +62,27 @@ def open_for_writing(path: Path, progress: Progress) -> sqlite3.Connection:
         raise CannotOpenError(
             f"this Python has SQLite {sqlite3.sqlite_version}; 3.37 or newer is needed"
         )
+    admit = admit or _admit_all
+    found = remembered(path, recover=True)
+    if found is not None:
+        admit(path, found)
     _check_kind(path, progress)
     connection: sqlite3.Connection | None = None
     try:
         connection = writer_connection(path)
         register_owner_function(connection)
-        _upgrade(connection)
+        # Again, should it not have been readable a moment ago.
+        found = remembered_by(connection)
+        if found is not None:
+            admit(path, found)
+        _upgrade(connection, path)
         _refresh_index(connection, progress)
-    except (sqlite3.Error, OSError) as exc:
+    except BaseException as exc:
         if connection is not None:
             connection.close()
-        raise _cannot(path, exc) from exc
+        if isinstance(exc, sqlite3.Error | OSError | CorruptStoreError):
+            raise _cannot(path, exc) from exc
+        raise
     return connection
 
 
@@ -89,20 +104,41 @@ def _check_kind(path: Path, progress: Progress) -> None:
         )
 
 
+def _admit_all(path: Path, found: Remembered) -> None:
+    """Stand in for a judge."""
+
+
 def _is_small(path: Path) -> bool:
     return path.is_file() and path.stat().st_size <= _SMALL
 
 
-def _upgrade(connection: sqlite3.Connection) -> None:
+def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
     """Apply the schema steps that the file lacks, each in its own transaction."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for number in range(version + 1, SCHEMA_VERSION + 1):
         with _transaction(connection):
+            _require_free_names(connection, path, number)
             apply_step(connection, number)
             if number == 1:
                 _set_state(connection, "revision", 0)
                 _set_state(connection, "analysis", FINGERPRINT)
                 _set_state(connection, "store_id", str(uuid.uuid4()))
+
+
+def _require_free_names(connection: sqlite3.Connection, path: Path, number: int) -> None:
+    """Refuse a file that has something of its own under a name that a step needs.
+
+    What a takeover left alone, say. Step 1 makes ``files`` only if it is missing.
+    """
+    if number == 1:
+        return
+    needed = names_made_by(number, number)
+    for kind, name in connection.execute("SELECT type, name FROM sqlite_master"):
+        if name.lower() in needed:
+            raise CannotOpenError(
+                f"cannot use {path}: it has a {kind} named {name} of its own, a name that this "
+                "version of SagaStore needs; rename it first"
+            )
 
 
 def _refresh_index(connection: sqlite3.Connection, progress: Progress) -> None:
@@ -145,4 +181,4 @@ def _set_state(connection: sqlite3.Connection, name: str, value: object) -> None
 def _cannot(path: Path, error: Exception) -> CannotOpenError:
     if isinstance(error, sqlite3.Error):
         return CannotOpenError(f"cannot use {path}: {translated(error)}")
-    return CannotOpenError(f"cannot use {path}: {error.strerror or error}")  # type: ignore[attr-defined]
+    return CannotOpenError(f"cannot use {path}: {getattr(error, 'strerror', None) or error}")

@@ -34,12 +34,14 @@ class Ownership:
         self._owner = real.with_name(real.name + ".owner")
 
     def acquire(self) -> None:
-        """Take the file.
+        """Take the file; harmless if it is held.
 
         Raises:
             CannotOpenError: Another process has it, or its folder cannot be written.
 
         """
+        if self._lock.is_locked:
+            return
         # The lock would create it; a mistyped path is not an order to do so.
         if not self._owner.parent.is_dir():
             raise CannotOpenError(f"cannot create {self._path}: its folder does not exist")

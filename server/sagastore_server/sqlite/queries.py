@@ -1,4 +1,4 @@
-"""The named statements of queries.sql."""
+"""The named statements of queries.sql and journal.sql."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from importlib import resources
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
-def _load() -> dict[str, str]:
-    text = resources.files(__package__).joinpath("queries.sql").read_text(encoding="utf-8")
+def _load(name: str) -> dict[str, str]:
+    text = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
     parts = _NAME.split(text)
     return {name: sql.strip() for name, sql in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-QUERIES = _load()
+QUERIES = _load("queries.sql") | _load("journal.sql")
 """Statement by name."""

@@ -76,6 +76,24 @@ class ReaderPool:
 
         return await self._run(read)
 
+    async def some(self, sql: str, parameters: Iterable[Any], most: int) -> list[Row]:
+        """Return the first rows of a statement, up to ``most`` bytes of values; at least one."""
+        parameters = tuple(parameters)
+
+        async def read(connection: aiosqlite.Connection) -> list[Row]:
+            taken: list[Row] = []
+            room = most
+            async with connection.execute(sql, parameters) as cursor:
+                while rows := await cursor.fetchmany(_ROWS_AT_ONCE):
+                    for row in rows:
+                        room -= sum(map(_weight, row))
+                        if taken and room < 0:
+                            return taken
+                        taken.append(tuple(row))
+            return taken
+
+        return await self._run(read)
+
     async def page(self, sql: str, parameters: Iterable[Any], limit: int) -> Page:
         """Return a page of a statement's messages; it should yield ``limit + 1``."""
         parameters = tuple(parameters)
@@ -148,6 +166,13 @@ class ReaderPool:
     def _check_open(self) -> None:
         if self._closing or not self._all:
             raise UnavailableError("the store is closing; try again")
+
+
+def _weight(value: object) -> int:
+    """Return about how many bytes a value takes, never too few."""
+    if isinstance(value, str):
+        return len(value) if value.isascii() else 4 * len(value)
+    return len(value) if isinstance(value, bytes) else 8
 
 
 async def _let_go(connection: aiosqlite.Connection) -> None:

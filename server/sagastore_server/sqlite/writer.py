@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from sagastore_server.sqlite.batch import Batch, Counters
 from sagastore_server.sqlite.errors import translated
+from sagastore_server.sqlite.migration_state import load_state
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import StorageError, UnavailableError
@@ -48,18 +49,28 @@ class _Write(NamedTuple):
 class _Errand(NamedTuple):
     run: Callable[[sqlite3.Connection], object]
     future: asyncio.Future[Any]
+    in_transaction: bool
 
 
 class GroupCommitWriter:
     """Applies writes in the order in which they are submitted, in groups."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        """Take over ``connection``: only this object uses it until ``close`` returns."""
+    def __init__(self, connection: sqlite3.Connection, on_commit: Callable[[int], None]) -> None:
+        """Take over ``connection``: only this object uses it until ``close`` returns.
+
+        ``on_commit`` is called on the event loop with ``committed`` when that has grown,
+        once for each group, before the callers of the group are told.
+        """
         self._connection = connection
+        self._on_commit = on_commit
         self._waiting: queue.SimpleQueue[_Write | _Errand | None] = queue.SimpleQueue()
         self._put_back: list[_Errand | None] = []
         """What ended a group and is next; the thread's own."""
         self._counters = _read_counters(connection)
+        self._uncertain = False
+        """What was committed must be read again before the next group."""
+        self.committed = self._counters.revision
+        """The greatest revision on disk; the event loop's own."""
         self._loop = asyncio.get_running_loop()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
@@ -89,10 +100,25 @@ class GroupCommitWriter:
             StorageError: As ``submit``.
 
         """
+        return await self._send(run, in_transaction=False)
+
+    async def run_in_transaction(self, run: Callable[[sqlite3.Connection], T]) -> T:
+        """Run something in a transaction of its own between two groups.
+
+        It may give out revisions, or change the state of the migration: the next group
+        goes on from what it has stored.
+
+        Raises:
+            StorageError: As ``submit``; nothing has changed.
+
+        """
+        return await self._send(run, in_transaction=True)
+
+    async def _send(self, run: Callable[[sqlite3.Connection], T], *, in_transaction: bool) -> T:
         if self._closing:
             raise UnavailableError("the store is closing; try again")
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.put(_Errand(run, future))
+        self._waiting.put(_Errand(run, future, in_transaction))
         return cast("T", await future)
 
     async def close(self) -> None:
@@ -135,13 +161,34 @@ class GroupCommitWriter:
     def _tell(self, group: Sequence[_Write | _Errand], outcomes: list[_Outcome]) -> None:
         # The loop is gone only if the process is ending without close().
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(_deliver, group, outcomes)
+            self._loop.call_soon_threadsafe(self._deliver, group, outcomes, self._counters.revision)
+
+    def _deliver(
+        self, group: Sequence[_Write | _Errand], outcomes: list[_Outcome], revision: int
+    ) -> None:
+        try:
+            if revision > self.committed:
+                self.committed = revision
+                self._on_commit(revision)
+        finally:
+            _answer(group, outcomes)
 
     def _errand(self, errand: _Errand) -> _Outcome:
         try:
+            if errand.in_transaction:
+                return self._transact(errand.run)
             return errand.run(self._connection)
         except Exception as exc:  # noqa: BLE001 - the caller must be told, whatever it is
             return _failure(exc)
+
+    def _transact(self, run: Callable[[sqlite3.Connection], object]) -> object:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            outcome = run(self._connection)
+            self._connection.execute("COMMIT")
+        finally:
+            self._recover()
+        return outcome
 
     def _commit(self, group: list[_Write]) -> list[_Outcome]:
         try:
@@ -154,6 +201,7 @@ class GroupCommitWriter:
 
     def _attempt(self, group: list[_Write]) -> list[_Outcome]:
         connection = self._connection
+        self._be_certain()
         connection.execute("BEGIN IMMEDIATE")
         ids = {key for write in group for key in write.ids}
         batch = Batch(connection, self._counters, time.time_ns() // 1000, ids)
@@ -164,18 +212,25 @@ class GroupCommitWriter:
         return outcomes
 
     def _recover(self) -> None:
-        """Leave the failed transaction, and learn what really was committed."""
-        with contextlib.suppress(sqlite3.Error):
+        """Leave a failed transaction, and learn what really was committed."""
+        self._uncertain = True
+        with contextlib.suppress(sqlite3.Error, StorageError):
+            self._be_certain()
+
+    def _be_certain(self) -> None:
+        # Nothing may be written before this succeeds: a revision could be given out
+        # twice, or a change be missing from the journal.
+        if self._uncertain:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-        with contextlib.suppress(sqlite3.Error):
             self._counters = _read_counters(self._connection)
+            self._uncertain = False
 
 
 def _read_counters(connection: sqlite3.Connection) -> Counters:
     (revision,) = connection.execute(QUERIES["get_state"], ("revision",)).fetchone()
     (number,) = connection.execute(QUERIES["last_number"]).fetchone()
-    return Counters(revision, number)
+    return Counters(revision, number, load_state(connection).phase.journals)
 
 
 def _outcome(write: _Write, changes: Changes) -> _Outcome:
@@ -194,7 +249,7 @@ def _failure(error: Exception) -> Exception:
     return error
 
 
-def _deliver(group: Sequence[_Write | _Errand], outcomes: list[_Outcome]) -> None:
+def _answer(group: Sequence[_Write | _Errand], outcomes: list[_Outcome]) -> None:
     for write, outcome in zip(group, outcomes, strict=True):
         if write.future.done():
             continue

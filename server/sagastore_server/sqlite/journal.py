@@ -1,0 +1,84 @@
+"""The journal: what has changed, kept in the transactions of the changes themselves.
+
+The functions here run on the writing connection, in a transaction between two groups;
+``batch`` writes the entries of a group. See schema/0002_journal.sql.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sagastore_server.sqlite.connect import message_from_row
+from sagastore_server.sqlite.migration_state import (
+    load_pruned,
+    load_state,
+    save_pruned,
+    save_state,
+    write_value,
+)
+from sagastore_server.sqlite.queries import QUERIES
+from sagastore_server.storage.replication import Entry, MigrationState
+
+ROWS_AT_ONCE = 5000
+"""Entries that one transaction removes or adds: writes wait for it, some milliseconds."""
+
+
+def change_state(
+    connection: sqlite3.Connection, state: MigrationState, rejournal_after: int | None
+) -> int:
+    """Remember ``state`` and what follows from it; see ``MigrationSource.set_state``.
+
+    While there is a journal it has every change behind ``pruned``, but for those that
+    were rejournalled. So where journalling begins, ``pruned`` is the last revision.
+    """
+    revision = last_revision(connection)
+    journalled = load_state(connection).phase.journals
+    save_state(connection, state)
+    if not state.phase.journals:
+        connection.execute(QUERIES["empty_journal"])
+    elif rejournal_after is not None:
+        now = time.time_ns() // 1000
+        connection.execute(QUERIES["rejournal_messages"], (rejournal_after, now))
+        connection.execute(QUERIES["rejournal_tombstones"], (rejournal_after, now))
+        save_pruned(connection, rejournal_after)
+    elif not journalled:
+        save_pruned(connection, revision)
+    return revision
+
+
+def force(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
+    """Add ``forced`` entries for ``ids``; return the last sequence given out."""
+    first = last_revision(connection) + 1
+    now = time.time_ns() // 1000
+    entries = [(first + place, key, now) for place, key in enumerate(ids)]
+    connection.executemany(QUERIES["journal_forced"], entries)
+    last = first + len(entries) - 1
+    write_value(connection, "revision", last)
+    return last
+
+
+def prune_some(connection: sqlite3.Connection, upto: int) -> bool:
+    """Remove the first entries up to ``upto``; tell whether there may be more."""
+    (last,) = connection.execute(QUERIES["prunable"], (upto, ROWS_AT_ONCE)).fetchone()
+    if last is None:
+        return False
+    removed = connection.execute(QUERIES["prune"], (last,)).rowcount
+    if last > load_pruned(connection):
+        save_pruned(connection, last)
+    return removed >= ROWS_AT_ONCE
+
+
+def last_revision(connection: sqlite3.Connection) -> int:
+    """Return the greatest revision given out."""
+    (revision,) = connection.execute(QUERIES["get_state"], ("revision",)).fetchone()
+    return int(revision)
+
+
+def entry_from_row(row: Sequence[Any]) -> Entry:
+    """Return the entry of a row of the statement ``entries``."""
+    sequence, key, buried, forced, written_at, *stored = row
+    message = None if stored[0] is None else message_from_row(stored)
+    return Entry(sequence, key, message, buried, bool(forced), written_at)

@@ -1,0 +1,63 @@
+-- The statements of a migration, by name: its journal, and what is carried along. Read by
+-- queries.py.
+
+-- name: journal
+INSERT INTO journal (sequence, id, written_at) VALUES (?, ?, ?)
+
+-- name: journal_forced
+INSERT INTO journal (sequence, id, written_at, forced) VALUES (?, ?, ?, 1)
+
+-- name: rejournal_messages
+INSERT INTO journal (sequence, id, written_at)
+SELECT revision, id, ?2 FROM messages WHERE revision > ?1
+ON CONFLICT (sequence) DO NOTHING
+
+-- name: rejournal_tombstones
+INSERT INTO journal (sequence, id, written_at)
+SELECT revision, id, ?2 FROM tombstones WHERE revision > ?1
+ON CONFLICT (sequence) DO NOTHING
+
+-- name: empty_journal
+DELETE FROM journal
+
+-- name: entries
+SELECT j.sequence, j.id, coalesce(t.revision, 0), j.forced, j.written_at,
+    m.id, m.provider, m.role, m.content, m.tags, m.timestamp, m.metadata, m.session_id,
+    m.created_at, m.revision
+FROM journal AS j
+LEFT JOIN messages AS m ON m.id = j.id
+LEFT JOIN tombstones AS t ON t.id = j.id
+WHERE j.sequence > ? ORDER BY j.sequence LIMIT ?
+
+-- name: journal_status
+SELECT
+    (SELECT count(*) FROM journal WHERE sequence > ?1),
+    (SELECT written_at FROM journal WHERE sequence > ?1 ORDER BY sequence LIMIT 1),
+    coalesce((SELECT value FROM store_state WHERE name = 'journal_pruned'), 0)
+
+-- name: prunable
+SELECT max(sequence) FROM (SELECT sequence FROM journal WHERE sequence <= ? ORDER BY sequence LIMIT ?)
+
+-- name: prune
+DELETE FROM journal WHERE sequence <= ?
+
+-- name: set_aside
+INSERT INTO quarantine (source_key, reason, field, row) VALUES (?, ?, ?, ?)
+ON CONFLICT (source_key) DO NOTHING
+
+-- name: extras
+SELECT message_id, name, typeof(value),
+    CASE typeof(value) WHEN 'text' THEN CAST(value AS BLOB) ELSE value END
+FROM legacy_extra WHERE (message_id, name) > (?, ?) ORDER BY message_id, name LIMIT ?
+
+-- name: files_columns
+SELECT name FROM pragma_table_xinfo('files') ORDER BY cid
+
+-- name: files_without_rowid
+SELECT count(*) FROM pragma_table_list('files') WHERE schema = 'main' AND wr
+
+-- name: files_unique_by_id
+SELECT count(*) FROM pragma_index_list('files') AS list
+WHERE list."unique" AND NOT list.partial AND (
+    SELECT group_concat(lower(name) || ' ' || coll) FROM pragma_index_xinfo(list.name) WHERE key
+) = 'id BINARY'

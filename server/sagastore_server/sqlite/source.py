@@ -1,0 +1,233 @@
+"""SQLiteSource: the SQLite store as the one that is moved away from."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from sagastore.receipt import receipt_path
+from sagastore_server.sqlite.archive import archive_file
+from sagastore_server.sqlite.backend import Progress, SQLiteStorage
+from sagastore_server.sqlite.carried import CarriedReader
+from sagastore_server.sqlite.journal import (
+    ROWS_AT_ONCE,
+    change_state,
+    entry_from_row,
+    force,
+    prune_some,
+)
+from sagastore_server.sqlite.migration_state import state_from_json
+from sagastore_server.sqlite.moved import Remembered, is_archive, moved, remembered
+from sagastore_server.sqlite.queries import QUERIES
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import (
+    Archive,
+    CarriedTally,
+    Entry,
+    ExtraValue,
+    FileRow,
+    JournalStatus,
+    MigrationSource,
+    MigrationState,
+)
+
+JOURNAL_BYTES = 4 * 1024 * 1024
+"""Messages that are read from the journal at once; a single one may be larger."""
+
+
+class SQLiteSource(SQLiteStorage, MigrationSource):
+    """A SQLite store that can be followed, and become an archive.
+
+    Opens a file in any phase up to READ_POSTGRES. A file in POSTGRES_ONLY that has not
+    become an archive yet, because a crash prevented it, is opened *sealed*: ``state``,
+    ``store_id``, ``place``, ``holder`` and ``archive`` work, all else is unavailable. An
+    archive, and a missing file with a receipt in its place, are refused with MovedError.
+    """
+
+    def __init__(self, path: Path, progress: Progress | None = None) -> None:
+        """As ``SQLiteStorage``."""
+        super().__init__(path, progress)
+        self._carried = CarriedReader(self._readers)
+        self._listeners: list[Callable[[], None]] = []
+        self._last_committed = 0
+        self._sealed: MigrationState | None = None
+        self._archiving = asyncio.Lock()
+        self._store_id = ""
+        self._holder = ""
+        self._rejournalled = 0
+        """Counts the times that entries came back; a ``prune`` of before must not go on."""
+
+    # -------------------------------------------------------------- what it is
+
+    @property
+    def store_id(self) -> str:
+        """See the contract; known once it is open."""
+        return self._store_id
+
+    @property
+    def place(self) -> str:
+        """See the contract."""
+        return str(self._path)
+
+    @property
+    def is_new(self) -> bool:
+        """See the contract; a receipt tells that there was one."""
+        real = self._path.resolve()
+        return not real.exists() and not receipt_path(real).exists()
+
+    @property
+    def holder(self) -> str:
+        """See the contract; known once it is open."""
+        return self._holder
+
+    @property
+    def committed(self) -> int:
+        """See the contract."""
+        return self._last_committed
+
+    def on_commit(self, listener: Callable[[], None]) -> None:
+        """See the contract."""
+        self._listeners.append(listener)
+
+    # -------------------------------------------------------------- state and journal
+
+    async def state(self) -> MigrationState:
+        """See the contract."""
+        if self._sealed is not None:
+            return self._sealed
+        rows = await self._readers.rows(QUERIES["get_state"], ("migration",))
+        return state_from_json(rows[0][0]) if rows else MigrationState()
+
+    async def set_state(self, state: MigrationState, rejournal_after: int | None = None) -> int:
+        """See the contract.
+
+        To rejournal, and to empty a journal, takes time in proportion to the messages or
+        entries there are; writes wait for it.
+        """
+        if rejournal_after is not None:
+            self._rejournalled += 1
+        return await self._open_writer().run_in_transaction(
+            partial(change_state, state=state, rejournal_after=rejournal_after)
+        )
+
+    async def journal(self, after: int, limit: int) -> list[Entry]:
+        """See the contract."""
+        rows = await self._readers.some(QUERIES["entries"], (after, limit), JOURNAL_BYTES)
+        return [entry_from_row(row) for row in rows]
+
+    async def journal_status(self, after: int) -> JournalStatus:
+        """See the contract."""
+        rows = await self._readers.rows(QUERIES["journal_status"], (after,))
+        return JournalStatus(*rows[0])
+
+    async def prune(self, upto: int) -> None:
+        """See the contract; ends early if entries are journalled again meanwhile."""
+        began = self._rejournalled
+        more = True
+        while more and began == self._rejournalled:
+            more = await self._open_writer().run_in_transaction(partial(prune_some, upto=upto))
+
+    async def requeue(self, ids: Sequence[str]) -> int:
+        """See the contract; the sequences are new revision numbers."""
+        last = self.committed
+        for start in range(0, len(ids), ROWS_AT_ONCE):
+            part = ids[start : start + ROWS_AT_ONCE]
+            last = await self._open_writer().run_in_transaction(partial(force, ids=part))
+        return last
+
+    async def count(self) -> int:
+        """See the contract."""
+        count: int = await self._value("count_messages")
+        return count
+
+    # -------------------------------------------------------------- what is carried along
+
+    async def set_aside_files(self) -> int:
+        """See the contract.
+
+        Raises:
+            PreconditionError: The rows of the table cannot be named.
+
+        """
+        return await self._carried.set_aside_files(self._open_writer())
+
+    async def files(self, after: int, limit: int) -> list[FileRow]:
+        """See the contract; fewer than ``limit`` where rows are large."""
+        return await self._carried.files(after, limit)
+
+    async def extras(self, after: tuple[str, str], limit: int) -> list[ExtraValue]:
+        """See the contract; fewer than ``limit`` where values are large."""
+        return await self._carried.extras(after, limit)
+
+    async def carried(self) -> CarriedTally:
+        """See the contract."""
+        return await self._carried.carried()
+
+    # -------------------------------------------------------------- the end
+
+    async def archive(self, report: dict[str, object]) -> Archive:
+        """See the contract.
+
+        Afterwards, and after a failure, the store is closed; ``archive`` and ``state``
+        still work. Takes time in proportion to the file. Goes on if the caller is
+        cancelled, who then waits for the end of it.
+        """
+        async with self._archiving:
+            self._ownership.acquire()
+            try:
+                await self._close_connections()
+                return await self._archive(report)
+            finally:
+                self._ownership.release()
+
+    async def close(self) -> None:
+        """See the contract; waits for an archiving that is under way."""
+        async with self._archiving:
+            await super().close()
+
+    async def _archive(self, report: dict[str, object]) -> Archive:
+        work = asyncio.create_task(
+            asyncio.to_thread(archive_file, self._path.resolve(), report, self._sealed_as)
+        )
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # The file must not be given free while it is being renamed.
+            await asyncio.gather(work, return_exceptions=True)
+            raise
+
+    # -------------------------------------------------------------- opening
+
+    async def _open_owned(self) -> None:
+        found = await asyncio.to_thread(remembered, self._path, recover=True)
+        if found is not None and found.state.phase is Phase.POSTGRES_ONLY:
+            if is_archive(self._path.resolve(), found):
+                raise moved(self._path, found)
+            self._sealed, self._store_id = found.state, found.store_id
+        else:
+            await super()._open_owned()
+            self._last_committed = self._open_writer().committed
+            rows = await self._readers.rows(QUERIES["get_state"], ("store_id",))
+            self._store_id = str(rows[0][0])
+        self._holder = await asyncio.to_thread(_holder_of, self._path)
+
+    def _admit(self, path: Path, found: Remembered) -> None:
+        """Let every file through: ``_open_owned`` has judged it, or it could not be read."""
+        if found.state.phase is Phase.POSTGRES_ONLY:
+            raise moved(path, found)
+
+    def _has_committed(self, revision: int) -> None:
+        self._last_committed = revision
+        for listener in self._listeners:
+            listener()
+
+    def _sealed_as(self, state: MigrationState) -> None:
+        self._sealed = state
+
+
+def _holder_of(path: Path) -> str:
+    found = path.resolve().stat()
+    return f"{socket.gethostname()}:{found.st_dev}:{found.st_ino}"
