@@ -130,7 +130,6 @@ def _service(settings: Settings) -> _Service:
         SQLiteSource(settings.sqlite, _Progress()),
         PostgreSQLReplica(options),
         Options(settings.shadow_share, settings.postgres_patience),
-        source_is_new=not settings.sqlite.exists(),
     )
     return _Service(
         live.backend, live.control, lambda: live.place, lambda: not live.phase.writes_sqlite

@@ -13,7 +13,7 @@ from sagastore_server.storage.errors import CannotOpenError, PreconditionError
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
 from tests.support.drafts import draft
-from tests.support.migrating import change, opened_live, refused, walk_to
+from tests.support.migrating import backfilled, change, opened_live, refused, walk_to
 from tests.support.postgres import execute, fresh_schema
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
@@ -104,6 +104,7 @@ async def test_rows_that_differ(place: Place) -> None:
     async with opened_live(*place) as service:
         await service.backend.save(draft("m-1"))
         await walk_to(service.control, Phase.BACKFILL)
+        await backfilled(service.control)
         await tamper(place.dsn, "UPDATE messages SET content = 'tampered'")
         found = [one async for one in service.control.verify(repair=True)]
         assert found[-1].mismatch_count == found[-1].repaired == 1

@@ -22,7 +22,6 @@ def live(path: Path, dsn: str, options: Options | None = None) -> LiveMigration:
         # A small pool: it is opened anew for each test.
         PostgreSQLReplica(PostgreSQLOptions(dsn, pool_min=1, pool_max=8)),
         options or Options(shadow_share=1.0),
-        source_is_new=not path.exists(),
     )
 
 
@@ -44,9 +43,17 @@ async def walk_to(control: MigrationControl, phase: Phase) -> None:
     while (now := (await control.status()).phase) is not phase:
         step = now.following if phase > now else now.preceding
         assert step is not None
+        if step > now:
+            await unblocked(control)
         await change(control, step)
-        if step is Phase.BACKFILL and phase > now:
-            await backfilled(control)
+
+
+async def unblocked(control: MigrationControl) -> None:
+    """Wait until nothing stands before the next phase but what an operator accepts."""
+    async for status in control.watch():
+        reasons = {blocker.reason for blocker in status.blockers_to_next}
+        if not reasons - {"QUARANTINE_NOT_ACCEPTED"}:
+            return
 
 
 async def change(control: MigrationControl, phase: Phase) -> None:

@@ -92,7 +92,7 @@ class Follower:
         self._situation = ends.situation
         self._gate = ends.gate
         self._patience = patience
-        self.lease = Lease(self._source.holder, secrets.token_hex(8))
+        self._session = secrets.token_hex(8)
         self.standing = Standing.DETACHED
         self.trouble: Blocker | None = None
         """Why the target is not followed, or is silent; None: all is well."""
@@ -119,6 +119,11 @@ class Follower:
         self._source.on_commit(self._wake_up)
 
     # ------------------------------------------------------------------ for others
+
+    @property
+    def lease(self) -> Lease:
+        """What proves to the target that this server may write."""
+        return Lease(self._source.holder, self._session)
 
     @property
     def attached(self) -> bool:

@@ -45,8 +45,9 @@ LEASE_WITHIN = 15.0
 """Seconds that a start waits for the lease of another server to run out: longer than one
 lasts (postgresql), so that a server which is alive is told from one that is gone."""
 
-CURRENT_WITHIN = 2.0
-"""Seconds that a start in READ_POSTGRES waits for PostgreSQL to catch up."""
+READY_WITHIN = 2.0
+"""Seconds that a start in the middle of a migration waits for PostgreSQL to be followed, or to
+answer reads, before it serves without."""
 
 _TEND_EVERY = 1.0
 
@@ -70,16 +71,10 @@ class LiveMigration:
         source: MigrationSource,
         target: MigrationTarget,
         options: Options = Options(),  # noqa: B008 - a named tuple never changes
-        *,
-        source_is_new: bool = False,
     ) -> None:
-        """Prepare to move from ``source`` to ``target``.
-
-        ``source_is_new``: opening it will create it.
-        """
+        """Prepare to move from ``source`` to ``target``."""
         self._source = source
         self._target = target
-        self._source_is_new = source_is_new
         self._situation = Situation()
         ends = Ends(source, target, self._situation, WriteGate())
         throttle = Throttle()
@@ -157,7 +152,7 @@ class LiveMigration:
     # ------------------------------------------------------------------ opening
 
     async def _open(self) -> None:
-        if self._source_is_new:
+        if self._source.is_new:
             await self._refuse_a_new_file_beside_messages()
         try:
             await self._source.open()
@@ -174,12 +169,17 @@ class LiveMigration:
             await self._come_back()
 
     async def _come_back(self) -> None:
-        """In READ_POSTGRES, begin with PostgreSQL where it is soon to be had."""
-        until = time.monotonic() + CURRENT_WITHIN
-        while self.phase.reads_postgres and not self._follower.current:
-            if self._follower.trouble is not None or time.monotonic() > until:
-                return
+        """Begin where the service was before, if PostgreSQL is soon to be had."""
+        until = time.monotonic() + READY_WITHIN
+        while self._is_coming_back() and time.monotonic() < until:
             await self._situation.changed(0.1)
+
+    def _is_coming_back(self) -> bool:
+        if not self.phase.journals or self._follower.trouble is not None:
+            return False
+        return not (
+            self._follower.current if self.phase.reads_postgres else self._follower.attached
+        )
 
     def _start(self) -> None:
         self._shadow.start()

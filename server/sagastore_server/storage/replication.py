@@ -144,6 +144,11 @@ class MigrationSource(StorageBackend):
 
     @property
     @abc.abstractmethod
+    def is_new(self) -> bool:
+        """Whether ``open`` would create it. False also where it has moved for good."""
+
+    @property
+    @abc.abstractmethod
     def holder(self) -> str:
         """Names this very file on this very machine: ``host:device:inode``. Not a copy of it."""
 
