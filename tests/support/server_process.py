@@ -74,7 +74,7 @@ class ServerProcess:
         self.stderr, self.events, self._log_ended = [], [], False
         usual = () if bare else ("--listen", self.address, *self._file)
         self._process = subprocess.Popen(
-            serve_command(*usual, *self._options),
+            self.command(*usual, *self._options),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -86,6 +86,10 @@ class ServerProcess:
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
+
+    def command(self, *options: str) -> list[str]:
+        """Return the command line."""
+        return serve_command(*options)
 
     def wait_for_event(self, name: str) -> dict[str, Any]:
         """Wait until the log has the event ``name``, and return it."""

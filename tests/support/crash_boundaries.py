@@ -1,0 +1,289 @@
+"""The steps of a server that a crash can come between, marked from outside.
+
+Nothing in the product knows of this. ``install`` wraps what a step is made of: each
+transaction of either store, each change of what the stores and the server remember,
+each piece of the backfill, each write, and each change of a file's name or rights. A
+passing of such a boundary is noted in a trace, and at one of them the process kills
+itself with SIGKILL, from which nothing in it can recover.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import re
+import signal
+import sqlite3
+import sys
+import threading
+import weakref
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import asyncpg
+
+from sagastore_server.migration import backfill, carrying, follower, live
+from sagastore_server.migration.follower import Follower
+from sagastore_server.migration.router import Router
+from sagastore_server.migration.situation import Situation
+from sagastore_server.migration.write_gate import WriteGate
+from sagastore_server.postgresql.pool import _Connection
+from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.sqlite.source import SQLiteSource
+from sagastore_server.sqlite.writer import GroupCommitWriter
+from sagastore_server.storage.replication import BackfillMark, Carried, MigrationState
+
+_SQLITE = re.compile(r"(BEGIN IMMEDIATE|COMMIT|PRAGMA wal_checkpoint|PRAGMA journal_mode = DELETE)")
+_POSTGRES = re.compile(r"(COMMIT|(?:CREATE|DROP) INDEX CONCURRENTLY|ANALYZE)")
+_FILES = ("rename", "replace", "unlink", "chmod", "fsync")
+
+Function = Callable[..., Any]
+
+
+class Boundaries:
+    """Counts what is passed, notes it, and ends the process where it was told to."""
+
+    def __init__(self, trace: Path, kill_at: str) -> None:
+        """Note each passing in ``trace``; ``kill_at`` is ``name#n``, or empty."""
+        self._trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._kill_at = kill_at
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self.stage = "opening"
+        """Where the migration stands: the number of its epoch and the phase."""
+
+    def passed(self, step: str, when: str) -> None:
+        """Pass the boundary ``when`` (before, after, …) of ``step``."""
+        with self._lock:
+            name = f"{self.stage}/{step}/{when}"
+            self._counts[name] += 1
+            name = f"{name}#{self._counts[name]}"
+            os.write(self._trace, f"{name}\n".encode())
+            if name == self._kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def enter(self, state: MigrationState) -> None:
+        """Hear which state the server is in from now on."""
+        self.stage = stage_of(state)
+
+
+def stage_of(state: MigrationState) -> str:
+    """Return the name of a state of the migration: ``6-read-postgres-completing``."""
+    completing = "-completing" if state.completing and state.phase.writes_sqlite else ""
+    return f"{state.epoch}-{state.phase.slug}{completing}"
+
+
+def install(boundaries: Boundaries) -> None:
+    """Mark all boundaries, and make all steps small, so that few rows make many."""
+    _make_steps_small()
+    _mark_sqlite(boundaries)
+    _mark_postgres(boundaries)
+    _mark_files(boundaries)
+    _mark_calls(boundaries)
+    _mark_memory(boundaries)
+
+
+def _make_steps_small() -> None:
+    follower.BATCH = 20
+    follower.PRUNE_EVERY = 0.2
+    follower.RETURN_EVERY = 0.1
+    backfill._IDLE = 0.2
+    carrying._ROWS = 2
+    live._TEND_EVERY = 0.1
+    original = SQLiteSource.scan_ids
+
+    async def scan_ids(self: SQLiteSource, after: str, upto: str, limit: int) -> Any:
+        return await original(self, after, upto, min(limit, 80))
+
+    _replace(SQLiteSource, "scan_ids", scan_ids)
+
+
+def _replace(owner: object, name: str, value: object) -> None:
+    setattr(owner, name, value)
+
+
+# ---------------------------------------------------------------------- transactions
+
+
+def _mark_sqlite(boundaries: Boundaries) -> None:
+    """Mark the statements that make a transaction, or a change of the file, durable."""
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
+            found = _SQLITE.match(sql)
+            if found is None:
+                return super().execute(sql, *rest)
+            step = f"sqlite {found[1]} of {_caller(sys._getframe(1))}"
+            boundaries.passed(step, "before")
+            cursor = super().execute(sql, *rest)
+            boundaries.passed(step, "after")
+            return cursor
+
+    original = sqlite3.connect
+
+    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = original(*arguments, **{"factory": Connection, **options})
+        return connection
+
+    _replace(sqlite3, "connect", connect)
+
+
+def _mark_postgres(boundaries: Boundaries) -> None:
+    """Mark commits; ``sent`` is when the server asked for it and has no answer yet."""
+    original = asyncpg.Connection.execute
+    reading: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    async def execute(self: Any, query: str, *arguments: Any, **options: Any) -> Any:
+        if query.startswith("BEGIN"):
+            (reading.add if "READ ONLY" in query else reading.discard)(self)
+        found = _POSTGRES.match(query)
+        if found is None or self in reading:
+            return await original(self, query, *arguments, **options)
+        step = f"postgres {found[1]} of {_caller(sys._getframe(1))}"
+        boundaries.passed(step, "before")
+        statement = asyncio.ensure_future(original(self, query, *arguments, **options))
+        await asyncio.sleep(0)
+        boundaries.passed(step, "sent")
+        answer = await statement
+        boundaries.passed(step, "after")
+        return answer
+
+    _replace(_Connection, "execute", execute)
+
+
+def _mark_files(boundaries: Boundaries) -> None:
+    for name in _FILES:
+        _mark_file_call(boundaries, name, getattr(os, name))
+
+
+def _mark_file_call(boundaries: Boundaries, name: str, original: Function) -> None:
+    @functools.wraps(original)
+    def call(*arguments: Any, **options: Any) -> Any:
+        caller = _caller(sys._getframe(1))
+        if not caller:
+            return original(*arguments, **options)
+        boundaries.passed(f"file {name} of {caller}", "before")
+        answer = original(*arguments, **options)
+        boundaries.passed(f"file {name} of {caller}", "after")
+        return answer
+
+    _replace(os, name, call)
+
+
+def _caller(frame: FrameType | None) -> str:
+    """Return for what a statement is run: the nearest function of ours with a public name."""
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(("sagastore.", "sagastore_server.")):
+            run = frame.f_locals.get("run")
+            if frame.f_code is GroupCommitWriter._transact.__code__ and run is not None:
+                return _name_of(run)
+            name = frame.f_code.co_name
+            if name == "_attempt":
+                return "a group of writes"
+            if not name.startswith(("_", "<")) and not module.endswith((".pool", ".queries")):
+                if name not in {"once", "run"}:
+                    return name
+                if name == "run" and module.endswith(".takeover"):
+                    return "take_over"
+        frame = frame.f_back
+    return ""
+
+
+def _name_of(run: object) -> str:
+    if isinstance(run, partial):
+        run = run.func
+    return str(getattr(run, "__name__", "something")).lstrip("_")
+
+
+# ---------------------------------------------------------------------- calls
+
+
+def _mark_calls(boundaries: Boundaries) -> None:
+    for name in ("prune", "requeue", "set_aside_files", "archive"):
+        _mark_call(boundaries, SQLiteSource, name, _plain(f"source.{name}"))
+    _mark_call(boundaries, SQLiteSource, "set_state", _set_state)
+    for name in ("claim", "release", "renew", "set_phase", "apply", "finish"):
+        _mark_call(boundaries, PostgreSQLReplica, name, _plain(f"target.{name}"))
+    _mark_call(boundaries, PostgreSQLReplica, "refresh_statistics", _plain("target.statistics"))
+    _mark_call(boundaries, PostgreSQLReplica, "copy", _copy)
+    _mark_call(boundaries, PostgreSQLReplica, "carry", _carry)
+    _mark_call(boundaries, PostgreSQLReplica, "build_index", _build_index)
+    for name in ("save", "bulk_save", "delete"):
+        _mark_call(boundaries, Router, name, _plain(f"router.{name}"))
+
+
+def _mark_call(boundaries: Boundaries, owner: type, name: str, label: Function) -> None:
+    original: Function = getattr(owner, name)
+
+    @functools.wraps(original)
+    async def call(self: Any, *arguments: Any, **options: Any) -> Any:
+        step = label(*arguments, **options)
+        boundaries.passed(step, "before")
+        answer = await original(self, *arguments, **options)
+        boundaries.passed(step, "after")
+        return answer
+
+    _replace(owner, name, call)
+
+
+def _plain(name: str) -> Function:
+    return lambda *_, **__: name
+
+
+def _set_state(state: MigrationState, rejournal_after: int | None = None) -> str:
+    verified = " verified" if state.last_verification is not None else ""
+    again = " rejournal" if rejournal_after is not None else ""
+    return f"source.set_state({stage_of(state)}{verified}{again})"
+
+
+def _copy(_: object, messages: list[object], mark: BackfillMark) -> str:
+    what = "rows" if messages else f"mark {mark.state.value}{' carried' if mark.carried else ''}"
+    return f"target.copy({what})"
+
+
+def _carry(_: object, rows: Carried, *, first: bool) -> str:
+    kinds = [kind for kind, found in rows._asdict().items() if found]
+    return f"target.carry({'first' if first else ' '.join(kinds)})"
+
+
+def _build_index(name: str, _: object) -> str:
+    return f"target.build_index({name})"
+
+
+# ---------------------------------------------------------------------- what the server remembers
+
+
+def _mark_memory(boundaries: Boundaries) -> None:
+    enter, stand, closed = Situation.enter, Follower._stand, WriteGate.closed
+
+    def entered(self: Situation, state: MigrationState) -> None:
+        boundaries.passed(f"enter({stage_of(state)})", "before")
+        enter(self, state)
+        boundaries.enter(state)
+        boundaries.passed(f"enter({stage_of(state)})", "after")
+
+    def stood(self: Follower, standing: follower.Standing) -> None:
+        before = self.standing
+        stand(self, standing)
+        if standing is not before:
+            boundaries.passed(f"follower({standing.value})", "after")
+
+    @asynccontextmanager
+    async def fenced(self: WriteGate, within: float) -> AsyncIterator[None]:
+        boundaries.passed("fence", "before")
+        async with closed(self, within):
+            boundaries.passed("fence", "closed")
+            yield
+            boundaries.passed("fence", "opening")
+        boundaries.passed("fence", "after")
+
+    _replace(Situation, "enter", entered)
+    _replace(Follower, "_stand", stood)
+    _replace(WriteGate, "closed", fenced)

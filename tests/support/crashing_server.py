@@ -1,0 +1,64 @@
+"""A real ``sagastore-server`` that kills itself with SIGKILL at a chosen boundary.
+
+As a module it is the command with boundaries marked: ``CRASH_TRACE`` names the file
+that each passing is noted in, ``CRASH_AT`` the one at which the process ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from tests.support.server_process import ServerProcess
+
+_ROOT = Path(__file__).parents[2]
+
+
+class CrashingServer(ServerProcess):
+    """A server of both stores; each process that is started ends at the next of some points."""
+
+    def __init__(self, sqlite: Path, dsn: str, trace: Path, points: tuple[str, ...] = ()) -> None:
+        """Prepare to serve; ``points`` are where the first process ends, the second, …"""
+        settings = {
+            "SAGASTORE_POSTGRES": dsn,
+            "SAGASTORE_POSTGRES_POOL_MIN": "1",
+            "SAGASTORE_SHADOW_SHARE": "1.0",
+            "PYTHONPATH": str(_ROOT),
+            "CRASH_TRACE": str(trace),
+        }
+        super().__init__(sqlite, env=settings)
+        self.trace = trace
+        self.point = ""
+        """Where the process that runs now is to end; empty: nowhere."""
+        self._points = list(points)
+
+    @property
+    def killed_itself(self) -> bool:
+        """Whether the process that ran last has ended, and by SIGKILL."""
+        return self._process is not None and self._process.poll() == -signal.SIGKILL
+
+    def spawn(self, *, bare: bool = False) -> None:
+        """Start it, and do not wait."""
+        self.point = self._env["CRASH_AT"] = self._points.pop(0) if self._points else ""
+        with self.trace.open("a") as trace:
+            trace.write(f"-- a process that ends at: {self.point}\n")
+        super().spawn(bare=bare)
+
+    def command(self, *options: str) -> list[str]:
+        """Return the command line."""
+        return [sys.executable, "-m", __name__, "serve", *options]
+
+
+def main() -> None:
+    """Run the command with boundaries marked."""
+    from sagastore_server import cli  # noqa: PLC0415 - in this process only
+    from tests.support.crash_boundaries import Boundaries, install  # noqa: PLC0415
+
+    install(Boundaries(Path(os.environ["CRASH_TRACE"]), os.environ["CRASH_AT"]))
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
