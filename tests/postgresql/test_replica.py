@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -43,7 +45,7 @@ from tests.postgresql.targets import (
     until_one_waits,
 )
 from tests.support.drafts import draft
-from tests.support.postgres import execute, postgres_process
+from tests.support.postgres import execute, fresh_schema, postgres_process, server_dsn
 
 HERE = "current_schema()::regnamespace"
 FILE = "('f', 'n', 'p', 't', NULL, NULL, 3, 'u', NULL, NULL)"
@@ -426,6 +428,42 @@ async def test_set_phase_raises_what_was_applied(dsn: str) -> None:
         found = (await replica.inspect()).record
         assert found is not None
         assert (found.phase, found.epoch, found.applied) == (Phase.READ_POSTGRES, 4, 50)
+
+
+async def test_another_schema_of_the_search_path_is_left_alone(dsn: str) -> None:
+    """It has a store of its own, with indexes and functions of the same names."""
+    async with fresh_schema() as other, opened_plain(other):
+        await execute(other, "CREATE FUNCTION sagastore_guard() RETURNS int RETURN 1")
+        schema = other.rpartition("=")[2]
+        async with claimed(f"{dsn},{schema}") as replica:
+            await replica.apply(LEASE, [saved(message())])
+            await finish(replica)
+        async with opened_plain(other) as backend:
+            await backend.save(draft("m-1"))
+        indexes = f"SELECT FROM pg_indexes WHERE schemaname = '{schema}' AND tablename = 'messages'"
+        assert len(await fetched(dsn, indexes)) == 6
+
+
+async def test_the_owner_migrates_and_the_server_serves(dsn: str) -> None:
+    """With the roles of docs/sql/least_privileges.sql."""
+    script = Path(__file__).parents[2] / "docs" / "sql" / "least_privileges.sql"
+    name = f"move_{os.getpid()}"
+    await execute(dsn, script.read_text(encoding="utf-8").replace("sagastore", name))
+    base = server_dsn()
+    server = base.replace("postgres@", f"{name}_server@")
+    try:
+        async with claimed(base.replace("postgres@", f"{name}_owner@")) as replica:
+            await replica.apply(LEASE, [saved(message())])
+            with pytest.raises(CannotOpenError, match="target of a migration"):
+                await plain(server).open()
+            await finish(replica, 10)
+        async with opened_plain(server) as backend:
+            assert (await backend.save(draft("m-2"))).revision == 11
+    finally:
+        await execute(base, f"DROP SCHEMA {name} CASCADE")
+        for role in ("owner", "server"):
+            await execute(base, f"DROP OWNED BY {name}_{role}")
+            await execute(base, f"DROP ROLE {name}_{role}")
 
 
 # ------------------------------------------------------------------ what hurts

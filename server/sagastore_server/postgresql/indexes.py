@@ -82,8 +82,11 @@ async def states(pool: Pool) -> list[IndexState]:
 
 
 async def drop(connection: Connection) -> None:
-    """Drop all of them within a transaction that has locked the table."""
-    await connection.execute(f"DROP INDEX IF EXISTS {', '.join(LATE)}")
+    """Drop those that are there, within a transaction that has locked the table."""
+    # Not IF EXISTS, which would find an index of that name in a later schema of the search_path.
+    found = [row[0] for row in await connection.fetch(MIGRATION["indexes"], list(LATE))]
+    if found:
+        await connection.execute(f"DROP INDEX {', '.join(found)}")
 
 
 async def build(pool: Pool, name: str, progress: Callable[[float], None]) -> None:
@@ -102,9 +105,11 @@ async def build(pool: Pool, name: str, progress: Callable[[float], None]) -> Non
         async with pool.dedicated() as connection:
             while await pool.rows(MIGRATION["build_progress"], name):  # noqa: ASYNC110 - the database tells nobody
                 await asyncio.sleep(_LOOK_EVERY)
-            if not dict(await states(pool))[name]:
-                # Each on its own: neither can run within a transaction.
-                await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+            valid = dict(await connection.fetch(MIGRATION["indexes"], list(LATE))).get(name)
+            # Each on its own: neither can run within a transaction.
+            if valid is False:
+                await connection.execute(f"DROP INDEX CONCURRENTLY {name}")
+            if not valid:
                 await connection.execute(f"CREATE INDEX CONCURRENTLY {name} {definition}")
     finally:
         watch.cancel()

@@ -102,8 +102,7 @@ DO $drop$
 BEGIN
     PERFORM set_config('lock_timeout', '500ms', true);
     LOCK TABLE messages, tombstones, quarantine, files, legacy_extra IN ACCESS EXCLUSIVE MODE;
-    DROP FUNCTION sagastore_guard() CASCADE;
-    PERFORM set_config('lock_timeout', '0', true);
+    EXECUTE format('DROP FUNCTION %I.sagastore_guard() CASCADE', current_schema());
 EXCEPTION WHEN lock_not_available OR insufficient_privilege OR undefined_function THEN
     NULL;
 END
