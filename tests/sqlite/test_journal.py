@@ -1,0 +1,399 @@
+"""The journal holds every change, and nothing but changes, whatever is done in what order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Coroutine
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sagastore_server.sqlite.source import SQLiteSource
+from sagastore_server.storage.errors import StorageError
+from sagastore_server.storage.migration import Verification
+from sagastore_server.storage.model import OnConflict
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import MigrationState
+from tests.sqlite.sources import (
+    DUAL_WRITE,
+    SQLITE_ONLY,
+    Content,
+    begin_dual_write,
+    content,
+    in_one_group,
+    opened_source,
+)
+from tests.support.drafts import draft
+
+ROOT = Path(__file__).parents[2]
+
+ids = st.sampled_from(["a", "b", "c", "ä", "z-9"])
+texts = st.sampled_from(["one", "two", "three"])
+expected = st.none() | st.integers(0, 12)
+writes = st.one_of(
+    st.tuples(st.just("save"), ids, texts, expected),
+    st.tuples(st.just("delete"), ids, expected),
+    st.tuples(
+        st.just("bulk"), st.lists(st.tuples(ids, texts), max_size=4), st.sampled_from(OnConflict)
+    ),
+)
+steps = st.one_of(
+    st.tuples(st.just("group"), st.lists(writes, min_size=1, max_size=8)),
+    st.tuples(st.just("group"), st.lists(writes, min_size=1, max_size=8)),
+    st.tuples(st.just("on"), st.none() | st.integers(0, 30)),
+    st.tuples(st.just("off")),
+    st.tuples(st.just("prune"), st.integers(0, 40)),
+    st.tuples(st.just("requeue"), st.lists(ids, max_size=4)),
+    st.tuples(st.just("reopen")),
+)
+
+
+def _write(source: SQLiteSource, write: tuple[Any, ...]) -> Coroutine[Any, Any, Any]:
+    kind, *rest = write
+    if kind == "save":
+        key, text, if_revision = rest
+        return source.save(draft(key, text), if_revision)
+    if kind == "delete":
+        return source.delete(*rest)
+    drafts, on_conflict = rest
+    return source.bulk_save([draft(key, text) for key, text in drafts], on_conflict)
+
+
+class _Model:
+    """What the journal ought to hold, in the plainest terms."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.pruned = 0
+        self.entries: dict[int, tuple[str, bool]] = {}
+
+    def changed(self, before: Content, after: Content) -> None:
+        if not self.on:
+            return
+        for key, revision in after.revisions.items():
+            was = before.messages.get(key), before.tombstones.get(key)
+            if was != (after.messages.get(key), after.tombstones.get(key)):
+                self.entries[revision] = (key, False)
+
+    def switched(self, on: bool, rejournal_after: int | None, now: Content) -> None:
+        if not on:
+            self.entries = {}
+        elif rejournal_after is not None:
+            for changes in (now.messages, now.tombstones):
+                for key, revision in changes.items():
+                    if revision > rejournal_after:
+                        self.entries.setdefault(revision, (key, False))
+            self.pruned = rejournal_after
+        elif not self.on:
+            self.pruned = now.revision
+        self.on = on
+
+    def cut(self, upto: int) -> None:
+        gone = [sequence for sequence in self.entries if sequence <= upto]
+        self.pruned = max([self.pruned, *gone])
+        for sequence in gone:
+            del self.entries[sequence]
+
+
+async def _play(path: Path, script: list[tuple[Any, ...]]) -> None:
+    model = _Model()
+    async with contextlib.AsyncExitStack() as stack:
+        source = await stack.enter_async_context(opened_source(path))
+        for step, *rest in script:
+            before = content(path)
+            if step == "group":
+                outcomes = await in_one_group(source, [_write(source, one) for one in rest[0]])
+                assert all(
+                    isinstance(one, StorageError) or not isinstance(one, BaseException)
+                    for one in outcomes
+                )
+                model.changed(before, content(path))
+            elif step in {"on", "off"}:
+                state = DUAL_WRITE if step == "on" else SQLITE_ONLY
+                after = rest[0] if rest else None
+                assert await source.set_state(state, after) == before.revision
+                model.switched(step == "on", after, before)
+            elif step == "prune":
+                await source.prune(rest[0])
+                model.cut(rest[0])
+            elif step == "requeue":
+                assert await source.requeue(rest[0]) == before.revision + len(rest[0])
+                for sequence, key in enumerate(rest[0], before.revision + 1):
+                    model.entries[sequence] = (key, True)
+            else:
+                await source.close()
+                source = await stack.enter_async_context(opened_source(path))
+            await _compare(source, model, content(path))
+
+
+async def _compare(source: SQLiteSource, model: _Model, found: Content) -> None:
+    assert found.journal == model.entries
+    assert source.committed == found.revision
+    entries = await source.journal(0, 1000)
+    assert [(one.sequence, one.id, one.forced) for one in entries] == [
+        (sequence, *model.entries[sequence]) for sequence in sorted(model.entries)
+    ]
+    for entry in entries:
+        assert (entry.message and entry.message.revision) == found.messages.get(entry.id)
+        assert entry.buried == found.tombstones.get(entry.id, 0)
+    status = await source.journal_status(0)
+    assert (status.rows, status.pruned) == (len(entries), model.pruned)
+    assert status.oldest == (entries[0].written_at if entries else None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(steps, min_size=1, max_size=12))
+def test_the_journal_is_what_has_changed(script: list[tuple[Any, ...]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(_play(Path(folder) / "messages.db", [("on", None), *script]))
+
+
+async def test_what_a_group_does_to_a_message_is_one_entry(path: Path) -> None:
+    """Saved, deleted and saved again in one transaction: the last revision counts."""
+    async with opened_source(path) as source:
+        await source.save(draft("kept"))
+        await source.set_state(DUAL_WRITE)
+        outcomes = await in_one_group(
+            source,
+            [
+                source.save(draft("a", "one")),
+                source.save(draft("a", "two")),
+                source.save(draft("a", "three"), 99),
+                source.delete("a"),
+                source.save(draft("a", "four")),
+                source.save(draft("b", "once")),
+                source.delete("b"),
+                source.save(draft("kept")),
+            ],
+        )
+        assert [isinstance(one, StorageError) for one in outcomes].count(True) == 1
+        entries = await source.journal(0, 10)
+        assert [entry[:2] for entry in entries] == [(5, "a"), (7, "b")]
+        assert entries[0].message is not None
+        assert (entries[0].message.content, entries[0].buried) == ("four", 4)
+        assert (entries[1].message, entries[1].buried) == (None, 7)
+
+
+async def test_without_a_journal_nothing_more_is_executed(path: Path) -> None:
+    async with opened_source(path) as source:
+        assert source._connection is not None
+        statements: list[str] = []
+        source._connection.set_trace_callback(statements.append)
+        await source.save(draft("a"))
+        assert not [one for one in statements if "journal" in one]
+        await source.set_state(DUAL_WRITE)
+        statements.clear()
+        await in_one_group(source, [source.save(draft(f"m{n}")) for n in range(5)])
+        source._connection.set_trace_callback(None)
+        # The trace names each row's statement again for each trigger.
+        assert len({one for one in statements if "INTO journal" in one}) == 5
+        assert statements.count("COMMIT") == 1
+
+
+async def test_a_row_that_sqlite_refuses_leaves_no_entry(path: Path) -> None:
+    async with opened_source(path) as source:
+        await source.set_state(DUAL_WRITE)
+        outcomes = await in_one_group(
+            source,
+            [
+                source.save(draft("good")),
+                source.save(draft("bad", timestamp=2**70)),
+                source.save(draft("also good")),
+            ],
+        )
+        assert [isinstance(one, BaseException) for one in outcomes] == [False, True, False]
+        found = content(path)
+        assert sorted(found.messages) == ["also good", "good"]
+        assert {key: seq for seq, (key, _) in found.journal.items()} == found.messages
+
+
+async def test_what_is_committed_is_known_before_the_caller_is_told(path: Path) -> None:
+    async with opened_source(path) as source:
+        heard: list[int] = []
+        source.on_commit(lambda: heard.append(source.committed))
+
+        async def save(key: str) -> None:
+            result = await source.save(draft(key))
+            assert source.committed >= result.revision
+            assert heard[-1] >= result.revision
+
+        await in_one_group(source, [save(f"m{n}") for n in range(50)])
+        assert heard == [50]
+        await source.save(draft("m0"))
+        await source.set_state(DUAL_WRITE)
+        assert heard == [50]
+        await source.requeue(["m0"])
+        assert heard == [50, 51]
+
+
+def _fail() -> None:
+    raise ZeroDivisionError
+
+
+async def test_a_listener_that_fails_keeps_no_answer_back(path: Path) -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, why: complaints.append(why))
+    async with opened_source(path) as source:
+        source.on_commit(_fail)
+        assert (await source.save(draft("a"))).created
+        assert source.committed == 1
+    assert len(complaints) == 1
+
+
+async def test_the_journal_is_read_in_bounded_pieces(path: Path) -> None:
+    async with opened_source(path) as source:
+        await source.set_state(DUAL_WRITE)
+        large = "ß" * 100_000
+        await source.bulk_save([draft(f"m{n:02}", large) for n in range(40)], OnConflict.REPLACE)
+        seen: list[str] = []
+        sizes: list[int] = []
+        after = 0
+        while entries := await source.journal(after, 1000):
+            seen += [entry.id for entry in entries]
+            sizes.append(len(entries))
+            after = entries[-1].sequence
+        assert seen == [f"m{n:02}" for n in range(40)]
+        assert len(sizes) > 1
+        assert max(sizes) <= 4 * 1024 * 1024 // 200_000
+        assert [entry.id for entry in await source.journal(0, 3)] == seen[:3]
+
+
+async def test_pruning_goes_in_steps_and_stops_when_entries_come_back(path: Path) -> None:
+    async with opened_source(path) as source:
+        await source.set_state(DUAL_WRITE)
+        for start in range(12):
+            drafts = [draft(f"m{start:02}-{n:03}", "x") for n in range(1000)]
+            await source.bulk_save(drafts, OnConflict.REPLACE)
+        assert source._connection is not None
+        statements: list[str] = []
+        source._connection.set_trace_callback(statements.append)
+        await source.prune(11_000)
+        source._connection.set_trace_callback(None)
+        assert statements.count("COMMIT") == 3
+        assert (await source.journal_status(0))[::2] == (1000, 11_000)
+        # A target that lost what it had confirmed gets it again, whoever prunes meanwhile.
+        await source.set_state(DUAL_WRITE, rejournal_after=0)
+        pruning = asyncio.create_task(source.prune(12_000))
+        await asyncio.sleep(0)
+        await source.set_state(DUAL_WRITE, rejournal_after=0)
+        await pruning
+        assert (await source.journal_status(0))[::2] == (12_000, 0)
+
+
+async def test_leaving_and_entering_dual_write(path: Path) -> None:
+    async with opened_source(path) as source:
+        await source.save(draft("before"))
+        await source.set_state(DUAL_WRITE)
+        await source.save(draft("during"))
+    async with opened_source(path) as source:
+        assert await source.state() == DUAL_WRITE
+        await source.save(draft("after a restart"))
+        assert [one.id for one in await source.journal(0, 9)] == ["during", "after a restart"]
+        await source.set_state(SQLITE_ONLY)
+        assert await source.journal(0, 9) == []
+        await source.save(draft("unheard"))
+        assert await source.journal(0, 9) == []
+    async with opened_source(path) as source:
+        await source.save(draft("unheard as well"))
+        await source.set_state(DUAL_WRITE, rejournal_after=2)
+        found = [one.id for one in await source.journal(0, 9)]
+        assert found == ["after a restart", "unheard", "unheard as well"]
+
+
+async def test_every_field_of_the_state_is_remembered(path: Path) -> None:
+    full = MigrationState(
+        Phase.READ_POSTGRES, 9, 7, True, True, 17, 400, 3, Verification(1, 2, 3, 4, 5, 6)
+    )
+    async with opened_source(path) as source:
+        assert await source.state() == MigrationState()
+        await source.set_state(full)
+    async with opened_source(path) as source:
+        assert await source.state() == full
+
+
+# ------------------------------------------------------------------ crashes
+
+_WRITER = """
+import asyncio, sys
+from pathlib import Path
+from sagastore_server.sqlite.source import SQLiteSource
+from tests.support.drafts import draft
+
+async def main(path):
+    source = SQLiteSource(path)
+    await source.open()
+    print("open", flush=True)
+    async def work(name):
+        for number in range(10**6):
+            result = await source.save(draft(f"{name}-{number % 50}", f"text {number}"))
+            print(result.revision, result.id, flush=True)
+            if number % 7 == 3:
+                await source.delete(result.id)
+    await asyncio.gather(*(work(name) for name in "abcd"))
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+def _acknowledged_until_killed(path: Path, count: int) -> list[tuple[int, str]]:
+    """Return the revisions and ids that a writer had acknowledged when it was killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        lines = [process.stdout.readline() for _ in range(count)]
+        process.kill()
+        lines += process.stdout.readlines()
+    parts = [line.split() for line in lines if line.endswith("\n")]
+    return [(int(revision), key) for revision, key in parts]
+
+
+@pytest.mark.parametrize("count", [1, 40, 400])
+def test_a_kill_leaves_no_change_without_its_entry(path: Path, count: int) -> None:
+    asyncio.run(begin_dual_write(path))
+    acknowledged = _acknowledged_until_killed(path, count)
+    assert len(acknowledged) >= count
+    found = content(path)
+    latest: dict[str, int] = {}
+    for sequence, (key, _) in sorted(found.journal.items()):
+        latest[key] = sequence
+    assert latest == found.revisions
+    assert max(found.revisions.values()) == found.revision
+    for revision, key in acknowledged:
+        assert latest[key] >= revision
+
+
+async def test_a_failed_commit_keeps_neither_change_nor_entry(path: Path) -> None:
+    """Another program holds the lock for writing: the group fails as a whole."""
+    async with opened_source(path) as source:
+        await source.set_state(DUAL_WRITE)
+        await source.save(draft("before"))
+        assert source._connection is not None
+        source._connection.execute("PRAGMA busy_timeout = 1")
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StorageError):
+                await source.save(draft("refused"))
+            with pytest.raises(StorageError):
+                await source.requeue(["before"])
+            with pytest.raises(StorageError):
+                await source.set_state(SQLITE_ONLY)
+            other.execute("ROLLBACK")
+        assert content(path).journal == {1: ("before", False)}
+        await source.save(draft("after"))
+        assert content(path).journal == {1: ("before", False), 2: ("after", False)}
+        assert (await source.state()) == DUAL_WRITE
