@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -22,8 +23,10 @@ from sagastore import (
     Client,
     DeadlineExceededError,
     Durability,
+    FailedPreconditionError,
     InvalidArgumentError,
     Message,
+    Migration,
     NotFoundError,
     Order,
     Phase,
@@ -31,7 +34,6 @@ from sagastore import (
     ServingStatus,
     Store,
     UnavailableError,
-    UnimplementedError,
     new_id,
 )
 from tests.client.conftest import Driver
@@ -212,19 +214,36 @@ async def test_where_the_migration_stands(driver: Driver) -> None:
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [
-        ("change_phase", (Phase.DUAL_WRITE,)),
-        ("control_backfill", ()),
-        ("watch", ()),
-        ("verify", ()),
-    ],
+    [("change_phase", (Phase.DUAL_WRITE,)), ("control_backfill", ()), ("verify", ())],
 )
-async def test_what_this_server_does_not_serve_is_said(
+async def test_with_one_store_there_is_nothing_to_steer(
     driver: Driver, name: str, arguments: tuple[Any, ...]
 ) -> None:
-    method = driver.all if name in {"watch", "verify"} else driver.call
-    with pytest.raises(UnimplementedError, match="is not served by this version"):
+    method = driver.all if name == "verify" else driver.call
+    with pytest.raises(FailedPreconditionError) as caught:
         await method(f"migration.{name}", *arguments)
+    assert caught.value.blockers
+    for blocker in caught.value.blockers:
+        assert blocker.reason == blocker.reason.upper() != ""
+        assert blocker.detail in str(caught.value)
+
+
+async def test_with_one_store_a_watch_tells_what_get_tells(driver: Driver) -> None:
+    async def first(client: AsyncClient) -> Migration:
+        async with aclosing(client.migration.watch()) as states:
+            return await anext(states)
+
+    def first_blocking(client: Client) -> Migration:
+        return next(iter(client.migration.watch()))
+
+    client = driver.client
+    if isinstance(client, AsyncClient):
+        now = await first(client)
+    else:
+        now = await asyncio.to_thread(first_blocking, client)
+    expected = await driver.call("migration.get")
+    assert (now.phase, now.epoch) == (expected.phase, expected.epoch)
+    assert now.blockers_to_next == expected.blockers_to_next
 
 
 @pytest.fixture(params=["async", "blocking"])
