@@ -1,0 +1,437 @@
+"""Judges the answers of a service that many clients write to at the same time.
+
+Every id has a history: the values that it has had, in order, one of them for each write
+that was begun. An answer is right if it shows each id at a value between two limits: not
+older than what was acknowledged, or shown to anybody, before the call began; not newer
+than what somebody had begun to write when the answer came. So stale reads, lost updates,
+messages that are missing, and deleted ones that are back, are all the same mistake.
+
+An id is written by one client at a time, or by several that guard their saves with
+``if_revision``; then exactly one of those who try for the same place gets it. The time of
+a message (``timestamp``) never changes, so that its place in a list does not either.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NamedTuple, NoReturn
+
+from sagastore import Message
+from sagastore_server.search.analysis import analyse
+
+_SHOWN = 300
+
+
+class WrongAnswerError(AssertionError):
+    """The service has answered something that it must not."""
+
+
+class Value(NamedTuple):
+    """What a client has saved under an id."""
+
+    provider: str
+    role: str
+    content: str
+    tags: tuple[str, ...]
+    timestamp: datetime
+    metadata: str
+    """As JSON with its keys in order."""
+    session_id: str | None
+
+    @classmethod
+    def of(cls, message: Message) -> Value:
+        """Return what is compared of a message."""
+        assert message.timestamp is not None
+        return cls(
+            message.provider,
+            message.role,
+            message.content,
+            message.tags,
+            message.timestamp,
+            json.dumps(message.metadata, sort_keys=True, default=str),
+            message.session_id,
+        )
+
+    def message(self, id: str, *, keeps_time: bool = False) -> Message:
+        """Return what to send to save it; without a time if the stored one is to stay."""
+        return Message(
+            self.provider,
+            self.role,
+            self.content,
+            id=id,
+            tags=self.tags,
+            timestamp=None if keeps_time else self.timestamp,
+            metadata=json.loads(self.metadata),
+            session_id=self.session_id,
+        )
+
+
+class Asked(NamedTuple):
+    """The conditions of a search, or of a list; None and () ask for nothing."""
+
+    words: tuple[str, ...] = ()
+    without: str | None = None
+    tag: str | None = None
+    provider: str | None = None
+    session_id: str | None = None
+
+    def holds(self, value: Value) -> bool:
+        """Tell whether a message meets all of them."""
+        return (
+            (self.session_id is None or value.session_id == self.session_id)
+            and (self.provider is None or value.provider == self.provider)
+            and (self.tag is None or self.tag in value.tags)
+            and all(_stem(word) in terms_of(value.content) for word in self.words)
+            and (self.without is None or _stem(self.without) not in terms_of(value.content))
+        )
+
+
+@lru_cache(maxsize=1 << 16)
+def terms_of(content: str) -> frozenset[str]:
+    """Return what a text can be found by."""
+    return frozenset(analyse(content).stems)
+
+
+@lru_cache(maxsize=1 << 10)
+def _stem(word: str) -> str:
+    return analyse(word).stems[0]
+
+
+class _Version:
+    """A place in a history, and who tries to get it."""
+
+    __slots__ = ("candidates", "created_at", "decided", "revision")
+
+    def __init__(self, candidates: list[Value | None], *, decided: bool) -> None:
+        self.candidates = candidates
+        self.decided = decided
+        """Acknowledged or seen: there is one candidate, and it has the place."""
+        self.revision: int | None = None
+        self.created_at: datetime | None = None
+
+
+class _History:
+    """The versions of one id; None stands for no message."""
+
+    __slots__ = ("_floors", "_ticks", "id", "versions")
+
+    def __init__(self, id: str, value: Value | None) -> None:
+        self.id = id
+        self.versions = [_Version([value], decided=True)]
+        # The least version that may be shown, and since when; both only grow.
+        self._ticks, self._floors = [0], [0]
+
+    def lowest(self, since: int) -> int:
+        """Return the oldest version that a call begun at ``since`` may show."""
+        return self._floors[max(0, bisect_left(self._ticks, since) - 1)]
+
+    def possible(self, since: int) -> list[Value | None]:
+        """Return every value that was possible at some moment from ``since`` to now."""
+        versions = self.versions[self.lowest(since) :]
+        return [value for version in versions for value in version.candidates]
+
+    def raise_floor(self, number: int, now: int) -> None:
+        if number > self._floors[-1]:
+            self._ticks.append(now)
+            self._floors.append(number)
+
+    def decide(self, number: int, value: Value | None) -> None:
+        version = self.versions[number]
+        if version.decided and version.candidates != [value]:
+            self.wrong(f"two clients got the same place, and one update is lost: {value}")
+        version.candidates, version.decided = [value], True
+
+    def identify(self, number: int, revision: int, created_at: datetime | None) -> None:
+        """Hold a version's revision against what is known of it and of its neighbours."""
+        version = self.versions[number]
+        if version.revision not in {None, revision}:
+            self.wrong(f"version {number} had revision {version.revision}, and now {revision}")
+        if version.revision is None:
+            before = (one.revision for one in reversed(self.versions[:number]) if one.revision)
+            after = (one.revision for one in self.versions[number + 1 :] if one.revision)
+            if not next(before, 0) < revision < next(after, revision + 1):
+                self.wrong(f"version {number} has revision {revision}: revisions do not grow")
+        version.revision = revision
+        if created_at is not None:
+            self._same_birth(number, created_at)
+
+    def _same_birth(self, number: int, created_at: datetime) -> None:
+        version = self.versions[number]
+        if version.created_at not in {None, created_at}:
+            self.wrong(f"created_at of version {number} has changed to {created_at}")
+        version.created_at = created_at
+        before = self.versions[max(0, number - 1)]
+        lived_on = before.decided and before.candidates != [None]
+        if lived_on and before.created_at not in {None, created_at}:
+            self.wrong(f"created_at has changed from {before.created_at} to {created_at}")
+
+    def wrong(self, what: str) -> NoReturn:
+        first = max(0, len(self.versions) - 4)
+        latest = "".join(
+            f"\n  version {first + number}"
+            f"{' (acknowledged or seen)' if version.decided else ' (in flight)'}: "
+            f"{' or '.join(_shown(value) for value in version.candidates)}"
+            for number, version in enumerate(self.versions[first:])
+        )
+        raise WrongAnswerError(f"{self.id}: {what}\nits latest versions:{latest}")
+
+
+class Checker:
+    """Knows what every client has written, and decides whether an answer is right."""
+
+    def __init__(self) -> None:
+        """Begin with a service that holds nothing."""
+        self._histories: dict[str, _History] = {}
+        self._index: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        self._tracked: frozenset[str] = frozenset()
+        self._clock = itertools.count(1)
+        self.ids: list[str] = []
+        """Every id there is or was, in the order of their first writes."""
+        self.answers = 0
+        """How many messages, or their absences, were judged."""
+
+    def track(self, words: Iterable[str]) -> None:
+        """Name the words that searches will ask for, before anything is written."""
+        self._tracked = frozenset(map(_stem, words))
+
+    def now(self) -> int:
+        """Return a moment: greater than any returned before."""
+        return next(self._clock)
+
+    # ------------------------------------------------------------------ writes
+
+    def known(self, message: Message) -> None:
+        """Take a message as there before anybody wrote."""
+        value = Value.of(message)
+        history = self._add(message.id, value)
+        self._look_up(message.id, value)
+        history.identify(0, message.revision, message.created_at)
+
+    def attempt(self, id: str, value: Value | None, number: int | None = None) -> int:
+        """Note that a write begins; return the number of the version that it will be.
+
+        ``number`` names it where several clients try for the same one.
+        """
+        history = self._histories.get(id) or self._add(id, None)
+        if number is None:
+            number = len(history.versions)
+        if number == len(history.versions):
+            history.versions.append(_Version([value], decided=False))
+        elif not history.versions[number].decided:
+            history.versions[number].candidates.append(value)
+        if value is not None:
+            self._look_up(id, value)
+        return number
+
+    def acknowledge(
+        self, id: str, number: int, value: Value | None, revision: int | None = None
+    ) -> None:
+        """Note that a write was acknowledged; ``revision`` is what the answer said."""
+        history = self._histories[id]
+        history.decide(number, value)
+        history.raise_floor(number, self.now())
+        if revision is not None:
+            history.identify(number, revision, None)
+
+    def refuse(self, id: str, number: int, value: Value, *, may_have_happened: bool) -> None:
+        """Note that a guarded save was refused: somebody else must have got the place.
+
+        ``may_have_happened``: the refusal may be that of a second attempt.
+        """
+        history = self._histories[id]
+        version = history.versions[number]
+        if version.decided:
+            if version.candidates == [value] and not may_have_happened:
+                history.wrong("a save was refused and has happened")
+            return
+        version.candidates.remove(value)
+        if not version.candidates:
+            history.wrong("a guarded save was refused, and nobody else had saved")
+
+    def value(self, id: str) -> Value | None:
+        """Return the latest value that was written, or begun to be written."""
+        return self._histories[id].versions[-1].candidates[-1]
+
+    def knows(self, id: str) -> bool:
+        """Tell whether anybody has ever written under an id, or begun to."""
+        return id in self._histories
+
+    def last_value(self, id: str) -> Value | None:
+        """Return the latest value that is not the absence of one, be it over."""
+        values = (version.candidates[-1] for version in reversed(self._histories[id].versions))
+        return next((value for value in values if value is not None), None)
+
+    def revision(self, id: str) -> int | None:
+        """Return the revision of the latest version, where it is known."""
+        return self._histories[id].versions[-1].revision
+
+    def versions(self, id: str) -> int:
+        """Return how many versions an id has had, its first absence among them."""
+        return len(self._histories[id].versions)
+
+    def _add(self, id: str, value: Value | None) -> _History:
+        history = self._histories[id] = _History(id, value)
+        self.ids.append(id)
+        return history
+
+    def _look_up(self, id: str, value: Value) -> None:
+        self._index["provider", value.provider].add(id)
+        if value.session_id is not None:
+            self._index["session", value.session_id].add(id)
+        for tag in value.tags:
+            self._index["tag", tag].add(id)
+        for word in self._tracked & terms_of(value.content):
+            self._index["word", word].add(id)
+
+    # ------------------------------------------------------------------ answers
+
+    def shows(self, message: Message, since: int) -> None:
+        """Check a message in the answer to a call that began at ``since``."""
+        history = self._histories.get(message.id)
+        if history is None:
+            raise WrongAnswerError(f"nobody has ever written {message}")
+        number = self._seen(history, Value.of(message), since)
+        if number is not None:
+            history.identify(number, message.revision, message.created_at)
+
+    def lacks(self, id: str, since: int) -> None:
+        """Check that an answer may say that there is no message with the id."""
+        history = self._histories.get(id)
+        if history is not None:
+            self._seen(history, None, since)
+
+    def _seen(self, history: _History, value: Value | None, since: int) -> int | None:
+        """Return which version was seen; None where it may be one of several."""
+        self.answers += 1
+        lowest = history.lowest(since)
+        matching = [
+            number
+            for number, version in enumerate(history.versions[lowest:], lowest)
+            if value in version.candidates
+        ]
+        if not matching:
+            earlier = [
+                number
+                for number, version in enumerate(history.versions[:lowest])
+                if value in version.candidates
+            ]
+            what = f"version {earlier[-1]}, which is over" if earlier else "what was never written"
+            history.wrong(f"shown as {what}: {_shown(value)}; at least {lowest} was due")
+        history.raise_floor(matching[0], self.now())
+        if len(matching) > 1:
+            return None
+        history.decide(matching[0], value)
+        return matching[0]
+
+    def scan(self, asked: Asked, *, place: Callable[[Message], Any] | None) -> Scan:
+        """Begin to check an answer in pages.
+
+        ``place`` is what the messages are ordered by, rising; None: by how well they
+        match, so that one which is being changed may come twice, or not at all.
+        """
+        return Scan(self, asked, place, streamed=False)
+
+    def export(self) -> Scan:
+        """Begin to check an answer that holds everything, by id, and is read ahead."""
+        return Scan(self, Asked(), lambda message: message.id.encode(), streamed=True)
+
+    def expected(self, asked: Asked, since: int) -> list[str]:
+        """Return the ids that had to be in an answer to a call begun at ``since``."""
+        keys = [("word", _stem(word)) for word in asked.words]
+        named = (("tag", asked.tag), ("provider", asked.provider), ("session", asked.session_id))
+        keys += [(name, value) for name, value in named if value is not None]
+        groups = [self._index[key] for key in keys]
+        candidates: Iterable[str] = set.intersection(*groups) if groups else self._histories
+        return [
+            id
+            for id in candidates
+            if all(
+                value is not None and asked.holds(value)
+                for value in self._histories[id].possible(since)
+            )
+        ]
+
+    def is_still(self, id: str, since: int) -> bool:
+        """Tell whether an id cannot have changed from ``since`` to now."""
+        return len(self._histories[id].possible(since)) == 1
+
+    # ------------------------------------------------------------------ the end
+
+    def changed_since(self, moment: dict[str, int]) -> set[str]:
+        """Return the ids of which a write went on at, or after, a ``moment`` (see there)."""
+        return {id for id in self.ids if self.versions(id) != moment.get(id)}
+
+    def moment(self) -> dict[str, int]:
+        """Return how many versions each id has now, of those that nobody is writing."""
+        return {
+            id: len(history.versions)
+            for id, history in self._histories.items()
+            if history.versions[-1].decided
+        }
+
+    def settled(self) -> dict[str, Value]:
+        """Return what must be stored, exactly, while nobody writes."""
+        stored: dict[str, Value] = {}
+        for id, history in self._histories.items():
+            if not history.versions[-1].decided:
+                history.wrong("a write is still under way")
+            value = history.versions[-1].candidates[0]
+            if value is not None:
+                stored[id] = value
+        return stored
+
+
+class Scan:
+    """Checks the answer to one list, search or export, page by page."""
+
+    def __init__(
+        self,
+        checker: Checker,
+        asked: Asked,
+        place: Callable[[Message], Any] | None,
+        *,
+        streamed: bool,
+    ) -> None:
+        """Begin now."""
+        self._checker = checker
+        self._asked = asked
+        self._place = place
+        self._streamed = streamed
+        self._since = self._page_since = checker.now()
+        self._found: list[Message] = []
+
+    def page(self, messages: Iterable[Message]) -> None:
+        """Check a page that came; unless streamed, the next one is asked for after this."""
+        for message in messages:
+            self._checker.shows(message, self._page_since)
+            if not self._asked.holds(Value.of(message)):
+                raise WrongAnswerError(f"{self._asked} does not ask for {message}")
+            self._found.append(message)
+        if not self._streamed:
+            self._page_since = self._checker.now()
+
+    def end(self) -> None:
+        """Check that nothing is missing, twice there, or out of order."""
+        ids = [message.id for message in self._found]
+        if self._place is not None:
+            places = [self._place(message) for message in self._found]
+            if any(not before < after for before, after in itertools.pairwise(places)):
+                raise WrongAnswerError(f"{self._asked}: out of order, or twice: {ids}")
+        missing = set(self._checker.expected(self._asked, self._since)) - set(ids)
+        if self._place is None:
+            missing = {id for id in missing if self._checker.is_still(id, self._since)}
+        if missing:
+            raise WrongAnswerError(
+                f"{self._asked}: {len(missing)} of {len(ids) + len(missing)} messages are "
+                f"missing, among them {sorted(missing)[:5]}"
+            )
+
+
+def _shown(value: Value | None) -> str:
+    return "no message" if value is None else str(value)[:_SHOWN]

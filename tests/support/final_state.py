@@ -1,0 +1,88 @@
+"""Holds PostgreSQL against the archive that a complete migration has left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Container
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from sagastore.receipt import Receipt, check
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_MESSAGES = """SELECT id, provider, role, content, {tags}, timestamp, {metadata}, session_id,
+    created_at, revision FROM messages"""
+_OTHERS = {
+    "quarantine": "SELECT number, source_key, reason, field, row FROM quarantine",
+    "legacy_extra": "SELECT message_id, name FROM legacy_extra",
+}
+_FILES = """SELECT id, filename, filepath, file_type, extracted_text, tags, file_size, uploaded_at,
+    metadata, created_at FROM files"""
+
+
+class FinalState:
+    """The archive with its receipt, and the rows of both sides."""
+
+    def __init__(self, archive: Path) -> None:
+        """Check ``archive``, or its receipt, and read it."""
+        result = check(archive)
+        assert result.ok, [one for one in result.checks if not one.ok]
+        self.receipt: Receipt = result.said
+        self.archive = result.archive
+        self.messages: dict[str, tuple[Any, ...]] = {}
+        """By id, as the archive has them."""
+        self.postgresql: dict[str, tuple[Any, ...]] = {}
+        """By id, as PostgreSQL has them."""
+        self._here: dict[str, set[tuple[Any, ...]]] = {}
+        self._there: dict[str, set[tuple[Any, ...]]] = {}
+
+    async def read(self, dsn: str) -> None:
+        """Read all rows of both."""
+        self._read_archive()
+        connection = await asyncpg.connect(dsn)
+        try:
+            messages = _MESSAGES.format(tags="tags::text", metadata="metadata::text")
+            self.postgresql = {row[0]: tuple(row) for row in await connection.fetch(messages)}
+            for name, statement in {**_OTHERS, "files": _FILES}.items():
+                self._there[name] = {tuple(row) for row in await connection.fetch(statement)}
+        finally:
+            await connection.close()
+
+    def _read_archive(self) -> None:
+        uri = f"{self.archive.as_uri()}?mode=ro&immutable=1"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            for row in connection.execute(_MESSAGES.format(tags="tags", metadata="metadata")):
+                self.messages[row[0]] = (*row[:5], _time(row[5]), *row[6:8], _time(row[8]), row[9])
+            for name, statement in _OTHERS.items():
+                self._here[name] = set(connection.execute(statement))
+            aside = {key for _, key, *_ in self._here["quarantine"] if key.startswith("files/")}
+            rows = connection.execute(_FILES.replace("SELECT", "SELECT rowid,")).fetchall()
+            self._here["files"] = {row[1:] for row in rows if f"files/rowid={row[0]}" not in aside}
+
+    def compare(self, changed: Container[str] = ()) -> None:
+        """Compare field by field; messages in ``changed`` were written after the switch."""
+        for id in self.messages.keys() | self.postgresql.keys():
+            if id not in changed:
+                assert self.postgresql.get(id) == self.messages.get(id), id
+        assert self._there == self._here
+
+    def compare_counts(self, quarantined: int, files: int) -> None:
+        """Compare the receipt with both sides; ``quarantined`` and ``files`` are as expected."""
+        facts, told = self.receipt.facts, self.receipt.report["postgresql"]
+        assert facts["messages"]["rows"] == told["messages"] == len(self.messages)
+        for name, rows in {"quarantine": quarantined, "files": files}.items():
+            assert (told[name]["rows"], len(self._there[name])) == (rows, rows), name
+        assert facts["quarantine"]["rows"] == quarantined
+        assert facts["extras"]["rows"] == told["extras"]["rows"] == len(self._there["legacy_extra"])
+        assert self.receipt.report["verification"]["mismatches"] == 0
+        assert json.dumps(self.receipt.report)
+
+
+def _time(micros: int | None) -> datetime | None:
+    return None if micros is None else _EPOCH + timedelta(microseconds=micros)
