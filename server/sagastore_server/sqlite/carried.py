@@ -65,9 +65,12 @@ class CarriedReader:
             odd = [one for row in rows if isinstance(one := table.read(row), SetAside)]
             count += await _insert(writer, odd)
             after = rows[-1][0]
-        if await self._value("files_unique_by_id"):
-            return count
-        after = _BEFORE_ALL
+        if table.has_ids and not await self._value("files_unique_by_id"):
+            count += await self._set_aside_repeated(writer, table)
+        return count
+
+    async def _set_aside_repeated(self, writer: GroupCommitWriter, table: LegacyFiles) -> int:
+        count, after = 0, _BEFORE_ALL
         while found := await self._some(table.later_of_an_id, (after, PAGE_ROWS)):
             for number, first in found:
                 (row,) = await self._readers.rows(table.one, (number,))

@@ -37,6 +37,8 @@ class LegacyFiles:
         """Read the table with these columns, in their order."""
         self._columns = tuple(columns)
         places = {name.lower(): place for place, name in enumerate(columns)}
+        self.has_ids = "id" in places
+        """Whether there is a column of ids at all; without, every row is set aside."""
         self._places = [places.get(name, _ABSENT) for name in _COLUMNS]
         self._further = [
             place for place, name in enumerate(columns) if name.lower() not in _COLUMNS
@@ -62,7 +64,7 @@ class LegacyFiles:
     @property
     def by_id(self) -> str:
         """The statement for rows behind an id (its bytes) and rowid, in order, at most so many."""
-        if "id" not in map(str.lower, self._columns):
+        if not self.has_ids:
             return f"{self._select} WHERE 0 AND (?, ?, ?) IS NULL"
         key = f"f.id COLLATE BINARY, f.{self._rowid}"
         return (
