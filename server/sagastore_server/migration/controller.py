@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing
 from typing import Any, NamedTuple
 
 from sagastore_server.migration.backfill import Backfill
@@ -137,8 +138,9 @@ class Controller(MigrationControl):
         if not phase.journals:
             line = f"in {phase.slug} there is one store, and nothing to compare it with"
             raise _refused([Blocker("ONE_STORE", line)])
-        async for progress in self._verifications.run(repair=repair):
-            yield progress
+        async with aclosing(self._verifications.run(repair=repair)) as steps:
+            async for progress in steps:
+                yield progress
 
     async def close(self) -> None:
         """End what is under way, as soon as it is safe."""

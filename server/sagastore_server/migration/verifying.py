@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from sagastore_server.migration.carrying import carry_all
 from sagastore_server.migration.follower import Follower
@@ -48,7 +49,7 @@ class Verifications:
         self.covered = False
         """Whether ``follower.touched`` has all that changed since the last one began."""
 
-    async def run(self, *, repair: bool) -> AsyncIterator[VerifyProgress]:
+    async def run(self, *, repair: bool) -> AsyncGenerator[VerifyProgress, None]:
         """Verify, when it is this one's turn; until then tell that nothing is compared yet.
 
         Raises:
@@ -62,13 +63,14 @@ class Verifications:
             complete = self._follower.mark.state is BackfillState.DONE
             self._follower.watch_changes()
             self.covered = False
-            async for progress in verifier.run(repair):
-                self.progress = progress
-                if progress.done:
-                    # Before the caller hears that it is done: it may ask what follows.
-                    await self._remember(verifier.result, complete=complete)
-                    self.progress = None
-                yield progress
+            async with aclosing(verifier.run(repair)) as steps:
+                async for progress in steps:
+                    self.progress = progress
+                    if progress.done:
+                        # Before the caller hears that it is done: it may ask what follows.
+                        await self._remember(verifier.result, complete=complete)
+                        self.progress = None
+                    yield progress
         finally:
             self.progress = None
             self._turn.release()
