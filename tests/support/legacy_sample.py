@@ -64,9 +64,13 @@ class Sample(NamedTuple):
     files: int
 
 
-def legacy_sample(path: Path, rows: int) -> Sample:
-    """Make a legacy file with so many plain rows, and two dozen odd ones."""
-    plain = itertools.islice(_plain_rows(), rows)
+def legacy_sample(path: Path, rows: int, long_every: int = 20) -> Sample:
+    """Make a legacy file with so many plain rows, and two dozen odd ones.
+
+    One plain row in ``long_every`` is long: batches of a backfill that take their time to
+    prepare meet more writes.
+    """
+    plain = itertools.islice(_plain_rows(long_every), rows)
     legacy_db(path, itertools.chain(plain, map(_odd, _ASIDE), map(_odd, _KEPT)), more=_MORE)
     return Sample(rows + len(_KEPT), len(_ASIDE), 5)
 
@@ -79,10 +83,11 @@ def count_rows(path: Path) -> tuple[int, int]:
     return messages, files
 
 
-def _plain_rows() -> Iterator[dict[str, Any]]:
+def _plain_rows(long_every: int) -> Iterator[dict[str, Any]]:
     """Yield rows as the legacy application writes them, round after round of the dialogues."""
     with SAMPLE.open(encoding="utf-8") as lines:
         dialogues = [json.loads(line) for line in lines]
+    whole = " ".join(item["content"] for item in dialogues)
     for turn in itertools.count():
         for number, item in enumerate(dialogues):
             said = datetime.fromisoformat(item["timestamp"]) + timedelta(days=turn)
@@ -94,7 +99,7 @@ def _plain_rows() -> Iterator[dict[str, Any]]:
                 "id": item["id"] if not turn else f"{item['id'][:23]}-{turn:05}-{number:04}",
                 "provider": item["provider"],
                 "role": item["role"],
-                "content": item["content"],
+                "content": item["content"] if number % long_every else whole[number * 9 :],
                 "tags": json.dumps(item["tags"]),
                 "timestamp": said.isoformat(),
                 "metadata": json.dumps({**item["metadata"], "round": turn}),
