@@ -27,6 +27,7 @@ from sagastore.receipt import (
 )
 from sagastore_server import __version__
 from sagastore_server.sqlite.connect import BUSY_TIMEOUT_MS
+from sagastore_server.sqlite.errors import FULL
 from sagastore_server.sqlite.files import connect, register_owner_function
 from sagastore_server.sqlite.journal import change_state
 from sagastore_server.sqlite.legacy_copy import sync_folder
@@ -202,7 +203,7 @@ def _make_way(receipt: Path) -> None:
 
 
 def _failed(path: Path, error: Exception, name: str) -> StorageError:
-    if name in {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"}:
+    if name in FULL:
         return StorageFullError(f"cannot archive {path}: the disk is full; make room")
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         why = "another program has it open; end that one"

@@ -13,7 +13,11 @@ from sagastore_server.storage.errors import (
     UnavailableError,
 )
 
-_FULL = {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"}
+FULL = frozenset(
+    {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"}
+)
+"""What SQLite calls the failures of a disk that is full."""
+
 _CORRUPT = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
 
 
@@ -24,7 +28,7 @@ class InterruptedReadError(UnavailableError):
 def translated(error: sqlite3.Error) -> StorageError:
     """Return the contract's error for one of SQLite's."""
     name = getattr(error, "sqlite_errorname", "") or ""
-    if name in _FULL:
+    if name in FULL:
         return StorageFullError(
             "the disk of the SQLite store is full; nothing was stored, try again when there is room"
         )
