@@ -21,6 +21,7 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -35,15 +36,19 @@ from sagastore_server.migration.situation import Situation
 from sagastore_server.migration.write_gate import WriteGate
 from sagastore_server.postgresql.pool import _Connection
 from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.sqlite.journal import change_state
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.sqlite.writer import GroupCommitWriter
 from sagastore_server.storage.replication import BackfillMark, Carried, MigrationState
 
-_SQLITE = re.compile(r"(BEGIN IMMEDIATE|COMMIT|PRAGMA wal_checkpoint|PRAGMA journal_mode = DELETE)")
+_SQLITE = re.compile(r"(COMMIT|PRAGMA wal_checkpoint|PRAGMA journal_mode = DELETE)")
 _POSTGRES = re.compile(r"(COMMIT|(?:CREATE|DROP) INDEX CONCURRENTLY|ANALYZE)")
 _FILES = ("rename", "replace", "unlink", "chmod", "fsync")
 
 Function = Callable[..., Any]
+
+_call = ContextVar("_call", default="")
+"""Which call of the target the task is in."""
 
 
 class Boundaries:
@@ -99,7 +104,7 @@ def _make_steps_small() -> None:
     original = SQLiteSource.scan_ids
 
     async def scan_ids(self: SQLiteSource, after: str, upto: str, limit: int) -> Any:
-        return await original(self, after, upto, min(limit, 80))
+        return await original(self, after, upto, min(limit, 90))
 
     _replace(SQLiteSource, "scan_ids", scan_ids)
 
@@ -119,7 +124,7 @@ def _mark_sqlite(boundaries: Boundaries) -> None:
             found = _SQLITE.match(sql)
             if found is None:
                 return super().execute(sql, *rest)
-            step = f"sqlite {found[1]} of {_caller(sys._getframe(1))}"
+            step = f"sqlite {found[1]} of {_caller(sys._getframe(1)) or 'the checkpointer'}"
             boundaries.passed(step, "before")
             cursor = super().execute(sql, *rest)
             boundaries.passed(step, "after")
@@ -144,8 +149,10 @@ def _mark_postgres(boundaries: Boundaries) -> None:
             (reading.add if "READ ONLY" in query else reading.discard)(self)
         found = _POSTGRES.match(query)
         if found is None or self in reading:
+            if query in {"COMMIT", "ROLLBACK"}:
+                reading.discard(self)
             return await original(self, query, *arguments, **options)
-        step = f"postgres {found[1]} of {_caller(sys._getframe(1))}"
+        step = f"postgres {found[1]} of {_call.get() or _caller(sys._getframe(1))}"
         boundaries.passed(step, "before")
         statement = asyncio.ensure_future(original(self, query, *arguments, **options))
         await asyncio.sleep(0)
@@ -186,7 +193,7 @@ def _caller(frame: FrameType | None) -> str:
                 return _name_of(run)
             name = frame.f_code.co_name
             if name == "_attempt":
-                return "a group of writes"
+                return "writes"
             if not name.startswith(("_", "<")) and not module.endswith((".pool", ".queries")):
                 if name not in {"once", "run"}:
                     return name
@@ -198,36 +205,55 @@ def _caller(frame: FrameType | None) -> str:
 
 def _name_of(run: object) -> str:
     if isinstance(run, partial):
+        if run.func is change_state:
+            return _state_set(**run.keywords)
         run = run.func
     return str(getattr(run, "__name__", "something")).lstrip("_")
+
+
+def _state_set(state: MigrationState, rejournal_after: int | None) -> str:
+    verified = " verified" if state.last_verification is not None else ""
+    again = " rejournal" if rejournal_after is not None else ""
+    return f"set_state({stage_of(state)}{verified}{again})"
 
 
 # ---------------------------------------------------------------------- calls
 
 
 def _mark_calls(boundaries: Boundaries) -> None:
-    for name in ("prune", "requeue", "set_aside_files", "archive"):
-        _mark_call(boundaries, SQLiteSource, name, _plain(f"source.{name}"))
-    _mark_call(boundaries, SQLiteSource, "set_state", _set_state)
-    for name in ("claim", "release", "renew", "set_phase", "apply", "finish"):
-        _mark_call(boundaries, PostgreSQLReplica, name, _plain(f"target.{name}"))
-    _mark_call(boundaries, PostgreSQLReplica, "refresh_statistics", _plain("target.statistics"))
-    _mark_call(boundaries, PostgreSQLReplica, "copy", _copy)
-    _mark_call(boundaries, PostgreSQLReplica, "carry", _carry)
-    _mark_call(boundaries, PostgreSQLReplica, "build_index", _build_index)
+    for name in ("claim", "release", "renew", "set_phase", "apply", "finish", "refresh_statistics"):
+        _name_call(name, _plain(name))
+    for name, label in (("copy", _copy), ("carry", _carry), ("build_index", _build_index)):
+        _name_call(name, label)
     for name in ("save", "bulk_save", "delete"):
-        _mark_call(boundaries, Router, name, _plain(f"router.{name}"))
+        _mark_call(boundaries, Router, name, ("after",))
+    _mark_call(boundaries, SQLiteSource, "archive", ("before", "after"))
 
 
-def _mark_call(boundaries: Boundaries, owner: type, name: str, label: Function) -> None:
+def _name_call(name: str, label: Function) -> None:
+    """Let the statements of a call of the target be known by its name."""
+    original: Function = getattr(PostgreSQLReplica, name)
+
+    @functools.wraps(original)
+    async def call(self: Any, *arguments: Any, **options: Any) -> Any:
+        token = _call.set(label(*arguments, **options))
+        try:
+            return await original(self, *arguments, **options)
+        finally:
+            _call.reset(token)
+
+    _replace(PostgreSQLReplica, name, call)
+
+
+def _mark_call(boundaries: Boundaries, owner: type, name: str, when: tuple[str, ...]) -> None:
     original: Function = getattr(owner, name)
 
     @functools.wraps(original)
     async def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        step = label(*arguments, **options)
-        boundaries.passed(step, "before")
+        if "before" in when:
+            boundaries.passed(name, "before")
         answer = await original(self, *arguments, **options)
-        boundaries.passed(step, "after")
+        boundaries.passed(name, "after")
         return answer
 
     _replace(owner, name, call)
@@ -237,24 +263,18 @@ def _plain(name: str) -> Function:
     return lambda *_, **__: name
 
 
-def _set_state(state: MigrationState, rejournal_after: int | None = None) -> str:
-    verified = " verified" if state.last_verification is not None else ""
-    again = " rejournal" if rejournal_after is not None else ""
-    return f"source.set_state({stage_of(state)}{verified}{again})"
-
-
 def _copy(_: object, messages: list[object], mark: BackfillMark) -> str:
     what = "rows" if messages else f"mark {mark.state.value}{' carried' if mark.carried else ''}"
-    return f"target.copy({what})"
+    return f"copy({what})"
 
 
 def _carry(_: object, rows: Carried, *, first: bool) -> str:
     kinds = [kind for kind, found in rows._asdict().items() if found]
-    return f"target.carry({'first' if first else ' '.join(kinds)})"
+    return f"carry({'first' if first else ' '.join(kinds)})"
 
 
 def _build_index(name: str, _: object) -> str:
-    return f"target.build_index({name})"
+    return f"build_index({name})"
 
 
 # ---------------------------------------------------------------------- what the server remembers
@@ -264,10 +284,9 @@ def _mark_memory(boundaries: Boundaries) -> None:
     enter, stand, closed = Situation.enter, Follower._stand, WriteGate.closed
 
     def entered(self: Situation, state: MigrationState) -> None:
-        boundaries.passed(f"enter({stage_of(state)})", "before")
         enter(self, state)
         boundaries.enter(state)
-        boundaries.passed(f"enter({stage_of(state)})", "after")
+        boundaries.passed("in force", "after")
 
     def stood(self: Follower, standing: follower.Standing) -> None:
         before = self.standing
@@ -277,12 +296,10 @@ def _mark_memory(boundaries: Boundaries) -> None:
 
     @asynccontextmanager
     async def fenced(self: WriteGate, within: float) -> AsyncIterator[None]:
-        boundaries.passed("fence", "before")
         async with closed(self, within):
             boundaries.passed("fence", "closed")
             yield
             boundaries.passed("fence", "opening")
-        boundaries.passed("fence", "after")
 
     _replace(Situation, "enter", entered)
     _replace(Follower, "_stand", stood)
