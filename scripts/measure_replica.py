@@ -1,0 +1,131 @@
+"""Measures how fast PostgreSQL takes what is moved into it; says so line by line.
+
+Run from the repository: ``.venv/bin/python -m scripts.measure_replica [ROWS]``. It uses the
+PostgreSQL that the tests use, or the one that SAGASTORE_TEST_POSTGRES_DSN names, in a
+schema of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from sagastore_server.postgresql import follow
+from sagastore_server.postgresql.queries import MIGRATION
+from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.storage.migration import BackfillState
+from sagastore_server.storage.model import Message
+from sagastore_server.storage.replication import BackfillMark
+from tests.postgresql.targets import LEASE, claimed, finish, message, saved
+from tests.support.drafts import as_draft
+from tests.support.postgres import execute, fresh_schema
+
+BATCH = 1000
+MARK = BackfillMark(BackfillState.RUNNING)
+WORDS = [f"word{number}ing" for number in range(20_000)]
+STAGING = MIGRATION["upsert"].replace("tags::jsonb", "tags").replace("metadata::jsonb", "metadata")
+
+
+def text(number: int) -> Message:
+    """Return a message of 60 words, the same for the same number."""
+    chance = random.Random(number)  # noqa: S311 - made again the same
+    content = " ".join(chance.choices(WORDS, k=60))
+    return message(f"id-{number:08}", number + 1, content, session_id=f"s-{number // 20}")
+
+
+async def staging(connection: Any, rows: list[Any]) -> None:
+    """Store rows by way of a temporary table."""
+    await connection.execute("CREATE TEMP TABLE new (LIKE messages) ON COMMIT DROP")
+    await connection.copy_records_to_table("new", records=rows, columns=follow.COLUMNS)
+    head, _, tail = STAGING.partition("FROM unnest(")
+    await connection.execute(f"{head} FROM new {tail[tail.index('WHERE NOT') :]}")
+
+
+async def upsert(connection: Any, rows: list[Any]) -> None:
+    """Store rows by ``unnest``."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    await connection.execute(MIGRATION["upsert"], *columns)
+
+
+async def copying(rows: int) -> None:
+    """Compare the ways in which a batch can be stored, with and without indexes."""
+    messages = list(map(text, range(rows)))
+    began = time.perf_counter()
+    starts = range(0, rows, BATCH)
+    batches = [await follow.rows_once(messages[start : start + BATCH]) for start in starts]
+    say("analysis alone", rows / (time.perf_counter() - began), "rows/s")
+    for store in (upsert, staging, follow.fill):
+        for late in (True, False):
+            async with fresh_schema() as dsn, claimed(dsn) as replica:
+                if not late:
+                    await build_all(replica)
+                began = time.perf_counter()
+                for batch in batches:
+                    await replica._holding(LEASE, partial(store, rows=batch))
+                name = f"{store.__name__}, indexes {'late' if late else 'there'}"
+                say(name, rows / (time.perf_counter() - began), "rows/s")
+    async with fresh_schema() as dsn, claimed(dsn) as replica:
+        began = time.perf_counter()
+        for start in starts:
+            await replica.copy(LEASE, messages[start : start + BATCH], MARK)
+        say("copy(), all in all", rows / (time.perf_counter() - began), "rows/s")
+        began = time.perf_counter()
+        await build_all(replica)
+        say("building the indexes then", time.perf_counter() - began, "s")
+
+
+async def build_all(replica: PostgreSQLReplica) -> None:
+    """Build the indexes that are missing."""
+    for index in await replica.indexes():
+        await replica.build_index(index.name, ignore)
+
+
+def ignore(share: float) -> None:
+    """Take no interest in the progress."""
+    del share
+
+
+async def latency() -> None:
+    """Compare one entry of the journal with one save, and with a bare INSERT."""
+    async with fresh_schema() as dsn, claimed(dsn) as replica:
+        await build_all(replica)
+        await timed("apply, one entry", lambda n: replica.apply(LEASE, [saved(text(n))]))
+        await finish(replica, 10**9)
+        await timed("save, one message", lambda n: replica.save(as_draft(text(10**6 + n))))
+        await execute(dsn, "CREATE TABLE bare (id TEXT PRIMARY KEY, content TEXT)")
+        async with replica._pool.connection() as connection:
+            sql = "INSERT INTO bare VALUES ($1, $2)"
+            await timed(
+                "INSERT into a bare table", lambda n: connection.execute(sql, *text(n)[:4:3])
+            )
+
+
+async def timed(name: str, call: Callable[[int], Awaitable[object]], times: int = 1000) -> None:
+    """Say the median of how long a call takes."""
+    taken = []
+    for number in range(times):
+        began = time.perf_counter()
+        await call(number)
+        taken.append(time.perf_counter() - began)
+    say(name, sorted(taken)[times // 2] * 1000, "ms (median)")
+
+
+def say(name: str, value: float, unit: str) -> None:
+    """Write a line."""
+    sys.stdout.write(f"{name:32} {value:10,.2f} {unit}\n")
+    sys.stdout.flush()
+
+
+async def main() -> None:
+    """Measure everything."""
+    await copying(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
+    await latency()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
