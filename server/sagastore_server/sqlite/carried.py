@@ -23,6 +23,9 @@ PAGE_ROWS = 500
 PAGE_BYTES = 4 * 1024 * 1024
 """Values read at once; a single row may hold more."""
 
+_AT_ONCE = 4
+"""A file's text may have many megabytes."""
+
 _BEFORE_ALL = -(2**63)
 
 
@@ -115,7 +118,7 @@ class CarriedReader:
             after = rows[-1].message_id, rows[-1].name
 
     async def _some(self, sql: str, parameters: Sequence[object]) -> list[Row]:
-        return await self._readers.some(sql, parameters, PAGE_BYTES)
+        return await self._readers.some(sql, parameters, PAGE_BYTES, _AT_ONCE)
 
     async def _value(self, query: str) -> int:
         rows = await self._readers.rows(QUERIES[query])

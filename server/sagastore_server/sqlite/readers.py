@@ -76,15 +76,20 @@ class ReaderPool:
 
         return await self._run(read)
 
-    async def some(self, sql: str, parameters: Iterable[Any], most: int) -> list[Row]:
-        """Return the first rows of a statement, up to ``most`` bytes of values; at least one."""
+    async def some(
+        self, sql: str, parameters: Iterable[Any], most: int, at_once: int = _ROWS_AT_ONCE
+    ) -> list[Row]:
+        """Return the first rows of a statement, up to ``most`` bytes of values; at least one.
+
+        ``at_once`` rows are fetched before they are weighed: few where rows may be large.
+        """
         parameters = tuple(parameters)
 
         async def read(connection: aiosqlite.Connection) -> list[Row]:
             taken: list[Row] = []
             room = most
             async with connection.execute(sql, parameters) as cursor:
-                while rows := await cursor.fetchmany(_ROWS_AT_ONCE):
+                while rows := await cursor.fetchmany(at_once):
                     for row in rows:
                         room -= sum(map(_weight, row))
                         if taken and room < 0:
