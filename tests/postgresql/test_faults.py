@@ -228,15 +228,6 @@ def test_a_database_that_is_not_there(postgres: PostgresProcess, tmp_path: Path)
     assert "there is no such database; create it first" in "\n".join(server.stderr)
 
 
-def test_one_store_at_a_time(tmp_path: Path) -> None:
-    server = ServerProcess(
-        tmp_path / "a.db", "--sqlite", str(tmp_path / "a.db"), postgres="postgresql://127.0.0.1:1/x"
-    )
-    server.spawn()
-    assert server.wait() == 1
-    assert "leave one out" in "\n".join(server.stderr)
-
-
 def test_everything_is_there_after_a_restart(server: ServerProcess) -> None:
     with Load(server) as load:
         load.wait_for(50)
