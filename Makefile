@@ -7,6 +7,9 @@ VENV ?= .venv
 VENV_PROTO ?= .venv-proto
 # For `make run`: options of `sagastore-server serve`.
 ARGS ?=
+# For `make demo`: a legacy database to take a copy of, and 1 to keep the folder.
+LEGACY ?=
+KEEP ?=
 # For `make parity`: JSON Lines or databases with messages.
 FILES ?=
 # For `make test`: options of pytest.
@@ -21,7 +24,7 @@ PIP = -m pip --disable-pip-version-check --quiet --no-input
 PYPROJECTS = client/pyproject.toml server/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres env test test-go parity lint format proto proto-check breaking build pins clean
+.PHONY: help run run-postgres demo env test test-go parity lint format proto proto-check breaking build pins clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -33,6 +36,9 @@ run: $(VENV)/.stamp-run ## Start the server in the foreground (ARGS='--listen HO
 
 run-postgres: $(VENV)/.stamp-dev ## Start a PostgreSQL with its data in var/, and the server on it
 	@exec $(BIN)/python scripts/run_postgres.py $(ARGS)
+
+demo: $(VENV)/.stamp-dev ## Migrate a legacy file under load, with a kill -9 (LEGACY=memory.db, KEEP=1)
+	@exec $(BIN)/python -m scripts.demo $(if $(LEGACY),--legacy '$(LEGACY)') $(if $(KEEP),--keep) $(ARGS)
 
 parity: $(VENV)/.stamp-dev ## Compare search on both stores (FILES='a.jsonl memory.db', default a sample)
 	@$(BIN)/python -m tests.parity.compare $(FILES)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from sagastore import AsyncClient, Migration, Phase
 
 ACCEPTED = {"QUARANTINE_NOT_ACCEPTED"}
+WRONG = {"VERIFICATION_MISMATCH", "SHADOW_READS_DIFFER", "INDEXES_NOT_VALID", "NOT_THE_HOLDER"}
+"""What no waiting helps against."""
 
 
 async def change(client: AsyncClient, phase: Phase) -> Migration:
@@ -15,7 +17,10 @@ async def change(client: AsyncClient, phase: Phase) -> Migration:
 async def until_ready(client: AsyncClient) -> Migration:
     """Wait until nothing but the operator's consent stands before the next phase."""
     async for migration in client.migration.watch():
-        if {blocker.reason for blocker in migration.blockers_to_next} <= ACCEPTED:
+        reasons = {blocker.reason for blocker in migration.blockers_to_next}
+        if reasons & WRONG:
+            raise AssertionError(f"the stores are not equal: {migration.blockers_to_next}")
+        if reasons <= ACCEPTED:
             return migration
     raise AssertionError("the watch has ended")
 

@@ -56,6 +56,8 @@ class Settings(NamedTuple):
     timeout: float = 30.0
     everywhere: bool = True
     """Some writes ask for both stores; not while one of them may be down."""
+    rest: float = 0.0
+    """Seconds that each client rests between two calls, on average."""
     exports: float = 2.0
     """How often a reader exports everything; a get has 40."""
 
@@ -192,6 +194,8 @@ class Traffic:
             self._busy -= 1
             async with self._answered:
                 self._answered.notify_all()
+        if self.settings.rest:
+            await asyncio.sleep(client.random.uniform(0, 2 * self.settings.rest))
 
     def _raise(self) -> None:
         for task in self._tasks:

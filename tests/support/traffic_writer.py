@@ -138,10 +138,10 @@ class Writer(Client):
             return await self._new(connection)
         id = self.random.choice(self.ids)
         if self.checker.value(id) is None:
-            act = self.random.choices((self._create, self._delete_nothing), (8, 2))[0]
+            act = self.random.choices((self._create, self._delete_nothing), (6, 4))[0]
         else:
             ways = (self._replace, self._delete, self._repeat, self._stale)
-            act = self.random.choices(ways, (55, 25, 12, 8))[0]
+            act = self.random.choices(ways, (50, 32, 10, 8))[0]
         return await act(connection, id)
 
     async def _delete(self, connection: AsyncClient, id: str) -> None:
