@@ -66,7 +66,11 @@ def watch(
     ] = False,
     until_ready: Annotated[
         bool,
-        typer.Option("--until-ready", help="End when nothing is in the way of the next phase."),
+        typer.Option(
+            "--until-ready",
+            help="End when nothing is in the way of the next phase but rows in quarantine, "
+            "which no waiting accepts.",
+        ),
     ] = False,
 ) -> Job:
     """Show where the migration stands, and go on showing it.

@@ -51,7 +51,7 @@ class Until:
         return (
             (self.phase is None or state.phase >= self.phase)
             and (copied or not self.backfill_done)
-            and not (self.ready and state.blockers_to_next)
+            and not (self.ready and _to_wait_for(state))
         )
 
 
@@ -252,3 +252,8 @@ def _live() -> Iterator[Callable[[list[Row]], None]]:
     console = terminal_console()
     with Live(console=console, auto_refresh=False, redirect_stderr=False) as live:
         yield lambda rows: live.update(layout(console, rows), refresh=True)
+
+
+def _to_wait_for(state: Migration) -> bool:
+    """Tell whether waiting could help: that the quarantine is accepted is for the operator."""
+    return any(one.reason != "QUARANTINE_NOT_ACCEPTED" for one in state.blockers_to_next)

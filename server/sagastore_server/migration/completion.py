@@ -99,12 +99,12 @@ class Completion:
 
     async def _compare_ahead(self) -> int:
         """Compare what has changed since the last full verification, until little is left."""
-        compared = 0
         if not self._verifications.covered or self._follower.touched is None:
             # A restart, or very many changes: what has changed is not known any more.
-            async for progress in self._verifications.run(repair=False):
-                compared = progress.compared
+            async for _ in self._verifications.run(repair=False):
+                self._situation.tell()
             _refuse_mismatches(self._situation.state)
+        compared = 0
         for _ in range(ROUNDS):
             ids = self._take_touched()
             await self._check(ids)
@@ -156,9 +156,9 @@ class Completion:
         postgresql: dict[str, object] = {
             "place": self._target.place,
             "messages": theirs,
-            "quarantine": copied.quarantine._asdict(),
-            "files": copied.files._asdict(),
-            "extras": copied.extras._asdict(),
+            "quarantine": copied.quarantine.rows,
+            "files": copied.files.rows,
+            "extras": copied.extras.rows,
         }
         return _report(self._situation.state, postgresql, compared, len(ids))
 

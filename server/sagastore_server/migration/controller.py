@@ -77,7 +77,9 @@ class Controller(MigrationControl):
         return MigrationStatus(
             phase=phase,
             epoch=self._situation.state.epoch,
-            backfill=self._backfill.status if phase.journals else _backfill_of(phase),
+            backfill=BackfillStatus(BackfillState.PENDING)
+            if phase is Phase.SQLITE_ONLY
+            else self._backfill.status,
             journal_rows=journal.rows,
             journal_lag_seconds=max(0.0, lag),
             quarantined=await self._stores.quarantined(),
@@ -201,11 +203,6 @@ class Controller(MigrationControl):
         if following is None:
             return self._completion.unfinished
         return await self._gates.blockers(following, self._shadow.status)
-
-
-def _backfill_of(phase: Phase) -> BackfillStatus:
-    done = phase is Phase.POSTGRES_ONLY
-    return BackfillStatus(BackfillState.DONE if done else BackfillState.PENDING)
 
 
 def _refused(blockers: list[Blocker]) -> PreconditionError:

@@ -109,12 +109,10 @@ class Gates:
         hint = "wait for it" if self._situation.phase.copies else "go back to backfill"
         if self._situation.state.paused:
             hint = "it is paused: resume it (sagastore migrate resume)"
-        return [
-            Blocker(
-                "BACKFILL_NOT_DONE",
-                f"the backfill has copied {mark.copied:,} of {mark.total:,} messages; {hint}",
-            )
-        ]
+        far = f"has copied {mark.copied:,} of {mark.total:,} messages"
+        if mark.total and mark.copied >= mark.total:
+            far = "has copied all messages and builds the indexes"
+        return [Blocker("BACKFILL_NOT_DONE", f"the backfill {far}; {hint}")]
 
     async def _indexes_are_valid(self) -> list[Blocker]:
         try:

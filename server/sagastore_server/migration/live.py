@@ -284,6 +284,7 @@ class LiveMigration:
             return None
 
     def _end(self, record: TargetRecord) -> None:
+        self._follower.mark = record.backfill
         self._situation.enter(
             self._situation.state._replace(phase=Phase.POSTGRES_ONLY, epoch=record.epoch)
         )
