@@ -131,9 +131,7 @@ def _service(settings: Settings) -> _Service:
         PostgreSQLReplica(options),
         Options(settings.shadow_share, settings.postgres_patience),
     )
-    return _Service(
-        live.backend, live.control, lambda: live.place, lambda: not live.phase.writes_sqlite
-    )
+    return _Service(live.backend, live.control, lambda: live.place, lambda: live.can_go_away)
 
 
 def _postgresql(settings: Settings, dsn: str) -> PostgreSQLOptions:

@@ -9,7 +9,7 @@ import pytest
 from sagastore_server.migration.alone import Alone
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.storage.errors import CannotOpenError, PreconditionError
+from sagastore_server.storage.errors import CannotOpenError, FencedError, PreconditionError
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
 from tests.support.drafts import draft
@@ -200,3 +200,32 @@ async def test_a_service_of_one_store_says_what_is_missing(place: Place) -> None
 async def tamper(dsn: str, sql: str) -> None:
     """Change PostgreSQL behind the back of its holder, past the guard."""
     await execute(dsn, f"SET session_replication_role = replica; {sql}")
+
+
+async def test_a_copy_beside_the_living_file(place: Place, tmp_path: Path) -> None:
+    """Of two servers on copies of one file the first goes on, and the second does not start."""
+    copy = tmp_path / "copy.db"
+    async with opened_live(*place) as service:
+        await walk_to(service.control, Phase.DUAL_WRITE)
+        await service.backend.save(draft("m-1"))
+    copy.write_bytes(place.path.read_bytes())
+    async with opened_live(*place) as service:
+        with pytest.raises(CannotOpenError, match="another server"):
+            async with opened_live(copy, place.dsn):
+                pass
+        await service.backend.save(draft("m-2"))
+
+
+async def test_a_server_that_was_taken_over_serves_nothing(place: Place, tmp_path: Path) -> None:
+    async with opened_live(*place) as service:
+        await walk_to(service.control, Phase.DUAL_WRITE)
+        taking = "UPDATE migration SET holder = 'elsewhere:1:1', session = 'theirs'"
+        await tamper(place.dsn, taking)
+        async for status in service.control.watch():
+            if "NOT_THE_HOLDER" in {one.reason for one in status.blockers_to_next}:
+                break
+        with pytest.raises(FencedError):
+            await service.backend.save(draft("m-1"))
+        with pytest.raises(FencedError):
+            await service.backend.get("m-1")
+        assert not (await service.backend.health()).healthy

@@ -22,8 +22,9 @@ from sagastore_server.storage.replication import (
 
 _log = logging.getLogger(__name__)
 
-REFUSALS = frozenset({"SOURCE_IS_OLD", "LEASE_HELD"})
-"""Blockers with which a server must not even start: going on could lose writes."""
+LEASE_WITHIN = 15.0
+"""Seconds to wait for the lease of another server to run out: longer than one lasts
+(postgresql), so that a server which is alive is told from one that is gone."""
 
 
 async def attach(

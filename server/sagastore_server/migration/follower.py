@@ -24,7 +24,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from sagastore_server.migration.attaching import attach
+from sagastore_server.migration.attaching import LEASE_WITHIN, attach
 from sagastore_server.migration.bounded import bounded
 from sagastore_server.migration.situation import Ends
 from sagastore_server.migration.write_gate import FenceTimeoutError
@@ -111,6 +111,7 @@ class Follower:
         self._wake = asyncio.Event()
         self._anew = False
         self._busy_since: float | None = None
+        self._held_since = 0.0
         self._pruned = 0
         self._pruned_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -151,7 +152,7 @@ class Follower:
         if tasks:
             await asyncio.wait(tasks, timeout=self._patience)
         was_attached = self.attached
-        self.trouble = None
+        self.trouble, self.applied = None, 0
         self._stand(Standing.DETACHED)
         for _, _, waiter in self._waiters:
             if not waiter.done():
@@ -247,7 +248,7 @@ class Follower:
             except FencedError as exc:
                 self._fence(exc)
             except PreconditionError as exc:
-                self._detach(exc.blockers[0])
+                self._refused(exc)
             except StorageError as exc:
                 self._detach(Blocker("POSTGRES_UNAVAILABLE", str(exc)))
             except Exception as exc:  # noqa: BLE001 - following must go on, whatever it is
@@ -260,6 +261,7 @@ class Follower:
         self._anew = False
         record = await self._timed(attach(self._source, self._target, self._situation, self.lease))
         self.applied, self.mark, self.trouble = record.applied, record.backfill, None
+        self._held_since = 0.0
         self._stand(Standing.FOLLOWING)
         _log.info("following: PostgreSQL has the journal up to %d", self.applied)
 
@@ -372,7 +374,21 @@ class Follower:
         self.fall_back(trouble.detail if trouble else "it is not followed any more")
         self._stand(Standing.DETACHED)
 
-    def _fence(self, error: FencedError) -> None:
+    def _refused(self, error: PreconditionError) -> None:
+        """Wait for what may pass; but where another server has gone on, this one must end."""
+        blocker = error.blockers[0]
+        now = time.monotonic()
+        if blocker.reason == "LEASE_HELD":
+            self._held_since = self._held_since or now
+            if now - self._held_since <= LEASE_WITHIN:
+                self._detach(blocker)
+                return
+        elif blocker.reason != "SOURCE_IS_OLD":
+            self._detach(blocker)
+            return
+        self._fence(error)
+
+    def _fence(self, error: StorageError) -> None:
         self.fenced = True
         _log.error("this server may not write any more: %s", error)
         self._detach(Blocker("NOT_THE_HOLDER", str(error)))

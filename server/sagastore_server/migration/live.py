@@ -7,7 +7,7 @@ import logging
 import time
 from typing import NamedTuple, NoReturn
 
-from sagastore_server.migration.attaching import check
+from sagastore_server.migration.attaching import LEASE_WITHIN, check
 from sagastore_server.migration.backfill import Backfill
 from sagastore_server.migration.bounded import bounded
 from sagastore_server.migration.completion import Completion
@@ -40,10 +40,6 @@ from sagastore_server.storage.replication import (
 
 LOOK_WITHIN = 5.0
 """Seconds that a start waits for PostgreSQL where it can do without."""
-
-LEASE_WITHIN = 15.0
-"""Seconds that a start waits for the lease of another server to run out: longer than one
-lasts (postgresql), so that a server which is alive is told from one that is gone."""
 
 READY_WITHIN = 2.0
 """Seconds that a start in the middle of a migration waits for PostgreSQL to be followed, or to
@@ -113,6 +109,11 @@ class LiveMigration:
     def phase(self) -> Phase:
         """The phase in force."""
         return self._situation.phase
+
+    @property
+    def can_go_away(self) -> bool:
+        """Whether the service may be unable to serve for a while, as a file never is."""
+        return self._follower.fenced or not self.phase.writes_sqlite
 
     @property
     def place(self) -> str:

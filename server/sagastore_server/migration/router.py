@@ -42,6 +42,8 @@ BOTH = (Store.SQLITE, Store.POSTGRESQL)
 _OUTAGES = (UnavailableError, CorruptStoreError, StorageFullError)
 """What a read of PostgreSQL may fail with and SQLite may do better."""
 
+_TAKEN_OVER = "another server has taken over this migration; stop this one"
+
 _REFUSALS = (AlreadyExistsError, NotFoundError, RevisionMismatchError)
 
 T = TypeVar("T")
@@ -125,10 +127,7 @@ class Router(StorageBackend):
         try:
             if not self._situation.phase.writes_sqlite:
                 return await write(self._target)
-            if self._follower.fenced:
-                raise FencedError(
-                    "another server has taken over this migration; this one takes no writes"
-                )
+            self._check_holder()
             began = time.monotonic()
             result = await write(self._source)
             self._throttle.note_foreground(time.monotonic() - began)
@@ -194,7 +193,15 @@ class Router(StorageBackend):
 
     async def health(self) -> StoreHealth:
         """See the contract: of the store without which the phase cannot go on."""
-        return await self._primary.health()
+        health = await self._primary.health()
+        if self._follower.fenced:
+            return health._replace(healthy=False, detail=_TAKEN_OVER)
+        return health
+
+    def _check_holder(self) -> None:
+        """Refuse to serve what another server goes on with: it would be stale."""
+        if self._follower.fenced:
+            raise FencedError(_TAKEN_OVER)
 
     @property
     def _primary(self) -> StorageBackend:
@@ -202,6 +209,7 @@ class Router(StorageBackend):
 
     async def _read(self, name: str, read: Read[T]) -> T:
         phase = self._situation.phase
+        self._check_holder()
         if not phase.reads_postgres:
             if name and self._compares(phase) and self._shadow.wanted():
                 return await self._read_and_compare(name, read)
