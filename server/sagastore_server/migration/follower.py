@@ -389,6 +389,10 @@ class Follower:
         self._fence(error)
 
     def _fence(self, error: StorageError) -> None:
+        if self._situation.state.completing:
+            # In the last step PostgreSQL lets its follower go, which may hear of that before
+            # this server does. Should another one have it after all, the next attempt tells.
+            return
         self.fenced = True
         _log.error("this server may not write any more: %s", error)
         self._detach(Blocker("NOT_THE_HOLDER", str(error)))
