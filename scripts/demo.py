@@ -39,7 +39,7 @@ from tests.support.traffic import FOUND_WORDS, STUBBORN, WORDS, Settings, Traffi
 POSTGRES = "SAGASTORE_DEMO_POSTGRES"
 COPY_SECONDS = 8
 """How long the throttled part of the copy would take as a whole."""
-REST = 0.03
+REST = 0.05
 """Seconds between two calls of a client: a busy service, not one at its limit."""
 
 _WAYS = (
@@ -183,7 +183,7 @@ class Demo:
     async def _kill(self, operator: AsyncClient, running: Traffic) -> None:
         """Kill the server while it copies, and start it again."""
         self._page.doing("copying, to be killed in the middle")
-        copied = await _copied(operator, share=0.4)
+        copied = await _copied(operator, share=0.15)
         before, began = running.calls.total(), time.monotonic()
         self._server.kill9()
         self._page.doing("killed; starting again")

@@ -34,6 +34,8 @@ from tests.support.steering import change, go_to, until_ready
 from tests.support.strategies import QUICK
 from tests.support.traffic import FOUND_WORDS, STUBBORN, WORDS, Settings, Traffic
 
+pytestmark = pytest.mark.timeout(120 if QUICK else 1200)
+
 SEEDS = range(2) if QUICK else range(10)
 ROWS = 1500 if QUICK else 10_000
 FEW_ROWS = 600 if QUICK else 5_000

@@ -87,17 +87,20 @@ class FinalState:
         """Compare field by field; messages in ``changed`` were written after the switch."""
         for id in self.messages.keys() | self.postgresql.keys():
             if id not in changed:
-                assert self.postgresql.get(id) == self.messages.get(id), id
-        assert self._there == self._here
+                there, here = self.postgresql.get(id), self.messages.get(id)
+                assert there == here, f"PostgreSQL has {there}, and the archive {here}"
+        for name, rows in self._here.items():
+            assert self._there[name] == rows, f"{name} of PostgreSQL and of the archive differ"
 
     def compare_counts(self, quarantined: int, files: int) -> None:
         """Compare the receipt with both sides; ``quarantined`` and ``files`` are as expected."""
         facts, told = self.receipt.facts, self.receipt.report["postgresql"]
         assert facts["messages"]["rows"] == told["messages"] == len(self.messages)
         for name, rows in {"quarantine": quarantined, "files": files}.items():
-            assert (told[name]["rows"], len(self._there[name])) == (rows, rows), name
+            there = (told[name], len(self._there[name]))
+            assert there == (rows, rows), f"{name}: {there}, not {rows}"
         assert facts["quarantine"]["rows"] == quarantined
-        assert facts["extras"]["rows"] == told["extras"]["rows"] == len(self._there["legacy_extra"])
+        assert facts["extras"]["rows"] == told["extras"] == len(self._there["legacy_extra"])
         assert self.receipt.report["verification"]["mismatches"] == 0
 
 
