@@ -155,7 +155,8 @@ def _mark_postgres(boundaries: Boundaries) -> None:
         step = f"postgres {found[1]} of {_call.get() or _caller(sys._getframe(1))}"
         boundaries.passed(step, "before")
         statement = asyncio.ensure_future(original(self, query, *arguments, **options))
-        await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)  # uvloop writes at the end of a turn.
         boundaries.passed(step, "sent")
         answer = await statement
         boundaries.passed(step, "after")

@@ -19,13 +19,15 @@ _ROOT = Path(__file__).parents[2]
 class CrashingServer(ServerProcess):
     """A server of both stores; each process that is started ends at the next of some points."""
 
-    def __init__(self, sqlite: Path, dsn: str, trace: Path, points: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, sqlite: Path, dsn: str, trace: Path, points: tuple[str, ...] = (), **env: str
+    ) -> None:
         """Prepare to serve; ``points`` are where the first process ends, the second, …"""
-        settings = {
+        settings = env | {
             "SAGASTORE_POSTGRES": dsn,
             "SAGASTORE_POSTGRES_POOL_MIN": "1",
             "SAGASTORE_SHADOW_SHARE": "1.0",
-            "PYTHONPATH": str(_ROOT),
+            "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
             "CRASH_TRACE": str(trace),
         }
         super().__init__(sqlite, env=settings)

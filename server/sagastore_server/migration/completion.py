@@ -20,6 +20,7 @@ from sagastore_server.migration.verifying import Verifications
 from sagastore_server.migration.write_gate import FenceTimeoutError
 from sagastore_server.storage.errors import (
     Blocker,
+    FencedError,
     PreconditionError,
     StorageError,
     UnavailableError,
@@ -179,12 +180,20 @@ class Completion:
     async def _has_finished(self) -> bool:
         while True:
             try:
-                found = await bounded(self._target.inspect(), FINISH_WITHIN, self._target.place)
+                return await bounded(self._ask(), FINISH_WITHIN, self._target.place)
             except StorageError as exc:
                 _log.warning("no writes are taken until PostgreSQL answers: %s", exc)
                 await asyncio.sleep(ASK_EVERY)
-                continue
+
+    async def _ask(self) -> bool:
+        """Ask PostgreSQL whether it has taken over, and will not yet do so."""
+        try:
+            # Waits for a commit that is still under way: it has locked the record.
+            await self._target.renew(self._follower.lease)
+        except FencedError:
+            found = await self._target.inspect()
             return found.record is not None and found.record.phase is Phase.POSTGRES_ONLY
+        return False
 
 
 def _refuse_mismatches(state: MigrationState) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import NamedTuple, NoReturn
@@ -215,7 +216,7 @@ class LiveMigration:
         """A crash came into the last step: PostgreSQL knows whether it took over."""
         try:
             await self._target.open()
-            found = await self._target.inspect()
+            found = await self._inspect_settled()
         except StorageError as exc:
             raise CannotOpenError(
                 "the last step of the migration was interrupted, and PostgreSQL alone knows "
@@ -238,6 +239,24 @@ class LiveMigration:
             )
         else:
             await self._situation.commit(self._source, state._replace(completing=False))
+
+    async def _inspect_settled(self) -> TargetState:
+        """Look once no commit of the server that died can be under way any more.
+
+        A commit may take long, and "not yet" is not "never". Claiming waits for it,
+        because it has locked the record.
+        """
+        found = await self._target.inspect()
+        record, state = found.record, self._situation.state
+        if record is None or record.source != self._source.store_id:
+            return found
+        if Phase.POSTGRES_ONLY in {record.phase, state.phase}:
+            return found
+        with contextlib.suppress(PreconditionError):  # It has been finished, for one.
+            await self._target.claim(
+                self._follower.lease, record.source, state.phase, state.epoch, steal=True
+            )
+        return await self._target.inspect()
 
     async def _meet_the_target(self) -> None:
         """Refuse to start where PostgreSQL has seen more than the file, or serves another."""
