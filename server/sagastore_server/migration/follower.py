@@ -49,7 +49,10 @@ NEAR = 500
 the target a few hundredths of a second."""
 
 PROBE_EVERY = 0.25
-"""Seconds between two signs of life that an idle target is asked for."""
+"""Seconds between two signs of life that an idle target is asked for while it is read."""
+
+RENEW_EVERY = 2.0
+"""The same while it is not read: often enough to hold the lease."""
 
 RETURN_EVERY = 0.5
 """Seconds between two attempts to come back from falling back."""
@@ -260,7 +263,7 @@ class Follower:
     async def _attach(self) -> None:
         self._anew = False
         record = await self._timed(attach(self._source, self._target, self._situation, self.lease))
-        self.applied, self.mark, self.trouble = record.applied, record.backfill, None
+        self.applied, self.mark = record.applied, record.backfill
         self._held_since = 0.0
         self._stand(Standing.FOLLOWING)
         _log.info("following: PostgreSQL has the journal up to %d", self.applied)
@@ -282,12 +285,12 @@ class Follower:
 
     async def _rest(self) -> None:
         """Wait for the next commit; now and then ask the target for a sign of life."""
+        read = self._situation.phase.reads_postgres
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PROBE_EVERY):
+            async with asyncio.timeout(PROBE_EVERY if read else RENEW_EVERY):
                 await self._wake.wait()
                 return
         await self._timed(self._target.renew(self.lease))
-        self.trouble = None
 
     def _advance(self, applied: int, entries: list[Entry]) -> None:
         if self.touched is not None:
@@ -335,9 +338,11 @@ class Follower:
         """Do something with the target; how long it takes is watched."""
         self._busy_since = time.monotonic()
         try:
-            return await work
+            done = await work
         finally:
             self._busy_since = None
+        self.trouble = None
+        return done
 
     async def _watch_silence(self) -> None:
         """Fall back when the target has been silent for too long.
