@@ -6,6 +6,10 @@ needs no test of its own for what the contract promises.
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -19,7 +23,13 @@ from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
 from tests.support.memory import STORE, MemoryState, MemoryStorage
 from tests.support.migrating import live, opened_live, walk_to
-from tests.support.postgres import fresh_schema
+from tests.support.postgres import (
+    copied_database,
+    execute,
+    fresh_schema,
+    new_database,
+    server_dsn,
+)
 
 Make = Callable[[], StorageBackend]
 """Makes a backend that is not open yet; each works on the same stored messages."""
@@ -67,15 +77,40 @@ def _in_phase(phase: Phase) -> Kind:
 
     @asynccontextmanager
     async def place(folder: Path) -> AsyncIterator[Make]:
-        path = folder / "messages.db"
-        async with fresh_schema() as dsn:
-            async with opened_live(path, dsn) as service:
-                await walk_to(service.control, phase)
-            yield lambda: live(path, dsn).backend
+        template = await _template(phase)
+        shutil.copytree(template.folder, folder, dirs_exist_ok=True)
+        async with copied_database(template.database) as dsn:
+            yield lambda: live(folder / "messages.db", dsn).backend
 
     both = phase.reads_postgres and phase.writes_sqlite
-    first = phase.stores[:1]
-    return Kind(place, phase.stores if both else first)
+    return Kind(place, phase.stores if both else phase.stores[:1])
+
+
+class _Template(NamedTuple):
+    """Both stores of a service that is closed."""
+
+    folder: Path
+    database: str
+
+
+_templates: dict[Phase, _Template] = {}
+
+
+def _drop(database: str) -> None:
+    asyncio.run(execute(server_dsn(), f"DROP DATABASE {database} WITH (FORCE)"))
+
+
+async def _template(phase: Phase) -> _Template:
+    """Take a service to a phase, once a process: that takes longer than most tests."""
+    if phase not in _templates:
+        folder = Path(tempfile.mkdtemp(prefix="sagastore-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        database, dsn = await new_database()
+        atexit.register(_drop, database)
+        async with opened_live(folder / "messages.db", dsn) as service:
+            await walk_to(service.control, phase)
+        _templates[phase] = _Template(folder, database)
+    return _templates[phase]
 
 
 KINDS: dict[str, Kind] = {

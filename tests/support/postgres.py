@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -159,6 +160,24 @@ async def fresh_schema() -> AsyncIterator[str]:
         yield with_parameter(dsn, "search_path", name)
     finally:
         await execute(dsn, f"DROP SCHEMA {name} CASCADE")
+
+
+async def new_database(template: str = "template1") -> tuple[str, str]:
+    """Make a database, for those who copy it; return its name and a connection string."""
+    dsn = server_dsn()
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    await execute(dsn, f"CREATE DATABASE {name} TEMPLATE {template}")
+    return name, urlsplit(dsn)._replace(path=f"/{name}").geturl()
+
+
+@asynccontextmanager
+async def copied_database(template: str) -> AsyncIterator[str]:
+    """Copy a database to which nobody is connected, yield a connection string, and drop it."""
+    name, dsn = await new_database(template)
+    try:
+        yield dsn
+    finally:
+        await execute(server_dsn(), f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def with_parameter(dsn: str, name: str, value: str) -> str:

@@ -18,7 +18,7 @@ TARGET_RATIO = 1.5
 """How much slower writes may be while a batch is at work. Twice as slow is what is
 promised of the slowest; the difference is the margin."""
 
-MAX_REST = 20.0
+MAX_REST = 8.0
 """Rest after a batch at most, as a multiple of the time that the batch took."""
 
 _PROBE = 0.1
