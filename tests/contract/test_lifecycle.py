@@ -164,6 +164,7 @@ async def test_cancelled_saves_are_there_wholly_or_not_at_all(backend: StorageBa
 
 async def test_cancelled_reads_leave_no_trace(backend: StorageBackend) -> None:
     await save_all(backend, [draft(f"m-{number}", "many words " * 50) for number in range(300)])
+    kept = []  # A task that somebody holds on to must not hold on to what it was reading.
     for turn in range(60):
         calls = [CALLS[name] for name in ("search", "list_session", "batch_get", "scan_ids")]
         tasks = [asyncio.ensure_future(call(backend)) for call in calls]
@@ -172,6 +173,7 @@ async def test_cancelled_reads_leave_no_trace(backend: StorageBackend) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        kept += tasks
     assert len(await found(backend, "words")) == 300
     await asyncio.gather(*(backend.save(draft(f"m-{number}")) for number in range(300)))
     assert len(await found(backend, "fox")) == 300

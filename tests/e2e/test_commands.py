@@ -42,11 +42,14 @@ def refusal(result: subprocess.CompletedProcess[str]) -> str:
 DSN = "postgresql://me:secret@127.0.0.1:1/saga"
 
 
-def test_two_stores_are_refused(tmp_path: Path) -> None:
-    line = refusal(run(tmp_path, "--postgres", DSN, "--sqlite", str(tmp_path / "saga.db")))
-    assert "--sqlite and --postgres" in line
-    assert "secret" not in line
-    assert list(tmp_path.iterdir()) == []
+def test_both_stores_with_a_postgresql_that_does_not_answer(
+    server_process: ServerFactory,
+) -> None:
+    """The file has everything, so it is served; that PostgreSQL is away is logged."""
+    server = server_process(env={"SAGASTORE_POSTGRES": DSN}).start()
+    assert "sqlite-only" in server.wait_for_event("serving")["store"]
+    assert server.terminate() == 0
+    assert "secret" not in "".join(server.stderr)
 
 
 def test_a_postgresql_that_does_not_answer(tmp_path: Path) -> None:
@@ -110,7 +113,6 @@ def test_a_file_that_cannot_be(tmp_path: Path, name: str) -> None:
         ("lisden = '127.0.0.1:1'", "lisden"),
         ("listen = 'nowhere'", "listen"),
         ("drain_seconds = 'soon'", "drain_seconds"),
-        ("postgres = 'postgresql://me:secret@db/saga'\nsqlite = 'saga.db'", "--postgres"),
     ],
 )
 def test_a_bad_configuration_file(tmp_path: Path, content: str, told: str) -> None:

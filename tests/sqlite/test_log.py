@@ -152,8 +152,8 @@ async def test_an_interrupted_read_begins_anew(
             go_on.wait(30)
         return True
 
-    for connection in small._readers._all:
-        await connection.create_function("metadata_contains", 2, slow)
+    for reader in small._readers._all:
+        await reader.connection.create_function("metadata_contains", 2, slow)
     reading = asyncio.create_task(small.search(Criteria(metadata='{"a": []}'), Scan(True, 100)))
     await asyncio.to_thread(begun.wait, 30)
 

@@ -171,6 +171,13 @@ class Follower:
         self._anew = True
         self._wake.set()
 
+    async def followed(self, within: float) -> bool:
+        """Wait until the journal is being applied; False if not in time."""
+        until = time.monotonic() + within
+        while not self.attached and time.monotonic() < until:
+            await self._situation.changed(0.1)
+        return self.attached
+
     async def reach(self, sequence: int, within: float) -> bool:
         """Wait until the target has everything up to ``sequence``; False if not in time."""
         if self.applied >= sequence:

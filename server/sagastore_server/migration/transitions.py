@@ -104,7 +104,7 @@ class Transitions:
             raise _busy() from None
         self._follower.start()
         # From here on the phase is DUAL_WRITE, whether or not the target answers.
-        if not await self._follower.reach(self._source.committed, FOLLOW_WITHIN):
+        if not await self._follower.followed(FOLLOW_WITHIN):
             _log.warning("PostgreSQL does not follow yet")
 
     async def _to_backfill(self) -> None:

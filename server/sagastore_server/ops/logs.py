@@ -39,9 +39,9 @@ def configure(level: str, stream: TextIO = sys.stderr) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # Its pool tells of every attempt to reach a database that is away, with a traceback each
-    # time. That it is away, we tell ourselves, once.
-    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
+    # It tells of every attempt to reach a database that is away, with a traceback each time,
+    # and of connections that we give up. That a database is away, we tell ourselves, once.
+    logging.getLogger("asyncpg").setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

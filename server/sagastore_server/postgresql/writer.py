@@ -116,8 +116,10 @@ class GroupCommitWriter:
 
     def _wake(self, writers: int) -> None:
         while self._idle and writers:
-            self._idle.pop().set_result(None)
-            writers -= 1
+            idle = self._idle.pop()
+            if not idle.done():
+                idle.set_result(None)
+                writers -= 1
 
     def _next_group(self) -> list[_Write]:
         group: list[_Write] = []

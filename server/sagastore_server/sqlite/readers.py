@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiosqlite
 
@@ -26,8 +26,28 @@ READERS = 4
 _ROWS_AT_ONCE = 64
 """Rows fetched in one step: at most about 80 MiB, were all of the largest size."""
 
+_NOTHING = "SELECT 1 WHERE 0"
+
 T = TypeVar("T")
 Row = tuple[Any, ...]
+
+
+class _Reader(NamedTuple):
+    """A connection with the one cursor that its longer reads go through.
+
+    A cursor of its own for each read could be left open: when a read is cancelled just as
+    its cursor arrives, nobody holds the cursor but the exception, and that for as long as
+    somebody holds the exception. Until then its snapshot stays, and SQLite interrupts every
+    later statement of the connection as well. This one cursor lets go of its statement
+    whenever it is given the next.
+    """
+
+    connection: aiosqlite.Connection
+    cursor: aiosqlite.Cursor
+
+    async def let_go(self) -> None:
+        """End the statement, if one is open."""
+        await self.cursor.execute(_NOTHING)
 
 
 class ReaderPool:
@@ -36,11 +56,11 @@ class ReaderPool:
     def __init__(self, path: Path) -> None:
         """Prepare to read the file at ``path``; ``open`` opens it."""
         self._path = path
-        self._idle: list[aiosqlite.Connection] = []
+        self._idle: list[_Reader] = []
         # Counts the idle connections, and is fair: a queue would give a connection back
         # to the task that just released it, before those who wait.
         self._turns = asyncio.Semaphore(0)
-        self._all: list[aiosqlite.Connection] = []
+        self._all: list[_Reader] = []
         self._closing = False
         self._holding = asyncio.Lock()
         self._admitting = asyncio.Event()
@@ -50,29 +70,31 @@ class ReaderPool:
         """Open the connections; after a failure, ``close`` closes those that were."""
         for _ in range(READERS):
             connection = await aiosqlite.connect(self._path, isolation_level=None)
-            self._all.append(connection)
-            self._release(connection)
+            reader = _Reader(connection, await connection.cursor())
+            self._all.append(reader)
+            self._release(reader)
             await prepare_reader(connection)
 
     async def close(self) -> None:
         """Refuse new reads, interrupt those that run, and close the connections."""
         self._closing = True
-        taken: list[aiosqlite.Connection] = []
-        for connection in self._all:
-            await connection.interrupt()
+        taken: list[_Reader] = []
+        for reader in self._all:
+            await reader.connection.interrupt()
         await self._take_all(taken)
         self._all = []
-        for connection in taken:
-            await connection.close()
+        for reader in taken:
+            await reader.connection.close()
             # Who waits for it learns that the pool is closing.
-            self._release(connection)
+            self._release(reader)
 
     async def rows(self, sql: str, parameters: Iterable[Any] = ()) -> list[Row]:
         """Return all rows of a statement that returns few."""
         parameters = tuple(parameters)
 
-        async def read(connection: aiosqlite.Connection) -> list[Row]:
-            return [tuple(row) for row in await connection.execute_fetchall(sql, parameters)]
+        async def read(reader: _Reader) -> list[Row]:
+            found = await reader.connection.execute_fetchall(sql, parameters)
+            return [tuple(row) for row in found]
 
         return await self._run(read)
 
@@ -85,16 +107,17 @@ class ReaderPool:
         """
         parameters = tuple(parameters)
 
-        async def read(connection: aiosqlite.Connection) -> list[Row]:
+        async def read(reader: _Reader) -> list[Row]:
             taken: list[Row] = []
             room = most
-            async with connection.execute(sql, parameters) as cursor:
-                while rows := await cursor.fetchmany(at_once):
-                    for row in rows:
-                        room -= sum(map(_weight, row))
-                        if taken and room < 0:
-                            return taken
-                        taken.append(tuple(row))
+            await reader.cursor.execute(sql, parameters)
+            while rows := await reader.cursor.fetchmany(at_once):
+                for row in rows:
+                    room -= sum(map(_weight, row))
+                    if taken and room < 0:
+                        await reader.let_go()
+                        return taken
+                    taken.append(tuple(row))
             return taken
 
         return await self._run(read)
@@ -103,12 +126,13 @@ class ReaderPool:
         """Return a page of a statement's messages; it should yield ``limit + 1``."""
         parameters = tuple(parameters)
 
-        async def read(connection: aiosqlite.Connection) -> Page:
+        async def read(reader: _Reader) -> Page:
             builder = PageBuilder(limit)
-            async with connection.execute(sql, parameters) as cursor:
-                while rows := await cursor.fetchmany(_ROWS_AT_ONCE):
-                    if not all(builder.add(message_from_row(row)) for row in rows):
-                        break
+            await reader.cursor.execute(sql, parameters)
+            while rows := await reader.cursor.fetchmany(_ROWS_AT_ONCE):
+                if not all(builder.add(message_from_row(row)) for row in rows):
+                    await reader.let_go()
+                    break
             return builder.page()
 
         return await self._run(read)
@@ -121,51 +145,55 @@ class ReaderPool:
         anew afterwards.
         """
         async with self._holding:
-            taken: list[aiosqlite.Connection] = []
+            taken: list[_Reader] = []
             self._admitting.clear()
             try:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(patience):
                         await self._take_all(taken)
-                for connection in self._all:
-                    if connection not in taken:
-                        await connection.interrupt()
+                for reader in self._all:
+                    if reader not in taken:
+                        await reader.connection.interrupt()
                 await self._take_all(taken)
                 yield
             finally:
                 self._admitting.set()
-                for connection in taken:
-                    self._release(connection)
+                for reader in taken:
+                    self._release(reader)
 
-    async def _take_all(self, taken: list[aiosqlite.Connection]) -> None:
+    async def _take_all(self, taken: list[_Reader]) -> None:
         while len(taken) < len(self._all):
             taken.append(await self._acquire())
 
-    async def _run(self, read: Callable[[aiosqlite.Connection], Awaitable[T]]) -> T:
+    async def _run(self, read: Callable[[_Reader], Awaitable[T]]) -> T:
         while True:
             await self._admitting.wait()
             self._check_open()
-            connection = await self._acquire()
+            reader = await self._acquire()
             try:
                 self._check_open()
                 with translating():
-                    return await read(connection)
+                    return await read(reader)
             except asyncio.CancelledError:
                 # Nobody waits for the answer: do not let the statement run on.
-                await connection.interrupt()
-                await asyncio.shield(_let_go(connection))
+                await reader.connection.interrupt()
+                await asyncio.shield(reader.let_go())
                 raise
             except InterruptedReadError:
-                await _let_go(connection)
+                await reader.let_go()
+            except BaseException:
+                with contextlib.suppress(aiosqlite.Error):
+                    await reader.let_go()
+                raise
             finally:
-                self._release(connection)
+                self._release(reader)
 
-    async def _acquire(self) -> aiosqlite.Connection:
+    async def _acquire(self) -> _Reader:
         await self._turns.acquire()
         return self._idle.pop()
 
-    def _release(self, connection: aiosqlite.Connection) -> None:
-        self._idle.append(connection)
+    def _release(self, reader: _Reader) -> None:
+        self._idle.append(reader)
         self._turns.release()
 
     def _check_open(self) -> None:
@@ -178,13 +206,3 @@ def _weight(value: object) -> int:
     if isinstance(value, str):
         return len(value) if value.isascii() else 4 * len(value)
     return len(value) if isinstance(value, bytes) else 8
-
-
-async def _let_go(connection: aiosqlite.Connection) -> None:
-    """Make the connection's thread forget the cursor of a read that was given up.
-
-    The thread keeps its last result. While that is an open cursor, its snapshot stays,
-    and SQLite interrupts every later statement of the connection as well. A commit
-    outside of a transaction executes nothing, and takes the cursor's place.
-    """
-    await connection.commit()
