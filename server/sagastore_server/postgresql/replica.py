@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 from sagastore_server.postgresql import carry, follow, indexes
 from sagastore_server.postgresql.backend import PostgreSQLStorage, cannot_open
-from sagastore_server.postgresql.errors import DRIVER_ERRORS, is_connection_loss, translating
+from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
 from sagastore_server.postgresql.lease import (
     GUARDED,
     Claim,
@@ -42,8 +41,6 @@ from sagastore_server.storage.replication import (
     TargetRecord,
     TargetState,
 )
-
-_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -208,29 +205,18 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
     ) -> TargetRecord:
         """Do ``work`` in a transaction that holds the lease; return the record from before.
 
-        Begun again once if the connection had died while it was idle.
+        Not begun again on another connection, should one have died while it was idle, as
+        other reads and writes are: what answers next may be a database that was restored,
+        or a standby that lacks the last commits. Whoever follows must look before it goes on.
         """
-        committing = False
-
-        async def once() -> TargetRecord:
-            nonlocal committing
+        with translating():
             async with (
                 self._pool.connection() as connection,
                 self._pool.transaction(connection, QUERIES["begin"]),
             ):
                 record = await hold(connection, lease, applied)
                 await work(connection)
-                committing = True
             return record
-
-        with translating():
-            try:
-                return await once()
-            except Exception as exc:
-                if committing or not is_connection_loss(exc):
-                    raise
-                _log.debug("a transaction begins anew: %s", type(exc).__name__)
-            return await once()
 
 
 async def _nothing(_: Connection) -> None:
