@@ -65,6 +65,11 @@ class PostgresProcess:
         """Stop it, if it runs."""
         self._run("pg_ctl", "-w", "-m", "immediate", "stop", check=False)
 
+    def start_again(self) -> None:
+        """Start it if it has ended by itself."""
+        if self._run("pg_ctl", "status", check=False):
+            self.start()
+
     def kill9(self) -> None:
         """Kill the postmaster, and wait until its children are gone as well."""
         subprocess.run(["kill", "-9", str(self.pid)], check=True)

@@ -252,9 +252,9 @@ class Follower:
         while not self.fenced:
             try:
                 await self._attach()
-                pause = RETRY_FIRST
                 while not self._anew:
                     await self._step()
+                    pause = RETRY_FIRST
             except FencedError as exc:
                 self._fence(exc)
             except PreconditionError as exc:
