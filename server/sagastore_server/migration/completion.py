@@ -33,6 +33,10 @@ from sagastore_server.storage.replication import (
 FEW = 500
 """Changed rows that may be left to compare while writes are held."""
 
+HELD_WITHIN = 8.0
+"""Seconds that the last comparison may take, since writes are held for so long: less than
+the 10 s that the client library waits unless told otherwise."""
+
 ROUNDS = 5
 """How often what has changed meanwhile is compared before writes are held in any case."""
 
@@ -107,23 +111,28 @@ class Completion:
             _refuse_mismatches(self._situation.state)
         compared = 0
         for _ in range(ROUNDS):
-            ids = self._take_touched()
-            await self._check(ids)
-            compared += len(ids)
-            if len(ids) <= FEW:
+            rows = await self._compare_touched()
+            compared += rows
+            if rows <= FEW:
                 break
         return compared
 
-    def _take_touched(self) -> list[str]:
-        ids = list(self._follower.touched or ())
-        self._follower.watch_changes()
-        return ids
+    async def _compare_touched(self) -> int:
+        """Compare what has changed since this was last called; return how much it was.
 
-    async def _check(self, ids: list[str]) -> None:
-        mismatches = await self._verifications.check(ids) if ids else []
+        Should that not come to a good end, a full verification precedes the next attempt:
+        nobody remembers any more what was to be compared.
+        """
+        ids = self._follower.touched
+        covered, self._verifications.covered = self._verifications.covered, False
+        if ids is None:  # More than are remembered.
+            raise PreconditionError((BEHIND,))
+        self._follower.watch_changes()
+        mismatches = await self._verifications.check(list(ids)) if ids else []
         if mismatches:
-            self._verifications.covered = False
             raise _refusal(f"{len(mismatches):,} rows that changed lately differ")
+        self._verifications.covered = covered
+        return len(ids)
 
     # ------------------------------------------------------------------ behind the fence
 
@@ -132,7 +141,8 @@ class Completion:
         # Goes through the queue of writes: what is behind it, was refused or has ended.
         await self._situation.commit(self._source, state._replace(completing=True))
         try:
-            report = await self._final_check(compared)
+            checking = self._final_check(compared)
+            report = await bounded(checking, HELD_WITHIN, self._target.place)
         except BaseException:
             await self._situation.commit(self._source, state)
             raise
@@ -146,8 +156,7 @@ class Completion:
     async def _final_check(self, compared: int) -> dict[str, object]:
         if not await self._follower.reach(self._source.committed, FENCE_WITHIN):
             raise PreconditionError((BEHIND,))
-        ids = self._take_touched()
-        await self._check(ids)
+        rows = await self._compare_touched()
         ours, theirs = await self._source.count(), await self._target.count()
         if ours != theirs:
             raise _refusal(f"SQLite has {ours:,} messages, PostgreSQL {theirs:,}")
@@ -161,7 +170,7 @@ class Completion:
             "files": copied.files.rows,
             "extras": copied.extras.rows,
         }
-        return _report(self._situation.state, postgresql, compared, len(ids))
+        return _report(self._situation.state, postgresql, compared, rows)
 
     async def _finish(self, epoch: int) -> bool:
         """Let PostgreSQL take over; tell whether it has.
@@ -172,7 +181,7 @@ class Completion:
         finish = self._target.finish(self._follower.lease, epoch, self._source.committed)
         try:
             await bounded(finish, FINISH_WITHIN, self._target.place)
-        except StorageError as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it may have happened
             _log.warning("PostgreSQL did not say whether it has taken over: %s", exc)
             return await self._has_finished()
         return True
@@ -181,7 +190,7 @@ class Completion:
         while True:
             try:
                 return await bounded(self._ask(), FINISH_WITHIN, self._target.place)
-            except StorageError as exc:
+            except Exception as exc:  # noqa: BLE001 - nothing may be concluded from it
                 _log.warning("no writes are taken until PostgreSQL answers: %s", exc)
                 await asyncio.sleep(ASK_EVERY)
 
