@@ -19,6 +19,8 @@ from sagastore_server.ops.address import Address
 
 ENV_PREFIX = "SAGASTORE_"
 DEFAULT_LISTEN = "127.0.0.1:50051"
+DEFAULT_OPS_LISTEN = "127.0.0.1:9464"
+MIB = 1024 * 1024
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -63,12 +65,46 @@ class Settings(BaseSettings):
     answers in its place."""
     shadow_share: float = Field(default=0.05, ge=0, le=1)
     """Share of the reads that are compared on both stores during the backfill, from 0 to 1."""
+    tls_cert: Path | None = None
+    """The server's certificate and those that link it to its authority (PEM), which turns
+    TLS on; read again when it changes."""
+    tls_key: Path | None = None
+    """The private key of ``tls_cert`` (PEM, without a passphrase)."""
+    tls_client_ca: Path | None = None
+    """Certificates of the authorities whose clients may connect (PEM): mutual TLS."""
+    access: Path | None = None
+    """File that says which tokens and client certificates may do what; read again when it
+    changes. Without it, whoever can connect may do everything."""
     allow_insecure: bool = False
-    """Listen beyond this machine although there is neither TLS nor authentication."""
+    """Listen beyond this machine although calls are in plain text, or callers unknown."""
+    reflection: bool = True
+    """Tell callers which services and messages there are (gRPC reflection)."""
+    max_request_bytes: int = Field(default=32 * MIB, ge=2 * MIB, le=512 * MIB)
+    """The largest request in bytes; a batch of 1000 real messages takes about 0.4 MiB."""
+    max_calls: int = Field(default=512, ge=1, le=100_000)
+    """Calls that are worked on at a time; more are refused with RESOURCE_EXHAUSTED."""
+    max_streams: int = Field(default=64, ge=1, le=10_000)
+    """Streams (BulkSave, Export, Verify, WatchMigration) that are open at a time."""
+    caller_rate: float = Field(default=0, ge=0, le=1_000_000)
+    """Calls and batches a second that one caller may make; 0 means any number."""
+    search_timeout: float = Field(default=10.0, gt=0, le=3600)
+    """How long one search may take, in seconds."""
+    stall_timeout: float = Field(default=300.0, ge=1, le=86_400)
+    """How long a client may leave an answer of a stream unread, in seconds."""
+    connection_age: float = Field(default=3600.0, ge=0, le=604_800)
+    """Seconds after which clients are asked to connect anew, give or take a tenth; 0: never."""
+    ops_listen: str = DEFAULT_OPS_LISTEN
+    """Address of metrics, liveness and readiness (HTTP), or ``off``."""
+    otlp_endpoint: str | None = None
+    """Where traces go: an OTLP collector (gRPC), like http://127.0.0.1:4317."""
+    trace_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of the calls that are traced where the caller has not decided, from 0 to 1."""
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)
     """How long calls may go on after SIGTERM, in seconds."""
     log_level: LogLevel = "info"
     """The least severe messages that are logged."""
+    log_calls: bool = False
+    """Log every call as it ends, not only those that fail by a fault of ours."""
 
     @field_validator("listen")
     @classmethod
