@@ -23,7 +23,8 @@ from sagastore_server.ops.signals import StopSignals
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
-from sagastore_server.rpc.server import CannotListenError, RpcServer
+from sagastore_server.rpc.limits import Limits
+from sagastore_server.rpc.server import CannotListenError, RpcServer, Terms
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.base import StorageBackend
@@ -61,7 +62,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
     _check(settings)
     service = _service(settings)
     backend = service.backend
-    server = RpcServer(backend, service.control)
+    server = RpcServer(backend, service.control, _terms(settings))
     signals = StopSignals()
     address = await _listen(server, settings.address)
     try:
@@ -103,6 +104,19 @@ def _check(settings: Settings) -> None:
             settings.sqlite.parent.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise StartupError(f"cannot make {settings.sqlite.parent}: {exc.strerror}") from exc
+
+
+def _terms(settings: Settings) -> Terms:
+    limits = Limits(
+        max_request_bytes=settings.max_request_bytes,
+        max_calls=settings.max_calls,
+        max_streams=settings.max_streams,
+        caller_rate=settings.caller_rate,
+        search_timeout=settings.search_timeout,
+        stall_timeout=settings.stall_timeout,
+        connection_age=settings.connection_age,
+    )
+    return Terms(limits, reflection=settings.reflection, log_calls=settings.log_calls)
 
 
 class _Service(NamedTuple):

@@ -1,9 +1,9 @@
-"""The one way into every RPC: gate, decoding, errors.
+"""The one way into every RPC: the door, decoding, errors.
 
 A thin wrapper around each method instead of gRPC's interceptors: an interceptor
 costs every call one more coroutine and a new handler object, and sees neither
 the parsed request nor where a stream ends. What is to hold for every call
-(authentication, limits, metrics, tracing) belongs into ``_Calls``.
+(authentication, limits, metrics, tracing) is in ``door``, or here in ``_Calls``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,15 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -22,7 +29,12 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
+from sagastore_server.ports import tracing
+from sagastore_server.ports.current import CurrentCall, current
+from sagastore_server.ports.errors import StalledError
+from sagastore_server.rpc.door import Context, Door, adopt_id
 from sagastore_server.rpc.gate import Gate, ServerDrainingError, ServerStartingError
+from sagastore_server.rpc.roles import role_for
 from sagastore_server.rpc.status import STATUS_KEY, refusal_of
 from sagastore_server.rpc.wire import Undecodable, decoder
 from sagastore_server.storage.errors import (
@@ -34,11 +46,14 @@ from sagastore_server.storage.errors import (
 
 _log = structlog.get_logger(__name__)
 
-Context = aio.ServicerContext[Any, Any]
 UnaryMethod = Callable[..., Awaitable[Message]]
 StreamMethod = Callable[[Any], AsyncIterator[Message]]
+Handler = Callable[[Any, Context], Awaitable[Any]]
 TimeLeft = Callable[[], float | None]
 """Tells the seconds that are left of a call; None: its caller set no deadline."""
+
+_FOR_THE_STATUS = 1.0
+"""Seconds that a refusal may take to be handed over."""
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -83,7 +98,7 @@ def _trait_of(method: object) -> _Trait | None:
 
 
 def service_handler(
-    service: ServiceDescriptor, servicer: object, gate: Gate
+    service: ServiceDescriptor, servicer: object, door: Door
 ) -> grpc.GenericRpcHandler:
     """Return what serves ``service`` by the methods of ``servicer``, which bear its names.
 
@@ -97,7 +112,7 @@ def service_handler(
         AttributeError: The servicer lacks a method.
 
     """
-    calls = _Calls(gate)
+    calls = _Calls(door)
     handlers = {
         method.name: calls.handler(method, getattr(servicer, method.name))
         for method in service.methods
@@ -108,88 +123,172 @@ def service_handler(
 class _Calls:
     """Wraps methods."""
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+    def __init__(self, door: Door) -> None:
+        self._door = door
 
     def handler(self, method: MethodDescriptor, target: Any) -> grpc.RpcMethodHandler[Any, Any]:
         """Return gRPC's handler for ``method``, served by ``target``."""
-        coders: dict[str, Any] = {
-            "request_deserializer": decoder(GetMessageClass(method.input_type)),
-            "response_serializer": GetMessageClass(method.output_type).SerializeToString,
-        }
-        name = method.full_name
-        if _trait_of(target) is _Trait.ENDLESS:
-            return grpc.unary_stream_rpc_method_handler(self._endless(name, target), **coders)
+        # Requests arrive as bytes: nothing is parsed for those who are not let in.
+        serializer = GetMessageClass(method.output_type).SerializeToString
+        coders: dict[str, Any] = {"response_serializer": serializer}
         if method.client_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._stream(name, target), **coders)
+            call = _observed(self._stream(method, target))
+            return grpc.stream_stream_rpc_method_handler(call, **coders)
         if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._stream(name, target), **coders)
-        return grpc.unary_unary_rpc_method_handler(self._unary(name, target), **coders)
+            call = _observed(self._stream(method, target))
+            return grpc.unary_stream_rpc_method_handler(call, **coders)
+        return grpc.unary_unary_rpc_method_handler(_observed(self._unary(method, target)), **coders)
 
-    def _unary(self, name: str, target: UnaryMethod) -> Callable[[Any, Context], Awaitable[Any]]:
-        gate = self._gate
+    def _unary(self, method: MethodDescriptor, target: UnaryMethod) -> Handler:
+        door, gate = self._door, self._door.gate
+        name, role = _name(method), role_for(method)
+        decode = decoder(GetMessageClass(method.input_type))
         is_timed = _trait_of(target) is _Trait.TIMED
 
-        async def call(request: Any, context: Context) -> Message:
+        async def call(raw: bytes, context: Context) -> Message:
+            record, began = door.begin(name)
             try:
                 gate.enter()
                 try:
-                    if type(request) is Undecodable:
-                        raise InvalidRequestError(request.violations)
-                    if is_timed:
-                        return await target(request, context.time_remaining)
-                    return await target(request)
+                    door.admit(record, context, role)
+                    door.enter_call()
+                    try:
+                        request = _readable(decode(raw))
+                        if is_timed:
+                            answer = await target(request, context.time_remaining)
+                        else:
+                            answer = await target(request)
+                    finally:
+                        door.leave_call()
                 finally:
                     gate.leave()
+                record.code = "OK"
+                return answer
             except Exception as exc:  # noqa: BLE001 - whatever it is, the table knows what to tell
-                await _refuse(context, name, exc)
+                await _refuse(context, record, exc)
+            finally:
+                door.end(record, _code(record, context), began, context)
 
         return call
 
-    def _stream(self, name: str, target: StreamMethod) -> Callable[[Any, Context], Awaitable[None]]:
-        gate = self._gate
-        is_interruptible = _trait_of(target) is _Trait.INTERRUPTIBLE
+    def _stream(self, method: MethodDescriptor, target: StreamMethod) -> Handler:
+        door = self._door
+        name, role = _name(method), role_for(method)
+        decode = decoder(GetMessageClass(method.input_type))
+        trait = _trait_of(target)
 
-        async def call(request: Any, context: Context) -> None:
+        async def call(raw: Any, context: Context) -> None:
+            record, began = door.begin(name)
             try:
-                gate.enter()
+                with _inside(door.gate, trait):
+                    door.admit(record, context, role)
+                    door.enter_stream()
+                    try:
+                        requests = (
+                            _decoded(raw, decode, door, context)
+                            if method.client_streaming
+                            else _readable(decode(raw))
+                        )
+                        async with _ending(door.gate, trait):
+                            await self._write_all(target(requests), context)
+                    finally:
+                        door.leave_stream()
+                record.code = "OK"
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the table knows what to tell
+                await _refuse(context, record, exc)
+            finally:
+                door.end(record, _code(record, context), began, context)
+
+        return call
+
+    async def _write_all(self, answers: AsyncIterator[Message], context: Context) -> None:
+        patience = self._door.limits.stall_timeout
+        # Closing the generator here, not whenever it is collected, ends its tasks with
+        # the call, also when the call is cancelled.
+        async with aclosing(answers):  # type: ignore[type-var]
+            async for answer in answers:
+                # Returns when there is room for it on the way to the client.
                 try:
-                    if is_interruptible:
-                        async with _until(gate.end_streams, gate):
-                            await _write_all(target, request, context)
-                    else:
-                        await _write_all(target, request, context)
-                finally:
-                    gate.leave()
-            except Exception as exc:  # noqa: BLE001 - whatever it is, the table knows what to tell
-                await _refuse(context, name, exc)
-
-        return call
-
-    def _endless(
-        self, name: str, target: StreamMethod
-    ) -> Callable[[Any, Context], Awaitable[None]]:
-        gate = self._gate
-
-        async def call(request: Any, context: Context) -> None:
-            try:
-                gate.check()
-                async with _until(gate.draining, gate):
-                    await _write_all(target, request, context)
-            except Exception as exc:  # noqa: BLE001 - whatever it is, the table knows what to tell
-                await _refuse(context, name, exc)
-
-        return call
+                    async with asyncio.timeout(patience):
+                        await context.write(answer)
+                except TimeoutError:
+                    raise StalledError(
+                        f"the client has not read for {patience:g} seconds; go on from where it was"
+                    ) from None
 
 
-async def _write_all(target: StreamMethod, request: Any, context: Context) -> None:
-    if type(request) is Undecodable:
+def _name(method: MethodDescriptor) -> str:
+    """Return the name of a method as gRPC has it in paths, without the first slash."""
+    service, _, name = method.full_name.rpartition(".")
+    return f"{service}/{name}"
+
+
+def _readable(request: Message | Undecodable) -> Message:
+    if isinstance(request, Undecodable):
         raise InvalidRequestError(request.violations)
-    # Closing the generator here, not whenever it is collected, ends its tasks with
-    # the call, also when the call is cancelled.
-    async with aclosing(target(request)) as answers:  # type: ignore[type-var]
-        async for answer in answers:
-            await context.write(answer)
+    return request
+
+
+async def _decoded(
+    requests: AsyncIterator[bytes],
+    decode: Callable[[bytes], Message | Undecodable],
+    door: Door,
+    context: Context,
+) -> AsyncIterator[Message | Undecodable]:
+    """Parse the requests of a stream, no faster than its caller may send them."""
+    async for raw in requests:
+        await door.pace(context)
+        yield decode(raw)
+
+
+@contextmanager
+def _inside(gate: Gate, trait: _Trait | None) -> Iterator[None]:
+    """Be counted among those that a drain waits for, unless the method has no end."""
+    if trait is _Trait.ENDLESS:
+        gate.check()
+        yield
+        return
+    gate.enter()
+    try:
+        yield
+    finally:
+        gate.leave()
+
+
+def _ending(gate: Gate, trait: _Trait | None) -> AbstractAsyncContextManager[None]:
+    """End a stream when a drain wants it to, where it does not see to that itself."""
+    if trait is _Trait.ENDLESS:
+        return _until(gate.draining, gate)
+    if trait is _Trait.INTERRUPTIBLE:
+        return _until(gate.end_streams, gate)
+    return nullcontext()
+
+
+def _code(record: CurrentCall, context: Context) -> str:
+    """Return the status that a call ended with; who is cut off never set one."""
+    if record.code:
+        return record.code
+    left: float | None = context.time_remaining()  # The type that is published is wrong.
+    return "DEADLINE_EXCEEDED" if left is not None and left <= 0 else "CANCELLED"
+
+
+def _observed(call: Handler) -> Handler:
+    """Put calls into a span each, where calls are traced."""
+    tracer = tracing.tracer()
+    if tracer is None:
+        return call
+
+    async def traced(request: Any, context: Context) -> Any:
+        metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+        with tracer.call(metadata) as span:
+            try:
+                return await call(request, context)
+            finally:
+                record = current()
+                if record is not None:
+                    span.ended(record.method, _code(record, context))
+
+    return traced
 
 
 @asynccontextmanager
@@ -218,14 +317,22 @@ async def _expire(event: asyncio.Event, limit: asyncio.Timeout) -> None:
     limit.reschedule(0.0)
 
 
-async def _refuse(context: Context, method: str, error: Exception) -> NoReturn:
+async def _refuse(context: Context, call: CurrentCall, error: Exception) -> NoReturn:
     """End the call with the status that the table gives ``error``."""
-    refusal = refusal_of(error)
-    if refusal.reference is not None:
-        _log.error("internal error", method=method, reference=refusal.reference, exc_info=error)
+    adopt_id(call, context)
+    refusal = refusal_of(error, call.id)
+    call.code = refusal.code.name
+    if refusal.code is grpc.StatusCode.INTERNAL:
+        _log.error("internal error", method=call.method, call=call.id, exc_info=error)
     elif isinstance(error, UnavailableError | StorageFullError | FencedError):
-        _outages.note(method, error)
-    await context.abort(refusal.code, refusal.message, ((STATUS_KEY, refusal.details),))
+        _outages.note(call, error)
+    abort = context.abort(refusal.code, refusal.message, ((STATUS_KEY, refusal.details),))
+    # The status goes behind what the client has not read yet. It is on its way when
+    # this is cancelled; who does not read does not get to hold the call open.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FOR_THE_STATUS):
+            await abort
+    raise aio.AbortError
 
 
 class _Outages:
@@ -235,9 +342,11 @@ class _Outages:
         self._next = 0.0
         self._more = 0
 
-    def note(self, method: str, error: UnavailableError | StorageFullError | FencedError) -> None:
+    def note(
+        self, call: CurrentCall, error: UnavailableError | StorageFullError | FencedError
+    ) -> None:
         """Log ``error``, or count it."""
-        if isinstance(error, ServerStartingError | ServerDrainingError):
+        if isinstance(error, ServerStartingError | ServerDrainingError | StalledError):
             return
         now = time.monotonic()
         if now < self._next:
@@ -245,7 +354,12 @@ class _Outages:
             return
         detail = str(error)
         _log.warning(
-            "call refused", method=method, reason=error.reason, detail=detail, more=self._more
+            "call refused",
+            method=call.method,
+            reason=error.reason,
+            detail=detail,
+            call=call.id,
+            more=self._more,
         )
         self._next, self._more = now + 1.0, 0
 

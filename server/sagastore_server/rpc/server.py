@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import grpc
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from sagastore.v1 import migration_pb2, storage_pb2
+from sagastore_server.ports.access import AccessControl
+from sagastore_server.ports.instruments import Instruments
+from sagastore_server.rpc.door import Door
 from sagastore_server.rpc.gate import Gate, GateState
 from sagastore_server.rpc.handlers import service_handler
+from sagastore_server.rpc.limits import Limits
 from sagastore_server.rpc.migration_service import MigrationServicer
 from sagastore_server.rpc.storage_service import StorageServicer
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.migration import MigrationControl
 
-MAX_REQUEST_BYTES = 32 * 1024 * 1024
-"""The largest request. gRPC itself refuses a larger one before it is in memory, with
-RESOURCE_EXHAUSTED and this number. A batch of 1000 real messages takes about 0.4 MiB;
-messages of the greatest size allowed (1.2 MB each) fit about 25 to a batch."""
+_CONNECTION_GRACE = 3600.0
+"""Seconds that calls may go on over a connection that has reached its age."""
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    # Answers are bounded by what they carry (storage.limits, MAX_BATCH_GET_BYTES);
-    # a second limit here could only turn an answer into an error.
-    ("grpc.max_send_message_length", -1),
-    # A second server on the port must fail, not share its calls by chance.
-    ("grpc.so_reuseport", 0),
-    # Find dead peers within 80 s, and allow clients to probe every 10 s, also when idle.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-)
+
+def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
+    options = (
+        ("grpc.max_receive_message_length", limits.max_request_bytes),
+        # Answers are bounded by what they carry (storage.limits, MAX_BATCH_GET_BYTES);
+        # a second limit here could only turn an answer into an error.
+        ("grpc.max_send_message_length", -1),
+        # A second server on the port must fail, not share its calls by chance.
+        ("grpc.so_reuseport", 0),
+        # Find dead peers within 80 s, and allow clients to probe every 10 s, also when idle.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    )
+    if not limits.connection_age:
+        return options
+    return (
+        *options,
+        ("grpc.max_connection_age_ms", int(limits.connection_age * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(_CONNECTION_GRACE * 1000)),
+    )
+
 
 _LAST_ANSWERS = 1.0
 """Seconds for answers on their way out, and for health watchers, at the very end."""
@@ -45,6 +60,22 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+class Terms(NamedTuple):
+    """What holds for all calls."""
+
+    limits: Limits = Limits()
+    access: AccessControl | None = None
+    """Who may call; None: everybody."""
+    credentials: grpc.ServerCredentials | None = None
+    """TLS; None: plain text."""
+    instruments: Instruments | None = None
+    """Who hears of the calls."""
+    reflection: bool = True
+    """Whether callers may ask which services there are."""
+    log_calls: bool = False
+    """Whether every call is logged as it ends."""
+
+
 class CannotListenError(Exception):
     """The address cannot be listened on; the line says why."""
 
@@ -56,17 +87,32 @@ class RpcServer:
     once the backend is open, ``drain`` and ``stop``.
     """
 
-    def __init__(self, backend: StorageBackend, control: MigrationControl) -> None:
+    def __init__(
+        self,
+        backend: StorageBackend,
+        control: MigrationControl,
+        terms: Terms = Terms(),  # noqa: B008 - immutable
+    ) -> None:
         """Make a server that does not listen yet. Needs a running event loop."""
         self._gate = Gate()
+        self._terms = terms
         self._health = health.aio.HealthServicer()
-        self._server = aio.server(options=_OPTIONS)
-        servicers = (StorageServicer(backend, self._gate), MigrationServicer(backend, control))
-        handlers = map(service_handler, _SERVICES, servicers, (self._gate, self._gate))
+        self._server = aio.server(options=_options(terms.limits))
+        door = Door(
+            self._gate, terms.limits, terms.access, terms.instruments, log_calls=terms.log_calls
+        )
+        self.door = door
+        timeout = terms.limits.search_timeout
+        servicers = (
+            StorageServicer(backend, self._gate, search_timeout=timeout),
+            MigrationServicer(backend, control),
+        )
+        handlers = map(service_handler, _SERVICES, servicers, (door, door))
         self._server.add_generic_rpc_handlers(tuple(handlers))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (*_HEALTH_NAMES[1:], health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        if terms.reflection:
+            names = (*_HEALTH_NAMES[1:], health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
 
     async def start(self, address: str) -> int:
         """Listen on ``address`` (``host:port``, port 0: any) and return the port.
@@ -77,11 +123,16 @@ class RpcServer:
         """
         await self._tell(_NOT_SERVING)
         try:
-            port = self._server.add_insecure_port(address)
+            port = self._bind(address)
         except RuntimeError as exc:
             raise CannotListenError(f"cannot listen on {address}") from exc
         await self._server.start()
         return port
+
+    def _bind(self, address: str) -> int:
+        if self._terms.credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._terms.credentials)
 
     async def open_gate(self) -> None:
         """Take calls from now on: the backend is open."""

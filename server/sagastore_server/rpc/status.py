@@ -2,8 +2,8 @@
 
 Every error carries ``google.rpc.ErrorInfo`` with the domain ``sagastore`` and a
 stable reason; the table says which code and which further details it gets. What
-the table does not know is a defect: the caller gets INTERNAL and a reference,
-the log gets the same reference and the traceback.
+the table does not know is a defect: the caller gets INTERNAL and the id of the call,
+the log gets the same id and the traceback. Every other error names its call as well.
 
 Details travel in the trailing metadata, for which a gRPC client grants 8 KiB by
 default and otherwise drops the whole answer. So their size is bounded here.
@@ -11,7 +11,6 @@ default and otherwise drops the whole answer. So their size is bounded here.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +19,12 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from sagastore_server.ports.errors import (
+    OverloadedError,
+    PermissionDeniedError,
+    SearchTooLongError,
+    UnauthenticatedError,
+)
 from sagastore_server.storage.errors import (
     AlreadyExistsError,
     FencedError,
@@ -56,8 +61,6 @@ class Refusal(NamedTuple):
     message: str
     details: bytes
     """A serialized ``google.rpc.Status``, for the trailing metadata."""
-    reference: str | None
-    """For a defect: what the log has it under."""
 
 
 class _Rule(NamedTuple):
@@ -66,17 +69,18 @@ class _Rule(NamedTuple):
     metadata: Callable[[Any], dict[str, str]]
 
 
-def refusal_of(error: Exception) -> Refusal:
-    """Return what the caller is told of ``error``; never raises."""
+def refusal_of(error: Exception, call_id: str) -> Refusal:
+    """Return what the caller is told of ``error`` in the call ``call_id``; never raises."""
     for kind in type(error).__mro__:
         rule = _TABLE.get(kind)
         if rule is not None:
             break
     else:
-        return _defect(getattr(error, "reason", None) if _is_storage(error) else None)
+        return _defect(getattr(error, "reason", None) if _is_storage(error) else None, call_id)
     message = _cut(str(error), _MAX_MESSAGE)
     info = _info(str(getattr(error, "reason", "UNKNOWN")), rule.metadata(error))
-    return _refusal(rule.code, message, [info, *rule.details(error)])
+    named = error_details_pb2.RequestInfo(request_id=call_id)
+    return _refusal(rule.code, message, [info, *rule.details(error), named])
 
 
 def one_line(violations: list[Violation]) -> str:
@@ -88,26 +92,23 @@ def _is_storage(error: Exception) -> bool:
     return isinstance(error, StorageError)
 
 
-def _defect(reason: str | None) -> Refusal:
+def _defect(reason: str | None, call_id: str) -> Refusal:
     """Tell of a defect: nothing of the error itself but a reason that is public."""
-    reference = secrets.token_hex(8)
-    message = f"internal error; the server's log has it under the reference {reference}"
+    message = f"internal error; the server's log has it under the reference {call_id}"
     details: list[Message] = [
-        _info(reason or "INTERNAL", {"reference": reference}),
-        error_details_pb2.RequestInfo(request_id=reference),
+        _info(reason or "INTERNAL", {"reference": call_id}),
+        error_details_pb2.RequestInfo(request_id=call_id),
     ]
-    return _refusal(grpc.StatusCode.INTERNAL, message, details, reference)
+    return _refusal(grpc.StatusCode.INTERNAL, message, details)
 
 
-def _refusal(
-    code: grpc.StatusCode, message: str, details: list[Message], reference: str | None = None
-) -> Refusal:
+def _refusal(code: grpc.StatusCode, message: str, details: list[Message]) -> Refusal:
     status = status_pb2.Status(code=code.value[0], message=message)
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
-    return Refusal(code, message, status.SerializeToString(), reference)
+    return Refusal(code, message, status.SerializeToString())
 
 
 def _info(reason: str, metadata: dict[str, str]) -> error_details_pb2.ErrorInfo:
@@ -158,7 +159,7 @@ def _retry_elsewhere(_: FencedError) -> Iterator[Message]:
     yield answer
 
 
-def _retry(error: StorageFullError | UnavailableError) -> Iterator[Message]:
+def _retry(error: StorageFullError | UnavailableError | OverloadedError) -> Iterator[Message]:
     answer = error_details_pb2.RetryInfo()
     answer.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
     yield answer
@@ -203,6 +204,11 @@ _TABLE: dict[type, _Rule] = {
     ResponseTooLargeError: _Rule(_CODE.RESOURCE_EXHAUSTED, _retry_at_once, _no_metadata),
     StorageFullError: _Rule(_CODE.RESOURCE_EXHAUSTED, _retry, _no_metadata),
     UnavailableError: _Rule(_CODE.UNAVAILABLE, _retry, _no_metadata),
+    UnauthenticatedError: _Rule(_CODE.UNAUTHENTICATED, _nothing, _no_metadata),
+    PermissionDeniedError: _Rule(_CODE.PERMISSION_DENIED, _nothing, _no_metadata),
+    OverloadedError: _Rule(_CODE.RESOURCE_EXHAUSTED, _retry, _no_metadata),
+    # Not RESOURCE_EXHAUSTED, which clients repeat: the same search would take as long again.
+    SearchTooLongError: _Rule(_CODE.DEADLINE_EXCEEDED, _nothing, _no_metadata),
     PreconditionError: _Rule(_CODE.FAILED_PRECONDITION, _precondition_failure, _blocker_metadata),
     # Nothing is wrong with the request: another server holds the migration and takes it,
     # and a client has, or its balancer has, that server's address. FAILED_PRECONDITION

@@ -7,16 +7,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
 from sagastore.v1 import storage_pb2
+from sagastore_server.ports.errors import SearchTooLongError
 from sagastore_server.rpc import convert, requests, tokens
 from sagastore_server.rpc.bulk import BulkStream, Request
 from sagastore_server.rpc.gate import Gate
 from sagastore_server.rpc.handlers import TimeLeft, timed
 from sagastore_server.rpc.ids import IdSource
-from sagastore_server.search.pager import InvalidCursorError, search_page
+from sagastore_server.search.pager import Cursor, InvalidCursorError, search_page
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import ResponseTooLargeError
 from sagastore_server.storage.model import Message, Position
-from sagastore_server.storage.query import Scan
+from sagastore_server.storage.query import Hit, Scan
 
 MAX_BATCH_GET_BYTES = 64 * 1024 * 1024
 """Bytes of a BatchGet answer. Clients must raise their own limit to receive more than 4 MiB."""
@@ -40,11 +41,17 @@ _IDS_AT_ONCE = 100
 class StorageServicer:
     """Serves the RPCs by their names; ``handlers`` connects it with gRPC."""
 
-    def __init__(self, backend: StorageBackend, gate: Gate) -> None:
-        """Serve from ``backend``, which may be opened later, before ``gate`` is."""
+    def __init__(
+        self, backend: StorageBackend, gate: Gate, *, search_timeout: float = 10.0
+    ) -> None:
+        """Serve from ``backend``, which may be opened later, before ``gate`` is.
+
+        A search is stopped after ``search_timeout`` seconds.
+        """
         self._backend = backend
         self._gate = gate
         self._ids = IdSource()
+        self._search_timeout = search_timeout
 
     @timed
     async def Save(
@@ -107,17 +114,7 @@ class StorageServicer:
         cursor = None
         if request.page_token:
             cursor = tokens.unseal(key, request.page_token, "page_token")
-        try:
-            hits, following = await search_page(
-                self._backend,
-                wanted.criteria,
-                wanted.order,
-                wanted.page_size,
-                cursor,
-                run=_run_aside,
-            )
-        except InvalidCursorError:
-            tokens.refuse("page_token")
+        hits, following = await self._search(wanted, cursor)
         answer = storage_pb2.SearchResponse()
         for hit in hits:
             result = answer.results.add(score=hit.score, snippet=hit.snippet)
@@ -125,6 +122,30 @@ class StorageServicer:
         if following is not None:
             answer.next_page_token = tokens.seal(key, following)
         return answer
+
+    async def _search(
+        self, wanted: requests.Search, cursor: Cursor | None
+    ) -> tuple[list[Hit], Cursor | None]:
+        try:
+            # What the store works on for it is interrupted when the time is over.
+            async with asyncio.timeout(self._search_timeout) as limit:
+                return await search_page(
+                    self._backend,
+                    wanted.criteria,
+                    wanted.order,
+                    wanted.page_size,
+                    cursor,
+                    run=_run_aside,
+                )
+        except InvalidCursorError:
+            tokens.refuse("page_token")
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise SearchTooLongError(
+                f"the search took more than {self._search_timeout:g} seconds and was stopped; "
+                "ask for rarer words, or for a session, a tag or a stretch of time as well"
+            ) from None
 
     def BulkSave(
         self, requests: AsyncIterator[Request]

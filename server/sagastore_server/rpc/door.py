@@ -1,0 +1,213 @@
+"""What every call passes before anything is done for it, and how it is counted out.
+
+In this order, the cheapest first, and all of it before the request is even parsed: does the
+server take calls at all; who calls, and may they; do they call too often; is there room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import structlog
+from grpc import aio
+
+from sagastore_server.ports import current
+from sagastore_server.ports.access import ANYONE, AccessControl, Caller, Role
+from sagastore_server.ports.current import CurrentCall
+from sagastore_server.ports.errors import (
+    OverloadedError,
+    PermissionDeniedError,
+    RateLimitedError,
+    UnauthenticatedError,
+)
+from sagastore_server.ports.instruments import Instruments
+from sagastore_server.rpc.gate import Gate
+from sagastore_server.rpc.limits import Limits
+from sagastore_server.rpc.rates import Rates
+
+Context = aio.ServicerContext[Any, Any]
+
+CALL_ID_KEY = "x-request-id"
+"""The header with which a caller may name a call; errors and logs then bear that name."""
+
+_BEARER = "bearer "
+_RETRY_AFTER = 0.25
+"""Seconds after which a call that found no room may try again, and up to as much more, so
+that those refused together do not come back together."""
+
+_CERTIFICATE_KEYS = ("x509_subject_alternative_name", "x509_common_name")
+_log = structlog.get_logger(__name__)
+
+
+class Arrival(Protocol):
+    """What the door looks at of a call that comes in."""
+
+    def invocation_metadata(self) -> Any:
+        """Return the headers, as pairs."""
+
+    def auth_context(self) -> Mapping[str, Any]:
+        """Return what the certificate says."""
+
+    def peer(self) -> str:
+        """Return the address that it comes from."""
+
+
+class Door:
+    """Lets calls in and counts them out. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        limits: Limits = Limits(),  # noqa: B008 - immutable
+        access: AccessControl | None = None,
+        instruments: Instruments | None = None,
+        *,
+        log_calls: bool = False,
+    ) -> None:
+        """Let in whom ``access`` knows, as many as ``limits`` allow, and tell ``instruments``."""
+        self.gate = gate
+        self.limits = limits
+        self.calls = 0
+        """Single calls inside."""
+        self.streams = 0
+        """Streams inside."""
+        self._access = access or AccessControl()
+        self._instruments = instruments or Instruments()
+        self._rates = Rates(limits.caller_rate) if limits.caller_rate else None
+        self._log_calls = log_calls
+
+    def begin(self, method: str) -> tuple[CurrentCall, float]:
+        """Take note of a call that came in; ``end`` must follow."""
+        self._instruments.call_started(method)
+        return current.begin(method), time.perf_counter()
+
+    def end(self, call: CurrentCall, code: str, began: float, context: Context) -> None:
+        """Take note of how a call ended."""
+        seconds = time.perf_counter() - began
+        self._instruments.call_ended(call.method, code, seconds)
+        if self._log_calls:
+            adopt_id(call, context)
+            _log.info(
+                "call",
+                method=call.method,
+                code=code,
+                seconds=round(seconds, 6),
+                caller=call.caller,
+                call=call.id,
+            )
+
+    def admit(self, call: CurrentCall, context: Arrival, role: Role) -> None:
+        """Find out who calls, and whether they may, now.
+
+        Raises:
+            UnauthenticatedError: Nobody we know.
+            PermissionDeniedError: Their role is less than ``role``.
+            RateLimitedError: They have called too often.
+
+        """
+        caller = ANYONE if self._access.is_open else self._identify(context)
+        call.caller = caller.name
+        if caller.role < role:
+            raise PermissionDeniedError(
+                f"{caller.name!r} has the role {caller.role.name.lower()}, "
+                f"and this needs {role.name.lower()}"
+            )
+        if self._rates is not None:
+            self._hold_to_rate(self._rates, context)
+
+    def enter_call(self) -> None:
+        """Take a place for a single call; ``leave_call`` gives it back.
+
+        Raises:
+            OverloadedError: There is none.
+
+        """
+        if self.calls >= self.limits.max_calls:
+            self._shed(f"{self.limits.max_calls:,} calls")
+        self.calls += 1
+
+    def leave_call(self) -> None:
+        """Give back the place of a single call."""
+        self.calls -= 1
+
+    def enter_stream(self) -> None:
+        """Take a place for a stream; ``leave_stream`` gives it back.
+
+        Raises:
+            OverloadedError: There is none.
+
+        """
+        if self.streams >= self.limits.max_streams:
+            self._shed(f"{self.limits.max_streams:,} streams")
+        self.streams += 1
+
+    def leave_stream(self) -> None:
+        """Give back the place of a stream."""
+        self.streams -= 1
+
+    async def pace(self, context: Arrival) -> None:
+        """Wait until the caller of a stream may send another batch."""
+        if self._rates is None:
+            return
+        while wait := self._rates.take(self._key(context)):  # noqa: ASYNC110 - time itself
+            await asyncio.sleep(wait)
+
+    def _identify(self, context: Arrival) -> Caller:
+        token, certificate = _token(context), _certificate_names(context)
+        return self._access.caller(token, certificate)
+
+    def _hold_to_rate(self, rates: Rates, context: Arrival) -> None:
+        wait = rates.take(self._key(context))
+        if wait:
+            self._instruments.call_shed(RateLimitedError.reason)
+            raise RateLimitedError(
+                f"more than {self.limits.caller_rate:g} calls a second; slow down",
+                retry_after=wait,
+            )
+
+    def _key(self, context: Arrival) -> str:
+        call = current.current()
+        if not self._access.is_open and call is not None:
+            return call.caller
+        return context.peer().rpartition(":")[0]
+
+    def _shed(self, what: str) -> None:
+        self._instruments.call_shed(OverloadedError.reason)
+        raise OverloadedError(
+            f"the server works on {what} already, which is its limit; try again",
+            retry_after=_RETRY_AFTER * (1 + random.random()),  # noqa: S311 - not a secret
+        )
+
+
+def adopt_id(call: CurrentCall, context: Arrival) -> None:
+    """Give the call the id that its caller gave it, if there is one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == CALL_ID_KEY and isinstance(value, str):
+            call.adopt(value)
+
+
+def _token(context: Arrival) -> str | None:
+    """Return the bearer token.
+
+    Raises:
+        UnauthenticatedError: There is an authorization of another kind, or more than one.
+
+    """
+    given = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    if not given:
+        return None
+    if len(given) > 1 or not isinstance(given[0], str) or given[0][:7].lower() != _BEARER:
+        raise UnauthenticatedError("the authorization must be one bearer token")
+    token: str = given[0][7:].strip()
+    return token
+
+
+def _certificate_names(context: Arrival) -> list[str]:
+    found = context.auth_context()
+    return [
+        name.decode("utf-8", "replace") for key in _CERTIFICATE_KEYS for name in found.get(key, ())
+    ]
