@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sagastore_server import __version__, app, inspection
+from sagastore_server import __version__, app, backups, inspection
 from sagastore_server.ops import logs, loop, settings
 from sagastore_server.ops.address import Address
 from sagastore_server.storage.errors import CannotOpenError
@@ -139,6 +139,8 @@ def serve(
 
 
 cli.command()(inspection.inspect)
+cli.command()(backups.backup)
+cli.command()(backups.restore)
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ async def attach(
             "back to sqlite-only and begin again",
         )
     check(found.record, source, situation)
+    await forget_restoration(source, situation)
     # Whoever held it under the name of this file is dead: the file is locked, by us.
     await target.claim(lease, source.store_id, state.phase, state.epoch, steal=True)
     base = await _reconcile(source, situation, found.record, new=found.empty)
@@ -77,6 +78,9 @@ async def _reconcile(
 def check(found: TargetRecord, source: MigrationSource, situation: Situation) -> None:
     """Compare what the target remembers with the source.
 
+    A source that was restored from a backup counts as old as that backup: what it has been
+    given since has the numbers of changes that were lost.
+
     Raises:
         PreconditionError: It remembers another source, or a later state of this one.
 
@@ -87,20 +91,33 @@ def check(found: TargetRecord, source: MigrationSource, situation: Situation) ->
             "PostgreSQL holds the migration of another SQLite file; give the server the "
             "database, or the file, that belong together",
         )
-    epoch = situation.state.epoch
+    epoch, last = situation.state.epoch, committed(source, situation)
     if found.phase is Phase.POSTGRES_ONLY:
         _refuse(
             "SOURCE_IS_OLD",
             f"the messages of {source.place} have moved to PostgreSQL for good, so this is an old "
             "copy of the file; start with --postgres alone",
         )
-    if found.epoch > epoch or found.applied > source.committed:
+    if found.epoch > epoch or found.applied > last:
         _refuse(
             "SOURCE_IS_OLD",
             f"{source.place} is older than what PostgreSQL has seen of it (epoch {epoch} against "
-            f"{found.epoch}, change {source.committed} against {found.applied}): it seems to be a "
+            f"{found.epoch}, change {last} against {found.applied}): it seems to be a "
             "copy or a restored backup; put the newest file back, or give it an empty database",
         )
+
+
+def committed(source: MigrationSource, situation: Situation) -> int:
+    """Return the last change that the target may know of."""
+    restored = situation.state.restored
+    return source.committed if restored < 0 else restored
+
+
+async def forget_restoration(source: MigrationSource, situation: Situation) -> None:
+    """Note that the target has seen nothing later than the backup the source came from."""
+    if situation.state.restored >= 0:
+        async with situation.changing:
+            await situation.commit(source, situation.state._replace(restored=-1))
 
 
 def _refuse(reason: str, detail: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sagastore_server.migration.attaching import committed
 from sagastore_server.migration.bounded import bounded
 from sagastore_server.migration.follower import Follower
 from sagastore_server.migration.situation import Ends, Situation
@@ -197,7 +198,8 @@ def judge(
                 "database of its own",
             )
         ]
-    if record.phase is Phase.POSTGRES_ONLY or record.epoch > situation.state.epoch:
+    older = record.epoch > situation.state.epoch or record.applied > committed(source, situation)
+    if record.phase is Phase.POSTGRES_ONLY or older:
         return [
             Blocker(
                 "SOURCE_IS_OLD",

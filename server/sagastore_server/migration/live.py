@@ -8,7 +8,7 @@ import logging
 import time
 from typing import NamedTuple, NoReturn
 
-from sagastore_server.migration.attaching import LEASE_WITHIN, check
+from sagastore_server.migration.attaching import LEASE_WITHIN, check, forget_restoration
 from sagastore_server.migration.backfill import Backfill
 from sagastore_server.migration.bounded import bounded
 from sagastore_server.migration.completion import Completion
@@ -228,6 +228,8 @@ class LiveMigration:
                 "the last step of the migration was interrupted, and this PostgreSQL knows "
                 "nothing of it; give the right --postgres"
             )
+        if state.restored >= 0:
+            check(record, self._source, self._situation)
         if record.phase is Phase.POSTGRES_ONLY:
             _log.warning("the last step was interrupted; archiving the file now")
             self._end(record)
@@ -261,6 +263,8 @@ class LiveMigration:
     async def _meet_the_target(self) -> None:
         """Refuse to start where PostgreSQL has seen more than the file, or serves another."""
         found = await self._look()
+        if found is None and self._situation.state.restored >= 0:
+            self._refuse_unasked()
         if found is None or found.record is None:
             return
         record = found.record
@@ -270,7 +274,17 @@ class LiveMigration:
             _log.error("PostgreSQL belongs to another migration; it is left alone")
             return
         check(record, self._source, self._situation)
+        await forget_restoration(self._source, self._situation)
         await self._wait_for_the_lease(record)
+
+    def _refuse_unasked(self) -> NoReturn:
+        """Without PostgreSQL nobody knows whether a restored file lacks later changes."""
+        alone = "" if self.phase.journals else ", or leave out --postgres to serve the file alone"
+        raise CannotOpenError(
+            f"{self._source.place} was restored from a backup, and {self._target.place} must be "
+            "asked once whether it has seen later changes, but cannot be used now; see that it "
+            f"runs, and start again{alone}"
+        )
 
     async def _wait_for_the_lease(self, record: TargetRecord) -> None:
         """Wait until a server that is gone does not hold PostgreSQL any more."""

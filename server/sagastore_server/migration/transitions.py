@@ -150,7 +150,7 @@ class Transitions:
         state: MigrationState = self._situation.state
         state = state._replace(phase=phase, epoch=state.epoch + 1)
         if base is not None:
-            state = state._replace(base=base, last_verification=None)
+            state = state._replace(base=base, last_verification=None, restored=-1)
         await self._situation.commit(self._source, state, rejournal_after)
 
     async def _tell_target(self) -> None:

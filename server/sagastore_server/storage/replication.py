@@ -40,6 +40,9 @@ class MigrationState(NamedTuple):
     accepted_quarantine: int = -1
     """How many rows in quarantine the operator has accepted; -1: never asked."""
     last_verification: Verification | None = None
+    restored: int = -1
+    """For a file that came from a backup: the last revision of that backup. What the target
+    has of it must not be later, and is looked at before anything is served; then it is -1."""
 
 
 class Entry(NamedTuple):
