@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -19,12 +20,13 @@ from sagastore_server.sqlite.moved import Remembered, refuse_by_name, refuse_if_
 from sagastore_server.sqlite.opening import open_for_writing
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.queries import QUERIES
-from sagastore_server.sqlite.readers import ReaderPool
+from sagastore_server.sqlite.readers import READERS, ReaderPool
 from sagastore_server.sqlite.search import compile_search, enough, is_many
 from sagastore_server.sqlite.writer import GroupCommitWriter
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import NotFoundError, StorageError, UnavailableError
+from sagastore_server.storage.load import Load, OnGroup, unheard
 from sagastore_server.storage.model import (
     BulkResult,
     Draft,
@@ -71,6 +73,7 @@ class SQLiteStorage(StorageBackend):
         self._checkpointer = Checkpointer(path, self._readers)
         self._connection: sqlite3.Connection | None = None
         self._writer: GroupCommitWriter | None = None
+        self._on_group: OnGroup = unheard
         self._abandoned = threading.Event()
 
     async def open(self) -> None:
@@ -178,6 +181,28 @@ class SQLiteStorage(StorageBackend):
             return StoreHealth(Store.SQLITE, False, str(exc), -1, 0)
         return StoreHealth(Store.SQLITE, True, "", messages, SCHEMA_VERSION)
 
+    def observe(self, on_group: OnGroup) -> None:
+        """See the contract."""
+        self._on_group = on_group
+
+    def loads(self) -> list[Load]:
+        """See the contract."""
+        writer, readers = self._writer, self._readers
+        if writer is None:
+            return []
+        return [
+            Load(
+                Store.SQLITE,
+                writes_waiting=writer.waiting,
+                connections=readers.size,
+                connections_busy=readers.busy,
+                connections_most=READERS,
+                connections_wanted=readers.waiting,
+                log_bytes=self._checkpointer.log_bytes(),
+                **_on_disk(self._path),
+            )
+        ]
+
     async def checkpoint(self) -> None:
         """Empty the write-ahead log if it is large enough; happens by itself too."""
         await self._checkpointer.run_once()
@@ -185,7 +210,7 @@ class SQLiteStorage(StorageBackend):
     async def _open_owned(self) -> None:
         """Open what ``_close_connections`` closes."""
         self._connection = await self._open_file()
-        self._writer = GroupCommitWriter(self._connection, self._has_committed)
+        self._writer = GroupCommitWriter(self._connection, self._has_committed, self._on_group)
         await self._readers.open()
         await self._checkpointer.open(self._writer)
 
@@ -248,6 +273,15 @@ class SQLiteStorage(StorageBackend):
 
 def _unheard(what: str, done: int, total: int) -> None:
     """Stand in for a listener."""
+
+
+def _on_disk(path: Path) -> dict[str, int]:
+    """Return the size of a file and the room beside it, as fields of a ``Load``."""
+    try:
+        free = shutil.disk_usage(path.parent).free
+        return {"file_bytes": path.stat().st_size, "disk_free_bytes": free}
+    except OSError:
+        return {}
 
 
 def _close_tidily(connection: sqlite3.Connection) -> None:

@@ -78,7 +78,7 @@ class Checkpointer:
 
     async def run_once(self) -> None:
         """Look at the log once and do what its size asks for."""
-        size = self._wal_bytes()
+        size = self.log_bytes()
         if size >= LARGE_BYTES and time.monotonic() >= self._pause_until:
             # Copy most of it first, beside readers and writer, which then wait less long.
             await self._passive()
@@ -114,7 +114,8 @@ class Checkpointer:
         """
         return self._writer is not None and await self._writer.run_between_groups(_truncate)
 
-    def _wal_bytes(self) -> int:
+    def log_bytes(self) -> int:
+        """Return the size of the log."""
         try:
             return self._wal.stat().st_size
         except OSError:

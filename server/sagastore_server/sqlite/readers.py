@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import aiosqlite
 
+from sagastore_server.ports import tracing
 from sagastore_server.sqlite.connect import message_from_row, prepare_reader
 from sagastore_server.sqlite.errors import InterruptedReadError, translating
 from sagastore_server.storage.errors import UnavailableError
@@ -61,6 +62,8 @@ class ReaderPool:
         # to the task that just released it, before those who wait.
         self._turns = asyncio.Semaphore(0)
         self._all: list[_Reader] = []
+        self.waiting = 0
+        """How many reads wait for a connection."""
         self._closing = False
         self._holding = asyncio.Lock()
         self._admitting = asyncio.Event()
@@ -87,6 +90,16 @@ class ReaderPool:
             await reader.connection.close()
             # Who waits for it learns that the pool is closing.
             self._release(reader)
+
+    @property
+    def size(self) -> int:
+        """How many connections are open."""
+        return len(self._all)
+
+    @property
+    def busy(self) -> int:
+        """How many of them are lent out."""
+        return max(0, len(self._all) - len(self._idle))
 
     async def rows(self, sql: str, parameters: Iterable[Any] = ()) -> list[Row]:
         """Return all rows of a statement that returns few."""
@@ -172,7 +185,7 @@ class ReaderPool:
             reader = await self._acquire()
             try:
                 self._check_open()
-                with translating():
+                with translating(), tracing.step("sqlite.read", **{"db.system.name": "sqlite"}):
                     return await read(reader)
             except asyncio.CancelledError:
                 # Nobody waits for the answer: do not let the statement run on.
@@ -189,7 +202,11 @@ class ReaderPool:
                 self._release(reader)
 
     async def _acquire(self) -> _Reader:
-        await self._turns.acquire()
+        self.waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self.waiting -= 1
         return self._idle.pop()
 
     def _release(self, reader: _Reader) -> None:

@@ -17,12 +17,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
+from sagastore_server.ports import tracing
 from sagastore_server.sqlite.batch import Batch, Counters
 from sagastore_server.sqlite.errors import translated
 from sagastore_server.sqlite.migration_state import load_state
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import StorageError, UnavailableError
+from sagastore_server.storage.load import OnGroup, unheard
+from sagastore_server.storage.model import Store
 
 MAX_GROUP_ROWS = 2000
 """Rows after which a group takes no more: bounds how long a single save can wait."""
@@ -52,21 +55,38 @@ class _Errand(NamedTuple):
     in_transaction: bool
 
 
+class _Group(NamedTuple):
+    """A group that was committed."""
+
+    writes: int
+    rows: int
+    seconds: float
+
+
 class GroupCommitWriter:
     """Applies writes in the order in which they are submitted, in groups."""
 
-    def __init__(self, connection: sqlite3.Connection, on_commit: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        on_commit: Callable[[int], None],
+        on_group: OnGroup = unheard,
+    ) -> None:
         """Take over ``connection``: only this object uses it until ``close`` returns.
 
         ``on_commit`` is called on the event loop with ``committed`` when that has grown,
-        once for each group, before the callers of the group are told.
+        once for each group, before the callers of the group are told. ``on_group`` hears of
+        each group, there as well.
         """
         self._connection = connection
         self._on_commit = on_commit
+        self._on_group = on_group
         self._waiting: queue.SimpleQueue[_Write | _Errand | None] = queue.SimpleQueue()
         self._put_back: list[_Errand | None] = []
         """What ended a group and is next; the thread's own."""
         self._counters = _read_counters(connection)
+        self._groups: list[_Group] = []
+        """Committed, and not told of yet; the thread's own."""
         self._uncertain = False
         """What was committed must be read again before the next group."""
         self.committed = self._counters.revision
@@ -91,7 +111,13 @@ class GroupCommitWriter:
             raise UnavailableError("the store is closing; try again")
         future: asyncio.Future[Any] = self._loop.create_future()
         self._waiting.put(_Write(ids, apply, future))
-        return cast("T", await future)
+        with tracing.step("sqlite.commit", **{"db.system.name": "sqlite"}):
+            return cast("T", await future)
+
+    @property
+    def waiting(self) -> int:
+        """How many writes are in no group yet."""
+        return self._waiting.qsize()
 
     async def run_between_groups(self, run: Callable[[sqlite3.Connection], T]) -> T:
         """Run something on the connection while no transaction is under way on it.
@@ -159,12 +185,19 @@ class GroupCommitWriter:
         return group
 
     def _tell(self, group: Sequence[_Write | _Errand], outcomes: list[_Outcome]) -> None:
+        groups, self._groups = self._groups, []
         # The loop is gone only if the process is ending without close().
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._deliver, group, outcomes, self._counters.revision)
+            self._loop.call_soon_threadsafe(
+                self._deliver, group, outcomes, self._counters.revision, groups
+            )
 
     def _deliver(
-        self, group: Sequence[_Write | _Errand], outcomes: list[_Outcome], revision: int
+        self,
+        group: Sequence[_Write | _Errand],
+        outcomes: list[_Outcome],
+        revision: int,
+        groups: list[_Group],
     ) -> None:
         try:
             if revision > self.committed:
@@ -172,6 +205,8 @@ class GroupCommitWriter:
                 self._on_commit(revision)
         finally:
             _answer(group, outcomes)
+        for committed in groups:
+            self._on_group(Store.SQLITE, *committed)
 
     def _errand(self, errand: _Errand) -> _Outcome:
         try:
@@ -202,6 +237,7 @@ class GroupCommitWriter:
     def _attempt(self, group: list[_Write]) -> list[_Outcome]:
         connection = self._connection
         self._be_certain()
+        began = time.perf_counter()
         connection.execute("BEGIN IMMEDIATE")
         ids = {key for write in group for key in write.ids}
         batch = Batch(connection, self._counters, time.time_ns() // 1000, ids)
@@ -209,6 +245,8 @@ class GroupCommitWriter:
         counters = batch.flush()
         connection.execute("COMMIT")
         self._counters = counters
+        rows = sum(len(write.ids) for write in group)
+        self._groups.append(_Group(len(group), rows, time.perf_counter() - began))
         return outcomes
 
     def _recover(self) -> None:
