@@ -17,12 +17,14 @@ from sagastore_server import __version__
 from sagastore_server.migration.alone import Alone
 from sagastore_server.migration.live import LiveMigration, Options
 from sagastore_server.ops.address import Address
+from sagastore_server.ops.entrance import Entrance, EntranceError
 from sagastore_server.ops.greeting import greeting
 from sagastore_server.ops.settings import Settings, default_sqlite
 from sagastore_server.ops.signals import StopSignals
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.rpc.credentials import server_credentials
 from sagastore_server.rpc.limits import Limits
 from sagastore_server.rpc.server import CannotListenError, RpcServer, Terms
 from sagastore_server.sqlite.backend import SQLiteStorage
@@ -59,19 +61,21 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
         CannotOpenError: The store cannot be opened.
 
     """
+    entrance = _entrance(settings)
     _check(settings)
     service = _service(settings)
     backend = service.backend
-    server = RpcServer(backend, service.control, _terms(settings))
+    server = RpcServer(backend, service.control, _terms(settings, entrance))
     signals = StopSignals()
     address = await _listen(server, settings.address)
     try:
-        if await _open(backend, signals):
-            await server.open_gate()
-            await _announce(service, address, say)
-            async with _watched(service, server):
-                await signals.first.wait()
-        await _drain(server, settings.drain_seconds, signals)
+        async with entrance.watched():
+            if await _open(backend, signals):
+                await server.open_gate()
+                await _announce(service, address, say)
+                async with _watched(service, server):
+                    await signals.first.wait()
+            await _drain(server, settings.drain_seconds, signals)
     finally:
         await server.stop()
         await backend.close()
@@ -93,12 +97,6 @@ class _Progress:
 
 
 def _check(settings: Settings) -> None:
-    if not settings.address.is_loopback and not settings.allow_insecure:
-        raise StartupError(
-            f"--listen {settings.listen} can be reached from other machines, and this version "
-            "has neither TLS nor authentication; listen on 127.0.0.1, or accept that with "
-            "--allow-insecure"
-        )
     if settings.postgres is None and settings.sqlite == default_sqlite():
         try:
             settings.sqlite.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +104,14 @@ def _check(settings: Settings) -> None:
             raise StartupError(f"cannot make {settings.sqlite.parent}: {exc.strerror}") from exc
 
 
-def _terms(settings: Settings) -> Terms:
+def _entrance(settings: Settings) -> Entrance:
+    try:
+        return Entrance(settings)
+    except EntranceError as exc:
+        raise StartupError(str(exc)) from exc
+
+
+def _terms(settings: Settings, entrance: Entrance) -> Terms:
     limits = Limits(
         max_request_bytes=settings.max_request_bytes,
         max_calls=settings.max_calls,
@@ -115,8 +120,17 @@ def _terms(settings: Settings) -> Terms:
         search_timeout=settings.search_timeout,
         stall_timeout=settings.stall_timeout,
         connection_age=settings.connection_age,
+        connection_calls=settings.connection_calls,
+        max_connections=settings.max_connections,
     )
-    return Terms(limits, reflection=settings.reflection, log_calls=settings.log_calls)
+    tls = entrance.tls
+    return Terms(
+        limits,
+        access=entrance.access,
+        credentials=None if tls is None else server_credentials(tls.material),
+        reflection=settings.reflection,
+        log_calls=settings.log_calls,
+    )
 
 
 class _Service(NamedTuple):

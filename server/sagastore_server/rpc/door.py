@@ -7,9 +7,9 @@ server take calls at all; who calls, and may they; do they call too often; is th
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Protocol
 
 import structlog
@@ -27,7 +27,9 @@ from sagastore_server.ports.errors import (
 from sagastore_server.ports.instruments import Instruments
 from sagastore_server.rpc.gate import Gate
 from sagastore_server.rpc.limits import Limits
+from sagastore_server.rpc.pressure import Figures, Pressure
 from sagastore_server.rpc.rates import Rates
+from sagastore_server.rpc.supervision import Supervision
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -35,10 +37,6 @@ CALL_ID_KEY = "x-request-id"
 """The header with which a caller may name a call; errors and logs then bear that name."""
 
 _BEARER = "bearer "
-_RETRY_AFTER = 0.25
-"""Seconds after which a call that found no room may try again, and up to as much more, so
-that those refused together do not come back together."""
-
 _CERTIFICATE_KEYS = ("x509_subject_alternative_name", "x509_common_name")
 _log = structlog.get_logger(__name__)
 
@@ -66,6 +64,7 @@ class Door:
         access: AccessControl | None = None,
         instruments: Instruments | None = None,
         *,
+        pressure: Pressure | None = None,
         log_calls: bool = False,
     ) -> None:
         """Let in whom ``access`` knows, as many as ``limits`` allow, and tell ``instruments``."""
@@ -76,8 +75,11 @@ class Door:
         self.streams = 0
         """Streams inside."""
         self._access = access or AccessControl()
+        self._supervision = Supervision()
+        self._access.subscribe(self._supervision.check_all)
         self._instruments = instruments or Instruments()
         self._rates = Rates(limits.caller_rate) if limits.caller_rate else None
+        self.pressure = pressure or Pressure(limits.max_calls, lambda: Figures(0, 0))
         self._log_calls = log_calls
 
     def begin(self, method: str) -> tuple[CurrentCall, float]:
@@ -109,15 +111,23 @@ class Door:
             RateLimitedError: They have called too often.
 
         """
-        caller = ANYONE if self._access.is_open else self._identify(context)
-        call.caller = caller.name
-        if caller.role < role:
-            raise PermissionDeniedError(
-                f"{caller.name!r} has the role {caller.role.name.lower()}, "
-                f"and this needs {role.name.lower()}"
-            )
+        self._authorize(call, context, role)
         if self._rates is not None:
             self._hold_to_rate(self._rates, context)
+
+    def supervised(
+        self, call: CurrentCall, context: Arrival, role: Role
+    ) -> AbstractAsyncContextManager[None]:
+        """End what is done in the context when who was admitted would be so no longer.
+
+        Raises:
+            UnauthenticatedError: They are nobody we know, now.
+            PermissionDeniedError: Their role is less than ``role``, now.
+
+        """
+        if self._access.is_open:
+            return nullcontext()
+        return self._supervision.over(lambda: self._authorize(call, context, role))
 
     def enter_call(self) -> None:
         """Take a place for a single call; ``leave_call`` gives it back.
@@ -126,8 +136,8 @@ class Door:
             OverloadedError: There is none.
 
         """
-        if self.calls >= self.limits.max_calls:
-            self._shed(f"{self.limits.max_calls:,} calls")
+        if self.calls >= self.limits.max_calls or self.pressure.turns_away():
+            self._shed(f"{self.limits.max_calls:,} calls or more")
         self.calls += 1
 
     def leave_call(self) -> None:
@@ -156,9 +166,20 @@ class Door:
         while wait := self._rates.take(self._key(context)):  # noqa: ASYNC110 - time itself
             await asyncio.sleep(wait)
 
+    def _authorize(self, call: CurrentCall, context: Arrival, role: Role) -> None:
+        caller = ANYONE if self._access.is_open else self._identify(context)
+        call.caller = caller.name
+        if caller.role < role:
+            raise PermissionDeniedError(
+                f"{caller.name!r} has the role {caller.role.name.lower()}, "
+                f"and this needs {role.name.lower()}"
+            )
+
     def _identify(self, context: Arrival) -> Caller:
-        token, certificate = _token(context), _certificate_names(context)
-        return self._access.caller(token, certificate)
+        token = _token(context)
+        # A token decides; asking for the certificate takes longer than all the rest.
+        names = () if token is not None else _certificate_names(context)
+        return self._access.caller(token, names)
 
     def _hold_to_rate(self, rates: Rates, context: Arrival) -> None:
         wait = rates.take(self._key(context))
@@ -178,8 +199,8 @@ class Door:
     def _shed(self, what: str) -> None:
         self._instruments.call_shed(OverloadedError.reason)
         raise OverloadedError(
-            f"the server works on {what} already, which is its limit; try again",
-            retry_after=_RETRY_AFTER * (1 + random.random()),  # noqa: S311 - not a secret
+            f"the server has {what} at hand already, which is its limit; try again",
+            retry_after=self.pressure.retry_after(),
         )
 
 

@@ -189,7 +189,10 @@ class _Calls:
                             if method.client_streaming
                             else _readable(decode(raw))
                         )
-                        async with _ending(door.gate, trait):
+                        async with (
+                            _ending(door.gate, trait),
+                            door.supervised(record, context, role),
+                        ):
                             await self._write_all(target(requests), context)
                     finally:
                         door.leave_stream()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple
 
 import grpc
@@ -17,9 +18,13 @@ from sagastore_server.rpc.gate import Gate, GateState
 from sagastore_server.rpc.handlers import service_handler
 from sagastore_server.rpc.limits import Limits
 from sagastore_server.rpc.migration_service import MigrationServicer
+from sagastore_server.rpc.pressure import Pressure, figures_of_newest_server
 from sagastore_server.rpc.storage_service import StorageServicer
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.migration import MigrationControl
+
+_MAX_PENDING = 8192
+"""Calls that may wait in gRPC, of which each takes about 20 KiB."""
 
 _CONNECTION_GRACE = 3600.0
 """Seconds that calls may go on over a connection that has reached its age."""
@@ -38,6 +43,15 @@ def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # What one client sends beyond that waits in the client, within its deadlines.
+        ("grpc.max_concurrent_streams", limits.connection_calls),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        # gRPC drops calls beyond that with a bare CANCELLED. We refuse long before, and say
+        # why; this is for floods that come faster than anything can be refused.
+        ("grpc.server.max_pending_requests", _MAX_PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * _MAX_PENDING),
+        # For rpc.pressure.
+        ("grpc.enable_channelz", 1),
     )
     if not limits.connection_age:
         return options
@@ -98,10 +112,17 @@ class RpcServer:
         self._terms = terms
         self._health = health.aio.HealthServicer()
         self._server = aio.server(options=_options(terms.limits))
+        pressure = Pressure(terms.limits.max_calls, figures_of_newest_server())
         door = Door(
-            self._gate, terms.limits, terms.access, terms.instruments, log_calls=terms.log_calls
+            self._gate,
+            terms.limits,
+            terms.access,
+            terms.instruments,
+            pressure=pressure,
+            log_calls=terms.log_calls,
         )
         self.door = door
+        self._watching: asyncio.Task[None] | None = None
         timeout = terms.limits.search_timeout
         servicers = (
             StorageServicer(backend, self._gate, search_timeout=timeout),
@@ -127,6 +148,7 @@ class RpcServer:
         except RuntimeError as exc:
             raise CannotListenError(f"cannot listen on {address}") from exc
         await self._server.start()
+        self._watching = asyncio.create_task(self.door.pressure.watch())
         return port
 
     def _bind(self, address: str) -> int:
@@ -156,6 +178,8 @@ class RpcServer:
 
     async def stop(self) -> None:
         """Stop listening, and end what is left."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._server.stop(_LAST_ANSWERS)
 
     @property

@@ -1,0 +1,119 @@
+"""How much waits at the door, and how much of it to turn away.
+
+gRPC hands a call over when the event loop asks for the next one, which a loop that is busy
+does less often. So under load calls queue in gRPC, where nothing is known of them but their
+number; that number is asked for a few times a second. It takes about half as long to refuse
+a call as to serve one. Refusing all that is too much would therefore end in refusing only;
+refusing a third keeps the server at work, and callers who wait as they are told thin out the
+rest. How long they are told to wait grows until few enough come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from grpc._cython import cygrpc  # The one way to the figures of channelz without its servicer.
+
+SAMPLE_EVERY = 0.05
+"""Seconds between two looks; each takes 0.2 ms idle, up to 1 ms under load."""
+
+_MOST = 1 / 3
+"""Share of the calls that is refused at most, while there is room inside."""
+
+_RETURN_SHARE = 0.2
+"""Calls that come back, as a share of those served, that the wait is made long enough for."""
+
+_SHORTEST, _LONGEST = 0.25, 10.0
+"""Seconds that callers are asked to wait."""
+
+_ADJUST_EVERY = 10
+"""Looks between two changes of the wait: half a second."""
+
+
+class Figures(NamedTuple):
+    """What gRPC has counted since the server was made."""
+
+    started: int
+    ended: int
+
+
+def figures_of_newest_server() -> Callable[[], Figures]:
+    """Return what asks gRPC for the figures of the server that was made last."""
+    newest = max(int(server["ref"]["serverId"]) for server in _servers(0))
+
+    def figures() -> Figures:
+        for server in _servers(newest):
+            data = server.get("data", {})
+            ended = int(data.get("callsSucceeded", 0)) + int(data.get("callsFailed", 0))
+            return Figures(int(data.get("callsStarted", 0)), ended)
+        return Figures(0, 0)
+
+    return figures
+
+
+def _servers(first: int) -> list[dict[str, dict[str, str]]]:
+    found: list[dict[str, dict[str, str]]] = json.loads(cygrpc.channelz_get_servers(first))[
+        "server"
+    ]
+    return found
+
+
+class Pressure:
+    """Decides which calls are turned away. Belongs to one event loop."""
+
+    def __init__(self, limit: int, figures: Callable[[], Figures]) -> None:
+        """Begin to turn calls away when more than ``limit`` wait or are served."""
+        self._limit = limit
+        self._figures = figures
+        self.outstanding = 0
+        """Calls that have come in and not ended, when we last looked."""
+        self._share = 0.0
+        self._wait = _SHORTEST
+        self._served = 0
+        self._refused = 0
+        self._looks = 0
+
+    def turns_away(self) -> bool:
+        """Decide about one call that has come in."""
+        if self._share and random.random() < self._share:  # noqa: S311 - not a secret
+            return True
+        self._served += 1
+        return False
+
+    def retry_after(self) -> float:
+        """Return the seconds after which a call that is refused may come back.
+
+        A different number each time, so that those refused together come back apart.
+        """
+        self._refused += 1
+        return self._wait * (1 + random.random())  # noqa: S311 - not a secret
+
+    async def watch(self) -> None:
+        """Look again and again until cancelled."""
+        while True:
+            self.look()
+            await asyncio.sleep(SAMPLE_EVERY)
+
+    def look(self) -> None:
+        """Take note of how much there is to do."""
+        started, ended = self._figures()
+        self.outstanding = started - ended
+        excess = (self.outstanding - self._limit) / (2 * self._limit)
+        self._share = min(_MOST, max(0.0, excess))
+        self._looks += 1
+        if self._looks % _ADJUST_EVERY == 0:
+            self._adjust()
+
+    def _adjust(self) -> None:
+        """Let those who were refused come back at the pace that can be borne.
+
+        If ``refused`` came back within ``wait``, twice the wait halves their pace.
+        """
+        bearable = max(1.0, _RETURN_SHARE * self._served)
+        change = min(2.0, max(0.5, self._refused / bearable))
+        self._wait = min(_LONGEST, max(_SHORTEST, self._wait * change))
+        self._served = self._refused = 0
