@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from sagastore_server import __version__, app, backups, inspection
-from sagastore_server.ops import logs, loop, settings
-from sagastore_server.ops.address import Address
-from sagastore_server.storage.errors import CannotOpenError
+from sagastore_server import __version__, backups, configuration, inspection
+from sagastore_server.ops import settings
+from sagastore_server.ops.settings_options import ConfigFile, fail, takes_settings, wrong_usage
 
 cli = typer.Typer(
     name="sagastore-server",
@@ -23,28 +20,10 @@ cli = typer.Typer(
 )
 
 
-class LogLevel(StrEnum):
-    """Values of --log-level."""
-
-    debug = "debug"
-    info = "info"
-    warning = "warning"
-    error = "error"
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"sagastore-server {__version__}")
         raise typer.Exit
-
-
-def _address(text: str | None) -> str | None:
-    if text is None:
-        return None
-    try:
-        return str(Address.parse(text))
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc)) from exc
 
 
 @cli.callback()
@@ -57,87 +36,35 @@ def _common(
 
 
 @cli.command()
-def serve(
-    *,
-    listen: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            callback=_address,
-            help=f"Address to listen on; port 0 takes a free one. Default: "
-            f"{settings.DEFAULT_LISTEN}.",
-        ),
-    ] = None,
-    sqlite: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="SQLite file; made if it is not there. A legacy memory.db is taken over. "
-            "Default: sagastore.db in your data directory.",
-        ),
-    ] = None,
-    postgres: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DSN",
-            help="Keep messages in PostgreSQL instead: postgresql://USER@HOST/DATABASE. With "
-            "--sqlite as well, the service can move from the file to PostgreSQL while it runs "
-            "(sagastore migrate). Put a password into SAGASTORE_POSTGRES or PGPASSWORD: others "
-            "can see a command line.",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            envvar=settings.ENV_PREFIX + "CONFIG",
-            show_envvar=False,
-            help="TOML file with these options by name (log_level, ...).",
-        ),
-    ] = None,
-    allow_insecure: Annotated[
-        bool | None,
-        typer.Option(
-            "--allow-insecure",
-            help="Listen beyond this machine although there is neither TLS nor authentication.",
-            show_default=False,
-        ),
-    ] = None,
-    drain_seconds: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            min=0,
-            max=3600,
-            help="How long calls may go on after SIGTERM or Ctrl+C. Default: 30.",
-        ),
-    ] = None,
-    log_level: Annotated[
-        LogLevel | None, typer.Option(help="Least severe messages logged. Default: info.")
-    ] = None,
-) -> None:
+@takes_settings
+def serve(*, config: ConfigFile = None, **given: str | bool | None) -> None:
     """Serve until SIGTERM or Ctrl+C, then finish the calls under way and exit.
 
     Every option is also SAGASTORE_<OPTION> in the environment, and a name in
     the TOML file. The command line comes first, then the environment, then the
-    file.
+    file. `sagastore-server config` shows what is in force, and why.
     """
+    # Half a second and more, which --help need not wait for.
+    import structlog
+
+    from sagastore_server import app
+    from sagastore_server.ops import logs, loop, settings_check
+    from sagastore_server.storage.errors import CannotOpenError
+
     try:
-        chosen = settings.load(
-            config,
-            listen=listen,
-            sqlite=sqlite,
-            postgres=postgres,
-            allow_insecure=allow_insecure,
-            drain_seconds=drain_seconds,
-            log_level=None if log_level is None else log_level.value,
-        )
+        chosen = settings.load(config, **given)
         logs.configure(chosen.log_level)
+        for problem in settings_check.advice(given):
+            structlog.get_logger(__name__).warning("setting", problem=str(problem))
         loop.run(app.serve(chosen, _say))
-    except (settings.SettingsError, app.StartupError, CannotOpenError) as exc:
-        _fail(str(exc))
+    except settings.SettingsError as exc:
+        wrong_usage(exc)
+        fail(str(exc))
+    except (app.StartupError, CannotOpenError) as exc:
+        fail(str(exc))
 
 
+cli.command()(configuration.config)
 cli.command()(inspection.inspect)
 cli.command()(backups.backup)
 cli.command()(backups.restore)
@@ -153,8 +80,3 @@ def _say(text: str) -> None:
     # Whoever does not want to read it may have closed standard output.
     with contextlib.suppress(OSError):
         typer.echo(text)
-
-
-def _fail(line: str) -> NoReturn:
-    typer.echo(f"sagastore-server: {' '.join(line.split())}", err=True)
-    raise typer.Exit(1)

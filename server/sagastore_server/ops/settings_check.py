@@ -1,0 +1,113 @@
+"""What can be wrong with settings that are well-formed: the files they name, who can read them.
+
+And the advice that ``serve`` gives as it starts.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sagastore_server.ops.masking import has_password
+from sagastore_server.ops.settings import Settings, examine
+from sagastore_server.ops.settings_layers import Layers, Origin, Problem, unknown_variables
+from sagastore_server.ops.settings_types import kind
+
+
+def check(config: Path | None, given: Mapping[str, Any]) -> list[Problem]:
+    """Return everything that can be found wrong without starting a server, warnings last."""
+    settings, layers, problems = examine(config, dict(given))
+    problems += unknown_variables(Settings)
+    if settings is not None:
+        problems += _missing_inputs(settings, layers)
+        problems += _no_place_for_sqlite(settings, layers)
+        problems += _exposed_secrets(settings, layers)
+    problems += _exposed_passwords(layers)
+    return sorted(problems, key=lambda problem: problem.is_warning)
+
+
+def advice(given: Mapping[str, Any]) -> list[Problem]:
+    """Return what ``serve`` warns of: misspelt variables, and a password that ``ps`` shows."""
+    found = unknown_variables(Settings)
+    dsn = given.get("postgres")
+    if dsn is not None and has_password(dsn):
+        found.append(
+            Problem(
+                "postgres",
+                "others on this machine can see the password on the command line; put it into "
+                "SAGASTORE_POSTGRES, the configuration file or PGPASSWORD",
+                Origin("command line"),
+                is_warning=True,
+            )
+        )
+    return found
+
+
+def _missing_inputs(settings: Settings, layers: Layers) -> Iterator[Problem]:
+    for name, path in _inputs(settings):
+        told = _unreadable(path)
+        if told:
+            yield Problem(name, f"{path} {told}", layers.origin(name))
+
+
+def _exposed_secrets(settings: Settings, layers: Layers) -> Iterator[Problem]:
+    for name, path in _inputs(settings):
+        if kind(Settings.model_fields[name]).is_secret and _others_read(path):
+            told = f"others can read {path}; chmod o-r it"
+            yield Problem(name, told, layers.origin(name), is_warning=True)
+
+
+def _exposed_passwords(layers: Layers) -> Iterator[Problem]:
+    dsn, origin = layers.values.get("postgres"), layers.origin("postgres")
+    if not isinstance(dsn, str) or not has_password(dsn):
+        return
+    if origin.kind == "command line":
+        yield from (problem for problem in advice({"postgres": dsn}) if problem.is_warning)
+    elif layers.config and origin.kind == "file" and _others_read(layers.config):
+        told = f"holds a password, and others can read {layers.config}; chmod o-r it"
+        yield Problem("postgres", told, origin, is_warning=True)
+
+
+def _no_place_for_sqlite(settings: Settings, layers: Layers) -> Iterator[Problem]:
+    if not settings.names_sqlite:
+        return  # A default folder is made; with PostgreSQL alone there is no file.
+    path, folder = settings.sqlite, settings.sqlite.parent
+    told = None
+    if path.exists():
+        told = _unreadable(path)
+    elif not folder.is_dir():
+        told = f"cannot be made: there is no folder {folder}"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        told = f"cannot be made: the folder {folder} may not be written to"
+    if told:
+        yield Problem("sqlite", f"{path} {told}", layers.origin("sqlite"))
+
+
+def _inputs(settings: Settings) -> Iterator[tuple[str, Path]]:
+    for name, field in Settings.model_fields.items():
+        path = getattr(settings, name)
+        if kind(field).is_input and path is not None:
+            yield name, path
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        if path.is_dir():
+            return "is a folder, not a file"
+        with path.open("rb"):
+            return None
+    except FileNotFoundError:
+        return "is not there"
+    except OSError as exc:
+        return f"cannot be read: {exc.strerror}"
+
+
+def _others_read(path: Path) -> bool:
+    """Whether everybody on this machine can read it; never on Windows, where modes say nothing."""
+    try:
+        return os.name != "nt" and bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False
