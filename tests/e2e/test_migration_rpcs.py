@@ -27,6 +27,9 @@ from sagastore_server.storage.errors import (
 from sagastore_server.storage.migration import (
     BackfillState,
     BackfillStatus,
+    Backlog,
+    Glance,
+    Inventory,
     MigrationControl,
     MigrationStatus,
     Mismatch,
@@ -80,6 +83,16 @@ class Scripted(MigrationControl):
         """Watchers and verifications wait for it after their first answer."""
         self.ended = 0
         """Watches and verifications that have ended, in whatever way."""
+
+    def glance(self) -> Glance:
+        status = self._answered()
+        return Glance(status.phase, status.epoch, status.backfill)
+
+    async def backlog(self) -> Backlog:
+        return Backlog()
+
+    async def inventory(self) -> Inventory:
+        return Inventory(self._answered().stores, 0)
 
     async def status(self) -> MigrationStatus:
         return self._answered()

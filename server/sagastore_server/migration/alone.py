@@ -11,6 +11,9 @@ from sagastore_server.storage.errors import Blocker, PreconditionError
 from sagastore_server.storage.migration import (
     BackfillState,
     BackfillStatus,
+    Backlog,
+    Glance,
+    Inventory,
     MigrationControl,
     MigrationStatus,
     VerifyProgress,
@@ -37,6 +40,20 @@ class Alone(MigrationControl):
         """Tell of ``backend``, the only store of ``phase``."""
         self._backend = backend
         self._phase = phase
+
+    def glance(self) -> Glance:
+        """See the contract."""
+        return Glance(self._phase, _FIRST_EPOCH, BackfillStatus(BackfillState.PENDING))
+
+    async def backlog(self) -> Backlog:
+        """See the contract."""
+        return Backlog()
+
+    async def inventory(self) -> Inventory:
+        """See the contract."""
+        health = await self._backend.health()
+        quarantined = await self._backend.quarantine_count() if health.healthy else 0
+        return Inventory((health,), quarantined)
 
     async def status(self) -> MigrationStatus:
         """See the contract."""

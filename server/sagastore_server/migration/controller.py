@@ -22,12 +22,14 @@ from sagastore_server.storage.errors import Blocker, PreconditionError
 from sagastore_server.storage.migration import (
     BackfillState,
     BackfillStatus,
+    Backlog,
+    Glance,
+    Inventory,
     MigrationControl,
     MigrationStatus,
     VerifyProgress,
 )
 from sagastore_server.storage.phase import Phase
-from sagastore_server.storage.replication import JournalStatus
 
 _WATCH_WITHIN = 1.0
 """Seconds after which a watcher hears again, even if nothing has changed."""
@@ -71,27 +73,54 @@ class Controller(MigrationControl):
 
     async def status(self) -> MigrationStatus:
         """See the contract."""
-        phase = self._situation.phase
-        journal = await self._journal(phase)
-        lag = 0.0 if journal.oldest is None else time.time() - journal.oldest / 1_000_000
+        seen = self.glance()
+        waiting = await self.backlog()
         return MigrationStatus(
-            phase=phase,
-            epoch=self._situation.state.epoch,
-            backfill=BackfillStatus(BackfillState.PENDING)
-            if phase is Phase.SQLITE_ONLY
-            else self._backfill.status,
-            journal_rows=journal.rows,
-            journal_lag_seconds=max(0.0, lag),
+            phase=seen.phase,
+            epoch=seen.epoch,
+            backfill=seen.backfill,
+            journal_rows=waiting.rows,
+            journal_lag_seconds=waiting.lag_seconds,
             quarantined=await self._stores.quarantined(),
-            last_verification=self._situation.state.last_verification,
-            blockers_to_next=tuple(await self._blockers_to_next(phase)),
+            last_verification=seen.last_verification,
+            blockers_to_next=tuple(await self._blockers_to_next(seen.phase)),
             stores=await self._stores.health(),
+            shadow=seen.shadow,
+            reads_from_fallback=seen.reads_from_fallback,
+            verifying=self._verifications.progress,
+        )
+
+    def glance(self) -> Glance:
+        """See the contract."""
+        state, follower = self._situation.state, self._follower
+        phase = state.phase
+        alone = phase is Phase.SQLITE_ONLY
+        return Glance(
+            phase=phase,
+            epoch=state.epoch,
+            backfill=BackfillStatus(BackfillState.PENDING) if alone else self._backfill.status,
+            last_verification=state.last_verification,
             shadow=self._shadow.status,
             reads_from_fallback=phase.reads_postgres
             and phase.writes_sqlite
-            and not self._follower.current,
-            verifying=self._verifications.progress,
+            and not follower.current,
+            taken_over=follower.fenced,
+            trouble=follower.trouble if phase.journals else None,
         )
+
+    async def backlog(self) -> Backlog:
+        """See the contract."""
+        if not self._situation.phase.journals:
+            return Backlog()
+        journal = await self._source.journal_status(self._follower.applied)
+        lag = 0.0 if journal.oldest is None else time.time() - journal.oldest / 1_000_000
+        return Backlog(journal.rows, max(0.0, lag))
+
+    async def inventory(self) -> Inventory:
+        """See the contract."""
+        kept = self._situation.phase.stores
+        stores = tuple(health for health in await self._stores.health() if health.store in kept)
+        return Inventory(stores, await self._stores.quarantined())
 
     async def watch(self) -> AsyncIterator[MigrationStatus]:
         """See the contract."""
@@ -192,11 +221,6 @@ class Controller(MigrationControl):
         return task
 
     # ------------------------------------------------------------------ where it stands
-
-    async def _journal(self, phase: Phase) -> JournalStatus:
-        if not phase.journals:
-            return JournalStatus(0, None, 0)
-        return await self._source.journal_status(self._follower.applied)
 
     async def _blockers_to_next(self, phase: Phase) -> list[Blocker]:
         following = phase.following

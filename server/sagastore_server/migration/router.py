@@ -22,6 +22,7 @@ from sagastore_server.storage.errors import (
     StorageFullError,
     UnavailableError,
 )
+from sagastore_server.storage.load import Load, OnGroup
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import (
     BulkResult,
@@ -197,6 +198,15 @@ class Router(StorageBackend):
         if self._follower.fenced:
             return health._replace(healthy=False, detail=_TAKEN_OVER)
         return health
+
+    def observe(self, on_group: OnGroup) -> None:
+        """See the contract; the target commits groups of journal entries."""
+        self._source.observe(on_group)
+        self._target.observe(on_group)
+
+    def loads(self) -> list[Load]:
+        """See the contract."""
+        return [*self._source.loads(), *self._target.loads()]
 
     def _check_holder(self) -> None:
         """Refuse to serve what another server goes on with: it would be stale."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from sagastore_server.storage.model import Store
 
 
@@ -25,19 +23,3 @@ class Instruments:
 
     def group_committed(self, store: Store, writes: int, rows: int, seconds: float) -> None:
         """Hear of a transaction: the writes and messages in it, and how long it took."""
-
-
-class Load(NamedTuple):
-    """How busy a store is at the moment. What does not apply is 0."""
-
-    store: Store
-    writes_waiting: int
-    """Writes that are in no transaction yet."""
-    connections: int
-    """Connections open for reading, or in all where they are shared."""
-    connections_busy: int
-    """Those lent out."""
-    reads_waiting: int
-    """Those who wait for one."""
-    log_bytes: int
-    """Size of the write-ahead log that is ours to empty (SQLite)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from sagastore_server.storage.errors import (
     UnavailableError,
 )
 from sagastore_server.storage.limits import MAX_PAGE_BYTES, PageBuilder
+from sagastore_server.storage.load import Load, OnGroup, unheard
 from sagastore_server.storage.model import (
     BulkResult,
     Draft,
@@ -58,7 +60,9 @@ class PostgreSQLStorage(StorageBackend):
         """Prepare to keep messages in a database; ``open`` connects to it."""
         self._options = options
         self._pool = Pool(options)
+        self._searching = asyncio.Semaphore(max(1, options.pool_max // 2))
         self._writer: GroupCommitWriter | None = None
+        self._on_group: OnGroup = unheard
         self._schema_version = 0
         self._count = -1
         self._count_valid_until = 0.0
@@ -83,7 +87,9 @@ class PostgreSQLStorage(StorageBackend):
 
     def _start_writer(self) -> None:
         patience = 2 * self._options.acquire_timeout
-        self._writer = GroupCommitWriter(self._pool, self._options.writers, patience)
+        self._writer = GroupCommitWriter(
+            self._pool, self._options.writers, patience, self._on_group
+        )
 
     async def close(self) -> None:
         """See the contract."""
@@ -130,7 +136,9 @@ class PostgreSQLStorage(StorageBackend):
         if criteria.text is not None and not criteria.text.alternatives:
             return Page([], more=False)
         compiled = compile_search(criteria, scan)
-        return _page(await self._pool.planned_rows(*compiled), scan.limit)
+        # A search may take seconds. Half of the connections are left to what does not.
+        async with self._searching:
+            return _page(await self._pool.planned_rows(*compiled), scan.limit)
 
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
         """See the contract."""
@@ -163,6 +171,26 @@ class PostgreSQLStorage(StorageBackend):
         except StorageError as exc:
             return StoreHealth(Store.POSTGRESQL, False, str(exc), -1, 0)
         return StoreHealth(Store.POSTGRESQL, True, "", messages, self._schema_version)
+
+    def observe(self, on_group: OnGroup) -> None:
+        """See the contract."""
+        self._on_group = on_group
+
+    def loads(self) -> list[Load]:
+        """See the contract."""
+        if self._writer is None:
+            return []
+        size, busy, most = self._pool.use
+        return [
+            Load(
+                Store.POSTGRESQL,
+                writes_waiting=self._writer.waiting,
+                connections=size,
+                connections_busy=busy,
+                connections_most=most,
+                connections_wanted=self._pool.waiting,
+            )
+        ]
 
     async def _messages(self) -> int:
         """Return how many messages there are: counting reads an index from end to end."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 
+from sagastore_server.ports import tracing
 from sagastore_server.postgresql.errors import is_connection_loss, translating
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.rows import as_it_is, decode_time, encode_time
@@ -34,6 +35,9 @@ _KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 _UNACKNOWLEDGED_MS = 20_000
 """The same for what was sent and not acknowledged (TCP_USER_TIMEOUT)."""
 
+_SYSTEM = {"db.system.name": "postgresql"}
+"""What spans say of the database."""
+
 T = TypeVar("T")
 
 
@@ -45,6 +49,8 @@ class Pool:
         self._options = options
         self._pool: Any = None
         self._closing = False
+        self.waiting = 0
+        """How many wait for a connection."""
 
     async def open(self) -> None:
         """Connect; also again, after ``close``.
@@ -117,10 +123,25 @@ class Pool:
             UnavailableError: None is to be had in time, or the pool is closing.
 
         """
-        if self._closing or self._pool is None:
+        pool = self._pool
+        if self._closing or pool is None:
             raise UnavailableError("the store is not open; try again")
-        async with self._pool.acquire(timeout=self._options.acquire_timeout) as connection:
+        self.waiting += 1
+        try:
+            connection = await pool.acquire(timeout=self._options.acquire_timeout)
+        finally:
+            self.waiting -= 1
+        try:
             yield connection
+        finally:
+            await pool.release(connection)
+
+    @property
+    def use(self) -> tuple[int, int, int]:
+        """How many connections are open, are lent out, and may be."""
+        pool = self._pool
+        size, idle = (0, 0) if pool is None else (pool.get_size(), pool.get_idle_size())
+        return size, size - idle, self._options.pool_max
 
     @contextlib.asynccontextmanager
     async def dedicated(self) -> AsyncIterator[Connection]:
@@ -175,10 +196,12 @@ class Pool:
     async def _read_once(self, read: Callable[[Connection], Awaitable[T]]) -> T:
         async with self.connection() as connection:
             if self._options.statement_cache:
-                return await read(connection)
+                with tracing.step("postgresql.read", **_SYSTEM):
+                    return await read(connection)
             # Behind PgBouncer only a transaction keeps its statements together.
-            async with self.transaction(connection, "BEGIN READ ONLY"):
-                return await read(connection)
+            with tracing.step("postgresql.read", **_SYSTEM):
+                async with self.transaction(connection, "BEGIN READ ONLY"):
+                    return await read(connection)
 
     @contextlib.asynccontextmanager
     async def transaction(self, connection: Connection, begin: str) -> AsyncIterator[None]:

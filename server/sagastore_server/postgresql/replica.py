@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -145,7 +146,10 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
             return
         steps = await follow.steps_of(entries)
         last = max(entry.sequence for entry in entries)
+        began = time.perf_counter()
         await self._holding(lease, partial(follow.run, steps=steps), last)
+        seconds = time.perf_counter() - began
+        self._on_group(Store.POSTGRESQL, len(entries), len(entries), seconds)
 
     async def copy(
         self, lease: Lease, messages: Sequence[Message], mark: BackfillMark

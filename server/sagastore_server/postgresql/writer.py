@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import asyncpg
 
+from sagastore_server.ports import tracing
 from sagastore_server.postgresql.batch import LostRaceError, flush, load
 from sagastore_server.postgresql.errors import (
     AGAIN,
@@ -26,6 +28,8 @@ from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import StorageError, UnavailableError
+from sagastore_server.storage.load import OnGroup, unheard
+from sagastore_server.storage.model import Store
 
 MAX_GROUP_ROWS = 1000
 """Rows after which a group takes no more: bounds how long a single save can wait."""
@@ -55,12 +59,16 @@ class _Attempt:
 class GroupCommitWriter:
     """Applies writes in groups, a few transactions at a time."""
 
-    def __init__(self, pool: Pool, writers: int, patience: float) -> None:
+    def __init__(
+        self, pool: Pool, writers: int, patience: float, on_group: OnGroup = unheard
+    ) -> None:
         """Write through ``pool`` with ``writers`` transactions at a time.
 
-        A write that has not begun after ``patience`` seconds is given up.
+        A write that has not begun after ``patience`` seconds is given up. ``on_group``
+        hears of each group that was committed.
         """
         self._pool = pool
+        self._on_group = on_group
         self._patience = patience
         self._waiting: deque[_Write] = deque()
         self._idle: list[asyncio.Future[None]] = []
@@ -86,9 +94,15 @@ class GroupCommitWriter:
         self._wake(1)
         overdue = loop.call_later(self._patience, self._give_up, write)
         try:
-            return cast("T", await write.future)
+            with tracing.step("postgresql.commit", **{"db.system.name": "postgresql"}):
+                return cast("T", await write.future)
         finally:
             overdue.cancel()
+
+    @property
+    def waiting(self) -> int:
+        """How many writes are in no group yet."""
+        return len(self._waiting)
 
     async def close(self) -> None:
         """Commit what is waiting, refuse what comes, and end."""
@@ -164,12 +178,15 @@ class GroupCommitWriter:
     async def _attempt(
         self, group: list[_Write], attempt: _Attempt, *, copy: bool
     ) -> list[_Outcome]:
+        began = time.perf_counter()
         async with (
             self._pool.connection() as connection,
             self._pool.transaction(connection, QUERIES["begin"]),
         ):
             outcomes = await _apply(connection, group, copy=copy)
             attempt.committing = True
+        rows = sum(len(write.ids) for write in group)
+        self._on_group(Store.POSTGRESQL, len(group), rows, time.perf_counter() - began)
         return outcomes
 
 

@@ -21,7 +21,7 @@ from sagastore_server.sqlite.opening import open_for_writing
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.sqlite.readers import READERS, ReaderPool
-from sagastore_server.sqlite.search import compile_search, enough, is_many
+from sagastore_server.sqlite.search import Compiled, compile_search, enough, is_many
 from sagastore_server.sqlite.writer import GroupCommitWriter
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.changes import Changes
@@ -70,6 +70,7 @@ class SQLiteStorage(StorageBackend):
         self._progress = progress or _unheard
         self._ownership = Ownership(path)
         self._readers = ReaderPool(path)
+        self._searching = asyncio.Semaphore(READERS - 1)
         self._checkpointer = Checkpointer(path, self._readers)
         self._connection: sqlite3.Connection | None = None
         self._writer: GroupCommitWriter | None = None
@@ -141,15 +142,20 @@ class SQLiteStorage(StorageBackend):
         if criteria.text is not None and not criteria.text.alternatives:
             return Page([], more=False)
         compiled = compile_search(criteria, scan)
+        # A search may take seconds. One connection is always left to reads that do not.
+        async with self._searching:
+            return await self._search(compiled, scan.limit)
+
+    async def _search(self, compiled: Compiled, limit: int) -> Page:
         statement = compiled.by_order
         if compiled.by_index is not None:
             size = await self._value("last_number")
-            matches = await self._count(compiled.expression, enough(size, scan.limit))
+            matches = await self._count(compiled.expression, enough(size, limit))
             if not matches:
                 return Page([], more=False)
-            if not is_many(matches, size, scan.limit):
+            if not is_many(matches, size, limit):
                 statement = compiled.by_index
-        return await self._readers.page(statement.sql, statement.parameters, scan.limit)
+        return await self._readers.page(statement.sql, statement.parameters, limit)
 
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
         """See the contract."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 
+from sagastore_server.storage.load import Load, OnGroup
 from sagastore_server.storage.model import (
     BulkResult,
     Draft,
@@ -151,3 +152,14 @@ class StorageBackend(abc.ABC):
     @abc.abstractmethod
     async def health(self) -> StoreHealth:
         """Ask the store how it does. Never raises; answers within seconds."""
+
+    def observe(self, on_group: OnGroup) -> None:
+        """Let ``on_group`` hear of each group of writes that is committed; before ``open``."""
+        del on_group
+
+    def loads(self) -> list[Load]:
+        """Tell how busy each store is; one that is not open is left out.
+
+        Asks no database: looks at what is in memory, and at the sizes of files.
+        """
+        return []

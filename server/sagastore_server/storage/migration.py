@@ -116,8 +116,59 @@ class MigrationStatus(NamedTuple):
     """The verification that runs now."""
 
 
+class Glance(NamedTuple):
+    """What is known of a migration without asking a store; as in ``MigrationStatus``."""
+
+    phase: Phase
+    epoch: int
+    backfill: BackfillStatus
+    last_verification: Verification | None = None
+    shadow: ShadowStatus = ShadowStatus()
+    reads_from_fallback: bool = False
+    taken_over: bool = False
+    """Another server has gone on with this migration; this one must end."""
+    trouble: Blocker | None = None
+    """Why PostgreSQL does not follow; None: it does, or need not."""
+
+
+class Backlog(NamedTuple):
+    """What PostgreSQL has not yet; as in ``MigrationStatus``."""
+
+    rows: int = 0
+    lag_seconds: float = 0.0
+
+
+class Inventory(NamedTuple):
+    """What the stores of the phase have. Counting takes longer the more there is."""
+
+    stores: tuple[StoreHealth, ...]
+    quarantined: int
+
+
 class MigrationControl(abc.ABC):
     """Watches and steers a migration."""
+
+    @abc.abstractmethod
+    def glance(self) -> Glance:
+        """Tell what is in memory; waits for nothing."""
+
+    @abc.abstractmethod
+    async def backlog(self) -> Backlog:
+        """Tell what waits in the journal.
+
+        Raises:
+            StorageError: The journal cannot be read.
+
+        """
+
+    @abc.abstractmethod
+    async def inventory(self) -> Inventory:
+        """Ask the stores of the phase how they do, and what they have.
+
+        Raises:
+            StorageError: What is in quarantine cannot be counted.
+
+        """
 
     @abc.abstractmethod
     async def status(self) -> MigrationStatus:
