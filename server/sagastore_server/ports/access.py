@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -53,3 +53,7 @@ class AccessControl:
         """
         del token, certificate_names
         return ANYONE
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called, on the event loop, when callers may have lost their rights."""
+        del listener  # Here everybody stays.
