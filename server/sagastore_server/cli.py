@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sagastore_server import __version__, backups, configuration, inspection
+from sagastore_server import __version__, backups, configuration, inspection, token_commands
 from sagastore_server.ops import settings
 from sagastore_server.ops.settings_options import ConfigFile, fail, takes_settings, wrong_usage
 
@@ -68,6 +68,7 @@ cli.command()(configuration.config)
 cli.command()(inspection.inspect)
 cli.command()(backups.backup)
 cli.command()(backups.restore)
+cli.add_typer(token_commands.token)
 
 
 def main() -> None:
