@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sagastore_server.ops import access_edit, settings
-from sagastore_server.ops.access import TOKEN_NAME, AccessError, TokenEntry, digest_of
+from sagastore_server.ops.access_rules import TOKEN_NAME, AccessError, TokenEntry, digest_of
 from sagastore_server.ops.settings_options import ConfigFile, fail
 from sagastore_server.ports.access import Role
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sagastore_server.ops.access import AccessError, Rules, TokenEntry, parse
+from sagastore_server.ops.access_rules import AccessError, Rules, TokenEntry, parse
 
 TOKEN_PREFIX = "saga_"  # noqa: S105 - not a secret
 """Begins every token, so that those who search for leaked ones find them."""
