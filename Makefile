@@ -24,7 +24,7 @@ PIP = -m pip --disable-pip-version-check --quiet --no-input
 PYPROJECTS = client/pyproject.toml server/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo env test test-go parity lint format proto proto-check breaking build pins clean
+.PHONY: help run run-postgres demo env test test-go parity lint format docs proto proto-check breaking build pins clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -62,6 +62,9 @@ lint: $(VENV)/.stamp-dev ## Check style, types, the import rule and the protos
 format: $(VENV)/.stamp-dev ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.stamp-dev ## Write the table of docs/configuration.md from the settings
+	@$(BIN)/python -m scripts.write_configuration
 
 proto: $(VENV_PROTO)/.stamp-proto ## Generate client/sagastore/v1 from protos/
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \

@@ -49,6 +49,11 @@ def config(
     if schema:
         _print_json(json_schema(Settings))
     elif check_only:
+        # Which --help and the others need not wait for.
+        from sagastore_server.ops import logs  # noqa: PLC0415
+
+        # Certificates that end soon are told of there, on standard error.
+        logs.configure("warning")
         _report(check(config, given), as_json=as_json)
     else:
         settings, layers, problems = examine(config, given)

@@ -161,9 +161,12 @@ class Settings(BaseSettings):
         if self.tls_client_ca and not self.tls_cert:
             yield "tls_client_ca", "needs tls_cert and tls_key: without TLS nobody shows one"
         if self.postgres_pool_min > self.postgres_pool_max:
+            # Told of the one that somebody has set.
+            least = "postgres_pool_min" in self.model_fields_set
             yield (
-                "postgres_pool_min",
-                f"is {self.postgres_pool_min}, but postgres_pool_max is {self.postgres_pool_max}",
+                "postgres_pool_min" if least else "postgres_pool_max",
+                f"postgres_pool_min ({self.postgres_pool_min}) must not be more than "
+                f"postgres_pool_max ({self.postgres_pool_max})",
             )
 
     @property

@@ -22,7 +22,8 @@ def check(config: Path | None, given: Mapping[str, Any]) -> list[Problem]:
     settings, layers, problems = examine(config, dict(given))
     problems += unknown_variables(Settings)
     if settings is not None:
-        problems += _missing_inputs(settings, layers)
+        missing = list(_missing_inputs(settings, layers))
+        problems += missing or _unusable_entrance(settings, layers)
         problems += _no_place_for_sqlite(settings, layers)
         problems += _exposed_secrets(settings, layers)
     problems += _exposed_passwords(layers)
@@ -51,6 +52,20 @@ def _missing_inputs(settings: Settings, layers: Layers) -> Iterator[Problem]:
         told = _unreadable(path)
         if told:
             yield Problem(name, f"{path} {told}", layers.origin(name))
+
+
+def _unusable_entrance(settings: Settings, layers: Layers) -> Iterator[Problem]:
+    """Look into the files of certificates and access, and at who could come in."""
+    # Loading what reads certificates takes a while, which --help need not wait for.
+    from sagastore_server.ops.entrance import Entrance, EntranceError  # noqa: PLC0415
+
+    try:
+        Entrance(settings)
+    except EntranceError as exc:
+        told = str(exc)
+        named = (name for name, path in _inputs(settings) if str(path) in told)
+        setting = next(named, "listen")
+        yield Problem(setting, told, layers.origin(setting))
 
 
 def _exposed_secrets(settings: Settings, layers: Layers) -> Iterator[Problem]:

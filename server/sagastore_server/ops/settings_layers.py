@@ -144,12 +144,13 @@ def relation_error(problems: Iterable[tuple[str, str]]) -> PydanticCustomError:
 
 def unknown_variables(model: type[BaseModel]) -> list[Problem]:
     """Return the variables that look like settings, and are neither ours nor the client's."""
-    known = {ENV_PREFIX + name.upper() for name in model.model_fields} | {CONFIG_VARIABLE}
+    ours = {ENV_PREFIX + name.upper() for name in model.model_fields} | {CONFIG_VARIABLE}
+    known = ours | CLIENT_VARIABLES
     return [
         Problem(name, f"unknown variable{_suggestion(name.upper(), known)}", Origin("environment"))
         for name in sorted(os.environ)
         if name.upper().startswith(ENV_PREFIX)
-        and name.upper() not in known | CLIENT_VARIABLES
+        and name.upper() not in known
         and not _FOREIGN.fullmatch(name.upper())
     ]
 
@@ -162,15 +163,9 @@ def _put(layers: Layers, setting: str, value: Any, origin: Origin) -> None:
 def _add_file(layers: Layers, model: type[BaseModel], config: Path) -> None:
     origin = Origin("file", str(config))
     try:
-        table = tomllib.loads(config.read_text(encoding="utf-8"))
-    except OSError as exc:
-        told = f"cannot read the configuration: {exc.strerror}"
-        layers.problems.append(Problem(str(config), told, origin))
-        return
+        table = _read(config)
     except ValueError as exc:
-        told = "is not UTF-8" if isinstance(exc, UnicodeDecodeError) else str(exc)
-        told = f"the configuration is not valid TOML: {told}"
-        layers.problems.append(Problem(str(config), told, origin))
+        layers.problems.append(Problem(str(config), str(exc), origin))
         return
     for name, value in table.items():
         setting = name.replace("-", "_")
@@ -179,6 +174,21 @@ def _add_file(layers: Layers, model: type[BaseModel], config: Path) -> None:
             layers.problems.append(Problem(name, misplaced, origin))
         else:
             _put(layers, setting, value, origin)
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        # With an end to its last line, or a mistake there would be told without its number.
+        text = config.read_text(encoding="utf-8") + "\n"
+    except OSError as exc:
+        raise ValueError(f"cannot read the configuration: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise ValueError("the configuration is not text in UTF-8") from exc
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        told = str(exc).replace("at end of document", f"at line {text.count(chr(10))}, the end")
+        raise ValueError(f"the configuration is not valid TOML: {told}") from exc
 
 
 def _misplaced(name: str, value: Any, layers: Layers, model: type[BaseModel]) -> str | None:
