@@ -7,7 +7,7 @@ exactly (see ``search.facts``).
 
 Two plans give the same rows. If the expression matches few rows, they are looked up
 and sorted. If it matches many, walking chronological order and probing the index row
-by row finds a page sooner.
+by row (or, for prefixes, the set of all matches) finds a page sooner.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sagastore_server.search.facts import OVERFLOW, metadata_facts, tag_fact
-from sagastore_server.storage.query import Alternative, Criteria, Leaf, Phrase, Scan, TextQuery
+from sagastore_server.storage.query import (
+    Alternative,
+    Criteria,
+    Leaf,
+    Phrase,
+    Prefix,
+    Scan,
+    TextQuery,
+)
 
 PROBE_COST = 7
 """What probing the index for one row costs, in rows looked up and sorted; an estimate
@@ -29,6 +37,9 @@ _COLUMNS = (
     "m.created_at, m.revision"
 )
 _PROBE = "EXISTS (SELECT 1 FROM messages_fts WHERE rowid = m.number AND messages_fts MATCH ?)"
+_SET = "m.number IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?)"
+"""In place of the probe where there is a prefix: FTS5 merges all words that begin with it
+before it looks at a row, which is to be done once, not for each row."""
 
 _ALL_TAGS = "NOT EXISTS (SELECT value FROM json_each(?) EXCEPT SELECT value FROM json_each(m.tags))"
 
@@ -69,7 +80,8 @@ def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
     where, parameters = _conditions(criteria, scan)
     tail = _order(scan)
     exclusions, excluded = _exclusions(criteria.text)
-    probes, probed = ([], []) if expression is None else ([_PROBE], [expression])
+    probe = _probe(criteria.text)
+    probes, probed = ([], []) if expression is None else ([probe], [expression])
     # The parts joined here are constants of this module; every value is a parameter.
     walk = Statement(
         f"SELECT {_COLUMNS} FROM messages m{_walk_index(criteria)}"  # noqa: S608
@@ -151,9 +163,20 @@ def _exclusions(text: TextQuery | None) -> tuple[list[str], list[str]]:
     finding = TextQuery(tuple(option for option in text.alternatives if option.required))
     excluding = [_any(option.excluded) for option in text.alternatives if not option.required]
     parameters = [" AND ".join(excluding)]
+    probe = _probe(text)
     if not finding.alternatives:
-        return [f"NOT {_PROBE}"], parameters
-    return [f"({_PROBE} OR NOT {_PROBE})"], [_text(finding), *parameters]
+        return [f"NOT {probe}"], parameters
+    return [f"({probe} OR NOT {probe})"], [_text(finding), *parameters]
+
+
+def _probe(text: TextQuery | None) -> str:
+    """Return the condition that a row of ``m`` meets an FTS5 expression of ``text``."""
+    leaves = (
+        ()
+        if text is None
+        else (leaf for option in text.alternatives for leaf in (*option.required, *option.excluded))
+    )
+    return _SET if any(isinstance(leaf, Prefix) for leaf in leaves) else _PROBE
 
 
 def _text(text: TextQuery) -> str:
