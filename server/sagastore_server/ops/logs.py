@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, TextIO
 
 import structlog
 
+from sagastore_server.ports.current import current
+
 if TYPE_CHECKING:
-    from structlog.typing import Processor
+    from structlog.typing import EventDict, Processor, WrappedLogger
 
 
 def configure(level: str, stream: TextIO = sys.stderr) -> None:
@@ -23,6 +25,7 @@ def configure(level: str, stream: TextIO = sys.stderr) -> None:
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _with_call,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -42,6 +45,8 @@ def configure(level: str, stream: TextIO = sys.stderr) -> None:
     # It tells of every attempt to reach a database that is away, with a traceback each time,
     # and of connections that we give up. That a database is away, we tell ourselves, once.
     logging.getLogger("asyncpg").setLevel(logging.ERROR)
+    # It tells of every statement, with what goes into it: what users say and search for.
+    logging.getLogger("aiosqlite").setLevel(logging.WARNING)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -52,6 +57,17 @@ def configure(level: str, stream: TextIO = sys.stderr) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _with_call(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Add the id of the call in which the line is logged; the call's error bears it as well.
+
+    Not once the call has ended: what it has set going, such as a backfill, may go on for days.
+    """
+    call = current()
+    if call is not None and not call.code:
+        event.setdefault("call", call.id)
+    return event
 
 
 def _rendering(stream: TextIO) -> list[Processor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from contextvars import ContextVar
 
 
 class CurrentCall:
     """One call. Its id is made when somebody asks, which few calls need."""
 
-    __slots__ = ("_id", "caller", "code", "method")
+    __slots__ = ("_id", "caller", "code", "method", "named_by")
 
     def __init__(self, method: str) -> None:
         """Begin a call of ``method``: ``sagastore.v1.StorageService/Save``."""
@@ -18,11 +19,15 @@ class CurrentCall:
         """Who calls, once that is known."""
         self.code = ""
         """The status that the call ended with, once it has: ``OK``, ``NOT_FOUND``, …"""
+        self.named_by: Callable[[], str] | None = None
+        """Tells which id the caller gave, or nothing; asked when the id is."""
         self._id = ""
 
     @property
     def id(self) -> str:
         """What names the call in errors and in the log."""
+        if not self._id and self.named_by is not None:
+            self.adopt(self.named_by())
         if not self._id:
             self._id = secrets.token_hex(8)
         return self._id

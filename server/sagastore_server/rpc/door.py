@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -90,6 +91,7 @@ class Door:
     def end(self, call: CurrentCall, code: str, began: float, context: Context) -> None:
         """Take note of how a call ended."""
         seconds = time.perf_counter() - began
+        call.code = code
         self._instruments.call_ended(call.method, code, seconds)
         if self._log_calls:
             adopt_id(call, context)
@@ -111,6 +113,8 @@ class Door:
             RateLimitedError: They have called too often.
 
         """
+        # Lines that are logged from now on bear the id that the caller gave.
+        call.named_by = partial(_given_id, context)
         self._authorize(call, context, role)
         if self._rates is not None:
             self._hold_to_rate(self._rates, context)
@@ -206,9 +210,15 @@ class Door:
 
 def adopt_id(call: CurrentCall, context: Arrival) -> None:
     """Give the call the id that its caller gave it, if there is one."""
+    call.adopt(_given_id(context))
+
+
+def _given_id(context: Arrival) -> str:
+    """Return the id that the caller gave the call; empty: none."""
     for key, value in context.invocation_metadata() or ():
         if key == CALL_ID_KEY and isinstance(value, str):
-            call.adopt(value)
+            return value
+    return ""
 
 
 def _token(context: Arrival) -> str | None:
