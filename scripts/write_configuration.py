@@ -7,6 +7,7 @@ What stands outside the two marks is written by hand, and stays.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from sagastore_server.ops.settings import Settings
@@ -32,7 +33,7 @@ def main() -> None:
     new = renewed(page)
     if new != page:
         PAGE.write_text(new, encoding="utf-8")
-    print(f"{PAGE} {'is written anew' if new != page else 'is as it should be'}")
+    sys.stdout.write(f"{PAGE.name} {'is written anew' if new != page else 'is right'}\n")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
 
 from sagastore_server.ops.address import Address
 from sagastore_server.ops.settings import Settings, SettingsError, load
+from sagastore_server.ops.settings_layers import (
+    CLIENT_VARIABLES,
+    COMMAND_LINE,
+    unknown_variables,
+)
+from sagastore_server.ops.settings_reference import GROUPS, entries, json_schema
+from scripts.write_configuration import PAGE, renewed
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*Settings.model_fields, "config"):
-        monkeypatch.delenv(f"SAGASTORE_{name.upper()}", raising=False)
+    for name in os.environ:
+        if name.startswith("SAGASTORE_"):
+            monkeypatch.delenv(name)
 
 
 def file(tmp_path: Path, content: str) -> Path:
@@ -87,3 +99,145 @@ def test_addresses(text: str, host: str, port: int, loopback: bool) -> None:
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match="is not HOST:PORT"):
         Address.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"tls_cert": "c"}, "tls_cert: needs tls_key"),
+        ({"tls_key": "k"}, "tls_key: needs tls_cert"),
+        ({"tls_client_ca": "ca"}, "tls_client_ca: needs tls_cert"),
+        ({"postgres_pool_max": "3"}, "postgres_pool_max: postgres_pool_min (5) must not be more"),
+        ({"postgres_pool_min": "30"}, "postgres_pool_min: postgres_pool_min (30) must not"),
+        ({"ops_listen": "nowhere"}, "ops_listen: 'nowhere' is not HOST:PORT"),
+        ({"otlp_endpoint": "collector:4317"}, "otlp_endpoint: must be an address that begins"),
+        ({"otlp_endpoint": "http://[::1"}, "otlp_endpoint: must be an address that begins"),
+        ({"postgres": "host=db password=hush"}, "postgres: must be like postgresql://"),
+        ({"max_calls": "0"}, "max_calls: must be a whole number from 1 to 100000"),
+        ({"search_timeout": "0"}, "search_timeout: must be a number of seconds above 0, up to"),
+        ({"shadow_share": "nan"}, "shadow_share: must be a number from 0 to 1"),
+        ({"reflection": "perhaps"}, "reflection: must be true or false"),
+        ({"sqlite": "~nobody-of-that-name/x"}, "sqlite: ~nobody-of-that-name/x begins with ~"),
+    ],
+)
+def test_what_a_wrong_value_is_told(given: dict[str, str], told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(None, **given)
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(told)
+    assert problem.origin == COMMAND_LINE
+    assert "hush" not in str(caught.value)
+
+
+def test_every_pair_that_does_not_fit_is_told() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(tls_client_ca="ca", postgres_pool_min=21)
+    told = {problem.setting for problem in caught.value.problems}
+    assert told == {"tls_client_ca", "postgres_pool_min"}
+
+
+def test_what_fits() -> None:
+    settings = load(tls_cert="c", tls_key="k", tls_client_ca="ca", ops_listen="OFF")
+    assert settings.ops_listen == "off"
+    assert load(otlp_endpoint="https://collector.example:4317").otlp_endpoint
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("listne = 1", "listne: unknown setting; did you mean listen?"),
+        ("LOG-LEVEL = 'info'", "LOG-LEVEL: unknown setting; did you mean log_level?"),
+        ("xyzzy = 1", "xyzzy: unknown setting"),
+        (
+            "[postgres]\npool-max = 3",
+            "postgres: is a table, but settings are not grouped; write postgres_pool_max = ...",
+        ),
+        (
+            "[server]\nmax_calls = 3",
+            "server: is a table, but settings are not grouped; write max_calls = ...",
+        ),
+        ("log_level = 'info'\nlog-level = 'info'", "log-level: is there twice"),
+        ("listen = 'a:1'\n\nsqlite = ", "at line 3, column"),
+        ("sqlite = '''x\n\n", "at line 3, the end"),
+        ("listen = 'a:1'\nlisten = 'b:2'", "at line 2"),
+    ],
+)
+def test_what_is_told_of_a_file(tmp_path: Path, content: str, told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(file(tmp_path, content))
+    (problem,) = caught.value.problems
+    assert told in str(problem)
+    assert str(problem.origin) == f"file {tmp_path / 'saga.toml'}"
+
+
+def test_files_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "saga.toml").write_bytes(b"sqlite = '\xff'")
+    with pytest.raises(SettingsError, match="is not text in UTF-8"):
+        load(tmp_path / "saga.toml")
+    with pytest.raises(SettingsError, match="cannot read the configuration"):
+        load(tmp_path)
+
+
+def test_variables_that_look_like_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "SAGASTORE_MAX_CALSL",
+        "SAGASTORE_TARGT",
+        "SAGASTORE_XYZZY",
+        "SAGASTORE_TOKEN",
+        "SAGASTORE_MAX_CALLS",
+        "SAGASTORE_CONFIG",
+        "SAGASTORE_TEST_PROFILE",
+        "SAGASTORE_SERVICE_HOST",
+        "SAGASTORE_SERVICE_PORT_GRPC",
+        "SAGASTORE_PORT",
+        "SAGASTORE_PORT_50051_TCP_ADDR",
+    ):
+        monkeypatch.setenv(name, "1")
+    assert [str(problem) for problem in unknown_variables(Settings)] == [
+        "SAGASTORE_MAX_CALSL: unknown variable; did you mean SAGASTORE_MAX_CALLS?",
+        "SAGASTORE_TARGT: unknown variable; did you mean SAGASTORE_TARGET?",
+        "SAGASTORE_XYZZY: unknown variable",
+    ]
+
+
+def test_the_variables_of_the_client_are_known() -> None:
+    """The server may not import the client's command, so the names are written twice."""
+    sources = (ROOT / "client/sagastore").rglob("*.py")
+    used = {
+        name
+        for source in sources
+        for name in re.findall(r"SAGASTORE_[A-Z_]+", source.read_text(encoding="utf-8"))
+    }
+    assert used == CLIENT_VARIABLES
+
+
+def test_every_setting_is_described_and_in_a_group() -> None:
+    described = list(entries(Settings))
+    assert [entry.name for entry in described if not entry.meaning] == []
+    assert [entry.name for entry in described if entry.metavar == "VALUE"] == []
+    assert list(dict.fromkeys(entry.group for entry in described)) == list(GROUPS.values())
+
+
+def test_the_document_has_what_the_settings_are() -> None:
+    """If not: make docs."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert renewed(page) == page
+
+
+def test_the_schema_has_the_bounds_that_are_checked() -> None:
+    schema = json_schema(Settings)
+    assert set(Settings.model_fields) <= set(schema["properties"])
+    for name in Settings.model_fields:
+        said = schema["properties"][name]
+        assert said["description"]
+        assert said["type"] in {"string", "integer", "number", "boolean"}
+        if said["type"] in {"integer", "number"}:
+            assert {"minimum", "exclusiveMinimum"} & set(said)
+            assert said["default"] <= said["maximum"]
+            below = said["exclusiveMinimum"] if "exclusiveMinimum" in said else said["minimum"] - 1
+            for value in (said["maximum"] + 1, below):
+                with pytest.raises(SettingsError, match=f"{name}: must be"):
+                    load(**{name: value})
+        if "_" in name:
+            dashed = schema["properties"][name.replace("_", "-")]
+            assert dashed == {"$ref": f"#/properties/{name}"}

@@ -15,16 +15,17 @@ def has_password(dsn: str) -> bool:
 def mask_password(dsn: str) -> str:
     """Return a connection string with its passwords masked, and all the rest.
 
-    Rather masks too much than too little: a password that should have been
-    percent-encoded, and was not, is masked up to the last ``@``.
+    Rather masks too much than too little: where a password should have been
+    percent-encoded, and was not, nobody can tell how far it goes.
     """
     scheme, separator, rest = dsn.partition("://")
     if not separator:
         return MASK
     user_part, at, rest = rest.rpartition("@")
+    if "?" in user_part:
+        return f"{scheme}://{MASK}"
     user, colon, _ = user_part.partition(":")
-    # Without a colon, the @ may be one of the query, in a value that was not encoded.
-    user_part = f"{user}:{MASK}" if colon else _mask_query(user_part)
+    user_part = f"{user}:{MASK}" if colon else user_part
     return f"{scheme}://{user_part}{at}{_mask_query(rest)}"
 
 

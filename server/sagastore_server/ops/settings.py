@@ -124,8 +124,9 @@ class Settings(BaseSettings):
     """Streams (BulkSave, Export, Verify, WatchMigration) that are open at a time."""
     max_connections: Count = Field(default=1000, ge=1, le=100_000)
     """Connections at a time; more are closed as they come."""
-    connection_calls: Count = Field(default=256, ge=1, le=100_000)
-    """Calls and streams that one connection may have at a time; more wait in the client."""
+    connection_calls: Count = Field(default=4096, ge=1, le=100_000)
+    """Calls and streams that one connection may have at a time; more wait in the client, once
+    the connection is up."""
     caller_rate: Rate = Field(default=0, ge=0, le=1_000_000)
     """Calls and batches a second that one caller may make; 0 means any number."""
     search_timeout: Seconds = Field(default=10.0, gt=0, le=3600)
@@ -162,12 +163,12 @@ class Settings(BaseSettings):
             yield "tls_client_ca", "needs tls_cert and tls_key: without TLS nobody shows one"
         if self.postgres_pool_min > self.postgres_pool_max:
             # Told of the one that somebody has set.
-            least = "postgres_pool_min" in self.model_fields_set
-            yield (
-                "postgres_pool_min" if least else "postgres_pool_max",
+            named = "min" if "postgres_pool_min" in self.model_fields_set else "max"
+            told = (
                 f"postgres_pool_min ({self.postgres_pool_min}) must not be more than "
-                f"postgres_pool_max ({self.postgres_pool_max})",
+                f"postgres_pool_max ({self.postgres_pool_max})"
             )
+            yield f"postgres_pool_{named}", told
 
     @property
     def names_sqlite(self) -> bool:

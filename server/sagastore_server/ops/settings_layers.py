@@ -146,13 +146,17 @@ def unknown_variables(model: type[BaseModel]) -> list[Problem]:
     """Return the variables that look like settings, and are neither ours nor the client's."""
     ours = {ENV_PREFIX + name.upper() for name in model.model_fields} | {CONFIG_VARIABLE}
     known = ours | CLIENT_VARIABLES
-    return [
-        Problem(name, f"unknown variable{_suggestion(name.upper(), known)}", Origin("environment"))
-        for name in sorted(os.environ)
-        if name.upper().startswith(ENV_PREFIX)
-        and name.upper() not in known
-        and not _FOREIGN.fullmatch(name.upper())
-    ]
+    # What they all begin with would make them all similar.
+    ends = {name.removeprefix(ENV_PREFIX): name for name in known}
+    found = []
+    for name in sorted(os.environ):
+        written = name.upper()
+        if not written.startswith(ENV_PREFIX) or written in known or _FOREIGN.fullmatch(written):
+            continue
+        similar = _similar(written.removeprefix(ENV_PREFIX), ends)
+        hint = f"; did you mean {ends[similar]}?" if similar else ""
+        found.append(Problem(name, f"unknown variable{hint}", Origin("environment")))
+    return found
 
 
 def _put(layers: Layers, setting: str, value: Any, origin: Origin) -> None:
@@ -199,17 +203,19 @@ def _misplaced(name: str, value: Any, layers: Layers, model: type[BaseModel]) ->
         known = f"{setting}_{inner}" if f"{setting}_{inner}" in model.model_fields else inner
         return f"is a table, but settings are not grouped; write {known} = ... above all tables"
     if setting not in model.model_fields:
-        return f"unknown setting{_suggestion(setting, model.model_fields)}"
+        return _unknown(setting, model)
     if setting in layers.values:
         return "is there twice, once with - and once with _"
     return None
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    similar = difflib.get_close_matches(name, known, n=1, cutoff=0.6) or (
-        difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
-    )
-    return f"; did you mean {similar[0]}?" if similar else ""
+def _unknown(setting: str, model: type[BaseModel]) -> str:
+    similar = _similar(setting, model.model_fields) or _similar(setting.lower(), model.model_fields)
+    return f"unknown setting; did you mean {similar}?" if similar else "unknown setting"
+
+
+def _similar(name: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def _explained(
@@ -228,5 +234,5 @@ def _in_words(model: type[BaseModel], setting: str, error: ErrorDetails) -> str:
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        return f"unknown setting{_suggestion(setting, model.model_fields)}"
+        return _unknown(setting, model)
     return f"must be {expectation(model.model_fields[setting])}"
