@@ -224,6 +224,8 @@ def cannot_open(place: str, error: BaseException) -> CannotOpenError:
         return error
     state = sqlstate(error)
     reasons = {
+        "08P01": f"{place} takes no settings with a connection, as PgBouncer does; set "
+        "postgres_statement_cache to 0, and leave search_path out of the connection string",
         "28": f"{place} refuses the user or the password",
         "3D000": f"{place}: there is no such database; create it first",
         "42501": f"{place}: the role may not do what is needed; see docs/postgresql.md",

@@ -18,7 +18,7 @@ from sagastore_server.ports import tracing
 from sagastore_server.postgresql.errors import is_connection_loss, translating
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.rows import as_it_is, decode_time, encode_time
-from sagastore_server.storage.errors import UnavailableError
+from sagastore_server.storage.errors import CannotOpenError, UnavailableError
 
 Connection = Any
 """An asyncpg connection, which has no published types."""
@@ -38,6 +38,10 @@ _UNACKNOWLEDGED_MS = 20_000
 _SYSTEM = {"db.system.name": "postgresql"}
 """What spans say of the database."""
 
+_SOURCE = "SELECT source FROM pg_settings WHERE name = 'statement_timeout'"
+_OF_THE_SESSION = {"client", "session"}
+"""Where a setting comes from that a connection began with."""
+
 T = TypeVar("T")
 
 
@@ -56,6 +60,7 @@ class Pool:
         """Connect; also again, after ``close``.
 
         Raises:
+            CannotOpenError: A pooler in between keeps no session, and is not expected.
             asyncpg.PostgresError, OSError, ...: See ``errors.DRIVER_ERRORS``, and
                 ValueError for a connection string that cannot be read.
 
@@ -75,6 +80,8 @@ class Pool:
             server_settings=self._session_settings(),
         )
         await self._pool
+        if options.statement_cache:
+            await self._require_a_session()
 
     async def close(self) -> None:
         """Refuse new work, wait a moment for what is under way, and disconnect."""
@@ -220,6 +227,15 @@ class Pool:
     @property
     def _timeout_ms(self) -> int:
         return int(self._options.statement_timeout * 1000)
+
+    async def _require_a_session(self) -> None:
+        """Refuse a pooler that was told to drop our settings: it exchanges sessions, too."""
+        async with self.connection() as connection:
+            if await connection.fetchval(_SOURCE) not in _OF_THE_SESSION:
+                raise CannotOpenError(
+                    "something between this server and PostgreSQL drops the settings of "
+                    "connections, as PgBouncer can; set postgres_statement_cache to 0"
+                )
 
     def _session_settings(self) -> dict[str, str]:
         settings = {"application_name": "sagastore"}

@@ -1,0 +1,214 @@
+"""Behind PgBouncer in transaction mode, where sessions change from call to call."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from sagastore.v1 import message_pb2, storage_pb2, storage_pb2_grpc
+from sagastore_server.migration.live import LiveMigration, Options
+from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.sqlite.source import SQLiteSource
+from sagastore_server.storage.errors import CannotOpenError
+from sagastore_server.storage.migration import BackfillState
+from sagastore_server.storage.phase import Phase
+from tests.postgresql.pgbouncer import PgBouncer, pgbouncer_before
+from tests.support.backends import opened
+from tests.support.drafts import draft, found
+from tests.support.messages import message
+from tests.support.migrating import change, eventually_current, unblocked, walk_to
+from tests.support.postgres import execute, new_database, server_dsn, with_parameter
+from tests.support.server_process import ServerProcess
+
+DEADLINE = 20
+NO_SESSIONS = {"SAGASTORE_POSTGRES_STATEMENT_CACHE": "0"}
+
+
+@pytest.fixture
+async def database() -> AsyncIterator[str]:
+    """Make a database of its own: a search path does not pass PgBouncer."""
+    name, _ = await new_database()
+    yield name
+    await execute(server_dsn(), f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def pooler() -> Iterator[PgBouncer]:
+    try:
+        with pgbouncer_before(server_dsn()) as running:
+            yield running
+    except FileNotFoundError:
+        pytest.skip("PgBouncer is not installed (apt-get install pgbouncer)")
+
+
+def options(dsn: str, cache: int = 0) -> PostgreSQLOptions:
+    return PostgreSQLOptions(dsn, pool_min=1, pool_max=8, statement_cache=cache)
+
+
+# ------------------------------------------------------------------ a service on PostgreSQL alone
+
+
+class Load:
+    """Saves, reads and searches from many threads, each seeing what it wrote."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self.acknowledged: dict[str, str] = {}
+        self.refusals: list[grpc.StatusCode] = []
+        self._server = server
+        self._stop = threading.Event()
+        self._more = threading.Condition()
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(12)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, more: int) -> None:
+        """Wait until so many more saves were acknowledged."""
+        with self._more:
+            target = len(self.acknowledged) + more
+            assert self._more.wait_for(lambda: len(self.acknowledged) >= target, 60)
+
+    def _run(self, thread: int) -> None:
+        with self._server.channel() as channel:
+            storage, number = storage_pb2_grpc.StorageServiceStub(channel), 0
+            while not self._stop.is_set():
+                number += 1
+                one = message(id=f"{thread}-{number}", content=f"word{thread} text {number}")
+                try:
+                    self._once(storage, one)
+                except grpc.RpcError as exc:
+                    self.refusals.append(exc.code())
+                    self._stop.wait(0.05)
+
+    def _once(self, storage: storage_pb2_grpc.StorageServiceStub, one: message_pb2.Message) -> None:
+        storage.Save(storage_pb2.SaveRequest(message=one), timeout=DEADLINE)
+        id = one.id
+        with self._more:
+            self.acknowledged[id] = one.content
+            self._more.notify_all()
+        request = storage_pb2.SearchRequest(
+            query=f"word{id.partition('-')[0]}", order=storage_pb2.ORDER_NEWEST, page_size=500
+        )
+        seen = storage.Search(request, timeout=DEADLINE).results
+        assert id in {result.message.id for result in seen}
+        assert storage.Get(storage_pb2.GetRequest(id=id), timeout=DEADLINE).message.id == id
+
+
+def test_load_while_pgbouncer_ends_and_begins_again(
+    pooler: PgBouncer, database: str, tmp_path: Path
+) -> None:
+    server = ServerProcess(tmp_path / "unused.db", env=NO_SESSIONS, postgres=pooler.dsn(database))
+    try:
+        server.start()
+        with Load(server) as load:
+            load.wait_for(150)
+            assert load.refusals == []
+            pooler.stop()
+            pooler.start()
+            load.wait_for(150)
+        # Calls under way may fail; they say that it is safe to try again.
+        assert set(load.refusals) <= {grpc.StatusCode.UNAVAILABLE}
+        with server.channel() as channel:
+            storage = storage_pb2_grpc.StorageServiceStub(channel)
+            exported = {
+                one.id: one.content
+                for answer in storage.Export(storage_pb2.ExportRequest(), timeout=DEADLINE)
+                for one in answer.messages
+            }
+        assert load.acknowledged.items() <= exported.items()
+        assert server.terminate() == 0
+        assert "internal error" not in "".join(server.stderr)
+    finally:
+        server.close()
+
+
+async def test_four_hundred_at_a_time(pooler: PgBouncer, database: str) -> None:
+    async with opened(lambda: PostgreSQLStorage(options(pooler.dsn(database)))) as store:
+        ids = [f"m-{number:03}" for number in range(400)]
+        saved = await asyncio.gather(*(store.save(draft(id, f"text {id}")) for id in ids))
+        assert all(result.created for result in saved)
+        reads = await asyncio.gather(*(store.get(id) for id in ids))
+        assert [one.id for one in reads] == ids
+        searches = await asyncio.gather(*(found(store, "text") for _ in range(40)))
+        assert all(set(ids) == set(search) for search in searches)
+
+
+# ------------------------------------------------------------------ what is refused at the start
+
+
+async def refusal(dsn: str, cache: int) -> str:
+    storage = PostgreSQLStorage(options(dsn, cache))
+    with pytest.raises(CannotOpenError) as caught:
+        await storage.open()
+    await storage.close()
+    return str(caught.value)
+
+
+async def test_prepared_statements_are_refused_at_the_start(
+    pooler: PgBouncer, database: str
+) -> None:
+    line = await refusal(pooler.dsn(database), 100)
+    assert "as PgBouncer does; set postgres_statement_cache to 0" in line
+    line = await refusal(with_parameter(pooler.dsn(database), "search_path", "public"), 0)
+    assert "leave search_path out of the connection string" in line
+
+
+async def test_a_pooler_that_drops_settings_is_noticed(pooler: PgBouncer, database: str) -> None:
+    """It lets the connection begin; calls would fail later, one in some."""
+    dropped = "statement_timeout,idle_in_transaction_session_timeout,jit"
+    with pgbouncer_before(server_dsn(), f"ignore_startup_parameters = {dropped}") as lenient:
+        line = await refusal(lenient.dsn(database), 100)
+        assert line.endswith("as PgBouncer can; set postgres_statement_cache to 0")
+
+
+# ------------------------------------------------------------------ the migration
+
+
+async def test_a_whole_migration(pooler: PgBouncer, database: str, tmp_path: Path) -> None:
+    path = tmp_path / "messages.db"
+    service = LiveMigration(
+        SQLiteSource(path), PostgreSQLReplica(options(pooler.dsn(database))), Options(1.0)
+    )
+    backend, control = service.backend, service.control
+    try:
+        await backend.open()
+        for number in range(50):
+            await backend.save(draft(f"old-{number}", "text"))
+        await walk_to(control, Phase.BACKFILL)
+        await asyncio.gather(*(backend.save(draft(f"new-{n}", "text")) for n in range(50)))
+        # The pooler ends in the middle, and every connection with it.
+        pooler.stop()
+        await backend.save(draft("while-away", "text"))
+        pooler.start()
+        await walk_to(control, Phase.READ_POSTGRES)
+        await eventually_current(control)
+        await backend.delete("old-7")
+        await backend.save(draft("late", "text"))
+        # Guards hold behind it as well.
+        outsider = PostgreSQLStorage(options(pooler.dsn(database)))
+        with pytest.raises(CannotOpenError, match="is the target of a migration"):
+            await outsider.open()
+        await unblocked(control)
+        await change(control, Phase.POSTGRES_ONLY)
+        status = await control.status()
+        assert (status.phase, status.backfill.state) == (Phase.POSTGRES_ONLY, BackfillState.DONE)
+        expected = {f"old-{n}" for n in range(50)} | {f"new-{n}" for n in range(50)}
+        expected = expected - {"old-7"} | {"late", "while-away"}
+        assert set(await found(backend, "text")) == expected
+    finally:
+        await backend.close()
+    assert (tmp_path / "messages.db.archive").exists()
