@@ -19,14 +19,16 @@ from sagastore_server.migration.live import LiveMigration, Options
 from sagastore_server.ops.address import Address
 from sagastore_server.ops.entrance import Entrance, EntranceError
 from sagastore_server.ops.greeting import greeting
+from sagastore_server.ops.readiness import Readiness
 from sagastore_server.ops.settings import Settings, default_sqlite
+from sagastore_server.ops.sight import Sight, SightError, Subject
 from sagastore_server.ops.signals import StopSignals
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.rpc.credentials import server_credentials
 from sagastore_server.rpc.limits import Limits
-from sagastore_server.rpc.server import CannotListenError, RpcServer, Terms
+from sagastore_server.rpc.server import METHODS, CannotListenError, RpcServer, Terms
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.base import StorageBackend
@@ -63,33 +65,41 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
     """
     entrance = _entrance(settings)
     _check(settings)
-    service = _service(settings)
-    backend = service.backend
-    server = RpcServer(backend, service.control, _terms(settings, entrance))
-    signals = StopSignals()
-    address = await _listen(server, settings.address)
-    try:
-        async with entrance.watched():
-            if await _open(backend, signals):
-                await server.open_gate()
-                await _announce(service, address, say)
-                async with _watched(service, server):
-                    await signals.first.wait()
-            await _drain(server, settings.drain_seconds, signals)
-    finally:
-        await server.stop()
-        await backend.close()
+    async with _sight(settings) as sight:
+        service = _service(settings, sight.readiness)
+        backend = service.backend
+        backend.observe(sight.instruments.group_committed)
+        server = RpcServer(backend, service.control, _terms(settings, entrance, sight))
+        signals = StopSignals()
+        address = await _listen(server, settings.address)
+        sight.begin(_subject(server, service, entrance))
+        try:
+            async with entrance.watched():
+                if await _open(backend, signals):
+                    await server.open_gate()
+                    sight.opened()
+                    await _announce(service, address, say)
+                    async with _watched(service, server, sight.readiness):
+                        await signals.first.wait()
+                sight.draining(settings.drain_seconds, lambda: server.calls_under_way)
+                await _drain(server, settings.drain_seconds, signals)
+        finally:
+            await sight.close_eyes()
+            await server.stop()
+            await backend.close()
     _log.info("stopped")
 
 
 class _Progress:
-    """Logs how far long work has come, every few seconds."""
+    """Tells how far long work has come, and logs it every few seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, readiness: Readiness) -> None:
+        self._readiness = readiness
         self._next = time.monotonic() + _PROGRESS_EVERY
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Log it if it is time to."""
+        """Tell it; log it if it is time to."""
+        self._readiness.progress(what, done, total)
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _PROGRESS_EVERY
@@ -111,7 +121,31 @@ def _entrance(settings: Settings) -> Entrance:
         raise StartupError(str(exc)) from exc
 
 
-def _terms(settings: Settings, entrance: Entrance) -> Terms:
+@asynccontextmanager
+async def _sight(settings: Settings) -> AsyncIterator[Sight]:
+    """See what goes on for as long as the context lasts."""
+    try:
+        sight = Sight(settings, __version__, METHODS)
+    except SightError as exc:
+        raise StartupError(str(exc)) from exc
+    try:
+        yield sight
+    finally:
+        await sight.end()
+
+
+def _subject(server: RpcServer, service: _Service, entrance: Entrance) -> Subject:
+    door, tls = server.door, entrance.tls
+    return Subject(
+        calls=lambda: door.calls,
+        streams=lambda: door.streams,
+        loads=service.backend.loads,
+        control=service.control,
+        certificate_ends=None if tls is None else lambda: tls.ends,
+    )
+
+
+def _terms(settings: Settings, entrance: Entrance, sight: Sight) -> Terms:
     limits = Limits(
         max_request_bytes=settings.max_request_bytes,
         max_calls=settings.max_calls,
@@ -120,7 +154,6 @@ def _terms(settings: Settings, entrance: Entrance) -> Terms:
         search_timeout=settings.search_timeout,
         stall_timeout=settings.stall_timeout,
         connection_age=settings.connection_age,
-        connection_calls=settings.connection_calls,
         max_connections=settings.max_connections,
     )
     tls = entrance.tls
@@ -128,6 +161,7 @@ def _terms(settings: Settings, entrance: Entrance) -> Terms:
         limits,
         access=entrance.access,
         credentials=None if tls is None else server_credentials(tls.material),
+        instruments=sight.instruments,
         reflection=settings.reflection,
         log_calls=settings.log_calls,
     )
@@ -144,9 +178,9 @@ class _Service(NamedTuple):
     """Whether the store can go away and come back; a file does not."""
 
 
-def _service(settings: Settings) -> _Service:
+def _service(settings: Settings, readiness: Readiness) -> _Service:
     if settings.postgres is None:
-        sqlite = SQLiteStorage(settings.sqlite, _Progress())
+        sqlite = SQLiteStorage(settings.sqlite, _Progress(readiness))
         control = Alone(sqlite, Phase.SQLITE_ONLY)
         return _Service(sqlite, control, lambda: str(settings.sqlite), lambda: False)
     options = _postgresql(settings, settings.postgres.get_secret_value())
@@ -155,7 +189,7 @@ def _service(settings: Settings) -> _Service:
         control = Alone(postgresql, Phase.POSTGRES_ONLY)
         return _Service(postgresql, control, lambda: postgresql.place, lambda: True)
     live = LiveMigration(
-        SQLiteSource(settings.sqlite, _Progress()),
+        SQLiteSource(settings.sqlite, _Progress(readiness)),
         PostgreSQLReplica(options),
         Options(settings.shadow_share, settings.postgres_patience),
     )
@@ -175,9 +209,11 @@ def _postgresql(settings: Settings, dsn: str) -> PostgreSQLOptions:
 
 
 @asynccontextmanager
-async def _watched(service: _Service, server: RpcServer) -> AsyncIterator[None]:
+async def _watched(
+    service: _Service, server: RpcServer, readiness: Readiness
+) -> AsyncIterator[None]:
     """Let readiness follow the store for as long as the context lasts."""
-    watching = asyncio.create_task(_watch(service, server))
+    watching = asyncio.create_task(_watch(service, server, readiness))
     try:
         yield
     finally:
@@ -185,13 +221,14 @@ async def _watched(service: _Service, server: RpcServer) -> AsyncIterator[None]:
         await asyncio.gather(watching, return_exceptions=True)
 
 
-async def _watch(service: _Service, server: RpcServer) -> None:
+async def _watch(service: _Service, server: RpcServer, readiness: Readiness) -> None:
     healthy = True
     while True:
         await asyncio.sleep(_WATCH_EVERY)
         if not service.needs_watching():
             continue  # Counting its rows has its price.
         health = await service.backend.health()
+        readiness.store(health)
         if health.healthy != healthy:
             healthy = health.healthy
             await server.set_ready(healthy)

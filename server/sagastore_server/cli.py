@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from sagastore_server import __version__, backups, configuration, inspection, token_commands
+from sagastore_server import (
+    __version__,
+    backups,
+    configuration,
+    inspection,
+    status,
+    token_commands,
+)
 from sagastore_server.ops import settings
 from sagastore_server.ops.settings_options import ConfigFile, fail, takes_settings, wrong_usage
 
@@ -66,6 +73,7 @@ def serve(*, config: ConfigFile = None, **given: str | bool | None) -> None:
 
 cli.command()(configuration.config)
 cli.command()(inspection.inspect)
+cli.command()(status.status)
 cli.command()(backups.backup)
 cli.command()(backups.restore)
 cli.add_typer(token_commands.token)

@@ -72,6 +72,9 @@ class OpsServer:
     def close(self) -> None:
         """Stop listening. What is being answered is answered."""
         self._closing = True
+        if not self._thread.is_alive():
+            self._server.server_close()
+            return
         # Wakes the thread, which waits for a connection.
         with contextlib.suppress(OSError):
             socket.create_connection(self.address, timeout=1.0).close()

@@ -43,8 +43,8 @@ def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        # What one client sends beyond that waits in the client, within its deadlines.
-        ("grpc.max_concurrent_streams", limits.connection_calls),
+        # There is no limit of streams in one connection: gRPC resets some of those that a
+        # client begins within the limit, just as others end, and its calls fail.
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         # gRPC drops calls beyond that with a bare CANCELLED. We refuse long before, and say
         # why; this is for floods that come faster than anything can be refused.
@@ -69,6 +69,10 @@ _SERVICES = (
     storage_pb2.DESCRIPTOR.services_by_name["StorageService"],
     migration_pb2.DESCRIPTOR.services_by_name["MigrationService"],
 )
+METHODS = tuple(
+    f"{service.full_name}/{method.name}" for service in _SERVICES for method in service.methods
+)
+"""The names of the RPCs: ``sagastore.v1.StorageService/Save``, …"""
 _HEALTH_NAMES = ("", *(service.full_name for service in _SERVICES))
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
