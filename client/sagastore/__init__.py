@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from sagastore._retry import RetryPolicy
     from sagastore._sync_client import Client
     from sagastore._sync_migration import MigrationClient
-    from sagastore._target import TLS
+    from sagastore._target import TLS, TokenFile
     from sagastore.errors import (
         AbortedError,
         AlreadyExistsError,
@@ -129,6 +129,7 @@ __all__ = [
     "ShadowReads",
     "Store",
     "StoreHealth",
+    "TokenFile",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
@@ -181,7 +182,7 @@ _HOMES = {
     "_retry": ("RetryPolicy",),
     "_sync_client": ("Client",),
     "_sync_migration": ("MigrationClient",),
-    "_target": ("TLS",),
+    "_target": ("TLS", "TokenFile"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

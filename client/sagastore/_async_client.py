@@ -77,7 +77,8 @@ class AsyncClient(AsyncReads):
                 balanced as well. `unix:PATH` works, too.
             tls: True, or a `TLS` with certificates; False: plain text.
             token: A bearer token to send with each call, or a function that
-                returns it each time. Only over TLS or to this machine.
+                returns it each time, as a `TokenFile` is. Only over TLS or to
+                this machine.
             timeout: Seconds for each call, retries included, where the call
                 names none; `math.inf` for no limit.
             retry: How often failed calls are repeated; None: the defaults of

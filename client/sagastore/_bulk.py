@@ -184,6 +184,7 @@ class _Stream:
 
     def __init__(self, caller: Caller, endpoint: Endpoint) -> None:
         self.address = endpoint.address
+        self._security = endpoint.security
         self._requests: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._verdict: asyncio.Future[grpc.aio.AioRpcError] = (
             asyncio.get_running_loop().create_future()
@@ -241,7 +242,7 @@ class _Stream:
         except grpc.aio.AioRpcError as exc:
             await asyncio.wait({self._verdict}, timeout=_VERDICT_SECONDS)
             true = self._verdict.result() if self._verdict.done() else exc
-            return _status.from_rpc_error(true, "BulkSave", self.address)
+            return _status.from_rpc_error(true, "BulkSave", self.address, self._security)
         return None if response is grpc.aio.EOF else response
 
     async def finish(self) -> None:

@@ -149,7 +149,7 @@ class Caller:
                     request, timeout=deadline.remaining(), metadata=self.pool.metadata()
                 )
             except grpc.aio.AioRpcError as exc:
-                error = _status.from_rpc_error(exc, name, endpoint.address)
+                error = _status.from_rpc_error(exc, name, endpoint.address, endpoint.security)
             except asyncio.CancelledError:
                 if self._was_closed():
                     raise closed(name) from None
@@ -222,7 +222,7 @@ class Caller:
         except TimeoutError:
             return silent(name, endpoint.address, timeout)
         except grpc.aio.AioRpcError as exc:
-            return _status.from_rpc_error(exc, name, endpoint.address)
+            return _status.from_rpc_error(exc, name, endpoint.address, endpoint.security)
         except asyncio.CancelledError:
             if self._was_closed():
                 return closed(name)

@@ -12,6 +12,7 @@ import grpc.aio
 
 from sagastore import _wire
 from sagastore._retry import Deadline
+from sagastore._status import Security
 from sagastore._target import TLS, Address
 from sagastore.v1 import migration_pb2_grpc, storage_pb2, storage_pb2_grpc
 
@@ -54,10 +55,11 @@ _started_in: int | None = None
 class Endpoint:
     """One server and the ways to call it."""
 
-    __slots__ = ("address", "bulk_save", "channel", "health", "migration", "storage")
+    __slots__ = ("address", "bulk_save", "channel", "health", "migration", "security", "storage")
 
-    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+    def __init__(self, address: str, channel: grpc.aio.Channel, security: Security) -> None:
         self.address = address
+        self.security = security
         self.channel = channel
         self.storage = storage_pb2_grpc.StorageServiceStub(channel)
         self.migration = migration_pb2_grpc.MigrationServiceStub(channel)
@@ -81,6 +83,12 @@ class Endpoint:
     def state(self) -> grpc.ChannelConnectivity:
         """Return the state of the connection; begins to connect if there is none."""
         return self.channel.get_state(try_to_connect=True)
+
+
+def _security(tls: TLS | None) -> Security:
+    if tls is None:
+        return Security.PLAIN
+    return Security.TLS if tls.cert is None else Security.CERTIFICATE
 
 
 def _serialize(message: Any) -> bytes:
@@ -162,8 +170,9 @@ class Pool:
         _started_in = os.getpid()
         self._loop = asyncio.get_running_loop()
         credentials = None if self._tls is None else self._tls.credentials()
+        security = _security(self._tls)
         self._endpoints = tuple(
-            Endpoint(address.text, self._channel(address, credentials))
+            Endpoint(address.text, self._channel(address, credentials), security)
             for address in self.addresses
         )
         return self._endpoints

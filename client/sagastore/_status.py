@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from google.protobuf.message import DecodeError
 from sagastore import _wire, errors
 from sagastore.errors import SagaStoreError
 
-__all__ = ["from_rpc_error", "is_transient"]
+__all__ = ["Security", "from_rpc_error", "is_transient"]
 
 _TRAILER: Final = "grpc-status-details-bin"
 _DOMAIN: Final = "sagastore"
@@ -47,6 +48,14 @@ _UNSENT: Final = re.compile(
 )
 
 
+class Security(enum.Enum):
+    """What a connection is secured with; tells what is likely where gRPC does not."""
+
+    PLAIN = "plain text"
+    TLS = "TLS"
+    CERTIFICATE = "TLS with a certificate of our own"
+
+
 def is_transient(error: SagaStoreError) -> bool:
     """Tell whether the same call may succeed a little later.
 
@@ -57,13 +66,16 @@ def is_transient(error: SagaStoreError) -> bool:
     return isinstance(error, errors.UnavailableError)
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError, call: str, address: str) -> SagaStoreError:
+def from_rpc_error(
+    error: grpc.aio.AioRpcError, call: str, address: str, security: Security = Security.PLAIN
+) -> SagaStoreError:
     """Return the exception for a failed call.
 
     Args:
         error: What gRPC raised.
         call: Name of the RPC.
         address: The server called.
+        security: What the connection to it is secured with.
     """
     code = error.code()
     text = " ".join((error.details() or "").split())
@@ -71,7 +83,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError, call: str, address: str) -> Saga
     if not details.from_server and _is_broken(code, text):
         code = grpc.StatusCode.UNAVAILABLE
     kind = _CLASSES.get(code, SagaStoreError)
-    line = text if details.from_server else _transport_line(code, text, call, address)
+    line = text if details.from_server else _transport_line(code, text, call, address, security)
     result = kind(
         _with_violations(line or f"{call} failed with {code.name}", details.violations),
         code=code.name,
@@ -106,11 +118,13 @@ def _with_violations(line: str, violations: list[str]) -> str:
     return f"{line}: {'; '.join(missing)}" if missing else line
 
 
-def _transport_line(code: grpc.StatusCode, text: str, call: str, address: str) -> str:
+def _transport_line(
+    code: grpc.StatusCode, text: str, call: str, address: str, security: Security
+) -> str:
     """Return one line about an error that no SagaStore server described."""
     match code:
         case grpc.StatusCode.UNAVAILABLE:
-            return _unreachable(text, address)
+            return _unreachable(text, address, security)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"{call} got no answer from {address} in time"
         case grpc.StatusCode.UNIMPLEMENTED:
@@ -125,7 +139,16 @@ _CAUSES: Final = (
     ("connection refused", "connection refused; is the server running?"),
     ("no such file", "no such socket; is the server running?"),
     ("wrong_version_number", "the server does not speak TLS there; leave out tls"),
+    ("certificate has expired", "a certificate of the server has expired; it must be renewed"),
+    (
+        "certificate is not yet valid",
+        "the server's certificate is not valid yet; is the clock right?",
+    ),
     ("certificate_verify_failed", "the server's certificate is not trusted; see TLS(ca=...)"),
+    (
+        "hostname verification",
+        "the server's certificate is for another name; see TLS(server_name=...)",
+    ),
     ("handshake failed", "the TLS handshake failed; do the certificates match?"),
     ("timed out", "the connection timed out"),
     ("timeout", "the connection timed out"),
@@ -135,15 +158,31 @@ _CAUSES: Final = (
 )
 
 
-def _unreachable(text: str, address: str) -> str:
+# Who is not let in is told nothing but that the connection is closed.
+_CLOSED_AT_ONCE: Final = re.compile(
+    r"socket closed|connection reset|broken pipe|handshake read failed"
+)
+_LIKELY: Final = {
+    Security.PLAIN: "the server closed the connection at once; does the server expect TLS "
+    "(tls=True)?",
+    Security.TLS: "the server closed the connection after the TLS handshake; does it want a "
+    "client certificate (TLS(cert=..., key=...))?",
+    Security.CERTIFICATE: "the server closed the connection after the TLS handshake; is our "
+    "certificate of an authority that it does not trust, or expired?",
+}
+
+
+def _unreachable(text: str, address: str, security: Security) -> str:
     low = text.lower()
+    if _UNSENT.search(low) and _CLOSED_AT_ONCE.search(low):
+        return f"cannot reach {address}: {_LIKELY[security]}"
     for pattern, line in _CAUSES:
         if pattern in low:
             return f"cannot reach {address}: {line}"
     if "resolv" in low or "name not found" in low or "lookup" in low:
         return f"cannot reach {address}: the name cannot be resolved"
     if _BROKEN.search(text):
-        return f"the connection to {address} broke; does the server expect TLS?"
+        return f"the connection to {address} broke"
     return f"{address} is unavailable: {text}" if text else f"{address} is unavailable"
 
 

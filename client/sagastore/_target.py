@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 
-__all__ = ["TLS", "Address", "Token", "parse_targets", "token_source"]
+__all__ = ["TLS", "Address", "Token", "TokenFile", "parse_targets", "token_source"]
 
 DEFAULT_PORT = 50051
 
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
 
 _NOT_IN_HOSTS = re.compile(r"[\s/?#@\[\]]")
+
+_TOKEN_SECONDS = 1.0
+_MAX_TOKEN_BYTES = 8192
 
 Pem = bytes | str | os.PathLike[str]
 Token = str | Callable[[], str]
@@ -151,6 +156,45 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return False
+
+
+class TokenFile:
+    """A bearer token in a file, read again when it changes: `Client(token=TokenFile(path))`.
+
+    The file is looked at when a call is made, once a second at most. While it is missing,
+    empty or no token, as it may be in the middle of a change, the token before it is used.
+    """
+
+    __slots__ = ("_next", "_path", "_token")
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Read the file.
+
+        Raises:
+            OSError: It cannot be read.
+            ValueError: It holds no token: printable ASCII without spaces, in one line.
+        """
+        self._path = Path(path).expanduser()
+        self._token = self._read()
+        self._next = time.monotonic() + _TOKEN_SECONDS
+
+    def __call__(self) -> str:
+        """Return the token."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _TOKEN_SECONDS
+            with contextlib.suppress(OSError, ValueError):
+                self._token = self._read()
+        return self._token
+
+    def __repr__(self) -> str:
+        """Return the name of the file; never the token."""
+        return f"TokenFile({str(self._path)!r})"
+
+    def _read(self) -> str:
+        with self._path.open("rb") as file:
+            data = file.read(_MAX_TOKEN_BYTES)
+        return _checked(data.decode("ascii", "replace").strip())
 
 
 def token_source(

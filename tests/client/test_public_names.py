@@ -60,6 +60,7 @@ NAMES = [
     "ShadowReads",
     "Store",
     "StoreHealth",
+    "TokenFile",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

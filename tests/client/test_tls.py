@@ -1,125 +1,204 @@
-"""TLS, client certificates and tokens, over a real socket.
-
-The server of this version has neither; a scripted one stands for the proxy in front of it.
-"""
+"""TLS, client certificates and tokens, over a real socket, to a real server."""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-import grpc
-import grpc.aio
 import pytest
 
-from sagastore import TLS, AsyncClient, Client, RetryPolicy, UnavailableError
-from sagastore.v1 import message_pb2, storage_pb2, storage_pb2_grpc
-from tests.client.failing.scripted import Script, answer
-
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates")
+from sagastore import (
+    TLS,
+    AsyncClient,
+    Client,
+    Message,
+    NotFoundError,
+    PermissionDeniedError,
+    RetryPolicy,
+    TokenFile,
+    UnavailableError,
+)
+from sagastore._target import Token
+from tests.cli.command import Sagastore
+from tests.security.pki import CLIENT, Pki, chain, entry, environment, key, write_access
+from tests.support.server_process import ServerProcess
 
 ONCE = RetryPolicy(max_attempts=1)
 NAME = "saga.example"
 
 
-def _openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-
-def _certificate(folder: Path, name: str, *options: str) -> None:
-    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    files = ("-keyout", f"{name}.key", "-out", f"{name}.pem", "-days", "2", "-subj", f"/CN={name}")
-    _openssl(folder, "req", "-x509", *curve, *files, *options)
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make an authority, certificates of a server and of a client, and a foreign authority."""
-    folder = tmp_path_factory.mktemp("pki")
-    _certificate(folder, "ca")
-    _certificate(folder, "foreign")
-    signed = ("-CA", "ca.pem", "-CAkey", "ca.key")
-    _certificate(folder, "server", *signed, "-addext", f"subjectAltName=DNS:{NAME},IP:127.0.0.1")
-    _certificate(folder, "client", *signed)
-    return folder
+def secured(pki: Pki) -> Iterator[ServerProcess]:
+    """Serve over TLS, for clients with a certificate only, who may read; a token may write."""
+    access = write_access(
+        pki.folder / "access.toml",
+        entry("certificate", CLIENT, "reader"),
+        entry("token", "web", "writer", token="secret"),
+    )
+    files = pki.server(pki.issue(NAME, "127.0.0.1"))
+    server = ServerProcess(pki.folder / "saga.db", env=environment(files, pki.ca, access))
+    try:
+        yield server.start()
+    finally:
+        server.close()
 
 
 @pytest.fixture
-async def script(pki: Path) -> AsyncIterator[Script]:
-    """Serve over TLS, for clients with a certificate only."""
-    script = Script()
-    found = message_pb2.Message(id="x", content="over TLS")
-    script.play("Get", answer(storage_pb2.GetResponse(message=found)))
-    server = grpc.aio.server()
-    storage_pb2_grpc.add_StorageServiceServicer_to_server(script, server)
-    credentials = grpc.ssl_server_credentials(
-        [((pki / "server.key").read_bytes(), (pki / "server.pem").read_bytes())],
-        root_certificates=(pki / "ca.pem").read_bytes(),
-        require_client_auth=True,
-    )
-    script.address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
-    await server.start()
-    yield script
-    await server.stop(None)
+def command(secured: ServerProcess, pki: Pki, tmp_path: Path) -> Sagastore:
+    """Return the command, set up by its environment."""
+    leaf = pki.issue(CLIENT)
+    run = Sagastore(secured.address, tmp_path)
+    run.env |= {
+        "SAGASTORE_TLS_CA": str(pki.ca),
+        "SAGASTORE_TLS_CERT": str(pki.write("client.pem", chain(leaf))),
+        "SAGASTORE_TLS_KEY": str(pki.write("client.key", key(leaf))),
+    }
+    return run
 
 
-def full(pki: Path) -> TLS:
-    return TLS(ca=pki / "ca.pem", cert=pki / "client.pem", key=pki / "client.key")
+async def refused(secured: ServerProcess, tls: TLS | bool, token: Token | None = None) -> str:
+    async with AsyncClient(secured.address, tls=tls, token=token, retry=ONCE) as client:
+        with pytest.raises(UnavailableError) as caught:
+            await client.get("x")
+    assert caught.value.unsent
+    line = str(caught.value)
+    assert line.startswith(f"cannot reach {secured.address}: ")
+    return line
 
 
-async def test_certificates_of_both_sides_and_a_token(script: Script, pki: Path) -> None:
-    async with AsyncClient(script.address, tls=full(pki), token="secret") as client:
-        assert (await client.get("x")).content == "over TLS"
-    assert script.metadata[0]["authorization"] == "Bearer secret"
-    with Client(script.address, tls=full(pki), token=lambda: "fresh") as blocking:
-        assert (await asyncio.to_thread(blocking.get, "x")).content == "over TLS"
-    assert script.metadata[1]["authorization"] == "Bearer fresh"
+async def test_certificates_of_both_sides_and_a_token(secured: ServerProcess, pki: Pki) -> None:
+    message = Message("openai", "user", "over TLS", id="m")
+    async with AsyncClient(secured.address, tls=pki.client()) as client:
+        with pytest.raises(PermissionDeniedError):
+            await client.save(message)
+    async with AsyncClient(secured.address, tls=pki.client(), token="secret") as client:
+        await client.save(message)
+    with Client(secured.address, tls=pki.client(), token=lambda: "secret") as blocking:
+        assert (await asyncio.to_thread(blocking.get, "m")).content == "over TLS"
 
 
-async def test_certificates_as_paths_bytes_and_text(script: Script, pki: Path) -> None:
-    files = [pki / name for name in ("ca.pem", "client.pem", "client.key")]
-    for ca, cert, key in (
+async def test_certificates_as_paths_bytes_and_text(secured: ServerProcess, pki: Pki) -> None:
+    leaf = pki.issue(CLIENT)
+    files = [pki.ca, pki.write("c.pem", chain(leaf)), pki.write("c.key", key(leaf))]
+    for ca, cert, private in (
         [str(file) for file in files],
         [file.read_bytes() for file in files],
         [file.read_text() for file in files],
     ):
-        tls = TLS(ca=ca, cert=cert, key=key, server_name=NAME)
-        async with AsyncClient(script.address, tls=tls) as client:
-            assert (await client.get("x")).content == "over TLS"
+        tls = TLS(ca=ca, cert=cert, key=private, server_name=NAME)
+        async with AsyncClient(secured.address, tls=tls) as client:
+            with pytest.raises(NotFoundError):
+                await client.get("unknown")
 
 
-async def test_a_server_that_is_not_trusted(script: Script, pki: Path) -> None:
-    foreign = TLS(ca=pki / "foreign.pem", cert=pki / "client.pem", key=pki / "client.key")
-    async with AsyncClient(script.address, tls=foreign, retry=ONCE) as client:
-        with pytest.raises(UnavailableError, match="certificate is not trusted; see TLS"):
-            await client.get("x")
-    assert script.requests == []
+async def test_what_is_likely_is_said(secured: ServerProcess, pki: Pki) -> None:
+    full = pki.client()
+    foreign = Pki(pki.folder / "foreign")
+    plain = "closed the connection at once; does the server expect TLS (tls=True)?"
+    assert (await refused(secured, False, "secret")).endswith(plain)
+    wanted = "does it want a client certificate (TLS(cert=..., key=...))?"
+    assert (await refused(secured, TLS(ca=pki.ca), "secret")).endswith(wanted)
+    unloved = "is our certificate of an authority that it does not trust, or expired?"
+    for tls in (
+        replace(foreign.client(), ca=pki.ca),
+        pki.client(pki.expired(CLIENT)),
+    ):
+        assert (await refused(secured, tls)).endswith(unloved)
+    not_trusted = "the server's certificate is not trusted; see TLS(ca=...)"
+    assert (await refused(secured, replace(full, ca=foreign.ca))).endswith(not_trusted)
+    assert (await refused(secured, True)).endswith(not_trusted)
+    other_name = "the server's certificate is for another name; see TLS(server_name=...)"
+    other = replace(full, server_name="other.example")
+    assert (await refused(secured, other)).endswith(other_name)
 
 
-async def test_a_server_of_another_name(script: Script, pki: Path) -> None:
-    files = full(pki)
-    other = TLS(ca=files.ca, cert=files.cert, key=files.key, server_name="other.example")
-    async with AsyncClient(script.address, tls=other, retry=ONCE) as client:
-        with pytest.raises(UnavailableError, match=script.address):
-            await client.get("x")
-    assert script.requests == []
+async def test_tls_to_a_plain_port(running_server: ServerProcess, pki: Pki) -> None:
+    line = await refused(running_server, pki.client(), "secret")
+    assert line.endswith("the server does not speak TLS there; leave out tls")
 
 
-async def test_without_a_certificate_of_its_own(script: Script, pki: Path) -> None:
-    tls = TLS(ca=pki / "ca.pem")
-    async with AsyncClient(script.address, tls=tls, token="secret", retry=ONCE) as client:
-        with pytest.raises(UnavailableError, match=script.address) as caught:
-            await client.get("x")
-    assert "secret" not in str(caught.value)
-    assert script.requests == []
+def test_a_token_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "token"
+    path.write_text("first\n")
+    now = [100.0]
+    monkeypatch.setattr("sagastore._target.time.monotonic", lambda: now[0])
+    token = TokenFile(path)
+    assert token() == "first"
+    path.write_text("second")
+    assert token() == "first"  # It is looked at once a second.
+    for content, expected in [("second", "second"), ("", "second"), ("t w o", "second")]:
+        path.write_text(content)
+        now[0] += 1.1
+        assert token() == expected
+    path.unlink()
+    now[0] += 1.1
+    assert token() == "second"
+    assert "second" not in repr(token)
+    with pytest.raises(FileNotFoundError):
+        TokenFile(path)
+    for content in (b"", b"\n", b"a b", b"a\nb", b"\xff\xfe", "ü".encode()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="token: must be printable ASCII"):
+            TokenFile(path)
 
 
-async def test_plain_text_to_a_server_with_tls(script: Script) -> None:
-    async with AsyncClient(script.address, token="secret", retry=ONCE) as client:
-        with pytest.raises(UnavailableError, match="does the server expect TLS") as caught:
-            await client.get("x")
-    assert "secret" not in str(caught.value)
-    assert script.requests == []
+def test_the_command_over_tls(command: Sagastore, tmp_path: Path) -> None:
+    token = tmp_path / "web.token"
+    token.write_text("secret\n")
+    save = ("save", "--provider", "p", "--role", "user", "--id", "by-command", "hello")
+    command.ok("--token-file", token, *save)
+    assert "hello" in command.ok("get", "by-command")
+    command.ok(*save, SAGASTORE_TOKEN="secret")  # type: ignore[arg-type]
+    denied = command.run(*save)
+    assert denied.returncode == 1
+    assert f"'{CLIENT}' has the role reader, and this needs writer" in denied.stderr
+    token.write_text("wrong-secret")
+    wrong = command.run("--token-file", token, "get", "by-command")
+    assert "does not know this token; set SAGASTORE_TOKEN or --token-file" in wrong.stderr
+    token.write_text("")
+    empty = command.run("--token-file", token, "get", "by-command")
+    assert "holds no token" in empty.stderr
+    for run in (denied, wrong, empty):
+        assert len(run.stderr.splitlines()) == 1
+        assert "secret" not in run.stderr
+
+
+def test_the_command_says_which_option_is_missing(command: Sagastore) -> None:
+    for missing, told in (
+        (["TLS_CERT", "TLS_KEY"], "(--tls-cert, --tls-key)?"),
+        (["TLS_CERT", "TLS_KEY", "TLS_CA"], "does the server expect TLS (--tls)?"),
+    ):
+        env = {f"SAGASTORE_{name}": "" for name in missing}
+        run = command.run("get", "x", **env)  # type: ignore[arg-type]
+        assert run.returncode == 1
+        assert told in run.stderr
+
+
+def test_the_command_reads_its_token_again(tmp_path: Path) -> None:
+    """A watch goes on after the token that it began with is gone."""
+    access = write_access(tmp_path / "access.toml", entry("token", "ops", "admin", token="one"))
+    server = ServerProcess(tmp_path / "saga.db", env=environment(access=access))
+    try:
+        server.start()
+        file = tmp_path / "token"
+        file.write_text("one")
+        run = Sagastore(server.address, tmp_path)
+        watch = run.start("--json", "--token-file", file, "migrate", "watch")
+        assert watch.stdout is not None
+        assert watch.stdout.readline()
+        file.write_text("two")
+        write_access(access, entry("token", "ops", "admin", token="two"))
+        server.wait_for_event("access file taken over")
+        server.restart()  # The stream has to be begun anew.
+        assert watch.stdout.readline()
+        watch.terminate()
+        watch.communicate()
+    finally:
+        server.close()

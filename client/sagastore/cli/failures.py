@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import typer
 
 from sagastore.cli.safe import one_line
-from sagastore.errors import SagaStoreError
+from sagastore.errors import SagaStoreError, UnauthenticatedError
 
 __all__ = ["CommandError", "StoppedError", "complain", "execute", "explain", "terminated"]
 
@@ -25,6 +25,9 @@ _BROKEN_PIPE = 141
 _OUR_WORDS = (
     ("leave out tls", "leave out --tls"),
     ("see TLS(ca=...)", "see --tls-ca"),
+    ("see TLS(server_name=...)", "see --tls-server-name"),
+    ("(TLS(cert=..., key=...))", "(--tls-cert, --tls-key)"),
+    ("(tls=True)", "(--tls)"),
 )
 
 
@@ -48,6 +51,8 @@ def explain(error: SagaStoreError) -> str:
     text = str(error)
     for theirs, ours in _OUR_WORDS:
         text = text.replace(theirs, ours)
+    if isinstance(error, UnauthenticatedError):
+        text = f"{text}; set SAGASTORE_TOKEN or --token-file"
     if error.reference and error.reference not in text:
         text = f"{text} (reference {error.reference})"
     return text

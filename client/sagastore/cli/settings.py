@@ -11,6 +11,7 @@ from sagastore.cli.failures import CommandError
 
 if TYPE_CHECKING:
     from sagastore import TLS, AsyncClient
+    from sagastore._target import Token
 
 __all__ = ["DEFAULT_TARGET", "Settings"]
 
@@ -71,14 +72,20 @@ class Settings:
         ca, cert, key = (None if path is None else _read(path) for path in files)
         return TLS(ca, cert, key, self.tls_server_name)
 
-    def _token(self) -> str | None:
+    def _token(self) -> Token | None:
         """Return the token: never an argument, which every user of the machine could see."""
         if self.token_file is None:
             return os.environ.get("SAGASTORE_TOKEN") or None
+        from sagastore import TokenFile
+
         try:
-            return _read(self.token_file).decode("ascii").strip()
-        except UnicodeDecodeError:
-            raise CommandError(f"{self.token_file}: the token is not printable ASCII") from None
+            return TokenFile(self.token_file)
+        except OSError as exc:
+            raise CommandError(f"cannot read {self.token_file}: {exc.strerror}") from None
+        except ValueError:
+            raise CommandError(
+                f"{self.token_file}: holds no token: one line of printable ASCII without spaces"
+            ) from None
 
 
 def _read(path: Path) -> bytes:

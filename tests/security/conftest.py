@@ -1,0 +1,37 @@
+"""Servers that know their callers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.security.pki import CLIENT, Pki, entry, environment, write_access
+from tests.support.server_process import ServerProcess
+
+ROLES = ("reader", "writer", "admin")
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture(scope="module")
+def mutual(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Run a server that wants certificates, and knows some, and a token for each role."""
+    folder = tmp_path_factory.mktemp("mutual")
+    access = write_access(
+        folder / "access.toml",
+        *(entry("token", f"the-{role}", role, token=f"{role}-token") for role in ROLES),
+        entry("token", "old", "admin", token="old-token", more="expires = 2020-01-01T00:00:00Z"),
+        entry("certificate", CLIENT, "reader"),
+        entry("certificate", "The Writer", "writer"),
+        entry("certificate", "10.0.0.7", "admin"),
+    )
+    settings = environment(pki.server(), pki.ca, access)
+    server = ServerProcess(folder / "saga.db", env=settings)
+    try:
+        yield server.start()
+    finally:
+        server.close()
