@@ -10,6 +10,7 @@ import pytest
 
 from sagastore_server.ops.address import Address
 from sagastore_server.ops.settings import Settings, SettingsError, load
+from sagastore_server.ops.settings_check import check
 from sagastore_server.ops.settings_layers import (
     CLIENT_VARIABLES,
     COMMAND_LINE,
@@ -241,3 +242,42 @@ def test_the_schema_has_the_bounds_that_are_checked() -> None:
         if "_" in name:
             dashed = schema["properties"][name.replace("_", "-")]
             assert dashed == {"$ref": f"#/properties/{name}"}
+
+
+def test_files_that_are_missing_are_found(tmp_path: Path) -> None:
+    given = {"tls_cert": "nowhere.pem", "tls_key": str(tmp_path), "sqlite": "no/folder/x.db"}
+    assert [str(problem) for problem in check(None, given)] == [
+        "tls_cert: nowhere.pem is not there",
+        f"tls_key: {tmp_path} is a folder, not a file",
+        "sqlite: no/folder/x.db cannot be made: there is no folder no/folder",
+    ]
+
+
+def test_files_are_looked_into(tmp_path: Path) -> None:
+    (problem,) = check(None, {"access": str(file(tmp_path, "nonsense"))})
+    assert problem.setting == "access"
+    assert not problem.is_warning
+
+
+def test_whom_the_settings_let_in_is_looked_at() -> None:
+    (problem,) = check(None, {"listen": "0.0.0.0:1"})
+    assert str(problem).startswith("listen: 0.0.0.0:1 can be reached from other machines")
+    assert check(None, {"listen": "0.0.0.0:1", "allow_insecure": True}) == []
+
+
+@pytest.mark.parametrize(("mode", "warnings"), [(0o644, 1), (0o640, 0), (0o600, 0)])
+def test_a_password_that_others_can_read(tmp_path: Path, mode: int, warnings: int) -> None:
+    config = file(tmp_path, "postgres = 'postgresql://me:hush@db/saga'")
+    config.chmod(mode)
+    problems = check(config, {})
+    assert len(problems) == warnings
+    assert all(problem.is_warning and "hush" not in str(problem) for problem in problems)
+
+
+def test_a_private_key_that_others_can_read(tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    key.write_text("x")
+    key.chmod(0o644)
+    problems = check(None, {"tls_cert": str(key), "tls_key": str(key)})
+    (warning,) = (problem for problem in problems if problem.is_warning)
+    assert str(warning) == f"tls_key: others can read {key}; chmod o-r it"

@@ -123,6 +123,7 @@ def _unreadable(path: Path) -> str | None:
 def _others_read(path: Path) -> bool:
     """Whether everybody on this machine can read it; never on Windows, where modes say nothing."""
     try:
-        return os.name != "nt" and bool(path.stat().st_mode & stat.S_IROTH)
+        mode = path.stat().st_mode
+        return os.name != "nt" and stat.S_ISREG(mode) and bool(mode & stat.S_IROTH)
     except OSError:
         return False
