@@ -20,7 +20,7 @@ from sagastore_server.ops.address import Address
 from sagastore_server.ops.entrance import Entrance, EntranceError
 from sagastore_server.ops.greeting import greeting
 from sagastore_server.ops.readiness import Readiness
-from sagastore_server.ops.settings import Settings, default_sqlite
+from sagastore_server.ops.settings import OFF, Settings, default_sqlite
 from sagastore_server.ops.sight import Sight, SightError, Subject
 from sagastore_server.ops.signals import StopSignals
 from sagastore_server.postgresql.backend import PostgreSQLStorage
@@ -78,7 +78,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
                 if await _open(backend, signals):
                     await server.open_gate()
                     sight.opened()
-                    await _announce(service, address, say)
+                    await _announce(service, address, sight, say)
                     async with _watched(service, server, sight.readiness):
                         await signals.first.wait()
                 sight.draining(settings.drain_seconds, lambda: server.calls_under_way)
@@ -261,13 +261,16 @@ async def _open(backend: StorageBackend, signals: StopSignals) -> bool:
     return False
 
 
-async def _announce(service: _Service, address: Address, say: Callable[[str], None]) -> None:
+async def _announce(
+    service: _Service, address: Address, sight: Sight, say: Callable[[str], None]
+) -> None:
     messages = (await service.backend.health()).messages
     place = service.place()
     quarantined = await service.backend.quarantine_count()
     _log.info(
         "serving",
         address=str(address),
+        ops=OFF if sight.address is None else str(sight.address),
         version=__version__,
         store=place,
         messages=messages,

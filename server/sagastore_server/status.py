@@ -84,7 +84,7 @@ def _asked(address: Address) -> dict[str, Any]:
         why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         fail(
             f"no server answers on {address}: {why}; see that it runs, and that this is its "
-            "ops_listen (its log says: ops port)"
+            "ops_listen (its log says it, with the event serving)"
         )
     try:
         document = json.loads(body)

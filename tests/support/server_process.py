@@ -42,7 +42,9 @@ class ServerProcess:
         self.stderr: list[str] = []
         self._options = options
         self._file = () if postgres is not None else ("--sqlite", str(sqlite))
-        self._env = clean_environment(sqlite.parent) | (env or {})
+        # Without metrics, unless a test asks for them: one port for all is not enough.
+        self._env = clean_environment(sqlite.parent) | {"SAGASTORE_OPS_LISTEN": "off"}
+        self._env |= env or {}
         if postgres is not None:
             self._env["SAGASTORE_POSTGRES"] = postgres
         self._changed = threading.Condition()

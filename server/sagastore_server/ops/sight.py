@@ -64,6 +64,8 @@ class Sight:
         self._server: OpsServer | None = None
         self._metrics: Metrics | None = None
         self._sampler: Sampler | None = None
+        self._missing = ""
+        """Why there is no ops port although one was not refused."""
         if settings.ops_listen != OFF:
             self._take_port(Address.parse(settings.ops_listen), version, methods)
         if settings.otlp_endpoint is not None:
@@ -95,11 +97,17 @@ class Sight:
         )
         self._sampler.start()
         server.start()
-        _log.info("ops port", address=str(server.address))
 
     def opened(self) -> None:
         """Take note that the stores are open and calls are taken."""
         self.readiness.opened()
+        # Only now, lest a server that cannot start says more than why.
+        if self._missing:
+            _log.warning(
+                "no metrics",
+                reason=self._missing,
+                remedy="set ops_listen to another address if this server shall be watched",
+            )
         if self._sampler is not None:
             self._sampler.opened()
 
@@ -142,11 +150,7 @@ class Sight:
                     f"cannot listen on {address} for metrics (ops_listen): "
                     f"{exc.strerror or exc}; choose another address, or off"
                 ) from exc
-            _log.warning(
-                "no metrics",
-                reason=f"{address} cannot be listened on: {exc.strerror or exc}",
-                remedy="set ops_listen to another address if this server shall be watched",
-            )
+            self._missing = f"{address} cannot be listened on: {exc.strerror or exc}"
             return
         self._metrics = metrics
 
