@@ -54,7 +54,9 @@ test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run a client in Go, of
 
 lint: $(VENV)/.stamp-dev ## Check style, types, the import rule and the protos
 	@failed=; \
-	for check in 'ruff check .' 'ruff format --check .' mypy 'lint-imports --no-logo' 'buf lint'; do \
+	for check in 'ruff check .' 'ruff format --check .' mypy 'lint-imports --no-logo' 'buf lint' \
+	    'hadolint deploy/docker/Dockerfile' \
+	    'check-jsonschema --builtin-schema vendor.compose-spec deploy/docker/compose.yaml'; do \
 	    echo "== $$check"; $(BIN)/$$check || failed="$$failed [$$check]"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
