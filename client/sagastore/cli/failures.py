@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import typer
 
 from sagastore.cli.safe import one_line
-from sagastore.errors import SagaStoreError, UnauthenticatedError
+from sagastore.errors import InternalError, SagaStoreError, UnauthenticatedError
 
 __all__ = ["CommandError", "StoppedError", "complain", "execute", "explain", "terminated"]
 
@@ -53,7 +53,8 @@ def explain(error: SagaStoreError) -> str:
         text = text.replace(theirs, ours)
     if isinstance(error, UnauthenticatedError):
         text = f"{text}; set SAGASTORE_TOKEN or --token-file"
-    if error.reference and error.reference not in text:
+    # Every error has one; only that of a defect leads on to something in the server's log.
+    if isinstance(error, InternalError) and error.reference and error.reference not in text:
         text = f"{text} (reference {error.reference})"
     return text
 
