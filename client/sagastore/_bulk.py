@@ -189,7 +189,9 @@ class _Stream:
         self._verdict: asyncio.Future[grpc.aio.AioRpcError] = (
             asyncio.get_running_loop().create_future()
         )
-        self._call = endpoint.bulk_save(self._take(), metadata=caller.pool.metadata())
+        self._pool = caller.pool
+        self._metadata = caller.pool.metadata()
+        self._call = endpoint.bulk_save(self._take(), metadata=self._metadata)
         self._call.add_done_callback(self._note_status)
         self._read: asyncio.Task[Any] | None = None
 
@@ -242,7 +244,9 @@ class _Stream:
         except grpc.aio.AioRpcError as exc:
             await asyncio.wait({self._verdict}, timeout=_VERDICT_SECONDS)
             true = self._verdict.result() if self._verdict.done() else exc
-            return _status.from_rpc_error(true, "BulkSave", self.address, self._security)
+            error = _status.from_rpc_error(true, "BulkSave", self.address, self._security)
+            self._pool.note_token(error, self._metadata)
+            return error
         return None if response is grpc.aio.EOF else response
 
     async def finish(self) -> None:

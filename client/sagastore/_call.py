@@ -33,7 +33,7 @@ R = TypeVar("R")
 _log = logging.getLogger("sagastore")
 
 # The server let the call not in at all.
-_REFUSED_AT_THE_DOOR = frozenset({"SERVER_STARTING", "SERVER_DRAINING"})
+_REFUSED_AT_THE_DOOR = frozenset({"SERVER_STARTING", "SERVER_DRAINING", "UNAUTHENTICATED"})
 
 
 class History:
@@ -144,12 +144,14 @@ class Caller:
         previous: SagaStoreError | None = None
         while True:
             endpoint = await self.pool.acquire(deadline)
+            metadata = self.pool.metadata()
             try:
                 return await method(endpoint)(
-                    request, timeout=deadline.remaining(), metadata=self.pool.metadata()
+                    request, timeout=deadline.remaining(), metadata=metadata
                 )
             except grpc.aio.AioRpcError as exc:
                 error = _status.from_rpc_error(exc, name, endpoint.address, endpoint.security)
+                self.pool.note_token(error, metadata)
             except asyncio.CancelledError:
                 if self._was_closed():
                     raise closed(name) from None
@@ -190,13 +192,15 @@ class Caller:
         patience = self.patience(timeout)
         while True:
             endpoint = await self.pool.acquire()
-            call = method(endpoint)(request(), metadata=self.pool.metadata())
+            metadata = self.pool.metadata()
+            call = method(endpoint)(request(), metadata=metadata)
             error: SagaStoreError | None = None
             try:
                 while True:
                     response = await self._read(call, name, endpoint, timeout)
                     if isinstance(response, SagaStoreError):
                         error = response
+                        self.pool.note_token(error, metadata)
                         break
                     if response is grpc.aio.EOF:
                         return

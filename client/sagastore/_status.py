@@ -63,6 +63,8 @@ def is_transient(error: SagaStoreError) -> bool:
     """
     if isinstance(error, errors.ResourceExhaustedError):
         return not error.too_large
+    if isinstance(error, errors.UnauthenticatedError):
+        return error.outdated
     return isinstance(error, errors.UnavailableError)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import ipaddress
 import os
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,6 @@ _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:
 
 _NOT_IN_HOSTS = re.compile(r"[\s/?#@\[\]]")
 
-_TOKEN_SECONDS = 1.0
 _MAX_TOKEN_BYTES = 8192
 
 Pem = bytes | str | os.PathLike[str]
@@ -159,13 +157,13 @@ def _is_loopback(host: str) -> bool:
 
 
 class TokenFile:
-    """A bearer token in a file, read again when it changes: `Client(token=TokenFile(path))`.
+    """A bearer token in a file, read for each call: `Client(token=TokenFile(path))`.
 
-    The file is looked at when a call is made, once a second at most. While it is missing,
-    empty or no token, as it may be in the middle of a change, the token before it is used.
+    So it can be replaced while a client works. While the file is missing, empty or no
+    token, as it may be in the middle of a change, the token before it is used.
     """
 
-    __slots__ = ("_next", "_path", "_token")
+    __slots__ = ("_path", "_token")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Read the file.
@@ -176,15 +174,12 @@ class TokenFile:
         """
         self._path = Path(path).expanduser()
         self._token = self._read()
-        self._next = time.monotonic() + _TOKEN_SECONDS
 
     def __call__(self) -> str:
         """Return the token."""
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + _TOKEN_SECONDS
-            with contextlib.suppress(OSError, ValueError):
-                self._token = self._read()
+        # Reading it takes some 15 µs; its times would not tell of every change.
+        with contextlib.suppress(OSError, ValueError):
+            self._token = self._read()
         return self._token
 
     def __repr__(self) -> str:

@@ -192,9 +192,15 @@ class UnavailableError(SagaStoreError):
 
 
 class UnauthenticatedError(SagaStoreError):
-    """The server wants a token or a client certificate that it knows."""
+    """The server wants a token or a client certificate that it knows.
+
+    Nothing of the call was done, unless it was a stream that had begun.
+    """
 
     code = "UNAUTHENTICATED"
+    outdated: bool = False
+    """True when the client has another token by now than the call was made with; the
+    client has repeated the call, where that was safe."""
 
 
 class PermissionDeniedError(SagaStoreError):
