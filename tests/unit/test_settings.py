@@ -272,6 +272,8 @@ def test_a_password_that_others_can_read(tmp_path: Path, mode: int, warnings: in
     problems = check(config, {})
     assert len(problems) == warnings
     assert all(problem.is_warning and "hush" not in str(problem) for problem in problems)
+    # Another one that is in force does not take it out of the file.
+    assert check(config, {"postgres": "postgresql://me@db/saga"}) == problems
 
 
 def test_a_private_key_that_others_can_read(tmp_path: Path) -> None:

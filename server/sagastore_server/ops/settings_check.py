@@ -13,7 +13,13 @@ from typing import Any
 
 from sagastore_server.ops.masking import has_password
 from sagastore_server.ops.settings import Settings, examine
-from sagastore_server.ops.settings_layers import Layers, Origin, Problem, unknown_variables
+from sagastore_server.ops.settings_layers import (
+    COMMAND_LINE,
+    Layers,
+    Origin,
+    Problem,
+    unknown_variables,
+)
 from sagastore_server.ops.settings_types import kind
 
 
@@ -40,7 +46,7 @@ def advice(given: Mapping[str, Any]) -> list[Problem]:
                 "postgres",
                 "others on this machine can see the password on the command line; put it into "
                 "SAGASTORE_POSTGRES, the configuration file or PGPASSWORD",
-                Origin("command line"),
+                COMMAND_LINE,
                 is_warning=True,
             )
         )
@@ -76,14 +82,13 @@ def _exposed_secrets(settings: Settings, layers: Layers) -> Iterator[Problem]:
 
 
 def _exposed_passwords(layers: Layers) -> Iterator[Problem]:
-    dsn, origin = layers.values.get("postgres"), layers.origin("postgres")
-    if not isinstance(dsn, str) or not has_password(dsn):
-        return
-    if origin.kind == "command line":
-        yield from (problem for problem in advice({"postgres": dsn}) if problem.is_warning)
-    elif layers.config and origin.kind == "file" and _others_read(layers.config):
+    if layers.origin("postgres") == COMMAND_LINE:
+        yield from (problem for problem in advice(layers.values) if problem.is_warning)
+    # In force or not: who reads it there knows it.
+    dsn = layers.in_file.get("postgres")
+    if isinstance(dsn, str) and has_password(dsn) and layers.config and _others_read(layers.config):
         told = f"holds a password, and others can read {layers.config}; chmod o-r it"
-        yield Problem("postgres", told, origin, is_warning=True)
+        yield Problem("postgres", told, Origin("file", str(layers.config)), is_warning=True)
 
 
 def _no_place_for_sqlite(settings: Settings, layers: Layers) -> Iterator[Problem]:

@@ -100,6 +100,8 @@ class Layers(NamedTuple):
     """The file that was read."""
     problems: list[Problem]
     """Unknown names, and what is wrong with the file itself."""
+    in_file: dict[str, Any]
+    """What the file says, in force or not."""
 
     def origin(self, setting: str) -> Origin:
         """Return where the value of a setting is from."""
@@ -115,7 +117,7 @@ def gather(model: type[BaseSettings], config: Path | None, given: Mapping[str, A
         given: What the command line says; None where it says nothing.
 
     """
-    layers = Layers({}, {}, config, [])
+    layers = Layers({}, {}, config, [], {})
     if config is not None:
         _add_file(layers, model, config)
     variables = {name.upper(): name for name in os.environ}
@@ -178,6 +180,7 @@ def _add_file(layers: Layers, model: type[BaseModel], config: Path) -> None:
             layers.problems.append(Problem(name, misplaced, origin))
         else:
             _put(layers, setting, value, origin)
+            layers.in_file[setting] = value
 
 
 def _read(config: Path) -> dict[str, Any]:
