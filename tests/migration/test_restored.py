@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from sagastore_server.migration.live import LiveMigration
+from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.backup import BackupError, back_up
 from sagastore_server.sqlite.restore import restore
@@ -30,9 +33,10 @@ from tests.support.migrating import (
     unblocked,
     walk_to,
 )
-from tests.support.postgres import fresh_schema
+from tests.support.postgres import execute, fresh_schema
 
 NOWHERE = "postgresql://me@127.0.0.1:1/saga"
+PROMOTE = Path(__file__).parents[2] / "docs/sql/promote.sql"
 JOURNALLING = [Phase.DUAL_WRITE, Phase.BACKFILL, Phase.READ_POSTGRES]
 
 
@@ -240,3 +244,24 @@ async def test_after_the_last_step(place: Place) -> None:
         back_up(archive, place.path.with_name("b.db"), lambda *_: None)
     with pytest.raises(BackupError, match="is the archive of a store"):
         restore(archive, place.path, replace=True, progress=lambda *_: None)
+
+
+async def test_postgresql_goes_on_alone_where_the_file_is_lost(place: Place) -> None:
+    """docs/sql/promote.sql, as docs/backup.md says to run it."""
+    promote = PROMOTE.read_text(encoding="utf-8")
+    async with opened_live(place.path, place.dsn) as service:
+        await save(service.backend, "a", "b")
+        await walk_to(service.control, Phase.BACKFILL)
+        with pytest.raises(asyncpg.RaiseError, match="not the target of a migration in phase"):
+            await execute(place.dsn, promote)
+        await walk_to(service.control, Phase.READ_POSTGRES)
+        await eventually_current(service.control)
+        last = (await service.backend.save(draft("c", "text"))).revision
+        with pytest.raises(asyncpg.RaiseError, match="a server holds this migration"):
+            await execute(place.dsn, promote)
+    await execute(place.dsn, promote)
+    async with opened(lambda: PostgreSQLStorage(PostgreSQLOptions(place.dsn))) as alone:
+        assert sorted(await alone.batch_get(["a", "b", "c"])) == ["a", "b", "c"]
+        assert (await alone.save(draft("d", "text"))).revision > last
+    # Should the file turn up again, it is refused.
+    assert "have moved to PostgreSQL for good" in await refusal(place, place.dsn)

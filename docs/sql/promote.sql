@@ -1,0 +1,34 @@
+-- After the SQLite file was lost in phase read-postgres: makes PostgreSQL the only store, as the
+-- last step of the migration does. There is no way back. Stop the server first; run it with the
+-- search_path of the service; then start the server with --postgres alone. See docs/backup.md.
+
+BEGIN;
+
+DO $promote$
+DECLARE
+    record migration%ROWTYPE;
+BEGIN
+    SELECT * INTO record FROM migration FOR UPDATE;
+    IF NOT FOUND OR record.phase <> 4 THEN
+        RAISE EXCEPTION 'this database is not the target of a migration in phase read-postgres; nothing was changed';
+    END IF;
+    IF record.session <> '' AND record.lease_until > clock_timestamp() THEN
+        RAISE EXCEPTION 'a server holds this migration; stop it, wait ten seconds, and try again';
+    END IF;
+END
+$promote$;
+
+-- The next revision is above all that the file may have given out: what PostgreSQL has not
+-- heard of is at most what waited in the journal.
+SELECT setval('message_revisions', greatest(
+    last_value,
+    (SELECT applied FROM migration),
+    (SELECT coalesce(max(revision), 0) FROM messages),
+    (SELECT coalesce(max(revision), 0) FROM tombstones)
+) + 1000000) FROM message_revisions;
+SELECT setval(pg_get_serial_sequence('quarantine', 'number'),
+    (SELECT coalesce(max(number), 0) + 1 FROM quarantine), false);
+UPDATE migration SET phase = 5, epoch = epoch + 1, holder = '', session = '',
+    lease_until = clock_timestamp();
+
+COMMIT;
