@@ -1,0 +1,175 @@
+"""What an access file may say, how it is changed, and how callers are compared with it."""
+
+from __future__ import annotations
+
+import hmac
+import stat
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sagastore_server.ops import access_edit
+from sagastore_server.ops.access import AccessFile
+from sagastore_server.ops.access_edit import add_token, new_token, remove_tokens
+from sagastore_server.ops.access_rules import (
+    MAX_ENTRIES,
+    AccessError,
+    CertificateEntry,
+    Rules,
+    TokenEntry,
+    digest_of,
+    parse,
+)
+from sagastore_server.ports.access import Role
+from sagastore_server.ports.errors import UnauthenticatedError
+from tests.security.pki import entry, write_access
+
+HASH = digest_of("a").hex()
+GOOD = entry("token", "web", "writer", token="a")
+
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", fullmatch=True)
+times = st.none() | st.integers(0, 4_000_000_000).map(lambda n: datetime.fromtimestamp(n, UTC))
+tokens = st.builds(
+    TokenEntry, names, st.sampled_from(Role), st.binary(min_size=32, max_size=32), times
+)
+token_lists = st.lists(tokens, max_size=6, unique_by=lambda token: token.digest)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[[token]", "is not valid TOML"),
+        ("tokens = []", "the file: unknown key 'tokens'; known are token, certificate"),
+        ("token = 1", "token must be a list of tables: write [[token]] above each"),
+        ("[token]\nname='x'", "token must be a list of tables"),
+        ("token = [1]", "token must be a list of tables"),
+        ("[[token]]", "[[token]] number 1: name is missing"),
+        (GOOD + GOOD, "two entries are for the same token"),
+        (f"{GOOD}[[token]]\nname='x'\nrole='reader'", "[[token]] number 2: sha256 is missing"),
+        (GOOD + "roles = 1", "unknown key 'roles'; known are name, role, sha256, expires"),
+        (GOOD.replace("writer", "root"), "role must be one of reader, writer, admin"),
+        (GOOD.replace('"writer"', "2"), "role must be one of"),
+        (GOOD.replace("web", "w b"), "name must be 1 to 64 letters"),
+        (GOOD.replace('"web"', "['web']"), "name must be 1 to 64 letters"),
+        (GOOD.replace(HASH, HASH[1:]), "sha256 must be the 64 hexadecimal digits"),
+        (GOOD.replace(HASH, "my-own-password"), "sha256 must be the 64 hexadecimal digits"),
+        (GOOD + "expires = 2030-01-01T00:00:00", "expires must be a time with an offset"),
+        (GOOD + "expires = 2030-01-01", "expires must be a time with an offset"),
+        (GOOD + "expires = 'never'", "expires must be a time with an offset"),
+        ("[[certificate]]\nname=''\nrole='reader'", "name must be a name as certificates have it"),
+        (entry("certificate", "a", "reader") * 2, "two entries are for the same certificate"),
+        (entry("certificate", "a", "reader") + "sha256=''", "unknown key 'sha256'"),
+        ("[[certificate]]\n" * (MAX_ENTRIES + 1), "has 1,001 entries [[certificate]]"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(text: str, told: str) -> None:
+    with pytest.raises(AccessError) as caught:
+        parse(text)
+    line = str(caught.value)
+    assert told in line
+    assert "\n" not in line
+    assert HASH not in line
+    assert "my-own-password" not in line
+
+
+def test_all_that_can_be_said() -> None:
+    text = GOOD + "expires = 2030-01-01T00:00:00+01:00\n" + entry("certificate", "CN x", "admin")
+    moment = datetime.fromisoformat("2030-01-01T00:00:00+01:00")
+    assert parse(text) == Rules(
+        (TokenEntry("web", Role.WRITER, digest_of("a"), moment),),
+        (CertificateEntry("CN x", Role.ADMIN),),
+    )
+    assert parse("") == parse("# nobody\n") == Rules()
+
+
+@given(st.text() | st.lists(st.sampled_from([*"[]=\"'\n{},", "token", GOOD, "1"])).map("".join))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        rules = parse(text)
+    except AccessError:
+        return
+    # Nobody gets in who has no entry of their own.
+    assert len(rules.tokens) <= text.count("sha256")
+
+
+@given(token_lists, st.data())
+def test_what_the_command_writes_is_what_was_meant(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[TokenEntry], data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("edit") / "access.toml"
+    path.write_text("# ours\n" + entry("certificate", "c.example", "reader"))
+    for token in entries:
+        add_token(path, token)
+        if data.draw(st.booleans()):
+            path.write_text(path.read_text() + "\n# a remark [[token]]\n")
+    remarks = path.read_text().count("# a remark")
+    before = access_edit.read_rules(path)
+    assert list(before.tokens) == entries
+    if entries:
+        which = data.draw(st.sampled_from(entries))
+        by_hash = data.draw(st.booleans())
+        wanted = which.digest.hex() if by_hash else which.name
+        gone = remove_tokens(path, wanted)
+        assert which in gone
+        assert list(access_edit.read_rules(path).tokens) == [e for e in entries if e not in gone]
+    after = path.read_text()
+    assert after.count("# a remark") == remarks
+    assert after.startswith("# ours\n")
+    assert access_edit.read_rules(path).certificates == before.certificates
+
+
+def test_files_that_are_written_otherwise_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    text = f"token = [{{name = 'web', role = 'writer', sha256 = '{HASH}'}}]\n"
+    path.write_text(text)
+    for change in (
+        lambda: add_token(path, TokenEntry("x", Role.READER, digest_of("b"))),
+        lambda: remove_tokens(path, "web"),
+    ):
+        with pytest.raises(AccessError, match="change it by hand"):
+            change()
+    assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_owner_permissions_and_links_are_kept(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.toml", tmp_path / "access.toml"
+    link.symlink_to(real)
+    entry_ = TokenEntry("x", Role.READER, digest_of("b"))
+    add_token(link, entry_)
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600
+    real.chmod(0o640)
+    remove_tokens(link, "x")
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert link.is_symlink()
+    (tmp_path / ".real.toml.new").touch()
+    with pytest.raises(AccessError, match="another change is under way"):
+        add_token(link, entry_)
+
+
+def test_tokens_are_compared_with_all_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many comparisons, whichever entry it is, and if it is none."""
+    made = [new_token() for _ in range(20)]
+    assert len(set(made)) == 20
+    text = [entry("token", f"n{n}", "reader", token=token) for n, token in enumerate(made)]
+    access = AccessFile(write_access(tmp_path / "access.toml", *text))
+    seen: list[bytes] = []
+    real = hmac.compare_digest
+
+    def counted(a: bytes, b: bytes) -> bool:
+        seen.append(a)
+        return real(a, b)
+
+    monkeypatch.setattr("sagastore_server.ops.access.hmac.compare_digest", counted)
+    for number in (0, 7, 19):
+        assert access.caller(made[number], ()).name == f"n{number}"
+    for wrong in ("", made[3][:-1], made[3] + "x", "ü", "x" * 8000):
+        with pytest.raises(UnauthenticatedError, match="does not know this token"):
+            access.caller(wrong, ("n0",))
+    stored = [digest_of(token) for token in made]
+    assert seen == stored * 8

@@ -1,0 +1,209 @@
+"""What a server refuses to start with, each in one line; and what it takes over."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from sagastore_server.ops.entrance import Entrance, EntranceError
+from sagastore_server.ops.settings import Settings
+from sagastore_server.ops.tls import TlsFiles
+from tests.security.pki import Pki, chain, entry, environment, key, write_access
+from tests.support.server_process import clean_environment, serve_command
+
+
+@pytest.fixture
+def pki(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pki:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"SAGASTORE_{name.upper()}", raising=False)
+    return Pki(tmp_path / "pki")
+
+
+def refusal(**given: Any) -> str:
+    with pytest.raises(EntranceError) as caught:
+        Entrance(Settings(**given))
+    line = str(caught.value)
+    assert "\n" not in line
+    assert "-----" not in line
+    return line
+
+
+def encrypted(pki: Pki) -> bytes:
+    loaded = load_pem_private_key(key(pki.issue("a.example")), None)
+    return loaded.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"pass"))
+
+
+BROKEN = b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+BROKEN_KEY = b"-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("server.pem", lambda _: b"\x30\x82\x01", "is not PEM"),
+        ("server.pem", lambda pki: key(pki.issue("a")), "holds no certificate"),
+        ("server.pem", lambda _: BROKEN, "holds a certificate that cannot be read"),
+        ("server.pem", lambda pki: chain(pki.issue("a")), "is not the key of the first"),
+        ("server.pem", lambda _: b" " * 2_000_000, "is larger than 1,048,576 bytes"),
+        ("server.key", lambda pki: chain(pki.issue("a")), "holds no private key as PEM"),
+        ("server.key", lambda _: BROKEN_KEY, "holds a private key that cannot be read"),
+        ("server.key", encrypted, "has a passphrase, which nobody could type"),
+        ("server.key", lambda pki: key(pki.issue("a")), "is not the key of the first"),
+        ("ca.pem", lambda pki: key(pki.issue("a")), "holds no certificate"),
+        ("ca.pem", lambda pki: chain(pki.expired("a")), "every certificate in"),
+    ],
+)
+def test_files_that_cannot_be_used(
+    pki: Pki, name: str, data: Callable[[Pki], bytes], told: str
+) -> None:
+    cert, private = pki.server()
+    (pki.folder / name).write_bytes(data(pki))
+    line = refusal(tls_cert=cert, tls_key=private, tls_client_ca=pki.ca)
+    assert str(pki.folder / name) in line
+    assert told in line
+
+
+def test_certificates_out_of_their_time(pki: Pki) -> None:
+    cert, private = pki.server(pki.expired("a"))
+    assert f"{cert} has ended on 20" in refusal(tls_cert=cert, tls_key=private)
+    begin = datetime.now(UTC) + timedelta(days=2)
+    leaf = pki.issue("a", not_before=begin, not_after=begin + timedelta(days=9))
+    cert, private = pki.server(leaf)
+    assert f"{cert} is not valid before 20" in refusal(tls_cert=cert, tls_key=private)
+
+
+@pytest.mark.parametrize(
+    "private",
+    [
+        ed25519.Ed25519PrivateKey.generate(),
+        ec.generate_private_key(ec.SECP521R1()),
+        ec.generate_private_key(ec.SECP256K1()),
+        rsa.generate_private_key(65537, 1024),  # noqa: S505 - that is what is refused
+    ],
+    ids=["ed25519", "p521", "k256", "rsa1024"],
+)
+def test_keys_that_cannot_be_served_with(pki: Pki, private: Any) -> None:
+    """With some gRPC does not start, and does not say why; with some every handshake fails."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, private.public_key(), 1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(private, None if isinstance(private, ed25519.Ed25519PrivateKey) else SHA256())
+    )
+    cert = pki.write("server.pem", certificate.public_bytes(Encoding.PEM))
+    data = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    told = refusal(tls_cert=cert, tls_key=pki.write("server.key", data))
+    assert "is for a kind of key that cannot be served with; use RSA from 2048 bits" in told
+
+
+def test_files_that_cannot_be_read(pki: Pki) -> None:
+    cert, private = pki.server()
+    missing = pki.folder / "missing"
+    assert refusal(tls_cert=missing, tls_key=private).endswith("No such file or directory")
+    assert refusal(tls_cert=pki.folder, tls_key=private) == f"{pki.folder} is not a file"
+    assert "missing cannot be read" in refusal(access=missing)
+    access = write_access(pki.folder / "access.toml", "[[token]]")
+    assert refusal(access=access) == f"{access}: [[token]] number 1: name is missing"
+    access.write_bytes(b"\xff")
+    assert refusal(access=access) == f"{access} is not text in UTF-8"
+    write_access(access, entry("certificate", "x", "reader"))
+    assert "nobody is asked for one" in refusal(tls_cert=cert, tls_key=private, access=access)
+
+
+def test_listening_beyond_this_machine(pki: Pki) -> None:
+    cert, private = pki.server()
+    access = write_access(pki.folder / "access.toml", entry("token", "x", "reader", token="t"))
+    tls: dict[str, Any] = {"tls_cert": cert, "tls_key": private}
+    both = refusal(listen="0.0.0.0:1")
+    assert "needs TLS (tls_cert and tls_key) and a way to know callers (access, or" in both
+    assert "--allow-insecure" in both
+    no_tls = refusal(listen="[::]:1", access=access)
+    assert "needs TLS (tls_cert and tls_key);" in no_tls
+    anybody = refusal(listen="saga.example:1", **tls)
+    assert "needs a way to know callers (access, or tls_client_ca);" in anybody
+    Entrance(Settings(listen="0.0.0.0:1", access=access, **tls))
+    Entrance(Settings(listen="0.0.0.0:1", tls_client_ca=pki.ca, **tls))
+    Entrance(Settings(listen="0.0.0.0:1", allow_insecure=True))
+    Entrance(Settings(listen="127.0.0.1:1", access=access))
+
+
+def test_a_server_that_may_not_start_says_so_in_one_line(pki: Pki) -> None:
+    cert, _ = pki.server()
+    settings = environment((cert, pki.write("other.key", key(pki.issue("a")))))
+    done = subprocess.run(
+        serve_command("--listen", "127.0.0.1:0"),
+        env=clean_environment(pki.folder) | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"sagastore-server: {pki.folder / 'other.key'} is not the key")
+    assert done.stderr.count("\n") == 1
+
+
+def look(files: TlsFiles, times: int = 2) -> None:
+    for _ in range(times):
+        files.look()
+        files.tell()
+
+
+def test_only_a_pair_is_taken_over(pki: Pki) -> None:
+    files = TlsFiles(*pki.server(), pki.ca)
+    first = files.material()
+    assert "PRIVATE" not in repr(first)
+    next_leaf = pki.issue("localhost", not_after=datetime.now(UTC) + timedelta(days=60))
+    pki.write("server.pem", chain(next_leaf))
+    look(files)
+    assert files.material() is first
+    pki.write("server.key", key(next_leaf))
+    assert files.look()  # A change is confirmed by a second look.
+    files.tell()
+    assert files.material() is first
+    look(files, 1)
+    assert files.material().key == key(next_leaf)
+    assert 59 < (files.ends - time.time()) / 86_400 < 60.1
+    # What cannot be used changes nothing, and nor does what is used already.
+    pki.server(pki.expired("localhost"))
+    look(files)
+    (pki.folder / "server.key").unlink()
+    look(files)
+    taken = files.material()
+    assert taken.key == key(next_leaf)
+    pki.server(next_leaf)
+    look(files)
+    assert files.material() is taken
+
+
+def test_authorities_may_hold_one_that_has_ended(pki: Pki) -> None:
+    ended = Pki(pki.folder / "ended")
+    both = chain(ended.expired("ca.example")) + pki.ca.read_bytes()
+    TlsFiles(*pki.server(), pki.write("both.pem", both))
+
+
+def test_the_end_is_warned_of(pki: Pki, capsys: pytest.CaptureFixture[str]) -> None:
+    soon = datetime.now(UTC) + timedelta(days=20)
+    TlsFiles(*pki.server(pki.issue("localhost", not_after=soon)))
+    assert "certificate ends soon" in capsys.readouterr().out
+    later = datetime.now(UTC) + timedelta(days=40)
+    TlsFiles(*pki.server(pki.issue("localhost", not_after=later)))
+    assert "ends soon" not in capsys.readouterr().out
