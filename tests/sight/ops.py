@@ -1,0 +1,94 @@
+"""What is told on the ops port, read as its users do."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.server_process import ServerProcess
+
+ON = {"SAGASTORE_OPS_LISTEN": "127.0.0.1:0"}
+"""In the environment of a server: have an ops port, whichever is free."""
+
+_WITHIN = 30.0
+
+
+class Answered(NamedTuple):
+    """An answer of the ops port."""
+
+    status: int
+    body: bytes
+
+    @property
+    def document(self) -> Any:
+        """The body, as JSON."""
+        return json.loads(self.body)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the server is not ready."""
+        return [finding["reason"] for finding in self.document["reasons"]]
+
+
+def get(address: str, path: str, method: str = "GET") -> Answered:
+    """Ask the ops port at ``address``."""
+    connection = http.client.HTTPConnection(address, timeout=10)
+    with contextlib.closing(connection):
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return Answered(answer.status, answer.read())
+
+
+def scrape(address: str) -> dict[str, float]:
+    """Return all samples, as ``name{label="value",…}``."""
+    text = get(address, "/metrics").body.decode()
+    return {
+        _series(sample.name, sample.labels): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def names(address: str) -> set[str]:
+    """Return the names of all samples."""
+    return {series.partition("{")[0] for series in scrape(address)}
+
+
+def ops_of(server: ServerProcess) -> str:
+    """Return where the ops port of a server is that serves."""
+    address: str = server.wait_for_event("serving")["ops"]
+    return address
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    """Wait until ``condition`` holds."""
+    until = time.monotonic() + _WITHIN
+    while not condition():
+        assert time.monotonic() < until, "it did not come about"
+        time.sleep(0.02)
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    """Listen on a port of this machine for as long as the context lasts."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with taken_port() as port:
+        return port
+
+
+def _series(name: str, labels: dict[str, str]) -> str:
+    inside = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+    return f"{name}{{{inside}}}" if inside else name
