@@ -10,6 +10,12 @@ ARGS ?=
 # For `make demo`: a legacy database to take a copy of, and 1 to keep the folder.
 LEGACY ?=
 KEEP ?=
+# For `make fuzz`: how many inputs, a text that they are made from (default: a new one), what to
+# send them to (all, sqlite, postgres or phases), and a saved input to send again.
+COUNT ?= 100000
+SEED ?=
+TARGET ?= all
+REPLAY ?=
 # For `make parity`: JSON Lines or databases with messages.
 FILES ?=
 # For `make test`: options of pytest.
@@ -24,7 +30,7 @@ PIP = -m pip --disable-pip-version-check --quiet --no-input
 PYPROJECTS = client/pyproject.toml server/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo env test test-go parity lint format docs proto proto-check breaking build pins clean
+.PHONY: help run run-postgres demo fuzz env test test-go parity lint format docs proto proto-check breaking build pins clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -42,6 +48,10 @@ demo: $(VENV)/.stamp-dev ## Migrate a legacy file under load, with a kill -9 (LE
 
 parity: $(VENV)/.stamp-dev ## Compare search on both stores (FILES='a.jsonl memory.db', default a sample)
 	@$(BIN)/python -m tests.parity.compare $(FILES)
+
+fuzz: $(VENV)/.stamp-dev ## Send odd and broken inputs to real servers (COUNT, SEED, TARGET, REPLAY=FILE)
+	@exec $(BIN)/python -m tests.fuzz --count '$(COUNT)' --seed '$(SEED)' --target '$(TARGET)' \
+	    $(if $(REPLAY),--replay '$(REPLAY)')
 
 env: $(VENV)/.stamp-dev ## Make the development environment in .venv
 	@echo "Ready: $(BIN) has sagastore, sagastore-server and the development tools"

@@ -1,0 +1,109 @@
+"""A real ``sagastore-server`` that tells how many tasks it has.
+
+As a module it is the command with one thread more, which answers on a socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import socket
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.support.server_process import ServerProcess
+
+_ROOT = Path(__file__).parents[2]
+_SOCKET = "FUZZ_SOCKET"
+_MIB = 1024
+
+
+class Vitals(NamedTuple):
+    """What the server's process holds."""
+
+    memory: float
+    """MiB of memory of its own: not files, not programs (``RssAnon``)."""
+    resident: float
+    """MiB in memory altogether."""
+    files: int
+    threads: int
+    tasks: dict[str, int]
+    """asyncio tasks by the name of their coroutine."""
+
+
+class WatchedServer(ServerProcess):
+    """A server whose inside can be counted."""
+
+    def __init__(self, sqlite: Path, *, postgres: str | None = None, both: bool = False) -> None:
+        """Serve the file ``sqlite``, the database ``postgres``, or with ``both`` both."""
+        self._socket = sqlite.with_suffix(".socket")
+        env = {
+            "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
+            _SOCKET: str(self._socket),
+        }
+        if both and postgres is not None:
+            env["SAGASTORE_POSTGRES"] = postgres
+            super().__init__(sqlite, env=env)
+        else:
+            super().__init__(sqlite, env=env, postgres=postgres)
+
+    def command(self, *options: str) -> list[str]:
+        """Return the command line."""
+        return [sys.executable, "-m", __name__, "serve", *options]
+
+    def vitals(self) -> Vitals:
+        """Count, after a collection of garbage."""
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(30)
+            asking.connect(str(self._socket))
+            tasks = json.loads(asking.makefile().read())
+        process = Path(f"/proc/{self.pid}")
+        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        return Vitals(
+            int(status["RssAnon"].split()[0]) / _MIB,
+            int(status["VmRSS"].split()[0]) / _MIB,
+            len(list((process / "fd").iterdir())),
+            int(status["Threads"]),
+            tasks,
+        )
+
+
+def _answer(listening: socket.socket, loops: list[asyncio.AbstractEventLoop]) -> None:
+    while True:
+        asking, _ = listening.accept()
+        with asking:
+            gc.collect()
+            names = Counter(
+                getattr(task.get_coro(), "__qualname__", "?")
+                for loop in loops
+                for task in asyncio.all_tasks(loop)
+            )
+            asking.sendall(json.dumps(names).encode())
+
+
+def main() -> None:
+    """Run the command, watched."""
+    from sagastore_server import app, cli  # noqa: PLC0415 - in this process only
+
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(os.environ.pop(_SOCKET))
+    listening.listen()
+    loops: list[asyncio.AbstractEventLoop] = []
+    threading.Thread(target=_answer, args=(listening, loops), daemon=True).start()
+    serve = app.serve
+
+    async def watched(*args: Any) -> None:
+        loops.append(asyncio.get_running_loop())
+        await serve(*args)
+
+    vars(app)["serve"] = watched
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
