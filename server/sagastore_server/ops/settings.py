@@ -124,9 +124,6 @@ class Settings(BaseSettings):
     """Streams (BulkSave, Export, Verify, WatchMigration) that are open at a time."""
     max_connections: Count = Field(default=1000, ge=1, le=100_000)
     """Connections at a time; more are closed as they come."""
-    connection_calls: Count = Field(default=4096, ge=1, le=100_000)
-    """Calls and streams that one connection may have at a time; more wait in the client, once
-    the connection is up."""
     caller_rate: Rate = Field(default=0, ge=0, le=1_000_000)
     """Calls and batches a second that one caller may make; 0 means any number."""
     search_timeout: Seconds = Field(default=10.0, gt=0, le=3600)

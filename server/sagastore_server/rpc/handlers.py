@@ -322,6 +322,10 @@ async def _expire(event: asyncio.Event, limit: asyncio.Timeout) -> None:
 
 async def _refuse(context: Context, call: CurrentCall, error: Exception) -> NoReturn:
     """End the call with the status that the table gives ``error``."""
+    if isinstance(error, aio.InternalError):
+        # The client went away while something was on its way to it, or from it.
+        call.code = "CANCELLED"
+        raise asyncio.CancelledError from error
     adopt_id(call, context)
     refusal = refusal_of(error, call.id)
     call.code = refusal.code.name
@@ -332,10 +336,11 @@ async def _refuse(context: Context, call: CurrentCall, error: Exception) -> NoRe
     abort = context.abort(refusal.code, refusal.message, ((STATUS_KEY, refusal.details),))
     # The status goes behind what the client has not read yet. It is on its way when
     # this is cancelled; who does not read does not get to hold the call open.
-    with suppress(TimeoutError):
+    with suppress(TimeoutError, aio.InternalError):
         async with asyncio.timeout(_FOR_THE_STATUS):
             await abort
-    raise aio.AbortError
+    # What else is raised gRPC would take for a defect of ours, and log.
+    raise asyncio.CancelledError
 
 
 class _Outages:

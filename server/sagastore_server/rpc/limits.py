@@ -26,7 +26,5 @@ class Limits(NamedTuple):
     """Seconds that a client may leave an answer of a stream unread."""
     connection_age: float = 3600.0
     """Seconds after which a client is asked to connect anew; 0: never."""
-    connection_calls: int = 256
-    """Calls and streams of one connection at a time; more wait in the client."""
     max_connections: int = 1000
     """Connections at a time; more are closed as they come."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sagastore.v1 import storage_pb2
@@ -33,6 +34,10 @@ _FOR_THE_ANSWER = 0.2
 for every store is told UNAVAILABLE, not left with DEADLINE_EXCEEDED."""
 
 T = TypeVar("T")
+
+_aside = ThreadPoolExecutor(1, "analysis")
+"""One thread: it shares the interpreter with the event loop, which would have to wait for
+each of several in turn."""
 
 _IDS_AT_ONCE = 100
 """Ids of a BatchGet read in one go, which bounds what is in memory beyond the answer."""
@@ -197,7 +202,7 @@ async def _run_aside(work: Callable[[], T], length: int) -> T:
     """Analyse texts in a thread where they would hold up the event loop."""
     if length < _MUCH_TEXT:
         return work()
-    return await asyncio.to_thread(work)
+    return await asyncio.get_running_loop().run_in_executor(_aside, work)
 
 
 def _add(

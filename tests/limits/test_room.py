@@ -1,0 +1,181 @@
+"""What is too much is refused at once, says when to come back, and does no harm."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
+from sagastore.v1 import storage_pb2
+from sagastore_server.rpc.limits import Limits
+from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.storage.model import Message
+from tests.support.messages import batch, message, new_id
+from tests.support.refusals import Refusal, refusal_of
+from tests.support.served import served
+
+
+class Held(SQLiteStorage):
+    """A store whose Gets wait until they are let go: a disk that does not answer."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.go = asyncio.Event()
+        self.waiting = 0
+
+    async def get(self, message_id: str) -> Message:
+        self.waiting += 1
+        await self.go.wait()
+        return await super().get(message_id)
+
+
+@pytest.fixture
+async def held(tmp_path: Path) -> AsyncIterator[Held]:
+    store = Held(tmp_path / "saga.db")
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def until(holds: object) -> None:
+    """Wait until ``holds()`` does; the test's time limit ends a wait in vain."""
+    assert callable(holds)
+    while not holds():  # noqa: ASYNC110 - what is waited for sends no event
+        await asyncio.sleep(0.001)
+
+
+def refusal(call: BaseException | None) -> Refusal:
+    assert isinstance(call, aio.AioRpcError)
+    return refusal_of(call)
+
+
+async def test_more_calls_than_allowed_are_refused_and_the_others_finish(held: Held) -> None:
+    async with served(held, Limits(max_calls=5)) as server, server.stub() as stub:
+        inside = [asyncio.ensure_future(stub.Get(storage_pb2.GetRequest(id="x"))) for _ in range(5)]
+        await until(lambda: held.waiting == 5)
+        with pytest.raises(aio.AioRpcError) as caught:
+            await stub.Get(storage_pb2.GetRequest(id="x"))
+        told = refusal(caught.value)
+        assert told.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert told.reason == "OVERLOADED"
+        assert told.retry_after
+        assert told.reference
+        # Probes are answered in any case.
+        async with server.channel() as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            answer = await check(health_pb2.HealthCheckRequest(service=""))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        held.go.set()
+        for ended in await asyncio.gather(*inside, return_exceptions=True):
+            assert refusal(ended).code is grpc.StatusCode.NOT_FOUND
+        await until(lambda: server.server.door.calls == 0)
+        assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
+
+
+async def test_a_call_given_up_gives_its_place_back(held: Held) -> None:
+    async with served(held, Limits(max_calls=1)) as server, server.stub() as stub:
+        first = stub.Get(storage_pb2.GetRequest(id="x"))
+        await until(lambda: held.waiting == 1)
+        first.cancel()
+        await until(lambda: server.server.door.calls == 0)
+        held.go.set()
+        assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
+
+
+async def test_a_deadline_that_passes_ends_the_work(held: Held) -> None:
+    async with served(held, Limits()) as server, server.stub() as stub:
+        with pytest.raises(aio.AioRpcError) as caught:
+            await stub.Get(storage_pb2.GetRequest(id="x"), timeout=0.05)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: server.server.door.calls == 0)
+        assert server.server.calls_under_way == 0
+
+
+async def test_more_streams_than_allowed_are_refused(held: Held) -> None:
+    async with served(held, Limits(max_streams=1)) as server, server.stub() as stub:
+        first = stub.BulkSave()
+        await first.write(batch(1, message(id=new_id())))
+        assert (await _answer(first)).saved == 1
+        with pytest.raises(aio.AioRpcError) as caught:
+            await stub.Export(storage_pb2.ExportRequest()).read()
+        told = refusal(caught.value)
+        assert told.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert told.retry_after
+        await first.done_writing()
+        assert await first.read() is aio.EOF
+        await until(lambda: server.server.door.streams == 0)
+        exported = await stub.Export(storage_pb2.ExportRequest()).read()
+        assert isinstance(exported, storage_pb2.ExportResponse)
+        assert len(exported.messages) == 1
+
+
+async def test_who_calls_too_often_is_refused(held: Held) -> None:
+    async with served(held, Limits(caller_rate=3)) as server, server.stub() as stub:
+        codes = []
+        for _ in range(8):
+            try:
+                await stub.Save(storage_pb2.SaveRequest(message=message(id="same")))
+            except aio.AioRpcError as error:
+                told = refusal_of(error)
+                assert told.reason == "RATE_LIMITED"
+                assert told.retry_after is not None
+                codes.append(told.code)
+        assert grpc.StatusCode.RESOURCE_EXHAUSTED in codes
+        assert set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+async def test_a_stream_is_paced_and_not_refused(held: Held) -> None:
+    async with served(held, Limits(caller_rate=20)) as server, server.stub() as stub:
+        call = stub.BulkSave()
+        for number in range(30):
+            await call.write(batch(number, message(id=f"m-{number}")))
+        await call.done_writing()
+        answers = [answer async for answer in call]
+        assert [answer.sequence for answer in answers] == list(range(30))
+        assert all(answer.saved == 1 for answer in answers)
+
+
+async def test_a_request_that_is_too_large_is_refused_before_it_is_read(held: Held) -> None:
+    limits = Limits(max_request_bytes=1024 * 1024)
+    async with served(held, limits) as server, server.stub() as stub:
+        huge = message(metadata_json='{"k":"' + "x" * 2_000_000 + '"}')
+        with pytest.raises(aio.AioRpcError) as caught:
+            await stub.Save(storage_pb2.SaveRequest(message=huge))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
+
+
+async def test_connections_that_age_cost_no_call(held: Held) -> None:
+    """Clients are asked to connect anew, under load, and none of their calls fails."""
+    async with served(held, Limits(connection_age=0.2)) as server, server.stub() as stub:
+        peers = set()
+        door = server.server.door
+        admit = door.admit
+
+        def seen(call: object, context: object, role: object) -> None:
+            peers.add(context.peer())  # type: ignore[attr-defined]
+            admit(call, context, role)  # type: ignore[arg-type]
+
+        door.admit = seen  # type: ignore[method-assign]
+
+        async def worker() -> None:
+            while len(peers) < 4:
+                await _save(stub)
+
+        await asyncio.gather(*(worker() for _ in range(8)))
+
+
+async def _save(stub: Any) -> None:
+    await stub.Save(storage_pb2.SaveRequest(message=message()))
+
+
+async def _answer(call: Any) -> storage_pb2.BulkSaveResponse:
+    answer = await call.read()
+    assert isinstance(answer, storage_pb2.BulkSaveResponse)
+    return answer

@@ -1,0 +1,52 @@
+"""A server in this process, over a real store and a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from grpc import aio
+
+from sagastore.v1.storage_pb2_grpc import StorageServiceStub
+from sagastore_server.migration.alone import Alone
+from sagastore_server.rpc.limits import Limits
+from sagastore_server.rpc.server import RpcServer, Terms
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.phase import Phase
+
+
+class Served:
+    """A server that takes calls."""
+
+    def __init__(self, server: RpcServer, address: str) -> None:
+        """Remember ``server``, which listens on ``address``."""
+        self.server = server
+        self.address = address
+
+    def channel(self, *options: tuple[str, Any]) -> aio.Channel:
+        """Return a connection of its own, which is not shared with other channels."""
+        own = ("grpc.use_local_subchannel_pool", 1)
+        return aio.insecure_channel(self.address, options=(own, *options))
+
+    @asynccontextmanager
+    async def stub(self, *options: tuple[str, Any]) -> AsyncIterator[Any]:
+        """Make a connection for the time of the context.
+
+        Any, because the published types of a stub are those of blocking calls.
+        """
+        async with self.channel(*options) as channel:
+            yield StorageServiceStub(channel)
+
+
+@asynccontextmanager
+async def served(backend: StorageBackend, limits: Limits) -> AsyncIterator[Served]:
+    """Serve ``backend``, which is open, for the time of the context."""
+    control = Alone(backend, Phase.SQLITE_ONLY)
+    server = RpcServer(backend, control, Terms(limits))
+    port = await server.start("127.0.0.1:0")
+    try:
+        await server.open_gate()
+        yield Served(server, f"127.0.0.1:{port}")
+    finally:
+        await server.stop()

@@ -1,0 +1,130 @@
+"""Rates and pressure: who is turned away, and for how long."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sagastore_server.rpc.pressure import Figures, Pressure
+from sagastore_server.rpc.rates import Rates
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from("ab"), st.floats(0, 2, allow_subnormal=False)), max_size=200
+)
+
+
+@given(STEPS, st.sampled_from([0.5, 1.0, 3.0, 10.0]))
+def test_nobody_is_let_in_more_often_than_the_rate_allows(
+    steps: list[tuple[str, float]], rate: float
+) -> None:
+    clock = Clock()
+    rates = Rates(rate, clock)
+    begin, taken = clock.now, {"a": 0, "b": 0}
+    for caller, pause in steps:
+        clock.now += pause
+        wait = rates.take(caller)
+        if not wait:
+            taken[caller] += 1
+            allowed = max(1.0, rate) + rate * (clock.now - begin)
+            assert taken[caller] <= allowed + 1e-6
+            continue
+        # Who waits as long as they were told is let in, and not much earlier.
+        assert 0 < wait <= 1 / rate
+        clock.now += wait + 1e-9
+        assert rates.take(caller) == 0
+        taken[caller] += 1
+
+
+def test_callers_do_not_share_a_bucket() -> None:
+    rates = Rates(1, Clock())
+    assert rates.take("a") == 0
+    assert rates.take("a") > 0
+    assert rates.take("b") == 0
+
+
+def test_strangers_are_forgotten_in_the_end() -> None:
+    rates = Rates(1, Clock())
+    assert rates.take("first") == 0
+    for number in range(20_000):
+        rates.take(str(number))
+    assert len(rates._buckets) <= 10_000
+
+
+class Load:
+    """What gRPC would tell."""
+
+    def __init__(self) -> None:
+        self.outstanding = 0
+
+    def __call__(self) -> Figures:
+        return Figures(1_000_000 + self.outstanding, 1_000_000)
+
+
+def turned_away(pressure: Pressure, calls: int = 3000) -> float:
+    """Return the share of the calls that are turned away."""
+    return sum(pressure.turns_away() for _ in range(calls)) / calls
+
+
+def test_nobody_is_turned_away_up_to_the_limit() -> None:
+    load = Load()
+    pressure = Pressure(100, load)
+    for outstanding in (0, 99, 100):
+        load.outstanding = outstanding
+        pressure.look()
+        assert turned_away(pressure) == 0
+
+
+def test_more_are_turned_away_the_more_there_are_and_never_most() -> None:
+    load = Load()
+    pressure = Pressure(100, load)
+    shares = []
+    for outstanding in (120, 150, 200, 1000, 100_000):
+        load.outstanding = outstanding
+        pressure.look()
+        shares.append(turned_away(pressure))
+    assert shares[0] < shares[1] <= shares[2] * 1.2
+    assert 0 < shares[0] < 0.2
+    # Refusing costs as well: a server that refuses most calls serves none.
+    assert all(share < 0.4 for share in shares)
+    load.outstanding = 0
+    pressure.look()
+    assert turned_away(pressure) == 0
+
+
+def test_the_wait_grows_while_too_many_come_back_and_shrinks_again() -> None:
+    pressure = Pressure(100, Load())
+
+    def period(served: int, refused: int) -> float:
+        for _ in range(served):
+            pressure.turns_away()
+        told = [pressure.retry_after() for _ in range(refused)]
+        for _ in range(10):
+            pressure.look()
+        return max(told, default=0.0)
+
+    first = period(100, 100)
+    assert 0.25 <= first <= 0.5
+    for _ in range(20):
+        longest = period(100, 100)
+    assert 10 <= longest <= 20
+    for _ in range(20):
+        period(100, 0)
+    assert pressure.retry_after() <= 0.5
+
+
+def test_those_refused_together_do_not_come_back_together() -> None:
+    pressure = Pressure(100, Load())
+    waits = [pressure.retry_after() for _ in range(1000)]
+    assert max(waits) > 1.5 * min(waits)
+    assert len(set(waits)) > 900
