@@ -14,6 +14,7 @@ from sagastore import _wire
 from sagastore._retry import Deadline
 from sagastore._status import Security
 from sagastore._target import TLS, Address
+from sagastore._trace import trace_headers
 from sagastore.errors import SagaStoreError, UnauthenticatedError
 from sagastore.v1 import migration_pb2_grpc, storage_pb2, storage_pb2_grpc
 
@@ -120,14 +121,17 @@ class Pool:
 
     def metadata(self) -> Metadata | None:
         """Return what goes with each call."""
+        return (*self._authorization(), *trace_headers()) or None
+
+    def _authorization(self) -> Metadata:
         if self._token is None:
-            return None
+            return ()
         return (("authorization", f"Bearer {self._token()}"),)
 
     def note_token(self, error: SagaStoreError, sent: Metadata | None) -> None:
         """Take note in an error of whether the token has been replaced since it was sent."""
         if isinstance(error, UnauthenticatedError):
-            error.outdated = self.metadata() != sent
+            error.outdated = not set(self._authorization()) <= set(sent or ())
 
     async def acquire(self, deadline: Deadline | None = None) -> Endpoint:
         """Return the server to call next: in turn, those that can be reached first.
