@@ -23,6 +23,7 @@ from sagastore_server.ops.readiness import Readiness
 from sagastore_server.ops.settings import OFF, Settings, default_sqlite
 from sagastore_server.ops.sight import Sight, SightError, Subject
 from sagastore_server.ops.signals import StopSignals
+from sagastore_server.ops.systemd import Notifier
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
@@ -65,7 +66,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
     """
     entrance = _entrance(settings)
     _check(settings)
-    async with _sight(settings) as sight:
+    async with Notifier() as manager, _sight(settings) as sight:
         service = _service(settings, sight.readiness)
         backend = service.backend
         backend.observe(sight.instruments.group_committed)
@@ -79,8 +80,10 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
                     await server.open_gate()
                     sight.opened()
                     await _announce(service, address, sight, say)
+                    manager.ready(f"serving {service.place()} on {address}")
                     async with _watched(service, server, sight.readiness):
                         await signals.first.wait()
+                manager.stopping(settings.drain_seconds)
                 sight.draining(settings.drain_seconds, lambda: server.calls_under_way)
                 await _drain(server, settings.drain_seconds, signals)
         finally:

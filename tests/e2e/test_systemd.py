@@ -17,7 +17,6 @@ import pytest
 
 from sagastore.v1 import storage_pb2
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
-from sagastore_server import app
 from sagastore_server.ops import systemd
 from sagastore_server.ops.settings import Settings, load
 from sagastore_server.ops.systemd import Notifier
@@ -147,7 +146,6 @@ async def test_without_systemd_nothing_happens(environment: dict[str, str]) -> N
         notifier.stopping(1)
 
 
-@pytest.mark.skipif(not hasattr(app, "Notifier"), reason="the server does not tell systemd yet")
 @pytest.mark.parametrize("manager", ["abstract"], indirect=True)
 def test_the_server_tells_systemd(manager: Manager, server_process: ServerFactory) -> None:
     environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "200000"}
