@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -234,6 +235,12 @@ def cannot_open(place: str, error: BaseException) -> CannotOpenError:
     for beginning, line in reasons.items():
         if state.startswith(beginning):
             return CannotOpenError(line)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = error.verify_message.rstrip(".")
+        return CannotOpenError(
+            f"{place}: its certificate is not accepted ({why}); see sslrootcert and the host in "
+            "the connection string"
+        )
     if isinstance(error, OSError) and not isinstance(error, TimeoutError):
         return CannotOpenError(f"cannot connect to {place}; is it running, and reachable?")
     if isinstance(error, ValueError):
