@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
 from sagastore.v1 import storage_pb2, storage_pb2_grpc
 from sagastore_server.ops.readiness import LIVE_WITHIN, Readiness
 from sagastore_server.storage.errors import Blocker
@@ -24,6 +26,7 @@ from tests.support.server_process import ServerProcess, clean_environment
 
 ServerFactory = Callable[..., ServerProcess]
 
+SERVICES = ("", "StorageService", "MigrationService")
 GLANCE = Glance(Phase.READ_POSTGRES, 4, BackfillStatus(BackfillState.DONE))
 
 
@@ -37,6 +40,18 @@ def status(*options: str, env: dict[str, str] | None = None) -> subprocess.Compl
         timeout=60,
         check=False,
     )
+
+
+def healths(server: ServerProcess) -> dict[str, bool]:
+    """Return which services say that they serve, by ``grpc.health.v1``."""
+    with server.channel() as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        names = {name: f"sagastore.v1.{name}" if name else "" for name in SERVICES}
+        return {
+            name: stub.Check(health_pb2.HealthCheckRequest(service=full)).status
+            == health_pb2.HealthCheckResponse.SERVING
+            for name, full in names.items()
+        }
 
 
 # ------------------------------------------------------------------ what is concluded
@@ -189,6 +204,7 @@ def test_a_postgresql_that_goes_away(tmp_path: Path) -> None:
             assert get(ops, "/readyz").status == 200
             postgres.stop()
             eventually(lambda: get(ops, "/readyz").reasons == ["STORE_DOWN"])
+            assert healths(server) == {"": False, "StorageService": False, "MigrationService": True}
             told = status("--ops", ops)
             assert told.returncode == 1
             first, second, third = told.stdout.splitlines()
@@ -200,6 +216,7 @@ def test_a_postgresql_that_goes_away(tmp_path: Path) -> None:
             eventually(lambda: up in get(ops, "/metrics").body)
             postgres.start()
             eventually(lambda: get(ops, "/readyz").status == 200)
+            assert all(healths(server).values())
         finally:
             server.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import grpc
@@ -74,6 +75,8 @@ METHODS = tuple(
 )
 """The names of the RPCs: ``sagastore.v1.StorageService/Save``, …"""
 _HEALTH_NAMES = ("", *(service.full_name for service in _SERVICES))
+_STORE_NAMES = ("", _SERVICES[0].full_name)
+"""Those that need a store which answers."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -166,9 +169,12 @@ class RpcServer:
         await self._tell(_SERVING)
 
     async def set_ready(self, ready: bool) -> None:
-        """Tell probes whether the store can be used now; calls are taken in any case."""
+        """Tell probes whether the store can be used now; calls are taken in any case.
+
+        MigrationService serves without it: it tells what is the matter.
+        """
         if self._gate.state is GateState.OPEN:
-            await self._tell(_SERVING if ready else _NOT_SERVING)
+            await self._tell(_SERVING if ready else _NOT_SERVING, _STORE_NAMES)
 
     async def drain(self, grace: float) -> bool:
         """Refuse new calls and let those under way finish, for up to ``grace`` seconds.
@@ -191,6 +197,6 @@ class RpcServer:
         """How many calls have come in and not ended, health and reflection aside."""
         return self._gate.in_flight
 
-    async def _tell(self, status: int) -> None:
-        for name in _HEALTH_NAMES:
+    async def _tell(self, status: int, names: Sequence[str] = _HEALTH_NAMES) -> None:
+        for name in names:
             await self._health.set(name, status)
