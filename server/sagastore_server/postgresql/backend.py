@@ -245,6 +245,5 @@ def cannot_open(place: str, error: BaseException) -> CannotOpenError:
         return CannotOpenError(f"cannot connect to {place}; is it running, and reachable?")
     if isinstance(error, ValueError):
         return CannotOpenError("the connection string of PostgreSQL cannot be read")
-    if isinstance(error, StorageError):
-        return CannotOpenError(f"cannot use {place}: {error}")
-    return CannotOpenError(f"cannot use {place}: {translated(error)}")
+    told = error if isinstance(error, StorageError) else translated(error)
+    return CannotOpenError(f"cannot use {place}: {told}")
