@@ -102,6 +102,7 @@ class Campaign:
                 return
             for number, phase in enumerate(_WALK):
                 async with AsyncClient(self._server.address, timeout=120) as operator:
+                    await _at_full_speed(operator)
                     await go_to(operator, phase)
                 self._say(f"the phase is {phase.label.lower()}")
                 seed = f"{self._options.seed}-{number}"
@@ -118,7 +119,7 @@ class Campaign:
             report.after, grown = await bounds.settled(self._server, report.before)
             report.failures += [f"growth of {what}" for what in grown]
         report.failures += [
-            f"log: {line[:500]}"
+            f"log: {line[:3000]}"
             for line in self._server.stderr
             if _WRONG_IN_LOG.search(line) and not _OF_THE_LIBRARY.search(line)
         ][:_ENOUGH]
@@ -209,6 +210,14 @@ class Campaign:
                 _, writer = await stack.enter_async_context(connection)
                 writer.write(data)
             yield
+
+
+async def _at_full_speed(operator: AsyncClient) -> None:
+    """Undo what inputs have ordered the backfill to do."""
+    if (await operator.migration.get()).phase is Phase.BACKFILL:
+        await operator.migration.control_backfill(
+            paused=False, batch_size=500, max_rows_per_second=0
+        )
 
 
 async def send(address: str, channel: aio.Channel, one: model.Input) -> list[judge.Answer]:

@@ -1,0 +1,115 @@
+"""Health and reflection, on a server of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection_pb2  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha.reflection_pb2_grpc import (  # type: ignore[import-untyped]
+    ServerReflectionStub,
+)
+
+from sagastore_server.rpc.limits import Limits
+from sagastore_server.rpc.probes import Health, probe_handlers
+from tests.support.refusals import Refusal, refusal_of
+
+NAME = "sagastore.v1.StorageService"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+CHECK = "/grpc.health.v1.Health/Check"
+
+
+@pytest.fixture
+def health() -> Health:
+    return Health(("", NAME))
+
+
+@pytest.fixture
+async def channel(health: Health) -> AsyncIterator[aio.Channel]:
+    server = aio.server()
+    handlers = probe_handlers(health, [NAME], Limits(max_streams=3), reflected=True)
+    server.add_generic_rpc_handlers(handlers)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+    await server.stop(None)
+
+
+async def refusal(call: Any) -> Refusal:
+    with pytest.raises(aio.AioRpcError) as caught:
+        await call
+    return refusal_of(caught.value)
+
+
+async def test_check_and_list(health: Health, channel: aio.Channel) -> None:
+    stub = health_pb2_grpc.HealthStub(channel)
+    for status in (NOT_SERVING, SERVING):
+        for name in ("", NAME):
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == status
+        listed = (await stub.List(health_pb2.HealthListRequest())).statuses
+        assert {name: one.status for name, one in listed.items()} == {"": status, NAME: status}
+        health.tell(SERVING)
+
+
+async def test_a_name_that_nobody_has(channel: aio.Channel) -> None:
+    stub = health_pb2_grpc.HealthStub(channel)
+    told = await refusal(stub.Check(health_pb2.HealthCheckRequest(service="n" * 5000)))
+    assert (told.code, told.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
+    assert len(told.message) < 200
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x02\xff\xff"])
+async def test_what_cannot_be_read(channel: aio.Channel, data: bytes) -> None:
+    call: Any = channel.unary_unary(CHECK)
+    told = await refusal(call(data))
+    assert (told.code, told.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    stream: Any = channel.stream_stream(path)
+    told = await refusal(stream(iter([data])).read())
+    assert (told.code, told.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+
+
+async def test_watch_tells_every_change(health: Health, channel: aio.Channel) -> None:
+    stub = health_pb2_grpc.HealthStub(channel)
+    watching = stub.Watch(health_pb2.HealthCheckRequest(service=NAME))
+    unknown = stub.Watch(health_pb2.HealthCheckRequest(service="nothing"))
+    assert (await watching.read()).status == NOT_SERVING
+    assert (await unknown.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    for status in (SERVING, NOT_SERVING):
+        health.tell(status)
+        health.tell(status)
+        assert (await watching.read()).status == status
+
+
+async def test_watchers_beyond_the_limit_are_refused(channel: aio.Channel) -> None:
+    stub = health_pb2_grpc.HealthStub(channel)
+    watching = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+    await asyncio.gather(*(one.read() for one in watching))
+    told = await refusal(stub.Watch(health_pb2.HealthCheckRequest()).read())
+    assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    answer = await stub.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == NOT_SERVING
+
+
+async def test_reflection(channel: aio.Channel) -> None:
+    requests = (
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="no.such.Thing"),
+    )
+    first, second = [
+        answer
+        async for answer in ServerReflectionStub(channel).ServerReflectionInfo(iter(requests))
+    ]
+    names = [service.name for service in first.list_services_response.service]
+    assert names == sorted(
+        [NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
+    )
+    assert second.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
