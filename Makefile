@@ -30,7 +30,7 @@ PIP = -m pip --disable-pip-version-check --quiet --no-input
 PYPROJECTS = client/pyproject.toml server/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo fuzz env test test-go parity lint format docs proto proto-check breaking build pins clean
+.PHONY: help run run-postgres demo overload fuzz env test test-go parity lint format docs proto proto-check breaking build pins clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -52,6 +52,9 @@ parity: $(VENV)/.stamp-dev ## Compare search on both stores (FILES='a.jsonl memo
 fuzz: $(VENV)/.stamp-dev ## Send odd and broken inputs to real servers (COUNT, SEED, TARGET, REPLAY=FILE)
 	@exec $(BIN)/python -m tests.fuzz --count '$(COUNT)' --seed '$(SEED)' --target '$(TARGET)' \
 	    $(if $(REPLAY),--replay '$(REPLAY)')
+
+overload: $(VENV)/.stamp-dev ## Show what a server does with ten times the load it carries (ARGS)
+	@$(BIN)/python -m scripts.overload $(ARGS)
 
 env: $(VENV)/.stamp-dev ## Make the development environment in .venv
 	@echo "Ready: $(BIN) has sagastore, sagastore-server and the development tools"

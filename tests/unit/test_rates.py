@@ -81,7 +81,7 @@ def test_nobody_is_turned_away_up_to_the_limit() -> None:
     pressure = Pressure(100, load)
     for outstanding in (0, 99, 100):
         load.outstanding = outstanding
-        pressure.look()
+        pressure.look(0.05)
         assert turned_away(pressure) == 0
 
 
@@ -91,36 +91,38 @@ def test_more_are_turned_away_the_more_there_are_and_never_most() -> None:
     shares = []
     for outstanding in (120, 150, 200, 1000, 100_000):
         load.outstanding = outstanding
-        pressure.look()
+        pressure.look(0.05)
         shares.append(turned_away(pressure))
     assert shares[0] < shares[1] <= shares[2] * 1.2
     assert 0 < shares[0] < 0.2
     # Refusing costs as well: a server that refuses most calls serves none.
     assert all(share < 0.4 for share in shares)
     load.outstanding = 0
-    pressure.look()
+    pressure.look(0.05)
     assert turned_away(pressure) == 0
 
 
-def test_the_wait_grows_while_too_many_come_back_and_shrinks_again() -> None:
-    pressure = Pressure(100, Load())
+def test_the_wait_grows_with_those_who_were_sent_away_and_shrinks_again() -> None:
+    load = Load()
+    pressure = Pressure(100, load)
 
-    def period(served: int, refused: int) -> float:
-        for _ in range(served):
-            pressure.turns_away()
-        told = [pressure.retry_after() for _ in range(refused)]
-        for _ in range(10):
-            pressure.look()
-        return max(told, default=0.0)
+    def second(served: int, refused: int) -> float:
+        for _ in range(20):
+            for _ in range(served // 20):
+                pressure.turns_away()
+            for _ in range(refused // 20):
+                pressure.retry_after()
+            pressure.look(0.05)
+        return pressure.retry_after()
 
-    first = period(100, 100)
-    assert 0.25 <= first <= 0.5
-    for _ in range(20):
-        longest = period(100, 100)
-    assert 10 <= longest <= 20
-    for _ in range(20):
-        period(100, 0)
-    assert pressure.retry_after() <= 0.5
+    assert second(1000, 0) < 0.5
+    load.outstanding = 1100
+    # A thousand too many, of whom two hundred may come back in a second: about five.
+    assert 2 < second(1000, 300) < 10
+    load.outstanding = 50
+    for _ in range(30):
+        second(1000, 0)
+    assert pressure.retry_after() < 0.5
 
 
 def test_those_refused_together_do_not_come_back_together() -> None:

@@ -5,7 +5,7 @@ does less often. So under load calls queue in gRPC, where nothing is known of th
 number; that number is asked for a few times a second. It takes about half as long to refuse
 a call as to serve one. Refusing all that is too much would therefore end in refusing only;
 refusing a third keeps the server at work, and callers who wait as they are told thin out the
-rest. How long they are told to wait grows until few enough come back.
+rest. They are told to wait the longer the more they are, so that few enough come back.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,8 +32,8 @@ _RETURN_SHARE = 0.2
 _SHORTEST, _LONGEST = 0.25, 10.0
 """Seconds that callers are asked to wait."""
 
-_ADJUST_EVERY = 10
-"""Looks between two changes of the wait: half a second."""
+_SMOOTHING = 0.1
+"""Weight of one look in the rate of calls served: about the last half second counts."""
 
 
 class Figures(NamedTuple):
@@ -74,15 +75,17 @@ class Pressure:
         """Calls that have come in and not ended, when we last looked."""
         self._share = 0.0
         self._wait = _SHORTEST
-        self._served = 0
-        self._refused = 0
-        self._looks = 0
+        self._let_in = 0
+        self._rate = 0.0
+        """Calls let in a second."""
+        self._away = 0.0
+        """Those who were refused and have not come back yet, as far as that can be said."""
 
     def turns_away(self) -> bool:
         """Decide about one call that has come in."""
         if self._share and random.random() < self._share:  # noqa: S311 - not a secret
             return True
-        self._served += 1
+        self._let_in += 1
         return False
 
     def retry_after(self) -> float:
@@ -90,31 +93,28 @@ class Pressure:
 
         A different number each time, so that those refused together come back apart.
         """
-        self._refused += 1
-        return self._wait * (1 + random.random())  # noqa: S311 - not a secret
+        self._away += 1
+        return self._wait * (0.5 + random.random())  # noqa: S311 - not a secret
 
     async def watch(self) -> None:
         """Look again and again until cancelled."""
+        last = time.monotonic()
         while True:
-            self.look()
             await asyncio.sleep(SAMPLE_EVERY)
+            now = time.monotonic()
+            self.look(now - last)
+            last = now
 
-    def look(self) -> None:
-        """Take note of how much there is to do."""
+    def look(self, seconds: float) -> None:
+        """Take note of how much there is to do, and was done in the ``seconds`` since."""
         started, ended = self._figures()
         self.outstanding = started - ended
-        excess = (self.outstanding - self._limit) / (2 * self._limit)
-        self._share = min(_MOST, max(0.0, excess))
-        self._looks += 1
-        if self._looks % _ADJUST_EVERY == 0:
-            self._adjust()
-
-    def _adjust(self) -> None:
-        """Let those who were refused come back at the pace that can be borne.
-
-        If ``refused`` came back within ``wait``, twice the wait halves their pace.
-        """
-        bearable = max(1.0, _RETURN_SHARE * self._served)
-        change = min(2.0, max(0.5, self._refused / bearable))
-        self._wait = min(_LONGEST, max(_SHORTEST, self._wait * change))
-        self._served = self._refused = 0
+        excess = max(0, self.outstanding - self._limit)
+        self._share = min(_MOST, excess / (2 * self._limit))
+        self._rate += _SMOOTHING * (self._let_in / seconds - self._rate)
+        self._let_in = 0
+        self._away *= max(0.0, 1 - seconds / self._wait)
+        # So long that no more of them come back in a second than can be borne, those
+        # included who are to be sent away next.
+        bearable = max(1.0, _RETURN_SHARE * self._rate)
+        self._wait = min(_LONGEST, max(_SHORTEST, (self._away + excess) / bearable))

@@ -1,0 +1,168 @@
+"""Shows what a server does with ten times the load it carries (`make overload`).
+
+A server in a process of its own, callers in another, real messages' size, in three rounds:
+as many calls at a time as keep the server busy; many more, by callers who come back when they
+are told to; and the first again. What counts are the ratios between the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc import aio
+from rich.console import Console
+from rich.table import Table
+
+from sagastore.v1 import message_pb2, storage_pb2
+from sagastore.v1.storage_pb2_grpc import StorageServiceStub
+from tests.support.server_process import ServerProcess
+
+CONTENT = "I would like to find a place to eat in the city, not too far from the station. " * 3
+CONNECTIONS = 16
+
+
+class Round(NamedTuple):
+    """How the calls of one round went; times in seconds."""
+
+    name: str
+    seconds: float
+    served: list[float]
+    refused: list[float]
+    other: list[str]
+    memory: int
+    """Of the server, in MiB."""
+
+
+async def _callers(address: str, name: str, at_once: int, seconds: float) -> Round:
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [aio.insecure_channel(address, options=options) for _ in range(CONNECTIONS)]
+    stubs: list[Any] = [StorageServiceStub(channel) for channel in channels]
+    result = Round(name, seconds, [], [], [], 0)
+    end = time.perf_counter() + seconds
+
+    async def caller(number: int) -> None:
+        stub, count = stubs[number % CONNECTIONS], 0
+        while time.perf_counter() < end:
+            count += 1
+            request = _request(f"{name}-{number}-{count}")
+            began = time.perf_counter()
+            try:
+                await stub.Save(request)
+                result.served.append(time.perf_counter() - began)
+            except aio.AioRpcError as error:
+                took = time.perf_counter() - began
+                wait = _told_to_wait(error)
+                if wait is None:
+                    result.other.append(f"{error.code().name}: {error.details()}")
+                    continue
+                result.refused.append(took)
+                await asyncio.sleep(min(wait, max(0.0, end - time.perf_counter())))
+
+    await asyncio.gather(*map(caller, range(at_once)))
+    for channel in channels:
+        await channel.close()
+    return result
+
+
+def _request(message_id: str) -> storage_pb2.SaveRequest:
+    message = message_pb2.Message(
+        id=message_id, provider="openai", role="user", content=CONTENT, tags=["load"]
+    )
+    return storage_pb2.SaveRequest(message=message)
+
+
+def _told_to_wait(error: aio.AioRpcError) -> float | None:
+    """Return the seconds of RetryInfo in a RESOURCE_EXHAUSTED; None for anything else."""
+    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return None
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            retry = error_details_pb2.RetryInfo()
+            for detail in status_pb2.Status.FromString(value).details:
+                if detail.Unpack(retry):
+                    return retry.retry_delay.ToMilliseconds() / 1000
+    return None
+
+
+def _in_a_process(address: str, name: str, at_once: int, seconds: float) -> Round:
+    return asyncio.run(_callers(address, name, at_once, seconds))
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[ServerProcess]:
+    server = ServerProcess(folder / "saga.db", "--ops-listen", "off")
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+def _memory(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) // 1024 for line in status.splitlines() if "VmRSS" in line)
+
+
+def _percentile(times: list[float], share: float) -> str:
+    if len(times) < 2:
+        return "-"
+    return f"{statistics.quantiles(times, n=100)[round(share * 100) - 1] * 1000:,.0f} ms"
+
+
+def _table(rounds: list[Round]) -> Table:
+    table = Table("", *(one.name for one in rounds))
+    rows = {
+        "served a second": lambda r: f"{len(r.served) / r.seconds:,.0f}",
+        "served: p50": lambda r: _percentile(r.served, 0.5),
+        "served: p95": lambda r: _percentile(r.served, 0.95),
+        "served: p99": lambda r: _percentile(r.served, 0.99),
+        "refused a second": lambda r: f"{len(r.refused) / r.seconds:,.0f}",
+        "refused: p50": lambda r: _percentile(r.refused, 0.5),
+        "refused: p95": lambda r: _percentile(r.refused, 0.95),
+        "other failures": lambda r: f"{len(r.other):,}",
+        "memory of the server": lambda r: f"{r.memory} MiB",
+    }
+    for name, show in rows.items():
+        table.add_row(name, *map(show, rounds))
+    return table
+
+
+def main() -> None:
+    """Run the rounds and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--carried", type=int, default=200, help="calls at a time (200)")
+    parser.add_argument("--times", type=int, default=10, help="how many times that (10)")
+    parser.add_argument("--seconds", type=float, default=10, help="of each round (10)")
+    given = parser.parse_args()
+    many = given.carried * given.times
+    plan = [
+        (f"{given.carried} callers", given.carried, given.seconds / 2),
+        (f"{many:,} callers", many, 2 * given.seconds),
+        (f"{given.carried} again", given.carried, given.seconds / 2),
+    ]
+    rounds = []
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder, _server(Path(folder)) as server:
+        for name, at_once, seconds in plan:
+            with spawn.Pool(1) as pool:
+                done = pool.apply(_in_a_process, (server.address, name, at_once, seconds))
+            rounds.append(done._replace(memory=_memory(server.pid)))
+    Console().print(_table(rounds))
+    others = [line for one in rounds for line in one.other]
+    if others:
+        sys.exit(f"error: {len(others)} calls failed otherwise, the first with {others[0]}")
+
+
+if __name__ == "__main__":
+    main()
