@@ -52,13 +52,15 @@ class _Watched:
             return self._last
         if self._asking is None:
             self._asking = asyncio.create_task(self._store.health())
-        # What hangs goes on being asked, by this one task.
-        done, _ = await asyncio.wait({self._asking}, timeout=ANSWER_WITHIN)
+        # What hangs goes on being asked, by this one task; several may wait for it.
+        asking = self._asking
+        done, _ = await asyncio.wait({asking}, timeout=ANSWER_WITHIN)
         if not done:
             line = f"it has not answered for {ANSWER_WITHIN:g} s; see that it runs"
             return self._last._replace(healthy=False, detail=line)
-        self._last, self._asking = self._asking.result(), None
-        self._asked_at = time.monotonic()
+        if asking is self._asking:
+            self._last, self._asking = asking.result(), None
+            self._asked_at = time.monotonic()
         return self._last
 
     async def quarantined(self) -> int:

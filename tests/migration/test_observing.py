@@ -1,0 +1,40 @@
+"""How the stores do, when several ask at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sagastore_server.migration.observing import StoreWatch
+from sagastore_server.migration.situation import Situation
+from sagastore_server.storage.model import StoreHealth
+from tests.support.memory import MemoryState, MemoryStorage
+
+
+class SlowStorage(MemoryStorage):
+    """Answers when it is told to, and counts how often it was asked."""
+
+    asked = 0
+
+    def __init__(self) -> None:
+        super().__init__(MemoryState())
+        self.may_answer = asyncio.Event()
+
+    async def health(self) -> StoreHealth:
+        self.asked += 1
+        await self.may_answer.wait()
+        return await super().health()
+
+
+async def test_those_who_ask_together_get_one_answer() -> None:
+    source, target = SlowStorage(), SlowStorage()
+    for store in (source, target):
+        await store.open()
+    watch = StoreWatch(source, target, Situation())
+    asking = [asyncio.create_task(watch.health()) for _ in range(5)]
+    while not (source.asked and target.asked):
+        await asyncio.sleep(0)
+    source.may_answer.set()
+    target.may_answer.set()
+    answers = await asyncio.gather(*asking)
+    assert all(health.healthy for answer in answers for health in answer)
+    assert (source.asked, target.asked) == (1, 1)
