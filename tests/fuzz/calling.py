@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
+from weakref import WeakSet
 
 import grpc
 from grpc import aio
@@ -25,6 +26,8 @@ OPTIONS = (
 _NOT_HEARD = "Internal error from Core"
 """What gRPC's client says, in place of the status, of a stream that ends while it sends."""
 _ENDED = (grpc.RpcError, asyncio.InvalidStateError)
+_HEARD: WeakSet[Any] = WeakSet()
+"""Calls of which an answer has come."""
 _UNREAD = 400
 """Messages that are sent without an answer being read, at most."""
 
@@ -88,7 +91,7 @@ async def answer_of(under_way: Any) -> Answer:
     code, message = await under_way.code(), await under_way.details() or ""
     if message == _NOT_HEARD:
         return Answer(grpc.StatusCode.CANCELLED, "the client did not hear how it ended")
-    return Answer(code, message, details)
+    return Answer(code, message, details, heard=under_way in _HEARD)
 
 
 async def _wait(under_way: Any, one: Input) -> None:
@@ -107,7 +110,7 @@ async def _listen(under_way: Any, one: Input) -> None:
         return
     async with _cancelled_after(under_way, one):
         async for _ in under_way:
-            pass
+            _HEARD.add(under_way)
 
 
 async def _talk(under_way: Any, one: Input) -> None:
