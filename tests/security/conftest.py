@@ -29,7 +29,7 @@ def mutual(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         entry("certificate", "The Writer", "writer"),
         entry("certificate", "10.0.0.7", "admin"),
     )
-    settings = environment(pki.server(), pki.ca, access)
+    settings = environment(pki.server(), pki.ca, access) | {"SAGASTORE_REFLECTION": "false"}
     server = ServerProcess(folder / "saga.db", env=settings)
     try:
         yield server.start()

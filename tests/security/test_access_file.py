@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagastore_server.ops import access_edit
@@ -85,6 +85,7 @@ def test_all_that_can_be_said() -> None:
     assert parse("") == parse("# nobody\n") == Rules()
 
 
+@settings(deadline=None)
 @given(st.text() | st.lists(st.sampled_from([*"[]=\"'\n{},", "token", GOOD, "1"])).map("".join))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
@@ -95,6 +96,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     assert len(rules.tokens) <= text.count("sha256")
 
 
+@settings(deadline=None, max_examples=25)  # Each writes files that reach the disk.
 @given(token_lists, st.data())
 def test_what_the_command_writes_is_what_was_meant(
     tmp_path_factory: pytest.TempPathFactory, entries: list[TokenEntry], data: st.DataObject
@@ -133,6 +135,15 @@ def test_files_that_are_written_otherwise_are_left_alone(tmp_path: Path) -> None
             change()
     assert path.read_text() == text
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_token_is_not_taken_for_its_name(tmp_path: Path) -> None:
+    """Somebody may type the token itself; then it is not said again."""
+    path = write_access(tmp_path / "access.toml", entry("token", "web", "writer", token="a"))
+    for which in (new_token(), "", HASH[:7], "nobody"):
+        with pytest.raises(AccessError) as caught:
+            remove_tokens(path, which)
+        assert str(caught.value) == (f"{path} has no token of that name, or whose hash begins so")
 
 
 def test_owner_permissions_and_links_are_kept(tmp_path: Path) -> None:
