@@ -32,7 +32,8 @@ _WRONG_IN_LOG = re.compile(
     r"internal error|Traceback|never retrieved|never awaited|was destroyed but|Segmentation"
 )
 _OF_THE_LIBRARY = re.compile(
-    r"Invalid encoding on |ExecuteBatchError raised in core|Unexpected \[UnicodeDecodeError\]"
+    r"Invalid encoding on |ExecuteBatchError raised in core|Failed sending error status|"
+    r"Unexpected \[UnicodeDecodeError\]"
 )
 """gRPC's own lines: about a header or path that is not text, and about an answer that cannot
 be sent any more because the client has gone. Nothing of ours is wrong with these calls."""
@@ -118,6 +119,9 @@ class Campaign:
         if report.before is not None:
             report.after, grown = await bounds.settled(self._server, report.before)
             report.failures += [f"growth of {what}" for what in grown]
+        self._options.folder.mkdir(parents=True, exist_ok=True)
+        log = self._options.folder / f"{self._options.seed}.log"
+        log.write_text("\n".join(self._server.stderr), encoding="utf-8")
         report.failures += [
             f"log: {line[:3000]}"
             for line in self._server.stderr

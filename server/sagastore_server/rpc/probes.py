@@ -41,16 +41,16 @@ class UnknownServiceError(NotFoundError):
 
 
 class Health:
-    """Serves ``grpc.health.v1.Health``: one status for all names."""
+    """Serves ``grpc.health.v1.Health``: a status for each name."""
 
     def __init__(self, names: Sequence[str]) -> None:
         """Begin with NOT_SERVING for each of ``names``."""
         self._statuses = dict.fromkeys(names, _Status.NOT_SERVING)
         self._changed = asyncio.Event()
 
-    def tell(self, status: int) -> None:
-        """Let everybody know ``status``; whoever watches is not waited for."""
-        self._statuses = dict.fromkeys(self._statuses, status)
+    def tell(self, status: int, names: Sequence[str] = ()) -> None:
+        """Let everybody know the ``status`` of ``names``, or of all; nobody is waited for."""
+        self._statuses |= dict.fromkeys(names or self._statuses, status)
         self._changed.set()
         self._changed = asyncio.Event()
 
