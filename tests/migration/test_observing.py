@@ -17,10 +17,12 @@ class SlowStorage(MemoryStorage):
 
     def __init__(self) -> None:
         super().__init__(MemoryState())
+        self.was_asked = asyncio.Event()
         self.may_answer = asyncio.Event()
 
     async def health(self) -> StoreHealth:
         self.asked += 1
+        self.was_asked.set()
         await self.may_answer.wait()
         return await super().health()
 
@@ -31,8 +33,8 @@ async def test_those_who_ask_together_get_one_answer() -> None:
         await store.open()
     watch = StoreWatch(source, target, Situation())
     asking = [asyncio.create_task(watch.health()) for _ in range(5)]
-    while not (source.asked and target.asked):
-        await asyncio.sleep(0)
+    await source.was_asked.wait()
+    await target.was_asked.wait()
     source.may_answer.set()
     target.may_answer.set()
     answers = await asyncio.gather(*asking)
