@@ -65,7 +65,7 @@ def test_a_token_of_another_request() -> None:
 @pytest.mark.parametrize(
     "forged",
     [b"{}", b"[[1]]", b"[true]", b"[NaN]", b"[1e999]", b"[9223372036854775808]", b"[", b"1",
-     b'["\\ud800"]', b"[" * 5000, b"\xff"],
+     b'["\\ud800"]', b'["\\u0000"]', b"[" * 5000, b"\xff"],
 )  # fmt: skip
 def test_a_forged_token_with_a_harmful_place(forged: bytes) -> None:
     """Anyone can compute the digest, so what is inside is checked too."""

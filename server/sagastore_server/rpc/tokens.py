@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from sagastore_server.storage.errors import InvalidRequestError, Violation
+from sagastore_server.storage.validation import unstorable
 
 Scalar = int | float | str | None
 
@@ -102,7 +103,7 @@ def _digest(key: bytes, text: bytes) -> bytes:
 def _is_scalar(value: object) -> bool:
     """Tell whether a store could meet ``value`` without harm, should somebody forge a token."""
     if type(value) is str:
-        return value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)
+        return unstorable(value) is None
     if type(value) is int:
         return -_INT64 <= value < _INT64
     return value is None or (type(value) is float and math.isfinite(value))
