@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -104,15 +105,12 @@ class Streams:
 
     def codes(self) -> list[grpc.StatusCode]:
         """Return what each ends with."""
-        found = []
         for stream in (self.watch, self.export, self.bulk):
-            with pytest.raises(grpc.RpcError) as caught:
+            with suppress(grpc.RpcError):
                 for _ in stream:
                     pass
-            error: Any = caught.value
-            found.append(error.code())
         self._idle.set()
-        return found
+        return [stream.code() for stream in (self.watch, self.export, self.bulk)]
 
     def cancel(self) -> None:
         self._idle.set()

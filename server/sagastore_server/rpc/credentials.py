@@ -25,7 +25,9 @@ def server_credentials(source: TlsSource) -> grpc.ServerCredentials:
         return _configuration(latest)
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(first), fetch, require_client_authentication=first.client_ca is not None
+        _configuration(first),
+        fetch,  # type: ignore[arg-type] # The type that is published knows no None.
+        require_client_authentication=first.client_ca is not None,
     )
 
 
