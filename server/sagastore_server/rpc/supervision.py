@@ -53,6 +53,9 @@ class Supervision:
             if stream.error is not None and limit.expired():
                 raise stream.error from None
             raise
+        if stream.error is not None:
+            # It came to its end in the same moment, or took being cut off for its end.
+            raise stream.error
 
     def check_all(self) -> None:
         """Have every stream checked."""
