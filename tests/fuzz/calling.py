@@ -25,7 +25,7 @@ OPTIONS = (
 )
 _NOT_HEARD = "Internal error from Core"
 """What gRPC's client says, in place of the status, of a stream that ends while it sends."""
-_ENDED = (grpc.RpcError, asyncio.InvalidStateError)
+_ENDED = (grpc.RpcError, aio.InternalError, asyncio.InvalidStateError)
 _HEARD: WeakSet[Any] = WeakSet()
 """Calls of which an answer has come."""
 _UNREAD = 400
