@@ -107,7 +107,12 @@ class Metrics(Instruments):
     def _prepare(self) -> None:
         """Make what is certain to come, because a rate needs a beginning."""
         self._starts = {name: self._started.labels(name) for name in (*self._known, OTHER)}
-        self._ends = {(name, "OK"): self._duration.labels(name, "OK") for name in self._known}
+        # Beside what goes well, what must never come: an alert sees the first one of it.
+        self._ends = {
+            (name, code): self._duration.labels(name, code)
+            for name in self._known
+            for code in ("OK", "INTERNAL")
+        }
         for reason in (OverloadedError.reason, RateLimitedError.reason):
             self._shed.labels(reason)
         self._commits = {
