@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -26,6 +27,9 @@ _SHARE = 0.005
 
 _SHORTEST, _LONGEST = 1.0, 60.0
 """Seconds between two looks of that kind."""
+
+_LATEST = 4
+"""Looks of which the quickest tells what one takes: the others had to wait for something."""
 
 _log = structlog.get_logger(__name__)
 
@@ -100,6 +104,7 @@ class Sampler:
 
     async def _repeat(self, look: Callable[[], Awaitable[bool]]) -> None:
         """Look, and rest in proportion; who has waited for a store that hangs has done nothing."""
+        latest = deque([0.0] * _LATEST, _LATEST)
         while True:
             began = time.monotonic()
             try:
@@ -109,5 +114,5 @@ class Sampler:
             except Exception as exc:  # noqa: BLE001 - looking must go on, whatever it is
                 _log.error("looking at the service failed", exc_info=exc)
                 worked = False
-            took = time.monotonic() - began if worked else 0.0
-            await asyncio.sleep(min(max(took / _SHARE, _SHORTEST), _LONGEST))
+            latest.append(time.monotonic() - began if worked else 0.0)
+            await asyncio.sleep(min(max(min(latest) / _SHARE, _SHORTEST), _LONGEST))
