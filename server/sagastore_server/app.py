@@ -18,7 +18,7 @@ from sagastore_server.migration.alone import Alone
 from sagastore_server.migration.live import LiveMigration, Options
 from sagastore_server.ops.address import Address
 from sagastore_server.ops.entrance import Entrance, EntranceError
-from sagastore_server.ops.greeting import greeting
+from sagastore_server.ops.greeting import Asked, greeting
 from sagastore_server.ops.readiness import Readiness
 from sagastore_server.ops.settings import OFF, Settings, default_sqlite
 from sagastore_server.ops.sight import Sight, SightError, Subject
@@ -79,7 +79,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
                 if await _open(backend, signals):
                     await server.open_gate()
                     sight.opened()
-                    await _announce(service, address, sight, say)
+                    await _announce(service, address, _asked(settings), sight, say)
                     manager.ready(f"serving {service.place()} on {address}")
                     async with _watched(service, server, sight.readiness):
                         await signals.first.wait()
@@ -264,8 +264,16 @@ async def _open(backend: StorageBackend, signals: StopSignals) -> bool:
     return False
 
 
+def _asked(settings: Settings) -> Asked:
+    return Asked(
+        tls=settings.tls_cert is not None,
+        certificate=settings.tls_client_ca is not None,
+        token=settings.access is not None,
+    )
+
+
 async def _announce(
-    service: _Service, address: Address, sight: Sight, say: Callable[[str], None]
+    service: _Service, address: Address, asked: Asked, sight: Sight, say: Callable[[str], None]
 ) -> None:
     messages = (await service.backend.health()).messages
     place = service.place()
@@ -279,7 +287,7 @@ async def _announce(
         messages=messages,
         quarantined=quarantined,
     )
-    say(greeting(__version__, address, place, messages, quarantined))
+    say(greeting(__version__, address, place, messages, quarantined, asked=asked))
 
 
 async def _drain(server: RpcServer, grace: float, signals: StopSignals) -> None:

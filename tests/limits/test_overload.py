@@ -58,7 +58,7 @@ class Crowd:
             await self.save(caller, number)
 
     async def stored(self) -> set[str]:
-        found = set()
+        found: set[str] = set()
         async for answer in self.stubs[0].Export(storage_pb2.ExportRequest()):
             found.update(one.id for one in answer.messages)
         return found

@@ -5,23 +5,37 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from sagastore_server.ops.address import Address
 from sagastore_server.ops.settings import DEFAULT_LISTEN
 
 
-def greeting(version: str, address: Address, store: str, messages: int, quarantined: int) -> str:
-    """Return where the server is, what it has, and what to try next.
+class Asked(NamedTuple):
+    """What callers are asked for."""
+
+    tls: bool = False
+    certificate: bool = False
+    token: bool = False
+    """Whether there is an access file."""
+
+
+def greeting(
+    version: str, address: Address, store: str, messages: int, quarantined: int, *, asked: Asked
+) -> str:
+    """Return where the server is, what it has, what it asks for, and what to try next.
 
     ``messages`` is -1 while unknown.
     """
     command = _client_command()
     if str(address) != DEFAULT_LISTEN:
-        command += f" --target {address}"
+        command += f" --target {_reachable(address)}"
     lines = [
         f"SagaStore {version} is serving on {address}",
         f"  store     {store}",
     ]
+    if needed := _needed(asked):
+        lines.append(f"  callers   need {needed}; see docs/security.md")
     if messages >= 0:
         lines.append(f"  messages  {messages:,}")
     if quarantined:
@@ -39,6 +53,20 @@ def greeting(version: str, address: Address, store: str, messages: int, quaranti
         "Ctrl+C stops the server; calls under way are finished first.",
     ]
     return "\n".join(lines)
+
+
+def _reachable(address: Address) -> Address:
+    """Return what this machine can connect to: an address that means all of them is none."""
+    return address._replace(host="localhost") if address.host in {"0.0.0.0", "::"} else address  # noqa: S104 - compared, not listened on
+
+
+def _needed(asked: Asked) -> str:
+    needed = ["--tls-ca FILE"] if asked.tls else []
+    if asked.certificate:
+        needed.append("--tls-cert and --tls-key")
+    if asked.token:
+        needed.append("a name in the access file" if asked.certificate else "a token")
+    return ", ".join(needed)
 
 
 def _client_command() -> str:
