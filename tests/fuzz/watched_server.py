@@ -23,6 +23,9 @@ from tests.support.server_process import ServerProcess
 _ROOT = Path(__file__).parents[2]
 _SOCKET = "FUZZ_SOCKET"
 _MIB = 1024
+_CACHE_KIB = 1024
+"""Of each connection to SQLite. The caches of a real server (64 MiB and four times 16) fill up
+in the course of a campaign, and would hide what should not grow."""
 
 
 class Vitals(NamedTuple):
@@ -98,6 +101,9 @@ def _give_back() -> None:
 def main() -> None:
     """Run the command, watched."""
     from sagastore_server import app, cli  # noqa: PLC0415 - in this process only
+    from sagastore_server.sqlite import connect  # noqa: PLC0415
+
+    connect.WRITER_CACHE_KIB = connect.READER_CACHE_KIB = _CACHE_KIB
 
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(os.environ.pop(_SOCKET))
