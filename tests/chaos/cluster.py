@@ -81,6 +81,7 @@ class Ground:
         """Start everything; takes some seconds."""
         # Below /tmp: the path of a socket has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+        self.folder.chmod(0o711)
         self.disk = Disk(self.folder / "pg", 640)
         self.postgres = PostgresProcess(self.disk.folder / "p")
         self.proxy = Proxy()
@@ -193,7 +194,7 @@ class Ending(NamedTuple):
 class Keeper:
     """Starts the server again whenever it has ended, as a service manager does."""
 
-    def __init__(self, server: ChaosServer, on_change: Callable[[str], None]) -> None:
+    def __init__(self, server: ChaosServer, on_change: Callable[[str], object]) -> None:
         """Keep ``server``; ``on_change`` hears ``up`` and ``down``."""
         self.server = server
         self.up = asyncio.Event()
@@ -283,7 +284,7 @@ class Cluster:
         return self.keeper.server
 
     async def open(
-        self, env: dict[str, str], plant: str, on_change: Callable[[str], None], *, clock: bool
+        self, env: dict[str, str], plant: str, on_change: Callable[[str], object], *, clock: bool
     ) -> None:
         """Start the server on what is there, and wait until it serves."""
         proxy = self.ground.proxy

@@ -17,10 +17,11 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from sagastore import AsyncClient, RetryPolicy, SagaStoreError
 from tests.chaos.cluster import CLIENTS, POSTGRES, Cluster, send
+from tests.chaos.history import History
 from tests.chaos.proxy import DIRECTIONS, Direction
 from tests.support.server_process import ServerProcess, clean_environment
 
@@ -30,19 +31,12 @@ NOWHERE = subprocess.DEVNULL
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
-class Marking(Protocol):
-    """Where it is taken down what happens; see ``history``."""
-
-    def mark(self, kind: str, **facts: object) -> None:
-        """Take something down, with the time."""
-
-
 class Scene(NamedTuple):
     """What a fault may use."""
 
     cluster: Cluster
     rng: random.Random
-    marks: Marking
+    marks: History
 
 
 Apply = Callable[[Scene], AbstractAsyncContextManager[None]]
@@ -358,7 +352,9 @@ async def _second_server(scene: Scene) -> AsyncIterator[None]:
     Where PostgreSQL is the only store by now, the last two are what is to be done.
     """
     cluster, how = scene.cluster, scene.rng.choice(["file", "file", "database", "copy"])
-    folder = cluster.disk.folder.parent / f"second-{scene.rng.getrandbits(32):x}"
+    keeper = cluster.keeper
+    starts, before = (keeper.starts if keeper.up.is_set() else 0), _phase(scene)
+    folder = cluster.ground.folder / f"second-{scene.rng.getrandbits(32):x}"
     folder.mkdir()
     dsn = cluster.ground.dsn(cluster.database)
     if how == "database":
@@ -372,10 +368,22 @@ async def _second_server(scene: Scene) -> AsyncIterator[None]:
         await asyncio.to_thread(second.spawn)
         yield
         served, said = await asyncio.to_thread(_outcome_of, second)
-        scene.marks.mark("second server", how=how, served=served, said=said)
+        phases = {before, _phase(scene)}
+        # Where the first one was away, the second was the only one. In the first phase a
+        # copy, and an empty PostgreSQL, are stores of their own; in the last one anybody may.
+        alone = keeper.starts != starts or not keeper.up.is_set()
+        own = how != "file" and "sqlite-only" in phases
+        may = alone or own or "" in phases or "postgres-only" in phases
+        scene.marks.mark("second server", how=how, served=served, may=may, said=said)
     finally:
         await asyncio.to_thread(second.close)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _phase(scene: Scene) -> str:
+    """Return the phase that was seen last; empty: none yet."""
+    seen = [mark.facts["phase"] for mark in scene.marks.marks if mark.kind == "phase"]
+    return str(seen[-1]).replace("_", "-").lower() if seen else ""
 
 
 def _copy_as_it_is(path: Path, copy: Path) -> None:
@@ -397,7 +405,7 @@ def _outcome_of(server: ServerProcess) -> tuple[bool, str]:
 async def _backup(scene: Scene) -> AsyncIterator[None]:
     """Made while everything else goes on; it says that it has verified what it has made."""
     cluster = scene.cluster
-    copy = cluster.disk.folder.parent / f"backup-{scene.rng.getrandbits(32):x}.db"
+    copy = cluster.ground.folder / f"backup-{scene.rng.getrandbits(32):x}.db"
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "sagastore_server", "backup", str(copy), "--sqlite",
         str(cluster.path),

@@ -1,0 +1,119 @@
+"""Holds both stores against each other at the end of a round, field by field.
+
+The server has ended by then, so what is compared is what lies on the disks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from sagastore import Phase
+from sagastore.receipt import receipt_path
+from tests.support.final_state import FinalState
+
+MOST = 5
+"""Differences that are told."""
+
+
+class _LiveState(FinalState):
+    """The file of a server that has ended in good order, and the rows of both sides."""
+
+    def __init__(self, path: Path) -> None:
+        # A file that is no archive yet has no receipt to be checked.
+        self.archive = path
+        self.messages, self.postgresql = {}, {}
+        self._here, self._there = {}, {}
+
+
+async def compare(path: Path, dsn: str, phase: Phase) -> list[str]:
+    """Return how PostgreSQL differs from the file at ``path``, where it must not.
+
+    In the phases of both stores PostgreSQL has at least what was journalled, which is all
+    once the backfill is done; in the last one, what the archive has and was not changed
+    since.
+    """
+    record = await _record(dsn)
+    told = None if record is None else int(record["phase"])
+    if phase is Phase.POSTGRES_ONLY:
+        return await _compare_archive(path, dsn) if receipt_path(path).exists() else []
+    if told == Phase.POSTGRES_ONLY:
+        return [f"PostgreSQL has taken over, and the server is in {phase.label}"]
+    if record is None or phase is Phase.SQLITE_ONLY:
+        return []
+    state = _LiveState(path)
+    await state.read(dsn)
+    complete, base = record["backfill_state"] == "done", _base(path)
+    return [
+        f"{id}: PostgreSQL has {_short(there)}, SQLite {_short(here)}"
+        for id in sorted(state.messages.keys() | state.postgresql.keys())
+        if (there := state.postgresql.get(id)) != (here := state.messages.get(id))
+        # What was there before journalling began, comes with the backfill.
+        and (complete or there is not None or (here is not None and here[-1] > base))
+    ][:MOST]
+
+
+async def _compare_archive(path: Path, dsn: str) -> list[str]:
+    try:
+        state = await asyncio.to_thread(FinalState, path.with_name(f"{path.name}.archive"))
+    except AssertionError as exc:
+        return [f"the archive is not as its receipt says: {exc}"]
+    await state.read(dsn)
+    last = _last_revision(state.archive)
+    buried = await _buried(dsn, last)
+    changed = {id for id, row in state.postgresql.items() if row[-1] > last} | buried
+    try:
+        state.compare(changed)
+    except AssertionError as exc:
+        return [str(exc)[:500]]
+    return []
+
+
+def _last_revision(path: Path) -> int:
+    return int(_fact(path, "revision"))
+
+
+def _base(path: Path) -> int:
+    """Return the last change before journalling began."""
+    return int(json.loads(_fact(path, "migration"))["base"])
+
+
+def _fact(path: Path, name: str) -> str:
+    uri = f"{path.as_uri()}?mode=ro&immutable=1"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+        (value,) = connection.execute(
+            "SELECT value FROM store_state WHERE name = ?", (name,)
+        ).fetchone()
+    return str(value)
+
+
+async def _buried(dsn: str, after: int) -> set[str]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        rows = await connection.fetch("SELECT id FROM tombstones WHERE revision > $1", after)
+    finally:
+        await connection.close()
+    return {row[0] for row in rows}
+
+
+async def _record(dsn: str) -> dict[str, Any] | None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        if not await connection.fetchval("SELECT to_regclass('migration') IS NOT NULL"):
+            return None
+        row = await connection.fetchrow("SELECT * FROM migration")
+    finally:
+        await connection.close()
+    return None if row is None else dict(row)
+
+
+def _short(row: tuple[Any, ...] | None) -> str:
+    if row is None:
+        return "nothing"
+    return f"revision {row[-1]}, {str(row[3])[:40]!r}"

@@ -1,0 +1,365 @@
+"""Faults that are planted in the product, one at a time, to see the campaign catch them.
+
+Each is a patch of the real modules, put in place in the server's own process before the
+real command runs (``faulty_server``). Most make one rule of docs/migration.md untrue; all
+are small, of the kind that a change could bring in unnoticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+from sagastore_server.migration import attaching, live
+from sagastore_server.migration.backfill import Backfill
+from sagastore_server.migration.completion import Completion
+from sagastore_server.migration.follower import Follower, Standing
+from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.router import Router
+from sagastore_server.migration.write_gate import WriteGate
+from sagastore_server.postgresql.queries import MIGRATION
+from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.writer import GroupCommitWriter as PostgresWriter
+from sagastore_server.sqlite.batch import Batch, _columns
+from sagastore_server.sqlite.ownership import Ownership
+from sagastore_server.sqlite.source import SQLiteSource
+from sagastore_server.sqlite.writer import GroupCommitWriter
+from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.errors import StorageError
+from sagastore_server.storage.model import Draft, SaveResult
+from sagastore_server.storage.replication import Entry, Lease
+
+ONE_IN = 40
+"""How many times out of how many a fault that need not come always does."""
+
+
+class Plant(NamedTuple):
+    """A fault that can be planted."""
+
+    name: str
+    what: str
+    put: Callable[[], None]
+
+
+PLANTS: dict[str, Plant] = {}
+
+
+def _plant(name: str, what: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    def register(put: Callable[[], None]) -> Callable[[], None]:
+        PLANTS[name] = Plant(name, what, put)
+        return put
+
+    return register
+
+
+def _replace(owner: object, name: str, value: object) -> None:
+    setattr(owner, name, value)
+
+
+def _changed(statements: dict[str, str], name: str, old: str, new: str) -> None:
+    assert old in statements[name], f"the statement {name} is another one now"
+    statements[name] = statements[name].replace(old, new)
+
+
+# ---------------------------------------------------------------------- the writer
+
+
+@_plant("ack-before-commit", "SQLite's writer answers before COMMIT")
+def _ack_before_commit() -> None:
+    def attempt(self: Any, group: list[Any]) -> list[Any]:
+        connection, now = self._connection, time.time_ns() // 1000
+        self._be_certain()
+        connection.execute("BEGIN IMMEDIATE")
+        batch = Batch(connection, self._counters, now, {key for one in group for key in one.ids})
+        outcomes = []
+        for write in group:
+            try:
+                outcomes.append(write.apply(batch.changes))
+            except StorageError as exc:
+                outcomes.append(exc)
+        counters = batch.flush()
+        self._tell(group, outcomes)
+        time.sleep(0.002)
+        connection.execute("COMMIT")
+        self._counters = counters
+        return outcomes
+
+    def run(self: Any) -> None:
+        while (item := self._next()) is not None:
+            if hasattr(item, "in_transaction"):
+                self._tell([item], [self._errand(item)])
+            elif group := self._group(item):
+                self._commit(group)
+                self._tell([], [])
+
+    _replace(GroupCommitWriter, "_attempt", attempt)
+    _replace(GroupCommitWriter, "_run", run)
+
+
+@_plant("ack-what-failed", "a group that cannot be committed (disk full, say) is acknowledged")
+def _ack_what_failed() -> None:
+    original = GroupCommitWriter._commit
+
+    def commit(self: Any, group: list[Any]) -> list[Any]:
+        outcomes = original(self, group)
+        if all(isinstance(one, StorageError) for one in outcomes):
+            return [
+                SaveResult(write.ids[0], self._counters.revision + 1, True, ())
+                if len(write.ids) == 1
+                else outcome
+                for write, outcome in zip(group, outcomes, strict=True)
+            ]
+        return outcomes
+
+    _replace(GroupCommitWriter, "_commit", commit)
+
+
+@_plant("ignore-if-revision", "a Save with if_revision overwrites whatever is there, now and then")
+def _ignore_if_revision() -> None:
+    original, times = Changes.save, itertools.count(1)
+
+    def save(self: Changes, draft: Draft, if_revision: int | None) -> SaveResult:
+        if if_revision is not None and next(times) % 10 == 0:
+            if_revision = None
+        return original(self, draft, if_revision)
+
+    _replace(Changes, "save", save)
+
+
+@_plant("forget-index", "a message that changes keeps its old words in SQLite's search index")
+def _forget_index() -> None:
+    def update(self: Any, before: Any, after: Any) -> None:
+        number = self._numbers[before.id]
+        self._add("update", *_columns(after)[1:], number)
+
+    _replace(Batch, "_update", update)
+
+
+# ---------------------------------------------------------------------- the journal
+
+
+@_plant("drop-journal-row", f"one change in {ONE_IN} is missing from the journal")
+def _drop_journal_row() -> None:
+    original, times = Batch._entries, itertools.count(1)
+
+    def entries(self: Batch) -> list[tuple[object, ...]]:
+        return [entry for entry in original(self) if next(times) % ONE_IN]
+
+    _replace(Batch, "_entries", entries)
+
+
+@_plant("prune-unconfirmed", "the journal is emptied of what PostgreSQL does not have yet")
+def _prune_unconfirmed() -> None:
+    original = SQLiteSource.prune
+
+    async def prune(self: SQLiteSource, upto: int) -> None:
+        await original(self, self.committed)
+
+    async def eager(self: Any) -> None:
+        await self._source.prune(self._source.committed)
+
+    _replace(SQLiteSource, "prune", prune)
+    _replace(Follower, "_prune", eager)
+
+
+@_plant("apply-out-of-order", "the first entry of a batch is applied after those behind it")
+def _apply_out_of_order() -> None:
+    original = PostgreSQLReplica.apply
+
+    async def apply(self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry]) -> None:
+        if len(entries) > 1:
+            await original(self, lease, entries[1:])
+            await asyncio.sleep(0.01)
+        await original(self, lease, entries[:1])
+
+    _replace(PostgreSQLReplica, "apply", apply)
+
+
+@_plant("apply-late", "an entry is applied with the batch after its own, as it was read then")
+def _apply_late() -> None:
+    original, late = PostgreSQLReplica.apply, list[Entry]()
+
+    async def apply(self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry]) -> None:
+        held, late[:] = list(late), list(entries[-1:])
+        await original(self, lease, entries[:-1] or entries)
+        if held:
+            await original(self, lease, held)
+
+    _replace(PostgreSQLReplica, "apply", apply)
+
+
+@_plant("note-before-apply", "the place in the journal is noted before the rows are stored")
+def _note_before_apply() -> None:
+    original = PostgreSQLReplica.apply
+
+    async def apply(self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry]) -> None:
+        async def nothing(_: object) -> None:
+            """Hold the lease and raise the mark."""
+
+        await self._holding(lease, nothing, entries[-1].sequence)
+        await original(self, lease, entries)
+
+    _replace(PostgreSQLReplica, "apply", apply)
+
+
+# ---------------------------------------------------------------------- what PostgreSQL guards
+
+
+@_plant("unguarded-upsert", "an older revision replaces a newer one in PostgreSQL")
+def _unguarded_upsert() -> None:
+    _changed(MIGRATION, "upsert", "WHERE messages.revision < excluded.revision", "")
+
+
+@_plant("skip-tombstones", "PostgreSQL keeps no tombstones of what is deleted")
+def _skip_tombstones() -> None:
+    _changed(MIGRATION, "bury", "FROM gone\nON", "FROM gone WHERE false\nON")
+
+
+@_plant("skip-deletes", f"one deletion in {ONE_IN // 4} does not reach PostgreSQL")
+def _skip_deletes() -> None:
+    original, times = PostgreSQLReplica.apply, itertools.count(1)
+
+    async def apply(self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry]) -> None:
+        last = entries[-1].sequence
+        kept = [one for one in entries if one.message or next(times) % (ONE_IN // 4)]
+        if not kept or kept[-1].sequence != last:
+            kept.append(Entry(last, "\x01nobody", None, 0, False, entries[-1].written_at))
+        await original(self, lease, kept)
+
+    _replace(PostgreSQLReplica, "apply", apply)
+
+
+@_plant("backfill-skips", "the backfill leaves out the last row of each batch")
+def _backfill_skips() -> None:
+    original = Backfill._apply
+
+    async def apply(self: Backfill, mark: Any, messages: list[Any]) -> None:
+        await original(self, mark, messages[:-1])
+
+    _replace(Backfill, "_apply", apply)
+
+
+# ---------------------------------------------------------------------- fences and readers
+
+
+@_plant("fence-without-draining", "PostgreSQL answers reads before it has caught up")
+def _fence_without_draining() -> None:
+    async def catch_up(self: Any, commit: Callable[[], Any], within: float) -> bool:
+        async with self._gate.closed(within):
+            await commit()
+            self._stand(Standing.CURRENT)
+            return True
+
+    _replace(Follower, "catch_up", catch_up)
+
+
+@_plant("fence-lets-through", "writes under way are not waited for when the phase changes")
+def _fence_lets_through() -> None:
+    @asynccontextmanager
+    async def closed(self: Any, within: float) -> AsyncIterator[None]:
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
+
+    _replace(WriteGate, "closed", closed)
+
+
+@_plant("stale-fallback", "in READ_POSTGRES reads go to PostgreSQL even while it is behind")
+def _stale_fallback() -> None:
+    async def read(self: Any, name: str, read: Callable[[Any], Any]) -> Any:
+        phase = self._situation.phase
+        if phase.reads_postgres:
+            return await self._read_target(read)
+        return await read(self._source)
+
+    _replace(Router, "_read", read)
+
+
+@_plant("confirm-too-soon", "in READ_POSTGRES a write does not wait for PostgreSQL")
+def _confirm_too_soon() -> None:
+    async def confirm(self: Any, sequence: int) -> bool:
+        return bool(self.current)
+
+    _replace(Follower, "confirm", confirm)
+
+
+@_plant("return-too-soon", "PostgreSQL answers again after an outage without having caught up")
+def _return_too_soon() -> None:
+    def approach(self: Any, entries: int) -> None:
+        phase = self._situation.phase
+        if phase.reads_postgres and phase.writes_sqlite and self.attached:
+            self._stand(Standing.CURRENT)
+
+    attach = Follower._attach
+
+    async def attached(self: Any) -> None:
+        await attach(self)
+        approach(self, 0)
+
+    _replace(Follower, "_approach", approach)
+    _replace(Follower, "_attach", attached)
+
+
+# ---------------------------------------------------------------------- starts, and the end
+
+
+@_plant("trust-old-phase", "a start believes the phase that the file tells, without asking")
+def _trust_old_phase() -> None:
+    async def resume(self: Any) -> None:
+        """Believe what the file says."""
+
+    _replace(LiveMigration, "_resume_the_last_step", resume)
+    for module in (live, attaching):
+        _replace(module, "check", lambda *_: None)
+
+
+@_plant("two-owners", "the file is not locked, so a second server starts on it")
+def _two_owners() -> None:
+    _replace(Ownership, "acquire", lambda self: None)
+    _replace(Ownership, "release", lambda self: None)
+
+
+@_plant("complete-without-draining", "the last step does not wait for the journal")
+def _complete_without_draining() -> None:
+    async def final_check(self: Any, compared: int) -> dict[str, object]:
+        return {"postgresql": {}, "verification": None}
+
+    _replace(Completion, "_final_check", final_check)
+
+
+@_plant("gap-before-journal", "dual write begins a moment after the phase says so")
+def _gap_before_journal() -> None:
+    original = Batch._entries
+    begun: list[float] = []
+
+    def entries(self: Batch) -> list[tuple[object, ...]]:
+        begun.append(time.monotonic())
+        return original(self) if time.monotonic() - begun[0] > 0.05 else []
+
+    _replace(Batch, "_entries", entries)
+
+
+@_plant("postgres-ack-before-commit", "in POSTGRES_ONLY a write is answered before COMMIT")
+def _postgres_ack_before_commit() -> None:
+    original = PostgresWriter.submit
+
+    async def submit(self: Any, ids: Sequence[str], apply: Callable[[Any], Any]) -> Any:
+        results: list[Any] = []
+
+        def seen(changes: Any) -> Any:
+            results.append(apply(changes))
+            return results[-1]
+
+        work = asyncio.ensure_future(original(self, ids, seen))
+        while not results and not work.done():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return results[0] if results else await work
+
+    _replace(PostgresWriter, "submit", submit)
