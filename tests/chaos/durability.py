@@ -1,0 +1,118 @@
+"""Holds ``durable_on`` against the phase, the request, and what the stores have."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from tests.chaos.history import History, Operation, Outcome
+from tests.chaos.values import Shown
+from tests.chaos.violations import Kind, Violation, violation
+
+_BOTH = frozenset({"SQLITE", "POSTGRESQL"})
+STORES: Mapping[str, frozenset[str]] = {
+    "sqlite-only": frozenset({"SQLITE"}),
+    "dual-write": _BOTH,
+    "backfill": _BOTH,
+    "read-postgres": _BOTH,
+    "postgres-only": frozenset({"POSTGRESQL"}),
+}
+"""Which stores a write can be on, by the label of the phase."""
+
+
+def lies(history: History) -> Iterator[Violation]:
+    """Find saves whose ``durable_on`` cannot be true.
+
+    Marks of the kind ``phase`` (with ``phase``, the label of what is in force now) and
+    ``phase-change`` (with ``to``: it has begun) tell in which phase a save was; where there
+    are none, any phase is possible.
+    """
+    phases = _Phases(history)
+    acknowledged: defaultdict[str, list[Operation]] = defaultdict(list)
+    for operation in history:
+        if operation.kind == "Save" and operation.outcome is Outcome.OK:
+            acknowledged[operation.args["value"]["id"]].append(operation)
+            what = _contradiction(operation, phases.during(operation))
+            if what:
+                id = operation.args["value"]["id"]
+                yield violation(history, Kind.DURABLE_ON_LIE, id, what, [operation])
+    deletes: defaultdict[str, list[Operation]] = defaultdict(list)
+    for operation in history:
+        if operation.kind == "Delete" and operation.outcome is not Outcome.REFUSED:
+            deletes[operation.args["id"]].append(operation)
+    for operation in history:
+        if operation.kind == "Peek" and operation.outcome is Outcome.OK:
+            yield from _unkept(history, operation, acknowledged, deletes)
+
+
+def _contradiction(operation: Operation, possible: frozenset[str]) -> str:
+    said = frozenset(operation.answer.get("durable_on", ()))
+    if not said:
+        return "it was acknowledged, and is durable nowhere"
+    fitting = [phase for phase in possible if said <= STORES[phase]]
+    if not fitting:
+        return f"{'+'.join(sorted(said))} cannot be in phase {' or '.join(sorted(possible))}"
+    if all("SQLITE" in STORES[phase] and "SQLITE" not in said for phase in fitting):
+        return f"SQLite must have it in phase {' or '.join(sorted(fitting))}"
+    if operation.args.get("durability") == "BOTH":
+        if not any(said == STORES[phase] for phase in fitting):
+            return "every store was asked for, and it was acknowledged without"
+    return ""
+
+
+def _unkept(
+    history: History,
+    peek: Operation,
+    acknowledged: Mapping[str, list[Operation]],
+    deletes: Mapping[str, list[Operation]],
+) -> Iterator[Violation]:
+    """Hold what one store has, looked at by itself, against what was said to be there."""
+    there = {item[0]: Shown(*item) for item in peek.answer["items"]}
+    store = peek.args["store"]
+    for id, saves in acknowledged.items():
+        due = [
+            save
+            for save in saves
+            if store in save.answer.get("durable_on", ())
+            and save.end is not None
+            and save.end < peek.start
+        ]
+        if not due:
+            continue
+        latest = max(due, key=lambda save: save.answer["revision"])
+        row = there.get(id)
+        if row is None:
+            kept = any(_may_follow(one, latest) for one in deletes.get(id, ()))
+        else:
+            kept = row.revision >= latest.answer["revision"]
+        if not kept:
+            has = "nothing" if row is None else f"revision {row.revision}"
+            what = f"{store} was to have revision {latest.answer['revision']}, and has {has}"
+            yield violation(history, Kind.DURABLE_ON_LIE, id, what, [latest, peek])
+
+
+def _may_follow(delete: Operation, save: Operation) -> bool:
+    """Tell whether a deletion can have had its effect after a save."""
+    once = delete.outcome is Outcome.OK and delete.args.get("tries", 1) == 1
+    return not once or delete.end is None or delete.end > save.start
+
+
+class _Phases:
+    """Knows which phases are possible at a time."""
+
+    def __init__(self, history: History) -> None:
+        self._marks = [one for one in history.marks if one.kind in {"phase", "phase-change"}]
+
+    def during(self, operation: Operation) -> frozenset[str]:
+        """Return the phases in one of which an operation may have been answered."""
+        possible: set[str] = set(STORES)
+        for mark in self._marks:
+            if operation.end is not None and mark.at > operation.end:
+                break
+            if mark.kind == "phase-change":
+                possible.add(mark.facts["to"])
+            elif mark.at < operation.start:
+                possible = {mark.facts["phase"]}
+            else:
+                possible.add(mark.facts["phase"])
+        return frozenset(possible)
