@@ -1,0 +1,100 @@
+"""``make chaos``: a campaign of faults against real processes, judged by a history checker.
+
+    python -m tests.chaos [--rounds N] [--seed N] [--jobs N] [--seconds S]
+    python -m tests.chaos --plant NAME [--rounds N]      one planted fault, until it is caught
+    python -m tests.chaos --planted all [--within N]     all of them, and a table
+
+Exit status 1 if anything went wrong; with planted faults, if one was not caught. What a
+failing round leaves is below ``var/chaos``, with the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+from tests.chaos.campaign import Campaign, Options
+from tests.chaos.planted import PLANTS
+from tests.chaos.report import planted_table
+
+_FOLDER = Path("var/chaos")
+
+
+def main() -> int:
+    """Run what was asked for."""
+    arguments = _arguments()
+    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
+    options = Options(
+        arguments.rounds,
+        seed,
+        arguments.folder,
+        arguments.plant,
+        arguments.seconds,
+        arguments.jobs,
+        keep=arguments.keep,
+    )
+    if arguments.planted:
+        return _planted(options, arguments.planted, arguments.within)
+    _say(
+        f"{options.rounds} rounds from seed {seed}"
+        + f", planted: {options.plant}" * bool(options.plant)
+    )
+    began = time.monotonic()
+    totals = asyncio.run(Campaign(options, _say).run())
+    _say("")
+    _say(totals.text())
+    document = totals.as_json() | {"seed": seed, "took": round(time.monotonic() - began, 1)}
+    (options.folder / "report.json").write_text(json.dumps(document, indent=2) + "\n")
+    (options.folder / "report.txt").write_text(totals.text() + "\n", encoding="utf-8")
+    _say(f"\n  {document['took']:,.0f} s in all; report: {options.folder / 'report.json'}")
+    return 1 if totals.failed else 0
+
+
+def _planted(options: Options, which: list[str], within: int) -> int:
+    """Plant one fault after the other, and see in which round each is caught."""
+    names = list(PLANTS) if which == ["all"] else which
+    found: dict[str, tuple[int, int, list[str]]] = {}
+    for name in names:
+        _say(f"== {name}: {PLANTS[name].what}")
+        own = options._replace(
+            plant=name, rounds=within, until_caught=True, folder=options.folder / "planted" / name
+        )
+        totals = asyncio.run(Campaign(own, _say).run())
+        first = totals.rounds if totals.failed else 0
+        found[name] = (first, totals.rounds, sorted(totals.kinds))
+    table = planted_table(found, {name: plant.what for name, plant in PLANTS.items()})
+    _say("\n" + table)
+    (options.folder / "planted.md").write_text(table + "\n", encoding="utf-8")
+    return 0 if all(first for first, _, _ in found.values()) else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make chaos", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20, help="rounds to run (20)")
+    parser.add_argument("--seed", type=_seed, help="seed of the first round; the next ones follow")
+    parser.add_argument("--jobs", type=int, default=1, help="rounds at a time (1)")
+    parser.add_argument("--seconds", type=float, default=0.0, help="how long faults go on")
+    parser.add_argument("--plant", default="", choices=["", *PLANTS], metavar="NAME")
+    parser.add_argument("--planted", nargs="+", choices=["all", *PLANTS], metavar="NAME")
+    parser.add_argument("--within", type=int, default=20, help="rounds for each planted fault (20)")
+    parser.add_argument("--folder", type=Path, default=_FOLDER, help="where reports go (var/chaos)")
+    parser.add_argument("--keep", action="store_true", help="keep the history of every round")
+    return parser.parse_args()
+
+
+def _seed(text: str) -> int | None:
+    return int(text) if text else None
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

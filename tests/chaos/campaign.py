@@ -1,0 +1,149 @@
+"""Many rounds, one after the other or a few at a time, each judged while the next one runs."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.chaos.cluster import Ground, standing_on
+from tests.chaos.faults import FAULTS, Fault, missing
+from tests.chaos.judge import judge
+from tests.chaos.plan import Plan, draw
+from tests.chaos.report import Totals
+from tests.chaos.round import run_round
+from tests.chaos.templates import Templates
+
+_THREADS = 64
+"""Waiting for processes takes threads, not time."""
+
+Say = Callable[[str], None]
+
+
+class Options(NamedTuple):
+    """What a campaign is to be."""
+
+    rounds: int
+    seed: int
+    folder: Path
+    plant: str = ""
+    seconds: float = 0.0
+    """How long faults go on in a round; 0: as the seed says."""
+    jobs: int = 1
+    """Rounds at a time, each with a PostgreSQL of its own."""
+    until_caught: bool = False
+    """Whether the first round that fails is the last."""
+    keep: bool = False
+    """Whether rounds without a failure leave their histories, too."""
+
+
+def absent(ground: Ground) -> dict[str, str]:
+    """Return which faults cannot be had on this machine, and why."""
+    reasons = {one.name: missing(one.needs, mounted=ground.disk.mounted) for one in FAULTS.values()}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+class Campaign:
+    """Runs rounds."""
+
+    def __init__(self, options: Options, say: Say) -> None:
+        """Prepare to run them; ``say`` is told of progress, a line at a time."""
+        self._options = options
+        self._say = say
+        self.totals = Totals()
+        self._began = time.monotonic()
+        self._seeds = iter(range(options.seed, options.seed + options.rounds))
+
+    async def run(self) -> Totals:
+        """Run all rounds, and return what they came to."""
+        options = self._options
+        options.folder.mkdir(parents=True, exist_ok=True)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
+        with _judges(options.jobs) as judges:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(options.jobs, options.rounds)):
+                    group.create_task(self._work(judges))
+        return self.totals
+
+    async def _work(self, judges: Executor) -> None:
+        """Run rounds on a ground of this task's own, until there are no more seeds."""
+        async with _ground() as ground:
+            lacking = absent(ground)
+            for name, reason in lacking.items():
+                self._say(f"without {name!r}: {reason}")
+            templates = Templates(ground)
+            judging: asyncio.Task[None] | None = None
+
+            def can_be_had(kind: Fault) -> bool:
+                return kind.name not in lacking
+
+            for seed in self._seeds:
+                plan = draw(seed, can_be_had, self._options.seconds)
+                folder = self._options.folder / f"seed-{seed}"
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                await run_round(ground, templates, plan, self._options.plant, folder)
+                if judging is not None:
+                    await judging
+                judging = asyncio.create_task(self._judge(judges, plan, folder))
+                if self._options.until_caught:
+                    await judging
+                    if self.totals.failed:
+                        break
+            if judging is not None:
+                await judging
+
+    async def _judge(self, judges: Executor, plan: Plan, folder: Path) -> None:
+        loop = asyncio.get_running_loop()
+        verdict = await loop.run_in_executor(judges, judge, folder)
+        self.totals.add(verdict)
+        self._tell(plan, verdict, folder)
+        if not (verdict["failed"] or self._options.keep):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _tell(self, plan: Plan, verdict: dict[str, Any], folder: Path) -> None:
+        done, rounds = self.totals.rounds, self._options.rounds
+        each = (time.monotonic() - self._began) / done
+        left = (rounds - done) * each / 60
+        report = verdict["report"]
+        how = "FAILED" if verdict["failed"] else "ok"
+        self._say(
+            f"{done:4}/{rounds}  seed {plan.seed}  {how:6}  {report['operations']:6,} calls  "
+            f"{report['acknowledged']:5,} acknowledged  {report['unknown']:4,} unknown  "
+            f"{plan.told()}  [{each:.0f} s a round, {left:.0f} min left]"
+        )
+        if verdict["failed"]:
+            for line in reasons(verdict)[:8]:
+                self._say(f"      {line}")
+            self._say(f"      history, log and plan: {folder}")
+            self._say(f"      again: {_again(plan.seed, self._options)}")
+
+
+def reasons(verdict: dict[str, Any]) -> list[str]:
+    """Return what was wrong in a round, a line each."""
+    found = [f"{one['kind']} {one['id']}: {one['what']}" for one in verdict["report"]["violations"]]
+    return [line[:400] for line in [*verdict["wrong"], *found]]
+
+
+def _again(seed: int, options: Options) -> str:
+    plant = f" PLANT={options.plant}" if options.plant else ""
+    seconds = f" CHAOS_ARGS='--seconds {options.seconds:g}'" if options.seconds else ""
+    return f"make chaos ROUNDS=1 SEED={seed}{plant}{seconds}"
+
+
+@asynccontextmanager
+async def _ground() -> AsyncIterator[Ground]:
+    with standing_on() as ground:
+        await ground.open()
+        yield ground
+
+
+def _judges(jobs: int) -> ProcessPoolExecutor:
+    # Not forked: there are threads by now.
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))

@@ -1,0 +1,110 @@
+"""Judges a round by what it has left in its folder; in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.checker import check
+from tests.chaos.history import History, Mark, Outcome
+from tests.chaos.timeline import draw
+
+SECOND = 1_000_000_000
+
+
+def judge(folder: Path) -> dict[str, Any]:
+    """Return what became of the round in ``folder``, and write it there, with a picture."""
+    # The next round runs meanwhile, and should not notice.
+    os.nice(max(0, 5 - os.nice(0)))
+    history = History.load(folder / "history.jsonl")
+    told: dict[str, Any] = json.loads((folder / "round.json").read_text())
+    report = check(history)
+    verdict = told | {
+        "report": report.as_json(),
+        "failed": bool(told["wrong"]) or not report.ok,
+        "faults": _table(_faults(history)),
+        "changes": _changes(history),
+        "longest_unavailability": longest_unavailability(history),
+        "second_servers": _seconds(history),
+        "backups": _backups(history),
+    }
+    (folder / "verdict.json").write_text(json.dumps(verdict, indent=2, default=str))
+    (folder / "report.txt").write_text(f"{report}\n", encoding="utf-8")
+    draw(history, folder / "timeline.svg", title=f"seed {told['plan']['seed']}")
+    return verdict
+
+
+def longest_unavailability(history: History) -> float:
+    """Return the longest time in seconds in which no call was answered, while faults were on."""
+    begins, ends = _when(history, "round begins"), _when(history, "mended")
+    if begins is None or ends is None:
+        return 0.0
+    answered = [
+        one.end
+        for one in history
+        if one.end is not None and one.outcome in {Outcome.OK, Outcome.REFUSED}
+    ]
+    times = sorted({begins, ends, *(end for end in answered if begins <= end <= ends)})
+    return (
+        max((later - at for at, later in zip(times, times[1:], strict=False)), default=0) / SECOND
+    )
+
+
+def _when(history: History, kind: str) -> int | None:
+    return next((mark.at for mark in history.marks if mark.kind == kind), None)
+
+
+def _in_order(history: History) -> Iterator[tuple[str, Mark]]:
+    """Yield the marks, each with the phase in force."""
+    phase = ""
+    for mark in sorted(history.marks, key=lambda one: one.at):
+        if mark.kind == "round begins":
+            phase = phase or mark.facts["begins"]
+        if mark.kind == "phase":
+            phase = mark.facts["phase"]
+        yield phase, mark
+
+
+def _faults(history: History) -> Iterator[tuple[str, str]]:
+    for phase, mark in _in_order(history):
+        if mark.kind == "fault begins":
+            yield mark.facts["name"], phase
+        elif mark.kind == "tripped":
+            yield f"{mark.facts['how']} while the phase changes", phase
+        elif mark.kind == "operator" and mark.facts["did"] in {"verify", "repair", "pause"}:
+            if "done" in mark.facts:
+                yield mark.facts["did"], phase
+
+
+def _table(found: Iterator[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    table: dict[str, dict[str, int]] = {}
+    for name, phase in found:
+        row = table.setdefault(name, {})
+        row[phase] = row.get(phase, 0) + 1
+    return table
+
+
+def _changes(history: History) -> dict[str, int]:
+    """Count the changes of phase that were carried out."""
+    changes: Counter[str] = Counter()
+    before = ""
+    for _, mark in _in_order(history):
+        if mark.kind == "phase":
+            if before and mark.facts["phase"] != before:
+                changes[f"{before} -> {mark.facts['phase']}"] += 1
+            before = mark.facts["phase"]
+    return dict(changes)
+
+
+def _seconds(history: History) -> dict[str, int]:
+    marks = [mark for mark in history.marks if mark.kind == "second server"]
+    return dict(Counter("served" if mark.facts["served"] else "refused" for mark in marks))
+
+
+def _backups(history: History) -> dict[str, int]:
+    marks = [mark for mark in history.marks if mark.kind == "backup"]
+    return dict(Counter("refused" if mark.facts["status"] else "made" for mark in marks))

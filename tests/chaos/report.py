@@ -1,0 +1,136 @@
+"""What a campaign came to, as text and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from tests.chaos.plan import PHASES
+
+LOSSES = ("LOST_WRITE", "LIST_MISSING", "SEARCH_MISSING", "EXPORT_INCOMPLETE")
+STALE = ("STALE_READ", "REVISION_WENT_BACK")
+RESURRECTED = ("RESURRECTED_DELETE",)
+
+
+class Totals:
+    """Adds up rounds."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.rounds = 0
+        self.failed: list[dict[str, Any]] = []
+        self.faults: Counter[tuple[str, str]] = Counter()
+        self.changes: Counter[str] = Counter()
+        self.begins: Counter[str] = Counter()
+        self.ended_in: Counter[str] = Counter()
+        self.kinds: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self.seconds = 0.0
+        self.unavailable = 0.0
+        self.unavailable_in = 0
+        self.starts = 0
+
+    def add(self, verdict: dict[str, Any]) -> None:
+        """Add a round."""
+        report, plan = verdict["report"], verdict["plan"]
+        self.rounds += 1
+        self.seconds += verdict["seconds"]
+        self.starts += verdict["starts"]
+        self.begins[f"{plan['origin']}, {plan['begins']}"] += 1
+        self.ended_in[verdict["ended_in"] or "(not to its end)"] += 1
+        for name, row in verdict["faults"].items():
+            for phase, count in row.items():
+                self.faults[name, phase] += count
+        self.changes.update(verdict["changes"])
+        self.kinds.update(report["kinds"])
+        if verdict["wrong"]:
+            self.kinds["BESIDE THE HISTORY"] += len(verdict["wrong"])
+        for name in ("operations", "unknown", "acknowledged", "reads"):
+            self.calls[name] += report[name]
+        for name, count in {**verdict["second_servers"], **verdict["backups"]}.items():
+            self.calls[name] += count
+        if verdict["longest_unavailability"] > self.unavailable:
+            self.unavailable = verdict["longest_unavailability"]
+            self.unavailable_in = plan["seed"]
+        if verdict["failed"]:
+            self.failed.append(verdict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for programs."""
+        table: dict[str, dict[str, int]] = {}
+        for (name, phase), count in sorted(self.faults.items()):
+            table.setdefault(name, {})[phase] = count
+        return {
+            "rounds": self.rounds,
+            "failed": [verdict["plan"]["seed"] for verdict in self.failed],
+            "seconds": round(self.seconds, 1),
+            "faults": table,
+            "faults_in_all": sum(self.faults.values()),
+            "phase_changes": dict(sorted(self.changes.items())),
+            "began_with": dict(sorted(self.begins.items())),
+            "ended_in": dict(sorted(self.ended_in.items())),
+            "server_starts": self.starts,
+            "calls": self.calls["operations"],
+            "unknown": self.calls["unknown"],
+            "acknowledged_writes": self.calls["acknowledged"],
+            "answers_checked": self.calls["reads"],
+            "second_servers_refused": self.calls["refused"],
+            "backups_made": self.calls["made"],
+            "losses": self._of(LOSSES),
+            "stale_reads": self._of(STALE),
+            "resurrected_deletes": self._of(RESURRECTED),
+            "violations": sum(self.kinds.values()),
+            "violations_by_kind": dict(sorted(self.kinds.items())),
+            "longest_unavailability": round(self.unavailable, 2),
+            "longest_unavailability_in": self.unavailable_in,
+        }
+
+    def _of(self, kinds: tuple[str, ...]) -> int:
+        return sum(self.kinds[kind] for kind in kinds)
+
+    def text(self) -> str:
+        """Return it for people."""
+        told = self.as_json()
+        lines = [
+            f"  Rounds                    {self.rounds:,} ({len(self.failed)} failed)",
+            f"  Faults                    {told['faults_in_all']:,} of {len(told['faults'])} kinds",
+            f"  Changes of phase          {sum(self.changes.values()):,}",
+            f"  Starts of the server      {self.starts:,}",
+            f"  Calls                     {told['calls']:,}",
+            f"  Of unknown outcome        {told['unknown']:,}",
+            f"  Acknowledged writes       {told['acknowledged_writes']:,}",
+            f"  Answers checked           {told['answers_checked']:,} messages",
+            f"  Losses                    {told['losses']}",
+            f"  Stale reads               {told['stale_reads']}",
+            f"  Resurrected deletes       {told['resurrected_deletes']}",
+            f"  Violations in all         {told['violations']}",
+            f"  Longest unavailability    {self.unavailable:.1f} s (seed {self.unavailable_in})",
+            "",
+            *self._table(),
+        ]
+        return "\n".join(lines)
+
+    def _table(self) -> list[str]:
+        labels = [phase.label for phase in PHASES]
+        width = max([len(name) for name, _ in self.faults] or [5])
+        lines = [f"  {'fault':{width}}  " + "  ".join(f"{label:>13}" for label in labels)]
+        for name in sorted({name for name, _ in self.faults}):
+            cells = "  ".join(f"{self.faults[name, label]:>13,}" for label in labels)
+            lines.append(f"  {name:{width}}  {cells}")
+        return lines
+
+
+def planted_table(found: dict[str, tuple[int, int, list[str]]], whats: dict[str, str]) -> str:
+    """Return in how many rounds each planted fault was caught, as Markdown.
+
+    ``found`` has for each name in which round it was caught first (0: it was not), how many
+    were run, and by what.
+    """
+    lines = [
+        "| planted fault | what is wrong | caught in round | by |",
+        "|---|---|---|---|",
+    ]
+    for name, (first, rounds, kinds) in found.items():
+        when = str(first) if first else f"**not in {rounds}**"
+        lines.append(f"| `{name}` | {whats[name]} | {when} | {', '.join(kinds)} |")
+    return "\n".join(lines)
