@@ -16,6 +16,11 @@ COUNT ?= 100000
 SEED ?=
 TARGET ?= all
 REPLAY ?=
+# For `make chaos`: how many rounds, the number of the first one (default: at random), a fault to
+# plant (all: one after the other), and options of `python -m tests.chaos`.
+ROUNDS ?= 20
+PLANT ?=
+CHAOS_ARGS ?=
 # For `make parity`: JSON Lines or databases with messages.
 FILES ?=
 # For `make test`: options of pytest.
@@ -30,7 +35,7 @@ PIP = -m pip --disable-pip-version-check --quiet --no-input
 PYPROJECTS = client/pyproject.toml server/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz env test test-go parity lint format docs proto proto-check breaking build pins clean
+.PHONY: help run run-postgres demo overload fuzz chaos env test test-go parity lint format docs proto proto-check breaking build pins clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -52,6 +57,10 @@ parity: $(VENV)/.stamp-dev ## Compare search on both stores (FILES='a.jsonl memo
 fuzz: $(VENV)/.stamp-dev ## Send odd and broken inputs to real servers (COUNT, SEED, TARGET, REPLAY=FILE)
 	@exec $(BIN)/python -m tests.fuzz --count '$(COUNT)' --seed '$(SEED)' --target '$(TARGET)' \
 	    $(if $(REPLAY),--replay '$(REPLAY)')
+
+chaos: $(VENV)/.stamp-dev ## Hurt a real service and check every answer (ROUNDS, SEED, PLANT=name or all)
+	@exec $(BIN)/python -m tests.chaos --rounds '$(ROUNDS)' --seed '$(SEED)' \
+	    $(if $(filter all,$(PLANT)),--planted all,--plant '$(PLANT)') $(CHAOS_ARGS)
 
 overload: $(VENV)/.stamp-dev ## Show what a server does with ten times the load it carries (ARGS)
 	@$(BIN)/python -m scripts.overload $(ARGS)

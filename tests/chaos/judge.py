@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -49,9 +50,8 @@ def longest_unavailability(history: History) -> float:
         if one.end is not None and one.outcome in {Outcome.OK, Outcome.REFUSED}
     ]
     times = sorted({begins, ends, *(end for end in answered if begins <= end <= ends)})
-    return (
-        max((later - at for at, later in zip(times, times[1:], strict=False)), default=0) / SECOND
-    )
+    longest = max((later - at for at, later in itertools.pairwise(times)), default=0)
+    return longest / SECOND
 
 
 def _when(history: History, kind: str) -> int | None:
@@ -75,9 +75,8 @@ def _faults(history: History) -> Iterator[tuple[str, str]]:
             yield mark.facts["name"], phase
         elif mark.kind == "tripped":
             yield f"{mark.facts['how']} while the phase changes", phase
-        elif mark.kind == "operator" and mark.facts["did"] in {"verify", "repair", "pause"}:
-            if "done" in mark.facts:
-                yield mark.facts["did"], phase
+        elif mark.facts.get("did") in {"verify", "repair", "pause"} and "done" in mark.facts:
+            yield mark.facts["did"], phase
 
 
 def _table(found: Iterator[tuple[str, str]]) -> dict[str, dict[str, int]]:

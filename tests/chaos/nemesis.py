@@ -244,7 +244,7 @@ class Operator:
 
         """
         goal = Phase.POSTGRES_ONLY if self._plan.completes else None
-        if goal is None and self._plan.steers and self._rng.random() < 0.6:
+        if goal is None and self._plan.steers and self._rng.random() < 0.4:
             goal = Phase.READ_POSTGRES
         async with asyncio.timeout(60):
             while True:
@@ -267,6 +267,8 @@ class Operator:
             if mismatch is not None and mismatch.mismatch_count:
                 await self._repair()
                 await self._verify()
+        if {blocker.reason for blocker in status.blockers_to_next} - {"QUARANTINE_NOT_ACCEPTED"}:
+            return
         risk = 0.5 if status.phase is Phase.READ_POSTGRES else 0.1
         await self._try("finish", lambda: self._change(Phase(status.phase + 1), 30.0, risk))
 

@@ -21,6 +21,7 @@ _PHASES = {
     "read-postgres": "#a1d99b",
     "postgres-only": "#41ab5d",
 }
+_STORES = {"SQLITE": "#c6dbef", "POSTGRESQL": "#a1d99b"}
 _ANSWERS = {"ok": "#31a354", "refused": "#756bb1", "unknown": "#de2d26"}
 
 Span = tuple[str, int, int]
@@ -31,13 +32,11 @@ def draw(history: History, path: Path, title: str) -> None:
     times = [mark.at for mark in history.marks] + [one.start for one in history]
     if not times:
         times = [0]
-    picture = _Picture(min(times), max(max(times), min(times) + 1))
+    picture = _Picture(min(times), max(*times, min(times) + 1))
     picture.title(title)
     marks = sorted(history.marks, key=lambda one: one.at)
     picture.band("phase", _phases(marks, picture.last), _PHASES)
-    picture.band(
-        "reads from", _reads(marks, picture.last), {"SQLITE": "#c6dbef", "POSTGRESQL": "#a1d99b"}
-    )
+    picture.band("reads from", _reads(marks, picture.last), _STORES)
     picture.band("server", _downs(marks, picture.last), {"down": "#636363"})
     for span in _faults(marks, picture.last):
         picture.band(span[0], [span], {})
