@@ -81,7 +81,7 @@ def test_nobody_is_turned_away_up_to_the_limit() -> None:
     pressure = Pressure(100, load)
     for outstanding in (0, 99, 100):
         load.outstanding = outstanding
-        pressure.look(0.05)
+        pressure.look(0.2)
         assert turned_away(pressure) == 0
 
 
@@ -91,14 +91,14 @@ def test_more_are_turned_away_the_more_there_are_and_never_most() -> None:
     shares = []
     for outstanding in (120, 150, 200, 1000, 100_000):
         load.outstanding = outstanding
-        pressure.look(0.05)
+        pressure.look(0.2)
         shares.append(turned_away(pressure))
     assert shares[0] < shares[1] <= shares[2] * 1.2
     assert 0 < shares[0] < 0.2
     # Refusing costs as well: a server that refuses most calls serves none.
     assert all(share < 0.4 for share in shares)
     load.outstanding = 0
-    pressure.look(0.05)
+    pressure.look(0.2)
     assert turned_away(pressure) == 0
 
 
@@ -112,7 +112,7 @@ def test_the_wait_grows_with_those_who_were_sent_away_and_shrinks_again() -> Non
                 pressure.turns_away()
             for _ in range(refused // 20):
                 pressure.retry_after()
-            pressure.look(0.05)
+            pressure.look(0.2)
         return pressure.retry_after()
 
     assert second(1000, 0) < 0.5
