@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
@@ -20,10 +22,13 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from sagastore_server.ports.tracing import Attributes, Tracer
+from sagastore_server.ports.tracing import Attributes, Span, Tracer
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
 
 _TIMEOUT = 5.0
 """Seconds that a collector may take for a batch; then the batch is dropped."""
@@ -66,17 +71,27 @@ class Traces(Tracer):
         logging.getLogger("opentelemetry").setLevel(logging.ERROR)
         exporter = OTLPSpanExporter(_without_userinfo(endpoint), timeout=_TIMEOUT)
         self._exporter = exporter
-        self._provider = TracerProvider(
-            ParentBased(TraceIdRatioBased(share)), resource, shutdown_on_exit=False
-        )
+        # Which calls without a decision are traced is decided in ``call``, at once: of those
+        # that are not, there is no span to be made, and nothing to be paid.
+        self._provider = TracerProvider(ParentBased(ALWAYS_ON), resource, shutdown_on_exit=False)
+        self._share = share
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("sagastore_server", version)
         self._propagator = TraceContextTextMapPropagator()
 
-    @contextlib.contextmanager
-    def call(self, metadata: Mapping[str, str]) -> Iterator[_CallSpan]:
+    def call(self, metadata: Mapping[str, str]) -> AbstractContextManager[Span]:
         """See the contract."""
-        parent = self._propagator.extract(dict(metadata))
+        parent = None
+        if "traceparent" in metadata:
+            parent = self._propagator.extract(dict(metadata))
+            if not trace.get_current_span(parent).get_span_context().is_valid:
+                parent = None
+        if parent is None and random.random() >= self._share:  # noqa: S311 - a sample, no secret
+            return _UNTRACED
+        return self._call(parent)
+
+    @contextlib.contextmanager
+    def _call(self, parent: Context | None) -> Iterator[Span]:
         span = self._tracer.start_span("rpc", parent, trace.SpanKind.SERVER)
         with trace.use_span(
             span, end_on_exit=True, record_exception=False, set_status_on_exception=False
@@ -111,6 +126,16 @@ class Traces(Tracer):
                 span.set_attribute("error.type", type(exc).__name__)
                 span.set_status(trace.StatusCode.ERROR)
                 raise
+
+
+class _NoSpan:
+    """Stands in for the span of a call that is not traced."""
+
+    def ended(self, method: str, code: str) -> None:
+        """See ``ports.tracing.Span``."""
+
+
+_UNTRACED: AbstractContextManager[Span] = contextlib.nullcontext(_NoSpan())
 
 
 class _CallSpan:
