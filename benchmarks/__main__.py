@@ -1,0 +1,108 @@
+"""Measures everything that docs/performance.md promises: ``make bench``.
+
+    python -m benchmarks [NAME ...] [--rounds N] [--scale ROWS] [--folder DIR]
+
+Names are those of ``ROWS``, or ``quick`` for a short form of all that shows whether it runs.
+Both sides of each ratio are measured in this run, alternating. Exit status 1 if a target was
+missed, 2 for a name that there is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import bulk, calls, report
+from benchmarks.bench import QUICK, Bench, CallsFailedError, Sizes
+from benchmarks.load import LoadError
+from benchmarks.model import Row
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "build" / "bench"
+
+ROWS: dict[str, Callable[[Bench], list[Row]]] = {
+    "save-sqlite": calls.save_sqlite,
+    "save-postgres": calls.save_postgres,
+    "save-dual": calls.save_dual,
+    "get-sqlite": calls.get_sqlite,
+    "get-postgres": calls.get_postgres,
+    "bulk-sqlite": bulk.bulk_sqlite,
+    "bulk-postgres": bulk.bulk_postgres,
+}
+"""What can be measured, in the order of the table."""
+
+_FAILURES = (CallsFailedError, LoadError, RuntimeError, AssertionError, OSError,
+             subprocess.CalledProcessError)  # fmt: skip
+
+
+def _parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*ROWS, "quick"]))
+    parser.add_argument("--rounds", type=int, help=f"that count ({Sizes().rounds})")
+    parser.add_argument("--scale", type=int, help=f"rows of a large store ({Sizes().scale:,})")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="for stores and results")
+    given = parser.parse_args()
+    unknown = [name for name in given.names if name not in {*ROWS, "quick"}]
+    if unknown:
+        parser.error(f"there is no {unknown[0]}; there are {', '.join([*ROWS, 'quick'])}")
+    return given
+
+
+def _sizes(given: argparse.Namespace) -> Sizes:
+    sizes = QUICK if "quick" in given.names else Sizes()
+    changed = {"rounds": given.rounds, "scale": given.scale}
+    return sizes._replace(**{name: value for name, value in changed.items() if value})
+
+
+def _measured(bench: Bench, name: str, console: Console) -> list[Row]:
+    """Measure one benchmark; what goes wrong becomes a row that is missed."""
+    began = time.monotonic()
+    console.print(f"[bold]{name}[/]")
+    try:
+        rows = ROWS[name](bench)
+    except _FAILURES as exc:
+        rows = [Row(name, "could not be measured", [], None, {}, "", failure=str(exc) or repr(exc))]
+    console.print(f"  {name}: {time.monotonic() - began:.0f} s", style="dim")
+    return rows
+
+
+def main() -> int:
+    """Measure, print the table, write the file, and return the exit status."""
+    given = _parsed()
+    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    names = [name for name in given.names if name != "quick"] or list(ROWS)
+    # Whoever asks to stop wants no server left running.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    rows: list[Row] = []
+    began = time.monotonic()
+    folder = given.folder.resolve()
+    with ExitStack() as stack:
+        bench = Bench(
+            _sizes(given), folder, stack, lambda line: console.print(f"  {line}", style="dim")
+        )
+        console.print(f"Stores are kept in {folder}; calls are sent by {bench.generator.name}")
+        try:
+            for name in names:
+                rows += _measured(bench, name, console)
+        except KeyboardInterrupt:
+            console.print("interrupted")
+        about = report.environment(bench.load_told(), bench.postgres_told())
+        about["seconds"] = round(time.monotonic() - began)
+        about["sizes"] = bench.sizes._asdict()
+    report.show(console, rows)
+    console.print(about["load"])
+    report.write(folder / "bench.json", rows, about)
+    console.print(f"{time.monotonic() - began:.0f} s in all; written to {folder / 'bench.json'}")
+    return int(any(row.verdict == "missed" for row in rows) or len(rows) == 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
