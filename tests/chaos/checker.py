@@ -93,43 +93,53 @@ def check(history: History, *, budget: int = linearizable.BUDGET) -> Report:
     report.ids = len(projection.calls)
     report.reads = sum(not call.writes for calls in projection.calls.values() for call in calls)
     prove(projection.calls, projection.batches)
-    kinds = [operation.kind for operation in history]
+    judge = _Judge(history, report, budget)
     for id, calls in sorted(projection.calls.items()):
-        clashes = list(_clashes(history, id, calls))
-        report.violations += clashes
-        if not clashes:
-            _judge(history, id, fewer(calls, kinds), kinds, report, budget)
+        judge.judge(id, calls)
     return report
 
 
-def _judge(
-    history: History, id: str, calls: list[Call], kinds: Sequence[str], report: Report, budget: int
-) -> None:
-    """Search for an order of what happened to one id; report what contradicts itself."""
-    told: set[Kind] = set()
-    for _ in range(_MOST):
-        decision = linearize(calls, budget)
-        report.configurations += decision.configurations
-        if decision.verdict is Verdict.YES:
-            return
-        if decision.verdict is Verdict.UNDECIDED:
-            if not told:
+class _Judge:
+    """Searches for an order of what happened to an id, and reports what contradicts itself."""
+
+    def __init__(self, history: History, report: Report, budget: int) -> None:
+        self._history = history
+        self._report = report
+        self._budget = budget
+        self._kinds = [operation.kind for operation in history]
+
+    def judge(self, id: str, every: Sequence[Call]) -> None:
+        """Judge all calls on an id."""
+        clashes = list(_clashes(self._history, id, every))
+        self._report.violations += clashes
+        calls = [] if clashes else fewer(every, self._kinds)
+        told: set[Kind] = set()
+        for _ in range(_MOST):
+            decision = linearize(calls, self._budget)
+            self._report.configurations += decision.configurations
+            if decision.verdict is Verdict.UNDECIDED and not told:
                 what = f"{len(calls)} calls, given up after {decision.configurations:,} orders"
-                report.undecided.append(violation(history, Kind.UNDECIDED, id, what, ()))
-            return
-        proof = prove_wrong(calls, kinds)
-        kind, what = name(proof, calls, kinds)
+                one = violation(self._history, Kind.UNDECIDED, id, what, ())
+                self._report.undecided.append(one)
+            if decision.verdict is not Verdict.NO:
+                return
+            # What is wrong besides shows when the witnesses are not asked.
+            gone = self._tell(id, calls, told)
+            if not gone:
+                return
+            calls = [call for call in calls if call not in gone]
+
+    def _tell(self, id: str, calls: Sequence[Call], told: set[Kind]) -> set[Call]:
+        """Report a contradiction, unless it is of a kind told of already; return its witnesses."""
+        proof = prove_wrong(calls, self._kinds)
+        kind, what = name(proof, calls, self._kinds)
         if proof.unknown:
             what += f"; {proof.unknown} writes of unknown outcome do not explain it"
         if kind not in told:
             numbers = [call.operation for call in (*proof.core, *_writers(proof.core, calls))]
-            report.violations.append(violation(history, kind, id, what, numbers))
+            self._report.violations.append(violation(self._history, kind, id, what, numbers))
         told.add(kind)
-        # What is wrong besides shows when a witness is not asked.
-        gone = {call for call in proof.core if not call.writes}
-        if not gone:
-            return
-        calls = [call for call in calls if call not in gone]
+        return {call for call in proof.core if not call.writes}
 
 
 def _writers(core: Sequence[Call], calls: Sequence[Call]) -> list[Call]:

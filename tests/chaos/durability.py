@@ -54,9 +54,9 @@ def _contradiction(operation: Operation, possible: frozenset[str]) -> str:
         return f"{'+'.join(sorted(said))} cannot be in phase {' or '.join(sorted(possible))}"
     if all("SQLITE" in STORES[phase] and "SQLITE" not in said for phase in fitting):
         return f"SQLite must have it in phase {' or '.join(sorted(fitting))}"
-    if operation.args.get("durability") == "BOTH":
-        if not any(said == STORES[phase] for phase in fitting):
-            return "every store was asked for, and it was acknowledged without"
+    complete = any(said == STORES[phase] for phase in fitting)
+    if operation.args.get("durability") == "BOTH" and not complete:
+        return "every store was asked for, and it was acknowledged without"
     return ""
 
 
@@ -108,7 +108,10 @@ class _Phases:
         possible: set[str] = set(STORES)
         for mark in self._marks:
             if operation.end is not None and mark.at > operation.end:
-                break
+                if mark.kind == "phase":
+                    # Whoever looks sees a change some time after it has happened.
+                    return frozenset(possible | {mark.facts["phase"]})
+                continue
             if mark.kind == "phase-change":
                 possible.add(mark.facts["to"])
             elif mark.at < operation.start:

@@ -57,9 +57,11 @@ class Operation:
         self.code, self.reason = code, reason
         self._close(Outcome.REFUSED, answer or {})
 
-    def unknown(self, code: str, answer: Mapping[str, Any] | None = None) -> None:
+    def unknown(
+        self, code: str, answer: Mapping[str, Any] | None = None, *, reason: str = ""
+    ) -> None:
         """Take down that nobody knows; ``answer`` is what had come of a stream by then."""
-        self.code = code
+        self.code, self.reason = code, reason
         self._close(Outcome.UNKNOWN, answer or {})
 
     @property
@@ -147,7 +149,8 @@ class History:
     def save(self, path: Path) -> None:
         """Write it as JSON Lines, replacing what is there."""
         with self._lock:
-            records = [one.as_json() for one in (*self.operations, *self.marks)]
+            records = [one.as_json() for one in self.operations]
+            records += [mark.as_json() for mark in self.marks]
         with path.open("w", encoding="utf-8") as file:
             for record in ({"history": FORMAT}, *records):
                 file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")

@@ -17,7 +17,8 @@ from tests.chaos.scans import Question, Scans
 from tests.chaos.values import Shown, Value
 from tests.chaos.violations import Kind, Violation, violation
 
-Calls = dict[str, list[Call]]
+DEFECTS = frozenset({"INVALID_ARGUMENT", "INTERNAL", "UNIMPLEMENTED", "DATA_LOSS", "UNKNOWN"})
+"""Codes with which a service that is well answers none of the calls of a workload."""
 
 
 class Projection:
@@ -37,6 +38,7 @@ class Projection:
                 self.values[value.id][value.digest] = value
         self._scans = Scans(self)
         read = {
+            "Baseline": self._baseline,
             "Save": self._save,
             "Delete": self._delete,
             "BulkSave": self._bulk,
@@ -47,6 +49,7 @@ class Projection:
             "Export": self._scans.export,
         }
         for operation in history:
+            self._check_code(operation)
             if operation.kind in read:
                 read[operation.kind](operation)
 
@@ -88,7 +91,21 @@ class Projection:
             start = since or operation.start
             self.calls[id].append(Call(operation.number, action, start, operation.end, **facts))
 
+    def _check_code(self, operation: Operation) -> None:
+        """Complain of a defect that the service admits; clients ask for nothing that is wrong."""
+        if operation.code in DEFECTS and operation.reason:
+            self.complain(Kind.WRONG_ANSWER, operation, f"{operation.code} to a valid call")
+
     # ------------------------------------------------------------------ writes
+
+    def _baseline(self, operation: Operation) -> None:
+        """Take down what was there before anybody wrote."""
+        for item in operation.answer.get("items", ()):
+            shown = Shown(*item)
+            self._check_birth(operation, shown)
+            self.observe(
+                operation, shown.id, Action.SAVE, digest=shown.digest, revision=shown.revision
+            )
 
     def _save(self, operation: Operation) -> None:
         value, guard = Value.read(operation.args["value"]), operation.args.get("if_revision")
@@ -144,10 +161,10 @@ class Projection:
         action = Action.SAVE_IF_NEW if skip else Action.SAVE
         changed = self._changed(operation, len(values), skip=skip)
         for value in values:
-            facts = {"digest": value.digest}
+            digest = value.digest
             if operation.outcome is Outcome.OK:
-                self.observe(operation, value.id, action, changed=changed, **facts)
-            made = self._perhaps(operation, value.id, action, **facts)
+                self.observe(operation, value.id, action, changed=changed, digest=digest)
+            made = self._perhaps(operation, value.id, action, digest=digest)
             if len(made) == 1 and operation.outcome is not Outcome.OK:
                 self.batches[operation.number] += made
 
@@ -197,3 +214,5 @@ def values_of(operation: Operation) -> Iterable[Value]:
         yield Value.read(operation.args["value"])
     elif operation.kind == "BulkSave":
         yield from map(Value.read, operation.args["values"])
+    elif operation.kind == "Baseline":
+        yield from map(Value.read, operation.answer.get("values", ()))
