@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import random
 import sys
 import time
@@ -27,6 +28,8 @@ _FOLDER = Path("var/chaos")
 
 def main() -> int:
     """Run what was asked for."""
+    # Templates are made in this process; what is said of them is no news.
+    logging.getLogger("sagastore_server").addHandler(logging.NullHandler())
     arguments = _arguments()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
     options = Options(
