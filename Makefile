@@ -21,6 +21,16 @@ REPLAY ?=
 ROUNDS ?= 20
 PLANT ?=
 CHAOS_ARGS ?=
+# For `make bench`: which (default: all; `quick`: whether they run), how often, rows of a large
+# store, and the folder for stores and results.
+BENCH ?=
+ROUNDS ?=
+SCALE ?=
+FOLDER ?=
+# For `make load`: which (save, get, search, bulk-save, mix; default: all), and seconds of each.
+# TARGET is the service, and ARGS takes --cacert and so on; a token comes from SAGASTORE_TOKEN.
+LOAD ?=
+DURATION ?=
 # For `make parity`: JSON Lines or databases with messages.
 FILES ?=
 # For `make test`: options of pytest.
@@ -33,9 +43,12 @@ PINS_ARGS ?= --upgrade
 BIN = $(VENV)/bin
 PIP = -m pip --disable-pip-version-check --quiet --no-input
 PYPROJECTS = client/pyproject.toml server/pyproject.toml
+GHZ_VERSION = 0.120.0
+GHZ_FOLDER = $(CURDIR)/build/tools/bin
+GHZ = $(GHZ_FOLDER)/ghz
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz chaos env test test-go parity lint format docs proto proto-check breaking build pins clean
+.PHONY: help run run-postgres demo overload fuzz chaos bench load ghz env test test-go parity lint format docs proto proto-check breaking build pins clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -65,14 +78,29 @@ chaos: $(VENV)/.stamp-dev ## Hurt a real service and check every answer (ROUNDS,
 overload: $(VENV)/.stamp-dev ## Show what a server does with ten times the load it carries (ARGS)
 	@$(BIN)/python -m scripts.overload $(ARGS)
 
+bench: $(VENV)/.stamp-dev ## Measure every ratio of docs/performance.md (BENCH='save-sqlite get-postgres', ROUNDS, SCALE)
+	@if command -v go >/dev/null && [ ! -x $(GHZ) ]; then $(MAKE) --no-print-directory ghz; fi; \
+	exec $(BIN)/python -m benchmarks $(BENCH) $(if $(ROUNDS),--rounds '$(ROUNDS)') \
+	    $(if $(SCALE),--scale '$(SCALE)') $(if $(FOLDER),--folder '$(FOLDER)') $(ARGS)
+
+load: $(VENV)/.stamp-dev ## Load a running service with ghz (TARGET=HOST:PORT, LOAD='save mix', DURATION, ARGS)
+	@if command -v go >/dev/null && [ ! -x $(GHZ) ]; then $(MAKE) --no-print-directory ghz; fi; \
+	exec $(BIN)/python -m benchmarks.ghz_load $(LOAD) \
+	    $(if $(filter-out all,$(TARGET)),--target '$(TARGET)') \
+	    $(if $(DURATION),--seconds '$(DURATION)') $(if $(FOLDER),--folder '$(FOLDER)') $(ARGS)
+
+ghz: $(GHZ) ## Build the load generator ghz with Go, into build/tools/bin
+	@echo "Ready: $(GHZ)"
+
 env: $(VENV)/.stamp-dev ## Make the development environment in .venv
 	@echo "Ready: $(BIN) has sagastore, sagastore-server and the development tools"
 
 test: $(VENV)/.stamp-dev ## Run the tests (PYTEST_ARGS='-k name', default '-n 2')
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run a client in Go, of code that protoc generates
-	@$(BIN)/python -m pytest -m go tests/e2e/test_go_client.py
+test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run a client in Go, of code that protoc generates, and a short load by ghz
+	@if command -v go >/dev/null && [ ! -x $(GHZ) ]; then $(MAKE) --no-print-directory ghz || true; fi
+	@$(BIN)/python -m pytest -m go tests/e2e/test_go_client.py tests/benchmarks/test_ghz_load.py
 
 lint: $(VENV)/.stamp-dev ## Check style, types, the import rule and the protos
 	@failed=; \
@@ -127,6 +155,15 @@ pins: $(VENV)/.made ## Choose versions anew and write the constraints files
 clean: ## Remove environments, caches and built files
 	rm -rf $(VENV) $(VENV_PROTO) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find client server tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The version is built in, because ghz has none of its own when Go builds it.
+$(GHZ):
+	@command -v go >/dev/null || { echo "error: ghz is built with Go, which is not here; install" \
+	    "it (https://go.dev/dl), or put a ghz of https://github.com/bojand/ghz/releases onto the" \
+	    "PATH, where make bench and make load find it" >&2; exit 1; }
+	@echo "Building ghz $(GHZ_VERSION); the first time takes a minute or more"
+	@GOBIN=$(GHZ_FOLDER) go install -ldflags '-X main.version=$(GHZ_VERSION)' \
+	    github.com/bojand/ghz/cmd/ghz@v$(GHZ_VERSION)
 
 # The environments. A stamp is newer than what it was made from, or made again.
 

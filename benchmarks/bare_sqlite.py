@@ -49,7 +49,8 @@ def _opened(path: Path) -> sqlite3.Connection:
 def _rows(messages: Sequence[Message], number: int) -> Rows:
     """Return what the two statements take, of messages that are numbered from ``number``."""
     rows = [
-        (*one[:4], canonical_tags(one.tags), *one[5:], at) for at, one in enumerate(messages, number)
+        (*one[:4], canonical_tags(one.tags), *one[5:], at)
+        for at, one in enumerate(messages, number)
     ]
     terms = [
         (at, *fts_columns(one.content, one.tags, one.metadata))

@@ -15,7 +15,6 @@ from benchmarks.model import Row, Target, percentile, ratios
 from benchmarks.postgres import BenchPostgres
 from benchmarks.servers import Processor, Served, program
 
-
 WARM = 8
 """The round that does not count has so many times fewer calls."""
 
@@ -141,7 +140,7 @@ class Bench:
         """
         taken = Processor(server.pid, *others)
         done = self.generator.send(server.address, method, requests, in_flight)
-        share = taken.share()
+        share = taken.seconds() / done.seconds
         if done.failures:
             failure, times = done.failures.most_common(1)[0]
             raise CallsFailedError(f"{times} calls of {method} failed, with {failure}")
@@ -181,26 +180,27 @@ def compared(
     name: str,
     what: str,
     found: dict[str, list[Sample]],
-    over: str,
-    under: str,
-    target: Target | None,
+    sides: tuple[str, str],
     unit: str,
+    *,
+    target: Target | None = None,
     notes: Sequence[str] = (),
 ) -> Row:
-    """Return the row of one ratio, ``over`` ÷ ``under``, round by round."""
-    sides = {side: [sample.value for sample in found[side]] for side in (over, under)}
+    """Return the row of one ratio, the first side ÷ the second, round by round."""
+    over, under = sides
+    values = {side: [sample.value for sample in found[side]] for side in sides}
     cores = [
         f"{side}: {percentile([sample.processor for sample in found[side]], 0.5):.2f} cores"
-        for side in (over, under)
+        for side in sides
         if any(sample.processor for sample in found[side])
     ]
-    said = [sample.note for side in (over, under) for sample in found[side] if sample.note]
+    said = [sample.note for side in sides for sample in found[side] if sample.note]
     return Row(
         name,
         what,
-        ratios(sides[over], sides[under]),
+        ratios(values[over], values[under]),
         target,
-        sides,
+        values,
         unit,
         (*notes, *cores, *dict.fromkeys(said)),
     )

@@ -25,7 +25,8 @@ def bulk_sqlite(bench: Bench) -> list[Row]:
         mine = as_served(stack.enter_context(ours(stack.enter_context(bench.file()))))
         files = [stack.enter_context(bench.file()) for _ in TERMS]
         loops = [["bare_sqlite", str(file)] for file in files]
-        return _rows(bench, "bulk-sqlite", "BulkSave into SQLite ÷ bare executemany", mine, loops)
+        told_as = ("bulk-sqlite", "BulkSave into SQLite ÷ bare executemany")
+        return _rows(bench, told_as, mine, loops)
 
 
 def bulk_postgres(bench: Bench) -> list[Row]:
@@ -35,30 +36,26 @@ def bulk_postgres(bench: Bench) -> list[Row]:
         mine, *bare = [stack.enter_context(database.database()) for _ in range(3)]
         server = as_served(stack.enter_context(ours(postgres=mine)))
         loops = [["bare_postgres", dsn] for dsn in bare]
-        what = "BulkSave into PostgreSQL ÷ bare COPY"
-        return _rows(bench, "bulk-postgres", what, server, loops, database.pid)
+        told_as = ("bulk-postgres", "BulkSave into PostgreSQL ÷ bare COPY")
+        return _rows(bench, told_as, server, loops, database.pid)
 
 
-def fill(bench: Bench, server: Served, name: str, start: int, count: int, *others: int) -> Sample:
+def fill(bench: Bench, server: Served, name: str, count: int, *others: int) -> Sample:
     """Save messages that are not there yet by BulkSave, and return how fast that went."""
     with bench.file(".frames") as frames:
-        write_frames(frames, batches(name, start, count))
+        write_frames(frames, batches(name, 0, count))
         taken = Processor(server.pid, *others)
         told = _run("bulk_client", server.address, str(frames))
-        share = taken.share()
+        share = taken.seconds() / told["seconds"]
     if told["saved"] != count:
         raise RuntimeError(f"{count} messages were sent, {told['saved']} of them saved")
     return Sample(count / told["seconds"], share, f"client: {told['processor']:.1f} cores")
 
 
 def _rows(
-    bench: Bench,
-    name: str,
-    what: str,
-    mine: Served,
-    loops: Sequence[list[str]],
-    *others: int,
+    bench: Bench, told_as: tuple[str, str], mine: Served, loops: Sequence[list[str]], *others: int
 ) -> list[Row]:
+    name, what = told_as
     sides = [Side("SagaStore", _bulk(bench, mine, others))]
     for terms, loop in zip(TERMS, loops, strict=True):
         sides.append(Side(f"bare, terms {terms}", _bare(bench, loop, terms)))
@@ -75,11 +72,10 @@ def _rows(
             name,
             f"{what}, {told[terms]}",
             {side: _without_notes(samples, terms) for side, samples in found.items()},
-            "SagaStore",
-            f"bare, terms {terms}",
-            at_least(0.9),
+            ("SagaStore", f"bare, terms {terms}"),
             UNIT,
-            (note,) if terms == "inside" else (),
+            target=at_least(0.9),
+            notes=(note,) if terms == "inside" else (),
         )
         for terms in TERMS
     ]
@@ -98,7 +94,7 @@ def _count(bench: Bench, number: int) -> int:
 
 def _bulk(bench: Bench, server: Served, others: tuple[int, ...]) -> Callable[[int], Sample]:
     def measure(number: int) -> Sample:
-        return fill(bench, server, f"bulk-{number}", 0, _count(bench, number), *others)
+        return fill(bench, server, f"bulk-{number}", _count(bench, number), *others)
 
     return measure
 

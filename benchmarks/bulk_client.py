@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from grpc import aio
@@ -55,7 +56,7 @@ async def main() -> None:
                 await slots.acquire()
                 yield request
 
-        call = channel.stream_stream(
+        call: Any = channel.stream_stream(
             "/sagastore.v1.StorageService/BulkSave",
             response_deserializer=storage_pb2.BulkSaveResponse.FromString,
         )

@@ -8,12 +8,14 @@ from contextlib import ExitStack
 from benchmarks.bench import WARM, Bench, Sample, Side, compared
 from benchmarks.bulk import fill
 from benchmarks.messages import get_requests
-from benchmarks.model import Row, at_least
+from benchmarks.model import Row, Target, at_least
 from benchmarks.servers import Served, as_served, journal_is_empty, ours, program, walk
 from sagastore import Phase
 
 IN_FLIGHT = (64, 128)
 UNIT = "calls/s"
+Processes = tuple[Served, *tuple[int, ...]]
+"""A server, and other processes that work for it."""
 
 
 def save_sqlite(bench: Bench) -> list[Row]:
@@ -23,7 +25,8 @@ def save_sqlite(bench: Bench) -> list[Row]:
         mine = as_served(stack.enter_context(ours(file)))
         other = stack.enter_context(bench.file())
         hand = stack.enter_context(program("handmade_server", "--sqlite", str(other)))
-        return _saves(bench, "save-sqlite", "Save on SQLite", 0.85, (mine,), (hand,))
+        told_as = ("save-sqlite", "Save on SQLite", 0.85)
+        return _saves(bench, told_as, (mine,), (hand,))
 
 
 def save_postgres(bench: Bench) -> list[Row]:
@@ -33,23 +36,15 @@ def save_postgres(bench: Bench) -> list[Row]:
         mine = as_served(stack.enter_context(ours(postgres=_database(bench, stack))))
         dsn = _database(bench, stack)
         hand = stack.enter_context(program("handmade_server", "--postgres", dsn))
-        return _saves(
-            bench,
-            "save-postgres",
-            "Save on PostgreSQL",
-            0.75,
-            (mine, database.pid),
-            (hand, database.pid),
-        )
+        told_as = ("save-postgres", "Save on PostgreSQL", 0.75)
+        return _saves(bench, told_as, (mine, database.pid), (hand, database.pid))
 
 
 def save_dual(bench: Bench) -> list[Row]:
     """Measure Save in DUAL_WRITE against SQLITE_ONLY, and one that writes both in turn."""
     with ExitStack() as stack:
         single = as_served(stack.enter_context(ours(stack.enter_context(bench.file()))))
-        both = stack.enter_context(
-            ours(stack.enter_context(bench.file()), _database(bench, stack))
-        )
+        both = stack.enter_context(ours(stack.enter_context(bench.file()), _database(bench, stack)))
         walk(both.address, Phase.DUAL_WRITE)
         dual = as_served(both)
         other, dsn = stack.enter_context(bench.file()), _database(bench, stack)
@@ -74,18 +69,19 @@ def save_dual(bench: Bench) -> list[Row]:
             ]
         )
         lag = f"changes that PostgreSQL lacked just after the last call: up to {max(lags):,}"
-    name = "save-dual"
     what = "Save in DUAL_WRITE"
-    hands = "by hand, both"
+    hand_made = "by hand, both"
+
+    def row(told: str, over: str, under: str, target: Target | None = None) -> Row:
+        notes = (lag,) if target else ()
+        return compared("save-dual", told, found, (over, under), UNIT, target=target, notes=notes)
+
     return [
-        compared(
-            name, f"{what} ÷ SQLITE_ONLY, 64 in flight", found, "DUAL_WRITE", "SQLITE_ONLY",
-            at_least(0.85), UNIT, (lag,),
-        ),
-        compared(name, f"{what} ÷ echo, 64 in flight", found, "DUAL_WRITE", "echo", None, UNIT),
-        compared(name, f"{what} ÷ by hand, both", found, "DUAL_WRITE", hands, None, UNIT),
-        compared(name, "by hand, both ÷ echo", found, hands, "echo", None, UNIT),
-    ]  # fmt: skip
+        row(f"{what} ÷ SQLITE_ONLY, 64 in flight", "DUAL_WRITE", "SQLITE_ONLY", at_least(0.85)),
+        row(f"{what} ÷ echo, 64 in flight", "DUAL_WRITE", "echo"),
+        row(f"{what} ÷ by hand, both", "DUAL_WRITE", hand_made),
+        row("by hand, both ÷ echo", hand_made, "echo"),
+    ]
 
 
 def get_sqlite(bench: Bench) -> list[Row]:
@@ -107,13 +103,9 @@ def _database(bench: Bench, stack: ExitStack) -> str:
 
 
 def _saves(
-    bench: Bench,
-    name: str,
-    what: str,
-    bound: float,
-    mine: tuple[Served, *tuple[int, ...]],
-    hand: tuple[Served, *tuple[int, ...]],
+    bench: Bench, told_as: tuple[str, str, float], mine: Processes, hand: Processes
 ) -> list[Row]:
+    name, what, bound = told_as
     sides = []
     for in_flight in IN_FLIGHT:
         sides += [
@@ -127,35 +119,28 @@ def _saves(
             name,
             f"{what} ÷ echo, {in_flight} in flight",
             found,
-            f"SagaStore, {in_flight}",
-            f"echo, {in_flight}",
-            at_least(bound),
+            (f"SagaStore, {in_flight}", f"echo, {in_flight}"),
             UNIT,
+            target=at_least(bound),
         )
         for in_flight in IN_FLIGHT
     ]
     beside = [
-        (f"{what} ÷ by hand, 64 in flight", "SagaStore, 64", "by hand, 64"),
-        ("by hand ÷ echo, 64 in flight", "by hand, 64", "echo, 64"),
+        (f"{what} ÷ by hand, 64 in flight", ("SagaStore, 64", "by hand, 64")),
+        ("by hand ÷ echo, 64 in flight", ("by hand, 64", "echo, 64")),
     ]
-    return rows + [
-        compared(name, told, found, over, under, None, UNIT) for told, over, under in beside
-    ]
+    return rows + [compared(name, told, found, pair, UNIT) for told, pair in beside]
 
 
-def _of(
-    bench: Bench, served: tuple[Served, *tuple[int, ...]], name: str, in_flight: int
-) -> Callable[[int], Sample]:
+def _of(bench: Bench, served: Processes, name: str, in_flight: int) -> Callable[[int], Sample]:
     server, *others = served
     return bench.saves(server, name, in_flight, *others)
 
 
-def _gets(
-    bench: Bench, name: str, what: str, mine: tuple[Served, *tuple[int, ...]]
-) -> list[Row]:
+def _gets(bench: Bench, name: str, what: str, mine: tuple[Served, *tuple[int, ...]]) -> list[Row]:
     server, *others = mine
     stored = bench.sizes.small
-    fill(bench, server, "stored", 0, stored)
+    fill(bench, server, "stored", stored)
 
     def get(number: int) -> Sample:
         count = bench.sizes.calls if number else bench.sizes.calls // WARM
@@ -168,7 +153,12 @@ def _gets(
     note = f"of {stored:,} messages; the echo's call is a Save, as for the rows above"
     return [
         compared(
-            name, f"{what} ÷ echo, 64 in flight", found, "SagaStore", "echo", at_least(0.85), UNIT,
-            (note,),
+            name,
+            f"{what} ÷ echo, 64 in flight",
+            found,
+            ("SagaStore", "echo"),
+            UNIT,
+            target=at_least(0.85),
+            notes=(note,),
         )
-    ]  # fmt: skip
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import uvloop
@@ -30,7 +31,7 @@ async def _sink(requests: AsyncIterator[bytes], context: object) -> AsyncIterato
 
 
 class _Handler(grpc.GenericRpcHandler):
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
         """Return what answers a method; handlers without codecs are given bytes."""
         if details.method.endswith("/BulkSave"):
             return grpc.stream_stream_rpc_method_handler(_sink)

@@ -124,7 +124,14 @@ class Generator:
                 done = _by_python(address, name, data, in_flight, rate)
             else:
                 proto = _ECHO if method == "Echo" else _STORAGE
-                options = _options(proto, name, data, in_flight, len(requests), rate)
+                options = [
+                    *_options(proto, name),
+                    f"--data-file={data}",
+                    f"--concurrency={min(in_flight, len(requests))}",
+                    f"--connections={min(in_flight, len(requests), CONNECTIONS)}",
+                    f"--total={len(requests)}",
+                    f"--rps={rate}",
+                ]
                 done = _by_ghz(self._ghz, address, options, Path(work))
         if len(done.calls) != len(requests):
             raise LoadError(f"{len(requests)} calls were to be made, {len(done.calls)} were")
@@ -139,22 +146,15 @@ class Generator:
         return (told.stdout or told.stderr).strip().removeprefix("v")
 
 
-def _options(
-    proto: tuple[str, str], method: str, data: Path, in_flight: int, calls: int, rate: int
-) -> list[str]:
+def _options(proto: tuple[str, str], method: str) -> list[str]:
     file, service = proto
     return [
         "--insecure",
         f"--import-paths={ROOT / 'protos'},{ROOT / 'benchmarks'}",
         f"--proto={file}",
         f"--call={service}.{method}",
-        f"--data-file={data}",
         "--disable-template-functions",
         "--disable-template-data",
-        f"--concurrency={min(in_flight, calls)}",
-        f"--connections={min(in_flight, calls, CONNECTIONS)}",
-        f"--total={calls}",
-        f"--rps={rate}",
         "--timeout=60s",
         "--format=json",
     ]
@@ -179,11 +179,8 @@ def _by_ghz(ghz: Path, address: str, options: Iterable[str], work: Path) -> Load
 
 
 def _call(told: dict[str, Any]) -> Call:
-    # ghz notes the end of a call, with nanoseconds, which datetime does not take.
-    moment, _, zone = told["timestamp"].partition(".")
-    digits = zone.rstrip("Z").partition("+")[0].partition("-")[0]
-    whole = zone[len(digits) :].replace("Z", "+00:00") if zone else ""
-    ended = datetime.fromisoformat(f"{moment}.{digits[:6]:<06}{whole}".replace("Z", "+00:00"))
+    # ghz notes when a call ended, not when it began.
+    ended = datetime.fromisoformat(told["timestamp"])
     failure = "" if told["status"] == "OK" else f"{told['status']}: {told['error']}"
     return Call(ended.timestamp(), told["latency"] / 1e9, failure)
 

@@ -53,9 +53,9 @@ class Item(NamedTuple):
 def dialogues() -> list[dict[str, Any]]:
     """Return the messages that all others are made from."""
     path = Path(os.environ.get(VARIABLE) or SAMPLE)
-    opened = lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open("r")
-    with opened as lines:
-        return [json.loads(line) for line in lines]
+    data = path.read_bytes()
+    text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def source() -> str:
@@ -158,9 +158,7 @@ def stored_messages(name: str, start: int, count: int) -> list[Message]:
 def _as_stored(item: Item, revision: int) -> Message:
     micros = round(item.timestamp.timestamp() * 1_000_000)
     metadata = canonical_object(json.dumps(item.metadata))
-    return Message(
-        *item[:4], tuple(item.tags), micros, metadata, item.session_id, micros, revision
-    )
+    return Message(*item[:4], tuple(item.tags), micros, metadata, item.session_id, micros, revision)
 
 
 def chunks(messages: Sequence[Message]) -> list[Sequence[Message]]:

@@ -116,7 +116,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 def number(value: float, unit: str = "") -> str:
     """Write a figure for people: two decimals for a ratio, three digits otherwise."""
     if math.isnan(value):
-        return "–"
+        return "-"
     if not unit:
         return f"{value:.2f}"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2

@@ -44,7 +44,9 @@ class BenchPostgres(PostgresProcess):
 
         """
         if len(str(folder)) > _LONGEST:
-            raise ValueError(f"{folder}: too long for a socket's path; choose another folder with FOLDER=")
+            raise ValueError(
+                f"{folder}: too long for a socket's path; choose another folder with FOLDER="
+            )
         super().__init__(folder)
         folder.mkdir(parents=True, exist_ok=True)
 

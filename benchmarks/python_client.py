@@ -24,15 +24,21 @@ from sagastore.v1 import storage_pb2
 _CONNECTIONS = 4
 
 
+def _requests(method: str, file: Path, part: int, parts: int) -> list[bytes]:
+    kind = getattr(storage_pb2, f"{method}Request")
+    wanted = json.loads(file.read_text(encoding="utf-8"))[part::parts]
+    return [json_format.ParseDict(one, kind()).SerializeToString() for one in wanted]
+
+
 async def main() -> None:
     """Send the requests; the options are those that load.py gives."""
     address, method, file, in_flight, rate, part, parts = sys.argv[1:]
-    kind = getattr(storage_pb2, f"{method}Request")
-    wanted = json.loads(Path(file).read_text(encoding="utf-8"))[int(part) :: int(parts)]
-    requests = [json_format.ParseDict(one, kind()).SerializeToString() for one in wanted]
+    requests = _requests(method, Path(file), int(part), int(parts))
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [aio.insecure_channel(address, options=options) for _ in range(_CONNECTIONS)]
-    calls = [one.unary_unary(f"/sagastore.v1.StorageService/{method}") for one in channels]
+    calls: list[Any] = [
+        one.unary_unary(f"/sagastore.v1.StorageService/{method}") for one in channels
+    ]
     for channel in channels:
         await channel.channel_ready()
     done: list[tuple[float, float, str]] = []

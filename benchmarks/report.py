@@ -6,18 +6,21 @@ import json
 import os
 import platform
 import sqlite3
+import statistics
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.messages import source
 from benchmarks.model import Row, number
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
 _COLOURS = {"met": "green", "missed": "bold red", "shown": "dim", "skipped": "yellow"}
@@ -42,7 +45,7 @@ def environment(load: str, postgres: str) -> dict[str, Any]:
 
 def show(console: Console, rows: Sequence[Row]) -> None:
     """Print the table, and what there is to say about its lines."""
-    table = Table("BENCH", "what", "median", "min – max", "target", "", title="make bench")
+    table = Table("BENCH", "what", "median", "min - max", "target", "", title="make bench")
     for column in table.columns[2:5]:
         column.justify = "right"
     for row in rows:
@@ -53,7 +56,7 @@ def show(console: Console, rows: Sequence[Row]) -> None:
             row.name,
             row.what,
             number(row.median, unit),
-            f"{number(low)} – {number(high)}" if row.values else "",
+            f"{number(low)} - {number(high)}" if row.values else "",
             str(row.target) if row.target else "",
             f"[{_COLOURS[verdict]}]{verdict}[/]",
         )
@@ -72,9 +75,8 @@ def write(path: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
 
 def _side(name: str, values: Sequence[float], unit: str) -> str:
     if not values:
-        return f"{name}: –"
-    middle = sorted(values)[len(values) // 2]
-    return f"{name}: {number(middle, unit)}"
+        return f"{name}: -"
+    return f"{name}: {number(statistics.median(values), unit)}"
 
 
 def _commit() -> str:

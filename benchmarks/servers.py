@@ -42,8 +42,7 @@ def program(module: str, *options: str) -> Iterator[Served]:
         cwd=ROOT,
     )
     try:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
+        address = "" if process.stdout is None else process.stdout.readline().strip()
         if not address:
             raise RuntimeError(f"{module} has ended before it served")
         yield Served(address, process.pid)
@@ -56,9 +55,8 @@ def program(module: str, *options: str) -> Iterator[Served]:
 def ours(sqlite: Path | None = None, postgres: str | None = None) -> Iterator[ServerProcess]:
     """Run our server, with its defaults, on either store or on both."""
     if sqlite is None:
-        assert postgres is not None
-        # Its folder is the home of the process.
-        server = ServerProcess(Path.cwd() / "none.db", postgres=postgres)
+        # No such file is made: its folder is the home of the process.
+        server = ServerProcess(ROOT / "build" / "none.db", postgres=postgres)
     else:
         env = {} if postgres is None else {"SAGASTORE_POSTGRES": postgres}
         server = ServerProcess(sqlite, env=env)
@@ -156,11 +154,10 @@ class Processor:
         """Begin to count."""
         self._pids = pids
         self._before = self._used()
-        self._began = time.monotonic()
 
-    def share(self) -> float:
-        """Return the cores taken since the beginning: 1 is one core all the time."""
-        return (self._used() - self._before) / (time.monotonic() - self._began)
+    def seconds(self) -> float:
+        """Return the seconds of one core that were taken since the beginning."""
+        return self._used() - self._before
 
     def _used(self) -> float:
         total = 0.0
