@@ -45,8 +45,11 @@ def _prove_one(calls: Sequence[Call]) -> None:
         if len(those) != 1 or not seen:
             continue
         (call,) = those
+        first = min(one.end for one in seen)
+        if first < call.start:
+            continue  # Seen before it was sent: nothing of that can be believed.
         if not call.must:
-            call.must, call.end = True, min(one.end for one in seen)
+            call.must, call.end = True, first
         if call.revision is None and len({one.revision for one in seen}) == 1:
             call.revision, call.changed = seen[0].revision, True
 

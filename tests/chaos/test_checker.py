@@ -1,0 +1,529 @@
+"""The checker passes what is right, and finds what is wrong.
+
+Histories that are right by construction must pass. Then each is made wrong, in one way, and
+the checker must see it. What cannot be wrong for lack of an occasion is left out, and each
+mutation has to have had enough occasions.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.chaos.checker import Report, check
+from tests.chaos.history import History, Mark, Operation, Outcome
+from tests.chaos.sequential import STEP, Maker
+from tests.chaos.values import Shown, Value
+from tests.chaos.violations import Kind
+from tests.support.strategies import QUICK
+
+SEEDS = 40 if QUICK else 1000
+
+READS = {
+    Kind.LOST_WRITE, Kind.STALE_READ, Kind.RESURRECTED_DELETE, Kind.LIST_MISSING,
+    Kind.SEARCH_MISSING, Kind.EXPORT_INCOMPLETE, Kind.BULK_NOT_ATOMIC,
+}  # fmt: skip
+
+
+def right(seed: int, *, unknown: float = 0.2, calls: int = 40, overlap: float = 3.0) -> History:
+    return Maker(random.Random(seed), ids=3, overlap=overlap).make(calls, unknown=unknown)
+
+
+@given(
+    st.integers(0, 2**32), st.sampled_from([0.3, 1.0, 3.0, 10.0]), st.sampled_from([0, 0.3, 0.7])
+)
+def test_what_is_right_passes(seed: int, overlap: float, unknown: float) -> None:
+    history = right(seed, unknown=unknown, overlap=overlap)
+    report = check(history)
+    assert report.ok, str(report)
+
+
+# ---------------------------------------------------------------------- mutations
+
+Mutation = Callable[[History, random.Random], bool]
+"""Makes a history wrong; False where there is no occasion for it."""
+
+
+def _operations(history: History, kind: str, outcome: Outcome = Outcome.OK) -> list[Operation]:
+    return [one for one in history if one.kind == kind and one.outcome is outcome]
+
+
+def _replace_items(operation: Operation, items: list[Shown]) -> None:
+    operation.answer = {**operation.answer, "items": items}
+
+
+def _items(operation: Operation) -> list[Shown]:
+    return [Shown(*item) for item in operation.answer.get("items", ())]
+
+
+def a_value_nobody_wrote(history: History, draw: random.Random) -> bool:
+    for operation in _operations(history, "Get"):
+        _replace_items(operation, [_items(operation)[0]._replace(digest="nobody's")])
+        return True
+    return False
+
+
+def a_revision_with_two_values(history: History, draw: random.Random) -> bool:
+    """Let two reads of different values of one id tell the same revision."""
+    seen: dict[str, Shown] = {}
+    for operation in _operations(history, "Get"):
+        (item,) = _items(operation)
+        other = seen.setdefault(item.id, item)
+        if other.digest != item.digest:
+            _replace_items(operation, [item._replace(revision=other.revision)])
+            return True
+    return False
+
+
+def an_acknowledged_write_that_is_lost(history: History, draw: random.Random) -> bool:
+    """Say that the last write, long over, has never been: nobody sees it."""
+    for id, item in _final(history).items():
+        if _is_sure(history, item) and _forget(history, id, item):
+            return True
+    return False
+
+
+def _final(history: History) -> dict[str, Shown]:
+    """Return what the last Get of each id has found."""
+    return {item.id: item for one in _operations(history, "Get") for item in _items(one)}
+
+
+def _is_sure(history: History, item: Shown) -> bool:
+    """Tell whether one save alone has written it, was answered, and nothing removes it."""
+    written = [
+        one for one in history if item.digest in str(one.args.get("value", one.args.get("values")))
+    ]
+    if len(written) != 1 or written[0].kind != "Save" or written[0].outcome is not Outcome.OK:
+        return False
+    end = written[0].end or 0
+    return not any(
+        (one.outcome is not Outcome.REFUSED and (one.end or 0) > written[0].start)
+        or one.outcome in {Outcome.UNKNOWN, Outcome.OPEN}
+        for one in _writes(history, item.id)
+        if one is not written[0]
+    ) and end < max(one.start for one in history)
+
+
+def _writes(history: History, id: str) -> list[Operation]:
+    return [
+        one
+        for one in history
+        if one.kind in {"Save", "Delete", "BulkSave"}
+        and id in str(one.args.get("id", one.args.get("value", one.args.get("values"))))
+    ]
+
+
+def _forget(history: History, id: str, item: Shown) -> bool:
+    """Take an item out of all answers, as if it had never been there."""
+    for operation in history:
+        items = _items(operation)
+        left = [one for one in items if (one.id, one.digest) != (id, item.digest)]
+        if len(left) == len(items):
+            continue
+        if operation.kind == "Get":
+            operation.outcome, operation.code, operation.answer = Outcome.REFUSED, "NOT_FOUND", {}
+            continue
+        _replace_items(operation, left)
+        if operation.kind == "BatchGet":
+            gone = {*operation.answer["missing"], id}
+            missing = [one for one in operation.args["ids"] if one in gone]
+            operation.answer = {**operation.answer, "missing": missing}
+    return True
+
+
+def an_old_value_at_the_end(history: History, draw: random.Random) -> bool:
+    """Let the last Get of an id show an earlier version."""
+    first: dict[str, Shown] = {}
+    gets = _operations(history, "Get")
+    for operation in gets:
+        for item in _items(operation):
+            first.setdefault(item.id, item)
+    for operation in reversed(gets):
+        (item,) = _items(operation)
+        older = first[item.id]
+        if older.digest != item.digest and older.revision < _certain(history, operation):
+            _replace_items(operation, [older])
+            return True
+    return False
+
+
+def _certain(history: History, reader: Operation) -> int:
+    """Return the greatest revision of an id that was told before a read of it began."""
+    id = reader.args["id"]
+    told = [0]
+    for one in history:
+        if (one.end or 0) < reader.start:
+            told += [item.revision for item in _items(one) if item.id == id]
+            if one.kind == "Save" and one.args["value"]["id"] == id:
+                told.append(one.answer.get("revision", 0))
+    return max(told)
+
+
+def a_delete_that_comes_back(history: History, draw: random.Random) -> bool:
+    """Let the last Get of what is deleted show what was there before."""
+    first = {item.id: item for one in reversed(_operations(history, "Get")) for item in _items(one)}
+    for operation in reversed(_operations(history, "Get", Outcome.REFUSED)):
+        item = first.get(operation.args["id"])
+        if item is None or operation.start < max(one.start for one in history) - 10 * STEP:
+            continue
+        # An absence that somebody saw before makes it certain, and not a save in flight.
+        absent = any(
+            one.args["id"] == item.id and (one.end or 0) < operation.start
+            for one in _operations(history, "Get", Outcome.REFUSED)
+        )
+        if absent and not _may_be_saved_again(history, item):
+            operation.outcome, operation.code = Outcome.OK, ""
+            _replace_items(operation, [item])
+            return True
+    return False
+
+
+def _may_be_saved_again(history: History, item: Shown) -> bool:
+    return (
+        any(
+            one.outcome is not Outcome.REFUSED
+            for one in _writes(history, item.id)
+            if item.digest in str(one.args) and one.outcome is not Outcome.OK
+        )
+        or sum(item.digest in str(one.args) for one in history) != 1
+    )
+
+
+def a_message_missing_in(kind: str) -> Mutation:
+    def mutate(history: History, draw: random.Random) -> bool:
+        found = [one for one in _operations(history, kind) if _items(one)]
+        for operation in reversed(found):
+            items = _items(operation)
+            for item in items:
+                if _is_sure(history, item) and _ended_before(history, item, operation):
+                    last = item == items[-1] and operation.answer.get("more")
+                    if not last:
+                        _replace_items(operation, [one for one in items if one != item])
+                        return True
+        return False
+
+    return mutate
+
+
+def _ended_before(history: History, item: Shown, operation: Operation) -> bool:
+    (save,) = [one for one in history if item.digest in str(one.args.get("value"))]
+    return (save.end or 0) < _chain_start(history, operation)
+
+
+def _chain_start(history: History, operation: Operation) -> int:
+    same = [one for one in history if one.args.get("export") == operation.args.get("export")]
+    return min(one.start for one in same) if operation.kind == "Export" else operation.start
+
+
+def a_foreign_message_in(kind: str) -> Mutation:
+    def mutate(history: History, draw: random.Random) -> bool:
+        for operation in reversed(_operations(history, kind)):
+            for item in _final(history).values():
+                written = Value.read(
+                    next(
+                        value
+                        for one in history
+                        for value in _values(one)
+                        if value["digest"] == item.digest
+                    )
+                )
+                args = operation.args
+                foreign = (
+                    args.get("session") not in {None, written.session}
+                    or args.get("tag") not in {None, *written.tags}
+                    or args.get("word") not in {None, *written.words}
+                )
+                if foreign:
+                    _replace_items(operation, [*_items(operation), item])
+                    return True
+        return False
+
+    return mutate
+
+
+def _values(operation: Operation) -> list[dict[str, Any]]:
+    one = operation.args.get("value")
+    return list(operation.args.get("values", ())) or ([one] if one else [])
+
+
+def an_export_that_repeats(history: History, draw: random.Random) -> bool:
+    for operation in _operations(history, "Export"):
+        if items := _items(operation):
+            _replace_items(operation, [*items, items[-1]])
+            return True
+    return False
+
+
+def a_page_out_of_order(history: History, draw: random.Random) -> bool:
+    for operation in _operations(history, "List"):
+        if len(items := _items(operation)) > 1:
+            _replace_items(operation, items[::-1])
+            return True
+    return False
+
+
+def a_stale_guard_that_is_accepted(history: History, draw: random.Random) -> bool:
+    for operation in _operations(history, "Save", Outcome.REFUSED):
+        if operation.code == "ABORTED":
+            revision = 1 + max(
+                [one.answer["revision"] for one in _operations(history, "Save")], default=0
+            )
+            guard = operation.args["if_revision"]
+            told = [one.answer.get("revision") for one in _operations(history, "Save")]
+            told += [item.revision for one in history for item in _items(one)]
+            if guard in told and guard != operation.answer["stored_revision"]:
+                continue
+            operation.outcome, operation.code = Outcome.OK, ""
+            answer = {"revision": revision, "created": False, "durable_on": ["SQLITE"]}
+            operation.answer = answer
+            return True
+    return False
+
+
+def a_right_guard_that_is_refused(history: History, draw: random.Random) -> bool:
+    for operation in _operations(history, "Save"):
+        guard = operation.args.get("if_revision")
+        if guard:
+            operation.outcome, operation.code = Outcome.REFUSED, "ABORTED"
+            operation.answer = {"stored_revision": guard}
+            return True
+    return False
+
+
+def a_revision_that_goes_back(history: History, draw: random.Random) -> bool:
+    saves: dict[str, Operation] = {}
+    for operation in _operations(history, "Save"):
+        before = saves.setdefault(operation.args["value"]["id"], operation)
+        apart = (before.end or 0) < operation.start
+        if apart and before.answer["revision"] < operation.answer["revision"]:
+            answers = before.answer, operation.answer
+            operation.answer = {**answers[1], "revision": answers[0]["revision"] - 1}
+            return bool(operation.args["value"]["digest"] != before.args["value"]["digest"])
+    return False
+
+
+def durable_nowhere(history: History, draw: random.Random) -> bool:
+    for operation in _operations(history, "Save"):
+        operation.answer = {**operation.answer, "durable_on": []}
+        return True
+    return False
+
+
+MUTATIONS: dict[Mutation, set[Kind]] = {
+    a_value_nobody_wrote: {Kind.PHANTOM},
+    a_revision_with_two_values: {Kind.REVISION_REUSED},
+    an_acknowledged_write_that_is_lost: {Kind.LOST_WRITE},
+    an_old_value_at_the_end: {Kind.STALE_READ, Kind.LOST_WRITE, Kind.RESURRECTED_DELETE},
+    a_delete_that_comes_back: {Kind.RESURRECTED_DELETE, Kind.LOST_WRITE},
+    a_message_missing_in("List"): {Kind.LIST_MISSING},
+    a_message_missing_in("Search"): {Kind.SEARCH_MISSING},
+    a_message_missing_in("Export"): {Kind.EXPORT_INCOMPLETE},
+    a_foreign_message_in("List"): {Kind.LIST_EXTRA},
+    a_foreign_message_in("Search"): {Kind.SEARCH_EXTRA},
+    an_export_that_repeats: {Kind.EXPORT_TWICE},
+    a_page_out_of_order: {Kind.WRONG_ORDER},
+    a_stale_guard_that_is_accepted: {
+        Kind.GUARD_BROKEN,
+        Kind.REVISION_WENT_BACK,
+        Kind.REVISION_REUSED,
+        *READS,
+    },
+    a_right_guard_that_is_refused: {Kind.GUARD_BROKEN},
+    a_revision_that_goes_back: {Kind.REVISION_WENT_BACK},
+    durable_nowhere: {Kind.DURABLE_ON_LIE},
+}
+_NAMES = [
+    "-".join([mutate.__name__, *(str(one.cell_contents) for one in mutate.__closure__ or ())])
+    for mutate in MUTATIONS
+]
+
+
+@pytest.mark.parametrize("mutate", list(MUTATIONS), ids=_NAMES)
+def test_a_mutation_is_found(mutate: Mutation) -> None:
+    occasions, named = 0, Counter[Kind]()
+    for seed in range(10 * SEEDS):
+        if occasions == SEEDS // 4:
+            break
+        history = right(seed, overlap=random.Random(seed).choice((0.4, 2.0)))
+        if not mutate(history, random.Random(seed)):
+            continue
+        occasions += 1
+        report = check(history)
+        assert report.violations, f"seed {seed}: nothing was found"
+        named.update({one.kind for one in report.violations})
+        assert all(str(one) for one in report.violations)
+    assert occasions >= SEEDS // 8
+    assert sum(named[kind] for kind in MUTATIONS[mutate]) >= 0.8 * occasions, named
+
+
+# ---------------------------------------------------------------------- small ones, by hand
+
+
+class Story:
+    """Makes up a history of a few operations, in units of time."""
+
+    def __init__(self) -> None:
+        self.history = History()
+
+    def add(self, kind: str, start: int, end: int, args: dict[str, Any]) -> Operation:
+        operation = Operation(len(self.history), 0, kind, args, start, end, Outcome.OK)
+        self.history.add(operation)
+        return operation
+
+    def save(self, start: int, end: int, name: str, revision: int, **args: Any) -> Operation:
+        value = Value("m", name, name, 0).as_json()
+        operation = self.add("Save", start, end, {"value": value, **args})
+        operation.answer = {"revision": revision, "durable_on": ["SQLITE"]}
+        return operation
+
+    def get(self, start: int, end: int, name: str = "", revision: int = 0) -> Operation:
+        operation = self.add("Get", start, end, {"id": "m"})
+        if name:
+            operation.answer = {"items": [Shown("m", name, name, revision, 1, 0)]}
+        else:
+            operation.outcome, operation.code = Outcome.REFUSED, "NOT_FOUND"
+        return operation
+
+    def check(self) -> Report:
+        return check(self.history)
+
+    def kinds(self) -> list[Kind]:
+        return [one.kind for one in self.check().violations]
+
+
+def test_a_lost_write_is_told_with_the_two_calls_that_prove_it() -> None:
+    story = Story()
+    story.save(0, 10, "first", 1)
+    for start in range(20, 80, 20):
+        story.get(start, start + 10, "first", 1)
+    story.save(100, 110, "second", 2)
+    story.get(120, 130)
+    (one,) = story.check().violations
+    assert one.kind is Kind.LOST_WRITE
+    assert [operation.kind for operation in one.operations] == ["Save", "Get"]
+    assert "second" in str(one)
+    assert "NOT_FOUND" in str(one)
+
+
+def test_what_is_seen_again_later_was_stale_and_not_lost() -> None:
+    story = Story()
+    story.save(0, 10, "first", 1)
+    story.save(20, 30, "second", 2)
+    story.get(40, 50, "first", 1)
+    story.get(60, 70, "second", 2)
+    assert story.kinds() == [Kind.STALE_READ]
+
+
+def test_a_write_without_an_answer_may_come_late_once_or_never() -> None:
+    story = Story()
+    story.save(0, 10, "first", 1)
+    lost = story.save(20, 30, "second", 0)
+    lost.outcome, lost.answer = Outcome.UNKNOWN, {}
+    story.get(40, 50, "first", 1)
+    assert story.kinds() == []
+    story.get(60, 70, "second", 2)
+    assert story.kinds() == []
+    story.get(80, 90, "first", 1)
+    assert story.kinds() == [Kind.LOST_WRITE]  # It was seen, and is not seen any more.
+
+
+def test_a_client_that_repeats_may_write_twice_or_late() -> None:
+    story = Story()
+    story.save(0, 10, "first", 1, tries=2)
+    story.save(20, 30, "second", 2)
+    story.get(40, 50, "first", 3)
+    assert story.kinds() == []
+    story.save(60, 70, "second", 4)
+    story.get(80, 90, "first", 5)
+    assert story.kinds() != []
+
+
+def test_two_who_were_accepted_with_one_revision() -> None:
+    story = Story()
+    story.save(0, 10, "first", 1)
+    story.save(20, 40, "second", 2, if_revision=1)
+    story.save(20, 40, "third", 3, if_revision=1)
+    assert story.kinds() == [Kind.GUARD_BROKEN]
+
+
+def test_a_batch_is_there_wholly_or_not_at_all() -> None:
+    story = Story()
+    values = [Value(id, f"of {id}", "new", 0).as_json() for id in ("m", "n")]
+    batch = story.add("BulkSave", 0, 10, {"values": values})
+    batch.outcome = Outcome.UNKNOWN
+    story.get(20, 30)
+    assert story.kinds() == []
+    other = story.add("Get", 40, 50, {"id": "n"})
+    other.answer = {"items": [Shown("n", "of n", "new", 3, 1, 0)]}
+    assert story.kinds() == []  # It may have been applied between the two reads.
+    story.get(60, 70)
+    (one,) = story.check().violations
+    assert (one.kind, one.id) == (Kind.BULK_NOT_ATOMIC, "m")
+
+
+def test_a_value_that_is_seen_before_it_is_sent() -> None:
+    story = Story()
+    story.get(0, 10, "first", 1)
+    story.save(20, 30, "first", 1)
+    assert story.kinds() == [Kind.PHANTOM]
+
+
+def test_durable_on_is_held_against_the_phase() -> None:
+    story = Story()
+    story.history.add(Mark("phase", -1, {"phase": "sqlite-only"}))
+    story.history.add(Mark("phase", 100, {"phase": "dual-write"}))
+    story.save(0, 10, "first", 1)
+    save = story.save(20, 30, "second", 2, durability="BOTH")
+    save.answer = {"revision": 2, "durable_on": ["POSTGRESQL"]}
+    assert story.kinds() == [Kind.DURABLE_ON_LIE]
+    save.answer = {"revision": 2, "durable_on": ["SQLITE", "POSTGRESQL"]}
+    assert story.kinds() == []  # The next phase may have begun before anybody looked.
+    story.history.marks.clear()
+    story.history.add(Mark("phase", -1, {"phase": "sqlite-only"}))
+    assert story.kinds() == [Kind.DURABLE_ON_LIE]
+
+
+def test_durable_on_is_held_against_the_store_itself() -> None:
+    story = Story()
+    story.save(0, 10, "first", 1).answer = {"revision": 1, "durable_on": ["SQLITE", "POSTGRESQL"]}
+    story.save(20, 30, "second", 2).answer = {"revision": 2, "durable_on": ["SQLITE"]}
+    peek = story.add("Peek", 40, 50, {"store": "POSTGRESQL"})
+    peek.answer = {"items": [Shown("m", "first", "first", 1, 1, 0)]}
+    assert story.kinds() == []
+    peek.answer = {"items": []}
+    assert story.kinds() == [Kind.DURABLE_ON_LIE]
+    gone = story.add("Delete", 32, 34, {"id": "m"})
+    gone.outcome = Outcome.UNKNOWN
+    assert story.kinds() == []
+
+
+def test_what_was_there_before_is_known() -> None:
+    story = Story()
+    first = story.add("Baseline", 0, 10, {})
+    value = Value("m", "old", "old", 0).as_json()
+    first.answer = {"values": [value], "items": [Shown("m", "old", "old", 7, 1, 0)]}
+    story.get(20, 30, "old", 7)
+    assert story.kinds() == []
+    story.get(40, 50)
+    assert story.kinds() == [Kind.LOST_WRITE]
+
+
+def test_a_defect_that_the_service_admits_is_told() -> None:
+    story = Story()
+    broken = story.get(20, 30)
+    broken.outcome, broken.code, broken.reason = Outcome.UNKNOWN, "INTERNAL", "INTERNAL"
+    assert story.kinds() == [Kind.WRONG_ANSWER]
+
+
+def test_a_report_counts_and_can_be_told() -> None:
+    report = check(right(1))
+    told = report.as_json()
+    assert told["operations"] == sum(told["by_kind"].values())
+    assert told["violations"] == []
+    assert "no violation" in str(report)

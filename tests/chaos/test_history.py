@@ -1,0 +1,71 @@
+"""Histories are kept as they were, whoever appends to them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.checker import check
+from tests.chaos.history import History, Outcome
+from tests.chaos.sequential import Maker
+
+
+def test_operations_begin_and_end_on_one_clock() -> None:
+    history = History(itertools.count(1).__next__)
+    save = history.begin(3, "Save", {"value": {"id": "m"}})
+    mark = history.mark("kill", who="server")
+    save.ok({"revision": 1})
+    assert (save.start, mark.at, save.end) == (1, 2, 3)
+    assert (save.client, save.outcome, save.answer) == (3, Outcome.OK, {"revision": 1})
+    assert mark.facts == {"who": "server"}
+
+
+def test_an_operation_ends_once() -> None:
+    operation = History().begin(0, "Get", {"id": "m"})
+    operation.unknown("UNAVAILABLE")
+    with pytest.raises(ValueError, match="has ended already"):
+        operation.ok()
+
+
+def test_threads_append_at_the_same_time() -> None:
+    history = History()
+
+    def append() -> None:
+        for _ in range(500):
+            history.begin(0, "Get", {"id": "m"}).refused("NOT_FOUND")
+
+    threads = [threading.Thread(target=append) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [one.number for one in history] == list(range(2000))
+    starts = [one.start for one in history]
+    assert starts == sorted(starts)
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
+    history = Maker(random.Random(1)).make(60)
+    history.mark("fault begins", name="kill -9")
+    open_one = history.begin(1, "Get", {"id": "m"})
+    path = tmp_path / "history.jsonl"
+    history.save(path)
+    loaded = History.load(path)
+    assert [one.as_json() for one in loaded] == [
+        json.loads(json.dumps(one.as_json())) for one in history
+    ]
+    assert loaded.marks == history.marks
+    assert loaded.operations[open_one.number].outcome is Outcome.OPEN
+    assert check(loaded).as_json() == json.loads(json.dumps(check(history).as_json()))
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.jsonl"
+    path.write_text('{"op": 1}\n')
+    with pytest.raises(ValueError, match="is not a history"):
+        History.load(path)
