@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    GCCollector,
-    Histogram,
-    Info,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from prometheus_client import CollectorRegistry, GCCollector, Info, ProcessCollector
 
+from sagastore_server.ops.tallies import Counts, Tallies
 from sagastore_server.ports.errors import OverloadedError, RateLimitedError
 from sagastore_server.ports.instruments import Instruments
 from sagastore_server.storage.model import Store
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
 
 CALL_SECONDS = (
     *(0.001, 0.002, 0.004, 0.006, 0.01, 0.016, 0.025, 0.04, 0.065),
@@ -46,73 +43,56 @@ OTHER = "other"
 
 
 class Metrics(Instruments):
-    """Counts what happens. Each hook takes about a microsecond."""
+    """Counts what happens. Each hook takes about half a microsecond."""
 
     def __init__(self, version: str, methods: Iterable[str] = ()) -> None:
         """Count in a registry of its own; ``methods`` are shown before they are called."""
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = registry = CollectorRegistry()
-        self._started = Counter(
-            "grpc_server_call_started",
-            "Calls that came in.",
-            ["grpc_method"],
-            registry=registry,
-        )
-        self._duration = Histogram(
+        self.registry = CollectorRegistry()
+        self._known = frozenset(methods)
+        self._started = Counts("grpc_server_call_started", "Calls that came in.", ["grpc_method"])
+        self._duration = Tallies(
             "grpc_server_call_duration_seconds",
             "Time from when a call came in to its end; streams last as long as they are open.",
+            CALL_SECONDS,
             ["grpc_method", "grpc_status"],
-            buckets=CALL_SECONDS,
-            registry=registry,
         )
-        self._shed = Counter(
+        self._defects = Counts("sagastore_internal_errors", "Calls that ended with INTERNAL.")
+        self._shed = Counts(
             "sagastore_calls_shed",
             "Calls refused at the door because there is too much to do.",
             ["reason"],
-            registry=registry,
         )
-        self._writes = Histogram(
+        self._writes = Tallies(
             "sagastore_group_commit_writes",
             "Writes that shared a transaction.",
+            GROUP_WRITES,
             ["store"],
-            buckets=GROUP_WRITES,
-            registry=registry,
         )
-        self._seconds = Histogram(
+        self._seconds = Tallies(
             "sagastore_group_commit_duration_seconds",
             "Time that such a transaction took, synced to disk.",
+            COMMIT_SECONDS,
             ["store"],
-            buckets=COMMIT_SECONDS,
-            registry=registry,
         )
-        self._rows = Counter(
+        self._rows = Counts(
             "sagastore_messages_written",
             "Messages in these transactions, unchanged ones included.",
             ["store"],
-            registry=registry,
         )
-        self._delay = Histogram(
+        self._delay = Tallies(
             "sagastore_event_loop_delay_seconds",
             "By how much the event loop was late when a timer of half a second had run out.",
-            buckets=DELAY_SECONDS,
-            registry=registry,
+            DELAY_SECONDS,
         )
-        build = Info("sagastore_build", "What runs.", registry=registry)
-        build.info({"version": version, "python": platform.python_version()})
-        ProcessCollector(registry=registry)
-        GCCollector(registry=registry)
-        self._known = frozenset(methods)
         self._prepare()
+        self._register(version)
 
     def _prepare(self) -> None:
         """Make what is certain to come, because a rate needs a beginning."""
         self._starts = {name: self._started.labels(name) for name in (*self._known, OTHER)}
-        # Beside what goes well, what must never come: an alert sees the first one of it.
-        self._ends = {
-            (name, code): self._duration.labels(name, code)
-            for name in self._known
-            for code in ("OK", "INTERNAL")
-        }
+        self._ends = {(name, "OK"): self._duration.labels(name, "OK") for name in self._known}
+        self._defect = self._defects.labels()
+        self._late = self._delay.labels()
         for reason in (OverloadedError.reason, RateLimitedError.reason):
             self._shed.labels(reason)
         self._commits = {
@@ -124,29 +104,45 @@ class Metrics(Instruments):
             for store in Store
         }
 
+    def _register(self, version: str) -> None:
+        counted: tuple[Collector, ...] = (
+            *(self._started, self._duration, self._defects, self._shed),
+            *(self._writes, self._seconds, self._rows, self._delay),
+        )
+        for collector in counted:
+            self.registry.register(collector)
+        build = Info("sagastore_build", "What runs.", registry=self.registry)
+        build.info({"version": version, "python": platform.python_version()})
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
     def call_started(self, method: str) -> None:
         """See the contract."""
-        (self._starts.get(method) or self._starts[OTHER]).inc()
+        (self._starts.get(method) or self._starts[OTHER]).value += 1
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         """See the contract."""
         found = self._ends.get((method, code))
         if found is None:
             name = method if method in self._known else OTHER
-            found = self._ends[method, code] = self._duration.labels(name, code)
+            found = self._duration.labels(name, code)
+            if name == method:
+                self._ends[method, code] = found
         found.observe(seconds)
+        if code == "INTERNAL":
+            self._defect.value += 1
 
     def call_shed(self, reason: str) -> None:
         """See the contract."""
-        self._shed.labels(reason).inc()
+        self._shed.labels(reason).value += 1
 
     def group_committed(self, store: Store, writes: int, rows: int, seconds: float) -> None:
         """See the contract."""
         group, duration, messages = self._commits[store]
         group.observe(writes)
         duration.observe(seconds)
-        messages.inc(rows)
+        messages.value += rows
 
     def loop_delayed(self, seconds: float) -> None:
         """Note by how much the event loop was late."""
-        self._delay.observe(seconds)
+        self._late.observe(seconds)
