@@ -99,7 +99,10 @@ class Campaign:
     async def _all(self, phases: bool) -> None:
         async with self._idle_connections():
             if not phases:
-                await self._send(self._options.seed, self._options.inputs)
+                half = self._options.inputs // 2
+                await self._send(self._options.seed, half)
+                self.report.middle = await bounds.at_rest(self._server)
+                await self._send(self._options.seed, self._options.inputs - half, first=half)
                 return
             for number, phase in enumerate(_WALK):
                 async with AsyncClient(self._server.address, timeout=120) as operator:
@@ -117,7 +120,8 @@ class Campaign:
         with self._noted("the canary's messages"):
             report.canary_messages = await canary.look_again()
         if report.before is not None:
-            report.after, grown = await bounds.settled(self._server, report.before)
+            level = report.middle if self._options.inputs >= 2 * bounds.LEVEL else None
+            report.after, grown = await bounds.settled(self._server, report.before, level)
             report.failures += [f"growth of {what}" for what in grown]
         self._options.folder.mkdir(parents=True, exist_ok=True)
         log = self._options.folder / f"{self._options.seed}.log"
@@ -130,8 +134,8 @@ class Campaign:
 
     # ------------------------------------------------------------------ sending
 
-    async def _send(self, seed: str, count: int) -> None:
-        numbers = iter(range(count))
+    async def _send(self, seed: str, count: int, first: int = 0) -> None:
+        numbers = iter(range(first, first + count))
 
         async def client() -> None:
             for number in numbers:

@@ -24,6 +24,7 @@ class Report:
     """By method and code."""
     seconds: float = 0.0
     before: Vitals | None = None
+    middle: Vitals | None = None
     after: Vitals | None = None
     canary_calls: int = 0
     canary_refused: int = 0
@@ -51,7 +52,7 @@ class Report:
             *self._status_lines(),
             f"  canary: {self.canary_calls:,} calls, {self.canary_refused:,} shed and repeated",
             f"  canary: {self.canary_messages:,} messages saved, and all there at the end",
-            *_vital_lines(self.before, self.after),
+            *_vital_lines(self.before, self.middle, self.after),
             *(f"  FAILED: {failure}" for failure in self.failures),
         ]
         return "\n".join(lines)
@@ -74,6 +75,7 @@ class Report:
             "inputs": self.inputs,
             "statuses": statuses,
             "before": self.before and self.before._asdict(),
+            "middle": self.middle and self.middle._asdict(),
             "after": self.after and self.after._asdict(),
         }
 
@@ -87,14 +89,16 @@ def write(reports: list[Report], folder: Path) -> None:
     (folder / "report.json").write_text(made + "\n", encoding="utf-8")
 
 
-def _vital_lines(before: Vitals | None, after: Vitals | None) -> list[str]:
-    if before is None or after is None:
-        return []
+def _vital_lines(*counts: Vitals | None) -> list[str]:
+    taken = [one for one in counts if one is not None]
+    rows = {
+        "memory of its own, MiB": [f"{one.memory:8.0f}" for one in taken],
+        "resident, MiB": [f"{one.resident:8.0f}" for one in taken],
+        "open files": [f"{one.files:8}" for one in taken],
+        "threads": [f"{one.threads:8}" for one in taken],
+        "tasks": [f"{sum(one.tasks.values()):8}" for one in taken],
+    }
     return [
-        "  after the warm-up, and at the end",
-        f"    memory of its own {before.memory:8.0f} {after.memory:8.0f} MiB",
-        f"    resident          {before.resident:8.0f} {after.resident:8.0f} MiB",
-        f"    open files        {before.files:8} {after.files:8}",
-        f"    threads           {before.threads:8} {after.threads:8}",
-        f"    tasks             {sum(before.tasks.values()):8} {sum(after.tasks.values()):8}",
+        "  after the warm-up, halfway, and at the end",
+        *(f"    {name:24} {' '.join(values)}" for name, values in rows.items()),
     ]
