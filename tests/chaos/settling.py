@@ -14,7 +14,7 @@ from tests.chaos.subjects import TAGS, Subjects
 TIMEOUT = 10.0
 WITHIN = 60.0
 """Seconds in which the service must have answered everything."""
-_WORDS = 80
+_WORDS = 50
 """Words that are searched for; the latest values."""
 _AT_ONCE = 4
 

@@ -1,0 +1,110 @@
+"""The workload against a real service that dies: everything is told, and nothing is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from sagastore import AsyncClient, Message
+from tests.chaos.checker import check
+from tests.chaos.history import History, Outcome
+from tests.chaos.values import Value, moment, shown, word_of
+from tests.chaos.workload import Workload
+from tests.support.server_process import ServerProcess
+
+WRITES = {"Save", "Delete", "BulkSave"}
+
+
+async def _until(condition: Callable[[], bool], task: asyncio.Task[None]) -> None:
+    while not condition():
+        assert not task.done(), task
+        await asyncio.sleep(0.02)
+
+
+async def _run(
+    address: str, history: History, meanwhile: Callable[[asyncio.Task[None]], Awaitable[None]]
+) -> None:
+    workload, stop = Workload(address, 7, history), asyncio.Event()
+    running = asyncio.create_task(workload.run(stop))
+    await meanwhile(running)
+    stop.set()
+    await running
+    await workload.settle()
+
+
+async def test_a_service_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    server, history = ServerProcess(tmp_path / "memory.db"), History()
+    server.start()
+
+    async def kill_and_start(running: asyncio.Task[None]) -> None:
+        await _until(lambda: _answered(history) > 50, running)
+        history.mark("fault begins", name="kill -9")
+        server.kill9()
+        await asyncio.to_thread(server.start)
+        history.mark("fault ends", name="kill -9")
+        before = _answered(history)
+        await _until(lambda: _answered(history) > before + 40, running)
+
+    try:
+        async with AsyncClient(server.address) as client:
+            await client.save(Message("openai", "user", "there before", id="before"))
+        await _run(server.address, history, kill_and_start)
+    finally:
+        server.close()
+    path = tmp_path / "history.jsonl"
+    history.save(path)
+    report = check(History.load(path))
+    assert report.ok, str(report)
+    assert report.acknowledged > 80
+    kinds = {operation.kind for operation in history}
+    assert kinds >= {"Baseline", *WRITES, "Get", "BatchGet", "List", "Search", "Export"}
+
+
+def _answered(history: History) -> int:
+    return sum(
+        operation.kind in WRITES and operation.outcome is Outcome.OK for operation in history
+    )
+
+
+async def test_a_loss_that_is_made_is_found(tmp_path: Path) -> None:
+    """Take a copy of the file away under the service, as no crash may."""
+    server, history = ServerProcess(tmp_path / "memory.db"), History()
+    server.start()
+
+    async def lose(running: asyncio.Task[None]) -> None:
+        await _until(lambda: _answered(history) > 20, running)
+        server.terminate()
+        old = (tmp_path / "memory.db").read_bytes()
+        await asyncio.to_thread(server.start)
+        before = _answered(history)
+        await _until(lambda: _answered(history) > before + 25, running)
+        server.terminate()
+        (tmp_path / "memory.db").write_bytes(old)
+        await asyncio.to_thread(server.start)
+
+    try:
+        await _run(server.address, history, lose)
+    finally:
+        server.close()
+    kinds = check(history).kinds
+    assert kinds["LOST_WRITE"] > 0, kinds
+
+
+def test_what_is_shown_is_what_was_sent() -> None:
+    def message(number: float) -> Message:
+        metadata = {"b": [1, number], "a": "ä"}
+        time = moment(1_900_000_000_123_456)
+        return Message("openai", "user", "v1 x", id="m", timestamp=time, metadata=metadata)
+
+    value = Value.of(message(2.5), ("word",))
+    assert Value.read(value.as_json()) == value
+    assert shown(message(2.5))[:3] == (value.id, value.digest, value.label)
+    assert value.timestamp == 1_900_000_000_123_456
+    assert Value.of(message(2.4), ()).digest != value.digest
+
+
+def test_words_differ_and_are_plain() -> None:
+    words = {word_of(f"{seed}.{number}") for seed in range(30) for number in range(30)}
+    assert len(words) == 900
+    assert all(word.isalpha() and word.islower() for word in words)
