@@ -36,7 +36,7 @@ def main() -> int:
         arguments.rounds,
         seed,
         arguments.folder,
-        arguments.plant,
+        (arguments.plant,),
         arguments.seconds,
         arguments.jobs,
         keep=arguments.keep,
@@ -60,20 +60,17 @@ def main() -> int:
 
 def _planted(options: Options, which: list[str], within: int) -> int:
     """Plant one fault after the other, and see in which round each is caught."""
-    names = list(PLANTS) if which == ["all"] else which
-    found: dict[str, tuple[int, int, list[str]]] = {}
-    for name in names:
-        _say(f"== {name}: {PLANTS[name].what}")
-        own = options._replace(
-            plant=name, rounds=within, until_caught=True, folder=options.folder / "planted" / name
-        )
-        totals = asyncio.run(Campaign(own, _say).run())
-        first = totals.rounds if totals.failed else 0
-        found[name] = (first, totals.rounds, sorted(totals.kinds))
+    names = tuple(PLANTS) if which == ["all"] else tuple(which)
+    own = options._replace(
+        plants=names, rounds=within, until_caught=True, folder=options.folder / "planted"
+    )
+    campaign = Campaign(own, _say)
+    asyncio.run(campaign.run())
+    found = {name: (*campaign.caught.get(name, (0, [])), campaign.tried[name]) for name in names}
     table = planted_table(found, {name: plant.what for name, plant in PLANTS.items()})
     _say("\n" + table)
     (options.folder / "planted.md").write_text(table + "\n", encoding="utf-8")
-    return 0 if all(first for first, _, _ in found.values()) else 1
+    return 0 if len(campaign.caught) == len(names) else 1
 
 
 def _arguments() -> argparse.Namespace:

@@ -6,7 +6,8 @@ import asyncio
 import multiprocessing
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,13 +33,14 @@ class Options(NamedTuple):
     rounds: int
     seed: int
     folder: Path
-    plant: str = ""
+    plants: tuple[str, ...] = ("",)
+    """Faults to plant, one after the other; "" is none."""
     seconds: float = 0.0
     """How long faults go on in a round; 0: as the seed says."""
     jobs: int = 1
     """Rounds at a time, each with a PostgreSQL of its own."""
     until_caught: bool = False
-    """Whether the first round that fails is the last."""
+    """Whether the first round that fails is the last of its planted fault."""
     keep: bool = False
     """Whether rounds without a failure leave their histories, too."""
 
@@ -58,7 +60,11 @@ class Campaign:
         self._say = say
         self.totals = Totals()
         self._began = time.monotonic()
-        self._seeds = iter(range(options.seed, options.seed + options.rounds))
+        self.tried: Counter[str] = Counter()
+        """Rounds by planted fault."""
+        self.caught: dict[str, tuple[int, list[str]]] = {}
+        """By planted fault: in which round it was caught first, and by what."""
+        self._queue = self._wanted()
 
     async def run(self) -> Totals:
         """Run all rounds, and return what they came to."""
@@ -70,6 +76,14 @@ class Campaign:
                 for _ in range(min(options.jobs, options.rounds)):
                     group.create_task(self._work(judges))
         return self.totals
+
+    def _wanted(self) -> Iterator[tuple[str, int]]:
+        first, rounds = self._options.seed, self._options.rounds
+        for plant in self._options.plants:
+            for seed in range(first, first + rounds):
+                if self._options.until_caught and plant in self.caught:
+                    break
+                yield plant, seed
 
     async def _work(self, judges: Executor) -> None:
         """Run rounds on a ground of this task's own, until there are no more seeds."""
@@ -83,32 +97,32 @@ class Campaign:
             def can_be_had(kind: Fault) -> bool:
                 return kind.name not in lacking
 
-            for seed in self._seeds:
+            for plant, seed in self._queue:
                 plan = draw(seed, can_be_had, self._options.seconds)
-                folder = self._options.folder / f"seed-{seed}"
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
-                await run_round(ground, templates, plan, self._options.plant, folder)
+                folder = self._options.folder / plant / f"seed-{seed}"
+                await asyncio.to_thread(_empty, folder)
+                await run_round(ground, templates, plan, plant, folder)
                 if judging is not None:
                     await judging
-                judging = asyncio.create_task(self._judge(judges, plan, folder))
+                judging = asyncio.create_task(self._judge(judges, plan, plant, folder))
                 if self._options.until_caught:
                     await judging
-                    if self.totals.failed:
-                        break
             if judging is not None:
                 await judging
 
-    async def _judge(self, judges: Executor, plan: Plan, folder: Path) -> None:
+    async def _judge(self, judges: Executor, plan: Plan, plant: str, folder: Path) -> None:
         loop = asyncio.get_running_loop()
         verdict = await loop.run_in_executor(judges, judge, folder)
         self.totals.add(verdict)
+        self.tried[plant] += 1
+        if verdict["failed"] and plant not in self.caught:
+            self.caught[plant] = plan.seed - self._options.seed + 1, _kinds(verdict)
         self._tell(plan, verdict, folder)
         if not (verdict["failed"] or self._options.keep):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _tell(self, plan: Plan, verdict: dict[str, Any], folder: Path) -> None:
-        done, rounds = self.totals.rounds, self._options.rounds
+        done, rounds = self.totals.rounds, self._options.rounds * len(self._options.plants)
         each = (time.monotonic() - self._began) / done
         left = (rounds - done) * each / 60
         report = verdict["report"]
@@ -122,7 +136,7 @@ class Campaign:
             for line in reasons(verdict)[:8]:
                 self._say(f"      {line}")
             self._say(f"      history, log and plan: {folder}")
-            self._say(f"      again: {_again(plan.seed, self._options)}")
+            self._say(f"      again: {_again(plan.seed, verdict['plant'], self._options)}")
 
 
 def reasons(verdict: dict[str, Any]) -> list[str]:
@@ -131,8 +145,18 @@ def reasons(verdict: dict[str, Any]) -> list[str]:
     return [line[:400] for line in [*verdict["wrong"], *found]]
 
 
-def _again(seed: int, options: Options) -> str:
-    plant = f" PLANT={options.plant}" if options.plant else ""
+def _kinds(verdict: dict[str, Any]) -> list[str]:
+    beside = ["BESIDE THE HISTORY"] if verdict["wrong"] else []
+    return [*sorted(verdict["report"]["kinds"]), *beside]
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _again(seed: int, planted: str, options: Options) -> str:
+    plant = f" PLANT={planted}" if planted else ""
     seconds = f" CHAOS_ARGS='--seconds {options.seconds:g}'" if options.seconds else ""
     return f"make chaos ROUNDS=1 SEED={seed}{plant}{seconds}"
 

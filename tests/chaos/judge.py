@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,6 @@ SECOND = 1_000_000_000
 
 def judge(folder: Path) -> dict[str, Any]:
     """Return what became of the round in ``folder``, and write it there, with a picture."""
-    # The next round runs meanwhile, and should not notice.
-    os.nice(max(0, 5 - os.nice(0)))
     history = History.load(folder / "history.jsonl")
     told: dict[str, Any] = json.loads((folder / "round.json").read_text())
     report = check(history)

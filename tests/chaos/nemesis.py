@@ -78,6 +78,8 @@ class Operator:
         self._client = AsyncClient(cluster.server.address, retry=ONCE, timeout=4)
         self.status: Migration | None = None
         """What was seen last."""
+        self.content = True
+        """Whether nothing was seen that must never be."""
 
     async def close(self) -> None:
         """Close the connection."""
@@ -127,6 +129,7 @@ class Operator:
             self._complain(f"{blocker.reason}: {blocker.detail}")
 
     def _complain(self, what: str) -> None:
+        self.content = False
         self._history.mark("wrong", what=what)
 
     # ------------------------------------------------------------------ steering
@@ -251,7 +254,7 @@ class Operator:
                 with contextlib.suppress(SagaStoreError):
                     status = await self._client.migration.get(timeout=2.0)
                     self.saw(status)
-                    if goal is None or status.phase >= goal:
+                    if not self.content or goal is None or status.phase >= goal:
                         if _settled(status):
                             return status
                     else:
@@ -263,10 +266,6 @@ class Operator:
             await self._client.migration.control_backfill(
                 paused=False, batch_size=1000, max_rows_per_second=0
             )
-            mismatch = status.last_verification
-            if mismatch is not None and mismatch.mismatch_count:
-                await self._repair()
-                await self._verify()
         if {blocker.reason for blocker in status.blockers_to_next} - {"QUARANTINE_NOT_ACCEPTED"}:
             return
         risk = 0.5 if status.phase is Phase.READ_POSTGRES else 0.1

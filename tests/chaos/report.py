@@ -120,17 +120,17 @@ class Totals:
         return lines
 
 
-def planted_table(found: dict[str, tuple[int, int, list[str]]], whats: dict[str, str]) -> str:
+def planted_table(found: dict[str, tuple[int, list[str], int]], whats: dict[str, str]) -> str:
     """Return in how many rounds each planted fault was caught, as Markdown.
 
-    ``found`` has for each name in which round it was caught first (0: it was not), how many
-    were run, and by what.
+    ``found`` has for each name in which round it was caught first (0: it was not), by what,
+    and how many were run.
     """
     lines = [
         "| planted fault | what is wrong | caught in round | by |",
         "|---|---|---|---|",
     ]
-    for name, (first, rounds, kinds) in found.items():
+    for name, (first, kinds, rounds) in found.items():
         when = str(first) if first else f"**not in {rounds}**"
         lines.append(f"| `{name}` | {whats[name]} | {when} | {', '.join(kinds)} |")
     return "\n".join(lines)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.workload import Workload
-
 from sagastore import Phase, SagaStoreError
 from tests.chaos.cluster import Cluster, Ending, Ground
 from tests.chaos.convergence import compare
@@ -17,6 +15,7 @@ from tests.chaos.history import History
 from tests.chaos.nemesis import Nemesis, Operator
 from tests.chaos.plan import Plan
 from tests.chaos.templates import Templates
+from tests.chaos.workload import Workload
 
 CLIENTS = 8
 

@@ -1,0 +1,80 @@
+"""A short campaign; ``make chaos`` has the long one. And that a planted fault is caught."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.campaign import Campaign, Options
+from tests.chaos.faults import FAULTS
+from tests.chaos.plan import PHASES, draw
+from tests.chaos.report import Totals
+
+SECONDS = 3.0
+"""How long faults go on in a round."""
+
+
+async def campaign(options: Options) -> Totals:
+    """Run it, or skip the test where this machine cannot."""
+    try:
+        return await Campaign(options, print).run()
+    except* (OSError, subprocess.SubprocessError) as exc:
+        pytest.skip(f"no round can be run on this machine: {exc.exceptions[0]}")
+
+
+@pytest.mark.parametrize("seed", [3, 9])
+async def test_nothing_is_lost(tmp_path: Path, seed: int) -> None:
+    totals = await campaign(Options(1, seed, tmp_path, seconds=SECONDS))
+    assert [found["wrong"] or found["report"]["violations"] for found in totals.failed] == []
+    assert totals.calls["acknowledged"] > 0
+    assert totals.faults
+
+
+async def test_a_planted_fault_is_caught(tmp_path: Path) -> None:
+    options = Options(1, 8, tmp_path, plants=("confirm-too-soon",), seconds=SECONDS)
+    totals = await campaign(options)
+    assert totals.failed
+    folder = tmp_path / "confirm-too-soon" / "seed-8"
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert verdict["plant"] == "confirm-too-soon"
+    assert verdict["report"]["violations"]
+    assert (folder / "history.jsonl").stat().st_size
+    assert "<svg" in (folder / "timeline.svg").read_text()
+    assert "Violations in all" in totals.text()
+
+
+def test_a_seed_is_a_plan() -> None:
+    plans = [draw(seed, lambda _: True) for seed in range(40)]
+    assert plans == [draw(seed, lambda _: True) for seed in range(40)]
+    assert {plan.begins for plan in plans[:5]} == set(PHASES)
+    assert {plan.origin for plan in plans[:10]} == {"legacy", "fresh"}
+    assert all(0 <= one.at <= plan.seconds for plan in plans for one in plan.faults)
+
+
+def test_every_fault_is_drawn_by_some_seed() -> None:
+    drawn = {one.name for seed in range(60) for one in draw(seed, lambda _: True).faults}
+    assert drawn == FAULTS.keys()
+
+
+def test_what_cannot_be_had_is_not_drawn() -> None:
+    plans = [draw(seed, lambda kind: not kind.needs) for seed in range(20)]
+    assert not any(FAULTS[one.name].needs for plan in plans for one in plan.faults)
+    assert not any(plan.needs_clock for plan in plans)
+
+
+async def test_a_round_that_cannot_go_on_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.chaos import round as one  # noqa: PLC0415 - to be patched
+
+    async def fails(*_: object) -> None:
+        await asyncio.sleep(0)
+        raise AssertionError("this round is broken")
+
+    monkeypatch.setattr(one, "_live", fails)
+    totals = await campaign(Options(1, 5, tmp_path, seconds=SECONDS))
+    assert "this round is broken" in totals.failed[0]["wrong"][0]
