@@ -17,11 +17,12 @@ from typing import Any
 
 import aiosqlite
 import asyncpg
+import grpc
 import uvloop
 from grpc import aio
 
 from benchmarks.announcing import announced
-from sagastore.v1 import storage_pb2, storage_pb2_grpc
+from sagastore.v1 import storage_pb2
 
 _SQLITE = """
 CREATE TABLE messages (
@@ -124,8 +125,14 @@ async def main() -> None:
     parser.add_argument("--postgres")
     given = parser.parse_args()
     server = aio.server()
-    servicer: Any = _Servicer(await _sqlite(given.sqlite), await _postgres(given.postgres))
-    storage_pb2_grpc.add_StorageServiceServicer_to_server(servicer, server)
+    servicer = _Servicer(await _sqlite(given.sqlite), await _postgres(given.postgres))
+    save = grpc.unary_unary_rpc_method_handler(
+        servicer.Save,
+        request_deserializer=storage_pb2.SaveRequest.FromString,
+        response_serializer=storage_pb2.SaveResponse.SerializeToString,
+    )
+    service = grpc.method_handlers_generic_handler("sagastore.v1.StorageService", {"Save": save})
+    server.add_generic_rpc_handlers((service,))
     await announced(server)
     await asyncio.Event().wait()
 
