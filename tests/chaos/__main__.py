@@ -45,7 +45,7 @@ def main() -> int:
         return _planted(options, arguments.planted, arguments.within)
     _say(
         f"{options.rounds} rounds from seed {seed}"
-        + f", planted: {options.plant}" * bool(options.plant)
+        + f", planted: {arguments.plant}" * bool(options.plant)
     )
     began = time.monotonic()
     totals = asyncio.run(Campaign(options, _say).run())

@@ -17,7 +17,7 @@ from tests.chaos.cluster import Ground, standing_on
 from tests.chaos.faults import FAULTS, Fault, missing
 from tests.chaos.judge import judge
 from tests.chaos.plan import Plan, draw
-from tests.chaos.report import Totals
+from tests.chaos.report import Totals, kind_of
 from tests.chaos.round import run_round
 from tests.chaos.templates import Templates
 
@@ -146,8 +146,7 @@ def reasons(verdict: dict[str, Any]) -> list[str]:
 
 
 def _kinds(verdict: dict[str, Any]) -> list[str]:
-    beside = ["BESIDE THE HISTORY"] if verdict["wrong"] else []
-    return [*sorted(verdict["report"]["kinds"]), *beside]
+    return sorted({*verdict["report"]["kinds"], *map(kind_of, verdict["wrong"])})
 
 
 def _empty(folder: Path) -> None:

@@ -124,7 +124,7 @@ class Operator:
         wrong = [b for b in status.blockers_to_next if b.reason in NEVER]
         last = status.last_verification
         if last is not None and last.mismatch_count:
-            self._complain(f"a verification found {last.mismatch_count} rows that differ")
+            self._complain(f"VERIFICATION: {last.mismatch_count} rows differ")
         for blocker in wrong:
             self._complain(f"{blocker.reason}: {blocker.detail}")
 
@@ -166,7 +166,7 @@ class Operator:
             self._history.mark("operator", did=name, refused=reasons)
             for violation in exc.violations:
                 if violation.type in NEVER:
-                    self._complain(f"{name}: {violation.type}: {violation.description}")
+                    self._complain(f"{violation.type}: ({name}) {violation.description}")
         except SagaStoreError as exc:
             self._history.mark("operator", did=name, failed=str(exc.code), why=str(exc)[:200])
         else:
@@ -234,7 +234,7 @@ class Operator:
             async for progress in steps:
                 compared = progress.compared
                 if progress.mismatch_count:
-                    self._complain(f"verify found {progress.mismatches} (repair: {repair})")
+                    self._complain(f"VERIFICATION: {progress.mismatches} (repair: {repair})")
         return f"{compared} rows"
 
     # ------------------------------------------------------------------ the end

@@ -24,7 +24,7 @@ from sagastore_server.migration.write_gate import WriteGate
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.writer import GroupCommitWriter as PostgresWriter
-from sagastore_server.sqlite.batch import Batch, _columns
+from sagastore_server.sqlite.batch import DURABLE_ON, Batch, _columns
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.sqlite.writer import GroupCommitWriter
@@ -111,7 +111,7 @@ def _ack_what_failed() -> None:
         outcomes = original(self, group)
         if all(isinstance(one, StorageError) for one in outcomes):
             return [
-                SaveResult(write.ids[0], self._counters.revision + 1, True, ())
+                SaveResult(write.ids[0], self._counters.revision + 1, True, DURABLE_ON)
                 if len(write.ids) == 1
                 else outcome
                 for write, outcome in zip(group, outcomes, strict=True)

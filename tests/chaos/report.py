@@ -12,6 +12,11 @@ STALE = ("STALE_READ", "REVISION_WENT_BACK")
 RESURRECTED = ("RESURRECTED_DELETE",)
 
 
+def kind_of(complaint: str) -> str:
+    """Return what a complaint beside the history begins with: its kind."""
+    return complaint.partition(":")[0]
+
+
 class Totals:
     """Adds up rounds."""
 
@@ -43,8 +48,7 @@ class Totals:
                 self.faults[name, phase] += count
         self.changes.update(verdict["changes"])
         self.kinds.update(report["kinds"])
-        if verdict["wrong"]:
-            self.kinds["BESIDE THE HISTORY"] += len(verdict["wrong"])
+        self.kinds.update(map(kind_of, verdict["wrong"]))
         for name in ("operations", "unknown", "acknowledged", "reads"):
             self.calls[name] += report[name]
         for name, count in {**verdict["second_servers"], **verdict["backups"]}.items():

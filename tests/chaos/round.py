@@ -73,7 +73,7 @@ async def run_round(
         )
         await _live(cluster, plan, history, result)
     except Exception as exc:  # noqa: BLE001 - a round that fails in any way must be told of
-        result.wrong.append(f"the round could not be run to its end: {exc!r}")
+        result.wrong.append(f"NOT ENDED: the round could not be run to its end: {exc!r}")
     finally:
         result.seconds = loop.time() - began
         await _clear(cluster, folder, history, result)
@@ -127,10 +127,10 @@ async def _until_settled(operator: Operator) -> None:
 async def _end(cluster: Cluster, phase: Phase, result: Round) -> None:
     ending = await cluster.keeper.end()
     if ending.status:
-        result.wrong.append(f"asked to stop, the server ended with {ending}")
+        result.wrong.append(f"STOP: asked to stop, the server ended with {ending}")
         return
     differences = await compare(cluster.path, cluster.ground.dsn(cluster.database), phase)
-    result.wrong += [f"not the same in both stores: {line}" for line in differences]
+    result.wrong += [f"STORES DIFFER: {line}" for line in differences]
 
 
 async def _clear(cluster: Cluster, folder: Path, history: History, result: Round) -> None:
@@ -140,7 +140,7 @@ async def _clear(cluster: Cluster, folder: Path, history: History, result: Round
         result.starts = cluster.keeper.starts
         said = cluster.server.said
         result.wrong += _wrong_endings(cluster.keeper.endings)
-        result.wrong += [line for line in said if any(w in line for w in _WORDS_OF_A_DEFECT)][:5]
+        result.wrong += [f"LOG: {line}" for line in said if _tells_of_a_defect(line)][:5]
         (folder / "server.log").write_text("\n".join(said) + "\n", encoding="utf-8")
     result.wrong += _wrong_marks(history)
     history.save(folder / "history.jsonl")
@@ -155,10 +155,14 @@ async def _clear(cluster: Cluster, folder: Path, history: History, result: Round
 def _wrong_endings(endings: list[Ending]) -> list[str]:
     """Find processes that have ended by themselves, though they served."""
     return [
-        f"the server ended by itself: {ending}"
+        f"ENDED BY ITSELF: {ending}"
         for ending in endings
         if ending.served and not ending.asked & _KILLED
     ]
+
+
+def _tells_of_a_defect(line: str) -> bool:
+    return any(words in line for words in _WORDS_OF_A_DEFECT)
 
 
 def _wrong_marks(history: History) -> list[str]:
@@ -166,7 +170,7 @@ def _wrong_marks(history: History) -> list[str]:
     for mark in history.marks:
         facts = mark.facts
         if mark.kind == "second server" and facts["served"] and not facts["may"]:
-            found.append(f"a second server served ({facts['how']})")
+            found.append(f"SECOND SERVER: it served ({facts['how']})")
         if mark.kind == "backup" and "Traceback" in facts["said"]:
-            found.append(f"a backup ended with a traceback: {facts['said']}")
+            found.append(f"BACKUP: {facts['said']}")
     return list(dict.fromkeys(found))
