@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from sagastore import AlreadyExistsError, Client, Message
 from sagastore.v1 import storage_pb2, storage_pb2_grpc
 from sagastore_server.ops.metrics import OTHER, Metrics
+from sagastore_server.ops.tallies import Counts, Tallies
 from sagastore_server.rpc.server import METHODS
 from tests.sight.ops import ON, eventually, get, ops_of, scrape, taken_port
 from tests.support.server_process import ServerProcess
@@ -188,3 +190,22 @@ def _answers(ops: str) -> bool:
         return get(ops, "/livez").status == 200
     except OSError:
         return False
+
+
+def test_histograms_are_those_of_the_library() -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    bounds = (0.001, 0.25, 1, 10)
+    tallies = Tallies("h", "text", bounds, ["label"])
+    counts = Counts("c", "text", ["label"])
+    ours.register(tallies)
+    ours.register(counts)
+    histogram = Histogram("h", "text", ["label"], buckets=bounds, registry=theirs).labels("x")
+    counter = Counter("c", "text", ["label"], registry=theirs).labels("x")
+    tally, count = tallies.labels("x"), counts.labels("x")
+    for value in (0.0, 0.001, 0.0011, 0.25, 0.5, 1, 10, 10.5, 1000):
+        tally.observe(value)
+        histogram.observe(value)
+        count.value += 2
+        counter.inc(2)
+    library = [line for line in generate_latest(theirs).splitlines() if b"_created" not in line]
+    assert generate_latest(ours).splitlines() == library
