@@ -43,10 +43,8 @@ def main() -> int:
     )
     if arguments.planted:
         return _planted(options, arguments.planted, arguments.within)
-    _say(
-        f"{options.rounds} rounds from seed {seed}"
-        + f", planted: {arguments.plant}" * bool(options.plant)
-    )
+    planted = f", planted: {arguments.plant}" if arguments.plant else ""
+    _say(f"{options.rounds} rounds from seed {seed}{planted}")
     began = time.monotonic()
     totals = asyncio.run(Campaign(options, _say).run())
     _say("")
