@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -126,11 +127,8 @@ class Campaign:
         self._options.folder.mkdir(parents=True, exist_ok=True)
         log = self._options.folder / f"{self._options.seed}.log"
         log.write_text("\n".join(self._server.stderr), encoding="utf-8")
-        report.failures += [
-            f"log: {line[:3000]}"
-            for line in self._server.stderr
-            if _WRONG_IN_LOG.search(line) and not _OF_THE_LIBRARY.search(line)
-        ][:_ENOUGH]
+        wrong = wrong_lines(self._server.stderr)
+        report.failures += [f"log: {line[:3000]}" for line in wrong[:_ENOUGH]]
 
     # ------------------------------------------------------------------ sending
 
@@ -218,6 +216,18 @@ class Campaign:
                 _, writer = await stack.enter_async_context(connection)
                 writer.write(data)
             yield
+
+
+def wrong_lines(log: list[str]) -> list[str]:
+    """Return the lines of a server's log that should not be there."""
+    return [
+        line
+        for before, line in itertools.pairwise(["", *log])
+        if _WRONG_IN_LOG.search(line)
+        and not _OF_THE_LIBRARY.search(line)
+        # Of one of its lines gRPC prints the traceback once more, behind it.
+        and not (line.startswith("Traceback") and _OF_THE_LIBRARY.search(before))
+    ]
 
 
 async def _at_full_speed(operator: AsyncClient) -> None:
