@@ -134,7 +134,7 @@ class _Judge:
         proof = prove_wrong(calls, self._kinds)
         kind, what = name(proof, calls, self._kinds)
         if proof.unknown:
-            what += f"; {proof.unknown} writes of unknown outcome do not explain it"
+            what += f" (writes of unknown outcome that do not explain it: {proof.unknown})"
         if kind not in told:
             numbers = [call.operation for call in (*proof.core, *_writers(proof.core, calls))]
             self._report.violations.append(violation(self._history, kind, id, what, numbers))

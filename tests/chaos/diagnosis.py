@@ -46,7 +46,7 @@ def prove_wrong(calls: Sequence[Call], kinds: Sequence[str]) -> Proof:
         if _wrong(rest):
             left = rest
     core = sorted((call for call in left if call.must), key=lambda call: call.start)
-    return Proof(core, sum(not call.must for call in left))
+    return Proof(core, sum(not call.must for call in until(calls, ends[high]) if call in calls))
 
 
 def _wrong(calls: Sequence[Call]) -> bool:

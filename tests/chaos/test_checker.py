@@ -172,9 +172,10 @@ def a_delete_that_comes_back(history: History, draw: random.Random) -> bool:
         item = first.get(operation.args["id"])
         if item is None or operation.start < max(one.start for one in history) - 10 * STEP:
             continue
-        # An absence that somebody saw before makes it certain, and not a save in flight.
+        # An absence that somebody saw after it was there makes it certain.
+        there = max(one.end or 0 for one in _operations(history, "Get") if item in _items(one))
         absent = any(
-            one.args["id"] == item.id and (one.end or 0) < operation.start
+            one.args["id"] == item.id and there < one.start and (one.end or 0) < operation.start
             for one in _operations(history, "Get", Outcome.REFUSED)
         )
         if absent and not _may_be_saved_again(history, item):
@@ -519,6 +520,14 @@ def test_a_defect_that_the_service_admits_is_told() -> None:
     broken = story.get(20, 30)
     broken.outcome, broken.code, broken.reason = Outcome.UNKNOWN, "INTERNAL", "INTERNAL"
     assert story.kinds() == [Kind.WRONG_ANSWER]
+
+
+def test_what_cannot_be_decided_does_not_pass() -> None:
+    report = check(right(3), budget=0)
+    assert not report.violations
+    assert not report.ok
+    assert {one.kind for one in report.undecided} == {Kind.UNDECIDED}
+    assert "given up after" in str(report)
 
 
 def test_a_report_counts_and_can_be_told() -> None:
