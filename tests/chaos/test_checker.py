@@ -154,8 +154,8 @@ def an_old_value_at_the_end(history: History, draw: random.Random) -> bool:
 
 
 def _certain(history: History, reader: Operation) -> int:
-    """Return the greatest revision of an id that was told before a read of it began."""
-    id = reader.args["id"]
+    """Return the greatest revision of an id that was told before a call on it began."""
+    id = reader.args.get("id") or reader.args["value"]["id"]
     told = [0]
     for one in history:
         if (one.end or 0) < reader.start:
@@ -271,19 +271,13 @@ def a_page_out_of_order(history: History, draw: random.Random) -> bool:
 
 def a_stale_guard_that_is_accepted(history: History, draw: random.Random) -> bool:
     for operation in _operations(history, "Save", Outcome.REFUSED):
-        if operation.code == "ABORTED":
-            revision = 1 + max(
-                [one.answer["revision"] for one in _operations(history, "Save")], default=0
-            )
-            guard = operation.args["if_revision"]
-            told = [one.answer.get("revision") for one in _operations(history, "Save")]
-            told += [item.revision for one in history for item in _items(one)]
-            if guard in told and guard != operation.answer["stored_revision"]:
-                continue
-            operation.outcome, operation.code = Outcome.OK, ""
-            answer = {"revision": revision, "created": False, "durable_on": ["SQLITE"]}
-            operation.answer = answer
-            return True
+        guard = operation.args["if_revision"]
+        if operation.code != "ABORTED" or guard >= _certain(history, operation):
+            continue
+        revision = 1 + _certain(history, operation)
+        operation.outcome, operation.code = Outcome.OK, ""
+        operation.answer = {"revision": revision, "created": False, "durable_on": ["SQLITE"]}
+        return True
     return False
 
 
