@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import bulk, calls, report, scale, searches
+from benchmarks import bulk, calls, migrations, plots, report, scale, searches
 from benchmarks.bench import QUICK, Bench, CallsFailedError, Sizes
 from benchmarks.load import LoadError
 from benchmarks.model import Row
@@ -36,12 +36,17 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "get-postgres": calls.get_postgres,
     "bulk-sqlite": bulk.bulk_sqlite,
     "bulk-postgres": bulk.bulk_postgres,
+    "pgloader": migrations.against_pgloader,
     "memory": scale.memory,
+    "backfill-latency": migrations.backfill_latency,
+    "switch-pause": migrations.switch_pause,
     "scale-sqlite": scale.scale_sqlite,
     "scale-postgres": scale.scale_postgres,
     "search-sqlite": searches.search_sqlite,
     "search-postgres": searches.search_postgres,
     "start": scale.start,
+    "plot-in-flight": plots.over_in_flight,
+    "plot-rows": plots.over_rows,
 }
 """What can be measured, in the order of the table."""
 

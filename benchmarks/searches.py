@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -233,7 +234,7 @@ class _RowOf:
     def _echoed(self, times: int) -> list[float]:
         taken = []
         with grpc.insecure_channel(self._bench.echo.address) as channel:
-            call = channel.unary_unary("/sagastore.bench.Echo/Save")
+            call: Any = channel.unary_unary("/sagastore.bench.Echo/Save")
             call(b"")
             for _ in range(times):
                 began = time.perf_counter()
