@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     """Address of metrics, liveness and readiness (HTTP), or ``off``."""
     otlp_endpoint: Url | None = None
     """Where traces go: an OTLP collector (gRPC), like http://127.0.0.1:4317."""
-    trace_share: Share = 1.0
+    trace_share: Share = 0.1
     """Share of the calls that are traced where the caller has not decided."""
     log_level: LogLevel = "info"
     """The least severe messages that are logged."""

@@ -114,11 +114,13 @@ def probe_handlers(
     """Return what serves health and, if ``reflected``, tells of the services ``names``.
 
     Both are open to everybody and in every state of the server, and have a share of
-    ``limits`` of their own, so that neither keeps calls from being let in.
+    ``limits`` of their own, so that neither keeps calls from being let in. Clients may
+    watch the health over each connection that they have.
     """
     gate = Gate()
     gate.open()
-    door = Door(gate, limits._replace(caller_rate=0.0))
+    streams = limits.max_streams + limits.max_connections
+    door = Door(gate, limits._replace(caller_rate=0.0, max_streams=streams))
     handlers = [service_handler(_HEALTH, health, door)]
     if reflected:
         served = (*names, _HEALTH.full_name, _REFLECTION.full_name)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import grpc
 from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
 from sagastore.v1 import migration_pb2, storage_pb2
 from sagastore_server.ports.access import AccessControl
@@ -20,6 +18,7 @@ from sagastore_server.rpc.handlers import service_handler
 from sagastore_server.rpc.limits import Limits
 from sagastore_server.rpc.migration_service import MigrationServicer
 from sagastore_server.rpc.pressure import Pressure, figures_of_newest_server
+from sagastore_server.rpc.probes import Health, probe_handlers
 from sagastore_server.rpc.storage_service import StorageServicer
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.migration import MigrationControl
@@ -117,7 +116,7 @@ class RpcServer:
         """Make a server that does not listen yet. Needs a running event loop."""
         self._gate = Gate()
         self._terms = terms
-        self._health = health.aio.HealthServicer()
+        self._health = Health(_HEALTH_NAMES)
         self._server = aio.server(options=_options(terms.limits))
         pressure = Pressure(terms.limits.max_calls, figures_of_newest_server())
         door = Door(
@@ -137,10 +136,10 @@ class RpcServer:
         )
         handlers = map(service_handler, _SERVICES, servicers, (door, door))
         self._server.add_generic_rpc_handlers(tuple(handlers))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if terms.reflection:
-            names = (*_HEALTH_NAMES[1:], health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+        probes = probe_handlers(
+            self._health, _HEALTH_NAMES[1:], terms.limits, reflected=terms.reflection
+        )
+        self._server.add_generic_rpc_handlers(probes)
 
     async def start(self, address: str) -> int:
         """Listen on ``address`` (``host:port``, port 0: any) and return the port.
@@ -149,7 +148,6 @@ class RpcServer:
             CannotListenError: It is in use, or not an address of this machine.
 
         """
-        await self._tell(_NOT_SERVING)
         try:
             port = self._bind(address)
         except RuntimeError as exc:
@@ -166,7 +164,7 @@ class RpcServer:
     async def open_gate(self) -> None:
         """Take calls from now on: the backend is open."""
         self._gate.open()
-        await self._tell(_SERVING)
+        self._health.tell(_SERVING)
 
     async def set_ready(self, ready: bool) -> None:
         """Tell probes whether the store can be used now; calls are taken in any case.
@@ -174,7 +172,7 @@ class RpcServer:
         MigrationService serves without it: it tells what is the matter.
         """
         if self._gate.state is GateState.OPEN:
-            await self._tell(_SERVING if ready else _NOT_SERVING, _STORE_NAMES)
+            self._health.tell(_SERVING if ready else _NOT_SERVING, _STORE_NAMES)
 
     async def drain(self, grace: float) -> bool:
         """Refuse new calls and let those under way finish, for up to ``grace`` seconds.
@@ -183,7 +181,7 @@ class RpcServer:
             False when calls were still under way at the end.
 
         """
-        await self._tell(_NOT_SERVING)
+        self._health.tell(_NOT_SERVING)
         return await self._gate.drain(grace)
 
     async def stop(self) -> None:
@@ -196,7 +194,3 @@ class RpcServer:
     def calls_under_way(self) -> int:
         """How many calls have come in and not ended, health and reflection aside."""
         return self._gate.in_flight
-
-    async def _tell(self, status: int, names: Sequence[str] = _HEALTH_NAMES) -> None:
-        for name in names:
-            await self._health.set(name, status)

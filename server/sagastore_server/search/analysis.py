@@ -20,6 +20,7 @@ rebuilds its index when it opens.
 from __future__ import annotations
 
 import re
+import threading
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
@@ -38,7 +39,16 @@ _CACHED_WORDS = 1 << 17
 
 _ASCII_WORD = re.compile("[a-z0-9]+")
 _ASCII_SPAN = re.compile("[A-Za-z0-9]+")
-_STEMMER = snowballstemmer.stemmer("english")
+
+
+class _Stemmers(threading.local):
+    """A stemmer for each thread: it works on its own attributes, so two threads spoil a word."""
+
+    def __init__(self) -> None:
+        self.english = snowballstemmer.stemmer("english")
+
+
+_STEMMERS = _Stemmers()
 
 _UNSPACED = (
     (0x0E00, 0x0EFF),  # Thai, Lao
@@ -96,7 +106,7 @@ def stem(token: str) -> str:
     """Return the stem of a folded token; of other than English words the token."""
     if len(token) < _MIN_STEM or not (token.isascii() and token.isalpha()):
         return token
-    stemmed: str = _STEMMER.stemWord(token)
+    stemmed: str = _STEMMERS.english.stemWord(token)
     return stemmed
 
 
