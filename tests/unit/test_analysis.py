@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import re
 import sqlite3
 import string
+import sys
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -151,6 +154,24 @@ def test_examples(text: str, tokens: list[str]) -> None:
 )
 def test_stems(word: str, expected: str) -> None:
     assert stem(word) == expected
+
+
+def test_threads_do_not_spoil_each_others_words() -> None:
+    """Both stores' writers and the backfill analyse text, each in threads of their own."""
+    parts = ("vari", "nation", "relat", "hope", "form"), ("al", "iz", "ful", "abil", "ment", "ous")
+    ends = ("", "ing", "ness", "ation", "ities", "ly", "ed")
+    words = ["".join(word) for word in itertools.product(*parts, ends)]
+    # Past the cache, which would hide it: a wrong stem would be remembered.
+    uncached = stem.__wrapped__
+    expected = [uncached(word) for word in words]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = threads.map(lambda _: [uncached(word) for word in words], range(24))
+            assert all(stems == expected for stems in found)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_characters_that_are_terms() -> None:
