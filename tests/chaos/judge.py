@@ -71,7 +71,7 @@ def _faults(history: History) -> Iterator[tuple[str, str]]:
         if mark.kind == "fault begins":
             yield mark.facts["name"], phase
         elif mark.kind == "tripped":
-            yield f"{mark.facts['how']} while the phase changes", phase
+            yield f"while the phase changes: {mark.facts['how']}", phase
         elif mark.facts.get("did") in {"verify", "repair", "pause"} and "done" in mark.facts:
             yield mark.facts["did"], phase
 

@@ -8,6 +8,8 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
+import asyncpg
+
 from sagastore import (
     AsyncClient,
     FailedPreconditionError,
@@ -185,10 +187,18 @@ class Operator:
             return None
         return await self._change(Phase(status.phase - 1))
 
-    async def _change(self, phase: Phase, patience: float = 4.0, risk: float = 0.25) -> str:
+    async def _change(self, phase: Phase, patience: float = 4.0, risk: float = 0.4) -> str:
         """Change the phase; now and then something happens in that very moment."""
-        if self._rng.random() < risk:
-            asyncio.get_running_loop().call_later(self._rng.uniform(0, 0.3), self._trip)
+        trip = asyncio.create_task(self._trip(phase)) if self._rng.random() < risk else None
+        if trip is not None:
+            await asyncio.sleep(0.2)
+        try:
+            return await self._changed(phase, patience)
+        finally:
+            if trip is not None:
+                await trip
+
+    async def _changed(self, phase: Phase, patience: float) -> str:
         self._under_way = phase
         self._history.mark("phase-change", to=phase.label)
         try:
@@ -200,13 +210,40 @@ class Operator:
         self.saw(done)
         return done.phase.label
 
-    def _trip(self) -> None:
-        how = self._rng.choice(["kill", "kill", "cut"])
+    async def _trip(self, phase: Phase) -> None:
+        """Hurt something at the moment of a change, which is asked for 0.2 s after this begins."""
+        proxy, rng = self._cluster.ground.proxy, self._rng
+        ways = ["kill", "kill", "cut", "slow PostgreSQL", "slow PostgreSQL"]
+        if phase is Phase.POSTGRES_ONLY:
+            ways += ["kill when PostgreSQL has taken over"] * 5
+        how = rng.choice(ways)
         self._history.mark("tripped", how=how)
-        if how == "kill":
+        if how == "slow PostgreSQL":
+            # So that it is behind when the change comes.
+            proxy.set(POSTGRES, delay=rng.choice([0.03, 0.1, 0.25]))
+            await asyncio.sleep(rng.uniform(0.4, 1.2))
+            proxy.set(POSTGRES)
+        elif how == "kill when PostgreSQL has taken over":
+            await self._until_taken_over()
             self._cluster.keeper.signal(signal.SIGKILL)
         else:
-            self._cluster.ground.proxy.cut(POSTGRES)
+            await asyncio.sleep(0.2 + rng.uniform(0, 0.3))
+            if how == "kill":
+                self._cluster.keeper.signal(signal.SIGKILL)
+            else:
+                proxy.cut(POSTGRES)
+
+    async def _until_taken_over(self) -> None:
+        """Ask PostgreSQL itself, for a while, whether it is the only store."""
+        ground = self._cluster.ground
+        with contextlib.suppress(OSError, asyncpg.PostgresError, TimeoutError):
+            connection = await asyncpg.connect(ground.dsn(self._cluster.database))
+            try:
+                async with asyncio.timeout(3):
+                    while await connection.fetchval("SELECT phase FROM migration") != 5:  # noqa: ASYNC110
+                        await asyncio.sleep(0.002)
+            finally:
+                await connection.close()
 
     async def _pause(self) -> str:
         await self._client.migration.control_backfill(paused=True)
