@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from sagastore import (
@@ -26,11 +28,42 @@ T = TypeVar("T")
 _DEFINITE = {"NOT_FOUND", "ABORTED", "ALREADY_EXISTS", "INVALID_ARGUMENT"}
 _WITH_REVISION = {"ABORTED", "ALREADY_EXISTS"}
 
+_attempts: ContextVar[list[str]] = ContextVar("attempts")
+"""What the library says of each further attempt of the call that is under way."""
+
+
+class _Noting(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note an attempt."""
+        said = record.getMessage()
+        noted = _attempts.get(None)
+        if noted is not None and "; again in " in said:
+            noted.append(said)
+
+
+@contextmanager
+def counted_attempts() -> Iterator[None]:
+    """Learn from the library's log how often it sends a call; not from its results.
+
+    What nobody sent a second time cannot happen a second time: without that, each call of
+    a client that repeats would have to be taken for several.
+    """
+    log, handler = logging.getLogger("sagastore"), _Noting()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+
 
 class RecordingClient:
     """Calls, and takes down each call as one operation.
 
     ``tries`` is how often the library may send a call; 1 makes each attempt an operation.
+    With more, be within `counted_attempts`: the operation says how often it was sent.
     Every method returns None where the call came to nothing, whatever the reason.
     """
 
@@ -64,16 +97,25 @@ class RecordingClient:
         answer: Callable[[T], Mapping[str, Any]],
     ) -> T | None:
         operation = self._begin(kind, args)
+        noted: list[str] = []
+        _attempts.set(noted)
         try:
             result = await work()
         except SagaStoreError as exc:
+            self._count(operation, noted)
             fail(operation, exc)
             return None
         except BaseException:
             operation.unknown("CANCELLED")
             raise
+        self._count(operation, noted)
         operation.ok(answer(result))
         return result
+
+    def _count(self, operation: Operation, noted: list[str]) -> None:
+        """Say how often a call was sent, now that it is over."""
+        if self.tries > 1:
+            operation.args = {**operation.args, "tries": 1 + len(noted)}
 
     # ------------------------------------------------------------------ writes
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from sagastore import AsyncClient, Message
+from tests.chaos.calling import RecordingClient, counted_attempts
 from tests.chaos.checker import check
 from tests.chaos.history import History, Outcome
 from tests.chaos.values import Value, moment, shown, word_of
@@ -89,6 +90,25 @@ async def test_a_loss_that_is_made_is_found(tmp_path: Path) -> None:
         server.close()
     kinds = check(history).kinds
     assert kinds["LOST_WRITE"] > 0, kinds
+
+
+async def test_a_client_that_repeats_says_how_often(tmp_path: Path) -> None:
+    history = History()
+    message = Message("openai", "user", "v0", id="m", timestamp=moment(0))
+    with counted_attempts():
+        # Nobody listens there; and then somebody does.
+        client = RecordingClient("127.0.0.1:1", history, 0, timeout=5, tries=3)
+        assert (
+            await client.save(message, Value.of(message, ()), if_revision=None, both=False) is None
+        )
+        await client.close()
+        server = ServerProcess(tmp_path / "memory.db").start()
+        client = RecordingClient(server.address, history, 0, timeout=30, tries=3)
+        assert await client.save(message, Value.of(message, ()), if_revision=None, both=False)
+        await client.close()
+        server.close()
+    assert [one.args["tries"] for one in history] == [3, 1]
+    assert [one.outcome for one in history] == [Outcome.REFUSED, Outcome.OK]
 
 
 def test_what_is_shown_is_what_was_sent() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sagastore import AsyncClient, Message, RetryPolicy
-from tests.chaos.calling import RecordingClient
+from tests.chaos.calling import RecordingClient, counted_attempts
 from tests.chaos.history import History
 from tests.chaos.settling import settle
 from tests.chaos.subjects import TAGS, Subject, Subjects
@@ -56,6 +56,10 @@ class Workload:
 
         """
         await self._baseline()
+        with counted_attempts():
+            await self._live_all(stop)
+
+    async def _live_all(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             for number in range(self._clients):
                 group.create_task(self._live(number, stop), name=f"client {number}")
