@@ -15,13 +15,14 @@ import asyncio
 import json
 import logging
 import random
+import signal
 import sys
 import time
 from pathlib import Path
 
 from tests.chaos.campaign import Campaign, Options
 from tests.chaos.planted import PLANTS
-from tests.chaos.report import planted_table
+from tests.chaos.report import Totals, planted_table
 
 _FOLDER = Path("var/chaos")
 
@@ -46,7 +47,7 @@ def main() -> int:
     planted = f", planted: {arguments.plant}" if arguments.plant else ""
     _say(f"{options.rounds} rounds from seed {seed}{planted}")
     began = time.monotonic()
-    totals = asyncio.run(Campaign(options, _say).run())
+    totals = asyncio.run(_run(Campaign(options, _say)))
     _say("")
     _say(totals.text())
     document = totals.as_json() | {"seed": seed, "took": round(time.monotonic() - began, 1)}
@@ -56,6 +57,14 @@ def main() -> int:
     return 1 if totals.failed else 0
 
 
+async def _run(campaign: Campaign) -> Totals:
+    """Run it; SIGTERM ends it as Ctrl+C does, and nothing is left behind."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await campaign.run()
+
+
 def _planted(options: Options, which: list[str], within: int) -> int:
     """Plant one fault after the other, and see in which round each is caught."""
     names = tuple(PLANTS) if which == ["all"] else tuple(which)
@@ -63,7 +72,7 @@ def _planted(options: Options, which: list[str], within: int) -> int:
         plants=names, rounds=within, until_caught=True, folder=options.folder / "planted"
     )
     campaign = Campaign(own, _say)
-    asyncio.run(campaign.run())
+    asyncio.run(_run(campaign))
     found = {name: (*campaign.caught.get(name, (0, [])), campaign.tried[name]) for name in names}
     table = planted_table(found, {name: plant.what for name, plant in PLANTS.items()})
     _say("\n" + table)
