@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -15,6 +14,9 @@ from benchmarks.bulk import fill
 from benchmarks.messages import get_requests, save_requests
 from benchmarks.model import Row, percentile
 from benchmarks.servers import Served, as_served, ours
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 IN_FLIGHT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SHARES = ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
@@ -120,16 +122,16 @@ def _grow(
     stored, count = 0, bench.sizes.calls // 2
     for size in sizes:
         name = f"grown-{size}"
-        rate = fill(bench, server, name, size - stored).value
-        stored = size
+        new = size - stored
+        rate = fill(bench, server, name, new).value
         saves = save_requests(f"at-{size}", 0, count)
-        gets = get_requests(name, max(1, size // 2), count)
+        gets = get_requests(name, new, count)
         measured = {
             f"BulkSave, {where}": rate,
             f"Save, {where}": bench.calls(server, "Save", saves, 64)[0].value,
             f"Get, {where}": bench.calls(server, "Get", gets, 64)[0].value,
         }
-        stored += count
+        stored = size + count
         for what, value in measured.items():
             found.setdefault(what, []).append(value)
         bench.say(f"{where}, {size:,} stored: BulkSave {rate:,.0f}")

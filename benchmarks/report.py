@@ -63,7 +63,9 @@ def show(console: Console, rows: Sequence[Row]) -> None:
     console.print(table)
     for row in rows:
         said = [row.failure] if row.failure else []
-        said += [_side(name, values, row.unit) for name, values in row.sides.items()]
+        # Those of a plot are no rounds of one thing.
+        if row.values or all(len(values) == 1 for values in row.sides.values()):
+            said += [_side(name, values, row.unit) for name, values in row.sides.items()]
         console.print(f"[bold]{row.name}[/] {row.what}: {'; '.join([*said, *row.notes])}")
 
 

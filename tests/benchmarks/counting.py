@@ -1,0 +1,85 @@
+"""Counts what is asked of the databases, where the drivers hand it over."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from sagastore_server.postgresql import pool
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class Work:
+    """Statements by their first word; may be written to by several threads."""
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+        self.statements.clear()
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """How often each kind was executed: ``INSERT``, ``COMMIT``, ``COPY``, …"""
+        return Counter(statement.split(None, 1)[0].upper() for statement in self.statements)
+
+    @property
+    def total(self) -> int:
+        """How many statements there were: for PostgreSQL, round trips."""
+        return len(self.statements)
+
+
+def count_sqlite(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Count every statement of every SQLite connection that is opened from now on.
+
+    What triggers run is not counted; one of ``executemany`` counts for each row.
+    """
+    work = Work()
+    connect = sqlite3.connect
+
+    def heard(statement: str) -> None:
+        # Each trigger of a row tells its statement once more, with the same values.
+        if not statement.startswith("--") and work.statements[-1:] != [statement]:
+            work.statements.append(statement)
+
+    def connected(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.set_trace_callback(heard)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", connected)
+    return work
+
+
+def count_postgres(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Count what the pools that are opened from now on send: each entry is a round trip.
+
+    Not counted is the one more that preparing a statement takes, once a connection.
+    """
+    work = Work()
+    prepare = pool.Pool._prepare
+    copy = pool._Connection.copy_records_to_table
+
+    async def prepared(self: pool.Pool, connection: Any) -> None:
+        await prepare(self, connection)
+        connection.add_query_logger(lambda asked: work.statements.append(_bare(asked.query)))
+
+    async def copied(self: Any, *arguments: Any, **options: Any) -> Any:
+        work.statements.append("COPY")
+        return await copy(self, *arguments, **options)
+
+    monkeypatch.setattr(pool.Pool, "_prepare", prepared)
+    monkeypatch.setattr(pool._Connection, "copy_records_to_table", copied)
+    return work
+
+
+def _bare(sql: str) -> str:
+    """Return a statement without the comments before it."""
+    lines = sql.strip().splitlines()
+    while lines[0].startswith("--"):
+        lines.pop(0)
+    return "\n".join(lines)
