@@ -60,6 +60,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help=f"that count ({Sizes().rounds})")
     parser.add_argument("--scale", type=int, help=f"rows of a large store ({Sizes().scale:,})")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for stores and results")
+    parser.add_argument("--python", action="store_true", help="clients of Python instead of ghz")
     given = parser.parse_args()
     unknown = [name for name in given.names if name not in {*ROWS, "quick"}]
     if unknown:
@@ -97,7 +98,11 @@ def main() -> int:
     folder = given.folder.resolve()
     with ExitStack() as stack:
         bench = Bench(
-            _sizes(given), folder, stack, lambda line: console.print(f"  {line}", style="dim")
+            _sizes(given),
+            folder,
+            stack,
+            lambda line: console.print(f"  {line}", style="dim"),
+            python=given.python,
         )
         console.print(f"Stores are kept in {folder}; calls are sent by {bench.generator.name}")
         try:

@@ -71,15 +71,26 @@ class CallsFailedError(Exception):
 class Bench:
     """A run: made once, given to every benchmark."""
 
-    def __init__(self, sizes: Sizes, folder: Path, stack: ExitStack, say: Callable[[str], None]):
-        """Work in ``folder``; ``stack`` ends what was started; ``say`` tells what is done."""
+    def __init__(
+        self,
+        sizes: Sizes,
+        folder: Path,
+        stack: ExitStack,
+        say: Callable[[str], None],
+        *,
+        python: bool = False,
+    ) -> None:
+        """Work in ``folder``; ``stack`` ends what was started; ``say`` tells what is done.
+
+        ``python`` asks for clients of Python, also where there is ghz.
+        """
         self.sizes = sizes
         self.folder = folder
         self.say = say
         self._stack = stack
         self._files = itertools.count()
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
-        self.generator = Generator(folder / "tmp")
+        self.generator = Generator(folder / "tmp", python=python)
         self.peak_echo = 0.0
         """Calls a second: the most that the load generator got out of the echo server."""
         self.peak_ours = 0.0

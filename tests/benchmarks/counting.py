@@ -47,7 +47,7 @@ def count_sqlite(monkeypatch: pytest.MonkeyPatch) -> Work:
             work.statements.append(statement)
 
     def connected(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        connection = connect(*arguments, **options)
+        connection: sqlite3.Connection = connect(*arguments, **options)
         connection.set_trace_callback(heard)
         return connection
 
