@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from benchmarks.report import write
 from sagastore.v1 import storage_pb2
 
 
-def _row(values: list[float], **fields: object) -> Row:
+def _row(values: list[float], **fields: Any) -> Row:
     row = Row("name", "what", values, at_least(0.85), {}, "calls/s")
     return row._replace(**fields)
 
