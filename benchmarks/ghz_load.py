@@ -1,7 +1,7 @@
 """Loads a running service with ghz: ``make load``.
 
     python -m benchmarks.ghz_load [NAME ...] [--target HOST:PORT] [--seconds N]
-        [--cacert FILE] [--cert FILE --key FILE] [--server-name NAME] [--folder DIR]
+        [--tls | --cacert FILE] [--cert FILE --key FILE] [--server-name NAME] [--folder DIR]
 
 Names are save, get, search, bulk-save, and mix, which is all four at the same time; the
 configurations are in ``load/``. A bearer token is taken from ``SAGASTORE_TOKEN``, and goes
@@ -170,7 +170,9 @@ def _options(given: argparse.Namespace) -> Iterator[list[str]]:
             ("cname", given.server_name),
         )
         if value
-    ] or ["--insecure"]
+    ]
+    if not given.tls and not given.cacert:
+        options.append("--insecure")
     token = os.environ.get(TOKEN)
     if not token:
         yield options
@@ -187,7 +189,8 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", default=[*KINDS, MIX], metavar="NAME")
     parser.add_argument("--target", default="127.0.0.1:50051", help="HOST:PORT of the service")
     parser.add_argument("--seconds", type=float, help="of each load (10)")
-    parser.add_argument("--cacert", help="certificates to check the service's by: turns TLS on")
+    parser.add_argument("--tls", action="store_true", help="TLS, by the system's certificates")
+    parser.add_argument("--cacert", help="TLS, by the certificates in this file")
     parser.add_argument("--cert", help="a certificate of the client")
     parser.add_argument("--key", help="its key")
     parser.add_argument("--server-name", help="the name in the service's certificate")
@@ -196,6 +199,10 @@ def _parsed() -> argparse.Namespace:
     unknown = sorted(set(given.names) - {*KINDS, MIX})
     if unknown:
         parser.error(f"there is no {unknown[0]}; there are {', '.join([*KINDS, MIX])}")
+    plain = not given.tls and not given.cacert
+    here = given.target.rpartition(":")[0] in {"127.0.0.1", "localhost", "[::1]"}
+    if plain and not here and os.environ.get(TOKEN):
+        parser.error(f"{TOKEN} would cross the network in plain text; use --tls or --cacert FILE")
     return given
 
 
