@@ -61,7 +61,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--scale", type=int, help=f"rows of a large store ({Sizes().scale:,})")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for stores and results")
     parser.add_argument("--python", action="store_true", help="clients of Python instead of ghz")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     unknown = [name for name in given.names if name not in {*ROWS, "quick"}]
     if unknown:
         parser.error(f"there is no {unknown[0]}; there are {', '.join([*ROWS, 'quick'])}")

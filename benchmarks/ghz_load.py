@@ -195,7 +195,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--key", help="its key")
     parser.add_argument("--server-name", help="the name in the service's certificate")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for reports")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     unknown = sorted(set(given.names) - {*KINDS, MIX})
     if unknown:
         parser.error(f"there is no {unknown[0]}; there are {', '.join([*KINDS, MIX])}")
