@@ -82,14 +82,16 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
                     await _announce(service, address, _asked(settings), sight, say)
                     manager.ready(f"serving {service.place()} on {address}")
                     async with _watched(service, server, sight.readiness):
-                        await signals.first.wait()
+                        await _until_told(signals, server)
                 manager.stopping(settings.drain_seconds)
                 sight.draining(settings.drain_seconds, lambda: server.calls_under_way)
                 await _drain(server, settings.drain_seconds, signals)
         finally:
             await sight.close_eyes()
-            await server.stop()
-            await backend.close()
+            try:
+                await server.stop()
+            finally:
+                await backend.close()
     _log.info("stopped")
 
 
@@ -262,6 +264,23 @@ async def _open(backend: StorageBackend, signals: StopSignals) -> bool:
     opening.cancel()
     await asyncio.gather(opening, return_exceptions=True)
     return False
+
+
+async def _until_told(signals: StopSignals, server: RpcServer) -> None:
+    """Serve until a signal asks to stop.
+
+    Raises:
+        StartupError: Nothing is served any more. A process that lives on and does not
+            serve is noticed by nobody; one that ends is started anew.
+
+    """
+    told = asyncio.create_task(signals.first.wait())
+    ended = asyncio.create_task(server.ended())
+    await asyncio.wait({told, ended}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    ended.cancel()
+    if not signals.first.is_set():
+        raise StartupError("gRPC has stopped serving by itself, which it must not; start again")
 
 
 def _asked(settings: Settings) -> Asked:

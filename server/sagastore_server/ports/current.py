@@ -26,8 +26,10 @@ class CurrentCall:
     @property
     def id(self) -> str:
         """What names the call in errors and in the log."""
-        if not self._id and self.named_by is not None:
-            self.adopt(self.named_by())
+        # Asked once: gRPC logs what it cannot read in a header, and the log asks for the id.
+        named_by, self.named_by = self.named_by, None
+        if not self._id and named_by is not None:
+            self.adopt(named_by())
         if not self._id:
             self._id = secrets.token_hex(8)
         return self._id

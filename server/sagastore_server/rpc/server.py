@@ -129,6 +129,7 @@ class RpcServer:
         )
         self.door = door
         self._watching: asyncio.Task[None] | None = None
+        self._serving: asyncio.Task[bool] | None = None
         timeout = terms.limits.search_timeout
         servicers = (
             StorageServicer(backend, self._gate, search_timeout=timeout),
@@ -153,6 +154,7 @@ class RpcServer:
         except RuntimeError as exc:
             raise CannotListenError(f"cannot listen on {address}") from exc
         await self._server.start()
+        self._serving = asyncio.create_task(self._server.wait_for_termination())
         self._watching = asyncio.create_task(self.door.pressure.watch())
         return port
 
@@ -184,11 +186,20 @@ class RpcServer:
         self._health.tell(_NOT_SERVING)
         return await self._gate.drain(grace)
 
+    async def ended(self) -> None:
+        """Wait until nothing is served any more: after ``stop``, or by a defect of gRPC."""
+        if self._serving is not None:
+            await asyncio.shield(self._serving)
+
     async def stop(self) -> None:
         """Stop listening, and end what is left."""
         if self._watching is not None:
             self._watching.cancel()
+        if self._serving is not None and self._serving.done():
+            return  # It has ended by itself; to end it again fails.
         await self._server.stop(_LAST_ANSWERS)
+        if self._serving is not None:
+            await self._serving
 
     @property
     def calls_under_way(self) -> int:
