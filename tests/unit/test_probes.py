@@ -33,7 +33,9 @@ def health() -> Health:
 @pytest.fixture
 async def channel(health: Health) -> AsyncIterator[aio.Channel]:
     server = aio.server()
-    handlers = probe_handlers(health, [NAME], Limits(max_streams=1, max_connections=2), reflected=True)
+    handlers = probe_handlers(
+        health, [NAME], Limits(max_streams=1, max_connections=2), reflected=True
+    )
     server.add_generic_rpc_handlers(handlers)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
