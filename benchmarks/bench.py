@@ -23,7 +23,7 @@ class Sizes(NamedTuple):
     """How much is measured."""
 
     rounds: int = 5
-    calls: int = 8_000
+    calls: int = 6_000
     """Of a load."""
     bulk: int = 20_000
     """Messages of a load by BulkSave."""

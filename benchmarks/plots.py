@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.bench import Bench
+from benchmarks.bench import WARM, Bench
+from benchmarks.big import NAME, copied, stores
 from benchmarks.bulk import fill
-from benchmarks.messages import get_requests, save_requests
+from benchmarks.messages import BATCH, get_requests, save_requests
 from benchmarks.model import Row, percentile
 from benchmarks.servers import Served, as_served, ours
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
 IN_FLIGHT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SHARES = ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
-STEPS = 6
-"""Sizes of the store at which calls are measured, from the small one to the large one."""
+STEPS = 4
+"""Sizes at which calls are measured before the large store, up to a tenth of it."""
 _FEWEST = 300
-"""Calls of a point at least."""
+_MOST = 4_000
+"""Calls of a point."""
 
 
 class Point(NamedTuple):
@@ -81,16 +83,18 @@ def over_in_flight(bench: Bench) -> list[Row]:
 
 def over_rows(bench: Bench) -> list[Row]:
     """Plot throughput over the number of stored messages."""
-    sizes = _steps(bench.sizes.small, bench.sizes.scale)
+    made, postgres = stores(bench), bench.postgres
+    grown = _steps(bench.sizes.small, made.rows // 10)
     found: dict[str, list[float]] = {}
-    with ExitStack() as stack:
-        file = stack.enter_context(bench.file())
-        sqlite = stack.enter_context(ours(file))
-        _grow(bench, as_served(sqlite), "SQLite", sizes, found)
-        sqlite.terminate()
-        dsn = stack.enter_context(bench.postgres.database())
-        postgres = as_served(stack.enter_context(ours(postgres=dsn)))
-        _grow(bench, postgres, "PostgreSQL", sizes, found)
+    with bench.file() as file, ours(file) as server:
+        sizes = _grow(bench, as_served(server), "SQLite", grown, found)
+    with copied(bench, made.alone) as file, ours(file) as server:
+        _measure(bench, as_served(server), "SQLite", (NAME, made.rows), found)
+    with postgres.database() as dsn, ours(postgres=dsn) as server:
+        _grow(bench, as_served(server), "PostgreSQL", grown, found)
+    with postgres.database(made.alone_database) as dsn, ours(postgres=dsn) as server:
+        _measure(bench, as_served(server), "PostgreSQL", (NAME, made.rows), found)
+    sizes.append(made.rows)
     path = bench.folder / "stored.png"
     _draw_rows(sizes, found).savefig(path)
     what = f"calls/s, messages/s with {', '.join(f'{size:,}' for size in sizes)} stored"
@@ -99,7 +103,7 @@ def over_rows(bench: Bench) -> list[Row]:
 
 def _point(bench: Bench, server: Served, method: str, in_flight: int) -> Point:
     # Few calls at a time are slow ones: a point takes a few seconds at most.
-    count = min(bench.sizes.calls, max(_FEWEST, bench.sizes.calls * in_flight // 64))
+    count = min(_MOST, max(_FEWEST, bench.sizes.calls * in_flight // 64))
     if method == "Get":
         requests = get_requests("stored", bench.sizes.small, count)
     else:
@@ -117,24 +121,43 @@ def _steps(small: int, large: int) -> list[int]:
 
 def _grow(
     bench: Bench, server: Served, where: str, sizes: Sequence[int], found: dict[str, list[float]]
-) -> None:
-    """Fill a store step by step, and measure at each."""
-    stored, count = 0, bench.sizes.calls // 2
+) -> list[int]:
+    """Fill a store step by step, and measure at each; return how much was stored then."""
+    stored, reached = 0, []
     for size in sizes:
-        name = f"grown-{size}"
-        new = size - stored
-        rate = fill(bench, server, name, new).value
-        saves = save_requests(f"at-{size}", 0, count)
-        gets = get_requests(name, new, count)
-        measured = {
-            f"BulkSave, {where}": rate,
-            f"Save, {where}": bench.calls(server, "Save", saves, 64)[0].value,
-            f"Get, {where}": bench.calls(server, "Get", gets, 64)[0].value,
-        }
-        stored = size + count
-        for what, value in measured.items():
-            found.setdefault(what, []).append(value)
-        bench.say(f"{where}, {size:,} stored: BulkSave {rate:,.0f}")
+        new = max(BATCH, size - stored)
+        fill(bench, server, f"grown-{size}", new)
+        reached.append(stored + new)
+        stored += new + _measure(bench, server, where, (f"grown-{size}", new), found)
+    return reached
+
+
+def _measure(
+    bench: Bench,
+    server: Served,
+    where: str,
+    known: tuple[str, int],
+    found: dict[str, list[float]],
+) -> int:
+    """Measure each kind of call; return how many messages that has added.
+
+    ``known`` is the name of messages that are stored, and how many of them there are.
+    """
+    calls, bulk = bench.sizes.calls // 2, bench.sizes.bulk // 4
+    name, count = known
+    gets = get_requests(name, count, calls)
+    bench.calls(server, "Get", gets[: calls // WARM], 64)
+    saves = save_requests(f"at-{name}", 0, calls)
+    measured = {
+        f"Save, {where}": bench.calls(server, "Save", saves, 64)[0].value,
+        f"Get, {where}": bench.calls(server, "Get", gets, 64)[0].value,
+        f"BulkSave, {where}": fill(bench, server, f"bulk-at-{name}", bulk).value,
+    }
+    for what, value in measured.items():
+        found.setdefault(what, []).append(value)
+    told = ", ".join(f"{what} {value:,.0f}" for what, value in measured.items())
+    bench.say(f"{name}: {told}")
+    return calls + bulk
 
 
 def _figure(plots: int) -> tuple[Figure, list[Axes]]:
