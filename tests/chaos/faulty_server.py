@@ -42,9 +42,9 @@ def main() -> None:
     if clock := os.environ.get("CHAOS_CLOCK"):
         set_clock(Path(clock))
     if name := os.environ.get("CHAOS_PLANT"):
-        from tests.chaos.planted import PLANTS  # noqa: PLC0415 - it imports the whole server
+        from tests.chaos import planted  # noqa: PLC0415 - it imports the whole server
 
-        PLANTS[name].put()
+        planted.put(name)
     from sagastore_server import cli  # noqa: PLC0415 - after the patches
 
     cli.main()

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sagastore_server.migration import attaching, live
@@ -24,12 +26,18 @@ from sagastore_server.migration.write_gate import WriteGate
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.writer import GroupCommitWriter as PostgresWriter
+from sagastore_server.sqlite import connect, opening
 from sagastore_server.sqlite.batch import DURABLE_ON, Batch, _columns
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.sqlite.writer import GroupCommitWriter
 from sagastore_server.storage.changes import Changes
-from sagastore_server.storage.errors import StorageError
+from sagastore_server.storage.errors import (
+    CorruptStoreError,
+    StorageError,
+    StorageFullError,
+    UnavailableError,
+)
 from sagastore_server.storage.model import Draft, SaveResult
 from sagastore_server.storage.replication import Entry, Lease
 
@@ -38,6 +46,9 @@ FSYNC = 0.005
 
 ONE_IN = 40
 """How many times out of how many a fault that need not come always does."""
+
+
+_FAILURES = StorageFullError, UnavailableError, CorruptStoreError
 
 
 class Plant(NamedTuple):
@@ -49,6 +60,15 @@ class Plant(NamedTuple):
 
 
 PLANTS: dict[str, Plant] = {}
+
+
+POWER_PLANTS: dict[str, Plant] = {}
+"""Those that only a power loss shows; see ``power_loss``."""
+
+
+def put(name: str) -> None:
+    """Plant the fault of this name."""
+    (PLANTS | POWER_PLANTS)[name].put()
 
 
 def _plant(name: str, what: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
@@ -109,7 +129,7 @@ def _ack_what_failed() -> None:
 
     def commit(self: Any, group: list[Any]) -> list[Any]:
         outcomes = original(self, group)
-        if all(isinstance(one, StorageError) for one in outcomes):
+        if all(isinstance(one, _FAILURES) for one in outcomes):
             return [
                 SaveResult(write.ids[0], self._counters.revision + 1, True, DURABLE_ON)
                 if len(write.ids) == 1
@@ -366,3 +386,26 @@ def _postgres_ack_before_commit() -> None:
         return results[0] if results else await work
 
     _replace(PostgresWriter, "submit", submit)
+
+
+# ---------------------------------------------------------------------- power loss
+
+
+def _not_synced(mode: str) -> Callable[[], None]:
+    def put() -> None:
+        original = connect.writer_connection
+
+        def writer_connection(path: Path) -> sqlite3.Connection:
+            connection = original(path)
+            connection.execute(f"PRAGMA synchronous = {mode}")
+            return connection
+
+        _replace(opening, "writer_connection", writer_connection)
+
+    return put
+
+
+for _mode in ("NORMAL", "OFF"):
+    _name = f"synchronous-{_mode.lower()}"
+    _what = f"SQLite commits with synchronous={_mode}"
+    POWER_PLANTS[_name] = Plant(_name, _what, _not_synced(_mode))

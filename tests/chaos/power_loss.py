@@ -32,9 +32,10 @@ from typing import NamedTuple
 from sagastore import AsyncClient, Message, RetryPolicy, SagaStoreError
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.errors import StorageError
+from tests.chaos.cluster import ChaosServer
 from tests.chaos.disk_model import CALLS, Event, Model, read_log
+from tests.chaos.planted import POWER_PLANTS
 from tests.support.legacy_sample import Sample, legacy_sample
-from tests.support.server_process import ServerProcess
 
 _ONCE = RetryPolicy(max_attempts=1)
 _BESIDE = (".lock", ".owner", "-shm")
@@ -56,12 +57,12 @@ class Attempt(NamedTuple):
 Ledger = dict[str, list[Attempt]]
 
 
-class TracedServer(ServerProcess):
+class TracedServer(ChaosServer):
     """A server whose calls that change files are logged."""
 
-    def __init__(self, sqlite: Path, log: Path) -> None:
-        """Log to ``log`` and, of the second process, ``log`` with ``.2`` behind it."""
-        super().__init__(sqlite)
+    def __init__(self, sqlite: Path, log: Path, plant: str) -> None:
+        """Log to ``log`` with ``.1`` behind it, of the second process ``.2``, and so on."""
+        super().__init__(sqlite, {}, plant, None)
         self.logs: list[Path] = []
         self._log = log
 
@@ -237,7 +238,7 @@ async def run(options: argparse.Namespace, *, legacy: bool) -> Outcome:
         if legacy:
             sample: Sample = legacy_sample(path, 200)
             model.begin_with(path)
-        server = TracedServer(path, folder / "calls")
+        server = TracedServer(path, folder / "calls", options.plant)
         try:
             ledger = await record(server, options.seconds, options.seed)
         finally:
@@ -270,6 +271,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=6.0, help="how long clients write (6)")
     parser.add_argument("--strict", action="store_true", help="names survive in any order")
+    parser.add_argument("--plant", default="", choices=["", *POWER_PLANTS], metavar="NAME",
+                        help=f"what is to be wrong: {', '.join(POWER_PLANTS)}")  # fmt: skip
     options = parser.parse_args()
     if shutil.which("strace") is None:
         sys.stdout.write("strace is not installed, so no calls can be recorded\n")
