@@ -82,8 +82,18 @@ def missing(needs: str, *, mounted: bool) -> str:
 # ---------------------------------------------------------------------- the server
 
 
+async def _mostly_up(scene: Scene) -> None:
+    """Wait for a server that serves, as a rule; now and then hurt one that starts."""
+    if scene.rng.random() < 0.75:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(6):
+                await scene.cluster.keeper.up.wait()
+                await asyncio.sleep(scene.rng.uniform(0.0, 1.0))
+
+
 @fault("server killed", (0.0, 1.5), weight=3)
 async def _server_killed(scene: Scene) -> AsyncIterator[None]:
+    await _mostly_up(scene)
     keeper = scene.cluster.keeper
     keeper.pause = scene.rng.choice([0.0, 0.0, 0.5, 1.0])
     keeper.signal(signal.SIGKILL)
@@ -92,6 +102,7 @@ async def _server_killed(scene: Scene) -> AsyncIterator[None]:
 
 @fault("server stopped and started", (0.0, 1.0), weight=2)
 async def _server_restarted(scene: Scene) -> AsyncIterator[None]:
+    await _mostly_up(scene)
     scene.cluster.keeper.pause = scene.rng.choice([0.0, 0.5])
     scene.cluster.keeper.signal(signal.SIGTERM)
     yield
@@ -108,6 +119,7 @@ async def _server_frozen(scene: Scene) -> AsyncIterator[None]:
 
 @fault("server frozen, then killed", (0.2, 1.5))
 async def _server_frozen_and_killed(scene: Scene) -> AsyncIterator[None]:
+    await _mostly_up(scene)
     scene.cluster.keeper.signal(signal.SIGSTOP)
     try:
         yield
@@ -129,6 +141,7 @@ async def _clock_jumps(scene: Scene) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _traced(scene: Scene, inject: str) -> AsyncIterator[None]:
     """Let strace interfere with system calls of the server."""
+    await _mostly_up(scene)
     if not scene.cluster.server.alive:
         yield
         return

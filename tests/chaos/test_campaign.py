@@ -26,9 +26,9 @@ async def campaign(options: Options) -> Totals:
         pytest.skip(f"no round can be run on this machine: {exc.exceptions[0]}")
 
 
-@pytest.mark.parametrize("seed", [3, 9])
-async def test_nothing_is_lost(tmp_path: Path, seed: int) -> None:
-    totals = await campaign(Options(1, seed, tmp_path, seconds=SECONDS))
+async def test_nothing_is_lost(tmp_path: Path) -> None:
+    totals = await campaign(Options(2, 7, tmp_path, seconds=SECONDS))
+    assert totals.rounds == 2
     assert [found["wrong"] or found["report"]["violations"] for found in totals.failed] == []
     assert totals.calls["acknowledged"] > 0
     assert totals.faults

@@ -146,7 +146,7 @@ def _downs(marks: list[Mark], last: int) -> list[Span]:
 
 def _spans(states: list[tuple[str, int]], last: int) -> Iterator[Span]:
     ends = [at for _, at in states[1:]] + [last]
-    for (name, begin), end in zip(states, ends, strict=True):
+    for (name, begin), end in zip(states, ends, strict=False):
         yield name, begin, end
 
 
