@@ -77,6 +77,7 @@ class Operator:
         self._seen: tuple[object, ...] = ()
         self._epoch = 0
         self._under_way: Phase | None = None
+        self._slowing: asyncio.Task[None] | None = None
         self._client = AsyncClient(cluster.server.address, retry=ONCE, timeout=4)
         self.status: Migration | None = None
         """What was seen last."""
@@ -85,6 +86,8 @@ class Operator:
 
     async def close(self) -> None:
         """Close the connection."""
+        if self._slowing is not None:
+            self._slowing.cancel()
         await self._client.close()
 
     # ------------------------------------------------------------------ looking
@@ -139,6 +142,8 @@ class Operator:
     async def begin(self) -> None:
         """Let a backfill that was begun go on, at a pace."""
         if self._plan.begins is Phase.BACKFILL:
+            if self._rng.random() < 0.6:
+                self._slowing = asyncio.create_task(self._slow(self._rng.uniform(1.0, 3.0)))
             await self._try("resume", self._pace)
 
     async def steer(self) -> None:
@@ -219,10 +224,7 @@ class Operator:
         how = rng.choice(ways)
         self._history.mark("tripped", how=how)
         if how == "slow PostgreSQL":
-            # So that it is behind when the change comes.
-            proxy.set(POSTGRES, delay=rng.choice([0.03, 0.1, 0.25]))
-            await asyncio.sleep(rng.uniform(0.4, 1.2))
-            proxy.set(POSTGRES)
+            await self._slow(rng.uniform(0.4, 2.5 if phase is Phase.BACKFILL else 1.2))
         elif how == "kill when PostgreSQL has taken over":
             await self._until_taken_over()
             self._cluster.keeper.signal(signal.SIGKILL)
@@ -232,6 +234,13 @@ class Operator:
                 self._cluster.keeper.signal(signal.SIGKILL)
             else:
                 proxy.cut(POSTGRES)
+
+    async def _slow(self, seconds: float) -> None:
+        """Let PostgreSQL be behind when a change comes, or while rows are copied."""
+        proxy = self._cluster.ground.proxy
+        proxy.set(POSTGRES, delay=self._rng.choice([0.03, 0.1, 0.25]))
+        await asyncio.sleep(seconds)
+        proxy.set(POSTGRES)
 
     async def _until_taken_over(self) -> None:
         """Ask PostgreSQL itself, for a while, whether it is the only store."""
