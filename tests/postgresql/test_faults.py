@@ -143,7 +143,7 @@ def test_killing_postgresql_loses_nothing(server: ServerProcess, postgres: Postg
     codes = {error.code() for error in load.refusals}
     assert codes == {grpc.StatusCode.UNAVAILABLE}
     for error in load.refusals:
-        assert set(details(error)) == {"ErrorInfo", "RetryInfo"}
+        assert set(details(error)) == {"ErrorInfo", "RequestInfo", "RetryInfo"}
         assert "postgres@" not in str(error)
 
 
@@ -205,8 +205,8 @@ def test_a_database_that_does_not_answer(server: ServerProcess, postgres: Postgr
     [
         (f"postgresql://me:{PASSWORD}@127.0.0.1:1/saga", "cannot connect to PostgreSQL at 127"),
         (f"postgresql://me:{PASSWORD}@:not-a-port/saga", "connection string"),
-        (f"mysql://me:{PASSWORD}@host/saga", "connection string"),
-        (f"host=127.0.0.1 password={PASSWORD}", "connection string"),
+        (f"mysql://me:{PASSWORD}@host/saga", "must be like postgresql://"),
+        (f"host=127.0.0.1 password={PASSWORD}", "must be like postgresql://"),
         (f"postgresql://me:{PASSWORD}@127.0.0.1/saga?sslmode={PASSWORD}", "connection string"),
     ],
 )

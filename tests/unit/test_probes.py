@@ -56,8 +56,10 @@ async def test_check_and_list(health: Health, channel: aio.Channel) -> None:
         for name in ("", NAME):
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
             assert answer.status == status
-        listed = (await stub.List(health_pb2.HealthListRequest())).statuses
-        assert {name: one.status for name, one in listed.items()} == {"": status, NAME: status}
+        # Later versions of the protocol have List.
+        if hasattr(stub, "List"):
+            listed = (await stub.List(health_pb2.HealthListRequest())).statuses
+            assert {name: one.status for name, one in listed.items()} == {"": status, NAME: status}
         health.tell(SERVING)
 
 

@@ -13,7 +13,7 @@ from sagastore_server.storage.errors import InvalidRequestError
 
 KEY = request_key("List", "session", False)
 INT64 = st.integers(-(2**63), 2**63 - 1)
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=130)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=130)
 PLACES = st.lists(
     INT64 | TEXT | st.none() | st.floats(allow_nan=False, allow_infinity=False), max_size=8
 )
