@@ -45,9 +45,6 @@ def configure(level: str, stream: TextIO = sys.stderr) -> None:
     # It tells of every attempt to reach a database that is away, with a traceback each time,
     # and of connections that we give up. That a database is away, we tell ourselves, once.
     logging.getLogger("asyncpg").setLevel(logging.ERROR)
-    # It tells of each odd header and of each client that has gone, with a traceback, so that
-    # strangers could fill the log. What goes wrong within a call, we tell.
-    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     # It tells of every statement, with what goes into it: what users say and search for.
     logging.getLogger("aiosqlite").setLevel(logging.WARNING)
     structlog.configure(
