@@ -280,15 +280,11 @@ def _fence_without_draining() -> None:
     _replace(Follower, "catch_up", catch_up)
 
 
-@_plant("fence-lets-through", "writes under way are not waited for when the phase changes")
-def _fence_lets_through() -> None:
+@_plant("fence-stays-open", "writes go on while the phase changes")
+def _fence_stays_open() -> None:
     @asynccontextmanager
     async def closed(self: Any, within: float) -> AsyncIterator[None]:
-        self._open.clear()
-        try:
-            yield
-        finally:
-            self._open.set()
+        yield
 
     _replace(WriteGate, "closed", closed)
 
