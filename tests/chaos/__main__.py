@@ -1,10 +1,10 @@
 """``make chaos``: a campaign of faults against real processes, judged by a history checker.
 
     python -m tests.chaos [--rounds N] [--seed N] [--jobs N] [--seconds S]
-    python -m tests.chaos --plant NAME [--rounds N]      one planted fault, until it is caught
-    python -m tests.chaos --planted all [--within N]     all of them, and a table
+    python -m tests.chaos --plant NAME [--rounds N]      with one planted fault
+    python -m tests.chaos --planted all [--within N]     each of them until it is caught
 
-Exit status 1 if anything went wrong; with planted faults, if one was not caught. What a
+Exit status 1 if anything went wrong; with ``--planted``, if one was not caught. What a
 failing round leaves is below ``var/chaos``, with the report.
 """
 
@@ -19,10 +19,12 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from tests.chaos import jobs
 from tests.chaos.campaign import Campaign, Options
 from tests.chaos.planted import PLANTS
-from tests.chaos.report import Totals, planted_table
+from tests.chaos.report import Totals, caught, planted_table
 
 _FOLDER = Path("var/chaos")
 
@@ -32,6 +34,45 @@ def main() -> int:
     # Templates are made in this process; what is said of them is no news.
     logging.getLogger("sagastore_server").addHandler(logging.NullHandler())
     arguments = _arguments()
+    options = _options(arguments)
+    planted = f", planted: {', '.join(options.plants)}" if any(options.plants) else ""
+    _say(f"{options.rounds} rounds from seed {options.seed}{planted}")
+    began = time.monotonic()
+    verdicts = asyncio.run(_run(options, arguments.jobs))
+    took = time.monotonic() - began
+    if options.until_caught:
+        return _tell_of_planted(options, verdicts)
+    totals = Totals()
+    for verdict in verdicts:
+        totals.add(verdict)
+    _say("\n" + totals.text())
+    document = totals.as_json() | {"seed": options.seed, "took": round(took, 1)}
+    (options.folder / "report.json").write_text(json.dumps(document, indent=2) + "\n")
+    (options.folder / "report.txt").write_text(totals.text() + "\n", encoding="utf-8")
+    _say(f"\n  {took:,.0f} s in all; report: {options.folder / 'report.json'}")
+    return 1 if totals.failed or totals.rounds != options.rounds else 0
+
+
+async def _run(options: Options, count: int) -> list[dict[str, Any]]:
+    """Run it; SIGTERM ends it as Ctrl+C does, and nothing is left behind."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    if count > 1:
+        return await jobs.run(options, count, _say)
+    await Campaign(options, _say).run()
+    return jobs.read(options.folder)
+
+
+def _tell_of_planted(options: Options, verdicts: list[dict[str, Any]]) -> int:
+    found = {name: caught(name, options.seed, verdicts) for name in options.plants}
+    table = planted_table(found, {name: plant.what for name, plant in PLANTS.items()})
+    _say("\n" + table)
+    (options.folder / "planted.md").write_text(table + "\n", encoding="utf-8")
+    return 0 if all(one.first for one in found.values()) else 1
+
+
+def _options(arguments: argparse.Namespace) -> Options:
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
     options = Options(
         arguments.rounds,
@@ -39,45 +80,12 @@ def main() -> int:
         arguments.folder,
         (arguments.plant,),
         arguments.seconds,
-        arguments.jobs,
         keep=arguments.keep,
     )
-    if arguments.planted:
-        return _planted(options, arguments.planted, arguments.within)
-    planted = f", planted: {arguments.plant}" if arguments.plant else ""
-    _say(f"{options.rounds} rounds from seed {seed}{planted}")
-    began = time.monotonic()
-    totals = asyncio.run(_run(Campaign(options, _say)))
-    _say("")
-    _say(totals.text())
-    document = totals.as_json() | {"seed": seed, "took": round(time.monotonic() - began, 1)}
-    (options.folder / "report.json").write_text(json.dumps(document, indent=2) + "\n")
-    (options.folder / "report.txt").write_text(totals.text() + "\n", encoding="utf-8")
-    _say(f"\n  {document['took']:,.0f} s in all; report: {options.folder / 'report.json'}")
-    return 1 if totals.failed else 0
-
-
-async def _run(campaign: Campaign) -> Totals:
-    """Run it; SIGTERM ends it as Ctrl+C does, and nothing is left behind."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await campaign.run()
-
-
-def _planted(options: Options, which: list[str], within: int) -> int:
-    """Plant one fault after the other, and see in which round each is caught."""
-    names = tuple(PLANTS) if which == ["all"] else tuple(which)
-    own = options._replace(
-        plants=names, rounds=within, until_caught=True, folder=options.folder / "planted"
-    )
-    campaign = Campaign(own, _say)
-    asyncio.run(_run(campaign))
-    found = {name: (*campaign.caught.get(name, (0, [])), campaign.tried[name]) for name in names}
-    table = planted_table(found, {name: plant.what for name, plant in PLANTS.items()})
-    _say("\n" + table)
-    (options.folder / "planted.md").write_text(table + "\n", encoding="utf-8")
-    return 0 if len(campaign.caught) == len(names) else 1
+    if not arguments.planted:
+        return options
+    names = tuple(PLANTS) if arguments.planted == ["all"] else tuple(arguments.planted)
+    return options._replace(plants=names, rounds=arguments.within, until_caught=True)
 
 
 def _arguments() -> argparse.Namespace:

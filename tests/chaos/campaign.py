@@ -1,12 +1,12 @@
-"""Many rounds, one after the other or a few at a time, each judged while the next one runs."""
+"""Many rounds, one after the other, each judged while the next one runs."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import shutil
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -17,12 +17,15 @@ from tests.chaos.cluster import Ground, standing_on
 from tests.chaos.faults import FAULTS, Fault, missing
 from tests.chaos.judge import judge
 from tests.chaos.plan import Plan, draw
-from tests.chaos.report import Totals, kind_of
+from tests.chaos.report import Totals
 from tests.chaos.round import run_round
 from tests.chaos.templates import Templates
 
 _THREADS = 64
 """Waiting for processes takes threads, not time."""
+
+ROUNDS = "rounds.jsonl"
+"""What became of each round, a line each."""
 
 Say = Callable[[str], None]
 
@@ -37,8 +40,6 @@ class Options(NamedTuple):
     """Faults to plant, one after the other; "" is none."""
     seconds: float = 0.0
     """How long faults go on in a round; 0: as the seed says."""
-    jobs: int = 1
-    """Rounds at a time, each with a PostgreSQL of its own."""
     until_caught: bool = False
     """Whether the first round that fails is the last of its planted fault."""
     keep: bool = False
@@ -60,33 +61,29 @@ class Campaign:
         self._say = say
         self.totals = Totals()
         self._began = time.monotonic()
-        self.tried: Counter[str] = Counter()
-        """Rounds by planted fault."""
-        self.caught: dict[str, tuple[int, list[str]]] = {}
-        """By planted fault: in which round it was caught first, and by what."""
+        self._caught: set[str] = set()
         self._queue = self._wanted()
 
     async def run(self) -> Totals:
         """Run all rounds, and return what they came to."""
         options = self._options
         options.folder.mkdir(parents=True, exist_ok=True)
+        (options.folder / ROUNDS).unlink(missing_ok=True)
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
-        with _judges(options.jobs) as judges:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(options.jobs, options.rounds)):
-                    group.create_task(self._work(judges))
+        with _judges() as judges:
+            await self._work(judges)
         return self.totals
 
     def _wanted(self) -> Iterator[tuple[str, int]]:
         first, rounds = self._options.seed, self._options.rounds
         for plant in self._options.plants:
             for seed in range(first, first + rounds):
-                if self._options.until_caught and plant in self.caught:
+                if self._options.until_caught and plant in self._caught:
                     break
                 yield plant, seed
 
     async def _work(self, judges: Executor) -> None:
-        """Run rounds on a ground of this task's own, until there are no more seeds."""
+        """Run rounds on one ground, until there are no more seeds."""
         async with _ground() as ground:
             lacking = absent(ground)
             for name, reason in lacking.items():
@@ -114,9 +111,10 @@ class Campaign:
         loop = asyncio.get_running_loop()
         verdict = await loop.run_in_executor(judges, judge, folder)
         self.totals.add(verdict)
-        self.tried[plant] += 1
-        if verdict["failed"] and plant not in self.caught:
-            self.caught[plant] = plan.seed - self._options.seed + 1, _kinds(verdict)
+        with (self._options.folder / ROUNDS).open("a", encoding="utf-8") as rounds:
+            rounds.write(json.dumps(verdict, default=str) + "\n")
+        if verdict["failed"]:
+            self._caught.add(plant)
         self._tell(plan, verdict, folder)
         if not (verdict["failed"] or self._options.keep):
             shutil.rmtree(folder, ignore_errors=True)
@@ -145,10 +143,6 @@ def reasons(verdict: dict[str, Any]) -> list[str]:
     return [line[:400] for line in [*verdict["wrong"], *found]]
 
 
-def _kinds(verdict: dict[str, Any]) -> list[str]:
-    return sorted({*verdict["report"]["kinds"], *map(kind_of, verdict["wrong"])})
-
-
 def _empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -167,6 +161,6 @@ async def _ground() -> AsyncIterator[Ground]:
         yield ground
 
 
-def _judges(jobs: int) -> ProcessPoolExecutor:
+def _judges() -> ProcessPoolExecutor:
     # Not forked: there are threads by now.
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.chaos.plan import PHASES
 
@@ -124,17 +124,34 @@ class Totals:
         return lines
 
 
-def planted_table(found: dict[str, tuple[int, list[str], int]], whats: dict[str, str]) -> str:
-    """Return in how many rounds each planted fault was caught, as Markdown.
+class Caught(NamedTuple):
+    """What became of a planted fault."""
 
-    ``found`` has for each name in which round it was caught first (0: it was not), by what,
-    and how many were run.
-    """
+    first: int
+    """In which round it was caught first; 0: in none."""
+    rounds: int
+    """How many were run."""
+    by: list[str]
+
+
+def caught(name: str, seed: int, verdicts: list[dict[str, Any]]) -> Caught:
+    """Find in which round, counted from ``seed``, the planted fault ``name`` was caught."""
+    own = [verdict for verdict in verdicts if verdict["plant"] == name]
+    failed = [verdict for verdict in own if verdict["failed"]]
+    if not failed:
+        return Caught(0, len(own), [])
+    first = min(failed, key=lambda verdict: int(verdict["plan"]["seed"]))
+    by = sorted({*first["report"]["kinds"], *map(kind_of, first["wrong"])})
+    return Caught(int(first["plan"]["seed"]) - seed + 1, len(own), by)
+
+
+def planted_table(found: dict[str, Caught], whats: dict[str, str]) -> str:
+    """Return in how many rounds each planted fault was caught, as Markdown."""
     lines = [
         "| planted fault | what is wrong | caught in round | by |",
         "|---|---|---|---|",
     ]
-    for name, (first, kinds, rounds) in found.items():
-        when = str(first) if first else f"**not in {rounds}**"
-        lines.append(f"| `{name}` | {whats[name]} | {when} | {', '.join(kinds)} |")
+    for name, one in found.items():
+        when = str(one.first) if one.first else f"**not in {one.rounds}**"
+        lines.append(f"| `{name}` | {whats[name]} | {when} | {', '.join(one.by)} |")
     return "\n".join(lines)
