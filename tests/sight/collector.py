@@ -58,15 +58,17 @@ class Collector(services.TraceServiceServicer):
             for span in scope.spans
         ]
 
-    def wait_for(self, name: str, trace_id: int | None = None) -> Span:
-        """Wait for a span, of a trace if one is given."""
+    def wait_for(self, name: str, trace_id: int | None = None, status: int | None = None) -> Span:
+        """Wait for a span; of a trace, or of a call that ended with a status, if they are given."""
         found: list[Span] = []
 
         def has_come() -> bool:
             found[:] = [
                 span
                 for span in self.spans
-                if span.name == name and trace_id in {None, int.from_bytes(span.trace_id)}
+                if span.name == name
+                and trace_id in {None, int.from_bytes(span.trace_id)}
+                and status in {None, attributes(span).get("rpc.grpc.status_code")}
             ]
             return bool(found)
 
