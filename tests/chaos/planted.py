@@ -97,7 +97,8 @@ def _ack_before_commit() -> None:
         connection, now = self._connection, time.time_ns() // 1000
         self._be_certain()
         connection.execute("BEGIN IMMEDIATE")
-        batch = Batch(connection, self._counters, now, {key for one in group for key in one.ids})
+        ids = {key for one in group for key in one.ids}
+        batch = Batch(connection, self._counters, now, ids, {})
         outcomes = []
         for write in group:
             try:

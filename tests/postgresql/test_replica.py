@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sagastore_server.analysts import Analysts
 from sagastore_server.postgresql import follow
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.schema import SCHEMA_VERSION, STEPS
@@ -261,7 +262,7 @@ async def test_a_stale_holder_changes_nothing(dsn: str, cache: int) -> None:
 async def test_a_transaction_that_hangs_is_not_overtaken(dsn: str) -> None:
     """The former holder is in the middle of it when a successor claims."""
     async with claimed(dsn) as replica:
-        steps = await follow.steps_of([saved(message("m-1", 3))])
+        steps = await follow.steps_of([saved(message("m-1", 3))], Analysts())
         inside, go_on = asyncio.Event(), asyncio.Event()
 
         async def slow(connection: Any) -> None:

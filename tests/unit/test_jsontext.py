@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -306,6 +307,20 @@ def test_size_limits() -> None:
     for text in too_large:
         with pytest.raises(JsonTextError, match="larger"):
             canonical_object(text)
+
+
+def test_numbers_that_grow_take_no_memory() -> None:
+    # Each stands for a hundred thousand digits: 2.6 GB, were they all written out.
+    text = '{"a": [' + ",".join(["1e99999"] * 32_000) + "]}"
+    assert len(text) < MAX_BYTES
+    tracemalloc.start()
+    try:
+        with pytest.raises(JsonTextError, match="larger"):
+            canonical_object(text)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * MAX_BYTES
 
 
 def test_depth_limit(postgres: Database) -> None:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from sagastore_server.analysts import Analysts
+from sagastore_server.ports import tracing
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, sqlstate, translated, translating
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.pool import Pool
@@ -25,6 +27,7 @@ from sagastore_server.storage.errors import (
     StorageError,
     UnavailableError,
 )
+from sagastore_server.storage.gathering import Gathering
 from sagastore_server.storage.limits import MAX_PAGE_BYTES, PageBuilder
 from sagastore_server.storage.load import Load, OnGroup, unheard
 from sagastore_server.storage.model import (
@@ -61,6 +64,8 @@ class PostgreSQLStorage(StorageBackend):
         """Prepare to keep messages in a database; ``open`` connects to it."""
         self._options = options
         self._pool = Pool(options)
+        self._gets = Gathering(self._get_together)
+        self._analysts = Analysts()
         self._searching = asyncio.Semaphore(max(1, options.pool_max // 2))
         self._writer: GroupCommitWriter | None = None
         self._on_group: OnGroup = unheard
@@ -89,7 +94,7 @@ class PostgreSQLStorage(StorageBackend):
     def _start_writer(self) -> None:
         patience = 2 * self._options.acquire_timeout
         self._writer = GroupCommitWriter(
-            self._pool, self._options.writers, patience, self._on_group
+            self._pool, self._analysts, self._options.writers, patience, self._on_group
         )
 
     async def close(self) -> None:
@@ -97,6 +102,7 @@ class PostgreSQLStorage(StorageBackend):
         if self._writer is not None:
             await self._writer.close()
             self._writer = None
+        await self._analysts.close()
         await self._pool.close()
 
     async def save(
@@ -117,10 +123,15 @@ class PostgreSQLStorage(StorageBackend):
 
     async def get(self, message_id: str) -> Message:
         """See the contract."""
-        rows = await self._pool.rows(QUERIES["get"], message_id)
-        if not rows:
+        with tracing.step("postgresql.read", **{"db.system.name": "postgresql"}):
+            found = await self._gets.get(message_id)
+        if found is None:
             raise NotFoundError(message_id)
-        return message_from_row(rows[0])
+        return message_from_row(found)
+
+    async def _get_together(self, message_ids: list[str]) -> dict[str, Any]:
+        rows = await self._pool.rows(QUERIES["batch_get"], message_ids)
+        return {row[0]: row for row in rows}
 
     async def batch_get(self, message_ids: Sequence[str]) -> dict[str, Message]:
         """See the contract."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sagastore_server.analysts import FEW, SHORT, Analysts
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import QUERIES
-from sagastore_server.postgresql.rows import COLUMNS, Row, message_from_row, row_of
+from sagastore_server.postgresql.rows import COLUMNS, Row, message_from_row, row_of, search_columns
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.model import Message, Store
 
@@ -17,9 +17,6 @@ DURABLE_ON = (Store.POSTGRESQL,)
 
 COPY_FROM = 100
 """New rows from which on COPY beats INSERT."""
-
-_THREAD_FROM = 200_000
-"""Characters whose analysis would hold up the event loop for too long (about 40 ms)."""
 
 
 class LostRaceError(Exception):
@@ -44,7 +41,9 @@ async def load(connection: Connection, ids: Iterable[Sequence[str]]) -> Changes:
     return Changes(before, revisions, time.time_ns() // 1000, DURABLE_ON)
 
 
-async def flush(connection: Connection, changes: Changes, *, copy: bool) -> None:
+async def flush(
+    connection: Connection, changes: Changes, analysts: Analysts, *, copy: bool
+) -> None:
     """Write what has changed, within the transaction of ``load``.
 
     ``copy`` allows COPY, which cannot tell which row stood in its way.
@@ -62,7 +61,7 @@ async def flush(connection: Connection, changes: Changes, *, copy: bool) -> None
     if changes.buried:
         await _bury(connection, changes)
     if kept:
-        rows = await rows_of(kept)
+        rows = await rows_of(kept, analysts)
         await _change(connection, [row for row in rows if row[0] in stored], "update")
         await _insert(connection, [row for row in rows if row[0] not in stored], copy)
 
@@ -99,16 +98,15 @@ def columns_of(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-async def rows_of(messages: list[Message]) -> list[Row]:
+async def rows_of(messages: list[Message], analysts: Analysts) -> list[Row]:
     """Return rows in the order of their ids, in which every transaction locks them.
 
-    Sorts ``messages``. Many or long ones are analysed beside the event loop.
+    Sorts ``messages``. ``analysts`` have to do with many or long ones.
     """
     messages.sort()
-    if sum(len(message.content) for message in messages) < _THREAD_FROM:
-        return list(map(row_of, messages))
-    return await asyncio.to_thread(_listed, row_of, messages)
-
-
-def _listed(make: Callable[[Message], Row], messages: list[Message]) -> list[Row]:
-    return list(map(make, messages))
+    contents = [(message.content,) for message in messages]
+    if len(messages) < FEW and sum(len(content) for (content,) in contents) < SHORT:
+        searched = [search_columns(*one) for one in contents]
+    else:
+        searched = await analysts.map(search_columns, contents)
+    return list(map(row_of, messages, searched))

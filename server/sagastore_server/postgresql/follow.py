@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from sagastore_server.analysts import Analysts
 from sagastore_server.postgresql.batch import COPY_FROM, columns_of, rows_of
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import MIGRATION
@@ -34,7 +35,7 @@ class Steps(NamedTuple):
     rows: list[Row]
 
 
-async def steps_of(entries: Iterable[Entry]) -> Steps:
+async def steps_of(entries: Iterable[Entry], analysts: Analysts) -> Steps:
     """Work out what to do; of several entries with one id the last counts."""
     latest: dict[str, Entry] = {}
     for entry in entries:
@@ -46,7 +47,7 @@ async def steps_of(entries: Iterable[Entry]) -> Steps:
     return Steps(
         [entry.id for entry in ordered if entry.forced],
         [Burial(entry.id, entry.buried, entry.written_at) for entry in ordered if entry.buried],
-        await rows_of(messages),
+        await rows_of(messages, analysts),
     )
 
 
@@ -71,13 +72,13 @@ async def fill(connection: Connection, rows: Sequence[Row]) -> None:
     await _upsert(connection, [row for row in rows if row[0] in known])
 
 
-async def rows_once(messages: Iterable[Message]) -> list[Row]:
+async def rows_once(messages: Iterable[Message], analysts: Analysts) -> list[Row]:
     """Return the rows of messages; of several with one id, the newest."""
     latest: dict[str, Message] = {}
     for message in messages:
         if message.id not in latest or latest[message.id].revision < message.revision:
             latest[message.id] = message
-    return await rows_of(list(latest.values()))
+    return await rows_of(list(latest.values()), analysts)
 
 
 async def _upsert(connection: Connection, rows: Sequence[Row]) -> None:

@@ -1,10 +1,6 @@
 -- Statements that do not change, by name. Read by queries.py.
 -- The columns of a message stand in the order of storage.model.Message.
 
--- name: get
-SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision
-FROM messages WHERE id = $1
-
 -- name: batch_get
 SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision
 FROM messages WHERE id = ANY($1::text[])

@@ -144,7 +144,7 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         """See the contract."""
         if not entries:
             return
-        steps = await follow.steps_of(entries)
+        steps = await follow.steps_of(entries, self._analysts)
         last = max(entry.sequence for entry in entries)
         began = time.perf_counter()
         await self._holding(lease, partial(follow.run, steps=steps), last)
@@ -155,7 +155,7 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         self, lease: Lease, messages: Sequence[Message], mark: BackfillMark
     ) -> BackfillMark:
         """See the contract."""
-        rows = await follow.rows_once(messages)
+        rows = await follow.rows_once(messages, self._analysts)
 
         async def store(connection: Connection) -> None:
             await note_mark(connection, mark)

@@ -64,9 +64,12 @@ def message_from_row(row: Sequence[Any]) -> Message:
     return Message._make((*row[:4], tags, *row[5:10]))
 
 
-def row_of(message: Message) -> Row:
-    """Return the row of a message, ``COLUMNS`` says in which order."""
-    return (*message[:4], canonical_tags(message.tags), *message[5:], *search_columns(message[3]))
+def row_of(message: Message, searched: tuple[str, bytes]) -> Row:
+    """Return the row of a message, ``COLUMNS`` says in which order.
+
+    ``searched`` is what ``search_columns`` returns of its content.
+    """
+    return (*message[:4], canonical_tags(message.tags), *message[5:], *searched)
 
 
 def search_columns(content: str) -> tuple[str, bytes]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import asyncpg
 
+from sagastore_server.analysts import Analysts
 from sagastore_server.ports import tracing
 from sagastore_server.postgresql.batch import LostRaceError, flush, load
 from sagastore_server.postgresql.errors import (
@@ -60,7 +61,12 @@ class GroupCommitWriter:
     """Applies writes in groups, a few transactions at a time."""
 
     def __init__(
-        self, pool: Pool, writers: int, patience: float, on_group: OnGroup = unheard
+        self,
+        pool: Pool,
+        analysts: Analysts,
+        writers: int,
+        patience: float,
+        on_group: OnGroup = unheard,
     ) -> None:
         """Write through ``pool`` with ``writers`` transactions at a time.
 
@@ -68,6 +74,7 @@ class GroupCommitWriter:
         hears of each group that was committed.
         """
         self._pool = pool
+        self._analysts = analysts
         self._on_group = on_group
         self._patience = patience
         self._waiting: deque[_Write] = deque()
@@ -183,18 +190,19 @@ class GroupCommitWriter:
             self._pool.connection() as connection,
             self._pool.transaction(connection, QUERIES["begin"]),
         ):
-            outcomes = await _apply(connection, group, copy=copy)
+            outcomes = await self._apply(connection, group, copy=copy)
             attempt.committing = True
         rows = sum(len(write.ids) for write in group)
         self._on_group(Store.POSTGRESQL, len(group), rows, time.perf_counter() - began)
         return outcomes
 
-
-async def _apply(connection: Connection, group: list[_Write], *, copy: bool) -> list[_Outcome]:
-    changes = await load(connection, [write.ids for write in group])
-    outcomes = [_outcome(write, changes) for write in group]
-    await flush(connection, changes, copy=copy)
-    return outcomes
+    async def _apply(
+        self, connection: Connection, group: list[_Write], *, copy: bool
+    ) -> list[_Outcome]:
+        changes = await load(connection, [write.ids for write in group])
+        outcomes = [_outcome(write, changes) for write in group]
+        await flush(connection, changes, self._analysts, copy=copy)
+        return outcomes
 
 
 def _outcome(write: _Write, changes: Changes) -> _Outcome:

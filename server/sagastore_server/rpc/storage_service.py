@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sagastore.v1 import storage_pb2
+from sagastore_server.analysts import SHORT, Analysts
 from sagastore_server.ports.errors import SearchTooLongError
 from sagastore_server.rpc import convert, requests, tokens
 from sagastore_server.rpc.bulk import BulkStream, Request
@@ -23,9 +23,6 @@ from sagastore_server.storage.query import Hit, Scan
 MAX_BATCH_GET_BYTES = 64 * 1024 * 1024
 """Bytes of a BatchGet answer. Clients must raise their own limit to receive more than 4 MiB."""
 
-_MUCH_TEXT = 20_000
-"""Characters whose analysis takes about as long as an event loop should stand still: 5 ms."""
-
 _EVERYWHERE_SECONDS = 30.0
 """Seconds for which every store is waited for, in a call without a deadline."""
 
@@ -35,9 +32,9 @@ for every store is told UNAVAILABLE, not left with DEADLINE_EXCEEDED."""
 
 T = TypeVar("T")
 
-_aside = ThreadPoolExecutor(1, "analysis")
-"""One thread: it shares the interpreter with the event loop, which would have to wait for
-each of several in turn."""
+_analysts = Analysts(1)
+"""One process, and one thread while there is none: each would take its turn of the interpreter
+from the event loop."""
 
 _IDS_AT_ONCE = 100
 """Ids of a BatchGet read in one go, which bounds what is in memory beyond the answer."""
@@ -198,11 +195,11 @@ def _everywhere_within(time_left: float | None) -> float:
     return time_left - min(_FOR_THE_ANSWER, time_left * _FOR_THE_ANSWER)
 
 
-async def _run_aside(work: Callable[[], T], length: int) -> T:
-    """Analyse texts in a thread where they would hold up the event loop."""
-    if length < _MUCH_TEXT:
-        return work()
-    return await asyncio.get_running_loop().run_in_executor(_aside, work)
+async def _run_aside(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+    """Analyse texts elsewhere if they would hold up the event loop."""
+    if sum(len(one[-1]) for one in arguments) < SHORT:
+        return [function(*one) for one in arguments]
+    return await _analysts.map(function, arguments)
 
 
 def _add(

@@ -82,7 +82,7 @@ class Terms(NamedTuple):
 def analyse(text: str) -> Terms:
     """Return the terms of ``text``."""
     tokens = tokenize(text)
-    stems = [stem(token) for token in tokens]
+    stems = list(map(stem, tokens))
     if stems == tokens:
         return Terms(stems, [])
     words = {token: None for token, stemmed in zip(tokens, stems, strict=True) if token != stemmed}
@@ -96,7 +96,7 @@ def tokenize(text: str) -> list[str]:
     else:
         tokens = unicodedata.normalize("NFKC", text).translate(_FOLD).split(" ")
         tokens = [token for token in tokens if token]
-    if len(max(tokens, key=len, default="")) > MAX_TERM:
+    if max(map(len, tokens), default=0) > MAX_TERM:
         tokens = [token[:MAX_TERM] for token in tokens]
     return tokens
 

@@ -8,7 +8,6 @@ where a value stands only up to the positions in arrays, as PostgreSQL's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -21,8 +20,10 @@ MAX_FACTS = 1000
 OVERFLOW = "overflow"
 """Stands for all of a metadata with too many scalars: such a row is always a candidate."""
 
+_SHORT = 100
+"""Bytes of what is worth to be remembered with its hash: values that come again are short."""
 
-@lru_cache(maxsize=1 << 14)
+
 def tag_fact(tag: str) -> str:
     """Return the token of a tag."""
     return _hash(b"t" + tag.encode())
@@ -32,24 +33,30 @@ def metadata_facts(metadata: str) -> list[str]:
     """Return the distinct tokens of a metadata's scalars, or [OVERFLOW] for too many."""
     if metadata == "{}":
         return []
-    facts: dict[str, None] = {}
-    for path, value in _scalars(parse(metadata), b"m"):
-        facts[_hash(path + b"\x00" + value)] = None
-        if len(facts) > MAX_FACTS:
-            return [OVERFLOW]
-    return list(facts)
+    scalars: list[bytes] = []
+    _collect(parse(metadata), b"m", scalars)
+    facts = dict.fromkeys(map(_hash, scalars))
+    return [OVERFLOW] if len(facts) > MAX_FACTS else list(facts)
 
 
-def _scalars(value: Any, path: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _collect(value: Any, path: bytes, scalars: list[bytes]) -> None:
+    """Add what tells each scalar of ``value`` from others: where it stands, and what it is."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _scalars(item, path + b"\x00" + key.encode())
+            _collect(item, path + b"\x00" + key.encode(), scalars)
     elif isinstance(value, list):
         for item in value:
-            yield from _scalars(item, path)
+            _collect(item, path, scalars)
     else:
-        yield path, comparable(value).encode()
+        scalars.append(path + b"\x00" + comparable(value).encode())
 
 
 def _hash(data: bytes) -> str:
+    return _hash_of_short(data) if len(data) <= _SHORT else _hash_of(data)
+
+
+def _hash_of(data: bytes) -> str:
     return blake2b(data, digest_size=8).hexdigest()
+
+
+_hash_of_short = lru_cache(maxsize=1 << 14)(_hash_of)

@@ -13,9 +13,8 @@ writes and means the same on every backend.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sagastore_server.search.ranking import score, snippet
 from sagastore_server.storage.base import StorageBackend
@@ -40,16 +39,17 @@ class Order(enum.Enum):
 
 
 class Runner(Protocol):
-    """Runs work on texts of some length, beside whatever must not be held up by it."""
+    """Works on texts, beside whatever must not be held up by it."""
 
-    async def __call__(self, work: Callable[[], T], length: int) -> T:
-        """Return what ``work`` returns; it reads ``length`` characters."""
+    async def __call__(
+        self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
+    ) -> list[T]:
+        """Return ``function(*one)`` for each of ``arguments``, of which the last is a text."""
 
 
-async def run_here(work: Callable[[], T], length: int) -> T:
-    """Run ``work`` at once."""
-    del length
-    return work()
+async def run_here(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+    """Work on them at once."""
+    return [function(*one) for one in arguments]
 
 
 class InvalidCursorError(ValueError):
@@ -105,10 +105,9 @@ async def _chronological(
 ) -> tuple[list[Hit], Cursor | None]:
     after = None if cursor is None else _position(cursor)
     page = await backend.search(criteria, Scan(newest_first, page_size, after))
-    hits = await run(
-        lambda: [_hit(criteria.text, message) for message in page.messages], _length(page.messages)
-    )
-    return hits, tuple(page.messages[-1].position) if page.more else None
+    hits = await run(_value_and_extract, [(criteria.text, one.content) for one in page.messages])
+    found = [Hit(message, *hit) for message, hit in zip(page.messages, hits, strict=True)]
+    return found, tuple(page.messages[-1].position) if page.more else None
 
 
 async def _ranked(
@@ -125,7 +124,8 @@ async def _ranked(
     room = MAX_PAGE_BYTES
     while place is not None:
         window, below = await _read_window(backend, criteria, place)
-        rest = _behind(place, await run(partial(_rank, text, window), _length(window)))
+        scores = await run(score, [(text, message.content) for message in window])
+        rest = _behind(place, _ranked_by(scores, window))
         for rank in rest:
             room -= rank[1].size
             if len(chosen) == page_size or (chosen and room < 0):
@@ -153,8 +153,8 @@ async def _read_window(
     return window, place.bottom
 
 
-def _rank(text: TextQuery, window: list[Message]) -> list[tuple[float, Message]]:
-    ranked = [(score(text, message.content), message) for message in window]
+def _ranked_by(scores: list[float], window: list[Message]) -> list[tuple[float, Message]]:
+    ranked = list(zip(scores, window, strict=True))
     ranked.sort(key=_rank_order, reverse=True)
     return ranked
 
@@ -196,20 +196,15 @@ def _just_above(window: list[Message]) -> Position:
 
 
 async def _shown(text: TextQuery, chosen: list[tuple[float, Message]], run: Runner) -> list[Hit]:
-    length = _length([message for _, message in chosen])
-    return await run(
-        lambda: [Hit(message, value, snippet(text, message.content)) for value, message in chosen],
-        length,
-    )
+    extracts = await run(snippet, [(text, message.content) for _, message in chosen])
+    return [
+        Hit(message, value, extract)
+        for (value, message), extract in zip(chosen, extracts, strict=True)
+    ]
 
 
-def _length(messages: list[Message]) -> int:
-    return sum(len(message.content) for message in messages)
-
-
-def _hit(text: TextQuery | None, message: Message) -> Hit:
-    value = score(text, message.content) if text else 0.0
-    return Hit(message, value, snippet(text, message.content))
+def _value_and_extract(text: TextQuery | None, content: str) -> tuple[float, str]:
+    return score(text, content) if text else 0.0, snippet(text, content)
 
 
 def _cursor(place: _Place) -> Cursor:

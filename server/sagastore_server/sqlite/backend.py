@@ -9,23 +9,28 @@ import logging
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+from sagastore_server.analysts import FEW, SHORT, Analysts
+from sagastore_server.ports import tracing
 from sagastore_server.sqlite.checkpoint import Checkpointer
 from sagastore_server.sqlite.connect import message_from_row
 from sagastore_server.sqlite.files import SCHEMA_VERSION
+from sagastore_server.sqlite.index_terms import Searched, Terms, fts_columns, searched_of
 from sagastore_server.sqlite.moved import Remembered, refuse_by_name, refuse_if_migrating
 from sagastore_server.sqlite.opening import open_for_writing
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.queries import QUERIES
-from sagastore_server.sqlite.readers import READERS, ReaderPool
+from sagastore_server.sqlite.readers import READERS, ReaderPool, Row
 from sagastore_server.sqlite.search import Compiled, compile_search, enough, is_many
 from sagastore_server.sqlite.writer import GroupCommitWriter
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import NotFoundError, StorageError, UnavailableError
+from sagastore_server.storage.gathering import Gathering
 from sagastore_server.storage.load import Load, OnGroup, unheard
 from sagastore_server.storage.model import (
     BulkResult,
@@ -49,6 +54,7 @@ _OLDEST = Position(MIN_TIMESTAMP - 1, "")
 _NEWEST = Position(MAX_TIMESTAMP + 1, "")
 
 _T = TypeVar("_T")
+_NONE: Mapping[Searched, Terms] = MappingProxyType({})
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +76,8 @@ class SQLiteStorage(StorageBackend):
         self._progress = progress or _unheard
         self._ownership = Ownership(path)
         self._readers = ReaderPool(path)
+        self._gets = Gathering(self._get_together)
+        self._analysts = Analysts()
         self._searching = asyncio.Semaphore(READERS - 1)
         self._checkpointer = Checkpointer(path, self._readers)
         self._connection: sqlite3.Connection | None = None
@@ -109,7 +117,15 @@ class SQLiteStorage(StorageBackend):
     async def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:
         """See the contract."""
         ids = [draft.id for draft in drafts]
-        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict))
+        terms = await self._terms_of_many(drafts)
+        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict), terms)
+
+    async def _terms_of_many(self, drafts: Sequence[Draft]) -> dict[Searched, Terms]:
+        """Return the terms of drafts, or nothing where the writer has them as quickly."""
+        if len(drafts) < FEW and sum(len(draft.content) for draft in drafts) < SHORT:
+            return {}
+        searched = list(map(searched_of, drafts))
+        return dict(zip(searched, await self._analysts.map(fts_columns, searched), strict=True))
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""
@@ -117,10 +133,19 @@ class SQLiteStorage(StorageBackend):
 
     async def get(self, message_id: str) -> Message:
         """See the contract."""
-        rows = await self._readers.rows(QUERIES["get"], (message_id,))
-        if not rows:
+        with tracing.step("sqlite.read", **{"db.system.name": "sqlite"}):
+            found = await self._gets.get(message_id)
+        if found is None:
             raise NotFoundError(message_id)
-        return message_from_row(rows[0])
+        return message_from_row(found)
+
+    async def _get_together(self, message_ids: list[str]) -> dict[str, Row]:
+        if len(message_ids) == 1:
+            rows = await self._readers.rows(QUERIES["get"], message_ids)
+        else:
+            wanted = json.dumps(message_ids, ensure_ascii=False)
+            rows = await self._readers.rows(QUERIES["batch_get"], (wanted,))
+        return {row[0]: row for row in rows}
 
     async def batch_get(self, message_ids: Sequence[str]) -> dict[str, Message]:
         """See the contract."""
@@ -224,6 +249,7 @@ class SQLiteStorage(StorageBackend):
         if self._writer is not None:
             await self._writer.close()
             self._writer = None
+        await self._analysts.close()
         await self._checkpointer.close()
         await self._readers.close()
         if self._connection is not None:
@@ -259,8 +285,13 @@ class SQLiteStorage(StorageBackend):
             raise UnavailableError("the server was stopped while it opened the file")
         self._progress(what, done, total)
 
-    async def _write(self, ids: Sequence[str], apply: Callable[[Changes], _T]) -> _T:
-        return await self._open_writer().submit(ids, apply)
+    async def _write(
+        self,
+        ids: Sequence[str],
+        apply: Callable[[Changes], _T],
+        terms: Mapping[Searched, Terms] = _NONE,
+    ) -> _T:
+        return await self._open_writer().submit(ids, apply, terms)
 
     def _open_writer(self) -> GroupCommitWriter:
         if self._writer is None:

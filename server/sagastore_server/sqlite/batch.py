@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from sagastore_server.sqlite.connect import message_from_row
-from sagastore_server.sqlite.index_terms import fts_columns
-from sagastore_server.sqlite.queries import QUERIES
+from sagastore_server.sqlite.index_terms import Searched, Terms, fts_columns, searched_of
+from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.jsontext import canonical_tags
 from sagastore_server.storage.model import Message, Store
 
 DURABLE_ON = (Store.SQLITE,)
+_INSERTS = frozenset({"unindex", "insert", "index", "bury", "journal"})
+"""Statements that insert rows; the full-text index is told of what goes by inserting."""
 
 
 class Counters(NamedTuple):
@@ -33,13 +35,20 @@ class Batch:
     """The writes of one transaction."""
 
     def __init__(
-        self, connection: sqlite3.Connection, counters: Counters, now: int, ids: Iterable[str]
+        self,
+        connection: sqlite3.Connection,
+        counters: Counters,
+        now: int,
+        ids: Iterable[str],
+        terms: Mapping[Searched, Terms],
     ) -> None:
         """Read what is stored under ``ids``, within a transaction of ``connection``.
 
-        ``ids`` are all that will be touched; ``now`` is in microseconds.
+        ``ids`` are all that will be touched; ``now`` is in microseconds; ``terms`` are those
+        that are known already.
         """
         self._connection = connection
+        self._terms = terms
         self._number = counters.number
         self._journals = counters.journals
         self._revisions = itertools.count(counters.revision + 1)
@@ -69,11 +78,17 @@ class Batch:
             self._rows["journal"] = self._entries()
         for name in ("unindex", "delete", "update", "insert", "index", "bury", "journal"):
             if rows := self._rows.get(name):
-                self._connection.executemany(QUERIES[name], rows)
+                self._execute(name, rows)
         revision = next(self._revisions) - 1
         if self.changes.after:
             self._connection.execute(QUERIES["set_state"], ("revision", revision))
         return Counters(revision, self._number, self._journals)
+
+    def _execute(self, name: str, rows: list[tuple[object, ...]]) -> None:
+        if name in _INSERTS:
+            insert_all(self._connection, name, rows)
+        else:
+            self._connection.executemany(QUERIES[name], rows)
 
     def _entries(self) -> list[tuple[object, ...]]:
         """Return a journal entry for each message that changes."""
@@ -96,29 +111,25 @@ class Batch:
 
     def _delete(self, before: Message) -> None:
         number = self._numbers[before.id]
-        self._add("unindex", number, *_terms(before))
+        self._add("unindex", number, *self._terms_of(before))
         self._add("delete", number)
 
     def _insert(self, message: Message) -> None:
         self._number += 1
         self._add("insert", *_columns(message), self._number)
-        self._add("index", self._number, *_terms(message))
+        self._add("index", self._number, *self._terms_of(message))
 
     def _update(self, before: Message, after: Message) -> None:
         number = self._numbers[before.id]
         self._add("update", *_columns(after)[1:], number)
-        if _indexed(before) != _indexed(after):
-            self._add("unindex", number, *_terms(before))
-            self._add("index", number, *_terms(after))
+        if searched_of(before) != searched_of(after):
+            self._add("unindex", number, *self._terms_of(before))
+            self._add("index", number, *self._terms_of(after))
+
+    def _terms_of(self, message: Message) -> Terms:
+        searched = searched_of(message)
+        return self._terms.get(searched) or fts_columns(*searched)
 
 
 def _columns(message: Message) -> tuple[object, ...]:
     return (*message[:4], canonical_tags(message.tags), *message[5:])
-
-
-def _indexed(message: Message) -> tuple[object, ...]:
-    return message.content, message.tags, message.metadata
-
-
-def _terms(message: Message) -> tuple[str, str, str]:
-    return fts_columns(message.content, message.tags, message.metadata)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sagastore_server.sqlite.queries import STATEMENTS
 from sagastore_server.storage.jsontext import contains, parse
 from sagastore_server.storage.model import Message
 
@@ -27,7 +28,9 @@ def writer_connection(path: Path) -> sqlite3.Connection:
     The caller's threads take turns; SQLite's own checkpoints are off, because
     ``checkpoint`` does them.
     """
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, cached_statements=STATEMENTS
+    )
     connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")

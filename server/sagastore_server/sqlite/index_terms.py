@@ -10,9 +10,21 @@ from collections.abc import Sequence
 
 from sagastore_server.search.analysis import analyse
 from sagastore_server.search.facts import metadata_facts, tag_fact
+from sagastore_server.storage.model import Draft, Message
+
+Searched = tuple[str, Sequence[str], str]
+"""What is searched of a message: its content, tags and metadata, the last as canonical JSON."""
+
+Terms = tuple[str, str, str]
+"""The ``stems``, ``words`` and ``facts`` of a message."""
 
 
-def fts_columns(content: str, tags: Sequence[str], metadata: str) -> tuple[str, str, str]:
+def searched_of(message: Draft | Message) -> Searched:
+    """Return what ``fts_columns`` takes."""
+    return message.content, message.tags, message.metadata
+
+
+def fts_columns(content: str, tags: Sequence[str], metadata: str) -> Terms:
     """Return the ``stems``, ``words`` and ``facts`` of a message for ``messages_fts``.
 
     ``metadata`` is canonical JSON. Tokens are separated by one space, as the

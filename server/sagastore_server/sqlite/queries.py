@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from collections.abc import Sequence
+from functools import lru_cache
 from importlib import resources
+from itertools import chain
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_VALUES = re.compile(r"VALUES (\([^)]*\))")
+_MOST_ROWS = 128
+"""Rows of one statement, with at most 11 values each; SQLite takes 32,766 values at least
+(limits.html, SQLITE_MAX_VARIABLE_NUMBER)."""
+STATEMENTS = 3 * _MOST_ROWS
+"""Statements that a connection should keep prepared: one for each number of rows of the two
+that most groups need, and all others."""
 
 
 def _load(name: str) -> dict[str, str]:
@@ -16,3 +27,23 @@ def _load(name: str) -> dict[str, str]:
 
 QUERIES = _load("queries.sql") | _load("journal.sql")
 """Statement by name."""
+
+
+def insert_all(connection: sqlite3.Connection, name: str, rows: Sequence[Sequence[object]]) -> None:
+    """Insert ``rows`` by the statement ``name``, many with one statement.
+
+    Python gives up the GIL two times for each row of ``executemany``, and then waits until
+    it is its turn again: up to ``sys.getswitchinterval()`` each while the event loop is busy.
+    A statement of many rows costs that once.
+    """
+    for start in range(0, len(rows), _MOST_ROWS):
+        part = rows[start : start + _MOST_ROWS]
+        values = tuple(chain.from_iterable(part))
+        # One more time is for last_insert_rowid, which ``execute`` asks for.
+        connection.executemany(_of_rows(name, len(part)), (values,))
+
+
+@lru_cache(maxsize=STATEMENTS)
+def _of_rows(name: str, count: int) -> str:
+    """Return the statement ``name`` for so many rows."""
+    return _VALUES.sub(lambda row: "VALUES " + ", ".join([row[1]] * count), QUERIES[name])

@@ -14,12 +14,14 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
 from sagastore_server.ports import tracing
 from sagastore_server.sqlite.batch import Batch, Counters
 from sagastore_server.sqlite.errors import translated
+from sagastore_server.sqlite.index_terms import Searched, Terms
 from sagastore_server.sqlite.migration_state import load_state
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.storage.changes import Changes
@@ -31,6 +33,7 @@ MAX_GROUP_ROWS = 2000
 """Rows after which a group takes no more: bounds how long a single save can wait."""
 
 T = TypeVar("T")
+_NONE: Mapping[Searched, Terms] = MappingProxyType({})
 _Outcome = object
 _DATA_ERRORS = (
     sqlite3.IntegrityError,
@@ -47,6 +50,7 @@ class _Write(NamedTuple):
     ids: Sequence[str]
     apply: Callable[[Changes], object]
     future: asyncio.Future[Any]
+    terms: Mapping[Searched, Terms]
 
 
 class _Errand(NamedTuple):
@@ -96,11 +100,16 @@ class GroupCommitWriter:
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
 
-    async def submit(self, ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
+    async def submit(
+        self,
+        ids: Sequence[str],
+        apply: Callable[[Changes], T],
+        terms: Mapping[Searched, Terms] = _NONE,
+    ) -> T:
         """Run ``apply`` in the next group and return its result once it is on disk.
 
-        ``ids`` are those that it touches. A caller that is cancelled before the
-        group begins has written nothing.
+        ``ids`` are those that it touches; ``terms`` are known of what it writes. A caller
+        that is cancelled before the group begins has written nothing.
 
         Raises:
             StorageError: Whatever ``apply`` raises; StorageFullError,
@@ -110,7 +119,7 @@ class GroupCommitWriter:
         if self._closing:
             raise UnavailableError("the store is closing; try again")
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.put(_Write(ids, apply, future))
+        self._waiting.put(_Write(ids, apply, future, terms))
         with tracing.step("sqlite.commit", **{"db.system.name": "sqlite"}):
             return cast("T", await future)
 
@@ -240,7 +249,10 @@ class GroupCommitWriter:
         began = time.perf_counter()
         connection.execute("BEGIN IMMEDIATE")
         ids = {key for write in group for key in write.ids}
-        batch = Batch(connection, self._counters, time.time_ns() // 1000, ids)
+        terms: dict[Searched, Terms] = {}
+        for write in group:
+            terms.update(write.terms)
+        batch = Batch(connection, self._counters, time.time_ns() // 1000, ids, terms)
         outcomes = [_outcome(write, batch.changes) for write in group]
         counters = batch.flush()
         connection.execute("COMMIT")

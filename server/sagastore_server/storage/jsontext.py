@@ -15,6 +15,8 @@ decimal notation with the trailing zeros of the input; no negative zero; only
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from json.encoder import encode_basestring as _quoted
 from typing import Any, NoReturn
 
@@ -32,6 +34,12 @@ MAX_FRACTION_DIGITS = 16_383
 
 _MAX_EXPONENT_CHARACTERS = 7
 """Longer exponents are out of range whatever the digits are."""
+
+
+_TOO_LARGE_IN_FULL = f"is larger than {MAX_BYTES:,} bytes when written out in full"
+
+_MAY_GROW = re.compile("[0-9][eE][+-]?[0-9]{3}")
+"""What a number contains that stands for hundreds of digits; other texts may as well."""
 
 
 class JsonTextError(ValueError):
@@ -73,7 +81,7 @@ def parse(text: str) -> Any:
     if len(text) > MAX_BYTES or (not text.isascii() and _utf8_length(text) > MAX_BYTES):
         raise JsonTextError(f"is larger than {MAX_BYTES:,} bytes")
     try:
-        value = _DECODER.decode(text)
+        value = _decoder(text).decode(text)
     except JsonTextError:
         raise
     except RecursionError:
@@ -91,11 +99,9 @@ def write(value: Any) -> str:
             lone surrogate.
 
     """
-    writer = _Writer()
-    writer.value(value, 1)
-    text = "".join(writer.parts)
+    text = _text(value, 1)
     if len(text) > MAX_BYTES or _utf8_length(text) > MAX_BYTES:
-        raise JsonTextError(f"is larger than {MAX_BYTES:,} bytes when written out in full")
+        raise JsonTextError(_TOO_LARGE_IN_FULL)
     return text
 
 
@@ -224,12 +230,19 @@ def _out_of_range(text: str) -> JsonTextError:
     )
 
 
-def _key_order(item: tuple[str, Any]) -> tuple[int, bytes]:
+def _ordered(keys: Iterable[str]) -> list[str]:
+    """Return keys as JSONB orders them: by the number of their bytes, then by these."""
+    if "".join(keys).isascii():
+        return sorted(sorted(keys), key=len)
+    return sorted(keys, key=_by_bytes)
+
+
+def _by_bytes(key: str) -> tuple[int, bytes]:
     try:
-        key = item[0].encode()
+        encoded = key.encode()
     except UnicodeEncodeError:
         raise JsonTextError("holds a lone surrogate, which is not a character") from None
-    return len(key), key
+    return len(encoded), encoded
 
 
 _DECODER = json.JSONDecoder(
@@ -237,54 +250,54 @@ _DECODER = json.JSONDecoder(
 )
 
 
-class _Writer:
-    """Collects the canonical text, and stops as soon as it grows too large."""
+class _Numbers:
+    """Reads the numbers of one text, up to so much of their digits.
+
+    ``1e99999`` is seven characters that stand for a hundred thousand.
+    """
 
     def __init__(self) -> None:
-        self.parts: list[str] = []
         self._room = MAX_BYTES
 
-    def value(self, value: Any, depth: int) -> None:
-        if type(value) is str:
-            if "\x00" in value:
-                raise JsonTextError("holds U+0000, which PostgreSQL cannot store")
-            self._put(_quoted(value))
-        elif type(value) is _Number:
-            self._put(value)
-        elif type(value) is dict:
-            self._object(value, depth)
-        elif type(value) is list:
-            self._array(value, depth)
-        else:
-            self._put("null" if value is None else "true" if value else "false")
-
-    def _object(self, value: dict[str, Any], depth: int) -> None:
-        _check_depth(depth)
-        separator = "{"
-        for key, item in sorted(value.items(), key=_key_order):
-            self._put(separator)
-            self.value(key, depth)
-            self._put(": ")
-            self.value(item, depth + 1)
-            separator = ", "
-        self._put("}" if value else "{}")
-
-    def _array(self, value: list[Any], depth: int) -> None:
-        _check_depth(depth)
-        separator = "["
-        for item in value:
-            self._put(separator)
-            self.value(item, depth + 1)
-            separator = ", "
-        self._put("]" if value else "[]")
-
-    def _put(self, text: str) -> None:
-        self.parts.append(text)
-        self._room -= len(text)
+    def real(self, text: str) -> _Number:
+        """As ``_real``."""
+        number = _real(text)
+        self._room -= len(number)
         if self._room < 0:
-            raise JsonTextError(f"is larger than {MAX_BYTES:,} bytes when written out in full")
+            raise JsonTextError(_TOO_LARGE_IN_FULL)
+        return number
 
 
-def _check_depth(depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise JsonTextError(f"is nested deeper than {MAX_DEPTH} levels")
+def _decoder(text: str) -> json.JSONDecoder:
+    if _MAY_GROW.search(text) is None:
+        return _DECODER
+    return json.JSONDecoder(
+        object_pairs_hook=_object,
+        parse_float=_Numbers().real,
+        parse_int=_whole,
+        parse_constant=_constant,
+    )
+
+
+def _text(value: Any, depth: int) -> str:
+    """Return the canonical text of a value at a depth of nesting."""
+    kind = type(value)
+    if kind is str:
+        return _string(value)
+    if kind is dict or kind is list:
+        if depth > MAX_DEPTH:
+            raise JsonTextError(f"is nested deeper than {MAX_DEPTH} levels")
+        depth += 1
+        if kind is list:
+            return "[" + ", ".join([_text(item, depth) for item in value]) + "]"
+        members = [f"{_string(key)}: {_text(value[key], depth)}" for key in _ordered(value)]
+        return "{" + ", ".join(members) + "}"
+    if kind is _Number:
+        return value  # type: ignore[no-any-return]
+    return "null" if value is None else "true" if value else "false"
+
+
+def _string(value: str) -> str:
+    if "\x00" in value:
+        raise JsonTextError("holds U+0000, which PostgreSQL cannot store")
+    return _quoted(value)

@@ -1,0 +1,92 @@
+"""Reads of single rows, gathered: those that come while others are read go together.
+
+A hop to a thread, or a round trip to a database, costs many times the reading of a row. An
+idle store is asked at once; a busy one is asked for all that has come since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
+from itertools import islice
+from typing import Generic, TypeVar
+
+MOST = 100
+"""Keys that are asked for together, which bounds what is in memory for one answer."""
+
+AT_ONCE = 2
+"""Questions that are under way together: one is answered while the next is worked on."""
+
+PATIENCE = 0.02
+"""Seconds after which a question is asked although as many as that are under way: one that
+gets no answer must hold up no others."""
+
+T = TypeVar("T")
+
+
+class Gathering(Generic[T]):
+    """Asks for keys together. Belongs to one event loop."""
+
+    def __init__(self, fetch: Callable[[list[str]], Awaitable[Mapping[str, T]]]) -> None:
+        """Ask ``fetch``, which returns what it finds of up to ``MOST`` keys."""
+        self._fetch = fetch
+        self._waiting: dict[str, list[asyncio.Future[T | None]]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._next: asyncio.Handle | None = None
+        """Begins the next question; there is one while keys wait."""
+
+    async def get(self, key: str) -> T | None:
+        """Return what is found under ``key``, as of some moment after the call began.
+
+        Raises:
+            StorageError: What ``fetch`` raises, which concerns all keys of a question.
+
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T | None] = loop.create_future()
+        self._waiting.setdefault(key, []).append(future)
+        if self._next is None:
+            self._schedule(loop)
+        return await future
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Not at once: more calls may lie ready in this turn of the loop.
+        if len(self._running) < AT_ONCE:
+            self._next = loop.call_soon(self._begin, loop)
+        else:
+            self._next = loop.call_later(PATIENCE, self._begin, loop)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        waiting = self._waiting
+        batch = {key: waiting.pop(key) for key in list(islice(waiting, MOST))}
+        # No part of the call that happened to come first: neither its name nor its trace.
+        task = loop.create_task(self._ask(batch), context=Context())
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        self._next = None
+        if waiting:
+            self._schedule(loop)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if self._next is not None and len(self._running) < AT_ONCE:
+            self._next.cancel()
+            self._begin(task.get_loop())
+
+    async def _ask(self, batch: dict[str, list[asyncio.Future[T | None]]]) -> None:
+        callers = [(key, future) for key, futures in batch.items() for future in futures]
+        try:
+            found = await self._fetch(list(batch))
+        except asyncio.CancelledError:
+            for _, future in callers:
+                future.cancel()
+            raise
+        except Exception as exc:  # noqa: BLE001 - every caller must be told, whatever it is
+            for _, future in callers:
+                if not future.done():
+                    future.set_exception(exc)
+            return
+        for key, future in callers:
+            if not future.done():
+                future.set_result(found.get(key))

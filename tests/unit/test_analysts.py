@@ -1,0 +1,100 @@
+"""Processes that analyse: what they answer, and how they begin and end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+import psutil
+import pytest
+
+from sagastore_server.analysts import MANY, Analysts
+from sagastore_server.search.analysis import analyse
+from sagastore_server.sqlite.index_terms import fts_columns
+
+TEXTS = [(f"Running café {number}, 東京 and wolves",) for number in range(200)]
+
+
+@pytest.fixture
+async def analysts() -> AsyncIterator[Analysts]:
+    many = Analysts(1)
+    yield many
+    await many.close()
+
+
+async def elsewhere(analysts: Analysts) -> int:
+    """Wait until a process answers; return which."""
+    await analysts.map(len, [("",)] * MANY)
+    while (found := (await analysts.map(os.getpid, [()]))[0]) == os.getpid():
+        pass
+    return found
+
+
+async def test_the_answer_is_the_same_wherever_it_is_worked_out(analysts: Analysts) -> None:
+    expected = [analyse(text) for (text,) in TEXTS]
+    assert await analysts.map(analyse, TEXTS) == expected  # Not worth a process yet.
+    await elsewhere(analysts)
+    assert await analysts.map(analyse, TEXTS) == expected
+
+
+async def test_what_is_wrong_is_raised(analysts: Analysts) -> None:
+    await elsewhere(analysts)
+    with pytest.raises(ValueError, match="not valid JSON"):
+        await analysts.map(fts_columns, [("x", (), "{")])
+    assert await analysts.map(len, [("abc",)]) == [3]
+
+
+async def test_a_process_that_dies_is_done_without(analysts: Analysts) -> None:
+    os.kill(await elsewhere(analysts), signal.SIGKILL)
+    assert await analysts.map(len, [("abc",)]) == [3]
+    assert await analysts.map(os.getpid, [()]) == [os.getpid()]
+
+
+async def test_it_ends_and_can_begin_again(analysts: Analysts) -> None:
+    process = psutil.Process(await elsewhere(analysts))
+    await analysts.close()
+    assert not process.is_running()
+    assert psutil.pid_exists(await elsewhere(analysts))
+
+
+async def test_it_knows_no_settings(analysts: Analysts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAGASTORE_POSTGRES", "postgresql://secret")
+    await elsewhere(analysts)
+    assert await analysts.map(os.getenv, [("SAGASTORE_POSTGRES",), ("PATH",)]) == [
+        None,
+        os.environ["PATH"],
+    ]
+
+
+async def test_signals_to_the_group_leave_it_at_work(analysts: Analysts) -> None:
+    found = await elsewhere(analysts)
+    os.kill(found, signal.SIGINT)
+    os.kill(found, signal.SIGTERM)
+    assert await analysts.map(os.getpid, [()]) == [found]
+
+
+_PARENT = """
+import asyncio, os, sys
+from sagastore_server.analysts import MANY, Analysts
+async def main():
+    analysts = Analysts(1)
+    await analysts.map(len, [("",)] * MANY)
+    while (found := (await analysts.map(os.getpid, [()]))[0]) == os.getpid():
+        pass
+    print(found, flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+def test_it_ends_with_who_began_it_however_that_ends() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout:
+        process = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        parent.wait()
+    process.wait(30)
