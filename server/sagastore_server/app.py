@@ -24,9 +24,6 @@ from sagastore_server.ops.settings import OFF, Settings, default_sqlite
 from sagastore_server.ops.sight import Sight, SightError, Subject
 from sagastore_server.ops.signals import StopSignals
 from sagastore_server.ops.systemd import Notifier
-from sagastore_server.postgresql.backend import PostgreSQLStorage
-from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.rpc.credentials import server_credentials
 from sagastore_server.rpc.limits import Limits
 from sagastore_server.rpc.server import METHODS, CannotListenError, RpcServer, Terms
@@ -188,7 +185,24 @@ def _service(settings: Settings, readiness: Readiness) -> _Service:
         sqlite = SQLiteStorage(settings.sqlite, _Progress(readiness))
         control = Alone(sqlite, Phase.SQLITE_ONLY)
         return _Service(sqlite, control, lambda: str(settings.sqlite), lambda: False)
-    options = _postgresql(settings, settings.postgres.get_secret_value())
+    return _service_with_postgresql(settings, settings.postgres.get_secret_value(), readiness)
+
+
+def _service_with_postgresql(settings: Settings, dsn: str, readiness: Readiness) -> _Service:
+    # A tenth of a second, which a service without PostgreSQL need not wait for.
+    from sagastore_server.postgresql.backend import PostgreSQLStorage
+    from sagastore_server.postgresql.options import PostgreSQLOptions
+    from sagastore_server.postgresql.replica import PostgreSQLReplica
+
+    options = PostgreSQLOptions(
+        dsn,
+        pool_min=settings.postgres_pool_min,
+        pool_max=settings.postgres_pool_max,
+        writers=settings.postgres_writers,
+        acquire_timeout=settings.postgres_acquire_timeout,
+        statement_timeout=settings.postgres_statement_timeout,
+        statement_cache=settings.postgres_statement_cache,
+    )
     if not settings.names_sqlite:
         postgresql = PostgreSQLStorage(options)
         control = Alone(postgresql, Phase.POSTGRES_ONLY)
@@ -199,18 +213,6 @@ def _service(settings: Settings, readiness: Readiness) -> _Service:
         Options(settings.shadow_share, settings.postgres_patience),
     )
     return _Service(live.backend, live.control, lambda: live.place, lambda: live.can_go_away)
-
-
-def _postgresql(settings: Settings, dsn: str) -> PostgreSQLOptions:
-    return PostgreSQLOptions(
-        dsn,
-        pool_min=settings.postgres_pool_min,
-        pool_max=settings.postgres_pool_max,
-        writers=settings.postgres_writers,
-        acquire_timeout=settings.postgres_acquire_timeout,
-        statement_timeout=settings.postgres_statement_timeout,
-        statement_cache=settings.postgres_statement_cache,
-    )
 
 
 @asynccontextmanager

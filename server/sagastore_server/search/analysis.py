@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-import snowballstemmer
+import Stemmer
 
 ANALYSIS_VERSION = 1
 FINGERPRINT = f"{ANALYSIS_VERSION}/snowball-english-3.1/unicode-{unicodedata.unidata_version}"
@@ -45,7 +45,7 @@ class _Stemmers(threading.local):
     """A stemmer for each thread: it works on its own attributes, so two threads spoil a word."""
 
     def __init__(self) -> None:
-        self.english = snowballstemmer.stemmer("english")
+        self.english = Stemmer.Stemmer("english", 0)
 
 
 _STEMMERS = _Stemmers()
