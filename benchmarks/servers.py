@@ -24,6 +24,9 @@ ROOT = Path(__file__).parents[1]
 _PATIENCE = 120.0
 """Seconds for a change of phase, which at a million messages compares all of them first."""
 
+_STEERING = asyncio.Runner()
+"""One loop for all: gRPC's thread may still have something to tell to one that is closed."""
+
 
 class Served(NamedTuple):
     """A server that runs."""
@@ -87,7 +90,7 @@ def walk(address: str, phase: Phase) -> None:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
             await go_to(client, phase)
 
-    asyncio.run(going())
+    _STEERING.run(going())
 
 
 def ready_for_next(address: str) -> Migration:
@@ -97,7 +100,7 @@ def ready_for_next(address: str) -> Migration:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
             return await until_ready(client)
 
-    return asyncio.run(waiting())
+    return _STEERING.run(waiting())
 
 
 def change_to(address: str, phase: Phase) -> tuple[float, float]:
@@ -110,7 +113,7 @@ def change_to(address: str, phase: Phase) -> tuple[float, float]:
             await change(client, phase)
             return began, time.time()
 
-    return asyncio.run(changing())
+    return _STEERING.run(changing())
 
 
 def migration_of(address: str) -> Migration:
@@ -120,7 +123,7 @@ def migration_of(address: str) -> Migration:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
             return await client.migration.get()
 
-    return asyncio.run(asking())
+    return _STEERING.run(asking())
 
 
 def control_backfill(address: str, *, paused: bool) -> None:
@@ -130,7 +133,7 @@ def control_backfill(address: str, *, paused: bool) -> None:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
             await client.migration.control_backfill(paused=paused)
 
-    asyncio.run(asking())
+    _STEERING.run(asking())
 
 
 def journal_is_empty(address: str) -> int:
@@ -144,7 +147,7 @@ def journal_is_empty(address: str) -> int:
                     return most
         raise RuntimeError("the watch has ended")
 
-    return asyncio.run(waiting())
+    return _STEERING.run(waiting())
 
 
 class Processor:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -30,10 +30,14 @@ SHORT = 20_000
 """Characters, together, of texts that are not long: their analysis takes about 5 ms."""
 
 MANY = 3_000
-"""Texts after which a process is started, which takes as long as the analysis of 5,000."""
+"""Texts after which a process is started, which takes as long as the analysis of about as many."""
 
 _AGAIN = 60.0
 """Seconds until it is tried again to start a process that could not be started, or has ended."""
+
+_PATIENCE = 30.0
+"""Seconds after which a process that has not answered is ended: the largest question, of a
+thousand messages of 100,000 characters, takes about ten."""
 
 _NICENESS = 5
 """Calls that somebody waits for have precedence."""
@@ -97,8 +101,9 @@ class _Analyst:
         line = self._usable() if self._asked >= MANY else None
         if line is not None:
             try:
-                line.send((function, arguments))
-                found: list[T] | Exception = line.recv()
+                with self._limited():
+                    line.send((function, arguments))
+                    found: list[T] | Exception = line.recv()
             except (OSError, EOFError) as exc:
                 self._lost(exc)
             else:
@@ -116,6 +121,20 @@ class _Analyst:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    @contextlib.contextmanager
+    def _limited(self) -> Iterator[None]:
+        """End the process, and with it what waits for it, if it takes too long."""
+        limit = threading.Timer(_PATIENCE, self._kill)
+        limit.start()
+        try:
+            yield
+        finally:
+            limit.cancel()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
 
     def _usable(self) -> Connection | None:
         """Return the line to the process, if it has said that it is ready."""

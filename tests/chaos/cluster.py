@@ -291,9 +291,9 @@ class Cluster:
         port = proxy.open(POSTGRES, self.ground.socket)
         dsn = f"postgresql://postgres@127.0.0.1:{port}/{self.database}?sslmode=disable"
         if clock:
-            self.clock_file.write_bytes(struct.pack("d", 0.0))
+            self.clock_file.write_bytes(struct.pack("dd", 0.0, 0.0))
             with self.clock_file.open("r+b") as file:
-                self._clock = mmap.mmap(file.fileno(), 8)
+                self._clock = mmap.mmap(file.fileno(), 16)
         server = ChaosServer(
             self.path,
             env | {"SAGASTORE_POSTGRES": dsn},
@@ -309,7 +309,12 @@ class Cluster:
     def set_clock(self, seconds: float) -> None:
         """Let the server's clock be wrong by so much; the monotonic one goes on."""
         assert self._clock is not None
-        self._clock[:] = struct.pack("d", seconds)
+        self._clock[:8] = struct.pack("d", seconds)
+
+    def set_delay(self, seconds: float) -> None:
+        """Let the server take so long between reading what goes to PostgreSQL and sending it."""
+        assert self._clock is not None
+        self._clock[8:] = struct.pack("d", seconds)
 
     async def mend(self) -> None:
         """End all faults, and wait until everything runs."""

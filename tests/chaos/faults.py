@@ -138,6 +138,17 @@ async def _clock_jumps(scene: Scene) -> AsyncIterator[None]:
         scene.cluster.set_clock(scene.rng.choice([0.0, 0.0, jump / 2]))
 
 
+@fault("what goes to PostgreSQL is held up", (1.0, 4.0), weight=2, needs="clock")
+async def _held_up(scene: Scene) -> AsyncIterator[None]:
+    seconds = scene.rng.choice([0.05, 0.2, 0.5])
+    scene.marks.mark("held up", seconds=seconds)
+    scene.cluster.set_delay(seconds)
+    try:
+        yield
+    finally:
+        scene.cluster.set_delay(0.0)
+
+
 @asynccontextmanager
 async def _traced(scene: Scene, inject: str) -> AsyncIterator[None]:
     """Let strace interfere with system calls of the server."""

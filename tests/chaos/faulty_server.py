@@ -1,17 +1,23 @@
-"""The usual command with something wrong in it: planted faults, and a clock that jumps.
+"""The usual command with something wrong in it: planted faults, a clock that jumps, delays.
 
 Nothing of this is in the product. As a module it patches the real modules and then runs
 the real command: ``CHAOS_PLANT`` names a planted fault (see ``planted``), ``CHAOS_CLOCK``
-a file of eight bytes, by how many seconds the clock is wrong.
+a file of two numbers: by how many seconds the clock is wrong, and how long it takes from
+reading what goes to PostgreSQL to sending it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
 import struct
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def set_clock(file: Path) -> None:
@@ -21,7 +27,7 @@ def set_clock(file: Path) -> None:
     machine. What C code asks the system for itself is not changed.
     """
     with file.open("r+b") as opened:
-        offset = mmap.mmap(opened.fileno(), 8)
+        offset = mmap.mmap(opened.fileno(), 16)
     true_time, true_time_ns = time.time, time.time_ns
 
     def wrong_by() -> float:
@@ -37,10 +43,34 @@ def set_clock(file: Path) -> None:
     time.time, time.time_ns = wrong_time, wrong_time_ns
 
 
+def set_delay(file: Path) -> None:
+    """Let time pass where a process may be held up, by what ``file`` says at the moment.
+
+    Rows that the backfill has read are old by then, as are the entries of the journal.
+    """
+    from sagastore_server.postgresql import follow  # noqa: PLC0415 - only where it is wanted
+
+    with file.open("r+b") as opened:
+        delay = mmap.mmap(opened.fileno(), 16)
+
+    def held_up(original: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+        async def slowly(*args: Any) -> T:
+            found = await original(*args)
+            (seconds,) = struct.unpack("d", delay[8:])
+            await asyncio.sleep(seconds)
+            return found
+
+        return slowly
+
+    follow.rows_once = held_up(follow.rows_once)  # type: ignore[assignment]
+    follow.steps_of = held_up(follow.steps_of)  # type: ignore[assignment]
+
+
 def main() -> None:
     """Patch, and run the command."""
     if clock := os.environ.get("CHAOS_CLOCK"):
         set_clock(Path(clock))
+        set_delay(Path(clock))
     if name := os.environ.get("CHAOS_PLANT"):
         from tests.chaos import planted  # noqa: PLC0415 - it imports the whole server
 

@@ -53,6 +53,17 @@ async def test_a_process_that_dies_is_done_without(analysts: Analysts) -> None:
     assert await analysts.map(os.getpid, [()]) == [os.getpid()]
 
 
+async def test_a_process_that_hangs_is_given_up(
+    analysts: Analysts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = psutil.Process(await elsewhere(analysts))
+    monkeypatch.setattr("sagastore_server.analysts._PATIENCE", 0.5)
+    process.suspend()
+    # More than the line takes without anybody who reads it.
+    assert await analysts.map(len, [("x" * 1_000_000,)]) == [1_000_000]
+    assert not process.is_running()
+
+
 async def test_it_ends_and_can_begin_again(analysts: Analysts) -> None:
     process = psutil.Process(await elsewhere(analysts))
     await analysts.close()
