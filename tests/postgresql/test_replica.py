@@ -39,6 +39,7 @@ from tests.postgresql.targets import (
     saved,
     until_one_waits,
 )
+from tests.sight.ops import free_port
 from tests.support.drafts import draft
 from tests.support.postgres import execute, postgres_process
 
@@ -51,6 +52,27 @@ def cache(request: pytest.FixtureRequest) -> int:
 
 
 # ------------------------------------------------------------------ looking and claiming
+
+
+async def test_some_that_open_at_once_do_not_close_what_is_the_others(dsn: str) -> None:
+    replica = replica_on(dsn)
+    try:
+        # Who is given up closes what it has opened, while another one opens.
+        given_up = asyncio.create_task(replica.open())
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(replica.open()) for _ in range(3)]
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.gather(*others)
+        assert await replica.inspect() == TargetState(0, True, None)
+    finally:
+        await replica.close()
+
+
+async def test_some_that_cannot_open_at_once_are_all_told_why() -> None:
+    replica = replica_on(f"postgresql://postgres@127.0.0.1:{free_port()}/none")
+    outcomes = await asyncio.gather(*[replica.open() for _ in range(3)], return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [CannotOpenError] * 3
 
 
 async def test_opening_and_looking_change_nothing(dsn: str) -> None:

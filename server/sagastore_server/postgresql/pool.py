@@ -67,7 +67,7 @@ class Pool:
         """
         options = self._options
         self._closing = False
-        self._pool = asyncpg.create_pool(
+        pool = asyncpg.create_pool(
             options.dsn,
             min_size=min(options.pool_min, options.pool_max),
             max_size=options.pool_max,
@@ -79,7 +79,16 @@ class Pool:
             statement_cache_size=options.statement_cache,
             server_settings=self._session_settings(),
         )
-        await self._pool
+        try:
+            await pool
+        except BaseException:
+            with contextlib.suppress(asyncpg.InterfaceError):
+                pool.terminate()
+            raise
+        if self._closing:
+            pool.terminate()
+            raise UnavailableError("the store is closing; try again")
+        self._pool = pool
         if options.statement_cache:
             await self._require_a_session()
 

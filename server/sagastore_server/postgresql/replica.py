@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from sagastore_server.postgresql.lease import (
     record_from_row,
     take,
 )
+from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import MIGRATION, QUERIES
 from sagastore_server.postgresql.schema import (
@@ -54,10 +56,19 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
     the lease; and triggers refuse all other writers until ``finish``.
     """
 
+    def __init__(self, options: PostgreSQLOptions) -> None:
+        """As of ``PostgreSQLStorage``."""
+        super().__init__(options)
+        self._opening = asyncio.Lock()
+
     async def open(self) -> None:
         """See the contract. Does nothing if it is open; whether it answers, calls tell."""
-        if self._writer is not None:
-            return
+        # One after the other: who fails closes what was opened, which must be its own.
+        async with self._opening:
+            if self._writer is None:
+                await self._open()
+
+    async def _open(self) -> None:
         try:
             await self._pool.open()
             async with self._pool.connection() as connection:
