@@ -15,6 +15,7 @@ import mmap
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -134,8 +135,11 @@ class Ground:
         while True:
             try:
                 self.postgres.start_again()
-            except (RuntimeError, subprocess.SubprocessError):
-                # Children of one that was killed may live for another moment.
+                # One that was killed and has not been buried counts as running for pg_ctl.
+                with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+                    probe.connect(self.socket)
+            except (RuntimeError, OSError, subprocess.SubprocessError):
+                # Children of one that was killed may live for another moment, too.
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.2)
