@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -133,13 +134,15 @@ def _run(done: str, work: Callable[[Tell], _T]) -> _T:
     )
     bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
     try:
-        with _terminated_like_interrupted(), bar:
+        with _signals_noted() as signalled, bar:
             task = bar.add_task("Reading", total=None)
-            return work(
-                lambda what, at, of: bar.update(
-                    task, description=what.capitalize(), completed=at, total=of or None
-                )
-            )
+
+            def tell(what: str, at: int, of: int) -> None:
+                if signalled.is_set():
+                    raise KeyboardInterrupt  # noqa: TRY301 - in the middle of the work
+                bar.update(task, description=what.capitalize(), completed=at, total=of or None)
+
+            return work(tell)
     except BackupError as exc:
         _fail(str(exc))
     except KeyboardInterrupt:
@@ -147,16 +150,26 @@ def _run(done: str, work: Callable[[Tell], _T]) -> _T:
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    def interrupt(number: int, frame: object) -> NoReturn:
-        del number, frame
-        raise KeyboardInterrupt
+def _signals_noted() -> Iterator[threading.Event]:
+    """Let SIGINT and SIGTERM be heard at safe places only; see ``Progress``.
 
-    usual = signal.signal(signal.SIGTERM, interrupt)
+    An exception that may come anywhere comes between making a file and seeing to its
+    removal, too. A second signal is not waited with: the work may hang on a disk.
+    """
+    signalled = threading.Event()
+
+    def note(number: int, frame: object) -> None:
+        del number, frame
+        if signalled.is_set():
+            raise KeyboardInterrupt
+        signalled.set()
+
+    usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield signalled
     finally:
-        signal.signal(signal.SIGTERM, usual)
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
 def _told(contents: Contents) -> str:

@@ -41,6 +41,7 @@ _SETTINGS = {"max_wal_size": "64MB", "min_wal_size": "32MB", "autovacuum": "off"
 """Of PostgreSQL: a log that fits on a small disk."""
 
 _PORT = ".s.PGSQL.5432"
+_ENDS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGKILL})
 
 
 class Disk:
@@ -222,6 +223,11 @@ class Keeper:
         self._asked.add(number)
         send(self.server.pid, number)
         return True
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to end, and has not been started again."""
+        return bool(self._asked & _ENDS)
 
     async def end(self) -> Ending:
         """Stop it in good order, and return how that went."""

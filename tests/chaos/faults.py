@@ -22,6 +22,7 @@ from typing import NamedTuple
 from sagastore import AsyncClient, RetryPolicy, SagaStoreError
 from tests.chaos.cluster import CLIENTS, POSTGRES, Cluster, send
 from tests.chaos.history import History
+from tests.chaos.lease_watch import LeaseWatch
 from tests.chaos.proxy import DIRECTIONS, Direction
 from tests.support.server_process import ServerProcess, clean_environment
 
@@ -389,13 +390,16 @@ async def _second_server(scene: Scene) -> AsyncIterator[None]:
             await asyncio.to_thread(_copy_as_it_is, cluster.path, path)
         second = ServerProcess(path, env={"SAGASTORE_POSTGRES": dsn})
     try:
-        await asyncio.to_thread(second.spawn)
-        yield
-        served, said = await asyncio.to_thread(_outcome_of, second)
+        async with LeaseWatch(dsn) as watch:
+            await asyncio.to_thread(second.spawn)
+            yield
+            served, said = await asyncio.to_thread(_outcome_of, second)
         phases = {before, _phase(scene)}
-        # Where the first one was away, the second was the only one. In the first phase a
-        # copy, and an empty PostgreSQL, are stores of their own; in the last one anybody may.
-        alone = keeper.starts != starts or not keeper.up.is_set()
+        # Where the first one was away or going, the second was the only one; where
+        # PostgreSQL was away, a copy could not know better. In the first phase a copy, and
+        # an empty PostgreSQL, are stores of their own; in the last one anybody may.
+        alone = keeper.starts != starts or not keeper.up.is_set() or keeper.stopping
+        alone = alone or (how == "copy" and not watch.held)
         own = how != "file" and "sqlite-only" in phases
         may = alone or own or "" in phases or "postgres-only" in phases
         scene.marks.mark("second server", how=how, served=served, may=may, said=said)

@@ -44,7 +44,10 @@ _FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNLINKABLE = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much is done, and how much there is (0: not known)."""
+"""Told what is being done, how much is done, and how much there is (0: not known).
+
+Called often, and never once the work can be seen: what it raises leaves nothing behind.
+"""
 
 
 class BackupError(Exception):
@@ -91,7 +94,7 @@ def back_up(path: Path, target: Path, progress: Progress) -> BackupReport:
 
     Raises:
         BackupError: It cannot be made; ``target`` is as it was.
-        KeyboardInterrupt: As raised by ``progress``, or a signal; the same holds.
+        KeyboardInterrupt: As raised by ``progress``; the same holds.
 
     """
     began = time.monotonic()
@@ -266,16 +269,17 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _verify(copy: sqlite3.Connection, path: Path, wanted: Contents, progress: Progress) -> None:
-    # So that a signal is heard now and then; SQLite turns what its handler raises into a
-    # statement that was interrupted.
-    copy.set_progress_handler(lambda: 0, _STEPS_AT_ONCE)
+    step = "verifying"
+    # SQLite turns what its handler raises into a statement that was interrupted.
+    copy.set_progress_handler(lambda: progress(step, 0, 0), _STEPS_AT_ONCE)
     damaged = damage(copy, full=True)
     if damaged:
         raise BackupError(
             f"the copy {path.name} is damaged ({damaged}), and so is the store, or a disk; check "
             "the store with: sagastore-server inspect"
         )
-    progress("verifying the search index", 0, 0)
+    step = "verifying the search index"
+    progress(step, 0, 0)
     # Compares what the index keeps with its own checksums; it has no table to compare with.
     copy.execute("INSERT INTO messages_fts (messages_fts) VALUES ('integrity-check')")
     found = contents_of(copy)

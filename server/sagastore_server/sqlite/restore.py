@@ -61,7 +61,7 @@ def restore(backup: Path, path: Path, *, replace: bool, progress: Progress) -> R
 
     Raises:
         BackupError: It cannot be done; ``path`` is as it was.
-        KeyboardInterrupt: As raised by ``progress``, or a signal; the same holds.
+        KeyboardInterrupt: As raised by ``progress``; the same holds.
 
     """
     began = time.monotonic()
