@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 import structlog
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from sagastore import AsyncClient, InternalError, Message, NotFoundError, Phase, SagaStoreError
 from sagastore.cli.failures import explain
@@ -74,6 +75,24 @@ def test_lines_within_a_call_bear_its_id(log: io.StringIO) -> None:
         for event in ("from a library", "from us", "from a task of the call"):
             assert (event, name) in found
     assert [call for event, call in found if event == "when it has ended"] == [None, None]
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_a_client_that_has_gone_is_no_error(log: io.StringIO, level: str) -> None:
+    logs.configure(level, log)
+    grpc_core = logging.getLogger("grpc._cython.cygrpc")
+    for failure in (cygrpc.ExecuteBatchError("Failed"), RuntimeError("a defect")):
+        try:
+            raise failure
+        except (cygrpc.ExecuteBatchError, RuntimeError):
+            grpc_core.exception("%s raised in core by servicer method [%s]", failure, "a.b/C")
+    *gone, defect = lines(log)
+    assert defect["level"] == "error"
+    assert "Traceback" in defect["exception"]
+    assert [(line["level"], line["event"]) for line in gone] == (
+        [("debug", "the client had gone before its answer could be sent")] * (level == "debug")
+    )
+    assert all("exception" not in line for line in gone)
 
 
 def test_errors_and_the_log_name_a_call_alike(server_process: ServerFactory) -> None:

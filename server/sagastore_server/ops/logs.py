@@ -47,6 +47,9 @@ def configure(level: str, stream: TextIO = sys.stderr) -> None:
     logging.getLogger("asyncpg").setLevel(logging.ERROR)
     # It tells of every statement, with what goes into it: what users say and search for.
     logging.getLogger("aiosqlite").setLevel(logging.WARNING)
+    grpc_core = logging.getLogger("grpc._cython.cygrpc")
+    if _told_without_traceback not in grpc_core.filters:
+        grpc_core.addFilter(_told_without_traceback)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -68,6 +71,21 @@ def _with_call(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDic
     if call is not None and not call.code:
         event.setdefault("call", call.id)
     return event
+
+
+def _told_without_traceback(record: logging.LogRecord) -> bool:
+    """Tell in a line for debugging that a client had gone; gRPC makes it an error with a traceback.
+
+    Its ``ExecuteBatchError`` says that an answer could not be handed to a connection, which
+    is what becomes of a connection that breaks in that instant.
+    """
+    kind = record.exc_info[0] if record.exc_info else None
+    if kind is None or kind.__name__ != "ExecuteBatchError":
+        return True
+    record.msg, record.args = "the client had gone before its answer could be sent", ()
+    record.exc_info = record.exc_text = None
+    record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+    return logging.getLogger().isEnabledFor(logging.DEBUG)
 
 
 def _rendering(stream: TextIO) -> list[Processor]:
