@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -64,17 +64,31 @@ class Analysts:
         ``function`` is one of a module; it and all values can be pickled. Where no process
         can be had, a thread of this one does the work.
         """
+        return await asyncio.wrap_future(self.submit(function, arguments))
+
+    def submit(
+        self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
+    ) -> Future[list[T]]:
+        """Do what ``map`` does, for a thread that has something else to do meanwhile."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._count, "analysis")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._map, function, arguments)
+        return self._threads.submit(self._map, function, arguments)
+
+    @property
+    def at_once(self) -> int:
+        """How many questions are worked on at the same time."""
+        return self._count
 
     async def close(self) -> None:
         """End the processes, when they have done what they were given. New ones may be needed."""
+        await asyncio.to_thread(self.end)
+
+    def end(self) -> None:
+        """Do what ``close`` does, for a thread that may wait."""
         threads, self._threads = self._threads, None
         started, self._started = self._started, []
         if threads is not None:
-            await asyncio.to_thread(threads.shutdown)
+            threads.shutdown(cancel_futures=True)
         for analyst in started:
             analyst.end()
 

@@ -203,6 +203,21 @@ async def _sqlite_full(scene: Scene) -> AsyncIterator[None]:
 # ---------------------------------------------------------------------- PostgreSQL
 
 
+@asynccontextmanager
+async def _slow_at_first(scene: Scene) -> AsyncIterator[None]:
+    """Let it come back slow, half of the times, so that it has not caught up for a while."""
+    proxy = scene.cluster.ground.proxy
+    if scene.rng.random() < 0.5:
+        proxy.set(POSTGRES, delay=scene.rng.choice([0.03, 0.1, 0.2]))
+        try:
+            yield
+            await asyncio.sleep(1.5)
+        finally:
+            proxy.set(POSTGRES)
+    else:
+        yield
+
+
 @fault("PostgreSQL killed", (0.0, 2.5), weight=2)
 async def _postgres_killed(scene: Scene) -> AsyncIterator[None]:
     ground = scene.cluster.ground
@@ -213,7 +228,8 @@ async def _postgres_killed(scene: Scene) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            await asyncio.to_thread(ground.mend)
+            async with _slow_at_first(scene):
+                await asyncio.to_thread(ground.mend)
 
 
 @fault("PostgreSQL stopped at once", (0.0, 2.0), weight=2)
@@ -224,7 +240,8 @@ async def _postgres_stopped(scene: Scene) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            await asyncio.to_thread(ground.mend)
+            async with _slow_at_first(scene):
+                await asyncio.to_thread(ground.mend)
 
 
 @fault("PostgreSQL's connection crashes", (0.0, 0.5))
@@ -246,8 +263,9 @@ async def _postgres_frozen(scene: Scene) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            for pid in pids:
-                send(pid, signal.SIGCONT)
+            async with _slow_at_first(scene):
+                for pid in pids:
+                    send(pid, signal.SIGCONT)
 
 
 @fault("PostgreSQL's disk is slow", (0.5, 2.5))

@@ -220,7 +220,7 @@ class Operator:
         proxy, rng = self._cluster.ground.proxy, self._rng
         ways = ["kill", "kill", "cut", "slow PostgreSQL", "slow PostgreSQL"]
         if phase is Phase.POSTGRES_ONLY:
-            ways += ["kill when PostgreSQL has taken over"] * 5
+            ways += ["kill when PostgreSQL has taken over"] * 5 + ["slow PostgreSQL"] * 3
         how = rng.choice(ways)
         self._history.mark("tripped", how=how)
         if how == "slow PostgreSQL":
@@ -314,7 +314,7 @@ class Operator:
             )
         if {blocker.reason for blocker in status.blockers_to_next} - {"QUARANTINE_NOT_ACCEPTED"}:
             return
-        risk = 0.5 if status.phase is Phase.READ_POSTGRES else 0.1
+        risk = 0.7 if status.phase is Phase.READ_POSTGRES else 0.1
         await self._try("finish", lambda: self._change(Phase(status.phase + 1), 30.0, risk))
 
 

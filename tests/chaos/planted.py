@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sagastore_server.migration import attaching, live
-from sagastore_server.migration.backfill import Backfill
 from sagastore_server.migration.completion import Completion
 from sagastore_server.migration.follower import Follower, Standing
 from sagastore_server.migration.live import LiveMigration
@@ -38,8 +37,8 @@ from sagastore_server.storage.errors import (
     StorageFullError,
     UnavailableError,
 )
-from sagastore_server.storage.model import Draft, SaveResult
-from sagastore_server.storage.replication import Entry, Lease
+from sagastore_server.storage.model import Draft, Message, SaveResult
+from sagastore_server.storage.replication import Entry, Lease, Prepared
 
 FSYNC = 0.005
 """Seconds that a COMMIT takes on a usual disk; on those of the campaign it takes none."""
@@ -259,12 +258,12 @@ def _skip_deletes() -> None:
 
 @_plant("backfill-skips", "the backfill leaves out the last row of each batch")
 def _backfill_skips() -> None:
-    original = Backfill._apply
+    original = PostgreSQLReplica.prepare
 
-    async def apply(self: Backfill, mark: Any, messages: list[Any]) -> None:
-        await original(self, mark, messages[:-1])
+    async def prepare(self: PostgreSQLReplica, messages: Sequence[Message]) -> Prepared:
+        return await original(self, messages[:-1])
 
-    _replace(Backfill, "_apply", apply)
+    _replace(PostgreSQLReplica, "prepare", prepare)
 
 
 # ---------------------------------------------------------------------- fences and readers

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from sagastore_server.migration.bounded import abandon
 from sagastore_server.migration.carrying import carry_all
@@ -21,9 +22,7 @@ from sagastore_server.migration.throttle import Throttle
 from sagastore_server.storage.errors import FencedError, StorageError, UnavailableError
 from sagastore_server.storage.migration import BackfillState, BackfillStatus
 from sagastore_server.storage.model import Message
-from sagastore_server.storage.replication import (
-    BackfillMark,
-)
+from sagastore_server.storage.replication import BackfillMark, Prepared
 
 RETRY_FIRST, RETRY_MOST = 0.25, 5.0
 """Seconds until a step that failed is tried again; doubled up to the second."""
@@ -31,7 +30,23 @@ RETRY_FIRST, RETRY_MOST = 0.25, 5.0
 _IDLE = 1.0
 """Seconds between looks at whether there is something to do, without word of a change."""
 
+_FRESH = 2.0
+"""Seconds for which a page that was read ahead is used. It does no harm if it is older, as
+the target knows what is newer; but then it is copied in vain."""
+
 _log = logging.getLogger(__name__)
+
+
+class _Page(NamedTuple):
+    """Some rows, read and made ready to be stored."""
+
+    place: tuple[str, str, int]
+    """The id behind which they begin, the last that may be among them, and how many at most."""
+    read_at: float
+    rows: int
+    cursor: str
+    """The id behind which the next page begins."""
+    prepared: Prepared
 
 
 class Backfill:
@@ -53,6 +68,10 @@ class Backfill:
         self._when_done = when_done
         self._step = ""
         self._error = ""
+        self._ahead: _Page | None = None
+        """Read while the page before it was stored."""
+        self._rested = 0.0
+        """Seconds of the last rest."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -165,14 +184,43 @@ class Backfill:
         self._throttle.set_rate(self._situation.state.max_rows_per_second)
         began = time.monotonic()
         with self._throttle.working():
-            page = await self._source.scan_ids(mark.cursor, mark.upto, size)
-            # Nothing left up to the end: what was there has been deleted meanwhile.
-            cursor = page.messages[-1].id if page.more else mark.upto
-            rows = len(page.messages)
-            copied = mark.copied + rows
-            after = mark._replace(cursor=cursor, copied=copied, total=max(mark.total, copied))
-            await self._apply(after, page.messages)
-        await self._throttle.rest(rows, time.monotonic() - began)
+            page = await self._page(mark, size)
+            copied = mark.copied + page.rows
+            after = mark._replace(cursor=page.cursor, copied=copied, total=max(mark.total, copied))
+            await self._copy_and_read_on(after, page, size)
+        worked = time.monotonic() - began
+        await self._throttle.rest(page.rows, worked)
+        self._rested = time.monotonic() - began - worked
+
+    async def _copy_and_read_on(self, after: BackfillMark, page: _Page, size: int) -> None:
+        """Store a page; meanwhile read the next one, unless it would be old by its turn."""
+        reading: asyncio.Task[_Page] | None = None
+        if after.cursor < after.upto and self._rested < _FRESH:
+            reading = asyncio.create_task(self._read(after, size), name="backfill reads on")
+        try:
+            await self._apply(after, page.prepared)
+            self._ahead = None if reading is None else await reading
+        finally:
+            if reading is not None and not reading.done():
+                reading.cancel()
+                await asyncio.wait({reading})
+
+    async def _page(self, mark: BackfillMark, size: int) -> _Page:
+        """Return the next page: the one that was read ahead, if that is of now and of here."""
+        page, self._ahead = self._ahead, None
+        place = (mark.cursor, mark.upto, size)
+        if page is None or page.place != place or time.monotonic() - page.read_at > _FRESH:
+            page = await self._read(mark, size)
+        return page
+
+    async def _read(self, mark: BackfillMark, size: int) -> _Page:
+        read_at = time.monotonic()
+        found = await self._source.scan_ids(mark.cursor, mark.upto, size)
+        # Nothing left up to the end: what was there has been deleted meanwhile.
+        cursor = found.messages[-1].id if found.more else mark.upto
+        prepared = await self._target.prepare(found.messages)
+        place = (mark.cursor, mark.upto, size)
+        return _Page(place, read_at, len(found.messages), cursor, prepared)
 
     async def _missing_index(self) -> str | None:
         return next((one.name for one in await self._target.indexes() if not one.valid), None)
@@ -203,7 +251,7 @@ class Backfill:
     async def _note(self, mark: BackfillMark) -> None:
         await self._apply(mark, [])
 
-    async def _apply(self, mark: BackfillMark, messages: list[Message]) -> None:
+    async def _apply(self, mark: BackfillMark, messages: list[Message] | Prepared) -> None:
         if not self._follower.attached:
             raise UnavailableError("PostgreSQL is not reached at the moment")
         self._follower.mark = await self._target.copy(self._follower.lease, messages, mark)

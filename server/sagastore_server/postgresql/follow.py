@@ -7,6 +7,7 @@ these transactions follows the other, and nobody else writes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sagastore_server.analysts import Analysts
@@ -15,7 +16,7 @@ from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.rows import COLUMNS, Row
 from sagastore_server.storage.model import Message
-from sagastore_server.storage.replication import Entry
+from sagastore_server.storage.replication import Entry, Prepared
 
 
 class Burial(NamedTuple):
@@ -24,6 +25,13 @@ class Burial(NamedTuple):
     id: str
     revision: int
     deleted_at: int
+
+
+@dataclass(frozen=True)
+class Ready(Prepared):
+    """Rows as PostgreSQL takes them, each id once."""
+
+    rows: list[Row]
 
 
 class Steps(NamedTuple):

@@ -41,6 +41,7 @@ from sagastore_server.storage.replication import (
     IndexState,
     Lease,
     MigrationTarget,
+    Prepared,
     TargetRecord,
     TargetState,
 )
@@ -162,11 +163,17 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         seconds = time.perf_counter() - began
         self._on_group(Store.POSTGRESQL, len(entries), len(entries), seconds)
 
+    async def prepare(self, messages: Sequence[Message]) -> Prepared:
+        """See the contract."""
+        return follow.Ready(await follow.rows_once(messages, self._analysts))
+
     async def copy(
-        self, lease: Lease, messages: Sequence[Message], mark: BackfillMark
+        self, lease: Lease, messages: Sequence[Message] | Prepared, mark: BackfillMark
     ) -> BackfillMark:
         """See the contract."""
-        rows = await follow.rows_once(messages, self._analysts)
+        ready = messages if isinstance(messages, Prepared) else await self.prepare(messages)
+        assert isinstance(ready, follow.Ready)  # noqa: S101 - no other kind is made here
+        rows = ready.rows
 
         async def store(connection: Connection) -> None:
             await note_mark(connection, mark)

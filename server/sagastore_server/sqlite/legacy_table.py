@@ -26,7 +26,10 @@ from sagastore_server.storage.model import Draft
 from sagastore_server.storage.validation import Violations
 
 BATCH = 1000
-"""Rows that are held in memory at once."""
+"""Rows of a batch at most."""
+
+BATCH_BYTES = 4 * 1024 * 1024
+"""Bytes of text and blobs after which a batch is complete."""
 
 
 class LegacyRow(NamedTuple):
@@ -35,6 +38,15 @@ class LegacyRow(NamedTuple):
     rowid: int
     values: tuple[RawValue, ...]
     """In the order of ``LegacyTable.columns``."""
+
+
+class Reading(NamedTuple):
+    """What a row says by itself, whatever other rows there are."""
+
+    draft: Draft
+    """Meant only where there are no problems."""
+    created_at: int | None
+    problems: list[Problem]
 
 
 class Verdict(NamedTuple):
@@ -95,8 +107,16 @@ class LegacyTable:
         connection.text_factory = Text
         try:
             cursor = connection.execute(sql)
-            while batch := cursor.fetchmany(BATCH):
-                yield [LegacyRow(row[0], row[1:]) for row in batch]
+            batch: list[LegacyRow] = []
+            size = 0
+            for rowid, *values in cursor:
+                batch.append(LegacyRow(rowid, tuple(values)))
+                size += sum(len(value) for value in values if isinstance(value, bytes))
+                if len(batch) == BATCH or size >= BATCH_BYTES:
+                    yield batch
+                    batch, size = [], 0
+            if batch:
+                yield batch
         finally:
             connection.text_factory = usual
 
@@ -170,24 +190,14 @@ class Judge:
 
     def verdict(self, row: LegacyRow) -> Verdict:
         """Judge one row; the id of a row without problems counts as taken from now on."""
-        message, problems = read_row(self._table.known(row))
-        violations = Violations()
-        draft = violations.draft(
-            "",
-            message_id=message.id,
-            provider=message.provider,
-            role=message.role,
-            content=message.content,
-            tags=message.tags,
-            timestamp=message.timestamp_us,
-            metadata=message.metadata,
-            session_id=message.session_id,
-        )
-        if violations.found:
-            _add_violations(problems, violations)
+        return self.judge(row, read(self._table.known(row)))
+
+    def judge(self, row: LegacyRow, reading: Reading) -> Verdict:
+        """Do what ``verdict`` does with a row that was read already."""
+        draft, created_at, problems = reading
         if self._taken is not None:
             self._check_id(self._taken, draft.id, row.rowid, problems)
-        return Verdict(row, draft, message.created_at_us, problems)
+        return Verdict(row, draft, created_at, problems)
 
     def _check_id(
         self, taken: sqlite3.Connection, message_id: str, rowid: int, problems: list[Problem]
@@ -199,6 +209,26 @@ class Judge:
             problems.append(Problem("id", f"{message_id!r} is taken by rowid {found[0]}"))
         elif not problems:
             taken.execute("INSERT INTO taken VALUES (?, ?)", (message_id, rowid))
+
+
+def read(values: tuple[RawValue, ...]) -> Reading:
+    """Read a row from its values in the order of ``legacy.COLUMNS``."""
+    message, problems = read_row(values)
+    violations = Violations()
+    draft = violations.draft(
+        "",
+        message_id=message.id,
+        provider=message.provider,
+        role=message.role,
+        content=message.content,
+        tags=message.tags,
+        timestamp=message.timestamp_us,
+        metadata=message.metadata,
+        session_id=message.session_id,
+    )
+    if violations.found:
+        _add_violations(problems, violations)
+    return Reading(draft, message.created_at_us, problems)
 
 
 def _add_violations(problems: list[Problem], violations: Violations) -> None:

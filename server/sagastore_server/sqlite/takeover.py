@@ -12,12 +12,16 @@ import json
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from sagastore.legacy import RawValue, Text
 from sagastore_server import __version__
+from sagastore_server.analysts import Analysts
 from sagastore_server.search.analysis import FINGERPRINT
 from sagastore_server.sqlite.files import (
     Kind,
@@ -29,10 +33,17 @@ from sagastore_server.sqlite.files import (
     schema_steps,
     state_of,
 )
-from sagastore_server.sqlite.index_terms import fts_columns
+from sagastore_server.sqlite.index_terms import Terms, fts_columns, searched_of
 from sagastore_server.sqlite.legacy_copy import fingerprint, sync_folder, verified_copy
 from sagastore_server.sqlite.legacy_plan import Plan, make_plan
-from sagastore_server.sqlite.legacy_table import Judge, LegacyTable, Verdict
+from sagastore_server.sqlite.legacy_table import (
+    Judge,
+    LegacyRow,
+    LegacyTable,
+    Reading,
+    Verdict,
+    read,
+)
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.jsontext import canonical_tags
 
@@ -42,6 +53,8 @@ Progress = Callable[[int, int], None]
 _ASIDE = "messages_before_sagastore"
 _CACHE_KIB = 64 * 1024
 _BUSY_TIMEOUT_MS = 10_000
+_AHEAD = 3
+"""Batches beside those that other processes read, at most."""
 
 
 class TakeoverReport(NamedTuple):
@@ -83,6 +96,14 @@ def take_over(path: Path, *, progress: Progress | None = None) -> TakeoverReport
     except OSError as exc:
         raise CannotOpenError(f"cannot take over {path}: {exc.strerror or exc}") from exc
     return report
+
+
+class _Indexed(NamedTuple):
+    """What a row says, and what the search index is to hold of it."""
+
+    reading: Reading
+    terms: Terms
+    """Empty where the row has problems."""
 
 
 class _Takeover:
@@ -150,29 +171,49 @@ class _Takeover:
         done = 0
         self._progress(0, total)
         with contextlib.closing(Judge(table)) as judge:
-            for batch in table.rows(self._connection):
-                verdicts = [judge.verdict(row) for row in batch]
-                self._serve([verdict for verdict in verdicts if not verdict.problems], table)
-                self._set_aside([verdict for verdict in verdicts if verdict.problems], table)
-                done += len(batch)
+            for rows, found in self._read(table):
+                verdicts = [
+                    judge.judge(row, one.reading) for row, one in zip(rows, found, strict=True)
+                ]
+                both = zip(verdicts, (one.terms for one in found), strict=True)
+                self._serve([(one, terms) for one, terms in both if not one.problems], table)
+                self._set_aside([one for one in verdicts if one.problems], table)
+                done += len(rows)
                 self._progress(done, total)
 
-    def _serve(self, verdicts: list[Verdict], table: LegacyTable) -> None:
-        first = self._served + 1
-        self._served += len(verdicts)
-        numbered = list(enumerate(verdicts, first))
+    def _read(self, table: LegacyTable) -> Iterator[tuple[list[LegacyRow], list[_Indexed]]]:
+        """Read all rows, some batches ahead in other processes: it is most of the work."""
+        analysts = Analysts()
+        ahead: deque[tuple[list[LegacyRow], Future[list[_Indexed]]]] = deque()
+        try:
+            for rows in table.rows(self._connection):
+                values = [(_packed(table.known(row)),) for row in rows]
+                if sum(not reading.done() for _, reading in ahead) > analysts.at_once:
+                    # They have enough to do: this one is read here.
+                    reading = Future[list[_Indexed]]()
+                    reading.set_result([_read_and_index(*one) for one in values])
+                else:
+                    reading = analysts.submit(_read_and_index, values)
+                ahead.append((rows, reading))
+                while ahead and (ahead[0][1].done() or len(ahead) > analysts.at_once + _AHEAD):
+                    yield _result(*ahead.popleft())
+            while ahead:
+                yield _result(*ahead.popleft())
+        finally:
+            analysts.end()
+
+    def _serve(self, served: list[tuple[Verdict, Terms]], table: LegacyTable) -> None:
+        numbered = list(enumerate(served, self._served + 1))
+        self._served += len(served)
         self._connection.executemany(
             "INSERT INTO main.messages (number, id, provider, role, content, tags, timestamp,"
             " metadata, session_id, created_at, revision)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (_message_row(number, verdict) for number, verdict in numbered),
+            (_message_row(number, verdict) for number, (verdict, _) in numbered),
         )
         self._connection.executemany(
             "INSERT INTO main.messages_fts (rowid, stems, words, facts) VALUES (?, ?, ?, ?)",
-            (
-                (number, *fts_columns(draft.content, draft.tags, draft.metadata))
-                for number, (_, draft, _, _) in numbered
-            ),
+            ((number, *terms) for number, (_, terms) in numbered),
         )
         for column in table.extra:
             # Copied by SQLite itself: Python could not bind text that is not UTF-8.
@@ -180,7 +221,7 @@ class _Takeover:
                 f"INSERT INTO main.legacy_extra SELECT ?, ?, {quoted(column)}"  # noqa: S608 - quoted
                 f" FROM main.{quoted(table.name)} NOT INDEXED"
                 f" WHERE {table.rowid} = ? AND {quoted(column)} IS NOT NULL",
-                ((draft.id, column, row.rowid) for row, draft, _, _ in verdicts),
+                ((verdict.draft.id, column, verdict.row.rowid) for verdict, _ in served),
             )
 
     def _set_aside(self, verdicts: list[Verdict], table: LegacyTable) -> None:
@@ -235,6 +276,37 @@ class _Takeover:
                 ("takeover", json.dumps(takeover, ensure_ascii=False)),
             ],
         )
+
+
+def _result(
+    rows: list[LegacyRow], reading: Future[list[_Indexed]]
+) -> tuple[list[LegacyRow], list[_Indexed]]:
+    return rows, reading.result()
+
+
+def _packed(values: tuple[RawValue, ...]) -> tuple[object, ...]:
+    """Return what goes to another process quickly: TEXT as bytes, and a BLOB in a tuple.
+
+    ``Text`` itself is pickled value by value, by code of Python.
+    """
+    return tuple(
+        value if not isinstance(value, bytes) else bytes(value) if type(value) is Text else (value,)
+        for value in values
+    )
+
+
+def _unpacked(packed: tuple[Any, ...]) -> tuple[RawValue, ...]:
+    return tuple(
+        Text(value) if type(value) is bytes else value[0] if type(value) is tuple else value
+        for value in packed
+    )
+
+
+def _read_and_index(packed: tuple[object, ...]) -> _Indexed:
+    reading = read(_unpacked(packed))
+    if reading.problems:
+        return _Indexed(reading, ("", "", ""))
+    return _Indexed(reading, fts_columns(*searched_of(reading.draft)))
 
 
 def _message_row(number: int, verdict: Verdict) -> tuple[object, ...]:

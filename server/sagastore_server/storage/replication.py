@@ -309,6 +309,10 @@ class IndexState(NamedTuple):
     """There, and usable."""
 
 
+class Prepared:
+    """Rows that a target has made ready to be stored; each target has its own kind."""
+
+
 class MigrationTarget(StorageBackend):
     """A store that follows another: the side that is moved to.
 
@@ -375,8 +379,12 @@ class MigrationTarget(StorageBackend):
         """
 
     @abc.abstractmethod
+    async def prepare(self, messages: Sequence[Message]) -> Prepared:
+        """Work out what ``copy`` needs, which may be under way with other rows meanwhile."""
+
+    @abc.abstractmethod
     async def copy(
-        self, lease: Lease, messages: Sequence[Message], mark: BackfillMark
+        self, lease: Lease, messages: Sequence[Message] | Prepared, mark: BackfillMark
     ) -> BackfillMark:
         """Store existing rows, unless newer or deleted ones are known, and note ``mark``.
 
