@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -16,12 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore.legacy import Text, raw_row_as_json
+from sagastore.legacy import RawValue, Text, raw_row_as_json
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.files import Kind, classify
 from sagastore_server.sqlite.legacy_copy import fingerprint
 from sagastore_server.sqlite.legacy_report import look_into
-from sagastore_server.sqlite.takeover import TakeoverReport, take_over
+from sagastore_server.sqlite.legacy_table import LegacyTable
+from sagastore_server.sqlite.takeover import TakeoverReport, _packed, _unpacked, take_over
 from sagastore_server.storage.errors import CannotOpenError
 from tests.support.backends import opened
 from tests.support.drafts import found
@@ -54,6 +56,29 @@ def quarantine(path: Path) -> dict[str, tuple[str, str, Any]]:
     with reading(path) as connection:
         rows = connection.execute("SELECT source_key, field, reason, row FROM quarantine")
         return {key: (field, reason, json.loads(row)) for key, field, reason, row in rows}
+
+
+def test_batches_are_small_where_rows_are_large(path: Path) -> None:
+    legacy_db(path, (row | {"content": "x" * 1_500_000} for row in numbered(8)))
+    with reading(path) as connection:
+        sizes = [len(rows) for rows in LegacyTable(connection).rows(connection)]
+    assert sizes == [3, 3, 2]
+    assert take_over(path).rows == 8
+
+
+RAW = st.one_of(
+    st.none(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False),
+    st.binary(max_size=20),
+    st.binary(max_size=20).map(Text),
+)
+
+
+@given(st.tuples(RAW, RAW, RAW))
+def test_values_come_back_from_another_process_as_they_were(values: tuple[RawValue, ...]) -> None:
+    there = _unpacked(pickle.loads(pickle.dumps(_packed(values))))  # noqa: S301 - our own
+    assert [(type(one), one) for one in there] == [(type(one), one) for one in values]
 
 
 def test_a_plain_file(path: Path) -> None:

@@ -200,10 +200,11 @@ class Backfill:
         try:
             await self._apply(after, page.prepared)
             self._ahead = None if reading is None else await reading
-        finally:
-            if reading is not None and not reading.done():
+        except BaseException:
+            if reading is not None:
                 reading.cancel()
-                await asyncio.wait({reading})
+                await asyncio.gather(reading, return_exceptions=True)
+            raise
 
     async def _page(self, mark: BackfillMark, size: int) -> _Page:
         """Return the next page: the one that was read ahead, if that is of now and of here."""
