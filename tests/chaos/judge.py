@@ -44,7 +44,9 @@ def longest_unavailability(history: History) -> float:
     answered = [
         one.end
         for one in history
-        if one.end is not None and one.outcome in {Outcome.OK, Outcome.REFUSED}
+        if one.end is not None
+        and one.outcome in {Outcome.OK, Outcome.REFUSED}
+        and one.kind != "Peek"  # Not by the service.
     ]
     times = sorted({begins, ends, *(end for end in answered if begins <= end <= ends)})
     longest = max((later - at for at, later in itertools.pairwise(times)), default=0)

@@ -308,6 +308,17 @@ def _confirm_too_soon() -> None:
     _replace(Follower, "confirm", confirm)
 
 
+@_plant("claim-both", "an answer says that both stores have a write, whether they have it or not")
+def _claim_both() -> None:
+    original = Router._confirmed
+
+    async def confirmed(self: Any) -> bool:
+        await original(self)
+        return bool(self._situation.phase.journals)
+
+    _replace(Router, "_confirmed", confirmed)
+
+
 @_plant("return-too-soon", "PostgreSQL answers again after an outage without having caught up")
 def _return_too_soon() -> None:
     def approach(self: Any, entries: int) -> None:

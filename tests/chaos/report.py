@@ -51,6 +51,11 @@ class Totals:
         self.kinds.update(map(kind_of, verdict["wrong"]))
         for name in ("operations", "unknown", "acknowledged", "reads"):
             self.calls[name] += report[name]
+        self.calls["looks"] += report["by_kind"].get("Peek/ok", 0)
+        # They are in the history, and are no calls.
+        self.calls["operations"] -= sum(
+            count for name, count in report["by_kind"].items() if name.startswith("Peek/")
+        )
         for name, count in {**verdict["second_servers"], **verdict["backups"]}.items():
             self.calls[name] += count
         if verdict["longest_unavailability"] > self.unavailable:
@@ -78,6 +83,7 @@ class Totals:
             "unknown": self.calls["unknown"],
             "acknowledged_writes": self.calls["acknowledged"],
             "answers_checked": self.calls["reads"],
+            "looks_into_a_store": self.calls["looks"],
             "second_servers_refused": self.calls["refused"],
             "backups_made": self.calls["made"],
             "losses": self._of(LOSSES),
@@ -104,6 +110,7 @@ class Totals:
             f"  Of unknown outcome        {told['unknown']:,}",
             f"  Acknowledged writes       {told['acknowledged_writes']:,}",
             f"  Answers checked           {told['answers_checked']:,} messages",
+            f"  Looks into a store        {told['looks_into_a_store']:,}",
             f"  Losses                    {told['losses']}",
             f"  Stale reads               {told['stale_reads']}",
             f"  Resurrected deletes       {told['resurrected_deletes']}",

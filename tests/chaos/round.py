@@ -13,6 +13,7 @@ from tests.chaos.cluster import Cluster, Ending, Ground
 from tests.chaos.convergence import compare
 from tests.chaos.history import History
 from tests.chaos.nemesis import Nemesis, Operator
+from tests.chaos.peeking import peek
 from tests.chaos.plan import Plan
 from tests.chaos.templates import Templates
 from tests.chaos.workload import Workload
@@ -86,6 +87,7 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
     operator = Operator(plan, cluster, history)
     watching = asyncio.create_task(operator.watch(), name="watch")
     working = asyncio.create_task(workload.run(stop), name="workload")
+    peeking = asyncio.create_task(peek(cluster, history, plan.rng("peek")), name="peeking")
     try:
         history.mark("round begins", begins=plan.begins.label)
         await operator.begin()
@@ -104,9 +106,9 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
         history.mark("settled")
         await _until_settled(operator)
     finally:
-        watching.cancel()
-        working.cancel()
-        await asyncio.gather(watching, working, return_exceptions=True)
+        for task in (watching, working, peeking):
+            task.cancel()
+        await asyncio.gather(watching, working, peeking, return_exceptions=True)
         await operator.close()
     await _end(cluster, phase, result)
 
