@@ -25,22 +25,28 @@ async def campaign(options: Options) -> Totals:
         pytest.skip(f"no round can be run on this machine: {exc.exceptions[0]}")
 
 
-async def test_nothing_is_lost_and_what_is_planted_is_caught(tmp_path: Path) -> None:
-    plant = "confirm-too-soon"
-    totals = await campaign(Options(1, 8, tmp_path, plants=("", plant), seconds=SECONDS))
-    assert totals.rounds == 2
+async def test_nothing_is_lost(tmp_path: Path) -> None:
+    totals = await campaign(Options(1, 8, tmp_path, seconds=SECONDS))
+    assert totals.rounds == 1
     assert totals.calls["acknowledged"] > 0
     assert totals.faults
-    failed = {found["plant"]: found["wrong"] + found["report"]["violations"]
-              for found in totals.failed}  # fmt: skip
-    assert "" not in failed, failed[""]
-    assert failed[plant]
-    folder = tmp_path / plant / "seed-8"
+    assert not totals.failed, totals.failed
+    assert "Violations in all         0" in totals.text()
+
+
+@pytest.mark.timeout(300)
+async def test_what_is_planted_is_caught(tmp_path: Path) -> None:
+    plant = "drop-journal-row"
+    # From dual-write, from backfill and from read-postgres; a busy machine may need another.
+    planted = Options(3, 6, tmp_path, plants=(plant,), seconds=SECONDS, until_caught=True)
+    totals = await campaign(planted)
+    assert [one["plant"] for one in totals.failed] == [plant]
+    seed = totals.failed[0]["plan"]["seed"]
+    folder = tmp_path / plant / f"seed-{seed}"
     verdict = json.loads((folder / "verdict.json").read_text())
-    assert verdict["report"]["violations"]
+    assert verdict["wrong"] or verdict["report"]["violations"]
     assert (folder / "history.jsonl").stat().st_size
     assert "<svg" in (folder / "timeline.svg").read_text()
-    assert "Violations in all" in totals.text()
 
 
 def test_a_seed_is_a_plan() -> None:

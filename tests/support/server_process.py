@@ -144,9 +144,10 @@ class ServerProcess:
         return self.start()
 
     def close(self) -> None:
-        """Leave nothing behind."""
-        if self.alive:
-            self.kill9()
+        """Leave nothing behind, of one that has ended by itself neither."""
+        if self._process is not None:
+            self._process.kill()
+            self.wait()
 
     def channel(self, *options: tuple[str, Any]) -> grpc.Channel:
         """Return a channel to it; the caller closes it."""
