@@ -38,7 +38,7 @@ def lies(history: History) -> Iterator[Violation]:
                 yield violation(history, Kind.DURABLE_ON_LIE, id, what, [operation])
     deletes: defaultdict[str, list[Operation]] = defaultdict(list)
     for operation in history:
-        if operation.kind == "Delete" and operation.outcome is not Outcome.REFUSED:
+        if operation.kind == "Delete" and _may_have_had_its_effect(operation):
             deletes[operation.args["id"]].append(operation)
     for operation in history:
         if operation.kind == "Peek" and operation.outcome is Outcome.OK:
@@ -89,6 +89,11 @@ def _unkept(
             has = "nothing" if row is None else f"revision {row.revision}"
             what = f"{store} was to have revision {latest.answer['revision']}, and has {has}"
             yield violation(history, Kind.DURABLE_ON_LIE, id, what, [latest, peek])
+
+
+def _may_have_had_its_effect(delete: Operation) -> bool:
+    # Where a client repeats by itself, the refusal is of the last try alone.
+    return delete.outcome is not Outcome.REFUSED or delete.args.get("tries", 1) > 1
 
 
 def _may_follow(delete: Operation, save: Operation) -> bool:

@@ -202,6 +202,11 @@ def test_durable_on_is_held_against_the_store_itself() -> None:
     gone = story.add("Delete", 32, 34, {"id": "m"})
     gone.outcome = Outcome.UNKNOWN
     assert story.kinds() == []
+    # One that never reached the service explains nothing, unless an earlier try of it may have.
+    gone.outcome, gone.code, gone.reason = Outcome.REFUSED, "UNAVAILABLE", "UNSENT"
+    assert story.kinds() == [Kind.DURABLE_ON_LIE]
+    gone.args = {"id": "m", "tries": 2}
+    assert story.kinds() == []
 
 
 def test_what_was_there_before_is_known() -> None:
