@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from tests.chaos.history import History, Operation, Outcome
 from tests.chaos.values import Shown
@@ -88,7 +89,9 @@ def _unkept(
         if not kept:
             has = "nothing" if row is None else f"revision {row.revision}"
             what = f"{store} was to have revision {latest.answer['revision']}, and has {has}"
-            yield violation(history, Kind.DURABLE_ON_LIE, id, what, [latest, peek])
+            # Of all that the store has, what matters here.
+            seen = replace(peek, answer={"items": [] if row is None else [row]})
+            yield violation(history, Kind.DURABLE_ON_LIE, id, what, [latest, seen])
 
 
 def _may_have_had_its_effect(delete: Operation) -> bool:
