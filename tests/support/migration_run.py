@@ -71,6 +71,8 @@ AGAIN_AND_AGAIN = (
     "checkpointer",
 )
 """Steps that go on for as long as clients write: they can be waited for."""
+WHEN_IDLE = (" of renew",)
+"""Steps that come while no client writes: a run passes them if it is made to, or is slow."""
 
 _WORTH_WAITING = {
     "BACKFILL_NOT_DONE",
@@ -217,12 +219,16 @@ class _Keeper:
             await self._ended()
             await self.start()
 
-    async def until_crashed_in(self, stage: str) -> None:
-        """Wait for a crash that is to come at a step of ``stage`` that comes again and again."""
+    def to_crash_in(self, stage: str, steps: Iterable[str]) -> bool:
+        """Tell whether a crash is to come at one of ``steps`` of ``stage``."""
         point = self.server.point
-        if point.startswith(f"{stage}/") and any(step in point for step in AGAIN_AND_AGAIN):
-            async with self._crashed:
-                await self._crashed.wait_for(lambda: self.server.point != point)
+        return point.startswith(f"{stage}/") and any(step in point for step in steps)
+
+    async def until_crashed(self) -> None:
+        """Wait for the crash that is to come next."""
+        point = self.server.point
+        async with self._crashed:
+            await self._crashed.wait_for(lambda: self.server.point != point)
 
     async def _ended(self) -> None:
         log = "\n".join(self.server.stderr[-25:])
@@ -253,7 +259,13 @@ class _Operator:
         """Let every client do something in the phase."""
         await self._crowd.rounds(ROUNDS)
         self._heard(await self._client.migration.get())
-        await self._keeper.until_crashed_in(f"{self._epoch}-{phase.label.replace('_', '-')}")
+        stage = f"{self._epoch}-{phase.label.replace('_', '-')}"
+        if self._keeper.to_crash_in(stage, AGAIN_AND_AGAIN):
+            await self._keeper.until_crashed()
+        elif self._keeper.to_crash_in(stage, WHEN_IDLE):
+            self._crowd.going.clear()
+            await self._keeper.until_crashed()
+            self._crowd.going.set()
 
     async def _change(self, phase: Phase) -> None:
         while True:
@@ -293,6 +305,8 @@ class _Crowd:
         self._versions = itertools.count(1)
         self._done: Counter[str] = Counter()
         self._grown = asyncio.Condition()
+        self.going = asyncio.Event()
+        self.going.set()
         self.over = False
 
     def works(self) -> list[Coroutine[Any, Any, None]]:
@@ -316,6 +330,7 @@ class _Crowd:
 
     async def _work(self, name: str, work: Callable[[str, int], Coroutine[Any, Any, None]]) -> None:
         for number in itertools.count():
+            await self.going.wait()
             if self.over:
                 return
             await work(name, number)
