@@ -1,8 +1,11 @@
 """Shows what a server does with ten times the load it carries (`make overload`).
 
 A server in a process of its own, callers in another, real messages' size, in three rounds:
-as many calls at a time as keep the server busy; many more, by callers who come back when they
-are told to; and the first again. What counts are the ratios between the rounds.
+as many calls at a time as keep the server busy, and as it is told to take (``max_calls``); many
+more, by callers who come back when they are told to; and the first again. All of the many come
+in the same instant, which a server cannot do anything about: its queue is full before it has
+seen a call. So the beginning of that round is shown apart from what follows. What counts are
+the ratios between the rounds.
 """
 
 from __future__ import annotations
@@ -31,18 +34,36 @@ from tests.support.server_process import ServerProcess
 
 CONTENT = "I would like to find a place to eat in the city, not too far from the station. " * 3
 CONNECTIONS = 16
+BURST = 4.0
+"""Seconds of a round with too many callers that are shown apart."""
+
+
+class Call(NamedTuple):
+    """One call; times in seconds."""
+
+    began: float
+    """Since the beginning of the round."""
+    took: float
 
 
 class Round(NamedTuple):
-    """How the calls of one round went; times in seconds."""
+    """How the calls of a round went, or of a part of it."""
 
     name: str
     seconds: float
-    served: list[float]
-    refused: list[float]
+    served: list[Call]
+    refused: list[Call]
     other: list[str]
     memory: int
     """Of the server, in MiB."""
+
+    def part(self, name: str, since: float, until: float) -> Round:
+        """Return what began in these seconds of it."""
+        served, refused = (
+            [call for call in calls if since <= call.began < until]
+            for calls in (self.served, self.refused)
+        )
+        return self._replace(name=name, seconds=until - since, served=served, refused=refused)
 
 
 async def _callers(address: str, name: str, at_once: int, seconds: float) -> Round:
@@ -50,7 +71,8 @@ async def _callers(address: str, name: str, at_once: int, seconds: float) -> Rou
     channels = [aio.insecure_channel(address, options=options) for _ in range(CONNECTIONS)]
     stubs: list[Any] = [StorageServiceStub(channel) for channel in channels]
     result = Round(name, seconds, [], [], [], 0)
-    end = time.perf_counter() + seconds
+    start = time.perf_counter()
+    end = start + seconds
 
     async def caller(number: int) -> None:
         stub, count = stubs[number % CONNECTIONS], 0
@@ -60,14 +82,14 @@ async def _callers(address: str, name: str, at_once: int, seconds: float) -> Rou
             began = time.perf_counter()
             try:
                 await stub.Save(request)
-                result.served.append(time.perf_counter() - began)
+                result.served.append(Call(began - start, time.perf_counter() - began))
             except aio.AioRpcError as error:
                 took = time.perf_counter() - began
                 wait = _told_to_wait(error)
                 if wait is None:
                     result.other.append(f"{error.code().name}: {error.details()}")
                     continue
-                result.refused.append(took)
+                result.refused.append(Call(began - start, took))
                 await asyncio.sleep(min(wait, max(0.0, end - time.perf_counter())))
 
     await asyncio.gather(*map(caller, range(at_once)))
@@ -101,8 +123,9 @@ def _in_a_process(address: str, name: str, at_once: int, seconds: float) -> Roun
 
 
 @contextmanager
-def _server(folder: Path) -> Iterator[ServerProcess]:
-    server = ServerProcess(folder / "saga.db", "--ops-listen", "off")
+def _server(folder: Path, at_once: int) -> Iterator[ServerProcess]:
+    options = ("--ops-listen", "off", "--max-calls", str(at_once))
+    server = ServerProcess(folder / "saga.db", *options)
     try:
         yield server.start()
     finally:
@@ -114,13 +137,21 @@ def _memory(pid: int) -> int:
     return next(int(line.split()[1]) // 1024 for line in status.splitlines() if "VmRSS" in line)
 
 
-def _percentile(times: list[float], share: float) -> str:
-    if len(times) < 2:
+def _percentile(calls: list[Call], share: float) -> str:
+    if len(calls) < 2:
         return "-"
+    times = [call.took for call in calls]
     return f"{statistics.quantiles(times, n=100)[round(share * 100) - 1] * 1000:,.0f} ms"
 
 
+def _columns(rounds: list[Round]) -> list[Round]:
+    before, many, after = rounds
+    burst = many.part(f"{many.name},\nfirst {BURST:g} s", 0, BURST)
+    return [before, burst, many.part(f"{many.name},\nafterwards", BURST, many.seconds), after]
+
+
 def _table(rounds: list[Round]) -> Table:
+    rounds = _columns(rounds)
     table = Table("", *(one.name for one in rounds))
     rows = {
         "served a second": lambda r: f"{len(r.served) / r.seconds:,.0f}",
@@ -148,12 +179,12 @@ def main() -> None:
     many = given.carried * given.times
     plan = [
         (f"{given.carried} callers", given.carried, given.seconds / 2),
-        (f"{many:,} callers", many, 2 * given.seconds),
+        (f"{many:,} callers", many, 2 * given.seconds + BURST),
         (f"{given.carried} again", given.carried, given.seconds / 2),
     ]
     rounds = []
     spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, _server(Path(folder)) as server:
+    with tempfile.TemporaryDirectory() as folder, _server(Path(folder), given.carried) as server:
         for name, at_once, seconds in plan:
             with spawn.Pool(1) as pool:
                 done = pool.apply(_in_a_process, (server.address, name, at_once, seconds))
