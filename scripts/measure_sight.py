@@ -77,9 +77,12 @@ def main() -> None:
             report(taken)
             say(f"a scrape: {scrape_of(running['metrics']) * 1000:.1f} ms of processor")
         say(f"the hooks of a Save: {hooks():.1f} us")
-        for name in ("without", "metrics"):
-            starts = [start_of(Path(folder) / f"{name}-{n}", kinds[name]) for n in range(STARTS)]
-            wall, cpu = (statistics.median(each) * 1000 for each in zip(*starts, strict=True))
+        starts: dict[str, list[tuple[float, float]]] = {"without": [], "metrics": []}
+        for n in range(STARTS):
+            for name, found in starts.items():
+                found.append(start_of(Path(folder) / f"{name}-{n}", kinds[name]))
+        for name, found in starts.items():
+            wall, cpu = (statistics.median(each) * 1000 for each in zip(*found, strict=True))
             say(f"start, {name}: {wall:.0f} ms until it serves, {cpu:.0f} ms of processor")
 
 
