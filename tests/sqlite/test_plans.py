@@ -1,9 +1,12 @@
-"""Both plans of a search find the same rows, and each uses an index."""
+"""All plans of a search find the same rows, and each uses an index."""
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 import sqlite3
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 from sagastore_server.search.parser import parse_query
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.queries import QUERIES
-from sagastore_server.sqlite.search import Statement, compile_search
+from sagastore_server.sqlite.search import Statement, blocks, compile_search, enough
 from sagastore_server.storage.model import Message, OnConflict, Position
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support.drafts import NOW, draft
@@ -71,17 +74,20 @@ async def _all(store: SQLiteStorage) -> list[Message]:
 
 
 @pytest.mark.parametrize("name", CRITERIA)
-async def test_both_plans_find_the_same(filled: SQLiteStorage, name: str) -> None:
+async def test_all_plans_find_the_same(filled: SQLiteStorage, name: str) -> None:
     criteria = CRITERIA[name]
     matching = [one for one in await _all(filled) if meets(one, criteria)]
     assert matching
     for scan in SCANS:
         expected = stretch(matching, scan)[: scan.limit + 1]
         compiled = compile_search(criteria, scan)
-        for statement in (compiled.by_order, compiled.by_index):
-            if statement is not None:
-                rows = await filled._readers.rows(statement.sql, statement.parameters)
-                assert [row[0] for row in rows] == [one.id for one in expected]
+        statements = [compiled.whole]
+        if compiled.expression is not None:
+            statements.append(compiled.of_block(1000))
+        for statement in statements:
+            rows = await filled._readers.rows(statement.sql, statement.parameters)
+            found = [row[0] for row in rows if row[0] is not None]
+            assert found == [one.id for one in expected]
 
 
 def _plan(path: Path, statement: Statement) -> str:
@@ -91,12 +97,16 @@ def _plan(path: Path, statement: Statement) -> str:
         return "\n".join(row[3] for row in rows)
 
 
-@pytest.mark.parametrize("name", CRITERIA)
+LOOKED_UP = [name for name, one in CRITERIA.items() if compile_search(one, SCANS[0]).expression]
+WALKED = sorted(CRITERIA.keys() - LOOKED_UP)
+
+
+@pytest.mark.parametrize("name", WALKED)
 async def test_the_walk_is_in_order_and_never_sorts(
     filled: SQLiteStorage, path: Path, name: str
 ) -> None:
     for scan in SCANS:
-        plan = _plan(path, compile_search(CRITERIA[name], scan).by_order)
+        plan = _plan(path, compile_search(CRITERIA[name], scan).whole)
         index = "session" if CRITERIA[name].session_id else "timestamp"
         assert f"USING INDEX idx_messages_{index}" in plan
         assert "FOR ORDER BY" not in plan
@@ -110,23 +120,85 @@ async def test_the_walk_is_in_order_and_never_sorts(
             assert all("VIRTUAL TABLE INDEX 0:=" in line for line in probes)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, one in CRITERIA.items() if compile_search(one, SCANS[0]).by_index]
-)
+@pytest.mark.parametrize("name", LOOKED_UP)
 async def test_the_lookup_begins_with_the_word_index(
     filled: SQLiteStorage, path: Path, name: str
 ) -> None:
     for scan in SCANS:
-        statement = compile_search(CRITERIA[name], scan).by_index
-        assert statement is not None
-        first, second, *_ = _plan(path, statement).splitlines()
+        first, second, *_ = _plan(path, compile_search(CRITERIA[name], scan).whole).splitlines()
         assert "VIRTUAL TABLE INDEX" in first
         assert "USING INTEGER PRIMARY KEY" in second
 
 
+@pytest.mark.parametrize("name", LOOKED_UP)
+async def test_a_block_is_read_from_an_index_and_held_against_a_stretch_of_matches(
+    filled: SQLiteStorage, path: Path, name: str
+) -> None:
+    index = "session" if CRITERIA[name].session_id else "timestamp"
+    for scan in SCANS:
+        plan = _plan(path, compile_search(CRITERIA[name], scan).of_block(1000))
+        # No row is read before it is known to match, and no match outside the block's stretch.
+        assert f"USING COVERING INDEX idx_messages_{index}" in plan
+        assert re.search(r"messages_fts VIRTUAL TABLE INDEX 0:M\d+><", plan)
+        assert "SEARCH m USING INTEGER PRIMARY KEY" in plan
+        assert plan.count("FOR ORDER BY") == 1
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+@pytest.mark.parametrize("at_the_end", [True, False])
+async def test_many_matches_are_found_wherever_they_lie(
+    store: SQLiteStorage, path: Path, at_the_end: bool, newest_first: bool
+) -> None:
+    """Too few of them in the first block, or none; rows numbered against the order of time."""
+    total, many = 3000, 1200
+    drafts = [
+        draft(
+            f"m-{number:04}",
+            "fox" if (number < total - many) == at_the_end else "dog",
+            timestamp=NOW + (total - number if number % 2 else number),
+        )
+        for number in range(total)
+    ]
+    await store.bulk_save(drafts, OnConflict.REPLACE)
+    everything = [message async for message in _every(store)]
+    for criteria in (
+        Criteria(parse_query("fox")),
+        Criteria(parse_query("dog")),
+        Criteria(parse_query("d*"), start=NOW + 100, end=NOW + 130),
+        Criteria(parse_query("fox"), role="nobody"),
+    ):
+        matching = [one for one in everything if meets(one, criteria)]
+        for limit in (7, 100):
+            scan = Scan(newest_first, limit)
+            page = await store.search(criteria, scan)
+            expected = stretch(matching, scan)
+            assert [one.id for one in page.messages] == [one.id for one in expected[:limit]]
+            assert page.more == (len(expected) > limit)
+
+
+async def _every(store: SQLiteStorage) -> AsyncIterator[Message]:
+    after, more = "", True
+    while more:
+        page = await store.scan_ids(after, "z", 500)
+        for message in page.messages:
+            yield message
+        after, more = page.messages[-1].id, page.more
+
+
+def test_blocks_grow_until_a_lookup_is_no_longer() -> None:
+    wanted, rows = 50, 1_000_000
+    assert blocks(1000, rows, wanted) == []
+    found = blocks(10_000, rows, wanted)
+    assert found[0] == 2 * wanted * rows / 10_000
+    common = blocks(enough(rows, wanted), rows, wanted)
+    assert common[0] < found[0]
+    assert all(b == 4 * a for a, b in itertools.pairwise(common))
+    assert rows / 16 < common[-1] <= rows / 4
+
+
 def test_words_tags_and_metadata_can_be_looked_up() -> None:
     for name in ("words", "phrase", "prefix", "or", "tags", "metadata", "tags excluding"):
-        assert compile_search(CRITERIA[name], SCANS[0]).by_index is not None
+        assert name in LOOKED_UP
 
 
 @pytest.mark.parametrize(

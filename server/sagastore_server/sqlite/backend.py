@@ -25,7 +25,7 @@ from sagastore_server.sqlite.opening import open_for_writing
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.sqlite.readers import READERS, ReaderPool, Row
-from sagastore_server.sqlite.search import Compiled, compile_search, enough, is_many
+from sagastore_server.sqlite.search import Compiled, blocks, compile_search, enough
 from sagastore_server.sqlite.writer import GroupCommitWriter
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.changes import Changes
@@ -172,15 +172,16 @@ class SQLiteStorage(StorageBackend):
             return await self._search(compiled, scan.limit)
 
     async def _search(self, compiled: Compiled, limit: int) -> Page:
-        statement = compiled.by_order
-        if compiled.by_index is not None:
+        if compiled.expression is not None:
             size = await self._value("last_number")
             matches = await self._count(compiled.expression, enough(size, limit))
             if not matches:
                 return Page([], more=False)
-            if not is_many(matches, size, limit):
-                statement = compiled.by_index
-        return await self._readers.page(statement.sql, statement.parameters, limit)
+            for rows in blocks(matches, size, limit):
+                page, found = await self._readers.page_of_block(*compiled.of_block(rows), limit)
+                if page.more or found < rows:
+                    return page
+        return await self._readers.page(*compiled.whole, limit)
 
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
         """See the contract."""
@@ -302,7 +303,7 @@ class SQLiteStorage(StorageBackend):
         rows = await self._readers.rows(QUERIES[query])
         return rows[0][0]
 
-    async def _count(self, expression: str | None, most: int) -> int:
+    async def _count(self, expression: str, most: int) -> int:
         rows = await self._readers.rows(QUERIES["count_matches"], (expression, most))
         count: int = rows[0][0]
         return count

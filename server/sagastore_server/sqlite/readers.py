@@ -150,6 +150,26 @@ class ReaderPool:
 
         return await self._run(read)
 
+    async def page_of_block(
+        self, sql: str, parameters: Iterable[Any], limit: int
+    ) -> tuple[Page, int]:
+        """Return a page as ``page`` does, and how many rows the block has; see ``search``."""
+        parameters = tuple(parameters)
+
+        async def read(reader: _Reader) -> tuple[Page, int]:
+            builder = PageBuilder(limit)
+            size = 0
+            await reader.cursor.execute(sql, parameters)
+            while rows := await reader.cursor.fetchmany(_ROWS_AT_ONCE):
+                size = max(row[-1] for row in rows)
+                matches = (row for row in rows if row[0] is not None)
+                if not all(builder.add(message_from_row(row)) for row in matches):
+                    await reader.let_go()
+                    break
+            return builder.page(), size
+
+        return await self._run(read)
+
     @contextlib.asynccontextmanager
     async def none_reading(self, patience: float) -> AsyncIterator[None]:
         """Hold back new reads, and wait until none is running.

@@ -6,8 +6,13 @@ SQL, because the expression is a parameter. Tags and metadata are then checked
 exactly (see ``search.facts``).
 
 Two plans give the same rows. If the expression matches few rows, they are looked up
-and sorted. If it matches many, walking chronological order and probing the index row
-by row (or, for prefixes, the set of all matches) finds a page sooner.
+and sorted. If it matches many, a page is among the first rows in chronological order: a
+block of these is taken, and held against the matches in the stretch of row numbers that it
+spans. Rows are numbered as they come, which is about the order of their times, so that
+stretch is short; if it is not, the block is found as surely, and in more time. Should a
+block hold too few matches, because these lie elsewhere, a larger one is taken, and in the
+end all matches are looked up. Asking the index row by row instead takes 0.2 to 0.5 ms a row at a
+million messages, a hundred times as long.
 """
 
 from __future__ import annotations
@@ -28,9 +33,11 @@ from sagastore_server.storage.query import (
     TextQuery,
 )
 
-PROBE_COST = 7
-"""What probing the index for one row costs, in rows looked up and sorted; an estimate
-that only decides which of two right plans runs."""
+_COUNTED = 7
+"""How far matches are counted; the square root of this decides how much more than are many."""
+
+_GROWTH = 4
+"""A block that held too few matches is followed by one that is larger by this."""
 
 _COLUMNS = (
     "m.id, m.provider, m.role, m.content, m.tags, m.timestamp, m.metadata, m.session_id, "
@@ -40,6 +47,17 @@ _PROBE = "EXISTS (SELECT 1 FROM messages_fts WHERE rowid = m.number AND messages
 _SET = "m.number IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?)"
 """In place of the probe where there is a prefix: FTS5 merges all words that begin with it
 before it looks at a row, which is to be done once, not for each row."""
+
+_BLOCK = (
+    "WITH block AS MATERIALIZED (SELECT m.number FROM messages m{index}{inside}{order}),"
+    " span AS MATERIALIZED (SELECT count(*) AS size, min(number) AS lowest,"
+    " max(number) AS highest FROM block) "
+    "SELECT {columns}, span.size FROM span LEFT JOIN messages m"
+    " ON m.number IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?"
+    " AND rowid BETWEEN (SELECT lowest FROM span) AND (SELECT highest FROM span))"
+    " AND m.number IN block{further}{order}"
+)
+"""The outer join tells how many rows the block has where it holds no match, too."""
 
 _ALL_TAGS = "NOT EXISTS (SELECT value FROM json_each(?) EXCEPT SELECT value FROM json_each(m.tags))"
 
@@ -51,51 +69,85 @@ class Statement(NamedTuple):
     parameters: list[Any]
 
 
+_ROWS = object()
+"""Stands for the number of rows in a block."""
+
+
 class Compiled(NamedTuple):
-    """A search, ready to run by either plan."""
+    """A search, ready to run by each plan."""
 
     expression: str | None
     """The FTS5 expression that every match meets; None: the index cannot help."""
-    by_order: Statement
-    by_index: Statement | None
+    whole: Statement
+    """Looks up and sorts all matches, or, where the index cannot help, walks the whole order."""
+    block: Statement | None
+    """Looks at the first rows in order; see ``of_block``."""
+
+    def of_block(self, rows: int) -> Statement:
+        """Return what looks at the first ``rows`` in order, where the index helps.
+
+        Behind the columns of a message each row has how many rows the block has. There is one
+        row at least: without an id if the block holds no match.
+        """
+        assert self.block is not None  # noqa: S101 - whoever asks has looked at the expression
+        parameters = [rows if one is _ROWS else one for one in self.block.parameters]
+        return Statement(self.block.sql, parameters)
 
 
-def is_many(matches: int, rows: int, wanted: int) -> bool:
-    """Tell whether walking the order and probing beats sorting all matches.
+def blocks(matches: int, rows: int, wanted: int) -> list[int]:
+    """Return how large blocks are to be taken, one after the other; none: look up all matches.
 
-    Walking finds ``wanted`` rows after about ``wanted * rows / matches`` probes;
-    sorting looks up every match.
+    ``matches`` are counted up to ``enough``. Looking up and sorting a match takes about five
+    microseconds, and a row of a block two, at a million messages; so many are those of which
+    the square is more than ``wanted * rows``.
     """
-    return matches * matches > PROBE_COST * wanted * rows
+    if matches * matches <= wanted * rows:
+        return []
+    counted = matches < enough(rows, wanted)
+    size = 2 * wanted * rows // matches if counted else 4 * wanted
+    sizes = []
+    while size <= rows // 4:
+        sizes.append(size)
+        size *= _GROWTH
+    return sizes
 
 
 def enough(rows: int, wanted: int) -> int:
     """Return how many matches prove that there are many; none need be counted beyond."""
-    return math.isqrt(PROBE_COST * wanted * rows) + 1
+    return math.isqrt(_COUNTED * wanted * rows) + 1
 
 
 def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
     """Return the statements that find what ``criteria`` asks, as far as ``scan`` says."""
     expression = _expression(criteria)
-    where, parameters = _conditions(criteria, scan)
-    tail = _order(scan)
+    place, further = _place(criteria, scan), _further(criteria)
+    where, parameters = [*place.parts, *further.parts], [*place.values, *further.values]
+    order, index = _order(scan), _walk_index(criteria)
     exclusions, excluded = _exclusions(criteria.text)
-    probe = _probe(criteria.text)
-    probes, probed = ([], []) if expression is None else ([probe], [expression])
     # The parts joined here are constants of this module; every value is a parameter.
-    walk = Statement(
-        f"SELECT {_COLUMNS} FROM messages m{_walk_index(criteria)}"  # noqa: S608
-        f"{_where([*where, *probes, *exclusions])}{tail}",
-        [*parameters, *probed, *excluded, scan.limit + 1],
-    )
-    lookup = None
-    if expression is not None:
-        lookup = Statement(
-            f"SELECT {_COLUMNS} FROM messages_fts f CROSS JOIN messages m ON m.number = f.rowid"  # noqa: S608
-            f"{_where(['f.messages_fts MATCH ?', *where, *exclusions])}{tail}",
-            [expression, *parameters, *excluded, scan.limit + 1],
+    if expression is None:
+        walk = Statement(
+            f"SELECT {_COLUMNS} FROM messages m{index}"  # noqa: S608
+            f"{_where([*where, *exclusions])}{order}",
+            [*parameters, *excluded, scan.limit + 1],
         )
-    return Compiled(expression, walk, lookup)
+        return Compiled(None, walk, None)
+    lookup = Statement(
+        f"SELECT {_COLUMNS} FROM messages_fts f CROSS JOIN messages m ON m.number = f.rowid"  # noqa: S608
+        f"{_where(['f.messages_fts MATCH ?', *where, *exclusions])}{order}",
+        [expression, *parameters, *excluded, scan.limit + 1],
+    )
+    block = Statement(
+        _BLOCK.format(
+            columns=_COLUMNS,
+            index=index,
+            inside=_where(place.parts),
+            further="".join(f" AND {part}" for part in (*further.parts, *exclusions)),
+            order=order,
+        ),
+        [*place.values, _ROWS, expression, *further.values, *excluded, scan.limit + 1],
+    )
+    return Compiled(expression, lookup, block)
 
 
 def _where(conditions: list[str]) -> str:
@@ -113,23 +165,40 @@ def _order(scan: Scan) -> str:
     return f" ORDER BY m.timestamp {direction}, m.id {direction} LIMIT ?"
 
 
-def _conditions(criteria: Criteria, scan: Scan) -> tuple[list[str], list[Any]]:
+class _Conditions(NamedTuple):
+    parts: list[str]
+    values: list[Any]
+
+
+def _place(criteria: Criteria, scan: Scan) -> _Conditions:
+    """Return the conditions that the index which is walked decides."""
     ahead, back = ("<", ">=") if scan.newest_first else (">", "<=")
-    tags = json.dumps(list(criteria.tags), ensure_ascii=False) if criteria.tags else None
-    metadata = None if criteria.metadata == "{}" else criteria.metadata
-    candidates: list[tuple[str, Sequence[Any] | None]] = [
+    return _conditions(
         ("m.session_id = ?", _one(criteria.session_id)),
-        ("m.provider = ?", _one(criteria.provider)),
-        ("m.role = ?", _one(criteria.role)),
         ("m.timestamp >= ?", _one(criteria.start)),
         ("m.timestamp < ?", _one(criteria.end)),
         (f"(m.timestamp, m.id) {ahead} (?, ?)", scan.after),
         (f"(m.timestamp, m.id) {back} (?, ?)", scan.until),
+    )
+
+
+def _further(criteria: Criteria) -> _Conditions:
+    """Return the conditions for which a row has to be read."""
+    tags = json.dumps(list(criteria.tags), ensure_ascii=False) if criteria.tags else None
+    metadata = None if criteria.metadata == "{}" else criteria.metadata
+    return _conditions(
+        ("m.provider = ?", _one(criteria.provider)),
+        ("m.role = ?", _one(criteria.role)),
         (_ALL_TAGS, _one(tags)),
         ("metadata_contains(m.metadata, ?)", _one(metadata)),
-    ]
-    chosen = [(condition, values) for condition, values in candidates if values is not None]
-    return [condition for condition, _ in chosen], [v for _, values in chosen for v in values]
+    )
+
+
+def _conditions(*candidates: tuple[str, Sequence[Any] | None]) -> _Conditions:
+    chosen = [(part, values) for part, values in candidates if values is not None]
+    return _Conditions(
+        [part for part, _ in chosen], [value for _, values in chosen for value in values]
+    )
 
 
 def _one(value: str | int | None) -> tuple[str | int, ...] | None:
