@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
 import sqlite3
@@ -15,7 +14,7 @@ import pytest
 from sagastore_server.search.parser import parse_query
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.queries import QUERIES
-from sagastore_server.sqlite.search import Statement, blocks, compile_search, enough
+from sagastore_server.sqlite.search import Statement, compile_search, first_block, next_block
 from sagastore_server.storage.model import Message, OnConflict, Position
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support.drafts import NOW, draft
@@ -187,13 +186,15 @@ async def _every(store: SQLiteStorage) -> AsyncIterator[Message]:
 
 def test_blocks_grow_until_a_lookup_is_no_longer() -> None:
     wanted, rows = 50, 1_000_000
-    assert blocks(1000, rows, wanted) == []
-    found = blocks(10_000, rows, wanted)
-    assert found[0] == 2 * wanted * rows / 10_000
-    common = blocks(enough(rows, wanted), rows, wanted)
-    assert common[0] < found[0]
-    assert all(b == 4 * a for a, b in itertools.pairwise(common))
-    assert rows / 16 < common[-1] <= rows / 4
+    first = first_block(rows, wanted)
+    assert wanted < first < 10 * wanted
+    # As dense as in the first one, what is wanted is in the next; and no more than needed.
+    assert 50 * first / 10 < next_block(first, 10, rows, wanted) < 100 * first / 10
+    # One that nearly sufficed is not followed by one that is hardly larger.
+    assert next_block(first, 49, rows, wanted) == 2 * first
+    assert next_block(first, 0, rows, wanted) == 16 * first
+    assert not next_block(rows // 5, 49, rows, wanted)
+    assert not first_block(3 * wanted, wanted)
 
 
 def test_words_tags_and_metadata_can_be_looked_up() -> None:

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore_server.search.analysis import MAX_TERM, analyse, each_span, is_single, stem, tokenize
+from sagastore_server.search.analysis import (
+    MAX_TERM,
+    analyse,
+    each_token,
+    is_single,
+    stem,
+    tokenize,
+)
 from tests.support.strategies import storable_text
 
 TEXTS = [
@@ -92,19 +99,24 @@ def test_ascii_is_analysed_like_any_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
-def test_spans_yield_the_tokens(text: str) -> None:
-    places = list(each_span(text))
-    assert places == sorted(places)
-    tokens = [token for start, end in places for token in tokenize(text[start:end])]
-    assert tokens == tokenize(text)
+def test_each_token_is_one_of_the_text(text: str) -> None:
+    assert [token for token, _ in each_token(text)] == tokenize(text)
+
+
+@given(st.text(string.ascii_letters + string.digits + " .,_-'") | st.just("a" * (MAX_TERM + 1)))
+def test_each_token_of_ascii_stands_where_it_is_told(text: str) -> None:
+    found = list(each_token(text))
+    assert [token for token, _ in found] == tokenize(text)
+    for token, (start, end) in found:
+        assert text[start:end].lower()[:MAX_TERM] == token
 
 
 @given(storable_text)
-def test_spans_lie_within_the_text(text: str) -> None:
-    last = 0
-    for start, end in each_span(text):
-        assert last <= start < end <= len(text)
-        last = end
+def test_tokens_stand_within_the_text(text: str) -> None:
+    last = (0, 0)
+    for _, (start, end) in each_token(text):
+        assert (start, end) == last or last[1] <= start < end <= len(text)
+        last = (start, end)
 
 
 @pytest.mark.parametrize(

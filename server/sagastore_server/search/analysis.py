@@ -38,7 +38,6 @@ _CACHED_WORDS = 1 << 17
 """Far above the vocabulary of real text: 38,768 dialogue messages have 6,410 distinct words."""
 
 _ASCII_WORD = re.compile("[a-z0-9]+")
-_ASCII_SPAN = re.compile("[A-Za-z0-9]+")
 
 
 class _Stemmers(threading.local):
@@ -115,16 +114,22 @@ def is_single(token: str) -> bool:
     return len(token) == 1 and not token.isascii() and _stands_alone(token)
 
 
-def each_span(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where the tokens of ``text`` stand, as (start, end), in order.
+def each_token(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the tokens of ``tokenize``, each with where it stands, as (start, end), in order.
 
-    Each stretch yields, given to ``tokenize``, the token or tokens that it has
-    in the whole text.
+    Tokens that come from one character, or are joined to it, stand where it does.
     """
     if text.isascii():
-        for match in _ASCII_SPAN.finditer(text):
-            yield match.span()
+        for match in _ASCII_WORD.finditer(text.lower()):
+            yield match[0][:MAX_TERM], match.span()
         return
+    for start, end in _each_span(text):
+        for token in tokenize(text[start:end]):
+            yield token, (start, end)
+
+
+def _each_span(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the stretches that, each for itself, have the tokens that they have in ``text``."""
     start = -1
     for index, char in enumerate(text):
         folded = _FOLD[ord(char)]

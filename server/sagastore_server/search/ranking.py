@@ -8,9 +8,9 @@ are written, which paging relies on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from sagastore_server.search.analysis import Terms, analyse, each_span, stem, tokenize
+from sagastore_server.search.analysis import analyse, each_token, stem, tokenize
 from sagastore_server.storage.query import Leaf, Phrase, Prefix, TextQuery
 
 MARK_START = "\x02"
@@ -25,6 +25,7 @@ _USUAL_LENGTH = 40
 let every write move every score. k1 = 1.2 and b = 0.75 are BM25's customary values
 (Robertson and Zaragoza, 2009)."""
 
+_FEW = 4
 _LEAD = 40
 _UNMARKED = str.maketrans({MARK_START: None, MARK_END: None, "\n": " ", "\r": " ", "\t": " "})
 
@@ -35,31 +36,30 @@ def score(query: TextQuery, content: str) -> float:
     Each wanted word or phrase counts by how often it occurs, with diminishing
     returns, against the length of the message.
     """
-    terms = analyse(content)
-    length = len(terms.stems)
-    norm = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * length / _USUAL_LENGTH)
-    count = _counter(terms)
+    stems = list(map(stem, tokenize(content)))
+    norm = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * len(stems) / _USUAL_LENGTH)
+    wanted = query.wanted
+    # Counting all terms takes longer than looking for a few of them, and no longer for many.
+    single = Counter(stems).__getitem__ if len(wanted) > _FEW else stems.count
     total = 0.0
-    for leaf in query.wanted:
-        times = count(leaf)
+    for leaf in wanted:
+        times = _times(leaf, stems, single, content)
         total += times * (_SATURATION + 1) / (times + norm) if times else 0.0
     return round(total, 6)
 
 
-def _counter(terms: Terms) -> Callable[[Leaf], int]:
-    singles = Counter(terms.stems)
-    joined = " " + " ".join(terms.stems) + " "
+def _times(leaf: Leaf, stems: list[str], single: Callable[[str], int], content: str) -> int:
+    """Return how often ``leaf`` occurs in ``content``.
 
-    def count(leaf: Leaf) -> int:
-        if isinstance(leaf, Phrase):
-            if len(leaf.terms) == 1:
-                return singles[leaf.terms[0]]
-            return joined.count(" " + " ".join(leaf.terms) + " ")
-        text = leaf.text
-        matching = sum(times for term, times in singles.items() if term.startswith(text))
-        return matching or sum(word.startswith(text) for word in terms.words)
-
-    return count
+    ``stems`` are the stems of that; ``single`` tells how often one of them occurs.
+    """
+    if isinstance(leaf, Phrase):
+        if len(leaf.terms) == 1:
+            return single(leaf.terms[0])
+        return f" {' '.join(stems)} ".count(f" {' '.join(leaf.terms)} ")
+    text = leaf.text
+    matching = sum(term.startswith(text) for term in stems)
+    return matching or sum(word.startswith(text) for word in analyse(content).words)
 
 
 def snippet(query: TextQuery | None, content: str) -> str:
@@ -98,17 +98,18 @@ def _marks(wanted: tuple[Leaf, ...], content: str) -> list[tuple[int, int]]:
     matched: set[tuple[int, int]] = set()
     seen: list[tuple[str, tuple[int, int]]] = []
     end = len(content)
-    for place in each_span(content):
+    for token, place in each_token(content):
         if place[0] >= end:
             break
-        for token in tokenize(content[slice(*place)]):
-            stemmed = stem(token)
-            seen.append((stemmed, place))
-            if token.startswith(prefixes) or stemmed.startswith(prefixes):
-                matched.add(place)
-            for terms in by_last_term.get(stemmed, ()):
-                matched.update(_completed(terms, seen))
-        if matched:
+        stemmed = stem(token)
+        seen.append((stemmed, place))
+        found: Iterable[tuple[int, int]] = ()
+        if token.startswith(prefixes) or stemmed.startswith(prefixes):
+            found = (place,)
+        for terms in by_last_term.get(stemmed, ()):
+            found = (*found, *_completed(terms, seen))
+        if found:
+            matched.update(found)
             end = min(end, place[0] + SNIPPET_LENGTH)
     return sorted(matched)
 

@@ -25,7 +25,7 @@ from sagastore_server.sqlite.opening import open_for_writing
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.sqlite.readers import READERS, ReaderPool, Row
-from sagastore_server.sqlite.search import Compiled, blocks, compile_search, enough
+from sagastore_server.sqlite.search import Compiled, compile_search, enough, first_block, next_block
 from sagastore_server.sqlite.writer import GroupCommitWriter
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.changes import Changes
@@ -173,14 +173,17 @@ class SQLiteStorage(StorageBackend):
 
     async def _search(self, compiled: Compiled, limit: int) -> Page:
         if compiled.expression is not None:
-            size = await self._value("last_number")
-            matches = await self._count(compiled.expression, enough(size, limit))
+            rows = await self._value("last_number")
+            many = enough(rows, limit)
+            matches = await self._count(compiled.expression, many)
             if not matches:
                 return Page([], more=False)
-            for rows in blocks(matches, size, limit):
-                page, found = await self._readers.page_of_block(*compiled.of_block(rows), limit)
-                if page.more or found < rows:
+            block = first_block(rows, limit) if matches == many else 0
+            while block:
+                page, size = await self._readers.page_of_block(*compiled.of_block(block), limit)
+                if page.more or size < block:
                     return page
+                block = next_block(block, len(page.messages), rows, limit)
         return await self._readers.page(*compiled.whole, limit)
 
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:

@@ -33,11 +33,14 @@ from sagastore_server.storage.query import (
     TextQuery,
 )
 
-_COUNTED = 7
-"""How far matches are counted; the square root of this decides how much more than are many."""
+_FIRST = 4
+"""Rows of the first block for each match that is wanted: it shows how dense the matches are."""
 
-_GROWTH = 4
-"""A block that held too few matches is followed by one that is larger by this."""
+_SPARE = 1.5
+"""How much larger the next block is than one that would do, were they as dense everywhere."""
+
+_GROWTH = (2, 16)
+"""How much larger than the one before it is at least and at most."""
 
 _COLUMNS = (
     "m.id, m.provider, m.role, m.content, m.tags, m.timestamp, m.metadata, m.session_id, "
@@ -94,27 +97,30 @@ class Compiled(NamedTuple):
         return Statement(self.block.sql, parameters)
 
 
-def blocks(matches: int, rows: int, wanted: int) -> list[int]:
-    """Return how large blocks are to be taken, one after the other; none: look up all matches.
-
-    ``matches`` are counted up to ``enough``. Looking up and sorting a match takes about five
-    microseconds, and a row of a block two, at a million messages; so many are those of which
-    the square is more than ``wanted * rows``.
-    """
-    if matches * matches <= wanted * rows:
-        return []
-    counted = matches < enough(rows, wanted)
-    size = 2 * wanted * rows // matches if counted else 4 * wanted
-    sizes = []
-    while size <= rows // 4:
-        sizes.append(size)
-        size *= _GROWTH
-    return sizes
-
-
 def enough(rows: int, wanted: int) -> int:
-    """Return how many matches prove that there are many; none need be counted beyond."""
-    return math.isqrt(_COUNTED * wanted * rows) + 1
+    """Return how many matches are many: so many that blocks find a page sooner than a lookup.
+
+    Looking up and sorting a match takes about five microseconds, a row of a block two, at a
+    million messages. ``wanted * rows / matches`` rows hold a page, if the matches are as dense
+    everywhere.
+    """
+    return math.isqrt(wanted * rows) + 1
+
+
+def first_block(rows: int, wanted: int) -> int:
+    """Return how large the first block is; 0: a lookup is better."""
+    return _at_most_a_quarter(_FIRST * wanted, rows)
+
+
+def next_block(block: int, found: int, rows: int, wanted: int) -> int:
+    """Return how large the one after a block that held ``found`` is; 0: a lookup is better."""
+    least, most = _GROWTH
+    size = int(_SPARE * block * wanted / found) if found else most * block
+    return _at_most_a_quarter(min(max(size, least * block), most * block), rows)
+
+
+def _at_most_a_quarter(block: int, rows: int) -> int:
+    return block if block <= rows // 4 else 0
 
 
 def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
