@@ -8,7 +8,7 @@ are written, which paging relies on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from sagastore_server.search.analysis import analyse, each_token, stem, tokenize
 from sagastore_server.storage.query import Leaf, Phrase, Prefix, TextQuery
@@ -103,13 +103,12 @@ def _marks(wanted: tuple[Leaf, ...], content: str) -> list[tuple[int, int]]:
             break
         stemmed = stem(token)
         seen.append((stemmed, place))
-        found: Iterable[tuple[int, int]] = ()
-        if token.startswith(prefixes) or stemmed.startswith(prefixes):
-            found = (place,)
-        for terms in by_last_term.get(stemmed, ()):
-            found = (*found, *_completed(terms, seen))
-        if found:
-            matched.update(found)
+        if prefixes and (token.startswith(prefixes) or stemmed.startswith(prefixes)):
+            matched.add(place)
+        if stemmed in by_last_term:
+            for terms in by_last_term[stemmed]:
+                matched.update(_completed(terms, seen))
+        if matched:
             end = min(end, place[0] + SNIPPET_LENGTH)
     return sorted(matched)
 

@@ -178,7 +178,7 @@ class SQLiteStorage(StorageBackend):
             matches = await self._count(compiled.expression, many)
             if not matches:
                 return Page([], more=False)
-            block = first_block(rows, limit) if matches == many else 0
+            block = first_block(rows) if matches == many else 0
             while block:
                 page, size = await self._readers.page_of_block(*compiled.of_block(block), limit)
                 if page.more or size < block:

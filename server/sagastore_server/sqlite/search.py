@@ -33,13 +33,13 @@ from sagastore_server.storage.query import (
     TextQuery,
 )
 
-_FIRST = 4
-"""Rows of the first block for each match that is wanted: it shows how dense the matches are."""
+_FIRST = 400
+"""Rows of the first block: it may hold a page, and shows how dense the matches are."""
 
 _SPARE = 1.5
 """How much larger the next block is than one that would do, were they as dense everywhere."""
 
-_GROWTH = (2, 16)
+_GROWTH = (2, 64)
 """How much larger than the one before it is at least and at most."""
 
 _COLUMNS = (
@@ -107,9 +107,9 @@ def enough(rows: int, wanted: int) -> int:
     return math.isqrt(wanted * rows) + 1
 
 
-def first_block(rows: int, wanted: int) -> int:
+def first_block(rows: int) -> int:
     """Return how large the first block is; 0: a lookup is better."""
-    return _at_most_a_quarter(_FIRST * wanted, rows)
+    return _at_most_a_quarter(_FIRST, rows)
 
 
 def next_block(block: int, found: int, rows: int, wanted: int) -> int:
