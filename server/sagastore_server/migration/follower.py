@@ -52,6 +52,9 @@ GATHER = 0.03
 """Seconds for which changes gather while nobody waits for the target: a transaction costs the
 same for a few as for fifty."""
 
+CHANGING = 0.005
+"""Seconds between looks while a change of phase comes into force: some turns of the event loop."""
+
 PROBE_EVERY = 0.25
 """Seconds between two signs of life that an idle target is asked for while it is read."""
 
@@ -283,14 +286,20 @@ class Follower:
 
     async def _step(self) -> None:
         self._wake.clear()
-        committed = self._source.committed
+        committed, state = self._source.committed, self._situation.state
         entries = await self._source.journal(self.applied, BATCH)
         if entries:
             await self._timed(self._target.apply(self.lease, entries))
             self._advance(entries[-1].sequence, entries)
-        else:
-            # All that was committed before the journal was read has been applied.
-            self._advance(max(self.applied, committed), entries)
+        elif self.applied < committed and state.phase.journals:
+            if (await self._source.state()).epoch == state.epoch:
+                # All that was committed before the journal was read has been applied.
+                self._advance(committed, entries)
+            else:
+                # A change is on disk and not in force yet. It may have emptied the journal,
+                # which then tells nothing of what the target has.
+                self._wake.set()
+                await asyncio.sleep(CHANGING)
         await self._prune()
         self._approach(len(entries))
         if not entries and not self._wake.is_set():

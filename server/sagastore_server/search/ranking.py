@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from sagastore_server.search.analysis import analyse, each_token, stem, tokenize
+from sagastore_server.search.analysis import Terms, analyse, each_token, stem, tokenize
 from sagastore_server.storage.query import Leaf, Phrase, Prefix, TextQuery
 
 MARK_START = "\x02"
@@ -36,30 +36,37 @@ def score(query: TextQuery, content: str) -> float:
     Each wanted word or phrase counts by how often it occurs, with diminishing
     returns, against the length of the message.
     """
-    stems = list(map(stem, tokenize(content)))
-    norm = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * len(stems) / _USUAL_LENGTH)
     wanted = query.wanted
-    # Counting all terms takes longer than looking for a few of them, and no longer for many.
-    single = Counter(stems).__getitem__ if len(wanted) > _FEW else stems.count
+    # Only prefixes look at words as they were written, and those take as long as the rest.
+    prefixes = any(isinstance(leaf, Prefix) for leaf in wanted)
+    terms = analyse(content) if prefixes else Terms(list(map(stem, tokenize(content))), [])
+    length = len(terms.stems)
+    norm = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * length / _USUAL_LENGTH)
+    count = _counter(terms, wanted)
     total = 0.0
     for leaf in wanted:
-        times = _times(leaf, stems, single, content)
+        times = count(leaf)
         total += times * (_SATURATION + 1) / (times + norm) if times else 0.0
     return round(total, 6)
 
 
-def _times(leaf: Leaf, stems: list[str], single: Callable[[str], int], content: str) -> int:
-    """Return how often ``leaf`` occurs in ``content``.
+def _counter(terms: Terms, wanted: tuple[Leaf, ...]) -> Callable[[Leaf], int]:
+    stems = terms.stems
+    # Counting all terms takes longer than looking for a few of them, and no longer for many.
+    single = Counter(stems).__getitem__ if len(wanted) > _FEW else stems.count
+    phrases = any(isinstance(leaf, Phrase) and len(leaf.terms) > 1 for leaf in wanted)
+    joined = f" {' '.join(stems)} " if phrases else ""
 
-    ``stems`` are the stems of that; ``single`` tells how often one of them occurs.
-    """
-    if isinstance(leaf, Phrase):
-        if len(leaf.terms) == 1:
-            return single(leaf.terms[0])
-        return f" {' '.join(stems)} ".count(f" {' '.join(leaf.terms)} ")
-    text = leaf.text
-    matching = sum(term.startswith(text) for term in stems)
-    return matching or sum(word.startswith(text) for word in analyse(content).words)
+    def count(leaf: Leaf) -> int:
+        if isinstance(leaf, Phrase):
+            if len(leaf.terms) == 1:
+                return single(leaf.terms[0])
+            return joined.count(f" {' '.join(leaf.terms)} ")
+        text = leaf.text
+        matching = sum(term.startswith(text) for term in stems)
+        return matching or sum(word.startswith(text) for word in terms.words)
+
+    return count
 
 
 def snippet(query: TextQuery | None, content: str) -> str:
