@@ -81,6 +81,8 @@ class Scripted(MigrationControl):
         self.watched = asyncio.Event()
         self.more = asyncio.Event()
         """Watchers and verifications wait for it after their first answer."""
+        self.given: Callable[[], None] = lambda: None
+        """Called before each answer of a watch."""
         self.ended = 0
         """Watches and verifications that have ended, in whatever way."""
 
@@ -100,6 +102,7 @@ class Scripted(MigrationControl):
     async def watch(self) -> AsyncIterator[MigrationStatus]:
         try:
             while True:
+                self.given()
                 yield self._answered()
                 self.watched.set()
                 await self.more.wait()
@@ -184,6 +187,11 @@ async def refused(call: Awaitable[Any]) -> tuple[Refusal, aio.AioRpcError]:
     with pytest.raises(aio.AioRpcError) as caught:
         await call
     return refusal_of(caught.value), caught.value
+
+
+async def read_all(call: Any) -> None:
+    while await call.read() is not aio.EOF:
+        pass
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -434,6 +442,25 @@ async def test_no_watcher_holds_up_a_drain(served: Served) -> None:
     late = served.migration.WatchMigration(migration_pb2.WatchMigrationRequest())
     refusal, _ = await refused(late.read())
     assert refusal.reason == "SERVER_DRAINING"
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_stream_that_ends_in_its_first_answer_tells_why(served: Served, turns: int) -> None:
+    """End it so many turns of the loop after the answer was given to gRPC."""
+    loop = asyncio.get_running_loop()
+
+    def drain_after(turns: int) -> None:
+        if turns:
+            loop.call_soon(drain_after, turns - 1)
+        else:
+            drains.append(loop.create_task(served.server.drain(3600)))
+
+    drains: list[asyncio.Task[bool]] = []
+    served.control.given = lambda: drain_after(turns)
+    call = served.migration.WatchMigration(migration_pb2.WatchMigrationRequest())
+    refusal, _ = await refused(read_all(call))
+    assert refusal.reason == "SERVER_DRAINING"
+    assert await drains[0]
 
 
 async def test_a_watcher_that_reads_nothing_does_not_hold_up_a_drain(served: Served) -> None:

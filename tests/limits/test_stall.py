@@ -75,6 +75,17 @@ async def test_exports_that_are_not_read_are_ended(store: SQLiteStorage) -> None
             await channel.close()
 
 
+async def test_who_reads_nothing_at_all_is_told_so(store: SQLiteStorage) -> None:
+    async with served(store, Limits(stall_timeout=1)) as server, server.stub() as stub:
+        export: Any = stub.Export(storage_pb2.ExportRequest())
+        await export.initial_metadata()
+        while server.server.door.streams:  # noqa: ASYNC110 - what is waited for sends no event
+            await asyncio.sleep(0.01)
+        with pytest.raises(aio.AioRpcError) as caught:
+            await rest(export)
+        assert refusal_of(caught.value).reason == "CLIENT_STALLED"
+
+
 async def test_clients_that_go_away_unread_are_no_defect(
     store: SQLiteStorage, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -211,15 +211,36 @@ class _Calls:
         # Closing the generator here, not whenever it is collected, ends its tasks with
         # the call, also when the call is cancelled.
         async with aclosing(answers):  # type: ignore[type-var]
+            begun = False
             async for answer in answers:
                 # Returns when there is room for it on the way to the client.
                 try:
                     async with asyncio.timeout(patience):
+                        if not begun:
+                            await _send_headers(context)
+                            begun = True
                         await context.write(answer)
                 except TimeoutError:
                     raise StalledError(
                         f"the client has not read for {patience:g} seconds; go on from where it was"
                     ) from None
+
+
+async def _send_headers(context: Context) -> None:
+    """Send what goes before the first answer, whole, also when the call ends meanwhile.
+
+    gRPC takes note that headers were sent when they are on their way. If that is cut short, it
+    sends them again with the status, which its core refuses, and the client never hears how
+    the call ended. So they are not left to the first answer, which waits for the client.
+    """
+    sending = asyncio.ensure_future(context.send_initial_metadata(()))
+    try:
+        await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        with suppress(TimeoutError, aio.InternalError):
+            async with asyncio.timeout(_FOR_THE_STATUS):
+                await sending
+        raise
 
 
 def _name(method: MethodDescriptor) -> str:
