@@ -21,6 +21,9 @@ from tests.fuzz.values import INTEGERS, NANOS, SECONDS, Values
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _TEXTS = {FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES}
 _NUMBERS_UNKNOWN = (19, 99, 15_000, 536_870_911)
+_LARGEST = 4 * 1024 * 1024
+"""Bytes of a repeated field, about: thousands of messages with thousands of long tags each are
+gigabytes, which hold up the client that sends them and teach nothing about the server."""
 
 
 def varint(value: int) -> bytes:
@@ -75,8 +78,13 @@ class Generator:
         if is_odd and not field.is_repeated and self._values.chance(0.1):
             count = 2
         few = [self._value(field, odd, is_odd) for _ in range(min(count, 8))]
+        room = _LARGEST
         for index in range(count):
-            yield few[index % len(few)]
+            value = few[index % len(few)]
+            yield value
+            room -= len(value)
+            if room < 0:
+                return
 
     def _left_out(self, field: FieldDescriptor) -> float:
         """Return the chance that the field is not set: small for what is required."""

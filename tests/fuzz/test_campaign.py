@@ -45,6 +45,15 @@ def test_an_input_is_the_same_whenever_it_is_made(tmp_path: Path) -> None:
             assert model.load(tmp_path / "one.json") == one
 
 
+def test_no_input_is_larger_than_a_client_can_bear() -> None:
+    # Number 114 of this seed repeats repeated fields; written out it would be 6.4 GB.
+    sizes = [
+        sum(map(len, inputs.made("ci-phases-warm-up", number).payloads)) for number in range(140)
+    ]
+    assert max(sizes) < 2 * inputs.OVERSIZED
+    assert sum(sizes) < 200 * 1024 * 1024
+
+
 def test_a_file_that_is_no_input(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text('{"a": 1}')
