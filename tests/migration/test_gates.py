@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from pathlib import Path
 
 import pytest
 
 from sagastore_server.migration.alone import Alone
+from sagastore_server.migration.live import LiveMigration
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import CannotOpenError, FencedError, PreconditionError
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
@@ -58,6 +63,50 @@ async def test_somebody_elses_table(place: Place) -> None:
     async with opened_live(*place) as service:
         assert await refused(service.control, Phase.DUAL_WRITE) == ["POSTGRES_NOT_USABLE"]
     await execute(place.dsn, "SELECT id FROM messages")
+
+
+class LateReplica(PostgreSQLReplica):
+    """Answers when it may."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(PostgreSQLOptions(dsn, pool_min=1, pool_max=8))
+        self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.may_answer.set()
+
+    async def open(self) -> None:
+        self.asked.set()
+        await self.may_answer.wait()
+        await super().open()
+
+
+async def test_a_change_goes_on_without_its_caller(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    await execute(place.dsn, "CREATE TABLE messages (id int)")
+    target = LateReplica(place.dsn)
+    service = LiveMigration(SQLiteSource(place.path), target)
+    try:
+        await service.backend.open()
+        target.asked.clear()
+        target.may_answer.clear()
+        caplog.clear()
+        changing = asyncio.create_task(change(service.control, Phase.DUAL_WRITE))
+        await target.asked.wait()
+        assert await refused(service.control, Phase.DUAL_WRITE) == ["CHANGE_UNDER_WAY"]
+        changing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await changing
+        target.may_answer.set()
+        while not caplog.messages:  # noqa: ASYNC110 - what is waited for sends no event
+            await asyncio.sleep(0)
+        assert await refused(service.control, Phase.DUAL_WRITE) == ["POSTGRES_NOT_USABLE"]
+    finally:
+        target.may_answer.set()
+        await service.backend.close()
+    gc.collect()
+    (line,) = caplog.messages
+    assert line.startswith("phase not changed, and its caller has gone: ")
+    assert "messages" in line
 
 
 async def test_a_schema_too_new(place: Place) -> None:

@@ -18,7 +18,7 @@ from sagastore_server.migration.shadow import ShadowReader
 from sagastore_server.migration.situation import Ends
 from sagastore_server.migration.transitions import Transitions
 from sagastore_server.migration.verifying import Verifications
-from sagastore_server.storage.errors import Blocker, PreconditionError
+from sagastore_server.storage.errors import Blocker, PreconditionError, StorageError
 from sagastore_server.storage.migration import (
     BackfillState,
     BackfillStatus,
@@ -141,8 +141,14 @@ class Controller(MigrationControl):
                 [Blocker("CHANGE_UNDER_WAY", "another change of phase is under way; wait for it")]
             )
         self._changing = True
-        change = self._change(phase, dry_run=dry_run, accept_quarantine=accept_quarantine)
-        await asyncio.shield(self._spawn(change))
+        change = self._spawn(
+            self._change(phase, dry_run=dry_run, accept_quarantine=accept_quarantine)
+        )
+        try:
+            await asyncio.shield(change)
+        except asyncio.CancelledError:
+            change.add_done_callback(_tell_who_has_gone)
+            raise
         return await self.status()
 
     async def control_backfill(
@@ -227,6 +233,15 @@ class Controller(MigrationControl):
         if following is None:
             return self._completion.unfinished
         return await self._gates.blockers(following, self._shadow.status)
+
+
+def _tell_who_has_gone(change: asyncio.Task[None]) -> None:
+    """Log how a change ended whose caller did not wait, unless it is logged as done."""
+    error = None if change.cancelled() else change.exception()
+    if isinstance(error, StorageError):
+        _log.warning("phase not changed, and its caller has gone: %s", error)
+    elif error is not None:
+        _log.error("internal error in a change of phase", exc_info=error)
 
 
 def _refused(blockers: list[Blocker]) -> PreconditionError:
