@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from typing import Any, NamedTuple
@@ -10,8 +11,15 @@ import pytest
 
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.search import compile_search
+from sagastore_server.postgresql.search import (
+    FIRST_BLOCK,
+    Statement,
+    compile_search,
+    guesses,
+    next_block,
+)
 from sagastore_server.search.parser import parse_query
+from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.model import Position
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support.backends import opened
@@ -73,6 +81,13 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for child in plan.get("Plans", []) for node in _nodes(child))]
 
 
+async def _explained(backend: StorageBackend, statement: Statement) -> list[dict[str, Any]]:
+    rows = await backend._pool.planned_rows(  # type: ignore[attr-defined]
+        f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.sql}", statement.parameters
+    )
+    return _nodes(json.loads(rows[0][0])[0]["Plan"])
+
+
 @pytest.mark.timeout(900)
 async def test_each_search_uses_its_index(dsn: str) -> None:
     options = PostgreSQLOptions(dsn, pool_min=1, statement_timeout=600)
@@ -83,13 +98,64 @@ async def test_each_search_uses_its_index(dsn: str) -> None:
         for name, case in CASES.items():
             if case.rows > ROWS:
                 continue
-            sql, parameters = compile_search(case.criteria, case.scan)
-            rows = await backend._pool.planned_rows(  # type: ignore[attr-defined]
-                f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", parameters
-            )
-            nodes = _nodes(json.loads(rows[0][0])[0]["Plan"])
+            block = 0 if guesses(case.criteria) else None
+            nodes = await _explained(backend, compile_search(case.criteria, case.scan, block))
             used = {node["Index Name"] for node in nodes if "Index Name" in node}
             scans = [n for n in nodes if n["Node Type"] == "Seq Scan"]
             if case.uses not in used or scans:
                 wrong[name] = (used, [node["Node Type"] for node in nodes])
         assert wrong == {}
+
+
+PREFIXES = (
+    "common*",
+    "w1*",
+    "w77*",
+    "w9999*",
+    "w7 OR w999*",
+    "common* -half0",
+    '"w5 v5" v5*',
+    "x*",
+)
+
+
+async def test_a_prefix_is_not_looked_for_all_the_way(dsn: str) -> None:
+    options = PostgreSQLOptions(dsn, pool_min=1, statement_timeout=600)
+    async with opened(lambda: PostgreSQLStorage(options)) as backend:
+        await execute(dsn, _FILL.format(start=NOW // 1_000_000, rows=20_000))
+        await execute(dsn, "VACUUM ANALYZE messages")
+        for query in PREFIXES:
+            criteria, scan = Criteria(parse_query(query)), Scan(True, 50)
+            assert guesses(criteria)
+            near, lookup = [
+                await _explained(backend, compile_search(criteria, scan, block))
+                for block in (FIRST_BLOCK, 0)
+            ]
+            read = sum(node["Actual Rows"] for node in near if "Relation Name" in node)
+            assert read <= FIRST_BLOCK
+            used = {node["Index Name"] for node in lookup if "Index Name" in node}
+            assert "idx_messages_timestamp" not in used
+
+
+async def test_both_ways_find_the_same(dsn: str) -> None:
+    late = Position(NOW + 17_500_000_000, "m")
+    scans = (Scan(True, 50), Scan(False, 50), Scan(True, 3), Scan(True, 50, late))
+    options = PostgreSQLOptions(dsn, pool_min=1, statement_timeout=600)
+    async with opened(lambda: PostgreSQLStorage(options)) as backend:
+        await execute(dsn, _FILL.format(start=NOW // 1_000_000, rows=20_000))
+        for query, scan in itertools.product(PREFIXES, scans):
+            criteria = Criteria(parse_query(query))
+            found = await backend.search(criteria, scan)
+            rows = await backend._pool.planned_rows(  # type: ignore[attr-defined]
+                *compile_search(criteria, scan)
+            )
+            ids = [row[0] for row in rows]
+            assert [message.id for message in found.messages] == ids[: scan.limit], (query, scan)
+            assert found.more == (len(ids) > scan.limit)
+
+
+def test_the_next_block_is_as_large_as_it_has_to_be() -> None:
+    assert next_block(FIRST_BLOCK, 26, 51) == 5884
+    assert next_block(FIRST_BLOCK, 3, 51) == 0
+    assert next_block(FIRST_BLOCK, 0, 51) == 0
+    assert next_block(5884, 50, 51) == 0

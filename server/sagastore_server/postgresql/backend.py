@@ -16,7 +16,7 @@ from sagastore_server.postgresql.pool import Pool
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.rows import message_from_row
 from sagastore_server.postgresql.schema import prepare
-from sagastore_server.postgresql.search import compile_search
+from sagastore_server.postgresql.search import FIRST_BLOCK, compile_search, guesses, next_block
 from sagastore_server.postgresql.target import shown
 from sagastore_server.postgresql.writer import GroupCommitWriter
 from sagastore_server.storage.base import StorageBackend
@@ -147,10 +147,21 @@ class PostgreSQLStorage(StorageBackend):
         """See the contract."""
         if criteria.text is not None and not criteria.text.alternatives:
             return Page([], more=False)
-        compiled = compile_search(criteria, scan)
         # A search may take seconds. Half of the connections are left to what does not.
         async with self._searching:
-            return _page(await self._pool.planned_rows(*compiled), scan.limit)
+            if not guesses(criteria):
+                return await self._searched(criteria, scan, None)
+            block = FIRST_BLOCK
+            while block:
+                page = await self._searched(criteria, scan, block)
+                if page.more:
+                    return page
+                block = next_block(block, len(page.messages), scan.limit + 1)
+            return await self._searched(criteria, scan, 0)
+
+    async def _searched(self, criteria: Criteria, scan: Scan, block: int | None) -> Page:
+        compiled = compile_search(criteria, scan, block)
+        return _page(await self._pool.planned_rows(*compiled), scan.limit)
 
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
         """See the contract."""

@@ -4,6 +4,13 @@ Words and prefixes become one ``tsquery`` of quoted lexemes: what a caller typed
 reach the syntax of either SQL or ``tsquery``, because terms hold letters and digits
 only, and everything is a parameter. A phrase is looked up by its words and checked
 against ``terms``: positions in a ``tsvector`` end at 16,383, and at 256 for one lexeme.
+
+The planner chooses between a walk in chronological order, which ends when the page is full,
+and the index of words. It knows how frequent words are, and guesses that of prefixes: for one
+that nothing begins with it may walk a million rows in vain. So a search for a prefix
+(``guesses``) looks at a block of the first rows in order; if that does not fill the page, at
+the larger one that should, as dense as matches are; and if there are too few for that, all
+matches are looked up, in a way that cannot walk.
 """
 
 from __future__ import annotations
@@ -49,6 +56,16 @@ _HOLDS = """(
 )"""
 
 
+FIRST_BLOCK = 2000
+"""Rows of the first block: reading them takes a few milliseconds, about as long as a page."""
+
+_LARGEST_BLOCK = 50_000
+"""Rows of a block beyond which, at a million messages, looking up all matches takes less time."""
+
+_SPARE = 1.5
+"""How much larger the next block is than one that would do, were matches as dense everywhere."""
+
+
 class Statement(NamedTuple):
     """SQL with its parameters."""
 
@@ -67,17 +84,48 @@ class _Parameters:
         return f"${len(self.values)}"
 
 
-def compile_search(criteria: Criteria, scan: Scan) -> Statement:
+def guesses(criteria: Criteria) -> bool:
+    """Tell whether PostgreSQL would have to guess how many messages match."""
+    # The rows of a session are few: whatever the planner does with them is right.
+    if criteria.text is None or criteria.session_id is not None:
+        return False
+    leaves = (leaf for option in criteria.text.alternatives for leaf in option.required)
+    return any(isinstance(leaf, Prefix) for leaf in leaves)
+
+
+def next_block(block: int, found: int, wanted: int) -> int:
+    """Return the rows of the block to look at after one that held ``found``; 0: look all up."""
+    if block != FIRST_BLOCK or not found:
+        return 0
+    size = int(_SPARE * block * wanted / found)
+    return size if size <= _LARGEST_BLOCK else 0
+
+
+def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> Statement:
     """Return the statement that finds what ``criteria`` asks, as far as ``scan`` says.
 
     It yields one row more than the page holds where there is one, and not many more:
     rows are left out that cannot be in the page because of the bytes before them.
+
+    With a ``block`` it looks at so many rows only, the first in order; with 0 at all, and
+    never by a walk in order; with None PostgreSQL decides.
     """
     parameters = _Parameters()
     options, conditions = _text(criteria.text, parameters)
-    conditions += _conditions(criteria, scan, parameters)
-    where = " WHERE " + " AND ".join(conditions) if conditions else ""
+    place = _place(criteria, scan, parameters)
+    conditions += _further(criteria, parameters)
     direction = "DESC" if scan.newest_first else "ASC"
+    source = "messages"
+    if block:
+        source = (
+            f"(SELECT * FROM messages AS m{_where(place)} "  # noqa: S608
+            f"ORDER BY m.timestamp {direction}, m.id {direction} LIMIT {block})"
+        )
+    else:
+        conditions += place
+    # No index is in the order of an expression.
+    moment = "(m.timestamp + interval '0')" if block == 0 else "m.timestamp"
+    where = _where(conditions)
     limit = parameters.add(scan.limit + 1)
     # The parts joined here are constants of this module; every value is a parameter.
     sql = f"""{options}SELECT {_COLUMNS} FROM (
@@ -85,29 +133,27 @@ def compile_search(criteria: Criteria, scan: Scan) -> Statement:
         ORDER BY timestamp {direction}, id {direction} ROWS UNBOUNDED PRECEDING
     ) - weight AS before
     FROM (
-        SELECT m.*, {_WEIGHT} AS weight FROM messages AS m{where}
-        ORDER BY m.timestamp {direction}, m.id {direction} LIMIT {limit}::bigint
+        SELECT m.*, {_WEIGHT} AS weight FROM {source} AS m{where}
+        ORDER BY {moment} {direction}, m.id {direction} LIMIT {limit}::bigint
     ) AS found
 ) AS weighed
 WHERE before <= {MAX_PAGE_BYTES} ORDER BY timestamp {direction}, id {direction}"""  # noqa: S608
     return Statement(sql, parameters.values)
 
 
-def _conditions(criteria: Criteria, scan: Scan, parameters: _Parameters) -> list[str]:
+def _where(conditions: Sequence[str]) -> str:
+    return " WHERE " + " AND ".join(conditions) if conditions else ""
+
+
+def _place(criteria: Criteria, scan: Scan, parameters: _Parameters) -> list[str]:
+    """Return the conditions that say where in the order to look."""
     ahead, back = ("<", ">=") if scan.newest_first else (">", "<=")
-    conditions = [
-        f"m.{column} {operator} {parameters.add(value)}::{kind}"
-        for column, operator, value, kind in (
-            ("session_id", "=", criteria.session_id, "text"),
-            ("provider", "=", criteria.provider, "text"),
-            ("role", "=", criteria.role, "text"),
-            ("timestamp", ">=", criteria.start, "timestamptz"),
-            ("timestamp", "<", criteria.end, "timestamptz"),
-            ("tags", "@>", _tags(criteria.tags), "jsonb"),
-            ("metadata", "@>", _metadata(criteria.metadata), "jsonb"),
-        )
-        if value is not None
-    ]
+    conditions = _compared(
+        parameters,
+        ("session_id", "=", criteria.session_id, "text"),
+        ("timestamp", ">=", criteria.start, "timestamptz"),
+        ("timestamp", "<", criteria.end, "timestamptz"),
+    )
     for operator, position in ((ahead, scan.after), (back, scan.until)):
         if position is not None:
             moment, message_id = map(parameters.add, _clamped(position))
@@ -115,6 +161,27 @@ def _conditions(criteria: Criteria, scan: Scan, parameters: _Parameters) -> list
                 f"(m.timestamp, m.id) {operator} ({moment}::timestamptz, {message_id}::text)"
             )
     return conditions
+
+
+def _further(criteria: Criteria, parameters: _Parameters) -> list[str]:
+    """Return the conditions on what a message holds, its text aside."""
+    return _compared(
+        parameters,
+        ("provider", "=", criteria.provider, "text"),
+        ("role", "=", criteria.role, "text"),
+        ("tags", "@>", _tags(criteria.tags), "jsonb"),
+        ("metadata", "@>", _metadata(criteria.metadata), "jsonb"),
+    )
+
+
+def _compared(
+    parameters: _Parameters, *wanted: tuple[str, str, str | int | None, str]
+) -> list[str]:
+    return [
+        f"m.{column} {operator} {parameters.add(value)}::{kind}"
+        for column, operator, value, kind in wanted
+        if value is not None
+    ]
 
 
 def _tags(tags: tuple[str, ...]) -> str | None:
