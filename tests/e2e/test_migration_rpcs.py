@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -12,11 +12,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
 from sagastore.v1 import migration_pb2, storage_pb2
-from sagastore.v1.migration_pb2_grpc import MigrationServiceStub
-from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from sagastore_server.rpc.gate import GateState
 from sagastore_server.rpc.migration_convert import PHASES
-from sagastore_server.rpc.server import RpcServer
 from sagastore_server.storage.errors import (
     Blocker,
     FencedError,
@@ -24,155 +21,10 @@ from sagastore_server.storage.errors import (
     StorageError,
     UnavailableError,
 )
-from sagastore_server.storage.migration import (
-    BackfillState,
-    BackfillStatus,
-    Backlog,
-    Glance,
-    Inventory,
-    MigrationControl,
-    MigrationStatus,
-    Mismatch,
-    ShadowDifference,
-    ShadowStatus,
-    Verification,
-    VerifyProgress,
-)
-from sagastore_server.storage.model import Draft, SaveResult, Store, StoreHealth
 from sagastore_server.storage.phase import Phase
-from tests.support.memory import MemoryState, MemoryStorage
+from tests.e2e.scripted import EVERYTHING, NOTHING, Served
 from tests.support.messages import message
 from tests.support.refusals import Refusal, refusal_of
-
-PROGRESS = VerifyProgress(500, 1000, (Mismatch("m-1", "DIFFERENT", ("content",)),), 1, 0, False)
-EVERYTHING = MigrationStatus(
-    phase=Phase.BACKFILL,
-    epoch=7,
-    backfill=BackfillStatus(
-        BackfillState.PAUSED, "building idx_messages_tags 40 %", 11, 22, 3.5, 4.5, "tried again"
-    ),
-    journal_rows=33,
-    journal_lag_seconds=0.25,
-    quarantined=44,
-    last_verification=Verification(1_000_000, 2_500_001, 55, 2, 1, 99),
-    blockers_to_next=(Blocker("BACKFILL_NOT_DONE", "wait until it is"),),
-    stores=(
-        StoreHealth(Store.SQLITE, True, "", 66, 2),
-        StoreHealth(Store.POSTGRESQL, False, "it does not answer", -1, 0),
-    ),
-    shadow=ShadowStatus(
-        77, 8, 9, (ShadowDifference(3_000_002, "Get", "1 message", "not found"),)
-    ),
-    reads_from_fallback=True,
-    verifying=PROGRESS,
-)  # fmt: skip
-NOTHING = MigrationStatus(
-    Phase.SQLITE_ONLY, 1, BackfillStatus(BackfillState.PENDING), 0, 0.0, 0, None, (), ()
-)
-
-
-class Scripted(MigrationControl):
-    """Answers ``answer``, or raises ``error``, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.answer = EVERYTHING
-        self.error: StorageError | None = None
-        self.asked: list[object] = []
-        self.watched = asyncio.Event()
-        self.more = asyncio.Event()
-        """Watchers and verifications wait for it after their first answer."""
-        self.given: Callable[[], None] = lambda: None
-        """Called before each answer of a watch."""
-        self.ended = 0
-        """Watches and verifications that have ended, in whatever way."""
-
-    def glance(self) -> Glance:
-        status = self._answered()
-        return Glance(status.phase, status.epoch, status.backfill)
-
-    async def backlog(self) -> Backlog:
-        return Backlog()
-
-    async def inventory(self) -> Inventory:
-        return Inventory(self._answered().stores, 0)
-
-    async def status(self) -> MigrationStatus:
-        return self._answered()
-
-    async def watch(self) -> AsyncIterator[MigrationStatus]:
-        try:
-            while True:
-                self.given()
-                yield self._answered()
-                self.watched.set()
-                await self.more.wait()
-                self.more.clear()
-        finally:
-            self.ended += 1
-
-    async def change_phase(
-        self, phase: Phase, *, dry_run: bool, accept_quarantine: bool
-    ) -> MigrationStatus:
-        return self._answered(phase, dry_run, accept_quarantine)
-
-    async def control_backfill(
-        self, *, paused: bool | None, batch_size: int | None, max_rows_per_second: int | None
-    ) -> MigrationStatus:
-        return self._answered(paused, batch_size, max_rows_per_second)
-
-    async def verify(self, *, repair: bool) -> AsyncIterator[VerifyProgress]:
-        try:
-            self._answered(repair)
-            yield PROGRESS
-            self.watched.set()
-            await self.more.wait()
-            yield PROGRESS._replace(compared=1000, mismatches=(), done=True)
-        finally:
-            self.ended += 1
-
-    def _answered(self, *asked: object) -> MigrationStatus:
-        if asked:
-            self.asked.append(asked)
-        if self.error is not None:
-            raise self.error
-        return self.answer
-
-
-class Timed(MemoryStorage):
-    """Remembers what a save was asked for beyond the message."""
-
-    within: Sequence[float | None] = ()
-    error: StorageError | None = None
-
-    async def save(
-        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
-    ) -> SaveResult:
-        self.within = (*self.within, everywhere_within)
-        if self.error is not None:
-            raise self.error
-        result = await super().save(draft, if_revision)
-        return result._replace(durable_on=(Store.SQLITE, Store.POSTGRESQL))
-
-
-class Served:
-    """A server, its control, and stubs."""
-
-    def __init__(self) -> None:
-        self.control = Scripted()
-        self.backend = Timed(MemoryState())
-        self.server = RpcServer(self.backend, self.control)
-
-    async def start(self) -> None:
-        await self.backend.open()
-        port = await self.server.start("127.0.0.1:0")
-        await self.server.open_gate()
-        self.channel = aio.insecure_channel(f"127.0.0.1:{port}")
-        self.migration = MigrationServiceStub(self.channel)
-        self.storage = StorageServiceStub(self.channel)
-
-    async def close(self) -> None:
-        await self.channel.close()
-        await self.server.stop()
 
 
 @pytest.fixture
