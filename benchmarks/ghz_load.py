@@ -1,6 +1,6 @@
 """Loads a running service with ghz: ``make load``.
 
-    python -m benchmarks.ghz_load [NAME ...] [--target HOST:PORT] [--seconds N]
+    python -m benchmarks.ghz_load [NAME ...] [--target HOST:PORT] [--seconds N | --calls N]
         [--tls | --cacert FILE] [--cert FILE --key FILE] [--server-name NAME] [--folder DIR]
 
 Names are save, get, search, bulk-save, and mix, which is all four at the same time; the
@@ -39,6 +39,7 @@ HOW = (
 )
 _PREPARE = "get-prepare"
 _BAR = 40
+_SHORTEST = 0.001
 
 
 class GhzError(Exception):
@@ -56,15 +57,19 @@ class Runner:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def run(self, names: Sequence[str], seconds: float | None = None) -> list[dict[str, Any]]:
+    def run(self, names: Sequence[str], length: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Run some configurations at the same time, and return ghz's reports.
+
+        Args:
+            names: The configurations.
+            length: The options that say when to stop, where they are not to say it themselves.
 
         Raises:
             GhzError: One did not run at all.
 
         """
         with tempfile.TemporaryDirectory() as work:
-            started = [self._start(name, Path(work), seconds) for name in names]
+            started = [self._start(name, Path(work), length) for name in names]
             said = [process.communicate()[1] for process in started]
             return [
                 self._report(Path(work) / f"{name}.json", error)
@@ -83,13 +88,12 @@ class Runner:
             page.print(histogram(report))
             page.save_html(str(self._folder / f"{name}.html"))
 
-    def _start(self, name: str, work: Path, seconds: float | None) -> subprocess.Popen[str]:
-        timed = [] if seconds is None else [f"--duration={seconds}s", "--duration-stop=wait"]
+    def _start(self, name: str, work: Path, length: Sequence[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [
                 self._ghz,
                 f"--config={CONFIGURATIONS / name}.json",
-                *timed,
+                *length,
                 *self._options,
                 "--format=json",
                 f"--output={work / name}.json",
@@ -104,10 +108,24 @@ class Runner:
     @staticmethod
     def _report(path: Path, error: str) -> dict[str, Any]:
         if not path.exists():
-            lines = error.strip().splitlines()
-            raise GhzError(lines[-1].strip() if lines else "it said nothing")
+            raise GhzError(reason(error))
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return report
+
+
+def reason(error: str) -> str:
+    """Return in one line why ghz ended without a report, from its standard error."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    crash = next((line for line in lines if line.startswith(("panic:", "fatal error:"))), None)
+    if crash is None:
+        return lines[-1] if lines else "it said nothing"
+    # ghz 0.120 counts the time from before it connects, and then sends to a channel that its
+    # end has closed (ConstWorkerTicker).
+    if "WorkerTicker" in error:
+        return (
+            "its time was over before it had begun; give it more --seconds, or a number of --calls"
+        )
+    return f"it has crashed ({crash})"
 
 
 def failed(report: dict[str, Any]) -> dict[str, int]:
@@ -188,7 +206,9 @@ def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make load", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", default=[*KINDS, MIX], metavar="NAME")
     parser.add_argument("--target", default="127.0.0.1:50051", help="HOST:PORT of the service")
-    parser.add_argument("--seconds", type=float, help="of each load (10)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=float, help="how long each load lasts (10)")
+    length.add_argument("--calls", type=int, help="how many calls each load sends, however long")
     parser.add_argument("--tls", action="store_true", help="TLS, by the system's certificates")
     parser.add_argument("--cacert", help="TLS, by the certificates in this file")
     parser.add_argument("--cert", help="a certificate of the client")
@@ -199,11 +219,24 @@ def _parsed() -> argparse.Namespace:
     unknown = sorted(set(given.names) - {*KINDS, MIX})
     if unknown:
         parser.error(f"there is no {unknown[0]}; there are {', '.join([*KINDS, MIX])}")
+    # A zero has ghz send for ever.
+    if given.seconds is not None and given.seconds < _SHORTEST:
+        parser.error(f"--seconds has to be at least {_SHORTEST}")
+    if given.calls is not None and given.calls < 1:
+        parser.error("--calls has to be at least 1")
     plain = not given.tls and not given.cacert
     here = given.target.rpartition(":")[0] in {"127.0.0.1", "localhost", "[::1]"}
     if plain and not here and os.environ.get(TOKEN):
         parser.error(f"{TOKEN} would cross the network in plain text; use --tls or --cacert FILE")
     return given
+
+
+def _length(given: argparse.Namespace) -> list[str]:
+    if given.calls is not None:
+        return ["--duration=0", f"--total={given.calls}"]
+    if given.seconds is not None:
+        return [f"--duration={given.seconds:.3f}s", "--duration-stop=wait"]
+    return []
 
 
 def _loaded(runner: Runner, given: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -214,7 +247,7 @@ def _loaded(runner: Runner, given: argparse.Namespace) -> dict[str, dict[str, An
             return {_PREPARE: prepared}
     for name in given.names:
         kinds = KINDS if name == MIX else (name,)
-        for kind, report in zip(kinds, runner.run(kinds, given.seconds), strict=True):
+        for kind, report in zip(kinds, runner.run(kinds, _length(given)), strict=True):
             reports[f"{MIX}-{kind}" if name == MIX else kind] = report
     return reports
 
