@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,12 @@ ServerFactory = Callable[..., ServerProcess]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marks of these tests known."""
+    """Make the marks of these tests known, and Ctrl-C heard by what they start.
+
+    A shell's background jobs begin with SIGINT ignored, and hand that on.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "go: builds a client in Go; only where -m names it")
 
 

@@ -69,13 +69,13 @@ class Writing:
             storage = StorageServiceStub(channel)
             while not self._stop.is_set():
                 one = message(id=f"{self.count:06}")
-                storage.Save(storage_pb2.SaveRequest(message=one), timeout=20)
+                storage.Save(storage_pb2.SaveRequest(message=one), timeout=60)
                 self.count += 1
 
 
 def saved_in(server: ServerProcess) -> list[str]:
     with server.channel() as channel:
-        answers = StorageServiceStub(channel).Export(storage_pb2.ExportRequest(), timeout=20)
+        answers = StorageServiceStub(channel).Export(storage_pb2.ExportRequest(), timeout=60)
         return [one.id for answer in answers for one in answer.messages]
 
 

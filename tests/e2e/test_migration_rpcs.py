@@ -343,7 +343,7 @@ async def test_a_usual_save_waits_for_nobody(
     served: Served, durability: storage_pb2.Durability.ValueType
 ) -> None:
     request = storage_pb2.SaveRequest(message=message(), durability=durability)
-    await served.storage.Save(request, timeout=10)
+    await served.storage.Save(request, timeout=60)
     assert served.backend.within == (None,)
 
 

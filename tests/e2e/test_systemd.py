@@ -158,7 +158,7 @@ def test_the_server_tells_systemd(manager: Manager, server_process: ServerFactor
     server.address = address
     assert address in ready["STATUS"]
     with server.channel() as channel:
-        StorageServiceStub(channel).Save(storage_pb2.SaveRequest(message=message()), timeout=10)
+        StorageServiceStub(channel).Save(storage_pb2.SaveRequest(message=message()), timeout=60)
     manager.next_with("WATCHDOG")
     # A process that is stopped gives no sign of life: systemd would restart it.
     os.kill(server.pid, signal.SIGSTOP)

@@ -7,16 +7,20 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
 from sagastore_server.postgresql import batch
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import (
     AlreadyExistsError,
     NotFoundError,
     RevisionMismatchError,
+    UnavailableError,
 )
 from sagastore_server.storage.model import OnConflict, SaveResult
 from sagastore_server.storage.query import Scan
@@ -142,6 +146,49 @@ async def test_a_number_taken_before_a_deletion_is_not_used_after_it(
         ((buried,),) = await one._pool.rows("SELECT revision FROM tombstones")  # type: ignore[attr-defined]
         assert result.created
         assert result.revision > buried
+
+
+class _AlwaysFirst:
+    """Another server that takes an id whenever it has been found free, so many times."""
+
+    def __init__(self, other: StorageBackend, times: int, patch: pytest.MonkeyPatch) -> None:
+        self._other = other
+        self._left = times
+        self._acting = False
+        self._load = batch.load
+        patch.setattr("sagastore_server.postgresql.writer.load", self)
+
+    async def __call__(self, *arguments: Any) -> Changes:
+        if self._acting or not self._left:
+            return await self._load(*arguments)
+        self._left -= 1
+        self._acting = True
+        try:
+            with contextlib.suppress(NotFoundError):
+                await self._other.delete("m")
+            changes = await self._load(*arguments)
+            await self._other.save(draft("m", "first"))
+        finally:
+            self._acting = False
+        return changes
+
+
+@pytest.mark.parametrize(("losses", "gets_on"), [(20, True), (-1, False)])
+async def test_who_always_comes_second_gets_on_or_is_told(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, losses: int, gets_on: bool
+) -> None:
+    patient = PostgreSQLOptions(dsn, pool_min=1, writers=1, acquire_timeout=60 if gets_on else 1)
+    async with (
+        opened(lambda: PostgreSQLStorage(patient)) as one,
+        opened(lambda: PostgreSQLStorage(PostgreSQLOptions(dsn, pool_min=1))) as other,
+    ):
+        _AlwaysFirst(other, losses, monkeypatch)
+        if gets_on:
+            assert not (await one.save(draft("m", "second"))).created
+        else:
+            with pytest.raises(UnavailableError, match="again and again; try again"):
+                await one.save(draft("m", "second"))
+        assert (await one.get("m")).content == ("second" if gets_on else "first")
 
 
 async def test_bulks_in_opposite_order_do_not_block_each_other(

@@ -233,6 +233,6 @@ def _get(
     with grpc.secure_channel(server.address, tls.credentials()) as channel:
         call: Any = channel.unary_unary("/sagastore.v1.StorageService/Get")
         with pytest.raises(grpc.RpcError) as caught:
-            call(request, metadata=metadata, timeout=10)
+            call(request, metadata=metadata, timeout=60)
         error: Any = caught.value
         return error.code(), error.details()

@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as ser
 if TYPE_CHECKING:
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-_WITHIN = 30.0
+_WITHIN = 100.0
 
 
 class Collector(services.TraceServiceServicer):

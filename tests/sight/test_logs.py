@@ -187,5 +187,5 @@ async def _talk(client: AsyncClient, word: str) -> None:
 
 def _reference(stub: storage_pb2_grpc.StorageServiceStub, metadata: Any) -> str:
     with pytest.raises(grpc.RpcError) as caught:
-        stub.Get(storage_pb2.GetRequest(id="none"), metadata=metadata, timeout=10)
+        stub.Get(storage_pb2.GetRequest(id="none"), metadata=metadata, timeout=60)
     return refusal_of(caught.value).reference

@@ -129,7 +129,7 @@ def test_headers_that_are_no_trace(traced: ServerProcess) -> None:
                 stub.Get(
                     storage_pb2.GetRequest(id="none"),
                     metadata=((key, header if header.isascii() else header.encode()),),
-                    timeout=10,
+                    timeout=60,
                 )
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 

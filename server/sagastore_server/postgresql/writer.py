@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -35,8 +36,13 @@ from sagastore_server.storage.model import Store
 MAX_GROUP_ROWS = 1000
 """Rows after which a group takes no more: bounds how long a single save can wait."""
 
-MAX_ATTEMPTS = 8
-"""How often a group that lost against other servers is tried before its callers are told."""
+MIN_ATTEMPTS = 8
+"""How often at least a group that lost against other servers is tried. Each time somebody else
+has got on, so it is tried for as long as a write may wait to begin, as well."""
+
+_LONGEST_PAUSE = 0.1
+"""Seconds before a group is tried again, at most: what always stands in its way, as a sequence
+behind its table does, is to take little time from others."""
 
 T = TypeVar("T")
 _Outcome = object
@@ -70,8 +76,8 @@ class GroupCommitWriter:
     ) -> None:
         """Write through ``pool`` with ``writers`` transactions at a time.
 
-        A write that has not begun after ``patience`` seconds is given up. ``on_group``
-        hears of each group that was committed.
+        A write that has not begun after ``patience`` seconds is given up, and a group that
+        began so long ago is not begun anew. ``on_group`` hears of each group that was committed.
         """
         self._pool = pool
         self._analysts = analysts
@@ -170,17 +176,22 @@ class GroupCommitWriter:
             _deliver(write, outcome)
 
     async def _outcomes(self, group: list[_Write]) -> list[_Outcome]:
-        for number in range(1, MAX_ATTEMPTS):
+        until = time.monotonic() + self._patience
+        number = 0
+        while True:
+            number += 1
             attempt = _Attempt()
             try:
                 return await self._attempt(group, attempt, copy=number == 1)
             except (LostRaceError, asyncpg.UniqueViolationError, *AGAIN) as exc:
+                if number >= MIN_ATTEMPTS and (self._closing or time.monotonic() >= until):
+                    raise
                 _log.debug("a group of writes begins anew: %s", type(exc).__name__)
             except Exception as exc:
                 # An idle connection had died: nothing was sent that could have been committed.
                 if attempt.committing or number > 1 or not is_connection_loss(exc):
                     raise
-        return await self._attempt(group, _Attempt(), copy=False)
+            await asyncio.sleep(_pause_after(number))
 
     async def _attempt(
         self, group: list[_Write], attempt: _Attempt, *, copy: bool
@@ -203,6 +214,12 @@ class GroupCommitWriter:
         outcomes = [_outcome(write, changes) for write in group]
         await flush(connection, changes, self._analysts, copy=copy)
         return outcomes
+
+
+def _pause_after(number: int) -> float:
+    """Return the seconds before a group is tried again: none at first, then more and more."""
+    longest = _LONGEST_PAUSE * min(1.0, (number - 1) / MIN_ATTEMPTS)
+    return random.uniform(0, longest)  # noqa: S311 - no secret
 
 
 def _outcome(write: _Write, changes: Changes) -> _Outcome:
