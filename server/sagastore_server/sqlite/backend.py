@@ -173,7 +173,7 @@ class SQLiteStorage(StorageBackend):
 
     async def _search(self, compiled: Compiled, limit: int) -> Page:
         if compiled.expression is not None:
-            rows = await self._value("last_number")
+            rows = self._open_writer().last_number
             many = enough(rows, limit)
             matches = await self._count(compiled.expression, many)
             if not matches:

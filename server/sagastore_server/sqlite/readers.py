@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -45,6 +46,14 @@ class _Reader(NamedTuple):
 
     connection: aiosqlite.Connection
     cursor: aiosqlite.Cursor
+
+    async def next_rows(self, at_once: int = _ROWS_AT_ONCE) -> tuple[list[sqlite3.Row], bool]:
+        """Return the next rows of the statement, and whether there may be more.
+
+        Fewer than were asked for are the last: to ask again would be a turn of the thread.
+        """
+        rows = list(await self.cursor.fetchmany(at_once))
+        return rows, len(rows) == at_once
 
     async def let_go(self) -> None:
         """End the statement, if one is open."""
@@ -124,11 +133,14 @@ class ReaderPool:
             taken: list[Row] = []
             room = most
             await reader.cursor.execute(sql, parameters)
-            while rows := await reader.cursor.fetchmany(at_once):
+            more = True
+            while more:
+                rows, more = await reader.next_rows(at_once)
                 for row in rows:
                     room -= sum(map(_weight, row))
                     if taken and room < 0:
-                        await reader.let_go()
+                        if more:
+                            await reader.let_go()
                         return taken
                     taken.append(tuple(row))
             return taken
@@ -142,9 +154,12 @@ class ReaderPool:
         async def read(reader: _Reader) -> Page:
             builder = PageBuilder(limit)
             await reader.cursor.execute(sql, parameters)
-            while rows := await reader.cursor.fetchmany(_ROWS_AT_ONCE):
+            more = True
+            while more:
+                rows, more = await reader.next_rows()
                 if not all(builder.add(message_from_row(row)) for row in rows):
-                    await reader.let_go()
+                    if more:
+                        await reader.let_go()
                     break
             return builder.page()
 
@@ -160,11 +175,14 @@ class ReaderPool:
             builder = PageBuilder(limit)
             size = 0
             await reader.cursor.execute(sql, parameters)
-            while rows := await reader.cursor.fetchmany(_ROWS_AT_ONCE):
-                size = max(row[-1] for row in rows)
+            more = True
+            while more:
+                rows, more = await reader.next_rows()
+                size = max((row[-1] for row in rows), default=size)
                 matches = (row for row in rows if row[0] is not None)
                 if not all(builder.add(message_from_row(row)) for row in matches):
-                    await reader.let_go()
+                    if more:
+                        await reader.let_go()
                     break
             return builder.page(), size
 

@@ -124,6 +124,11 @@ class GroupCommitWriter:
             return cast("T", await future)
 
     @property
+    def last_number(self) -> int:
+        """About how many rows there are: the number of the last, among those on disk."""
+        return self._counters.number
+
+    @property
     def waiting(self) -> int:
         """How many writes are in no group yet."""
         return self._waiting.qsize()
