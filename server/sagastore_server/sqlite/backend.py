@@ -25,7 +25,14 @@ from sagastore_server.sqlite.opening import open_for_writing
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.sqlite.readers import READERS, ReaderPool, Row
-from sagastore_server.sqlite.search import Compiled, compile_search, enough, first_block, next_block
+from sagastore_server.sqlite.search import (
+    Compiled,
+    compile_search,
+    enough,
+    first_block,
+    next_block,
+    some,
+)
 from sagastore_server.sqlite.writer import GroupCommitWriter
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.changes import Changes
@@ -172,19 +179,28 @@ class SQLiteStorage(StorageBackend):
             return await self._search(compiled, scan.limit)
 
     async def _search(self, compiled: Compiled, limit: int) -> Page:
-        if compiled.expression is not None:
-            rows = self._open_writer().last_number
-            many = enough(rows, limit)
-            matches = await self._count(compiled.expression, many)
-            if not matches:
-                return Page([], more=False)
-            block = first_block(rows) if matches == many else 0
-            while block:
-                page, size = await self._readers.page_of_block(*compiled.of_block(block), limit)
-                if page.more or size < block:
-                    return page
-                block = next_block(block, len(page.messages), rows, limit)
-        return await self._readers.page(*compiled.whole, limit)
+        page = await self._in_blocks(compiled, limit)
+        return page if page is not None else await self._readers.page(*compiled.whole, limit)
+
+    async def _in_blocks(self, compiled: Compiled, limit: int) -> Page | None:
+        """Search block by block; None: all matches are to be looked up."""
+        rows = self._open_writer().last_number
+        block = first_block(rows)
+        expression = compiled.expression
+        if not block or expression is None:
+            return None
+        # To count what begins with a prefix takes as long as to look at a block.
+        if not compiled.has_prefix and not await self._reaches(expression, some(limit)):
+            return None
+        many = None
+        while block:
+            page, size = await self._readers.page_of_block(*compiled.of_block(block), limit)
+            if page.more or size < block:
+                return page
+            if many is None:
+                many = await self._reaches(expression, enough(rows, limit))
+            block = next_block(block, len(page.messages), rows, limit) if many else 0
+        return None
 
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
         """See the contract."""
@@ -306,10 +322,10 @@ class SQLiteStorage(StorageBackend):
         rows = await self._readers.rows(QUERIES[query])
         return rows[0][0]
 
-    async def _count(self, expression: str, most: int) -> int:
-        rows = await self._readers.rows(QUERIES["count_matches"], (expression, most))
-        count: int = rows[0][0]
-        return count
+    async def _reaches(self, expression: str, count: int) -> bool:
+        """Tell whether there are so many matches."""
+        rows = await self._readers.rows(QUERIES["count_matches"], (expression, count))
+        return bool(rows[0][0] == count)
 
 
 def _unheard(what: str, done: int, total: int) -> None:

@@ -7,12 +7,12 @@ exactly (see ``search.facts``).
 
 Two plans give the same rows. If the expression matches few rows, they are looked up
 and sorted. If it matches many, a page is among the first rows in chronological order: a
-block of these is taken, and held against the matches in the stretch of row numbers that it
-spans. Rows are numbered as they come, which is about the order of their times, so that
-stretch is short; if it is not, the block is found as surely, and in more time. Should a
-block hold too few matches, because these lie elsewhere, a larger one is taken, and in the
-end all matches are looked up. Asking the index row by row instead takes 0.2 to 0.5 ms a row at a
-million messages, a hundred times as long.
+block of these is taken, held against the matches in the stretch of row numbers that it
+spans, and read in order until the page is full. Rows are numbered as they come, which is
+about the order of their times, so that stretch is short; if it is not, the block is found as
+surely, and in more time. Should a block hold too few matches, because these lie elsewhere, a
+larger one is taken, and in the end all matches are looked up. Asking the index row by row
+instead takes 0.2 to 0.5 ms a row at a million messages, a hundred times as long.
 """
 
 from __future__ import annotations
@@ -52,15 +52,35 @@ _SET = "m.number IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?)"
 before it looks at a row, which is to be done once, not for each row."""
 
 _BLOCK = (
-    "WITH block AS MATERIALIZED (SELECT m.number FROM messages m{index}{inside}{order}),"
+    "WITH block AS MATERIALIZED"
+    " (SELECT m.number, m.timestamp, m.id FROM messages m{index}{inside}{order}),"
     " span AS MATERIALIZED (SELECT count(*) AS size, min(number) AS lowest,"
     " max(number) AS highest FROM block) "
-    "SELECT {columns}, span.size FROM span LEFT JOIN messages m"
-    " ON m.number IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?"
-    " AND rowid BETWEEN (SELECT lowest FROM span) AND (SELECT highest FROM span))"
-    " AND m.number IN block{further}{order}"
+    "SELECT m.*, span.size FROM span LEFT JOIN ({page}) AS m ON true{by_time}"
 )
 """The outer join tells how many rows the block has where it holds no match, too."""
+
+_MATCHES = (
+    "number IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?"
+    " AND rowid BETWEEN (SELECT lowest FROM span) AND (SELECT highest FROM span))"
+)
+
+_PAGE = (
+    "SELECT {columns} FROM messages m"
+    " WHERE m.number IN (SELECT number FROM block m WHERE m.{matches}{order})"
+)
+"""The page of a block where the index decides alone: no row is read beyond it."""
+
+_CHECKED_PAGE = (
+    "SELECT {columns} FROM messages m{index} WHERE {session}"
+    "(m.timestamp, m.id) >= (SELECT +timestamp, +id FROM block ORDER BY timestamp, id LIMIT 1)"
+    " AND (m.timestamp, m.id) <="
+    " (SELECT +timestamp, +id FROM block ORDER BY timestamp DESC, id DESC LIMIT 1)"
+    " AND m.{matches}{further}{order}"
+)
+"""The page of a block where rows are to be read and checked: walks the block a second time, and
+no further than until the page is full. A plus keeps the affinity of a column out of the
+comparison, with which the index would serve for the time alone."""
 
 _ALL_TAGS = "NOT EXISTS (SELECT value FROM json_each(?) EXCEPT SELECT value FROM json_each(m.tags))"
 
@@ -85,6 +105,8 @@ class Compiled(NamedTuple):
     """Looks up and sorts all matches, or, where the index cannot help, walks the whole order."""
     block: Statement | None
     """Looks at the first rows in order; see ``of_block``."""
+    has_prefix: bool = False
+    """Whether the expression has a prefix: FTS5 merges all words that begin with it, each time."""
 
     def of_block(self, rows: int) -> Statement:
         """Return what looks at the first ``rows`` in order, where the index helps.
@@ -97,8 +119,13 @@ class Compiled(NamedTuple):
         return Statement(self.block.sql, parameters)
 
 
+def some(wanted: int) -> int:
+    """Return how many matches take as long to be looked up as the first block, or longer."""
+    return max(_FIRST, wanted + 1)
+
+
 def enough(rows: int, wanted: int) -> int:
-    """Return how many matches are many: so many that blocks find a page sooner than a lookup.
+    """Return how many matches are many: so many that further blocks are better than a lookup.
 
     Looking up and sorting a match takes about five microseconds, a row of a block two, at a
     million messages. ``wanted * rows / matches`` rows hold a page, if the matches are as dense
@@ -143,17 +170,37 @@ def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
         f"{_where(['f.messages_fts MATCH ?', *where, *exclusions])}{order}",
         [expression, *parameters, *excluded, scan.limit + 1],
     )
-    block = Statement(
+    block = _block(criteria, scan, expression)
+    return Compiled(expression, lookup, block, _has_prefix(criteria.text))
+
+
+def _block(criteria: Criteria, scan: Scan, expression: str) -> Statement:
+    place, further = _place(criteria, scan), _further(criteria)
+    exclusions, excluded = _exclusions(criteria.text)
+    checks = [*further.parts, *exclusions]
+    session = [criteria.session_id] if checks and criteria.session_id is not None else []
+    order, index = _order(scan), _walk_index(criteria)
+    page = (_CHECKED_PAGE if checks else _PAGE).format(
+        columns=_COLUMNS,
+        index=index,
+        session="m.session_id = ? AND " if session else "",
+        matches=_MATCHES,
+        further="".join(f" AND {part}" for part in checks),
+        order=order,
+    )
+    return Statement(
         _BLOCK.format(
-            columns=_COLUMNS,
             index=index,
             inside=_where(place.parts),
-            further="".join(f" AND {part}" for part in (*further.parts, *exclusions)),
             order=order,
+            page=page,
+            by_time=_by_time(scan),
         ),
-        [*place.values, _ROWS, expression, *further.values, *excluded, scan.limit + 1],
+        [
+            *(*place.values, _ROWS),
+            *(*session, expression, *further.values, *excluded, scan.limit + 1),
+        ],
     )
-    return Compiled(expression, lookup, block)
 
 
 def _where(conditions: list[str]) -> str:
@@ -167,8 +214,12 @@ def _walk_index(criteria: Criteria) -> str:
 
 
 def _order(scan: Scan) -> str:
+    return f"{_by_time(scan)} LIMIT ?"
+
+
+def _by_time(scan: Scan) -> str:
     direction = "DESC" if scan.newest_first else "ASC"
-    return f" ORDER BY m.timestamp {direction}, m.id {direction} LIMIT ?"
+    return f" ORDER BY m.timestamp {direction}, m.id {direction}"
 
 
 class _Conditions(NamedTuple):
@@ -246,12 +297,15 @@ def _exclusions(text: TextQuery | None) -> tuple[list[str], list[str]]:
 
 def _probe(text: TextQuery | None) -> str:
     """Return the condition that a row of ``m`` meets an FTS5 expression of ``text``."""
-    leaves = (
-        ()
-        if text is None
-        else (leaf for option in text.alternatives for leaf in (*option.required, *option.excluded))
+    return _SET if _has_prefix(text) else _PROBE
+
+
+def _has_prefix(text: TextQuery | None) -> bool:
+    return text is not None and any(
+        isinstance(leaf, Prefix)
+        for option in text.alternatives
+        for leaf in (*option.required, *option.excluded)
     )
-    return _SET if any(isinstance(leaf, Prefix) for leaf in leaves) else _PROBE
 
 
 def _text(text: TextQuery) -> str:
