@@ -155,13 +155,16 @@ async def test_a_block_is_read_from_an_index_and_held_against_a_stretch_of_match
 async def test_many_matches_are_found_wherever_they_lie(
     store: SQLiteStorage, path: Path, at_the_end: bool, newest_first: bool
 ) -> None:
-    """Too few of them in the first block, or none; rows numbered against the order of time."""
+    """Too few of them in the first block, or none; times that several share, and not in order."""
     total, many = 3000, 1200
     drafts = [
         draft(
             f"m-{number:04}",
             "fox" if (number < total - many) == at_the_end else "dog",
-            timestamp=NOW + (total - number if number % 2 else number),
+            role="user" if number % 3 else "assistant",
+            tags=("odd",) if number % 2 else ("even", "all"),
+            session_id=f"s-{number % 7 % 2}",
+            timestamp=NOW + (total - number if number % 2 else number) // 5 * 5,
         )
         for number in range(total)
     ]
@@ -172,6 +175,10 @@ async def test_many_matches_are_found_wherever_they_lie(
         Criteria(parse_query("dog")),
         Criteria(parse_query("d*"), start=NOW + 100, end=NOW + 130),
         Criteria(parse_query("fox"), role="nobody"),
+        Criteria(parse_query("fox"), role="user"),
+        Criteria(parse_query("dog"), tags=("odd",), session_id="s-1"),
+        Criteria(tags=("all",), start=NOW + 50, end=NOW + 2500),
+        Criteria(parse_query("fox OR -dog"), tags=("even", "all")),
     ):
         matching = [one for one in everything if meets(one, criteria)]
         for limit in (7, 100):
