@@ -1,4 +1,4 @@
-"""Where the time of a Save goes: python -m benchmarks.breakdown.
+"""Where the time of a Save and of a Get goes: python -m benchmarks.breakdown.
 
 By thread: what each thread of the server takes of a processor for a call, and how long it
 waits for one, from the kernel's own count (``/proc/PID/task/TID/schedstat``); beside the
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.load import Generator
-from benchmarks.messages import save_requests, stored_messages
+from benchmarks.messages import Request, get_requests, save_requests, stored_messages
 from benchmarks.servers import Served, as_served, ours, program
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.connect import writer_connection
@@ -55,10 +55,12 @@ def _threads(pid: int) -> dict[str, _Thread]:
     return found
 
 
-def _by_thread(generator: Generator, server: Served, method: str) -> None:
-    generator.send(server.address, method, save_requests(f"{method}-warm", 0, 2_000), IN_FLIGHT)
+def _by_thread(
+    generator: Generator, server: Served, method: str, warm: list[Request], requests: list[Request]
+) -> None:
+    generator.send(server.address, method, warm, IN_FLIGHT)
     before = _threads(server.pid)
-    done = generator.send(server.address, method, save_requests(method, 0, CALLS), IN_FLIGHT)
+    done = generator.send(server.address, method, requests, IN_FLIGHT)
     nothing = _Thread("", 0, 0)
     sys.stdout.write(f"{method}: {done.rate:,.0f} calls/s\n")
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -69,7 +71,7 @@ def _by_thread(generator: Generator, server: Served, method: str) -> None:
         sums[thread.name][0] += ran / CALLS
         sums[thread.name][1] += waited / CALLS
         if thread.name != "event loop" and ran / CALLS > 60:
-            busiest = f"  (the busiest of the others: {ran / CALLS:.0f} us, SQLite's writer)\n"
+            busiest = f"  (the busiest of the others: {ran / CALLS:.0f} us, SQLite's)\n"
     for name, (ran, waited) in sorted(sums.items(), key=lambda one: -one[1][0]):
         if ran >= 1:
             sys.stdout.write(
@@ -153,10 +155,13 @@ def main() -> None:
         folder = Path(name)
         generator = Generator(folder)
         sys.stdout.write(f"{os.cpu_count()} cores; calls are sent by {generator.name}\n")
+        warm, saves = save_requests("warm", 0, 2_000), save_requests("calls", 0, CALLS)
+        gets = get_requests("calls", CALLS, CALLS)
         with program("echo_server") as echo:
-            _by_thread(generator, echo, "Echo")
+            _by_thread(generator, echo, "Echo", warm, saves)
         with ours(folder / "a.db") as server:
-            _by_thread(generator, as_served(server), "Save")
+            _by_thread(generator, as_served(server), "Save", warm, saves)
+            _by_thread(generator, as_served(server), "Get", gets[:2_000], gets)
         for size in GROUPS:
             _by_step(folder, size)
 
