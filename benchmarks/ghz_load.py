@@ -40,6 +40,7 @@ HOW = (
 _PREPARE = "get-prepare"
 _BAR = 40
 _SHORTEST = 0.001
+"""Seconds of a load; ghz is told thousandths, and takes none of them for no limit at all."""
 
 
 class GhzError(Exception):

@@ -29,6 +29,7 @@ from sagastore_server.search.pager import Order, search_page
 from sagastore_server.search.parser import parse_query
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.model import Draft, Message, OnConflict, Position
 from sagastore_server.storage.query import Criteria, Hit, Scan
 from sagastore_server.storage.validation import Violations
@@ -228,7 +229,14 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=QUERIES)
     parser.add_argument("files", nargs="*", type=Path, default=[SAMPLE])
     options = parser.parse_args()
-    sys.exit(1 if asyncio.run(compare(options.files or [SAMPLE], options.queries)) else 0)
+    try:
+        differing = asyncio.run(compare(options.files or [SAMPLE], options.queries))
+    except CannotOpenError:
+        others = ", ".join(str(file) for file in options.files if file.suffix != ".jsonl")
+        sys.exit(f"error: {others}: not a database that the server opens; JSON Lines end in .jsonl")
+    except FileNotFoundError as exc:
+        sys.exit(f"error: {exc.filename}: there is no such file")
+    sys.exit(1 if differing else 0)
 
 
 if __name__ == "__main__":

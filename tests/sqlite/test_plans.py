@@ -210,6 +210,12 @@ def test_blocks_grow_until_a_lookup_is_no_longer() -> None:
     assert not first_block(3 * first)
 
 
+def test_only_a_prefix_that_is_looked_for_is_merged_each_time() -> None:
+    for text, merged in (("fo*", True), ("fox fo*", True), ("fox", False), ("-fo*", False)):
+        criteria = Criteria(parse_query(text), tags=("t1",))
+        assert compile_search(criteria, SCANS[0]).has_prefix is merged
+
+
 def test_words_tags_and_metadata_can_be_looked_up() -> None:
     for name in ("words", "phrase", "prefix", "or", "tags", "metadata", "tags excluding"):
         assert name in LOOKED_UP

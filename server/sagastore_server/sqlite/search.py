@@ -171,7 +171,9 @@ def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
         [expression, *parameters, *excluded, scan.limit + 1],
     )
     block = _block(criteria, scan, expression)
-    return Compiled(expression, lookup, block, _has_prefix(criteria.text))
+    # A text that may match by what it does not hold is no part of the expression.
+    has_prefix = not exclusions and _has_prefix(criteria.text)
+    return Compiled(expression, lookup, block, has_prefix)
 
 
 def _block(criteria: Criteria, scan: Scan, expression: str) -> Statement:
