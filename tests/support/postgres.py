@@ -164,7 +164,18 @@ async def fresh_schema() -> AsyncIterator[str]:
     try:
         yield with_parameter(dsn, "search_path", name)
     finally:
-        await execute(dsn, f"DROP SCHEMA {name} CASCADE")
+        await _drop_schema(dsn, name)
+
+
+async def _drop_schema(dsn: str, name: str) -> None:
+    # A server that has gone may have left PostgreSQL with an index to build, which waits for
+    # this transaction while this one waits for the table; giving way lets it end.
+    for _ in range(10):
+        try:
+            return await execute(dsn, f"DROP SCHEMA {name} CASCADE")
+        except asyncpg.DeadlockDetectedError:
+            continue
+    raise RuntimeError(f"the schema {name} cannot be dropped: somebody goes on using it")
 
 
 async def new_database(template: str = "template1") -> tuple[str, str]:
