@@ -129,7 +129,7 @@ async def test_reads_on_sqlite_are_a_statement_each(
 ) -> None:
     wanted = drafts()
     await sqlite.bulk_save(wanted, OnConflict.REPLACE)
-    await _expect_few(sqlite, sqlite_work, wanted, of_a_get=1, of_a_page=1, of_a_search=5)
+    await _expect_few(sqlite, sqlite_work, wanted, of_a_get=1, of_a_page=1, of_a_search=4)
 
 
 # ------------------------------------------------------------------ PostgreSQL

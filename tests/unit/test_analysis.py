@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from sagastore_server.search.analysis import (
     MAX_TERM,
     analyse,
-    each_token,
     is_single,
+    located,
     stem,
     tokenize,
 )
@@ -99,22 +99,23 @@ def test_ascii_is_analysed_like_any_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
-def test_each_token_is_one_of_the_text(text: str) -> None:
-    assert [token for token, _ in each_token(text)] == tokenize(text)
+def test_located_tokens_are_those_of_the_text(text: str) -> None:
+    assert located(text)[0] == tokenize(text)
 
 
 @given(st.text(string.ascii_letters + string.digits + " .,_-'") | st.just("a" * (MAX_TERM + 1)))
 def test_each_token_of_ascii_stands_where_it_is_told(text: str) -> None:
-    found = list(each_token(text))
-    assert [token for token, _ in found] == tokenize(text)
-    for token, (start, end) in found:
+    tokens, places = located(text)
+    assert tokens == tokenize(text)
+    for token, (start, end) in zip(tokens, places, strict=True):
         assert text[start:end].lower()[:MAX_TERM] == token
 
 
 @given(storable_text)
 def test_tokens_stand_within_the_text(text: str) -> None:
     last = (0, 0)
-    for _, (start, end) in each_token(text):
+    tokens, places = located(text)
+    for _, (start, end) in zip(tokens, places, strict=True):
         assert (start, end) == last or last[1] <= start < end <= len(text)
         last = (start, end)
 

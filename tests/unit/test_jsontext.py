@@ -22,6 +22,7 @@ from sagastore_server.storage.jsontext import (
     comparable,
     contains,
     parse,
+    read,
     write,
 )
 from tests.support.naive import json_contains
@@ -108,6 +109,14 @@ def test_canonical_text_is_postgresqls(postgres: Database, text: str) -> None:
     assert canonical == postgres.value("SELECT $1::text::jsonb::text", text)
     assert canonical_object(canonical) == canonical
     assert write(parse(canonical)) == canonical
+
+
+@given(text=objects)
+def test_canonical_text_is_read_as_any(text: str) -> None:
+    canonical = canonical_object(text)
+    value = read(canonical)
+    assert value == parse(canonical)
+    assert write(value) == canonical
 
 
 @given(number=numbers)

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagastore_server.search.parser import parse_query
-from sagastore_server.search.ranking import MARK_END, MARK_START, SNIPPET_LENGTH, score, snippet
+from sagastore_server.search.ranking import (
+    MARK_END,
+    MARK_START,
+    SNIPPET_LENGTH,
+    score,
+    score_and_snippet,
+    snippet,
+)
 from sagastore_server.storage.query import TextQuery
 from tests.support.naive import text_matches
 from tests.support.strategies import storable_text
@@ -47,6 +54,13 @@ def test_what_matches_scores(text: str, content: str) -> None:
     if text_matches(content, query):
         assert value > 0
         assert MARK_START in snippet(query, content)
+
+
+@given(queries, contents)
+def test_together_they_are_what_they_are_one_by_one(text: str, content: str) -> None:
+    query = _query(text)
+    assert score_and_snippet(query, content) == (score(query, content), snippet(query, content))
+    assert score_and_snippet(None, content) == (0.0, snippet(None, content))
 
 
 def test_order_of_scores() -> None:

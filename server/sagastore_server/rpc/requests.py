@@ -26,6 +26,7 @@ from sagastore_server.storage.validation import (
     MAX_ROLE,
     MAX_SESSION_ID,
     Violations,
+    is_plain,
 )
 
 _ORDERS = {
@@ -104,9 +105,10 @@ def one_id(message_id: str) -> str:
         InvalidRequestError: It breaks rules.
 
     """
-    check = Violations()
-    check.text("id", message_id, MAX_ID, required=True)
-    check.raise_if_any()
+    if not is_plain(message_id, MAX_ID):
+        check = Violations()
+        check.text("id", message_id, MAX_ID, required=True)
+        check.raise_if_any()
     return message_id
 
 

@@ -80,7 +80,11 @@ class Terms(NamedTuple):
 
 def analyse(text: str) -> Terms:
     """Return the terms of ``text``."""
-    tokens = tokenize(text)
+    return terms_of(tokenize(text))
+
+
+def terms_of(tokens: list[str]) -> Terms:
+    """Return the terms of a text with these tokens."""
     stems = list(map(stem, tokens))
     if stems == tokens:
         return Terms(stems, [])
@@ -114,18 +118,19 @@ def is_single(token: str) -> bool:
     return len(token) == 1 and not token.isascii() and _stands_alone(token)
 
 
-def each_token(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the tokens of ``tokenize``, each with where it stands, as (start, end), in order.
+def located(text: str) -> tuple[list[str], Iterator[tuple[int, int]]]:
+    """Return the tokens of ``text``, and where each of them stands: (start, end), in order.
 
     Tokens that come from one character, or are joined to it, stand where it does.
     """
     if text.isascii():
-        for match in _ASCII_WORD.finditer(text.lower()):
-            yield match[0][:MAX_TERM], match.span()
-        return
-    for start, end in _each_span(text):
-        for token in tokenize(text[start:end]):
-            yield token, (start, end)
+        return tokenize(text), map(re.Match.span, _ASCII_WORD.finditer(text.lower()))
+    found = [
+        (token, (start, end))
+        for start, end in _each_span(text)
+        for token in tokenize(text[start:end])
+    ]
+    return [token for token, _ in found], (place for _, place in found)
 
 
 def _each_span(text: str) -> Iterator[tuple[int, int]]:

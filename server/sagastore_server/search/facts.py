@@ -12,7 +12,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
-from sagastore_server.storage.jsontext import comparable, parse
+from sagastore_server.storage.jsontext import comparable, read
 
 MAX_FACTS = 1000
 """Scalars of one metadata that are indexed; more count as OVERFLOW."""
@@ -34,7 +34,7 @@ def metadata_facts(metadata: str) -> list[str]:
     if metadata == "{}":
         return []
     scalars: list[bytes] = []
-    _collect(parse(metadata), b"m", scalars)
+    _collect(read(metadata), b"m", scalars)
     facts = dict.fromkeys(map(_hash, scalars))
     return [OVERFLOW] if len(facts) > MAX_FACTS else list(facts)
 

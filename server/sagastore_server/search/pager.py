@@ -16,7 +16,7 @@ import enum
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from sagastore_server.search.ranking import score, snippet
+from sagastore_server.search.ranking import score, score_and_snippet, snippet
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.limits import MAX_PAGE_BYTES
 from sagastore_server.storage.model import Message, Position
@@ -105,7 +105,7 @@ async def _chronological(
 ) -> tuple[list[Hit], Cursor | None]:
     after = None if cursor is None else _position(cursor)
     page = await backend.search(criteria, Scan(newest_first, page_size, after))
-    hits = await run(_value_and_extract, [(criteria.text, one.content) for one in page.messages])
+    hits = await run(score_and_snippet, [(criteria.text, one.content) for one in page.messages])
     found = [Hit(message, *hit) for message, hit in zip(page.messages, hits, strict=True)]
     return found, tuple(page.messages[-1].position) if page.more else None
 
@@ -201,10 +201,6 @@ async def _shown(text: TextQuery, chosen: list[tuple[float, Message]], run: Runn
         Hit(message, value, extract)
         for (value, message), extract in zip(chosen, extracts, strict=True)
     ]
-
-
-def _value_and_extract(text: TextQuery | None, content: str) -> tuple[float, str]:
-    return score(text, content) if text else 0.0, snippet(text, content)
 
 
 def _cursor(place: _Place) -> Cursor:

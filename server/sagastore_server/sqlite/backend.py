@@ -186,20 +186,18 @@ class SQLiteStorage(StorageBackend):
         """Search block by block; None: all matches are to be looked up."""
         rows = self._open_writer().last_number
         block = first_block(rows)
-        expression = compiled.expression
-        if not block or expression is None:
+        if compiled.expression is None:
             return None
         # To count what begins with a prefix takes as long as to look at a block.
-        if not compiled.has_prefix and not await self._reaches(expression, some(limit)):
-            return None
-        many = None
+        counts = iter((0 if compiled.has_prefix else some(limit), enough(rows, limit)))
         while block:
-            page, size = await self._readers.page_of_block(*compiled.of_block(block), limit)
+            statement = compiled.of_block(block, next(counts, 0))
+            page, size = await self._readers.page_of_block(*statement, limit)
+            if size < 0:
+                return None
             if page.more or size < block:
                 return page
-            if many is None:
-                many = await self._reaches(expression, enough(rows, limit))
-            block = next_block(block, len(page.messages), rows, limit) if many else 0
+            block = next_block(block, len(page.messages), rows, limit)
         return None
 
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
@@ -321,11 +319,6 @@ class SQLiteStorage(StorageBackend):
     async def _value(self, query: str) -> Any:
         rows = await self._readers.rows(QUERIES[query])
         return rows[0][0]
-
-    async def _reaches(self, expression: str, count: int) -> bool:
-        """Tell whether there are so many matches."""
-        rows = await self._readers.rows(QUERIES["count_matches"], (expression, count))
-        return bool(rows[0][0] == count)
 
 
 def _unheard(what: str, done: int, total: int) -> None:

@@ -48,9 +48,13 @@ async def prepare_reader(connection: aiosqlite.Connection) -> None:
     await connection.create_function("metadata_contains", 2, _metadata_contains, deterministic=True)
 
 
+_read_json = json.JSONDecoder().raw_decode
+"""What ``json.loads`` does for a text without spaces around it, as ours are, in half the time."""
+
+
 def message_from_row(row: Sequence[Any]) -> Message:
     """Return the message of a row in the column order of queries.sql."""
-    tags = () if row[4] == "[]" else tuple(json.loads(row[4]))
+    tags = () if row[4] == "[]" else tuple(_read_json(row[4])[0])
     return Message._make((*row[:4], tags, *row[5:10]))
 
 

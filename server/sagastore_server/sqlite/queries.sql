@@ -81,6 +81,3 @@ SELECT number, content, tags, metadata FROM messages ORDER BY number
 
 -- name: clear_index
 INSERT INTO messages_fts (messages_fts) VALUES ('delete-all')
-
--- name: count_matches
-SELECT count(*) FROM (SELECT 1 FROM messages_fts WHERE messages_fts MATCH ? LIMIT ?)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -46,6 +46,18 @@ class _Reader(NamedTuple):
 
     connection: aiosqlite.Connection
     cursor: aiosqlite.Cursor
+
+    async def first_rows(
+        self, sql: str, parameters: Sequence[Any], most: int
+    ) -> tuple[list[sqlite3.Row], bool]:
+        """Begin a statement that yields up to ``most`` rows, and return what ``next_rows`` does.
+
+        So few that they are fetched in one step take one turn of the thread in all.
+        """
+        if most <= _ROWS_AT_ONCE:
+            return list(await self.connection.execute_fetchall(sql, parameters)), False
+        await self.cursor.execute(sql, parameters)
+        return await self.next_rows()
 
     async def next_rows(self, at_once: int = _ROWS_AT_ONCE) -> tuple[list[sqlite3.Row], bool]:
         """Return the next rows of the statement, and whether there may be more.
@@ -148,19 +160,16 @@ class ReaderPool:
         return await self._run(read)
 
     async def page(self, sql: str, parameters: Iterable[Any], limit: int) -> Page:
-        """Return a page of a statement's messages; it should yield ``limit + 1``."""
+        """Return a page of a statement's messages; it yields up to ``limit + 1``."""
         parameters = tuple(parameters)
 
         async def read(reader: _Reader) -> Page:
             builder = PageBuilder(limit)
-            await reader.cursor.execute(sql, parameters)
-            more = True
-            while more:
+            rows, more = await reader.first_rows(sql, parameters, limit + 1)
+            while all(builder.add(message_from_row(row)) for row in rows) and more:
                 rows, more = await reader.next_rows()
-                if not all(builder.add(message_from_row(row)) for row in rows):
-                    if more:
-                        await reader.let_go()
-                    break
+            if more:
+                await reader.let_go()
             return builder.page()
 
         return await self._run(read)
@@ -173,17 +182,15 @@ class ReaderPool:
 
         async def read(reader: _Reader) -> tuple[Page, int]:
             builder = PageBuilder(limit)
-            size = 0
-            await reader.cursor.execute(sql, parameters)
-            more = True
-            while more:
+            rows, more = await reader.first_rows(sql, parameters, limit + 1)
+            size: int = rows[0][-1]
+            while (
+                all(builder.add(message_from_row(row)) for row in rows if row[0] is not None)
+                and more
+            ):
                 rows, more = await reader.next_rows()
-                size = max((row[-1] for row in rows), default=size)
-                matches = (row for row in rows if row[0] is not None)
-                if not all(builder.add(message_from_row(row)) for row in matches):
-                    if more:
-                        await reader.let_go()
-                    break
+            if more:
+                await reader.let_go()
             return builder.page(), size
 
         return await self._run(read)

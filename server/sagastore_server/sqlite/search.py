@@ -52,10 +52,13 @@ _SET = "m.number IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?)"
 before it looks at a row, which is to be done once, not for each row."""
 
 _BLOCK = (
-    "WITH block AS MATERIALIZED"
-    " (SELECT m.number, m.timestamp, m.id FROM messages m{index}{inside}{order}),"
-    " span AS MATERIALIZED (SELECT count(*) AS size, min(number) AS lowest,"
-    " max(number) AS highest FROM block) "
+    "WITH counted AS MATERIALIZED (SELECT count(*) = ? AS enough FROM"
+    " (SELECT 1 FROM messages_fts WHERE messages_fts MATCH ? LIMIT ?)),"
+    " block AS MATERIALIZED"
+    " (SELECT m.number, m.timestamp, m.id FROM messages m{index}{inside}{by_time}"
+    " LIMIT iif((SELECT enough FROM counted), ?, 0)),"
+    " span AS MATERIALIZED (SELECT iif((SELECT enough FROM counted), count(*), -1) AS size,"
+    " min(number) AS lowest, max(number) AS highest FROM block) "
     "SELECT m.*, span.size FROM span LEFT JOIN ({page}) AS m ON true{by_time}"
 )
 """The outer join tells how many rows the block has where it holds no match, too."""
@@ -92,8 +95,8 @@ class Statement(NamedTuple):
     parameters: list[Any]
 
 
-_ROWS = object()
-"""Stands for the number of rows in a block."""
+_ROWS, _LEAST = object(), object()
+"""Stand for the number of rows in a block, and for that of the matches that there must be."""
 
 
 class Compiled(NamedTuple):
@@ -108,14 +111,18 @@ class Compiled(NamedTuple):
     has_prefix: bool = False
     """Whether the expression has a prefix: FTS5 merges all words that begin with it, each time."""
 
-    def of_block(self, rows: int) -> Statement:
+    def of_block(self, rows: int, least: int = 0) -> Statement:
         """Return what looks at the first ``rows`` in order, where the index helps.
 
         Behind the columns of a message each row has how many rows the block has. There is one
-        row at least: without an id if the block holds no match.
+        row at least: without an id if the block holds no match. Matches are counted up to
+        ``least``; if there are fewer, nothing is looked at, and the number of rows is -1.
         """
         assert self.block is not None  # noqa: S101 - whoever asks has looked at the expression
-        parameters = [rows if one is _ROWS else one for one in self.block.parameters]
+        known = {_ROWS: rows, _LEAST: least}
+        parameters = [
+            known[one] if one is _ROWS or one is _LEAST else one for one in self.block.parameters
+        ]
         return Statement(self.block.sql, parameters)
 
 
@@ -199,7 +206,7 @@ def _block(criteria: Criteria, scan: Scan, expression: str) -> Statement:
             by_time=_by_time(scan),
         ),
         [
-            *(*place.values, _ROWS),
+            *(_LEAST, expression, _LEAST, *place.values, _ROWS),
             *(*session, expression, *further.values, *excluded, scan.limit + 1),
         ],
     )
