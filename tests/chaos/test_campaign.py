@@ -21,7 +21,7 @@ async def campaign(options: Options) -> Totals:
     """Run it, or skip the test where this machine cannot."""
     try:
         return await Campaign(options, print).run()
-    except* (OSError, subprocess.SubprocessError) as exc:
+    except* (PermissionError, FileNotFoundError, subprocess.CalledProcessError) as exc:
         pytest.skip(f"no round can be run on this machine: {exc.exceptions[0]}")
 
 

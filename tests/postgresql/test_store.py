@@ -8,18 +8,21 @@ import logging
 import os
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.rows import search_columns
 from sagastore_server.postgresql.schema import SCHEMA_VERSION
+from sagastore_server.postgresql.writer import LARGE
 from sagastore_server.search.analysis import FINGERPRINT, analyse
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import CannotOpenError, StorageError
 from sagastore_server.storage.model import Draft, OnConflict
 from sagastore_server.storage.query import Criteria, Scan
 from sagastore_server.storage.validation import MAX_CONTENT, MAX_TIMESTAMP, MIN_TIMESTAMP
+from tests.postgresql.targets import until_one_waits
 from tests.support.backends import opened
 from tests.support.drafts import NOW, draft, found
 from tests.support.postgres import execute, server_dsn
@@ -94,12 +97,32 @@ async def test_one_bad_row_spoils_no_neighbour(dsn: str) -> None:
         assert len(await backend.batch_get([one.id for one in drafts])) == 20
 
 
-async def test_waiting_writes_share_a_transaction(dsn: str) -> None:
-    async with opened(lambda: backend_on(dsn, writers=1)) as backend:
+@pytest.mark.parametrize("writers", [1, 2])
+async def test_waiting_writes_share_a_transaction(dsn: str, writers: int) -> None:
+    async with opened(lambda: backend_on(dsn, writers=writers)) as backend:
         results = await asyncio.gather(*(backend.save(draft(f"m-{n}")) for n in range(200)))
         assert len({result.revision for result in results}) == 200
         rows = await backend._pool.rows("SELECT count(DISTINCT xmin::text) FROM messages")  # type: ignore[attr-defined]
         assert rows[0][0] <= 3
+
+
+@pytest.mark.parametrize("rows", [1, LARGE])
+async def test_a_transaction_that_waits_for_a_lock_holds_up_no_others(dsn: str, rows: int) -> None:
+    async with opened(lambda: backend_on(dsn, writers=2)) as backend:
+        await backend.save(draft("locked"))
+        drafts = [draft("locked", "new"), *(draft(f"b-{number}") for number in range(1, rows))]
+        connection = await asyncpg.connect(dsn)
+        try:
+            async with connection.transaction():
+                await connection.execute("SELECT FROM messages WHERE id = 'locked' FOR UPDATE")
+                held_up = asyncio.create_task(backend.bulk_save(drafts, OnConflict.REPLACE))
+                await until_one_waits(dsn)
+                for number in range(3):
+                    await backend.save(draft(f"m-{number}"))
+                assert not held_up.done()
+            assert (await held_up).saved == rows
+        finally:
+            await connection.close()
 
 
 async def test_synchronous_commit_cannot_be_off(dsn: str) -> None:

@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     postgres_pool_max: Count = Field(default=20, ge=2, le=1000)
     """Connections to PostgreSQL at most."""
     postgres_writers: Count = Field(default=2, ge=1, le=64)
-    """Transactions that write to PostgreSQL at the same time."""
+    """How many transactions may write to PostgreSQL at the same time."""
     postgres_acquire_timeout: Seconds = Field(default=5.0, gt=0, le=3600)
     """How long to wait for a connection, in seconds."""
     postgres_statement_timeout: Seconds = Field(default=15.0, gt=0, le=3600)

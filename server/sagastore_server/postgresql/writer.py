@@ -1,8 +1,9 @@
 """Group commit: writes that wait together share a transaction.
 
-While some transactions are under way, the next writes gather; so the database decides
-how large the groups are, and a single write waits for nobody. A write is acknowledged
-after its transaction has been committed.
+While a transaction is under way, the next writes gather; so the database decides how large
+the groups are, and a single write waits for nobody. Another is begun beside it when it is that
+of a large batch, when it takes long, or when much waits. A write is acknowledged after its
+transaction has been committed.
 """
 
 from __future__ import annotations
@@ -35,6 +36,14 @@ from sagastore_server.storage.model import Store
 
 MAX_GROUP_ROWS = 1000
 """Rows after which a group takes no more: bounds how long a single save can wait."""
+
+LARGE = 256
+"""Rows that are worth a transaction beside another, and of one that is worth another beside it.
+What is less is better added to the next: a transaction costs as much as dozens of rows."""
+
+PATIENCE = 0.05
+"""Seconds after which another is begun in any case: one that waits for a lock, say, must hold
+up no others."""
 
 MIN_ATTEMPTS = 8
 """How often at least a group that lost against other servers is tried. Each time somebody else
@@ -74,7 +83,7 @@ class GroupCommitWriter:
         patience: float,
         on_group: OnGroup = unheard,
     ) -> None:
-        """Write through ``pool`` with ``writers`` transactions at a time.
+        """Write through ``pool`` with up to ``writers`` transactions at a time.
 
         A write that has not begun after ``patience`` seconds is given up, and a group that
         began so long ago is not begun anew. ``on_group`` hears of each group that was committed.
@@ -84,7 +93,13 @@ class GroupCommitWriter:
         self._on_group = on_group
         self._patience = patience
         self._waiting: deque[_Write] = deque()
+        self._rows = 0
+        """How many rows the writes that wait touch."""
+        self._short: set[object] = set()
+        """Transactions under way whose end is worth waiting for."""
         self._idle: list[asyncio.Future[None]] = []
+        self._overdue: asyncio.TimerHandle | None = None
+        """Begins another transaction; runs while something may wait too long."""
         self._closing = False
         self._tasks = [asyncio.create_task(self._run()) for _ in range(writers)]
 
@@ -104,7 +119,8 @@ class GroupCommitWriter:
         loop = asyncio.get_running_loop()
         write = _Write(ids, apply, loop.create_future())
         self._waiting.append(write)
-        self._wake(1)
+        self._rows += len(ids)
+        self._begin_soon(loop)
         overdue = loop.call_later(self._patience, self._give_up, write)
         try:
             with tracing.step("postgresql.commit", **{"db.system.name": "postgresql"}):
@@ -120,6 +136,8 @@ class GroupCommitWriter:
     async def close(self) -> None:
         """Commit what is waiting, refuse what comes, and end."""
         self._closing = True
+        if self._overdue is not None:
+            self._overdue.cancel()
         self._wake(len(self._idle))
         await asyncio.gather(*self._tasks)
 
@@ -127,19 +145,38 @@ class GroupCommitWriter:
         # A write that is under way is no longer in the queue, and has its own time limits.
         if write in self._waiting:
             self._waiting.remove(write)
+            self._rows -= len(write.ids)
             _deliver(write, UnavailableError("the PostgreSQL store does not keep up; try again"))
 
     async def _run(self) -> None:
         while True:
             group = self._next_group()
             if group:
-                await self._commit(group)
+                transaction = object()
+                if sum(len(write.ids) for write in group) < LARGE:
+                    self._short.add(transaction)
+                try:
+                    await self._commit(group)
+                finally:
+                    self._short.discard(transaction)
             elif self._closing:
                 return
             else:
                 idle = asyncio.get_running_loop().create_future()
                 self._idle.append(idle)
                 await idle
+
+    def _begin_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See to it that a transaction is begun for what waits, now or when it is time to."""
+        if not self._short or self._rows >= LARGE:
+            self._wake(1)
+        elif self._overdue is None:
+            self._overdue = loop.call_later(PATIENCE, self._begin_overdue)
+
+    def _begin_overdue(self) -> None:
+        self._overdue = None
+        self._short.clear()
+        self._wake(1)
 
     def _wake(self, writers: int) -> None:
         while self._idle and writers:
@@ -153,9 +190,13 @@ class GroupCommitWriter:
         rows = 0
         while self._waiting and rows < MAX_GROUP_ROWS:
             write = self._waiting.popleft()
+            self._rows -= len(write.ids)
             if not write.future.done():
                 group.append(write)
                 rows += len(write.ids)
+        if self._overdue is not None and not self._waiting:
+            self._overdue.cancel()
+            self._overdue = None
         return group
 
     async def _commit(self, group: list[_Write]) -> None:

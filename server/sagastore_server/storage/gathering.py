@@ -1,7 +1,7 @@
 """Reads of single rows, gathered: those that come while others are read go together.
 
 A hop to a thread, or a round trip to a database, costs many times the reading of a row. An
-idle store is asked at once; a busy one is asked for all that has come since.
+idle store is asked at once; a busy one is asked for all that has come since, when it has answered.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from typing import Generic, TypeVar
 MOST = 100
 """Keys that are asked for together, which bounds what is in memory for one answer."""
 
-AT_ONCE = 2
-"""Questions that are under way together: one is answered while the next is worked on."""
-
 PATIENCE = 0.02
-"""Seconds after which a question is asked although as many as that are under way: one that
-gets no answer must hold up no others."""
+"""Seconds after which a question is asked although another is under way: one that gets no
+answer must hold up no others. Sooner, two at a time are smaller ones, and cost more than they
+save, with few callers as with many."""
 
 T = TypeVar("T")
 
@@ -33,6 +31,8 @@ class Gathering(Generic[T]):
         self._fetch = fetch
         self._waiting: dict[str, list[asyncio.Future[T | None]]] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._late: set[asyncio.Task[None]] = set()
+        """Those of them that the next question has not waited for any longer."""
         self._next: asyncio.Handle | None = None
         """Begins the next question; there is one while keys wait."""
 
@@ -52,10 +52,14 @@ class Gathering(Generic[T]):
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         # Not at once: more calls may lie ready in this turn of the loop.
-        if len(self._running) < AT_ONCE:
+        if self._running <= self._late:
             self._next = loop.call_soon(self._begin, loop)
         else:
-            self._next = loop.call_later(PATIENCE, self._begin, loop)
+            self._next = loop.call_later(PATIENCE, self._begin_late, loop)
+
+    def _begin_late(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._late |= self._running
+        self._begin(loop)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         waiting = self._waiting
@@ -70,7 +74,8 @@ class Gathering(Generic[T]):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        if self._next is not None and len(self._running) < AT_ONCE:
+        self._late.discard(task)
+        if self._next is not None and self._running <= self._late:
             self._next.cancel()
             self._begin(task.get_loop())
 
