@@ -48,9 +48,9 @@ NEAR = 500
 """Entries at a time from which on down the end of the journal counts as near: what takes
 the target a few hundredths of a second."""
 
-GATHER = 0.03
+GATHER = 0.1
 """Seconds for which changes gather while nobody waits for the target: a transaction costs the
-same for a few as for fifty."""
+same for a few as for fifty. docs/performance.md has what 30 and 250 ms come to."""
 
 CHANGING = 0.005
 """Seconds between looks while a change of phase comes into force: some turns of the event loop."""
