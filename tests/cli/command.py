@@ -14,6 +14,8 @@ from tests.support.server_process import STARTUP_SECONDS, clean_environment
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sgd-sample.jsonl"
 
+_started: list[subprocess.Popen[str]] = []
+
 
 class Sagastore:
     """The command, with a home of its own and a server to talk to."""
@@ -65,8 +67,8 @@ class Sagastore:
         return [json.loads(line) for line in self.ok("--json", *args).splitlines()]
 
     def start(self, *args: str | Path, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
-        """Start it, and do not wait."""
-        return subprocess.Popen(
+        """Start it, and do not wait; see `end_all`."""
+        process = subprocess.Popen(
             command_line(*args),
             stdin=stdin,
             stdout=subprocess.PIPE,
@@ -75,6 +77,15 @@ class Sagastore:
             encoding="utf-8",
             env=self.env,
         )
+        _started.append(process)
+        return process
+
+
+def end_all() -> None:
+    """Kill what a test that has failed left running: it would trouble the tests after it."""
+    while _started:
+        with _started.pop() as process:
+            process.kill()
 
 
 def command_line(*args: str | Path) -> list[str]:

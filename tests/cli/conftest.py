@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import Sagastore
+from tests.cli.command import Sagastore, end_all
 from tests.cli.scripted_migration import ScriptedMigration, scripted_migration
 from tests.support.server_process import ServerProcess
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    end_all()
 
 
 @pytest.fixture

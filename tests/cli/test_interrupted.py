@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.cli.command import Sagastore, assert_ledger, many, wait_until, write_lines
@@ -28,8 +33,8 @@ def _export(cli: Sagastore) -> Path:
     return path
 
 
-def _end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, stderr = process.communicate(timeout=60)
+def _end(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, str]:
+    _, stderr = process.communicate(timeout=seconds)
     assert "Traceback" not in stderr
     return process.returncode, stderr
 
@@ -38,6 +43,20 @@ def _position(cli: Sagastore) -> int:
     (path,) = cli.checkpoints
     read: int = json.loads(path.read_text(encoding="utf-8"))["state"]["counts"]["read"]
     return read
+
+
+def _stored(cli: Sagastore) -> int:
+    count: int = cli.json("ping")["stores"][0]["messages"]
+    return count
+
+
+def _followed(text: bytes) -> bytes:
+    """Compress a text after which more can follow; gzip reads by the block, up to the last."""
+    return gzip.compress(text) + bytes(io.DEFAULT_BUFFER_SIZE)
+
+
+def _has_open(process: subprocess.Popen[str], path: Path) -> bool:
+    return any(file.path == str(path) for file in psutil.Process(process.pid).open_files())
 
 
 def _interrupt_export(cli: Sagastore, path: Path) -> None:
@@ -172,24 +191,48 @@ def test_a_checkpoint_is_not_believed_when_things_have_changed(
     assert cli.json("import", path)["unchanged"] == COUNT // 2
 
 
-def test_an_interrupted_import_of_standard_input_is_simply_repeated(
-    own_cli: Sagastore, tmp_path: Path
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_import_is_interrupted_while_a_pipe_brings_nothing(
+    number: signal.Signals, compressed: bool, own_cli: Sagastore, tmp_path: Path
 ) -> None:
-    messages = many(2000)
+    messages = many(4000)
     path = write_lines(tmp_path / "many.jsonl", messages)
+    text = path.read_bytes()
+    sent = text[: len(text) * 3 // 4]
     reading, writing = os.pipe()
     process = own_cli.start("import", "-", "--batch-size", "100", stdin=reading)
     os.close(reading)
-    # More than a pipe holds: what has gone through is being imported.
-    with os.fdopen(writing, "wb", buffering=0, closefd=False) as file:
-        file.write(path.read_bytes()[:300_000])
-    process.send_signal(signal.SIGINT)
-    status, stderr = _end(process)
-    os.close(writing)
-    assert status == 130
-    assert "interrupted" in stderr
-    own_cli.ok("import", "-", stdin=path.read_bytes())
+    try:
+        with os.fdopen(writing, "wb", buffering=0, closefd=False) as file:
+            file.write(_followed(sent) if compressed else sent)
+        # Then there is nothing left to be read: rows are passed on by 256, and what is
+        # decompressed by 256 KiB.
+        read = sent[: len(sent) >> 18 << 18] if compressed else sent
+        rows = read.count(b"\n") // 256 * 256
+        wait_until(lambda: _stored(own_cli) == rows // 100 * 100)
+        process.send_signal(number)
+        status, stderr = _end(process)
+    finally:
+        os.close(writing)
+    assert status == 128 + number
+    assert "importing all of it again doubles nothing" in stderr
+    own_cli.ok("import", "-", stdin=text)
     assert_ledger(_export(own_cli), messages)
+
+
+def test_an_import_is_interrupted_while_a_database_is_locked(
+    own_cli: Sagastore, tmp_path: Path
+) -> None:
+    path = legacy_database(tmp_path / "memory.db")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        process = own_cli.start("import", path)
+        wait_until(lambda: _has_open(process, path))
+        process.send_signal(signal.SIGINT)
+        # It would give up by itself after thirty.
+        status, stderr = _end(process, seconds=25)
+    assert (status, stderr) == (130, "sagastore: interrupted\n")
 
 
 def test_a_source_that_nobody_can_note_is_imported_all_the_same(

@@ -7,6 +7,8 @@ import json
 import shutil
 import sqlite3
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,8 @@ _FIRST_ROWID: Final = -(1 << 63)
 _LAST_ROWID: Final = (1 << 63) - 1
 _PAGE: Final = 200
 _BUSY_SECONDS: Final = 30.0
+# SQLite waits for locks where Ctrl+C is not heard: we come back from there often.
+_BUSY_SLICE_SECONDS: Final = 0.1
 _STORE_COLUMNS: Final = (
     "id",
     "provider",
@@ -53,6 +57,8 @@ class _File:
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         self._immutable = False
         self.copied = False
+        self._reading = threading.Lock()
+        self._closing = False
         self._connection = self._open()
 
     def _beside(self, suffix: str) -> Path:
@@ -84,7 +90,7 @@ class _File:
         return sqlite3.connect(
             f"{path.as_uri()}?{mode}",
             uri=True,
-            timeout=_BUSY_SECONDS,
+            timeout=_BUSY_SLICE_SECONDS,
             isolation_level=None,
             check_same_thread=False,
         )
@@ -93,9 +99,21 @@ class _File:
         self, sql: str, parameters: Sequence[Any] = (), text_factory: Any = str
     ) -> list[tuple[Any, ...]]:
         """Return all rows of a statement."""
+        with self._reading:
+            return self._fetch(sql, parameters, text_factory)
+
+    def _fetch(
+        self, sql: str, parameters: Sequence[Any], text_factory: Any
+    ) -> list[tuple[Any, ...]]:
+        end = time.monotonic() + _BUSY_SECONDS
         while True:
             self._connection.text_factory = text_factory
-            rows: list[tuple[Any, ...]] = self._connection.execute(sql, parameters).fetchall()
+            try:
+                rows: list[tuple[Any, ...]] = self._connection.execute(sql, parameters).fetchall()
+            except sqlite3.OperationalError as exc:
+                if not _is_busy(exc) or self._closing or time.monotonic() > end:
+                    raise
+                continue
             if not self._immutable or not self._beside("-wal").exists():
                 return rows
             self._connection.close()
@@ -108,10 +126,21 @@ class _File:
         return {name.lower(): name for (name,) in found}
 
     def close(self) -> None:
-        """Close it, and remove the copy, if one was made."""
-        self._connection.close()
-        if self._copy is not None:
-            self._copy.cleanup()
+        """Close it, and remove the copy, if one was made; not while another thread reads."""
+        # That may be waiting for a lock, and ends soon. The end of the process does the rest.
+        self._closing = True
+        if not self._reading.acquire(blocking=False):
+            return
+        try:
+            self._connection.close()
+            if self._copy is not None:
+                self._copy.cleanup()
+        finally:
+            self._reading.release()
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
 class Database(abc.ABC):

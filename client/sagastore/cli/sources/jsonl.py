@@ -7,6 +7,7 @@ import hashlib
 import json
 import lzma
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,6 +58,7 @@ class JsonLines:
         self._compressed = compressed
         # How much is left is known of a file only, not of a pipe.
         self._measured = text if compressed is None else compressed
+        self._reading = threading.Lock()
 
     def identity(self) -> dict[str, Any] | None:
         """Return what tells whether it is still the same; None: it cannot be resumed."""
@@ -100,7 +102,8 @@ class JsonLines:
 
     def _read(self, size: int) -> bytes:
         try:
-            return self._text.readline(size)
+            with self._reading:
+                return self._text.readline(size)
         except BROKEN as exc:
             raise CommandError(f"cannot read on in {self.name}: {exc}") from None
 
@@ -130,10 +133,17 @@ class JsonLines:
         return text
 
     def close(self) -> None:
-        """Close the file."""
-        # A decompressing reader forgets the file below it without closing it.
-        self._measured.close()
-        self._text.close()
+        """Close the file, unless another thread is waiting for more of it."""
+        # Closing would wait as well: for ever, where a pipe brings nothing more. What
+        # is left open, the end of the process closes.
+        if not self._reading.acquire(blocking=False):
+            return
+        try:
+            # A decompressing reader forgets the file below it without closing it.
+            self._measured.close()
+            self._text.close()
+        finally:
+            self._reading.release()
 
 
 def read_line(line: bytes, number: int) -> tuple[Message | None, tuple[Problem, ...]]:
