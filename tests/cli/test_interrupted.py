@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import json
@@ -10,9 +11,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import termios
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -57,6 +60,12 @@ def _followed(text: bytes) -> bytes:
 
 def _has_open(process: subprocess.Popen[str], path: Path) -> bool:
     return any(file.path == str(path) for file in psutil.Process(process.pid).open_files())
+
+
+def _waiting_in(pipe: IO[str] | None) -> int:
+    """Return how many bytes of a pipe nobody has read."""
+    assert pipe is not None
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _interrupt_export(cli: Sagastore, path: Path) -> None:
@@ -286,6 +295,27 @@ def test_a_reader_that_has_enough_is_no_error(own_cli: Sagastore, tmp_path: Path
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait() == 141
+
+
+@pytest.mark.parametrize("opened", [True, False])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_export_is_interrupted_while_nobody_reads_it(
+    number: signal.Signals, opened: bool, own_cli: Sagastore, tmp_path: Path
+) -> None:
+    own_cli.ok("import", write_lines(tmp_path / "many.jsonl", many(3000)))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    if opened:
+        process = own_cli.start("export", "-")
+        # There is more than a pipe holds, which is 64 KiB.
+        wait_until(lambda: _waiting_in(process.stdout) > 60_000)
+    else:
+        process = own_cli.start("export", pipe)
+        wait_until(lambda: psutil.Process(process.pid).net_connections("tcp"))
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    assert process.stderr is not None
+    assert process.stderr.read().startswith("sagastore: interrupted; what was written is not")
 
 
 def test_a_full_disk_is_one_line(own_cli: Sagastore) -> None:

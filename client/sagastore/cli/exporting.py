@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +19,7 @@ from sagastore.cli.part_file import PartFile, State
 from sagastore.cli.progress import Meter, duration, rate_of
 from sagastore.cli.raw_export import Batch, export_lines
 from sagastore.cli.settings import Settings
+from sagastore.cli.unattended import unattended
 
 __all__ = ["export_file"]
 
@@ -31,7 +34,7 @@ class _Sink(Protocol):
     def begin(self) -> State:
         """Return how far an earlier run came."""
 
-    def write(self, batch: Batch) -> None:
+    async def write(self, batch: Batch) -> None:
         """Take a batch."""
 
     def pause(self) -> str:
@@ -46,16 +49,25 @@ class _Stream:
 
     def __init__(self, path: Path | None) -> None:
         self.name = "standard output" if path is None else str(path)
-        self._file = sys.stdout.buffer if path is None else path.open("wb")
+        self._path = path
+        self._fd: int | None = None
 
     def begin(self) -> State:
         """Return the very beginning: what was written is out of reach."""
         return State()
 
-    def write(self, batch: Batch) -> None:
-        """Write the batch at once."""
-        self._file.write(batch.lines)
-        self._file.flush()
+    async def write(self, batch: Batch) -> None:
+        """Write the batch at once, or as soon as somebody reads it."""
+        await unattended(partial(self._write, batch.lines))
+
+    def _write(self, lines: bytes) -> None:
+        if self._fd is None:
+            # Not sys.stdout, whose lock the end of the process needs. A pipe with a
+            # name opens once somebody reads it.
+            self._fd = 1 if self._path is None else os.open(self._path, os.O_WRONLY)
+        left = memoryview(lines)
+        while left:
+            left = left[os.write(self._fd, left) :]
 
     def pause(self) -> str:
         """Say that there is no way to go on."""
@@ -131,7 +143,7 @@ class _Export:
         batches = export_lines(client, resume_token, self._settings.stream_timeout)
         async with aclosing(batches):
             async for batch in batches:
-                self._sink.write(batch)
+                await self._sink.write(batch)
                 self._messages += batch.messages
                 self._bytes += len(batch.lines)
                 meter.update(self._messages, self._messages)

@@ -102,7 +102,7 @@ class PartFile:
             return State()
         return state
 
-    def write(self, batch: Batch) -> None:
+    async def write(self, batch: Batch) -> None:
         """Append a batch; now and then, note how far the file is complete."""
         file = self._open_file()
         file.write(batch.lines)
