@@ -37,12 +37,12 @@ from sagastore_server.storage.model import Store
 MAX_GROUP_ROWS = 1000
 """Rows after which a group takes no more: bounds how long a single save can wait."""
 
-LARGE = 256
+LARGE_ROWS = 256
 """Rows that are worth a transaction beside another, and of one that is worth another beside it.
 What is less is better added to the next: a transaction costs as much as dozens of rows."""
 
-PATIENCE = 0.05
-"""Seconds after which another is begun in any case: one that waits for a lock, say, must hold
+SHORT_SECONDS = 0.05
+"""After which another is begun in any case: a transaction that waits for a lock, say, must hold
 up no others."""
 
 MIN_ATTEMPTS = 8
@@ -153,7 +153,7 @@ class GroupCommitWriter:
             group = self._next_group()
             if group:
                 transaction = object()
-                if sum(len(write.ids) for write in group) < LARGE:
+                if sum(len(write.ids) for write in group) < LARGE_ROWS:
                     self._short.add(transaction)
                 try:
                     await self._commit(group)
@@ -168,10 +168,10 @@ class GroupCommitWriter:
 
     def _begin_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """See to it that a transaction is begun for what waits, now or when it is time to."""
-        if not self._short or self._rows >= LARGE:
+        if not self._short or self._rows >= LARGE_ROWS:
             self._wake(1)
         elif self._overdue is None:
-            self._overdue = loop.call_later(PATIENCE, self._begin_overdue)
+            self._overdue = loop.call_later(SHORT_SECONDS, self._begin_overdue)
 
     def _begin_overdue(self) -> None:
         self._overdue = None
