@@ -15,7 +15,7 @@ from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.rows import search_columns
 from sagastore_server.postgresql.schema import SCHEMA_VERSION
-from sagastore_server.postgresql.writer import LARGE
+from sagastore_server.postgresql.writer import LARGE_ROWS
 from sagastore_server.search.analysis import FINGERPRINT, analyse
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import CannotOpenError, StorageError
@@ -106,7 +106,7 @@ async def test_waiting_writes_share_a_transaction(dsn: str, writers: int) -> Non
         assert rows[0][0] <= 3
 
 
-@pytest.mark.parametrize("rows", [1, LARGE])
+@pytest.mark.parametrize("rows", [1, LARGE_ROWS])
 async def test_a_transaction_that_waits_for_a_lock_holds_up_no_others(dsn: str, rows: int) -> None:
     async with opened(lambda: backend_on(dsn, writers=2)) as backend:
         await backend.save(draft("locked"))
