@@ -45,6 +45,27 @@ async def test_a_group_is_bounded(store: SQLiteStorage) -> None:
     assert statements.count("COMMIT") >= 3
 
 
+@pytest.mark.parametrize("count", [128, 129, 999, 1000, 1001, 2300])
+async def test_every_row_of_a_group_is_stored_with_its_terms(
+    count: int, store: SQLiteStorage
+) -> None:
+    written = [draft(f"m-{n:04}", f"number{n}") for n in range(count)]
+    result = await store.bulk_save(written, OnConflict.REPLACE)
+    assert result.saved == count
+    connection = _connection(store)
+    numbers = dict(connection.execute("SELECT content, number FROM messages ORDER BY id"))
+    assert list(numbers) == [one.content for one in written]
+    for word in (written[0], written[count // 2], written[-1]):
+        found = connection.execute(
+            "SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?", (word.content,)
+        )
+        assert found.fetchall() == [(numbers[word.content],)]
+    indexed = connection.execute(
+        "SELECT rowid FROM messages_fts WHERE messages_fts MATCH 'number*'"
+    )
+    assert {number for (number,) in indexed} == set(numbers.values())
+
+
 async def test_a_refused_write_shares_the_transaction(store: SQLiteStorage) -> None:
     await store.save(draft("taken"))
     statements: list[str] = []

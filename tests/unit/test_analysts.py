@@ -14,6 +14,7 @@ import pytest
 from sagastore_server.analysts import MANY, Analysts
 from sagastore_server.search.analysis import analyse
 from sagastore_server.sqlite.index_terms import fts_columns
+from sagastore_server.storage.validation import check_sent
 
 TEXTS = [(f"Running café {number}, 東京 and wolves",) for number in range(200)]
 
@@ -38,6 +39,18 @@ async def test_the_answer_is_the_same_wherever_it_is_worked_out(analysts: Analys
     assert await analysts.map(analyse, TEXTS) == expected  # Not worth a process yet.
     await elsewhere(analysts)
     assert await analysts.map(analyse, TEXTS) == expected
+
+
+async def test_a_check_finds_the_same_elsewhere(analysts: Analysts) -> None:
+    sent = [
+        ("m-1", "openai", "user", "hello", ("a", "é"), (1, 5000), '{"b": 1.50, "a": "x"}', "s"),
+        ("m-2", "", "user", " ", ("",), (1, 1), '{"a": 1, "a": 2}', None),
+        ("m" * 129, "p", "r" * 33, "a\x00b", (), None, "[", "s" * 257),
+    ]
+    expected = [check_sent(*one) for one in sent]
+    await elsewhere(analysts)
+    assert await analysts.map(check_sent, sent) == expected
+    assert [len(found) for found, _, _ in expected] == [0, 5, 5]
 
 
 async def test_what_is_wrong_is_raised(analysts: Analysts) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from sagastore_server.rpc.bulk import READ_AHEAD, BulkStream, Request
+from sagastore_server.rpc.bulk import READ_AHEAD, BulkStream, Request, checked
 from sagastore_server.rpc.gate import Gate, ServerDrainingError
 from sagastore_server.storage.errors import InvalidRequestError, StorageFullError
 from sagastore_server.storage.model import BulkResult, Draft, OnConflict
@@ -55,9 +55,9 @@ class Stream:
         self._stream = BulkStream(storage, gate)
         self.task = asyncio.create_task(self._run())
 
-    def send(self, name: str, *ids: str) -> None:
+    def send(self, name: str, *ids: str, metadata: str = "") -> None:
         sequence = self._requests.qsize()
-        messages = (message(id=one, content=name) for one in ids or (name,))
+        messages = (message(id=one, content=name, metadata_json=metadata) for one in ids or (name,))
         self._requests.put_nowait(batch(sequence, *messages))
 
     def send_empty(self) -> None:
@@ -222,9 +222,38 @@ async def test_a_large_batch_lets_others_have_a_turn(storage: SlowStorage, strea
             turns += 1
             await asyncio.sleep(0)
 
-    stream.send("a", *(str(number) for number in range(1000)))
+    numbers = f'{{"n": [{"1.50, " * 400}1]}}'
+    stream.send("a", *(str(number) for number in range(1000)), metadata=numbers)
     stream.end()
     await other()
     assert turns > 5
     storage.let("a")
     await stream.task
+
+
+async def test_a_large_batch_is_checked_as_its_messages_are() -> None:
+    messages = [
+        message(
+            id=f"m-{number}" if number % 7 else "",
+            content="x" * (number % 300) if number % 11 else " ",
+            tags=["a", "b"] if number % 13 else ["a", ""],
+            metadata_json='{"bb": 1.50, "a": [true, null]}' if number % 17 else '{"a": 1, "a": 2}',
+        )
+        for number in range(1000)
+    ]
+    for number, one in enumerate(messages):
+        if number % 3:
+            one.timestamp.FromMicroseconds(number * 1_000_003)
+        if number % 19 == 0:
+            one.timestamp.nanos = 1
+    alone = [await checked(batch(0, one)) for one in messages]
+    together = await checked(batch(0, *messages))
+    assert together.drafts == [draft for single in alone for draft in single.drafts]
+    expected = []
+    for number, single in enumerate(alone):
+        for rejected in single.rejected:
+            rejected.index = number
+            expected.append(rejected)
+    assert together.rejected == expected
+    assert len(together.drafts) > 500
+    assert len(together.rejected) > 200

@@ -8,21 +8,19 @@ from typing import NamedTuple, cast
 
 from sagastore.v1 import storage_pb2
 from sagastore_server.rpc import convert
+from sagastore_server.rpc.aside import aside
 from sagastore_server.rpc.gate import Gate
 from sagastore_server.rpc.status import one_line
 from sagastore_server.rpc.wire import Undecodable
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import InvalidRequestError, Violation
 from sagastore_server.storage.model import Draft, OnConflict
-from sagastore_server.storage.validation import MAX_BATCH, MAX_ID, Violations
+from sagastore_server.storage.validation import MAX_BATCH, MAX_ID, Violations, check_sent
 
 READ_AHEAD = 4
 """Batches of one stream that are read and not yet answered, at most."""
 
-_SLICE = 100_000
-"""Characters checked in one go; then other calls have their turn on the event loop."""
-
-_PER_MESSAGE = 1_000
+_PER_MESSAGE = 200
 """Characters that a message counts for beside its own: what is small takes time too."""
 
 Request = storage_pb2.BulkSaveRequest | Undecodable
@@ -126,22 +124,17 @@ async def checked(request: Request) -> Batch:
     if isinstance(request, Undecodable):
         request, broken = _repaired(request)
     on_conflict = _check_batch(request)
+    sent = [convert.sent_of(message, message.id) for message in request.messages]
+    characters = sum(_PER_MESSAGE + len(one[3]) + len(one[6]) for one in sent)
     drafts: list[Draft] = []
     rejected: list[storage_pb2.RejectedMessage] = []
-    room = _SLICE
-    for index, message in enumerate(request.messages):
-        room -= len(message.content) + len(message.metadata_json) + _PER_MESSAGE
-        if room < 0:
-            room = _SLICE
-            await asyncio.sleep(0)
-        check = Violations()
-        draft = convert.draft_of(message, message.id, "", check)
-        if index in broken:
-            check.found = _merged(broken[index], check.found)
-        if check.found:
-            rejected.append(_rejected(index, message.id, check.found))
+    checks = await aside(check_sent, sent, characters)
+    for index, (one, (found, timestamp, metadata)) in enumerate(zip(sent, checks, strict=True)):
+        violations = _merged(broken[index], found) if index in broken else found
+        if violations:
+            rejected.append(_rejected(index, one[0], violations))
         else:
-            drafts.append(draft)
+            drafts.append(Draft(*one[:5], timestamp, metadata, one[7]))
     return Batch(request.sequence, drafts, rejected, on_conflict)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sagastore.v1 import message_pb2, storage_pb2
-from sagastore_server.storage.model import Draft, Message, OnConflict, Store
-from sagastore_server.storage.validation import Violations
+from sagastore_server.storage.model import Message, OnConflict, Store
+from sagastore_server.storage.validation import Sent
 
 _MICRO = 1_000_000
 
@@ -27,30 +27,24 @@ ON_CONFLICT: dict[int, OnConflict] = {
 }
 
 
-def draft_of(source: message_pb2.Message, message_id: str, prefix: str, check: Violations) -> Draft:
-    """Check a message that came in, and return what is to be stored.
+def sent_of(source: message_pb2.Message, message_id: str) -> Sent:
+    """Return the fields of a message that came in; ``created_at`` and ``revision`` are ignored.
 
-    Args:
-        source: The message as sent; ``created_at`` and ``revision`` are ignored.
-        message_id: Its id, assigned already where the sender had none.
-        prefix: Goes before the field names of violations, as in ``message.``.
-        check: Collects them. The draft counts only if it has found none.
-
+    ``message_id`` is its id, assigned already where the sender had none.
     """
     timestamp = None
     if source.HasField("timestamp"):
         sent = source.timestamp
-        timestamp = check.timestamp(prefix + "timestamp", sent.seconds, sent.nanos)
-    return check.draft(
-        prefix,
-        message_id=message_id,
-        provider=source.provider,
-        role=source.role,
-        content=source.content,
-        tags=source.tags,
-        timestamp=timestamp,
-        metadata=source.metadata_json,
-        session_id=source.session_id if source.HasField("session_id") else None,
+        timestamp = sent.seconds, sent.nanos
+    return (
+        message_id,
+        source.provider,
+        source.role,
+        source.content,
+        tuple(source.tags),
+        timestamp,
+        source.metadata_json,
+        source.session_id if source.HasField("session_id") else None,
     )
 
 

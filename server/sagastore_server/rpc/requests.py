@@ -85,7 +85,7 @@ def save(request: storage_pb2.SaveRequest, new_id: str) -> Save:
     check = Violations()
     message = request.message
     if request.HasField("message"):
-        draft = convert.draft_of(message, message.id or new_id, "message.", check)
+        draft = check.sent("message.", convert.sent_of(message, message.id or new_id))
     else:
         check.add("message", "is required")
     condition = None

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 from sagastore.v1 import storage_pb2
-from sagastore_server.analysts import SHORT, Analysts
 from sagastore_server.ports.errors import SearchTooLongError
 from sagastore_server.rpc import convert, requests, tokens
+from sagastore_server.rpc.aside import aside
 from sagastore_server.rpc.bulk import BulkStream, Request
 from sagastore_server.rpc.gate import Gate
 from sagastore_server.rpc.handlers import TimeLeft, timed
@@ -31,10 +31,6 @@ _FOR_THE_ANSWER = 0.2
 for every store is told UNAVAILABLE, not left with DEADLINE_EXCEEDED."""
 
 T = TypeVar("T")
-
-_analysts = Analysts(1)
-"""One process, and one thread while there is none: each would take its turn of the interpreter
-from the event loop."""
 
 _IDS_AT_ONCE = 100
 """Ids of a BatchGet read in one go, which bounds what is in memory beyond the answer."""
@@ -197,9 +193,7 @@ def _everywhere_within(time_left: float | None) -> float:
 
 async def _run_aside(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
     """Analyse texts elsewhere if they would hold up the event loop."""
-    if sum(len(one[-1]) for one in arguments) < SHORT:
-        return [function(*one) for one in arguments]
-    return await _analysts.map(function, arguments)
+    return await aside(function, arguments, sum(len(one[-1]) for one in arguments))
 
 
 def _add(

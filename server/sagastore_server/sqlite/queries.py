@@ -11,9 +11,11 @@ from itertools import chain
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 _VALUES = re.compile(r"VALUES (\([^)]*\))")
+_BATCH_ROWS = 1000
+"""Rows of a statement for a whole batch, with at most 11 values each; SQLite takes 32,766 values
+at least (limits.html, SQLITE_MAX_VARIABLE_NUMBER)."""
 _MOST_ROWS = 128
-"""Rows of one statement, with at most 11 values each; SQLite takes 32,766 values at least
-(limits.html, SQLITE_MAX_VARIABLE_NUMBER)."""
+"""Rows of a statement otherwise: there is one for each number up to this."""
 STATEMENTS = 3 * _MOST_ROWS
 """Statements that a connection should keep prepared: one for each number of rows of the two
 that most groups need, and all others."""
@@ -34,13 +36,15 @@ def insert_all(connection: sqlite3.Connection, name: str, rows: Sequence[Sequenc
 
     Python gives up the GIL two times for each row of ``executemany``, and then waits until
     it is its turn again: up to ``sys.getswitchinterval()`` each while the event loop is busy.
-    A statement of many rows costs that once.
+    A statement of many rows costs that once; and the full-text index takes half the time.
     """
-    for start in range(0, len(rows), _MOST_ROWS):
-        part = rows[start : start + _MOST_ROWS]
-        values = tuple(chain.from_iterable(part))
+    start = 0
+    while left := len(rows) - start:
+        count = _BATCH_ROWS if left >= _BATCH_ROWS else min(left, _MOST_ROWS)
+        values = tuple(chain.from_iterable(rows[start : start + count]))
         # One more time is for last_insert_rowid, which ``execute`` asks for.
-        connection.executemany(_of_rows(name, len(part)), (values,))
+        connection.executemany(_of_rows(name, count), (values,))
+        start += count
 
 
 @lru_cache(maxsize=STATEMENTS)

@@ -10,6 +10,7 @@ The limits are those of api.md; lengths count Unicode code points.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 from sagastore_server.storage.errors import InvalidRequestError, Violation
 from sagastore_server.storage.jsontext import JsonTextError, canonical_object
@@ -37,6 +38,10 @@ MAX_TIMESTAMP = 253_402_300_799_999_999
 """9999-12-31T23:59:59.999999Z in microseconds."""
 
 _MICRO = 1_000_000
+
+Sent = tuple[str, str, str, str, tuple[str, ...], tuple[int, int] | None, str, str | None]
+"""A message as it came in, unchecked: id, provider, role, content, tags, timestamp (seconds and
+nanos), metadata, session_id. No class of our own, since that takes long to send to a process."""
 
 
 class Violations:
@@ -114,6 +119,25 @@ class Violations:
             return default
         return min(value, largest) or default
 
+    def sent(self, prefix: str, sent: Sent) -> Draft:
+        """Check a message that came in; the result counts only if nothing of it is broken.
+
+        ``prefix`` goes before the field names, as in ``message.``.
+        """
+        message_id, provider, role, content, tags, timestamp, metadata, session_id = sent
+        micros = None if timestamp is None else self.timestamp(prefix + "timestamp", *timestamp)
+        return self.draft(
+            prefix,
+            message_id=message_id,
+            provider=provider,
+            role=role,
+            content=content,
+            tags=tags,
+            timestamp=micros,
+            metadata=metadata,
+            session_id=session_id,
+        )
+
     def draft(
         self,
         prefix: str,
@@ -146,6 +170,17 @@ class Violations:
         return Draft(
             message_id, provider, role, content, tuple(tags), timestamp, canonical, session_id
         )
+
+
+def check_sent(*sent: Any) -> tuple[list[Violation], int | None, str]:
+    """Check one of many messages, the fields of a ``Sent``, possibly in another process.
+
+    Returns what is wrong with it, and the two values that a draft has in another form: its
+    timestamp in microseconds, and its metadata in canonical text.
+    """
+    check = Violations()
+    draft = check.sent("", cast("Sent", sent))
+    return check.found, draft.timestamp, draft.metadata
 
 
 def is_plain(text: str, longest: int) -> bool:
