@@ -44,6 +44,7 @@ from sagastore_server.sqlite.legacy_table import (
     Verdict,
     read,
 )
+from sagastore_server.sqlite.queries import insert_all
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.jsontext import canonical_tags
 
@@ -205,16 +206,9 @@ class _Takeover:
     def _serve(self, served: list[tuple[Verdict, Terms]], table: LegacyTable) -> None:
         numbered = list(enumerate(served, self._served + 1))
         self._served += len(served)
-        self._connection.executemany(
-            "INSERT INTO main.messages (number, id, provider, role, content, tags, timestamp,"
-            " metadata, session_id, created_at, revision)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (_message_row(number, verdict) for number, (verdict, _) in numbered),
-        )
-        self._connection.executemany(
-            "INSERT INTO main.messages_fts (rowid, stems, words, facts) VALUES (?, ?, ?, ?)",
-            ((number, *terms) for number, (_, terms) in numbered),
-        )
+        messages = [_message_row(number, verdict) for number, (verdict, _) in numbered]
+        insert_all(self._connection, "insert", messages)
+        insert_all(self._connection, "index", [(number, *terms) for number, (_, terms) in numbered])
         for column in table.extra:
             # Copied by SQLite itself: Python could not bind text that is not UTF-8.
             self._connection.executemany(
@@ -312,7 +306,6 @@ def _read_and_index(packed: tuple[object, ...]) -> _Indexed:
 def _message_row(number: int, verdict: Verdict) -> tuple[object, ...]:
     draft = verdict.draft
     return (
-        number,
         draft.id,
         draft.provider,
         draft.role,
@@ -323,6 +316,7 @@ def _message_row(number: int, verdict: Verdict) -> tuple[object, ...]:
         draft.session_id,
         verdict.created_at,
         number,  # The revision: rows get theirs in the order in which they were written.
+        number,
     )
 
 
