@@ -318,6 +318,20 @@ def test_an_export_is_interrupted_while_nobody_reads_it(
     assert process.stderr.read().startswith("sagastore: interrupted; what was written is not")
 
 
+@pytest.mark.parametrize("count", [0, 3])
+def test_an_export_into_a_pipe_with_a_name(count: int, own_cli: Sagastore, tmp_path: Path) -> None:
+    messages = many(count)
+    own_cli.ok("import", write_lines(tmp_path / "many.jsonl", messages))
+    pipe, read = tmp_path / "pipe", tmp_path / "read.jsonl"
+    os.mkfifo(pipe)
+    process = own_cli.start("export", pipe)
+    with pipe.open("rb") as file:
+        read.write_bytes(file.read())
+    status, _ = _end(process)
+    assert status == 0
+    assert_ledger(read, messages)
+
+
 def test_a_full_disk_is_one_line(own_cli: Sagastore) -> None:
     own_cli.ok("save", "--provider", "p", "--role", "r", "x")
     done = own_cli.run("export", "/dev/full")

@@ -258,6 +258,18 @@ def test_a_database_left_in_the_middle_of_a_write_is_read_from_a_copy(tmp_path: 
     assert sorted(file.name for file in (tmp_path / "left").iterdir()) == left
 
 
+def test_a_store_with_text_that_is_none_is_a_line(tmp_path: Path) -> None:
+    path = store_database(tmp_path / "data.db")
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TRIGGER messages_update_guard")
+        connection.execute("UPDATE messages SET content = CAST(x'ff61' AS TEXT) WHERE id = 's2'")
+    connection.close()
+    source = open_source(str(path))
+    with pytest.raises(CommandError, match=r"cannot read .*data\.db: Could not decode to UTF-8"):
+        list(source.rows(None))
+    source.close()
+
+
 def test_a_store_keeps_the_spelling_of_numbers(tmp_path: Path) -> None:
     rows = _read(store_database(tmp_path / "data.db"))
     message = rows[0].message

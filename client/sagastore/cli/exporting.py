@@ -40,7 +40,7 @@ class _Sink(Protocol):
     def pause(self) -> str:
         """Keep what is there for the next run; return how to go on."""
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
         """Make it what it was to become."""
 
 
@@ -61,20 +61,25 @@ class _Stream:
         await unattended(partial(self._write, batch.lines))
 
     def _write(self, lines: bytes) -> None:
+        file = self._opened()
+        left = memoryview(lines)
+        while left:
+            left = left[os.write(file, left) :]
+
+    def _opened(self) -> int:
         if self._fd is None:
             # Not sys.stdout, whose lock the end of the process needs. A pipe with a
             # name opens once somebody reads it.
             self._fd = 1 if self._path is None else os.open(self._path, os.O_WRONLY)
-        left = memoryview(lines)
-        while left:
-            left = left[os.write(self._fd, left) :]
+        return self._fd
 
     def pause(self) -> str:
         """Say that there is no way to go on."""
         return "what was written is not complete"
 
-    def finish(self) -> None:
-        """Do nothing: all is written."""
+    async def finish(self) -> None:
+        """Let who reads a pipe see its end, also where there was nothing to write."""
+        await unattended(self._opened)
 
 
 async def export_file(settings: Settings, file: str, *, restart: bool) -> int:
@@ -126,7 +131,7 @@ class _Export:
         meter = await self._meter(client)
         try:
             await self._transfer(client, start.resume_token, meter)
-            self._sink.finish()
+            await self._sink.finish()
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise StoppedError(f"interrupted; {self._sink.pause()}") from None
         except SagaStoreError as exc:

@@ -143,7 +143,7 @@ class PartFile:
             "run the same command again to go on from there"
         )
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
         """Put it in its place, wholly."""
         file = self._open_file()
         file.truncate()
