@@ -33,8 +33,8 @@ def memory(bench: Bench) -> list[Row]:
         rows.append(
             Row(
                 "memory",
-                f"resident memory of the {who} while {made.rows:,} messages are imported, "
-                "backfilled, exported",
+                f"resident memory of the {who} and the processes that it starts, while "
+                f"{made.rows:,} messages are imported, backfilled, exported",
                 [max(seen.values())],
                 at_most(250, "MiB"),
                 {what: [peak] for what, peak in seen.items()},

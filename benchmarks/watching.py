@@ -15,7 +15,7 @@ _MIB = 1024 * 1024
 
 
 class Memory:
-    """The resident memory of one process while something lasted."""
+    """The resident memory of a process and of those that it has started, over some time."""
 
     def __init__(self) -> None:
         """Begin with nothing seen."""
@@ -36,14 +36,18 @@ class Memory:
 
 @contextmanager
 def memory_of(pid: int) -> Iterator[Memory]:
-    """Look at a process for as long as the context lasts, or the process."""
+    """Look at a process, and those that it has started, for as long as the context lasts.
+
+    What they share is counted for each of them.
+    """
     memory, over = Memory(), threading.Event()
 
     def look() -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
             while not over.wait(_EVERY):
-                memory.seen.append(process.memory_info().rss / _MIB)
+                them = [process, *process.children(recursive=True)]
+                memory.seen.append(sum(map(_resident, them)) / _MIB)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -52,3 +56,10 @@ def memory_of(pid: int) -> Iterator[Memory]:
     finally:
         over.set()
         thread.join()
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
