@@ -1,9 +1,9 @@
-"""Analysis of many texts in other processes, so that calls need not wait for the interpreter.
+"""Work on many messages in other processes, so that calls need not wait for the interpreter.
 
-The analysis is Python, and only one thread of a process runs Python at a time: a thousand
-messages take it for 30 ms, in which the event loop stands still again and again. A process
-started here does nothing but analysis. It knows no file, no connection and no secret, and
-ends with whoever started it, however that ends.
+The analysis of texts and the checks of messages are Python, and only one thread of a process
+runs Python at a time: a thousand messages take it for 30 ms, in which the event loop stands
+still again and again. A process started here does nothing but that. It knows no file, no
+connection and no secret, and ends with whoever started it, however that ends.
 """
 
 from __future__ import annotations
