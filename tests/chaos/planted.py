@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -379,14 +379,16 @@ def _gap_before_journal() -> None:
 def _postgres_ack_before_commit() -> None:
     original = PostgresWriter.submit
 
-    async def submit(self: Any, ids: Sequence[str], apply: Callable[[Any], Any]) -> Any:
+    async def submit(
+        self: Any, ids: Sequence[str], apply: Callable[[Any], Any], known: Mapping[str, Any]
+    ) -> Any:
         results: list[Any] = []
 
         def seen(changes: Any) -> Any:
             results.append(apply(changes))
             return results[-1]
 
-        work = asyncio.ensure_future(original(self, ids, seen))
+        work = asyncio.ensure_future(original(self, ids, seen, known))
         while not results and not work.done():  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
         work.add_done_callback(lambda done: done.cancelled() or done.exception())

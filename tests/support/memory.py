@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
-from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.base import StorageBackend, Terms
 from sagastore_server.storage.errors import (
     AlreadyExistsError,
     NotFoundError,
@@ -81,7 +81,9 @@ class MemoryStorage(StorageBackend):
         message = self._put(draft, stored)
         return SaveResult(draft.id, message.revision, stored is None, (STORE,))
 
-    async def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:
+    async def bulk_save(
+        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: Terms | None = None
+    ) -> BulkResult:
         """See the contract."""
         saved = unchanged = 0
         last = {draft.id: draft for draft in drafts}

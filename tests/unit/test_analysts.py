@@ -12,9 +12,13 @@ import psutil
 import pytest
 
 from sagastore_server.analysts import MANY, Analysts
+from sagastore_server.postgresql import rows
+from sagastore_server.rpc.checking import check
 from sagastore_server.search.analysis import analyse
+from sagastore_server.sqlite import index_terms
 from sagastore_server.sqlite.index_terms import fts_columns
-from sagastore_server.storage.validation import check_sent
+from sagastore_server.storage.base import TermsOf
+from tests.support.messages import at, message
 
 TEXTS = [(f"Running café {number}, 東京 and wolves",) for number in range(200)]
 
@@ -41,16 +45,23 @@ async def test_the_answer_is_the_same_wherever_it_is_worked_out(analysts: Analys
     assert await analysts.map(analyse, TEXTS) == expected
 
 
-async def test_a_check_finds_the_same_elsewhere(analysts: Analysts) -> None:
-    sent = [
-        ("m-1", "openai", "user", "hello", ("a", "é"), (1, 5000), '{"b": 1.50, "a": "x"}', "s"),
-        ("m-2", "", "user", " ", ("",), (1, 1), '{"a": 1, "a": 2}', None),
-        ("m" * 129, "p", "r" * 33, "a\x00b", (), None, "[", "s" * 257),
+@pytest.mark.parametrize("terms_of", [index_terms.terms_of, rows.terms_of, None])
+async def test_a_check_finds_the_same_elsewhere(
+    analysts: Analysts, terms_of: TermsOf | None
+) -> None:
+    messages = [
+        message(
+            content="hello", tags=["a", "é"], timestamp=at(1, 5000), metadata_json='{"b": 1.50}'
+        ),
+        message(provider="", content=" ", tags=[""], timestamp=at(1, 1), metadata_json="["),
+        message(id="m" * 129, role="r" * 33, content="a\x00b", session_id="s" * 257),
     ]
-    expected = [check_sent(*one) for one in sent]
+    sent = [(one.SerializeToString(), terms_of) for one in messages]
+    expected = [check(*one) for one in sent]
     await elsewhere(analysts)
-    assert await analysts.map(check_sent, sent) == expected
-    assert [len(found) for found, _, _ in expected] == [0, 5, 5]
+    assert await analysts.map(check, sent) == expected
+    assert [len(found) for found, _, _ in expected] == [0, 5, 4]
+    assert [terms is None for _, _, terms in expected] == [terms_of is None, True, True]
 
 
 async def test_what_is_wrong_is_raised(analysts: Analysts) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from sagastore_server.rpc.bulk import READ_AHEAD, BulkStream, Request, checked
 from sagastore_server.rpc.gate import Gate, ServerDrainingError
+from sagastore_server.storage.base import Terms
 from sagastore_server.storage.errors import InvalidRequestError, StorageFullError
 from sagastore_server.storage.model import BulkResult, Draft, OnConflict
 from tests.support.memory import MemoryState, MemoryStorage
@@ -25,7 +26,9 @@ class SlowStorage(MemoryStorage):
         self.full: set[str] = set()
         self.cancelled: list[str] = []
 
-    async def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:
+    async def bulk_save(
+        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: Terms | None = None
+    ) -> BulkResult:
         name = drafts[0].content
         self.begun.append(name)
         try:
@@ -35,7 +38,7 @@ class SlowStorage(MemoryStorage):
             raise
         if name in self.full:
             raise StorageFullError("the disk is full")
-        return await super().bulk_save(drafts, on_conflict)
+        return await super().bulk_save(drafts, on_conflict, terms)
 
     def let(self, *names: str) -> None:
         for name in names:

@@ -12,7 +12,7 @@ from sagastore_server.migration.follower import Follower
 from sagastore_server.migration.shadow import ShadowReader
 from sagastore_server.migration.situation import Ends
 from sagastore_server.migration.throttle import Throttle
-from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.base import StorageBackend, Terms, TermsOf
 from sagastore_server.storage.errors import (
     AlreadyExistsError,
     CorruptStoreError,
@@ -105,9 +105,16 @@ class Router(StorageBackend):
             return await self._everywhere(result, everywhere_within)
         return result
 
-    async def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:
+    @property
+    def terms_of(self) -> TermsOf | None:
         """See the contract."""
-        return (await self._write(lambda store: store.bulk_save(drafts, on_conflict)))[0]
+        return self._primary.terms_of
+
+    async def bulk_save(
+        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: Terms | None = None
+    ) -> BulkResult:
+        """See the contract."""
+        return (await self._write(lambda store: store.bulk_save(drafts, on_conflict, terms)))[0]
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""

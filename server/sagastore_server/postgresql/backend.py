@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sagastore_server.analysts import Analysts
@@ -14,12 +15,12 @@ from sagastore_server.postgresql.errors import DRIVER_ERRORS, sqlstate, translat
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.pool import Pool
 from sagastore_server.postgresql.queries import QUERIES
-from sagastore_server.postgresql.rows import message_from_row
+from sagastore_server.postgresql.rows import Searched, message_from_row, terms_of
 from sagastore_server.postgresql.schema import prepare
 from sagastore_server.postgresql.search import FIRST_BLOCK, compile_search, guesses, next_block
 from sagastore_server.postgresql.target import shown
 from sagastore_server.postgresql.writer import GroupCommitWriter
-from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.base import StorageBackend, Terms, TermsOf
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import (
     CannotOpenError,
@@ -50,6 +51,7 @@ _COUNT_PAUSE = 50
 """Otherwise it may be this many times as old as counting takes: 2 % of one processor."""
 
 _T = TypeVar("_T")
+_NONE: Mapping[str, Searched] = MappingProxyType({})
 
 
 class PostgreSQLStorage(StorageBackend):
@@ -112,10 +114,20 @@ class PostgreSQLStorage(StorageBackend):
         del everywhere_within  # One store is every store.
         return await self._write((draft.id,), lambda changes: changes.save(draft, if_revision))
 
-    async def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:
+    @property
+    def terms_of(self) -> TermsOf:
+        """See the contract."""
+        return terms_of
+
+    async def bulk_save(
+        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: Terms | None = None
+    ) -> BulkResult:
         """See the contract."""
         ids = [draft.id for draft in drafts]
-        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict))
+        known = _NONE
+        if terms is not None and terms.by is terms_of:
+            known = dict(zip((draft.content for draft in drafts), terms.of, strict=True))
+        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict), known)
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""
@@ -226,11 +238,16 @@ class PostgreSQLStorage(StorageBackend):
             self._count_valid_until = began + _COUNT_PAUSE * took
         return self._count
 
-    async def _write(self, ids: Sequence[str], apply: Callable[[Changes], _T]) -> _T:
+    async def _write(
+        self,
+        ids: Sequence[str],
+        apply: Callable[[Changes], _T],
+        known: Mapping[str, Searched] = _NONE,
+    ) -> _T:
         if self._writer is None:
             raise UnavailableError("the store is not open; try again")
         with translating():
-            return await self._writer.submit(ids, apply)
+            return await self._writer.submit(ids, apply, known)
 
 
 def _page(rows: list[Any], limit: int) -> Page:

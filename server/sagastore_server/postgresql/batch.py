@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sagastore_server.analysts import FEW, SHORT, Analysts
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import QUERIES
-from sagastore_server.postgresql.rows import COLUMNS, Row, message_from_row, row_of, search_columns
+from sagastore_server.postgresql.rows import (
+    COLUMNS,
+    Row,
+    Searched,
+    message_from_row,
+    row_of,
+    search_columns,
+)
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.model import Message, Store
 
 DURABLE_ON = (Store.POSTGRESQL,)
+
+_NONE: Mapping[str, Searched] = MappingProxyType({})
 
 COPY_FROM = 100
 """New rows from which on COPY beats INSERT."""
@@ -42,10 +52,16 @@ async def load(connection: Connection, ids: Iterable[Sequence[str]]) -> Changes:
 
 
 async def flush(
-    connection: Connection, changes: Changes, analysts: Analysts, *, copy: bool
+    connection: Connection,
+    changes: Changes,
+    analysts: Analysts,
+    known: Mapping[str, Searched],
+    *,
+    copy: bool,
 ) -> None:
     """Write what has changed, within the transaction of ``load``.
 
+    ``known`` is what is to be indexed of some of the contents; ``analysts`` make the rest.
     ``copy`` allows COPY, which cannot tell which row stood in its way.
 
     Raises:
@@ -61,7 +77,7 @@ async def flush(
     if changes.buried:
         await _bury(connection, changes)
     if kept:
-        rows = await rows_of(kept, analysts)
+        rows = await rows_of(kept, analysts, known)
         await _change(connection, [row for row in rows if row[0] in stored], "update")
         await _insert(connection, [row for row in rows if row[0] not in stored], copy)
 
@@ -98,15 +114,19 @@ def columns_of(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-async def rows_of(messages: list[Message], analysts: Analysts) -> list[Row]:
+async def rows_of(
+    messages: list[Message], analysts: Analysts, known: Mapping[str, Searched] = _NONE
+) -> list[Row]:
     """Return rows in the order of their ids, in which every transaction locks them.
 
-    Sorts ``messages``. ``analysts`` have to do with many or long ones.
+    Sorts ``messages``. ``known`` is what is to be indexed of some contents; of the others
+    ``analysts`` have to do with many or long ones.
     """
     messages.sort()
-    contents = [(message.content,) for message in messages]
-    if len(messages) < FEW and sum(len(content) for (content,) in contents) < SHORT:
-        searched = [search_columns(*one) for one in contents]
+    missing = [(one.content,) for one in messages if one.content not in known]
+    if len(missing) < FEW and sum(len(content) for (content,) in missing) < SHORT:
+        made = [search_columns(*one) for one in missing]
     else:
-        searched = await analysts.map(search_columns, contents)
-    return list(map(row_of, messages, searched))
+        made = await analysts.map(search_columns, missing)
+    rest = iter(made)
+    return [row_of(one, known.get(one.content) or next(rest)) for one in messages]

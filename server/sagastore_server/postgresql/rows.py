@@ -9,7 +9,7 @@ from typing import Any
 
 from sagastore_server.search.analysis import analyse
 from sagastore_server.storage.jsontext import canonical_tags
-from sagastore_server.storage.model import Message
+from sagastore_server.storage.model import Draft, Message
 
 _EPOCH = 946_684_800_000_000
 """Microseconds from 1970-01-01, where ours begin, to 2000-01-01, where PostgreSQL's do."""
@@ -31,6 +31,9 @@ COLUMNS = (
 """The columns of a row in the order of ``row_of``."""
 
 Row = tuple[Any, ...]
+
+Searched = tuple[str, bytes]
+"""What a row holds for search: its ``terms`` and ``search``."""
 
 
 def encode_time(micros: int) -> tuple[int]:
@@ -64,7 +67,7 @@ def message_from_row(row: Sequence[Any]) -> Message:
     return Message._make((*row[:4], tags, *row[5:10]))
 
 
-def row_of(message: Message, searched: tuple[str, bytes]) -> Row:
+def row_of(message: Message, searched: Searched) -> Row:
     """Return the row of a message, ``COLUMNS`` says in which order.
 
     ``searched`` is what ``search_columns`` returns of its content.
@@ -72,7 +75,12 @@ def row_of(message: Message, searched: tuple[str, bytes]) -> Row:
     return (*message[:4], canonical_tags(message.tags), *message[5:], *searched)
 
 
-def search_columns(content: str) -> tuple[str, bytes]:
+def terms_of(draft: Draft) -> Searched:
+    """Return ``search_columns`` of a draft: ``StorageBackend.terms_of`` of this store."""
+    return search_columns(draft.content)
+
+
+def search_columns(content: str) -> Searched:
     """Return ``terms`` and ``search`` of a text: the one way from text to what is indexed."""
     stems, words = analyse(content)
     return f" {' '.join(stems)} ", tsvector({*stems, *["=" + word for word in words]})

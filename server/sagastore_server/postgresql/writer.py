@@ -13,7 +13,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import asyncpg
@@ -29,6 +29,7 @@ from sagastore_server.postgresql.errors import (
 )
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import QUERIES
+from sagastore_server.postgresql.rows import Searched
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import StorageError, UnavailableError
 from sagastore_server.storage.load import OnGroup, unheard
@@ -61,6 +62,8 @@ _log = logging.getLogger(__name__)
 class _Write(NamedTuple):
     ids: Sequence[str]
     apply: Callable[[Changes], object]
+    known: Mapping[str, Searched]
+    """What is to be indexed of some contents, made beforehand."""
     future: asyncio.Future[Any]
 
 
@@ -103,11 +106,14 @@ class GroupCommitWriter:
         self._closing = False
         self._tasks = [asyncio.create_task(self._run()) for _ in range(writers)]
 
-    async def submit(self, ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
+    async def submit(
+        self, ids: Sequence[str], apply: Callable[[Changes], T], known: Mapping[str, Searched]
+    ) -> T:
         """Run ``apply`` in a group and return its result once it is committed.
 
-        ``ids`` are those that it touches. A caller that is cancelled before the
-        group begins has written nothing.
+        ``ids`` are those that it touches; ``known`` is what is to be indexed of some of the
+        contents that it stores. A caller that is cancelled before the group begins has
+        written nothing.
 
         Raises:
             StorageError: Whatever ``apply`` raises; StorageFullError,
@@ -117,7 +123,7 @@ class GroupCommitWriter:
         if self._closing:
             raise UnavailableError("the store is closing; try again")
         loop = asyncio.get_running_loop()
-        write = _Write(ids, apply, loop.create_future())
+        write = _Write(ids, apply, known, loop.create_future())
         self._waiting.append(write)
         self._rows += len(ids)
         self._begin_soon(loop)
@@ -253,7 +259,10 @@ class GroupCommitWriter:
     ) -> list[_Outcome]:
         changes = await load(connection, [write.ids for write in group])
         outcomes = [_outcome(write, changes) for write in group]
-        await flush(connection, changes, self._analysts, copy=copy)
+        known: dict[str, Searched] = {}
+        for write in group:
+            known.update(write.known)
+        await flush(connection, changes, self._analysts, known, copy=copy)
         return outcomes
 
 

@@ -1,27 +1,31 @@
-"""BulkSave: batches stored side by side, answered in order, read no faster than stored."""
+"""BulkSave: batches stored side by side, answered in order, read no faster than stored.
+
+One task reads and has batches checked, so that the check of the next one runs while one is
+stored; one starts the storing of those that are checked, in order; the call itself answers.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import NamedTuple, cast
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple, cast
 
 from sagastore.v1 import storage_pb2
-from sagastore_server.rpc import convert
+from sagastore_server.rpc import checking, convert
 from sagastore_server.rpc.aside import aside
 from sagastore_server.rpc.gate import Gate
 from sagastore_server.rpc.status import one_line
 from sagastore_server.rpc.wire import Undecodable
-from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.base import StorageBackend, Terms, TermsOf
 from sagastore_server.storage.errors import InvalidRequestError, Violation
 from sagastore_server.storage.model import Draft, OnConflict
-from sagastore_server.storage.validation import MAX_BATCH, MAX_ID, Violations, check_sent
+from sagastore_server.storage.validation import MAX_BATCH, MAX_ID, Violations
 
 READ_AHEAD = 4
 """Batches of one stream that are read and not yet answered, at most."""
 
-_PER_MESSAGE = 200
-"""Characters that a message counts for beside its own: what is small takes time too."""
+_PER_MESSAGE = 100
+"""Bytes that a message counts for beside its own: what is small takes time too."""
 
 Request = storage_pb2.BulkSaveRequest | Undecodable
 
@@ -31,6 +35,8 @@ class Batch(NamedTuple):
 
     sequence: int
     drafts: list[Draft]
+    terms: Terms | None
+    """Of the drafts."""
     rejected: list[storage_pb2.RejectedMessage]
     on_conflict: OnConflict
 
@@ -52,7 +58,9 @@ class BulkStream:
         self._backend = backend
         self._gate = gate
         self._slots = asyncio.Semaphore(READ_AHEAD)
+        self._checks: asyncio.Queue[asyncio.Task[Batch] | None] = asyncio.Queue()
         self._flights: asyncio.Queue[_Flight | None] = asyncio.Queue()
+        self._checking: list[asyncio.Task[Batch]] = []
         self._under_way: list[_Flight] = []
 
     async def run(
@@ -68,30 +76,49 @@ class BulkStream:
 
         """
         reader = asyncio.create_task(self._read(requests))
+        starter = asyncio.create_task(self._start())
         ender = asyncio.create_task(self._end_early(reader))
         try:
             while (flight := await self._flights.get()) is not None:
                 yield await flight.answer
                 self._under_way.remove(flight)
                 self._slots.release()
+            await starter
             if self._gate.end_streams.is_set() and reader.cancelled():
                 raise self._gate.refusal()
             await reader
         finally:
-            await _end([reader, ender, *(flight.answer for flight in self._under_way)])
+            answers = [flight.answer for flight in self._under_way]
+            await _end([reader, starter, ender, *self._checking, *answers])
 
     async def _read(self, requests: AsyncIterator[Request]) -> None:
-        """Start the storing of each batch that comes in, while there are free slots."""
+        """Have each batch that comes in checked, while there are free slots."""
         try:
             await self._slots.acquire()
             async for request in requests:
-                batch = await checked(request)
+                check = asyncio.create_task(checked(request, self._backend.terms_of))
+                self._checking.append(check)
+                self._checks.put_nowait(check)
+                await self._slots.acquire()
+        finally:
+            self._checks.put_nowait(None)
+
+    async def _start(self) -> None:
+        """Start the storing of each batch, in order, when it is checked.
+
+        Raises:
+            InvalidRequestError: A batch as a whole breaks a rule.
+
+        """
+        try:
+            while (check := await self._checks.get()) is not None:
+                batch = await check
+                self._checking.remove(check)
                 ids = frozenset(draft.id for draft in batch.drafts)
                 await self._wait_for_earlier(ids)
                 flight = _Flight(ids, asyncio.create_task(self._store(batch)))
                 self._under_way.append(flight)
                 self._flights.put_nowait(flight)
-                await self._slots.acquire()
         finally:
             self._flights.put_nowait(None)
 
@@ -103,7 +130,7 @@ class BulkStream:
     async def _store(self, batch: Batch) -> storage_pb2.BulkSaveResponse:
         answer = storage_pb2.BulkSaveResponse(sequence=batch.sequence, rejected=batch.rejected)
         if batch.drafts:
-            result = await self._backend.bulk_save(batch.drafts, batch.on_conflict)
+            result = await self._backend.bulk_save(batch.drafts, batch.on_conflict, batch.terms)
             answer.saved, answer.unchanged, answer.skipped = result
         return answer
 
@@ -113,8 +140,10 @@ class BulkStream:
         reader.cancel()
 
 
-async def checked(request: Request) -> Batch:
+async def checked(request: Request, terms_of: TermsOf | None = None) -> Batch:
     """Return the valid messages of a request as drafts, and the others with reasons.
+
+    ``terms_of`` makes what the store indexes of each draft.
 
     Raises:
         InvalidRequestError: The batch as a whole breaks a rule.
@@ -124,18 +153,20 @@ async def checked(request: Request) -> Batch:
     if isinstance(request, Undecodable):
         request, broken = _repaired(request)
     on_conflict = _check_batch(request)
-    sent = [convert.sent_of(message, message.id) for message in request.messages]
-    characters = sum(_PER_MESSAGE + len(one[3]) + len(one[6]) for one in sent)
+    sent = [(message.SerializeToString(), terms_of) for message in request.messages]
+    size = sum([_PER_MESSAGE + len(message) for message, _ in sent])
     drafts: list[Draft] = []
+    terms: list[object] = []
     rejected: list[storage_pb2.RejectedMessage] = []
-    checks = await aside(check_sent, sent, characters)
-    for index, (one, (found, timestamp, metadata)) in enumerate(zip(sent, checks, strict=True)):
+    for index, (found, draft, one) in enumerate(await aside(checking.check, sent, size)):
         violations = _merged(broken[index], found) if index in broken else found
         if violations:
-            rejected.append(_rejected(index, one[0], violations))
+            rejected.append(_rejected(index, draft[0], violations))
         else:
-            drafts.append(Draft(*one[:5], timestamp, metadata, one[7]))
-    return Batch(request.sequence, drafts, rejected, on_conflict)
+            drafts.append(Draft._make(draft))
+            terms.append(one)
+    made = None if terms_of is None else Terms(terms_of, terms)
+    return Batch(request.sequence, drafts, made, rejected, on_conflict)
 
 
 def _check_batch(request: storage_pb2.BulkSaveRequest) -> OnConflict:
@@ -179,7 +210,7 @@ def _rejected(
     )
 
 
-async def _end(tasks: list[asyncio.Task[object]]) -> None:
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
     """Cancel what still runs and wait until it has ended, whatever it ends with."""
     for task in tasks:
         task.cancel()

@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 from sagastore_server.analysts import FEW, SHORT, Analysts
 from sagastore_server.ports import tracing
+from sagastore_server.sqlite import index_terms
 from sagastore_server.sqlite.checkpoint import Checkpointer
 from sagastore_server.sqlite.connect import message_from_row
 from sagastore_server.sqlite.files import SCHEMA_VERSION
-from sagastore_server.sqlite.index_terms import Searched, Terms, fts_columns, searched_of
+from sagastore_server.sqlite.index_terms import Searched, searched_of
 from sagastore_server.sqlite.moved import Remembered, refuse_by_name, refuse_if_migrating
 from sagastore_server.sqlite.opening import open_for_writing
 from sagastore_server.sqlite.ownership import Ownership
@@ -34,7 +35,7 @@ from sagastore_server.sqlite.search import (
     some,
 )
 from sagastore_server.sqlite.writer import GroupCommitWriter
-from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.base import StorageBackend, Terms, TermsOf
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import NotFoundError, StorageError, UnavailableError
 from sagastore_server.storage.gathering import Gathering
@@ -61,7 +62,7 @@ _OLDEST = Position(MIN_TIMESTAMP - 1, "")
 _NEWEST = Position(MAX_TIMESTAMP + 1, "")
 
 _T = TypeVar("_T")
-_NONE: Mapping[Searched, Terms] = MappingProxyType({})
+_NONE: Mapping[Searched, index_terms.Terms] = MappingProxyType({})
 _log = logging.getLogger(__name__)
 
 
@@ -121,18 +122,30 @@ class SQLiteStorage(StorageBackend):
         del everywhere_within  # One store is every store.
         return await self._write((draft.id,), lambda changes: changes.save(draft, if_revision))
 
-    async def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:
+    @property
+    def terms_of(self) -> TermsOf:
+        """See the contract."""
+        return index_terms.terms_of
+
+    async def bulk_save(
+        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: Terms | None = None
+    ) -> BulkResult:
         """See the contract."""
         ids = [draft.id for draft in drafts]
-        terms = await self._terms_of_many(drafts)
-        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict), terms)
+        known = await self._terms_of_many(drafts, terms)
+        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict), known)
 
-    async def _terms_of_many(self, drafts: Sequence[Draft]) -> dict[Searched, Terms]:
+    async def _terms_of_many(
+        self, drafts: Sequence[Draft], terms: Terms | None
+    ) -> dict[Searched, index_terms.Terms]:
         """Return the terms of drafts, or nothing where the writer has them as quickly."""
+        if terms is not None and terms.by is index_terms.terms_of:
+            return dict(zip(map(searched_of, drafts), terms.of, strict=True))
         if len(drafts) < FEW and sum(len(draft.content) for draft in drafts) < SHORT:
             return {}
         searched = list(map(searched_of, drafts))
-        return dict(zip(searched, await self._analysts.map(fts_columns, searched), strict=True))
+        made = await self._analysts.map(index_terms.fts_columns, searched)
+        return dict(zip(searched, made, strict=True))
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""
@@ -307,7 +320,7 @@ class SQLiteStorage(StorageBackend):
         self,
         ids: Sequence[str],
         apply: Callable[[Changes], _T],
-        terms: Mapping[Searched, Terms] = _NONE,
+        terms: Mapping[Searched, index_terms.Terms] = _NONE,
     ) -> _T:
         return await self._open_writer().submit(ids, apply, terms)
 

@@ -24,6 +24,11 @@ def searched_of(message: Draft | Message) -> Searched:
     return message.content, message.tags, message.metadata
 
 
+def terms_of(draft: Draft) -> Terms:
+    """Return the terms of a draft: ``StorageBackend.terms_of`` of this store."""
+    return fts_columns(*searched_of(draft))
+
+
 def fts_columns(content: str, tags: Sequence[str], metadata: str) -> Terms:
     """Return the ``stems``, ``words`` and ``facts`` of a message for ``messages_fts``.
 

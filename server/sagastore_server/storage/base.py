@@ -19,7 +19,8 @@ Guarantees that hold for every method:
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from sagastore_server.storage.load import Load, OnGroup
 from sagastore_server.storage.model import (
@@ -34,9 +35,30 @@ from sagastore_server.storage.model import (
 )
 from sagastore_server.storage.query import Criteria, Scan
 
+TermsOf = Callable[[Draft], Any]
+"""Makes what a store's search index holds of a draft: a function of a module, so that it can be
+called in another process, and pure. What it returns is that store's own business."""
+
+
+class Terms(NamedTuple):
+    """What a search index is to hold of some drafts, made beforehand."""
+
+    by: TermsOf
+    """Who made it; a store takes nobody's but its own."""
+    of: list[Any]
+    """What ``by`` returned of each draft."""
+
 
 class StorageBackend(abc.ABC):
     """Keeps messages durably and finds them."""
+
+    @property
+    def terms_of(self) -> TermsOf | None:
+        """What makes the terms that ``bulk_save`` takes, if it takes any.
+
+        After a change of phase it may be another.
+        """
+        return None
 
     @abc.abstractmethod
     async def open(self) -> None:
@@ -83,11 +105,14 @@ class StorageBackend(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:
+    async def bulk_save(
+        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: Terms | None = None
+    ) -> BulkResult:
         """Store up to 1000 messages, all of them or none.
 
         Of several drafts with one id the last counts; the others are skipped.
-        Each is otherwise treated as by ``save``.
+        Each is otherwise treated as by ``save``. ``terms``, one for each draft, save the
+        store from making them; those of another store are made anew.
         """
 
     @abc.abstractmethod

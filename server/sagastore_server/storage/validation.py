@@ -10,7 +10,6 @@ The limits are those of api.md; lengths count Unicode code points.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 from sagastore_server.storage.errors import InvalidRequestError, Violation
 from sagastore_server.storage.jsontext import JsonTextError, canonical_object
@@ -41,7 +40,7 @@ _MICRO = 1_000_000
 
 Sent = tuple[str, str, str, str, tuple[str, ...], tuple[int, int] | None, str, str | None]
 """A message as it came in, unchecked: id, provider, role, content, tags, timestamp (seconds and
-nanos), metadata, session_id. No class of our own, since that takes long to send to a process."""
+nanos), metadata, session_id."""
 
 
 class Violations:
@@ -170,17 +169,6 @@ class Violations:
         return Draft(
             message_id, provider, role, content, tuple(tags), timestamp, canonical, session_id
         )
-
-
-def check_sent(*sent: Any) -> tuple[list[Violation], int | None, str]:
-    """Check one of many messages, the fields of a ``Sent``, possibly in another process.
-
-    Returns what is wrong with it, and the two values that a draft has in another form: its
-    timestamp in microseconds, and its metadata in canonical text.
-    """
-    check = Violations()
-    draft = check.sent("", cast("Sent", sent))
-    return check.found, draft.timestamp, draft.metadata
 
 
 def is_plain(text: str, longest: int) -> bool:
