@@ -2,7 +2,8 @@
 
 A passive checkpoint copies what no reader needs, and never waits; but the log starts
 anew only in a moment without readers and writers, which under load may not come. So
-once the log is large, both are held back for that moment.
+once the log is large, both are held back for that moment. The file keeps its size then, and is
+overwritten from its start (``log_file`` says why).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import aiosqlite
 
-from sagastore_server.sqlite.connect import BUSY_TIMEOUT_MS
+from sagastore_server.sqlite.connect import BUSY_TIMEOUT_MS, LOG_BYTES
+from sagastore_server.sqlite.log_file import NO_LOG, Log, read_log
 from sagastore_server.sqlite.readers import ReaderPool
 from sagastore_server.sqlite.writer import GroupCommitWriter
 from sagastore_server.storage.errors import StorageError, UnavailableError
@@ -24,7 +26,7 @@ from sagastore_server.storage.errors import StorageError, UnavailableError
 PASSIVE_BYTES = 4 * 1024 * 1024
 """Size of the log from which on it is copied into the database; SQLite's own default."""
 
-LARGE_BYTES = 64 * 1024 * 1024
+LARGE_BYTES = LOG_BYTES
 """Size of the log from which on reads and writes are held back to empty it."""
 
 PATIENCE = 5.0
@@ -56,6 +58,8 @@ class Checkpointer:
         self._readers = readers
         self._connection: aiosqlite.Connection | None = None
         self._task: asyncio.Task[None] | None = None
+        self._copied = NO_LOG
+        """A state of the log that the database has all of: the next write begins it anew."""
         self._pause_until = 0.0
         self._warned = 0.0
 
@@ -103,23 +107,50 @@ class Checkpointer:
 
     async def _passive(self) -> None:
         """Copy what no reader needs; waits for nobody, and nobody for it."""
-        if self._connection is not None:
-            await self._connection.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
+        if self._connection is None:
+            return
+        before = read_log(self._wal)
+        ((_, size, copied),) = await self._connection.execute_fetchall(
+            "PRAGMA wal_checkpoint(PASSIVE)"
+        )
+        # Begun anew meanwhile, it is another log, of which nothing is known.
+        if size == copied and read_log(self._wal).salts == before.salts:
+            self._copied = before._replace(frames=size)
 
     async def _empty(self) -> bool:
-        """Copy the rest and truncate the log; tell whether a foreign reader prevented it.
+        """Copy the rest and have the log begin anew; tell whether no foreign reader prevented it.
 
         On the writer's connection, between two groups: a checkpoint beside the writer
         would have to win the lock for writing against it, and lose under load.
         """
-        return self._writer is not None and await self._writer.run_between_groups(_truncate)
+        if self._writer is None:
+            return False
+        emptied = await self._writer.run_between_groups(self._restart)
+        if emptied is None:
+            return False
+        self._copied = emptied
+        return True
+
+    def _restart(self, connection: sqlite3.Connection) -> Log | None:
+        """Copy what is left; return the log of which the database has all, if it has.
+
+        The next write begins the log anew, as nobody reads it.
+        """
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+        try:
+            # Copying waits for nobody. What it cannot copy, a foreign reader needs.
+            for mode in ("PASSIVE", "RESTART"):
+                busy, size, copied = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+                if busy or size != copied:
+                    return None
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        return read_log(self._wal)
 
     def log_bytes(self) -> int:
-        """Return the size of the log."""
-        try:
-            return self._wal.stat().st_size
-        except OSError:
-            return 0
+        """Return the size of that part of the log which is in use."""
+        log = read_log(self._wal)
+        return 0 if log == self._copied else log.size
 
     def _warn(self, size: int) -> None:
         now = time.monotonic()
@@ -130,16 +161,3 @@ class Checkpointer:
                 "that goes on, another process is reading the file: end it",
                 size >> 20,
             )
-
-
-def _truncate(connection: sqlite3.Connection) -> bool:
-    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-    try:
-        # Copying waits for nobody. What it cannot copy, a foreign reader needs.
-        for mode in ("PASSIVE", "TRUNCATE"):
-            busy, size, copied = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-            if busy or size != copied:
-                return False
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    return True

@@ -21,6 +21,9 @@ BUSY_TIMEOUT_MS = 10_000
 WRITER_CACHE_KIB = 64 * 1024
 READER_CACHE_KIB = 16 * 1024
 
+LOG_BYTES = 64 * 1024 * 1024
+"""How long the file of the log stays, at most, when the log begins anew (``checkpoint``)."""
+
 
 def writer_connection(path: Path) -> sqlite3.Connection:
     """Open the one connection that writes: WAL, every commit on disk before it returns.
@@ -36,6 +39,7 @@ def writer_connection(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA trusted_schema = ON")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
     connection.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIB}")
     return connection
 
