@@ -21,6 +21,7 @@ import math
 import re
 from collections.abc import Sequence
 from datetime import date
+from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 __all__ = [
@@ -64,7 +65,7 @@ _MAX_UNIX = 4_100_000_000  # 2099-12-03; milliseconds since 1970 are far above.
 _SHOWN = 40
 
 _TIME = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)"
+    r"(\d{4}-\d\d-\d\d)"
     r"(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?"
     r" ?([Zz]|[+-]\d\d(?::?\d\d(?::\d\d(?:\.\d{1,6})?)?)?)?)?",
     re.ASCII,
@@ -298,21 +299,34 @@ def _text_time(value: Text) -> int:
 
 
 def _iso_time(match: re.Match[str], text: str) -> int:
-    year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
+    day, of_hour, of_minute, of_second, fraction, named_offset = match.groups()
     try:
-        days = date(year, month, day).toordinal() - _EPOCH_DAY
+        days = _days(day)
     except ValueError:
         raise _UnreadableError(f"is {_shown(text)}, a day that does not exist") from None
+    hour, minute, second = int(of_hour or 0), int(of_minute or 0), int(of_second or 0)
     if hour > 23 or minute > 59 or second > 59:
         raise _UnreadableError(f"is {_shown(text)}, a time of day that does not exist")
     seconds = ((days * 24 + hour) * 60 + minute) * 60 + second
-    offset = _offset(match[8], text) if match[8] else 0
-    micros = seconds * _MICROS + _micros(match[7] or "", text) - offset
+    offset = _offset(named_offset, text) if named_offset else 0
+    micros = seconds * _MICROS + (_micros(fraction, text) if fraction else 0) - offset
     if not _MIN_MICROS <= micros <= _MAX_MICROS:
         raise _UnreadableError(
             f"is {_shown(text)}, which its offset puts outside of the years 0001 to 9999 in UTC"
         )
     return micros
+
+
+@lru_cache(maxsize=4096)
+def _days(day: str) -> int:
+    """Return the days from 1970-01-01 to YYYY-MM-DD; the same day comes again and again.
+
+    Raises:
+        ValueError: There is no such day.
+
+    """
+    year, month, day_of_month = day.split("-")
+    return date(int(year), int(month), int(day_of_month)).toordinal() - _EPOCH_DAY
 
 
 def _micros(fraction: str, text: str) -> int:

@@ -67,12 +67,18 @@ class Analysts:
         return await asyncio.wrap_future(self.submit(function, arguments))
 
     def submit(
-        self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
+        self,
+        function: Callable[..., T],
+        arguments: Sequence[tuple[Any, ...]],
+        texts: int | None = None,
     ) -> Future[list[T]]:
-        """Do what ``map`` does, for a thread that has something else to do meanwhile."""
+        """Do what ``map`` does, for a thread that has something else to do meanwhile.
+
+        ``texts`` says how much work it is, where that is not a text each.
+        """
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._count, "analysis")
-        return self._threads.submit(self._map, function, arguments)
+        return self._threads.submit(self._map, function, arguments, texts or len(arguments))
 
     @property
     def at_once(self) -> int:
@@ -92,12 +98,14 @@ class Analysts:
         for analyst in started:
             analyst.end()
 
-    def _map(self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+    def _map(
+        self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], texts: int
+    ) -> list[T]:
         analyst: _Analyst | None = getattr(self._mine, "analyst", None)
         if analyst is None:
             analyst = self._mine.analyst = _Analyst()
             self._started.append(analyst)
-        return analyst.map(function, arguments)
+        return analyst.map(function, arguments, texts)
 
 
 class _Analyst:
@@ -110,8 +118,10 @@ class _Analyst:
         self._not_before = 0.0
         self._asked = 0
 
-    def map(self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
-        self._asked += len(arguments)
+    def map(
+        self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], texts: int
+    ) -> list[T]:
+        self._asked += texts
         line = self._usable() if self._asked >= MANY else None
         if line is not None:
             try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -17,13 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore.legacy import RawValue, Text, raw_row_as_json
+from sagastore.legacy import Text, raw_row_as_json
+from sagastore_server.analysts import MANY, Analysts
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.files import Kind, classify
 from sagastore_server.sqlite.legacy_copy import fingerprint
 from sagastore_server.sqlite.legacy_report import look_into
+from sagastore_server.sqlite.legacy_rows import read_copy
 from sagastore_server.sqlite.legacy_table import LegacyTable
-from sagastore_server.sqlite.takeover import TakeoverReport, _packed, _unpacked, take_over
+from sagastore_server.sqlite.takeover import TakeoverReport, take_over
 from sagastore_server.storage.errors import CannotOpenError
 from tests.support.backends import opened
 from tests.support.drafts import found
@@ -61,24 +62,52 @@ def quarantine(path: Path) -> dict[str, tuple[str, str, Any]]:
 def test_batches_are_small_where_rows_are_large(path: Path) -> None:
     legacy_db(path, (row | {"content": "x" * 1_500_000} for row in numbered(8)))
     with reading(path) as connection:
-        sizes = [len(rows) for rows in LegacyTable(connection).rows(connection)]
-    assert sizes == [3, 3, 2]
+        table = LegacyTable(connection)
+        sizes = [len(rows) for rows in table.rows(connection)]
+        assert sizes == [len(rowids) for rowids in table.rowids(connection)] == [3, 3, 2]
     assert take_over(path).rows == 8
 
 
-RAW = st.one_of(
-    st.none(),
-    st.integers(-(2**63), 2**63 - 1),
-    st.floats(allow_nan=False),
-    st.binary(max_size=20),
-    st.binary(max_size=20).map(Text),
+ODD: tuple[dict[str, Any], ...] = (
+    {"id": None},
+    {"content": RawText(b"caf\xe9")},
+    {"content": b"\x00\xff"},
+    {"tags": '["a", "\u00e9"]', "metadata": '{"b": 1.50, "a": [1e2]}'},
+    {"metadata": '{"a": NaN}'},
+    {"timestamp": 1_743_588_000.25},
+    {"timestamp": "yesterday"},
 )
 
 
-@given(st.tuples(RAW, RAW, RAW))
-def test_values_come_back_from_another_process_as_they_were(values: tuple[RawValue, ...]) -> None:
-    there = _unpacked(pickle.loads(pickle.dumps(_packed(values))))  # noqa: S301 - our own
-    assert [(type(one), one) for one in there] == [(type(one), one) for one in values]
+async def test_rows_are_read_elsewhere_as_here(path: Path) -> None:
+    legacy_db(path, (PLAIN | {"id": f"m{n}"} | odd for n, odd in enumerate(ODD)))
+    bounds = (str(path), 1, len(ODD))
+    expected = read_copy(*bounds)
+    assert [len(problems) for _, _, problems, _, _ in expected] == [1, 1, 1, 0, 1, 0, 1]
+    analysts = Analysts(1)
+    try:
+        while (await analysts.map(os.getpid, [()] * MANY))[0] == os.getpid():
+            pass
+        (elsewhere,) = await analysts.map(read_copy, [bounds])
+    finally:
+        await analysts.close()
+    assert elsewhere == expected
+
+
+def test_a_copy_whose_rows_have_other_rowids(path: Path) -> None:
+    """One of an earlier attempt, say: its values are the same, and its rows elsewhere."""
+    rows = numbered(40)
+    for row in rows[9::10]:
+        row["id"] = None
+    legacy_db(path, rows)
+    copy = path.with_name(path.name + ".before-sagastore")
+    shutil.copyfile(path, copy)
+    with contextlib.closing(sqlite3.connect(copy)) as connection:
+        connection.execute("UPDATE messages SET rowid = 7 * rowid + 1000")
+        connection.commit()
+    report = take_over(path)
+    assert (report.copy, report.served, report.quarantined) == (copy, 36, 4)
+    assert list(quarantine(path)) == [f"messages/rowid={rowid}" for rowid in (10, 20, 30, 40)]
 
 
 def test_a_plain_file(path: Path) -> None:

@@ -43,7 +43,11 @@ def _collect(value: Any, path: bytes, scalars: list[bytes]) -> None:
     """Add what tells each scalar of ``value`` from others: where it stands, and what it is."""
     if isinstance(value, dict):
         for key, item in value.items():
-            _collect(item, path + b"\x00" + key.encode(), scalars)
+            place = path + b"\x00" + key.encode()
+            if isinstance(item, dict | list):
+                _collect(item, place, scalars)
+            else:
+                scalars.append(place + b"\x00" + comparable(item).encode())
     elif isinstance(value, list):
         for item in value:
             _collect(item, path, scalars)

@@ -177,7 +177,7 @@ def _legacy(
     oddities = Oddities(table)
     served, done = 0, 0
     set_aside: list[SetAside] = []
-    with contextlib.closing(Judge(table)) as judge:
+    with contextlib.closing(Judge(table, connection)) as judge:
         for batch in table.rows(connection):
             for row in batch:
                 verdict = judge.verdict(row)

@@ -7,7 +7,7 @@ other announced.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -61,12 +61,22 @@ class Verdict(NamedTuple):
     @property
     def source_key(self) -> str:
         """Where the row came from."""
-        return f"messages/rowid={self.row.rowid}"
+        return source_key(self.row.rowid)
 
     @property
     def reason(self) -> str:
         """Every problem, in one line."""
-        return "; ".join(f"{problem.field}: {problem.reason}" for problem in self.problems)
+        return reason_of(self.problems)
+
+
+def source_key(rowid: int) -> str:
+    """Return how a row is called in quarantine."""
+    return f"messages/rowid={rowid}"
+
+
+def reason_of(problems: Sequence[Problem]) -> str:
+    """Return every problem, in one line."""
+    return "; ".join(f"{problem.field}: {problem.reason}" for problem in problems)
 
 
 class LegacyTable:
@@ -89,7 +99,6 @@ class LegacyTable:
         # A missing column reads the NULL that `known` finds behind the last value.
         self._known = itemgetter(*(places.get(column, -1) for column in COLUMNS))
         self.rowid = self._rowid_name(connection)
-        self.ids_may_collide = self._ids_may_collide(connection)
 
     def rows(self, connection: sqlite3.Connection) -> Iterator[list[LegacyRow]]:
         """Read all rows by rowid, in batches.
@@ -97,19 +106,12 @@ class LegacyTable:
         While the iterator lives, TEXT comes as ``legacy.Text`` from every query on
         ``connection``.
         """
-        columns = ", ".join(map(quoted, self.columns))
-        # NOT INDEXED: the table itself, in its own order; an index may be out of step.
-        sql = (
-            f"SELECT {self.rowid}, {columns} FROM main.{quoted(self.name)}"  # noqa: S608 - quoted
-            f" NOT INDEXED ORDER BY {self.rowid}"
-        )
         usual = connection.text_factory
         connection.text_factory = Text
         try:
-            cursor = connection.execute(sql)
             batch: list[LegacyRow] = []
             size = 0
-            for rowid, *values in cursor:
+            for rowid, *values in connection.execute(self._select(*map(quoted, self.columns))):
                 batch.append(LegacyRow(rowid, tuple(values)))
                 size += sum(len(value) for value in values if isinstance(value, bytes))
                 if len(batch) == BATCH or size >= BATCH_BYTES:
@@ -119,6 +121,39 @@ class LegacyTable:
                 yield batch
         finally:
             connection.text_factory = usual
+
+    def rowids(self, connection: sqlite3.Connection) -> Iterator[list[int]]:
+        """Return the rowids of all rows in order, in batches as large as those of ``rows``."""
+        # The cast has length count bytes, of whatever it is.
+        sizes = [f"coalesce(length(CAST({quoted(column)} AS BLOB)), 0)" for column in self.columns]
+        batch: list[int] = []
+        size = 0
+        for rowid, length in connection.execute(self._select(" + ".join(sizes))):
+            batch.append(rowid)
+            size += length
+            if len(batch) == BATCH or size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def between(self, connection: sqlite3.Connection, first: int, last: int) -> list[LegacyRow]:
+        """Return the rows with rowids from ``first`` to ``last``, in order."""
+        sql = self._select(*map(quoted, self.columns), where=f"{self.rowid} BETWEEN ? AND ?")
+        usual = connection.text_factory
+        connection.text_factory = Text
+        try:
+            rows = connection.execute(sql, (first, last))
+            return [LegacyRow(rowid, tuple(values)) for rowid, *values in rows]
+        finally:
+            connection.text_factory = usual
+
+    def _select(self, *what: str, where: str = "1") -> str:
+        # NOT INDEXED: the table itself, in its own order; an index may be out of step.
+        return (
+            f"SELECT {', '.join([self.rowid, *what])} FROM main.{quoted(self.name)}"  # noqa: S608 - quoted
+            f" NOT INDEXED WHERE {where} ORDER BY {self.rowid}"
+        )
 
     def known(self, row: LegacyRow) -> tuple[RawValue, ...]:
         """Return the row's values in the order of ``legacy.COLUMNS``."""
@@ -144,7 +179,7 @@ class LegacyTable:
             "copy them into a table as the legacy application makes it"
         )
 
-    def _ids_may_collide(self, connection: sqlite3.Connection) -> bool:
+    def ids_may_collide(self, connection: sqlite3.Connection) -> bool:
         """Tell whether two rows may have ids that become the same text.
 
         They cannot where SQLite holds them unique and all are TEXT already.
@@ -170,12 +205,14 @@ class LegacyTable:
 class Judge:
     """Reads rows one after another, and finds ids that come twice."""
 
-    def __init__(self, table: LegacyTable) -> None:
-        """Begin with the first row of ``table``."""
+    def __init__(self, table: LegacyTable, connection: sqlite3.Connection) -> None:
+        """Begin with the first row of ``table``, which ``connection`` reads."""
         self._table = table
         # A database of its own, because the inspected one cannot be written; its
         # name is empty, so it lives in memory and spills to a temporary file.
-        self._taken = sqlite3.connect("", isolation_level=None) if table.ids_may_collide else None
+        self._taken = None
+        if table.ids_may_collide(connection):
+            self._taken = sqlite3.connect("", isolation_level=None)
         if self._taken is not None:
             self._taken.execute("PRAGMA synchronous = OFF")
             self._taken.execute(
@@ -190,14 +227,14 @@ class Judge:
 
     def verdict(self, row: LegacyRow) -> Verdict:
         """Judge one row; the id of a row without problems counts as taken from now on."""
-        return self.judge(row, read(self._table.known(row)))
-
-    def judge(self, row: LegacyRow, reading: Reading) -> Verdict:
-        """Do what ``verdict`` does with a row that was read already."""
-        draft, created_at, problems = reading
-        if self._taken is not None:
-            self._check_id(self._taken, draft.id, row.rowid, problems)
+        draft, created_at, problems = read(self._table.known(row))
+        self.look_for_twins(draft.id, row.rowid, problems)
         return Verdict(row, draft, created_at, problems)
+
+    def look_for_twins(self, message_id: str, rowid: int, problems: list[Problem]) -> None:
+        """Add a problem where an earlier row has the id; do what ``verdict`` does about ids."""
+        if self._taken is not None:
+            self._check_id(self._taken, message_id, rowid, problems)
 
     def _check_id(
         self, taken: sqlite3.Connection, message_id: str, rowid: int, problems: list[Problem]

@@ -12,16 +12,12 @@ import json
 import sqlite3
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sagastore.legacy import RawValue, Text
 from sagastore_server import __version__
-from sagastore_server.analysts import Analysts
 from sagastore_server.search.analysis import FINGERPRINT
 from sagastore_server.sqlite.files import (
     Kind,
@@ -33,20 +29,12 @@ from sagastore_server.sqlite.files import (
     schema_steps,
     state_of,
 )
-from sagastore_server.sqlite.index_terms import Terms, fts_columns, searched_of
 from sagastore_server.sqlite.legacy_copy import fingerprint, sync_folder, verified_copy
 from sagastore_server.sqlite.legacy_plan import Plan, make_plan
-from sagastore_server.sqlite.legacy_table import (
-    Judge,
-    LegacyRow,
-    LegacyTable,
-    Reading,
-    Verdict,
-    read,
-)
+from sagastore_server.sqlite.legacy_rows import Ready, ReadyRows
+from sagastore_server.sqlite.legacy_table import Judge, LegacyTable, reason_of, source_key
 from sagastore_server.sqlite.queries import insert_all
 from sagastore_server.storage.errors import CannotOpenError
-from sagastore_server.storage.jsontext import canonical_tags
 
 Progress = Callable[[int, int], None]
 """Called with the rows done and all rows, at the start and after every thousand."""
@@ -54,8 +42,6 @@ Progress = Callable[[int, int], None]
 _ASIDE = "messages_before_sagastore"
 _CACHE_KIB = 64 * 1024
 _BUSY_TIMEOUT_MS = 10_000
-_AHEAD = 3
-"""Batches beside those that other processes read, at most."""
 
 
 class TakeoverReport(NamedTuple):
@@ -97,14 +83,6 @@ def take_over(path: Path, *, progress: Progress | None = None) -> TakeoverReport
     except OSError as exc:
         raise CannotOpenError(f"cannot take over {path}: {exc.strerror or exc}") from exc
     return report
-
-
-class _Indexed(NamedTuple):
-    """What a row says, and what the search index is to hold of it."""
-
-    reading: Reading
-    terms: Terms
-    """Empty where the row has problems."""
 
 
 class _Takeover:
@@ -154,7 +132,7 @@ class _Takeover:
         plan.clear_the_way(self._connection, _ASIDE)
         for number in schema_steps():
             apply_step(self._connection, number)
-        self._carry_rows(LegacyTable(self._connection, _ASIDE), rows)
+        self._carry_rows(LegacyTable(self._connection, _ASIDE), copy, rows)
         self._connection.execute(f"DROP TABLE main.{_ASIDE}")
         self._require_nothing_lost(rows, files)
         report = TakeoverReport(
@@ -168,66 +146,44 @@ class _Takeover:
         self._write_state(plan, report)
         return report
 
-    def _carry_rows(self, table: LegacyTable, total: int) -> None:
+    def _carry_rows(self, table: LegacyTable, copy: Path, total: int) -> None:
         done = 0
         self._progress(0, total)
-        with contextlib.closing(Judge(table)) as judge:
-            for rows, found in self._read(table):
-                verdicts = [
-                    judge.judge(row, one.reading) for row, one in zip(rows, found, strict=True)
-                ]
-                both = zip(verdicts, (one.terms for one in found), strict=True)
-                self._serve([(one, terms) for one, terms in both if not one.problems], table)
-                self._set_aside([one for one in verdicts if one.problems], table)
+        with contextlib.closing(Judge(table, self._connection)) as judge:
+            for rows in ReadyRows(self._connection, table, copy).batches():
+                for row in rows:
+                    judge.look_for_twins(row.id, row.rowid, row.problems)
+                self._serve([row for row in rows if not row.problems], table)
+                self._set_aside([row for row in rows if row.problems], table)
                 done += len(rows)
                 self._progress(done, total)
 
-    def _read(self, table: LegacyTable) -> Iterator[tuple[list[LegacyRow], list[_Indexed]]]:
-        """Read all rows, some batches ahead in other processes: it is most of the work."""
-        analysts = Analysts()
-        ahead: deque[tuple[list[LegacyRow], Future[list[_Indexed]]]] = deque()
-        try:
-            for rows in table.rows(self._connection):
-                values = [(_packed(table.known(row)),) for row in rows]
-                if sum(not reading.done() for _, reading in ahead) > analysts.at_once:
-                    # They have enough to do: this one is read here.
-                    reading = Future[list[_Indexed]]()
-                    reading.set_result([_read_and_index(*one) for one in values])
-                else:
-                    reading = analysts.submit(_read_and_index, values)
-                ahead.append((rows, reading))
-                while ahead and (ahead[0][1].done() or len(ahead) > analysts.at_once + _AHEAD):
-                    yield _result(*ahead.popleft())
-            while ahead:
-                yield _result(*ahead.popleft())
-        finally:
-            analysts.end()
-
-    def _serve(self, served: list[tuple[Verdict, Terms]], table: LegacyTable) -> None:
+    def _serve(self, served: list[Ready], table: LegacyTable) -> None:
         numbered = list(enumerate(served, self._served + 1))
         self._served += len(served)
-        messages = [_message_row(number, verdict) for number, (verdict, _) in numbered]
+        # The revision is the number: rows get theirs in the order in which they were written.
+        messages = [(*row.columns, number, number) for number, row in numbered]
         insert_all(self._connection, "insert", messages)
-        insert_all(self._connection, "index", [(number, *terms) for number, (_, terms) in numbered])
+        terms = [(number, *row.terms) for number, row in numbered if row.terms is not None]
+        insert_all(self._connection, "index", terms)
         for column in table.extra:
             # Copied by SQLite itself: Python could not bind text that is not UTF-8.
             self._connection.executemany(
                 f"INSERT INTO main.legacy_extra SELECT ?, ?, {quoted(column)}"  # noqa: S608 - quoted
                 f" FROM main.{quoted(table.name)} NOT INDEXED"
                 f" WHERE {table.rowid} = ? AND {quoted(column)} IS NOT NULL",
-                ((verdict.draft.id, column, verdict.row.rowid) for verdict, _ in served),
+                ((row.id, column, row.rowid) for row in served),
             )
 
-    def _set_aside(self, verdicts: list[Verdict], table: LegacyTable) -> None:
-        self._quarantined += len(verdicts)
-        self._connection.executemany(
-            "INSERT INTO main.quarantine (source_key, reason, field, row) VALUES (?, ?, ?, ?)",
-            (
-                (verdict.source_key, verdict.reason, verdict.problems[0].field,
-                 table.raw_json(verdict.row))
-                for verdict in verdicts
-            ),
-        )  # fmt: skip
+    def _set_aside(self, rows: list[Ready], table: LegacyTable) -> None:
+        self._quarantined += len(rows)
+        for row in rows:
+            (raw,) = table.between(self._connection, row.rowid, row.rowid)
+            self._connection.execute(
+                "INSERT INTO main.quarantine (source_key, reason, field, row) VALUES (?, ?, ?, ?)",
+                (source_key(row.rowid), reason_of(row.problems), row.problems[0].field,
+                 table.raw_json(raw)),
+            )  # fmt: skip
 
     def _require_nothing_lost(self, rows: int, files: bytes | None) -> None:
         """Count again in the new tables, and compare the files with what they were.
@@ -270,54 +226,6 @@ class _Takeover:
                 ("takeover", json.dumps(takeover, ensure_ascii=False)),
             ],
         )
-
-
-def _result(
-    rows: list[LegacyRow], reading: Future[list[_Indexed]]
-) -> tuple[list[LegacyRow], list[_Indexed]]:
-    return rows, reading.result()
-
-
-def _packed(values: tuple[RawValue, ...]) -> tuple[object, ...]:
-    """Return what goes to another process quickly: TEXT as bytes, and a BLOB in a tuple.
-
-    ``Text`` itself is pickled value by value, by code of Python.
-    """
-    return tuple(
-        value if not isinstance(value, bytes) else bytes(value) if type(value) is Text else (value,)
-        for value in values
-    )
-
-
-def _unpacked(packed: tuple[Any, ...]) -> tuple[RawValue, ...]:
-    return tuple(
-        Text(value) if type(value) is bytes else value[0] if type(value) is tuple else value
-        for value in packed
-    )
-
-
-def _read_and_index(packed: tuple[object, ...]) -> _Indexed:
-    reading = read(_unpacked(packed))
-    if reading.problems:
-        return _Indexed(reading, ("", "", ""))
-    return _Indexed(reading, fts_columns(*searched_of(reading.draft)))
-
-
-def _message_row(number: int, verdict: Verdict) -> tuple[object, ...]:
-    draft = verdict.draft
-    return (
-        draft.id,
-        draft.provider,
-        draft.role,
-        draft.content,
-        canonical_tags(draft.tags),
-        draft.timestamp,
-        draft.metadata,
-        draft.session_id,
-        verdict.created_at,
-        number,  # The revision: rows get theirs in the order in which they were written.
-        number,
-    )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -155,16 +155,21 @@ class Violations:
         ``prefix`` goes before the field names, as in ``message.``; ``timestamp``
         is in microseconds and has been checked by ``timestamp`` above.
         """
-        self.text(prefix + "id", message_id, MAX_ID, required=True)
-        self.text(prefix + "provider", provider, MAX_PROVIDER, required=True)
-        self.text(prefix + "role", role, MAX_ROLE, required=True)
-        self.text(prefix + "content", content, MAX_CONTENT)
+        # Most messages are plain, and their fields are named for nobody.
+        if not is_plain(message_id, MAX_ID):
+            self.text(prefix + "id", message_id, MAX_ID, required=True)
+        if not is_plain(provider, MAX_PROVIDER):
+            self.text(prefix + "provider", provider, MAX_PROVIDER, required=True)
+        if not is_plain(role, MAX_ROLE):
+            self.text(prefix + "role", role, MAX_ROLE, required=True)
+        if not is_plain(content, MAX_CONTENT):
+            self.text(prefix + "content", content, MAX_CONTENT)
         if not content or content.isspace():
             self.add(prefix + "content", "is required and must not be blank")
         if tags:
             self.tags(prefix + "tags", tags)
         canonical = self.metadata(prefix + "metadata_json", metadata)
-        if session_id is not None:
+        if session_id and not is_plain(session_id, MAX_SESSION_ID):
             self.text(prefix + "session_id", session_id, MAX_SESSION_ID)
         return Draft(
             message_id, provider, role, content, tuple(tags), timestamp, canonical, session_id
