@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from sagastore_server.storage import pacing
 from sagastore_server.storage.gathering import MOST, Gathering
 
 
@@ -57,6 +58,25 @@ async def test_no_more_than_so_many_keys_go_together() -> None:
     keys = [f"{number}" for number in range(3 * MOST + 1)]
     assert await asyncio.gather(*begun(Gathering(store.fetch), *keys)) == keys
     assert [len(asked) for asked in store.asked] == [MOST, MOST, MOST, 1]
+
+
+async def test_callers_who_come_back_one_by_one_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pacing, "PER_CALL", 0.1)
+    monkeypatch.setattr(pacing, "LONGEST", 0.5)
+    store = Store()
+    store.answering.set()
+    gathering = Gathering(store.fetch)
+
+    async def caller(number: int) -> None:
+        await gathering.get(f"{number}")
+        for _ in range(number):
+            await asyncio.sleep(0)
+        await gathering.get(f"{number}")
+
+    await asyncio.gather(*(caller(number) for number in range(20)))
+    assert [len(asked) for asked in store.asked] == [20, 20]
 
 
 async def test_a_question_without_an_answer_holds_up_no_others() -> None:

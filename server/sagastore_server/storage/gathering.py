@@ -1,7 +1,8 @@
 """Reads of single rows, gathered: those that come while others are read go together.
 
 A hop to a thread, or a round trip to a database, costs many times the reading of a row. An
-idle store is asked at once; a busy one is asked for all that has come since, when it has answered.
+idle store is asked at once; a busy one is asked for all that has come since, when it has answered
+and those who were answered have had time to ask for more (``pacing``).
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
+from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
+
+from sagastore_server.storage.pacing import Pace
 
 MOST = 100
 """Keys that are asked for together, which bounds what is in memory for one answer."""
@@ -33,6 +37,7 @@ class Gathering(Generic[T]):
         self._running: set[asyncio.Task[None]] = set()
         self._late: set[asyncio.Task[None]] = set()
         """Those of them that the next question has not waited for any longer."""
+        self._pace = Pace()
         self._next: asyncio.Handle | None = None
         """Begins the next question; there is one while keys wait."""
 
@@ -53,7 +58,7 @@ class Gathering(Generic[T]):
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         # Not at once: more calls may lie ready in this turn of the loop.
         if self._running <= self._late:
-            self._next = loop.call_soon(self._begin, loop)
+            self._next = self._pace.call(loop, partial(self._begin, loop))
         else:
             self._next = loop.call_later(PATIENCE, self._begin_late, loop)
 
@@ -77,7 +82,7 @@ class Gathering(Generic[T]):
         self._late.discard(task)
         if self._next is not None and self._running <= self._late:
             self._next.cancel()
-            self._begin(task.get_loop())
+            self._schedule(task.get_loop())
 
     async def _ask(self, batch: dict[str, list[asyncio.Future[T | None]]]) -> None:
         callers = [(key, future) for key, futures in batch.items() for future in futures]
@@ -92,6 +97,8 @@ class Gathering(Generic[T]):
                 if not future.done():
                     future.set_exception(exc)
             return
+        now = asyncio.get_running_loop().time()
+        self._pace.answered(len(callers) + len(self._waiting), now)
         for key, future in callers:
             if not future.done():
                 future.set_result(found.get(key))
