@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.base import StorageBackend, Terms
 from sagastore_server.storage.model import BulkResult, Message, OnConflict
-from tests.support.drafts import NOW, draft
+from sagastore_server.storage.query import Criteria
+from tests.support.drafts import NOW, draft, found
 
 REPLACE, SKIP = OnConflict.REPLACE, OnConflict.SKIP
 
@@ -154,3 +155,40 @@ async def test_a_cancelled_batch_is_there_wholly_or_not_at_all(backend: StorageB
         result = await backend.bulk_save(drafts, REPLACE)
         assert result.saved + result.unchanged == 50
         assert len(await backend.batch_get(ids)) == 50
+
+
+async def _check_found(backend: StorageBackend) -> None:
+    assert await found(backend, "running") == ["t-1", "t-2"]
+    assert await found(backend, '"wolves running"') == ["t-1"]
+    assert await found(backend, Criteria(tags=("a",))) == ["t-1"]
+    assert await found(backend, Criteria(metadata='{"n": 1}')) == ["t-2"]
+    assert await found(backend, "nonsense") == []
+
+
+WITH_TERMS = [
+    draft("t-1", "Wolves running", tags=("a",), timestamp=NOW),
+    draft("t-2", "she runs, 東京", metadata='{"n": 1}', timestamp=NOW + 1),
+]
+
+
+async def test_terms_that_were_made_beforehand(backend: StorageBackend) -> None:
+    terms_of = backend.terms_of
+    terms = None if terms_of is None else Terms(terms_of, list(map(terms_of, WITH_TERMS)))
+    assert await backend.bulk_save(WITH_TERMS, REPLACE, terms) == (2, 0, 0)
+    await _check_found(backend)
+
+
+async def test_terms_of_another_store_are_not_taken(backend: StorageBackend) -> None:
+    """A change of phase may come between the making and the saving."""
+    terms = Terms(lambda one: one, [("nonsense", "nonsense", "nonsense")] * 2)
+    assert await backend.bulk_save(WITH_TERMS, REPLACE, terms) == (2, 0, 0)
+    await _check_found(backend)
+
+
+async def test_terms_belong_to_what_is_stored_in_the_end(backend: StorageBackend) -> None:
+    """Of two with one id the last counts, and so do its terms."""
+    twice = [draft("t-1", "first words"), draft("t-1", "last words")]
+    terms_of = backend.terms_of
+    terms = None if terms_of is None else Terms(terms_of, list(map(terms_of, twice)))
+    await backend.bulk_save(twice, REPLACE, terms)
+    assert (await found(backend, "last"), await found(backend, "first")) == (["t-1"], [])
