@@ -201,6 +201,7 @@ class GroupCommitWriter:
 
     def _begin_paused(self) -> None:
         self._paused = None
+        self._pace.end()
         self._wake(1)
 
     def _begin_overdue(self) -> None:
