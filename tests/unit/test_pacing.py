@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore_server.storage.pacing import LONGEST, PER_CALL, SHORTEST, Pace
+from sagastore_server.storage.pacing import FEW, LONGEST, PER_CALL, Pace
 
 
 def test_there_is_none_at_first() -> None:
@@ -19,7 +19,7 @@ def test_there_is_none_at_first() -> None:
 def test_it_grows_with_the_calls_at_hand(calls: int) -> None:
     pace = Pace()
     pace.answered(calls, 100.0)
-    if calls * PER_CALL < SHORTEST:
+    if calls <= FEW:
         assert pace.pause(100.0) == 0
     else:
         assert pace.pause(100.0) == pytest.approx(min(LONGEST, calls * PER_CALL))

@@ -37,6 +37,8 @@ class Gathering(Generic[T]):
         self._running: set[asyncio.Task[None]] = set()
         self._late: set[asyncio.Task[None]] = set()
         """Those of them that the next question has not waited for any longer."""
+        self._asked = 0
+        """How many keys the last question was for."""
         self._pace = Pace()
         self._next: asyncio.Handle | None = None
         """Begins the next question; there is one while keys wait."""
@@ -71,6 +73,7 @@ class Gathering(Generic[T]):
         batch = {key: waiting.pop(key) for key in list(islice(waiting, MOST))}
         # No part of the call that happened to come first: neither its name nor its trace.
         task = loop.create_task(self._ask(batch), context=Context())
+        self._asked = len(batch)
         self._running.add(task)
         task.add_done_callback(self._ended)
         self._next = None
@@ -80,9 +83,11 @@ class Gathering(Generic[T]):
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._late.discard(task)
+        loop = task.get_loop()
+        self._pace.answered(self._asked + len(self._waiting), loop.time())
         if self._next is not None and self._running <= self._late:
             self._next.cancel()
-            self._schedule(task.get_loop())
+            self._schedule(loop)
 
     async def _ask(self, batch: dict[str, list[asyncio.Future[T | None]]]) -> None:
         callers = [(key, future) for key, futures in batch.items() for future in futures]
@@ -97,8 +102,6 @@ class Gathering(Generic[T]):
                 if not future.done():
                     future.set_exception(exc)
             return
-        now = asyncio.get_running_loop().time()
-        self._pace.answered(len(callers) + len(self._waiting), now)
         for key, future in callers:
             if not future.done():
                 future.set_result(found.get(key))

@@ -17,9 +17,11 @@ PER_CALL = 75e-6
 LONGEST = 0.005
 """Seconds of a pause at most."""
 
-SHORTEST = 0.001
-"""Seconds of a pause that is made at all: a few callers come back sooner than they would be waited
-for, and the timers of the event loop count in milliseconds."""
+FEW = 8
+"""Calls at hand for which there is no pause: few callers come back sooner than it would be over."""
+
+TICK = 0.001
+"""Seconds that the timers of the event loop count in: half of one is nothing to them."""
 
 
 class Pace:
@@ -34,8 +36,7 @@ class Pace:
 
         ``now`` is the time of the event loop.
         """
-        pause = min(LONGEST, calls * PER_CALL)
-        self._until = now + pause if pause >= SHORTEST else now
+        self._until = now + min(LONGEST, calls * PER_CALL) if calls > FEW else now
 
     def pause(self, now: float) -> float:
         """Return the seconds to wait before the next group begins; 0: none."""
@@ -48,4 +49,4 @@ class Pace:
     def call(self, loop: asyncio.AbstractEventLoop, begin: Callable[[], None]) -> asyncio.Handle:
         """Call ``begin`` after the pause, or as soon as this turn of the loop is over."""
         pause = self.pause(loop.time())
-        return loop.call_later(pause, begin) if pause else loop.call_soon(begin)
+        return loop.call_later(max(pause, TICK), begin) if pause else loop.call_soon(begin)
