@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
-from sagastore_server.storage.base import StorageBackend, Terms
+from sagastore_server.storage.base import ReadyTerms, StorageBackend
 from sagastore_server.storage.errors import (
     AlreadyExistsError,
     NotFoundError,
@@ -82,7 +82,7 @@ class MemoryStorage(StorageBackend):
         return SaveResult(draft.id, message.revision, stored is None, (STORE,))
 
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: Terms | None = None
+        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
     ) -> BulkResult:
         """See the contract."""
         saved = unchanged = 0

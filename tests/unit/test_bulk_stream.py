@@ -9,7 +9,7 @@ import pytest
 
 from sagastore_server.rpc.bulk import READ_AHEAD, BulkStream, Request, checked
 from sagastore_server.rpc.gate import Gate, ServerDrainingError
-from sagastore_server.storage.base import Terms
+from sagastore_server.storage.base import ReadyTerms
 from sagastore_server.storage.errors import InvalidRequestError, StorageFullError
 from sagastore_server.storage.model import BulkResult, Draft, OnConflict
 from tests.support.memory import MemoryState, MemoryStorage
@@ -27,7 +27,7 @@ class SlowStorage(MemoryStorage):
         self.cancelled: list[str] = []
 
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: Terms | None = None
+        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
     ) -> BulkResult:
         name = drafts[0].content
         self.begun.append(name)

@@ -33,9 +33,6 @@ def test_it_is_over_after_a_time() -> None:
     pace.answered(64, 200.0)
     pace.answered(1, 200.0)
     assert pace.pause(200.0) == 0
-    pace.answered(64, 300.0)
-    pace.end()
-    assert pace.pause(300.0) == 0
 
 
 async def test_what_is_to_begin_is_called_once() -> None:

@@ -12,7 +12,7 @@ from sagastore_server.migration.follower import Follower
 from sagastore_server.migration.shadow import ShadowReader
 from sagastore_server.migration.situation import Ends
 from sagastore_server.migration.throttle import Throttle
-from sagastore_server.storage.base import StorageBackend, Terms, TermsOf
+from sagastore_server.storage.base import ReadyTerms, StorageBackend, TermsOf
 from sagastore_server.storage.errors import (
     AlreadyExistsError,
     CorruptStoreError,
@@ -111,7 +111,7 @@ class Router(StorageBackend):
         return self._primary.terms_of
 
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: Terms | None = None
+        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
     ) -> BulkResult:
         """See the contract."""
         return (await self._write(lambda store: store.bulk_save(drafts, on_conflict, terms)))[0]

@@ -20,7 +20,7 @@ from sagastore_server.postgresql.schema import prepare
 from sagastore_server.postgresql.search import FIRST_BLOCK, compile_search, guesses, next_block
 from sagastore_server.postgresql.target import shown
 from sagastore_server.postgresql.writer import GroupCommitWriter
-from sagastore_server.storage.base import StorageBackend, Terms, TermsOf
+from sagastore_server.storage.base import ReadyTerms, StorageBackend, TermsOf
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import (
     CannotOpenError,
@@ -120,7 +120,7 @@ class PostgreSQLStorage(StorageBackend):
         return terms_of
 
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: Terms | None = None
+        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
     ) -> BulkResult:
         """See the contract."""
         ids = [draft.id for draft in drafts]

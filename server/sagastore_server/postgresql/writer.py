@@ -1,9 +1,9 @@
 """Group commit: writes that wait together share a transaction.
 
-While a transaction is under way, the next writes gather, and a little longer, so that those who
-were told can send more (``storage.pacing``); a single write waits for nobody. Another is begun
-beside it when it is that of a large batch, when it takes long, or when much waits. A write is
-acknowledged after its transaction has been committed.
+While a transaction is under way, the next writes gather; so the database decides how large
+the groups are, and a single write waits for nobody. Another is begun beside it when it is that
+of a large batch, when it takes long, or when much waits. A write is acknowledged after its
+transaction has been committed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import StorageError, UnavailableError
 from sagastore_server.storage.load import OnGroup, unheard
 from sagastore_server.storage.model import Store
-from sagastore_server.storage.pacing import Pace
 
 MAX_GROUP_ROWS = 1000
 """Rows after which a group takes no more: bounds how long a single save can wait."""
@@ -104,9 +103,6 @@ class GroupCommitWriter:
         self._idle: list[asyncio.Future[None]] = []
         self._overdue: asyncio.TimerHandle | None = None
         """Begins another transaction; runs while something may wait too long."""
-        self._pace = Pace()
-        self._paused: asyncio.Handle | None = None
-        """Begins the next transaction, after the pause."""
         self._closing = False
         self._tasks = [asyncio.create_task(self._run()) for _ in range(writers)]
 
@@ -148,8 +144,6 @@ class GroupCommitWriter:
         self._closing = True
         if self._overdue is not None:
             self._overdue.cancel()
-        if self._paused is not None:
-            self._paused.cancel()
         self._wake(len(self._idle))
         await asyncio.gather(*self._tasks)
 
@@ -161,48 +155,29 @@ class GroupCommitWriter:
             _deliver(write, UnavailableError("the PostgreSQL store does not keep up; try again"))
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            group = [] if self._is_early(loop) else self._next_group()
+            group = self._next_group()
             if group:
-                await self._commit_counted(group, loop)
+                transaction = object()
+                if sum(len(write.ids) for write in group) < LARGE_ROWS:
+                    self._short.add(transaction)
+                try:
+                    await self._commit(group)
+                finally:
+                    self._short.discard(transaction)
             elif self._closing:
                 return
             else:
-                idle = loop.create_future()
+                idle = asyncio.get_running_loop().create_future()
                 self._idle.append(idle)
-                if self._waiting:
-                    self._begin_soon(loop)
                 await idle
-
-    async def _commit_counted(self, group: list[_Write], loop: asyncio.AbstractEventLoop) -> None:
-        transaction = object()
-        if sum(len(write.ids) for write in group) < LARGE_ROWS:
-            self._short.add(transaction)
-        try:
-            await self._commit(group)
-        finally:
-            self._short.discard(transaction)
-            self._pace.answered(len(group) + len(self._waiting), loop.time())
-
-    def _is_early(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Tell whether those who were just told may be about to send more."""
-        return self._rows < LARGE_ROWS and not self._closing and self._pace.pause(loop.time()) > 0
 
     def _begin_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """See to it that a transaction is begun for what waits, now or when it is time to."""
-        if self._rows >= LARGE_ROWS:
+        if not self._short or self._rows >= LARGE_ROWS:
             self._wake(1)
-        elif not self._short:
-            if self._paused is None:
-                self._paused = self._pace.call(loop, self._begin_paused)
         elif self._overdue is None:
             self._overdue = loop.call_later(SHORT_SECONDS, self._begin_overdue)
-
-    def _begin_paused(self) -> None:
-        self._paused = None
-        self._pace.end()
-        self._wake(1)
 
     def _begin_overdue(self) -> None:
         self._overdue = None

@@ -16,7 +16,7 @@ from sagastore_server.rpc.aside import aside
 from sagastore_server.rpc.gate import Gate
 from sagastore_server.rpc.status import one_line
 from sagastore_server.rpc.wire import Undecodable
-from sagastore_server.storage.base import StorageBackend, Terms, TermsOf
+from sagastore_server.storage.base import ReadyTerms, StorageBackend, TermsOf
 from sagastore_server.storage.errors import InvalidRequestError, Violation
 from sagastore_server.storage.model import Draft, OnConflict
 from sagastore_server.storage.validation import MAX_BATCH, MAX_ID, Violations
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
     sequence: int
     drafts: list[Draft]
-    terms: Terms | None
+    terms: ReadyTerms | None
     """Of the drafts."""
     rejected: list[storage_pb2.RejectedMessage]
     on_conflict: OnConflict
@@ -165,7 +165,7 @@ async def checked(request: Request, terms_of: TermsOf | None = None) -> Batch:
         else:
             drafts.append(Draft._make(draft))
             terms.append(one)
-    made = None if terms_of is None else Terms(terms_of, terms)
+    made = None if terms_of is None else ReadyTerms(terms_of, terms)
     return Batch(request.sequence, drafts, made, rejected, on_conflict)
 
 

@@ -35,7 +35,7 @@ from sagastore_server.sqlite.search import (
     some,
 )
 from sagastore_server.sqlite.writer import GroupCommitWriter
-from sagastore_server.storage.base import StorageBackend, Terms, TermsOf
+from sagastore_server.storage.base import ReadyTerms, StorageBackend, TermsOf
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import NotFoundError, StorageError, UnavailableError
 from sagastore_server.storage.gathering import Gathering
@@ -128,7 +128,7 @@ class SQLiteStorage(StorageBackend):
         return index_terms.terms_of
 
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: Terms | None = None
+        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
     ) -> BulkResult:
         """See the contract."""
         ids = [draft.id for draft in drafts]
@@ -136,7 +136,7 @@ class SQLiteStorage(StorageBackend):
         return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict), known)
 
     async def _terms_of_many(
-        self, drafts: Sequence[Draft], terms: Terms | None
+        self, drafts: Sequence[Draft], terms: ReadyTerms | None
     ) -> dict[Searched, index_terms.Terms]:
         """Return the terms of drafts, or nothing where the writer has them as quickly."""
         if terms is not None and terms.by is index_terms.terms_of:

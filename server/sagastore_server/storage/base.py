@@ -40,7 +40,7 @@ TermsOf = Callable[[Draft], Any]
 called in another process, and pure. What it returns is that store's own business."""
 
 
-class Terms(NamedTuple):
+class ReadyTerms(NamedTuple):
     """What a search index is to hold of some drafts, made beforehand."""
 
     by: TermsOf
@@ -106,7 +106,7 @@ class StorageBackend(abc.ABC):
 
     @abc.abstractmethod
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: Terms | None = None
+        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
     ) -> BulkResult:
         """Store up to 1000 messages, all of them or none.
 

@@ -42,10 +42,6 @@ class Pace:
         """Return the seconds to wait before the next group begins; 0: none."""
         return max(0.0, self._until - now)
 
-    def end(self) -> None:
-        """End the pause: its timer has run out, which counts less finely than the clock."""
-        self._until = 0.0
-
     def call(self, loop: asyncio.AbstractEventLoop, begin: Callable[[], None]) -> asyncio.Handle:
         """Call ``begin`` after the pause, or as soon as this turn of the loop is over."""
         pause = self.pause(loop.time())
