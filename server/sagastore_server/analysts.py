@@ -2,8 +2,9 @@
 
 The analysis of texts and the checks of messages are Python, and only one thread of a process
 runs Python at a time: a thousand messages take it for 30 ms, in which the event loop stands
-still again and again. A process started here does nothing but that. It knows no
-connection and no secret, and no file but the copy of a legacy one that it may be told to read; it ends with whoever started it, however that ends.
+still again and again. A process started here does nothing but that. It knows no connection and
+no secret, and no file but the copy of a legacy one that it may be told to read; it ends with
+whoever started it, however that ends.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""When to begin the next of what is done together: a transaction, or a question to a database.
+"""When to begin the next of what is done together, as questions to a database are.
 
 Callers who were answered come back a moment later, most of them together. To begin at once with
-the few that are there by then makes groups small, and a group costs a turn of a thread, a sync or
-a round trip, however small it is. So there is a pause, the longer the more callers there are; it
+the few that are there by then makes groups small, and a group costs a turn of a thread or a
+round trip, however small it is. So there is a pause, the longer the more callers there are; it
 is short beside the time that it takes to serve them all, and none for a few.
 """
 
