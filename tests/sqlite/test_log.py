@@ -145,12 +145,24 @@ async def test_the_log_begins_anew_and_its_file_is_kept(
     assert read_log(log) == NO_LOG
 
 
-async def test_a_log_that_was_copied_is_not_copied_again(small: SQLiteStorage) -> None:
-    await _write(small, 0)
-    while _in_use(small):
-        await small.get("0-0")
-    await _write(small, 1)
-    assert _in_use(small) > 0
+async def test_a_log_that_was_copied_is_not_copied_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "INTERVAL", 3600.0)
+    monkeypatch.setattr(checkpoint, "PASSIVE_BYTES", 256 * 1024)
+    store = SQLiteStorage(path)
+    await store.open()
+    assert store._checkpointer._connection is not None
+    statements: list[str] = []
+    await store._checkpointer._connection.set_trace_callback(statements.append)
+    for number in range(3):
+        await _write(store, number)
+        assert _in_use(store) > 0
+        await store.checkpoint()
+        await store.checkpoint()
+        assert _in_use(store) == 0
+        assert len(statements) == number + 1
+    await store.close()
 
 
 async def test_a_foreign_reader_holds_up_neither_reads_nor_writes(
