@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -316,6 +317,20 @@ def test_an_export_is_interrupted_while_nobody_reads_it(
     assert process.wait(60) == 128 + number
     assert process.stderr is not None
     assert process.stderr.read().startswith("sagastore: interrupted; what was written is not")
+
+
+def test_an_export_is_interrupted_before_the_server_has_answered(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        cli = Sagastore(f"127.0.0.1:{silent.getsockname()[1]}", tmp_path)
+        process = cli.start("export", tmp_path / "out.jsonl")
+        silent.settimeout(60)
+        connection, _ = silent.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            status, stderr = _end(process)
+    assert status == 130
+    assert stderr.startswith("sagastore: interrupted; 0 messages are in ")
+    assert "run the same command again to go on from there" in stderr
 
 
 @pytest.mark.parametrize("count", [0, 3])

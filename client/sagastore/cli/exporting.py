@@ -128,10 +128,8 @@ class _Export:
                 f"going on after the {start.messages:,} messages of the run before; "
                 "--restart begins anew"
             )
-        meter = await self._meter(client)
         try:
-            await self._transfer(client, start.resume_token, meter)
-            await self._sink.finish()
+            await self._write_all(client, start.resume_token)
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise StoppedError(f"interrupted; {self._sink.pause()}") from None
         except SagaStoreError as exc:
@@ -141,6 +139,12 @@ class _Export:
         except OSError as exc:
             reason = f"cannot write {self._sink.name}: {exc.strerror}"
             raise CommandError(f"{reason}; {self._sink.pause()}") from None
+
+    async def _write_all(self, client: AsyncClient, resume_token: str) -> None:
+        meter = await self._meter(client)
+        try:
+            await self._transfer(client, resume_token, meter)
+            await self._sink.finish()
         finally:
             meter.close()
 
