@@ -16,15 +16,15 @@ COUNT ?= 100000
 SEED ?=
 TARGET ?= all
 REPLAY ?=
-# For `make chaos`: how many rounds, the number of the first one (default: at random), a fault to
-# plant (all: one after the other), and options of `python -m tests.chaos`.
-ROUNDS ?= 20
+# For `make chaos`: how many rounds (default: 20), the number of the first one (default: at random),
+# a fault to plant (all: one after the other), and options of `python -m tests.chaos`.
+ROUNDS ?=
 PLANT ?=
 CHAOS_ARGS ?=
-# For `make bench`: which (default: all; `quick`: whether they run), how often, rows of a large
-# store, and the folder for stores and results.
+# For `make bench`: which (default: all; `quick`: whether they run), how often one after the other,
+# how many rounds each time, rows of a large store, and the folder for stores and results.
 BENCH ?=
-ROUNDS ?=
+VISITS ?=
 SCALE ?=
 FOLDER ?=
 # For `make load`: which (save, get, search, bulk-save, mix; default: all), and seconds of each.
@@ -48,7 +48,7 @@ GHZ_FOLDER = $(CURDIR)/build/tools/bin
 GHZ = $(GHZ_FOLDER)/ghz
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz chaos bench load ghz env test test-go parity lint format docs proto proto-check breaking build pins clean
+.PHONY: help run run-postgres demo overload fuzz chaos bench load ghz ghz-where-go env test test-go parity lint format docs proto proto-check breaking build pins clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -72,22 +72,25 @@ fuzz: $(VENV)/.stamp-dev ## Send odd and broken inputs to real servers (COUNT, S
 	    $(if $(REPLAY),--replay '$(REPLAY)')
 
 chaos: $(VENV)/.stamp-dev ## Hurt a real service and check every answer (ROUNDS, SEED, PLANT=name or all)
-	@exec $(BIN)/python -m tests.chaos --rounds '$(ROUNDS)' --seed '$(SEED)' \
+	@exec $(BIN)/python -m tests.chaos --rounds '$(or $(ROUNDS),20)' --seed '$(SEED)' \
 	    $(if $(filter all,$(PLANT)),--planted all,--plant '$(PLANT)') $(CHAOS_ARGS)
 
 overload: $(VENV)/.stamp-dev ## Show what a server does with ten times the load it carries (ARGS)
 	@$(BIN)/python -m scripts.overload $(ARGS)
 
-bench: $(VENV)/.stamp-dev ## Measure every ratio of docs/performance.md (BENCH='save-sqlite get-postgres', ROUNDS, SCALE)
-	@if command -v go >/dev/null && [ ! -x $(GHZ) ]; then $(MAKE) --no-print-directory ghz; fi; \
-	exec $(BIN)/python -m benchmarks $(BENCH) $(if $(ROUNDS),--rounds '$(ROUNDS)') \
-	    $(if $(SCALE),--scale '$(SCALE)') $(if $(FOLDER),--folder '$(FOLDER)') $(ARGS)
+bench: $(VENV)/.stamp-dev ghz-where-go ## Measure every ratio of docs/performance.md (BENCH='save-sqlite get-postgres', VISITS, ROUNDS, SCALE)
+	@exec $(BIN)/python -m benchmarks $(BENCH) $(if $(VISITS),--visits '$(VISITS)') \
+	    $(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(SCALE),--scale '$(SCALE)') \
+	    $(if $(FOLDER),--folder '$(FOLDER)') $(ARGS)
 
-load: $(VENV)/.stamp-dev ## Load a running service with ghz (TARGET=HOST:PORT, LOAD='save mix', DURATION, ARGS)
-	@if command -v go >/dev/null && [ ! -x $(GHZ) ]; then $(MAKE) --no-print-directory ghz; fi; \
-	exec $(BIN)/python -m benchmarks.ghz_load $(LOAD) \
+load: $(VENV)/.stamp-dev ghz-where-go ## Load a running service with ghz (TARGET=HOST:PORT, LOAD='save mix', DURATION, ARGS)
+	@exec $(BIN)/python -m benchmarks.ghz_load $(LOAD) \
 	    $(if $(filter-out all,$(TARGET)),--target '$(TARGET)') \
 	    $(if $(DURATION),--seconds '$(DURATION)') $(if $(FOLDER),--folder '$(FOLDER)') $(ARGS)
+
+# Not in the recipes that need it: a recipe with $(MAKE) in it is run by `make -n` as well.
+ghz-where-go:
+	@if command -v go >/dev/null && [ ! -x $(GHZ) ]; then $(MAKE) --no-print-directory ghz; fi
 
 ghz: $(GHZ) ## Build the load generator ghz with Go, into build/tools/bin
 	@echo "Ready: $(GHZ)"

@@ -1,9 +1,11 @@
 """Measures everything that docs/performance.md promises: ``make bench``.
 
-    python -m benchmarks [NAME ...] [--rounds N] [--scale ROWS] [--folder DIR]
+    python -m benchmarks [NAME ...] [--visits N] [--rounds N] [--scale ROWS] [--folder DIR]
 
 Names are those of ``ROWS``, or ``quick`` for a short form of all that shows whether it runs.
-Both sides of each ratio are measured in this run, alternating. Exit status 1 if a target was
+Both sides of each ratio are measured in this run, alternating. All benchmarks are made one after
+the other, and then again: a machine that others use is not the same a quarter of an hour later,
+and the spread is to hold what that changes. Exit status 1 if a target was
 missed, 2 for a name that there is not.
 """
 
@@ -14,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from rich.console import Console
 from benchmarks import bulk, calls, migrations, plots, report, scale, searches
 from benchmarks.bench import QUICK, Bench, CallsFailedError, Sizes
 from benchmarks.load import LoadError
-from benchmarks.model import Row
+from benchmarks.model import Row, merged
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "bench"
@@ -50,6 +52,9 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
 }
 """What can be measured, in the order of the table."""
 
+ONCE = {"memory", "plot-in-flight", "plot-rows"}
+"""What is not made again: large stores, which the others work on, and the plots."""
+
 _FAILURES = (CallsFailedError, LoadError, RuntimeError, AssertionError, OSError,
              subprocess.CalledProcessError)  # fmt: skip
 
@@ -57,7 +62,8 @@ _FAILURES = (CallsFailedError, LoadError, RuntimeError, AssertionError, OSError,
 def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*ROWS, "quick"]))
-    parser.add_argument("--rounds", type=int, help=f"that count ({Sizes().rounds})")
+    parser.add_argument("--visits", type=int, help=f"of each benchmark ({Sizes().visits})")
+    parser.add_argument("--rounds", type=int, help=f"that count, in a visit ({Sizes().rounds})")
     parser.add_argument("--scale", type=int, help=f"rows of a large store ({Sizes().scale:,})")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for stores and results")
     parser.add_argument("--python", action="store_true", help="clients of Python instead of ghz")
@@ -70,7 +76,7 @@ def _parsed() -> argparse.Namespace:
 
 def _sizes(given: argparse.Namespace) -> Sizes:
     sizes = QUICK if "quick" in given.names else Sizes()
-    changed = {"rounds": given.rounds, "scale": given.scale}
+    changed = {"visits": given.visits, "rounds": given.rounds, "scale": given.scale}
     return sizes._replace(**{name: value for name, value in changed.items() if value})
 
 
@@ -86,6 +92,22 @@ def _measured(bench: Bench, name: str, console: Console) -> list[Row]:
     return rows
 
 
+def _visits(bench: Bench, names: list[str], console: Console) -> Iterator[Row]:
+    """Measure benchmark after benchmark, as often as is wanted."""
+    for visit in range(bench.sizes.visits):
+        for name in names:
+            if not visit or name not in ONCE:
+                yield from _measured(bench, name, console)
+
+
+def _table(found: Sequence[Row]) -> list[Row]:
+    """Return a row for each thing that was measured, in the order of ``ROWS``."""
+    visits: dict[tuple[str, str], list[Row]] = {}
+    for row in found:
+        visits.setdefault((row.name, row.what), []).append(row)
+    return [merged(rows) for rows in visits.values()]
+
+
 def main() -> int:
     """Measure, print the table, write the file, and return the exit status."""
     given = _parsed()
@@ -93,7 +115,7 @@ def main() -> int:
     names = [name for name in given.names if name != "quick"] or list(ROWS)
     # Whoever asks to stop wants no server left running.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    rows: list[Row] = []
+    found: list[Row] = []
     began = time.monotonic()
     folder = given.folder.resolve()
     with ExitStack() as stack:
@@ -106,13 +128,13 @@ def main() -> int:
         )
         console.print(f"Stores are kept in {folder}; calls are sent by {bench.generator.name}")
         try:
-            for name in names:
-                rows += _measured(bench, name, console)
+            found.extend(_visits(bench, names, console))
         except KeyboardInterrupt:
             console.print("interrupted")
         about = report.environment(bench.load_told(), bench.postgres_told())
         about["seconds"] = round(time.monotonic() - began)
         about["sizes"] = bench.sizes._asdict()
+    rows = _table(found)
     report.show(console, rows)
     console.print(about["load"])
     report.write(folder / "bench.json", rows, about)

@@ -22,7 +22,10 @@ WARM = 8
 class Sizes(NamedTuple):
     """How much is measured."""
 
-    rounds: int = 5
+    visits: int = 2
+    """Of each benchmark, one after all the others."""
+    rounds: int = 3
+    """That count, in a visit."""
     calls: int = 6_000
     """Of a load."""
     bulk: int = 20_000
@@ -43,7 +46,7 @@ class Sizes(NamedTuple):
     """Calls a second of a load that is not to be the limit itself."""
 
 
-QUICK = Sizes(2, 600, 3_000, 20_000, 1_000, 5_000, 20, 3, 1.0, 100)
+QUICK = Sizes(1, 2, 600, 3_000, 20_000, 1_000, 5_000, 20, 3, 1.0, 100)
 """Whether everything runs, not how fast it is."""
 
 

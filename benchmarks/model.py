@@ -100,6 +100,21 @@ class Row(NamedTuple):
         }
 
 
+def merged(visits: Sequence[Row]) -> Row:
+    """Return one row of what was measured at several times."""
+    first = visits[0]
+    sides: dict[str, list[float]] = {}
+    for row in visits:
+        for side, values in row.sides.items():
+            sides.setdefault(side, []).extend(values)
+    return first._replace(
+        values=[value for row in visits for value in row.values],
+        sides=sides,
+        notes=tuple(dict.fromkeys(note for row in visits for note in row.notes if note)),
+        failure="; ".join(dict.fromkeys(row.failure for row in visits if row.failure)),
+    )
+
+
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     """Return the ratio of each round: both sides of one were measured side by side."""
     return [one / other if other else math.nan for one, other in zip(over, under, strict=True)]

@@ -14,7 +14,7 @@ from benchmarks.bulk_client import read_frames, write_frames
 from benchmarks.load import Call, Load
 from benchmarks.messages import BATCH, batches, get_requests, items, message_id, save_requests
 from benchmarks.migrations import _longest_across
-from benchmarks.model import Row, at_least, at_most, percentile, ratios
+from benchmarks.model import Row, at_least, at_most, merged, percentile, ratios
 from benchmarks.report import write
 from sagastore.v1 import storage_pb2
 
@@ -46,6 +46,17 @@ def test_the_ratio_of_a_round_is_of_its_own_two_sides() -> None:
 )
 def test_verdicts(row: Row, verdict: str) -> None:
     assert row.verdict == verdict
+
+
+def test_a_row_holds_what_each_visit_has_measured() -> None:
+    first = _row([0.9, 0.8], sides={"ours": [9.0, 8.0]}, notes=("real messages", "1.2 cores"))
+    second = _row([0.6], sides={"ours": [6.0]}, notes=("real messages", "1.3 cores"))
+    both = merged([first, second])
+    assert (both.values, both.sides) == ([0.9, 0.8, 0.6], {"ours": [9.0, 8.0, 6.0]})
+    assert both.notes == ("real messages", "1.2 cores", "1.3 cores")
+    assert (both.median, both.spread, both.verdict) == (0.8, (0.6, 0.9), "missed")
+    assert merged([_row([0.9]), _row([0.9], failure="calls failed")]).verdict == "missed"
+    assert merged([first]) == first
 
 
 def test_percentiles_are_values_that_were_measured() -> None:

@@ -38,6 +38,10 @@ _CACHED_WORDS = 1 << 17
 """Far above the vocabulary of real text: 38,768 dialogue messages have 6,410 distinct words."""
 
 _ASCII_WORD = re.compile("[a-z0-9]+")
+_ASCII_FOLDED = bytes(ord(chr(code).lower()) if chr(code).isalnum() else 32 for code in range(128))
+_ASCII_FOLDED += bytes(range(128, 256))
+"""Of each byte of an ASCII text what it becomes; to split that takes a third of the time that
+the expression takes."""
 
 
 class _Stemmers(threading.local):
@@ -95,7 +99,9 @@ def terms_of(tokens: list[str]) -> Terms:
 def tokenize(text: str) -> list[str]:
     """Return the folded tokens of ``text`` before stemming, in order."""
     if text.isascii():
-        tokens = _ASCII_WORD.findall(text.lower())
+        tokens = text.encode().translate(_ASCII_FOLDED).decode().split()
+        if len(text) <= MAX_TERM:
+            return tokens
     else:
         tokens = unicodedata.normalize("NFKC", text).translate(_FOLD).split(" ")
         tokens = [token for token in tokens if token]

@@ -8,7 +8,7 @@ are written, which paging relies on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
@@ -40,6 +40,8 @@ class _Look(NamedTuple):
     phrases: dict[str, list[tuple[str, ...]]]
     """By their last term; a word is a phrase of one."""
     prefixes: tuple[str, ...]
+    words: tuple[str, ...]
+    """The terms, where few words and nothing else is looked for, as mostly."""
 
 
 def score(query: TextQuery, content: str) -> float:
@@ -79,7 +81,12 @@ def _look(query: TextQuery) -> _Look:
     for leaf in leaves:
         if isinstance(leaf, Phrase):
             phrases.setdefault(leaf.terms[-1], []).append(leaf.terms)
-    return _Look(leaves, phrases, tuple(leaf.text for leaf in leaves if isinstance(leaf, Prefix)))
+    prefixes = tuple(leaf.text for leaf in leaves if isinstance(leaf, Prefix))
+    single = tuple(
+        leaf.terms[0] for leaf in leaves if isinstance(leaf, Phrase) and len(leaf.terms) == 1
+    )
+    words = single if len(single) == len(leaves) <= _FEW else ()
+    return _Look(leaves, phrases, prefixes, words)
 
 
 def _terms(look: _Look, tokens: list[str]) -> Terms:
@@ -88,33 +95,31 @@ def _terms(look: _Look, tokens: list[str]) -> Terms:
 
 
 def _score(look: _Look, terms: Terms) -> float:
-    length = len(terms.stems)
-    norm = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * length / _USUAL_LENGTH)
-    count = _counter(terms, look.leaves)
+    stems = terms.stems
+    norm = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * len(stems) / _USUAL_LENGTH)
+    counts = map(stems.count, look.words) if look.words else _counts(terms, look.leaves)
     total = 0.0
-    for leaf in look.leaves:
-        times = count(leaf)
-        total += times * (_SATURATION + 1) / (times + norm) if times else 0.0
+    for times in counts:
+        if times:
+            total += times * (_SATURATION + 1) / (times + norm)
     return round(total, 6)
 
 
-def _counter(terms: Terms, wanted: tuple[Leaf, ...]) -> Callable[[Leaf], int]:
+def _counts(terms: Terms, wanted: tuple[Leaf, ...]) -> Iterator[int]:
     stems = terms.stems
     # Counting all terms takes longer than looking for a few of them, and no longer for many.
     single = Counter(stems).__getitem__ if len(wanted) > _FEW else stems.count
     phrases = any(isinstance(leaf, Phrase) and len(leaf.terms) > 1 for leaf in wanted)
     joined = f" {' '.join(stems)} " if phrases else ""
-
-    def count(leaf: Leaf) -> int:
+    for leaf in wanted:
         if isinstance(leaf, Phrase):
             if len(leaf.terms) == 1:
-                return single(leaf.terms[0])
-            return joined.count(f" {' '.join(leaf.terms)} ")
-        text = leaf.text
-        matching = sum(term.startswith(text) for term in stems)
-        return matching or sum(word.startswith(text) for word in terms.words)
-
-    return count
+                yield single(leaf.terms[0])
+            else:
+                yield joined.count(f" {' '.join(leaf.terms)} ")
+        else:
+            matching = sum(term.startswith(leaf.text) for term in stems)
+            yield matching or sum(word.startswith(leaf.text) for word in terms.words)
 
 
 def _extract(content: str, marks: list[tuple[int, int]]) -> str:

@@ -13,18 +13,15 @@ from functools import partial
 from sagastore.legacy import Text, raw_row_as_json
 from sagastore_server.sqlite.legacy_files import LegacyFiles, SetAside
 from sagastore_server.sqlite.queries import QUERIES
-from sagastore_server.sqlite.readers import ReaderPool, Row
+from sagastore_server.sqlite.readers import MOST_READ, ReaderPool, Row
 from sagastore_server.sqlite.writer import GroupCommitWriter
 from sagastore_server.storage.carried import Tallier, extra_values, file_values
 from sagastore_server.storage.errors import Blocker, PreconditionError
 from sagastore_server.storage.replication import CarriedTally, ExtraValue, FileRow, Tally
 
 PAGE_ROWS = 500
-PAGE_BYTES = 4 * 1024 * 1024
+PAGE_BYTES = MOST_READ
 """Values read at once; a single row may hold more."""
-
-_AT_ONCE = 4
-"""A file's text may have many megabytes."""
 
 _BEFORE_ALL = -(2**63)
 
@@ -118,7 +115,7 @@ class CarriedReader:
             after = rows[-1].message_id, rows[-1].name
 
     async def _some(self, sql: str, parameters: Sequence[object]) -> list[Row]:
-        return await self._readers.some(sql, parameters, PAGE_BYTES, _AT_ONCE)
+        return await self._readers.some(sql, parameters, PAGE_BYTES)
 
     async def _value(self, query: str) -> int:
         rows = await self._readers.rows(QUERIES[query])

@@ -25,13 +25,48 @@ from sagastore_server.storage.model import Page
 READERS = 4
 """Connections, each with a thread. SQLite reads without the GIL."""
 
-_ROWS_AT_ONCE = 64
-"""Rows fetched in one step: at most about 80 MiB, were all of the largest size."""
+_FEW = 64
+"""Rows that are fetched whatever they weigh: at most about 80 MiB, were all of the largest size."""
+
+MOST_READ = 4 * 1024 * 1024
+"""Characters and bytes that a statement of many rows yields at most, but for the row that goes
+beyond. Never less than what a page holds (``storage.limits``), so that the page is full then."""
 
 _NOTHING = "SELECT 1 WHERE 0"
+_NO_LIMIT = 2**31 - 1
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+
+
+class _Cursor(sqlite3.Cursor):
+    """Fetches many rows in one turn of its thread, and no more than are to be in memory.
+
+    In turns of a few rows each, a thread that waits for its turn, and for the interpreter,
+    takes longer for 500 rows than SQLite does.
+    """
+
+    def fetchmany(self, size: int | None = 1) -> list[Any]:
+        """Return up to ``size`` rows, fewer if they exceed MOST_READ, and end the statement."""
+        rows: list[Row] = []
+        room = MOST_READ
+        for row in self:
+            rows.append(row)
+            room -= sum(len(value) for value in row if type(value) in _SIZED)
+            if room < 0 or len(rows) == size:
+                self.execute(_NOTHING)
+                break
+        return rows
+
+
+_SIZED = (str, bytes)
+
+
+class _Connection(sqlite3.Connection):
+    """Makes cursors that know when to stop."""
+
+    def cursor(self, factory: Callable[[sqlite3.Connection], Any] | None = None) -> Any:
+        return super().cursor(factory or _Cursor)
 
 
 class _Reader(NamedTuple):
@@ -47,25 +82,15 @@ class _Reader(NamedTuple):
     connection: aiosqlite.Connection
     cursor: aiosqlite.Cursor
 
-    async def first_rows(
-        self, sql: str, parameters: Sequence[Any], most: int
-    ) -> tuple[list[sqlite3.Row], bool]:
-        """Begin a statement that yields up to ``most`` rows, and return what ``next_rows`` does.
+    async def rows(self, sql: str, parameters: Sequence[Any], most: int) -> list[Any]:
+        """Return the rows of a statement that yields up to ``most``, or the first of them.
 
-        So few that they are fetched in one step take one turn of the thread in all.
+        If these are not all, they exceed MOST_READ. Few take one turn of the thread in all.
         """
-        if most <= _ROWS_AT_ONCE:
-            return list(await self.connection.execute_fetchall(sql, parameters)), False
+        if most <= _FEW:
+            return list(await self.connection.execute_fetchall(sql, parameters))
         await self.cursor.execute(sql, parameters)
-        return await self.next_rows()
-
-    async def next_rows(self, at_once: int = _ROWS_AT_ONCE) -> tuple[list[sqlite3.Row], bool]:
-        """Return the next rows of the statement, and whether there may be more.
-
-        Fewer than were asked for are the last: to ask again would be a turn of the thread.
-        """
-        rows = list(await self.cursor.fetchmany(at_once))
-        return rows, len(rows) == at_once
+        return list(await self.cursor.fetchmany(most))
 
     async def let_go(self) -> None:
         """End the statement, if one is open."""
@@ -93,7 +118,9 @@ class ReaderPool:
     async def open(self) -> None:
         """Open the connections; after a failure, ``close`` closes those that were."""
         for _ in range(READERS):
-            connection = await aiosqlite.connect(self._path, isolation_level=None)
+            connection = await aiosqlite.connect(
+                self._path, isolation_level=None, factory=_Connection
+            )
             reader = _Reader(connection, await connection.cursor())
             self._all.append(reader)
             self._release(reader)
@@ -132,68 +159,36 @@ class ReaderPool:
 
         return await self._run(read)
 
-    async def some(
-        self, sql: str, parameters: Iterable[Any], most: int, at_once: int = _ROWS_AT_ONCE
-    ) -> list[Row]:
+    async def some(self, sql: str, parameters: Iterable[Any], most: int) -> list[Row]:
         """Return the first rows of a statement, up to ``most`` bytes of values; at least one.
 
-        ``at_once`` rows are fetched before they are weighed: few where rows may be large.
+        ``most`` is no more than MOST_READ.
         """
         parameters = tuple(parameters)
-
-        async def read(reader: _Reader) -> list[Row]:
-            taken: list[Row] = []
-            room = most
-            await reader.cursor.execute(sql, parameters)
-            more = True
-            while more:
-                rows, more = await reader.next_rows(at_once)
-                for row in rows:
-                    room -= sum(map(_weight, row))
-                    if taken and room < 0:
-                        if more:
-                            await reader.let_go()
-                        return taken
-                    taken.append(tuple(row))
-            return taken
-
-        return await self._run(read)
+        taken: list[Row] = []
+        room = most
+        for row in await self._run(lambda reader: reader.rows(sql, parameters, _NO_LIMIT)):
+            room -= sum(map(_weight, row))
+            if taken and room < 0:
+                break
+            taken.append(tuple(row))
+        return taken
 
     async def page(self, sql: str, parameters: Iterable[Any], limit: int) -> Page:
         """Return a page of a statement's messages; it yields up to ``limit + 1``."""
-        parameters = tuple(parameters)
-
-        async def read(reader: _Reader) -> Page:
-            builder = PageBuilder(limit)
-            rows, more = await reader.first_rows(sql, parameters, limit + 1)
-            while all(builder.add(message_from_row(row)) for row in rows) and more:
-                rows, more = await reader.next_rows()
-            if more:
-                await reader.let_go()
-            return builder.page()
-
-        return await self._run(read)
+        return _page(await self._up_to(sql, parameters, limit + 1), limit)
 
     async def page_of_block(
         self, sql: str, parameters: Iterable[Any], limit: int
     ) -> tuple[Page, int]:
         """Return a page as ``page`` does, and how many rows the block has; see ``search``."""
+        rows = await self._up_to(sql, parameters, limit + 1)
+        size: int = rows[0][-1]
+        return _page((row for row in rows if row[0] is not None), limit), size
+
+    async def _up_to(self, sql: str, parameters: Iterable[Any], most: int) -> list[Row]:
         parameters = tuple(parameters)
-
-        async def read(reader: _Reader) -> tuple[Page, int]:
-            builder = PageBuilder(limit)
-            rows, more = await reader.first_rows(sql, parameters, limit + 1)
-            size: int = rows[0][-1]
-            while (
-                all(builder.add(message_from_row(row)) for row in rows if row[0] is not None)
-                and more
-            ):
-                rows, more = await reader.next_rows()
-            if more:
-                await reader.let_go()
-            return builder.page(), size
-
-        return await self._run(read)
+        return await self._run(lambda reader: reader.rows(sql, parameters, most))
 
     @contextlib.asynccontextmanager
     async def none_reading(self, patience: float) -> AsyncIterator[None]:
@@ -261,6 +256,14 @@ class ReaderPool:
     def _check_open(self) -> None:
         if self._closing or not self._all:
             raise UnavailableError("the store is closing; try again")
+
+
+def _page(rows: Iterable[Row], limit: int) -> Page:
+    builder = PageBuilder(limit)
+    for row in rows:
+        if not builder.add(message_from_row(row)):
+            break
+    return builder.page()
 
 
 def _weight(value: object) -> int:

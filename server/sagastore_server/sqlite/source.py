@@ -22,6 +22,7 @@ from sagastore_server.sqlite.journal import (
 from sagastore_server.sqlite.migration_state import state_from_json
 from sagastore_server.sqlite.moved import Remembered, is_archive, moved, remembered
 from sagastore_server.sqlite.queries import QUERIES
+from sagastore_server.sqlite.readers import MOST_READ
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import (
     Archive,
@@ -34,7 +35,7 @@ from sagastore_server.storage.replication import (
     MigrationState,
 )
 
-JOURNAL_BYTES = 4 * 1024 * 1024
+JOURNAL_BYTES = MOST_READ
 """Messages that are read from the journal at once; a single one may be larger."""
 
 
