@@ -5,8 +5,8 @@
 Names are those of ``ROWS``, or ``quick`` for a short form of all that shows whether it runs.
 Both sides of each ratio are measured in this run, alternating. All benchmarks are made one after
 the other, and then again: a machine that others use is not the same a quarter of an hour later,
-and the spread is to hold what that changes. Exit status 1 if a target was
-missed, 2 for a name that there is not.
+and the spread is to hold what that changes. Exit status 1 if a target was missed, 2 for a name
+that there is not.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def main() -> int:
     given = _parsed()
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     names = [name for name in given.names if name != "quick"] or list(ROWS)
-    # Whoever asks to stop wants no server left running.
+    # Whoever asks to stop wants no server left running. A shell starts what is in the background
+    # with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     found: list[Row] = []
     began = time.monotonic()

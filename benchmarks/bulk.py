@@ -88,20 +88,21 @@ def _without_notes(samples: list[Sample], terms: str) -> list[Sample]:
     return [samples[0], *(sample._replace(note="") for sample in samples[1:])]
 
 
-def _count(bench: Bench, number: int) -> int:
+def bulk_count(bench: Bench, number: int) -> int:
+    """Return how many messages a load of round ``number`` has."""
     return bench.sizes.bulk if number else max(1000, bench.sizes.bulk // WARM)
 
 
 def _bulk(bench: Bench, server: Served, others: tuple[int, ...]) -> Callable[[int], Sample]:
     def measure(number: int) -> Sample:
-        return fill(bench, server, f"bulk-{number}", _count(bench, number), *others)
+        return fill(bench, server, f"bulk-{number}", bulk_count(bench, number), *others)
 
     return measure
 
 
 def _bulk_sink(bench: Bench) -> Callable[[int], Sample]:
     def measure(number: int) -> Sample:
-        count = _count(bench, number)
+        count = bulk_count(bench, number)
         with bench.file(".frames") as frames:
             write_frames(frames, batches(f"bulk-{number}", 0, count))
             told = _run("bulk_client", bench.echo.address, str(frames))
@@ -111,12 +112,13 @@ def _bulk_sink(bench: Bench) -> Callable[[int], Sample]:
 
 
 def _bare(bench: Bench, loop: list[str], terms: str) -> Callable[[int], Sample]:
-    def measure(number: int) -> Sample:
-        count = _count(bench, number)
-        told = _run(*loop, terms, f"bulk-{number}", str(count))
-        return Sample(count / told["seconds"])
+    return lambda number: bare(loop, terms, f"bulk-{number}", bulk_count(bench, number))
 
-    return measure
+
+def bare(loop: list[str], terms: str, name: str, count: int) -> Sample:
+    """Insert messages that are not there yet by a bare loop, and return how fast that went."""
+    told = _run(*loop, terms, name, str(count))
+    return Sample(count / told["seconds"])
 
 
 def _run(module: str, *options: str) -> dict[str, float]:

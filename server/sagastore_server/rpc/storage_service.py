@@ -30,6 +30,10 @@ _FOR_THE_ANSWER = 0.2
 """Seconds kept for the answer, and no more than that share of what is left: who has waited
 for every store is told UNAVAILABLE, not left with DEADLINE_EXCEEDED."""
 
+_STRANGE = 8
+"""How many times as long as a character of ASCII any other takes, with its place: 0.9 to 3
+microseconds where that takes 0.2, in Cyrillic and in Chinese."""
+
 T = TypeVar("T")
 
 _IDS_AT_ONCE = 100
@@ -193,7 +197,11 @@ def _everywhere_within(time_left: float | None) -> float:
 
 async def _run_aside(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
     """Analyse texts elsewhere if they would hold up the event loop."""
-    return await aside(function, arguments, sum(len(one[-1]) for one in arguments))
+    return await aside(function, arguments, sum(_work(one[-1]) for one in arguments))
+
+
+def _work(text: str) -> int:
+    return len(text) if text.isascii() else _STRANGE * len(text)
 
 
 def _add(
