@@ -98,6 +98,8 @@ class Following:
             self._committed.clear()
             committed = self.source.committed
             entries = await self.source.journal(self.applied, 100)
+            if not self._runs.is_set():
+                continue  # Paused meanwhile: what was read may be newer than that.
             if entries:
                 await self.target.apply(self.lease, entries)
             async with self._progress:
