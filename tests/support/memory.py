@@ -7,7 +7,7 @@ what is promised.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from sagastore_server.storage.base import ReadyTerms, StorageBackend
 from sagastore_server.storage.errors import (
@@ -16,7 +16,7 @@ from sagastore_server.storage.errors import (
     RevisionMismatchError,
     UnavailableError,
 )
-from sagastore_server.storage.limits import PageBuilder
+from sagastore_server.storage.limits import page_of
 from sagastore_server.storage.model import (
     BulkResult,
     Draft,
@@ -126,13 +126,13 @@ class MemoryStorage(StorageBackend):
     async def search(self, criteria: Criteria, scan: Scan) -> Page:
         """See the contract."""
         found = [message for message in self._messages.values() if meets(message, criteria)]
-        return _page(stretch(found, scan), scan.limit)
+        return page_of(stretch(found, scan), scan.limit)
 
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
         """See the contract."""
         low, high = after.encode(), upto.encode()
         found = {key.encode(): message for key, message in self._messages.items()}
-        return _page((found[key] for key in sorted(found) if low < key <= high), limit)
+        return page_of((found[key] for key in sorted(found) if low < key <= high), limit)
 
     async def last_id(self) -> str | None:
         """See the contract."""
@@ -172,11 +172,3 @@ class MemoryStorage(StorageBackend):
         found = stored.revision if stored else None
         if found != expected:
             raise RevisionMismatchError(message_id, expected, found)
-
-
-def _page(messages: Iterable[Message], limit: int) -> Page:
-    builder = PageBuilder(limit)
-    for message in messages:
-        if not builder.add(message):
-            break
-    return builder.page()

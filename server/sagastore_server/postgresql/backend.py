@@ -29,7 +29,7 @@ from sagastore_server.storage.errors import (
     UnavailableError,
 )
 from sagastore_server.storage.gathering import Gathering
-from sagastore_server.storage.limits import MAX_PAGE_BYTES, PageBuilder
+from sagastore_server.storage.limits import MAX_PAGE_BYTES, page_of
 from sagastore_server.storage.load import Load, OnGroup, unheard
 from sagastore_server.storage.model import (
     BulkResult,
@@ -153,7 +153,8 @@ class PostgreSQLStorage(StorageBackend):
     async def list_session(self, session_id: str, scan: Scan) -> Page:
         """See the contract."""
         compiled = compile_search(Criteria(session_id=session_id), scan)
-        return _page(await self._pool.rows(compiled.sql, *compiled.parameters), scan.limit)
+        rows = await self._pool.rows(compiled.sql, *compiled.parameters)
+        return page_of(map(message_from_row, rows), scan.limit)
 
     async def search(self, criteria: Criteria, scan: Scan) -> Page:
         """See the contract."""
@@ -173,12 +174,14 @@ class PostgreSQLStorage(StorageBackend):
 
     async def _searched(self, criteria: Criteria, scan: Scan, block: int | None) -> Page:
         compiled = compile_search(criteria, scan, block)
-        return _page(await self._pool.planned_rows(*compiled), scan.limit)
+        rows = await self._pool.planned_rows(*compiled)
+        return page_of(map(message_from_row, rows), scan.limit)
 
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
         """See the contract."""
         arguments = (after, upto, limit + 1, MAX_PAGE_BYTES)
-        return _page(await self._pool.rows(QUERIES["scan_ids"], *arguments), limit)
+        rows = await self._pool.rows(QUERIES["scan_ids"], *arguments)
+        return page_of(map(message_from_row, rows), limit)
 
     async def last_id(self) -> str | None:
         """See the contract."""
@@ -248,14 +251,6 @@ class PostgreSQLStorage(StorageBackend):
             raise UnavailableError("the store is not open; try again")
         with translating():
             return await self._writer.submit(ids, apply, known)
-
-
-def _page(rows: list[Any], limit: int) -> Page:
-    builder = PageBuilder(limit)
-    for row in rows:
-        if not builder.add(message_from_row(row)):
-            break
-    return builder.page()
 
 
 def cannot_open(place: str, error: BaseException) -> CannotOpenError:

@@ -19,7 +19,7 @@ from sagastore_server.ports import tracing
 from sagastore_server.sqlite.connect import message_from_row, prepare_reader
 from sagastore_server.sqlite.errors import InterruptedReadError, translating
 from sagastore_server.storage.errors import UnavailableError
-from sagastore_server.storage.limits import PageBuilder
+from sagastore_server.storage.limits import page_of
 from sagastore_server.storage.model import Page
 
 READERS = 4
@@ -176,7 +176,8 @@ class ReaderPool:
 
     async def page(self, sql: str, parameters: Iterable[Any], limit: int) -> Page:
         """Return a page of a statement's messages; it yields up to ``limit + 1``."""
-        return _page(await self._up_to(sql, parameters, limit + 1), limit)
+        rows = await self._up_to(sql, parameters, limit + 1)
+        return page_of(map(message_from_row, rows), limit)
 
     async def page_of_block(
         self, sql: str, parameters: Iterable[Any], limit: int
@@ -184,7 +185,8 @@ class ReaderPool:
         """Return a page as ``page`` does, and how many rows the block has; see ``search``."""
         rows = await self._up_to(sql, parameters, limit + 1)
         size: int = rows[0][-1]
-        return _page((row for row in rows if row[0] is not None), limit), size
+        found = (message_from_row(row) for row in rows if row[0] is not None)
+        return page_of(found, limit), size
 
     async def _up_to(self, sql: str, parameters: Iterable[Any], most: int) -> list[Row]:
         parameters = tuple(parameters)
@@ -256,14 +258,6 @@ class ReaderPool:
     def _check_open(self) -> None:
         if self._closing or not self._all:
             raise UnavailableError("the store is closing; try again")
-
-
-def _page(rows: Iterable[Row], limit: int) -> Page:
-    builder = PageBuilder(limit)
-    for row in rows:
-        if not builder.add(message_from_row(row)):
-            break
-    return builder.page()
 
 
 def _weight(value: object) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sagastore_server.storage.model import Message, Page
 
 MAX_PAGE_BYTES = 3 * 1024 * 1024
@@ -12,25 +14,16 @@ One message is at most about 1.9 MiB by ``Message.size``, which never counts too
 """
 
 
-class PageBuilder:
-    """Takes messages until there are ``limit``, or they exceed MAX_PAGE_BYTES; at least one."""
+def page_of(messages: Iterable[Message], limit: int) -> Page:
+    """Return a page of the first messages: up to ``limit`` and MAX_PAGE_BYTES, but at least one.
 
-    def __init__(self, limit: int) -> None:
-        """Begin an empty page of at most ``limit`` messages."""
-        self._limit = limit
-        self._room = MAX_PAGE_BYTES
-        self._messages: list[Message] = []
-        self._full = False
-
-    def add(self, message: Message) -> bool:
-        """Take the next message, or answer False: the page is full, and it goes on."""
-        self._room -= message.size
-        if len(self._messages) >= self._limit or (self._messages and self._room < 0):
-            self._full = True
-            return False
-        self._messages.append(message)
-        return True
-
-    def page(self) -> Page:
-        """Return what was taken."""
-        return Page(self._messages, self._full)
+    No more of ``messages`` is taken than tells whether the page is all there is.
+    """
+    room = MAX_PAGE_BYTES
+    taken: list[Message] = []
+    for message in messages:
+        room -= message.size
+        if len(taken) >= limit or (taken and room < 0):
+            return Page(taken, more=True)
+        taken.append(message)
+    return Page(taken, more=False)
