@@ -3,6 +3,7 @@ package main
 import (
 	"slices"
 	"sort"
+	"strconv"
 
 	"github.com/anishathalye/porcupine"
 )
@@ -13,6 +14,8 @@ type subject struct {
 	calls   []porcupine.Operation
 	values  map[string]value // values written under the id, by digest
 	initial state
+	// anyStart is set in a proof that holds whatever was stored before its first call.
+	anyStart bool
 }
 
 // calls splits a history into the calls on each id.
@@ -41,7 +44,7 @@ func split(operations []*operation) []*subject {
 func (c *calls) subject(id string) *subject {
 	one := c.subjects[id]
 	if one == nil {
-		one = &subject{id: id, values: map[string]value{}}
+		one = &subject{id: id, values: map[string]value{}, initial: nothing(0)}
 		c.subjects[id] = one
 	}
 	return one
@@ -66,7 +69,8 @@ func (c *calls) read(one *operation) {
 			c.subject(shown.ID).initial = version(shown.Digest, shown.Revision)
 		}
 	case "Save":
-		c.write(one, one.Args.Value.ID, request{verb: save, digest: one.Args.Value.Digest})
+		v := one.Args.Value
+		c.write(one, v.ID, request{verb: save, digest: v.Digest, label: v.Label})
 	case "Delete":
 		c.write(one, one.Args.ID, request{verb: remove})
 	case "BulkSave":
@@ -100,7 +104,7 @@ func (c *calls) write(one *operation, id string, in request) {
 	in.repeated = attempts > 1
 	switch {
 	case one.answered():
-		out := response{revision: one.Answer.Revision, created: one.Answer.Created}
+		out := response{revision: told(one.Answer.Revision), created: one.Answer.Created}
 		if in.repeated {
 			out.created = nil // an earlier attempt may have created it
 		}
@@ -116,20 +120,22 @@ func (c *calls) write(one *operation, id string, in request) {
 // open adds attempts of unknown outcome, which stay open to the end of the history.
 func (c *calls) open(one *operation, id string, in request, attempts int) {
 	for range attempts {
-		c.add(one, id, in, response{open: true}, one.Start, never)
+		c.add(one, id, in, response{open: true, revision: untold}, one.Start, never)
 	}
 }
 
 // refusal adds what a refusal tells about the state; other refusals tell nothing.
 func (c *calls) refusal(one *operation, id string, in request) {
-	out := response{code: one.Code}
-	told := string(one.Answer.StoredRevision)
+	out := response{code: one.Code, revision: untold}
+	stored := string(one.Answer.StoredRevision)
 	switch one.Code {
 	case "NOT_FOUND":
 		out.nothing = true
 	case "ALREADY_EXISTS", "ABORTED":
-		out.nothing = told == "null" && one.Code == "ABORTED"
-		out.revision = number(told)
+		out.nothing = stored == "null" && one.Code == "ABORTED"
+		if revision, err := strconv.ParseInt(stored, 10, 64); err == nil {
+			out.revision = revision
+		}
 	default:
 		return
 	}
@@ -150,10 +156,10 @@ func (c *calls) bulk(one *operation) {
 		if last[v.ID].Digest != v.Digest {
 			continue
 		}
-		in := request{verb: save, digest: v.Digest, skip: one.Args.Skip}
+		in := request{verb: save, digest: v.Digest, label: v.Label, skip: one.Args.Skip}
 		attempts := one.attempts()
 		if one.answered() {
-			c.add(one, v.ID, in, response{changed: changed}, one.Start, *one.End)
+			c.add(one, v.ID, in, response{changed: changed, revision: untold}, one.Start, *one.End)
 			attempts--
 		}
 		c.open(one, v.ID, in, attempts)
@@ -186,31 +192,31 @@ func (c *calls) get(one *operation) {
 	}
 	c.shown(one)
 	for _, id := range missing {
-		c.add(one, id, request{verb: absent}, response{}, one.Start, *one.End)
+		c.add(one, id, request{verb: absent}, response{revision: untold}, one.Start, *one.End)
 	}
 }
 
 // shown adds a read for each message in an answer.
 func (c *calls) shown(one *operation) {
 	for _, i := range one.Answer.Items {
-		in := request{verb: show, digest: i.Digest}
+		in := request{verb: show, digest: i.Digest, label: i.Label}
 		c.add(one, i.ID, in, response{revision: i.Revision}, one.Start, *one.End)
 	}
 }
 
 // register returns the model of the id, with the revisions that its calls tell.
 func (s *subject) register() *register {
-	r := &register{initial: s.initial, revisions: map[string][]int64{}}
+	r := &register{initial: []state{s.initial}, revisions: map[string][]int64{}}
 	owned := map[int64]bool{}
 	for _, call := range s.calls {
 		in, out := call.Input.(request), call.Output.(response)
-		if out.code == "" && out.revision != 0 {
+		if out.code == "" && out.revision != untold {
 			r.revisions[in.digest] = include(r.revisions[in.digest], out.revision)
 			owned[out.revision] = true
 		}
 	}
 	for _, call := range s.calls {
-		told := []int64{0}
+		var told []int64
 		if out := call.Output.(response); out.code != "" {
 			told = append(told, out.revision)
 		}
@@ -218,10 +224,28 @@ func (s *subject) register() *register {
 			told = append(told, *guard)
 		}
 		for _, revision := range told {
-			if revision != 0 && !owned[revision] {
+			if revision > 0 && !owned[revision] {
 				r.loose = include(r.loose, revision)
 			}
 		}
+	}
+	return r
+}
+
+// told returns the revision of an answer, or untold.
+func told(revision *int64) int64 {
+	if revision == nil {
+		return untold
+	}
+	return *revision
+}
+
+// anything returns the model of an id of which nothing is known at the beginning.
+func (s *subject) anything() *register {
+	r := s.register()
+	r.initial = []state{nothing(0)}
+	for digest := range s.values {
+		r.initial = append(r.initial, r.versions(digest, 0)...)
 	}
 	return r
 }

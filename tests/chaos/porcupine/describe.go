@@ -28,7 +28,7 @@ func describe(in request, out response) string {
 func (in request) asked() string {
 	var parts []string
 	if in.verb == save {
-		parts = append(parts, short(in.digest))
+		parts = append(parts, in.message())
 	}
 	if in.guard != nil {
 		parts = append(parts, fmt.Sprintf("if_revision=%d", *in.guard))
@@ -45,12 +45,14 @@ func (out response) told(in request) string {
 		return "outcome unknown"
 	case out.nothing:
 		return out.code + ", nothing stored"
+	case out.code != "" && out.revision == untold:
+		return out.code
 	case out.code != "":
 		return fmt.Sprintf("%s, stored revision %d", out.code, out.revision)
 	}
 	switch in.verb {
 	case show:
-		return fmt.Sprintf("%s at revision %d", short(in.digest), out.revision)
+		return fmt.Sprintf("%s at revision %d", in.message(), out.revision)
 	case absent:
 		return "not found"
 	case lack:
@@ -62,7 +64,7 @@ func (out response) told(in request) string {
 // written describes the answer to a write.
 func (out response) written() string {
 	parts := []string{"ok"}
-	if out.revision != 0 {
+	if out.revision != untold {
 		parts = append(parts, fmt.Sprintf("revision %d", out.revision))
 	}
 	if out.created != nil {
@@ -73,5 +75,8 @@ func (out response) written() string {
 	}
 	return strings.Join(parts, ", ")
 }
+
+// message names the value by its first word and the beginning of its digest.
+func (in request) message() string { return strings.TrimSpace(in.label + " " + short(in.digest)) }
 
 func short(digest string) string { return "[" + digest[:min(len(digest), 6)] + "]" }

@@ -51,7 +51,7 @@ type arguments struct {
 
 // reply holds the answers of all kinds of operations.
 type reply struct {
-	Revision       int64           `json:"revision"`
+	Revision       *int64          `json:"revision"`
 	Created        *bool           `json:"created"`
 	StoredRevision json.RawMessage `json:"stored_revision"`
 	Values         []value         `json:"values"`
@@ -68,6 +68,7 @@ type reply struct {
 type value struct {
 	ID        string   `json:"id"`
 	Digest    string   `json:"digest"`
+	Label     string   `json:"label"`
 	Timestamp int64    `json:"timestamp"`
 	Session   *string  `json:"session"`
 	Tags      []string `json:"tags"`
@@ -78,6 +79,7 @@ type value struct {
 type item struct {
 	ID        string
 	Digest    string
+	Label     string
 	Revision  int64
 	Timestamp int64
 }
@@ -91,7 +93,7 @@ func (i *item) UnmarshalJSON(data []byte) error {
 	if len(fields) != 6 {
 		return fmt.Errorf("an item has %d fields, not 6", len(fields))
 	}
-	targets := map[int]any{0: &i.ID, 1: &i.Digest, 3: &i.Revision, 5: &i.Timestamp}
+	targets := map[int]any{0: &i.ID, 1: &i.Digest, 2: &i.Label, 3: &i.Revision, 5: &i.Timestamp}
 	for index, target := range targets {
 		if err := json.Unmarshal(fields[index], target); err != nil {
 			return err

@@ -39,8 +39,11 @@ type violation struct {
 	Operations  []int  `json:"operations"`
 }
 
-// shrinkTimeout limits each check while a proof is made shorter.
-const shrinkTimeout = time.Second
+// mostShrunk is the number of violating ids of a file whose proof is made short.
+const mostShrunk = 10
+
+// mostStates is the number of possible states that an explanation lists.
+const mostStates = 3
 
 // options of a check.
 type options struct {
@@ -74,7 +77,11 @@ func judge(operations []*operation, with options) (*opinion, error) {
 		result.Calls += len(own.calls)
 		switch porcupine.CheckOperationsTimeout(own.register().model(), own.calls, with.timeout) {
 		case porcupine.Illegal:
-			found, err := own.explain(operations, with)
+			short := own
+			if len(result.Violations) < mostShrunk {
+				short = own.shrink()
+			}
+			found, err := own.explain(short, operations[0].Start, with)
 			if err != nil {
 				return nil, err
 			}
@@ -92,21 +99,24 @@ func judge(operations []*operation, with options) (*opinion, error) {
 	return result, nil
 }
 
-// explain makes a short proof of a violation, and its visualisation if one is wanted.
-func (s *subject) explain(operations []*operation, with options) (violation, error) {
-	few := s.shrink(min(with.timeout, shrinkTimeout))
+// explain describes a violation by the few calls that prove it, and draws all calls if a
+// visualisation is wanted.
+func (s *subject) explain(few *subject, began int64, with options) (violation, error) {
 	found := violation{ID: s.id}
 	var text strings.Builder
 	text.WriteString("no order of these calls explains their answers")
-	_, info := porcupine.CheckOperationsVerbose(s.register().model(), few.calls, with.timeout)
-	text.WriteString(s.reached(few, info))
+	if few.anyStart {
+		text.WriteString(", whatever was stored before them")
+	} else {
+		text.WriteString(s.reached(few, with))
+	}
 	told, hidden := few.worthTelling()
 	for _, call := range told {
 		found.Operations = append(found.Operations, call.Input.(request).operation)
-		text.WriteString("\n" + line(call, operations[0].Start))
+		text.WriteString("\n" + line(call, began))
 	}
 	if hidden > 0 {
-		fmt.Fprintf(&text, "\n    and %d writes of unknown outcome, which do not explain it", hidden)
+		fmt.Fprintf(&text, "\n    other writes, which do not explain it at any time: %d", hidden)
 	}
 	found.Explanation = text.String()
 	if with.html == "" {
@@ -133,71 +143,6 @@ func (s *subject) worthTelling() (told []porcupine.Operation, hidden int) {
 		told = append(told, call)
 	}
 	return told, hidden
-}
-
-// shrink returns the subject with fewer calls that have no order either: first only what
-// began before the earliest impossible answer, then without the calls that are not needed.
-func (s *subject) shrink(timeout time.Duration) *subject {
-	wrong := func(calls []porcupine.Operation) bool {
-		// The revisions are those of all calls: fewer would allow less than they should.
-		return porcupine.CheckOperationsTimeout(s.register().model(), calls, timeout) == porcupine.Illegal
-	}
-	ends := slices.Clone(s.calls)
-	slices.SortFunc(ends, func(a, b porcupine.Operation) int { return cmp.Compare(a.Return, b.Return) })
-	low, high := 0, len(ends)-1
-	for low < high {
-		middle := (low + high) / 2
-		if wrong(until(s.calls, ends[middle].Return)) {
-			high = middle
-		} else {
-			low = middle + 1
-		}
-	}
-	few := *s
-	if few.calls = until(s.calls, ends[high].Return); !wrong(few.calls) {
-		few.calls = s.calls // a check timed out on the way
-	}
-	for index := len(few.calls) - 1; index >= 0; index-- {
-		if rest := without(few.calls, index); wrong(rest) {
-			few.calls = rest
-		}
-	}
-	return &few
-}
-
-// until returns what is known at a moment: a write that has not ended is of unknown outcome.
-func until(calls []porcupine.Operation, moment int64) []porcupine.Operation {
-	var known []porcupine.Operation
-	for _, call := range calls {
-		if call.Call > moment {
-			continue
-		}
-		if call.Return > moment {
-			if !writes(call) {
-				continue
-			}
-			call.Output, call.Return = response{open: true}, never
-		}
-		known = append(known, call)
-	}
-	return known
-}
-
-// without leaves out a read or refusal; of a write it leaves out the answer only, because the
-// effect may be what other answers show.
-func without(calls []porcupine.Operation, index int) []porcupine.Operation {
-	rest := slices.Clone(calls)
-	if !writes(rest[index]) {
-		return slices.Delete(rest, index, index+1)
-	}
-	rest[index].Output, rest[index].Return = response{open: true}, never
-	return rest
-}
-
-// writes tells whether a call can change what is stored.
-func writes(call porcupine.Operation) bool {
-	verb := call.Input.(request).verb
-	return (verb == save || verb == remove) && call.Output.(response).code == ""
 }
 
 // draw writes Porcupine's visualisation of all calls on the id.
@@ -233,7 +178,9 @@ func (s *subject) drawable() []porcupine.Operation {
 }
 
 // reached describes the state after the longest order of some calls that Porcupine found.
-func (s *subject) reached(few *subject, info porcupine.LinearizationInfo) string {
+func (s *subject) reached(few *subject, with options) string {
+	model := s.register().model()
+	_, info := porcupine.CheckOperationsVerbose(model, few.calls, with.timeout)
 	orders := info.PartialLinearizationsOperations()
 	if len(orders) == 0 || len(orders[0]) == 0 {
 		return ""
@@ -241,11 +188,13 @@ func (s *subject) reached(few *subject, info porcupine.LinearizationInfo) string
 	longest := slices.MaxFunc(orders[0], func(a, b []porcupine.Operation) int {
 		return cmp.Compare(len(a), len(b))
 	})
-	model := s.register().model()
 	now := model.Init()
 	for _, call := range longest {
 		_, now = model.Step(now, call.Input, call.Output)
 	}
-	return fmt.Sprintf("; the longest order has %d of %d and ends with: %s",
-		len(longest), len(few.calls), model.DescribeState(now))
+	text := fmt.Sprintf("; the longest order has %d of %d", len(longest), len(few.calls))
+	if states := now.([]any); len(states) <= mostStates {
+		text += " and ends with " + model.DescribeState(now)
+	}
+	return text
 }

@@ -19,12 +19,16 @@ const (
 	lack               // a list, search or export does not contain the message
 )
 
+// untold is the revision where an answer tells none.
+const untold = -1
+
 // request is the input of a Porcupine operation: a call, as far as it concerns one id.
 type request struct {
 	operation int // number in the history
 	kind      string
 	verb      verb
 	digest    string
+	label     string // first word of the content, for explanations
 	guard     *int64 // if_revision
 	skip      bool   // ON_CONFLICT_SKIP
 	repeated  bool   // sent more than once by the client library
@@ -35,7 +39,7 @@ type request struct {
 type response struct {
 	open     bool   // outcome unknown: the effect is possible, now or never
 	code     string // of a refusal
-	revision int64  // 0: not told
+	revision int64  // or untold
 	created  *bool
 	changed  *bool // whether the answer tells that the save changed the message
 	nothing  bool  // a refusal tells that nothing is stored
@@ -45,7 +49,7 @@ type response struct {
 type state struct {
 	present bool
 	digest  string
-	// revision is 0 if nothing is stored, or if no answer tells the revision of this version.
+	// revision is untold if nothing is stored, or if no answer tells that of this version.
 	revision int64
 	// floor is the highest revision known so far; every later change has a higher one.
 	floor int64
@@ -55,20 +59,20 @@ func (s state) String() string {
 	switch {
 	case !s.present:
 		return "nothing stored"
-	case s.revision == 0:
+	case s.revision == untold:
 		return fmt.Sprintf("%s at a revision above %d", short(s.digest), s.floor)
 	}
 	return fmt.Sprintf("%s at revision %d", short(s.digest), s.revision)
 }
 
-// has tells whether the state can have a revision that an answer told; 0 is not told.
-func (s state) has(revision int64) bool { return revision == 0 || s.revision == revision }
+// has tells whether the state can have the revision that an answer told, if it told one.
+func (s state) has(revision int64) bool { return revision == untold || s.revision == revision }
 
 // register is the model of one id. It is nondeterministic in two ways: a call of unknown
 // outcome has its effect or not, and the revision of a save that tells none is any revision
 // that some answer tells, or one that no answer tells.
 type register struct {
-	initial state
+	initial []state
 	// revisions holds the revisions that answers tell of each value.
 	revisions map[string][]int64
 	// loose holds revisions of which no answer tells the value.
@@ -109,17 +113,10 @@ func (r *register) saved(s state, in request, out response) []state {
 	if is(out.changed, false) || is(out.created, s.present) {
 		return nil
 	}
-	if out.revision != 0 {
+	if out.revision != untold {
 		return keepIf(version(in.digest, out.revision), out.revision > s.floor)
 	}
-	untold := state{present: true, digest: in.digest, floor: s.floor}
-	after := []state{untold}
-	for _, revision := range r.candidates(in.digest) {
-		if revision > s.floor {
-			after = append(after, version(in.digest, revision))
-		}
-	}
-	return after
+	return r.versions(in.digest, s.floor)
 }
 
 func removed(s state, in request) []state {
@@ -127,7 +124,7 @@ func removed(s state, in request) []state {
 		// The library takes NOT_FOUND for success if an earlier attempt may have worked.
 		return keepIf(s, in.repeated)
 	}
-	return keepIf(state{floor: s.floor}, guardHolds(s, in.guard))
+	return keepIf(nothing(s.floor), guardHolds(s, in.guard))
 }
 
 func observed(s state, in request, out response) bool {
@@ -150,7 +147,7 @@ func refuse(s state, in request, out response) []state {
 	case "ALREADY_EXISTS":
 		return keepIf(s, s.present && s.has(out.revision))
 	case "ABORTED":
-		told := out.revision == 0 || s.present && s.has(out.revision)
+		told := out.revision == untold || s.present && s.has(out.revision)
 		return keepIf(s, told && !matches(s, out.revision, in.guard))
 	}
 	return []state{s}
@@ -172,10 +169,19 @@ func guardHolds(s state, guard *int64) bool {
 	return s.present && s.revision == *guard
 }
 
-// candidates returns the revisions that a version with this value can have.
-func (r *register) candidates(digest string) []int64 {
-	return append(slices.Clone(r.revisions[digest]), r.loose...)
+// versions returns the states with a value whose revision is not known, but above the floor.
+func (r *register) versions(digest string, floor int64) []state {
+	all := []state{{present: true, digest: digest, revision: untold, floor: floor}}
+	for _, revision := range slices.Concat(r.revisions[digest], r.loose) {
+		if revision > floor {
+			all = append(all, version(digest, revision))
+		}
+	}
+	return all
 }
+
+// nothing is the state after a deletion.
+func nothing(floor int64) state { return state{revision: untold, floor: floor} }
 
 func version(digest string, revision int64) state {
 	return state{present: true, digest: digest, revision: revision, floor: revision}
@@ -194,17 +200,21 @@ func is(told *bool, value bool) bool { return told != nil && *told == value }
 func (r *register) model() porcupine.Model {
 	seed := maphash.MakeSeed()
 	nondeterministic := porcupine.NondeterministicModel{
-		Init: func() []any { return []any{r.initial} },
+		Init: func() []any { return boxed(r.initial) },
 		Step: func(before, in, out any) []any {
-			var after []any
-			for _, one := range r.next(before.(state), in.(request), out.(response)) {
-				after = append(after, one)
-			}
-			return after
+			return boxed(r.next(before.(state), in.(request), out.(response)))
 		},
 		Hash:              func(s any) uint64 { return maphash.Comparable(seed, s.(state)) },
 		DescribeOperation: func(in, out any) string { return describe(in.(request), out.(response)) },
 		DescribeState:     func(s any) string { return s.(state).String() },
 	}
 	return nondeterministic.ToModel()
+}
+
+func boxed(states []state) []any {
+	all := make([]any, 0, len(states))
+	for _, one := range states {
+		all = append(all, one)
+	}
+	return all
 }

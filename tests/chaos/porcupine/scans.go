@@ -1,9 +1,6 @@
 package main
 
-import (
-	"encoding/json"
-	"strconv"
-)
+import "encoding/json"
 
 // place is the position of a message in a list: its timestamp, then its id.
 type place struct {
@@ -40,7 +37,7 @@ func (c *calls) page(one *operation) {
 		}
 		if len(among) > 0 {
 			in := request{verb: lack, among: among}
-			c.add(one, id, in, response{}, one.Start, *one.End)
+			c.add(one, id, in, response{revision: untold}, one.Start, *one.End)
 		}
 	}
 }
@@ -120,7 +117,7 @@ func (c *calls) export(one *operation) {
 	for id := range c.subjects {
 		passed := one.answered() || id < items[len(items)-1].ID
 		if id > after && passed && !shown[id] {
-			c.add(one, id, request{verb: absent}, response{}, began, *one.End)
+			c.add(one, id, request{verb: absent}, response{revision: untold}, began, *one.End)
 		}
 	}
 }
@@ -131,10 +128,4 @@ func ids(items []item) map[string]bool {
 		all[one.ID] = true
 	}
 	return all
-}
-
-// number reads a revision; 0 for null and for what is not told.
-func number(text string) int64 {
-	revision, _ := strconv.ParseInt(text, 10, 64)
-	return revision
 }
