@@ -92,15 +92,7 @@ def build() -> Path:
     PROGRAM.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=PROGRAM.parent) as folder:
         made = Path(folder) / PROGRAM.name
-        command = ["go", "build", "-o", str(made), "."]
-        done = subprocess.run(
-            command,
-            cwd=SOURCES,
-            capture_output=True,
-            text=True,
-            timeout=BUILD_SECONDS,
-            check=False,
-        )
+        done = _run(["go", "build", "-o", str(made), "."], BUILD_SECONDS, cwd=SOURCES)
         if done.returncode:
             why = " ".join(done.stderr.split())
             raise SecondOpinionError(f"the Porcupine checker could not be built: {why}")
@@ -108,6 +100,15 @@ def build() -> Path:
         made.touch()
         made.replace(PROGRAM)
     return PROGRAM
+
+
+def _run(command: Sequence[str], seconds: int, **options: Any) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, check=False, **options
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise SecondOpinionError(f"{command[0]} did not end within {seconds} s") from exc
 
 
 def opinions(paths: Sequence[Path], *options: str) -> list[Opinion]:
@@ -118,15 +119,9 @@ def opinions(paths: Sequence[Path], *options: str) -> list[Opinion]:
 
     """
     command = [str(build()), "-json", *options, *map(str, paths)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS,
-        check=False,
-        # The garbage collector must not take all processors from a round that runs meanwhile.
-        env=os.environ | {"GOMAXPROCS": "1"},
-    )
+    # The garbage collector must not take all processors from a round that runs meanwhile.
+    one_processor = os.environ | {"GOMAXPROCS": "1"}
+    done = _run(command, RUN_SECONDS, env=one_processor)
     if done.returncode not in {0, 1}:
         raise SecondOpinionError(f"the Porcupine checker failed: {done.stderr.strip()}")
     return [Opinion.read(json.loads(line)) for line in done.stdout.splitlines()]
@@ -176,9 +171,7 @@ def main() -> int:
         wrong += bool(different or opinion.violations or not report.ok)
         verdict = "no violation" if report.ok else ", ".join(sorted(report.kinds))
         told = [f"  DISAGREEMENT at id {line}" for line in different]
-        sys.stdout.write(
-            "\n".join([f"{path}: {opinion}", f"  in Python: {verdict}", *told]) + "\n"
-        )
+        sys.stdout.write("\n".join([f"{path}: {opinion}", f"  in Python: {verdict}", *told]) + "\n")
     return 1 if wrong else 0
 
 

@@ -170,7 +170,10 @@ func (c *calls) bulk(one *operation) {
 // of its answer decide that.
 func batchChanged(one *operation) *bool {
 	count, answer := len(one.Args.Values), one.Answer
-	kept := answer.Unchanged + answer.Skipped
+	kept := answer.Unchanged
+	if one.Args.Skip {
+		kept = answer.Skipped
+	}
 	whole := answer.Saved+kept == count && answer.Rejected == one.Args.Invalid
 	if !one.answered() || !whole || one.attempts() > 1 {
 		return nil
