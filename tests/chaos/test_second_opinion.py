@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import second_opinion
+from tests.chaos.campaign import Options
 from tests.chaos.checker import Report, check
 from tests.chaos.history import History, Operation, Outcome
+from tests.chaos.jobs import command, parts
 from tests.chaos.judge import judge
 from tests.chaos.mutations import (
     MUTATIONS,
@@ -80,8 +82,9 @@ def porcupine() -> None:
     """Build the program, or skip the test without Go or the module."""
     if shutil.which("go") is None:
         pytest.skip("needs Go")
-    command = ["go", "mod", "download"]
-    done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["go", "mod", "download"], cwd=SOURCES, capture_output=True, text=True, check=False
+    )
     if done.returncode and "SECURITY ERROR" not in done.stderr:
         pytest.skip(f"needs the module of go.mod: {done.stderr.strip()}")
     second_opinion.build()
@@ -105,8 +108,10 @@ def judge_all(histories: Sequence[History], folder: Path) -> list[tuple[Report, 
 @pytest.mark.go
 @pytest.mark.timeout(BUILD_SECONDS)
 def test_go_tests_pass(porcupine: None) -> None:
-    for command in (["go", "vet", "./..."], ["go", "test", "./..."]):
-        done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, check=False)
+    for work in ("vet", "test"):
+        done = subprocess.run(
+            ["go", work, "./..."], cwd=SOURCES, capture_output=True, text=True, check=False
+        )
         assert not done.returncode, done.stdout + done.stderr
 
 
@@ -253,6 +258,14 @@ def test_what_porcupine_does_not_check_is_no_disagreement() -> None:
     assert list(disagreements(history, report, LINEARIZABLE)) == []
 
 
+def test_parts_of_a_campaign_ask_porcupine_as_well(tmp_path: Path) -> None:
+    options = Options(4, 1, tmp_path, porcupine=True)
+    commands = [command(part) for part in parts(options, 2)]
+    assert len(commands) == 2
+    assert all("--porcupine" in one for one in commands)
+    assert "--porcupine" not in command(options._replace(porcupine=False))
+
+
 def test_missing_go_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(second_opinion, "PROGRAM", tmp_path / "secondopinion")
@@ -262,7 +275,7 @@ def test_missing_go_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_no_history_is_one_clear_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.chaos.second_opinion", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    program = [sys.executable, "-m", "tests.chaos.second_opinion", str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no history found")

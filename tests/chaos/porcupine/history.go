@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -111,6 +112,17 @@ func (o *operation) refused() bool { return o.Outcome == outcomeRefused }
 // attempts returns how often the client sent the call.
 func (o *operation) attempts() int { return max(o.Args.Tries, 1) }
 
+// validate returns an error if the operation lacks what every such operation has.
+func (o *operation) validate() error {
+	if o.Kind == "Save" && o.Args.Value == nil {
+		return errors.New("a Save without a value")
+	}
+	if o.End == nil && (o.answered() || o.refused()) {
+		return errors.New("an answer without its time")
+	}
+	return nil
+}
+
 // readHistory reads the operations of a history file; marks are skipped.
 func readHistory(path string) ([]*operation, error) {
 	file, err := os.Open(path)
@@ -132,9 +144,13 @@ func readHistory(path string) ([]*operation, error) {
 		if err := decoder.Decode(&one); err != nil {
 			return nil, fmt.Errorf("%s, record %d: %w", path, len(operations)+1, err)
 		}
-		if one.Number != nil {
-			operations = append(operations, &one)
+		if one.Number == nil {
+			continue
 		}
+		if err := one.validate(); err != nil {
+			return nil, fmt.Errorf("%s, operation %d: %w", path, *one.Number, err)
+		}
+		operations = append(operations, &one)
 	}
 	return operations, nil
 }

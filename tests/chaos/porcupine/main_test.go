@@ -86,13 +86,21 @@ func TestTimeOutIsUnknown(t *testing.T) {
 }
 
 func TestOtherFilesAreRefused(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "other.jsonl")
-	if err := os.WriteFile(path, []byte("{\"op\": 1}\n"), 0o600); err != nil {
-		t.Fatal(err)
+	files := map[string]string{
+		`{"op":1}`: "is not a history of format 1",
+		`{"history":1} {"op":0,"kind":"Save","outcome":"open"}`:             "a Save without a value",
+		`{"history":1} {"op":0,"kind":"Get","outcome":"ok"}`:                "an answer without its time",
+		`{"history":1} {"op":0,"kind":"Get","answer":{"items":[["m",""]]}}`: "an item has 2 fields",
 	}
-	err := run([]string{path}, io.Discard, io.Discard)
-	if err == nil || !strings.Contains(err.Error(), "is not a history of format 1") {
-		t.Errorf("error %v", err)
+	for text, wanted := range files {
+		path := filepath.Join(t.TempDir(), "other.jsonl")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := run([]string{path}, io.Discard, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), wanted) {
+			t.Errorf("error %v, not %q", err, wanted)
+		}
 	}
 	if err := run(nil, io.Discard, io.Discard); err == nil {
 		t.Error("no file is no error")
