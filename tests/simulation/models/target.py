@@ -334,7 +334,8 @@ class ModelTarget(SnapshotReads, MigrationTarget):
         def commit() -> None:
             record = server.record
             if record is not None and (record.holder, record.session) == lease:
-                server.record = record._replace(holder="", session="")
+                # The name of the last holder stays, for one that comes back after a while.
+                server.record = record._replace(session="")
                 server.lease_until = asyncio.get_running_loop().time()
 
         await self._ask(Write([_RECORD], lambda: commit))
