@@ -26,6 +26,7 @@ from sagastore_server.postgresql.schema import SCHEMA_VERSION
 from sagastore_server.sqlite.files import register_owner_function
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.model import Message
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import Carried, MigrationSource, MigrationTarget
 from tests.simulation.models.postgres import PostgresServer
@@ -33,14 +34,13 @@ from tests.simulation.models.process import Process
 from tests.simulation.models.source import ModelSource
 from tests.simulation.models.source_disk import SourceDisk
 from tests.simulation.models.target import ModelTarget
-from tests.support.drafts import draft
+from tests.support.drafts import NOW, draft
 from tests.support.postgres import execute, fresh_schema
 from tests.support.replicating import (
     FILE_COLUMNS,
     LEASE,
     SOURCE,
     file_without_id,
-    message,
     set_aside,
 )
 
@@ -226,7 +226,8 @@ class ModelTargetPlace(TargetPlace):
         server.schema = SCHEMA_VERSION
         for key in (*buried, *stored):
             server.revision += 1
-            server.rows[key] = message(key, server.revision)
+            one = draft(key)
+            server.rows[key] = Message(*one[:5], NOW, *one[6:], now(), server.revision)
         for key in buried:
             server.revision += 1
             del server.rows[key]
