@@ -46,11 +46,8 @@ from sagastore_server.storage.replication import (
 CHANGING = 0.005
 """Seconds between looks while a change of phase comes into force: some turns of the event loop."""
 
-PROBE_EVERY = 0.25
-"""Seconds between two signs of life that an idle target is asked for while it is read."""
-
-RENEW_EVERY = 2.0
-"""The same while it is not read: often enough to hold the lease."""
+PROBE_EVERY, RENEW_EVERY = 0.25, 2.0
+"""Seconds between two renewals of the lease of an idle target: while it is read, and else."""
 
 MOST_TOUCHED = 200_000
 """Changed ids remembered between two verifications; beyond, a new one is needed."""
@@ -84,9 +81,9 @@ class Follower:
         self._patience = patience
         self._session = ends.environment.randomness.token()
         self.standing = Standing.DETACHED
+        self._guard = LeaseGuard(self._clock)
         self.trouble: Blocker | None = None
         """Why the target is not followed, or is silent; None: all is well."""
-        self._guard = LeaseGuard(self._clock)
         self.applied = 0
         self._position = 0
         """``applied`` as the target has it, for compare-and-set; may be behind ``applied``."""
@@ -115,8 +112,6 @@ class Follower:
         """Reads of the target, to be given up when it falls silent."""
         self._source.on_commit(self._wake.set)
         self._target.on_connection_loss(self._suspect)
-
-    # ------------------------------------------------------------------ for others
 
     @property
     def lease(self) -> Lease:
@@ -175,7 +170,7 @@ class Follower:
             self.attach_anew()
 
     def attach_anew(self) -> None:
-        """Compare notes with the target again, which missed something."""
+        """Attach again: the target missed something, or has less than it had."""
         self._anew = True
         self._wake.set()
 
@@ -296,8 +291,6 @@ class Follower:
     def watch_changes(self) -> None:
         """Begin to remember which ids change, for a later verification of these."""
         self.touched = {}
-
-    # ------------------------------------------------------------------ following
 
     async def _run(self) -> None:
         pause = self._tuning.reconnect_first
@@ -477,7 +470,7 @@ class Follower:
         self._stand(Standing.DETACHED)
 
     def _refused(self, error: PreconditionError) -> None:
-        """Wait for what may pass; but where another server has gone on, this one must end."""
+        """Wait for what may pass; where another server has gone on, this one must end."""
         blocker = error.blockers[0]
         if blocker.reason == "LEASE_HELD" and self._guard.waits_for(blocker):
             self._detach(blocker)
