@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from sagastore_server.migration import attaching
 from sagastore_server.migration.follower import Follower
 from sagastore_server.migration.lease import LeaseGuard
 from sagastore_server.migration.router import Router, _NotAnsweredError
@@ -268,7 +269,14 @@ def _flush_at_once() -> None:
     async def flush(self: ModelSource) -> int:
         return self.committed
 
+    async def reconcile(source: Any, situation: Any, record: Any) -> int:
+        status = await source.journal_status(record.applied)
+        base: int = situation.state.base
+        return max(base, status.pruned, record.applied)
+
     _replace(ModelSource, "flush", flush)
+    # Otherwise an attachment journals again what the journal lacks above `base`.
+    _replace(attaching, "_reconcile", reconcile)
 
 
 @_plant("acknowledge-unproved", "a write is acknowledged without a look at who holds the lease")

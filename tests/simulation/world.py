@@ -18,6 +18,7 @@ from typing import Any
 from sagastore_server.migration.live import LiveMigration
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import ExtraValue, FileRow
 from tests.simulation import rival
 from tests.simulation.clients import Client, client_message, draft, new_value
 from tests.simulation.environment import EPOCH, SimulationRandomness
@@ -88,6 +89,11 @@ class World:
         """Clients, operator and faults end their work."""
         self.violations: list[str] = []
         self.counts: Counter[str] = Counter()
+        self.kill_at_the_end = False
+        """Whether the server is killed once PostgreSQL has taken over."""
+        self.altered = ""
+        """Id of a row of PostgreSQL that a foreign hand has altered, until it is repaired."""
+        self.was_altered = False
         self.set_back = 0
         """How often PostgreSQL was set back."""
         self._set_back_at = float("-inf")
@@ -187,6 +193,12 @@ class World:
     def _after_step(self) -> None:
         for watcher in self._watchers:
             watcher.look()
+        if self.kill_at_the_end:
+            record = self.postgres.record
+            if record is not None and record.phase is Phase.POSTGRES_ONLY:
+                self.kill_at_the_end = False
+                self.fault("killed when PostgreSQL has taken over", "")
+                self.service.kill(0.1)
 
     async def _main(self) -> None:
         self._fill_file()
@@ -242,10 +254,18 @@ class World:
             message = Message(**old._asdict(), created_at=EPOCH * 1_000_000, revision=disk.revision)
             disk.messages[message.id] = message
             self.checker.known(client_message(message))
+        numbers = range(1, settings.carried + 1)
         disk.quarantine = [
             QuarantinedRow(number, f"messages/rowid={number}", "why", "field", b"{}")
-            for number in range(1, settings.quarantined + 1)
+            for number in numbers
         ]
+        disk.files = [
+            FileRow(n, f"f{n}", "name", "path", "type", None, None, None, "", None, None, "{}")
+            for n in numbers
+        ]
+        disk.extras = [ExtraValue(f"old-{number:03d}", "extra", "{}") for number in numbers]
+        if settings.restored:
+            disk.state = disk.state._replace(restored=disk.revision)
         disk.rows_at_once, disk.busy_readers = settings.rows_at_once, settings.busy_readers
         disk.state = disk.state._replace(batch_size=settings.batch_size)
         disk.is_new = not (disk.messages or disk.quarantine)

@@ -345,10 +345,12 @@ class ModelTarget(SnapshotReads, MigrationTarget):
 
         await self._ask(Write([_RECORD], lambda: commit))
 
-    async def set_phase(self, lease: Lease, phase: Phase, epoch: int, base: int) -> TargetRecord:
+    async def set_phase(
+        self, lease: Lease, phase: Phase, epoch: int, base: int, after: int | None = None
+    ) -> TargetRecord:
         """See the contract."""
         record = await self._holding(
-            lease, lambda server: _note(server, phase=phase, epoch=epoch), base
+            lease, lambda server: _note(server, phase=phase, epoch=epoch), base, _at(after)
         )
         return record._replace(phase=phase, epoch=epoch)
 
@@ -383,11 +385,7 @@ class ModelTarget(SnapshotReads, MigrationTarget):
                 if entry.message is not None:
                     self._upsert(server, entry.message)
 
-        def check(record: TargetRecord) -> None:
-            if after is not None and record.applied != after:
-                raise TargetSetBackError(f"PostgreSQL is at {record.applied}, not at {after}")
-
-        await self._holding(lease, run, max(entry.sequence for entry in entries), check)
+        await self._holding(lease, run, max(entry.sequence for entry in entries), _at(after))
 
     def _bury(self, server: PostgresServer, message_id: str, revision: int) -> None:
         stored = server.rows.get(message_id)
@@ -501,6 +499,16 @@ class ModelTarget(SnapshotReads, MigrationTarget):
     async def refresh_statistics(self) -> None:
         """See the contract."""
         await self._read(lambda _: None, None)
+
+
+def _at(after: int | None) -> Callable[[TargetRecord], None]:
+    """Return a check that the target is at a position of the journal; None: at any."""
+
+    def check(record: TargetRecord) -> None:
+        if after is not None and record.applied != after:
+            raise TargetSetBackError(f"PostgreSQL is at {record.applied}, not at {after}")
+
+    return check
 
 
 def _note(server: PostgresServer, **fields: object) -> None:
