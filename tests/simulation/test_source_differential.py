@@ -105,17 +105,26 @@ def _write(source: MigrationSource, write: tuple[Any, ...]) -> Coroutine[Any, An
     return call
 
 
+async def _told(source: MigrationSource, call: Awaitable[object]) -> tuple[object, int]:
+    """Return the answer of a call, and what was committed when it was told."""
+    return await answer_of(call), source.committed
+
+
 async def _group(
     source: MigrationSource, group: Sequence[tuple[tuple[Any, ...], bool]]
 ) -> list[object]:
-    """Submit writes that share a transaction; callers that do not stay go before it begins."""
+    """Submit writes that share a transaction, and flush.
+
+    Callers that do not stay go before the transaction begins.
+    """
     may_go = threading.Event()
     holding: asyncio.Task[object] | None = None
     if isinstance(source, SQLiteSource):
         assert source._writer is not None
         holding = asyncio.create_task(source._writer.run_between_groups(lambda _: may_go.wait()))
     # The model begins no group before all tasks of one turn of the event loop have run.
-    tasks = [asyncio.create_task(answer_of(_write(source, write))) for write, _ in group]
+    tasks = [asyncio.create_task(_told(source, _write(source, write))) for write, _ in group]
+    flush = asyncio.create_task(_told(source, source.flush()))
     # Each task runs until it waits for its answer; the held errand came first.
     await asyncio.sleep(0)
     for task, (_, stays) in zip(tasks, group, strict=True):
@@ -124,7 +133,7 @@ async def _group(
     may_go.set()
     if holding is not None:
         await holding
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    outcomes = await asyncio.gather(*tasks, flush, return_exceptions=True)
     return [type(one) if isinstance(one, BaseException) else one for one in outcomes]
 
 
