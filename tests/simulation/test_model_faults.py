@@ -58,7 +58,7 @@ async def test_writes_are_durable_before_they_are_told() -> None:
     source = _source(disk)
     await source.open()
     save = asyncio.create_task(source.save(draft("a")))
-    while not disk.messages:  # noqa: ASYNC110 - a turn of the event loop, not a time
+    while not disk.messages:
         await asyncio.sleep(0)
     assert not save.done()
     assert source.committed == 0
@@ -73,7 +73,7 @@ async def test_crash_loses_the_answer_and_keeps_the_write() -> None:
     source = _source(disk)
     await source.open()
     save = asyncio.create_task(source.save(draft("a")))
-    while not disk.messages:  # noqa: ASYNC110 - a turn of the event loop, not a time
+    while not disk.messages:
         await asyncio.sleep(0)
     source.process.dead = True
     with pytest.raises(ProcessDeadError):
@@ -223,7 +223,7 @@ async def test_hanging_transaction_is_not_overtaken_by_a_claim() -> None:
     server = PostgresServer(Random(1), scale=0)
     async with _claimed(server) as target, opened(_target(server)) as successor:
         applying = asyncio.create_task(target.apply(LEASE, BATCH))
-        while not server.lock("\0record").locked():  # noqa: ASYNC110 - turns, not time
+        while not server.lock("\0record").locked():
             await asyncio.sleep(0)
         server.hold()
         await _turns(5)

@@ -91,6 +91,10 @@ class ModelTarget(SnapshotReads, MigrationTarget):
         """See the contract."""
         return "PostgreSQL at model"
 
+    def on_connection_loss(self, listener: Callable[[], None]) -> None:
+        """See the contract."""
+        self._server.on_connection_loss(self.process, listener)
+
     # ------------------------------------------------------------------ opening and closing
 
     async def open(self) -> None:
