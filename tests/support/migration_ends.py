@@ -159,6 +159,10 @@ class TargetPlace(abc.ABC):
         """
 
     @abc.abstractmethod
+    async def cut(self) -> None:
+        """End every connection of the targets."""
+
+    @abc.abstractmethod
     async def tombstones(self) -> dict[str, int]:
         """Return the revision of the latest deletion, by id."""
 
@@ -196,6 +200,14 @@ class PostgreSQLPlace(TargetPlace):
             for key in buried:
                 await backend.delete(key)
 
+    async def cut(self) -> None:
+        """See the base class."""
+        await execute(
+            self.dsn,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'sagastore' AND datname = current_database()",
+        )
+
     async def tombstones(self) -> dict[str, int]:
         """See the base class."""
         connection: Any = await asyncpg.connect(self.dsn)
@@ -232,6 +244,10 @@ class ModelTargetPlace(TargetPlace):
             server.revision += 1
             del server.rows[key]
             server.tombs[key] = server.revision
+
+    async def cut(self) -> None:
+        """See the base class."""
+        self.server.cut()
 
     async def tombstones(self) -> dict[str, int]:
         """See the base class."""

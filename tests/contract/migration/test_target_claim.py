@@ -345,6 +345,24 @@ async def test_everything_survives_reopening(target_place: TargetPlace) -> None:
         await target.save(draft("m-4"))
 
 
+# ------------------------------------------------------------------ lost connections
+
+
+async def test_listeners_hear_of_lost_connections_before_a_read_answers(
+    target_place: TargetPlace, target: MigrationTarget
+) -> None:
+    heard: list[str] = []
+    target.on_connection_loss(lambda: heard.append("first"))
+    target.on_connection_loss(lambda: heard.append("second"))
+    await target.apply(LEASE, [saved(message("m-1", 3))])
+    await target.get("m-1")
+    assert heard == []
+    for turn in (1, 2):
+        await target_place.cut()
+        assert (await target.get("m-1")).revision == 3
+        assert heard.count("first") == heard.count("second") >= turn
+
+
 # ------------------------------------------------------------------ closed
 
 
