@@ -202,11 +202,18 @@ class PostgreSQLPlace(TargetPlace):
 
     async def cut(self) -> None:
         """See the base class."""
-        await execute(
-            self.dsn,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE application_name = 'sagastore' AND datname = current_database()",
-        )
+        connection: Any = await asyncpg.connect(self.dsn)
+        try:
+            rows = await connection.fetch(
+                "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'sagastore' AND datname = current_database()"
+            )
+            # A connection that is about to end may still answer.
+            there = "SELECT FROM pg_stat_activity WHERE pid = ANY($1::int[])"
+            while await connection.fetch(there, [pid for pid, _ in rows]):
+                await asyncio.sleep(0.01)
+        finally:
+            await connection.close()
 
     async def tombstones(self) -> dict[str, int]:
         """See the base class."""
