@@ -210,7 +210,8 @@ class PostgreSQLPlace(TargetPlace):
             )
             # A connection that is about to end may still answer.
             there = "SELECT FROM pg_stat_activity WHERE pid = ANY($1::int[])"
-            while await connection.fetch(there, [pid for pid, _ in rows]):
+            pids = [pid for pid, _ in rows]
+            while await connection.fetch(there, pids):  # noqa: ASYNC110 - the database tells nobody
                 await asyncio.sleep(0.01)
         finally:
             await connection.close()
