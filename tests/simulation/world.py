@@ -13,7 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 from sagastore_server.migration.live import LiveMigration
 from sagastore_server.storage.model import Message, QuarantinedRow
@@ -35,20 +35,14 @@ from tests.simulation.settling import Settling
 from tests.simulation.steering import Operator
 from tests.support.checker import Checker, WrongAnswerError
 
+Turn = tuple[str, int]
+"""Who acts, and for which time."""
+
 WALK_SECONDS = 120.0
 """Until the service is in the phase in which a round begins, while nothing disturbs."""
 
 SET_BACK_SECONDS = 3.0
 """Until a server has noticed that PostgreSQL was set back: a renewal, and what it takes."""
-
-
-class Skips(NamedTuple):
-    """Actions that are left out, to make a failing round smaller."""
-
-    turns: frozenset[tuple[str, int]] = frozenset()
-    """Who, and the number of the turn."""
-    after: float = float("inf")
-    """Everything that would begin after this virtual second of the round."""
 
 
 class World:
@@ -61,13 +55,19 @@ class World:
         *,
         shuffle: bool,
         recording: bool = False,
-        skips: Skips = Skips(),  # noqa: B008 - a named tuple never changes
+        skips: frozenset[Turn] = frozenset(),
         settings: Settings | None = None,
     ) -> None:
-        """Prepare the round of a seed; ``settings`` replaces what the seed draws."""
+        """Prepare the round of a seed.
+
+        ``skips`` are turns that are left out, to make a failing round smaller; ``settings``
+        replaces what the seed draws.
+        """
         self.seed = seed
         self.settings = settings or draw(seed, profile)
         self._skips = skips
+        self.turns: set[Turn] = set()
+        """Turns that were taken."""
         self.loop = SimulationLoop(str(seed), shuffle=shuffle)
         self.recorder = Recorder(on=recording)
         self.observer: Observer | None = self.note if recording else None
@@ -117,8 +117,10 @@ class World:
 
     def skips(self, actor: str, turn: int) -> bool:
         """Tell whether an action is left out."""
-        late = self.loop.time() - self.began > self._skips.after
-        return late or (actor, turn) in self._skips.turns
+        if (actor, turn) in self._skips:
+            return True
+        self.turns.add((actor, turn))
+        return False
 
     def later(self, seconds: float, owner: object, name: str, value: object) -> None:
         """Set an attribute after a while."""

@@ -73,10 +73,10 @@ async def _reconcile(
 ) -> int:
     """Return up to which sequence the target needs nothing from the journal."""
     applied = record.applied
-    pruned = (await source.journal_status(applied)).pruned
     if new and record.backfill.state is BackfillState.PENDING:
-        # A new target: all that the journal does not have any more, the backfill copies.
-        return max(situation.state.base, pruned)
+        # What is older than the journal, the backfill copies.
+        applied = max(applied, situation.state.base)
+    pruned = (await source.journal_status(applied)).pruned
     if applied < pruned:
         _log.warning(
             "PostgreSQL has lost changes %d to %d, which it had confirmed (was a backup "
