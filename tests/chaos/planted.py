@@ -8,6 +8,7 @@ are small, of the kind that a change could bring in unnoticed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import sqlite3
 import time
@@ -20,7 +21,7 @@ from sagastore_server.migration import attaching, live
 from sagastore_server.migration.completion import Completion
 from sagastore_server.migration.follower import Follower, Standing
 from sagastore_server.migration.live import LiveMigration
-from sagastore_server.migration.router import Router
+from sagastore_server.migration.router import Router, _NotAnsweredError
 from sagastore_server.migration.write_gate import WriteGate
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.replica import PostgreSQLReplica
@@ -193,7 +194,9 @@ def _prune_unconfirmed() -> None:
 def _apply_out_of_order() -> None:
     original = PostgreSQLReplica.apply
 
-    async def apply(self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry]) -> None:
+    async def apply(
+        self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry], after: int | None = None
+    ) -> None:
         if len(entries) > 1:
             await original(self, lease, entries[1:])
             await asyncio.sleep(0.01)
@@ -206,7 +209,9 @@ def _apply_out_of_order() -> None:
 def _apply_late() -> None:
     original, late = PostgreSQLReplica.apply, list[Entry]()
 
-    async def apply(self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry]) -> None:
+    async def apply(
+        self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry], after: int | None = None
+    ) -> None:
         held, late[:] = list(late), list(entries[-1:])
         await original(self, lease, entries[:-1] or entries)
         if held:
@@ -219,7 +224,9 @@ def _apply_late() -> None:
 def _note_before_apply() -> None:
     original = PostgreSQLReplica.apply
 
-    async def apply(self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry]) -> None:
+    async def apply(
+        self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry], after: int | None = None
+    ) -> None:
         async def nothing(_: object) -> None:
             """Hold the lease and raise the mark."""
 
@@ -246,7 +253,9 @@ def _skip_tombstones() -> None:
 def _skip_deletes() -> None:
     original, times = PostgreSQLReplica.apply, itertools.count(1)
 
-    async def apply(self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry]) -> None:
+    async def apply(
+        self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry], after: int | None = None
+    ) -> None:
         last = entries[-1].sequence
         kept = [one for one in entries if one.message or next(times) % (ONE_IN // 4)]
         if not kept or kept[-1].sequence != last:
@@ -294,7 +303,8 @@ def _stale_fallback() -> None:
     async def read(self: Any, name: str, read: Callable[[Any], Any]) -> Any:
         phase = self._situation.phase
         if phase.reads_postgres:
-            return await self._read_target(read)
+            with contextlib.suppress(_NotAnsweredError):
+                return await self._read_target(read)
         return await read(self._source)
 
     _replace(Router, "_read", read)

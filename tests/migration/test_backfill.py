@@ -45,11 +45,13 @@ class Pages:
                     pages._changed.notify_all()
             return made
 
-        async def copied(self: PostgreSQLReplica, lease: Any, rows: Any, mark: Any) -> Any:
+        async def copied(
+            self: PostgreSQLReplica, lease: Any, rows: Any, mark: Any, before: Any = None
+        ) -> Any:
             if getattr(rows, "rows", None):
                 pages.stored += 1
                 await pages.before_storing(pages.stored)
-            return await copy(self, lease, rows, mark)
+            return await copy(self, lease, rows, mark, before)
 
         monkeypatch.setattr(PostgreSQLReplica, "prepare", prepared)
         monkeypatch.setattr(PostgreSQLReplica, "copy", copied)

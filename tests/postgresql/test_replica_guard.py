@@ -110,7 +110,7 @@ async def test_postgresql_alone_is_refused_while_the_truth_is_elsewhere(dsn: str
             with pytest.raises(CannotOpenError, match=line):
                 await plain(dsn).open()
         await replica.release(LEASE)
-        with pytest.raises(CannotOpenError, match=r"in phase sqlite-only; .* file that it comes"):
+        with pytest.raises(CannotOpenError, match=r"in phase sqlite-only; .* on here that it comes"):
             await plain(dsn).open()
         await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
         await finish(replica)

@@ -10,9 +10,11 @@ import asyncio
 import atexit
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 from sagastore_server.postgresql.backend import PostgreSQLStorage
@@ -21,6 +23,12 @@ from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import Lease
+from tests.simulation.models.postgres import PostgresServer
+from tests.simulation.models.process import Process
+from tests.simulation.models.source import ModelSource
+from tests.simulation.models.source_disk import SourceDisk
+from tests.simulation.models.target import ModelTarget
 from tests.support.memory import STORE, MemoryState, MemoryStorage
 from tests.support.migrating import live, opened_live, walk_to
 from tests.support.postgres import (
@@ -72,6 +80,32 @@ async def _postgresql(folder: Path) -> AsyncIterator[Make]:
         yield lambda: PostgreSQLStorage(options)
 
 
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+@asynccontextmanager
+async def _model_source(folder: Path) -> AsyncIterator[Make]:
+    disk = SourceDisk(Random(1), scale=0)
+    yield lambda: ModelSource(disk, Process("server"), _now)
+
+
+@asynccontextmanager
+async def _model_target(folder: Path) -> AsyncIterator[Make]:
+    """Finish the migration of an empty store: what then remains is a store in its own right."""
+    server = PostgresServer(Random(1), scale=0)
+
+    def make() -> ModelTarget:
+        return ModelTarget(server, Process("server"), _now)
+
+    target, lease = make(), Lease("host:1:1", "session")
+    await target.open()
+    await target.claim(lease, "store-1", Phase.READ_POSTGRES, 4)
+    await target.finish(lease, 5, 0)
+    await target.close()
+    yield make
+
+
 def _in_phase(phase: Phase) -> Kind:
     """Return a service of both stores, taken to a phase while it was empty."""
 
@@ -116,6 +150,9 @@ async def _template(phase: Phase) -> _Template:
 KINDS: dict[str, Kind] = {
     # What the stateful test compares the others with.
     "memory": Kind(_memory, (STORE,)),
+    # The stores of the simulation.
+    "model-source": Kind(_model_source, (Store.SQLITE,)),
+    "model-target": Kind(_model_target, (Store.POSTGRESQL,)),
     "postgresql": Kind(_postgresql, (Store.POSTGRESQL,)),
     "sqlite": Kind(_sqlite, (Store.SQLITE,)),
     **{phase.slug: _in_phase(phase) for phase in Phase},

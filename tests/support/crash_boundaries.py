@@ -29,10 +29,13 @@ from typing import Any
 
 import asyncpg
 
-from sagastore_server.migration import backfill, carrying, follower, live
-from sagastore_server.migration.follower import Follower
+from sagastore_server import app
+from sagastore_server.migration import carrying
+from sagastore_server.migration.follower import Follower, Standing
+from sagastore_server.migration.live import LiveMigration
 from sagastore_server.migration.router import Router
 from sagastore_server.migration.situation import Situation
+from sagastore_server.migration.tuning import Tuning
 from sagastore_server.migration.write_gate import WriteGate
 from sagastore_server.postgresql.pool import _Connection
 from sagastore_server.postgresql.replica import PostgreSQLReplica
@@ -95,12 +98,15 @@ def install(boundaries: Boundaries) -> None:
 
 
 def _make_steps_small() -> None:
-    follower.BATCH = 20
-    follower.PRUNE_EVERY = 0.2
-    follower.RETURN_EVERY = 0.1
-    backfill._IDLE = 0.2
-    carrying._ROWS = 2
-    live._TEND_EVERY = 0.1
+    tuning = Tuning(
+        journal_batch=20,
+        prune_seconds=0.2,
+        return_seconds=0.1,
+        backfill_idle_seconds=0.2,
+        caretaker_seconds=0.1,
+    )
+    _replace(app, "LiveMigration", partial(LiveMigration, tuning=tuning))
+    _replace(carrying, "_ROWS", 2)
     original = SQLiteSource.scan_ids
 
     async def scan_ids(self: SQLiteSource, after: str, upto: str, limit: int) -> Any:
@@ -264,7 +270,7 @@ def _plain(name: str) -> Function:
     return lambda *_, **__: name
 
 
-def _copy(_: object, messages: list[object], mark: BackfillMark) -> str:
+def _copy(_: object, messages: list[object], mark: BackfillMark, before: object = None) -> str:
     what = "rows" if messages else f"mark {mark.state.value}{' carried' if mark.carried else ''}"
     return f"copy({what})"
 
@@ -289,7 +295,7 @@ def _mark_memory(boundaries: Boundaries) -> None:
         boundaries.enter(state)
         boundaries.passed("in force", "after")
 
-    def stood(self: Follower, standing: follower.Standing) -> None:
+    def stood(self: Follower, standing: Standing) -> None:
         before = self.standing
         stand(self, standing)
         if standing is not before:

@@ -22,15 +22,19 @@ from sagastore_server.storage.replication import (
 
 _log = logging.getLogger(__name__)
 
-LEASE_WITHIN = 15.0
-"""Seconds to wait for the lease of another server to run out: longer than one lasts
-(postgresql), so that a server which is alive is told from one that is gone."""
-
 
 async def attach(
-    source: MigrationSource, target: MigrationTarget, situation: Situation, lease: Lease
+    source: MigrationSource,
+    target: MigrationTarget,
+    situation: Situation,
+    lease: Lease,
+    *,
+    again: bool = False,
 ) -> TargetRecord:
     """Take the target, and make both stores agree on the phase.
+
+    ``again``: this server has held it before. If another one did since then, the two have
+    acknowledged different writes, and this one must not go on.
 
     Raises:
         PreconditionError: It is not ours to take, or the source is older than it.
@@ -46,6 +50,10 @@ async def attach(
             f"{target.place} knows nothing of this migration; give the right --postgres, or go "
             "back to sqlite-only and begin again",
         )
+    if again and found.record.holder not in {"", lease.holder}:
+        _refuse("LEASE_LOST", "another server has taken over this migration; stop this one")
+    # The target may have a commit that the event loop has not heard of yet.
+    await source.flush()
     check(found.record, source, situation)
     await forget_restoration(source, situation)
     # Whoever held it under the name of this file is dead: the file is locked, by us.
@@ -105,6 +113,20 @@ def check(found: TargetRecord, source: MigrationSource, situation: Situation) ->
             f"{found.epoch}, change {last} against {found.applied}): it seems to be a "
             "copy or a restored backup; put the newest file back, or give it an empty database",
         )
+
+
+async def was_set_back(target: MigrationTarget, lease: Lease, position: int) -> bool:
+    """Tell whether a target lost the lease because it was set back to before this server.
+
+    Then the record names an earlier server on the same file, which is gone, and has applied
+    less than this one had. A record that has applied as much was taken over.
+
+    Raises:
+        StorageError: The target cannot be asked.
+
+    """
+    record = (await target.inspect()).record
+    return record is not None and record.holder == lease.holder and record.applied < position
 
 
 def committed(source: MigrationSource, situation: Situation) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -23,12 +22,6 @@ from sagastore_server.storage.errors import FencedError, StorageError, Unavailab
 from sagastore_server.storage.migration import BackfillState, BackfillStatus
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.replication import BackfillMark, Prepared
-
-RETRY_FIRST, RETRY_MOST = 0.25, 5.0
-"""Seconds until a step that failed is tried again; doubled up to the second."""
-
-_IDLE = 1.0
-"""Seconds between looks at whether there is something to do, without word of a change."""
 
 _FRESH = 2.0
 """Seconds for which a page that was read ahead is used. It does no harm if it is older, as
@@ -66,6 +59,8 @@ class Backfill:
         self._follower = follower
         self._throttle = throttle
         self._when_done = when_done
+        self._clock = ends.environment.clock
+        self._tuning = ends.tuning
         self._step = ""
         self._error = ""
         self._ahead: _Page | None = None
@@ -84,7 +79,7 @@ class Backfill:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            await asyncio.wait({task}, timeout=_IDLE)
+            await asyncio.wait({task}, timeout=self._tuning.backfill_idle_seconds)
 
     @property
     def status(self) -> BackfillStatus:
@@ -122,24 +117,24 @@ class Backfill:
         )
 
     async def _run(self) -> None:
-        pause = RETRY_FIRST
+        pause = self._tuning.backfill_retry_first
         while not self._follower.fenced:
             if not self._may_work:
-                await self._situation.changed(_IDLE)
+                await self._situation.changed(self._tuning.backfill_idle_seconds)
                 continue
             try:
                 await self._advance()
-                pause = RETRY_FIRST
+                pause = self._tuning.backfill_retry_first
                 self._error = ""
             except FencedError:
                 return  # The follower says why.
             except StorageError as exc:
                 await self._failed(str(exc), pause)
-                pause = min(2 * pause, RETRY_MOST)
+                pause = min(2 * pause, self._tuning.backfill_retry_most)
             except Exception as exc:  # noqa: BLE001 - it must be told, and be tried again
                 _log.error("the backfill failed, trying again", exc_info=exc)
                 await self._failed("an internal error; the log has it", pause)
-                pause = min(2 * pause, RETRY_MOST)
+                pause = min(2 * pause, self._tuning.backfill_retry_most)
 
     async def _failed(self, why: str, pause: float) -> None:
         if why != self._error:
@@ -182,15 +177,15 @@ class Backfill:
         self._step = "copying messages"
         size = self._situation.state.batch_size
         self._throttle.set_rate(self._situation.state.max_rows_per_second)
-        began = time.monotonic()
+        began = self._clock.monotonic()
         with self._throttle.working():
             page = await self._page(mark, size)
             copied = mark.copied + page.rows
             after = mark._replace(cursor=page.cursor, copied=copied, total=max(mark.total, copied))
             await self._copy_and_read_on(after, page, size)
-        worked = time.monotonic() - began
+        worked = self._clock.monotonic() - began
         await self._throttle.rest(page.rows, worked)
-        self._rested = time.monotonic() - began - worked
+        self._rested = self._clock.monotonic() - began - worked
 
     async def _copy_and_read_on(self, after: BackfillMark, page: _Page, size: int) -> None:
         """Store a page; meanwhile read the next one, unless it would be old by its turn."""
@@ -210,12 +205,12 @@ class Backfill:
         """Return the next page: the one that was read ahead, if that is of now and of here."""
         page, self._ahead = self._ahead, None
         place = (mark.cursor, mark.upto, size)
-        if page is None or page.place != place or time.monotonic() - page.read_at > _FRESH:
+        if page is None or page.place != place or self._clock.monotonic() - page.read_at > _FRESH:
             page = await self._read(mark, size)
         return page
 
     async def _read(self, mark: BackfillMark, size: int) -> _Page:
-        read_at = time.monotonic()
+        read_at = self._clock.monotonic()
         found = await self._source.scan_ids(mark.cursor, mark.upto, size)
         # Nothing left up to the end: what was there has been deleted meanwhile.
         cursor = found.messages[-1].id if found.more else mark.upto
@@ -235,7 +230,7 @@ class Backfill:
         building = asyncio.create_task(self._target.build_index(name, progress))
         # A pause or a way back does not wait for the end of a build.
         while not building.done() and self._may_work:
-            await asyncio.wait({building}, timeout=_IDLE / 4)
+            await asyncio.wait({building}, timeout=self._tuning.backfill_idle_seconds / 4)
         if building.done():
             building.result()
         else:
@@ -255,5 +250,4 @@ class Backfill:
     async def _apply(self, mark: BackfillMark, messages: list[Message] | Prepared) -> None:
         if not self._follower.attached:
             raise UnavailableError("PostgreSQL is not reached at the moment")
-        self._follower.mark = await self._target.copy(self._follower.lease, messages, mark)
-        self._situation.tell()
+        await self._follower.copy(messages, mark)

@@ -30,9 +30,6 @@ from sagastore_server.storage.replication import (
     MigrationState,
 )
 
-FEW = 500
-"""Changed rows that may be left to compare while writes are held."""
-
 HELD_WITHIN = 8.0
 """Seconds that the last comparison may take, since writes are held for so long: less than
 the 10 s that the client library waits unless told otherwise."""
@@ -64,6 +61,8 @@ class Completion:
         self._situation = ends.situation
         self._follower = follower
         self._gate = ends.gate
+        self._clock = ends.environment.clock
+        self._few = ends.tuning.final_rows
         self._verifications = verifications
         self.unfinished: list[Blocker] = []
         """What is left to do by hand, in POSTGRES_ONLY: an archive that could not be made."""
@@ -113,7 +112,7 @@ class Completion:
         for _ in range(ROUNDS):
             rows = await self._compare_touched()
             compared += rows
-            if rows <= FEW:
+            if rows <= self._few:
                 break
         return compared
 
@@ -170,7 +169,8 @@ class Completion:
             "files": copied.files.rows,
             "extras": copied.extras.rows,
         }
-        return _report(self._situation.state, postgresql, compared, rows)
+        now = self._clock.now()
+        return _report(self._situation.state, postgresql, compared, rows, now)
 
     async def _finish(self, epoch: int) -> bool:
         """Let PostgreSQL take over; tell whether it has.
@@ -218,7 +218,11 @@ def _refusal(what: str) -> PreconditionError:
 
 
 def _report(
-    state: MigrationState, postgresql: dict[str, object], compared: int, compared_last: int
+    state: MigrationState,
+    postgresql: dict[str, object],
+    compared: int,
+    compared_last: int,
+    now: int,
 ) -> dict[str, object]:
     """Return what the receipt says of PostgreSQL and of the comparisons."""
     last = state.last_verification
@@ -231,7 +235,7 @@ def _report(
         "compared_while_writes_were_held": compared_last,
     }
     return {
-        "completed_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "completed_at": _utc(now),
         "epoch": state.epoch + 1,
         "postgresql": postgresql,
         "verification": verification,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
 from typing import Any, NamedTuple
@@ -59,6 +58,7 @@ class Controller(MigrationControl):
     def __init__(self, ends: Ends, parts: Parts) -> None:
         """Steer ``parts``."""
         self._source = ends.source
+        self._clock = ends.environment.clock
         self._situation = ends.situation
         self._follower = parts.follower
         self._backfill = parts.backfill
@@ -69,7 +69,7 @@ class Controller(MigrationControl):
         self._shadow = parts.shadow
         self._stores = parts.stores
         self._changing = False
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
 
     async def status(self) -> MigrationStatus:
         """See the contract."""
@@ -113,7 +113,7 @@ class Controller(MigrationControl):
         if not self._situation.phase.journals:
             return Backlog()
         journal = await self._source.journal_status(self._follower.applied)
-        lag = 0.0 if journal.oldest is None else time.time() - journal.oldest / 1_000_000
+        lag = 0.0 if journal.oldest is None else (self._clock.now() - journal.oldest) / 1_000_000
         return Backlog(journal.rows, max(0.0, lag))
 
     async def inventory(self) -> Inventory:
@@ -126,9 +126,9 @@ class Controller(MigrationControl):
         """See the contract."""
         while True:
             yield await self.status()
-            began = time.monotonic()
+            began = self._clock.monotonic()
             await self._situation.changed(_WATCH_WITHIN)
-            await asyncio.sleep(max(0.0, _WATCH_PAUSE - (time.monotonic() - began)))
+            await asyncio.sleep(max(0.0, _WATCH_PAUSE - (self._clock.monotonic() - began)))
 
     async def change_phase(
         self, phase: Phase, *, dry_run: bool, accept_quarantine: bool
@@ -183,7 +183,7 @@ class Controller(MigrationControl):
         """End what is under way, as soon as it is safe."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_WATCH_WITHIN)
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
 
     # ------------------------------------------------------------------ changes of phase
@@ -222,8 +222,8 @@ class Controller(MigrationControl):
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     # ------------------------------------------------------------------ where it stands

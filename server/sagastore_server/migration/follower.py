@@ -19,13 +19,12 @@ import enum
 import heapq
 import itertools
 import logging
-import secrets
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from sagastore_server.migration.attaching import LEASE_WITHIN, attach
+from sagastore_server.migration.attaching import attach, was_set_back
 from sagastore_server.migration.bounded import bounded
+from sagastore_server.migration.lease import LeaseGuard
 from sagastore_server.migration.situation import Ends
 from sagastore_server.migration.write_gate import FenceTimeoutError
 from sagastore_server.storage.errors import (
@@ -33,24 +32,17 @@ from sagastore_server.storage.errors import (
     FencedError,
     PreconditionError,
     StorageError,
+    TargetSetBackError,
+    UnavailableError,
 )
 from sagastore_server.storage.migration import BackfillState
+from sagastore_server.storage.model import Message
 from sagastore_server.storage.replication import (
     BackfillMark,
     Entry,
     Lease,
+    Prepared,
 )
-
-BATCH = 1000
-"""Journal entries applied in one transaction at most."""
-
-NEAR = 500
-"""Entries at a time from which on down the end of the journal counts as near: what takes
-the target a few hundredths of a second."""
-
-GATHER = 0.1
-"""Seconds for which changes gather while nobody waits for the target: a transaction costs the
-same for a few as for fifty. docs/performance.md has what 30 and 250 ms come to."""
 
 CHANGING = 0.005
 """Seconds between looks while a change of phase comes into force: some turns of the event loop."""
@@ -60,15 +52,6 @@ PROBE_EVERY = 0.25
 
 RENEW_EVERY = 2.0
 """The same while it is not read: often enough to hold the lease."""
-
-RETURN_EVERY = 0.5
-"""Seconds between two attempts to come back from falling back."""
-
-PRUNE_EVERY = 1.0
-"""Seconds between two removals of what the target has confirmed."""
-
-RETRY_FIRST, RETRY_MOST = 0.1, 2.0
-"""Seconds between attempts to reach a target that is away; doubled up to the second."""
 
 MOST_TOUCHED = 200_000
 """Changed ids remembered between two verifications; beyond, a new one is needed."""
@@ -91,43 +74,44 @@ class Standing(enum.Enum):
 class Follower:
     """Applies the journal for as long as it runs, and says how far it is."""
 
-    def __init__(
-        self,
-        ends: Ends,
-        patience: float,
-    ) -> None:
+    def __init__(self, ends: Ends, patience: float) -> None:
         """Prepare to follow; ``patience`` is how many seconds the target may be silent."""
         self._source = ends.source
         self._target = ends.target
         self._situation = ends.situation
         self._gate = ends.gate
+        self._clock = ends.environment.clock
+        self._tuning = ends.tuning
         self._patience = patience
-        self._session = secrets.token_hex(8)
+        self._session = ends.environment.randomness.token()
         self.standing = Standing.DETACHED
         self.trouble: Blocker | None = None
         """Why the target is not followed, or is silent; None: all is well."""
-        self.fenced = False
-        """Another server has taken the target: this one must not write any more."""
+        self._guard = LeaseGuard(self._clock)
         self.applied = 0
+        self._position = 0
+        """``applied`` as the target has it, for compare-and-set; may be behind ``applied``."""
         self.mark = BackfillMark()
         """How far the backfill is, as the target has it."""
-        self.touched: set[str] | None = None
+        self._copies_begun = self._copies_ended = 0
+        """Transactions of the backfill, which change the mark beside the follower."""
+        self._attachments = 0
+        self.touched: dict[str, None] | None = None
         """Ids applied since ``watch_changes``; None: not watched, or too many."""
         self._return_at = 0.0
         self._returning: asyncio.Task[None] | None = None
         self._waiters: list[tuple[int, int, asyncio.Future[bool]]] = []
-        self._confirming: set[asyncio.Future[bool]] = set()
+        self._confirming: dict[asyncio.Future[bool], None] = {}
         self._numbers = itertools.count()
         self._wake = asyncio.Event()
         self._awaited = asyncio.Event()
         """Set when somebody begins to wait for the target."""
         self._anew = False
         self._busy_since: float | None = None
-        self._held_since = 0.0
         self._pruned = 0
         self._pruned_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
-        self.reads_under_way: set[asyncio.Future[Any]] = set()
+        self.reads_under_way: dict[asyncio.Future[Any], None] = {}
         """Reads of the target, to be given up when it falls silent."""
         self._source.on_commit(self._wake_up)
 
@@ -137,6 +121,11 @@ class Follower:
     def lease(self) -> Lease:
         """What proves to the target that this server may write."""
         return Lease(self._source.holder, self._session)
+
+    @property
+    def fenced(self) -> bool:
+        """Whether another server has taken over, and this one must not write any more."""
+        return self._guard.fenced
 
     @property
     def attached(self) -> bool:
@@ -164,7 +153,9 @@ class Follower:
         if tasks:
             await asyncio.wait(tasks, timeout=self._patience)
         was_attached = self.attached
-        self.trouble, self.applied = None, 0
+        self.trouble = None
+        self.applied = self._position = 0
+        self._guard.stop()
         self._stand(Standing.DETACHED)
         for _, _, waiter in self._waiters:
             if not waiter.done():
@@ -182,14 +173,17 @@ class Follower:
 
     async def followed(self, within: float) -> bool:
         """Wait until the journal is being applied; False if not in time."""
-        until = time.monotonic() + within
-        while not self.attached and time.monotonic() < until:
+        until = self._clock.monotonic() + within
+        while not self.attached and self._clock.monotonic() < until:
             await self._situation.changed(0.1)
         return self.attached
 
     async def reach(self, sequence: int, within: float) -> bool:
-        """Wait until the target has everything up to ``sequence``; False if not in time."""
-        if self.applied >= sequence:
+        """Wait until the target has everything up to ``sequence``; False if not in time.
+
+        A target that is not attached is waited for as well: it may have been set back.
+        """
+        if self.attached and self.applied >= sequence:
             return True
         waiter = self._waiter(sequence)
         self._wake.set()
@@ -205,21 +199,52 @@ class Follower:
         if self.applied >= sequence:
             return True
         waiter = self._waiter(sequence)
-        self._confirming.add(waiter)
+        self._confirming[waiter] = None
         try:
             return await waiter
         finally:
-            self._confirming.discard(waiter)
+            del self._confirming[waiter]
+
+    async def copy(self, messages: list[Message] | Prepared, mark: BackfillMark) -> None:
+        """Store existing rows, and note ``mark`` as how far the backfill is.
+
+        Raises:
+            StorageError: Nothing is noted here. After TargetSetBackError the target is
+                attached again, which may find another mark.
+
+        """
+        attachment = self._attachments
+        self._copies_begun += 1
+        try:
+            done = await self._target.copy(self.lease, messages, mark, before=self.mark)
+        except TargetSetBackError:
+            self.attach_anew()
+            raise
+        finally:
+            self._copies_ended += 1
+        if attachment != self._attachments:
+            raise UnavailableError("PostgreSQL was attached again meanwhile; the step is repeated")
+        self.mark = done
+        self._situation.tell()
+
+    def check_holder(self) -> None:
+        """Refuse to serve what another server goes on with, or may have taken over.
+
+        Raises:
+            FencedError, UnavailableError: As ``LeaseGuard.check``.
+
+        """
+        self._guard.check(attached=self.attached)
 
     def fall_back(self, why: str) -> None:
         """Stop waiting for the target and reading from it: it does not answer."""
         if self.current:
             _log.warning("PostgreSQL is left behind, SQLite answers: %s", why)
             self._stand(Standing.FOLLOWING)
-        for waiter in self._confirming:
+        for waiter in list(self._confirming):
             if not waiter.done():
                 waiter.set_result(False)
-        for read in self.reads_under_way:
+        for read in list(self.reads_under_way):
             read.cancel()
 
     async def catch_up(self, commit: Callable[[], Awaitable[None]], within: float) -> bool:
@@ -252,20 +277,20 @@ class Follower:
 
     def watch_changes(self) -> None:
         """Begin to remember which ids change, for a later verification of these."""
-        self.touched = set()
+        self.touched = {}
 
     # ------------------------------------------------------------------ following
 
     async def _run(self) -> None:
-        pause = RETRY_FIRST
+        pause = self._tuning.reconnect_first
         while not self.fenced:
             try:
                 await self._attach()
                 while not self._anew:
                     await self._step()
-                    pause = RETRY_FIRST
+                    pause = self._tuning.reconnect_first
             except FencedError as exc:
-                self._fence(exc)
+                await self._lost(exc)
             except PreconditionError as exc:
                 self._refused(exc)
             except StorageError as exc:
@@ -274,22 +299,30 @@ class Follower:
                 _log.error("following failed, trying again", exc_info=exc)
                 self._detach(Blocker("POSTGRES_UNAVAILABLE", "an internal error; see the log"))
             await asyncio.sleep(pause)
-            pause = min(2 * pause, RETRY_MOST)
+            pause = min(2 * pause, self._tuning.reconnect_most)
 
     async def _attach(self) -> None:
         self._anew = False
-        record = await self._timed(attach(self._source, self._target, self._situation, self.lease))
-        self.applied, self.mark = record.applied, record.backfill
-        self._held_since = 0.0
+        taking = attach(
+            self._source, self._target, self._situation, self.lease, again=self._guard.held
+        )
+        record = await self._timed(taking)
+        self.applied = self._position = record.applied
+        self.mark = record.backfill
+        self._attachments += 1
         self._stand(Standing.FOLLOWING)
+        self._release_waiters()
         _log.info("following: PostgreSQL has the journal up to %d", self.applied)
 
     async def _step(self) -> None:
         self._wake.clear()
         committed, state = self._source.committed, self._situation.state
-        entries = await self._source.journal(self.applied, BATCH)
+        if self._guard.contested is not None:
+            await self._renew()
+        entries = await self._source.journal(self.applied, self._tuning.journal_batch)
         if entries:
-            await self._timed(self._target.apply(self.lease, entries))
+            await self._timed(self._target.apply(self.lease, entries, after=self._position))
+            self._position = entries[-1].sequence
             self._advance(entries[-1].sequence, entries)
         elif self.applied < committed and state.phase.journals:
             if (await self._source.state()).epoch == state.epoch:
@@ -304,7 +337,7 @@ class Follower:
         self._approach(len(entries))
         if not entries and not self._wake.is_set():
             await self._rest()
-        elif 0 < len(entries) < BATCH and not self.current:
+        elif 0 < len(entries) < self._tuning.journal_batch and not self.current:
             await self._gather()
 
     async def _gather(self) -> None:
@@ -312,7 +345,7 @@ class Follower:
         self._awaited.clear()
         if not self._waiters:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(GATHER):
+                async with asyncio.timeout(self._tuning.gather_seconds):
                     await self._awaited.wait()
 
     async def _rest(self) -> None:
@@ -322,15 +355,31 @@ class Follower:
             async with asyncio.timeout(PROBE_EVERY if read else RENEW_EVERY):
                 await self._wake.wait()
                 return
-        await self._timed(self._target.renew(self.lease))
+        await self._renew()
+
+    async def _renew(self) -> None:
+        """Prove the lease, and see that the target still has what it had."""
+        before = self._copies_begun
+        quiet = before == self._copies_ended
+        record = await self._timed(self._target.renew(self.lease))
+        # A copy under way explains another mark; a later renewal compares it.
+        quiet = quiet and self._copies_begun == before
+        if record.applied < self._position or (quiet and record.backfill != self.mark):
+            raise TargetSetBackError(
+                f"PostgreSQL has less than it had (change {record.applied}, was {self._position}); "
+                "both stores are compared again"
+            )
 
     def _advance(self, applied: int, entries: list[Entry]) -> None:
         if self.touched is not None:
-            self.touched.update(entry.id for entry in entries)
+            self.touched.update((entry.id, None) for entry in entries)
             if len(self.touched) > MOST_TOUCHED:
                 self.touched = None
         self.applied = applied
-        while self._waiters and self._waiters[0][0] <= applied:
+        self._release_waiters()
+
+    def _release_waiters(self) -> None:
+        while self._waiters and self._waiters[0][0] <= self.applied:
             waiter = heapq.heappop(self._waiters)[2]
             if not waiter.done():
                 waiter.set_result(True)
@@ -343,9 +392,9 @@ class Follower:
             and self.mark.state is BackfillState.DONE
         )
         idle = self._returning is None or self._returning.done()
-        near = self.standing is Standing.FOLLOWING and entries <= NEAR
-        if wanted and near and idle and time.monotonic() >= self._return_at:
-            self._return_at = time.monotonic() + RETURN_EVERY
+        near = self.standing is Standing.FOLLOWING and entries <= self._tuning.near_entries
+        if wanted and near and idle and self._clock.monotonic() >= self._return_at:
+            self._return_at = self._clock.monotonic() + self._tuning.return_seconds
             self._returning = asyncio.create_task(self._return())
 
     async def _return(self) -> None:
@@ -360,20 +409,22 @@ class Follower:
                     _log.info("PostgreSQL has caught up and answers reads again")
 
     async def _prune(self) -> None:
-        now = time.monotonic()
-        if self.applied > self._pruned and now - self._pruned_at >= PRUNE_EVERY:
+        now = self._clock.monotonic()
+        due = now - self._pruned_at >= self._tuning.prune_seconds
+        if self.applied > self._pruned and due:
             upto = self.applied
             await self._source.prune(upto)
             self._pruned, self._pruned_at = upto, now
 
     async def _timed(self, work: Awaitable[T]) -> T:
-        """Do something with the target; how long it takes is watched."""
-        self._busy_since = time.monotonic()
+        """Do something with the target that proves the lease; how long it takes is watched."""
+        began = self._busy_since = self._clock.monotonic()
         try:
             done = await work
         finally:
             self._busy_since = None
         self.trouble = None
+        self._guard.prove(began)
         return done
 
     async def _watch_silence(self) -> None:
@@ -381,10 +432,12 @@ class Follower:
 
         What was asked of it goes on: it may yet answer, and then has caught up at once.
         """
+        self._guard.watch()
         while True:
             await asyncio.sleep(self._patience / 8)
+            self._guard.beat(attached=self.attached)
             since = self._busy_since
-            if since is not None and time.monotonic() - since > self._patience:
+            if since is not None and self._clock.monotonic() - since > self._patience:
                 line = f"PostgreSQL has not answered for {self._patience:g} s"
                 self.trouble = Blocker("POSTGRES_UNAVAILABLE", line + "; see that it runs")
                 self.fall_back(line)
@@ -415,15 +468,20 @@ class Follower:
     def _refused(self, error: PreconditionError) -> None:
         """Wait for what may pass; but where another server has gone on, this one must end."""
         blocker = error.blockers[0]
-        now = time.monotonic()
-        if blocker.reason == "LEASE_HELD":
-            self._held_since = self._held_since or now
-            if now - self._held_since <= LEASE_WITHIN:
-                self._detach(blocker)
-                return
-        elif blocker.reason != "SOURCE_IS_OLD":
+        if blocker.reason == "LEASE_HELD" and self._guard.waits_for(blocker):
             self._detach(blocker)
-            return
+        elif blocker.reason in {"LEASE_HELD", "LEASE_LOST", "SOURCE_IS_OLD"}:
+            self._fence(error)
+        else:
+            self._detach(blocker)
+
+    async def _lost(self, error: FencedError) -> None:
+        """Go on if the target was set back; otherwise another server has taken over."""
+        asking = was_set_back(self._target, self.lease, self._position)
+        with contextlib.suppress(StorageError):
+            if await bounded(asking, self._patience, self._target.place):
+                self._detach(Blocker("POSTGRES_SET_BACK", "PostgreSQL has less than it had"))
+                return
         self._fence(error)
 
     def _fence(self, error: StorageError) -> None:
@@ -431,6 +489,6 @@ class Follower:
             # In the last step PostgreSQL lets its follower go, which may hear of that before
             # this server does. Should another one have it after all, the next attempt tells.
             return
-        self.fenced = True
+        self._guard.fenced = True
         _log.error("this server may not write any more: %s", error)
         self._detach(Blocker("NOT_THE_HOLDER", str(error)))

@@ -83,6 +83,7 @@ class Gates:
             return [Blocker("POSTGRES_NOT_USABLE", str(exc))]
         except StorageError as exc:
             return [Blocker("POSTGRES_UNAVAILABLE", str(exc))]
+        await self._source.flush()
         return judge(found, self._source, self._situation, self._target.place)
 
     async def _look(self) -> TargetState:

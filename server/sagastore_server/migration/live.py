@@ -5,25 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from typing import NamedTuple, NoReturn
 
-from sagastore_server.migration.attaching import LEASE_WITHIN, check, forget_restoration
+from sagastore_server.migration.attaching import check, forget_restoration
 from sagastore_server.migration.backfill import Backfill
 from sagastore_server.migration.bounded import bounded
 from sagastore_server.migration.completion import Completion
 from sagastore_server.migration.controller import Controller, Parts
 from sagastore_server.migration.follower import Follower
 from sagastore_server.migration.gates import Gates
+from sagastore_server.migration.lease import LEASE_WITHIN
 from sagastore_server.migration.observing import StoreWatch
 from sagastore_server.migration.router import Router
 from sagastore_server.migration.shadow import ShadowReader
 from sagastore_server.migration.situation import Ends, Situation
 from sagastore_server.migration.throttle import Throttle
 from sagastore_server.migration.transitions import Transitions
+from sagastore_server.migration.tuning import DEFAULT_TUNING, Tuning
 from sagastore_server.migration.verifying import Verifications
 from sagastore_server.migration.write_gate import WriteGate
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment
 from sagastore_server.storage.errors import (
     CannotOpenError,
     MovedError,
@@ -46,8 +48,6 @@ READY_WITHIN = 2.0
 """Seconds that a start in the middle of a migration waits for PostgreSQL to be followed, or to
 answer reads, before it serves without."""
 
-_TEND_EVERY = 1.0
-
 _log = logging.getLogger(__name__)
 
 
@@ -68,16 +68,19 @@ class LiveMigration:
         source: MigrationSource,
         target: MigrationTarget,
         options: Options = Options(),  # noqa: B008 - a named tuple never changes
+        environment: Environment = SYSTEM_ENVIRONMENT,
+        tuning: Tuning = DEFAULT_TUNING,
     ) -> None:
         """Prepare to move from ``source`` to ``target``."""
         self._source = source
         self._target = target
         self._situation = Situation()
-        ends = Ends(source, target, self._situation, WriteGate())
-        throttle = Throttle()
+        self._clock, self._tuning = environment.clock, tuning
+        ends = Ends(source, target, self._situation, WriteGate(), environment, tuning)
+        throttle = Throttle(clock=self._clock.monotonic)
         self._follower = follower = Follower(ends, options.patience)
         self._shadow = shadow = ShadowReader(
-            source, target, follower.reach, share=options.shadow_share
+            source, target, follower.reach, share=options.shadow_share, environment=environment
         )
         self._verifications = verifications = Verifications(ends, follower, shadow)
         self._backfill = Backfill(ends, follower, throttle, self._backfill_done)
@@ -90,7 +93,7 @@ class LiveMigration:
             self._completion,
             verifications,
             shadow,
-            StoreWatch(source, target, self._situation),
+            StoreWatch(source, target, self._situation, self._clock),
         )
         self._controller = Controller(ends, parts)
         self._router = Router(ends, follower, shadow, throttle, self)
@@ -132,7 +135,11 @@ class LiveMigration:
         """
         try:
             await self._open()
-        except PreconditionError as exc:
+        except CannotOpenError:
+            await self.close()
+            raise
+        except StorageError as exc:
+            # Whatever a store says, a person who starts a server gets one line.
             await self.close()
             raise CannotOpenError(str(exc)) from exc
         except BaseException:
@@ -172,8 +179,8 @@ class LiveMigration:
 
     async def _come_back(self) -> None:
         """Begin where the service was before, if PostgreSQL is soon to be had."""
-        until = time.monotonic() + READY_WITHIN
-        while self._is_coming_back() and time.monotonic() < until:
+        until = self._clock.monotonic() + READY_WITHIN
+        while self._is_coming_back() and self._clock.monotonic() < until:
             await self._situation.changed(0.1)
 
     def _is_coming_back(self) -> bool:
@@ -335,7 +342,7 @@ class LiveMigration:
     async def _tend(self) -> None:
         """See to it that a copy which is complete is verified, also after a restart."""
         while True:
-            await self._situation.changed(_TEND_EVERY)
+            await self._situation.changed(self._tuning.caretaker_seconds)
             if (
                 self.phase.copies
                 and self._follower.attached

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from sagastore_server.migration.situation import Situation
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Clock
 from sagastore_server.storage.model import Store, StoreHealth
 
 ANSWER_WITHIN = 1.0
@@ -20,11 +20,15 @@ class StoreWatch:
     """Asks both stores how they do."""
 
     def __init__(
-        self, source: StorageBackend, target: StorageBackend, situation: Situation
+        self,
+        source: StorageBackend,
+        target: StorageBackend,
+        situation: Situation,
+        clock: Clock = SYSTEM_ENVIRONMENT.clock,
     ) -> None:
         """Watch these; in POSTGRES_ONLY the second alone."""
-        self._source = _Watched(source, Store.SQLITE)
-        self._target = _Watched(target, Store.POSTGRESQL)
+        self._source = _Watched(source, Store.SQLITE, clock)
+        self._target = _Watched(target, Store.POSTGRESQL, clock)
         self._situation = situation
 
     async def health(self) -> tuple[StoreHealth, ...]:
@@ -40,15 +44,16 @@ class StoreWatch:
 
 
 class _Watched:
-    def __init__(self, store: StorageBackend, name: Store) -> None:
+    def __init__(self, store: StorageBackend, name: Store, clock: Clock) -> None:
         self._store = store
+        self._clock = clock
         self._last = StoreHealth(name, False, "not reached yet", -1, 0)
         self._asked_at = -FRESH_FOR
         self._asking: asyncio.Task[StoreHealth] | None = None
         self._quarantined = 0
 
     async def health(self) -> StoreHealth:
-        if time.monotonic() - self._asked_at < FRESH_FOR:
+        if self._clock.monotonic() - self._asked_at < FRESH_FOR:
             return self._last
         if self._asking is None:
             self._asking = asyncio.create_task(self._store.health())
@@ -60,7 +65,7 @@ class _Watched:
             return self._last._replace(healthy=False, detail=line)
         if asking is self._asking:
             self._last, self._asking = asking.result(), None
-            self._asked_at = time.monotonic()
+            self._asked_at = self._clock.monotonic()
         return self._last
 
     async def quarantined(self) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from sagastore_server.migration.bounded import abandon
 from sagastore_server.migration.follower import Follower
+from sagastore_server.migration.lease import TAKEN_OVER
 from sagastore_server.migration.shadow import ShadowReader
 from sagastore_server.migration.situation import Ends
 from sagastore_server.migration.throttle import Throttle
@@ -16,7 +16,6 @@ from sagastore_server.storage.base import ReadyTerms, StorageBackend, TermsOf
 from sagastore_server.storage.errors import (
     AlreadyExistsError,
     CorruptStoreError,
-    FencedError,
     NotFoundError,
     RevisionMismatchError,
     StorageFullError,
@@ -43,8 +42,6 @@ BOTH = (Store.SQLITE, Store.POSTGRESQL)
 _OUTAGES = (UnavailableError, CorruptStoreError, StorageFullError)
 """What a read of PostgreSQL may fail with and SQLite may do better."""
 
-_TAKEN_OVER = "another server has taken over this migration; stop this one"
-
 _REFUSALS = (AlreadyExistsError, NotFoundError, RevisionMismatchError)
 
 T = TypeVar("T")
@@ -58,6 +55,10 @@ class Lifecycle(Protocol):
 
     async def close(self) -> None:
         """Close them."""
+
+
+class _NotAnsweredError(Exception):
+    """PostgreSQL did not answer a read."""
 
 
 Read = Callable[[StorageBackend], Awaitable[T]]
@@ -83,6 +84,7 @@ class Router(StorageBackend):
         self._throttle = throttle
         self._lifecycle = lifecycle
         self._gate = ends.gate
+        self._clock = ends.environment.clock
 
     async def open(self) -> None:
         """See the contract: opens both stores, and brings them together after a crash."""
@@ -121,7 +123,13 @@ class Router(StorageBackend):
         await self._write(lambda store: store.delete(message_id, if_revision))
 
     async def _write(self, write: Read[T]) -> tuple[T, bool]:
-        """Write, and tell whether PostgreSQL has it beside SQLite."""
+        """Write, and tell whether PostgreSQL has it beside SQLite.
+
+        Raises:
+            FencedError, UnavailableError: Another server has taken over meanwhile, or may
+                have: what it goes on with does not have this write.
+
+        """
         try:
             result = await self._write_primary(write)
         except _REFUSALS:
@@ -135,20 +143,24 @@ class Router(StorageBackend):
         try:
             if not self._situation.phase.writes_sqlite:
                 return await write(self._target)
-            self._check_holder()
-            began = time.monotonic()
+            self._follower.check_holder()
+            began = self._clock.monotonic()
             result = await write(self._source)
-            self._throttle.note_foreground(time.monotonic() - began)
+            self._throttle.note_foreground(self._clock.monotonic() - began)
             return result
         finally:
             self._gate.leave()
 
     async def _confirmed(self) -> bool:
         """Wait until PostgreSQL has what was just written, if the phase asks for it."""
-        phase = self._situation.phase
-        if not (phase.reads_postgres and phase.writes_sqlite):
+        if not self._writes_sqlite():
             return False
-        return await self._follower.confirm(self._source.committed)
+        on_both = False
+        if self._situation.phase.reads_postgres:
+            on_both = await self._follower.confirm(self._source.committed)
+        if self._writes_sqlite():
+            self._follower.check_holder()
+        return on_both
 
     async def _everywhere(self, result: SaveResult, within: float) -> SaveResult:
         sequence = self._source.committed
@@ -203,7 +215,7 @@ class Router(StorageBackend):
         """See the contract: of the store without which the phase cannot go on."""
         health = await self._primary.health()
         if self._follower.fenced:
-            return health._replace(healthy=False, detail=_TAKEN_OVER)
+            return health._replace(healthy=False, detail=TAKEN_OVER)
         return health
 
     def observe(self, on_group: OnGroup) -> None:
@@ -215,57 +227,109 @@ class Router(StorageBackend):
         """See the contract."""
         return [*self._source.loads(), *self._target.loads()]
 
-    def _check_holder(self) -> None:
-        """Refuse to serve what another server goes on with: it would be stale."""
-        if self._follower.fenced:
-            raise FencedError(_TAKEN_OVER)
-
     @property
     def _primary(self) -> StorageBackend:
         return self._source if self._situation.phase.writes_sqlite else self._target
 
     async def _read(self, name: str, read: Read[T]) -> T:
-        phase = self._situation.phase
-        self._check_holder()
-        if not phase.reads_postgres:
-            if name and self._compares(phase) and self._shadow.wanted():
-                return await self._read_and_compare(name, read)
-            return await read(self._source)
-        if not phase.writes_sqlite:
+        """Read from the store that the phase names, or from the other one if that fails.
+
+        An answer of SQLite is handed out only under the condition of ``_release``.
+        """
+        if not self._writes_sqlite():
             return await read(self._target)
-        if self._follower.current:
-            return await self._read_target(read)
+        self._follower.check_holder()
+        if self._situation.phase.reads_postgres and self._follower.current:
+            try:
+                return await self._read_target(read)
+            except _NotAnsweredError:
+                pass
+        try:
+            answer = await self._read_source(name, read)
+        except NotFoundError:
+            await self._release()
+            raise
+        except UnavailableError:
+            if self._writes_sqlite():
+                raise
+            # The last step has closed SQLite meanwhile.
+            return await read(self._target)
+        await self._release()
+        return answer
+
+    def _writes_sqlite(self) -> bool:
+        """Tell whether SQLite has every write, by the phase as it is now."""
+        return self._situation.phase.writes_sqlite
+
+    async def _read_source(self, name: str, read: Read[T]) -> T:
+        if name and self._compares(self._situation.phase) and self._shadow.wanted():
+            return await self._read_and_compare(name, read)
         return await read(self._source)
+
+    async def _release(self) -> None:
+        """Wait until an answer of SQLite may be handed out.
+
+        While PostgreSQL answers reads, it must first have all that the answer may show.
+        Otherwise the next read, which goes to PostgreSQL, would be older than this one: the
+        answer may show writes that are in SQLite only, and not acknowledged. Such answers
+        come from a read that began before PostgreSQL became current, or that PostgreSQL
+        alone failed to answer.
+
+        Raises:
+            FencedError, UnavailableError: As ``Follower.check_holder``.
+
+        """
+        if self._situation.phase.reads_postgres and self._follower.current:
+            await self._follower.confirm(await self._flushed())
+        if self._writes_sqlite():
+            self._follower.check_holder()
+
+    async def _flushed(self) -> int:
+        """Return a sequence that is not below anything that SQLite has shown."""
+        try:
+            return await self._source.flush()
+        except UnavailableError:
+            if self._writes_sqlite():
+                raise
+            # The last step has come in between, and PostgreSQL has everything.
+            return 0
 
     def _compares(self, phase: Phase) -> bool:
         """Tell whether PostgreSQL should have what SQLite has, and is not read yet."""
         return phase.copies and self._follower.mark.state is BackfillState.DONE
 
     async def _read_target(self, read: Read[T]) -> T:
-        """Read from PostgreSQL; from SQLite, which has everything, should that fail.
+        """Read from PostgreSQL.
 
         A read that hangs is given up when the follower finds PostgreSQL silent. It runs
         in a task of its own, because giving up a statement can hang as well.
+
+        Raises:
+            _NotAnsweredError: It failed, or was given up; SQLite has everything as well.
+
         """
         task = asyncio.ensure_future(read(self._target))
         answer = asyncio.shield(task)
         under_way = self._follower.reads_under_way
-        under_way.add(answer)
+        under_way[answer] = None
         try:
-            return await answer
+            found = await answer
         except asyncio.CancelledError:
             abandon(task)
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 raise
-        except _OUTAGES:
+            raise _NotAnsweredError from None
+        except _OUTAGES as exc:
             # Whether PostgreSQL is away is for the follower to find out.
-            if not self._situation.phase.writes_sqlite:
+            if not self._writes_sqlite():
                 raise
+            raise _NotAnsweredError from exc
         finally:
-            under_way.discard(answer)
-        # Usually SQLite; PostgreSQL, should the last step have come in between.
-        return await read(self._primary)
+            del under_way[answer]
+        if self._writes_sqlite():
+            self._follower.check_holder()
+        return found
 
     async def _read_and_compare(self, name: str, read: Read[T]) -> T:
         try:

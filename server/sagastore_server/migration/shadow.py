@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from sagastore_server.migration.comparing import Reach, Suspicion
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment
 from sagastore_server.storage.errors import NotFoundError, StorageError
 from sagastore_server.storage.migration import ShadowDifference, ShadowStatus
 from sagastore_server.storage.model import Message, Page
@@ -54,6 +53,7 @@ class ShadowReader:
         *,
         share: float,
         max_waiting: int = 64,
+        environment: Environment = SYSTEM_ENVIRONMENT,
     ) -> None:
         """Prepare to compare ``share`` (0 to 1) of the reads; not started.
 
@@ -63,10 +63,11 @@ class ShadowReader:
         self._target = target
         self._reach = reach
         self._share = share
+        self._clock, self._randomness = environment
         self._max_waiting = max_waiting
         self._active = False
         self._free = asyncio.Semaphore(_AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._tally = _Tally()
 
     def start(self) -> None:
@@ -91,7 +92,7 @@ class ShadowReader:
 
     def wanted(self) -> bool:
         """Tell, by chance, whether the next read is one to compare."""
-        return self._active and random.random() < self._share  # noqa: S311 - a sample, no secret
+        return self._active and self._randomness.fraction() < self._share
 
     @property
     def status(self) -> ShadowStatus:
@@ -115,8 +116,8 @@ class ShadowReader:
             return
         comparison = _Comparison(read, run, _reduced(answer), self._tally)
         task = asyncio.create_task(self._compare(comparison), name="shadow-read")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
 
     async def _compare(self, comparison: _Comparison) -> None:
         tally = comparison.tally
@@ -150,7 +151,7 @@ class ShadowReader:
             verdict = suspicion.look(truth, copy, again)
             if verdict is not None:
                 if verdict:
-                    self._note(comparison, truth, copy)
+                    self._note(comparison, truth, copy, self._clock.now())
                 return True
             await asyncio.sleep(suspicion.pause)
         return False
@@ -167,9 +168,9 @@ class ShadowReader:
             return _reduced(exc)
 
     @staticmethod
-    def _note(comparison: _Comparison, truth: _Answer, copy: _Answer) -> None:
+    def _note(comparison: _Comparison, truth: _Answer, copy: _Answer, now: int) -> None:
         shown = _shown(truth, copy), _shown(copy, truth)
-        difference = ShadowDifference(time.time_ns() // 1000, comparison.read, *shown)
+        difference = ShadowDifference(now, comparison.read, *shown)
         comparison.tally.different += 1
         comparison.tally.latest.append(difference)
         _log.warning(
@@ -238,8 +239,8 @@ def _shown(answer: _Answer, other: _Answer) -> str:
         return "not found"
     count = len(answer.rows)
     line = f"{count} message{'' if count == 1 else 's'}{' and more' if answer.more else ''}"
-    others = set(other.rows)
-    known = {(row.id, row.revision) for row in other.rows}
+    others = frozenset(other.rows)
+    known = frozenset((row.id, row.revision) for row in other.rows)
     own, what = [row for row in answer.rows if row not in others], "only here"
     if not own and len(others) == count:
         own, what = _from_first_difference(answer.rows, other.rows), "in the order"

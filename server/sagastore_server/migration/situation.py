@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 from typing import NamedTuple
 
+from sagastore_server.migration.tuning import DEFAULT_TUNING, Tuning
 from sagastore_server.migration.write_gate import WriteGate
+from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import (
     MigrationSource,
@@ -67,3 +69,5 @@ class Ends(NamedTuple):
     situation: Situation
     gate: WriteGate
     """Every write passes it."""
+    environment: Environment = SYSTEM_ENVIRONMENT
+    tuning: Tuning = DEFAULT_TUNING

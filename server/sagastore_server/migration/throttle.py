@@ -9,10 +9,11 @@ rests between batches grow; otherwise the rests shrink, down to none when nobody
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+
+from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT
 
 TARGET_RATIO = 1.5
 """How much slower writes may be while a batch is at work. Twice as slow is what is
@@ -65,7 +66,7 @@ class Throttle:
         self,
         max_rows_per_second: int = 0,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = SYSTEM_ENVIRONMENT.clock.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         """Begin without a rest; ``max_rows_per_second`` 0 is no limit."""

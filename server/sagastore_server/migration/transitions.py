@@ -94,8 +94,11 @@ class Transitions:
         )
         try:
             async with self._situation.changing, self._gate.closed(FENCE_WITHIN):
+                # Writes whose callers have gone may still wait in the queue. Each has to be
+                # either counted below `base`, or in the journal.
+                committed = await self._source.flush()
                 rejournal = record.applied if _has_been_used(record) else None
-                base = self._source.committed if rejournal is None else record.applied
+                base = committed if rejournal is None else record.applied
                 await self._commit(Phase.DUAL_WRITE, base=base, rejournal_after=rejournal)
         except FenceTimeoutError:
             await bounded(
@@ -114,8 +117,7 @@ class Transitions:
             await self._commit(Phase.BACKFILL)
         if mark.state is BackfillState.DONE and not all(index.valid for index in indexes):
             again: BackfillMark = mark._replace(state=BackfillState.RUNNING)
-            self._follower.mark = await self._target.copy(self._follower.lease, [], again)
-            self._situation.tell()
+            await self._follower.copy([], again)
         await self._tell_target()
 
     async def _switch(self) -> None:

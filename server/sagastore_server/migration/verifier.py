@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
@@ -27,7 +26,9 @@ from sagastore_server.migration.comparing import (
     carried_mismatches,
     mismatch_of,
 )
+from sagastore_server.migration.tuning import DEFAULT_TUNING
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Clock
 from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.migration import Mismatch, Verification, VerifyProgress
 from sagastore_server.storage.model import Message
@@ -35,9 +36,6 @@ from sagastore_server.storage.replication import CarriedTally, MigrationSource, 
 
 MOST_LISTED = 1000
 """Mismatches that are listed; all are counted."""
-
-_PAGE = 500
-"""Rows read of each store in one go, and ids put back into the journal in one go."""
 
 _LOOK_BYTES = 4 * 1024 * 1024
 """Bytes of rows that are looked at again in one go, by their size when they were last seen."""
@@ -82,6 +80,8 @@ class Verifier:
         compare_carried: bool = False,
         recarry: Callable[[], Awaitable[None]] | None = None,
         patience: float = 60.0,
+        page: int = DEFAULT_TUNING.verifier_page,
+        clock: Clock = SYSTEM_ENVIRONMENT.clock,
     ) -> None:
         """Prepare to compare.
 
@@ -95,6 +95,8 @@ class Verifier:
                 are compared at the end.
             recarry: Carries them again, for a repair.
             patience: Seconds for which a store may be away, or the journal behind.
+            page: Rows read of each store at once, and ids put back at once.
+            clock: Tells the time.
 
         """
         self._source = source
@@ -102,7 +104,9 @@ class Verifier:
         self._is_expected = is_expected
         self._compare_carried = compare_carried
         self._recarry = recarry
-        self._stores = _Patient(source, reach, patience)
+        self._page = page
+        self._clock = clock
+        self._stores = _Patient(source, reach, patience, clock)
         self._result: Verification | None = None
 
     @property
@@ -129,10 +133,10 @@ class Verifier:
                 nothing is concluded.
 
         """
-        began, revision = _now(), self._source.committed
-        report = _Report(await self._total())
-        suspects = _Suspects(self._looked_at, report.take)
-        walk = _Walk(self._stores, self._source, self._target)
+        began, revision = self._clock.now(), self._source.committed
+        report = _Report(await self._total(), self._clock)
+        suspects = self._suspects(report.take)
+        walk = _Walk(self._stores, self._source, self._target, self._page)
         await walk.begin()
         yield report.progress()
         while suspects or not walk.ended:
@@ -140,7 +144,7 @@ class Verifier:
                 self._sift(await walk.window(), suspects, report)
             await suspects.work(wait=walk.ended or len(suspects) > _MANY)
             if repair:
-                await self._requeue(report, _PAGE)
+                await self._requeue(report, self._page)
             if report.due:
                 yield report.progress()
         if self._compare_carried:
@@ -148,7 +152,12 @@ class Verifier:
         if repair:
             await self._requeue(report, 1)
         self._result = Verification(
-            began, _now(), report.compared, report.mismatch_count, report.repaired, revision
+            began,
+            self._clock.now(),
+            report.compared,
+            report.mismatch_count,
+            report.repaired,
+            revision,
         )
         yield report.progress(done=True)
 
@@ -160,15 +169,18 @@ class Verifier:
 
         """
         found: list[Mismatch] = []
-        suspects = _Suspects(self._looked_at, found.append)
+        suspects = self._suspects(found.append)
         following = iter(dict.fromkeys(ids))
-        while some := list(islice(following, _PAGE)):
+        while some := list(islice(following, self._page)):
             for message_id in some:
                 suspects.add(message_id, _UNSEEN_BYTES)
             await suspects.work(wait=len(suspects) > _MANY)
         while suspects:
             await suspects.work(wait=True)
         return found
+
+    def _suspects(self, convict: Callable[[Mismatch], None]) -> _Suspects:
+        return _Suspects(self._looked_at, convict, self._page, self._clock)
 
     async def _total(self) -> int:
         healths = await asyncio.gather(self._source.health(), self._target.health())
@@ -234,7 +246,7 @@ class Verifier:
         """Put what differs back into the journal, once there is enough of it."""
         ids = report.to_repair
         while ids and len(ids) >= at_least:
-            batch = ids[:_PAGE]
+            batch = ids[: self._page]
             await self._stores.read(partial(self._source.requeue, batch))
             del ids[: len(batch)]
             report.repaired += len(batch)
@@ -260,28 +272,31 @@ class _Look(NamedTuple):
 class _Patient:
     """Reads stores that may be away for a while, and waits for the journal."""
 
-    def __init__(self, source: MigrationSource, reach: Reach, patience: float) -> None:
+    def __init__(
+        self, source: MigrationSource, reach: Reach, patience: float, clock: Clock
+    ) -> None:
+        self._clock = clock
         self._source = source
         self._reach = reach
         self._patience = patience
 
     async def read(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call something that may be repeated, until it is answered."""
-        began = time.monotonic()
+        began = self._clock.monotonic()
         while True:
             try:
                 return await call()
             except UnavailableError:
-                if time.monotonic() - began > self._patience:
+                if self._clock.monotonic() - began > self._patience:
                     raise
             await asyncio.sleep(_RETRY_EVERY)
 
     async def caught_up(self, newest: int) -> None:
         """Wait until everything that is committed now, and ``newest``, has been applied."""
         mark = max(self._source.committed, newest)
-        began = time.monotonic()
+        began = self._clock.monotonic()
         while not await self._reach(mark, min(_REACH_SLICE, self._patience)):
-            if time.monotonic() - began > self._patience:
+            if self._clock.monotonic() - began > self._patience:
                 raise UnavailableError(
                     "the comparison was given up, and nothing is concluded: PostgreSQL has "
                     f"lacked changes that SQLite has for {self._patience:g} s; see that it runs, "
@@ -293,7 +308,8 @@ class _Patient:
 class _Report:
     """What is told while it goes on."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, clock: Clock) -> None:
+        self._clock = clock
         self.total = total
         self.compared = 0
         self.mismatch_count = 0
@@ -319,11 +335,11 @@ class _Report:
     @property
     def due(self) -> bool:
         """Whether it is time to tell."""
-        return time.monotonic() >= self._next
+        return self._clock.monotonic() >= self._next
 
     def progress(self, *, done: bool = False) -> VerifyProgress:
         """Tell how far it is, with the mismatches since this was last asked."""
-        self._next = time.monotonic() + _PROGRESS_EVERY
+        self._next = self._clock.monotonic() + _PROGRESS_EVERY
         fresh, self._fresh = tuple(self._fresh), []
         total = max(self.total, self.compared)
         counts = self.mismatch_count, self.repaired
@@ -349,7 +365,11 @@ class _Suspects:
         self,
         look_at: Callable[[Sequence[str]], Awaitable[list[_Look]]],
         convict: Callable[[Mismatch], None],
+        page: int,
+        clock: Clock,
     ) -> None:
+        self._page = page
+        self._clock = clock
         self._look_at = look_at
         self._convict = convict
         self._all: dict[str, _Suspect] = {}
@@ -367,8 +387,8 @@ class _Suspects:
             return
         if wait:
             earliest = min(suspect.due for suspect in self._all.values())
-            await asyncio.sleep(max(0.0, earliest - time.monotonic()))
-        now = time.monotonic()
+            await asyncio.sleep(max(0.0, earliest - self._clock.monotonic()))
+        now = self._clock.monotonic()
         due = [key for key, suspect in self._all.items() if suspect.due <= now]
         while due:
             group = self._group(due)
@@ -378,7 +398,7 @@ class _Suspects:
     def _group(self, due: list[str]) -> list[str]:
         """Take from ``due`` as many as are read in one go."""
         room, taken = _LOOK_BYTES, 0
-        while taken < min(len(due), _PAGE) and (room > 0 or not taken):
+        while taken < min(len(due), self._page) and (room > 0 or not taken):
             room -= self._all[due[taken]].size
             taken += 1
         group = due[:taken]
@@ -389,7 +409,7 @@ class _Suspects:
         suspect = self._all[look.id]
         verdict = suspect.suspicion.look(look.truth, look.copy, look.again)
         if verdict is None:
-            suspect.due = time.monotonic() + suspect.suspicion.pause
+            suspect.due = self._clock.monotonic() + suspect.suspicion.pause
             suspect.size = _size(look.truth, look.copy)
             if suspect.suspicion.looks == _RESTLESS:
                 _log.info("message %r keeps changing; it is compared again and again", look.id)
@@ -402,10 +422,12 @@ class _Suspects:
 class _Walk:
     """Goes through both stores by id, a stretch of all ids at a time."""
 
-    def __init__(self, stores: _Patient, source: StorageBackend, target: StorageBackend) -> None:
+    def __init__(
+        self, stores: _Patient, source: StorageBackend, target: StorageBackend, page: int
+    ) -> None:
         self._stores = stores
-        self._truth = _Side(source)
-        self._copy = _Side(target)
+        self._truth = _Side(source, page)
+        self._copy = _Side(target, page)
         self._sides = (self._truth, self._copy)
 
     async def begin(self) -> None:
@@ -438,7 +460,8 @@ class _Walk:
 class _Side:
     """One store, as far as it was read."""
 
-    def __init__(self, store: StorageBackend) -> None:
+    def __init__(self, store: StorageBackend, page: int) -> None:
+        self._page = page
         self.store = store
         self.upto = ""
         self.rows: list[Message] = []
@@ -450,7 +473,7 @@ class _Side:
         """Read on where nothing is left."""
         if self.rows or self.read_all:
             return
-        page = await self.store.scan_ids(self._after, self.upto, _PAGE)
+        page = await self.store.scan_ids(self._after, self.upto, self._page)
         self.rows = page.messages
         self.read_all = not (page.more and page.messages)
         if page.messages:
@@ -472,7 +495,3 @@ class _Side:
 
 def _size(truth: Message | None, copy: Message | None) -> int:
     return max((row.size for row in (truth, copy) if row is not None), default=0)
-
-
-def _now() -> int:
-    return time.time_ns() // 1000

@@ -40,6 +40,8 @@ class Verifications:
         self._source = ends.source
         self._target = ends.target
         self._situation = ends.situation
+        self._clock = ends.environment.clock
+        self._page = ends.tuning.verifier_page
         self._follower = follower
         self._shadow = shadow
         self._turn = asyncio.Lock()
@@ -109,6 +111,8 @@ class Verifications:
             self._is_expected,
             compare_carried=self._follower.mark.carried,
             recarry=recarry,
+            page=self._page,
+            clock=self._clock,
         )
 
     def _is_expected(self, row: Message) -> bool:

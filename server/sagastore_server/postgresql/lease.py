@@ -10,7 +10,12 @@ from sagastore_server.postgresql import indexes
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.schema import host_of, upgrade
-from sagastore_server.storage.errors import Blocker, FencedError, PreconditionError
+from sagastore_server.storage.errors import (
+    Blocker,
+    FencedError,
+    PreconditionError,
+    TargetSetBackError,
+)
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import BackfillMark, Lease, TargetRecord
@@ -48,7 +53,9 @@ def record_from_row(row: Sequence[Any]) -> TargetRecord:
     )
 
 
-async def hold(connection: Connection, lease: Lease, applied: int = 0) -> TargetRecord:
+async def hold(
+    connection: Connection, lease: Lease, applied: int = 0, after: int | None = None
+) -> TargetRecord:
     """Prove the lease and lock the record, first of all in a transaction.
 
     The lease is held for longer, and ``applied`` raised. From then on the transaction
@@ -56,15 +63,43 @@ async def hold(connection: Connection, lease: Lease, applied: int = 0) -> Target
 
     Raises:
         FencedError: Somebody else has it.
+        TargetSetBackError: ``applied`` was not ``after``.
 
     """
-    row = await connection.fetchrow(MIGRATION["hold"], *lease, LEASE_SECONDS, applied)
+    row = await connection.fetchrow(MIGRATION["hold"], *lease, LEASE_SECONDS, applied, after)
     if row is None:
+        if after is not None:
+            # Which of the two conditions failed: the lease, or the position.
+            record = await hold(connection, lease)
+            raise set_back(f"change {record.applied}", f"change {after}")
         raise FencedError(
             "another server has taken over the migration to PostgreSQL; this one must not write "
             "any more: stop it"
         )
     return record_from_row(row)
+
+
+def set_back(found: str, expected: str) -> TargetSetBackError:
+    """Return the error for a target that is at another position than this server left it."""
+    return TargetSetBackError(
+        f"PostgreSQL is at {found} and not at {expected}, where this server left it (was a backup "
+        "restored?); the server compares both stores again by itself"
+    )
+
+
+def check_mark(found: BackfillMark, before: BackfillMark | None) -> None:
+    """Compare the mark in the record with the one that a copy goes on from.
+
+    Raises:
+        TargetSetBackError: They differ.
+
+    """
+    if before is not None and found != before:
+        raise set_back(_place(found), _place(before))
+
+
+def _place(mark: BackfillMark) -> str:
+    return f"backfill {mark.state.value}, row {mark.copied:,} of {mark.total:,}"
 
 
 async def note_mark(connection: Connection, mark: BackfillMark) -> None:

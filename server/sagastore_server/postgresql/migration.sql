@@ -20,7 +20,7 @@ WITH held AS (
     UPDATE migration
     SET lease_until = clock_timestamp() + $3::float8 * interval '1 second',
         applied = greatest(applied, $4::bigint)
-    WHERE holder = $1 AND session = $2 AND session <> ''
+    WHERE holder = $1 AND session = $2 AND session <> '' AND ($5::bigint IS NULL OR applied = $5)
     RETURNING *
 )
 SELECT source, phase, epoch, holder, session,
@@ -37,7 +37,9 @@ VALUES ($1, $2, $3, $4, $5, clock_timestamp())
 UPDATE migration SET holder = $1, session = $2
 
 -- name: release
-UPDATE migration SET holder = '', session = '', lease_until = clock_timestamp()
+-- The name of the last holder stays: one that comes back after a while learns from it that
+-- another server was there meanwhile.
+UPDATE migration SET session = '', lease_until = clock_timestamp()
 WHERE holder = $1 AND session = $2
 
 -- name: set_phase

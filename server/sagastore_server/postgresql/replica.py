@@ -14,6 +14,7 @@ from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
 from sagastore_server.postgresql.lease import (
     GUARDED,
     Claim,
+    check_mark,
     hold,
     note_mark,
     record_from_row,
@@ -152,14 +153,14 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
 
     # ------------------------------------------------------------------ the rows
 
-    async def apply(self, lease: Lease, entries: Sequence[Entry]) -> None:
+    async def apply(self, lease: Lease, entries: Sequence[Entry], after: int | None = None) -> None:
         """See the contract."""
         if not entries:
             return
         steps = await follow.steps_of(entries, self._analysts)
         last = max(entry.sequence for entry in entries)
         began = time.perf_counter()
-        await self._holding(lease, partial(follow.run, steps=steps), last)
+        await self._holding(lease, partial(follow.run, steps=steps), last, after)
         seconds = time.perf_counter() - began
         self._on_group(Store.POSTGRESQL, len(entries), len(entries), seconds)
 
@@ -168,7 +169,11 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         return follow.Ready(await follow.rows_once(messages, self._analysts))
 
     async def copy(
-        self, lease: Lease, messages: Sequence[Message] | Prepared, mark: BackfillMark
+        self,
+        lease: Lease,
+        messages: Sequence[Message] | Prepared,
+        mark: BackfillMark,
+        before: BackfillMark | None = None,
     ) -> BackfillMark:
         """See the contract."""
         ready = messages if isinstance(messages, Prepared) else await self.prepare(messages)
@@ -180,7 +185,7 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
             if rows:
                 await follow.fill(connection, rows)
 
-        await self._holding(lease, store)
+        await self._holding(lease, store, before=before)
         return mark
 
     async def carry(self, lease: Lease, rows: Carried, *, first: bool) -> None:
@@ -223,9 +228,17 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
     # ------------------------------------------------------------------ transactions
 
     async def _holding(
-        self, lease: Lease, work: Callable[[Connection], Awaitable[None]], applied: int = 0
+        self,
+        lease: Lease,
+        work: Callable[[Connection], Awaitable[None]],
+        applied: int = 0,
+        after: int | None = None,
+        before: BackfillMark | None = None,
     ) -> TargetRecord:
         """Do ``work`` in a transaction that holds the lease; return the record from before.
+
+        ``after`` and ``before`` are the journal position and the backfill mark that the record
+        must have; None: any.
 
         Not begun again on another connection, should one have died while it was idle, as
         other reads and writes are: what answers next may be a database that was restored,
@@ -236,7 +249,8 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
                 self._pool.connection() as connection,
                 self._pool.transaction(connection, QUERIES["begin"]),
             ):
-                record = await hold(connection, lease, applied)
+                record = await hold(connection, lease, applied, after)
+                check_mark(record.backfill, before)
                 await work(connection)
             return record
 

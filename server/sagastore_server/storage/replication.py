@@ -168,6 +168,19 @@ class MigrationSource(StorageBackend):
         """Have ``listener`` called on the event loop whenever ``committed`` has grown."""
 
     @abc.abstractmethod
+    async def flush(self) -> int:
+        """Wait until every write submitted before this call is durable or has failed.
+
+        Returns:
+            ``committed``. A read that ended before the call has shown nothing later, even
+            of a commit that was not yet known on the event loop.
+
+        Raises:
+            UnavailableError: The store is closing.
+
+        """
+
+    @abc.abstractmethod
     async def state(self) -> MigrationState:
         """Return what is remembered of the migration; the default for a new store."""
 
@@ -274,9 +287,9 @@ class TargetRecord(NamedTuple):
     phase: Phase
     epoch: int
     holder: str
-    """The file and machine whose server may write; empty: nobody."""
+    """The file and machine whose server may write, or was the last that might; empty: none."""
     session: str
-    """The server process that holds it, by a random name."""
+    """The server process that holds it, by a random name; empty: nobody does."""
     lease_seconds: float
     """How long the holder still has; negative: that is over."""
     applied: int
@@ -371,11 +384,17 @@ class MigrationTarget(StorageBackend):
         """Note a phase that is in force; raises ``applied`` to ``base`` if it is below."""
 
     @abc.abstractmethod
-    async def apply(self, lease: Lease, entries: Sequence[Entry]) -> None:
+    async def apply(self, lease: Lease, entries: Sequence[Entry], after: int | None = None) -> None:
         """Apply journal entries and note the sequence of the last, in one transaction.
 
         No older value replaces a newer one and nothing deleted comes back, unless
         the entry is ``forced``. Entries that were applied already do no harm.
+
+        With ``after`` it is a compare-and-set of the target's position.
+
+        Raises:
+            TargetSetBackError: ``applied`` is not ``after``; nothing has changed.
+
         """
 
     @abc.abstractmethod
@@ -384,12 +403,21 @@ class MigrationTarget(StorageBackend):
 
     @abc.abstractmethod
     async def copy(
-        self, lease: Lease, messages: Sequence[Message] | Prepared, mark: BackfillMark
+        self,
+        lease: Lease,
+        messages: Sequence[Message] | Prepared,
+        mark: BackfillMark,
+        before: BackfillMark | None = None,
     ) -> BackfillMark:
         """Store existing rows, unless newer or deleted ones are known, and note ``mark``.
 
+        With ``before`` it is a compare-and-set of the mark.
+
         Returns:
             ``mark``.
+
+        Raises:
+            TargetSetBackError: The target's mark is not ``before``; nothing has changed.
 
         """
 

@@ -1,0 +1,32 @@
+"""Counts and digests of carried rows, as both stores make them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sagastore_server.storage.carried import (
+    Tallier,
+    Value,
+    extra_values,
+    file_values,
+    quarantine_values,
+)
+from sagastore_server.storage.model import QuarantinedRow
+from sagastore_server.storage.replication import CarriedTally, ExtraValue, FileRow, Tally
+
+
+def tally_of(
+    quarantine: Iterable[QuarantinedRow], files: Iterable[FileRow], extras: Iterable[ExtraValue]
+) -> CarriedTally:
+    """Return the tally of rows given in any order; see ``Tallier`` for the order that counts."""
+    return CarriedTally(
+        _tally(map(quarantine_values, sorted(quarantine))),
+        _tally(map(file_values, sorted(files, key=lambda row: row.id))),
+        _tally(map(extra_values, sorted(extras))),
+    )
+
+
+def _tally(rows: Iterable[tuple[Value, ...]]) -> Tally:
+    tallier = Tallier()
+    tallier.add_all(rows)
+    return tallier.tally()

@@ -1,0 +1,152 @@
+"""PostgresServer: the durable contents of PostgreSQL, and the faults it can have."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+from random import Random
+
+from sagastore_server.postgresql.indexes import LATE
+from sagastore_server.storage.model import Message, QuarantinedRow
+from sagastore_server.storage.replication import ExtraValue, FileRow, TargetRecord
+from tests.simulation.models.latency import Latency
+from tests.simulation.models.process import Process
+from tests.simulation.models.transaction import Transaction
+
+
+@dataclasses.dataclass
+class PostgresContents:
+    """What is on the disk of PostgreSQL."""
+
+    schema: int = 0
+    """Version of the schema; 0: none yet."""
+    rows: dict[str, Message] = dataclasses.field(default_factory=dict)
+    tombs: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Revision of the latest deletion, by id."""
+    record: TargetRecord | None = None
+    """The migration; its ``lease_seconds`` means nothing here."""
+    lease_until: float = 0.0
+    """End of the lease by the time of the event loop, which is the clock of the database."""
+    indexes: dict[str, bool] = dataclasses.field(default_factory=lambda: dict.fromkeys(LATE, True))
+    """Whether an index is complete, by name."""
+    quarantine: dict[str, QuarantinedRow] = dataclasses.field(default_factory=dict)
+    """By source key."""
+    files: dict[str, FileRow] = dataclasses.field(default_factory=dict)
+    """By id."""
+    extras: dict[tuple[str, str], ExtraValue] = dataclasses.field(default_factory=dict)
+    """By message id and name."""
+    revision: int = 0
+    """The last number of the sequence of revisions that was given out."""
+
+    def snapshot(self) -> PostgresContents:
+        """Return a copy that later transactions do not change: a backup, or a standby."""
+        return PostgresContents(
+            **{name: copy.copy(getattr(self, name)) for name in _contents_fields()}
+        )
+
+    @property
+    def has_content(self) -> bool:
+        """Whether there are messages, files or rows in quarantine."""
+        return bool(self.rows or self.files or self.quarantine)
+
+
+class PostgresServer(PostgresContents, Latency):
+    """PostgreSQL and the network on the way to it.
+
+    Faults, set or called from outside:
+
+    * ``crash`` and ``start``: transactions are rolled back, clients get an error.
+    * ``cut``: connections are lost; a COMMIT that was sent may arrive or not.
+    * ``hold`` and ``let_go``: half-dead connections, on which nothing moves and nothing fails.
+    * ``restore``: an earlier state is back, with or without a connection error.
+    * ``fault`` "full": commits fail with probability 0.6, the rest works.
+    * ``slow``: factor for every duration.
+    * ``lag``: seconds, at most, between preparing rows and sending them.
+    * ``read_failures``: probability that a read of messages times out; all else works.
+    """
+
+    def __init__(self, draw: Random, process: Process | None = None, *, scale: float = 1.0) -> None:
+        """Make an empty database, served by ``process``."""
+        PostgresContents.__init__(self)
+        Latency.__init__(self, draw, scale)
+        self.process = process or Process("postgres")
+        self.up = True
+        self.held: asyncio.Event | None = None
+        """Set while nothing moves on the network; waiters wait for the event."""
+        self.fault: str | None = None
+        self.lag = 0.0
+        self.read_failures = 0.0
+        self.locks: dict[str, asyncio.Lock] = {}
+        self.requests: list[Transaction] = []
+        """Transactions under way, those of lost connections included."""
+        self.commits = 0
+
+    # ------------------------------------------------------------------ used by transactions
+
+    async def hop(self, most: float = 0.001) -> None:
+        """Take one way over the network, in either direction."""
+        await asyncio.sleep(self.pause(most))
+        while self.held is not None:
+            await self.held.wait()
+
+    def lock(self, key: str) -> asyncio.Lock:
+        """Return the lock of a row."""
+        return self.locks.setdefault(key, asyncio.Lock())
+
+    # ------------------------------------------------------------------ faults
+
+    def cut(self, *, of: Process | None = None, silent: bool = False) -> None:
+        """Lose the connections of a process, or all; ``silent``: the client hears nothing.
+
+        A transaction whose COMMIT was not sent is rolled back, after a moment in which it keeps
+        its locks. Otherwise it commits late, or not at all.
+        """
+        for request in list(self.requests):
+            if of is None or request.process is of:
+                request.lose(silent=silent)
+
+    def crash(self) -> None:
+        """Stop at once; nothing is answered until ``start``."""
+        self.up = False
+        self._abort_all()
+
+    def start(self) -> None:
+        """Answer again, with everything that was committed."""
+        self.up = True
+
+    def _abort_all(self) -> None:
+        for request in list(self.requests):
+            request.abort()
+        self.requests.clear()
+        self.locks = {}
+
+    def hold(self) -> None:
+        """Let nothing move on the network, without an error, until ``let_go``."""
+        if self.held is None:
+            self.held = asyncio.Event()
+
+    def let_go(self, lose: bool) -> None:
+        """End ``hold``; ``lose``: connections turn out to be lost."""
+        if self.held is not None:
+            held, self.held = self.held, None
+            if lose:
+                self.cut()
+            held.set()
+
+    def restore(self, saved: PostgresContents, *, noticed: bool = False) -> None:
+        """Go back to an earlier state, which is not changed by this.
+
+        Transactions that have begun are rolled back, with an error for the client. Requests on
+        their way to the server are carried out on the earlier state, unless ``noticed``: then
+        every connection is lost. Clients without a request notice nothing in either case.
+        """
+        for request in list(self.requests):
+            if noticed or request.begun:
+                request.abort()
+        for name in _contents_fields():
+            setattr(self, name, copy.copy(getattr(saved, name)))
+
+
+def _contents_fields() -> list[str]:
+    return [field.name for field in dataclasses.fields(PostgresContents)]

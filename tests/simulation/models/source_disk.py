@@ -1,0 +1,221 @@
+"""The durable half of the source model: what the SQLite file holds across a crash."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from random import Random
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from sagastore_server.sqlite.journal import ROWS_AT_ONCE
+from sagastore_server.sqlite.readers import MOST_READ
+from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.errors import CannotOpenError, StorageFullError, UnavailableError
+from sagastore_server.storage.model import Message, QuarantinedRow
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import (
+    Archive,
+    Entry,
+    ExtraValue,
+    FileRow,
+    JournalStatus,
+    MigrationState,
+)
+from tests.simulation.models.latency import Latency
+
+if TYPE_CHECKING:
+    from tests.simulation.models.source import ModelSource
+
+_LAST_ID = "\U0010ffff"
+
+
+class JournalRow(NamedTuple):
+    """A row of the journal; rows are ordered by sequence."""
+
+    sequence: int
+    id: str
+    forced: bool
+    written_at: int
+    """Microseconds since 1970-01-01 UTC."""
+
+
+class SourceDisk(Latency):
+    """A SQLite file. Methods that change it are transactions: atomic and durable at once.
+
+    Faults, set from outside:
+
+    * ``fault``: commits fail with probability ``fault_rate``, because the disk is full or
+      returns I/O errors.
+    * ``slow``: factor for every duration.
+    * ``busy_readers``: probability that a read first waits for a connection, up to 0.3 s.
+    """
+
+    def __init__(
+        self,
+        draw: Random,
+        *,
+        holder: str = "host:1:1",
+        store_id: str = "store-1",
+        scale: float = 1.0,
+    ) -> None:
+        """Make an empty file on the machine and device that ``holder`` names."""
+        super().__init__(draw, scale)
+        self.holder = holder
+        self.store_id = store_id
+        self.is_new = True
+        self.messages: dict[str, Message] = {}
+        self.buried: dict[str, int] = {}
+        """Revision of the latest deletion, by id."""
+        self.revision = 0
+        self.journal: list[JournalRow] = []
+        self.pruned = 0
+        self.state = MigrationState()
+        self.archive: Archive | None = None
+        """Set once the file is an archive."""
+        self.quarantine: list[QuarantinedRow] = []
+        self.files: list[FileRow] = []
+        self.unrepresentable: list[QuarantinedRow] = []
+        """Rows of ``files`` that no FileRow represents, as they will be in quarantine."""
+        self.extras: list[ExtraValue] = []
+        self.locked_by: ModelSource | None = None
+        """The store that has the file open; a crash of its process frees the file."""
+
+        self.fault: Literal["full", "eio"] | None = None
+        self.fault_rate = 0.7
+        self.busy_readers = 0.0
+        self.rows_at_once = ROWS_AT_ONCE
+        """Journal rows that one transaction removes or adds."""
+        self.commits = 0
+        """Transactions since the file was made, failed ones included."""
+
+    @property
+    def archived(self) -> bool:
+        """Whether the file has become an archive."""
+        return self.archive is not None
+
+    # ------------------------------------------------------------------ the lock
+
+    def lock(self, store: ModelSource) -> None:
+        """Lock the file for a store; harmless if that store has it."""
+        owner = self.locked_by
+        if owner is not None and owner is not store and not owner.process.dead:
+            raise CannotOpenError("messages.db is in use by another SagaStore server")
+        self.locked_by = store
+
+    def unlock(self, store: ModelSource) -> None:
+        """Unlock the file; harmless if another store has it."""
+        if self.locked_by is store:
+            self.locked_by = None
+
+    # ------------------------------------------------------------------ faults
+
+    def failure(self, rate: float | None = None) -> StorageFullError | UnavailableError | None:
+        """Draw the error of the next commit; None: it succeeds."""
+        rate = self.fault_rate if rate is None else rate
+        if self.fault is None or self.draw.random() >= rate:
+            return None
+        if self.fault == "full":
+            return StorageFullError("the disk of the SQLite store is full; nothing was stored")
+        return UnavailableError("the SQLite store cannot be used now; try again")
+
+    # ------------------------------------------------------------------ transactions
+
+    def store(self, changes: Changes, revision: int) -> list[JournalRow]:
+        """Store what a group has changed; return the rows that its journal is to hold.
+
+        ``revision`` is the last one that the group gave out.
+        """
+        rows = []
+        for key, message in changes.after.items():
+            sequence = changes.buried[key] if message is None else message.revision
+            rows.append(JournalRow(sequence, key, False, changes.now))
+            if message is None:
+                self.messages.pop(key, None)
+            else:
+                self.messages[key] = message
+        self.buried.update(changes.buried)
+        if changes.after:
+            self.revision = revision
+        return sorted(rows)
+
+    def change_state(self, state: MigrationState, rejournal_after: int | None, now: int) -> int:
+        """As ``sqlite.journal.change_state``."""
+        journalled = self.state.phase.journals
+        self.state = state
+        if not state.phase.journals:
+            self.journal.clear()
+        elif rejournal_after is not None:
+            self._rejournal(rejournal_after, now)
+            self.pruned = rejournal_after
+        elif not journalled:
+            self.pruned = self.revision
+        return self.revision
+
+    def _rejournal(self, after: int, now: int) -> None:
+        there = {row.sequence for row in self.journal}
+        changes = [(message.revision, message.id) for message in self.messages.values()]
+        changes += [(revision, key) for key, revision in self.buried.items()]
+        self.journal += [
+            JournalRow(sequence, key, False, now)
+            for sequence, key in changes
+            if sequence > after and sequence not in there
+        ]
+        self.journal.sort()
+
+    def force(self, ids: Sequence[str], now: int) -> int:
+        """As ``sqlite.journal.force``."""
+        for key in ids:
+            self.revision += 1
+            self.journal.append(JournalRow(self.revision, key, True, now))
+        return self.revision
+
+    def prune_some(self, upto: int) -> bool:
+        """As ``sqlite.journal.prune_some``: up to ``rows_at_once`` rows."""
+        removed = min(self._place(upto), self.rows_at_once)
+        if not removed:
+            return False
+        self.pruned = max(self.pruned, self.journal[removed - 1].sequence)
+        del self.journal[:removed]
+        return removed >= self.rows_at_once
+
+    def set_aside_files(self) -> int:
+        """Put the rows of ``unrepresentable`` into quarantine that are not there yet."""
+        there = {row.source_key for row in self.quarantine}
+        new = [row for row in self.unrepresentable if row.source_key not in there]
+        first = max((row.number for row in self.quarantine), default=0) + 1
+        self.quarantine += [row._replace(number=first + at) for at, row in enumerate(new)]
+        return len(new)
+
+    def seal(self, now: int) -> None:
+        """Note POSTGRES_ONLY, as the first step of archiving does."""
+        if self.state.phase is not Phase.POSTGRES_ONLY:
+            last = self.state._replace(
+                phase=Phase.POSTGRES_ONLY, epoch=self.state.epoch + 1, completing=False
+            )
+            self.change_state(last, None, now)
+
+    # ------------------------------------------------------------------ the journal
+
+    def entries(self, after: int, limit: int) -> list[Entry]:
+        """As ``MigrationSource.journal``."""
+        start = self._place(after)
+        found: list[Entry] = []
+        room = MOST_READ
+        for row in self.journal[start : start + limit]:
+            message = self.messages.get(row.id)
+            room -= message.size if message else 0
+            if found and room < 0:
+                break
+            buried = self.buried.get(row.id, 0)
+            found.append(Entry(row.sequence, row.id, message, buried, row.forced, row.written_at))
+        return found
+
+    def journal_status(self, after: int) -> JournalStatus:
+        """As ``MigrationSource.journal_status``."""
+        start = self._place(after)
+        oldest = self.journal[start].written_at if start < len(self.journal) else None
+        return JournalStatus(len(self.journal) - start, oldest, self.pruned)
+
+    def _place(self, after: int) -> int:
+        """Return how many rows have a sequence up to ``after``."""
+        return bisect.bisect_right(self.journal, (after, _LAST_ID))

@@ -1,0 +1,148 @@
+"""The writer of the source model: group commit, durable first and told later."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from sagastore_server.sqlite.writer import MAX_GROUP_ROWS
+from tests.simulation.models.process import Process
+from tests.simulation.models.source_disk import SourceDisk
+
+
+class Kind(enum.Enum):
+    """What a job does with the file."""
+
+    WRITE = "write"
+    """Works out changes; shares a transaction with others."""
+    ERRAND = "errand"
+    """A transaction of its own between two groups."""
+    FLUSH = "flush"
+    """No transaction: takes a place in the queue."""
+
+
+class Job(NamedTuple):
+    """Something that waits for the writer."""
+
+    kind: Kind
+    run: Callable[[Any], object]
+    """Called with the group's Changes by a write, with the disk by an errand."""
+    rows: int
+    """Messages that a write touches."""
+    future: asyncio.Future[Any]
+
+
+class _Told(NamedTuple):
+    """A group that is decided, on its way to the event loop."""
+
+    group: Sequence[Job]
+    outcomes: Sequence[object]
+    revision: int
+
+
+Commit = Callable[[Kind, Sequence[Job]], tuple[Sequence[object], int]]
+"""Commits a group at one instant; returns an outcome for each job, and the revision to tell."""
+
+
+class GroupWriter:
+    """Commits jobs in the order in which they were submitted, in groups.
+
+    The instant at which a group is durable and the later one at which the event loop hears of
+    it are apart, as they are with a writer thread that may be descheduled in between. Several
+    groups may be durable before the first is told of; they are told of in order.
+    """
+
+    def __init__(
+        self, disk: SourceDisk, process: Process, commit: Commit, grown: Callable[[int], None]
+    ) -> None:
+        """Begin to commit; ``grown`` is called with the revision before callers are told."""
+        self._disk = disk
+        self._process = process
+        self._commit = commit
+        self._grown = grown
+        self._jobs: deque[Job] = deque()
+        self._untold: deque[_Told] = deque()
+        self._tell_at = 0.0
+        self._work = asyncio.Event()
+        self._all_told = asyncio.Event()
+        self._all_told.set()
+        self.closing = False
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._run(), name="writer", context=process.context)
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs are in no group yet."""
+        return len(self._jobs)
+
+    def submit(self, kind: Kind, run: Callable[[Any], object], rows: int) -> asyncio.Future[Any]:
+        """Queue a job. A future that is cancelled before its group begins drops the job."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._jobs.append(Job(kind, run, rows, future))
+        self._work.set()
+        return future
+
+    async def close(self) -> None:
+        """Commit what waits, and end."""
+        self.closing = True
+        self._work.set()
+        await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        while True:
+            group = self._next_group()
+            if group:
+                await asyncio.sleep(self._disk.pause())
+                self._process.check_alive()
+                self._decide(group)
+            elif self._jobs:
+                continue
+            elif self.closing:
+                await self._all_told.wait()
+                return
+            else:
+                self._work.clear()
+                await self._work.wait()
+
+    def _next_group(self) -> list[Job]:
+        """Take the next errand, or the writes up to the next one; empty: all were cancelled."""
+        if self._jobs and self._jobs[0].kind is not Kind.WRITE:
+            return [self._jobs.popleft()]
+        group: list[Job] = []
+        rows = 0
+        while self._jobs and self._jobs[0].kind is Kind.WRITE and rows < MAX_GROUP_ROWS:
+            job = self._jobs.popleft()
+            if not job.future.cancelled():
+                group.append(job)
+                rows += job.rows
+        return group
+
+    def _decide(self, group: list[Job]) -> None:
+        outcomes, revision = self._commit(group[0].kind, group)
+        self._untold.append(_Told(group, outcomes, revision))
+        self._all_told.clear()
+        loop = asyncio.get_running_loop()
+        self._tell_at = max(self._tell_at, loop.time() + self._disk.pause(0.001))
+        loop.call_at(self._tell_at, self._tell, context=self._process.context)
+
+    def _tell(self) -> None:
+        told = self._untold.popleft()
+        if not self._untold:
+            self._all_told.set()
+        try:
+            self._grown(told.revision)
+        finally:
+            for job, outcome in zip(told.group, told.outcomes, strict=True):
+                _answer(job.future, outcome)
+
+
+def _answer(future: asyncio.Future[Any], outcome: object) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
