@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tools.spec.__main__ import chosen, deviation, line
 from tools.spec.instances import HOLDING, PLANTED, Instance, as_tla, configuration
 from tools.spec.tlc import FailedError, MissingError, Verdict, check, find_jar, parse
@@ -90,7 +91,7 @@ def test_names_are_unique() -> None:
 
 
 def test_every_planted_mistake_is_part_of_the_quick_run() -> None:
-    assert set(PLANTED) <= {instance for instance in PLANTED if instance.quick}
+    assert all(instance.quick for instance in PLANTED)
 
 
 def test_unknown_name_lists_the_known_ones() -> None:

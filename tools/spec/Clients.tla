@@ -6,7 +6,7 @@ EXTENDS Stores
 
 (* A write passes the gate and is queued for the source (or sent to the target in the last phase). *)
 BeginWrite(c, i, delete) ==
-  /\ server.up /\ GateOpen /\ ~server.fenced
+  /\ server.up /\ GateOpen /\ ~TakenOver
   /\ writes[c].state = "none" /\ source.revision < MaxRevision
   /\ writes' = [writes EXCEPT ![c] = [state |-> "queued", id |-> i, delete |-> delete, revision |-> 0]]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, server, reads, floor, absences, broken, faults>>
@@ -26,40 +26,41 @@ NotesAbsence(c, revision) ==
   absences' = [absences EXCEPT ![writes[c].id] = IF writes[c].delete THEN @ \union {revision} ELSE @]
 
 (* The source commits a write, with its journal entry in the same transaction. *)
-CommitWrite(c) ==
-  /\ server.up /\ writes[c].state \in {"queued", "orphan"}
-  /\ server.phase # PostgresOnly /\ source.revision < MaxRevision
-  /\ LET next == source.revision + 1 IN
-     /\ source' = [Changed(source, c, next) EXCEPT
-                     !.revision = next,
-                     !.journal = IF Journals(source.phase) THEN @ \union {<<next, writes[c].id>>} ELSE @]
-     /\ NotesAbsence(c, next)
-     /\ writes' = [writes EXCEPT ![c] = IF @.state = "queued"
-                                        THEN [@ EXCEPT !.state = "committed", !.revision = next]
-                                        ELSE NoCall]
+CommitWriteAt(c, next) ==
+  /\ server.up /\ writes[c].state \in {"queued", "orphan"} /\ server.phase # PostgresOnly
+  /\ source' = [Changed(source, c, next) EXCEPT
+                  !.revision = next,
+                  !.journal = IF Journals(source.phase) THEN @ \union {<<next, writes[c].id>>} ELSE @]
+  /\ NotesAbsence(c, next)
+  /\ writes' = [writes EXCEPT ![c] = IF @.state = "queued"
+                                     THEN [@ EXCEPT !.state = "committed", !.revision = next]
+                                     ELSE NoCall]
   /\ UNCHANGED <<target, targetUp, backup, inFlight, server, reads, floor, broken, faults>>
 
+CommitWrite(c) == source.revision < MaxRevision /\ CommitWriteAt(c, source.revision + 1)
+
 (* The event loop learns what the source has committed: MigrationSource.committed grows. *)
-LearnCommitted ==
-  /\ server.up /\ server.phase # PostgresOnly /\ server.told < source.revision
-  /\ server' = [server EXCEPT !.told = source.revision]
+LearnCommittedUpto(revision) ==
+  /\ server.up /\ server.phase # PostgresOnly /\ server.told < revision
+  /\ server' = [server EXCEPT !.told = revision]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
+LearnCommitted == LearnCommittedUpto(source.revision)
+
 (* In the last phase the target commits writes itself. *)
-CommitWriteInTarget(c) ==
-  /\ server.up /\ writes[c].state = "queued"
-  /\ server.phase = PostgresOnly /\ targetUp /\ source.revision < MaxRevision
-  /\ LET next == source.revision + 1 IN
-     /\ source' = [source EXCEPT !.revision = next]       \* the counter only; see MigrationTarget.finish
-     /\ target' = Changed(target, c, next)
-     /\ NotesAbsence(c, next)
-     /\ writes' = [writes EXCEPT ![c].state = "committed", ![c].revision = next]
+CommitWriteInTargetAt(c, next) ==
+  /\ server.up /\ writes[c].state = "queued" /\ server.phase = PostgresOnly /\ targetUp
+  /\ source' = [source EXCEPT !.revision = next]       \* the counter only; see MigrationTarget.finish
+  /\ target' = Changed(target, c, next)
+  /\ NotesAbsence(c, next)
+  /\ writes' = [writes EXCEPT ![c].state = "committed", ![c].revision = next]
   /\ UNCHANGED <<targetUp, backup, inFlight, server, reads, floor, broken, faults>>
 
 (* Follower.confirm: while the target is current it must have applied the change first. *)
 Confirmed(revision) == (server.phase = ReadPostgres /\ Current) => server.applied >= revision
 
-TakenOver == server.fenced \/ server.contested
+CommitWriteInTarget(c) ==
+  source.revision < MaxRevision /\ CommitWriteInTargetAt(c, source.revision + 1)
 
 Acknowledge(c) ==
   /\ server.up /\ writes[c].state = "committed"
@@ -73,7 +74,7 @@ Acknowledge(c) ==
 
 (* storage/replication.py MigrationSource.requeue: a forced entry; no message changes. *)
 Requeue(i) ==
-  /\ Included("requeue") /\ server.up /\ Journals(source.phase) /\ source.revision < MaxRevision
+  /\ server.up /\ Journals(source.phase)
   /\ source' = [source EXCEPT !.revision = @ + 1, !.journal = @ \union {<<source.revision + 1, i>>}]
   /\ UNCHANGED <<target, targetUp, backup, inFlight, server, clients, faults>>
 
@@ -83,7 +84,7 @@ Requeue(i) ==
 ReadsTarget == server.phase = PostgresOnly \/ (server.phase = ReadPostgres /\ Current)
 
 BeginRead(c, i) ==
-  /\ server.up /\ ~server.fenced /\ reads[c].state = "none"
+  /\ server.up /\ ~TakenOver /\ reads[c].state = "none"
   /\ reads' = [reads EXCEPT ![c] = [NoRead EXCEPT !.state = "asked", !.id = i, !.floor = floor[i],
                                       !.from = IF ReadsTarget THEN "target" ELSE "source"]]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, server, writes, floor, absences, broken, faults>>
@@ -103,11 +104,12 @@ FailRead(c) ==
   /\ reads' = [reads EXCEPT ![c].from = IF Mistake("stale-read-failed") THEN "source unchecked" ELSE "source"]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, server, writes, floor, absences, broken>>
 
-(* An answer of the source leaves if the target does not answer reads, or has all that it may show. *)
+(* Router._release: an answer of the source leaves if the target does not answer reads, or has *)
+(* all that the answer may show. `flush` and `confirm` wait for that.                          *)
 MayLeave(read) == read.from = "source" => (Confirmed(read.seen) \/ Mistake("stale-read-routed"))
 
 EndRead(c) ==
-  /\ server.up /\ reads[c].state = "read" /\ MayLeave(reads[c])
+  /\ server.up /\ ~TakenOver /\ reads[c].state = "read" /\ MayLeave(reads[c])
   /\ LET read == reads[c]
          shown == IF read.row # 0 THEN read.row
                   ELSE Least({r \in absences[read.id] : r >= read.floor}) IN

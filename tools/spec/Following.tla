@@ -7,7 +7,7 @@ EXTENDS Clients
 
 Transaction(kind) ==
   [kind |-> kind, session |-> server.incarnation, state |-> "sent", wait |-> TRUE,
-   upto |-> 0, rows |-> [i \in {} |-> 0], follows |-> server.position, mark |-> server.mark]
+   upto |-> 0, rows |-> [i \in {} |-> 0], covers |-> {}, follows |-> server.position, mark |-> server.mark]
 
 Awaited(kind) ==
   \E t \in inFlight : t.kind = kind /\ t.session = server.incarnation /\ t.wait
@@ -46,7 +46,7 @@ HoldsLease(t) == target.holder = t.session
 
 Outcome(t) ==
   CASE t.kind = "apply" -> [WithRows(t) EXCEPT !.applied = Max(@, t.upto)]
-    [] t.kind = "copy" -> [WithRows(t) EXCEPT !.copied = t.mark \union DOMAIN t.rows, !.begun = TRUE]
+    [] t.kind = "copy" -> [WithRows(t) EXCEPT !.copied = t.mark \union t.covers, !.begun = TRUE]
     [] t.kind = "finish" -> [target EXCEPT !.phase = PostgresOnly, !.holder = Nobody]
 
 CommitTransaction(t) ==
@@ -70,7 +70,7 @@ HearCommit(t) ==
   /\ t.kind \in Following
   /\ server' = [server EXCEPT !.applied = Max(@, t.upto),
                               !.position = IF t.kind = "apply" THEN t.upto ELSE @,
-                              !.mark = IF t.kind = "copy" THEN @ \union DOMAIN t.rows ELSE @]
+                              !.mark = IF t.kind = "copy" THEN t.mark \union t.covers ELSE @]
   /\ inFlight' = inFlight \ {t}
   /\ UNCHANGED <<source, target, targetUp, backup, clients, faults>>
 
@@ -87,18 +87,24 @@ HearMismatch(t) ==
   /\ inFlight' = Forsaken(Following) \ {[t EXCEPT !.wait = FALSE]} /\ reads' = ReadsFallBack
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
-(* Follower._rest: MigrationTarget.renew shows that the target was set back. *)
+(* attaching.was_set_back: the record names an earlier server on the same file. *)
+SetBackToEarlierServer ==
+  target.holder \in 1..(server.incarnation - 1) /\ target.applied < server.position
+
+(* Follower._renew: MigrationTarget.renew shows that the target was set back. *)
 HearSetBack ==
-  /\ server.up /\ Attached /\ targetUp /\ target.holder = server.incarnation
-  /\ \/ target.applied < server.position
-     \/ ~(server.mark \subseteq target.copied) /\ ~Mistake("renew-ignores-mark")
+  /\ server.up /\ Attached /\ targetUp
+  /\ \/ target.holder = server.incarnation /\ target.applied < server.position
+     \/ /\ target.holder = server.incarnation /\ ~(server.mark \subseteq target.copied)
+        /\ ~Mistake("renew-ignores-mark")
+     \/ SetBackToEarlierServer
   /\ server' = Detached /\ LetGo
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
 (* Follower._fence: a transaction, or renew, is refused because of the lease. *)
 HearFenced ==
   /\ server.up /\ Attached /\ targetUp /\ target.holder # server.incarnation
-  /\ server.goal # "last step"
+  /\ ~SetBackToEarlierServer /\ server.goal # "last step"
   /\ server' = [Detached EXCEPT !.fenced = TRUE] /\ LetGo
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
@@ -106,7 +112,9 @@ HearFenced ==
 (* Attaching: migration/attaching.py attach. Four steps: inspect, claim, reconcile, set_phase. *)
 
 MayAttach ==
-  /\ server.up /\ Journals(server.phase) /\ ~Attached /\ ~server.fenced /\ server.step # "asking"
+  /\ server.up /\ Journals(server.phase) /\ ~server.fenced
+  /\ ~Attached \/ (Included("attach anew") /\ ~Current)      \* Follower.attach_anew
+  /\ server.step # "asking"
   /\ targetUp /\ target.phase # PostgresOnly /\ target.applied <= source.revision
 
 (* What the server finds. "new": the backfill has not begun, so it copies what the journal lacks. *)
@@ -131,24 +139,27 @@ Reconciled(found) ==
 
 (* MigrationTarget.set_phase raises `applied` of a new target to where its journal begins. *)
 Raised(found) ==
-  IF found.new \/ Mistake("raise-when-known") THEN Max(target.applied, JournalStart(found)) ELSE target.applied
+  IF found.new THEN Max(target.applied, JournalStart(found)) ELSE target.applied
 
 Attach(found) ==
   /\ target' = [target EXCEPT !.applied = Raised(found), !.phase = server.phase,
                               !.holder = server.incarnation]
   /\ server' = [Detached EXCEPT !.standing = "following", !.applied = Raised(found),
                                 !.position = Raised(found), !.mark = target.copied,
-                                !.contested = FALSE]
+                                !.held = TRUE, !.contested = FALSE]
 
-(* Another server's lease is never taken: LEASE_HELD. *)
-FindContested ==
-  /\ MayAttach /\ server.inspected.stage \in {"none", "found"} /\ target.holder = Rival
-  /\ server' = [Detached EXCEPT !.contested = TRUE]
+(* Another server's lease is never taken (LEASE_HELD). A server that has held the lease *)
+(* itself is fenced, also if the other one has gone (LEASE_LOST).                       *)
+FreeToTake == target.holder # Rival /\ (target.holder = RivalGone => ~server.held)
+
+FindRival ==
+  /\ MayAttach /\ server.inspected.stage \in {"none", "found"} /\ ~FreeToTake
+  /\ server' = [Detached EXCEPT !.contested = ~server.held, !.fenced = server.held]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
 (* The four steps in one, for instances in which nothing of interest comes between them. *)
 AttachAtOnce ==
-  /\ ~Included("attach in steps") /\ MayAttach /\ target.holder # Rival
+  /\ ~Included("attach in steps") /\ MayAttach /\ FreeToTake
   /\ source' = Reconciled(Found("found"))
   /\ Attach(Found("found"))
   /\ UNCHANGED <<targetUp, backup, inFlight, clients, faults>>
@@ -162,8 +173,8 @@ AttachInspect ==
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
 AttachClaim ==
-  /\ MayAttach /\ server.inspected.stage = "found" /\ target.holder # Rival
-  /\ server' = [server EXCEPT !.inspected.stage = "claimed", !.contested = FALSE]
+  /\ MayAttach /\ server.inspected.stage = "found" /\ FreeToTake
+  /\ server' = [server EXCEPT !.inspected.stage = "claimed"]
   /\ target' = [target EXCEPT !.holder = server.incarnation]
   /\ UNCHANGED <<source, targetUp, backup, inFlight, clients, faults>>
 
@@ -192,40 +203,42 @@ AttachFails ==
 (* Following: migration/follower.py Follower._step; migration/backfill.py *)
 
 (* Reads a batch of the journal, and sends it. *)
-SendBatch ==
-  /\ server.up /\ Attached /\ ~Awaited("apply")
-  /\ LET entries == {e \in source.journal : e[1] > server.applied} IN
-     \E upto \in {e[1] : e \in entries} :
-       inFlight' = inFlight \union
-         {[Transaction("apply") EXCEPT !.upto = upto,
-             !.rows = Content({e[2] : e \in {x \in entries : x[1] <= upto}})]}
+SendBatchUpto(upto) ==
+  /\ server.up /\ Attached /\ ~Awaited("apply") /\ server.inspected.stage = "none"
+  /\ inFlight' = inFlight \union
+       {[Transaction("apply") EXCEPT !.upto = upto,
+           !.rows = Content({e[2] : e \in {x \in source.journal : x[1] > server.applied /\ x[1] <= upto}})]}
   /\ UNCHANGED <<source, target, targetUp, backup, server, clients, faults>>
 
+SendBatch ==
+  \E upto \in {e[1] : e \in {x \in source.journal : x[1] > server.applied}} : SendBatchUpto(upto)
+
 (* The journal has nothing left, so the target has all that was committed before. *)
-AdvanceWithoutEntries ==
+AdvanceTo(revision) ==
   /\ server.up /\ Attached /\ ~Awaited("apply") /\ Journals(server.phase)
-  /\ server.applied < server.told
-  /\ \A e \in source.journal : e[1] <= server.applied
+  /\ server.applied < revision /\ revision <= server.told
+  /\ \A e \in source.journal : e[1] <= server.applied \/ e[1] > revision
   /\ source.phase = server.phase \/ Mistake("empty-journal-says-all")
-  /\ server' = [server EXCEPT !.applied = server.told]
+  /\ server' = [server EXCEPT !.applied = revision]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
+
+AdvanceWithoutEntries == AdvanceTo(server.told)
 
 (* Reads rows that were there before the journal, and sends them. *)
 SendPage ==
   /\ server.up /\ Attached /\ server.phase = Backfill /\ ~Awaited("copy")
   /\ \E i \in Ids \ server.mark :
-       inFlight' = inFlight \union {[Transaction("copy") EXCEPT !.rows = Content({i})]}
+       inFlight' = inFlight \union {[Transaction("copy") EXCEPT !.rows = Content({i}), !.covers = {i}]}
   /\ UNCHANGED <<source, target, targetUp, backup, server, clients, faults>>
 
 (* Removes entries that the target has confirmed. *)
-Prune ==
-  /\ server.up /\ Attached /\ Journals(source.phase)
-  /\ \E e \in source.journal : e[1] <= server.applied
+PruneUpto(upto) ==
+  /\ server.up /\ \E e \in source.journal : e[1] <= upto
   /\ source' = [source EXCEPT
-       !.journal = {e \in @ : e[1] > server.applied},
+       !.journal = {e \in @ : e[1] > upto},
        !.pruned = IF MaxSetBacks = 0 THEN @   \* matters only to a target that was set back
-                  ELSE CHOOSE n \in {@} \union {e[1] : e \in source.journal} :
-                         /\ n = @ \/ n <= server.applied
-                         /\ \A e \in source.journal : e[1] <= server.applied => e[1] <= n]
+                  ELSE Max(@, Greatest({e[1] : e \in {x \in source.journal : x[1] <= upto}}))]
   /\ UNCHANGED <<target, targetUp, backup, inFlight, server, clients, faults>>
+
+Prune == Attached /\ Journals(source.phase) /\ PruneUpto(server.applied)
 =============================================================================

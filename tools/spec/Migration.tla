@@ -48,13 +48,13 @@ SetBack ==
 (* Another server's claim: the first one's lease has run out. *)
 TakeOver ==
   /\ Spend("takeOvers", MaxTakeOvers)
-  /\ targetUp /\ target.phase # PostgresOnly /\ target.holder \notin {Nobody, Rival}
+  /\ targetUp /\ target.phase # PostgresOnly /\ target.holder \notin {Nobody, Rival, RivalGone}
   /\ target' = [target EXCEPT !.holder = Rival]
   /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients>>
 
 RivalLeaves ==
   /\ target.holder = Rival
-  /\ target' = [target EXCEPT !.holder = Nobody]
+  /\ target' = [target EXCEPT !.holder = RivalGone]
   /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
 
 Crash ==
@@ -91,13 +91,13 @@ StartInLastStep ==
 -----------------------------------------------------------------------------
 (* The whole system *)
 
-OperatorSteps == BeginDualWrite \/ BeginReadPostgres \/ BeginLastStep \/ ToBackfill \/ Back
+OperatorSteps == ClaimForDualWrite \/ BeginDualWrite \/ BeginReadPostgres \/ BeginLastStep \/ ToBackfill \/ Back
 ChangeSteps ==
   BeginReturn \/ CommitDualWrite \/ CommitReadPostgres \/ CommitReturn \/ CommitCompleting
   \/ EnterPhase \/ MakeCurrent \/ StopFollowing
 LastSteps == SendFinish \/ TargetHasTakenOver \/ TargetHasNotTakenOver \/ Archive
 AttachSteps ==
-  AttachAtOnce \/ FindContested \/ AttachInspect \/ AttachClaim \/ AttachReconcile \/ AttachSetPhase \/ AttachFails
+  AttachAtOnce \/ FindRival \/ AttachInspect \/ AttachClaim \/ AttachReconcile \/ AttachSetPhase \/ AttachFails
 FollowSteps == SendBatch \/ AdvanceWithoutEntries \/ SendPage \/ Prune
 Notices == HearSetBack \/ HearFenced \/ (\E t \in inFlight : HearMismatch(t))
 Commits == \E t \in inFlight : CommitTransaction(t)
@@ -115,7 +115,7 @@ ReadSteps(c) == (\E i \in Ids : BeginRead(c, i)) \/ Snapshot(c) \/ FailRead(c) \
 Next ==
   \/ OperatorSteps \/ ChangeSteps \/ LastSteps \/ AttachSteps \/ FollowSteps \/ Notices
   \/ Commits \/ Answers \/ Faults \/ Recovery \/ LearnCommitted
-  \/ \E i \in Ids : Requeue(i)
+  \/ Included("requeue") /\ source.revision < MaxRevision /\ \E i \in Ids : Requeue(i)
   \/ \E c \in Writers : WriteSteps(c)
   \/ \E c \in Readers : ReadSteps(c)
 

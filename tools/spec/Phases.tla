@@ -10,16 +10,21 @@ Drained == server.applied >= server.told \/ Mistake("no-drain")
 CloseGate(goal) == [server EXCEPT !.step = "closed", !.goal = goal]
 OpenGate == [server EXCEPT !.step = "none", !.goal = "none", !.inspected = NotInspected]
 
-(* Transitions._begin: takes the target, then closes the gate. *)
-BeginDualWrite ==
-  /\ server.up /\ Stable /\ server.phase = SqliteOnly /\ ~Attached /\ ~server.fenced
+(* Transitions._begin takes the target, then closes the gate. *)
+ClaimForDualWrite ==
+  /\ server.up /\ Stable /\ server.phase = SqliteOnly /\ ~Attached /\ ~TakenOver
   /\ targetUp /\ target.phase # PostgresOnly /\ target.holder # Rival
   /\ Spend("moves", MaxMoves)
   /\ target' = [target EXCEPT !.holder = server.incarnation]
-  /\ server' = [CloseGate("dual write") EXCEPT
+  /\ server' = [server EXCEPT
        !.inspected = [stage |-> "begin", applied |-> target.applied,
                       new |-> target.applied = 0 /\ ~target.begun]]
   /\ UNCHANGED <<source, targetUp, backup, inFlight, clients>>
+
+BeginDualWrite ==
+  /\ server.up /\ Stable /\ server.phase = SqliteOnly /\ server.inspected.stage = "begin"
+  /\ server' = CloseGate("dual write")
+  /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
 (* Transitions._switch and Follower._return: both use Follower.catch_up. *)
 BeginReadPostgres ==
@@ -114,7 +119,7 @@ Back ==
 (* Follower.stop, when the phase has no journal. *)
 StopFollowing ==
   /\ server.up /\ server.phase = SqliteOnly /\ source.phase = SqliteOnly /\ Stable /\ Attached
-  /\ server' = [Detached EXCEPT !.applied = 0] /\ LetGo
+  /\ server' = [Detached EXCEPT !.applied = 0, !.held = FALSE, !.contested = FALSE] /\ LetGo
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
 -----------------------------------------------------------------------------

@@ -55,9 +55,11 @@ PostgresOnly == 5
 Journals(phase) == phase \in DualWrite..ReadPostgres   \* Phase.journals
 
 Nobody == 0                \* no server holds the lease
-Rival == 1000              \* the other server, as a holder of the lease
+Rival == 1000              \* another server holds the lease
+RivalGone == 1001          \* another server was the last holder; its name stays in the record
 
 Max(a, b) == IF a > b THEN a ELSE b
+Greatest(S) == CHOOSE x \in S : \A y \in S : x >= y
 Least(S) == IF S = {} THEN 0 ELSE CHOOSE x \in S : \A y \in S : x <= y
 
 (* The newest change of an id that a store knows: a message or a tombstone. *)
@@ -89,8 +91,9 @@ Down(incarnation) ==
    inspected |-> NotInspected,   \* progress of attaching
    step |-> "none",              \* fence: none (open), closed, changed (durable), asking
    goal |-> "none",              \* what the fence is for
-   fenced |-> FALSE,             \* Follower.fenced: another server has taken over
-   contested |-> FALSE]          \* another server's lease was found running
+   held |-> FALSE,               \* LeaseGuard.held: has held the lease since it began to follow
+   fenced |-> FALSE,             \* LeaseGuard.fenced: another server has taken over
+   contested |-> FALSE]          \* LeaseGuard.contested: another server's lease was found running
 
 Source ==
   [row |-> [i \in Ids |-> IF i \in OldIds THEN 1 ELSE 0],
@@ -117,7 +120,7 @@ Init ==
   /\ inFlight = {}
   /\ server = [Down(1) EXCEPT !.up = TRUE, !.phase = StartPhase, !.told = 1,
                  !.standing = IF StartPhase = SqliteOnly THEN "detached" ELSE "current",
-                 !.applied = Target.applied, !.position = Target.applied, !.mark = Target.copied]
+                 !.held = StartPhase # SqliteOnly, !.applied = Target.applied, !.position = Target.applied, !.mark = Target.copied]
   /\ writes = [c \in Writers |-> NoCall]
   /\ reads = [c \in Readers |-> NoRead]
   /\ floor = Source.row
@@ -130,6 +133,7 @@ Spend(name, most) == faults[name] < most /\ faults' = [faults EXCEPT ![name] = @
 
 Attached == server.standing # "detached"
 Current == server.standing = "current"
+TakenOver == server.fenced \/ server.contested     \* LeaseGuard.check refuses calls
 GateOpen == server.step = "none"         \* migration/write_gate.py WriteGate
 Stable == server.step = "none" /\ source.phase = server.phase   \* Situation.changing is free
 =============================================================================

@@ -67,7 +67,7 @@ def line(instance: Instance, verdict: Verdict) -> str:
 
 def _run(instances: list[Instance], *, workers: int, counterexample: bool) -> int:
     """Check them one after the other, and return the exit status."""
-    print(f"{'instance':22} {'states':>10} {'distinct':>10} depth seconds  verdict")
+    print(f"{'instance':22} {'states':>10} {'distinct':>10} depth seconds  verdict", flush=True)
     failed, began = 0, time.monotonic()
     for instance in instances:
         verdict = check(configuration(instance), workers=workers)

@@ -15,6 +15,10 @@ from typing import NamedTuple
 MODULES = Path(__file__).parent
 """Folder of the TLA+ modules."""
 
+_SHORT = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+_LONG = ("-XX:+UseParallelGC",)
+"""Options of the Java virtual machine: for runs of some seconds, and for longer ones."""
+
 _COUNTS = re.compile(r"^(\d+) states generated, (\d+) distinct states found", re.MULTILINE)
 _DEPTH = re.compile(r"depth of the complete state graph search is (\d+)")
 _INVARIANT = re.compile(r"Error: Invariant (\w+) is violated")
@@ -88,7 +92,12 @@ def check(
         for other, text in (modules or {}).items():
             (folder / f"{other}.tla").write_text(text, encoding="utf-8")
         (folder / "instance.cfg").write_text(configuration, encoding="utf-8")
-        command = ["java", "-XX:+UseParallelGC", "-Xmx2g", f"-Djava.io.tmpdir={folder}"]
+        command = [
+            "java",
+            *(_SHORT if workers == 1 else _LONG),
+            "-Xmx2g",
+            f"-Djava.io.tmpdir={folder}",
+        ]
         command += ["-cp", str(jar), "tlc2.TLC", "-deadlock", "-nowarning"]
         command += ["-workers", str(workers), "-metadir", str(folder / "states")]
         if depth_first:
