@@ -31,7 +31,8 @@ FOLDER ?=
 # TARGET is the service, and ARGS takes --cacert and so on; a token comes from SAGASTORE_TOKEN.
 LOAD ?=
 DURATION ?=
-# For `make parity`: JSON Lines or databases with messages.
+# For `make parity`: JSON Lines or databases with messages. For `make porcupine`: histories, or
+# folders with histories (default: var/chaos).
 FILES ?=
 # For `make test`: options of pytest.
 PYTEST_ARGS ?= -n 2
@@ -48,7 +49,7 @@ GHZ_FOLDER = $(CURDIR)/build/tools/bin
 GHZ = $(GHZ_FOLDER)/ghz
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz chaos bench load ghz ghz-where-go env test test-go parity lint format docs proto proto-check breaking build pins clean spec spec-quick
+.PHONY: help run run-postgres demo overload fuzz chaos porcupine bench load ghz ghz-where-go env test test-go parity lint format docs proto proto-check breaking build pins clean spec spec-quick
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -74,6 +75,9 @@ fuzz: $(VENV)/.stamp-dev ## Send odd and broken inputs to real servers (COUNT, S
 chaos: $(VENV)/.stamp-dev ## Hurt a real service and check every answer (ROUNDS, SEED, PLANT=name or all)
 	@exec $(BIN)/python -m tests.chaos --rounds '$(or $(ROUNDS),20)' --seed '$(SEED)' \
 	    $(if $(filter all,$(PLANT)),--planted all,--plant '$(PLANT)') $(CHAOS_ARGS)
+
+porcupine: $(VENV)/.stamp-dev ## Check kept histories of make chaos with Porcupine, in Go (FILES='var/chaos')
+	@$(BIN)/python -m tests.chaos.second_opinion $(FILES)
 
 overload: $(VENV)/.stamp-dev ## Show what a server does with ten times the load it carries (ARGS)
 	@$(BIN)/python -m scripts.overload $(ARGS)
@@ -108,9 +112,10 @@ spec-quick: $(VENV)/.stamp-dev ## Check small instances of the specification, an
 test: $(VENV)/.stamp-dev ## Run the tests (PYTEST_ARGS='-k name', default '-n 2')
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run a client in Go, of code that protoc generates, and a short load by ghz
+test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run a client in Go, of code that protoc generates, a short load by ghz, and Porcupine
 	@if command -v go >/dev/null && [ ! -x $(GHZ) ]; then $(MAKE) --no-print-directory ghz || true; fi
-	@$(BIN)/python -m pytest -m go tests/e2e/test_go_client.py tests/benchmarks/test_ghz_load.py
+	@$(BIN)/python -m pytest -m go tests/e2e/test_go_client.py tests/benchmarks/test_ghz_load.py \
+	    tests/chaos/test_second_opinion.py
 
 lint: $(VENV)/.stamp-dev ## Check style, types, the import rule and the protos
 	@failed=; \

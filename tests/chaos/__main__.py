@@ -3,6 +3,7 @@
     python -m tests.chaos [--rounds N] [--seed N] [--jobs N] [--seconds S]
     python -m tests.chaos --plant NAME [--rounds N]      with one planted fault
     python -m tests.chaos --planted all [--within N]     each of them until it is caught
+    python -m tests.chaos --porcupine [...]              with a second checker, written in Go
 
 Exit status 1 if anything went wrong; with ``--planted``, if one was not caught. What a
 failing round leaves is below ``var/chaos``, with the report.
@@ -25,6 +26,7 @@ from tests.chaos import jobs
 from tests.chaos.campaign import Campaign, Options
 from tests.chaos.planted import PLANTS
 from tests.chaos.report import Totals, caught, planted_table
+from tests.chaos.second_opinion import SecondOpinionError, build
 
 _FOLDER = Path("var/chaos")
 
@@ -35,6 +37,12 @@ def main() -> int:
     logging.getLogger("sagastore_server").addHandler(logging.NullHandler())
     arguments = _arguments()
     options = _options(arguments)
+    if options.porcupine:
+        try:
+            build()
+        except SecondOpinionError as exc:
+            sys.stderr.write(f"error: {exc}\n")
+            return 2
     planted = f", planted: {', '.join(options.plants)}" if any(options.plants) else ""
     _say(f"{options.rounds} rounds from seed {options.seed}{planted}")
     began = time.monotonic()
@@ -81,6 +89,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         (arguments.plant,),
         arguments.seconds,
         keep=arguments.keep,
+        porcupine=arguments.porcupine,
     )
     if not arguments.planted:
         return options
@@ -99,6 +108,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--within", type=int, default=20, help="rounds for each planted fault (20)")
     parser.add_argument("--folder", type=Path, default=_FOLDER, help="where reports go (var/chaos)")
     parser.add_argument("--keep", action="store_true", help="keep the history of every round")
+    parser.add_argument(
+        "--porcupine", action="store_true", help="judge each history by Porcupine as well"
+    )
     return parser.parse_args()
 
 

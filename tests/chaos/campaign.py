@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,8 @@ class Options(NamedTuple):
     """Whether the first round that fails is the last of its planted fault."""
     keep: bool = False
     """Whether rounds without a failure leave their histories, too."""
+    porcupine: bool = False
+    """Whether Porcupine judges each history as well."""
 
 
 def absent(ground: Ground) -> dict[str, str]:
@@ -109,7 +112,8 @@ class Campaign:
 
     async def _judge(self, judges: Executor, plan: Plan, plant: str, folder: Path) -> None:
         loop = asyncio.get_running_loop()
-        verdict = await loop.run_in_executor(judges, judge, folder)
+        work = partial(judge, folder, porcupine=self._options.porcupine)
+        verdict = await loop.run_in_executor(judges, work)
         self.totals.add(verdict)
         with (self._options.folder / ROUNDS).open("a", encoding="utf-8") as rounds:
             rounds.write(json.dumps(verdict, default=str) + "\n")

@@ -41,6 +41,7 @@ def command(options: Options) -> list[str]:
         *(sys.executable, "-m", "tests.chaos", *planted, "--seed", str(options.seed)),
         *("--seconds", str(options.seconds), "--folder", str(options.folder)),
         *(["--keep"] if options.keep else []),
+        *(["--porcupine"] if options.porcupine else []),
     ]
 
 

@@ -9,18 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.checker import check
+from tests.chaos.checker import Report, check
 from tests.chaos.history import History, Mark, Outcome
+from tests.chaos.second_opinion import SecondOpinionError, disagreements, opinions
 from tests.chaos.timeline import draw
 
 SECOND = 1_000_000_000
 
 
-def judge(folder: Path) -> dict[str, Any]:
-    """Return what became of the round in ``folder``, and write it there, with a picture."""
+def judge(folder: Path, *, porcupine: bool = False) -> dict[str, Any]:
+    """Return what became of the round in ``folder``, and write it there, with a picture.
+
+    With ``porcupine``, Porcupine judges the history as well, and a disagreement is wrong.
+    """
     history = History.load(folder / "history.jsonl")
     told: dict[str, Any] = json.loads((folder / "round.json").read_text())
     report = check(history)
+    if porcupine:
+        told["porcupine"] = _second(folder, history, report, told["wrong"])
     verdict = told | {
         "report": report.as_json(),
         "failed": bool(told["wrong"]) or not report.ok,
@@ -34,6 +40,18 @@ def judge(folder: Path) -> dict[str, Any]:
     (folder / "report.txt").write_text(f"{report}\n", encoding="utf-8")
     draw(history, folder / "timeline.svg", title=f"seed {told['plan']['seed']}")
     return verdict
+
+
+def _second(folder: Path, history: History, report: Report, wrong: list[str]) -> dict[str, Any]:
+    """Return Porcupine's opinion on the round, and add to ``wrong`` where it differs."""
+    try:
+        (opinion,) = opinions([folder / "history.jsonl"])
+    except SecondOpinionError as exc:
+        wrong.append(f"PORCUPINE: {exc}")
+        return {}
+    different = list(disagreements(history, report, opinion))
+    wrong += [f"DISAGREEMENT: {line}" for line in different]
+    return opinion.as_json() | {"disagreements": different}
 
 
 def longest_unavailability(history: History) -> float:

@@ -34,6 +34,9 @@ class Totals:
         self.unavailable = 0.0
         self.unavailable_in = 0
         self.starts = 0
+        self.porcupine: Counter[str] = Counter()
+        """Rounds by Porcupine's verdict, its ids, and its disagreements."""
+        self.porcupine_seconds = 0.0
 
     def add(self, verdict: dict[str, Any]) -> None:
         """Add a round."""
@@ -58,6 +61,13 @@ class Totals:
         )
         for name, count in {**verdict["second_servers"], **verdict["backups"]}.items():
             self.calls[name] += count
+        if opinion := verdict.get("porcupine"):
+            self.porcupine[opinion["verdict"]] += 1
+            self.porcupine["rounds"] += 1
+            self.porcupine["ids"] += opinion["ids"]
+            self.porcupine["operations"] += opinion["operations"]
+            self.porcupine["disagreements"] += len(opinion["disagreements"])
+            self.porcupine_seconds += opinion["seconds"]
         if verdict["longest_unavailability"] > self.unavailable:
             self.unavailable = verdict["longest_unavailability"]
             self.unavailable_in = plan["seed"]
@@ -93,10 +103,32 @@ class Totals:
             "violations_by_kind": dict(sorted(self.kinds.items())),
             "longest_unavailability": round(self.unavailable, 2),
             "longest_unavailability_in": self.unavailable_in,
+            "porcupine": self._second_opinion(),
         }
 
     def _of(self, kinds: tuple[str, ...]) -> int:
         return sum(self.kinds[kind] for kind in kinds)
+
+    def _second_opinion(self) -> dict[str, Any]:
+        """Return what Porcupine found; nothing if it was not asked."""
+        if not self.porcupine:
+            return {}
+        names = ("rounds", "operations", "ids", "linearizable", "violation", "unknown")
+        counts = {name: self.porcupine[name] for name in (*names, "disagreements")}
+        return counts | {"seconds": round(self.porcupine_seconds, 1)}
+
+    def _second_opinion_text(self) -> list[str]:
+        told = self._second_opinion()
+        if not told:
+            return []
+        verdicts = ", ".join(
+            f"{told[one]} {one}" for one in ("linearizable", "violation", "unknown")
+        )
+        extent = f"{told['operations']:,} operations, {told['ids']:,} ids, {told['seconds']} s"
+        return [
+            f"  Porcupine                 {verdicts} of {told['rounds']} histories ({extent})",
+            f"  Disagreements             {told['disagreements']}",
+        ]
 
     def text(self) -> str:
         """Return it for people."""
@@ -116,6 +148,7 @@ class Totals:
             f"  Resurrected deletes       {told['resurrected_deletes']}",
             f"  Violations in all         {told['violations']}",
             f"  Longest unavailability    {self.unavailable:.1f} s (seed {self.unavailable_in})",
+            *self._second_opinion_text(),
             "",
             *self._table(),
         ]

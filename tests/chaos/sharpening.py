@@ -50,7 +50,9 @@ def _prove_one(calls: Sequence[Call]) -> None:
             continue  # Seen before it was sent: nothing of that can be believed.
         if not call.must:
             call.must, call.end = True, first
-        if call.revision is None and len({one.revision for one in seen}) == 1:
+        # One that is said to have changed nothing cannot have written what was seen.
+        unsaid = call.revision is None and call.changed is not False
+        if unsaid and len({one.revision for one in seen}) == 1:
             call.revision, call.changed = seen[0].revision, True
 
 

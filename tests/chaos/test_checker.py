@@ -168,6 +168,16 @@ def test_a_batch_is_there_wholly_or_not_at_all() -> None:
     assert (one.kind, one.id) == (Kind.BULK_NOT_ATOMIC, "m")
 
 
+def test_batch_that_claims_no_change_and_whose_value_is_seen_is_wrong() -> None:
+    story = Story()
+    batch = story.add("BulkSave", 0, 10, {"values": [Value("m", "new", "new", 0).as_json()]})
+    batch.answer = {"saved": 0, "unchanged": 1, "skipped": 0, "rejected": 0}
+    story.get(20, 30, "new", 1)
+    assert story.kinds() == [Kind.NOT_LINEARIZABLE]
+    batch.answer = {"saved": 1, "unchanged": 0, "skipped": 0, "rejected": 0}
+    assert story.kinds() == []
+
+
 def test_a_value_that_is_seen_before_it_is_sent() -> None:
     story = Story()
     story.get(0, 10, "first", 1)

@@ -10,19 +10,12 @@ from typing import Any
 import asyncpg
 
 from sagastore_server.postgresql.backend import PostgreSQLStorage
-from sagastore_server.postgresql.indexes import LATE
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria, Scan
-from sagastore_server.storage.replication import Entry, Lease
-from tests.support.drafts import NOW
-
-SOURCE = "3f0e8a52-source"
-LEASE = Lease("here:64768:4711", "session-1")
-SUCCESSOR = Lease(LEASE.holder, "session-2")
-STRANGER = Lease("elsewhere:64768:9", "session-3")
+from tests.support.replicating import LEASE, SOURCE
 
 
 def replica_on(dsn: str, **options: Any) -> PostgreSQLReplica:
@@ -61,41 +54,6 @@ async def claimed(dsn: str, **options: Any) -> AsyncIterator[PostgreSQLReplica]:
     async with opened_replica(dsn, **options) as replica:
         await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
         yield replica
-
-
-async def finish(replica: PostgreSQLReplica, last_revision: int = 0) -> None:
-    """Build what is missing and end the migration."""
-    for name in LATE:
-        await replica.build_index(name, lambda share: None)
-    await replica.finish(LEASE, 5, last_revision)
-
-
-def message(
-    id: str = "m-1", revision: int = 1, content: str = "The quick brown fox", **fields: Any
-) -> Message:
-    plain = Message(id, "openai", "user", content, ("t",), NOW, "{}", "s-1", NOW, revision)
-    return plain._replace(**fields)
-
-
-def saved(one: Message, *, sequence: int = 0, buried: int = 0, forced: bool = False) -> Entry:
-    """Return the entry of a save."""
-    return Entry(sequence or one.revision, one.id, one, buried, forced, NOW)
-
-
-def deleted(id: str, revision: int, *, sequence: int = 0, forced: bool = False) -> Entry:
-    """Return the entry of a deletion."""
-    return Entry(sequence or revision, id, None, revision, forced, NOW)
-
-
-async def content_of(replica: PostgreSQLReplica) -> dict[str, Message]:
-    """Return every message by id."""
-    found: dict[str, Message] = {}
-    after, more = "", True
-    while more:
-        page = await replica.scan_ids(after, "\U0010ffff", 500)
-        found |= {one.id: one for one in page.messages}
-        after, more = max(found, default=""), page.more
-    return found
 
 
 async def buried_in(dsn: str) -> dict[str, int]:

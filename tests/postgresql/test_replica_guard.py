@@ -17,21 +17,10 @@ from sagastore_server.storage.errors import (
 from sagastore_server.storage.model import OnConflict, QuarantinedRow
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import Carried
-from tests.postgresql.targets import (
-    LEASE,
-    SOURCE,
-    claimed,
-    content_of,
-    fetched,
-    finish,
-    message,
-    opened_plain,
-    opened_replica,
-    plain,
-    saved,
-)
+from tests.postgresql.targets import claimed, fetched, opened_plain, opened_replica, plain
 from tests.support.drafts import draft
 from tests.support.postgres import execute, fresh_schema, server_dsn
+from tests.support.replicating import LEASE, SOURCE, content_of, finish, message, saved
 
 HERE = "current_schema()::regnamespace"
 FILE = "('f', 'n', 'p', 't', NULL, NULL, 3, 'u', NULL, NULL)"
@@ -110,7 +99,9 @@ async def test_postgresql_alone_is_refused_while_the_truth_is_elsewhere(dsn: str
             with pytest.raises(CannotOpenError, match=line):
                 await plain(dsn).open()
         await replica.release(LEASE)
-        with pytest.raises(CannotOpenError, match=r"in phase sqlite-only; .* on here that it comes"):
+        with pytest.raises(
+            CannotOpenError, match=r"in phase sqlite-only; .* on here that it comes"
+        ):
             await plain(dsn).open()
         await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
         await finish(replica)
@@ -169,16 +160,6 @@ async def test_a_reader_does_not_keep_the_migration_from_ending(dsn: str) -> Non
     async with opened_plain(dsn) as backend:
         await backend.save(draft("m-2"))
     assert await fetched(dsn, guard) == []
-
-
-async def test_set_phase_raises_what_was_applied(dsn: str) -> None:
-    async with claimed(dsn) as replica:
-        record = await replica.set_phase(LEASE, Phase.BACKFILL, 3, 50)
-        assert (record.phase, record.epoch, record.applied) == (Phase.BACKFILL, 3, 50)
-        assert (await replica.set_phase(LEASE, Phase.READ_POSTGRES, 4, 20)).applied == 50
-        found = (await replica.inspect()).record
-        assert found is not None
-        assert (found.phase, found.epoch, found.applied) == (Phase.READ_POSTGRES, 4, 50)
 
 
 async def test_another_schema_of_the_search_path_is_left_alone(dsn: str) -> None:

@@ -12,16 +12,9 @@ from sagastore_server.postgresql.indexes import LATE, Progress
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.replication import BackfillMark, IndexState
-from tests.postgresql.targets import (
-    LEASE,
-    claimed,
-    fetched,
-    message,
-    opened_plain,
-    saved,
-    until_one_waits,
-)
+from tests.postgresql.targets import claimed, fetched, opened_plain, until_one_waits
 from tests.support.postgres import fresh_schema
+from tests.support.replicating import LEASE, message, saved
 
 NAMES = [
     "idx_messages_session",
@@ -136,12 +129,6 @@ async def _open_transaction(dsn: str) -> Any:
     await connection.execute(f"BEGIN; SET LOCAL sagastore.session = '{LEASE.session}'")
     await connection.execute("DELETE FROM messages WHERE id = 'nobody'")
     return connection
-
-
-async def test_an_unknown_index_is_not_built(dsn: str) -> None:
-    async with claimed(dsn) as replica:
-        with pytest.raises(KeyError):
-            await replica.build_index("messages_pkey", _ignore)
 
 
 @pytest.mark.parametrize(

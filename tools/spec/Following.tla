@@ -87,25 +87,21 @@ HearMismatch(t) ==
   /\ inFlight' = Forsaken(Following) \ {[t EXCEPT !.wait = FALSE]} /\ reads' = ReadsFallBack
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
-(* attaching.was_set_back: the record names an earlier server on the same file. *)
-SetBackToEarlierServer ==
-  target.holder \in 1..(server.incarnation - 1) /\ target.applied < server.position
-
 (* Follower._renew: MigrationTarget.renew shows that the target was set back. *)
 HearSetBack ==
   /\ server.up /\ Attached /\ targetUp
   /\ \/ target.holder = server.incarnation /\ target.applied < server.position
      \/ /\ target.holder = server.incarnation /\ ~(server.mark \subseteq target.copied)
         /\ ~Mistake("renew-ignores-mark")
-     \/ SetBackToEarlierServer
   /\ server' = Detached /\ LetGo
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
-(* Follower._fence: a transaction, or renew, is refused because of the lease. *)
-HearFenced ==
+(* Follower._lose: a transaction, or renew, is refused because of the lease. The server serves *)
+(* nothing until it knows whether another server has it (attaching.outlive).                    *)
+HearLeaseLost ==
   /\ server.up /\ Attached /\ targetUp /\ target.holder # server.incarnation
-  /\ ~SetBackToEarlierServer /\ server.goal # "last step"
-  /\ server' = [Detached EXCEPT !.fenced = TRUE] /\ LetGo
+  /\ server.goal # "last step"
+  /\ server' = [Detached EXCEPT !.contested = TRUE] /\ LetGo
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
 -----------------------------------------------------------------------------
@@ -148,8 +144,9 @@ Attach(found) ==
                                 !.position = Raised(found), !.mark = target.copied,
                                 !.held = TRUE, !.contested = FALSE]
 
-(* Another server's lease is never taken (LEASE_HELD). A server that has held the lease *)
-(* itself is fenced, also if the other one has gone (LEASE_LOST).                       *)
+(* Another server's lease is never taken (LEASE_HELD). A server that has held the lease    *)
+(* itself is fenced, also if the other one has gone (LEASE_LOST). A record that names an   *)
+(* earlier server on the same file comes from a PostgreSQL that was set back: it is taken. *)
 FreeToTake == target.holder # Rival /\ (target.holder = RivalGone => ~server.held)
 
 FindRival ==
@@ -226,7 +223,7 @@ AdvanceWithoutEntries == AdvanceTo(server.told)
 
 (* Reads rows that were there before the journal, and sends them. *)
 SendPage ==
-  /\ server.up /\ Attached /\ server.phase = Backfill /\ ~Awaited("copy")
+  /\ server.up /\ Attached /\ server.phase \in {Backfill, ReadPostgres} /\ ~Awaited("copy")
   /\ \E i \in Ids \ server.mark :
        inFlight' = inFlight \union {[Transaction("copy") EXCEPT !.rows = Content({i}), !.covers = {i}]}
   /\ UNCHANGED <<source, target, targetUp, backup, server, clients, faults>>

@@ -99,7 +99,7 @@ LastSteps == SendFinish \/ TargetHasTakenOver \/ TargetHasNotTakenOver \/ Archiv
 AttachSteps ==
   AttachAtOnce \/ FindRival \/ AttachInspect \/ AttachClaim \/ AttachReconcile \/ AttachSetPhase \/ AttachFails
 FollowSteps == SendBatch \/ AdvanceWithoutEntries \/ SendPage \/ Prune
-Notices == HearSetBack \/ HearFenced \/ (\E t \in inFlight : HearMismatch(t))
+Notices == HearSetBack \/ HearLeaseLost \/ (\E t \in inFlight : HearMismatch(t))
 Commits == \E t \in inFlight : CommitTransaction(t)
 Answers == \E t \in inFlight : HearCommit(t)
 Losses == \E t \in inFlight : LoseTransaction(t)

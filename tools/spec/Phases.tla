@@ -142,7 +142,8 @@ LoseFinishAnswer ==
 
 (* The target answers that it has taken over. *)
 TargetHasTakenOver ==
-  /\ server.up /\ server.step = "asking" /\ targetUp /\ target.phase = PostgresOnly
+  /\ server.up /\ server.step = "asking" /\ target.phase = PostgresOnly
+  /\ targetUp \/ \E t \in inFlight : t.kind = "finish" /\ t.state = "done"
   /\ server' = [OpenGate EXCEPT !.phase = PostgresOnly, !.standing = "detached"]
   /\ inFlight' = {t \in inFlight : t.kind # "finish"}
   /\ UNCHANGED <<source, target, targetUp, backup, clients, faults>>
@@ -162,6 +163,6 @@ TargetHasNotTakenOver ==
 (* Completion.archive: the source's file becomes an archive. *)
 Archive ==
   /\ server.up /\ server.phase = PostgresOnly /\ source.phase # PostgresOnly
-  /\ source' = [source EXCEPT !.phase = PostgresOnly]
+  /\ source' = [source EXCEPT !.phase = PostgresOnly, !.completing = FALSE]
   /\ UNCHANGED <<target, targetUp, backup, inFlight, server, clients, faults>>
 =============================================================================

@@ -162,7 +162,7 @@ TargetEvent(e) ==
        [] e.kind = "apply" -> /\ LET fits(t) == t.session = e.session /\ t.upto = e.applied IN
                                  CommitOf("apply", fits)
                               /\ target'.applied = e.applied /\ RowsAre(e)
-       [] e.kind = "copy" -> /\ LET fits(t) == t.session = e.session /\ t.covers = e.covers IN
+       [] e.kind = "copy" -> /\ LET fits(t) == t.session = e.session /\ t.mark = e.mark /\ t.covers = e.covers IN
                                 CommitOf("copy", fits)
                              /\ RowsAre(e)
        [] e.kind = "renew" -> Holds(e) /\ target.applied = e.applied /\ Nothing
@@ -178,7 +178,8 @@ HearEvent(e) ==
   \/ \E t \in inFlight : t.kind = "apply" /\ HearCommit(t) /\ server'.applied = e.applied
   \/ AdvanceTo(e.applied)
 
-MarkEvent(e) == \E t \in inFlight : t.kind = "copy" /\ t.covers = e.covers /\ HearCommit(t)
+MarkEvent(e) ==
+  \E t \in inFlight : t.kind = "copy" /\ t.mark = e.mark /\ t.covers = e.covers /\ HearCommit(t)
 
 StandingEvent(e) ==
   CASE e.standing = "current" -> MakeCurrent
@@ -196,15 +197,27 @@ GateEvent(e) ==
   THEN IF GateOpen THEN Nothing ELSE server.step # "asking" /\ GiveUp
   ELSE BeginDualWrite \/ BeginReadPostgres \/ BeginReturn \/ BeginLastStep
 
+(* Attaching may begin again at any of its steps. *)
+InspectEvent ==
+  /\ MayAttach
+  /\ server' = [server EXCEPT !.inspected = Found("found")]
+  /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
+
+(* LeaseGuard: a server that is contested or fenced only refuses more. *)
+GuardEvent(after) ==
+  /\ server.up /\ server' = after
+  /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
+
 ServerEvent(e) ==
   CASE e.kind = "applied" -> HearEvent(e)
     [] e.kind = "mark" -> MarkEvent(e)
     [] e.kind = "standing" -> StandingEvent(e)
     [] e.kind = "phase" -> PhaseEvent(e)
     [] e.kind = "gate" -> GateEvent(e)
-    [] e.kind = "inspect" -> target.applied = e.applied /\ AttachInspect
-    [] e.kind = "contested" -> FindRival
-    [] e.kind = "fenced" -> HearFenced \/ FindRival \/ Either(server.fenced)
+    [] e.kind = "inspect" -> target.applied = e.applied /\ InspectEvent
+    [] e.kind = "contested" -> GuardEvent([server EXCEPT !.contested = TRUE])
+    [] e.kind = "proved" -> GuardEvent([server EXCEPT !.contested = FALSE])
+    [] e.kind = "fenced" -> GuardEvent([server EXCEPT !.fenced = TRUE])
 
 -----------------------------------------------------------------------------
 (* Processes and faults *)

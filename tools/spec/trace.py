@@ -59,7 +59,8 @@ EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "standing": ("server", ("standing",)),
     "phase": ("server", ("phase",)),  # in force
     "gate": ("server", ("open",)),
-    "contested": ("server", ()),
+    "contested": ("server", ()),  # LeaseGuard: another server may have the lease
+    "proved": ("server", ()),
     "fenced": ("server", ()),
     # Processes and faults.
     "launch": ("world", ("session",)),

@@ -6,9 +6,12 @@ after one of them was restored from a backup.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import NoReturn
 
+from sagastore_server.migration.bounded import bounded
+from sagastore_server.migration.lease import TAKEN_OVER
 from sagastore_server.migration.situation import Situation
 from sagastore_server.storage.errors import Blocker, PreconditionError
 from sagastore_server.storage.migration import BackfillState
@@ -21,6 +24,9 @@ from sagastore_server.storage.replication import (
 )
 
 _log = logging.getLogger(__name__)
+
+LOOK_EVERY = 3.0
+"""Seconds between two looks at a lease that was lost: a server renews it more often."""
 
 
 async def attach(
@@ -51,7 +57,7 @@ async def attach(
             "back to sqlite-only and begin again",
         )
     if again and found.record.holder not in {"", lease.holder}:
-        _refuse("LEASE_LOST", "another server has taken over this migration; stop this one")
+        _refuse("LEASE_LOST", TAKEN_OVER)
     # The target may have a commit that the event loop has not heard of yet.
     await source.flush()
     check(found.record, source, situation)
@@ -115,18 +121,32 @@ def check(found: TargetRecord, source: MigrationSource, situation: Situation) ->
         )
 
 
-async def was_set_back(target: MigrationTarget, lease: Lease, position: int) -> bool:
-    """Tell whether a target lost the lease because it was set back to before this server.
+async def outlive(target: MigrationTarget, lease: Lease, within: float) -> None:
+    """Wait until a lease that this server lost is held by nobody.
 
-    Then the record names an earlier server on the same file, which is gone, and has applied
-    less than this one had. A record that has applied as much was taken over.
+    It may have been lost because the target was set back to before this server: the record
+    names an earlier server on the same file then, which is gone, and does not renew it. A
+    lease that is renewed has a server.
+
+    Args:
+        target: Where the lease is.
+        lease: What this server held.
+        within: Seconds that one question may take.
 
     Raises:
+        PreconditionError: LEASE_LOST: another server has taken over.
         StorageError: The target cannot be asked.
 
     """
-    record = (await target.inspect()).record
-    return record is not None and record.holder == lease.holder and record.applied < position
+    last = float("inf")
+    while True:
+        record = (await bounded(target.inspect(), within, target.place)).record
+        if record is None or record.lease_seconds <= 0:
+            return
+        if record.holder != lease.holder or record.lease_seconds > last - LOOK_EVERY / 2:
+            _refuse("LEASE_LOST", TAKEN_OVER)
+        last = record.lease_seconds
+        await asyncio.sleep(min(LOOK_EVERY, last))
 
 
 def committed(source: MigrationSource, situation: Situation) -> int:

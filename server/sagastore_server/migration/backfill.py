@@ -43,7 +43,7 @@ class _Page(NamedTuple):
 
 
 class Backfill:
-    """Runs while the phase is BACKFILL, until all is copied and indexed."""
+    """Runs in BACKFILL until all is copied and indexed; later if PostgreSQL was set back."""
 
     def __init__(
         self,
@@ -109,9 +109,11 @@ class Backfill:
 
     @property
     def _may_work(self) -> bool:
+        phase = self._situation.phase
+        paused = self._situation.state.paused and phase.copies
         return (
-            self._situation.phase.copies
-            and not self._situation.state.paused
+            phase.completes_copy
+            and not paused
             and self._follower.attached
             and self._follower.mark.state is not BackfillState.DONE
         )

@@ -16,16 +16,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import heapq
-import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from sagastore_server.migration.attaching import attach, was_set_back
+from sagastore_server.migration.attaching import attach, outlive
 from sagastore_server.migration.bounded import bounded
 from sagastore_server.migration.lease import LeaseGuard
 from sagastore_server.migration.situation import Ends
+from sagastore_server.migration.waiters import PositionWaiters
 from sagastore_server.migration.write_gate import FenceTimeoutError
 from sagastore_server.storage.errors import (
     Blocker,
@@ -47,11 +46,8 @@ from sagastore_server.storage.replication import (
 CHANGING = 0.005
 """Seconds between looks while a change of phase comes into force: some turns of the event loop."""
 
-PROBE_EVERY = 0.25
-"""Seconds between two signs of life that an idle target is asked for while it is read."""
-
-RENEW_EVERY = 2.0
-"""The same while it is not read: often enough to hold the lease."""
+PROBE_EVERY, RENEW_EVERY = 0.25, 2.0
+"""Seconds between two renewals of the lease of an idle target: while it is read, and else."""
 
 MOST_TOUCHED = 200_000
 """Changed ids remembered between two verifications; beyond, a new one is needed."""
@@ -85,9 +81,9 @@ class Follower:
         self._patience = patience
         self._session = ends.environment.randomness.token()
         self.standing = Standing.DETACHED
+        self._guard = LeaseGuard(self._clock)
         self.trouble: Blocker | None = None
         """Why the target is not followed, or is silent; None: all is well."""
-        self._guard = LeaseGuard(self._clock)
         self.applied = 0
         self._position = 0
         """``applied`` as the target has it, for compare-and-set; may be behind ``applied``."""
@@ -100,22 +96,22 @@ class Follower:
         """Ids applied since ``watch_changes``; None: not watched, or too many."""
         self._return_at = 0.0
         self._returning: asyncio.Task[None] | None = None
-        self._waiters: list[tuple[int, int, asyncio.Future[bool]]] = []
+        self._waiters = PositionWaiters()
         self._confirming: dict[asyncio.Future[bool], None] = {}
-        self._numbers = itertools.count()
         self._wake = asyncio.Event()
         self._awaited = asyncio.Event()
         """Set when somebody begins to wait for the target."""
         self._anew = False
+        self._lost = False
+        """Whether the lease was lost, and it is not known to whom."""
         self._busy_since: float | None = None
         self._pruned = 0
         self._pruned_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self.reads_under_way: dict[asyncio.Future[Any], None] = {}
         """Reads of the target, to be given up when it falls silent."""
-        self._source.on_commit(self._wake_up)
-
-    # ------------------------------------------------------------------ for others
+        self._source.on_commit(self._wake.set)
+        self._target.on_connection_loss(self._suspect)
 
     @property
     def lease(self) -> Lease:
@@ -157,17 +153,24 @@ class Follower:
         self.applied = self._position = 0
         self._guard.stop()
         self._stand(Standing.DETACHED)
-        for _, _, waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(False)
-        self._waiters.clear()
+        self._waiters.give_up()
         if was_attached:
             with contextlib.suppress(StorageError):
                 releasing = self._target.release(self.lease)
                 await bounded(releasing, self._patience, self._target.place)
 
+    def _suspect(self) -> None:
+        """Trust the target no more: a connection to it was lost.
+
+        What answers on the next connection may be a PostgreSQL that was restored, or a
+        standby that lacks the last commits. It is compared before it answers reads again.
+        """
+        if self.attached:
+            self._detach(None)
+            self.attach_anew()
+
     def attach_anew(self) -> None:
-        """Compare notes with the target again, which missed something."""
+        """Attach again: the target missed something, or has less than it had."""
         self._anew = True
         self._wake.set()
 
@@ -267,8 +270,18 @@ class Follower:
             # The barrier may have let the last writes through whose callers had given up.
             if not self.attached or not await self.reach(self._source.committed, within):
                 return False
+            if not await self._is_as_left(within):
+                return False
             self._stand(Standing.CURRENT)
             return True
+
+    async def _is_as_left(self, within: float) -> bool:
+        """Ask the target whether it has what it had; it may have been set back unnoticed."""
+        try:
+            await bounded(self._renew(), within, self._target.place)
+        except StorageError:
+            self.attach_anew()
+        return self.attached and not self._anew
 
     def part(self) -> None:
         """From now on writes do not wait for the target, which goes on following."""
@@ -279,8 +292,6 @@ class Follower:
         """Begin to remember which ids change, for a later verification of these."""
         self.touched = {}
 
-    # ------------------------------------------------------------------ following
-
     async def _run(self) -> None:
         pause = self._tuning.reconnect_first
         while not self.fenced:
@@ -290,7 +301,7 @@ class Follower:
                     await self._step()
                     pause = self._tuning.reconnect_first
             except FencedError as exc:
-                await self._lost(exc)
+                self._lose(exc)
             except PreconditionError as exc:
                 self._refused(exc)
             except StorageError as exc:
@@ -303,6 +314,10 @@ class Follower:
 
     async def _attach(self) -> None:
         self._anew = False
+        if self._lost:
+            await outlive(self._target, self.lease, self._patience)
+            self._lost = False
+            self._guard.contested = None
         taking = attach(
             self._source, self._target, self._situation, self.lease, again=self._guard.held
         )
@@ -311,7 +326,7 @@ class Follower:
         self.mark = record.backfill
         self._attachments += 1
         self._stand(Standing.FOLLOWING)
-        self._release_waiters()
+        self._waiters.release(self.applied)
         _log.info("following: PostgreSQL has the journal up to %d", self.applied)
 
     async def _step(self) -> None:
@@ -376,13 +391,7 @@ class Follower:
             if len(self.touched) > MOST_TOUCHED:
                 self.touched = None
         self.applied = applied
-        self._release_waiters()
-
-    def _release_waiters(self) -> None:
-        while self._waiters and self._waiters[0][0] <= self.applied:
-            waiter = heapq.heappop(self._waiters)[2]
-            if not waiter.done():
-                waiter.set_result(True)
+        self._waiters.release(applied)
 
     def _approach(self, entries: int) -> None:
         """Come back from falling back, once the end of the journal is near."""
@@ -445,13 +454,8 @@ class Follower:
     # ------------------------------------------------------------------ standing
 
     def _waiter(self, sequence: int) -> asyncio.Future[bool]:
-        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiters, (sequence, next(self._numbers), waiter))
         self._awaited.set()
-        return waiter
-
-    def _wake_up(self) -> None:
-        self._wake.set()
+        return self._waiters.add(sequence)
 
     def _stand(self, standing: Standing) -> None:
         if standing is not self.standing:
@@ -466,7 +470,7 @@ class Follower:
         self._stand(Standing.DETACHED)
 
     def _refused(self, error: PreconditionError) -> None:
-        """Wait for what may pass; but where another server has gone on, this one must end."""
+        """Wait for what may pass; where another server has gone on, this one must end."""
         blocker = error.blockers[0]
         if blocker.reason == "LEASE_HELD" and self._guard.waits_for(blocker):
             self._detach(blocker)
@@ -475,14 +479,14 @@ class Follower:
         else:
             self._detach(blocker)
 
-    async def _lost(self, error: FencedError) -> None:
-        """Go on if the target was set back; otherwise another server has taken over."""
-        asking = was_set_back(self._target, self.lease, self._position)
-        with contextlib.suppress(StorageError):
-            if await bounded(asking, self._patience, self._target.place):
-                self._detach(Blocker("POSTGRES_SET_BACK", "PostgreSQL has less than it had"))
-                return
-        self._fence(error)
+    def _lose(self, error: FencedError) -> None:
+        """Serve nothing until it is known whether another server has the lease."""
+        if self._situation.state.completing:
+            return
+        self._lost = True
+        blocker = Blocker("LEASE_LOST", f"{error}; whether that server is alive is being found out")
+        self._guard.contest(blocker)
+        self._detach(blocker)
 
     def _fence(self, error: StorageError) -> None:
         if self._situation.state.completing:

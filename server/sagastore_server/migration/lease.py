@@ -76,7 +76,7 @@ class LeaseGuard:
                 f"this server stood still for {paused:.1f} s and has to ask PostgreSQL whether "
                 "another one has taken over meanwhile; try again"
             )
-            self._contest(Blocker("LEASE_NOT_PROVED", line))
+            self.contest(Blocker("LEASE_NOT_PROVED", line))
 
     def prove(self, asked_at: float) -> None:
         """Note that the target has answered a question of ``asked_at`` that proves the lease."""
@@ -89,14 +89,15 @@ class LeaseGuard:
 
         A server that has held the lease itself does not wait: it was taken from it.
         """
-        self._contest(held_by_another)
+        self.contest(held_by_another)
         return not self.held and self._clock.monotonic() - self._contested_at <= LEASE_WITHIN
 
     def stop(self) -> None:
         """Forget everything but that another server has taken over."""
         self.contested, self.held, self._beat_at = None, False, None
 
-    def _contest(self, blocker: Blocker) -> None:
+    def contest(self, blocker: Blocker) -> None:
+        """Serve nothing until the lease is proved."""
         if self.contested is None:
             self._contested_at = self._clock.monotonic()
         self.contested = blocker

@@ -344,7 +344,7 @@ class LiveMigration:
         while True:
             await self._situation.changed(self._tuning.caretaker_seconds)
             if (
-                self.phase.copies
+                self.phase.completes_copy
                 and self._follower.attached
                 and self._follower.mark.state is BackfillState.DONE
                 and self._situation.state.last_verification is None

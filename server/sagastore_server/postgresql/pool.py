@@ -53,6 +53,8 @@ class Pool:
         self._options = options
         self._pool: Any = None
         self._closing = False
+        self.on_loss: list[Callable[[], None]] = []
+        """Called when PostgreSQL, or the network, has ended a connection."""
         self.waiting = 0
         """How many wait for a connection."""
 
@@ -274,16 +276,37 @@ class Pool:
                 decoder=as_it_is,
                 format="binary",
             )
+        connection.add_termination_listener(lambda _: self._ended(connection))
+
+    def _ended(self, connection: Connection) -> None:
+        """Tell of a connection that this side has not ended.
+
+        asyncpg connects again where it finds a lost connection in the pool, without a word.
+        """
+        if not connection.ended_here and not self._closing:
+            for listener in self.on_loss:
+                listener()
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection that notices a dead peer."""
+    """A connection that notices a dead peer, and knows whether this side has ended it."""
 
-    __slots__ = ()
+    __slots__ = ("ended_here",)
 
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
         super().__init__(protocol, transport, *rest)
+        self.ended_here = False
         _keep_alive(transport.get_extra_info("socket"))
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
+        """End the connection in good order."""
+        self.ended_here = True
+        await super().close(timeout=timeout)
+
+    def terminate(self) -> None:
+        """End the connection at once."""
+        self.ended_here = True
+        super().terminate()
 
 
 def _keep_alive(sock: Any) -> None:

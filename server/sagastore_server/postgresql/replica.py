@@ -94,6 +94,10 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
                 return StoreHealth(Store.POSTGRESQL, True, "", 0, 0)
         return await super().health()
 
+    def on_connection_loss(self, listener: Callable[[], None]) -> None:
+        """See the contract."""
+        self._pool.on_loss.append(listener)
+
     # ------------------------------------------------------------------ the record
 
     async def inspect(self) -> TargetState:

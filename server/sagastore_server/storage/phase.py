@@ -38,6 +38,14 @@ class Phase(enum.IntEnum):
         return self is Phase.BACKFILL
 
     @property
+    def completes_copy(self) -> bool:
+        """Whether a copy that is not complete goes on.
+
+        In READ_POSTGRES as well: a PostgreSQL that was set back may lack a part of it again.
+        """
+        return self in {Phase.BACKFILL, Phase.READ_POSTGRES}
+
+    @property
     def reads_postgres(self) -> bool:
         """Whether PostgreSQL answers reads, as long as it is up and has every write."""
         return self >= Phase.READ_POSTGRES

@@ -342,6 +342,14 @@ class MigrationTarget(StorageBackend):
         """Where the store is, for people; never a secret."""
 
     @abc.abstractmethod
+    def on_connection_loss(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called on the event loop when a connection was found lost.
+
+        It is called before the answer of a read that is repeated on another connection: what
+        answers there may be a database that was restored, or a standby.
+        """
+
+    @abc.abstractmethod
     async def inspect(self) -> TargetState:
         """Tell what is there; changes nothing.
 

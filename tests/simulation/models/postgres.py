@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+from collections.abc import Callable
 from random import Random
 
 from sagastore_server.postgresql.indexes import LATE
@@ -81,6 +82,7 @@ class PostgresServer(PostgresContents, Latency):
         self.requests: list[Transaction] = []
         """Transactions under way, those of lost connections included."""
         self.commits = 0
+        self._clients: list[tuple[Process, Callable[[], None]]] = []
 
     # ------------------------------------------------------------------ used by transactions
 
@@ -96,6 +98,20 @@ class PostgresServer(PostgresContents, Latency):
 
     # ------------------------------------------------------------------ faults
 
+    def on_connection_loss(self, process: Process, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called, in the context of ``process``, when its connections are lost.
+
+        The next turn of its event loop hears of it: before any answer on another connection.
+        """
+        self._clients.append((process, listener))
+
+    def _tell_of_loss(self, of: Process | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        self._clients = [client for client in self._clients if not client[0].dead]
+        for process, listener in self._clients:
+            if of is None or process is of:
+                loop.call_soon(listener, context=process.context)
+
     def cut(self, *, of: Process | None = None, silent: bool = False) -> None:
         """Lose the connections of a process, or all; ``silent``: the client hears nothing.
 
@@ -105,6 +121,8 @@ class PostgresServer(PostgresContents, Latency):
         for request in list(self.requests):
             if of is None or request.process is of:
                 request.lose(silent=silent)
+        if not silent:
+            self._tell_of_loss(of)
 
     def crash(self) -> None:
         """Stop at once; nothing is answered until ``start``."""
@@ -120,6 +138,7 @@ class PostgresServer(PostgresContents, Latency):
             request.abort()
         self.requests.clear()
         self.locks = {}
+        self._tell_of_loss()
 
     def hold(self) -> None:
         """Let nothing move on the network, without an error, until ``let_go``."""
@@ -139,13 +158,16 @@ class PostgresServer(PostgresContents, Latency):
 
         Transactions that have begun are rolled back, with an error for the client. Requests on
         their way to the server are carried out on the earlier state, unless ``noticed``: then
-        every connection is lost. Clients without a request notice nothing in either case.
+        every connection is lost, as by a restart. Otherwise clients hear nothing, as behind a
+        pooler that connects again by itself.
         """
         for request in list(self.requests):
             if noticed or request.begun:
                 request.abort()
         for name in _contents_fields():
             setattr(self, name, copy.copy(getattr(saved, name)))
+        if noticed:
+            self._tell_of_loss()
 
 
 def _contents_fields() -> list[str]:

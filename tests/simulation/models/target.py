@@ -91,6 +91,10 @@ class ModelTarget(SnapshotReads, MigrationTarget):
         """See the contract."""
         return "PostgreSQL at model"
 
+    def on_connection_loss(self, listener: Callable[[], None]) -> None:
+        """See the contract."""
+        self._server.on_connection_loss(self.process, listener)
+
     # ------------------------------------------------------------------ opening and closing
 
     async def open(self) -> None:
@@ -195,7 +199,6 @@ class ModelTarget(SnapshotReads, MigrationTarget):
         wanted = sorted(set(ids))
 
         def execute() -> Callable[[], T]:
-            self._check_guard()
             first = server.revision + 1
             # As of a sequence: what a transaction took is gone, even if it is rolled back.
             server.revision += len(wanted)
@@ -203,9 +206,10 @@ class ModelTarget(SnapshotReads, MigrationTarget):
             revisions = range(first, server.revision + 1)
             changes = Changes(before, revisions, self._now(), (Store.POSTGRESQL,))
             answer = apply(changes)
+            self._check_guard(changes)
 
             def commit() -> T:
-                self._check_guard()
+                self._check_guard(changes)
                 self._store(changes)
                 return answer
 
@@ -213,9 +217,10 @@ class ModelTarget(SnapshotReads, MigrationTarget):
 
         return cast("T", await self._ask(Write(wanted, execute)))
 
-    def _check_guard(self) -> None:
+    def _check_guard(self, changes: Changes) -> None:
+        """Refuse what the triggers refuse: statements that change rows during a migration."""
         record = self._server.record
-        if record is not None and record.phase is not Phase.POSTGRES_ONLY:
+        if changes.after and record is not None and record.phase is not Phase.POSTGRES_ONLY:
             raise FencedError("the PostgreSQL store belongs to a migration from SQLite")
 
     def _store(self, changes: Changes) -> None:
@@ -334,7 +339,8 @@ class ModelTarget(SnapshotReads, MigrationTarget):
         def commit() -> None:
             record = server.record
             if record is not None and (record.holder, record.session) == lease:
-                server.record = record._replace(holder="", session="")
+                # The name of the last holder stays, for one that comes back after a while.
+                server.record = record._replace(session="")
                 server.lease_until = asyncio.get_running_loop().time()
 
         await self._ask(Write([_RECORD], lambda: commit))

@@ -1,0 +1,36 @@
+"""Events of a round: who did what, when, in virtual time.
+
+A round that is recorded keeps one event for each durable or visible step: commits of both
+stores, changes of state in memory, calls and their answers, faults. `trace.py` prints them for
+people; `tools/spec` checks that they are a behaviour of the specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Event(NamedTuple):
+    """One step."""
+
+    at: float
+    """Virtual seconds since the start of the round."""
+    actor: str
+    """A process, a client, the operator, or ``faults``."""
+    kind: str
+    facts: Mapping[str, Any]
+
+
+class Recorder:
+    """Keeps events in order, if it is switched on."""
+
+    def __init__(self, *, on: bool) -> None:
+        """Begin without events."""
+        self.on = on
+        self.events: list[Event] = []
+
+    def note(self, at: float, actor: str, kind: str, **facts: Any) -> None:
+        """Keep an event."""
+        if self.on:
+            self.events.append(Event(at, actor, kind, facts))

@@ -1,0 +1,222 @@
+"""Faults of a round: what happens to the server, to PostgreSQL and to the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import TYPE_CHECKING
+
+from sagastore_server.storage.phase import Phase
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+NAME = "faults"
+
+
+class Faults:
+    """Does one fault after the other; each is an entry of ``KINDS``."""
+
+    def __init__(self, world: World) -> None:
+        """Prepare to disturb ``world``."""
+        self.world = world
+        self.draw = Random(f"{world.seed}/faults")
+        weights = WEIGHTS | PROFILE_WEIGHTS.get(world.settings.profile, {})
+        self._weights = {name: weight for name, weight in weights.items() if weight}
+
+    async def run(self) -> None:
+        """Disturb until the round is over."""
+        world, draw = self.world, self.draw
+        world.trip = self._trip
+        for turn in itertools.count():
+            await asyncio.sleep(draw.random() * world.settings.fault_every)
+            if world.over:
+                return
+            name = draw.choices(list(self._weights), list(self._weights.values()))[0]
+            seconds = draw.choice((0.05, 0.3, 1.0, 3.0)) * draw.random()
+            if world.skips(NAME, turn):
+                continue
+            world.fault(name, f"{seconds:.3f} s")
+            await KINDS[name](self, seconds)
+
+    def _trip(self) -> None:
+        """Disturb in the middle of a phase change."""
+        how = self.draw.choice(("kill", "kill", "cut", "slow"))
+        self.world.fault(f"mid-change {how}", "")
+        if how == "kill":
+            self.world.service.kill(self.draw.random() * 0.3)
+        elif how == "cut":
+            self.world.postgres.cut()
+        else:
+            self.slow_postgres(self.draw.choice((20, 80)), self.draw.random())
+
+    def slow_postgres(self, factor: float, seconds: float) -> None:
+        """Let PostgreSQL take ``factor`` times as long for a while."""
+        self.world.postgres.slow = factor
+        self.world.later(seconds, self.world.postgres, "slow", 1.0)
+
+
+# ---------------------------------------------------------------------- the server
+
+
+async def _kill(faults: Faults, _: float) -> None:
+    faults.world.service.kill(faults.draw.choice((0.0, 0.1, 0.8)))
+
+
+async def _stop(faults: Faults, _: float) -> None:
+    await faults.world.service.stop()
+
+
+async def _freeze(faults: Faults, seconds: float) -> None:
+    faults.world.service.process.frozen_until = faults.world.loop.time() + seconds
+
+
+async def _pause(faults: Faults, _: float) -> None:
+    """Stand still for about as long as a lease lasts."""
+    until = faults.world.loop.time() + 4.0 + 8.0 * faults.draw.random()
+    faults.world.service.process.frozen_until = until
+
+
+async def _clock(faults: Faults, _: float) -> None:
+    jump = faults.draw.choice((-1e6, -3600.0, 0.5, 3600.0, 1e7))
+    faults.world.service.process.clock_offset += jump
+
+
+# ---------------------------------------------------------------------- PostgreSQL
+
+
+async def _postgres_kill(faults: Faults, seconds: float) -> None:
+    postgres = faults.world.postgres
+    postgres.crash()
+    await asyncio.sleep(seconds)
+    postgres.start()
+    if faults.draw.random() < 0.5:
+        faults.slow_postgres(faults.draw.choice((20, 60)), 1.0)
+
+
+async def _postgres_hang(faults: Faults, seconds: float) -> None:
+    postgres = faults.world.postgres
+    postgres.hold()
+    await asyncio.sleep(seconds)
+    postgres.let_go(faults.draw.random() < 0.5)
+
+
+async def _postgres_cut(faults: Faults, _: float) -> None:
+    faults.world.postgres.cut()
+
+
+async def _postgres_slow(faults: Faults, seconds: float) -> None:
+    faults.slow_postgres(faults.draw.choice((10, 50, 200)), seconds)
+
+
+async def _postgres_full(faults: Faults, seconds: float) -> None:
+    faults.world.postgres.fault = "full"
+    faults.world.later(seconds, faults.world.postgres, "fault", None)
+
+
+async def _reads_fail(faults: Faults, seconds: float) -> None:
+    """Let reads alone fail, as by a time-out of a statement or of the pool."""
+    faults.world.postgres.read_failures = faults.draw.choice((0.05, 0.3, 0.9))
+    faults.world.later(seconds, faults.world.postgres, "read_failures", 0.0)
+
+
+async def _held_up(faults: Faults, seconds: float) -> None:
+    postgres = faults.world.postgres
+    postgres.lag = faults.draw.choice((0.05, 0.2, 0.5))
+    faults.world.later(seconds, postgres, "lag", faults.world.settings.lag)
+
+
+async def _set_back(faults: Faults, seconds: float) -> None:
+    """Restore an earlier state of PostgreSQL, with or without lost connections."""
+    world, postgres = faults.world, faults.world.postgres
+    saved = postgres.snapshot()
+    await asyncio.sleep(faults.draw.random() * 0.5)
+    noticed, down = faults.draw.random() < 0.5, faults.draw.random() < 0.5
+    record = postgres.record
+    last_step = record is None or record.phase is Phase.POSTGRES_ONLY or world.disk.state.completing
+    if world.over or last_step or saved.record is None:
+        # PostgreSQL is about to be, or is, the only store: nothing else has its writes. And to
+        # one that knows nothing of the migration only an operator can go on.
+        return
+    if world.disk.state.phase.reads_postgres:
+        # Without a lost connection, reads are stale until the next renewal of the lease: a
+        # limit that docs/reliability.md tells.
+        noticed = True
+    if noticed and down:
+        postgres.crash()
+        await asyncio.sleep(seconds)
+        if world.disk.state.completing:
+            postgres.start()
+            return
+    postgres.restore(saved, noticed=noticed)
+    postgres.start()
+    world.was_set_back()
+
+
+# ---------------------------------------------------------------------- the disk
+
+
+async def _disk_slow(faults: Faults, seconds: float) -> None:
+    world = faults.world
+    world.disk.slow = faults.draw.choice((10.0, 50.0))
+    world.later(seconds, world.disk, "slow", world.settings.disk_slow)
+
+
+async def _disk_full(faults: Faults, seconds: float) -> None:
+    faults.world.disk.fault = "full"
+    faults.world.later(seconds / 2, faults.world.disk, "fault", None)
+
+
+async def _disk_errors(faults: Faults, seconds: float) -> None:
+    faults.world.disk.fault = "eio"
+    faults.world.later(seconds / 2, faults.world.disk, "fault", None)
+
+
+KINDS: dict[str, Callable[[Faults, float], Awaitable[None]]] = {
+    "server killed": _kill,
+    "server stopped": _stop,
+    "server frozen": _freeze,
+    "server paused": _pause,
+    "clock jumps": _clock,
+    "PostgreSQL killed": _postgres_kill,
+    "PostgreSQL hangs": _postgres_hang,
+    "connections cut": _postgres_cut,
+    "PostgreSQL slow": _postgres_slow,
+    "PostgreSQL's disk full": _postgres_full,
+    "reads of PostgreSQL fail": _reads_fail,
+    "rows held up": _held_up,
+    "PostgreSQL set back": _set_back,
+    "disk slow": _disk_slow,
+    "disk full": _disk_full,
+    "disk errors": _disk_errors,
+}
+
+WEIGHTS = {
+    "server killed": 2.0,
+    "server stopped": 1.0,
+    "server frozen": 1.0,
+    "server paused": 0.2,
+    "clock jumps": 1.0,
+    "PostgreSQL killed": 1.0,
+    "PostgreSQL hangs": 1.0,
+    "connections cut": 2.0,
+    "PostgreSQL slow": 2.0,
+    "PostgreSQL's disk full": 1.0,
+    "reads of PostgreSQL fail": 1.0,
+    "rows held up": 2.0,
+    "PostgreSQL set back": 0.3,
+    "disk slow": 1.0,
+    "disk full": 1.0,
+    "disk errors": 1.0,
+}
+"""How often each comes, beside the others."""
+
+PROFILE_WEIGHTS = {
+    "flap": dict.fromkeys(("server stopped", "clock jumps", "disk full", "disk errors"), 0.0)
+    | {"reads of PostgreSQL fail": 4.0},
+    "restore": {"PostgreSQL set back": 12.0, "server paused": 0.0},
+    "last": {"PostgreSQL set back": 0.0, "server paused": 0.0},
+}
+"""What a profile changes in that."""

@@ -1,0 +1,250 @@
+"""The service as a process of a round: started, stopped, killed, frozen, and called."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sagastore_server.migration.live import LiveMigration, Options
+from sagastore_server.storage.environment import Environment
+from sagastore_server.storage.errors import (
+    CannotOpenError,
+    CorruptStoreError,
+    FencedError,
+    StorageError,
+    StorageFullError,
+    UnavailableError,
+)
+from tests.simulation.environment import SimulationClock
+from tests.simulation.models.process import Process
+from tests.simulation.observed import CALL, ObservedSource, ObservedTarget
+
+if TYPE_CHECKING:
+    from tests.simulation.models.source_disk import SourceDisk
+    from tests.simulation.world import World
+
+T = TypeVar("T")
+Make = Callable[[LiveMigration], Awaitable[T]]
+"""Makes a call on the service."""
+
+_AMBIGUOUS = (
+    UnavailableError,
+    StorageFullError,
+    CorruptStoreError,
+    FencedError,
+    CannotOpenError,
+)
+"""Errors after which a client does not know whether its call had an effect."""
+
+RESTART_SECONDS = 0.5
+"""Until a server that refused to start is started again, as a service manager does."""
+
+STOP_SECONDS = 30.0
+"""A stop in good order may take: the calls under way, and the stores' time-outs."""
+
+
+class UnknownError(Exception):
+    """The call may have had its effect, may still have it, or never."""
+
+
+class RefusedError(Exception):
+    """The call was never sent: there is no server."""
+
+
+class Service:
+    """One server process after another, on one file and one PostgreSQL."""
+
+    def __init__(self, world: World) -> None:
+        """Prepare to serve the stores of ``world``."""
+        self._world = world
+        self._starts = itertools.count(1)
+        self._calls: dict[asyncio.Future[Any], None] = {}
+        self._numbers = itertools.count(1)
+        self.process = Process("server-0")
+        self.process.dead = True
+        self.live: LiveMigration | None = None
+        self.serving = False
+        self.refused = ""
+        """Why the last start was refused."""
+
+    # ------------------------------------------------------------------ the process
+
+    def start(self) -> None:
+        """Start a new process."""
+        world = self._world
+        self.process = process = Process(f"server-{next(self._starts)}")
+        self.serving = False
+        self.live = make_live(world, world.disk, process)
+        opening = self._open(process, self.live)
+        world.loop.create_task(opening, name="main", context=process.context)
+
+    async def _open(self, process: Process, live: LiveMigration) -> None:
+        world = self._world
+        try:
+            await live.backend.open()
+        except CannotOpenError as exc:
+            world.note(process.name, "start refused", why=str(exc))
+        except StorageError as exc:
+            world.violation(f"a start ends with a traceback instead of one line: {exc!r}")
+        else:
+            self.serving = True
+            world.note(process.name, "serves", phase=live.phase.slug)
+            world.watch(live)
+            return
+        self.refused = "the last start was refused"
+        process.dead = True
+        self._start_again(process, RESTART_SECONDS)
+
+    def _start_again(self, process: Process, after: float) -> None:
+        def again() -> None:
+            if process is self.process and process.dead:
+                self.start()
+
+        self._world.loop.call_later(after, again, context=contextvars.Context())
+
+    def kill(self, after: float) -> None:
+        """Kill the process at this instant, and start a new one ``after`` seconds."""
+        process = self.process
+        if process.dead:
+            return
+        self._world.note(process.name, "killed")
+        process.dead, self.serving = True, False
+        self._world.postgres.cut(of=process, silent=True)
+        self._lose_calls()
+        self._start_again(process, after)
+
+    def _lose_calls(self) -> None:
+        for answer in list(self._calls):
+            if not answer.done():
+                answer.set_exception(UnknownError())
+        self._calls.clear()
+
+    async def stop(self) -> None:
+        """Stop the process in good order, and start a new one."""
+        process, live, world = self.process, self.live, self._world
+        if process.dead or not self.serving or live is None:
+            return
+        world.note(process.name, "stops")
+        self.serving = False
+        closing = world.loop.create_task(live.close(), name="close", context=process.context)
+        done, _ = await asyncio.wait({closing}, timeout=STOP_SECONDS)
+        if self._was_killed(process):
+            return
+        if not done:
+            world.violation(f"the server did not stop within {STOP_SECONDS:g} s")
+        elif closing.exception() is not None:
+            world.violation(f"the stop failed: {closing.exception()!r}")
+        process.dead = True
+        self._lose_calls()
+        self.start()
+
+    @staticmethod
+    def _was_killed(process: Process) -> bool:
+        return process.dead
+
+    # ------------------------------------------------------------------ calls
+
+    async def call(
+        self,
+        client: str,
+        what: str,
+        make: Make[T],
+        *,
+        deadline: float = 2.0,
+        lossy: bool = True,
+        write: bool = False,
+    ) -> T:
+        """Call the service over a network that delays, and loses answers.
+
+        Raises:
+            RefusedError: There is no server.
+            UnknownError: Nothing is known of the outcome.
+            StorageError: A definite answer.
+
+        """
+        world, draw = self._world, self._world.network
+        await asyncio.sleep(draw.random() ** 3 * 0.002)
+        if not self.serving or self.process.dead or self.live is None:
+            await asyncio.sleep(0.02)
+            raise RefusedError
+        answer: asyncio.Future[T] = world.loop.create_future()
+        self._calls[answer] = None
+        call = _Call(world, next(self._numbers), client, what, write=write)
+        serving = call.serve(self.live, make, answer)
+        task = world.loop.create_task(serving, name="call", context=self.process.context)
+        if lossy and draw.random() < world.lossy:
+            # The caller goes away early: gRPC cancels the call then.
+            deadline = draw.random() * 0.02
+        try:
+            await asyncio.wait({answer}, timeout=deadline)
+        finally:
+            self._calls.pop(answer, None)
+            if not task.done():
+                task.cancel()
+        return _result_of(answer)
+
+
+def _result_of(answer: asyncio.Future[T]) -> T:
+    if not answer.done():
+        answer.cancel()
+        raise UnknownError
+    try:
+        return answer.result()
+    except _AMBIGUOUS as exc:
+        raise UnknownError from exc
+
+
+class _Call:
+    """One call, on the server's side."""
+
+    def __init__(self, world: World, number: int, client: str, what: str, *, write: bool) -> None:
+        self._world = world
+        self._number = number
+        self._client = client
+        self._what = what
+        self._write = write
+
+    async def serve(self, live: LiveMigration, make: Make[T], answer: asyncio.Future[T]) -> None:
+        """Carry the call out, and send the answer."""
+        CALL.set(self._number)
+        self._note("begins")
+        result: T | Exception
+        try:
+            result = await make(live)
+        except Exception as exc:  # noqa: BLE001 - it is the answer
+            result = exc
+        else:
+            if self._write:
+                self._world.acknowledged(live)
+        self._note("answered", answer=result)
+
+        def tell() -> None:
+            if answer.done():
+                return
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
+
+        # On the network a process that dies or freezes does not hold it back.
+        delay = self._world.network.random() ** 3 * 0.002
+        self._world.loop.call_later(delay, tell, context=contextvars.Context())
+
+    def _note(self, kind: str, **facts: Any) -> None:
+        self._world.note(self._client, f"{self._what} {kind}", call=self._number, **facts)
+
+
+def make_live(world: World, disk: SourceDisk, process: Process) -> LiveMigration:
+    """Return a service on a file and the PostgreSQL of a round, as ``process``."""
+    clock = SimulationClock(world.loop, process)
+    settings = world.settings
+    return LiveMigration(
+        ObservedSource(disk, process, clock.now, world.observer),
+        ObservedTarget(world.postgres, process, clock.now, world.observer),
+        Options(shadow_share=settings.shadow_share, patience=settings.patience),
+        Environment(clock, world.randomness),
+        settings.tuning,
+    )

@@ -1,0 +1,150 @@
+"""Settings of a round: what is drawn from its seed before it begins.
+
+Numbers that must not matter (batch sizes, intervals, time-outs) are drawn as well, small
+ones included, so that rare interleavings become frequent. A profile narrows the draw to a
+corner that the general one visits seldom.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any, NamedTuple
+
+from sagastore_server.migration.tuning import Tuning
+from sagastore_server.storage.phase import Phase
+
+PROFILES = {
+    "mixed": "every phase, every fault",
+    "begin": "the start of dual write, with a slow disk and callers that go away",
+    "copy": "the backfill: small batches, rows that are old when they are sent",
+    "flap": "READ_POSTGRES: outages, fallbacks and returns, reads that fail alone",
+    "last": "the last step, with faults in the middle of it",
+    "restore": "PostgreSQL is set back to an earlier state, noticed or not",
+    "rival": "the server stands still, and a copy of its file is served elsewhere",
+}
+
+_SHARES = {"mixed": 10, "begin": 2, "copy": 2, "flap": 3, "last": 2, "restore": 2, "rival": 1}
+
+
+class Settings(NamedTuple):
+    """What a round is to be."""
+
+    profile: str
+    begins: Phase
+    """The phase in which clients and faults begin."""
+    seconds: float
+    """Virtual seconds for which clients and faults go on."""
+    completes: bool
+    """Whether the operator may take the last step."""
+    clients: int
+    rest: float
+    """Seconds between two calls of a client at most."""
+    operate_every: float
+    """Seconds between two actions of the operator at most."""
+    fault_every: float
+    """Seconds between two faults at most."""
+    lossy: float
+    """Share of calls whose caller goes away early."""
+    trips: float
+    """Share of phase changes that a fault interrupts at a random callback."""
+    shadow_share: float
+    patience: float
+    batch_size: int
+    """Rows in a batch of the backfill."""
+    old_messages: int
+    """Messages in the file before the round."""
+    quarantined: int
+    disk_slow: float
+    """Factor for what SQLite does, all the time."""
+    busy_readers: float
+    rows_at_once: int
+    lag: float
+    """Seconds, at most, between reading rows and sending them to PostgreSQL, all the time."""
+    tuning: Tuning
+
+
+def profile_of(seed: int) -> str:
+    """Return the profile of a seed where none is given."""
+    return Random(f"{seed}/profile").choices(list(_SHARES), list(_SHARES.values()))[0]
+
+
+def draw(seed: int, profile: str) -> Settings:
+    """Return the settings of a seed."""
+    rng = Random(f"{seed}/settings")
+    settings = Settings(
+        profile=profile,
+        begins=Phase(rng.randrange(1, 5)),
+        seconds=rng.choice((1.5, 3.0, 5.0)),
+        completes=rng.random() < 0.5,
+        clients=3,
+        rest=rng.choice((0.03, 0.1, 0.2)),
+        operate_every=rng.choice((0.1, 0.4)),
+        fault_every=rng.choice((0.3, 1.0, 3.0)),
+        lossy=rng.choice((0.0, 0.02, 0.1)),
+        trips=0.4,
+        shadow_share=rng.choice((0.0, 0.3, 1.0)),
+        patience=rng.choice((0.3, 0.8, 1.5)),
+        batch_size=rng.choice((1, 3, 1000)),
+        old_messages=rng.choice((0, 5, 30)),
+        quarantined=rng.choice((0, 2)),
+        disk_slow=1.0,
+        busy_readers=rng.choice((0.0, 0.1, 0.3)),
+        rows_at_once=rng.choice((3, 5000)),
+        lag=0.0,
+        tuning=_tuning(rng),
+    )
+    return _narrowed(settings, rng)
+
+
+def _tuning(rng: Random) -> Tuning:
+    batch = rng.choice((2, 7, 1000))
+    return Tuning(
+        journal_batch=batch,
+        near_entries=max(1, batch // 2),
+        gather_seconds=rng.choice((0.0, 0.02, 0.1)),
+        return_seconds=rng.choice((0.02, 0.5)),
+        prune_seconds=rng.choice((0.02, 1.0)),
+        reconnect_first=rng.choice((0.01, 0.1)),
+        reconnect_most=rng.choice((0.2, 2.0)),
+        backfill_retry_first=rng.choice((0.05, 0.25)),
+        backfill_retry_most=rng.choice((0.5, 5.0)),
+        backfill_idle_seconds=rng.choice((0.05, 1.0)),
+        verifier_page=rng.choice((2, 500)),
+        final_rows=rng.choice((0, 500)),
+        caretaker_seconds=rng.choice((0.05, 1.0)),
+    )
+
+
+def _narrowed(settings: Settings, rng: Random) -> Settings:
+    """Narrow settings to their profile."""
+    phases = Phase(rng.choice((2, 3, 4))), Phase(rng.choice((2, 3, 4, 4, 4)))
+    narrowed: dict[str, dict[str, Any]] = {
+        "mixed": {},
+        "begin": {
+            "begins": Phase.SQLITE_ONLY,
+            "completes": False,
+            "seconds": 1.0,
+            "lossy": 0.3,
+            "disk_slow": rng.choice((10.0, 50.0)),
+            "trips": 0.5,
+        },
+        "copy": {
+            "begins": Phase.DUAL_WRITE,
+            "completes": False,
+            "batch_size": rng.choice((2, 5)),
+            "old_messages": 40,
+            "lag": rng.choice((0.0, 0.05, 0.2)),
+            "trips": 0.8,
+        },
+        "flap": {"begins": Phase.READ_POSTGRES, "completes": False},
+        "last": {
+            "begins": Phase.READ_POSTGRES,
+            "completes": True,
+            "seconds": 2.0,
+            "trips": 0.8,
+            "operate_every": 0.1,
+        },
+        "restore": {"begins": phases[0], "completes": False},
+        "rival": {"begins": phases[1], "completes": False, "seconds": 60.0},
+    }
+    return settings._replace(**narrowed[settings.profile])

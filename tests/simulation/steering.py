@@ -1,0 +1,127 @@
+"""The operator of a round: goes forward and back, pauses, verifies, repairs at random."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from contextlib import aclosing
+from random import Random
+from typing import TYPE_CHECKING
+
+from sagastore_server.migration.live import LiveMigration
+from sagastore_server.storage.errors import PreconditionError
+from sagastore_server.storage.phase import Phase
+from tests.simulation.service import RefusedError, UnknownError
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+_ACTIONS = {
+    "forward": 12.0,
+    "back": 2.5,
+    "control": 1.0,
+    "verify": 2.0,
+    "repair": 1.0,
+    "status": 2.0,
+}
+
+NAME = "operator"
+LONGEST_TRIP = 10
+"""A fault in the middle of a phase change comes up to 2 ** this many callbacks after it was
+asked for: a change takes some hundred."""
+
+
+class Operator:
+    """Acts on the service's control, as ``sagastore migrate`` does."""
+
+    def __init__(self, world: World) -> None:
+        """Steer the service of ``world``."""
+        self._world = world
+        self._service = world.service
+        self._draw = Random(f"{world.seed}/operator")
+
+    async def run(self) -> None:
+        """Act until the round is over."""
+        world = self._world
+        for turn in itertools.count():
+            await asyncio.sleep(self._draw.random() * world.settings.operate_every)
+            if world.over:
+                return
+            action = self._draw.choices(list(_ACTIONS), list(_ACTIONS.values()))[0]
+            live = self._service.live
+            if live is None or not self._service.serving or world.skips(NAME, turn):
+                continue
+            try:
+                await self._act(action, live.phase)
+            except (UnknownError, RefusedError, PreconditionError):
+                continue
+
+    async def walk_to(self, phase: Phase) -> None:
+        """Go forward to ``phase``, while nothing disturbs."""
+        while (live := self._service.live) is None or live.phase is not phase:
+            following = None if live is None else live.phase.following
+            try:
+                if following is not None:
+                    await self._change(following)
+            except (PreconditionError, UnknownError, RefusedError):
+                await asyncio.sleep(0.05)
+
+    async def _act(self, action: str, phase: Phase) -> None:
+        if action == "forward":
+            last = phase.following is Phase.POSTGRES_ONLY
+            if phase.following is not None and (self._world.settings.completes or not last):
+                await self._change(phase.following)
+        elif action == "back":
+            if phase.preceding is not None:
+                await self._change(phase.preceding)
+        elif action == "control":
+            await self._control()
+        elif action == "status":
+            await self._service.call(
+                NAME, "status", lambda live: live.control.status(), deadline=10.0
+            )
+        else:
+            await self._verify(repair=action == "repair")
+
+    async def _change(self, phase: Phase) -> None:
+        world, draw = self._world, self._draw
+        accept = phase is not Phase.DUAL_WRITE or draw.random() < 0.3
+        trip = world.trip
+        if trip is not None and draw.random() < world.settings.trips:
+            world.loop.after_steps(int(2 ** (draw.random() * LONGEST_TRIP)), trip)
+        await self._service.call(
+            NAME,
+            f"change to {phase.slug}",
+            lambda live: live.control.change_phase(phase, dry_run=False, accept_quarantine=accept),
+            deadline=60.0,
+            lossy=False,
+        )
+        world.counts["changes"] += 1
+
+    async def _control(self) -> None:
+        draw = self._draw
+        paused = draw.random() < 0.3
+        size, rate = draw.choice((1, 2, 50)), draw.choice((0, 200))
+        await self._service.call(
+            NAME,
+            f"control paused={paused} batch={size} rate={rate}",
+            lambda live: live.control.control_backfill(
+                paused=paused, batch_size=size, max_rows_per_second=rate
+            ),
+            deadline=5.0,
+        )
+
+    async def _verify(self, *, repair: bool) -> None:
+        async def run(live: LiveMigration) -> int:
+            found = 0
+            async with aclosing(live.control.verify(repair=repair)) as steps:  # type: ignore[type-var]
+                async for progress in steps:
+                    found = progress.mismatch_count
+            return found
+
+        set_back = self._world.set_back
+        what = "repair" if repair else "verify"
+        found = await self._service.call(NAME, what, run, deadline=30.0, lossy=False)
+        # What a target lacks that was set back meanwhile is a difference, until it is found out.
+        if found and set_back == self._world.set_back and not self._world.set_back_lately():
+            self._world.violation(f"the service's own verification: {found} rows differ")

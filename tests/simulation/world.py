@@ -1,0 +1,254 @@
+"""World: one round of the simulation, from its seed to its verdict.
+
+A round is some virtual seconds in the life of one service: the real router, follower,
+backfill, verifier and controller over models of both stores, with clients, an operator and
+faults. Then the faults end, everything is read back, and both stores have to be equal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from typing import Any, NamedTuple
+
+from sagastore_server.migration.live import LiveMigration
+from sagastore_server.storage.model import Message, QuarantinedRow
+from sagastore_server.storage.phase import Phase
+from tests.simulation import rival
+from tests.simulation.clients import Client, client_message, draft, new_value
+from tests.simulation.environment import EPOCH, SimulationRandomness
+from tests.simulation.events import Recorder
+from tests.simulation.faults import Faults
+from tests.simulation.invariants import Watcher
+from tests.simulation.log import Log
+from tests.simulation.loop import SimulationLoop, StuckError
+from tests.simulation.models.postgres import PostgresServer
+from tests.simulation.models.process import Process, ProcessDeadError
+from tests.simulation.observed import ObservedDisk, Observer
+from tests.simulation.service import Service
+from tests.simulation.settings import Settings, draw
+from tests.simulation.settling import Settling
+from tests.simulation.steering import Operator
+from tests.support.checker import Checker, WrongAnswerError
+
+WALK_SECONDS = 120.0
+"""Until the service is in the phase in which a round begins, while nothing disturbs."""
+
+SET_BACK_SECONDS = 3.0
+"""Until a server has noticed that PostgreSQL was set back: a renewal, and what it takes."""
+
+
+class Skips(NamedTuple):
+    """Actions that are left out, to make a failing round smaller."""
+
+    turns: frozenset[tuple[str, int]] = frozenset()
+    """Who, and the number of the turn."""
+    after: float = float("inf")
+    """Everything that would begin after this virtual second of the round."""
+
+
+class World:
+    """A round. Make it, ``run`` it once, and look at ``violations`` and ``counts``."""
+
+    def __init__(
+        self,
+        seed: int,
+        profile: str,
+        *,
+        shuffle: bool,
+        recording: bool = False,
+        skips: Skips = Skips(),  # noqa: B008 - a named tuple never changes
+        settings: Settings | None = None,
+    ) -> None:
+        """Prepare the round of a seed; ``settings`` replaces what the seed draws."""
+        self.seed = seed
+        self.settings = settings or draw(seed, profile)
+        self._skips = skips
+        self.loop = SimulationLoop(str(seed), shuffle=shuffle)
+        self.recorder = Recorder(on=recording)
+        self.observer: Observer | None = self.note if recording else None
+        self.log = Log(self)
+        self.network = Random(f"{seed}/network")
+        self.randomness = SimulationRandomness(f"{seed}/randomness")
+        self.lossy = 0.0
+        self.serials = itertools.count(1)
+        self.disk = ObservedDisk(Random(f"{seed}/disk"))
+        self.disk.observe = self.observer
+        self.postgres = PostgresServer(Random(f"{seed}/postgres"), Process("postgres"))
+        self.checker = Checker()
+        self.service = Service(self)
+        self.rival: LiveMigration | None = None
+        self.trip: Callable[[], None] | None = None
+        """Does a fault in the middle of a phase change."""
+        self.over = False
+        """Clients, operator and faults end their work."""
+        self.violations: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.set_back = 0
+        """How often PostgreSQL was set back."""
+        self._set_back_at = float("-inf")
+        self._attachments_then = 0
+        self.began = 0.0
+        self._watchers: list[Watcher] = []
+
+    # ------------------------------------------------------------------ told by its parts
+
+    def note(self, actor: str, kind: str, **facts: Any) -> None:
+        """Record an event."""
+        if self.recorder.on:
+            self.recorder.note(self.loop.time(), actor, kind, **facts)
+
+    def violation(self, what: str) -> None:
+        """Note something that must not be, and end the round."""
+        self.violations.append(f"at {self.loop.time():.4f} s: {what}")
+        self.note("checker", "VIOLATION", what=what)
+        self.over = True
+
+    def fault(self, name: str, details: str) -> None:
+        """Note that a fault begins."""
+        live = self.service.live
+        phase = live.phase.slug if live is not None and self.service.serving else "down"
+        self.counts[f"fault {name} in {phase}"] += 1
+        self.note("faults", name, details=details)
+
+    def skips(self, actor: str, turn: int) -> bool:
+        """Tell whether an action is left out."""
+        late = self.loop.time() - self.began > self._skips.after
+        return late or (actor, turn) in self._skips.turns
+
+    def later(self, seconds: float, owner: object, name: str, value: object) -> None:
+        """Set an attribute after a while."""
+        self.loop.call_later(seconds, setattr, owner, name, value, context=contextvars.Context())
+
+    def watch(self, live: LiveMigration) -> None:
+        """Assert the invariants on a server's memory from now on."""
+        self._watchers = [Watcher(self, live)]
+
+    def acknowledged(self, live: LiveMigration) -> None:
+        """Check that a server may acknowledge a write at this instant."""
+        self.counts["acknowledgements checked"] += 1
+        record = self.postgres.record
+        other = record is not None and record.holder not in {"", self.disk.holder}
+        if live._follower.fenced or (other and live.phase.writes_sqlite):
+            self.violation("NoAckAfterTakeOver: acknowledged by a server that was taken over from")
+
+    def check_durable(self, id: str, revision: int) -> None:
+        """Check that PostgreSQL has a write that was acknowledged as durable on both stores."""
+        if self.set_back:
+            return
+        row, tomb = self.postgres.rows.get(id), self.postgres.tombs.get(id, 0)
+        if max(row.revision if row else 0, tomb) < revision:
+            raise WrongAnswerError(
+                f"durable_on is not true: {id} at {revision}, PostgreSQL has {row} and {tomb}"
+            )
+
+    # ------------------------------------------------------------------ PostgreSQL set back
+
+    def was_set_back(self) -> None:
+        """Note that PostgreSQL has an earlier state now."""
+        self.set_back += 1
+        self._set_back_at = self.loop.time()
+        live = self.service.live
+        self._attachments_then = 0 if live is None else live._follower._attachments
+
+    def set_back_lately(self) -> bool:
+        """Tell whether the server may not have noticed yet."""
+        return self.loop.time() - self._set_back_at < SET_BACK_SECONDS + 30.0
+
+    def set_back_unnoticed(self, attachments: int) -> bool:
+        """Tell whether the server has not attached again since PostgreSQL was set back."""
+        return self.set_back > 0 and attachments <= self._attachments_then
+
+    # ------------------------------------------------------------------ the round
+
+    def run(self) -> None:
+        """Run the round to its verdict."""
+        asyncio.set_event_loop(self.loop)
+        self.loop.after_step = self._after_step
+        with self.log:
+            try:
+                self.loop.run_until_complete(self.loop.create_task(self._main(), name="round"))
+            except StuckError as exc:
+                self.violation(f"stuck: {exc}")
+            except ProcessDeadError:
+                self.violation("the simulation itself used a dead process")
+            finally:
+                self.violations += [f"unhandled by asyncio: {line}" for line in self.loop.errors]
+                self.log.over = True
+                self.loop.bury()
+                asyncio.set_event_loop(None)
+
+    def _after_step(self) -> None:
+        for watcher in self._watchers:
+            watcher.look()
+
+    async def _main(self) -> None:
+        self._fill_file()
+        self.service.start()
+        operator = Operator(self)
+        walking = asyncio.ensure_future(operator.walk_to(self.settings.begins))
+        await asyncio.wait({walking}, timeout=WALK_SECONDS)
+        if not walking.done():
+            self.violation(f"the walk to {self.settings.begins.slug} did not end")
+            return
+        walking.result()
+        self.began = self.loop.time()
+        self.lossy = self.settings.lossy
+        self.disk.slow, self.postgres.lag = self.settings.disk_slow, self.settings.lag
+        self.note("round", "begins", phase=self.settings.begins.slug)
+        tasks = self._workers(operator)
+        await asyncio.wait(tasks, timeout=self.settings.seconds)
+        self.over, self.trip = True, None
+        # Where a rival has served there are two histories, and clients of the first server
+        # that retry for ever: nothing to read back.
+        if self.rival is None:
+            await Settling(self).run(tasks)
+        for task in tasks:
+            if task.done():
+                task.result()
+
+    def _workers(self, operator: Operator) -> list[asyncio.Task[None]]:
+        """Start everybody who acts in a round."""
+        clients = [Client(self, number) for number in range(self.settings.clients)]
+        acting = [client.run() for client in clients]
+        if self.settings.profile == "rival":
+            acting.append(self._taken_over())
+        else:
+            acting += [operator.run(), Faults(self).run()]
+        return [self.loop.create_task(self._checked(work), name="worker") for work in acting]
+
+    async def _taken_over(self) -> None:
+        await rival.take_over(self)
+        self.over = True
+
+    async def _checked(self, work: Any) -> None:
+        try:
+            await work
+        except WrongAnswerError as exc:
+            self.violation(str(exc))
+
+    def _fill_file(self) -> None:
+        """Store the messages and quarantined rows that were there before the round."""
+        disk, settings = self.disk, self.settings
+        for number in range(settings.old_messages):
+            disk.revision += 1
+            old = draft(f"old-{number:03d}", new_value(next(self.serials), None))
+            message = Message(**old._asdict(), created_at=EPOCH * 1_000_000, revision=disk.revision)
+            disk.messages[message.id] = message
+            self.checker.known(client_message(message))
+        disk.quarantine = [
+            QuarantinedRow(number, f"messages/rowid={number}", "why", "field", b"{}")
+            for number in range(1, settings.quarantined + 1)
+        ]
+        disk.rows_at_once, disk.busy_readers = settings.rows_at_once, settings.busy_readers
+        disk.state = disk.state._replace(batch_size=settings.batch_size)
+        disk.is_new = not (disk.messages or disk.quarantine)
+
+    @property
+    def ended_in(self) -> Phase:
+        """The phase on disk."""
+        return self.disk.state.phase
