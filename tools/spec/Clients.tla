@@ -50,7 +50,8 @@ LearnCommitted == LearnCommittedUpto(source.revision)
 (* In the last phase the target commits writes itself. *)
 CommitWriteInTargetAt(c, next) ==
   /\ server.up /\ writes[c].state = "queued" /\ server.phase = PostgresOnly /\ targetUp
-  /\ source' = [source EXCEPT !.revision = next]       \* the counter only; see MigrationTarget.finish
+  /\ next > Latest(target, writes[c].id)
+  /\ source' = [source EXCEPT !.revision = Max(@, next)]   \* the counter only: a sequence of PostgreSQL
   /\ target' = Changed(target, c, next)
   /\ NotesAbsence(c, next)
   /\ writes' = [writes EXCEPT ![c].state = "committed", ![c].revision = next]

@@ -137,7 +137,9 @@ Reconciled(found) ==
 Raised(found) ==
   IF found.new THEN Max(target.applied, JournalStart(found)) ELSE target.applied
 
+(* What was sent before is not waited for any more. *)
 Attach(found) ==
+  /\ inFlight' = Forsaken({"apply"})
   /\ target' = [target EXCEPT !.applied = Raised(found), !.phase = server.phase,
                               !.holder = server.incarnation]
   /\ server' = [Detached EXCEPT !.standing = "following", !.applied = Raised(found),
@@ -159,7 +161,7 @@ AttachAtOnce ==
   /\ ~Included("attach in steps") /\ MayAttach /\ FreeToTake
   /\ source' = Reconciled(Found("found"))
   /\ Attach(Found("found"))
-  /\ UNCHANGED <<targetUp, backup, inFlight, clients, faults>>
+  /\ UNCHANGED <<targetUp, backup, clients, faults>>
 
 (* The target was set back while the server attaches: it must inspect the target again. *)
 SetBackSince(found) == target.applied < found.applied
@@ -185,7 +187,7 @@ AttachSetPhase ==
   /\ MayAttach /\ server.inspected.stage = "reconciled" /\ target.holder = server.incarnation
   /\ ~SetBackSince(server.inspected) \/ Mistake("attach-no-compare")
   /\ Attach(server.inspected)
-  /\ UNCHANGED <<source, targetUp, backup, inFlight, clients, faults>>
+  /\ UNCHANGED <<source, targetUp, backup, clients, faults>>
 
 (* Attaching fails at any step, and begins again. *)
 AttachFails ==
@@ -199,9 +201,12 @@ AttachFails ==
 -----------------------------------------------------------------------------
 (* Following: migration/follower.py Follower._step; migration/backfill.py *)
 
+(* After a lost connection the target is not trusted any more, but a step under way is ended. *)
+Steps == Attached \/ (Included("lost connections") /\ server.held)
+
 (* Reads a batch of the journal, and sends it. *)
 SendBatchUpto(upto) ==
-  /\ server.up /\ Attached /\ ~Awaited("apply") /\ server.inspected.stage = "none"
+  /\ server.up /\ Steps /\ ~Awaited("apply") /\ server.inspected.stage = "none"
   /\ inFlight' = inFlight \union
        {[Transaction("apply") EXCEPT !.upto = upto,
            !.rows = Content({e[2] : e \in {x \in source.journal : x[1] > server.applied /\ x[1] <= upto}})]}
@@ -212,7 +217,7 @@ SendBatch ==
 
 (* The journal has nothing left, so the target has all that was committed before. *)
 AdvanceTo(revision) ==
-  /\ server.up /\ Attached /\ ~Awaited("apply") /\ Journals(server.phase)
+  /\ server.up /\ Steps /\ ~Awaited("apply") /\ Journals(server.phase)
   /\ server.applied < revision /\ revision <= server.told
   /\ \A e \in source.journal : e[1] <= server.applied \/ e[1] > revision
   /\ source.phase = server.phase \/ Mistake("empty-journal-says-all")

@@ -15,6 +15,13 @@ Detach ==
   /\ server' = Detached /\ LetGo
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken>>
 
+(* Follower._suspect: a connection is lost, so the target is compared before it answers reads. *)
+(* What was sent is waited for all the same.                                                    *)
+LoseConnection ==
+  /\ Included("lost connections") /\ server.up /\ Attached /\ Spend("cuts", MaxCuts)
+  /\ server' = Detached /\ reads' = ReadsFallBack
+  /\ UNCHANGED <<source, target, targetUp, backup, inFlight, writes, floor, absences, broken>>
+
 (* Follower._watch_silence: no answer within `patience`, so the source goes on alone. *)
 FallSilent ==
   /\ server.up /\ Current /\ Spend("cuts", MaxCuts)
@@ -104,7 +111,7 @@ Commits == \E t \in inFlight : CommitTransaction(t)
 Answers == \E t \in inFlight : HearCommit(t)
 Losses == \E t \in inFlight : LoseTransaction(t)
 Faults ==
-  GiveUp \/ Detach \/ FallSilent \/ TargetStops \/ LoseFinishAnswer \/ Losses
+  GiveUp \/ Detach \/ LoseConnection \/ FallSilent \/ TargetStops \/ LoseFinishAnswer \/ Losses
   \/ TakeBackup \/ SetBack \/ TakeOver \/ RivalLeaves \/ Crash
 Recovery == TargetStarts \/ Start \/ StartInLastStep
 WriteSteps(c) ==

@@ -58,8 +58,7 @@ WriteEvent(e) ==
     [] e.kind = "unchanged" -> FindUnchanged(e)
     [] e.kind = "commit" -> Queues(e.call, e) /\ e.revision > source.revision
                             /\ CommitWriteAt(e.call, e.revision)
-    [] e.kind = "target_write" -> Queues(e.call, e) /\ e.revision > source.revision
-                                  /\ CommitWriteInTargetAt(e.call, e.revision)
+    [] e.kind = "target_write" -> Queues(e.call, e) /\ CommitWriteInTargetAt(e.call, e.revision)
     [] e.kind = "told" -> e.revision <= source.revision
                           /\ (LearnCommittedUpto(e.revision) \/ Either(e.revision <= server.told))
     [] e.kind = "ack" -> /\ writes[e.call].revision = e.revision
@@ -185,7 +184,8 @@ StandingEvent(e) ==
   CASE e.standing = "current" -> MakeCurrent
     [] e.standing = "following" -> IF Current THEN FallSilent ELSE Either(Attached)
     [] e.standing = "detached" ->
-         IF Attached THEN (IF server.phase = SqliteOnly THEN StopFollowing ELSE Detach) ELSE Nothing
+         IF ~Attached THEN Nothing
+         ELSE IF server.phase = SqliteOnly THEN StopFollowing ELSE Detach \/ LoseConnection
 
 (* The phase comes into force. *)
 PhaseEvent(e) ==

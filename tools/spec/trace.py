@@ -74,6 +74,9 @@ EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Each kind of event: which part of ``Trace.tla`` explains it, and its fields."""
 
+_TRANSLATED = {"before", "after", "ids", "row", "tomb", "mark"}
+"""Fields that are not written as they are, at least in some events."""
+
 _EXPLAINED = re.compile(r'^<<"explained", (\d+)>>', re.MULTILINE)
 _PARAMETER = re.compile(r"^[a-z_]+$")
 
@@ -258,19 +261,21 @@ def as_record(event: Event, ids: Sequence[str]) -> str:
     kind = str(event["event"])
     about, names = EVENTS[kind]
     fields = {"kind": as_tla(kind), "about": as_tla(about)}
-    fields |= {name: _value(event[name]) for name in names if name not in {"before", "after"}}
+    plain = [name for name in names if name not in _TRANSLATED]
+    fields |= {name: _value(event[name]) for name in plain}
     if "before" in names:
         before, after = (_mark(event[name], ids) for name in ("before", "after"))
         fields |= {"mark": as_tla(before), "covers": as_tla(after - before)}
     elif "after" in names:
         fields["after"] = _value(event["after"])
+    if about == "read" and "row" in names:
+        fields["row"] = _value(event["row"])
     if "ids" in names:
         fields["ids"] = as_tla(frozenset(event["ids"]))
     if kind == "set_back":
         mark = event["mark"]
         fields |= {name: _function(event[name], ids) for name in ("row", "tomb")}
         fields |= {"copied": as_tla(_mark(mark, ids)), "begun": _value(bool(mark["begun"]))}
-        del fields["mark"]
     return _record(fields)
 
 
@@ -302,7 +307,11 @@ def _configuration(
         "Readers": as_tla(frozenset(readers)),
         "StartPhase": "1",
         "FirstRevision": str(begin["revision"]),
-        "Options": as_tla(frozenset({"last step", "requeue", "attach in steps", "attach anew"})),
+        "Options": as_tla(
+            frozenset(
+                {"last step", "requeue", "attach in steps", "attach anew", "lost connections"}
+            )
+        ),
         "Mistakes": "{}",
     } | {f"Max{name}": "1000000000" for name in bounds}
     lines = ["SPECIFICATION TraceSpec", "CONSTANTS"]
