@@ -49,7 +49,7 @@ GHZ_FOLDER = $(CURDIR)/build/tools/bin
 GHZ = $(GHZ_FOLDER)/ghz
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz chaos porcupine bench load ghz ghz-where-go env test test-go parity lint format docs proto proto-check breaking build pins clean
+.PHONY: help run run-postgres demo overload fuzz chaos porcupine bench load ghz ghz-where-go env test test-go parity lint format docs proto proto-check breaking build pins clean spec spec-quick
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -101,6 +101,13 @@ ghz: $(GHZ) ## Build the load generator ghz with Go, into build/tools/bin
 
 env: $(VENV)/.stamp-dev ## Make the development environment in .venv
 	@echo "Ready: $(BIN) has sagastore, sagastore-server and the development tools"
+
+# TLC needs Java. `make spec` fails without it, `make spec-quick` says that it was skipped.
+spec: $(VENV)/.stamp-dev ## Check the specification of the migration: every instance (ARGS='--only NAME')
+	@exec $(BIN)/python -m tools.spec $(ARGS)
+
+spec-quick: $(VENV)/.stamp-dev ## Check small instances of the specification, and the planted mistakes
+	@exec $(BIN)/python -m tools.spec --quick --optional $(ARGS)
 
 test: $(VENV)/.stamp-dev ## Run the tests (PYTEST_ARGS='-k name', default '-n 2')
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
