@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -220,48 +221,34 @@ def _skip_tombstones() -> None:
 
 @_plant("release-read-before", "a read that began before PostgreSQL was current is not held back")
 def _release_read_before() -> None:
-    original = Router._read_target
-
-    async def read_target(self: Any, read: Any) -> Any:
-        try:
-            return await original(self, read)
-        except _NotAnsweredError:
-            _RELEASED.add(asyncio.current_task())
-            raise
-
-    release = Router._release
-
-    async def released(self: Any) -> None:
-        if asyncio.current_task() in _RELEASED:
-            await release(self)
-
-    _replace(Router, "_read_target", read_target)
-    _replace(Router, "_release", released)
+    _release_only(failed=True)
 
 
 @_plant("release-failed-read", "a read that PostgreSQL alone failed is answered by SQLite at once")
 def _release_failed_read() -> None:
-    original = Router._read_target
+    _release_only(failed=False)
 
-    async def read_target(self: Any, read: Any) -> Any:
+
+def _release_only(*, failed: bool) -> None:
+    """Hold back only answers to reads that PostgreSQL has failed, or only the others."""
+    failing: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+    read_target, release = Router._read_target, Router._release
+
+    async def noted(self: Any, read: Any) -> Any:
         try:
-            return await original(self, read)
+            return await read_target(self, read)
         except _NotAnsweredError:
-            _RELEASED.add(asyncio.current_task())
+            task = asyncio.current_task()
+            assert task is not None
+            failing.add(task)
             raise
 
-    release = Router._release
-
     async def released(self: Any) -> None:
-        if asyncio.current_task() not in _RELEASED:
+        if (asyncio.current_task() in failing) is failed:
             await release(self)
 
-    _replace(Router, "_read_target", read_target)
+    _replace(Router, "_read_target", noted)
     _replace(Router, "_release", released)
-
-
-_RELEASED: set[asyncio.Task[Any] | None] = set()
-"""Tasks in which PostgreSQL has failed a read; of the two plants above."""
 
 
 @_plant("flush-at-once", "the write queue is not flushed before its high-water mark is read")
@@ -271,8 +258,7 @@ def _flush_at_once() -> None:
 
     async def reconcile(source: Any, situation: Any, record: Any) -> int:
         status = await source.journal_status(record.applied)
-        base: int = situation.state.base
-        return max(base, status.pruned, record.applied)
+        return int(max(situation.state.base, status.pruned, record.applied))
 
     _replace(ModelSource, "flush", flush)
     # Otherwise an attachment journals again what the journal lacks above `base`.

@@ -19,7 +19,7 @@ from sagastore_server.migration.live import LiveMigration
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import Message, Page, SaveResult
-from sagastore_server.storage.replication import BackfillMark, Lease, MigrationState
+from sagastore_server.storage.replication import BackfillMark, MigrationState
 from tests.simulation import service as services
 from tests.simulation.models.process import Process
 from tests.simulation.models.source import ModelSource
