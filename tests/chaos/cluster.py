@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
 import os
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -27,6 +25,7 @@ from typing import NamedTuple
 
 import asyncpg
 
+from tests.chaos.levers import Levers
 from tests.chaos.proxy import Proxy
 from tests.support.postgres import PostgresProcess
 from tests.support.server_process import ServerProcess
@@ -284,7 +283,8 @@ class Cluster:
         self.path = self.disk.folder / "memory.db"
         self.clock_file = self.disk.folder / "clock"
         self.keeper: Keeper
-        self._clock: mmap.mmap | None = None
+        self.levers: Levers | None = None
+        """Of the patched server; None: it is not patched."""
         self.address = ""
         """Where clients connect: through the proxy."""
 
@@ -301,9 +301,7 @@ class Cluster:
         port = proxy.open(POSTGRES, self.ground.socket)
         dsn = f"postgresql://postgres@127.0.0.1:{port}/{self.database}?sslmode=disable"
         if clock:
-            self.clock_file.write_bytes(struct.pack("dd", 0.0, 0.0))
-            with self.clock_file.open("r+b") as file:
-                self._clock = mmap.mmap(file.fileno(), 16)
+            self.levers = Levers(self.clock_file, create=True)
         server = ChaosServer(
             self.path,
             env | {"SAGASTORE_POSTGRES": dsn},
@@ -316,20 +314,22 @@ class Cluster:
             await self.keeper.up.wait()
         self.address = f"127.0.0.1:{proxy.open(CLIENTS, server.address)}"
 
-    def set_clock(self, seconds: float) -> None:
-        """Let the server's clock be wrong by so much; the monotonic one goes on."""
-        assert self._clock is not None
-        self._clock[:8] = struct.pack("d", seconds)
-
-    def set_delay(self, seconds: float) -> None:
-        """Let the server take so long between reading what goes to PostgreSQL and sending it."""
-        assert self._clock is not None
-        self._clock[8:] = struct.pack("d", seconds)
+    @contextlib.contextmanager
+    def lever(self, name: str, number: float, after: float = 0.0) -> Iterator[None]:
+        """Set a lever of the server for as long as the context lasts, and then to ``after``."""
+        assert self.levers is not None
+        self.levers[name] = number
+        try:
+            yield
+        finally:
+            self.levers[name] = after
 
     async def mend(self) -> None:
         """End all faults, and wait until everything runs."""
         for link in (CLIENTS, POSTGRES):
             self.ground.proxy.set(link)
+        if self.levers is not None:
+            self.levers.reset()
         self.disk.free()
         self.keeper.signal(signal.SIGCONT)
         async with self.ground.turn:
@@ -337,8 +337,8 @@ class Cluster:
 
     def close(self) -> None:
         """Remove what it has left on disk."""
-        if self._clock is not None:
-            self._clock.close()
+        if self.levers is not None:
+            self.levers.close()
         self.disk.close()
         shutil.rmtree(self.disk.folder, ignore_errors=True)
 
