@@ -128,8 +128,10 @@ class Backfill:
                 await self._advance()
                 pause = self._tuning.backfill_retry_first
                 self._error = ""
-            except FencedError:
-                return  # The follower says why.
+            except FencedError as exc:
+                # The follower finds out whether this server has to end.
+                self._follower.lose(exc)
+                await asyncio.sleep(pause)
             except StorageError as exc:
                 await self._failed(str(exc), pause)
                 pause = min(2 * pause, self._tuning.backfill_retry_most)

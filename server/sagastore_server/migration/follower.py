@@ -239,6 +239,16 @@ class Follower:
         """
         self._guard.check(attached=self.attached)
 
+    def lose(self, error: FencedError) -> None:
+        """Serve nothing until it is known whether another server has the lease."""
+        if self._situation.state.completing:
+            return
+        self._lost = True
+        blocker = Blocker("LEASE_LOST", f"{error}; whether that server is alive is being found out")
+        self._guard.contest(blocker)
+        self._detach(blocker)
+        self.attach_anew()
+
     def fall_back(self, why: str) -> None:
         """Stop waiting for the target and reading from it: it does not answer."""
         if self.current:
@@ -301,7 +311,7 @@ class Follower:
                     await self._step()
                     pause = self._tuning.reconnect_first
             except FencedError as exc:
-                self._lose(exc)
+                self.lose(exc)
             except PreconditionError as exc:
                 self._refused(exc)
             except StorageError as exc:
@@ -478,15 +488,6 @@ class Follower:
             self._fence(error)
         else:
             self._detach(blocker)
-
-    def _lose(self, error: FencedError) -> None:
-        """Serve nothing until it is known whether another server has the lease."""
-        if self._situation.state.completing:
-            return
-        self._lost = True
-        blocker = Blocker("LEASE_LOST", f"{error}; whether that server is alive is being found out")
-        self._guard.contest(blocker)
-        self._detach(blocker)
 
     def _fence(self, error: StorageError) -> None:
         if self._situation.state.completing:
