@@ -56,8 +56,8 @@ class Options(NamedTuple):
     def wants(self, plan: Plan) -> bool:
         """Tell whether rounds of such a plan are to be run."""
         fits = self.begins in {"", plan.begins.label}
-        has = not self.having or any(self.having in one.name for one in plan.faults)
-        return fits and has
+        names = ["a takeover" if plan.takes_over else "", *(one.name for one in plan.faults)]
+        return fits and any(self.having in name for name in names)
 
 
 def absent(ground: Ground) -> dict[str, str]:

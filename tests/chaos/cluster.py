@@ -283,6 +283,9 @@ class Cluster:
         self.path = self.disk.folder / "memory.db"
         self.clock_file = self.disk.folder / "clock"
         self.keeper: Keeper
+        self.former: list[Keeper] = []
+        """Of servers that were replaced."""
+        self._env: dict[str, str] = {}
         self.levers: Levers | None = None
         """Of the patched server; None: it is not patched."""
         self.address = ""
@@ -302,9 +305,10 @@ class Cluster:
         dsn = f"postgresql://postgres@127.0.0.1:{port}/{self.database}?sslmode=disable"
         if clock:
             self.levers = Levers(self.clock_file, create=True)
+        self._env = env | {"SAGASTORE_POSTGRES": dsn}
         server = ChaosServer(
             self.path,
-            env | {"SAGASTORE_POSTGRES": dsn},
+            self._env,
             plant,
             self.clock_file if clock else None,
         )
@@ -313,6 +317,15 @@ class Cluster:
         async with asyncio.timeout(60):
             await self.keeper.up.wait()
         self.address = f"127.0.0.1:{proxy.open(CLIENTS, server.address)}"
+
+    def second(self, path: Path, on_change: Callable[[str], object]) -> Keeper:
+        """Prepare a second server, without a fault, on a copy of the file."""
+        return Keeper(ChaosServer(path, self._env, "", None), on_change)
+
+    def replace(self, second: Keeper, path: Path) -> None:
+        """Go on with a second server, and its file."""
+        self.former.append(self.keeper)
+        self.keeper, self.path = second, path
 
     @contextlib.contextmanager
     def lever(self, name: str, number: float, after: float = 0.0) -> Iterator[None]:
@@ -341,6 +354,7 @@ class Cluster:
             self.levers.close()
         self.disk.close()
         shutil.rmtree(self.disk.folder, ignore_errors=True)
+        shutil.rmtree(self.ground.folder / f"{self.database}-second", ignore_errors=True)
 
 
 def send(pid: int, number: signal.Signals) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
+from tests.chaos.cluster import POSTGRES
 from tests.chaos.faulting import Scene, fault
 
 
@@ -25,8 +27,8 @@ async def _held_up(scene: Scene) -> AsyncIterator[None]:
 
 @fault("reads of PostgreSQL fail", (1.0, 4.0), weight=2, needs="clock")
 async def _reads_fail(scene: Scene) -> AsyncIterator[None]:
-    """A share of them ends in a statement time-out; writes go on, half of the times late."""
-    share, late = scene.rng.choice([0.05, 0.3, 0.9]), scene.rng.choice([0.0, 0.1])
+    """A share of them ends in a statement time-out; writes go on, most of the times late."""
+    share, late = scene.rng.choice([0.05, 0.3, 0.9]), scene.rng.choice([0.0, 0.1, 0.25])
     scene.marks.mark("reads fail", share=share, late=late)
     with (
         scene.cluster.lever("postgres reads fail", share),
@@ -35,13 +37,32 @@ async def _reads_fail(scene: Scene) -> AsyncIterator[None]:
         yield
 
 
-@fault("reads of SQLite wait", (1.0, 4.0), weight=1.5, needs="clock")
+@fault("reads of SQLite wait", (1.5, 5.0), weight=1.5, needs="clock")
 async def _reads_wait(scene: Scene) -> AsyncIterator[None]:
-    """They get a connection late, as where long searches hold all of them."""
-    seconds = scene.rng.choice([0.05, 0.2, 0.5])
-    scene.marks.mark("reads wait", seconds=seconds)
-    with scene.cluster.lever("sqlite reads wait", seconds):
-        yield
+    """They get a connection late, as where long searches hold all of them.
+
+    Most of the times PostgreSQL loses its connections again and again meanwhile, and gets
+    what it follows late, so that it comes and goes as the store that answers reads.
+    """
+    seconds, late = scene.rng.choice([0.1, 0.3, 0.5]), scene.rng.choice([0.0, 0.1, 0.25])
+    flaps = scene.rng.random() < 0.7
+    scene.marks.mark("reads wait", seconds=seconds, late=late, flaps=flaps)
+    with (
+        scene.cluster.lever("sqlite reads wait", seconds),
+        scene.cluster.lever("delivery", late),
+    ):
+        cutting = asyncio.create_task(_cut_again_and_again(scene)) if flaps else None
+        try:
+            yield
+        finally:
+            if cutting is not None:
+                cutting.cancel()
+
+
+async def _cut_again_and_again(scene: Scene) -> None:
+    while True:
+        scene.cluster.ground.proxy.cut(POSTGRES)
+        await asyncio.sleep(scene.rng.uniform(0.8, 1.4))
 
 
 @fault("SQLite's commits are slow", (0.5, 2.5), needs="clock")

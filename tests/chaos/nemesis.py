@@ -17,7 +17,7 @@ from sagastore import (
     Phase,
     SagaStoreError,
 )
-from tests.chaos.cluster import POSTGRES, Cluster
+from tests.chaos.cluster import CLIENTS, POSTGRES, Cluster
 from tests.chaos.faults import FAULTS, ONCE, Scene
 from tests.chaos.history import History
 from tests.chaos.plan import Plan, Planned
@@ -82,6 +82,7 @@ class Operator:
         self._under_way: Phase | None = None
         self._slowing: asyncio.Task[None] | None = None
         self._client = AsyncClient(cluster.server.address, retry=ONCE, timeout=4)
+        self._former: list[AsyncClient] = []
         self.status: Migration | None = None
         """What was seen last."""
         self.content = True
@@ -93,7 +94,13 @@ class Operator:
         """Close the connection."""
         if self._slowing is not None:
             self._slowing.cancel()
-        await self._client.close()
+        for client in (*self._former, self._client):
+            await client.close()
+
+    def turn_to(self, address: str) -> None:
+        """Steer another server from now on."""
+        self._former.append(self._client)
+        self._client = AsyncClient(address, retry=ONCE, timeout=4)
 
     # ------------------------------------------------------------------ looking
 
@@ -236,10 +243,14 @@ class Operator:
         ways = ["kill", "kill", "cut", "slow PostgreSQL", "slow PostgreSQL"]
         if phase is Phase.POSTGRES_ONLY:
             ways += ["kill when PostgreSQL has taken over"] * 5 + ["slow PostgreSQL"] * 3
+        if phase is Phase.DUAL_WRITE and self._cluster.levers is not None:
+            ways += ["clients leave"] * 4
         how = rng.choice(ways)
         self._history.mark("tripped", how=how)
         if how == "slow PostgreSQL":
             await self._slow(rng.uniform(0.4, 2.5 if phase is Phase.BACKFILL else 1.2))
+        elif how == "clients leave":
+            await self._clients_leave()
         elif how == "kill when PostgreSQL has taken over":
             await self._until_taken_over()
             self._cluster.keeper.signal(signal.SIGKILL)
@@ -256,6 +267,13 @@ class Operator:
         proxy.set(POSTGRES, delay=self._rng.choice([0.03, 0.1, 0.25]))
         await asyncio.sleep(seconds)
         proxy.set(POSTGRES)
+
+    async def _clients_leave(self) -> None:
+        """Let clients go away while SQLite still commits what they have sent."""
+        with self._cluster.lever("commits wait", self._rng.choice([0.3, 0.6])):
+            await asyncio.sleep(0.2 + self._rng.uniform(0.0, 0.2))
+            self._cluster.ground.proxy.cut(CLIENTS)
+            await asyncio.sleep(1.0)
 
     async def _until_taken_over(self) -> None:
         """Ask PostgreSQL itself, for a while, whether it is the only store."""

@@ -37,7 +37,13 @@ _FOLLOWS = {Phase.DUAL_WRITE, Phase.BACKFILL}
 _WITHIN = 8.0
 """Seconds in which a server notices; one that is down, or frozen, needs longer."""
 
-_TROUBLE = (OSError, RuntimeError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_TROUBLE = (
+    OSError,
+    RuntimeError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 """What another fault that hurts PostgreSQL makes of this one."""
 
 
@@ -46,7 +52,7 @@ async def _data_directory(scene: Scene) -> AsyncIterator[None]:
     """Replace the data directory; now and then the server is late to hear of it."""
     cluster, ground = scene.cluster, scene.cluster.ground
     backup = ground.folder / f"base-{scene.rng.getrandbits(32):x}"
-    how = scene.rng.choice(["at once", "server frozen", "deliveries late"])
+    how = scene.rng.choice(["at once", *["server frozen", "deliveries late"] * 2])
     await mostly_up(scene)
     try:
         async with ground.turn:
@@ -59,7 +65,6 @@ async def _data_directory(scene: Scene) -> AsyncIterator[None]:
     except _TROUBLE as exc:
         raise OSError(f"PostgreSQL could not be set back: {exc!r}") from exc
     finally:
-        await asyncio.to_thread(ground.mend)
         shutil.rmtree(backup, ignore_errors=True)
 
 
@@ -68,7 +73,7 @@ async def _unaware(scene: Scene, how: str) -> AsyncIterator[None]:
     """Keep the server from noticing at once that its connections are gone."""
     if how == "deliveries late":
         with scene.cluster.lever("delivery", 1.0):
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.1)
             yield
         return
     if how == "server frozen":
@@ -83,17 +88,16 @@ async def _unaware(scene: Scene, how: str) -> AsyncIterator[None]:
 async def _replace(scene: Scene, backup: Path, how: str) -> None:
     cluster, ground = scene.cluster, scene.cluster.ground
     last = await _phase_of(cluster)
-    await asyncio.to_thread(ground.postgres.stop)
-    ground.proxy.cut(POSTGRES)
-    # Stopped, it cannot take over any more; had that begun, it may have by now.
-    if last == Phase.POSTGRES_ONLY or _completing(cluster.path):
-        await asyncio.to_thread(ground.mend)
-        return
-    scene.marks.mark("set back", ends=False, how=how)
     try:
-        await asyncio.to_thread(ground.postgres.replace_data, backup)
-        await asyncio.to_thread(ground.mend)
+        await asyncio.to_thread(ground.postgres.stop)
+        ground.proxy.cut(POSTGRES)
+        # Stopped, it cannot take over any more; had that begun, it may have by now.
+        if last != Phase.POSTGRES_ONLY and not _completing(cluster.path):
+            scene.marks.mark("set back", ends=False, how=how)
+            await asyncio.to_thread(ground.postgres.replace_data, backup)
     finally:
+        await asyncio.to_thread(ground.mend)
+        # Whatever was not replaced: what PostgreSQL has been told since then, it keeps.
         scene.marks.mark("set back", ends=True, how=how)
 
 

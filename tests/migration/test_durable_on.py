@@ -27,8 +27,8 @@ async def test_write_without_a_caller_is_counted_when_dual_write_begins(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is in the queue of writes, and holds no place in the gate any more."""
-    with held_commits(monkeypatch) as commits:
-        async with held(place) as one:
+    async with held(place) as one:
+        with held_commits(monkeypatch) as commits:
             one.target.claimed.close()
             changing = asyncio.create_task(change(one.control, Phase.DUAL_WRITE))
             await one.target.claimed.reached.wait()
@@ -68,9 +68,11 @@ async def test_flush_waits_for_a_commit_that_the_event_loop_has_not_heard_of(
             pass
         assert source.committed == 0
         flushed = asyncio.create_task(source.flush())
-        # The flush is behind it in the queue, so its answer is the later one.
-        assert await source.batch_get(["m"]) == seen
-        assert not flushed.done()
-        told.set()
+        try:
+            # The flush is behind it in the queue, so its answer is the later one.
+            assert await source.batch_get(["m"]) == seen
+            assert not flushed.done()
+        finally:
+            told.set()
         assert await flushed >= seen["m"].revision
         await save

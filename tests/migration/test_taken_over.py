@@ -59,8 +59,8 @@ async def test_server_that_stood_still_proves_its_lease_first(place: Place, phas
 async def test_write_under_way_while_the_server_stood_still_is_not_acknowledged(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with held_commits(monkeypatch) as commits:
-        async with held(place) as one:
+    async with held(place) as one:
+        with held_commits(monkeypatch) as commits:
             await walk_to(one.control, Phase.DUAL_WRITE)
             commits.close()
             save = asyncio.create_task(one.backend.save(draft("a")))
