@@ -129,13 +129,15 @@ class _SetBacks:
 
         None: PostgreSQL was being set back, and nothing can be said.
         """
-        if peek.args["store"] != "POSTGRESQL" or not self._marks:
+        if peek.args["store"] != "POSTGRESQL":
             return 0
-        earlier = [(at, ends) for at, ends in self._marks if at <= (peek.end or at)]
+        ended = peek.start if peek.end is None else peek.end
+        earlier = [(at, ends) for at, ends in self._marks if at <= ended]
         if not earlier:
             return 0
-        at, ends = earlier[-1]
-        return at if ends and at <= peek.start else None
+        under_way = sum(-1 if ends else 1 for _, ends in earlier)
+        at = earlier[-1][0]
+        return None if under_way or at > peek.start else at
 
 
 class _Phases:

@@ -88,16 +88,15 @@ async def _unaware(scene: Scene, how: str) -> AsyncIterator[None]:
 async def _replace(scene: Scene, backup: Path, how: str) -> None:
     cluster, ground = scene.cluster, scene.cluster.ground
     last = await _phase_of(cluster)
+    scene.marks.mark("set back", ends=False, how=how)
     try:
         await asyncio.to_thread(ground.postgres.stop)
         ground.proxy.cut(POSTGRES)
         # Stopped, it cannot take over any more; had that begun, it may have by now.
         if last != Phase.POSTGRES_ONLY and not _completing(cluster.path):
-            scene.marks.mark("set back", ends=False, how=how)
             await asyncio.to_thread(ground.postgres.replace_data, backup)
     finally:
         await asyncio.to_thread(ground.mend)
-        # Whatever was not replaced: what PostgreSQL has been told since then, it keeps.
         scene.marks.mark("set back", ends=True, how=how)
 
 
