@@ -218,9 +218,6 @@ class Follower:
         self._copies_begun += 1
         try:
             done = await self._target.copy(self.lease, messages, mark, before=self.mark)
-        except FencedError as exc:
-            self._lose(exc)
-            raise
         except TargetSetBackError:
             self.attach_anew()
             raise
@@ -239,6 +236,15 @@ class Follower:
 
         """
         self._guard.check(attached=self.attached)
+
+    def lose(self, error: FencedError) -> None:
+        """Serve nothing until it is known whether another server has the lease."""
+        if self._situation.state.completing:
+            return
+        blocker = Blocker("LEASE_LOST", f"{error}; whether that server is alive is being found out")
+        self._guard.contest(blocker)
+        self._detach(blocker)
+        self.attach_anew()
 
     def fall_back(self, why: str) -> None:
         """Stop waiting for the target and reading from it: it does not answer."""
@@ -302,7 +308,7 @@ class Follower:
                     await self._step()
                     pause = self._tuning.reconnect_first
             except FencedError as exc:
-                self._lose(exc)
+                self.lose(exc)
             except PreconditionError as exc:
                 self._refused(exc)
             except StorageError as exc:
@@ -477,15 +483,6 @@ class Follower:
             self._fence(error)
         else:
             self._detach(blocker)
-
-    def _lose(self, error: FencedError) -> None:
-        """Serve nothing until it is known whether another server has the lease."""
-        if self._situation.state.completing:
-            return
-        blocker = Blocker("LEASE_LOST", f"{error}; whether that server is alive is being found out")
-        self._guard.contest(blocker)
-        self._detach(blocker)
-        self.attach_anew()
 
     def _fence(self, error: StorageError) -> None:
         if self._situation.state.completing:
