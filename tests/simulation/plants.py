@@ -65,14 +65,18 @@ class Plant(NamedTuple):
     name: str
     what: str
     put: Callable[[], None]
+    profile: str = ""
+    """The profile in which it can show; empty: rounds as they come."""
 
 
 PLANTS: dict[str, Plant] = {}
 
 
-def _plant(name: str, what: str = "") -> Callable[[Callable[[], None]], Callable[[], None]]:
+def _plant(
+    name: str, what: str = "", profile: str = ""
+) -> Callable[[Callable[[], None]], Callable[[], None]]:
     def register(put: Callable[[], None]) -> Callable[[], None]:
-        PLANTS[name] = Plant(name, what or planted.PLANTS[name].what, put)
+        PLANTS[name] = Plant(name, what or planted.PLANTS[name].what, put, profile)
         return put
 
     return register
@@ -201,12 +205,12 @@ def _note_before_apply() -> None:
 # ---------------------------------------------------------------------- what PostgreSQL guards
 
 
-@_plant("unguarded-upsert")
+@_plant("unguarded-upsert", profile="copy")
 def _unguarded_upsert() -> None:
     _replace(ModelTarget, "_replaces", lambda self, old, new: True)
 
 
-@_plant("skip-tombstones")
+@_plant("skip-tombstones", profile="copy")
 def _skip_tombstones() -> None:
     def bury(self: ModelTarget, server: PostgresServer, key: str, revision: int) -> None:
         stored: Message | None = server.rows.get(key)
@@ -219,12 +223,20 @@ def _skip_tombstones() -> None:
 # ---------------------------------------------------------------------- what was repaired
 
 
-@_plant("release-read-before", "a read that began before PostgreSQL was current is not held back")
+@_plant(
+    "release-read-before",
+    "a read that began before PostgreSQL was current is not held back",
+    "flap",
+)
 def _release_read_before() -> None:
     _release_only(failed=True)
 
 
-@_plant("release-failed-read", "a read that PostgreSQL alone failed is answered by SQLite at once")
+@_plant(
+    "release-failed-read",
+    "a read that PostgreSQL alone failed is answered by SQLite at once",
+    "flap",
+)
 def _release_failed_read() -> None:
     _release_only(failed=False)
 
@@ -265,7 +277,9 @@ def _flush_at_once() -> None:
     _replace(attaching, "_reconcile", reconcile)
 
 
-@_plant("acknowledge-unproved", "a write is acknowledged without a look at who holds the lease")
+@_plant(
+    "acknowledge-unproved", "a write is acknowledged without a look at who holds the lease", "rival"
+)
 def _acknowledge_unproved() -> None:
     async def confirmed(self: Any) -> bool:
         phase = self._situation.phase
@@ -276,12 +290,20 @@ def _acknowledge_unproved() -> None:
     _replace(Router, "_confirmed", confirmed)
 
 
-@_plant("serve-contested", "a server whose lease another one may have goes on serving")
+@_plant(
+    "serve-contested",
+    "a server whose lease another one may have goes on serving",
+    profile="rival",
+)
 def _serve_contested() -> None:
     _replace(LeaseGuard, "contest", lambda self, blocker: None)
 
 
-@_plant("trust-set-back", "a PostgreSQL that was set back is not noticed")
+@_plant(
+    "trust-set-back",
+    "a PostgreSQL that was set back is not noticed",
+    profile="restore",
+)
 def _trust_set_back() -> None:
     apply, copy = ModelTarget.apply, ModelTarget.copy
 
@@ -299,6 +321,8 @@ def _trust_set_back() -> None:
     _replace(Follower, "_renew", renew)
 
 
-@_plant("connection-loss-unheard", "a lost connection does not make PostgreSQL prove itself")
+@_plant(
+    "connection-loss-unheard", "a lost connection does not make PostgreSQL prove itself", "restore"
+)
 def _connection_loss_unheard() -> None:
     _replace(Follower, "_suspect", lambda self: None)
