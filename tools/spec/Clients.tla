@@ -85,7 +85,7 @@ Requeue(i) ==
 ReadsTarget == server.phase = PostgresOnly \/ (server.phase = ReadPostgres /\ Current)
 
 BeginRead(c, i) ==
-  /\ server.up /\ ~TakenOver /\ reads[c].state = "none"
+  /\ server.up /\ reads[c].state = "none"
   /\ reads' = [reads EXCEPT ![c] = [NoRead EXCEPT !.state = "asked", !.id = i, !.floor = floor[i],
                                       !.from = IF ReadsTarget THEN "target" ELSE "source"]]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, server, writes, floor, absences, broken, faults>>

@@ -119,7 +119,9 @@ Found(stage) ==
    new |-> ~target.begun /\ \A i \in Ids : target.row[i] = 0]
 
 (* Entries for everything that changed after a revision: MigrationSource.set_state. *)
-Rejournalled(after) == {<<Latest(source, i), i>> : i \in {j \in Ids : Latest(source, j) > after}}
+Rejournalled(after) ==
+  {<<source.row[i], i>> : i \in {j \in Ids : source.row[j] > after}}
+    \union {<<source.tomb[i], i>> : i \in {j \in Ids : source.tomb[j] > after}}
 
 (* Up to where the target needs nothing from the journal; of a new one the backfill copies the rest. *)
 JournalStart(found) ==
