@@ -36,18 +36,21 @@ _ACTIONS = {
     "again": 6,
     "delete": 6,
     "bulk": 3,
-    "count": 8,
+    "count": 10,
     "get": 20,
     "batch": 6,
     "list": 6,
     "search": 2,
     "export": 2,
+    "quarantine": 0.5,
 }
 
 PAGE = 50
 EXPORT_PAGE = 20
 SESSIONS = ("s0", "s1")
 COUNTERS = 2
+THINK_SECONDS = 0.02
+"""Between reading a counter and saving it at most: others may save it meanwhile."""
 
 
 class Client:
@@ -99,6 +102,8 @@ class Client:
                 await self.batch_get(draw.sample(ids, min(len(ids), 6)))
             elif action == "export":
                 await self.export()
+            elif action == "quarantine":
+                await self.quarantine()
             else:
                 await self.pages(draw.choice(SESSIONS), search=action == "search")
         except (UnknownError, RefusedError):
@@ -187,6 +192,7 @@ class Client:
         """Increase a counter with a guarded save, as several clients do at once."""
         found = await self.get(id)
         count = 0 if found is None else int(json.loads(found.metadata)["count"])
+        await asyncio.sleep(self._draw.random() * THINK_SECONDS)
         serial = next(self._world.serials)
         metadata = {"by": f"{self.name}-{serial}", "count": count + 1}
         value = Value(
@@ -272,6 +278,13 @@ class Client:
                 break
             after = page.messages[-1].id
         scan.end()
+
+    async def quarantine(self) -> None:
+        """Read what is set aside, which no phase changes."""
+        rows = await self._call("quarantine", lambda live: live.backend.quarantine(0, 10))
+        count = await self._call("quarantine count", lambda live: live.backend.quarantine_count())
+        if not len(rows) == count == self._world.settings.carried:
+            raise WrongAnswerError(f"{len(rows)} and {count} rows are in quarantine")
 
 
 def _listing(session: str, scan: Scan, *, search: bool) -> Make[Any]:

@@ -6,8 +6,13 @@ from bisect import bisect_right
 from collections.abc import Awaitable
 from typing import Any
 
+from hypothesis import Phase as ExamplePhase
+
 from sagastore_server.storage.errors import PreconditionError, StorageError
 from tests.support.migration_ends import now
+
+PHASES_OF_SEEDS = (ExamplePhase.explicit, ExamplePhase.reuse, ExamplePhase.generate)
+"""Phases of Hypothesis for a test that gets a seed: a smaller seed is no simpler script."""
 
 _SAID = ("message_id", "revision", "expected", "stored")
 """Attributes that errors of the contract have in common."""

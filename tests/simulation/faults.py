@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from random import Random
 from typing import TYPE_CHECKING
 
+from sagastore_server.migration.live import LiveMigration
+from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.phase import Phase
+from tests.simulation.service import RefusedError, UnknownError
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -155,6 +160,42 @@ async def _set_back(faults: Faults, seconds: float) -> None:
     world.was_set_back()
 
 
+async def _row_altered(faults: Faults, _: float) -> None:
+    """Alter a row of PostgreSQL with a foreign hand, and repair that as an operator would.
+
+    Only before PostgreSQL is read: nothing could keep a client from seeing it then.
+    """
+    world, postgres = faults.world, faults.world.postgres
+    live = world.service.live
+    early = {Phase.DUAL_WRITE, Phase.BACKFILL}
+    if live is None or {live.phase, world.disk.state.phase} - early or not postgres.rows:
+        return
+    id = faults.draw.choice(list(postgres.rows))
+    postgres.rows[id] = postgres.rows[id]._replace(content="altered by a foreign hand")
+    world.altered, world.was_altered = id, True
+    while not world.over:
+        if await _repaired(faults, id):
+            world.altered = ""
+            return
+        await asyncio.sleep(0.1)
+
+
+async def _repaired(faults: Faults, id: str) -> bool:
+    """Repair once; tell whether the row is what it was."""
+    world, postgres = faults.world, faults.world.postgres
+    with contextlib.suppress(UnknownError, RefusedError, StorageError):
+        await world.service.call(NAME, "repair", repair, deadline=30.0, lossy=False)
+    row = postgres.rows.get(id)
+    return row is None or row == world.disk.messages.get(id) or "altered" not in row.content
+
+
+async def repair(live: LiveMigration) -> None:
+    """Verify, and put what differs back into the journal."""
+    async with aclosing(live.control.verify(repair=True)) as steps:  # type: ignore[type-var]
+        async for _ in steps:
+            pass
+
+
 # ---------------------------------------------------------------------- the disk
 
 
@@ -188,6 +229,7 @@ KINDS: dict[str, Callable[[Faults, float], Awaitable[None]]] = {
     "reads of PostgreSQL fail": _reads_fail,
     "rows held up": _held_up,
     "PostgreSQL set back": _set_back,
+    "row altered": _row_altered,
     "disk slow": _disk_slow,
     "disk full": _disk_full,
     "disk errors": _disk_errors,
@@ -207,6 +249,7 @@ WEIGHTS = {
     "reads of PostgreSQL fail": 1.0,
     "rows held up": 2.0,
     "PostgreSQL set back": 0.3,
+    "row altered": 0.3,
     "disk slow": 1.0,
     "disk full": 1.0,
     "disk errors": 1.0,
@@ -215,7 +258,7 @@ WEIGHTS = {
 
 PROFILE_WEIGHTS = {
     "flap": dict.fromkeys(("server stopped", "clock jumps", "disk full", "disk errors"), 0.0)
-    | {"reads of PostgreSQL fail": 4.0},
+    | {"reads of PostgreSQL fail": 6.0, "connections cut": 8.0, "PostgreSQL slow": 4.0},
     "restore": {"PostgreSQL set back": 12.0, "server paused": 0.0},
     "last": {"PostgreSQL set back": 0.0, "server paused": 0.0},
 }

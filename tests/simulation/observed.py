@@ -192,9 +192,11 @@ class ObservedTarget(ModelTarget):
         self._tell("claim")
         return record
 
-    async def set_phase(self, lease: Lease, phase: Phase, epoch: int, base: int) -> TargetRecord:
+    async def set_phase(
+        self, lease: Lease, phase: Phase, epoch: int, base: int, after: int | None = None
+    ) -> TargetRecord:
         """See the contract."""
-        return await self._as("set_phase", (), super().set_phase(lease, phase, epoch, base))
+        return await self._as("set_phase", (), super().set_phase(lease, phase, epoch, base, after))
 
     async def finish(self, lease: Lease, epoch: int, last_revision: int) -> None:
         """See the contract."""

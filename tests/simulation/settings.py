@@ -23,7 +23,12 @@ PROFILES = {
     "rival": "the server stands still, and a copy of its file is served elsewhere",
 }
 
-_SHARES = {"mixed": 10, "begin": 2, "copy": 2, "flap": 3, "last": 2, "restore": 2, "rival": 1}
+_ROTATION = (
+    *("mixed", "flap", "mixed", "begin", "last", "mixed", "restore"),
+    *("mixed", "copy", "flap", "mixed", "mixed", "last", "mixed"),
+    *("rival", "mixed", "flap", "restore", "begin", "rival", "copy"),
+)
+"""Profiles of seeds in a row. An odd number of them, so that each meets both orders."""
 
 
 class Settings(NamedTuple):
@@ -47,13 +52,18 @@ class Settings(NamedTuple):
     """Share of calls whose caller goes away early."""
     trips: float
     """Share of phase changes that a fault interrupts at a random callback."""
+    kills_at_the_end: float
+    """Share of last steps in which the server is killed once PostgreSQL has taken over."""
     shadow_share: float
     patience: float
     batch_size: int
     """Rows in a batch of the backfill."""
     old_messages: int
     """Messages in the file before the round."""
-    quarantined: int
+    carried: int
+    """Quarantined rows, files and extra values in the file, of each kind."""
+    restored: bool
+    """Whether the file comes from a backup, as far as it knows."""
     disk_slow: float
     """Factor for what SQLite does, all the time."""
     busy_readers: float
@@ -65,7 +75,7 @@ class Settings(NamedTuple):
 
 def profile_of(seed: int) -> str:
     """Return the profile of a seed where none is given."""
-    return Random(f"{seed}/profile").choices(list(_SHARES), list(_SHARES.values()))[0]
+    return _ROTATION[seed % len(_ROTATION)]
 
 
 def draw(seed: int, profile: str) -> Settings:
@@ -82,11 +92,13 @@ def draw(seed: int, profile: str) -> Settings:
         fault_every=rng.choice((0.3, 1.0, 3.0)),
         lossy=rng.choice((0.0, 0.02, 0.1)),
         trips=0.4,
+        kills_at_the_end=0.2,
         shadow_share=rng.choice((0.0, 0.3, 1.0)),
         patience=rng.choice((0.3, 0.8, 1.5)),
         batch_size=rng.choice((1, 3, 1000)),
         old_messages=rng.choice((0, 5, 30)),
-        quarantined=rng.choice((0, 2)),
+        carried=rng.choice((0, 2)),
+        restored=rng.random() < 0.1,
         disk_slow=1.0,
         busy_readers=rng.choice((0.0, 0.1, 0.3)),
         rows_at_once=rng.choice((3, 5000)),
@@ -133,18 +145,36 @@ def _narrowed(settings: Settings, rng: Random) -> Settings:
             "completes": False,
             "batch_size": rng.choice((2, 5)),
             "old_messages": 40,
-            "lag": rng.choice((0.0, 0.05, 0.2)),
+            "lag": rng.choice((0.05, 0.2, 0.4)),
+            "rest": 0.03,
             "trips": 0.8,
         },
-        "flap": {"begins": Phase.READ_POSTGRES, "completes": False},
+        "flap": {
+            "begins": Phase.READ_POSTGRES,
+            "completes": False,
+            "rest": rng.choice((0.01, 0.03)),
+            "seconds": 3.0,
+            "fault_every": 0.3,
+            "busy_readers": rng.choice((0.1, 0.3)),
+            "lag": rng.choice((0.02, 0.1)),
+            "operate_every": 1.0,
+            "tuning": settings.tuning._replace(return_seconds=0.02, reconnect_first=0.01),
+        },
         "last": {
             "begins": Phase.READ_POSTGRES,
             "completes": True,
             "seconds": 2.0,
-            "trips": 0.8,
+            "trips": 0.6,
+            "kills_at_the_end": 0.6,
             "operate_every": 0.1,
         },
         "restore": {"begins": phases[0], "completes": False},
-        "rival": {"begins": phases[1], "completes": False, "seconds": 60.0},
+        "rival": {
+            "begins": phases[1],
+            "completes": False,
+            "seconds": 60.0,
+            "rest": 0.01,
+            "disk_slow": rng.choice((1.0, 10.0)),
+        },
     }
     return settings._replace(**narrowed[settings.profile])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sagastore_server.migration.live import LiveMigration
+from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.phase import Phase
 from tests.simulation.clients import SESSIONS, Client
+from tests.simulation.faults import repair
 from tests.simulation.invariants import resurrected
 from tests.simulation.service import RefusedError, UnknownError
 from tests.support.checker import WrongAnswerError
@@ -42,6 +45,7 @@ class Settling:
             world.violation(f"no server within {SERVE_SECONDS:g} s: {world.service.refused}")
             return
         await self._read_back()
+        await self._repair()
         await self._converge()
 
     async def end_workers(self, workers: list[asyncio.Task[None]]) -> None:
@@ -88,6 +92,18 @@ class Settling:
                 continue
             return
         world.violation("nothing can be read back")
+
+    async def _repair(self) -> None:
+        """Repair what a foreign hand has altered, if its own time was over before that."""
+        world = self._world
+        live = world.service.live
+        if not world.altered or live is None or not live.phase.journals:
+            return
+        for _ in range(READ_ATTEMPTS):
+            with contextlib.suppress(UnknownError, RefusedError, StorageError):
+                await world.service.call("operator", "repair", repair, deadline=30.0, lossy=False)
+                return
+        world.violation("what a foreign hand has altered cannot be repaired")
 
     async def _converge(self) -> None:
         """Once the journal is empty, both stores are equal."""

@@ -13,11 +13,12 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 from sagastore_server.migration.live import LiveMigration
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import ExtraValue, FileRow
 from tests.simulation import rival
 from tests.simulation.clients import Client, client_message, draft, new_value
 from tests.simulation.environment import EPOCH, SimulationRandomness
@@ -35,20 +36,14 @@ from tests.simulation.settling import Settling
 from tests.simulation.steering import Operator
 from tests.support.checker import Checker, WrongAnswerError
 
+Turn = tuple[str, int]
+"""Who acts, and for which time."""
+
 WALK_SECONDS = 120.0
 """Until the service is in the phase in which a round begins, while nothing disturbs."""
 
 SET_BACK_SECONDS = 3.0
 """Until a server has noticed that PostgreSQL was set back: a renewal, and what it takes."""
-
-
-class Skips(NamedTuple):
-    """Actions that are left out, to make a failing round smaller."""
-
-    turns: frozenset[tuple[str, int]] = frozenset()
-    """Who, and the number of the turn."""
-    after: float = float("inf")
-    """Everything that would begin after this virtual second of the round."""
 
 
 class World:
@@ -61,13 +56,19 @@ class World:
         *,
         shuffle: bool,
         recording: bool = False,
-        skips: Skips = Skips(),  # noqa: B008 - a named tuple never changes
+        skips: frozenset[Turn] = frozenset(),
         settings: Settings | None = None,
     ) -> None:
-        """Prepare the round of a seed; ``settings`` replaces what the seed draws."""
+        """Prepare the round of a seed.
+
+        ``skips`` are turns that are left out, to make a failing round smaller; ``settings``
+        replaces what the seed draws.
+        """
         self.seed = seed
         self.settings = settings or draw(seed, profile)
         self._skips = skips
+        self.turns: set[Turn] = set()
+        """Turns that were taken."""
         self.loop = SimulationLoop(str(seed), shuffle=shuffle)
         self.recorder = Recorder(on=recording)
         self.observer: Observer | None = self.note if recording else None
@@ -88,6 +89,11 @@ class World:
         """Clients, operator and faults end their work."""
         self.violations: list[str] = []
         self.counts: Counter[str] = Counter()
+        self.kill_at_the_end = False
+        """Whether the server is killed once PostgreSQL has taken over."""
+        self.altered = ""
+        """Id of a row of PostgreSQL that a foreign hand has altered, until it is repaired."""
+        self.was_altered = False
         self.set_back = 0
         """How often PostgreSQL was set back."""
         self._set_back_at = float("-inf")
@@ -117,8 +123,10 @@ class World:
 
     def skips(self, actor: str, turn: int) -> bool:
         """Tell whether an action is left out."""
-        late = self.loop.time() - self.began > self._skips.after
-        return late or (actor, turn) in self._skips.turns
+        if (actor, turn) in self._skips:
+            return True
+        self.turns.add((actor, turn))
+        return False
 
     def later(self, seconds: float, owner: object, name: str, value: object) -> None:
         """Set an attribute after a while."""
@@ -185,6 +193,12 @@ class World:
     def _after_step(self) -> None:
         for watcher in self._watchers:
             watcher.look()
+        if self.kill_at_the_end:
+            record = self.postgres.record
+            if record is not None and record.phase is Phase.POSTGRES_ONLY:
+                self.kill_at_the_end = False
+                self.fault("killed when PostgreSQL has taken over", "")
+                self.service.kill(0.1)
 
     async def _main(self) -> None:
         self._fill_file()
@@ -240,10 +254,18 @@ class World:
             message = Message(**old._asdict(), created_at=EPOCH * 1_000_000, revision=disk.revision)
             disk.messages[message.id] = message
             self.checker.known(client_message(message))
+        numbers = range(1, settings.carried + 1)
         disk.quarantine = [
             QuarantinedRow(number, f"messages/rowid={number}", "why", "field", b"{}")
-            for number in range(1, settings.quarantined + 1)
+            for number in numbers
         ]
+        disk.files = [
+            FileRow(n, f"f{n}", "name", "path", "type", None, None, None, "", None, None, "{}")
+            for n in numbers
+        ]
+        disk.extras = [ExtraValue(f"old-{number:03d}", "extra", "{}") for number in numbers]
+        if settings.restored:
+            disk.state = disk.state._replace(restored=disk.revision)
         disk.rows_at_once, disk.busy_readers = settings.rows_at_once, settings.busy_readers
         disk.state = disk.state._replace(batch_size=settings.batch_size)
         disk.is_new = not (disk.messages or disk.quarantine)

@@ -159,6 +159,10 @@ class TargetPlace(abc.ABC):
         """
 
     @abc.abstractmethod
+    async def cut(self) -> None:
+        """End every connection of the targets."""
+
+    @abc.abstractmethod
     async def tombstones(self) -> dict[str, int]:
         """Return the revision of the latest deletion, by id."""
 
@@ -196,6 +200,22 @@ class PostgreSQLPlace(TargetPlace):
             for key in buried:
                 await backend.delete(key)
 
+    async def cut(self) -> None:
+        """See the base class."""
+        connection: Any = await asyncpg.connect(self.dsn)
+        try:
+            rows = await connection.fetch(
+                "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'sagastore' AND datname = current_database()"
+            )
+            # A connection that is about to end may still answer.
+            there = "SELECT FROM pg_stat_activity WHERE pid = ANY($1::int[])"
+            pids = [pid for pid, _ in rows]
+            while await connection.fetch(there, pids):  # noqa: ASYNC110 - the database tells nobody
+                await asyncio.sleep(0.01)
+        finally:
+            await connection.close()
+
     async def tombstones(self) -> dict[str, int]:
         """See the base class."""
         connection: Any = await asyncpg.connect(self.dsn)
@@ -232,6 +252,10 @@ class ModelTargetPlace(TargetPlace):
             server.revision += 1
             del server.rows[key]
             server.tombs[key] = server.revision
+
+    async def cut(self) -> None:
+        """See the base class."""
+        self.server.cut()
 
     async def tombstones(self) -> dict[str, int]:
         """See the base class."""

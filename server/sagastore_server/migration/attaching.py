@@ -63,20 +63,19 @@ async def attach(
     check(found.record, source, situation)
     await forget_restoration(source, situation)
     # Whoever held it under the name of this file is dead: the file is locked, by us.
-    await target.claim(lease, source.store_id, state.phase, state.epoch, steal=True)
-    base = await _reconcile(source, situation, found.record, new=found.empty)
-    return await target.set_phase(lease, state.phase, state.epoch, base)
+    record = await target.claim(lease, source.store_id, state.phase, state.epoch, steal=True)
+    base = await _reconcile(source, situation, record)
+    # Should it have been set back meanwhile, this must not declare applied what it lost.
+    return await target.set_phase(lease, state.phase, state.epoch, base, after=record.applied)
 
 
-async def _reconcile(
-    source: MigrationSource, situation: Situation, record: TargetRecord, *, new: bool
-) -> int:
+async def _reconcile(source: MigrationSource, situation: Situation, record: TargetRecord) -> int:
     """Return up to which sequence the target needs nothing from the journal."""
     applied = record.applied
+    if record.backfill.state is BackfillState.PENDING:
+        # What is older than the journal, the backfill copies.
+        applied = max(applied, situation.state.base)
     pruned = (await source.journal_status(applied)).pruned
-    if new and record.backfill.state is BackfillState.PENDING:
-        # A new target: all that the journal does not have any more, the backfill copies.
-        return max(situation.state.base, pruned)
     if applied < pruned:
         _log.warning(
             "PostgreSQL has lost changes %d to %d, which it had confirmed (was a backup "
@@ -122,7 +121,7 @@ def check(found: TargetRecord, source: MigrationSource, situation: Situation) ->
 
 
 async def outlive(target: MigrationTarget, lease: Lease, within: float) -> None:
-    """Wait until a lease that this server lost is held by nobody.
+    """Wait until a lease that this server lost, if it did, is held by nobody.
 
     It may have been lost because the target was set back to before this server: the record
     names an earlier server on the same file then, which is gone, and does not renew it. A
@@ -141,7 +140,7 @@ async def outlive(target: MigrationTarget, lease: Lease, within: float) -> None:
     last = float("inf")
     while True:
         record = (await bounded(target.inspect(), within, target.place)).record
-        if record is None or record.lease_seconds <= 0:
+        if record is None or (record.holder, record.session) == lease or record.lease_seconds <= 0:
             return
         if record.holder != lease.holder or record.lease_seconds > last - LOOK_EVERY / 2:
             _refuse("LEASE_LOST", TAKEN_OVER)

@@ -102,8 +102,6 @@ class Follower:
         self._awaited = asyncio.Event()
         """Set when somebody begins to wait for the target."""
         self._anew = False
-        self._lost = False
-        """Whether the lease was lost, and it is not known to whom."""
         self._busy_since: float | None = None
         self._pruned = 0
         self._pruned_at = 0.0
@@ -220,6 +218,9 @@ class Follower:
         self._copies_begun += 1
         try:
             done = await self._target.copy(self.lease, messages, mark, before=self.mark)
+        except FencedError as exc:
+            self._lose(exc)
+            raise
         except TargetSetBackError:
             self.attach_anew()
             raise
@@ -314,10 +315,8 @@ class Follower:
 
     async def _attach(self) -> None:
         self._anew = False
-        if self._lost:
+        if self._guard.held:
             await outlive(self._target, self.lease, self._patience)
-            self._lost = False
-            self._guard.contested = None
         taking = attach(
             self._source, self._target, self._situation, self.lease, again=self._guard.held
         )
@@ -483,10 +482,10 @@ class Follower:
         """Serve nothing until it is known whether another server has the lease."""
         if self._situation.state.completing:
             return
-        self._lost = True
         blocker = Blocker("LEASE_LOST", f"{error}; whether that server is alive is being found out")
         self._guard.contest(blocker)
         self._detach(blocker)
+        self.attach_anew()
 
     def _fence(self, error: StorageError) -> None:
         if self._situation.state.completing:

@@ -136,13 +136,15 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
             ):
                 await connection.execute(MIGRATION["release"], *lease)
 
-    async def set_phase(self, lease: Lease, phase: Phase, epoch: int, base: int) -> TargetRecord:
+    async def set_phase(
+        self, lease: Lease, phase: Phase, epoch: int, base: int, after: int | None = None
+    ) -> TargetRecord:
         """See the contract."""
 
         async def note(connection: Connection) -> None:
             await connection.execute(MIGRATION["set_phase"], phase.value, epoch)
 
-        record = await self._holding(lease, note, base)
+        record = await self._holding(lease, note, base, after)
         return record._replace(phase=phase, epoch=epoch)
 
     async def finish(self, lease: Lease, epoch: int, last_revision: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -97,7 +96,7 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
     async def flush(self) -> int:
         """See the contract."""
         # Commits are told to the event loop in order, and this is told after them.
-        await self._open_writer().run_between_groups(_nothing)
+        await self._open_writer().flush()
         return self._last_committed
 
     # -------------------------------------------------------------- state and journal
@@ -234,10 +233,6 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
 
     def _sealed_as(self, state: MigrationState) -> None:
         self._sealed = state
-
-
-def _nothing(_: sqlite3.Connection) -> None:
-    """Take a place in the queue of writes."""
 
 
 def _holder_of(path: Path) -> str:

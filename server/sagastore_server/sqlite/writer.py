@@ -154,6 +154,15 @@ class GroupCommitWriter:
         """
         return await self._send(run, in_transaction=True)
 
+    async def flush(self) -> None:
+        """Wait until everything submitted before is on disk, or has failed, and is told.
+
+        Raises:
+            StorageError: As ``submit``; what is on disk is not known.
+
+        """
+        await self.run_between_groups(lambda _: self._be_certain())
+
     async def _send(self, run: Callable[[sqlite3.Connection], T], *, in_transaction: bool) -> T:
         if self._closing:
             raise UnavailableError("the store is closing; try again")

@@ -388,8 +388,17 @@ class MigrationTarget(StorageBackend):
         """Give the lease back; harmless if it is lost."""
 
     @abc.abstractmethod
-    async def set_phase(self, lease: Lease, phase: Phase, epoch: int, base: int) -> TargetRecord:
-        """Note a phase that is in force; raises ``applied`` to ``base`` if it is below."""
+    async def set_phase(
+        self, lease: Lease, phase: Phase, epoch: int, base: int, after: int | None = None
+    ) -> TargetRecord:
+        """Note a phase that is in force; raises ``applied`` to ``base`` if it is below.
+
+        With ``after`` it is a compare-and-set of the target's position.
+
+        Raises:
+            TargetSetBackError: ``applied`` is not ``after``; nothing has changed.
+
+        """
 
     @abc.abstractmethod
     async def apply(self, lease: Lease, entries: Sequence[Entry], after: int | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -343,6 +344,32 @@ async def test_everything_survives_reopening(target_place: TargetPlace) -> None:
         assert (await record_of(target)).phase is Phase.POSTGRES_ONLY
         assert await content_of(target) == content
         await target.save(draft("m-4"))
+
+
+# ------------------------------------------------------------------ lost connections
+
+
+async def _read_at_last(target: MigrationTarget) -> int:
+    """Return a revision from the first connection that is alive; each lost one may cost a try."""
+    for _ in range(10):
+        with contextlib.suppress(UnavailableError):
+            return (await target.get("m-1")).revision
+    raise AssertionError("no connection is made anew")
+
+
+async def test_listeners_hear_of_lost_connections_before_a_read_answers(
+    target_place: TargetPlace, target: MigrationTarget
+) -> None:
+    heard: list[str] = []
+    target.on_connection_loss(lambda: heard.append("first"))
+    target.on_connection_loss(lambda: heard.append("second"))
+    await target.apply(LEASE, [saved(message("m-1", 3))])
+    await target.get("m-1")
+    assert heard == []
+    for turn in (1, 2):
+        await target_place.cut()
+        assert await _read_at_last(target) == 3
+        assert heard.count("first") == heard.count("second") >= turn
 
 
 # ------------------------------------------------------------------ closed

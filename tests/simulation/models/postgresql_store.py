@@ -1,0 +1,194 @@
+"""ModelPostgreSQL: a model of PostgreSQL as a store in its own right, and of its connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+from sagastore_server.storage.base import ReadyTerms
+from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.errors import (
+    CannotOpenError,
+    FencedError,
+    StorageError,
+    UnavailableError,
+)
+from sagastore_server.storage.model import (
+    BulkResult,
+    Draft,
+    OnConflict,
+    SaveResult,
+    Store,
+    StoreHealth,
+)
+from sagastore_server.storage.phase import Phase
+from tests.simulation.models.postgres import PostgresServer
+from tests.simulation.models.process import Process
+from tests.simulation.models.reads import Rows, SnapshotReads
+from tests.simulation.models.transaction import Read, Transaction, Write
+
+T = TypeVar("T")
+
+COMMAND_TIMEOUT = 17.0
+"""Seconds after which a client gives a statement up: the default of ``PostgreSQLOptions`` and the
+margin for the network (``postgresql.pool``)."""
+
+ACQUIRE_TIMEOUT = 5.0
+"""Seconds that a client waits for a connection at most, and for one to be closed."""
+
+
+class ModelPostgreSQL(SnapshotReads):
+    """The storage contract on a ``PostgresServer``, used by one process.
+
+    Each write is a transaction of its own. Writes are refused during a migration.
+    """
+
+    def __init__(self, server: PostgresServer, process: Process, now: Callable[[], int]) -> None:
+        """Prepare to use ``server``; ``now`` is the process's wall clock, in microseconds."""
+        self._server = server
+        self.process = process
+        self._now = now
+        self._open = False
+        self._under_way: dict[Transaction, None] = {}
+
+    @property
+    def place(self) -> str:
+        """See the contract."""
+        return "PostgreSQL at model"
+
+    # ------------------------------------------------------------------ opening and closing
+
+    async def open(self) -> None:
+        """See the contract. Does nothing if it is open; whether it answers, calls tell."""
+        self.process.check_alive()
+        if self._open:
+            return
+        self._open = True
+        try:
+            await self._ask(Read(lambda: None))
+        except StorageError as exc:
+            self._open = False
+            raise CannotOpenError(f"cannot use {self.place}: {exc}") from exc
+        except BaseException:
+            self._open = False
+            raise
+
+    async def close(self) -> None:
+        """See the contract; waits for what is under way as long as the real pool does."""
+        self.process.check_alive()
+        self._open = False
+        answers = [transaction.answer for transaction in self._under_way]
+        if answers:
+            await asyncio.wait(answers, timeout=ACQUIRE_TIMEOUT)
+
+    # ------------------------------------------------------------------ transactions
+
+    async def _ask(self, work: Read | Write, patience: float | None = COMMAND_TIMEOUT) -> object:
+        """Have a transaction carried out; give up after ``patience`` seconds."""
+        self.process.check_alive()
+        if not self._open:
+            raise UnavailableError("the store is not open; try again")
+        transaction = Transaction(self._server, self.process, work)
+        self._under_way[transaction] = None
+        try:
+            done, _ = await asyncio.wait({transaction.answer}, timeout=patience)
+        except asyncio.CancelledError:
+            transaction.lose(silent=True)
+            await self._give_up()
+            raise
+        finally:
+            del self._under_way[transaction]
+        if not done:
+            transaction.lose(silent=True)
+            raise UnavailableError("the PostgreSQL store did not answer in time; try again")
+        return transaction.answer.result()
+
+    async def _give_up(self) -> None:
+        """Tell PostgreSQL to cancel a statement, which can hang as well."""
+        if self._server.held is not None:
+            waiting = asyncio.ensure_future(self._server.held.wait())
+            await asyncio.wait({waiting}, timeout=ACQUIRE_TIMEOUT)
+            waiting.cancel()
+
+    async def _read(
+        self, look: Callable[[PostgresServer], T], patience: float | None = COMMAND_TIMEOUT
+    ) -> T:
+        return cast("T", await self._ask(Read(lambda: look(self._server)), patience))
+
+    async def _look(self, look: Callable[[Rows], T]) -> T:
+        server = self._server
+        if server.read_failures and server.draw.random() < server.read_failures:
+            self.process.check_alive()
+            await asyncio.sleep(server.pause(ACQUIRE_TIMEOUT))
+            raise UnavailableError("the PostgreSQL store did not answer in time; try again")
+        return await self._read(lambda server: look(server.rows))
+
+    async def count(self) -> int:
+        """See the contract; on a connection of its own, without a time-out."""
+        return await self._read(lambda server: len(server.rows), None)
+
+    async def health(self) -> StoreHealth:
+        """See the contract; a database without our schema is healthy, and empty."""
+        try:
+            messages, schema = await self._read(lambda server: (len(server.rows), server.schema))
+        except StorageError as exc:
+            return StoreHealth(Store.POSTGRESQL, False, str(exc), -1, 0)
+        return StoreHealth(Store.POSTGRESQL, True, "", messages, schema)
+
+    # ------------------------------------------------------------------ writes of POSTGRES_ONLY
+
+    async def save(
+        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+    ) -> SaveResult:
+        """See the contract."""
+        return await self._write([draft.id], lambda changes: changes.save(draft, if_revision))
+
+    async def bulk_save(
+        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
+    ) -> BulkResult:
+        """See the contract."""
+        ids = [draft.id for draft in drafts]
+        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict))
+
+    async def delete(self, message_id: str, if_revision: int | None = None) -> None:
+        """See the contract."""
+        await self._write([message_id], lambda changes: changes.delete(message_id, if_revision))
+
+    async def _write(self, ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
+        """Carry out one write in a transaction of its own."""
+        server = self._server
+        wanted = sorted(set(ids))
+
+        def execute() -> Callable[[], T]:
+            first = server.revision + 1
+            # As of a sequence: what a transaction took is gone, even if it is rolled back.
+            server.revision += len(wanted)
+            before = {key: server.rows[key] for key in wanted if key in server.rows}
+            revisions = range(first, server.revision + 1)
+            changes = Changes(before, revisions, self._now(), (Store.POSTGRESQL,))
+            answer = apply(changes)
+            self._check_guard(changes)
+
+            def commit() -> T:
+                self._check_guard(changes)
+                self._store(changes)
+                return answer
+
+            return commit
+
+        return cast("T", await self._ask(Write(wanted, execute)))
+
+    def _check_guard(self, changes: Changes) -> None:
+        """Refuse what the triggers refuse: statements that change rows during a migration."""
+        record = self._server.record
+        if changes.after and record is not None and record.phase is not Phase.POSTGRES_ONLY:
+            raise FencedError("the PostgreSQL store belongs to a migration from SQLite")
+
+    def _store(self, changes: Changes) -> None:
+        for key, message in changes.after.items():
+            if message is None:
+                self._server.rows.pop(key, None)
+            else:
+                self._server.rows[key] = message
+        self._server.tombs.update(changes.buried)

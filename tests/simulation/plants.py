@@ -1,0 +1,318 @@
+"""Faults that are planted in the product or in the models, to see the simulation find them.
+
+Those of the chaos campaign (`tests/chaos/planted.py`) that change `migration/` or `storage/`
+are taken as they are; those that change a store are planted in its model instead. A plant
+lasts for the life of the process: each is tried in a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from sagastore_server.migration import attaching
+from sagastore_server.migration.follower import Follower
+from sagastore_server.migration.lease import LeaseGuard
+from sagastore_server.migration.router import Router, _NotAnsweredError
+from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.errors import StorageError, StorageFullError, UnavailableError
+from sagastore_server.storage.model import Message, Store
+from sagastore_server.storage.replication import Entry, Lease
+from tests.chaos import planted
+from tests.simulation.models.postgres import PostgresServer
+from tests.simulation.models.source import ModelSource
+from tests.simulation.models.source_disk import JournalRow
+from tests.simulation.models.target import ModelTarget
+from tests.simulation.models.writer import Job, Kind
+
+AS_THEY_ARE = (
+    "fence-without-draining",
+    "fence-stays-open",
+    "stale-fallback",
+    "confirm-too-soon",
+    "claim-both",
+    "return-too-soon",
+    "trust-old-phase",
+    "complete-without-draining",
+    "ignore-if-revision",
+    "apply-out-of-order",
+    "apply-late",
+    "skip-deletes",
+    "backfill-skips",
+    "prune-unconfirmed",
+)
+"""Plants of the campaign that change what the simulation runs, or what the models override."""
+
+NOT_APPLICABLE = {
+    "forget-index": "the models search without an index",
+    "two-owners": "the models' file has no lock that another process could lack",
+    "synchronous-normal": "power loss is not simulated",
+    "synchronous-off": "power loss is not simulated",
+}
+"""Plants of the campaign that change what the simulation does not have."""
+
+ONE_IN = planted.ONE_IN
+ANSWER_SECONDS = 0.0005
+"""Until a plant answers that does not wait for the commit."""
+
+
+class Plant(NamedTuple):
+    """A fault that can be planted."""
+
+    name: str
+    what: str
+    put: Callable[[], None]
+
+
+PLANTS: dict[str, Plant] = {}
+
+
+def _plant(name: str, what: str = "") -> Callable[[Callable[[], None]], Callable[[], None]]:
+    def register(put: Callable[[], None]) -> Callable[[], None]:
+        PLANTS[name] = Plant(name, what or planted.PLANTS[name].what, put)
+        return put
+
+    return register
+
+
+def _of_the_campaign(name: str) -> Callable[[], None]:
+    def put() -> None:
+        for owner, model in (("PostgreSQLReplica", ModelTarget), ("SQLiteSource", ModelSource)):
+            setattr(planted, owner, model)
+        planted.put(name)
+
+    return put
+
+
+for _name in AS_THEY_ARE:
+    _plant(_name)(_of_the_campaign(_name))
+
+
+def _replace(owner: object, name: str, value: object) -> None:
+    setattr(owner, name, value)
+
+
+# ---------------------------------------------------------------------- the writers
+
+
+@_plant("ack-before-commit")
+def _ack_before_commit() -> None:
+    original = ModelSource._submit
+
+    async def submit(
+        self: ModelSource, kind: Kind, run: Callable[..., object], rows: int = 1
+    ) -> object:
+        if kind is not Kind.WRITE:
+            return await original(self, kind, run, rows)
+        self._ready().submit(kind, run, rows).add_done_callback(_heard)
+        revisions = itertools.count(self._disk.revision + 1)
+        return run(Changes(self._disk.messages, revisions, self._now(), (Store.SQLITE,)))
+
+    _replace(ModelSource, "_submit", submit)
+
+
+@_plant("ack-what-failed")
+def _ack_what_failed() -> None:
+    original = ModelSource._commit
+
+    def commit(self: ModelSource, kind: Kind, group: Sequence[Job]) -> Sequence[object]:
+        outcomes = original(self, kind, group)
+        failures = (StorageFullError, UnavailableError)
+        if kind is not Kind.WRITE or not all(isinstance(one, failures) for one in outcomes):
+            return outcomes
+        revisions = itertools.count(self._disk.revision + 1)
+        changes = Changes(dict(self._disk.messages), revisions, self._now(), (Store.SQLITE,))
+        return [_answer(job, changes) for job in group]
+
+    _replace(ModelSource, "_commit", commit)
+
+
+def _answer(job: Job, changes: Changes) -> object:
+    try:
+        return job.run(changes)
+    except StorageError as exc:
+        return exc
+
+
+@_plant("postgres-ack-before-commit")
+def _postgres_ack_before_commit() -> None:
+    original = ModelTarget._write
+
+    async def write(self: ModelTarget, ids: Sequence[str], apply: Callable[[Changes], Any]) -> Any:
+        work = asyncio.ensure_future(original(self, ids, apply))
+        work.add_done_callback(_heard)
+        await asyncio.sleep(ANSWER_SECONDS)
+        if work.done():
+            return work.result()
+        server = self._server
+        revisions = itertools.count(server.revision + 1)
+        return apply(Changes(dict(server.rows), revisions, self._now(), (Store.POSTGRESQL,)))
+
+    _replace(ModelTarget, "_write", write)
+
+
+def _heard(work: asyncio.Future[Any]) -> None:
+    if not work.cancelled():
+        work.exception()
+
+
+# ---------------------------------------------------------------------- the journal
+
+
+@_plant("drop-journal-row")
+def _drop_journal_row() -> None:
+    original, times = ModelSource._journal_entries, itertools.count(1)
+
+    def entries(self: ModelSource, rows: Sequence[JournalRow]) -> None:
+        original(self, [row for row in rows if next(times) % ONE_IN])
+
+    _replace(ModelSource, "_journal_entries", entries)
+
+
+@_plant("gap-before-journal")
+def _gap_before_journal() -> None:
+    original = ModelSource._journal_entries
+    begun: dict[ModelSource, float] = {}
+
+    def entries(self: ModelSource, rows: Sequence[JournalRow]) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - begun.setdefault(self, now) > 0.05:
+            original(self, rows)
+
+    _replace(ModelSource, "_journal_entries", entries)
+
+
+@_plant("note-before-apply")
+def _note_before_apply() -> None:
+    original = ModelTarget.apply
+
+    async def apply(
+        self: ModelTarget, lease: Lease, entries: Sequence[Entry], after: int | None = None
+    ) -> None:
+        await self._holding(lease, lambda _: None, entries[-1].sequence)
+        await original(self, lease, entries)
+
+    _replace(ModelTarget, "apply", apply)
+
+
+# ---------------------------------------------------------------------- what PostgreSQL guards
+
+
+@_plant("unguarded-upsert")
+def _unguarded_upsert() -> None:
+    _replace(ModelTarget, "_replaces", lambda self, old, new: True)
+
+
+@_plant("skip-tombstones")
+def _skip_tombstones() -> None:
+    def bury(self: ModelTarget, server: PostgresServer, key: str, revision: int) -> None:
+        stored: Message | None = server.rows.get(key)
+        if stored is not None and stored.revision < revision:
+            del server.rows[key]
+
+    _replace(ModelTarget, "_bury", bury)
+
+
+# ---------------------------------------------------------------------- what was repaired
+
+
+@_plant("release-read-before", "a read that began before PostgreSQL was current is not held back")
+def _release_read_before() -> None:
+    original = Router._read_target
+
+    async def read_target(self: Any, read: Any) -> Any:
+        try:
+            return await original(self, read)
+        except _NotAnsweredError:
+            _RELEASED.add(asyncio.current_task())
+            raise
+
+    release = Router._release
+
+    async def released(self: Any) -> None:
+        if asyncio.current_task() in _RELEASED:
+            await release(self)
+
+    _replace(Router, "_read_target", read_target)
+    _replace(Router, "_release", released)
+
+
+@_plant("release-failed-read", "a read that PostgreSQL alone failed is answered by SQLite at once")
+def _release_failed_read() -> None:
+    original = Router._read_target
+
+    async def read_target(self: Any, read: Any) -> Any:
+        try:
+            return await original(self, read)
+        except _NotAnsweredError:
+            _RELEASED.add(asyncio.current_task())
+            raise
+
+    release = Router._release
+
+    async def released(self: Any) -> None:
+        if asyncio.current_task() not in _RELEASED:
+            await release(self)
+
+    _replace(Router, "_read_target", read_target)
+    _replace(Router, "_release", released)
+
+
+_RELEASED: set[asyncio.Task[Any] | None] = set()
+"""Tasks in which PostgreSQL has failed a read; of the two plants above."""
+
+
+@_plant("flush-at-once", "the write queue is not flushed before its high-water mark is read")
+def _flush_at_once() -> None:
+    async def flush(self: ModelSource) -> int:
+        return self.committed
+
+    async def reconcile(source: Any, situation: Any, record: Any) -> int:
+        status = await source.journal_status(record.applied)
+        base: int = situation.state.base
+        return max(base, status.pruned, record.applied)
+
+    _replace(ModelSource, "flush", flush)
+    # Otherwise an attachment journals again what the journal lacks above `base`.
+    _replace(attaching, "_reconcile", reconcile)
+
+
+@_plant("acknowledge-unproved", "a write is acknowledged without a look at who holds the lease")
+def _acknowledge_unproved() -> None:
+    async def confirmed(self: Any) -> bool:
+        phase = self._situation.phase
+        if not (phase.reads_postgres and phase.writes_sqlite):
+            return False
+        return bool(await self._follower.confirm(self._source.committed))
+
+    _replace(Router, "_confirmed", confirmed)
+
+
+@_plant("serve-contested", "a server whose lease another one may have goes on serving")
+def _serve_contested() -> None:
+    _replace(LeaseGuard, "contest", lambda self, blocker: None)
+
+
+@_plant("trust-set-back", "a PostgreSQL that was set back is not noticed")
+def _trust_set_back() -> None:
+    apply, copy = ModelTarget.apply, ModelTarget.copy
+
+    async def applied(self: Any, lease: Any, entries: Any, after: Any = None) -> None:
+        await apply(self, lease, entries)
+
+    async def copied(self: Any, lease: Any, rows: Any, mark: Any, before: Any = None) -> Any:
+        return await copy(self, lease, rows, mark)
+
+    async def renew(self: Any) -> None:
+        await self._timed(self._target.renew(self.lease))
+
+    _replace(ModelTarget, "apply", applied)
+    _replace(ModelTarget, "copy", copied)
+    _replace(Follower, "_renew", renew)
+
+
+@_plant("connection-loss-unheard", "a lost connection does not make PostgreSQL prove itself")
+def _connection_loss_unheard() -> None:
+    _replace(Follower, "_suspect", lambda self: None)

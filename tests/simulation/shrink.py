@@ -1,0 +1,65 @@
+"""Shrinks a failing round: leaves out turns of its actors as long as it fails the same way.
+
+Every actor has its own generator, so leaving out one action changes no other draw; what
+follows changes only as far as the action mattered. The method is delta debugging: parts of
+the turns are left out, smaller ones where none of a size can be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from tests.simulation.world import Turn, World
+
+MOST_RUNS = 400
+"""Runs that shrinking may take: about half a minute."""
+
+Run = Callable[[frozenset[Turn]], World]
+"""Runs the round with some actions left out."""
+
+
+def shrink(run: Run, failed: World) -> frozenset[Turn]:
+    """Return what can be left out of a round so that it still ends in the same violation."""
+    return _Shrinking(run, failed).shrink()
+
+
+def kind_of(violation: str) -> str:
+    """Return what a violation is about, without times, ids and values."""
+    text = re.sub(r"^at [\d.]+ s: ", "", violation)
+    return re.sub(r"[\d'\"=][^\s]*", "", text)[:40]
+
+
+class _Shrinking:
+    def __init__(self, run: Run, failed: World) -> None:
+        self._run = run
+        self._kind = kind_of(failed.violations[0])
+        self._runs = 0
+        self._turns = sorted(failed.turns)
+
+    def shrink(self) -> frozenset[Turn]:
+        """Halve what is left out again and again."""
+        left_out: frozenset[Turn] = frozenset()
+        parts = 2
+        kept = list(self._turns)
+        while kept and parts <= 2 * len(kept) and self._runs < MOST_RUNS:
+            size = max(1, len(kept) // parts)
+            for start in range(0, len(kept), size):
+                candidate = left_out | set(kept[start : start + size])
+                if self._fails(candidate):
+                    left_out = candidate
+                    kept = [turn for turn in kept if turn not in candidate]
+                    parts = max(2, parts - 1)
+                    break
+            else:
+                if size == 1:
+                    break
+                parts *= 2
+        return left_out
+
+    def _fails(self, skips: frozenset[Turn]) -> bool:
+        self._runs += 1
+        if self._runs > MOST_RUNS:
+            return False
+        world = self._run(skips)
+        return any(kind_of(line) == self._kind for line in world.violations)

@@ -1,0 +1,55 @@
+"""A process that runs rounds: jobs come in as JSON lines, results go out as JSON lines.
+
+    python -m tests.simulation.worker [--plant NAME]
+
+Started by ``campaign.py``, each worker with a PYTHONHASHSEED of its own, so that a round that
+is repeated in another one shows whether anything depends on hashes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.simulation.rounds import Job, explain, run
+
+COLLECT_EVERY = 10
+"""Rounds after which garbage is collected."""
+
+
+def main() -> None:
+    """Serve jobs until standard input ends."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plant", default="")
+    arguments = parser.parse_args()
+    if arguments.plant:
+        from tests.simulation.plants import PLANTS  # noqa: PLC0415 - only where it is wanted
+
+        PLANTS[arguments.plant].put()
+    _serve()
+
+
+def _serve() -> None:
+    gc.disable()
+    for number, line in enumerate(sys.stdin, 1):
+        asked = json.loads(line)
+        sys.stdout.write(json.dumps(_answer(asked)) + "\n")
+        sys.stdout.flush()
+        if number % COLLECT_EVERY == 0:
+            gc.collect()
+
+
+def _answer(asked: dict[str, Any]) -> object:
+    file = asked.pop("explain", None)
+    job = Job(**asked)
+    if file is not None:
+        return explain(job, Path(file))
+    return run(job)._asdict()
+
+
+if __name__ == "__main__":
+    main()
