@@ -68,7 +68,9 @@ Crash ==
   /\ server.up /\ Spend("crashes", MaxCrashes)
   /\ server' = Down(server.incarnation)
   /\ inFlight' = Forsaken(Following \union {"finish"})
-  /\ writes' = [c \in Writers |-> NoCall]
+  /\ writes' = [c \in Writers |->
+       IF server.phase = PostgresOnly /\ writes[c].state \in {"queued", "orphan"} /\ Included("late writes")
+       THEN [writes[c] EXCEPT !.state = "orphan"] ELSE NoCall]
   /\ reads' = [c \in Readers |-> NoRead]
   /\ UNCHANGED <<source, target, targetUp, backup, floor, absences, broken>>
 

@@ -73,7 +73,7 @@ class Trace:
         for event in reversed(self.events):
             if event["event"] in {"commit", "target_write"}:
                 later.add(event["call"])
-            elif event["event"] == "cancelled":
+            elif event["event"] in {"cancelled", "error"}:
                 event["event"] = "orphan" if event["call"] in later else "error"
         ended = {event["call"] for event in self.events if event["event"] == "error"}
         # Nobody hears that such a write has changed nothing.
