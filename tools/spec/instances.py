@@ -103,7 +103,7 @@ HOLDING = (
     Instance(
         "two-messages",
         "two ids, one of them old; no fault",
-        _TWO | _NO_READERS | _LAST_STEP | {"MaxRevision": 3, "MaxMoves": 3},
+        _TWO | _NO_READERS | {"MaxRevision": 3, "MaxMoves": 2},
     ),
     Instance(
         "reads",
@@ -134,8 +134,8 @@ HOLDING = (
     ),
     Instance(
         "requeue",
-        "forced journal entries of a repair; one cut",
-        _NO_READERS | {"MaxRevision": 3, "MaxMoves": 2, "MaxCuts": 1, "Options": _names("requeue")},
+        "forced journal entries of a repair; no fault",
+        _NO_READERS | {"MaxRevision": 3, "MaxMoves": 2, "Options": _names("requeue")},
     ),
     Instance(
         "second-server",

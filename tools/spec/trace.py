@@ -77,7 +77,7 @@ EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
 _OPTIONS = frozenset(
     {
         *("last step", "requeue", "attach in steps", "attach anew"),
-        *("lost connections", "late writes"),
+        "lost connections",
     }
 )
 """All further actions of the specification."""
@@ -177,6 +177,9 @@ class _Slots:
         self._free.append(name)
         return name
 
+    def active(self) -> frozenset[str]:
+        return frozenset(self._names.values())
+
     def end_all(self, but: set[str]) -> set[str]:
         """End all calls but some, and return those that go on."""
         for call in [name for name in self._names if name not in but]:
@@ -202,6 +205,7 @@ def _with_slots(events: Sequence[Event]) -> tuple[list[dict[str, Any]], list[str
         if kind == "crash":
             for both in slots.values():
                 orphans |= both.end_all(late)
+            changed["late"] = slots["write"].active()
         elif mine is not None and "call" in event:
             call = str(event["call"])
             changed["call"] = _slot(mine, kind, call, orphans)
@@ -281,6 +285,8 @@ def as_record(event: Event, ids: Sequence[str]) -> str:
         fields["after"] = _value(event["after"])
     if about == "read" and "row" in names:
         fields["row"] = _value(event["row"])
+    if kind == "crash":
+        fields["late"] = as_tla(event.get("late", frozenset()))
     if "ids" in names:
         fields["ids"] = as_tla(frozenset(event["ids"]))
     if kind == "set_back":
