@@ -124,7 +124,7 @@ async def test_set_back_to_before_this_server(place: Place) -> None:
         await eventually_current(one.control)
         await one.backend.save(draft("m", "two"))
         await backup.restore(lease_seconds=0.5)
-        await until(lambda: one.service._follower._lost)
+        await until(lambda: one.service._follower._guard.contested is not None)
         # Until the lease has run out it might be another server's.
         with pytest.raises(UnavailableError, match="is being found out"):
             await one.backend.save(draft("m", "three"))

@@ -100,7 +100,11 @@ async def test_backfill_that_learns_of_the_successor_first(place: Place) -> None
         one.target.renewing.close()
         await execute(place.dsn, TAKE_OVER)
         one.target.copying.open()
-        await until(lambda: one.service._follower._lost or one.service._follower.fenced)
+        await until(
+            lambda: (
+                one.service._follower._guard.contested is not None or one.service._follower.fenced
+            )
+        )
         with pytest.raises(REFUSED):
             await one.backend.save(draft("a"))
         one.target.renewing.open()
@@ -122,7 +126,7 @@ async def test_backfill_goes_on_after_it_has_heard_of_a_lost_lease_first(place: 
         one.target.renewing.close()
         await backup.restore(lease_seconds=0.5)
         one.target.copying.open()
-        await until(lambda: one.service._follower._lost)
+        await until(lambda: one.service._follower._guard.contested is not None)
         one.target.renewing.open()
         await unblocked(one.control)
         assert len(await one.target.batch_get([one.id for one in drafts])) == len(drafts)

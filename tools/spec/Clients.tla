@@ -11,10 +11,10 @@ BeginWrite(c, i, delete) ==
   /\ writes' = [writes EXCEPT ![c] = [state |-> "queued", id |-> i, delete |-> delete, revision |-> 0]]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, server, reads, floor, absences, broken, faults>>
 
-(* The caller is gone. A queued write stays in the queue. *)
+(* The caller is gone. A queued write stays in the queue, or on its way to the target. *)
 AbandonWrite(c) ==
   /\ writes[c].state \in {"queued", "committed"} /\ Spend("cuts", MaxCuts)
-  /\ writes' = [writes EXCEPT ![c] = IF @.state = "queued" /\ server.phase # PostgresOnly
+  /\ writes' = [writes EXCEPT ![c] = IF @.state = "queued"
                                      THEN [@ EXCEPT !.state = "orphan"] ELSE NoCall]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, server, reads, floor, absences, broken>>
 
@@ -49,12 +49,16 @@ LearnCommitted == LearnCommittedUpto(source.revision)
 
 (* In the last phase the target commits writes itself. *)
 CommitWriteInTargetAt(c, next) ==
-  /\ server.up /\ writes[c].state = "queued" /\ server.phase = PostgresOnly /\ targetUp
+  /\ targetUp /\ target.phase = PostgresOnly
+  /\ \/ server.up /\ server.phase = PostgresOnly /\ writes[c].state = "queued"
+     \/ (~server.up \/ server.phase = PostgresOnly) /\ writes[c].state = "orphan"
   /\ next > Latest(target, writes[c].id)
   /\ source' = [source EXCEPT !.revision = Max(@, next)]   \* the counter only: a sequence of PostgreSQL
   /\ target' = Changed(target, c, next)
   /\ NotesAbsence(c, next)
-  /\ writes' = [writes EXCEPT ![c].state = "committed", ![c].revision = next]
+  /\ writes' = [writes EXCEPT ![c] = IF @.state = "queued"
+                                     THEN [@ EXCEPT !.state = "committed", !.revision = next]
+                                     ELSE NoCall]
   /\ UNCHANGED <<targetUp, backup, inFlight, server, reads, floor, broken, faults>>
 
 (* Follower.confirm: while the target is current it must have applied the change first. *)
@@ -85,7 +89,7 @@ Requeue(i) ==
 ReadsTarget == server.phase = PostgresOnly \/ (server.phase = ReadPostgres /\ Current)
 
 BeginRead(c, i) ==
-  /\ server.up /\ ~TakenOver /\ reads[c].state = "none"
+  /\ server.up /\ reads[c].state = "none"
   /\ reads' = [reads EXCEPT ![c] = [NoRead EXCEPT !.state = "asked", !.id = i, !.floor = floor[i],
                                       !.from = IF ReadsTarget THEN "target" ELSE "source"]]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, server, writes, floor, absences, broken, faults>>

@@ -114,12 +114,12 @@ MayAttach ==
   /\ targetUp /\ target.phase # PostgresOnly /\ target.applied <= source.revision
 
 (* What the server finds. "new": the backfill has not begun, so it copies what the journal lacks. *)
-Found(stage) ==
-  [stage |-> stage, applied |-> target.applied,
-   new |-> ~target.begun /\ \A i \in Ids : target.row[i] = 0]
+Found(stage) == [stage |-> stage, applied |-> target.applied, new |-> ~target.begun]
 
 (* Entries for everything that changed after a revision: MigrationSource.set_state. *)
-Rejournalled(after) == {<<Latest(source, i), i>> : i \in {j \in Ids : Latest(source, j) > after}}
+Rejournalled(after) ==
+  {<<source.row[i], i>> : i \in {j \in Ids : source.row[j] > after}}
+    \union {<<source.tomb[i], i>> : i \in {j \in Ids : source.tomb[j] > after}}
 
 (* Up to where the target needs nothing from the journal; of a new one the backfill copies the rest. *)
 JournalStart(found) ==
@@ -163,8 +163,8 @@ AttachAtOnce ==
   /\ Attach(Found("found"))
   /\ UNCHANGED <<targetUp, backup, clients, faults>>
 
-(* The target was set back while the server attaches: it must inspect the target again. *)
-SetBackSince(found) == target.applied < found.applied
+(* The target has another position than when it was claimed: the server must inspect it again. *)
+MovedSince(found) == target.applied # found.applied
 
 AttachInspect ==
   /\ Included("attach in steps") /\ MayAttach /\ server.inspected.stage = "none"
@@ -173,7 +173,7 @@ AttachInspect ==
 
 AttachClaim ==
   /\ MayAttach /\ server.inspected.stage = "found" /\ FreeToTake
-  /\ server' = [server EXCEPT !.inspected.stage = "claimed"]
+  /\ server' = [server EXCEPT !.inspected = Found("claimed")]
   /\ target' = [target EXCEPT !.holder = server.incarnation]
   /\ UNCHANGED <<source, targetUp, backup, inFlight, clients, faults>>
 
@@ -185,7 +185,7 @@ AttachReconcile ==
 
 AttachSetPhase ==
   /\ MayAttach /\ server.inspected.stage = "reconciled" /\ target.holder = server.incarnation
-  /\ ~SetBackSince(server.inspected) \/ Mistake("attach-no-compare")
+  /\ ~MovedSince(server.inspected) \/ Mistake("attach-no-compare")
   /\ Attach(server.inspected)
   /\ UNCHANGED <<source, targetUp, backup, clients, faults>>
 
@@ -194,7 +194,7 @@ AttachFails ==
   /\ server.up
   /\ \/ server.inspected.stage \in {"found", "claimed", "reconciled"} /\ ~targetUp
      \/ server.inspected.stage \in {"claimed", "reconciled"}
-        /\ (target.holder # server.incarnation \/ SetBackSince(server.inspected))
+        /\ (target.holder # server.incarnation \/ MovedSince(server.inspected))
   /\ server' = [server EXCEPT !.inspected = NotInspected]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 

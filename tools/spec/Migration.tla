@@ -64,13 +64,17 @@ RivalLeaves ==
   /\ target' = [target EXCEPT !.holder = RivalGone]
   /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
 
-Crash ==
+(* In the last phase a write that was sent to the target may commit after the crash: `late`. *)
+CrashWith(late) ==
   /\ server.up /\ Spend("crashes", MaxCrashes)
   /\ server' = Down(server.incarnation)
   /\ inFlight' = Forsaken(Following \union {"finish"})
-  /\ writes' = [c \in Writers |-> NoCall]
+  /\ writes' = [c \in Writers |->
+       IF c \in late /\ writes[c].state # "none" THEN [writes[c] EXCEPT !.state = "orphan"] ELSE NoCall]
   /\ reads' = [c \in Readers |-> NoRead]
   /\ UNCHANGED <<source, target, targetUp, backup, floor, absences, broken>>
+
+Crash == CrashWith({})
 
 Started(phase) ==
   [Down(server.incarnation + 1) EXCEPT !.up = TRUE, !.phase = phase, !.told = source.revision]

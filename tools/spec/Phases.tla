@@ -105,7 +105,7 @@ GiveUp ==
 
 (* Transitions._to_backfill *)
 ToBackfill ==
-  /\ server.up /\ Stable /\ server.phase = DualWrite /\ Attached /\ Spend("moves", MaxMoves)
+  /\ server.up /\ Stable /\ server.phase = DualWrite /\ Spend("moves", MaxMoves)
   /\ source' = [source EXCEPT !.phase = Backfill]
   /\ UNCHANGED <<target, targetUp, backup, inFlight, server, clients>>
 

@@ -145,6 +145,11 @@ ClaimEvent(e) ==
      /\ target.holder # Rival
      /\ target' = [target EXCEPT !.holder = e.session]
      /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
+  \* A claim that the server has given up commits late.
+  \/ /\ server.up /\ e.session = server.incarnation /\ server.inspected.stage \notin {"found", "begin"}
+     /\ target.phase # PostgresOnly /\ target.holder # Rival
+     /\ target' = [target EXCEPT !.holder = e.session]
+     /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
 
 (* Attaching, or telling the target of a phase that is in force. *)
 SetPhaseEvent(e) ==
@@ -245,7 +250,7 @@ SetBackEvent(e) ==
 WorldEvent(e) ==
   CASE e.kind = "launch" -> Launch(e)
     [] e.kind = "start" -> StartWith(e)
-    [] e.kind = "crash" -> IF server.up THEN Crash ELSE Nothing
+    [] e.kind = "crash" -> IF server.up THEN CrashWith(e.late) ELSE Nothing
     [] e.kind = "down" -> TargetStops
     [] e.kind = "up" -> TargetStarts
     [] e.kind = "set_back" -> SetBackEvent(e)

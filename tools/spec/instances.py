@@ -84,6 +84,7 @@ def _names(text: str) -> frozenset[str]:
 
 _TWO = {"Ids": frozenset({"a", "b"})}
 _NO_READERS: dict[str, Constant] = {"Readers": frozenset()}
+_READ: dict[str, Constant] = {"StartPhase": 4}
 _LAST_STEP: dict[str, Constant] = {"Options": _names("last step")}
 _SET_BACK: dict[str, Constant] = {"MaxSetBacks": 1, "Options": _names("attach in steps")}
 
@@ -102,7 +103,7 @@ HOLDING = (
     Instance(
         "two-messages",
         "two ids, one of them old; no fault",
-        _TWO | _NO_READERS | _LAST_STEP | {"MaxRevision": 3, "MaxMoves": 3},
+        _TWO | _NO_READERS | {"MaxRevision": 3, "MaxMoves": 2},
     ),
     Instance(
         "reads",
@@ -113,6 +114,11 @@ HOLDING = (
         "reads-crash",
         "READ_POSTGRES: a reader, one crash, one cut",
         {"StartPhase": 4, "MaxCrashes": 1, "MaxCuts": 1, "MaxMoves": 1} | _LAST_STEP,
+    ),
+    Instance(
+        "lost-connections",
+        "READ_POSTGRES: a reader; a connection is lost, the step under way goes on",
+        _READ | {"MaxCuts": 1, "MaxMoves": 1, "Options": _names("last step, lost connections")},
     ),
     Instance(
         "two-readers",
@@ -128,8 +134,8 @@ HOLDING = (
     ),
     Instance(
         "requeue",
-        "forced journal entries of a repair; one cut",
-        _NO_READERS | {"MaxRevision": 3, "MaxMoves": 2, "MaxCuts": 1, "Options": _names("requeue")},
+        "forced journal entries of a repair; no fault",
+        _NO_READERS | {"MaxRevision": 3, "MaxMoves": 2, "Options": _names("requeue")},
     ),
     Instance(
         "second-server",
@@ -214,7 +220,6 @@ def _mistake(
     )
 
 
-_READ: dict[str, Constant] = {"StartPhase": 4}
 _TWO_OLD: dict[str, Constant] = {"Ids": frozenset({"a", "b"}), "OldIds": frozenset({"a", "b"})}
 
 PLANTED = (

@@ -74,6 +74,14 @@ EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Each kind of event: which part of ``Trace.tla`` explains it, and its fields."""
 
+_OPTIONS = frozenset(
+    {
+        *("last step", "requeue", "attach in steps", "attach anew"),
+        "lost connections",
+    }
+)
+"""All further actions of the specification."""
+
 _TRANSLATED = {"before", "after", "ids", "row", "tomb", "mark"}
 """Fields that are not written as they are, at least in some events."""
 
@@ -169,9 +177,14 @@ class _Slots:
         self._free.append(name)
         return name
 
-    def end_all(self) -> None:
-        self._free.extend(self._names.values())
-        self._names.clear()
+    def active(self) -> frozenset[str]:
+        return frozenset(self._names.values())
+
+    def end_all(self, but: set[str]) -> set[str]:
+        """End all calls but some, and return those that go on."""
+        for call in [name for name in self._names if name not in but]:
+            self.end(call)
+        return set(self._names)
 
 
 _BEGIN = {"enter", "read"}
@@ -182,6 +195,8 @@ def _with_slots(events: Sequence[Event]) -> tuple[list[dict[str, Any]], list[str
     """Replace calls by slots; return the events and the slots of writers and readers."""
     slots = {"write": _Slots("w"), "read": _Slots("r")}
     orphans: set[str] = set()
+    # In POSTGRES_ONLY a transaction may commit after its server has crashed.
+    late = {str(event["call"]) for event in events if event["event"] == "target_write"}
     found = []
     for event in events:
         kind = str(event["event"])
@@ -189,8 +204,8 @@ def _with_slots(events: Sequence[Event]) -> tuple[list[dict[str, Any]], list[str
         mine = slots.get(EVENTS[kind][0])
         if kind == "crash":
             for both in slots.values():
-                both.end_all()
-            orphans.clear()
+                orphans |= both.end_all(late)
+            changed["late"] = slots["write"].active()
         elif mine is not None and "call" in event:
             call = str(event["call"])
             changed["call"] = _slot(mine, kind, call, orphans)
@@ -203,7 +218,7 @@ def _slot(slots: _Slots, kind: str, call: str, orphans: set[str]) -> str:
         return slots.begin(call)
     if kind == "orphan":
         orphans.add(call)
-    elif kind in _END or (kind == "commit" and call in orphans):
+    elif kind in _END or (kind in {"commit", "target_write"} and call in orphans):
         orphans.discard(call)
         return slots.end(call)
     return slots.of(call)
@@ -270,6 +285,8 @@ def as_record(event: Event, ids: Sequence[str]) -> str:
         fields["after"] = _value(event["after"])
     if about == "read" and "row" in names:
         fields["row"] = _value(event["row"])
+    if kind == "crash":
+        fields["late"] = as_tla(event.get("late", frozenset()))
     if "ids" in names:
         fields["ids"] = as_tla(frozenset(event["ids"]))
     if kind == "set_back":
@@ -307,11 +324,7 @@ def _configuration(
         "Readers": as_tla(frozenset(readers)),
         "StartPhase": "1",
         "FirstRevision": str(begin["revision"]),
-        "Options": as_tla(
-            frozenset(
-                {"last step", "requeue", "attach in steps", "attach anew", "lost connections"}
-            )
-        ),
+        "Options": as_tla(_OPTIONS),
         "Mistakes": "{}",
     } | {f"Max{name}": "1000000000" for name in bounds}
     lines = ["SPECIFICATION TraceSpec", "CONSTANTS"]

@@ -1,0 +1,135 @@
+"""Hooks on one server: its phase, its gate, its follower and its lease."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from sagastore_server.migration.live import LiveMigration
+from sagastore_server.storage.replication import BackfillMark, MigrationState
+from tests.simulation.models.process import Process
+from tests.simulation.tracing.calls import ClientCalls
+from tests.simulation.tracing.server_stores import ServerStores
+from tests.simulation.tracing.trace import ATTACHING, Trace, hook, mark_of, setting
+
+
+class Watched:
+    """Hooks the parts of one server."""
+
+    def __init__(self, trace: Trace, live: LiveMigration, process: Process) -> None:
+        """Note what this server does from now on."""
+        self._trace = trace
+        self._live = live
+        self._process = process
+        self._started = False
+        self.session = int(process.name.partition("-")[2])
+        trace.sessions[live._follower.lease.session] = self.session
+        if self.session > 1 and trace.events[-1]["event"] != "crash":
+            trace.note("crash")
+        trace.note("launch", session=self.session)
+        self._hook_start()
+        self._hook_gate()
+        self._hook_follower()
+        self._hook_guard()
+        ServerStores(self, trace, live)
+        ClientCalls(trace, live, process)
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """Add an event of this server, unless it is dead."""
+        if not self._process.dead:
+            self._trace.note(kind, **fields)
+
+    # -------------------------------------------------------------- phase, gate, follower
+
+    def _hook_start(self) -> None:
+        live, situation = self._live, self._live._situation
+        meet, end, enter = live._meet_the_target, live._end, situation.enter
+
+        async def met() -> None:
+            self._start()
+            await meet()
+
+        def ended(record: Any) -> None:
+            end(record)
+            self._start()
+
+        def entered(state: MigrationState) -> None:
+            enter(state)
+            if self._started:
+                self.note("phase", phase=state.phase.value)
+
+        hook(live, _meet_the_target=met, _end=ended)
+        hook(situation, enter=entered)
+
+    def _hook_gate(self) -> None:
+        gate = self._live._router._gate
+        closed = gate.closed
+
+        @contextlib.asynccontextmanager
+        async def held(within: float) -> AsyncIterator[None]:
+            self.note("gate", open=False)
+            try:
+                async with closed(within):
+                    yield
+            finally:
+                self.note("gate", open=True)
+
+        hook(gate, closed=held)
+
+    def _start(self) -> None:
+        self._started = True
+        self.note("start", phase=self._live.phase.value)
+
+    def _hook_follower(self) -> None:
+        follower = self._live._follower
+        advance, stand = follower._advance, follower._stand
+        attach, copy = follower._attach, follower.copy
+
+        def advanced(applied: int, entries: Any) -> None:
+            self.note("applied", applied=applied)
+            advance(applied, entries)
+
+        def stood(standing: Any) -> None:
+            if standing is not follower.standing:
+                self.note("standing", standing=standing.value)
+            stand(standing)
+
+        async def attached() -> None:
+            with setting(ATTACHING, True):
+                await attach()
+
+        async def copied(messages: Any, mark: BackfillMark) -> None:
+            before = follower.mark
+            if isinstance(messages, list):
+                self.page([], before, mark)
+            await copy(messages, mark)
+            self.note("mark", before=mark_of(before), after=mark_of(mark))
+
+        hook(follower, _advance=advanced, _stand=stood, _attach=attached, copy=copied)
+
+    def _hook_guard(self) -> None:
+        follower = self._live._follower
+        guard = follower._guard
+        fence, contest, prove = follower._fence, guard.contest, guard.prove
+
+        def fenced(error: Any) -> None:
+            if not self._live._situation.state.completing:
+                self.note("fenced")
+            fence(error)
+
+        def contested(blocker: Any) -> None:
+            self.note("contested")
+            contest(blocker)
+
+        def proved(asked_at: float) -> None:
+            before = guard.contested
+            prove(asked_at)
+            if before is not None and guard.contested is None:
+                self.note("proved")
+
+        hook(follower, _fence=fenced)
+        hook(guard, contest=contested, prove=proved)
+
+    def page(self, ids: list[str], before: BackfillMark, after: BackfillMark) -> None:
+        self.note("page", ids=ids, before=mark_of(before), after=mark_of(after))
