@@ -80,14 +80,17 @@ def set_reads(levers: Levers) -> None:
 
 
 def set_commits(levers: Levers) -> None:
-    """Let commits of SQLite take longer, as on a slow disk."""
+    """Let commits of SQLite take longer, as on a slow disk, and be told a little late."""
     from sagastore_server.sqlite.writer import GroupCommitWriter  # noqa: PLC0415
 
     attempt = GroupCommitWriter._attempt
 
     def slowly(self: GroupCommitWriter, group: Any) -> Any:
         time.sleep(levers["commits wait"])
-        return attempt(self, group)
+        outcomes = attempt(self, group)
+        # Readers of the file see them by now, and the event loop has not heard of them.
+        time.sleep(levers["commits wait"] / 4)
+        return outcomes
 
     GroupCommitWriter._attempt = slowly  # type: ignore[method-assign]
 

@@ -206,7 +206,13 @@ class Operator:
         status = await self._client.migration.get(timeout=1.0)
         if status.phase >= Phase.READ_POSTGRES:
             return None
-        return await self._change(Phase(status.phase + 1))
+        if status.phase is not Phase.SQLITE_ONLY:
+            return await self._change(Phase(status.phase + 1))
+        done = await self._change(Phase.DUAL_WRITE, risk=0.6)
+        if self._rng.random() < 0.6:
+            # Whether every write from then on is journalled, nothing shows as well as this.
+            await self._try("verify", self._verify)
+        return done
 
     async def _back(self) -> str | None:
         status = await self._client.migration.get(timeout=1.0)
@@ -270,8 +276,9 @@ class Operator:
 
     async def _clients_leave(self) -> None:
         """Let clients go away while SQLite still commits what they have sent."""
-        with self._cluster.lever("commits wait", self._rng.choice([0.3, 0.6])):
-            await asyncio.sleep(0.2 + self._rng.uniform(0.0, 0.2))
+        with self._cluster.lever("commits wait", self._rng.choice([0.5, 0.9])):
+            # Most likely while the change holds the writes, and waits for those under way.
+            await asyncio.sleep(0.2 + self._rng.uniform(0.1, 0.8))
             self._cluster.ground.proxy.cut(CLIENTS)
             await asyncio.sleep(1.0)
 

@@ -22,6 +22,7 @@ from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.model import Message
 from tests.migration.conftest import Place
+from tests.migration.following import until
 
 if TYPE_CHECKING:
     import pytest
@@ -96,6 +97,13 @@ class HeldTarget(PostgreSQLReplica):
         self.copies_until_held -= 1
         await self.copying.passed()
         return await super().copy(*args, **options)
+
+    async def let_pass(self, copies: int) -> None:
+        """Let the copy that is held go on, and so many in all; the next one is held again."""
+        self.copies_until_held = copies - 1
+        self.copying.open()
+        await until(lambda: self.copies_until_held < 0)
+        await self.copying.reached.wait()
 
     async def batch_get(self, message_ids: Sequence[str]) -> dict[str, Message]:
         if self.reads_fail:

@@ -93,16 +93,14 @@ async def test_set_back_in_the_middle_of_the_backfill(place: Place) -> None:
     async with held(place) as one:
         await one.backend.bulk_save(drafts, OnConflict.REPLACE)
         await walk_to(one.control, Phase.DUAL_WRITE)
-        # The first notes are of its beginning; from then on each copies some rows.
-        one.target.copies_until_held = 4
+        one.target.copies_until_held = 0
         await change(one.control, Phase.BACKFILL)
+        await one.target.copying.reached.wait()
         await one.control.control_backfill(paused=None, batch_size=20, max_rows_per_second=None)
-        await one.target.copying.reached.wait()
+        # The first notes are of its beginning; from then on each copies some rows.
+        await one.target.let_pass(3)
         await backup.take()
-        one.target.copies_until_held = 3
-        one.target.copying.open()
-        await until(lambda: one.target.copies_until_held < 0)
-        await one.target.copying.reached.wait()
+        await one.target.let_pass(3)
         copied = one.service._follower.mark.copied
         assert 0 < copied < len(drafts)
         await backup.restore()
