@@ -34,6 +34,8 @@ PAGE = 50
 EXPORT_PAGE = 20
 SESSIONS = ("s0", "s1")
 COUNTERS = 2
+RETRY_FIRST, RETRY_MOST = 0.02, 0.5
+"""Seconds until a write without a definite answer is sent again: doubled up to the second."""
 THINK_SECONDS = 0.02
 """Between reading a counter and saving it at most: others may save it meanwhile."""
 
@@ -102,17 +104,18 @@ class Client:
     async def _until_answered(self, what: str, make: Make[Any]) -> tuple[Any, bool]:
         """Repeat a write until it is answered; tell whether an earlier attempt may have counted."""
         earlier = False
-        while True:
+        for attempt in itertools.count():
             try:
                 return await self._call(what, make, write=True), earlier
             except RefusedError:
-                await asyncio.sleep(0.05)
+                pass
             except UnknownError:
                 self._world.counts["unknown"] += 1
                 earlier = True
-                await asyncio.sleep(0.02)
             except (NotFoundError, AlreadyExistsError, RevisionMismatchError) as exc:
                 return exc, earlier
+            await asyncio.sleep(min(RETRY_FIRST * 2**attempt, RETRY_MOST))
+        raise AssertionError  # itertools.count does not end
 
     # ------------------------------------------------------------------ writes
 

@@ -104,7 +104,9 @@ class Router(StorageBackend):
         if on_both:
             return result._replace(durable_on=BOTH)
         if everywhere_within is not None and self._situation.phase.journals:
-            return await self._everywhere(result, everywhere_within)
+            result = await self._everywhere(result, everywhere_within)
+            if self._writes_sqlite():
+                self._follower.check_holder()
         return result
 
     @property
