@@ -16,10 +16,15 @@ COUNT ?= 100000
 SEED ?=
 TARGET ?= all
 REPLAY ?=
-# For `make chaos`: how many rounds (default: 20), the number of the first one (default: at random),
-# a fault to plant (all: one after the other), and options of `python -m tests.chaos`.
+# For `make chaos` and `make simulate`: how many rounds (default: 20 and 300), the number of the
+# first one (SEED, default: at random), a fault to plant (all: one after the other), and options of
+# `python -m tests.chaos`.
 ROUNDS ?=
 PLANT ?=
+# For `make simulate`: a profile (default: as the seed says), and the order of ready callbacks (fifo
+# or shuffle; default: as the seed says).
+PROFILE ?=
+ORDER ?=
 CHAOS_ARGS ?=
 # For `make bench`: which (default: all; `quick`: whether they run), how often one after the other,
 # how many rounds each time, rows of a large store, and the folder for stores and results.
@@ -49,7 +54,7 @@ GHZ_FOLDER = $(CURDIR)/build/tools/bin
 GHZ = $(GHZ_FOLDER)/ghz
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz chaos porcupine bench load ghz ghz-where-go env test test-go parity lint format docs proto proto-check breaking build pins clean spec spec-quick
+.PHONY: help run run-postgres demo overload fuzz chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs proto proto-check breaking build pins clean spec spec-quick
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -78,6 +83,10 @@ chaos: $(VENV)/.stamp-dev ## Hurt a real service and check every answer (ROUNDS,
 
 porcupine: $(VENV)/.stamp-dev ## Check kept histories of make chaos with Porcupine, in Go (FILES='var/chaos')
 	@$(BIN)/python -m tests.chaos.second_opinion $(FILES)
+
+simulate: $(VENV)/.stamp-dev ## Run the migration's code on a seeded loop, faults and all (ROUNDS, SEED, PROFILE, PLANT=name or all)
+	@exec $(BIN)/python -m tests.simulation --rounds '$(or $(ROUNDS),300)' --seed '$(SEED)' \
+	    --profile '$(PROFILE)' --order '$(ORDER)' --plant '$(PLANT)' $(ARGS)
 
 overload: $(VENV)/.stamp-dev ## Show what a server does with ten times the load it carries (ARGS)
 	@$(BIN)/python -m scripts.overload $(ARGS)
@@ -119,7 +128,8 @@ test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run a client in Go, of
 
 lint: $(VENV)/.stamp-dev ## Check style, types, the import rule and the protos
 	@failed=; \
-	for check in 'ruff check .' 'ruff format --check .' mypy 'lint-imports --no-logo' 'buf lint' \
+	for check in 'ruff check .' 'ruff format --check .' mypy 'lint-imports --no-logo' \
+	    'python -m scripts.check_determinism' 'buf lint' \
 	    'hadolint deploy/docker/Dockerfile' \
 	    'check-jsonschema --builtin-schema vendor.compose-spec deploy/docker/compose.yaml'; do \
 	    echo "== $$check"; $(BIN)/$$check || failed="$$failed [$$check]"; \

@@ -22,8 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sagastore import Phase
 from tests.chaos import jobs
 from tests.chaos.campaign import Campaign, Options
+from tests.chaos.plan import PHASES
 from tests.chaos.planted import PLANTS
 from tests.chaos.report import Totals, caught, planted_table
 from tests.chaos.second_opinion import SecondOpinionError, build
@@ -73,7 +75,7 @@ async def _run(options: Options, count: int) -> list[dict[str, Any]]:
 
 
 def _tell_of_planted(options: Options, verdicts: list[dict[str, Any]]) -> int:
-    found = {name: caught(name, options.seed, verdicts) for name in options.plants}
+    found = {name: caught(name, verdicts) for name in options.plants}
     table = planted_table(found, {name: plant.what for name, plant in PLANTS.items()})
     _say("\n" + table)
     (options.folder / "planted.md").write_text(table + "\n", encoding="utf-8")
@@ -88,6 +90,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         arguments.folder,
         (arguments.plant,),
         arguments.seconds,
+        begins=arguments.begins,
+        having=arguments.having,
         keep=arguments.keep,
         porcupine=arguments.porcupine,
     )
@@ -106,12 +110,23 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--plant", default="", choices=["", *PLANTS], metavar="NAME")
     parser.add_argument("--planted", nargs="+", choices=["all", *PLANTS], metavar="NAME")
     parser.add_argument("--within", type=int, default=20, help="rounds for each planted fault (20)")
+    parser.add_argument("--begins", default="", metavar="PHASE", choices=[*map(_label, PHASES), ""],
+                        help="only rounds that begin in this phase")  # fmt: skip
+    parser.add_argument("--having", default="", metavar="TEXT",
+                        help="only rounds with a fault whose name has this")  # fmt: skip
     parser.add_argument("--folder", type=Path, default=_FOLDER, help="where reports go (var/chaos)")
     parser.add_argument("--keep", action="store_true", help="keep the history of every round")
     parser.add_argument(
         "--porcupine", action="store_true", help="judge each history by Porcupine as well"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.jobs > 1 and not arguments.planted and (arguments.begins or arguments.having):
+        parser.error("--begins and --having choose from all seeds: leave out --jobs")
+    return arguments
+
+
+def _label(phase: Phase) -> str:
+    return phase.label
 
 
 def _seed(text: str) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,10 +44,20 @@ class Options(NamedTuple):
     """How long faults go on in a round; 0: as the seed says."""
     until_caught: bool = False
     """Whether the first round that fails is the last of its planted fault."""
+    begins: str = ""
+    """The phase in which rounds begin; "": each."""
+    having: str = ""
+    """Part of the name of a fault that each round has; "": any."""
     keep: bool = False
     """Whether rounds without a failure leave their histories, too."""
     porcupine: bool = False
     """Whether Porcupine judges each history as well."""
+
+    def wants(self, plan: Plan) -> bool:
+        """Tell whether rounds of such a plan are to be run."""
+        fits = self.begins in {"", plan.begins.label}
+        names = ["a takeover" if plan.takes_over else "", *(one.name for one in plan.faults)]
+        return fits and any(self.having in name for name in names)
 
 
 def absent(ground: Ground) -> dict[str, str]:
@@ -65,7 +76,6 @@ class Campaign:
         self.totals = Totals()
         self._began = time.monotonic()
         self._caught: set[str] = set()
-        self._queue = self._wanted()
 
     async def run(self) -> Totals:
         """Run all rounds, and return what they came to."""
@@ -77,13 +87,15 @@ class Campaign:
             await self._work(judges)
         return self.totals
 
-    def _wanted(self) -> Iterator[tuple[str, int]]:
-        first, rounds = self._options.seed, self._options.rounds
-        for plant in self._options.plants:
-            for seed in range(first, first + rounds):
-                if self._options.until_caught and plant in self._caught:
+    def _wanted(self, can_be_had: Callable[[Fault], bool]) -> Iterator[tuple[str, Plan]]:
+        """Yield planted faults and plans, one after the other, until there are enough."""
+        options = self._options
+        for plant in options.plants:
+            plans = (draw(seed, can_be_had, options.seconds) for seed in count(options.seed))
+            for plan in islice(filter(options.wants, plans), options.rounds):
+                if options.until_caught and plant in self._caught:
                     break
-                yield plant, seed
+                yield plant, plan
 
     async def _work(self, judges: Executor) -> None:
         """Run rounds on one ground, until there are no more seeds."""
@@ -97,9 +109,8 @@ class Campaign:
             def can_be_had(kind: Fault) -> bool:
                 return kind.name not in lacking
 
-            for plant, seed in self._queue:
-                plan = draw(seed, can_be_had, self._options.seconds)
-                folder = self._options.folder / plant / f"seed-{seed}"
+            for plant, plan in self._wanted(can_be_had):
+                folder = self._options.folder / plant / f"seed-{plan.seed}"
                 await asyncio.to_thread(_empty, folder)
                 await run_round(ground, templates, plan, plant, folder)
                 if judging is not None:

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
 import os
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -27,6 +25,7 @@ from typing import NamedTuple
 
 import asyncpg
 
+from tests.chaos.levers import Levers
 from tests.chaos.proxy import Proxy
 from tests.support.postgres import PostgresProcess
 from tests.support.server_process import ServerProcess
@@ -284,7 +283,11 @@ class Cluster:
         self.path = self.disk.folder / "memory.db"
         self.clock_file = self.disk.folder / "clock"
         self.keeper: Keeper
-        self._clock: mmap.mmap | None = None
+        self.former: list[Keeper] = []
+        """Of servers that were replaced."""
+        self._env: dict[str, str] = {}
+        self.levers: Levers | None = None
+        """Of the patched server; None: it is not patched."""
         self.address = ""
         """Where clients connect: through the proxy."""
 
@@ -301,12 +304,11 @@ class Cluster:
         port = proxy.open(POSTGRES, self.ground.socket)
         dsn = f"postgresql://postgres@127.0.0.1:{port}/{self.database}?sslmode=disable"
         if clock:
-            self.clock_file.write_bytes(struct.pack("dd", 0.0, 0.0))
-            with self.clock_file.open("r+b") as file:
-                self._clock = mmap.mmap(file.fileno(), 16)
+            self.levers = Levers(self.clock_file, create=True)
+        self._env = env | {"SAGASTORE_POSTGRES": dsn}
         server = ChaosServer(
             self.path,
-            env | {"SAGASTORE_POSTGRES": dsn},
+            self._env,
             plant,
             self.clock_file if clock else None,
         )
@@ -316,20 +318,31 @@ class Cluster:
             await self.keeper.up.wait()
         self.address = f"127.0.0.1:{proxy.open(CLIENTS, server.address)}"
 
-    def set_clock(self, seconds: float) -> None:
-        """Let the server's clock be wrong by so much; the monotonic one goes on."""
-        assert self._clock is not None
-        self._clock[:8] = struct.pack("d", seconds)
+    def second(self, path: Path, on_change: Callable[[str], object]) -> Keeper:
+        """Prepare a second server, without a fault, on a copy of the file."""
+        return Keeper(ChaosServer(path, self._env, "", None), on_change)
 
-    def set_delay(self, seconds: float) -> None:
-        """Let the server take so long between reading what goes to PostgreSQL and sending it."""
-        assert self._clock is not None
-        self._clock[8:] = struct.pack("d", seconds)
+    def replace(self, second: Keeper, path: Path) -> None:
+        """Go on with a second server, and its file."""
+        self.former.append(self.keeper)
+        self.keeper, self.path = second, path
+
+    @contextlib.contextmanager
+    def lever(self, name: str, number: float, after: float = 0.0) -> Iterator[None]:
+        """Set a lever of the server for as long as the context lasts, and then to ``after``."""
+        assert self.levers is not None
+        self.levers[name] = number
+        try:
+            yield
+        finally:
+            self.levers[name] = after
 
     async def mend(self) -> None:
         """End all faults, and wait until everything runs."""
         for link in (CLIENTS, POSTGRES):
             self.ground.proxy.set(link)
+        if self.levers is not None:
+            self.levers.reset()
         self.disk.free()
         self.keeper.signal(signal.SIGCONT)
         async with self.ground.turn:
@@ -337,10 +350,11 @@ class Cluster:
 
     def close(self) -> None:
         """Remove what it has left on disk."""
-        if self._clock is not None:
-            self._clock.close()
+        if self.levers is not None:
+            self.levers.close()
         self.disk.close()
         shutil.rmtree(self.disk.folder, ignore_errors=True)
+        shutil.rmtree(self.ground.folder / f"{self.database}-second", ignore_errors=True)
 
 
 def send(pid: int, number: signal.Signals) -> None:

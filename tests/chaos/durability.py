@@ -41,9 +41,12 @@ def lies(history: History) -> Iterator[Violation]:
     for operation in history:
         if operation.kind == "Delete" and _may_have_had_its_effect(operation):
             deletes[operation.args["id"]].append(operation)
+    set_backs = _SetBacks(history)
     for operation in history:
         if operation.kind == "Peek" and operation.outcome is Outcome.OK:
-            yield from _unkept(history, operation, acknowledged, deletes)
+            since = set_backs.before(operation)
+            if since is not None:
+                yield from _unkept(history, operation, acknowledged, deletes, since)
 
 
 def _contradiction(operation: Operation, possible: frozenset[str]) -> str:
@@ -66,8 +69,12 @@ def _unkept(
     peek: Operation,
     acknowledged: Mapping[str, list[Operation]],
     deletes: Mapping[str, list[Operation]],
+    since: int,
 ) -> Iterator[Violation]:
-    """Hold what one store has, looked at by itself, against what was said to be there."""
+    """Compare what one store has, looked at by itself, with what was said to be there.
+
+    Saves that began before ``since`` are left out.
+    """
     there = {item[0]: Shown(*item) for item in peek.answer["items"]}
     store = peek.args["store"]
     for id, saves in acknowledged.items():
@@ -77,6 +84,7 @@ def _unkept(
             if store in save.answer.get("durable_on", ())
             and save.end is not None
             and save.end < peek.start
+            and save.start >= since
         ]
         if not due:
             continue
@@ -103,6 +111,33 @@ def _may_follow(delete: Operation, save: Operation) -> bool:
     """Tell whether a deletion can have had its effect after a save."""
     once = delete.outcome is Outcome.OK and delete.args.get("tries", 1) == 1
     return not once or delete.end is None or delete.end > save.start
+
+
+class _SetBacks:
+    """Knows when PostgreSQL was set back, by marks of the kind ``set back``.
+
+    Each time has two marks, the second with ``ends``. What was durable in PostgreSQL before
+    is applied again in some seconds; meanwhile nothing is said of it.
+    """
+
+    def __init__(self, history: History) -> None:
+        self._marks = [(one.at, one.facts["ends"]) for one in history.marks
+                       if one.kind == "set back"]  # fmt: skip
+
+    def before(self, peek: Operation) -> int | None:
+        """Return since when saves are durable in the store that was looked into.
+
+        None: PostgreSQL was being set back, and nothing can be said.
+        """
+        if peek.args["store"] != "POSTGRESQL":
+            return 0
+        ended = peek.start if peek.end is None else peek.end
+        earlier = [(at, ends) for at, ends in self._marks if at <= ended]
+        if not earlier:
+            return 0
+        under_way = sum(-1 if ends else 1 for _, ends in earlier)
+        at = earlier[-1][0]
+        return None if under_way or at > peek.start else at
 
 
 class _Phases:

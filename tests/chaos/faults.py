@@ -9,22 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from sagastore import AsyncClient, RetryPolicy, SagaStoreError
-from tests.chaos.cluster import CLIENTS, POSTGRES, Cluster, send
-from tests.chaos.history import History
+from tests.chaos import lever_faults, set_back  # noqa: F401 - they register their faults
+from tests.chaos.cluster import CLIENTS, POSTGRES, send
+from tests.chaos.faulting import FAULTS, Fault, Scene, fault, missing, mostly_up
 from tests.chaos.lease_watch import LeaseWatch
 from tests.chaos.proxy import DIRECTIONS, Direction
 from tests.support.server_process import ServerProcess, clean_environment
+
+__all__ = ["FAULTS", "ONCE", "Fault", "Scene", "missing"]
 
 ONCE = RetryPolicy(max_attempts=1)
 
@@ -32,69 +33,12 @@ NOWHERE = subprocess.DEVNULL
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
-class Scene(NamedTuple):
-    """What a fault may use."""
-
-    cluster: Cluster
-    rng: random.Random
-    marks: History
-
-
-Apply = Callable[[Scene], AbstractAsyncContextManager[None]]
-
-
-class Fault(NamedTuple):
-    """A kind of fault."""
-
-    name: str
-    apply: Apply
-    lasts: tuple[float, float]
-    """Seconds, at least and at most."""
-    weight: float
-    needs: str
-    """``root``: disks of its own; ``strace``; ``clock``; or nothing."""
-
-
-FAULTS: dict[str, Fault] = {}
-
-
-def fault(
-    name: str, lasts: tuple[float, float], weight: float = 1.0, needs: str = ""
-) -> Callable[[Callable[[Scene], AsyncIterator[None]]], Apply]:
-    """Register a kind of fault."""
-
-    def register(function: Callable[[Scene], AsyncIterator[None]]) -> Apply:
-        apply = asynccontextmanager(function)
-        FAULTS[name] = Fault(name, apply, lasts, weight, needs)
-        return apply
-
-    return register
-
-
-def missing(needs: str, *, mounted: bool) -> str:
-    """Say why a fault that ``needs`` something cannot be had here; empty: it can."""
-    if needs == "root" and not mounted:
-        return "only root can mount small disks"
-    if needs == "strace" and shutil.which("strace") is None:
-        return "strace is not installed"
-    return ""
-
-
 # ---------------------------------------------------------------------- the server
-
-
-async def _mostly_up(scene: Scene) -> None:
-    """Wait for a server that serves, as a rule; now and then hurt one that starts."""
-    if scene.rng.random() < 0.75:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(6):
-                await scene.cluster.keeper.up.wait()
-                await asyncio.sleep(scene.rng.uniform(0.0, 1.0))
 
 
 @fault("server killed", (0.0, 1.5), weight=3)
 async def _server_killed(scene: Scene) -> AsyncIterator[None]:
-    await _mostly_up(scene)
+    await mostly_up(scene)
     keeper = scene.cluster.keeper
     keeper.pause = scene.rng.choice([0.0, 0.0, 0.5, 1.0])
     keeper.signal(signal.SIGKILL)
@@ -103,7 +47,7 @@ async def _server_killed(scene: Scene) -> AsyncIterator[None]:
 
 @fault("server stopped and started", (0.0, 1.0), weight=2)
 async def _server_restarted(scene: Scene) -> AsyncIterator[None]:
-    await _mostly_up(scene)
+    await mostly_up(scene)
     scene.cluster.keeper.pause = scene.rng.choice([0.0, 0.5])
     scene.cluster.keeper.signal(signal.SIGTERM)
     yield
@@ -120,7 +64,7 @@ async def _server_frozen(scene: Scene) -> AsyncIterator[None]:
 
 @fault("server frozen, then killed", (0.2, 1.5))
 async def _server_frozen_and_killed(scene: Scene) -> AsyncIterator[None]:
-    await _mostly_up(scene)
+    await mostly_up(scene)
     scene.cluster.keeper.signal(signal.SIGSTOP)
     try:
         yield
@@ -128,32 +72,10 @@ async def _server_frozen_and_killed(scene: Scene) -> AsyncIterator[None]:
         scene.cluster.keeper.signal(signal.SIGKILL)
 
 
-@fault("clock jumps", (0.3, 3.0), weight=2, needs="clock")
-async def _clock_jumps(scene: Scene) -> AsyncIterator[None]:
-    jump = scene.rng.choice([-86_400 * 400, -3600, -5, -0.5, 0.5, 5, 3600, 86_400 * 400])
-    scene.marks.mark("clock", seconds=jump)
-    scene.cluster.set_clock(jump)
-    try:
-        yield
-    finally:
-        scene.cluster.set_clock(scene.rng.choice([0.0, 0.0, jump / 2]))
-
-
-@fault("what goes to PostgreSQL is held up", (1.0, 4.0), weight=2, needs="clock")
-async def _held_up(scene: Scene) -> AsyncIterator[None]:
-    seconds = scene.rng.choice([0.05, 0.2, 0.5])
-    scene.marks.mark("held up", seconds=seconds)
-    scene.cluster.set_delay(seconds)
-    try:
-        yield
-    finally:
-        scene.cluster.set_delay(0.0)
-
-
 @asynccontextmanager
 async def _traced(scene: Scene, inject: str) -> AsyncIterator[None]:
     """Let strace interfere with system calls of the server."""
-    await _mostly_up(scene)
+    await mostly_up(scene)
     if not scene.cluster.server.alive:
         yield
         return

@@ -40,6 +40,8 @@ def command(options: Options) -> list[str]:
     return [
         *(sys.executable, "-m", "tests.chaos", *planted, "--seed", str(options.seed)),
         *("--seconds", str(options.seconds), "--folder", str(options.folder)),
+        *(["--begins", options.begins] if options.begins else []),
+        *(["--having", options.having] if options.having else []),
         *(["--keep"] if options.keep else []),
         *(["--porcupine"] if options.porcupine else []),
     ]

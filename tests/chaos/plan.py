@@ -22,6 +22,12 @@ PHASES = (
     Phase.POSTGRES_ONLY,
 )
 
+_SHARED = PHASES[1:4]
+"""Phases in which two servers share PostgreSQL's lease."""
+
+TAKEOVERS = 0.06
+"""Share of the rounds in these phases in which a second server takes over."""
+
 _NOT_OF_SQLITE = ("SQLite's", "a backup")
 """Faults that mean nothing once the file is an archive."""
 
@@ -53,6 +59,8 @@ class Plan(NamedTuple):
     """Whether the last step is taken in the end."""
     patience: float
     """Of the server, with a silent PostgreSQL: seconds."""
+    takes_over: bool = False
+    """Whether it is a round of its own kind: a second server replaces the first (`takeover`)."""
 
     @property
     def name(self) -> str:
@@ -61,8 +69,11 @@ class Plan(NamedTuple):
 
     @property
     def needs_clock(self) -> bool:
-        """Whether the server's clock is to jump."""
-        return any(FAULTS[one.name].needs == "clock" for one in self.faults)
+        """Whether the server is patched, so that its clock can jump, say."""
+        if self.takes_over:
+            return True
+        begins_dual_write = self.steers and self.begins is Phase.SQLITE_ONLY
+        return begins_dual_write or any(FAULTS[one.name].needs == "clock" for one in self.faults)
 
     def rng(self, purpose: str) -> random.Random:
         """Return a generator of this round, for one purpose."""
@@ -70,6 +81,8 @@ class Plan(NamedTuple):
 
     def told(self) -> str:
         """Say in one line what it is."""
+        if self.takes_over:
+            return f"{self.origin}, from {self.begins.label}, takeover"
         steered = "steered" if self.steers else "not steered"
         end = ", completed" if self.completes else ""
         return (
@@ -85,8 +98,10 @@ def draw(seed: int, can_be_had: Callable[[Fault], bool], seconds: float = 0.0) -
     how long it goes on, in place of 7 to 11.
     """
     rng = random.Random(f"{seed}/plan")
+    if PHASES[seed % 5] in _SHARED and random.Random(f"{seed}/takeover").random() < TAKEOVERS:
+        return _takeover(seed)
     begins = PHASES[seed % 5]
-    origin = "legacy" if seed // 5 % 2 == 0 else "fresh"
+    origin = _origin(seed)
     drawn = rng.uniform(7.0, 11.0)
     seconds = seconds or drawn
     # Some kinds of fault a round, not a little of each: trouble meets trouble of its kind.
@@ -104,6 +119,24 @@ def draw(seed: int, can_be_had: Callable[[Fault], bool], seconds: float = 0.0) -
         completes=begins is not Phase.POSTGRES_ONLY and rng.random() < 0.4,
         patience=rng.choice([0.3, 0.6, 1.5]),
     )
+
+
+def _takeover(seed: int) -> Plan:
+    return Plan(
+        seed,
+        PHASES[seed % 5],
+        _origin(seed),
+        seconds=0.0,
+        faults=(),
+        steers=False,
+        completes=False,
+        patience=1.5,
+        takes_over=True,
+    )
+
+
+def _origin(seed: int) -> str:
+    return "legacy" if seed // 5 % 2 == 0 else "fresh"
 
 
 def _fits(kind: Fault, begins: Phase) -> bool:

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sagastore_server.migration import attaching, live
 from sagastore_server.migration.completion import Completion
@@ -40,6 +40,10 @@ from sagastore_server.storage.errors import (
 )
 from sagastore_server.storage.model import Draft, Message, SaveResult
 from sagastore_server.storage.replication import Entry, Lease, Prepared
+from tests.chaos import planted_promises  # noqa: F401 - registers its own
+from tests.chaos.planting import PLANTS, POWER_PLANTS, Plant, changed, plant, replace
+
+__all__ = ["PLANTS", "POWER_PLANTS", "Plant", "put"]
 
 FSYNC = 0.005
 """Seconds that a COMMIT takes on a usual disk; on those of the campaign it takes none."""
@@ -51,47 +55,15 @@ ONE_IN = 40
 _FAILURES = StorageFullError, UnavailableError, CorruptStoreError
 
 
-class Plant(NamedTuple):
-    """A fault that can be planted."""
-
-    name: str
-    what: str
-    put: Callable[[], None]
-
-
-PLANTS: dict[str, Plant] = {}
-
-
-POWER_PLANTS: dict[str, Plant] = {}
-"""Those that only a power loss shows; see ``power_loss``."""
-
-
 def put(name: str) -> None:
     """Plant the fault of this name."""
     (PLANTS | POWER_PLANTS)[name].put()
 
 
-def _plant(name: str, what: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    def register(put: Callable[[], None]) -> Callable[[], None]:
-        PLANTS[name] = Plant(name, what, put)
-        return put
-
-    return register
-
-
-def _replace(owner: object, name: str, value: object) -> None:
-    setattr(owner, name, value)
-
-
-def _changed(statements: dict[str, str], name: str, old: str, new: str) -> None:
-    assert old in statements[name], f"the statement {name} is another one now"
-    statements[name] = statements[name].replace(old, new)
-
-
 # ---------------------------------------------------------------------- the writer
 
 
-@_plant("ack-before-commit", "SQLite's writer answers before COMMIT")
+@plant("ack-before-commit", "SQLite's writer answers before COMMIT")
 def _ack_before_commit() -> None:
     def attempt(self: Any, group: list[Any]) -> list[Any]:
         connection, now = self._connection, time.time_ns() // 1000
@@ -120,11 +92,11 @@ def _ack_before_commit() -> None:
                 self._commit(group)
                 self._tell([], [])
 
-    _replace(GroupCommitWriter, "_attempt", attempt)
-    _replace(GroupCommitWriter, "_run", run)
+    replace(GroupCommitWriter, "_attempt", attempt)
+    replace(GroupCommitWriter, "_run", run)
 
 
-@_plant("ack-what-failed", "a group that cannot be committed (disk full, say) is acknowledged")
+@plant("ack-what-failed", "a group that cannot be committed (disk full, say) is acknowledged")
 def _ack_what_failed() -> None:
     original = GroupCommitWriter._commit
 
@@ -139,10 +111,10 @@ def _ack_what_failed() -> None:
             ]
         return outcomes
 
-    _replace(GroupCommitWriter, "_commit", commit)
+    replace(GroupCommitWriter, "_commit", commit)
 
 
-@_plant("ignore-if-revision", "a Save with if_revision overwrites whatever is there, now and then")
+@plant("ignore-if-revision", "a Save with if_revision overwrites whatever is there, now and then")
 def _ignore_if_revision() -> None:
     original, times = Changes.save, itertools.count(1)
 
@@ -151,32 +123,32 @@ def _ignore_if_revision() -> None:
             if_revision = None
         return original(self, draft, if_revision)
 
-    _replace(Changes, "save", save)
+    replace(Changes, "save", save)
 
 
-@_plant("forget-index", "a message that changes keeps its old words in SQLite's search index")
+@plant("forget-index", "a message that changes keeps its old words in SQLite's search index")
 def _forget_index() -> None:
     def update(self: Any, before: Any, after: Any) -> None:
         number = self._numbers[before.id]
         self._add("update", *_columns(after)[1:], number)
 
-    _replace(Batch, "_update", update)
+    replace(Batch, "_update", update)
 
 
 # ---------------------------------------------------------------------- the journal
 
 
-@_plant("drop-journal-row", f"one change in {ONE_IN} is missing from the journal")
+@plant("drop-journal-row", f"one change in {ONE_IN} is missing from the journal")
 def _drop_journal_row() -> None:
     original, times = Batch._entries, itertools.count(1)
 
     def entries(self: Batch) -> list[tuple[object, ...]]:
         return [entry for entry in original(self) if next(times) % ONE_IN]
 
-    _replace(Batch, "_entries", entries)
+    replace(Batch, "_entries", entries)
 
 
-@_plant("prune-unconfirmed", "the journal is emptied of what PostgreSQL does not have yet")
+@plant("prune-unconfirmed", "the journal is emptied of what PostgreSQL does not have yet")
 def _prune_unconfirmed() -> None:
     original = SQLiteSource.prune
 
@@ -186,11 +158,11 @@ def _prune_unconfirmed() -> None:
     async def eager(self: Any) -> None:
         await self._source.prune(self._source.committed)
 
-    _replace(SQLiteSource, "prune", prune)
-    _replace(Follower, "_prune", eager)
+    replace(SQLiteSource, "prune", prune)
+    replace(Follower, "_prune", eager)
 
 
-@_plant("apply-out-of-order", "the first entry of a batch is applied after those behind it")
+@plant("apply-out-of-order", "the first entry of a batch is applied after those behind it")
 def _apply_out_of_order() -> None:
     original = PostgreSQLReplica.apply
 
@@ -202,10 +174,10 @@ def _apply_out_of_order() -> None:
             await asyncio.sleep(0.01)
         await original(self, lease, entries[:1])
 
-    _replace(PostgreSQLReplica, "apply", apply)
+    replace(PostgreSQLReplica, "apply", apply)
 
 
-@_plant("apply-late", "an entry is applied with the batch after its own, as it was read then")
+@plant("apply-late", "an entry is applied with the batch after its own, as it was read then")
 def _apply_late() -> None:
     original, late = PostgreSQLReplica.apply, list[Entry]()
 
@@ -217,10 +189,10 @@ def _apply_late() -> None:
         if held:
             await original(self, lease, held)
 
-    _replace(PostgreSQLReplica, "apply", apply)
+    replace(PostgreSQLReplica, "apply", apply)
 
 
-@_plant("note-before-apply", "the place in the journal is noted before the rows are stored")
+@plant("note-before-apply", "the place in the journal is noted before the rows are stored")
 def _note_before_apply() -> None:
     original = PostgreSQLReplica.apply
 
@@ -233,23 +205,23 @@ def _note_before_apply() -> None:
         await self._holding(lease, nothing, entries[-1].sequence)
         await original(self, lease, entries)
 
-    _replace(PostgreSQLReplica, "apply", apply)
+    replace(PostgreSQLReplica, "apply", apply)
 
 
 # ---------------------------------------------------------------------- what PostgreSQL guards
 
 
-@_plant("unguarded-upsert", "an older revision replaces a newer one in PostgreSQL")
+@plant("unguarded-upsert", "an older revision replaces a newer one in PostgreSQL")
 def _unguarded_upsert() -> None:
-    _changed(MIGRATION, "upsert", "WHERE messages.revision < excluded.revision", "")
+    changed(MIGRATION, "upsert", "WHERE messages.revision < excluded.revision", "")
 
 
-@_plant("skip-tombstones", "PostgreSQL keeps no tombstones of what is deleted")
+@plant("skip-tombstones", "PostgreSQL keeps no tombstones of what is deleted")
 def _skip_tombstones() -> None:
-    _changed(MIGRATION, "bury", "FROM gone\nON", "FROM gone WHERE false\nON")
+    changed(MIGRATION, "bury", "FROM gone\nON", "FROM gone WHERE false\nON")
 
 
-@_plant("skip-deletes", f"one deletion in {ONE_IN // 4} does not reach PostgreSQL")
+@plant("skip-deletes", f"one deletion in {ONE_IN // 4} does not reach PostgreSQL")
 def _skip_deletes() -> None:
     original, times = PostgreSQLReplica.apply, itertools.count(1)
 
@@ -262,23 +234,23 @@ def _skip_deletes() -> None:
             kept.append(Entry(last, "\x01nobody", None, 0, False, entries[-1].written_at))
         await original(self, lease, kept)
 
-    _replace(PostgreSQLReplica, "apply", apply)
+    replace(PostgreSQLReplica, "apply", apply)
 
 
-@_plant("backfill-skips", "the backfill leaves out the last row of each batch")
+@plant("backfill-skips", "the backfill leaves out the last row of each batch")
 def _backfill_skips() -> None:
     original = PostgreSQLReplica.prepare
 
     async def prepare(self: PostgreSQLReplica, messages: Sequence[Message]) -> Prepared:
         return await original(self, messages[:-1])
 
-    _replace(PostgreSQLReplica, "prepare", prepare)
+    replace(PostgreSQLReplica, "prepare", prepare)
 
 
 # ---------------------------------------------------------------------- fences and readers
 
 
-@_plant("fence-without-draining", "PostgreSQL answers reads before it has caught up")
+@plant("fence-without-draining", "PostgreSQL answers reads before it has caught up")
 def _fence_without_draining() -> None:
     async def catch_up(self: Any, commit: Callable[[], Any], within: float) -> bool:
         async with self._gate.closed(within):
@@ -286,19 +258,19 @@ def _fence_without_draining() -> None:
             self._stand(Standing.CURRENT)
             return True
 
-    _replace(Follower, "catch_up", catch_up)
+    replace(Follower, "catch_up", catch_up)
 
 
-@_plant("fence-stays-open", "writes go on while the phase changes")
+@plant("fence-stays-open", "writes go on while the phase changes")
 def _fence_stays_open() -> None:
     @asynccontextmanager
     async def closed(self: Any, within: float) -> AsyncIterator[None]:
         yield
 
-    _replace(WriteGate, "closed", closed)
+    replace(WriteGate, "closed", closed)
 
 
-@_plant("stale-fallback", "in READ_POSTGRES reads go to PostgreSQL even while it is behind")
+@plant("stale-fallback", "in READ_POSTGRES reads go to PostgreSQL even while it is behind")
 def _stale_fallback() -> None:
     async def read(self: Any, name: str, read: Callable[[Any], Any]) -> Any:
         phase = self._situation.phase
@@ -307,18 +279,18 @@ def _stale_fallback() -> None:
                 return await self._read_target(read)
         return await read(self._source)
 
-    _replace(Router, "_read", read)
+    replace(Router, "_read", read)
 
 
-@_plant("confirm-too-soon", "in READ_POSTGRES a write does not wait for PostgreSQL")
+@plant("confirm-too-soon", "in READ_POSTGRES a write does not wait for PostgreSQL")
 def _confirm_too_soon() -> None:
     async def confirm(self: Any, sequence: int) -> bool:
         return bool(self.current)
 
-    _replace(Follower, "confirm", confirm)
+    replace(Follower, "confirm", confirm)
 
 
-@_plant("claim-both", "an answer says that both stores have a write, whether they have it or not")
+@plant("claim-both", "an answer says that both stores have a write, whether they have it or not")
 def _claim_both() -> None:
     original = Router._confirmed
 
@@ -326,10 +298,10 @@ def _claim_both() -> None:
         await original(self)
         return bool(self._situation.phase.journals)
 
-    _replace(Router, "_confirmed", confirmed)
+    replace(Router, "_confirmed", confirmed)
 
 
-@_plant("return-too-soon", "PostgreSQL answers again after an outage without having caught up")
+@plant("return-too-soon", "PostgreSQL answers again after an outage without having caught up")
 def _return_too_soon() -> None:
     def approach(self: Any, entries: int) -> None:
         phase = self._situation.phase
@@ -342,38 +314,38 @@ def _return_too_soon() -> None:
         await attach(self)
         approach(self, 0)
 
-    _replace(Follower, "_approach", approach)
-    _replace(Follower, "_attach", attached)
+    replace(Follower, "_approach", approach)
+    replace(Follower, "_attach", attached)
 
 
 # ---------------------------------------------------------------------- starts, and the end
 
 
-@_plant("trust-old-phase", "a start believes the phase that the file tells, without asking")
+@plant("trust-old-phase", "a start believes the phase that the file tells, without asking")
 def _trust_old_phase() -> None:
     async def resume(self: Any) -> None:
         """Believe what the file says."""
 
-    _replace(LiveMigration, "_resume_the_last_step", resume)
+    replace(LiveMigration, "_resume_the_last_step", resume)
     for module in (live, attaching):
-        _replace(module, "check", lambda *_: None)
+        replace(module, "check", lambda *_: None)
 
 
-@_plant("two-owners", "the file is not locked, so a second server starts on it")
+@plant("two-owners", "the file is not locked, so a second server starts on it")
 def _two_owners() -> None:
-    _replace(Ownership, "acquire", lambda self: None)
-    _replace(Ownership, "release", lambda self: None)
+    replace(Ownership, "acquire", lambda self: None)
+    replace(Ownership, "release", lambda self: None)
 
 
-@_plant("complete-without-draining", "the last step does not wait for the journal")
+@plant("complete-without-draining", "the last step does not wait for the journal")
 def _complete_without_draining() -> None:
     async def final_check(self: Any, compared: int) -> dict[str, object]:
         return {"postgresql": {}, "verification": None}
 
-    _replace(Completion, "_final_check", final_check)
+    replace(Completion, "_final_check", final_check)
 
 
-@_plant("gap-before-journal", "dual write begins a moment after the phase says so")
+@plant("gap-before-journal", "dual write begins a moment after the phase says so")
 def _gap_before_journal() -> None:
     original = Batch._entries
     begun: list[float] = []
@@ -382,10 +354,10 @@ def _gap_before_journal() -> None:
         begun.append(time.monotonic())
         return original(self) if time.monotonic() - begun[0] > 0.05 else []
 
-    _replace(Batch, "_entries", entries)
+    replace(Batch, "_entries", entries)
 
 
-@_plant("postgres-ack-before-commit", "in POSTGRES_ONLY a write is answered before COMMIT")
+@plant("postgres-ack-before-commit", "in POSTGRES_ONLY a write is answered before COMMIT")
 def _postgres_ack_before_commit() -> None:
     original = PostgresWriter.submit
 
@@ -404,7 +376,7 @@ def _postgres_ack_before_commit() -> None:
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
         return results[0] if results else await work
 
-    _replace(PostgresWriter, "submit", submit)
+    replace(PostgresWriter, "submit", submit)
 
 
 # ---------------------------------------------------------------------- power loss
@@ -419,7 +391,7 @@ def _not_synced(mode: str) -> Callable[[], None]:
             connection.execute(f"PRAGMA synchronous = {mode}")
             return connection
 
-        _replace(opening, "writer_connection", writer_connection)
+        replace(opening, "writer_connection", writer_connection)
 
     return put
 

@@ -174,15 +174,15 @@ class Caught(NamedTuple):
     by: list[str]
 
 
-def caught(name: str, seed: int, verdicts: list[dict[str, Any]]) -> Caught:
-    """Find in which round, counted from ``seed``, the planted fault ``name`` was caught."""
+def caught(name: str, verdicts: list[dict[str, Any]]) -> Caught:
+    """Find in which of its rounds the planted fault ``name`` was caught."""
     own = [verdict for verdict in verdicts if verdict["plant"] == name]
-    failed = [verdict for verdict in own if verdict["failed"]]
-    if not failed:
-        return Caught(0, len(own), [])
-    first = min(failed, key=lambda verdict: int(verdict["plan"]["seed"]))
-    by = sorted({*first["report"]["kinds"], *map(kind_of, first["wrong"])})
-    return Caught(int(first["plan"]["seed"]) - seed + 1, len(own), by)
+    own.sort(key=lambda verdict: int(verdict["plan"]["seed"]))
+    for number, verdict in enumerate(own, start=1):
+        if verdict["failed"]:
+            by = sorted({*verdict["report"]["kinds"], *map(kind_of, verdict["wrong"])})
+            return Caught(number, len(own), by)
+    return Caught(0, len(own), [])
 
 
 def planted_table(found: dict[str, Caught], whats: dict[str, str]) -> str:

@@ -11,10 +11,12 @@ from typing import Any
 from sagastore import Phase, SagaStoreError
 from tests.chaos.cluster import Cluster, Ending, Ground
 from tests.chaos.convergence import compare
+from tests.chaos.faulting import Scene
 from tests.chaos.history import History
 from tests.chaos.nemesis import Nemesis, Operator
 from tests.chaos.peeking import peek
 from tests.chaos.plan import Plan
+from tests.chaos.takeover import TIMEOUT, take_over
 from tests.chaos.templates import Templates
 from tests.chaos.workload import Workload
 
@@ -83,7 +85,8 @@ async def run_round(
 
 async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -> None:
     stop = asyncio.Event()
-    workload = Workload(cluster.address, plan.seed, history, clients=CLIENTS)
+    timeout = TIMEOUT if plan.takes_over else None
+    workload = Workload(cluster.address, plan.seed, history, clients=CLIENTS, timeout=timeout)
     operator = Operator(plan, cluster, history)
     watching = asyncio.create_task(operator.watch(), name="watch")
     working = asyncio.create_task(workload.run(stop), name="workload")
@@ -91,6 +94,9 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
     try:
         history.mark("round begins", begins=plan.begins.label)
         await operator.begin()
+        if plan.takes_over:
+            await take_over(Scene(cluster, plan.rng("takeover"), history), plan)
+            operator.turn_to(cluster.server.address)
         async with asyncio.TaskGroup() as group:
             group.create_task(Nemesis(plan, cluster, history).run())
             if plan.steers:
@@ -138,10 +144,12 @@ async def _end(cluster: Cluster, phase: Phase, result: Round) -> None:
 async def _clear(cluster: Cluster, folder: Path, history: History, result: Round) -> None:
     """End everything, look at what is left, and take it away."""
     if hasattr(cluster, "keeper"):
-        await cluster.keeper.abandon()
-        result.starts = cluster.keeper.starts
-        said = cluster.server.said
-        result.wrong += _wrong_endings(cluster.keeper.endings)
+        said: list[str] = []
+        for keeper in (*cluster.former, cluster.keeper):
+            await keeper.abandon()
+            result.starts += keeper.starts
+            result.wrong += _wrong_endings(keeper.endings)
+            said += keeper.server.said
         result.wrong += [f"LOG: {line}" for line in said if _tells_of_a_defect(line)][:5]
         (folder / "server.log").write_text("\n".join(said) + "\n", encoding="utf-8")
     result.wrong += _wrong_marks(history)

@@ -219,6 +219,25 @@ def test_durable_on_is_held_against_the_store_itself() -> None:
     assert story.kinds() == []
 
 
+def test_durable_on_holds_again_once_postgresql_was_set_back() -> None:
+    story = Story()
+    for start, revision in ((0, 1), (60, 2)):
+        saved = {"revision": revision, "durable_on": ["SQLITE", "POSTGRESQL"]}
+        story.save(start, start + 5, f"v{revision}", revision).answer = saved
+    story.history.add(Mark("set back", 20, {"ends": False}))
+    story.history.add(Mark("set back", 40, {"ends": True}))
+    before, during, after = (
+        story.add("Peek", start, start + 5, {"store": "POSTGRESQL"}) for start in (10, 30, 50)
+    )
+    before.answer = {"items": [Shown("m", "v1", "v1", 1, 1, 0)]}
+    during.answer = after.answer = {"items": []}
+    assert story.kinds() == []
+    story.add("Peek", 70, 75, {"store": "POSTGRESQL"}).answer = {"items": []}
+    assert story.kinds() == [Kind.DURABLE_ON_LIE]
+    before.answer = {"items": []}
+    assert story.kinds() == [Kind.DURABLE_ON_LIE] * 2
+
+
 def test_what_was_there_before_is_known() -> None:
     story = Story()
     first = story.add("Baseline", 0, 10, {})

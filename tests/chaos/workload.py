@@ -27,6 +27,8 @@ PATIENT = 2.5
 TRIES = 3
 REST = 0.035
 """Seconds that a client rests between two things, on average."""
+AGAIN = 0.4
+"""Share of the saves without an answer that a client sends again."""
 BASELINE = 30.0
 """Seconds in which what was there before must have been read."""
 
@@ -35,9 +37,16 @@ class Workload:
     """So many clients of the servers at ``targets``."""
 
     def __init__(
-        self, targets: str, seed: int, history: History, *, clients: int = 8, rest: float = REST
+        self,
+        targets: str,
+        seed: int,
+        history: History,
+        *,
+        clients: int = 8,
+        rest: float = REST,
+        timeout: float | None = None,
     ) -> None:
-        """Prepare; nothing is sent yet."""
+        """Prepare; nothing is sent yet. ``timeout`` of each call in seconds; None: as usual."""
         self.history = history
         self.targets = targets
         self.draw = random.Random(f"{seed}/workload")
@@ -47,6 +56,7 @@ class Workload:
         self._seed = seed
         self._clients = clients
         self._rest = rest
+        self._timeout = timeout
 
     async def run(self, stop: asyncio.Event) -> None:
         """Read what is there, then write and read until ``stop``; each ends what it has begun.
@@ -94,7 +104,7 @@ class Workload:
             self.targets,
             self.history,
             number,
-            timeout=PATIENT if patient else TIMEOUT,
+            timeout=self._timeout or (PATIENT if patient else TIMEOUT),
             tries=TRIES if patient else 1,
         )
         actor = _Actor(self, client, random.Random(f"{self._seed}/client {number}"))
@@ -138,6 +148,10 @@ class _Actor:
         both = self._draw.random() < 0.08
         with self._subjects.writing(subject), _Unanswered(self._workload.history, subject):
             saved = await self._client.save(message, value, if_revision=guard, both=both)
+            if saved is None and self._draw.random() < AGAIN:
+                # As clients do that heard nothing; some want to be certain.
+                both = self._draw.random() < 0.5
+                saved = await self._client.save(message, value, if_revision=guard, both=both)
         if saved is not None:
             subject.revision = max(saved.revision, subject.revision or 0)
         return saved is not None

@@ -64,7 +64,11 @@ def _try_plants(arguments: argparse.Namespace) -> int:
     rows, escaped = [], 0
     for plant in PLANTS.values():
         options = _options(arguments)._replace(
-            plant=plant.name, rounds=arguments.within, until_caught=True, explain=0
+            plant=plant.name,
+            profile=arguments.profile or plant.profile,
+            rounds=arguments.within,
+            until_caught=True,
+            explain=0,
         )
         totals = asyncio.run(Campaign(options, _quiet).run())
         rows.append(_plant_row(plant, totals, options.seed))

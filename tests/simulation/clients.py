@@ -30,21 +30,6 @@ _MICROSECOND = timedelta(microseconds=1)
 _FIRST = 1_800_000_000_000_000
 """Microseconds: the ``timestamp`` of the first message of a round."""
 
-_ACTIONS = {
-    "new": 6,
-    "save": 20,
-    "again": 6,
-    "delete": 6,
-    "bulk": 3,
-    "count": 10,
-    "get": 20,
-    "batch": 6,
-    "list": 6,
-    "search": 2,
-    "export": 2,
-    "quarantine": 0.5,
-}
-
 PAGE = 50
 EXPORT_PAGE = 20
 SESSIONS = ("s0", "s1")
@@ -80,7 +65,8 @@ class Client:
                 await self._act(action)
 
     def _choose(self) -> str:
-        action = self._draw.choices(list(_ACTIONS), list(_ACTIONS.values()))[0]
+        actions = self._world.settings.actions
+        action = self._draw.choices(list(actions), list(actions.values()))[0]
         return action if self._own else "new"
 
     async def _act(self, action: str) -> None:

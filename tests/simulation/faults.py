@@ -258,7 +258,8 @@ WEIGHTS = {
 
 PROFILE_WEIGHTS = {
     "flap": dict.fromkeys(("server stopped", "clock jumps", "disk full", "disk errors"), 0.0)
-    | {"reads of PostgreSQL fail": 6.0, "connections cut": 8.0, "PostgreSQL slow": 4.0},
+    | {"reads of PostgreSQL fail": 8.0, "connections cut": 8.0, "PostgreSQL slow": 4.0},
+    "copy": {"PostgreSQL set back": 0.0, "PostgreSQL hangs": 0.5},
     "restore": {"PostgreSQL set back": 12.0, "server paused": 0.0},
     "last": {"PostgreSQL set back": 0.0, "server paused": 0.0},
 }

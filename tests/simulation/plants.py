@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -64,14 +65,18 @@ class Plant(NamedTuple):
     name: str
     what: str
     put: Callable[[], None]
+    profile: str = ""
+    """The profile in which it can show; empty: rounds as they come."""
 
 
 PLANTS: dict[str, Plant] = {}
 
 
-def _plant(name: str, what: str = "") -> Callable[[Callable[[], None]], Callable[[], None]]:
+def _plant(
+    name: str, what: str = "", profile: str = ""
+) -> Callable[[Callable[[], None]], Callable[[], None]]:
     def register(put: Callable[[], None]) -> Callable[[], None]:
-        PLANTS[name] = Plant(name, what or planted.PLANTS[name].what, put)
+        PLANTS[name] = Plant(name, what or planted.PLANTS[name].what, put, profile)
         return put
 
     return register
@@ -200,12 +205,12 @@ def _note_before_apply() -> None:
 # ---------------------------------------------------------------------- what PostgreSQL guards
 
 
-@_plant("unguarded-upsert")
+@_plant("unguarded-upsert", profile="copy")
 def _unguarded_upsert() -> None:
     _replace(ModelTarget, "_replaces", lambda self, old, new: True)
 
 
-@_plant("skip-tombstones")
+@_plant("skip-tombstones", profile="copy")
 def _skip_tombstones() -> None:
     def bury(self: ModelTarget, server: PostgresServer, key: str, revision: int) -> None:
         stored: Message | None = server.rows.get(key)
@@ -218,50 +223,44 @@ def _skip_tombstones() -> None:
 # ---------------------------------------------------------------------- what was repaired
 
 
-@_plant("release-read-before", "a read that began before PostgreSQL was current is not held back")
+@_plant(
+    "release-read-before",
+    "a read that began before PostgreSQL was current is not held back",
+    "flap",
+)
 def _release_read_before() -> None:
-    original = Router._read_target
-
-    async def read_target(self: Any, read: Any) -> Any:
-        try:
-            return await original(self, read)
-        except _NotAnsweredError:
-            _RELEASED.add(asyncio.current_task())
-            raise
-
-    release = Router._release
-
-    async def released(self: Any) -> None:
-        if asyncio.current_task() in _RELEASED:
-            await release(self)
-
-    _replace(Router, "_read_target", read_target)
-    _replace(Router, "_release", released)
+    _release_only(failed=True)
 
 
-@_plant("release-failed-read", "a read that PostgreSQL alone failed is answered by SQLite at once")
+@_plant(
+    "release-failed-read",
+    "a read that PostgreSQL alone failed is answered by SQLite at once",
+    "flap",
+)
 def _release_failed_read() -> None:
-    original = Router._read_target
+    _release_only(failed=False)
 
-    async def read_target(self: Any, read: Any) -> Any:
+
+def _release_only(*, failed: bool) -> None:
+    """Hold back only answers to reads that PostgreSQL has failed, or only the others."""
+    failing: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+    read_target, release = Router._read_target, Router._release
+
+    async def noted(self: Any, read: Any) -> Any:
         try:
-            return await original(self, read)
+            return await read_target(self, read)
         except _NotAnsweredError:
-            _RELEASED.add(asyncio.current_task())
+            task = asyncio.current_task()
+            assert task is not None
+            failing.add(task)
             raise
 
-    release = Router._release
-
     async def released(self: Any) -> None:
-        if asyncio.current_task() not in _RELEASED:
+        if (asyncio.current_task() in failing) is failed:
             await release(self)
 
-    _replace(Router, "_read_target", read_target)
+    _replace(Router, "_read_target", noted)
     _replace(Router, "_release", released)
-
-
-_RELEASED: set[asyncio.Task[Any] | None] = set()
-"""Tasks in which PostgreSQL has failed a read; of the two plants above."""
 
 
 @_plant("flush-at-once", "the write queue is not flushed before its high-water mark is read")
@@ -271,15 +270,16 @@ def _flush_at_once() -> None:
 
     async def reconcile(source: Any, situation: Any, record: Any) -> int:
         status = await source.journal_status(record.applied)
-        base: int = situation.state.base
-        return max(base, status.pruned, record.applied)
+        return int(max(situation.state.base, status.pruned, record.applied))
 
     _replace(ModelSource, "flush", flush)
     # Otherwise an attachment journals again what the journal lacks above `base`.
     _replace(attaching, "_reconcile", reconcile)
 
 
-@_plant("acknowledge-unproved", "a write is acknowledged without a look at who holds the lease")
+@_plant(
+    "acknowledge-unproved", "a write is acknowledged without a look at who holds the lease", "rival"
+)
 def _acknowledge_unproved() -> None:
     async def confirmed(self: Any) -> bool:
         phase = self._situation.phase
@@ -290,12 +290,20 @@ def _acknowledge_unproved() -> None:
     _replace(Router, "_confirmed", confirmed)
 
 
-@_plant("serve-contested", "a server whose lease another one may have goes on serving")
+@_plant(
+    "serve-contested",
+    "a server whose lease another one may have goes on serving",
+    profile="rival",
+)
 def _serve_contested() -> None:
     _replace(LeaseGuard, "contest", lambda self, blocker: None)
 
 
-@_plant("trust-set-back", "a PostgreSQL that was set back is not noticed")
+@_plant(
+    "trust-set-back",
+    "a PostgreSQL that was set back is not noticed",
+    profile="restore",
+)
 def _trust_set_back() -> None:
     apply, copy = ModelTarget.apply, ModelTarget.copy
 
@@ -313,6 +321,8 @@ def _trust_set_back() -> None:
     _replace(Follower, "_renew", renew)
 
 
-@_plant("connection-loss-unheard", "a lost connection does not make PostgreSQL prove itself")
+@_plant(
+    "connection-loss-unheard", "a lost connection does not make PostgreSQL prove itself", "restore"
+)
 def _connection_loss_unheard() -> None:
     _replace(Follower, "_suspect", lambda self: None)

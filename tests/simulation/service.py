@@ -153,7 +153,7 @@ class Service:
         what: str,
         make: Make[T],
         *,
-        deadline: float = 2.0,
+        deadline: float | None = None,
         lossy: bool = True,
         write: bool = False,
     ) -> T:
@@ -170,11 +170,14 @@ class Service:
         if not self.serving or self.process.dead or self.live is None:
             await asyncio.sleep(0.02)
             raise RefusedError
+        process = self.process
         answer: asyncio.Future[T] = world.loop.create_future()
         self._calls[answer] = None
         call = _Call(world, next(self._numbers), client, what, write=write)
         serving = call.serve(self.live, make, answer)
-        task = world.loop.create_task(serving, name="call", context=self.process.context)
+        task = world.loop.create_task(serving, name="call", context=process.context)
+        if deadline is None:
+            deadline = world.settings.deadline
         if lossy and draw.random() < world.lossy:
             # The caller goes away early: gRPC cancels the call then.
             deadline = draw.random() * 0.02
@@ -183,7 +186,8 @@ class Service:
         finally:
             self._calls.pop(answer, None)
             if not task.done():
-                task.cancel()
+                # A process that is frozen hears of it when it runs again.
+                world.loop.call_soon(task.cancel, context=process.context)
         return _result_of(answer)
 
 

@@ -7,11 +7,34 @@ corner that the general one visits seldom.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from random import Random
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sagastore_server.migration.tuning import Tuning
 from sagastore_server.storage.phase import Phase
+
+ACTIONS: Mapping[str, float] = MappingProxyType(
+    {
+        "new": 6,
+        "save": 20,
+        "again": 6,
+        "delete": 6,
+        "bulk": 3,
+        "count": 10,
+        "get": 20,
+        "batch": 6,
+        "list": 6,
+        "search": 2,
+        "export": 2,
+        "quarantine": 0.5,
+    }
+)
+"""What clients do where a profile does not say otherwise."""
+
+_FEW_IDS = MappingProxyType({**ACTIONS, "new": 0.5, "batch": 20})
+"""The same on few ids, which are read and written all the time."""
 
 PROFILES = {
     "mixed": "every phase, every fault",
@@ -42,6 +65,10 @@ class Settings(NamedTuple):
     completes: bool
     """Whether the operator may take the last step."""
     clients: int
+    actions: Mapping[str, float]
+    """How often a client does what, beside the rest; see ``clients.py``."""
+    deadline: float
+    """Seconds that a client waits for an answer."""
     rest: float
     """Seconds between two calls of a client at most."""
     operate_every: float
@@ -87,6 +114,8 @@ def draw(seed: int, profile: str) -> Settings:
         seconds=rng.choice((1.5, 3.0, 5.0)),
         completes=rng.random() < 0.5,
         clients=3,
+        actions=ACTIONS,
+        deadline=2.0,
         rest=rng.choice((0.03, 0.1, 0.2)),
         operate_every=rng.choice((0.1, 0.4)),
         fault_every=rng.choice((0.3, 1.0, 3.0)),
@@ -129,7 +158,7 @@ def _tuning(rng: Random) -> Tuning:
 
 def _narrowed(settings: Settings, rng: Random) -> Settings:
     """Narrow settings to their profile."""
-    phases = Phase(rng.choice((2, 3, 4))), Phase(rng.choice((2, 3, 4, 4, 4)))
+    phases = Phase(rng.choice((2, 3, 4, 4))), Phase(rng.choice((2, 3, 4, 4, 4)))
     narrowed: dict[str, dict[str, Any]] = {
         "mixed": {},
         "begin": {
@@ -141,22 +170,31 @@ def _narrowed(settings: Settings, rng: Random) -> Settings:
             "trips": 0.5,
         },
         "copy": {
-            "begins": Phase.DUAL_WRITE,
+            # Copying begins at once, and goes on while clients write what is being copied.
+            "begins": Phase(rng.choice((2, 3, 3, 3))),
             "completes": False,
+            "operate_every": 1.0,
             "batch_size": rng.choice((2, 5)),
             "old_messages": 40,
             "lag": rng.choice((0.05, 0.2, 0.4)),
             "rest": 0.03,
+            "actions": {**ACTIONS, "new": 0.5, "delete": 30, "count": 2},
+            "seconds": 3.0,
+            "fault_every": rng.choice((1.0, 3.0)),
+            "tuning": settings.tuning._replace(gather_seconds=0.0),
             "trips": 0.8,
         },
         "flap": {
             "begins": Phase.READ_POSTGRES,
             "completes": False,
             "rest": rng.choice((0.01, 0.03)),
+            "actions": _FEW_IDS,
+            "clients": 5,
+            "old_messages": 3,
             "seconds": 3.0,
             "fault_every": 0.3,
             "busy_readers": rng.choice((0.1, 0.3)),
-            "lag": rng.choice((0.02, 0.1)),
+            "lag": rng.choice((0.02, 0.1, 0.3)),
             "operate_every": 1.0,
             "tuning": settings.tuning._replace(return_seconds=0.02, reconnect_first=0.01),
         },
@@ -168,12 +206,19 @@ def _narrowed(settings: Settings, rng: Random) -> Settings:
             "kills_at_the_end": 0.6,
             "operate_every": 0.1,
         },
-        "restore": {"begins": phases[0], "completes": False},
+        "restore": {
+            "begins": phases[0],
+            "completes": False,
+            "rest": rng.choice((0.03, 0.1)),
+            "actions": _FEW_IDS,
+            "old_messages": rng.choice((0, 3)),
+        },
         "rival": {
             "begins": phases[1],
             "completes": False,
             "seconds": 60.0,
             "rest": 0.01,
+            "deadline": 60.0,
             "disk_slow": rng.choice((1.0, 10.0)),
         },
     }

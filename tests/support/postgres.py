@@ -45,6 +45,11 @@ class PostgresProcess:
         return f"postgresql://postgres@/postgres?host={self._folder}"
 
     @property
+    def data(self) -> Path:
+        """The data directory."""
+        return self._data
+
+    @property
     def pid(self) -> int:
         """The process id of the postmaster."""
         return int((self._data / "postmaster.pid").read_text().splitlines()[0])
@@ -69,6 +74,27 @@ class PostgresProcess:
         """Start it if it has ended by itself."""
         if self._run("pg_ctl", "status", check=False):
             self.start()
+
+    def base_backup(self, folder: Path, within: float) -> bool:
+        """Copy the data directory of the running server to ``folder``; tell whether that worked."""
+        folder.mkdir()
+        _give_away(folder)
+        command = [
+            *_as_other(), str(self._bin / "pg_basebackup"), "-D", str(folder), "-U", "postgres",
+            "-h", str(self._folder), "--checkpoint=fast", "--no-sync", "-X", "stream",
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(
+                command, capture_output=True, check=False, cwd="/", timeout=within
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
+
+    def replace_data(self, backup: Path) -> None:
+        """Put a copy of ``backup`` in place of the data directory; PostgreSQL must be stopped."""
+        shutil.rmtree(self._data)
+        subprocess.run(["cp", "-a", str(backup), str(self._data)], check=True)
 
     def kill9(self) -> None:
         """Kill the postmaster, and wait until its children are gone as well."""

@@ -138,6 +138,7 @@ async def outlive(target: MigrationTarget, lease: Lease, within: float) -> None:
 
     """
     last = float("inf")
+    await target.open()
     while True:
         record = (await bounded(target.inspect(), within, target.place)).record
         if record is None or (record.holder, record.session) == lease or record.lease_seconds <= 0:

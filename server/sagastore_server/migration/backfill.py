@@ -18,7 +18,7 @@ from sagastore_server.migration.carrying import carry_all
 from sagastore_server.migration.follower import Follower
 from sagastore_server.migration.situation import Ends
 from sagastore_server.migration.throttle import Throttle
-from sagastore_server.storage.errors import StorageError, UnavailableError
+from sagastore_server.storage.errors import FencedError, StorageError, UnavailableError
 from sagastore_server.storage.migration import BackfillState, BackfillStatus
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.replication import BackfillMark, Prepared
@@ -128,6 +128,10 @@ class Backfill:
                 await self._advance()
                 pause = self._tuning.backfill_retry_first
                 self._error = ""
+            except FencedError as exc:
+                # The follower finds out whether this server has to end.
+                self._follower.lose(exc)
+                await asyncio.sleep(pause)
             except StorageError as exc:
                 await self._failed(str(exc), pause)
                 pause = min(2 * pause, self._tuning.backfill_retry_most)

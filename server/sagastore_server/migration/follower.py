@@ -102,7 +102,8 @@ class Follower:
         self._awaited = asyncio.Event()
         """Set when somebody begins to wait for the target."""
         self._anew = False
-        self._busy_since: float | None = None
+        self._busy: list[float] = []
+        """When what is asked of the target at the moment was asked."""
         self._pruned = 0
         self._pruned_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -218,9 +219,6 @@ class Follower:
         self._copies_begun += 1
         try:
             done = await self._target.copy(self.lease, messages, mark, before=self.mark)
-        except FencedError as exc:
-            self._lose(exc)
-            raise
         except TargetSetBackError:
             self.attach_anew()
             raise
@@ -238,7 +236,20 @@ class Follower:
             FencedError, UnavailableError: As ``LeaseGuard.check``.
 
         """
-        self._guard.check(attached=self.attached)
+        try:
+            self._guard.check(attached=self.attached)
+        except UnavailableError:
+            self._wake.set()  # The next step proves the lease.
+            raise
+
+    def lose(self, error: FencedError) -> None:
+        """Serve nothing until it is known whether another server has the lease."""
+        if self._situation.state.completing:
+            return
+        blocker = Blocker("LEASE_LOST", f"{error}; whether that server is alive is being found out")
+        self._guard.contest(blocker)
+        self._detach(blocker)
+        self.attach_anew()
 
     def fall_back(self, why: str) -> None:
         """Stop waiting for the target and reading from it: it does not answer."""
@@ -302,7 +313,7 @@ class Follower:
                     await self._step()
                     pause = self._tuning.reconnect_first
             except FencedError as exc:
-                self._lose(exc)
+                self.lose(exc)
             except PreconditionError as exc:
                 self._refused(exc)
             except StorageError as exc:
@@ -315,11 +326,10 @@ class Follower:
 
     async def _attach(self) -> None:
         self._anew = False
-        if self._guard.held:
+        again = self._guard.held
+        if again:
             await outlive(self._target, self.lease, self._patience)
-        taking = attach(
-            self._source, self._target, self._situation, self.lease, again=self._guard.held
-        )
+        taking = attach(self._source, self._target, self._situation, self.lease, again=again)
         record = await self._timed(taking)
         self.applied = self._position = record.applied
         self.mark = record.backfill
@@ -426,11 +436,12 @@ class Follower:
 
     async def _timed(self, work: Awaitable[T]) -> T:
         """Do something with the target that proves the lease; how long it takes is watched."""
-        began = self._busy_since = self._clock.monotonic()
+        began = self._clock.monotonic()
+        self._busy.append(began)
         try:
             done = await work
         finally:
-            self._busy_since = None
+            self._busy.remove(began)
         self.trouble = None
         self._guard.prove(began)
         return done
@@ -444,13 +455,11 @@ class Follower:
         while True:
             await asyncio.sleep(self._patience / 8)
             self._guard.beat(attached=self.attached)
-            since = self._busy_since
-            if since is not None and self._clock.monotonic() - since > self._patience:
+            now = self._clock.monotonic()
+            if now - min(self._busy, default=now) > self._patience:
                 line = f"PostgreSQL has not answered for {self._patience:g} s"
                 self.trouble = Blocker("POSTGRES_UNAVAILABLE", line + "; see that it runs")
                 self.fall_back(line)
-
-    # ------------------------------------------------------------------ standing
 
     def _waiter(self, sequence: int) -> asyncio.Future[bool]:
         self._awaited.set()
@@ -462,6 +471,8 @@ class Follower:
             self._situation.tell()
 
     def _detach(self, trouble: Blocker | None) -> None:
+        # A pause counts as one of a server that was attached, whatever is noticed first.
+        self._guard.beat(attached=self.attached)
         if trouble is not None and trouble != self.trouble:
             _log.warning("PostgreSQL is not followed: %s", trouble.detail)
         self.trouble = trouble
@@ -477,15 +488,6 @@ class Follower:
             self._fence(error)
         else:
             self._detach(blocker)
-
-    def _lose(self, error: FencedError) -> None:
-        """Serve nothing until it is known whether another server has the lease."""
-        if self._situation.state.completing:
-            return
-        blocker = Blocker("LEASE_LOST", f"{error}; whether that server is alive is being found out")
-        self._guard.contest(blocker)
-        self._detach(blocker)
-        self.attach_anew()
 
     def _fence(self, error: StorageError) -> None:
         if self._situation.state.completing:

@@ -120,7 +120,9 @@ class ModelPostgreSQL(SnapshotReads):
         server = self._server
         if server.read_failures and server.draw.random() < server.read_failures:
             self.process.check_alive()
-            await asyncio.sleep(server.pause(ACQUIRE_TIMEOUT))
+            # Refused at once, or after the time-out.
+            longest = ACQUIRE_TIMEOUT if server.draw.random() < 0.2 else 0.01
+            await asyncio.sleep(server.pause(longest))
             raise UnavailableError("the PostgreSQL store did not answer in time; try again")
         return await self._read(lambda server: look(server.rows))
 

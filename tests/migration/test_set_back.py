@@ -1,0 +1,194 @@
+"""A PostgreSQL that is set back while the server runs is noticed, and gets again what it lacks."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sagastore_server.migration.live import LiveMigration
+from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.sqlite.source import SQLiteSource
+from sagastore_server.storage.errors import CannotOpenError, UnavailableError
+from sagastore_server.storage.migration import BackfillState
+from sagastore_server.storage.model import OnConflict
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import TargetState
+from tests.migration.conftest import Place
+from tests.migration.following import until
+from tests.migration.held import Backup, Held, held
+from tests.support.drafts import draft
+from tests.support.migrating import change, eventually_current, opened_live, unblocked, walk_to
+
+
+async def _followed(one: Held) -> None:
+    """Wait until PostgreSQL has every write."""
+    assert await one.service._follower.reach(one.source.committed, 30.0)
+
+
+async def _equal(one: Held) -> None:
+    """See that the stores do not differ."""
+    async for progress in one.control.verify(repair=False):
+        last = progress
+    assert last.mismatch_count == 0
+
+
+async def _changed_after(one: Held, backup: Backup) -> None:
+    """Take a backup, and let PostgreSQL have a change, a new message and a deletion more."""
+    await _followed(one)
+    await backup.take()
+    await one.backend.save(draft("m", "two"))
+    await one.backend.save(draft("new", "new"))
+    await one.backend.delete("gone")
+    await _followed(one)
+    assert await one.stored("new")
+
+
+async def _begun(one: Held, phase: Phase) -> None:
+    """Go to ``phase``, with two messages in both stores."""
+    await walk_to(one.control, Phase.DUAL_WRITE)
+    await one.backend.save(draft("m", "one"))
+    await one.backend.save(draft("gone", "one"))
+    await walk_to(one.control, phase)
+    if phase is Phase.READ_POSTGRES:
+        await eventually_current(one.control)
+
+
+@pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.BACKFILL, Phase.READ_POSTGRES])
+async def test_set_back_is_noticed_while_nothing_is_applied(place: Place, phase: Phase) -> None:
+    backup = Backup(place.dsn)
+    async with held(place) as one:
+        await _begun(one, phase)
+        if phase is Phase.BACKFILL:
+            await unblocked(one.control)
+        await _changed_after(one, backup)
+        await backup.restore()
+        attachments = one.service._follower._attachments
+        await until(lambda: one.service._follower._attachments > attachments)
+        await _followed(one)
+        assert [await one.stored(id) for id in ("m", "new", "gone")] == ["two", "new", ""]
+        if phase is not Phase.DUAL_WRITE:
+            await _equal(one)
+
+
+async def test_set_back_is_noticed_by_the_next_change(place: Place) -> None:
+    """It must not be applied on top of what lacks the changes before it."""
+    backup = Backup(place.dsn)
+    async with held(place) as one:
+        await _begun(one, Phase.DUAL_WRITE)
+        await _changed_after(one, backup)
+        # Nothing else asks PostgreSQL meanwhile.
+        one.target.renewing.close()
+        await backup.restore()
+        await one.backend.save(draft("next", "next"))
+        one.target.renewing.open()
+        await _followed(one)
+        assert [await one.stored(id) for id in ("m", "new", "next")] == ["two", "new", "next"]
+
+
+async def test_set_back_in_the_middle_of_the_backfill(place: Place) -> None:
+    backup = Backup(place.dsn)
+    drafts = [draft(f"m-{number:03}") for number in range(200)]
+    async with held(place) as one:
+        await one.backend.bulk_save(drafts, OnConflict.REPLACE)
+        await walk_to(one.control, Phase.DUAL_WRITE)
+        one.target.copies_until_held = 0
+        await change(one.control, Phase.BACKFILL)
+        await one.target.copying.reached.wait()
+        await one.control.control_backfill(paused=None, batch_size=20, max_rows_per_second=None)
+        # The first notes are of its beginning; from then on each copies some rows.
+        await one.target.let_pass(3)
+        await backup.take()
+        await one.target.let_pass(3)
+        copied = one.service._follower.mark.copied
+        assert 0 < copied < len(drafts)
+        await backup.restore()
+        one.target.copying.open()
+        await unblocked(one.control)
+        assert one.service._follower.mark.state is BackfillState.DONE
+        assert len(await one.target.batch_get([one.id for one in drafts])) == len(drafts)
+        await _equal(one)
+
+
+async def test_set_back_to_before_this_server(place: Place) -> None:
+    """The record names a session that is over: it is waited for, and nobody has taken over."""
+    backup = Backup(place.dsn)
+    async with held(place) as one:
+        await _begun(one, Phase.READ_POSTGRES)
+        await _followed(one)
+        await backup.take()
+    async with held(place) as one:
+        await eventually_current(one.control)
+        await one.backend.save(draft("m", "two"))
+        await backup.restore(lease_seconds=0.5)
+        await until(lambda: one.service._follower._guard.contested is not None)
+        # Until the lease has run out it might be another server's.
+        with pytest.raises(UnavailableError, match="is being found out"):
+            await one.backend.save(draft("m", "three"))
+        await until(lambda: one.service._follower.attached)
+        assert not one.service._follower.fenced
+        await one.backend.save(draft("m", "four"))
+        await eventually_current(one.control)
+        assert await one.text() == await one.stored("m") == "four"
+        await _equal(one)
+
+
+async def test_read_after_lost_connections_is_not_answered_by_what_was_set_back(
+    place: Place,
+) -> None:
+    backup = Backup(place.dsn)
+    async with held(place) as one:
+        await _begun(one, Phase.READ_POSTGRES)
+        # Connections that are idle when the others are lost.
+        await asyncio.gather(*[one.target.scan_ids("", "z", 10) for _ in range(4)])
+        await _followed(one)
+        await backup.take()
+        await one.backend.save(draft("m", "two"))
+        one.target.renewing.close()
+        await one.target.renewing.reached.wait()
+        await backup.restore(cut=True)
+        assert one.service._follower.attached or one.service._follower._anew
+        # The follower itself asks nothing for as long as it is held up.
+        for _ in range(5):
+            assert await one.text() == "two"
+        one.target.renewing.open()
+        await eventually_current(one.control)
+        assert await one.stored("m") == "two"
+
+
+async def test_listener_of_lost_connections_is_called_before_the_answer(place: Place) -> None:
+    heard: list[str] = []
+    async with held(place) as one:
+        await walk_to(one.control, Phase.DUAL_WRITE)
+    target = PostgreSQLReplica(PostgreSQLOptions(place.dsn, pool_min=1, pool_max=1))
+    target.on_connection_loss(lambda: heard.append("lost"))
+    await target.open()
+    try:
+        await target.last_id()
+        pool = target._pool._pool
+        (pid,) = [one._con.get_server_pid() for one in pool._holders if one._con is not None]
+        async with held(place) as one:
+            await one.target._pool.value(f"SELECT pg_terminate_backend({pid})")
+        await target.last_id()
+        assert heard == ["lost"]
+    finally:
+        await target.close()
+    assert heard == ["lost"]
+
+
+class Silent(PostgreSQLReplica):
+    """Opens, and then cannot tell what is there."""
+
+    async def inspect(self) -> TargetState:
+        raise UnavailableError("PostgreSQL did not answer in time")
+
+
+async def test_start_that_cannot_ask_postgresql_gives_one_line(place: Place) -> None:
+    async with opened_live(place.path, place.dsn) as service:
+        await service.backend.save(draft("m"))
+        await walk_to(service.control, Phase.POSTGRES_ONLY)
+    service = LiveMigration(SQLiteSource(place.path), Silent(PostgreSQLOptions(place.dsn)))
+    with pytest.raises(CannotOpenError, match="did not answer in time") as caught:
+        await service.backend.open()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,105 @@
+"""Reads of READ_POSTGRES that SQLite answers never show what the next read would miss."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sagastore_server.storage.model import Store
+from sagastore_server.storage.phase import Phase
+from tests.migration.conftest import Place
+from tests.migration.following import until
+from tests.migration.held import Held, held
+from tests.support.drafts import draft
+from tests.support.migrating import change, eventually_current, unblocked, walk_to
+
+BOTH = (Store.SQLITE, Store.POSTGRESQL)
+
+
+async def _in_sqlite_only(one: Held, text: str) -> asyncio.Task[object]:
+    """Begin a save that SQLite has, and PostgreSQL gets only later."""
+    before = one.source.committed
+    one.target.applying.close()
+    save = asyncio.create_task(one.backend.save(draft("m", text)))
+    await until(lambda: one.source.committed > before)
+    return save
+
+
+async def test_read_routed_to_sqlite_before_the_switch_waits_for_postgresql(place: Place) -> None:
+    async with held(place) as one:
+        await one.backend.save(draft("m", "one"))
+        await walk_to(one.control, Phase.BACKFILL)
+        await unblocked(one.control)
+        one.source.reads.close()
+        early = asyncio.create_task(one.text())
+        await one.source.reads.reached.wait()
+        await change(one.control, Phase.READ_POSTGRES)
+        save = await _in_sqlite_only(one, "two")
+        # Its snapshot is taken only now, and shows what nobody was told of.
+        one.source.reads.open()
+        assert await one.source.batch_get(["m"]) != await one.target.batch_get(["m"])
+        for _ in range(3):
+            assert await one.text() == "one"
+            assert not early.done()
+        one.target.applying.open()
+        assert await early == "two"
+        assert (await save).durable_on == BOTH  # type: ignore[attr-defined]
+        assert await one.text() == "two"
+
+
+async def test_read_that_postgresql_failed_waits_for_postgresql(place: Place) -> None:
+    async with held(place) as one:
+        await one.backend.save(draft("m", "one"))
+        await walk_to(one.control, Phase.READ_POSTGRES)
+        await eventually_current(one.control)
+        save = await _in_sqlite_only(one, "two")
+        one.target.reads_fail = True
+        one.source.reads.close()
+        failed = asyncio.create_task(one.text())
+        await one.source.reads.reached.wait()
+        one.target.reads_fail = False
+        one.source.reads.open()
+        for _ in range(3):
+            assert await one.text() == "one"
+            assert not failed.done()
+        assert one.service._follower.current
+        one.target.applying.open()
+        assert await failed == "two"
+        assert (await save).durable_on == BOTH  # type: ignore[attr-defined]
+
+
+async def test_missing_message_is_reported_only_once_postgresql_misses_it(place: Place) -> None:
+    async with held(place) as one:
+        await one.backend.save(draft("m", "one"))
+        await walk_to(one.control, Phase.READ_POSTGRES)
+        await eventually_current(one.control)
+        one.target.applying.close()
+        before = one.source.committed
+        deletion = asyncio.create_task(one.backend.delete("m"))
+        await until(lambda: one.source.committed > before)
+        one.target.reads_fail = True
+        one.source.reads.close()
+        failed = asyncio.create_task(one.text())
+        await one.source.reads.reached.wait()
+        one.target.reads_fail = False
+        one.source.reads.open()
+        for _ in range(3):
+            assert await one.text() == "one"
+            assert not failed.done()
+        one.target.applying.open()
+        assert not await failed
+        await deletion
+
+
+async def test_postgresql_that_falls_back_lets_such_a_read_go(place: Place) -> None:
+    """From then on every read is answered by SQLite, so none is older."""
+    async with held(place) as one:
+        await one.backend.save(draft("m", "one"))
+        await walk_to(one.control, Phase.READ_POSTGRES)
+        await eventually_current(one.control)
+        save = await _in_sqlite_only(one, "two")
+        one.target.reads_fail = True
+        failed = asyncio.create_task(one.text())
+        await one.target.applying.reached.wait()
+        one.service._follower.fall_back("the test says so")
+        assert await failed == await one.text() == "two"
+        assert (await save).durable_on == (Store.SQLITE,)  # type: ignore[attr-defined]

@@ -1,0 +1,132 @@
+"""A server from which another one has taken over, or may have, acknowledges nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sagastore_server.storage.errors import FencedError, UnavailableError
+from sagastore_server.storage.model import OnConflict, Store
+from sagastore_server.storage.phase import Phase
+from tests.migration.conftest import Place
+from tests.migration.following import until
+from tests.migration.held import TAKE_OVER, Backup, held, held_commits
+from tests.support.drafts import draft
+from tests.support.migrating import change, eventually_current, unblocked, walk_to
+from tests.support.postgres import execute
+
+REFUSED = (FencedError, UnavailableError)
+PAUSE = 6.0
+"""Seconds: longer than a server may stand still without having to prove its lease."""
+
+
+async def test_server_that_learns_of_its_successor_acknowledges_nothing(place: Place) -> None:
+    async with held(place) as one:
+        await one.backend.save(draft("a"))
+        await walk_to(one.control, Phase.READ_POSTGRES)
+        await eventually_current(one.control)
+        await execute(place.dsn, TAKE_OVER)
+        # The first of them is in SQLite when PostgreSQL tells of the other server.
+        for id in ("b", "c"):
+            with pytest.raises(REFUSED):
+                await one.backend.save(draft(id))
+        await until(lambda: one.service._follower.fenced)
+        with pytest.raises(FencedError):
+            await one.backend.save(draft("d"))
+        with pytest.raises(FencedError):
+            await one.backend.batch_get(["a"])
+        assert not (await one.backend.health()).healthy
+
+
+@pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.READ_POSTGRES])
+async def test_server_that_stood_still_proves_its_lease_first(place: Place, phase: Phase) -> None:
+    async with held(place) as one:
+        await one.backend.save(draft("a"))
+        await walk_to(one.control, phase)
+        one.target.renewing.close()
+        one.clock.ahead += PAUSE
+        with pytest.raises(UnavailableError, match="stood still for"):
+            await one.backend.save(draft("b"))
+        with pytest.raises(UnavailableError, match="stood still for"):
+            await one.backend.batch_get(["a"])
+        one.target.renewing.open()
+        await until(lambda: one.service._follower._guard.contested is None)
+        assert Store.SQLITE in (await one.backend.save(draft("b"))).durable_on
+        assert sorted(await one.backend.batch_get(["a", "b"])) == ["a", "b"]
+
+
+async def test_write_under_way_while_the_server_stood_still_is_not_acknowledged(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with held(place) as one:
+        with held_commits(monkeypatch) as commits:
+            await walk_to(one.control, Phase.DUAL_WRITE)
+            commits.close()
+            save = asyncio.create_task(one.backend.save(draft("a")))
+            await until(commits.reached.is_set)
+            one.target.renewing.close()
+            one.target.applying.close()
+            one.clock.ahead += PAUSE
+            commits.open.set()
+            with pytest.raises(UnavailableError, match="stood still for"):
+                await save
+            assert await one.source.batch_get(["a"])
+
+
+async def test_server_that_stood_still_while_it_was_replaced_is_fenced(place: Place) -> None:
+    async with held(place) as one:
+        await walk_to(one.control, Phase.DUAL_WRITE)
+        one.target.renewing.close()
+        await execute(place.dsn, TAKE_OVER)
+        one.clock.ahead += PAUSE
+        with pytest.raises(UnavailableError):
+            await one.backend.save(draft("a"))
+        one.target.renewing.open()
+        await until(lambda: one.service._follower.fenced)
+        with pytest.raises(FencedError):
+            await one.backend.save(draft("a"))
+
+
+async def test_backfill_that_learns_of_the_successor_first(place: Place) -> None:
+    """It asks the follower to find out, and copies nothing more."""
+    async with held(place) as one:
+        drafts = [draft(f"m-{number:03}") for number in range(60)]
+        await one.backend.bulk_save(drafts, OnConflict.REPLACE)
+        await walk_to(one.control, Phase.DUAL_WRITE)
+        one.target.copies_until_held = 2
+        await change(one.control, Phase.BACKFILL)
+        await one.target.copying.reached.wait()
+        one.target.renewing.close()
+        await execute(place.dsn, TAKE_OVER)
+        one.target.copying.open()
+        await until(
+            lambda: (
+                one.service._follower._guard.contested is not None or one.service._follower.fenced
+            )
+        )
+        with pytest.raises(REFUSED):
+            await one.backend.save(draft("a"))
+        one.target.renewing.open()
+        await until(lambda: one.service._follower.fenced)
+
+
+async def test_backfill_goes_on_after_it_has_heard_of_a_lost_lease_first(place: Place) -> None:
+    """PostgreSQL was set back to before this server claimed it: nobody else is there."""
+    backup = Backup(place.dsn)
+    drafts = [draft(f"m-{number:03}") for number in range(60)]
+    async with held(place) as one:
+        await one.backend.bulk_save(drafts, OnConflict.REPLACE)
+        await walk_to(one.control, Phase.DUAL_WRITE)
+        await backup.take()
+    async with held(place) as one:
+        one.target.copies_until_held = 2
+        await change(one.control, Phase.BACKFILL)
+        await one.target.copying.reached.wait()
+        one.target.renewing.close()
+        await backup.restore(lease_seconds=0.5)
+        one.target.copying.open()
+        await until(lambda: one.service._follower._guard.contested is not None)
+        one.target.renewing.open()
+        await unblocked(one.control)
+        assert len(await one.target.batch_get([one.id for one in drafts])) == len(drafts)
