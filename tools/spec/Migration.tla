@@ -111,11 +111,11 @@ AttachSteps ==
   AttachAtOnce \/ FindRival \/ AttachInspect \/ AttachClaim \/ AttachReconcile \/ AttachSetPhase \/ AttachFails
 FollowSteps == SendBatch \/ AdvanceWithoutEntries \/ SendPage \/ Prune
 Notices == HearSetBack \/ HearLeaseLost \/ (\E t \in inFlight : HearMismatch(t))
-Commits == \E t \in inFlight : CommitTransaction(t)
-Answers == \E t \in inFlight : HearCommit(t)
-Losses == \E t \in inFlight : LoseTransaction(t)
+TargetCommits == \E t \in inFlight : CommitTransaction(t)
+ServerHears == \E t \in inFlight : HearCommit(t)
+TransactionLost == \E t \in inFlight : LoseTransaction(t)
 Faults ==
-  GiveUp \/ Detach \/ LoseConnection \/ FallSilent \/ TargetStops \/ LoseFinishAnswer \/ Losses
+  GiveUp \/ Detach \/ LoseConnection \/ FallSilent \/ TargetStops \/ LoseFinishAnswer \/ TransactionLost
   \/ TakeBackup \/ SetBack \/ TakeOver \/ RivalLeaves \/ Crash
 Recovery == TargetStarts \/ Start \/ StartInLastStep
 WriteSteps(c) ==
@@ -125,7 +125,7 @@ ReadSteps(c) == (\E i \in Ids : BeginRead(c, i)) \/ Snapshot(c) \/ FailRead(c) \
 
 Next ==
   \/ OperatorSteps \/ ChangeSteps \/ LastSteps \/ AttachSteps \/ FollowSteps \/ Notices
-  \/ Commits \/ Answers \/ Faults \/ Recovery \/ LearnCommitted
+  \/ TargetCommits \/ ServerHears \/ Faults \/ Recovery \/ LearnCommitted
   \/ Included("requeue") /\ source.revision < MaxRevision /\ \E i \in Ids : Requeue(i)
   \/ \E c \in Writers : WriteSteps(c)
   \/ \E c \in Readers : ReadSteps(c)
@@ -137,7 +137,7 @@ FairSpec ==
   /\ Spec
   /\ WF_vars(TargetStarts) /\ WF_vars(Start \/ StartInLastStep)
   /\ WF_vars(AttachSteps) /\ WF_vars(SendBatch) /\ WF_vars(AdvanceWithoutEntries) /\ WF_vars(Prune)
-  /\ WF_vars(Commits) /\ WF_vars(Answers) /\ WF_vars(Losses) /\ WF_vars(Notices)
+  /\ WF_vars(TargetCommits) /\ WF_vars(ServerHears) /\ WF_vars(TransactionLost) /\ WF_vars(Notices)
   /\ WF_vars(~targetUp /\ Detach) /\ WF_vars(EnterPhase) /\ WF_vars(StopFollowing)
   /\ WF_vars(CommitDualWrite \/ CommitReadPostgres \/ CommitReturn \/ CommitCompleting \/ MakeCurrent \/ SendFinish \/ GiveUp)
   /\ WF_vars(TargetHasTakenOver \/ TargetHasNotTakenOver)

@@ -28,14 +28,14 @@ BeginDualWrite ==
 
 (* Transitions._switch and Follower._return: both use Follower.catch_up. *)
 BeginReadPostgres ==
-  /\ server.up /\ Stable /\ server.phase = Backfill /\ Attached /\ server.mark = Ids
+  /\ server.up /\ Stable /\ server.phase = Backfill /\ Steps /\ server.mark = Ids
   /\ Spend("moves", MaxMoves)
   /\ server' = CloseGate("read postgres")
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients>>
 
 BeginReturn ==
   /\ server.up /\ Stable /\ server.phase = ReadPostgres
-  /\ server.standing = "following" /\ server.mark = Ids
+  /\ ~Current /\ Steps /\ server.mark = Ids
   /\ server' = CloseGate("return")
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 

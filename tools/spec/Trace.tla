@@ -241,6 +241,11 @@ StartWith(e) ==
   /\ server' = [Down(server.incarnation) EXCEPT !.up = TRUE, !.phase = e.phase, !.told = source.revision]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
+(* What was read and not sent yet when the target stopped may be sent afterwards. *)
+DownEvent ==
+  /\ targetUp' = FALSE
+  /\ UNCHANGED <<source, target, backup, inFlight, server, clients, faults>>
+
 SetBackEvent(e) ==
   /\ target' = [row |-> [i \in Ids |-> e.row[i]], tomb |-> [i \in Ids |-> e.tomb[i]], phase |-> e.phase,
                 holder |-> e.session, applied |-> e.applied, copied |-> e.copied, begun |-> e.begun]
@@ -251,7 +256,7 @@ WorldEvent(e) ==
   CASE e.kind = "launch" -> Launch(e)
     [] e.kind = "start" -> StartWith(e)
     [] e.kind = "crash" -> IF server.up THEN CrashWith(e.late) ELSE Nothing
-    [] e.kind = "down" -> TargetStops
+    [] e.kind = "down" -> DownEvent
     [] e.kind = "up" -> TargetStarts
     [] e.kind = "set_back" -> SetBackEvent(e)
     [] e.kind = "take_over" -> TakeOver
