@@ -52,7 +52,7 @@ async def _data_directory(scene: Scene) -> AsyncIterator[None]:
     """Replace the data directory; now and then the server is late to hear of it."""
     cluster, ground = scene.cluster, scene.cluster.ground
     backup = ground.folder / f"base-{scene.rng.getrandbits(32):x}"
-    how = scene.rng.choice(["at once", *["server frozen", "deliveries late"] * 2])
+    how = scene.rng.choice(["at once", "server frozen", *["frozen, deliveries late"] * 2])
     await mostly_up(scene)
     try:
         async with ground.turn:
@@ -70,18 +70,19 @@ async def _data_directory(scene: Scene) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _unaware(scene: Scene, how: str) -> AsyncIterator[None]:
-    """Keep the server from noticing at once that its connections are gone."""
-    if how == "deliveries late":
-        with scene.cluster.lever("delivery", 1.0):
-            await asyncio.sleep(0.1)
-            yield
-        return
-    if how == "server frozen":
-        scene.cluster.keeper.signal(signal.SIGSTOP)
-    try:
+    """Keep the server from noticing at once that its connections are gone.
+
+    Where deliveries are late as well, nothing but reads asks PostgreSQL for a moment.
+    """
+    if how == "at once":
         yield
-    finally:
-        if how == "server frozen":
+        return
+    with scene.cluster.lever("delivery", 0.9 if how == "frozen, deliveries late" else 0.0):
+        await asyncio.sleep(0.05)
+        scene.cluster.keeper.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
             scene.cluster.keeper.signal(signal.SIGCONT)
 
 
