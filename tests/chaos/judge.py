@@ -12,6 +12,7 @@ from typing import Any
 from tests.chaos.checker import Report, check
 from tests.chaos.history import History, Mark, Outcome
 from tests.chaos.second_opinion import SecondOpinionError, disagreements, opinions
+from tests.chaos.set_back import DIRECTORY, ROWS
 from tests.chaos.timeline import draw
 
 SECOND = 1_000_000_000
@@ -91,7 +92,9 @@ def _in_order(history: History) -> Iterator[tuple[str, Mark]]:
 
 def _faults(history: History) -> Iterator[tuple[str, str]]:
     for phase, mark in _in_order(history):
-        if mark.kind == "fault begins":
+        if (mark.kind == "fault begins" and mark.facts["name"] not in {DIRECTORY, ROWS}) or (
+            mark.kind == "set back" and mark.facts.get("name")
+        ):
             yield mark.facts["name"], phase
         elif mark.kind == "takeover":
             yield "a second server takes over" if mark.facts["serves"] else "no takeover", phase

@@ -31,6 +31,9 @@ from sagastore_server.storage.replication import MigrationState
 from tests.chaos.cluster import POSTGRES, Cluster
 from tests.chaos.faulting import Scene, fault, mostly_up
 
+DIRECTORY, ROWS = "PostgreSQL set back", "PostgreSQL's rows put back"
+"""The two kinds of fault. They count where they were carried out."""
+
 _TABLES = ("messages", "tombstones", "quarantine", "files", "legacy_extra", "migration")
 _FOLLOWS = {Phase.DUAL_WRITE, Phase.BACKFILL}
 """Phases in which PostgreSQL follows, and answers no reads."""
@@ -47,7 +50,7 @@ _TROUBLE = (
 """What another fault that hurts PostgreSQL makes of this one."""
 
 
-@fault("PostgreSQL set back", (0.2, 1.5), weight=1.5, needs="clock")
+@fault(DIRECTORY, (0.2, 1.5), weight=1.5, needs="clock")
 async def _data_directory(scene: Scene) -> AsyncIterator[None]:
     """Replace the data directory; now and then the server is late to hear of it."""
     cluster, ground = scene.cluster, scene.cluster.ground
@@ -90,18 +93,20 @@ async def _replace(scene: Scene, backup: Path, how: str) -> None:
     cluster, ground = scene.cluster, scene.cluster.ground
     last = await _phase_of(cluster)
     scene.marks.mark("set back", ends=False, how=how)
+    replaced = False
     try:
         await asyncio.to_thread(ground.postgres.stop)
         ground.proxy.cut(POSTGRES)
         # Stopped, it cannot take over any more; had that begun, it may have by now.
         if last != Phase.POSTGRES_ONLY and not _completing(cluster.path):
             await asyncio.to_thread(ground.postgres.replace_data, backup)
+            replaced = True
     finally:
         await asyncio.to_thread(ground.mend)
-        scene.marks.mark("set back", ends=True, how=how)
+        scene.marks.mark("set back", ends=True, how=how, name=DIRECTORY if replaced else "")
 
 
-@fault("PostgreSQL's rows put back", (0.2, 1.5), weight=1.5)
+@fault(ROWS, (0.2, 1.5), weight=1.5)
 async def _rows(scene: Scene) -> AsyncIterator[None]:
     """Restore rows and record in one transaction, while the server is connected."""
     cluster = scene.cluster
@@ -114,7 +119,7 @@ async def _rows(scene: Scene) -> AsyncIterator[None]:
                 applied = await _put_back(scene, connection)
             if applied is not None:
                 await _until_noticed(connection, applied)
-                scene.marks.mark("set back", ends=True, how="rows")
+                scene.marks.mark("set back", ends=True, how="rows", name=ROWS)
     except _TROUBLE as exc:
         raise OSError(f"rows could not be put back: {exc!r}") from exc
 
