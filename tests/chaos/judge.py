@@ -92,9 +92,7 @@ def _in_order(history: History) -> Iterator[tuple[str, Mark]]:
 
 def _faults(history: History) -> Iterator[tuple[str, str]]:
     for phase, mark in _in_order(history):
-        if (mark.kind == "fault begins" and mark.facts["name"] not in {DIRECTORY, ROWS}) or (
-            mark.kind == "set back" and mark.facts.get("name")
-        ):
+        if _counts(mark):
             yield mark.facts["name"], phase
         elif mark.kind == "takeover":
             yield "a second server takes over" if mark.facts["serves"] else "no takeover", phase
@@ -102,6 +100,13 @@ def _faults(history: History) -> Iterator[tuple[str, str]]:
             yield f"while the phase changes: {mark.facts['how']}", phase
         elif mark.facts.get("did") in {"verify", "repair", "pause"} and "done" in mark.facts:
             yield mark.facts["did"], phase
+
+
+def _counts(mark: Mark) -> bool:
+    """Tell whether a mark is of a fault that has begun, or of PostgreSQL having been set back."""
+    if mark.kind == "set back":
+        return bool(mark.facts.get("name"))
+    return mark.kind == "fault begins" and mark.facts["name"] not in {DIRECTORY, ROWS}
 
 
 def _table(found: Iterator[tuple[str, str]]) -> dict[str, dict[str, int]]:

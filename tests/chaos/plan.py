@@ -118,7 +118,7 @@ def draw(seed: int, can_be_had: Callable[[Fault], bool], seconds: float = 0.0) -
         faults,
         steers=begins is not Phase.POSTGRES_ONLY and rng.random() < 0.8,
         completes=begins is not Phase.POSTGRES_ONLY and rng.random() < 0.4,
-        patience=rng.choice([0.3, 0.6, 1.5]),
+        patience=rng.choice([0.3, 0.6, 1.5, 1.5]),
     )
 
 

@@ -50,7 +50,7 @@ _TROUBLE = (
 """What another fault that hurts PostgreSQL makes of this one."""
 
 
-@fault(DIRECTORY, (0.2, 1.5), weight=1.5, needs="clock")
+@fault(DIRECTORY, (0.2, 1.5), weight=3, needs="clock")
 async def _data_directory(scene: Scene) -> AsyncIterator[None]:
     """Replace the data directory; now and then the server is late to hear of it."""
     cluster, ground = scene.cluster, scene.cluster.ground
@@ -106,7 +106,7 @@ async def _replace(scene: Scene, backup: Path, how: str) -> None:
         scene.marks.mark("set back", ends=True, how=how, name=DIRECTORY if replaced else "")
 
 
-@fault(ROWS, (0.2, 1.5), weight=1.5)
+@fault(ROWS, (0.2, 1.5), weight=2)
 async def _rows(scene: Scene) -> AsyncIterator[None]:
     """Restore rows and record in one transaction, while the server is connected."""
     cluster = scene.cluster
