@@ -12,6 +12,7 @@ from typing import Any
 from tests.chaos.checker import Report, check
 from tests.chaos.history import History, Mark, Outcome
 from tests.chaos.second_opinion import SecondOpinionError, disagreements, opinions
+from tests.chaos.set_back import DIRECTORY, ROWS
 from tests.chaos.timeline import draw
 
 SECOND = 1_000_000_000
@@ -91,7 +92,7 @@ def _in_order(history: History) -> Iterator[tuple[str, Mark]]:
 
 def _faults(history: History) -> Iterator[tuple[str, str]]:
     for phase, mark in _in_order(history):
-        if mark.kind == "fault begins":
+        if _counts(mark):
             yield mark.facts["name"], phase
         elif mark.kind == "takeover":
             yield "a second server takes over" if mark.facts["serves"] else "no takeover", phase
@@ -99,6 +100,13 @@ def _faults(history: History) -> Iterator[tuple[str, str]]:
             yield f"while the phase changes: {mark.facts['how']}", phase
         elif mark.facts.get("did") in {"verify", "repair", "pause"} and "done" in mark.facts:
             yield mark.facts["did"], phase
+
+
+def _counts(mark: Mark) -> bool:
+    """Tell whether a mark is of a fault that has begun, or of PostgreSQL having been set back."""
+    if mark.kind == "set back":
+        return bool(mark.facts.get("name"))
+    return mark.kind == "fault begins" and mark.facts["name"] not in {DIRECTORY, ROWS}
 
 
 def _table(found: Iterator[tuple[str, str]]) -> dict[str, dict[str, int]]:

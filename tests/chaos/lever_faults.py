@@ -39,15 +39,15 @@ async def _reads_fail(scene: Scene) -> AsyncIterator[None]:
         yield
 
 
-@fault("reads of SQLite wait", (1.5, 5.0), weight=1.5, needs="clock")
+@fault("reads of SQLite wait", (2.0, 6.0), weight=2, needs="clock")
 async def _reads_wait(scene: Scene) -> AsyncIterator[None]:
     """They get a connection late, as where long searches hold all of them.
 
     Most of the times PostgreSQL loses its connections again and again meanwhile, and gets
     what it follows late, so that it comes and goes as the store that answers reads.
     """
-    seconds, late = scene.rng.choice([0.1, 0.3, 0.5]), scene.rng.choice([0.0, 0.1, 0.25])
-    flaps = scene.rng.random() < 0.7
+    seconds, late = scene.rng.choice([0.1, 0.3, 0.5]), scene.rng.choice([0.0, 0.1, 0.3, 0.3])
+    flaps = scene.rng.random() < 0.8
     scene.marks.mark("reads wait", seconds=seconds, late=late, flaps=flaps)
     with (
         scene.cluster.lever("sqlite reads wait", seconds),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from sagastore import Phase
 from tests.chaos.faults import FAULTS, Fault
+from tests.chaos.set_back import DIRECTORY, ROWS
 
 PHASES = (
     Phase.SQLITE_ONLY,
@@ -28,8 +29,8 @@ _SHARED = PHASES[1:4]
 TAKEOVERS = 0.06
 """Share of the rounds in these phases in which a second server takes over."""
 
-_NOT_OF_SQLITE = ("SQLite's", "a backup")
-"""Faults that mean nothing once the file is an archive."""
+_NOT_OF_SQLITE = ("SQLite's", "reads of SQLite", "a backup", DIRECTORY, ROWS)
+"""Faults that mean nothing once the file is an archive, or would lose what it does not have."""
 
 
 class Planned(NamedTuple):
@@ -117,7 +118,7 @@ def draw(seed: int, can_be_had: Callable[[Fault], bool], seconds: float = 0.0) -
         faults,
         steers=begins is not Phase.POSTGRES_ONLY and rng.random() < 0.8,
         completes=begins is not Phase.POSTGRES_ONLY and rng.random() < 0.4,
-        patience=rng.choice([0.3, 0.6, 1.5]),
+        patience=rng.choice([0.3, 0.6, 1.5, 1.5]),
     )
 
 

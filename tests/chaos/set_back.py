@@ -31,6 +31,9 @@ from sagastore_server.storage.replication import MigrationState
 from tests.chaos.cluster import POSTGRES, Cluster
 from tests.chaos.faulting import Scene, fault, mostly_up
 
+DIRECTORY, ROWS = "PostgreSQL set back", "PostgreSQL's rows put back"
+"""The two kinds of fault. They count where they were carried out."""
+
 _TABLES = ("messages", "tombstones", "quarantine", "files", "legacy_extra", "migration")
 _FOLLOWS = {Phase.DUAL_WRITE, Phase.BACKFILL}
 """Phases in which PostgreSQL follows, and answers no reads."""
@@ -47,12 +50,12 @@ _TROUBLE = (
 """What another fault that hurts PostgreSQL makes of this one."""
 
 
-@fault("PostgreSQL set back", (0.2, 1.5), weight=1.5, needs="clock")
+@fault(DIRECTORY, (0.2, 1.5), weight=3, needs="clock")
 async def _data_directory(scene: Scene) -> AsyncIterator[None]:
     """Replace the data directory; now and then the server is late to hear of it."""
     cluster, ground = scene.cluster, scene.cluster.ground
     backup = ground.folder / f"base-{scene.rng.getrandbits(32):x}"
-    how = scene.rng.choice(["at once", *["server frozen", "deliveries late"] * 2])
+    how = scene.rng.choice(["at once", "server frozen", *["frozen, deliveries late"] * 2])
     await mostly_up(scene)
     try:
         async with ground.turn:
@@ -70,18 +73,19 @@ async def _data_directory(scene: Scene) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _unaware(scene: Scene, how: str) -> AsyncIterator[None]:
-    """Keep the server from noticing at once that its connections are gone."""
-    if how == "deliveries late":
-        with scene.cluster.lever("delivery", 1.0):
-            await asyncio.sleep(0.1)
-            yield
-        return
-    if how == "server frozen":
-        scene.cluster.keeper.signal(signal.SIGSTOP)
-    try:
+    """Keep the server from noticing at once that its connections are gone.
+
+    Where deliveries are late as well, nothing but reads asks PostgreSQL for a moment.
+    """
+    if how == "at once":
         yield
-    finally:
-        if how == "server frozen":
+        return
+    with scene.cluster.lever("delivery", 0.9 if how == "frozen, deliveries late" else 0.0):
+        await asyncio.sleep(0.05)
+        scene.cluster.keeper.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
             scene.cluster.keeper.signal(signal.SIGCONT)
 
 
@@ -89,18 +93,20 @@ async def _replace(scene: Scene, backup: Path, how: str) -> None:
     cluster, ground = scene.cluster, scene.cluster.ground
     last = await _phase_of(cluster)
     scene.marks.mark("set back", ends=False, how=how)
+    replaced = False
     try:
         await asyncio.to_thread(ground.postgres.stop)
         ground.proxy.cut(POSTGRES)
         # Stopped, it cannot take over any more; had that begun, it may have by now.
         if last != Phase.POSTGRES_ONLY and not _completing(cluster.path):
             await asyncio.to_thread(ground.postgres.replace_data, backup)
+            replaced = True
     finally:
         await asyncio.to_thread(ground.mend)
-        scene.marks.mark("set back", ends=True, how=how)
+        scene.marks.mark("set back", ends=True, how=how, name=DIRECTORY if replaced else "")
 
 
-@fault("PostgreSQL's rows put back", (0.2, 1.5), weight=1.5)
+@fault(ROWS, (0.2, 1.5), weight=2)
 async def _rows(scene: Scene) -> AsyncIterator[None]:
     """Restore rows and record in one transaction, while the server is connected."""
     cluster = scene.cluster
@@ -113,7 +119,7 @@ async def _rows(scene: Scene) -> AsyncIterator[None]:
                 applied = await _put_back(scene, connection)
             if applied is not None:
                 await _until_noticed(connection, applied)
-                scene.marks.mark("set back", ends=True, how="rows")
+                scene.marks.mark("set back", ends=True, how="rows", name=ROWS)
     except _TROUBLE as exc:
         raise OSError(f"rows could not be put back: {exc!r}") from exc
 
