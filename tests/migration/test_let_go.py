@@ -10,7 +10,7 @@ from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import FencedError
 from sagastore_server.storage.phase import Phase
-from sagastore_server.storage.replication import Lease, TargetRecord
+from sagastore_server.storage.replication import BackfillMark, Lease, TargetRecord
 from tests.migration.conftest import Place
 from tests.support.drafts import draft
 from tests.support.migrating import walk_to
@@ -23,8 +23,15 @@ class SlowToSay(PostgreSQLReplica):
         super().__init__(options)
         self.refused = asyncio.Event()
 
-    async def finish(self, lease: Lease, epoch: int, last_revision: int) -> None:
-        await super().finish(lease, epoch, last_revision)
+    async def finish(
+        self,
+        lease: Lease,
+        epoch: int,
+        last_revision: int,
+        after: int | None = None,
+        before: BackfillMark | None = None,
+    ) -> None:
+        await super().finish(lease, epoch, last_revision, after, before)
         await self.refused.wait()
 
     async def renew(self, lease: Lease) -> TargetRecord:

@@ -140,10 +140,10 @@ async def _set_back(faults: Faults, seconds: float) -> None:
     await asyncio.sleep(faults.draw.random() * 0.5)
     noticed, down = faults.draw.random() < 0.5, faults.draw.random() < 0.5
     record = postgres.record
-    last_step = record is None or record.phase is Phase.POSTGRES_ONLY or world.disk.state.completing
-    if world.over or last_step or saved.record is None:
-        # PostgreSQL is about to be, or is, the only store: nothing else has its writes. And to
-        # one that knows nothing of the migration only an operator can go on.
+    finished = record is None or record.phase is Phase.POSTGRES_ONLY
+    if world.over or finished or saved.record is None:
+        # PostgreSQL is the only store: nothing else has its writes. And to one that knows
+        # nothing of the migration only an operator can go on.
         return
     if world.disk.state.phase.reads_postgres:
         # Without a lost connection, reads are stale until the next renewal of the lease: a
@@ -152,9 +152,6 @@ async def _set_back(faults: Faults, seconds: float) -> None:
     if noticed and down:
         postgres.crash()
         await asyncio.sleep(seconds)
-        if world.disk.state.completing:
-            postgres.start()
-            return
     postgres.restore(saved, noticed=noticed)
     postgres.start()
     world.was_set_back()

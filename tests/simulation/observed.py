@@ -198,9 +198,17 @@ class ObservedTarget(ModelTarget):
         """See the contract."""
         return await self._as("set_phase", (), super().set_phase(lease, phase, epoch, base, after))
 
-    async def finish(self, lease: Lease, epoch: int, last_revision: int) -> None:
+    async def finish(
+        self,
+        lease: Lease,
+        epoch: int,
+        last_revision: int,
+        after: int | None = None,
+        before: BackfillMark | None = None,
+    ) -> None:
         """See the contract."""
-        await self._as("finish", (), super().finish(lease, epoch, last_revision))
+        finishing = super().finish(lease, epoch, last_revision, after, before)
+        await self._as("finish", (), finishing)
 
     async def apply(self, lease: Lease, entries: Sequence[Entry], after: int | None = None) -> None:
         """See the contract."""

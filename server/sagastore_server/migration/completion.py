@@ -178,7 +178,11 @@ class Completion:
         Whoever asks is answered only once that is certain: a write that went to SQLite
         after PostgreSQL had taken over would be lost.
         """
-        finish = self._target.finish(self._follower.lease, epoch, self._source.committed)
+        follower = self._follower
+        # What was set back since the last comparison must not become the only store.
+        finish = self._target.finish(
+            follower.lease, epoch, self._source.committed, follower.position, follower.mark
+        )
         try:
             await bounded(finish, FINISH_WITHIN, self._target.place)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it may have happened

@@ -85,7 +85,7 @@ class Follower:
         self.trouble: Blocker | None = None
         """Why the target is not followed, or is silent; None: all is well."""
         self.applied = 0
-        self._position = 0
+        self.position = 0
         """``applied`` as the target has it, for compare-and-set; may be behind ``applied``."""
         self.mark = BackfillMark()
         """How far the backfill is, as the target has it."""
@@ -149,7 +149,7 @@ class Follower:
             await asyncio.wait(tasks, timeout=self._patience)
         was_attached = self.attached
         self.trouble = None
-        self.applied = self._position = 0
+        self.applied = self.position = 0
         self._guard.stop()
         self._stand(Standing.DETACHED)
         self._waiters.give_up()
@@ -331,7 +331,7 @@ class Follower:
             await outlive(self._target, self.lease, self._patience)
         taking = attach(self._source, self._target, self._situation, self.lease, again=again)
         record = await self._timed(taking)
-        self.applied = self._position = record.applied
+        self.applied = self.position = record.applied
         self.mark = record.backfill
         self._attachments += 1
         self._stand(Standing.FOLLOWING)
@@ -345,8 +345,8 @@ class Follower:
             await self._renew()
         entries = await self._source.journal(self.applied, self._tuning.journal_batch)
         if entries:
-            await self._timed(self._target.apply(self.lease, entries, after=self._position))
-            self._position = entries[-1].sequence
+            await self._timed(self._target.apply(self.lease, entries, after=self.position))
+            self.position = entries[-1].sequence
             self._advance(entries[-1].sequence, entries)
         elif self.applied < committed and state.phase.journals:
             if (await self._source.state()).epoch == state.epoch:
@@ -388,9 +388,9 @@ class Follower:
         record = await self._timed(self._target.renew(self.lease))
         # A copy under way explains another mark; a later renewal compares it.
         quiet = quiet and self._copies_begun == before
-        if record.applied < self._position or (quiet and record.backfill != self.mark):
+        if record.applied < self.position or (quiet and record.backfill != self.mark):
             raise TargetSetBackError(
-                f"PostgreSQL has less than it had (change {record.applied}, was {self._position}); "
+                f"PostgreSQL has less than it had (change {record.applied}, was {self.position}); "
                 "both stores are compared again"
             )
 

@@ -147,7 +147,14 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         record = await self._holding(lease, note, base, after)
         return record._replace(phase=phase, epoch=epoch)
 
-    async def finish(self, lease: Lease, epoch: int, last_revision: int) -> None:
+    async def finish(
+        self,
+        lease: Lease,
+        epoch: int,
+        last_revision: int,
+        after: int | None = None,
+        before: BackfillMark | None = None,
+    ) -> None:
         """See the contract."""
 
         async def end(connection: Connection) -> None:
@@ -155,7 +162,7 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
             await connection.execute(MIGRATION["finish"], epoch)
             await connection.execute(MIGRATION["drop_guard"])
 
-        await self._holding(lease, end)
+        await self._holding(lease, end, after=after, before=before)
 
     # ------------------------------------------------------------------ the rows
 

@@ -466,12 +466,21 @@ class MigrationTarget(StorageBackend):
         """Let the planner know how the rows are distributed."""
 
     @abc.abstractmethod
-    async def finish(self, lease: Lease, epoch: int, last_revision: int) -> None:
+    async def finish(
+        self,
+        lease: Lease,
+        epoch: int,
+        last_revision: int,
+        after: int | None = None,
+        before: BackfillMark | None = None,
+    ) -> None:
         """Become the only store, in one transaction: POSTGRES_ONLY, open to any server.
 
-        Revisions given out from then on are greater than ``last_revision``.
+        Revisions given out from then on are greater than ``last_revision``. With ``after``
+        and ``before`` it is a compare-and-set of the position and of the backfill mark.
 
         Raises:
+            TargetSetBackError: Position or mark are others; nothing has changed.
             UnavailableError: It may have happened or not; ask ``inspect``.
 
         """

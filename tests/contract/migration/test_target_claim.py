@@ -402,3 +402,15 @@ async def test_closed_target_is_unavailable(target_place: TargetPlace, name: str
     with pytest.raises(UnavailableError):
         await CALLS[name](target)
     assert not (await target.health()).healthy
+
+
+async def test_a_target_that_was_set_back_does_not_become_the_only_store(
+    target: MigrationTarget,
+) -> None:
+    await target.apply(LEASE, [saved(message("a", revision=3))])
+    for after, before in ((2, None), (3, BackfillMark(BackfillState.DONE))):
+        with pytest.raises(TargetSetBackError):
+            await target.finish(LEASE, 5, 3, after, before)
+    assert (await record_of(target)).phase is not Phase.POSTGRES_ONLY
+    await target.finish(LEASE, 5, 3, 3, (await record_of(target)).backfill)
+    assert (await record_of(target)).phase is Phase.POSTGRES_ONLY

@@ -186,7 +186,14 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         )
         return record._replace(phase=phase, epoch=epoch)
 
-    async def finish(self, lease: Lease, epoch: int, last_revision: int) -> None:
+    async def finish(
+        self,
+        lease: Lease,
+        epoch: int,
+        last_revision: int,
+        after: int | None = None,
+        before: BackfillMark | None = None,
+    ) -> None:
         """See the contract."""
 
         def end(server: PostgresServer) -> None:
@@ -195,7 +202,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
             server.lease_until = asyncio.get_running_loop().time()
             _note(server, phase=Phase.POSTGRES_ONLY, epoch=epoch, holder="", session="")
 
-        await self._holding(lease, end)
+        await self._holding(lease, end, check=_at(after, before))
 
     # ------------------------------------------------------------------ the rows
 
@@ -333,12 +340,14 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         await self._read(lambda _: None, None)
 
 
-def _at(after: int | None) -> Callable[[TargetRecord], None]:
-    """Return a check that the target is at a position of the journal; None: at any."""
+def _at(after: int | None, before: BackfillMark | None = None) -> Callable[[TargetRecord], None]:
+    """Return a check that the target is at a position and a backfill mark; None: at any."""
 
     def check(record: TargetRecord) -> None:
         if after is not None and record.applied != after:
             raise TargetSetBackError(f"PostgreSQL is at {record.applied}, not at {after}")
+        if before is not None and record.backfill != before:
+            raise TargetSetBackError(f"PostgreSQL is at {record.backfill}, not at {before}")
 
     return check
 
