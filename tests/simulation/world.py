@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from random import Random
@@ -184,6 +185,9 @@ class World:
                 self.violation(f"stuck: {exc}")
             except ProcessDeadError:
                 self.violation("the simulation itself used a dead process")
+            except Exception as exc:  # noqa: BLE001 - an answer that nobody expects is a finding
+                lines = "".join(traceback.format_exception(exc))
+                self.violation(f"an unexpected error reached a caller: {lines[-1500:]}")
             finally:
                 self.violations += [f"unhandled by asyncio: {line}" for line in self.loop.errors]
                 self.log.over = True

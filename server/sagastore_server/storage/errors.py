@@ -107,16 +107,6 @@ class FencedError(StorageError):
     reason = "NOT_THE_HOLDER"
 
 
-class TargetSetBackError(StorageError):
-    """The target does not hold the position that this server left it at.
-
-    It was restored from a backup, or another copy of it answers. Nothing of the request was
-    stored; whoever follows it has to attach again.
-    """
-
-    reason = "TARGET_SET_BACK"
-
-
 class ResponseTooLargeError(StorageError):
     """The answer would be larger than one response may be."""
 
@@ -140,6 +130,16 @@ class UnavailableError(StorageError):
         """Say which store and why; ``retry_after`` is in seconds."""
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class TargetSetBackError(UnavailableError):
+    """The target does not hold the position that this server left it at.
+
+    It was restored from a backup, or another copy of it answers. Nothing of the request was
+    stored; whoever follows it has to attach again.
+    """
+
+    reason = "TARGET_SET_BACK"
 
 
 class CorruptStoreError(StorageError):
