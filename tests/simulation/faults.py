@@ -60,7 +60,7 @@ class Faults:
     def slow_postgres(self, factor: float, seconds: float) -> None:
         """Let PostgreSQL take ``factor`` times as long for a while."""
         self.world.postgres.slow = factor
-        self.world.later(seconds, self.world.postgres, "slow", 1.0)
+        self.world.later(seconds, self.world.postgres, "slow", self.world.settings.postgres_slow)
 
 
 # ---------------------------------------------------------------------- the server

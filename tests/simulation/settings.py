@@ -91,6 +91,8 @@ class Settings(NamedTuple):
     """Quarantined rows, files and extra values in the file, of each kind."""
     restored: bool
     """Whether the file comes from a backup, as far as it knows."""
+    postgres_slow: float
+    """Factor for what PostgreSQL does, all the time."""
     disk_slow: float
     """Factor for what SQLite does, all the time."""
     busy_readers: float
@@ -128,6 +130,7 @@ def draw(seed: int, profile: str) -> Settings:
         old_messages=rng.choice((0, 5, 30)),
         carried=rng.choice((0, 2)),
         restored=rng.random() < 0.1,
+        postgres_slow=1.0,
         disk_slow=1.0,
         busy_readers=rng.choice((0.0, 0.1, 0.3)),
         rows_at_once=rng.choice((3, 5000)),
@@ -189,6 +192,7 @@ def _narrowed(settings: Settings, rng: Random) -> Settings:
             "completes": False,
             "rest": rng.choice((0.01, 0.03)),
             "actions": _FEW_IDS,
+            "lossy": rng.choice((0.02, 0.1, 0.3)),
             "clients": 5,
             "old_messages": 3,
             "seconds": 3.0,
@@ -202,6 +206,8 @@ def _narrowed(settings: Settings, rng: Random) -> Settings:
             "begins": Phase.READ_POSTGRES,
             "completes": True,
             "seconds": 2.0,
+            "lossy": rng.choice((0.02, 0.2)),
+            "postgres_slow": rng.choice((1.0, 20.0)),
             "trips": 0.6,
             "kills_at_the_end": 0.6,
             "operate_every": 0.1,

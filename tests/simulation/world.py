@@ -217,6 +217,7 @@ class World:
         self.began = self.loop.time()
         self.lossy = self.settings.lossy
         self.disk.slow, self.postgres.lag = self.settings.disk_slow, self.settings.lag
+        self.postgres.slow = self.settings.postgres_slow
         self.note("round", "begins", phase=self.settings.begins.slug)
         tasks = self._workers(operator)
         await asyncio.wait(tasks, timeout=self.settings.seconds)
