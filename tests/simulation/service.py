@@ -141,6 +141,30 @@ class Service:
         self._lose_calls()
         self.start()
 
+    async def _cancel(self, task: asyncio.Task[Any], call: _Call, process: Process) -> None:
+        """Tell the server that the caller has gone, before that sends anything else.
+
+        A frozen process hears of it when it runs again. Calls that it has not seen by then are
+        over before they begin.
+        """
+        if process.dead:
+            return
+        if not call.begun:
+            task.cancel()
+            return
+        told: asyncio.Future[None] = self._world.loop.create_future()
+        self._calls[told] = None
+
+        def tell() -> None:
+            task.cancel()
+            if not told.done():
+                told.set_result(None)
+
+        self._world.loop.call_soon(tell, context=process.context)
+        await asyncio.wait({told})
+        self._calls.pop(told, None)
+        told.cancelled() or told.exception()
+
     @staticmethod
     def _was_killed(process: Process) -> bool:
         return process.dead
@@ -186,8 +210,7 @@ class Service:
         finally:
             self._calls.pop(answer, None)
             if not task.done():
-                # A process that is frozen hears of it when it runs again.
-                world.loop.call_soon(task.cancel, context=process.context)
+                await self._cancel(task, call, process)
         return _result_of(answer)
 
 
@@ -210,10 +233,13 @@ class _Call:
         self._client = client
         self._what = what
         self._write = write
+        self.begun = False
+        """Whether the server has seen it."""
 
     async def serve(self, live: LiveMigration, make: Make[T], answer: asyncio.Future[T]) -> None:
         """Carry the call out, and send the answer."""
         CALL.set(self._number)
+        self.begun = True
         self._note("begins")
         result: T | Exception
         try:
