@@ -54,7 +54,7 @@ GHZ_FOLDER = $(CURDIR)/build/tools/bin
 GHZ = $(GHZ_FOLDER)/ghz
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs proto proto-check breaking build pins clean spec spec-quick
+.PHONY: help run run-postgres demo overload fuzz chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs proto proto-check breaking build pins clean spec spec-quick traces
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -114,6 +114,9 @@ env: $(VENV)/.stamp-dev ## Make the development environment in .venv
 # TLC needs Java. `make spec` fails without it, `make spec-quick` says that it was skipped.
 spec: $(VENV)/.stamp-dev ## Check the specification of the migration: every instance (ARGS='--only NAME')
 	@exec $(BIN)/python -m tools.spec $(ARGS)
+
+traces: $(VENV)/.stamp-dev ## Check that simulated rounds are behaviours of the specification (ROUNDS, SEED)
+	@exec $(BIN)/python -m tests.simulation.traces --rounds '$(or $(ROUNDS),10)' --seed '$(or $(SEED),100)'
 
 spec-quick: $(VENV)/.stamp-dev ## Check small instances of the specification, and the planted mistakes
 	@exec $(BIN)/python -m tools.spec --quick --optional $(ARGS)

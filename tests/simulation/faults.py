@@ -165,7 +165,9 @@ async def _row_altered(faults: Faults, _: float) -> None:
     world, postgres = faults.world, faults.world.postgres
     live = world.service.live
     early = {Phase.DUAL_WRITE, Phase.BACKFILL}
-    if live is None or {live.phase, world.disk.state.phase} - early or not postgres.rows:
+    if live is None or live._controller._changing:
+        return
+    if {live.phase, world.disk.state.phase} - early or not postgres.rows:
         return
     id = faults.draw.choice(list(postgres.rows))
     postgres.rows[id] = postgres.rows[id]._replace(content="altered by a foreign hand")

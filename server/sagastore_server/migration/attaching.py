@@ -72,9 +72,10 @@ async def attach(
 async def _reconcile(source: MigrationSource, situation: Situation, record: TargetRecord) -> int:
     """Return up to which sequence the target needs nothing from the journal."""
     applied = record.applied
-    if record.backfill.state is BackfillState.PENDING:
-        # What is older than the journal, the backfill copies.
-        applied = max(applied, situation.state.base)
+    if applied == 0 and record.backfill.state is BackfillState.PENDING:
+        # Nothing was ever stored there. What is older than the journal, the backfill copies;
+        # of a target that has rows it could not take away what was deleted.
+        applied = situation.state.base
     pruned = (await source.journal_status(applied)).pruned
     if applied < pruned:
         _log.warning(

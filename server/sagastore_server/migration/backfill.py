@@ -232,13 +232,15 @@ class Backfill:
 
         progress(0.0)
         building = asyncio.create_task(self._target.build_index(name, progress))
-        # A pause or a way back does not wait for the end of a build.
-        while not building.done() and self._may_work:
-            await asyncio.wait({building}, timeout=self._tuning.backfill_idle_seconds / 4)
+        try:
+            # A pause or a way back does not wait for the end of a build.
+            while not building.done() and self._may_work:
+                await asyncio.wait({building}, timeout=self._tuning.backfill_idle_seconds / 4)
+        finally:
+            if not building.done():
+                abandon(building)
         if building.done():
             building.result()
-        else:
-            abandon(building)
 
     async def _end(self, mark: BackfillMark) -> None:
         self._step = "refreshing the planner's statistics"

@@ -244,7 +244,8 @@ class Follower:
 
     def lose(self, error: FencedError) -> None:
         """Serve nothing until it is known whether another server has the lease."""
-        if self._situation.state.completing:
+        # Once it is not followed any more, what was under way hears that the lease was released.
+        if self._situation.state.completing or not self._tasks:
             return
         blocker = Blocker("LEASE_LOST", f"{error}; whether that server is alive is being found out")
         self._guard.contest(blocker)
