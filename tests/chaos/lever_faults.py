@@ -25,10 +25,10 @@ async def _held_up(scene: Scene) -> AsyncIterator[None]:
         yield
 
 
-@fault("reads of PostgreSQL fail", (1.0, 4.0), weight=2, needs="clock")
+@fault("reads of PostgreSQL fail", (2.0, 5.0), weight=2, needs="clock")
 async def _reads_fail(scene: Scene) -> AsyncIterator[None]:
     """A share of them ends in a statement time-out; writes go on, often late or slow."""
-    share, late = scene.rng.choice([0.05, 0.3, 0.9]), scene.rng.choice([0.0, 0.1, 0.25])
+    share, late = scene.rng.choice([0.1, 0.3, 0.6]), scene.rng.choice([0.0, 0.1, 0.25, 0.25])
     slow = scene.rng.choice([0.0, 0.05])
     scene.marks.mark("reads fail", share=share, late=late, slow=slow)
     with (
