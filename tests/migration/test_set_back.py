@@ -10,7 +10,7 @@ from sagastore_server.migration.live import LiveMigration
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.source import SQLiteSource
-from sagastore_server.storage.errors import CannotOpenError, UnavailableError
+from sagastore_server.storage.errors import CannotOpenError, FencedError, UnavailableError
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import OnConflict
 from sagastore_server.storage.phase import Phase
@@ -192,3 +192,44 @@ async def test_start_that_cannot_ask_postgresql_gives_one_line(place: Place) -> 
     with pytest.raises(CannotOpenError, match="did not answer in time") as caught:
         await service.backend.open()
     assert "\n" not in str(caught.value)
+
+
+async def test_deletion_lost_in_a_second_dual_write_is_applied_again(place: Place) -> None:
+    """The target has rows from the first one, and no backfill: only the journal can delete."""
+    backup = Backup(place.dsn)
+    async with held(place) as one:
+        await _begun(one, Phase.DUAL_WRITE)
+        await _followed(one)
+        await backup.take()
+        await one.backend.delete("gone")
+        await one.backend.save(draft("m", "two"))
+        await _followed(one)
+        await change(one.control, Phase.SQLITE_ONLY)
+        await change(one.control, Phase.DUAL_WRITE)
+        await until(lambda: one.service._follower.attached)
+        await backup.restore(lease_seconds=0.0)
+        await until(lambda: one.service._follower.attached)
+        await one.backend.save(draft("next", "next"))
+        await _followed(one)
+        assert [await one.stored(id) for id in ("m", "gone", "next")] == ["two", "", "next"]
+
+
+async def test_lease_that_was_given_back_stops_nobody_in_sqlite_only(place: Place) -> None:
+    """What was under way in the backfill hears of it when the target is not followed any more."""
+    drafts = [draft(f"m-{number:03}") for number in range(60)]
+    async with held(place) as one:
+        await one.backend.bulk_save(drafts, OnConflict.REPLACE)
+        await walk_to(one.control, Phase.DUAL_WRITE)
+        one.target.copies_until_held = 2
+        await change(one.control, Phase.BACKFILL)
+        await one.target.copying.reached.wait()
+        await change(one.control, Phase.DUAL_WRITE)
+        await change(one.control, Phase.SQLITE_ONLY)
+        heard = one.service._backfill._follower.lose
+        one.target.copying.open()
+        await until(
+            lambda: one.service._follower._copies_begun == one.service._follower._copies_ended
+        )
+        heard(FencedError("the lease was given back"))
+        await one.backend.save(draft("after", "after"))
+        assert await one.text("after") == "after"
