@@ -46,6 +46,9 @@ AS_THEY_ARE = (
 )
 """Plants of the campaign that change what the simulation runs, or what the models override."""
 
+OF_THE_LAST_STEP = ("trust-old-phase", "complete-without-draining")
+"""Those that only the last step shows."""
+
 NOT_APPLICABLE = {
     "forget-index": "the models search without an index",
     "two-owners": "the models' file has no lock that another process could lack",
@@ -92,7 +95,7 @@ def _of_the_campaign(name: str) -> Callable[[], None]:
 
 
 for _name in AS_THEY_ARE:
-    _plant(_name)(_of_the_campaign(_name))
+    _plant(_name, profile="last" if _name in OF_THE_LAST_STEP else "")(_of_the_campaign(_name))
 
 
 def _replace(owner: object, name: str, value: object) -> None:

@@ -208,6 +208,8 @@ def _narrowed(settings: Settings, rng: Random) -> Settings:
             "seconds": 2.0,
             "lossy": rng.choice((0.02, 0.2)),
             "postgres_slow": rng.choice((1.0, 20.0)),
+            "lag": rng.choice((0.0, 0.2)),
+            "rest": rng.choice((0.02, 0.1)),
             "trips": 0.6,
             "kills_at_the_end": 0.6,
             "operate_every": 0.1,
