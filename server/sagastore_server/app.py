@@ -30,6 +30,7 @@ from sagastore_server.rpc.server import METHODS, CannotListenError, RpcServer, T
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.phase import Phase
 
@@ -298,7 +299,7 @@ async def _announce(
 ) -> None:
     messages = (await service.backend.health()).messages
     place = service.place()
-    quarantined = await service.backend.quarantine_count()
+    quarantined = await _quarantined(service.backend)
     _log.info(
         "serving",
         address=str(address),
@@ -309,6 +310,18 @@ async def _announce(
         quarantined=quarantined,
     )
     say(greeting(__version__, address, place, messages, quarantined, asked=asked))
+
+
+async def _quarantined(backend: StorageBackend) -> int:
+    """Return how many rows are in quarantine; 0 if the store fails to answer just now.
+
+    It serves already: what is only announced must not end it.
+    """
+    try:
+        return await backend.quarantine_count()
+    except StorageError as exc:
+        _log.warning("quarantine not counted", detail=str(exc))
+        return 0
 
 
 async def _drain(server: RpcServer, grace: float, signals: StopSignals) -> None:
