@@ -40,6 +40,9 @@ from tests.support.checker import Checker, WrongAnswerError
 Turn = tuple[str, int]
 """Who acts, and for which time."""
 
+ANALYSED_ASIDE = 0.2
+"""Share of writes whose text is long enough to be analysed in another thread."""
+
 WALK_SECONDS = 120.0
 """Until the service is in the phase in which a round begins, while nothing disturbs."""
 
@@ -272,6 +275,7 @@ class World:
         if settings.restored:
             disk.state = disk.state._replace(restored=disk.revision)
         disk.rows_at_once, disk.busy_readers = settings.rows_at_once, settings.busy_readers
+        disk.analysed_aside = ANALYSED_ASIDE
         disk.state = disk.state._replace(batch_size=settings.batch_size)
         disk.is_new = not (disk.messages or disk.quarantine)
 

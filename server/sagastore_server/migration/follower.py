@@ -333,7 +333,7 @@ class Follower:
         taking = attach(self._source, self._target, self._situation, self.lease, again=again)
         record = await self._timed(taking)
         self.applied = self.position = record.applied
-        self.mark = record.backfill
+        self.mark, self._pruned = record.backfill, 0
         self._attachments += 1
         self._stand(Standing.FOLLOWING)
         self._waiters.release(self.applied)

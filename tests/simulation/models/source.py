@@ -40,9 +40,6 @@ from tests.simulation.models.writer import GroupWriter, Job, Kind
 
 T = TypeVar("T")
 
-ANALYSED_ASIDE = 0.2
-"""Share of writes whose text is analysed in another thread."""
-
 
 class ModelSource(SnapshotReads, MigrationSource):
     """The source of a migration on a ``SourceDisk``, used by one process.
@@ -163,7 +160,7 @@ class ModelSource(SnapshotReads, MigrationSource):
 
     async def _write(self, apply: Callable[[Changes], T], rows: int = 1) -> T:
         # The text is analysed before the write is queued, in another thread if it is long.
-        if self._disk.draw.random() < ANALYSED_ASIDE:
+        if self._disk.draw.random() < self._disk.analysed_aside:
             await self._wait(self._disk.pause(0.02))
         return cast("T", await self._submit(Kind.WRITE, apply, rows))
 

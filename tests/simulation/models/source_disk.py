@@ -83,6 +83,8 @@ class SourceDisk(Latency):
         self.fault: Literal["full", "eio"] | None = None
         self.fault_rate = 0.7
         self.busy_readers = 0.0
+        self.analysed_aside = 0.0
+        """Share of writes whose text is analysed in another thread before they are queued."""
         self.rows_at_once = ROWS_AT_ONCE
         """Journal rows that one transaction removes or adds."""
         self.commits = 0
