@@ -128,11 +128,9 @@ class Settling:
     def _has_converged(self, live: LiveMigration) -> bool:
         world = self._world
         disk, record = world.disk, world.postgres.record
-        if (
-            record is None
-            or record.applied < disk.revision
-            or disk.journal_status(record.applied).rows
-        ):
+        # The last revisions may be those of repairs, of which no entry is left.
+        behind = live._follower.applied < disk.revision
+        if record is None or behind or disk.journal_status(record.applied).rows:
             return False
         copied = record.backfill.state is BackfillState.DONE
         return copied or live.phase is Phase.DUAL_WRITE or disk.state.paused

@@ -158,7 +158,9 @@ class ShadowReader:
 
     async def _caught_up(self, answer: _Answer) -> bool:
         newest = max((row.revision for row in answer.rows), default=0)
-        return await self._reach(max(self._source.committed, newest), _REACH_SECONDS)
+        # A deletion shows no revision of its own, so what is on disk has to be known.
+        flushed = await self._source.flush()
+        return await self._reach(max(flushed, newest), _REACH_SECONDS)
 
     @staticmethod
     async def _asked(store: StorageBackend, comparison: _Comparison) -> _Answer:

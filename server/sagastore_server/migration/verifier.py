@@ -292,8 +292,11 @@ class _Patient:
             await asyncio.sleep(_RETRY_EVERY)
 
     async def caught_up(self, newest: int) -> None:
-        """Wait until everything that is committed now, and ``newest``, has been applied."""
-        mark = max(self._source.committed, newest)
+        """Wait until everything that is committed now, and ``newest``, has been applied.
+
+        A deletion that was read shows no revision, and may be on disk long before it is known.
+        """
+        mark = max(await self.read(self._source.flush), newest)
         began = self._clock.monotonic()
         while not await self._reach(mark, min(_REACH_SLICE, self._patience)):
             if self._clock.monotonic() - began > self._patience:
