@@ -128,9 +128,13 @@ class Settling:
     def _has_converged(self, live: LiveMigration) -> bool:
         world = self._world
         disk, record = world.disk, world.postgres.record
-        # The last revisions may be those of repairs, of which no entry is left.
-        behind = live._follower.applied < disk.revision
-        if record is None or behind or disk.journal_status(record.applied).rows:
+        follower = live._follower
+        # The last revisions may be those of repairs, of which no entry is left. And PostgreSQL
+        # may have been set back last of all, and the follower not have attached again yet.
+        behind = not follower.attached or follower.applied < disk.revision
+        if record is None or behind or record.applied != follower.position:
+            return False
+        if disk.journal_status(record.applied).rows:
             return False
         copied = record.backfill.state is BackfillState.DONE
         return copied or live.phase is Phase.DUAL_WRITE or disk.state.paused
