@@ -349,7 +349,8 @@ async def test_a_usual_save_waits_for_nobody(
 
 async def test_a_save_to_both_has_the_time_that_its_caller_has(served: Served) -> None:
     request = storage_pb2.SaveRequest(message=message(), durability=storage_pb2.DURABILITY_BOTH)
-    answer = await served.storage.Save(request, timeout=100)
+    # gRPC sends 100 s and more in whole seconds, rounded up; less in tenths.
+    answer = await served.storage.Save(request, timeout=99)
     assert answer.durable_on == [storage_pb2.STORE_SQLITE, storage_pb2.STORE_POSTGRESQL]
     await served.storage.Save(request)
     with_deadline, without = served.backend.within
