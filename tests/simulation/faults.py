@@ -51,7 +51,8 @@ class Faults:
         how = self.draw.choice(("kill", "kill", "cut", "slow"))
         self.world.fault(f"mid-change {how}", "")
         if how == "kill":
-            self.world.service.kill(self.draw.random() * 0.3)
+            # A service manager may be quicker than a commit that is under way.
+            self.world.service.kill(self.draw.choice((0.0, 0.3 * self.draw.random())))
         elif how == "cut":
             self.world.postgres.cut()
         else:

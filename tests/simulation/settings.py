@@ -198,6 +198,7 @@ def _narrowed(settings: Settings, rng: Random) -> Settings:
             "seconds": 3.0,
             "fault_every": 0.3,
             "busy_readers": rng.choice((0.1, 0.3)),
+            "disk_slow": rng.choice((1.0, 10.0)),
             "lag": rng.choice((0.02, 0.1, 0.3)),
             "operate_every": 1.0,
             "tuning": settings.tuning._replace(return_seconds=0.02, reconnect_first=0.01),
