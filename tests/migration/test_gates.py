@@ -129,6 +129,8 @@ async def test_a_database_with_messages_of_its_own(place: Place) -> None:
 
 
 async def test_the_migration_of_another_file(place: Place, tmp_path: Path) -> None:
+    async with opened_live(tmp_path / "other.db", place.dsn) as service:
+        await service.backend.save(draft("m-1"))
     async with opened_live(*place) as service:
         await walk_to(service.control, Phase.DUAL_WRITE)
     async with opened_live(tmp_path / "other.db", place.dsn) as service:
@@ -202,6 +204,38 @@ async def test_a_new_file_beside_a_database_in_use(place: Place, tmp_path: Path)
         async with opened_live(mistyped, place.dsn):
             pass
     assert not mistyped.exists()
+
+
+@pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.READ_POSTGRES])
+async def test_new_file_beside_running_migration_is_refused(
+    place: Place, tmp_path: Path, phase: Phase
+) -> None:
+    async with opened_live(*place) as service:
+        await walk_to(service.control, phase)
+    mistyped = tmp_path / "mistyped.db"
+    with pytest.raises(CannotOpenError, match="give the path of that file"):
+        async with opened_live(mistyped, place.dsn):
+            pass
+    assert not mistyped.exists()
+
+
+@pytest.mark.parametrize("archive_is_there", [True, False])
+async def test_archived_file_with_postgresql_of_another_migration_is_refused(
+    place: Place, tmp_path: Path, *, archive_is_there: bool
+) -> None:
+    async with opened_live(*place) as service:
+        await service.backend.save(draft("m-1"))
+        await walk_to(service.control, Phase.POSTGRES_ONLY)
+    async with fresh_schema() as other:
+        async with opened_live(tmp_path / "other.db", other) as service:
+            await walk_to(service.control, Phase.POSTGRES_ONLY)
+        if not archive_is_there:
+            place.path.with_name(f"{place.path.name}.archive").unlink()
+        with pytest.raises(CannotOpenError, match="is not where they went"):
+            async with opened_live(place.path, other):
+                pass
+    async with opened_live(*place) as service:
+        assert (await service.backend.get("m-1")).id == "m-1"
 
 
 async def test_an_old_copy_of_the_file(place: Place, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sagastore_server.migration.live import LiveMigration
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.phase import Phase
+from tests.simulation.mistakes import MISTAKES
 from tests.simulation.service import RefusedError, UnknownError
 
 if TYPE_CHECKING:
@@ -233,6 +234,7 @@ KINDS: dict[str, Callable[[Faults, float], Awaitable[None]]] = {
     "disk slow": _disk_slow,
     "disk full": _disk_full,
     "disk errors": _disk_errors,
+    **MISTAKES,
 }
 
 WEIGHTS = {
@@ -253,6 +255,7 @@ WEIGHTS = {
     "disk slow": 1.0,
     "disk full": 1.0,
     "disk errors": 1.0,
+    **dict.fromkeys(MISTAKES, 0.0),
 }
 """How often each comes, beside the others."""
 
@@ -262,5 +265,8 @@ PROFILE_WEIGHTS = {
     "copy": {"PostgreSQL set back": 0.0, "PostgreSQL hangs": 0.5},
     "restore": {"PostgreSQL set back": 12.0, "server paused": 0.0},
     "last": {"PostgreSQL set back": 0.0, "server paused": 0.0},
+    "mistakes": dict.fromkeys(WEIGHTS, 0.0)
+    | dict.fromkeys(("server killed", "PostgreSQL slow", "disk slow"), 1.0)
+    | dict.fromkeys(MISTAKES, 4.0),
 }
 """What a profile changes in that."""

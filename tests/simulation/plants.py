@@ -13,12 +13,17 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from sagastore_server.migration import attaching
+from sagastore_server.migration import attaching, live
 from sagastore_server.migration.follower import Follower
 from sagastore_server.migration.lease import LeaseGuard
 from sagastore_server.migration.router import Router, _NotAnsweredError
 from sagastore_server.storage.changes import Changes
-from sagastore_server.storage.errors import StorageError, StorageFullError, UnavailableError
+from sagastore_server.storage.errors import (
+    MovedError,
+    StorageError,
+    StorageFullError,
+    UnavailableError,
+)
 from sagastore_server.storage.model import Message, Store
 from sagastore_server.storage.replication import Entry, Lease
 from tests.chaos import planted
@@ -329,3 +334,49 @@ def _trust_set_back() -> None:
 )
 def _connection_loss_unheard() -> None:
     _replace(Follower, "_suspect", lambda self: None)
+
+
+# ---------------------------------------------------------------------- mistakes at a start
+
+
+@_plant("serve-old-file", "a file is served whose later changes PostgreSQL has seen", "mistakes")
+def _serve_old_file() -> None:
+    for module in (attaching, live):
+        _replace(module, "check", lambda *_: None)
+
+
+@_plant("serve-new-file", "a new file is served beside a migration under way", "mistakes")
+def _serve_new_file() -> None:
+    async def unasked(self: Any) -> None:
+        """Ask nothing."""
+
+    _replace(live.LiveMigration, "_refuse_a_new_file_beside_messages", unasked)
+
+
+@_plant("any-archive", "an archived file is served from any finished PostgreSQL", "mistakes")
+def _any_archive() -> None:
+    original = MovedError.__init__
+
+    def forget(self: Any, message: str, store_id: str = "") -> None:
+        original(self, message)
+
+    _replace(MovedError, "__init__", forget)
+
+
+@_plant("any-postgres", "a PostgreSQL of another migration is followed", "mistakes")
+def _any_postgres() -> None:
+    original, inspect = ModelTarget.claim, ModelTarget.inspect
+
+    async def inspected(self: Any) -> Any:
+        found = await inspect(self)
+        record = found.record and found.record._replace(source="store-1", epoch=0, applied=0)
+        return found._replace(record=record)
+
+    async def claim(self: Any, lease: Any, source: str, *rest: Any, **options: Any) -> Any:
+        record = self._server.record
+        if record is not None:
+            self._server.record = record._replace(source=source)
+        return await original(self, lease, source, *rest, **options)
+
+    _replace(ModelTarget, "inspect", inspected)
+    _replace(ModelTarget, "claim", claim)

@@ -2,14 +2,15 @@
 
 The durable steps of both stores, what the server knows, and what clients are told become
 events, in their order. The objects of the round are hooked while it runs; no product code
-knows of it. Left out: the profile "rival" (a second server is no part of the trace), and
-reads other than Get and BatchGet.
+knows of it. Left out: the profiles "rival" and "mistakes" (a second server, file or
+PostgreSQL is no part of the trace), and reads other than Get and BatchGet.
 """
 
 from __future__ import annotations
 
 from sagastore_server.migration.live import LiveMigration
 from tests.simulation import service as services
+from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.process import Process
 from tests.simulation.models.source_disk import SourceDisk
 from tests.simulation.tracing.server import Watched
@@ -26,8 +27,10 @@ def record(world: World) -> list[Event]:
     hook_postgres(trace)
     make = services.make_live
 
-    def make_watched(of: World, disk: SourceDisk, process: Process) -> LiveMigration:
-        live = make(of, disk, process)
+    def make_watched(
+        of: World, disk: SourceDisk, process: Process, postgres: PostgresServer
+    ) -> LiveMigration:
+        live = make(of, disk, process, postgres)
         if disk is world.disk:
             Watched(trace, live, process)
         return live

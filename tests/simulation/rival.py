@@ -8,13 +8,12 @@ the first server must not acknowledge anything, however long it takes to learn o
 from __future__ import annotations
 
 import asyncio
-import copy
 from random import Random
 from typing import TYPE_CHECKING
 
 from sagastore_server.migration.live import LiveMigration
+from tests.simulation.mistakes import copied
 from tests.simulation.models.process import Process
-from tests.simulation.observed import ObservedDisk
 from tests.simulation.service import make_live
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ async def take_over(world: World) -> None:
     world.service.process.frozen_until = world.loop.time() + 12.0 + 8.0 * draw.random()
     world.fault("taken over", "")
     process = Process(NAME)
-    live = make_live(world, _copied(world, draw), process)
+    live = make_live(world, copied(world.disk, draw, "other:2:2"), process, world.postgres)
     world.rival = live
     opening = world.loop.create_task(live.backend.open(), name=NAME, context=process.context)
     done, _ = await asyncio.wait({opening}, timeout=START_SECONDS)
@@ -58,14 +57,3 @@ async def _until_fenced(world: World, rival: LiveMigration) -> None:
         world.violation(f"the first server does not know that it was taken over from: {standing}")
     # Clients go on for a moment: nothing of this may be acknowledged.
     await asyncio.sleep(0.5)
-
-
-def _copied(world: World, draw: Random) -> ObservedDisk:
-    """Return a copy of the file, on another machine."""
-    mine = world.disk
-    disk = ObservedDisk(draw, holder="other:2:2", store_id=mine.store_id)
-    for name in ("messages", "buried", "journal", "quarantine", "files", "extras"):
-        setattr(disk, name, copy.copy(getattr(mine, name)))
-    disk.revision, disk.pruned, disk.state = mine.revision, mine.pruned, mine.state
-    disk.is_new = False
-    return disk

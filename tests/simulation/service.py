@@ -23,6 +23,7 @@ from tests.simulation.models.process import Process
 from tests.simulation.observed import CALL, ObservedSource, ObservedTarget
 
 if TYPE_CHECKING:
+    from tests.simulation.models.postgres import PostgresServer
     from tests.simulation.models.source_disk import SourceDisk
     from tests.simulation.world import World
 
@@ -65,6 +66,10 @@ class Service:
         self._numbers = itertools.count(1)
         self.process = Process("server-0")
         self.process.dead = True
+        self.disk = world.disk
+        """The file that the next start is given."""
+        self.postgres = world.postgres
+        """The PostgreSQL that the next start is given."""
         self.live: LiveMigration | None = None
         self.serving = False
         self.refused = ""
@@ -77,7 +82,7 @@ class Service:
         world = self._world
         self.process = process = Process(f"server-{next(self._starts)}")
         self.serving = False
-        self.live = make_live(world, world.disk, process)
+        self.live = make_live(world, self.disk, process, self.postgres)
         opening = self._open(process, self.live)
         world.loop.create_task(opening, name="main", context=process.context)
 
@@ -112,9 +117,22 @@ class Service:
             return
         self._world.note(process.name, "killed")
         process.dead, self.serving = True, False
-        self._world.postgres.cut(of=process, silent=True)
-        self._lose_calls()
+        self._bury(process)
         self._start_again(process, after)
+
+    def _bury(self, process: Process) -> None:
+        """End what a process has begun, once it is dead."""
+        for postgres in (self._world.postgres, self.postgres):
+            postgres.cut(of=process, silent=True)
+        self._lose_calls()
+
+    def abandon(self) -> None:
+        """Kill the process, and start no other."""
+        process, self.process = self.process, Process("none")
+        self.process.dead, self.serving = True, False
+        if not process.dead:
+            process.dead = True
+            self._bury(process)
 
     def _lose_calls(self) -> None:
         for answer in list(self._calls):
@@ -124,22 +142,33 @@ class Service:
 
     async def stop(self) -> None:
         """Stop the process in good order, and start a new one."""
+        if self.serving and await self._end():
+            self.start()
+
+    async def end(self) -> None:
+        """Stop the process in good order if it serves, kill it if it does not yet."""
+        if self.serving:
+            await self._end()
+        self.abandon()
+
+    async def _end(self) -> bool:
+        """Stop the process; tell whether that is what ended it."""
         process, live, world = self.process, self.live, self._world
-        if process.dead or not self.serving or live is None:
-            return
+        if process.dead or live is None:
+            return False
         world.note(process.name, "stops")
         self.serving = False
         closing = world.loop.create_task(live.close(), name="close", context=process.context)
         done, _ = await asyncio.wait({closing}, timeout=STOP_SECONDS)
         if self._was_killed(process):
-            return
+            return False
         if not done:
             world.violation(f"the server did not stop within {STOP_SECONDS:g} s")
         elif closing.exception() is not None:
             world.violation(f"the stop failed: {closing.exception()!r}")
         process.dead = True
         self._lose_calls()
-        self.start()
+        return True
 
     async def _cancel(self, task: asyncio.Task[Any], call: _Call, process: Process) -> None:
         """Tell the server that the caller has gone, before that sends anything else.
@@ -267,13 +296,15 @@ class _Call:
         self._world.note(self._client, f"{self._what} {kind}", call=self._number, **facts)
 
 
-def make_live(world: World, disk: SourceDisk, process: Process) -> LiveMigration:
-    """Return a service on a file and the PostgreSQL of a round, as ``process``."""
+def make_live(
+    world: World, disk: SourceDisk, process: Process, postgres: PostgresServer
+) -> LiveMigration:
+    """Return a service on a file and a PostgreSQL, as ``process``."""
     clock = SimulationClock(world.loop, process)
     settings = world.settings
     return LiveMigration(
         ObservedSource(disk, process, clock.now, world.observer),
-        ObservedTarget(world.postgres, process, clock.now, world.observer),
+        ObservedTarget(postgres, process, clock.now, world.observer),
         Options(shadow_share=settings.shadow_share, patience=settings.patience),
         Environment(clock, world.randomness),
         settings.tuning,

@@ -44,12 +44,14 @@ PROFILES = {
     "last": "the last step, with faults in the middle of it",
     "restore": "PostgreSQL is set back to an earlier state, noticed or not",
     "rival": "the server stands still, and a copy of its file is served elsewhere",
+    "mistakes": "two operators, and starts on the wrong file or the wrong PostgreSQL",
 }
 
 _ROTATION = (
     *("mixed", "flap", "mixed", "begin", "last", "mixed", "restore"),
     *("mixed", "copy", "flap", "mixed", "mixed", "last", "mixed"),
     *("rival", "mixed", "flap", "restore", "begin", "rival", "copy"),
+    *("mistakes", "mixed"),
 )
 """Profiles of seeds in a row. An odd number of them, so that each meets both orders."""
 
@@ -100,6 +102,7 @@ class Settings(NamedTuple):
     lag: float
     """Seconds, at most, between reading rows and sending them to PostgreSQL, all the time."""
     tuning: Tuning
+    operators: int = 1
 
 
 def profile_of(seed: int) -> str:
@@ -221,6 +224,14 @@ def _narrowed(settings: Settings, rng: Random) -> Settings:
             "rest": rng.choice((0.03, 0.1)),
             "actions": _FEW_IDS,
             "old_messages": rng.choice((0, 3)),
+        },
+        "mistakes": {
+            "begins": Phase(rng.choice((1, 2, 3, 4))),
+            "seconds": 12.0,
+            "fault_every": 2.0,
+            "carried": 2,
+            "operators": 2,
+            "tuning": settings.tuning._replace(most_touched=rng.choice((3, 30))),
         },
         "rival": {
             "begins": phases[1],

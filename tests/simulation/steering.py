@@ -38,11 +38,12 @@ asked for: a change takes some hundred."""
 class Operator:
     """Acts on the service's control, as ``sagastore migrate`` does."""
 
-    def __init__(self, world: World) -> None:
-        """Steer the service of ``world``."""
+    def __init__(self, world: World, name: str = NAME) -> None:
+        """Steer the service of ``world``, as ``name``."""
+        self._name = name
         self._world = world
         self._service = world.service
-        self._draw = Random(f"{world.seed}/operator")
+        self._draw = Random(f"{world.seed}/{name}")
 
     async def run(self) -> None:
         """Act until the round is over."""
@@ -53,7 +54,7 @@ class Operator:
                 return
             action = self._draw.choices(list(_ACTIONS), list(_ACTIONS.values()))[0]
             live = self._service.live
-            if live is None or not self._service.serving or world.skips(NAME, turn):
+            if live is None or not self._service.serving or world.skips(self._name, turn):
                 continue
             try:
                 await self._act(action, live.phase)
@@ -83,7 +84,7 @@ class Operator:
         elif action == "control":
             await self._control()
         elif action == "look":
-            await self._service.call(NAME, "look", _look, deadline=10.0)
+            await self._service.call(self._name, "look", _look, deadline=10.0)
         else:
             await self._verify(repair=action == "repair")
 
@@ -99,7 +100,7 @@ class Operator:
         if trip is not None and draw.random() < world.settings.trips:
             world.loop.after_steps(int(2 ** (draw.random() * LONGEST_TRIP)), trip)
         await self._service.call(
-            NAME,
+            self._name,
             f"change to {phase.slug}",
             lambda live: live.control.change_phase(
                 phase, dry_run=dry_run, accept_quarantine=accept
@@ -114,7 +115,7 @@ class Operator:
         paused = draw.random() < 0.3
         size, rate = draw.choice((1, 2, 50)), draw.choice((0, 200))
         await self._service.call(
-            NAME,
+            self._name,
             f"control paused={paused} batch={size} rate={rate}",
             lambda live: live.control.control_backfill(
                 paused=paused, batch_size=size, max_rows_per_second=rate
@@ -132,7 +133,7 @@ class Operator:
 
         set_back = self._world.set_back
         what = "repair" if repair else "verify"
-        found = await self._service.call(NAME, what, run, deadline=30.0, lossy=False)
+        found = await self._service.call(self._name, what, run, deadline=30.0, lossy=False)
         # What a target lacks that was set back meanwhile is a difference, until it is found out.
         world = self._world
         excused = set_back != world.set_back or world.set_back_lately() or world.was_altered
@@ -148,6 +149,8 @@ async def _look(live: LiveMigration) -> None:
     await control.backlog()
     control.glance()
     await live.backend.health()
+    assert live.place
+    assert live.can_go_away in {True, False}
     seen = 0
     async with aclosing(control.watch()) as answers:  # type: ignore[type-var]
         async for _ in answers:

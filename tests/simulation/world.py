@@ -241,6 +241,8 @@ class World:
             acting.append(self._taken_over())
         else:
             acting += [operator.run(), Faults(self).run()]
+            others = range(2, self.settings.operators + 1)
+            acting += [Operator(self, f"operator-{number}").run() for number in others]
         return [self.loop.create_task(self._checked(work), name="worker") for work in acting]
 
     async def _taken_over(self) -> None:

@@ -90,7 +90,7 @@ class Completion:
     async def archive(self, report: dict[str, object]) -> None:
         """Archive the file; should that fail, say so, and let it be done at the next start."""
         try:
-            made = await self._source.archive(report)
+            made = await self._source.archive({"store_id": self._source.store_id, **report})
         except StorageError as exc:
             _log.error("the migration is complete, but the file is not archived: %s", exc)
             line = f"{exc}; the next start with --sqlite and --postgres tries again"

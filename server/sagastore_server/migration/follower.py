@@ -49,9 +49,6 @@ CHANGING = 0.005
 PROBE_EVERY, RENEW_EVERY = 0.25, 2.0
 """Seconds between two renewals of the lease of an idle target: while it is read, and else."""
 
-MOST_TOUCHED = 200_000
-"""Changed ids remembered between two verifications; beyond, a new one is needed."""
-
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -398,7 +395,7 @@ class Follower:
     def _advance(self, applied: int, entries: list[Entry]) -> None:
         if self.touched is not None:
             self.touched.update((entry.id, None) for entry in entries)
-            if len(self.touched) > MOST_TOUCHED:
+            if len(self.touched) > self._tuning.most_touched:
                 self.touched = None
         self.applied = applied
         self._waiters.release(applied)

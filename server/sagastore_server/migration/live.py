@@ -202,21 +202,27 @@ class LiveMigration:
         found = await self._look()
         if found is None:
             return
-        finished = found.record is not None and found.record.phase is Phase.POSTGRES_ONLY
-        if finished or (found.record is None and not found.empty):
+        if found.record is None and found.empty:
+            return
+        if found.record is None or found.record.phase is Phase.POSTGRES_ONLY:
             raise CannotOpenError(
                 f"{self._source.place} does not exist, and {self._target.place} holds messages of "
                 "its own; to serve those, leave out --sqlite; to move a SQLite file there, give "
                 "the file that exists, and an empty database"
             )
+        raise CannotOpenError(
+            f"{self._source.place} does not exist, and {self._target.place} belongs to the "
+            "migration of another SQLite file; give the path of that file, or an empty database"
+        )
 
     async def _open_after_the_end(self, moved: MovedError) -> None:
         """The file was archived; PostgreSQL is the only store."""
         await self._target.open()
-        found = await self._target.inspect()
-        if found.record is None or found.record.phase is not Phase.POSTGRES_ONLY:
+        record = (await self._target.inspect()).record
+        finished = record is not None and record.phase is Phase.POSTGRES_ONLY
+        if record is None or not finished or moved.store_id not in {"", record.source}:
             raise CannotOpenError(f"{moved}; {self._target.place} is not where they went")
-        self._end(found.record)
+        self._end(record)
         _log.warning("%s; --sqlite is of no use any more, leave it out", moved)
 
     async def _resume_the_last_step(self) -> None:

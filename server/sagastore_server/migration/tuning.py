@@ -39,6 +39,9 @@ class Tuning(NamedTuple):
     the journal at once."""
     final_rows: int = 500
     """Changed rows that may be left to compare while writes are held in the last step."""
+    most_touched: int = 200_000
+    """Ids of changed rows that are remembered for the last comparison; beyond, all rows are
+    compared once more."""
     caretaker_seconds: float = 1.0
     """Seconds between two checks whether a complete copy still needs its verification."""
 

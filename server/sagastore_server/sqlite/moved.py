@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from sagastore.receipt import ReceiptError, read_receipt, receipt_path
+from sagastore.receipt import Receipt, ReceiptError, read_receipt, receipt_path
 from sagastore_server.sqlite.files import APPLICATION_ID, MAGIC, open_read_only, scalar
 from sagastore_server.sqlite.migration_state import Moved, load_moved, load_state, read_value
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError, MovedError
@@ -122,7 +122,7 @@ def why_not_alone(found: Remembered) -> str | None:
 
 def moved(path: Path, found: Remembered) -> MovedError:
     """Return the refusal of a file whose messages have moved."""
-    return MovedError(f"{path} {why_not_alone(found)}")
+    return MovedError(f"{path} {why_not_alone(found)}", found.store_id)
 
 
 def _refuse_receipt(path: Path, receipt: Path) -> None:
@@ -139,8 +139,15 @@ def _refuse_receipt(path: Path, receipt: Path) -> None:
     raise MovedError(
         f"{path} is not there: its messages moved to PostgreSQL at "
         f"{_readable(said.archived_at)}, and the file is now {said.archive}; "
-        f"start with --postgres alone, {begin_anew}"
+        f"start with --postgres alone, {begin_anew}",
+        _store_id(receipt, said),
     )
+
+
+def _store_id(receipt: Path, said: Receipt) -> str:
+    """Return which store a receipt is of; empty if neither it nor its archive tells."""
+    archive = remembered(receipt.with_name(said.archive), recover=False)
+    return str(said.report.get("store_id", "")) if archive is None else archive.store_id
 
 
 def _begins_like_a_database(path: Path) -> bool:

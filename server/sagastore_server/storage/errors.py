@@ -161,3 +161,8 @@ class MovedError(CannotOpenError):
     """The store's messages live elsewhere since a migration was completed."""
 
     reason = "MOVED"
+
+    def __init__(self, message: str, store_id: str = "") -> None:
+        """Tell of the store with ``store_id``; empty: it is not known any more."""
+        super().__init__(message)
+        self.store_id = store_id

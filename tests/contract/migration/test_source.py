@@ -283,10 +283,12 @@ async def test_archive_ends_the_source(source_place: SourcePlace) -> None:
             with pytest.raises(UnavailableError):
                 await call
         assert await source.archive({}) == made
+        store_id = source.store_id
     again = source_place.make()
     assert not again.is_new
-    with pytest.raises(MovedError):
+    with pytest.raises(MovedError) as caught:
         await again.open()
+    assert caught.value.store_id == store_id
     await again.close()
     assert await source_place.make().archive({}) == made
 

@@ -107,7 +107,7 @@ class ModelSource(SnapshotReads, MigrationSource):
         disk.lock(self)
         if disk.archived:
             disk.unlock(self)
-            raise MovedError("the messages have moved to PostgreSQL")
+            raise MovedError("the messages have moved to PostgreSQL", disk.store_id)
         disk.is_new = False
         if disk.state.phase is Phase.POSTGRES_ONLY:
             self._sealed = disk.state
