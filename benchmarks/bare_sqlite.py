@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.messages import chunks, stored_messages
-from sagastore_server.sqlite.connect import WRITER_CACHE_KIB
+from sagastore_server.sqlite.connection import WRITER_CACHE_KIB
 from sagastore_server.sqlite.files import SCHEMA_VERSION, apply_step, register_owner_function
 from sagastore_server.sqlite.index_terms import fts_columns
 from sagastore_server.sqlite.queries import QUERIES
-from sagastore_server.storage.jsontext import canonical_tags
+from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.model import Message
 
 Rows = tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]

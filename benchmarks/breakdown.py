@@ -24,11 +24,11 @@ from benchmarks.load import Generator
 from benchmarks.messages import Request, get_requests, save_requests, stored_messages
 from benchmarks.servers import Served, as_served, ours, program
 from sagastore_server.sqlite.backend import SQLiteStorage
-from sagastore_server.sqlite.connect import writer_connection
+from sagastore_server.sqlite.connection import writer_connection
 from sagastore_server.sqlite.files import register_owner_function
 from sagastore_server.sqlite.index_terms import fts_columns
 from sagastore_server.sqlite.queries import QUERIES, insert_all
-from sagastore_server.storage.jsontext import canonical_tags
+from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.model import Message
 
 CALLS = 10_000

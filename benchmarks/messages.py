@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sagastore.v1 import message_pb2, storage_pb2
-from sagastore_server.storage.jsontext import canonical_object
+from sagastore_server.storage.canonical_json import canonical_object
 from sagastore_server.storage.model import Message
 
 VARIABLE = "SAGASTORE_BENCH_MESSAGES"

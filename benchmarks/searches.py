@@ -33,7 +33,7 @@ from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.search import compile_search as for_postgres
 from sagastore_server.search.parser import parse_query
-from sagastore_server.sqlite.connect import READER_CACHE_KIB
+from sagastore_server.sqlite.connection import READER_CACHE_KIB
 from sagastore_server.sqlite.search import Compiled
 from sagastore_server.sqlite.search import compile_search as for_sqlite
 from sagastore_server.storage.query import Criteria, Scan

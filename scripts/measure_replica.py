@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from sagastore_server.postgresql import follow
+from sagastore_server.postgresql import journal_apply
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.storage.migration import BackfillState
@@ -41,7 +41,7 @@ def text(number: int) -> Message:
 async def staging(connection: Any, rows: list[Any]) -> None:
     """Store rows by way of a temporary table."""
     await connection.execute("CREATE TEMP TABLE new (LIKE messages) ON COMMIT DROP")
-    await connection.copy_records_to_table("new", records=rows, columns=follow.COLUMNS)
+    await connection.copy_records_to_table("new", records=rows, columns=journal_apply.COLUMNS)
     head, _, tail = STAGING.partition("FROM unnest(")
     await connection.execute(f"{head} FROM new {tail[tail.index('WHERE NOT') :]}")
 
@@ -57,9 +57,9 @@ async def copying(rows: int) -> None:
     messages = list(map(text, range(rows)))
     began = time.perf_counter()
     starts = range(0, rows, BATCH)
-    batches = [await follow.rows_once(messages[start : start + BATCH]) for start in starts]
+    batches = [await journal_apply.rows_once(messages[start : start + BATCH]) for start in starts]
     say("analysis alone", rows / (time.perf_counter() - began), "rows/s")
-    for store in (upsert, staging, follow.fill):
+    for store in (upsert, staging, journal_apply.fill):
         for late in (True, False):
             async with fresh_schema() as dsn, claimed(dsn) as replica:
                 if not late:

@@ -32,9 +32,9 @@ from typing import NamedTuple
 from grpc import aio
 
 from sagastore.v1 import storage_pb2, storage_pb2_grpc
-from sagastore_server.ops.metrics import Metrics
 from sagastore_server.rpc.server import METHODS
 from sagastore_server.storage.model import Store
+from sagastore_server.telemetry.metrics import Metrics
 from tests.sight.collector import Collector
 from tests.support.server_process import ServerProcess
 

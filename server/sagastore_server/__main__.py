@@ -1,6 +1,6 @@
 """``python -m sagastore_server`` is the ``sagastore-server`` command."""
 
-from sagastore_server.cli import main
+from sagastore_server.cli.main import main
 
 if __name__ == "__main__":
     main()

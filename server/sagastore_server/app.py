@@ -14,25 +14,25 @@ from typing import NamedTuple
 import structlog
 
 from sagastore_server import __version__
-from sagastore_server.migration.alone import Alone
-from sagastore_server.migration.live import LiveMigration, Options
-from sagastore_server.ops.address import Address
-from sagastore_server.ops.entrance import Entrance, EntranceError
-from sagastore_server.ops.greeting import Asked, greeting
-from sagastore_server.ops.readiness import Readiness
-from sagastore_server.ops.settings import OFF, Settings, default_sqlite
-from sagastore_server.ops.sight import Sight, SightError, Subject
-from sagastore_server.ops.signals import StopSignals
-from sagastore_server.ops.systemd import Notifier
+from sagastore_server.banner import Asked, greeting
+from sagastore_server.config.address import Address
+from sagastore_server.config.settings import OFF, Settings, default_sqlite
+from sagastore_server.migration.migrating_service import LiveMigration, Options
+from sagastore_server.migration.single_store import Alone
 from sagastore_server.rpc.credentials import server_credentials
 from sagastore_server.rpc.limits import Limits
 from sagastore_server.rpc.server import METHODS, CannotListenError, RpcServer, Terms
+from sagastore_server.runtime.signals import StopSignals
+from sagastore_server.runtime.systemd import Notifier
+from sagastore_server.security.setup import Entrance, EntranceError
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.phase import Phase
+from sagastore_server.telemetry.readiness import Readiness
+from sagastore_server.telemetry.setup import Sight, SightError, Subject
 
 _PROGRESS_EVERY = 2.0
 """Seconds between two lines about the same long work."""

@@ -42,7 +42,7 @@ def set_delay(levers: Levers) -> None:
 
     Rows that the backfill has read are old by then, as are the entries of the journal.
     """
-    from sagastore_server.postgresql import follow  # noqa: PLC0415 - only where it is wanted
+    from sagastore_server.postgresql import journal_apply  # noqa: PLC0415 - only where it is wanted
 
     def held_up(original: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
         async def slowly(*args: Any) -> T:
@@ -52,8 +52,8 @@ def set_delay(levers: Levers) -> None:
 
         return slowly
 
-    follow.rows_once = held_up(follow.rows_once)  # type: ignore[assignment]
-    follow.steps_of = held_up(follow.steps_of)  # type: ignore[assignment]
+    journal_apply.rows_once = held_up(journal_apply.rows_once)  # type: ignore[assignment]
+    journal_apply.steps_of = held_up(journal_apply.steps_of)  # type: ignore[assignment]
 
 
 def set_reads(levers: Levers) -> None:
@@ -105,9 +105,8 @@ def main() -> None:
         levers = Levers(Path(file))
         for patch in (set_clock, set_delay, set_reads, set_commits):
             patch(levers)
-    from sagastore_server import cli  # noqa: PLC0415 - after the patches
 
-    cli.main()
+    main()
 
 
 if __name__ == "__main__":

@@ -17,16 +17,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from sagastore_server.migration import attaching, live
-from sagastore_server.migration.completion import Completion
-from sagastore_server.migration.follower import Follower, Standing
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration import attachment, migrating_service
+from sagastore_server.migration.cutover import Completion
+from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.replicator import Follower, Standing
 from sagastore_server.migration.router import Router, _NotAnsweredError
-from sagastore_server.migration.write_gate import WriteGate
+from sagastore_server.migration.write_fence import WriteGate
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.writer import GroupCommitWriter as PostgresWriter
-from sagastore_server.sqlite import connect, opening
+from sagastore_server.sqlite import connection, opening
 from sagastore_server.sqlite.batch import DURABLE_ON, Batch, _columns
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.source import SQLiteSource
@@ -327,7 +327,7 @@ def _trust_old_phase() -> None:
         """Believe what the file says."""
 
     replace(LiveMigration, "_resume_the_last_step", resume)
-    for module in (live, attaching):
+    for module in (migrating_service, attachment):
         replace(module, "check", lambda *_: None)
 
 
@@ -384,7 +384,7 @@ def _postgres_ack_before_commit() -> None:
 
 def _not_synced(mode: str) -> Callable[[], None]:
     def put() -> None:
-        original = connect.writer_connection
+        original = connection.writer_connection
 
         def writer_connection(path: Path) -> sqlite3.Connection:
             connection = original(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
-from sagastore_server.migration.follower import Follower
+from sagastore_server.migration.replicator import Follower
 from sagastore_server.migration.router import Router
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.source import SQLiteSource

@@ -10,7 +10,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
 from sagastore_server.storage.phase import Phase
 from tests.chaos.cluster import Ground
 from tests.support.legacy_sample import legacy_sample

@@ -25,8 +25,8 @@ def put(name):
         said = ""
         try:
             planted.put(name)
-            from sagastore_server import cli
-            assert callable(cli.main)
+            from sagastore_server.cli.main import main
+            assert callable(main)
         except BaseException:
             said = traceback.format_exc()
         os.write(write, said.encode())

@@ -24,8 +24,8 @@ from sagastore_server.search import pager
 from sagastore_server.search.pager import Order
 from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.canonical_json import canonical_object
 from sagastore_server.storage.errors import StorageError
-from sagastore_server.storage.jsontext import canonical_object
 from sagastore_server.storage.model import Draft, Message, OnConflict, Position
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support import strategies

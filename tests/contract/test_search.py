@@ -7,7 +7,7 @@ import pytest
 
 from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.base import StorageBackend
-from sagastore_server.storage.jsontext import canonical_object
+from sagastore_server.storage.canonical_json import canonical_object
 from sagastore_server.storage.model import Draft, OnConflict
 from sagastore_server.storage.query import Alternative, Criteria, Phrase, Scan, TextQuery
 from tests.support.drafts import NOW, draft, found, save_all

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from sagastore_server.cli import cli
-from sagastore_server.ops.settings import Settings
-from sagastore_server.ops.settings_types import is_switch, kind
+from sagastore_server.cli.main import cli
+from sagastore_server.config.settings import Settings
+from sagastore_server.config.types import is_switch, kind
 from tests.conftest import ServerFactory
 from tests.support.server_process import STARTUP_SECONDS, clean_environment
 

@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
 from sagastore.v1 import migration_pb2, storage_pb2
-from sagastore_server.rpc.gate import GateState
+from sagastore_server.rpc.lifecycle import GateState
 from sagastore_server.rpc.migration_convert import PHASES
 from sagastore_server.storage.errors import (
     Blocker,

@@ -17,9 +17,9 @@ import pytest
 
 from sagastore.v1 import storage_pb2
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
-from sagastore_server.ops import systemd
-from sagastore_server.ops.settings import Settings, load
-from sagastore_server.ops.systemd import Notifier
+from sagastore_server.config.settings import Settings, load
+from sagastore_server.runtime import systemd
+from sagastore_server.runtime.systemd import Notifier
 from tests.conftest import ServerFactory
 from tests.support.messages import message
 from tests.support.server_process import STARTUP_SECONDS

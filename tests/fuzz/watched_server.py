@@ -100,10 +100,10 @@ def _give_back() -> None:
 
 def main() -> None:
     """Run the command, watched."""
-    from sagastore_server import app, cli  # noqa: PLC0415 - in this process only
-    from sagastore_server.sqlite import connect  # noqa: PLC0415
+    from sagastore_server import app  # noqa: PLC0415 - in this process only
+    from sagastore_server.sqlite import connection  # noqa: PLC0415
 
-    connect.WRITER_CACHE_KIB = connect.READER_CACHE_KIB = _CACHE_KIB
+    connection.WRITER_CACHE_KIB = connection.READER_CACHE_KIB = _CACHE_KIB
 
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(os.environ.pop(_SOCKET))
@@ -117,7 +117,7 @@ def main() -> None:
         await serve(*args)
 
     vars(app)["serve"] = watched
-    cli.main()
+    main()
 
 
 if __name__ == "__main__":

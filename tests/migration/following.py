@@ -10,7 +10,7 @@ from pathlib import Path
 
 import asyncpg
 
-from sagastore_server.migration.carrying import carry_all
+from sagastore_server.migration.auxiliary_rows import carry_all
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.source import SQLiteSource

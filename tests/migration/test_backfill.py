@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.model import Message, OnConflict

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
 from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
 from tests.support.drafts import draft

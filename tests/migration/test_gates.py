@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sagastore_server.migration.alone import Alone
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.single_store import Alone
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica

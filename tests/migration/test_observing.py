@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from sagastore_server.migration.observing import StoreWatch
-from sagastore_server.migration.situation import Situation
+from sagastore_server.migration.current_state import Situation
+from sagastore_server.migration.health_cache import StoreWatch
 from sagastore_server.storage.model import StoreHealth
 from tests.support.memory import MemoryState, MemoryStorage
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
 from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.model import OnConflict, Store
 from sagastore_server.storage.phase import Phase

@@ -9,12 +9,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.sqlite.backend import SQLiteStorage
-from sagastore_server.sqlite.backup import BackupError, back_up
-from sagastore_server.sqlite.restore import restore
+from sagastore_server.sqlite.backup.backup import BackupError, back_up
+from sagastore_server.sqlite.backup.restore import restore
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.migration import MigrationControl

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sagastore_server.migration.comparing import Suspicion, fields_that_differ
+from sagastore_server.migration.diff import Suspicion, fields_that_differ
 from sagastore_server.migration.verifier import MOST_LISTED, Verifier
 from sagastore_server.storage.errors import NotFoundError, UnavailableError
 from sagastore_server.storage.migration import Mismatch, VerifyProgress

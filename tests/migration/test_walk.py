@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import NotFoundError
 from sagastore_server.storage.migration import BackfillState

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from sagastore.v1 import message_pb2, storage_pb2, storage_pb2_grpc
-from sagastore_server.migration.live import LiveMigration, Options
+from sagastore_server.migration.migrating_service import LiveMigration, Options
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica

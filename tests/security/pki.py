@@ -10,7 +10,7 @@ from typing import Any
 import trustme
 
 from sagastore import TLS
-from sagastore_server.ops.access_rules import digest_of
+from sagastore_server.security.access_rules import digest_of
 
 CLIENT = "client.example"
 """The name in clients' certificates."""

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagastore_server.ops import access_edit
-from sagastore_server.ops.access import AccessFile
-from sagastore_server.ops.access_edit import add_token, new_token, remove_tokens
-from sagastore_server.ops.access_rules import (
+from sagastore_server.interfaces.access import Role
+from sagastore_server.interfaces.errors import UnauthenticatedError
+from sagastore_server.security import access_edit
+from sagastore_server.security.access_edit import add_token, new_token, remove_tokens
+from sagastore_server.security.access_file import AccessFile
+from sagastore_server.security.access_rules import (
     MAX_ENTRIES,
     AccessError,
     CertificateEntry,
@@ -23,8 +25,6 @@ from sagastore_server.ops.access_rules import (
     digest_of,
     parse,
 )
-from sagastore_server.ports.access import Role
-from sagastore_server.ports.errors import UnauthenticatedError
 from tests.security.pki import entry, write_access
 
 HASH = digest_of("a").hex()
@@ -176,7 +176,7 @@ def test_tokens_are_compared_with_all_entries(
         seen.append(a)
         return real(a, b)
 
-    monkeypatch.setattr("sagastore_server.ops.access.hmac.compare_digest", counted)
+    monkeypatch.setattr("sagastore_server.security.access_file.hmac.compare_digest", counted)
     for number in (0, 7, 19):
         assert access.caller(made[number], ()).name == f"n{number}"
     for wrong in ("", made[3][:-1], made[3] + "x", "ü", "x" * 8000):

@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from sagastore_server.ops.entrance import Entrance, EntranceError
-from sagastore_server.ops.settings import Settings
-from sagastore_server.ops.tls import TlsFiles
+from sagastore_server.config.settings import Settings
+from sagastore_server.security.setup import Entrance, EntranceError
+from sagastore_server.security.tls import TlsFiles
 from tests.security.pki import Pki, chain, entry, environment, key, write_access
 from tests.support.server_process import clean_environment, serve_command
 

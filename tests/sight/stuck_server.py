@@ -8,8 +8,8 @@ from __future__ import annotations
 import signal
 import threading
 
-from sagastore_server.cli import main
-from sagastore_server.ops import readiness
+from sagastore_server.cli.main import main
+from sagastore_server.telemetry import readiness
 
 
 def stop(*_: object) -> None:

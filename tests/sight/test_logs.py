@@ -19,9 +19,9 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from sagastore import AsyncClient, InternalError, Message, NotFoundError, Phase, SagaStoreError
 from sagastore.cli.failures import explain
 from sagastore.v1 import storage_pb2, storage_pb2_grpc
-from sagastore_server.ops import logs
-from sagastore_server.ops.access_rules import digest_of
-from sagastore_server.ports import current
+from sagastore_server.interfaces import call_context
+from sagastore_server.security.access_rules import digest_of
+from sagastore_server.telemetry import logs
 from tests.support.postgres import fresh_schema
 from tests.support.refusals import refusal_of
 from tests.support.server_process import ServerProcess
@@ -52,7 +52,7 @@ def lines(log: io.StringIO) -> list[dict[str, Any]]:
 
 def test_lines_within_a_call_bear_its_id(log: io.StringIO) -> None:
     async def serve(named: str) -> str:
-        call = current.begin("a.Service/Method")
+        call = call_context.begin("a.Service/Method")
         call.named_by = lambda: named
         logging.getLogger("some.library").warning("from a library")
         structlog.get_logger("ours").info("from us", more=1)

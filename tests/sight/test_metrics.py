@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 
 from sagastore import AlreadyExistsError, Client, Message
 from sagastore.v1 import storage_pb2, storage_pb2_grpc
-from sagastore_server.ops.metrics import OTHER, Metrics
-from sagastore_server.ops.tallies import Counts, Tallies
 from sagastore_server.rpc.server import METHODS
+from sagastore_server.telemetry.counters import Counts, Tallies
+from sagastore_server.telemetry.metrics import OTHER, Metrics
 from tests.sight.ops import ON, eventually, get, ops_of, scrape, taken_port
 from tests.support.server_process import ServerProcess
 

@@ -14,12 +14,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 from typer.testing import CliRunner, Result
 
 from sagastore.v1 import storage_pb2, storage_pb2_grpc
-from sagastore_server.cli import cli
-from sagastore_server.ops.readiness import LIVE_WITHIN, Readiness
+from sagastore_server.cli.main import cli
 from sagastore_server.storage.errors import Blocker
 from sagastore_server.storage.migration import BackfillState, BackfillStatus, Glance
 from sagastore_server.storage.model import Store, StoreHealth
 from sagastore_server.storage.phase import Phase
+from sagastore_server.telemetry.readiness import LIVE_WITHIN, Readiness
 from tests.sight.ops import ON, Answered, eventually, free_port, get, ops_of
 from tests.support.legacy_db import legacy_db, numbered
 from tests.support.postgres import postgres_process

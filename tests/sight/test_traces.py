@@ -163,9 +163,11 @@ def test_a_collector_that_is_away_is_felt_by_nobody(server_process: ServerFactor
 
 
 def test_without_the_extra(tmp_path: Path) -> None:
-    script = "import sys; sys.modules['opentelemetry'] = None; from sagastore_server import cli"
+    script = (
+        "import sys; sys.modules['opentelemetry'] = None; from sagastore_server.cli import main"
+    )
     told = subprocess.run(
-        [sys.executable, "-c", f"{script}; cli.main()", "serve", "--listen", "127.0.0.1:0"],
+        [sys.executable, "-c", f"{script}; main.main()", "serve", "--listen", "127.0.0.1:0"],
         env=clean_environment(tmp_path)
         | {"SAGASTORE_OTLP_ENDPOINT": "http://127.0.0.1:1", "SAGASTORE_OPS_LISTEN": "off"},
         capture_output=True,

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from random import Random
 from typing import TYPE_CHECKING
 
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.phase import Phase
 from tests.simulation.mistakes import MISTAKES

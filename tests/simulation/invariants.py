@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sagastore_server.migration.follower import Standing
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.replicator import Standing
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.phase import Phase
 

@@ -13,9 +13,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from sagastore_server.migration import attaching, live
-from sagastore_server.migration.follower import Follower
+from sagastore_server.migration import attachment, migrating_service
 from sagastore_server.migration.lease import LeaseGuard
+from sagastore_server.migration.replicator import Follower
 from sagastore_server.migration.router import Router, _NotAnsweredError
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import (
@@ -282,7 +282,7 @@ def _flush_at_once() -> None:
 
     _replace(ModelSource, "flush", flush)
     # Otherwise an attachment journals again what the journal lacks above `base`.
-    _replace(attaching, "_reconcile", reconcile)
+    _replace(attachment, "_reconcile", reconcile)
 
 
 @_plant(
@@ -341,7 +341,7 @@ def _connection_loss_unheard() -> None:
 
 @_plant("serve-old-file", "a file is served whose later changes PostgreSQL has seen", "mistakes")
 def _serve_old_file() -> None:
-    for module in (attaching, live):
+    for module in (attachment, migrating_service):
         _replace(module, "check", lambda *_: None)
 
 
@@ -350,7 +350,7 @@ def _serve_new_file() -> None:
     async def unasked(self: Any) -> None:
         """Ask nothing."""
 
-    _replace(live.LiveMigration, "_refuse_a_new_file_beside_messages", unasked)
+    _replace(migrating_service.LiveMigration, "_refuse_a_new_file_beside_messages", unasked)
 
 
 @_plant("any-archive", "an archived file is served from any finished PostgreSQL", "mistakes")

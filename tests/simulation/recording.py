@@ -8,7 +8,7 @@ PostgreSQL is no part of the trace), and reads other than Get and BatchGet.
 
 from __future__ import annotations
 
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
 from tests.simulation import service as services
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.process import Process

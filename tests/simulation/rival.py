@@ -11,7 +11,7 @@ import asyncio
 from random import Random
 from typing import TYPE_CHECKING
 
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
 from tests.simulation.mistakes import copied
 from tests.simulation.models.process import Process
 from tests.simulation.service import make_live

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sagastore_server.migration.live import LiveMigration, Options
+from sagastore_server.migration.migrating_service import LiveMigration, Options
 from sagastore_server.storage.environment import Environment
 from sagastore_server.storage.errors import (
     CannotOpenError,

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.phase import Phase

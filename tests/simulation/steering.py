@@ -8,7 +8,7 @@ from contextlib import aclosing
 from random import Random
 from typing import TYPE_CHECKING
 
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
 from sagastore_server.storage.errors import PreconditionError
 from sagastore_server.storage.phase import Phase
 from tests.simulation.service import RefusedError, UnknownError

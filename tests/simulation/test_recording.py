@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sagastore_server.migration.follower import Follower
+from sagastore_server.migration.replicator import Follower
 from sagastore_server.migration.router import Router
 from tests.simulation.models.target import ModelTarget
 from tests.simulation.recording import record

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from sagastore import receipt
-from sagastore_server.sqlite import archive
 from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.sqlite.backup import archive
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import (
     CannotOpenError,
@@ -165,7 +165,7 @@ async def test_without_a_file_there_is_nothing_to_archive(path: Path) -> None:
 _KILLER = """
 import json, os, shutil, signal, sqlite3, sys
 from pathlib import Path
-from sagastore_server.sqlite.archive import archive_file
+from sagastore_server.sqlite.backup.archive import archive_file
 
 template, folder, report = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from sagastore_server.sqlite import restore as restoring
 from sagastore_server.sqlite.backend import SQLiteStorage
-from sagastore_server.sqlite.backup import BackupError, back_up
-from sagastore_server.sqlite.restore import restore
+from sagastore_server.sqlite.backup import restore as restoring
+from sagastore_server.sqlite.backup.backup import BackupError, back_up
+from sagastore_server.sqlite.backup.restore import restore
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.model import OnConflict
 from sagastore_server.storage.phase import Phase

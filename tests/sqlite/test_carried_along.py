@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from sagastore_server.sqlite import carried
+from sagastore_server.sqlite import auxiliary_rows
 from sagastore_server.sqlite.files import register_owner_function
 from sagastore_server.sqlite.source import SQLiteSource
-from sagastore_server.storage.carried import (
+from sagastore_server.storage.auxiliary_rows import (
     Tallier,
     extra_values,
     file_values,
@@ -97,7 +97,7 @@ async def _check_tallies(source: SQLiteSource) -> None:
 async def test_odd_files_are_set_aside_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carried, "PAGE_ROWS", 3)
+    monkeypatch.setattr(auxiliary_rows, "PAGE_ROWS", 3)
     path = legacy_db(tmp_path / "memory.db", [PLAIN], with_indexes=False, more=ODD)
     async with opened_source(path) as source:
         assert await source.quarantine_count() == 0
@@ -214,7 +214,7 @@ async def test_other_rowids_hide_no_file(tmp_path: Path) -> None:
 async def test_extra_values_keep_their_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carried, "PAGE_ROWS", 2)
+    monkeypatch.setattr(auxiliary_rows, "PAGE_ROWS", 2)
     messages = MESSAGES.replace("created_at DATETIME", "mood, Ärger, created_at DATETIME")
     values: list[tuple[str, Any, Any]] = [
         ("int", 2**62, 1),

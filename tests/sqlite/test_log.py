@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from sagastore_server.search.parser import parse_query
-from sagastore_server.sqlite import checkpoint, connect
+from sagastore_server.sqlite import checkpoint, connection
 from sagastore_server.sqlite.backend import SQLiteStorage
-from sagastore_server.sqlite.log_file import NO_LOG, read_log
+from sagastore_server.sqlite.wal_file import NO_LOG, read_log
 from sagastore_server.storage.model import OnConflict
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support.drafts import draft, found
@@ -27,7 +27,7 @@ async def small(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SQ
     """Open a store whose log counts as large early."""
     monkeypatch.setattr(checkpoint, "PASSIVE_BYTES", 256 * 1024)
     monkeypatch.setattr(checkpoint, "LARGE_BYTES", 2 * MIB)
-    monkeypatch.setattr(connect, "LOG_BYTES", 2 * MIB)
+    monkeypatch.setattr(connection, "LOG_BYTES", 2 * MIB)
     monkeypatch.setattr(checkpoint, "INTERVAL", 0.01)
     monkeypatch.setattr(checkpoint, "PATIENCE", 0.5)
     monkeypatch.setattr(checkpoint, "PAUSE", 0.1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sagastore_server.sqlite.backend import SQLiteStorage
-from sagastore_server.sqlite.legacy_report import look_into
+from sagastore_server.sqlite.legacy.report import look_into
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import CannotOpenError, MovedError, UnavailableError
 from sagastore_server.storage.phase import Phase

@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagastore.legacy import Text, raw_row_as_json
-from sagastore_server.analysts import MANY, Analysts
+from sagastore_server.runtime.worker_pool import MANY, Analysts
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.files import Kind, classify
-from sagastore_server.sqlite.legacy_copy import fingerprint
-from sagastore_server.sqlite.legacy_report import look_into
-from sagastore_server.sqlite.legacy_rows import read_copy
-from sagastore_server.sqlite.legacy_table import LegacyTable
-from sagastore_server.sqlite.takeover import TakeoverReport, take_over
+from sagastore_server.sqlite.legacy.copy import fingerprint
+from sagastore_server.sqlite.legacy.importer import TakeoverReport, take_over
+from sagastore_server.sqlite.legacy.report import look_into
+from sagastore_server.sqlite.legacy.rows import read_copy
+from sagastore_server.sqlite.legacy.table import LegacyTable
 from sagastore_server.storage.errors import CannotOpenError
 from tests.support.backends import opened
 from tests.support.drafts import found
@@ -334,7 +334,7 @@ def test_names_that_are_taken(path: Path, more: str, line: str) -> None:
 
 
 def test_a_writer_at_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sagastore_server.sqlite.takeover._BUSY_TIMEOUT_MS", 10)
+    monkeypatch.setattr("sagastore_server.sqlite.legacy.importer._BUSY_TIMEOUT_MS", 10)
     legacy_db(path, numbered(2))
     with reading(path) as writer:
         writer.execute("BEGIN IMMEDIATE")

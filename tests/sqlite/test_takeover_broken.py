@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from sagastore_server.sqlite.files import Kind, classify
-from sagastore_server.sqlite.legacy_copy import fingerprint
-from sagastore_server.sqlite.takeover import take_over
+from sagastore_server.sqlite.legacy.copy import fingerprint
+from sagastore_server.sqlite.legacy.importer import take_over
 from sagastore_server.storage.errors import CannotOpenError
 from tests.support.legacy_db import contents_of, legacy_db, numbered
 from tests.support.strategies import QUICK
@@ -29,10 +29,10 @@ ATTEMPTS = 8 if QUICK else 80
 # changed is already in the file.
 KILLED = """
 import os, pathlib, signal, sys
-from sagastore_server.sqlite import takeover
+from sagastore_server.sqlite.legacy import importer
 
 path, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-connect, count = takeover._connect, 0
+connect, count = importer._connect, 0
 
 def watched(path):
     connection = connect(path)
@@ -46,8 +46,8 @@ def statement(sql):
     if count == last or (last < 0 and sql == "COMMIT"):
         os.kill(os.getpid(), signal.SIGKILL)
 
-takeover._connect = watched
-takeover.take_over(path)
+importer._connect = watched
+importer.take_over(path)
 print(count)
 """
 
@@ -108,7 +108,7 @@ def test_killed_at_any_statement(path: Path, original: Path) -> None:
 
 def test_killed_at_any_time(path: Path, original: Path) -> None:
     script = "import pathlib, sys; from sagastore_server.sqlite import takeover; print(flush=True);"
-    script += "takeover.take_over(pathlib.Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    script += "importer.take_over(pathlib.Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
     for milliseconds in range(0, 400, 400 // ATTEMPTS):
         for file in path.parent.iterdir():
             file.unlink()
@@ -143,12 +143,12 @@ def test_files_may_not_grow(path: Path, original: Path) -> None:
 
 _FAILING = """
 import pathlib, resource, sys
-from sagastore_server.sqlite import takeover
+from sagastore_server.sqlite.legacy import importer
 from sagastore_server.storage.errors import CannotOpenError
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
-    takeover.take_over(pathlib.Path(sys.argv[1]))
+    importer.take_over(pathlib.Path(sys.argv[1]))
 except CannotOpenError as exc:
     print("refused:", exc)
 """
@@ -179,7 +179,7 @@ def test_a_disk_without_room(
         take_over(path)
     assert contents_of(small_disk) == before
     # Others may fill the disk after the check.
-    monkeypatch.setattr("sagastore_server.sqlite.legacy_copy._check_room", lambda *_: None)
+    monkeypatch.setattr("sagastore_server.sqlite.legacy.copy._check_room", lambda *_: None)
     with pytest.raises(CannotOpenError, match="the disk is full or fails"):
         take_over(path)
     assert digest(path) == digest(original)
@@ -199,7 +199,7 @@ def test_a_copy_that_reads_back_otherwise(path: Path, monkeypatch: pytest.Monkey
         with contextlib.closing(sqlite3.connect(partial)) as connection, connection:
             connection.execute("UPDATE messages SET content = content || '.' WHERE id = 'm7'")
 
-    monkeypatch.setattr("sagastore_server.sqlite.legacy_copy._write", torn)
+    monkeypatch.setattr("sagastore_server.sqlite.legacy.copy._write", torn)
     before = contents_of(path.parent)
     with pytest.raises(CannotOpenError, match="the disk cannot be trusted"):
         take_over(path)
@@ -208,7 +208,9 @@ def test_a_copy_that_reads_back_otherwise(path: Path, monkeypatch: pytest.Monkey
 
 def test_a_row_that_gets_lost(path: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The counts before the commit notice a bug of ours."""
-    monkeypatch.setattr("sagastore_server.sqlite.takeover._Takeover._set_aside", lambda *_: None)
+    monkeypatch.setattr(
+        "sagastore_server.sqlite.legacy.importer._Takeover._set_aside", lambda *_: None
+    )
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE messages SET content = '' WHERE id = 'm7'")
     before = digest(path)

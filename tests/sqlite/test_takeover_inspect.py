@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from sagastore_server.cli import cli
+from sagastore_server.cli.main import cli
 from sagastore_server.sqlite.files import (
     APPLICATION_ID,
     SCHEMA_VERSION,
@@ -26,8 +26,8 @@ from sagastore_server.sqlite.files import (
     register_owner_function,
     schema_steps,
 )
-from sagastore_server.sqlite.legacy_report import look_into
-from sagastore_server.sqlite.takeover import take_over
+from sagastore_server.sqlite.legacy.importer import take_over
+from sagastore_server.sqlite.legacy.report import look_into
 from sagastore_server.storage.errors import CannotOpenError
 from tests.support.legacy_db import MESSAGES, PLAIN, RawText, contents_of, legacy_db, numbered
 
@@ -234,7 +234,7 @@ def test_a_newer_schema(tmp_path: Path) -> None:
 
 def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = legacy_db(tmp_path / "memory.db", numbered(5))
-    monkeypatch.setattr("sagastore_server.sqlite.legacy_report.bytes_free", lambda _: 1000)
+    monkeypatch.setattr("sagastore_server.sqlite.legacy.report.bytes_free", lambda _: 1000)
     assert "1,000 are free" in str(look_into(path).refusal)
 
 

@@ -30,13 +30,13 @@ from typing import Any
 import asyncpg
 
 from sagastore_server import app
-from sagastore_server.migration import carrying
-from sagastore_server.migration.follower import Follower, Standing
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration import auxiliary_rows
+from sagastore_server.migration.current_state import Situation
+from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.replicator import Follower, Standing
 from sagastore_server.migration.router import Router
-from sagastore_server.migration.situation import Situation
 from sagastore_server.migration.tuning import Tuning
-from sagastore_server.migration.write_gate import WriteGate
+from sagastore_server.migration.write_fence import WriteGate
 from sagastore_server.postgresql.pool import _Connection
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.journal import change_state
@@ -106,7 +106,7 @@ def _make_steps_small() -> None:
         caretaker_seconds=0.1,
     )
     _replace(app, "LiveMigration", partial(LiveMigration, tuning=tuning))
-    _replace(carrying, "_ROWS", 2)
+    _replace(auxiliary_rows, "_ROWS", 2)
     original = SQLiteSource.scan_ids
 
     async def scan_ids(self: SQLiteSource, after: str, upto: str, limit: int) -> Any:

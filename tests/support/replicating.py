@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from sagastore.legacy import Text, raw_row_as_json
-from sagastore_server.storage.base import StorageBackend
-from sagastore_server.storage.carried import (
+from sagastore_server.storage.auxiliary_rows import (
     Tallier,
     extra_values,
     file_values,
     quarantine_values,
 )
+from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.replication import (

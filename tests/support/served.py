@@ -9,7 +9,7 @@ from typing import Any
 from grpc import aio
 
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
-from sagastore_server.migration.alone import Alone
+from sagastore_server.migration.single_store import Alone
 from sagastore_server.rpc.limits import Limits
 from sagastore_server.rpc.server import RpcServer, Terms
 from sagastore_server.storage.base import StorageBackend

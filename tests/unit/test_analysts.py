@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 
-from sagastore_server.analysts import MANY, Analysts
 from sagastore_server.postgresql import rows
-from sagastore_server.rpc.checking import check
+from sagastore_server.rpc.bulk_validation import check
+from sagastore_server.runtime.worker_pool import MANY, Analysts
 from sagastore_server.search.analysis import analyse
 from sagastore_server.sqlite import index_terms
 from sagastore_server.sqlite.index_terms import fts_columns
@@ -81,7 +81,7 @@ async def test_a_process_that_hangs_is_given_up(
     analysts: Analysts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = psutil.Process(await elsewhere(analysts))
-    monkeypatch.setattr("sagastore_server.analysts._PATIENCE", 0.5)
+    monkeypatch.setattr("sagastore_server.runtime.worker_pool._PATIENCE", 0.5)
     process.suspend()
     # More than the line takes without anybody who reads it.
     assert await analysts.map(len, [("x" * 1_000_000,)]) == [1_000_000]
@@ -113,7 +113,7 @@ async def test_signals_to_the_group_leave_it_at_work(analysts: Analysts) -> None
 
 _PARENT = """
 import asyncio, os, sys
-from sagastore_server.analysts import MANY, Analysts
+from sagastore_server.runtime.worker_pool import MANY, Analysts
 async def main():
     analysts = Analysts(1)
     await analysts.map(len, [("",)] * MANY)

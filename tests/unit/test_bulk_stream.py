@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from sagastore_server.rpc.bulk import READ_AHEAD, BulkStream, Request, checked
-from sagastore_server.rpc.gate import Gate, ServerDrainingError
+from sagastore_server.rpc.lifecycle import Gate, ServerDrainingError
 from sagastore_server.storage.base import ReadyTerms
 from sagastore_server.storage.errors import InvalidRequestError, StorageFullError
 from sagastore_server.storage.model import BulkResult, Draft, OnConflict

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from sagastore_server.storage import pacing
-from sagastore_server.storage.gathering import MOST, Gathering
+from sagastore_server.storage import batch_delay
+from sagastore_server.storage.read_batcher import MOST, Gathering
 
 
 class Store:
@@ -63,8 +63,8 @@ async def test_no_more_than_so_many_keys_go_together() -> None:
 async def test_callers_who_come_back_one_by_one_are_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pacing, "PER_CALL", 0.1)
-    monkeypatch.setattr(pacing, "LONGEST", 0.5)
+    monkeypatch.setattr(batch_delay, "PER_CALL", 0.1)
+    monkeypatch.setattr(batch_delay, "LONGEST", 0.5)
     store = Store()
     store.answering.set()
     gathering = Gathering(store.fetch)

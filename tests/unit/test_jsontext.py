@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore_server.storage.jsontext import (
+from sagastore_server.storage.canonical_json import (
     MAX_BYTES,
     MAX_DEPTH,
     JsonTextError,

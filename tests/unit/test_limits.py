@@ -7,7 +7,7 @@ import pytest
 from sagastore.v1 import storage_pb2
 from sagastore_server.rpc import convert
 from sagastore_server.storage import validation
-from sagastore_server.storage.jsontext import MAX_BYTES
+from sagastore_server.storage.canonical_json import MAX_BYTES
 from sagastore_server.storage.limits import MAX_PAGE_BYTES
 from sagastore_server.storage.model import Message
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore_server.ops.masking import MASK, has_password, mask_credentials, mask_password
+from sagastore_server.security.masking import MASK, has_password, mask_credentials, mask_password
 
 
 @pytest.mark.parametrize(

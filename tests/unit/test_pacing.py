@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore_server.storage.pacing import FEW, LONGEST, PER_CALL, Pace
+from sagastore_server.storage.batch_delay import FEW, LONGEST, PER_CALL, Pace
 
 
 def test_there_is_none_at_first() -> None:

@@ -15,8 +15,8 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import (  # type: ignore[import
     ServerReflectionStub,
 )
 
+from sagastore_server.rpc.health_service import Health, probe_handlers
 from sagastore_server.rpc.limits import Limits
-from sagastore_server.rpc.probes import Health, probe_handlers
 from tests.support.refusals import Refusal, refusal_of
 
 NAME = "sagastore.v1.StorageService"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore_server.rpc.pressure import Figures, Pressure
-from sagastore_server.rpc.rates import Rates
+from sagastore_server.rpc.load_shedding import Figures, Pressure
+from sagastore_server.rpc.rate_limiter import Rates
 
 
 class Clock:

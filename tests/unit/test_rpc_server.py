@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from sagastore.v1 import storage_pb2
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
-from sagastore_server.migration.alone import Alone
-from sagastore_server.rpc.gate import GateState
+from sagastore_server.migration.single_store import Alone
+from sagastore_server.rpc.lifecycle import GateState
 from sagastore_server.rpc.server import CannotListenError, RpcServer
 from sagastore_server.storage.errors import (
     CannotOpenError,

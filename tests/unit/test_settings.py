@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from sagastore_server.ops.address import Address
-from sagastore_server.ops.settings import Settings, SettingsError, load
-from sagastore_server.ops.settings_check import check
-from sagastore_server.ops.settings_layers import (
+from sagastore_server.cli.settings_check import check
+from sagastore_server.config.address import Address
+from sagastore_server.config.reference import GROUPS, entries, json_schema
+from sagastore_server.config.settings import Settings, SettingsError, load
+from sagastore_server.config.sources import (
     CLIENT_VARIABLES,
     COMMAND_LINE,
     unknown_variables,
 )
-from sagastore_server.ops.settings_reference import GROUPS, entries, json_schema
 from scripts.write_configuration import PAGE, renewed
 
 ROOT = Path(__file__).parents[2]

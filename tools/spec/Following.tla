@@ -22,7 +22,7 @@ Forsaken(kinds) ==
 
 Following == {"apply", "copy"}
 
-(* The row that the target has after bury and upsert: postgresql/follow.py, migration.sql. *)
+(* The row that the target has after bury and upsert: postgresql/journal_apply.py, migration.sql. *)
 Merged(t, i) ==
   LET tomb == IF t.kind = "apply" THEN Max(target.tomb[i], t.rows[i].tomb) ELSE target.tomb[i]
       left == IF target.row[i] < tomb THEN 0 ELSE target.row[i]
@@ -105,7 +105,7 @@ HearLeaseLost ==
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
 -----------------------------------------------------------------------------
-(* Attaching: migration/attaching.py attach. Four steps: inspect, claim, reconcile, set_phase. *)
+(* Attaching: migration/attachment.py attach. Four steps: inspect, claim, reconcile, set_phase. *)
 
 MayAttach ==
   /\ server.up /\ Journals(server.phase) /\ ~server.fenced
@@ -199,7 +199,7 @@ AttachFails ==
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
 -----------------------------------------------------------------------------
-(* Following: migration/follower.py Follower._step; migration/backfill.py *)
+(* Following: migration/replicator.py Follower._step; migration/backfill.py *)
 
 (* After a lost connection the target is not trusted any more, but a step under way is ended. *)
 Steps == Attached \/ (Included("lost connections") /\ server.held)

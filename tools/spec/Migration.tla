@@ -79,7 +79,7 @@ Crash == CrashWith({})
 Started(phase) ==
   [Down(server.incarnation + 1) EXCEPT !.up = TRUE, !.phase = phase, !.told = source.revision]
 
-(* migration/live.py LiveMigration._open, when the last step has not begun. *)
+(* migration/migrating_service.py LiveMigration._open, when the last step has not begun. *)
 Start ==
   /\ ~server.up /\ ~source.completing /\ source.phase # PostgresOnly
   /\ targetUp => (target.phase # PostgresOnly /\ target.holder # Rival)   \* else the start is refused

@@ -123,7 +123,7 @@ StopFollowing ==
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
 -----------------------------------------------------------------------------
-(* The last step: migration/completion.py Completion._take_over *)
+(* The last step: migration/cutover.py Completion._take_over *)
 
 SendFinish ==
   /\ server.up /\ server.step = "changed" /\ server.goal = "last step" /\ Drained

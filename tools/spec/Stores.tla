@@ -82,7 +82,7 @@ NotInspected == [stage |-> "none", applied |-> 0, new |-> FALSE]
 Down(incarnation) ==
   [up |-> FALSE,
    incarnation |-> incarnation,  \* number of the process; names the session of the lease
-   phase |-> 0,                  \* phase in force: migration/situation.py
+   phase |-> 0,                  \* phase in force: migration/current_state.py
    told |-> 0,                   \* MigrationSource.committed: committed revisions known to the event loop
    standing |-> "detached",      \* Follower.standing: detached, following or current
    applied |-> 0,                \* Follower.applied
@@ -134,6 +134,6 @@ Spend(name, most) == faults[name] < most /\ faults' = [faults EXCEPT ![name] = @
 Attached == server.standing # "detached"
 Current == server.standing = "current"
 TakenOver == server.fenced \/ server.contested     \* LeaseGuard.check refuses calls
-GateOpen == server.step = "none"         \* migration/write_gate.py WriteGate
+GateOpen == server.step = "none"         \* migration/write_fence.py WriteGate
 Stable == server.step = "none" /\ source.phase = server.phase   \* Situation.changing is free
 =============================================================================

@@ -13,11 +13,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from sagastore_server.migration.bounded import abandon
-from sagastore_server.migration.carrying import carry_all
-from sagastore_server.migration.follower import Follower
-from sagastore_server.migration.situation import Ends
+from sagastore_server.migration.auxiliary_rows import carry_all
+from sagastore_server.migration.current_state import Ends
+from sagastore_server.migration.replicator import Follower
 from sagastore_server.migration.throttle import Throttle
+from sagastore_server.migration.timeouts import abandon
 from sagastore_server.storage.errors import FencedError, StorageError, UnavailableError
 from sagastore_server.storage.migration import BackfillState, BackfillStatus
 from sagastore_server.storage.model import Message

@@ -9,14 +9,14 @@ from contextlib import aclosing
 from typing import Any, NamedTuple
 
 from sagastore_server.migration.backfill import Backfill
-from sagastore_server.migration.completion import Completion
-from sagastore_server.migration.follower import Follower
-from sagastore_server.migration.gates import Gates
-from sagastore_server.migration.observing import StoreWatch
+from sagastore_server.migration.current_state import Ends
+from sagastore_server.migration.cutover import Completion
+from sagastore_server.migration.health_cache import StoreWatch
+from sagastore_server.migration.preconditions import Gates
+from sagastore_server.migration.replicator import Follower
 from sagastore_server.migration.shadow import ShadowReader
-from sagastore_server.migration.situation import Ends
 from sagastore_server.migration.transitions import Transitions
-from sagastore_server.migration.verifying import Verifications
+from sagastore_server.migration.verifications import Verifications
 from sagastore_server.storage.errors import Blocker, PreconditionError, StorageError
 from sagastore_server.storage.migration import (
     BackfillState,

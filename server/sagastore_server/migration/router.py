@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
-from sagastore_server.migration.bounded import abandon
-from sagastore_server.migration.follower import Follower
+from sagastore_server.migration.current_state import Ends
 from sagastore_server.migration.lease import TAKEN_OVER
+from sagastore_server.migration.replicator import Follower
 from sagastore_server.migration.shadow import ShadowReader
-from sagastore_server.migration.situation import Ends
 from sagastore_server.migration.throttle import Throttle
+from sagastore_server.migration.timeouts import abandon
 from sagastore_server.storage.base import ReadyTerms, StorageBackend, TermsOf
 from sagastore_server.storage.errors import (
     AlreadyExistsError,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from sagastore_server.migration.bounded import bounded
-from sagastore_server.migration.follower import Follower
-from sagastore_server.migration.situation import Ends
-from sagastore_server.migration.write_gate import FenceTimeoutError
+from sagastore_server.migration.current_state import Ends
+from sagastore_server.migration.replicator import Follower
+from sagastore_server.migration.timeouts import bounded
+from sagastore_server.migration.write_fence import FenceTimeoutError
 from sagastore_server.storage.errors import (
     Blocker,
     PreconditionError,

@@ -20,7 +20,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
-from sagastore_server.migration.comparing import (
+from sagastore_server.migration.diff import (
     Reach,
     Suspicion,
     carried_mismatches,

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from sagastore_server.analysts import Analysts
-from sagastore_server.ports import tracing
+from sagastore_server.interfaces import tracing
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, sqlstate, translated, translating
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.pool import Pool
@@ -20,6 +19,7 @@ from sagastore_server.postgresql.schema import prepare
 from sagastore_server.postgresql.search import FIRST_BLOCK, compile_search, guesses, next_block
 from sagastore_server.postgresql.target import shown
 from sagastore_server.postgresql.writer import GroupCommitWriter
+from sagastore_server.runtime.worker_pool import Analysts
 from sagastore_server.storage.base import ReadyTerms, StorageBackend, TermsOf
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import (
@@ -28,7 +28,6 @@ from sagastore_server.storage.errors import (
     StorageError,
     UnavailableError,
 )
-from sagastore_server.storage.gathering import Gathering
 from sagastore_server.storage.limits import MAX_PAGE_BYTES, page_of
 from sagastore_server.storage.load import Load, OnGroup, unheard
 from sagastore_server.storage.model import (
@@ -43,6 +42,7 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.read_batcher import Gathering
 
 _COUNT_ANEW = 0.02
 """Seconds: where counting takes less, the count is always fresh."""

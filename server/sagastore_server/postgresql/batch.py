@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from sagastore_server.analysts import FEW, SHORT, Analysts
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.rows import (
@@ -18,6 +17,7 @@ from sagastore_server.postgresql.rows import (
     row_of,
     search_columns,
 )
+from sagastore_server.runtime.worker_pool import FEW, SHORT, Analysts
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.model import Message, Store
 

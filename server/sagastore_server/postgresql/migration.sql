@@ -179,7 +179,7 @@ ON CONFLICT (id) DO UPDATE SET filename = excluded.filename, filepath = excluded
 INSERT INTO legacy_extra (message_id, name, value) SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
 ON CONFLICT (message_id, name) DO UPDATE SET value = excluded.value
 
--- The columns and the order of these are those of storage/carried.py.
+-- The columns and the order of these are those of storage/auxiliary_rows.py.
 
 -- name: all_quarantine
 SELECT number, source_key, reason, field, row FROM quarantine ORDER BY number

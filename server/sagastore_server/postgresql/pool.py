@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 
-from sagastore_server.ports import tracing
+from sagastore_server.interfaces import tracing
 from sagastore_server.postgresql.errors import is_connection_loss, translating
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.rows import as_it_is, decode_time, encode_time

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from sagastore_server.postgresql import carry, follow, indexes
+from sagastore_server.postgresql import auxiliary_rows, indexes, journal_apply
 from sagastore_server.postgresql.backend import PostgreSQLStorage, cannot_open
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
 from sagastore_server.postgresql.lease import (
@@ -170,16 +170,16 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         """See the contract."""
         if not entries:
             return
-        steps = await follow.steps_of(entries, self._analysts)
+        steps = await journal_apply.steps_of(entries, self._analysts)
         last = max(entry.sequence for entry in entries)
         began = time.perf_counter()
-        await self._holding(lease, partial(follow.run, steps=steps), last, after)
+        await self._holding(lease, partial(journal_apply.run, steps=steps), last, after)
         seconds = time.perf_counter() - began
         self._on_group(Store.POSTGRESQL, len(entries), len(entries), seconds)
 
     async def prepare(self, messages: Sequence[Message]) -> Prepared:
         """See the contract."""
-        return follow.Ready(await follow.rows_once(messages, self._analysts))
+        return journal_apply.Ready(await journal_apply.rows_once(messages, self._analysts))
 
     async def copy(
         self,
@@ -190,29 +190,29 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
     ) -> BackfillMark:
         """See the contract."""
         ready = messages if isinstance(messages, Prepared) else await self.prepare(messages)
-        assert isinstance(ready, follow.Ready)  # noqa: S101 - no other kind is made here
+        assert isinstance(ready, journal_apply.Ready)  # noqa: S101 - no other kind is made here
         rows = ready.rows
 
         async def store(connection: Connection) -> None:
             await note_mark(connection, mark)
             if rows:
-                await follow.fill(connection, rows)
+                await journal_apply.fill(connection, rows)
 
         await self._holding(lease, store, before=before)
         return mark
 
     async def carry(self, lease: Lease, rows: Carried, *, first: bool) -> None:
         """See the contract."""
-        await self._holding(lease, partial(carry.store, rows=rows, first=first))
+        await self._holding(lease, partial(auxiliary_rows.store, rows=rows, first=first))
 
     async def carried(self) -> CarriedTally:
         """See the contract."""
         with translating():
             async with (
                 self._pool.dedicated() as connection,
-                self._pool.transaction(connection, carry.BEGIN),
+                self._pool.transaction(connection, auxiliary_rows.BEGIN),
             ):
-                return await carry.tally(connection)
+                return await auxiliary_rows.tally(connection)
 
     async def count(self) -> int:
         """See the contract."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sagastore_server.search.analysis import analyse
-from sagastore_server.storage.jsontext import canonical_tags
+from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.model import Draft, Message
 
 _EPOCH = 946_684_800_000_000

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sagastore_server.storage.jsontext import canonical_tags
+from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.limits import MAX_PAGE_BYTES
 from sagastore_server.storage.model import Position
 from sagastore_server.storage.query import (

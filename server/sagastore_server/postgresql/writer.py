@@ -18,8 +18,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import asyncpg
 
-from sagastore_server.analysts import Analysts
-from sagastore_server.ports import tracing
+from sagastore_server.interfaces import tracing
 from sagastore_server.postgresql.batch import LostRaceError, flush, load
 from sagastore_server.postgresql.errors import (
     AGAIN,
@@ -30,6 +29,7 @@ from sagastore_server.postgresql.errors import (
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.rows import Searched
+from sagastore_server.runtime.worker_pool import Analysts
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import StorageError, UnavailableError
 from sagastore_server.storage.load import OnGroup, unheard

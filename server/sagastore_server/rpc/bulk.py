@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple, cast
 
 from sagastore.v1 import storage_pb2
-from sagastore_server.rpc import checking, convert
-from sagastore_server.rpc.aside import aside
-from sagastore_server.rpc.gate import Gate
+from sagastore_server.rpc import bulk_validation, convert
+from sagastore_server.rpc.lifecycle import Gate
+from sagastore_server.rpc.offload import aside
 from sagastore_server.rpc.status import one_line
 from sagastore_server.rpc.wire import Undecodable
 from sagastore_server.storage.base import ReadyTerms, StorageBackend, TermsOf
@@ -158,7 +158,7 @@ async def checked(request: Request, terms_of: TermsOf | None = None) -> Batch:
     drafts: list[Draft] = []
     terms: list[object] = []
     rejected: list[storage_pb2.RejectedMessage] = []
-    for index, (found, draft, one) in enumerate(await aside(checking.check, sent, size)):
+    for index, (found, draft, one) in enumerate(await aside(bulk_validation.check, sent, size)):
         violations = _merged(broken[index], found) if index in broken else found
         if violations:
             rejected.append(_rejected(index, draft[0], violations))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 
-from sagastore_server.ports.tls import TlsMaterial, TlsSource
+from sagastore_server.interfaces.tls import TlsMaterial, TlsSource
 
 
 def server_credentials(source: TlsSource) -> grpc.ServerCredentials:

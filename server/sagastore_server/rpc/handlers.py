@@ -29,11 +29,11 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
-from sagastore_server.ports import tracing
-from sagastore_server.ports.current import CurrentCall, current
-from sagastore_server.ports.errors import StalledError
-from sagastore_server.rpc.door import Context, Door, adopt_id
-from sagastore_server.rpc.gate import Gate, ServerDrainingError, ServerStartingError
+from sagastore_server.interfaces import tracing
+from sagastore_server.interfaces.call_context import CurrentCall, current
+from sagastore_server.interfaces.errors import StalledError
+from sagastore_server.rpc.admission import Context, Door, adopt_id
+from sagastore_server.rpc.lifecycle import Gate, ServerDrainingError, ServerStartingError
 from sagastore_server.rpc.roles import role_for
 from sagastore_server.rpc.status import STATUS_KEY, refusal_of
 from sagastore_server.rpc.wire import Undecodable, decoder

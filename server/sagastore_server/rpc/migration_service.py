@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from sagastore.v1 import migration_pb2
-from sagastore_server.rpc import migration_convert, paging, requests, tokens
+from sagastore_server.rpc import migration_convert, quarantine_page, requests, tokens
 from sagastore_server.rpc.handlers import endless, interruptible
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.migration import MigrationControl
@@ -75,7 +75,7 @@ class MigrationServicer:
         after = 0
         if request.page_token:
             after = int(tokens.unseal(key, request.page_token, "page_token", (int,))[0] or 0)
-        rows, more = await paging.quarantine_page(self._backend, size, after)
+        rows, more = await quarantine_page.quarantine_page(self._backend, size, after)
         answer = migration_pb2.ListQuarantineResponse()
         for row in rows:
             answer.rows.add(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.descriptor import MethodDescriptor
 
-from sagastore_server.ports.access import Role
+from sagastore_server.interfaces.access import Role
 
 _STORAGE = "sagastore.v1.StorageService"
 _ROLES = {

@@ -10,15 +10,15 @@ from grpc import aio
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
 from sagastore.v1 import migration_pb2, storage_pb2
-from sagastore_server.ports.access import AccessControl
-from sagastore_server.ports.instruments import Instruments
-from sagastore_server.rpc.door import Door
-from sagastore_server.rpc.gate import Gate, GateState
+from sagastore_server.interfaces.access import AccessControl
+from sagastore_server.interfaces.instruments import Instruments
+from sagastore_server.rpc.admission import Door
 from sagastore_server.rpc.handlers import service_handler
+from sagastore_server.rpc.health_service import Health, probe_handlers
+from sagastore_server.rpc.lifecycle import Gate, GateState
 from sagastore_server.rpc.limits import Limits
+from sagastore_server.rpc.load_shedding import Pressure, figures_of_newest_server
 from sagastore_server.rpc.migration_service import MigrationServicer
-from sagastore_server.rpc.pressure import Pressure, figures_of_newest_server
-from sagastore_server.rpc.probes import Health, probe_handlers
 from sagastore_server.rpc.storage_service import StorageServicer
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.migration import MigrationControl

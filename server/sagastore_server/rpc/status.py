@@ -19,7 +19,7 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from sagastore_server.ports.errors import (
+from sagastore_server.interfaces.errors import (
     OverloadedError,
     PermissionDeniedError,
     SearchTooLongError,

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 from sagastore.v1 import storage_pb2
-from sagastore_server.ports.errors import SearchTooLongError
+from sagastore_server.interfaces.errors import SearchTooLongError
 from sagastore_server.rpc import convert, requests, tokens
-from sagastore_server.rpc.aside import aside
 from sagastore_server.rpc.bulk import BulkStream, Request
-from sagastore_server.rpc.gate import Gate
 from sagastore_server.rpc.handlers import TimeLeft, timed
 from sagastore_server.rpc.ids import IdSource
+from sagastore_server.rpc.lifecycle import Gate
+from sagastore_server.rpc.offload import aside
 from sagastore_server.search.pager import Cursor, InvalidCursorError, search_page
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import ResponseTooLargeError

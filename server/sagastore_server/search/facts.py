@@ -12,7 +12,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
-from sagastore_server.storage.jsontext import comparable, read
+from sagastore_server.storage.canonical_json import comparable, read
 
 MAX_FACTS = 1000
 """Scalars of one metadata that are indexed; more count as OVERFLOW."""

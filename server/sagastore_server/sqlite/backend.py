@@ -14,14 +14,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from sagastore_server.analysts import FEW, SHORT, Analysts
-from sagastore_server.ports import tracing
+from sagastore_server.interfaces import tracing
+from sagastore_server.runtime.worker_pool import FEW, SHORT, Analysts
 from sagastore_server.sqlite import index_terms
+from sagastore_server.sqlite.archived_store_guard import (
+    Remembered,
+    refuse_by_name,
+    refuse_if_migrating,
+)
 from sagastore_server.sqlite.checkpoint import Checkpointer
-from sagastore_server.sqlite.connect import message_from_row
+from sagastore_server.sqlite.connection import message_from_row
 from sagastore_server.sqlite.files import SCHEMA_VERSION
 from sagastore_server.sqlite.index_terms import Searched, searched_of
-from sagastore_server.sqlite.moved import Remembered, refuse_by_name, refuse_if_migrating
 from sagastore_server.sqlite.opening import open_for_writing
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.queries import QUERIES
@@ -38,7 +42,6 @@ from sagastore_server.sqlite.writer import GroupCommitWriter
 from sagastore_server.storage.base import ReadyTerms, StorageBackend, TermsOf
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import NotFoundError, StorageError, UnavailableError
-from sagastore_server.storage.gathering import Gathering
 from sagastore_server.storage.load import Load, OnGroup, unheard
 from sagastore_server.storage.model import (
     BulkResult,
@@ -53,6 +56,7 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.read_batcher import Gathering
 from sagastore_server.storage.validation import MAX_TIMESTAMP, MIN_TIMESTAMP
 
 Progress = Callable[[str, int, int], None]

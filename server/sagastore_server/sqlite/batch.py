@@ -8,11 +8,11 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from sagastore_server.sqlite.connect import message_from_row
+from sagastore_server.sqlite.connection import message_from_row
 from sagastore_server.sqlite.index_terms import Searched, Terms, fts_columns, searched_of
 from sagastore_server.sqlite.queries import QUERIES, insert_all
+from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.changes import Changes
-from sagastore_server.storage.jsontext import canonical_tags
 from sagastore_server.storage.model import Message, Store
 
 DURABLE_ON = (Store.SQLITE,)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import aiosqlite
 
-from sagastore_server.sqlite.connect import BUSY_TIMEOUT_MS, LOG_BYTES
-from sagastore_server.sqlite.log_file import NO_LOG, Log, read_log
+from sagastore_server.sqlite.connection import BUSY_TIMEOUT_MS, LOG_BYTES
 from sagastore_server.sqlite.readers import ReaderPool
+from sagastore_server.sqlite.wal_file import NO_LOG, Log, read_log
 from sagastore_server.sqlite.writer import GroupCommitWriter
 from sagastore_server.storage.errors import StorageError, UnavailableError
 

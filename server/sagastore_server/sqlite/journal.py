@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sagastore_server.sqlite.connect import message_from_row
+from sagastore_server.sqlite.connection import message_from_row
 from sagastore_server.sqlite.migration_state import (
     load_pruned,
     load_state,

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sagastore_server.search.analysis import FINGERPRINT
-from sagastore_server.sqlite.connect import writer_connection
+from sagastore_server.sqlite.archived_store_guard import Remembered, remembered, remembered_by
+from sagastore_server.sqlite.connection import writer_connection
 from sagastore_server.sqlite.errors import translated
 from sagastore_server.sqlite.files import (
     SCHEMA_VERSION,
@@ -24,9 +25,8 @@ from sagastore_server.sqlite.files import (
     register_owner_function,
 )
 from sagastore_server.sqlite.index_terms import fts_columns
-from sagastore_server.sqlite.moved import Remembered, remembered, remembered_by
+from sagastore_server.sqlite.legacy.importer import take_over
 from sagastore_server.sqlite.queries import QUERIES
-from sagastore_server.sqlite.takeover import take_over
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
 
 Progress = Callable[[str, int, int], None]

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import aiosqlite
 
-from sagastore_server.ports import tracing
-from sagastore_server.sqlite.connect import message_from_row, prepare_reader
+from sagastore_server.interfaces import tracing
+from sagastore_server.sqlite.connection import message_from_row, prepare_reader
 from sagastore_server.sqlite.errors import InterruptedReadError, translating
 from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.limits import page_of

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from sagastore.receipt import receipt_path
-from sagastore_server.sqlite.archive import archive_file
+from sagastore_server.sqlite.archived_store_guard import Remembered, is_archive, moved, remembered
+from sagastore_server.sqlite.auxiliary_rows import CarriedReader
 from sagastore_server.sqlite.backend import Progress, SQLiteStorage
-from sagastore_server.sqlite.carried import CarriedReader
+from sagastore_server.sqlite.backup.archive import archive_file
 from sagastore_server.sqlite.journal import (
     ROWS_AT_ONCE,
     change_state,
@@ -20,7 +21,6 @@ from sagastore_server.sqlite.journal import (
     prune_some,
 )
 from sagastore_server.sqlite.migration_state import state_from_json
-from sagastore_server.sqlite.moved import Remembered, is_archive, moved, remembered
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.sqlite.readers import MOST_READ
 from sagastore_server.storage.phase import Phase

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
-from sagastore_server.ports import tracing
+from sagastore_server.interfaces import tracing
 from sagastore_server.sqlite.batch import Batch, Counters
 from sagastore_server.sqlite.errors import translated
 from sagastore_server.sqlite.index_terms import Searched, Terms

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sagastore_server.storage.canonical_json import JsonTextError, canonical_object
 from sagastore_server.storage.errors import InvalidRequestError, Violation
-from sagastore_server.storage.jsontext import JsonTextError, canonical_object
 from sagastore_server.storage.model import Draft
 
 MAX_ID = 128

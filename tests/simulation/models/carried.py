@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sagastore_server.storage.carried import (
+from sagastore_server.storage.auxiliary_rows import (
     Tallier,
     Value,
     extra_values,

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
 from sagastore_server.storage.model import SaveResult
 from tests.simulation.models.process import Process
 from tests.simulation.tracing.trace import READS, WRITES, Call, Trace, hook, setting

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sagastore_server.migration.live import LiveMigration
+from sagastore_server.migration.migrating_service import LiveMigration
 from sagastore_server.storage.replication import BackfillMark, MigrationState
 from tests.simulation.models.process import Process
 from tests.simulation.tracing.calls import ClientCalls

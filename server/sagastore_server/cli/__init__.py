@@ -1,0 +1,1 @@
+"""Commands of `sagastore-server`, one module each."""

@@ -1,0 +1,121 @@
+"""``sagastore-server status``: whether a server serves, and if not why and what to do."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from typing import Annotated, Any
+
+import typer
+
+from sagastore_server.config.address import Address
+from sagastore_server.config.options import ConfigFile, fail
+from sagastore_server.config.settings import OFF, SettingsError, load
+
+_PATIENCE = 5.0
+"""Seconds that the server may take to answer."""
+
+
+def status(
+    *,
+    ops: Annotated[
+        str | None,
+        typer.Option(
+            "--ops",
+            metavar="HOST:PORT",
+            help="Ops address of the server. Default: ops_listen, as `serve` would have it.",
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Tell whether the server serves, and if not why and what to do.
+
+    Asks its ops port. Exit status 0 if it is ready, 1 if it is not or cannot be reached.
+    """
+    address = _address(ops, config)
+    document = _asked(address)
+    if as_json:
+        typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    else:
+        for line in _told(document, address):
+            typer.echo(line)
+    if not document["ready"]:
+        raise typer.Exit(1)
+
+
+def _address(given: str | None, config: ConfigFile) -> Address:
+    if given is not None:
+        try:
+            return Address.parse(given)
+        except ValueError as exc:
+            raise typer.BadParameter(str(exc), param_hint="--ops") from exc
+    try:
+        listen = load(config).ops_listen
+    except SettingsError as exc:
+        fail(str(exc))
+    if listen == OFF:
+        fail("ops_listen is off, so the server does not tell; set it to an address")
+    return _reachable(Address.parse(listen))
+
+
+def _reachable(address: Address) -> Address:
+    """Return where to call a server that listens on every address of this machine."""
+    return {
+        "0.0.0.0": address._replace(host="127.0.0.1"),  # noqa: S104 - nobody listens here
+        "::": address._replace(host="::1"),
+    }.get(address.host, address)
+
+
+def _asked(address: Address) -> dict[str, Any]:
+    # Without the proxies of the environment: it is this machine, or one of ours.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{address}/readyz", timeout=_PATIENCE) as answer:
+            body = answer.read()
+    except urllib.error.HTTPError as exc:
+        body = exc.read()
+    except http.client.HTTPException:
+        body = b""
+    except OSError as exc:
+        reason = getattr(exc, "reason", exc)
+        why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+        fail(
+            f"no server answers on {address}: {why}; see that it runs, and that this is its "
+            "ops_listen (its log says it, with the event serving)"
+        )
+    try:
+        document = json.loads(body)
+        _check(document)
+    except (ValueError, KeyError, TypeError):
+        fail(f"what answers on {address} is no SagaStore server; see its ops_listen")
+    found: dict[str, Any] = document
+    return found
+
+
+def _check(document: Any) -> None:
+    """Look for what ``_told`` needs.
+
+    Raises:
+        KeyError, TypeError: It is not there.
+
+    """
+    for name in ("ready", "phase", "reasons", "warnings"):
+        document[name]
+    for finding in (*document["reasons"], *document["warnings"]):
+        for name in ("reason", "detail", "remedy"):
+            finding[name]
+
+
+def _told(document: dict[str, Any], address: Address) -> list[str]:
+    phase = f", phase {document['phase']}" if document["phase"] else ""
+    lines = [f"{'ready' if document['ready'] else 'not ready'} ({address}{phase})"]
+    for kind in ("reasons", "warnings"):
+        for finding in document[kind]:
+            lines += [
+                f"  {finding['reason']}: {finding['detail']}",
+                f"    to do: {finding['remedy']}",
+            ]
+    return lines

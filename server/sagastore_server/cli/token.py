@@ -1,0 +1,146 @@
+"""``sagastore-server token``: make tokens, list them, and revoke them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sagastore_server.config import settings
+from sagastore_server.config.options import ConfigFile, fail
+from sagastore_server.interfaces.access import Role
+from sagastore_server.security import access_edit
+from sagastore_server.security.access_rules import TOKEN_NAME, AccessError, TokenEntry, digest_of
+
+token = typer.Typer(
+    name="token",
+    help="Make tokens, list them, and revoke them. A running server takes note in about a second.",
+    no_args_is_help=True,
+)
+
+_SHOWN = 12
+"""Digits of a hash that are shown: enough to tell tokens apart."""
+
+
+class RoleName(StrEnum):
+    """Values of --role."""
+
+    reader = "reader"
+    writer = "writer"
+    admin = "admin"
+
+
+_Access = Annotated[
+    Path | None,
+    typer.Option(
+        "--access",
+        metavar="FILE",
+        show_default=False,
+        help="The access file; the one that `serve` would use if not given.",
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@token.command("new")
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; shown in logs.")],
+    *,
+    role: Annotated[RoleName, typer.Option(help="What it may do.")],
+    expires_days: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=36_500, show_default=False, help="It ends after N days."
+        ),
+    ] = None,
+    access: _Access = None,
+    config: ConfigFile = None,
+) -> None:
+    """Make a token, print it once, and enter its hash into the access file.
+
+    Standard output has the token alone: `sagastore-server token new web --role writer > web.token`.
+    Several may have one name, so that one can be replaced by another while both work.
+    """
+    path = _path(access, config)
+    if not TOKEN_NAME.fullmatch(name):
+        fail("a name has 1 to 64 letters, digits or . _ @ -, and begins with a letter or digit")
+    made = access_edit.new_token()
+    expires = None
+    if expires_days is not None:
+        expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=expires_days)
+    entry = TokenEntry(name, Role[role.name.upper()], digest_of(made), expires)
+    try:
+        access_edit.add_token(path, entry)
+    except AccessError as exc:
+        fail(str(exc))
+    typer.echo(made)
+    typer.echo(f"Added to {path}: {_told(entry)}. The token is not shown again.", err=True)
+
+
+@token.command("list")
+def show(*, access: _Access = None, config: ConfigFile = None, as_json: _Json = False) -> None:
+    """List the tokens: name, role, how the hash begins, and when they end."""
+    try:
+        entries = access_edit.read_rules(_path(access, config)).tokens
+    except AccessError as exc:
+        fail(str(exc))
+    if as_json:
+        typer.echo(json.dumps([_document(entry) for entry in entries], indent=2))
+        return
+    for entry in entries:
+        typer.echo(_told(entry))
+
+
+@token.command("revoke")
+def revoke(
+    which: Annotated[
+        str, typer.Argument(metavar="NAME|HASH", help="A name, or 8 digits or more of a hash.")
+    ],
+    *,
+    access: _Access = None,
+    config: ConfigFile = None,
+) -> None:
+    """Remove all tokens of a name, or the one whose hash begins with HASH."""
+    path = _path(access, config)
+    try:
+        removed = access_edit.remove_tokens(path, which)
+    except AccessError as exc:
+        fail(str(exc))
+    for entry in removed:
+        typer.echo(f"Revoked: {_told(entry)}")
+
+
+def _path(access: Path | None, config: Path | None) -> Path:
+    try:
+        path = settings.load(config, access=access).access
+    except settings.SettingsError as exc:
+        fail(str(exc))
+    if path is None:
+        fail("which access file? Name it with --access, SAGASTORE_ACCESS, or in the configuration")
+    return path
+
+
+def _told(entry: TokenEntry) -> str:
+    end = "no end"
+    if entry.expires is not None:
+        word = "ended" if _is_over(entry) else "ends"
+        end = f"{word} {entry.expires.isoformat(sep=' ', timespec='minutes')}"
+    return f"{entry.name}  {entry.role.name.lower()}  {entry.digest.hex()[:_SHOWN]}  {end}"
+
+
+def _is_over(entry: TokenEntry) -> bool:
+    return entry.expires is not None and entry.expires <= datetime.now(UTC)
+
+
+def _document(entry: TokenEntry) -> dict[str, object]:
+    return {
+        "name": entry.name,
+        "role": entry.role.name.lower(),
+        "sha256": entry.digest.hex()[:_SHOWN],
+        "expires": None if entry.expires is None else entry.expires.isoformat(),
+        "expired": _is_over(entry),
+    }

@@ -1,0 +1,1 @@
+"""Settings: their model, where each value comes from, and their reference."""

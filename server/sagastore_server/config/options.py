@@ -1,0 +1,102 @@
+"""Every setting as an option of a command."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.markup import escape
+
+from sagastore_server.config.reference import Entry, entries, option_name, with_quotes
+from sagastore_server.config.settings import Settings, SettingsError
+from sagastore_server.config.sources import COMMAND_LINE, CONFIG_VARIABLE
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        envvar=CONFIG_VARIABLE,
+        show_envvar=False,
+        help="TOML file with settings by their names (log_level, ...).",
+    ),
+]
+"""The option ``--config``."""
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each setting.
+
+    They arrive as its keyword arguments, as they were typed, for ``settings.load`` to
+    check; None where nothing was typed.
+    """
+    own = [
+        parameter
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    # Typer reads the signature, and knows nothing of **given.
+    signature = inspect.Signature([*own, *_parameters()])
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    return command
+
+
+def wrong_usage(error: SettingsError) -> None:
+    """Refuse, as one does an unknown option, what is wrong on the command line.
+
+    Returns if all that is wrong is elsewhere.
+
+    Raises:
+        typer.BadParameter: Something that was typed is wrong.
+
+    """
+    told = [
+        f"{option_name(problem.setting)}: {problem.text}"
+        for problem in error.problems
+        if problem.origin == COMMAND_LINE
+    ]
+    if told:
+        raise typer.BadParameter("; ".join(told))
+
+
+def fail(line: str) -> NoReturn:
+    """End the command with one line on standard error."""
+    typer.echo(f"sagastore-server: {' '.join(line.split())}", err=True)
+    raise typer.Exit(1)
+
+
+def _parameters() -> Iterator[inspect.Parameter]:
+    for entry in entries(Settings):
+        option, annotation = _option(entry)
+        yield inspect.Parameter(
+            entry.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[annotation, option],
+        )
+
+
+def _option(entry: Entry) -> tuple[Any, Any]:
+    declared = option_name(entry.name)
+    switch = not entry.metavar
+    option = typer.Option(
+        f"{declared}/--no-{declared[2:]}" if switch else declared,
+        metavar=entry.metavar or None,
+        help=_help(entry),
+        rich_help_panel=entry.group,
+        show_default=False,
+    )
+    return option, (bool | None if switch else str | None)
+
+
+def _help(entry: Entry) -> str:
+    meaning = with_quotes(
+        entry.meaning, lambda text: option_name(text) if text in Settings.model_fields else text
+    )
+    notes = [entry.bounds] if entry.bounds else []
+    if entry.default:
+        notes.append(f"default: {entry.default}")
+    # Typer takes square brackets for markup.
+    return escape(f"{meaning} ({'; '.join(notes)})" if notes else meaning)

@@ -1,0 +1,170 @@
+"""What there is to say about each setting: for the help, the documents, and editors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, SecretStr
+
+from sagastore_server.config.sources import ENV_PREFIX
+from sagastore_server.config.types import (
+    bounds,
+    expectation,
+    is_switch,
+    kind,
+    plain_number,
+)
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+GROUPS = {
+    "listen": "Serving",
+    "sqlite": "Storage",
+    "postgres": "PostgreSQL",
+    "tls_cert": "Security",
+    "max_request_bytes": "Limits",
+    "ops_listen": "Observability",
+}
+"""The first setting of each group. The others of the group follow it in the model."""
+
+_SCHEMA = "https://json-schema.org/draft/2020-12/schema"
+_QUOTED = re.compile(r"``(.+?)``")
+
+
+class Entry(NamedTuple):
+    """A setting, in words."""
+
+    name: str
+    group: str
+    option: str
+    """As it is typed; for a switch both forms."""
+    metavar: str
+    """Stands for the value behind the option; empty for a switch."""
+    variable: str
+    values: str
+    """Which values there are, bounds included."""
+    bounds: str
+    default: str
+    """Empty if there is none."""
+    meaning: str
+    """In one line; names of settings and values stand between double backticks."""
+
+
+def entries(model: type[BaseModel]) -> Iterator[Entry]:
+    """Yield what there is to say about every setting, in the order of the model."""
+    group = "Options"
+    for name, field in model.model_fields.items():
+        group = GROUPS.get(name, group)
+        option = option_name(name)
+        yield Entry(
+            name=name,
+            group=group,
+            option=f"{option} / --no-{option[2:]}" if is_switch(field) else option,
+            metavar=kind(field).metavar,
+            variable=ENV_PREFIX + name.upper(),
+            values=re.sub(r"^an? ", "", expectation(field)),
+            bounds=bounds(field),
+            default=_default(field),
+            meaning=" ".join((field.description or "").split()),
+        )
+
+
+def option_name(setting: str) -> str:
+    """Return a setting's option of the command line."""
+    return "--" + setting.replace("_", "-")
+
+
+def with_quotes(meaning: str, quoted: Callable[[str], str]) -> str:
+    """Return the meaning of a setting with its names and values as ``quoted`` writes them."""
+    return _QUOTED.sub(lambda found: quoted(found[1]), meaning)
+
+
+def markdown(model: type[BaseModel]) -> str:
+    """Return the table of all settings."""
+    lines = [
+        "| setting | option | variable | value | default | meaning |",
+        "|---|---|---|---|---|---|",
+    ]
+    group = ""
+    for entry in entries(model):
+        if entry.group != group:
+            group = entry.group
+            lines.append(f"| **{group}** | | | | | |")
+        option = f"{entry.option} {entry.metavar}".rstrip()
+        default = f"`{entry.default}`" if entry.default else "none"
+        if model.model_fields[entry.name].default_factory is not None:
+            default = entry.default
+        meaning = with_quotes(entry.meaning, lambda text: f"`{text}`")
+        lines.append(
+            f"| `{entry.name}` | `{option}` | `{entry.variable}` | {entry.values} | {default} "
+            f"| {meaning} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of the file.
+
+    A name may be written with ``-`` in place of ``_``, so it has both.
+    """
+    generated = model.model_json_schema()["properties"]
+    properties = {
+        entry.name: _property(generated[entry.name], entry, model.model_fields[entry.name])
+        for entry in entries(model)
+    }
+    dashed = {
+        name.replace("_", "-"): {"$ref": f"#/properties/{name}"}
+        for name in properties
+        if "_" in name
+    }
+    return {
+        "$schema": _SCHEMA,
+        "title": "Configuration of sagastore-server",
+        "description": "The TOML file that --config names.",
+        "type": "object",
+        "properties": properties | dashed,
+        "additionalProperties": False,
+    }
+
+
+def _property(generated: dict[str, Any], entry: Entry, field: FieldInfo) -> dict[str, Any]:
+    # TOML has no null: what may be missing is left out.
+    one = next((part for part in generated.get("anyOf", []) if part.get("type") != "null"), None)
+    said = {name: value for name, value in (one or generated).items() if name in _KEYWORDS}
+    said["description"] = with_quotes(entry.meaning, str)
+    if entry.default and field.default_factory is None:
+        said["default"] = field.default
+    return said
+
+
+_KEYWORDS = (
+    "type",
+    "enum",
+    "format",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+)
+"""What is taken of the schema that pydantic makes; the rest would repeat or surprise."""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        # Another one for each user, so the reference must not hold it.
+        return "sagastore.db in your data directory"
+    return written(field.default)
+
+
+def written(value: object) -> str:
+    """Write a value as people read it; secrets stay hidden, what is missing is empty."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, SecretStr):
+        return str(value)
+    return plain_number(value)

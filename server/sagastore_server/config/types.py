@@ -1,0 +1,128 @@
+"""The kinds of values that settings have: how each is written, and what is accepted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple, get_args
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr
+
+from sagastore_server.config.address import Address
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+OFF = "off"
+"""The address of what shall not listen."""
+POSTGRES_SCHEMES = ("postgresql", "postgres")
+
+
+class Kind(NamedTuple):
+    """What people are told about the values of a setting, beyond their type."""
+
+    metavar: str
+    """What stands for a value in the help."""
+    what: str
+    """What a value is, in a few words that can follow "must be"."""
+    is_input: bool = False
+    """Whether it names a file that must be there."""
+    is_secret: bool = False
+    """Whether it names a file that others must not read."""
+
+
+def _address(text: str) -> str:
+    return str(Address.parse(text))
+
+
+def _address_or_off(text: str) -> str:
+    return OFF if text.strip().lower() == OFF else _address(text)
+
+
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as exc:
+        raise ValueError(f"{path} begins with ~, but whose home that is cannot be found") from exc
+
+
+def _connection_string(dsn: SecretStr) -> SecretStr:
+    scheme, separator, _ = dsn.get_secret_value().partition("://")
+    if not separator or scheme not in POSTGRES_SCHEMES:
+        raise ValueError("must be like postgresql://USER@HOST:PORT/DATABASE")
+    return dsn
+
+
+def _web_address(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = None
+    if not usable:
+        # Without the value: people put credentials into such addresses.
+        raise ValueError("must be an address that begins with http:// or https://")
+    return text
+
+
+HostPort = Annotated[str, AfterValidator(_address), Kind("HOST:PORT", "an address HOST:PORT")]
+HostPortOrOff = Annotated[
+    str, AfterValidator(_address_or_off), Kind("HOST:PORT", "an address HOST:PORT, or off")
+]
+File = Annotated[Path, AfterValidator(_at_home), Kind("FILE", "a file")]
+InputFile = Annotated[Path, AfterValidator(_at_home), Kind("FILE", "a file", is_input=True)]
+SecretFile = Annotated[
+    Path, AfterValidator(_at_home), Kind("FILE", "a file", is_input=True, is_secret=True)
+]
+Dsn = Annotated[SecretStr, AfterValidator(_connection_string), Kind("DSN", "a connection string")]
+Url = Annotated[str, AfterValidator(_web_address), Kind("URL", "an http or https URL")]
+Count = Annotated[int, Kind("N", "a whole number")]
+Bytes = Annotated[int, Kind("BYTES", "a number of bytes")]
+Rate = Annotated[float, Kind("N", "a number")]
+Seconds = Annotated[float, Kind("SECONDS", "a number of seconds")]
+Share = Annotated[float, Field(ge=0, le=1), Kind("SHARE", "a number")]
+
+_SWITCH = Kind("", "true or false")
+_ANYTHING = Kind("VALUE", "a text")
+
+
+def kind(field: FieldInfo) -> Kind:
+    """Return the kind of a setting; of one that may be missing, the kind it has if it is there."""
+    if field.annotation is bool:
+        return _SWITCH
+    inner = [
+        part
+        for choice in get_args(field.annotation)
+        for part in getattr(choice, "__metadata__", ())
+    ]
+    found = (part for part in [*field.metadata, *inner] if isinstance(part, Kind))
+    return next(found, _ANYTHING)
+
+
+def is_switch(field: FieldInfo) -> bool:
+    """Whether a setting is either on or off."""
+    return kind(field) is _SWITCH
+
+
+def bounds(field: FieldInfo) -> str:
+    """Say which numbers are accepted, like ``from 0 to 3600``; empty where all are."""
+    limits = {
+        name: plain_number(getattr(part, name))
+        for part in field.metadata
+        for name in ("ge", "gt", "le")
+        if hasattr(part, name)
+    }
+    if "gt" in limits:
+        return f"above {limits['gt']}" + (f", up to {limits['le']}" if "le" in limits else "")
+    low = f"from {limits['ge']}" if "ge" in limits else ""
+    return f"{low} to {limits['le']}".strip() if "le" in limits else low
+
+
+def expectation(field: FieldInfo) -> str:
+    """Say what a value must be, to follow the words "must be"."""
+    return f"{kind(field).what} {bounds(field)}".rstrip()
+
+
+def plain_number(number: object) -> str:
+    """Write a number without needless digits."""
+    return f"{number:g}" if isinstance(number, float) else str(number)

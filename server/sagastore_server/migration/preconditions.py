@@ -1,0 +1,237 @@
+"""What must hold before a phase may be entered: every blocker, by name, with what to do."""
+
+from __future__ import annotations
+
+from sagastore_server.migration.attachment import committed
+from sagastore_server.migration.current_state import Ends, Situation
+from sagastore_server.migration.replicator import Follower
+from sagastore_server.migration.timeouts import bounded
+from sagastore_server.storage.errors import (
+    Blocker,
+    CannotOpenError,
+    PreconditionError,
+    StorageError,
+)
+from sagastore_server.storage.migration import BackfillState, ShadowStatus, Verification
+from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.replication import (
+    MigrationSource,
+    TargetState,
+)
+
+LAG_LIMIT = 10_000
+"""Changes that may wait before the change to READ_POSTGRES: what the target applies in a
+few seconds. The fence itself begins only once the end of the journal is near."""
+
+ANSWER_WITHIN = 3.0
+"""Seconds that the target has to answer a question of a gate."""
+
+
+class Gates:
+    """Tells what stands between two phases. Asks, and changes nothing."""
+
+    def __init__(
+        self,
+        ends: Ends,
+        follower: Follower,
+    ) -> None:
+        """Judge by these."""
+        self._source = ends.source
+        self._target = ends.target
+        self._situation = ends.situation
+        self._follower = follower
+
+    async def blockers(
+        self, wanted: Phase, shadow: ShadowStatus, *, accept_quarantine: bool = False
+    ) -> list[Blocker]:
+        """Return what stands between the phase in force and ``wanted``; empty: nothing."""
+        phase = self._situation.phase
+        if wanted is phase.preceding:
+            return []
+        if wanted is not phase.following:
+            return [_wrong_order(phase, wanted)]
+        if self._follower.fenced:
+            return [Blocker("NOT_THE_HOLDER", "another server has taken over this migration")]
+        if wanted is Phase.DUAL_WRITE:
+            return await self._target_is_ours_to_take()
+        found = self._not_followed()
+        if wanted in {Phase.READ_POSTGRES, Phase.POSTGRES_ONLY}:
+            found += self._backfill_is_done()
+            if not found:
+                found += await self._indexes_are_valid()
+            found += self._verified()
+            found += await self._quarantine_is_accepted(accept_quarantine)
+        if wanted is Phase.READ_POSTGRES:
+            found += _shadow_agrees(shadow)
+            found += await self._lag_is_small()
+        if wanted is Phase.POSTGRES_ONLY and not found and not self._follower.current:
+            found.append(
+                Blocker(
+                    "POSTGRES_BEHIND",
+                    "SQLite answers reads, because PostgreSQL was down and has not caught up; "
+                    "wait until it has",
+                )
+            )
+        return found
+
+    async def _target_is_ours_to_take(self) -> list[Blocker]:
+        try:
+            found = await bounded(self._look(), ANSWER_WITHIN, self._target.place)
+        except PreconditionError as exc:
+            return list(exc.blockers)
+        except CannotOpenError as exc:
+            return [Blocker("POSTGRES_NOT_USABLE", str(exc))]
+        except StorageError as exc:
+            return [Blocker("POSTGRES_UNAVAILABLE", str(exc))]
+        await self._source.flush()
+        return judge(found, self._source, self._situation, self._target.place)
+
+    async def _look(self) -> TargetState:
+        await self._target.open()
+        return await self._target.inspect()
+
+    def _not_followed(self) -> list[Blocker]:
+        trouble = self._follower.trouble
+        if trouble is not None:
+            return [trouble]
+        if not self._follower.attached:
+            return [
+                Blocker(
+                    "JOURNAL_NOT_APPLIED",
+                    "the journal is not being applied yet; wait a moment, and see that "
+                    "PostgreSQL runs",
+                )
+            ]
+        return []
+
+    def _backfill_is_done(self) -> list[Blocker]:
+        mark = self._follower.mark
+        if mark.state is BackfillState.DONE:
+            return []
+        hint = "wait for it" if self._situation.phase.copies else "go back to backfill"
+        if self._situation.state.paused:
+            hint = "it is paused: resume it (sagastore migrate resume)"
+        far = f"has copied {mark.copied:,} of {mark.total:,} messages"
+        if mark.total and mark.copied >= mark.total:
+            far = "has copied all messages and builds the indexes"
+        return [Blocker("BACKFILL_NOT_DONE", f"the backfill {far}; {hint}")]
+
+    async def _indexes_are_valid(self) -> list[Blocker]:
+        try:
+            indexes = await bounded(self._target.indexes(), ANSWER_WITHIN, "PostgreSQL")
+        except StorageError as exc:
+            return [Blocker("POSTGRES_UNAVAILABLE", str(exc))]
+        missing = [index.name for index in indexes if not index.valid]
+        if not missing:
+            return []
+        return [
+            Blocker(
+                "INDEXES_NOT_VALID",
+                f"not built, or invalid: {', '.join(missing)}; drop what is invalid, go back to "
+                "dual-write and to backfill again, which builds what is missing",
+            )
+        ]
+
+    def _verified(self) -> list[Blocker]:
+        last: Verification | None = self._situation.state.last_verification
+        if last is None:
+            return [
+                Blocker(
+                    "NOT_VERIFIED",
+                    "the stores have not been compared since the backfill; one comparison begins "
+                    "by itself when it is done, or run: sagastore migrate verify",
+                )
+            ]
+        if last.mismatch_count:
+            return [
+                Blocker(
+                    "VERIFICATION_MISMATCH",
+                    f"the last verification found {last.mismatch_count:,} rows that differ; run: "
+                    "sagastore migrate verify --repair, and then sagastore migrate verify",
+                )
+            ]
+        return []
+
+    async def _quarantine_is_accepted(self, accept: bool) -> list[Blocker]:
+        count = await self._source.quarantine_count()
+        if not count or accept or self._situation.state.accepted_quarantine == count:
+            return []
+        return [
+            Blocker(
+                "QUARANTINE_NOT_ACCEPTED",
+                f"{count:,} rows are in quarantine and are not served; look at them (sagastore "
+                "migrate quarantine), then accept them with --accept-quarantine",
+            )
+        ]
+
+    async def _lag_is_small(self) -> list[Blocker]:
+        rows = (await self._source.journal_status(self._follower.applied)).rows
+        if rows <= LAG_LIMIT:
+            return []
+        return [
+            Blocker(
+                "JOURNAL_LAG",
+                f"PostgreSQL lacks {rows:,} changes, more than {LAG_LIMIT:,}; wait until it has "
+                "caught up",
+            )
+        ]
+
+
+def judge(
+    found: TargetState, source: MigrationSource, situation: Situation, place: str
+) -> list[Blocker]:
+    """Tell whether a target that was found may be taken for this migration."""
+    record = found.record
+    if record is None:
+        if found.empty:
+            return []
+        return [
+            Blocker(
+                "TARGET_NOT_EMPTY",
+                f"{place} holds messages of its own; give the migration an empty database",
+            )
+        ]
+    if record.source != source.store_id:
+        return [
+            Blocker(
+                "OTHER_MIGRATION",
+                f"{place} belongs to the migration of another SQLite file; give this one a "
+                "database of its own",
+            )
+        ]
+    older = record.epoch > situation.state.epoch or record.applied > committed(source, situation)
+    if record.phase is Phase.POSTGRES_ONLY or older:
+        return [
+            Blocker(
+                "SOURCE_IS_OLD",
+                f"{source.place} is older than what {place} has seen of it; it seems to be a copy "
+                "or a restored backup",
+            )
+        ]
+    return []
+
+
+def _shadow_agrees(shadow: ShadowStatus) -> list[Blocker]:
+    if not shadow.different:
+        return []
+    return [
+        Blocker(
+            "SHADOW_READS_DIFFER",
+            f"{shadow.different:,} of {shadow.compared:,} reads compared were answered "
+            "differently; see sagastore migrate status, then verify: a verification without a "
+            "mismatch begins the count anew",
+        )
+    ]
+
+
+def _wrong_order(phase: Phase, wanted: Phase) -> Blocker:
+    if phase is Phase.POSTGRES_ONLY:
+        return Blocker(
+            "NO_WAY_BACK", "postgres-only is the last phase, and there is no way back from it"
+        )
+    ways = [way.slug for way in (phase.preceding, phase.following) if way is not None]
+    return Blocker(
+        "NOT_THE_NEXT_PHASE",
+        f"from {phase.slug} one can go to {' or '.join(ways)}, one step at a time, not to "
+        f"{wanted.slug}",
+    )

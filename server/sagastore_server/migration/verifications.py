@@ -1,0 +1,150 @@
+"""Runs verifications, one at a time, and remembers how the last one ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from sagastore_server.migration.auxiliary_rows import carry_all
+from sagastore_server.migration.current_state import Ends
+from sagastore_server.migration.replicator import Follower
+from sagastore_server.migration.shadow import ShadowReader
+from sagastore_server.migration.verifier import Verifier
+from sagastore_server.storage.errors import StorageError
+from sagastore_server.storage.migration import (
+    BackfillState,
+    Mismatch,
+    Verification,
+    VerifyProgress,
+)
+from sagastore_server.storage.model import Message
+
+_WAIT_SLICE = 0.5
+"""Seconds between two words to somebody who waits for another verification to end."""
+
+_log = logging.getLogger(__name__)
+
+
+class Verifications:
+    """Starts them, and takes down what they find."""
+
+    def __init__(
+        self,
+        ends: Ends,
+        follower: Follower,
+        shadow: ShadowReader,
+    ) -> None:
+        """Verify ``target`` against ``source``."""
+        self._source = ends.source
+        self._target = ends.target
+        self._situation = ends.situation
+        self._clock = ends.environment.clock
+        self._page = ends.tuning.verifier_page
+        self._follower = follower
+        self._shadow = shadow
+        self._turn = asyncio.Lock()
+        self._automatic: asyncio.Task[None] | None = None
+        self.progress: VerifyProgress | None = None
+        """How far the one that runs is."""
+        self.covered = False
+        """Whether ``follower.touched`` has all that changed since the last one began."""
+
+    async def run(self, *, repair: bool) -> AsyncGenerator[VerifyProgress, None]:
+        """Verify, when it is this one's turn; until then tell that nothing is compared yet.
+
+        Raises:
+            UnavailableError: A store failed on the way; nothing is concluded.
+
+        """
+        while not await self._my_turn():
+            yield VerifyProgress(0, 0, (), 0, 0, done=False)
+        try:
+            verifier = self._verifier()
+            complete = self._follower.mark.state is BackfillState.DONE
+            self._follower.watch_changes()
+            self.covered = False
+            async with aclosing(verifier.run(repair)) as steps:
+                async for progress in steps:
+                    self.progress = progress
+                    if progress.done:
+                        # Before the caller hears that it is done: it may ask what follows.
+                        await self._remember(verifier.result, complete=complete)
+                        self.progress = None
+                    yield progress
+        finally:
+            self.progress = None
+            self._turn.release()
+
+    async def check(self, ids: list[str]) -> list[Mismatch]:
+        """Compare the rows with these ids; return those that stay different."""
+        return await self._verifier().check(ids)
+
+    def start_automatic(self) -> None:
+        """Verify once in the background, as after every backfill."""
+        if self._automatic is None or self._automatic.done():
+            self._automatic = asyncio.create_task(self._verify_alone(), name="verification")
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        if self._automatic is not None:
+            self._automatic.cancel()
+            await asyncio.wait({self._automatic}, timeout=1.0)
+
+    async def _my_turn(self) -> bool:
+        try:
+            async with asyncio.timeout(_WAIT_SLICE):
+                await self._turn.acquire()
+        except TimeoutError:
+            return False
+        return True
+
+    def _verifier(self) -> Verifier:
+        async def recarry() -> None:
+            await carry_all(self._source, self._target, self._follower.lease)
+
+        return Verifier(
+            self._source,
+            self._target,
+            self._follower.reach,
+            self._is_expected,
+            compare_carried=self._follower.mark.carried,
+            recarry=recarry,
+            page=self._page,
+            clock=self._clock,
+        )
+
+    def _is_expected(self, row: Message) -> bool:
+        """Tell whether the target should have a row by now."""
+        mark, base = self._follower.mark, self._situation.state.base
+        if mark.state is BackfillState.DONE or row.revision > base:
+            return True
+        return mark.state is BackfillState.RUNNING and row.id <= mark.cursor
+
+    async def _remember(self, result: Verification, *, complete: bool) -> None:
+        if complete is not (self._follower.mark.state is BackfillState.DONE):
+            return  # Begun before the copy was complete, ended after: proves nothing.
+        async with self._situation.changing:
+            state = self._situation.state
+            if state.phase.journals:
+                state = state._replace(last_verification=result)
+                await self._situation.commit(self._source, state)
+        if complete and not result.mismatch_count:
+            self.covered = True
+            self._shadow.reset()
+        _log.info(
+            "verification: %d rows compared, %d differ, %d put back",
+            result.compared,
+            result.mismatch_count,
+            result.repaired,
+        )
+
+    async def _verify_alone(self) -> None:
+        try:
+            async for _ in self.run(repair=False):
+                self._situation.tell()
+        except StorageError as exc:
+            _log.warning("the verification was given up: %s", exc)
+        finally:
+            self._situation.tell()

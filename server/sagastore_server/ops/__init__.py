@@ -1,1 +1,0 @@
-"""What running the service takes: settings, logs, signals, and the event loop."""

@@ -1,0 +1,56 @@
+"""Rows that are no messages and go along: quarantine, legacy files, extra values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sagastore_server.postgresql.batch import columns_of
+from sagastore_server.postgresql.pool import Connection
+from sagastore_server.postgresql.queries import MIGRATION
+from sagastore_server.storage.auxiliary_rows import (
+    Tallier,
+    extra_values,
+    file_values,
+    quarantine_values,
+)
+from sagastore_server.storage.replication import Carried, CarriedTally, Tally
+
+BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+"""Begins the transaction of ``tally``: all of one moment."""
+
+_AT_A_TIME = 50
+"""Rows that are fetched together; the text of a file may be large."""
+
+
+async def store(connection: Connection, rows: Carried, *, first: bool) -> None:
+    """Store rows, in a transaction that holds the lease; ``first`` removes all others."""
+    if first:
+        await connection.execute(MIGRATION["drop_carried"])
+    await _store(connection, "carry_quarantine", list(map(quarantine_values, rows.quarantine)))
+    await _store(connection, "carry_files", list(map(file_values, rows.files)))
+    await _store(connection, "carry_extras", list(map(extra_values, rows.extras)))
+
+
+async def _store(connection: Connection, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+    if rows:
+        await connection.execute(MIGRATION[statement], *columns_of(rows))
+
+
+async def tally(connection: Connection) -> CarriedTally:
+    """Count and digest what is here, in a transaction begun with ``BEGIN``."""
+    # Sorting them may take longer than any statement of the service.
+    await connection.execute("SET LOCAL statement_timeout = 0")
+    return CarriedTally(
+        await _tally(connection, "all_quarantine"),
+        await _tally(connection, "all_files"),
+        await _tally(connection, "all_extras"),
+    )
+
+
+async def _tally(connection: Connection, statement: str) -> Tally:
+    tallier = Tallier()
+    cursor = await connection.cursor(MIGRATION[statement])
+    while rows := await cursor.fetch(_AT_A_TIME):
+        tallier.add_all(map(tuple, rows))
+    return tallier.tally()

@@ -1,0 +1,94 @@
+"""Puts into this store what another one has: changes as journalled, and older rows.
+
+All statements run within a transaction that holds the lease (``lease.hold``), so one of
+these transactions follows the other, and nobody else writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sagastore_server.postgresql.batch import COPY_FROM, columns_of, rows_of
+from sagastore_server.postgresql.pool import Connection
+from sagastore_server.postgresql.queries import MIGRATION
+from sagastore_server.postgresql.rows import COLUMNS, Row
+from sagastore_server.runtime.worker_pool import Analysts
+from sagastore_server.storage.model import Message
+from sagastore_server.storage.replication import Entry, Prepared
+
+
+class Burial(NamedTuple):
+    """A deletion."""
+
+    id: str
+    revision: int
+    deleted_at: int
+
+
+@dataclass(frozen=True)
+class Ready(Prepared):
+    """Rows as PostgreSQL takes them, each id once."""
+
+    rows: list[Row]
+
+
+class Steps(NamedTuple):
+    """What a batch of entries comes to, ready to be sent."""
+
+    forgotten: list[str]
+    """Ids of which nothing may remain, before the rest is done."""
+    burials: list[Burial]
+    rows: list[Row]
+
+
+async def steps_of(entries: Iterable[Entry], analysts: Analysts) -> Steps:
+    """Work out what to do; of several entries with one id the last counts."""
+    latest: dict[str, Entry] = {}
+    for entry in entries:
+        former = latest.get(entry.id)
+        forced = entry.forced or (former is not None and former.forced)
+        latest[entry.id] = entry._replace(forced=forced)
+    ordered = sorted(latest.values(), key=lambda entry: entry.id)
+    messages = [entry.message for entry in ordered if entry.message is not None]
+    return Steps(
+        [entry.id for entry in ordered if entry.forced],
+        [Burial(entry.id, entry.buried, entry.written_at) for entry in ordered if entry.buried],
+        await rows_of(messages, analysts),
+    )
+
+
+async def run(connection: Connection, steps: Steps) -> None:
+    """Bring the rows to the state of the entries, unless they have a newer one."""
+    if steps.forgotten:
+        await connection.execute(MIGRATION["forget"], steps.forgotten)
+    if steps.burials:
+        await connection.execute(MIGRATION["bury"], *columns_of(steps.burials))
+    await _upsert(connection, steps.rows)
+
+
+async def fill(connection: Connection, rows: Sequence[Row]) -> None:
+    """Store rows that were read some time ago: those that are new by COPY."""
+    ids = [row[0] for row in rows]
+    known = {row[0] for row in await connection.fetch(MIGRATION["known"], ids)}
+    fresh = [row for row in rows if row[0] not in known]
+    if len(fresh) < COPY_FROM:
+        await _upsert(connection, rows)
+        return
+    await connection.copy_records_to_table("messages", records=fresh, columns=COLUMNS)
+    await _upsert(connection, [row for row in rows if row[0] in known])
+
+
+async def rows_once(messages: Iterable[Message], analysts: Analysts) -> list[Row]:
+    """Return the rows of messages; of several with one id, the newest."""
+    latest: dict[str, Message] = {}
+    for message in messages:
+        if message.id not in latest or latest[message.id].revision < message.revision:
+            latest[message.id] = message
+    return await rows_of(list(latest.values()), analysts)
+
+
+async def _upsert(connection: Connection, rows: Sequence[Row]) -> None:
+    if rows:
+        await connection.execute(MIGRATION["upsert"], *columns_of(rows))

@@ -1,0 +1,1 @@
+"""Event loop, signals, worker processes and systemd."""

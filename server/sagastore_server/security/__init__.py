@@ -1,0 +1,1 @@
+"""Access file and tokens, TLS material, reloading, masking of secrets."""

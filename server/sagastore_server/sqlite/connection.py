@@ -1,0 +1,66 @@
+"""Opens connections, all with the same settings."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sagastore_server.sqlite.queries import STATEMENTS
+from sagastore_server.storage.canonical_json import contains, parse
+from sagastore_server.storage.model import Message
+
+if TYPE_CHECKING:
+    import aiosqlite
+
+BUSY_TIMEOUT_MS = 10_000
+"""How long a connection waits for another's lock, in milliseconds."""
+
+WRITER_CACHE_KIB = 64 * 1024
+READER_CACHE_KIB = 16 * 1024
+
+LOG_BYTES = 64 * 1024 * 1024
+"""How long the file of the log stays, at most, when the log begins anew (``checkpoint``)."""
+
+
+def writer_connection(path: Path) -> sqlite3.Connection:
+    """Open the one connection that writes: WAL, every commit on disk before it returns.
+
+    The caller's threads take turns; SQLite's own checkpoints are off, because
+    ``checkpoint`` does them.
+    """
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, cached_statements=STATEMENTS
+    )
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA trusted_schema = ON")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
+    connection.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIB}")
+    return connection
+
+
+async def prepare_reader(connection: aiosqlite.Connection) -> None:
+    """Make a connection fit for reading: it cannot write, and knows our functions."""
+    await connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    await connection.execute("PRAGMA query_only = ON")
+    await connection.execute(f"PRAGMA cache_size = -{READER_CACHE_KIB}")
+    await connection.create_function("metadata_contains", 2, _metadata_contains, deterministic=True)
+
+
+_read_json = json.JSONDecoder().raw_decode
+"""What ``json.loads`` does for a text without spaces around it, as ours are, in half the time."""
+
+
+def message_from_row(row: Sequence[Any]) -> Message:
+    """Return the message of a row in the column order of queries.sql."""
+    tags = () if row[4] == "[]" else tuple(_read_json(row[4])[0])
+    return Message._make((*row[:4], tags, *row[5:10]))
+
+
+def _metadata_contains(metadata: str, part: str) -> bool:
+    return contains(parse(metadata), parse(part))

@@ -1,0 +1,1 @@
+"""Import of a legacy `memory.db` into a SQLite store."""

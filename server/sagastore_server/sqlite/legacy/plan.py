@@ -1,0 +1,142 @@
+"""What a takeover does to the tables of a legacy file, known before it does it."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, NamedTuple
+
+from sagastore_server.sqlite.files import SCHEMA_VERSION, names_made_by, quoted, scalar
+from sagastore_server.sqlite.legacy.table import LegacyTable
+from sagastore_server.storage.errors import CannotOpenError
+
+_LEGACY_INDEXES = frozenset(
+    {"idx_messages_provider", "idx_messages_timestamp", "idx_messages_session"}
+)
+_TEXT_INDEXES = ("messages_fts", "files_fts")
+_SHADOWS = ("_data", "_idx", "_content", "_docsize", "_config")
+
+
+class SchemaObject(NamedTuple):
+    """A table, index, trigger or view."""
+
+    type: str
+    name: str
+    sql: str
+    """The statement that made it."""
+
+
+class Plan(NamedTuple):
+    """What of the legacy schema goes and what stays."""
+
+    text_indexes: tuple[str, ...]
+    """Legacy full-text tables: dropped, since nothing ever kept them in step."""
+    dropped: tuple[SchemaObject, ...]
+    """Indexes and triggers on ``messages``: they go with the table."""
+    kept: tuple[SchemaObject, ...]
+    """What we do not know: left alone."""
+    has_files: bool
+    extra_columns: tuple[str, ...]
+    missing_columns: tuple[str, ...]
+    user_version: int
+
+    @property
+    def unusual(self) -> tuple[SchemaObject, ...]:
+        """Those dropped that the legacy application did not make itself."""
+        return tuple(found for found in self.dropped if found.name not in _LEGACY_INDEXES)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is worth remembering."""
+        return {
+            "extra_columns": list(self.extra_columns),
+            "missing_columns": list(self.missing_columns),
+            "dropped": [found._asdict() for found in self.unusual],
+            "left_alone": [found.name for found in self.kept],
+            "user_version": self.user_version,
+        }
+
+    def clear_the_way(self, connection: sqlite3.Connection, aside: str) -> None:
+        """Drop what goes, and rename ``messages`` to ``aside``, in the caller's transaction."""
+        for name in self.text_indexes:
+            _drop_text_index(connection, name)
+        for found in self.dropped:
+            connection.execute(f"DROP {found.type} main.{quoted(found.name)}")
+        connection.execute(f"ALTER TABLE main.messages RENAME TO {quoted(aside)}")
+
+
+def make_plan(connection: sqlite3.Connection) -> Plan:
+    """Look through the schema of a legacy file.
+
+    Raises:
+        CannotOpenError: It has something of its own under a name that we need, or
+            rows that cannot be named.
+
+    """
+    found = [
+        (SchemaObject(kind, name, sql), table)
+        for kind, name, sql, table in connection.execute(
+            "SELECT type, name, sql, tbl_name FROM main.sqlite_master WHERE sql IS NOT NULL"
+        )
+    ]
+    text_indexes = tuple(item.name for item, _ in found if _is_text_index(item))
+    shadows = {name + suffix for name in text_indexes for suffix in _SHADOWS}
+    dropped, kept = [], []
+    for item, table in found:
+        if item.type in {"index", "trigger"} and table.lower() == "messages":
+            dropped.append(item)
+        elif (
+            item.name not in shadows and item.name not in text_indexes and not _is_ours(item, table)
+        ):
+            kept.append(item)
+    _require_free_names(kept)
+    columns = LegacyTable(connection)
+    return Plan(
+        text_indexes,
+        tuple(dropped),
+        tuple(item for item in kept if not item.name.startswith("sqlite_")),
+        any(item.name.lower() == "files" for item, _ in found),
+        columns.extra,
+        columns.missing,
+        scalar(connection, "PRAGMA user_version"),
+    )
+
+
+def _is_text_index(item: SchemaObject) -> bool:
+    words = item.sql.lower().split()
+    return item.name in _TEXT_INDEXES and words[:2] == ["create", "virtual"]
+
+
+def _is_ours(item: SchemaObject, table: str) -> bool:
+    """Tell the tables that the takeover is about, and what belongs to files."""
+    if item.type == "table":
+        return item.name.lower() in {"messages", "files"}
+    return item.type == "index" and table.lower() == "files"
+
+
+def _require_free_names(kept: list[SchemaObject]) -> None:
+    needed = names_made_by(1, SCHEMA_VERSION)
+    for item in kept:
+        if item.name.lower() in needed:
+            raise CannotOpenError(
+                f"it has a {item.type} named {item.name} of its own, a name that SagaStore needs; "
+                "rename it first"
+            )
+
+
+def _drop_text_index(connection: sqlite3.Connection, name: str) -> None:
+    try:
+        connection.execute(f"DROP TABLE main.{quoted(name)}")
+    except sqlite3.DatabaseError:
+        # Its own tables are in disorder, so that FTS5 does not even open it: take
+        # the entry away by hand, then what remains are tables like any other.
+        _forget(connection, name)
+    for suffix in _SHADOWS:
+        connection.execute(f"DROP TABLE IF EXISTS main.{quoted(name + suffix)}")
+
+
+def _forget(connection: sqlite3.Connection, name: str) -> None:
+    connection.execute("PRAGMA writable_schema = ON")
+    try:
+        connection.execute("DELETE FROM main.sqlite_master WHERE name = ?", (name,))
+    finally:
+        # Also reads the schema anew.
+        connection.execute("PRAGMA writable_schema = RESET")
