@@ -18,7 +18,7 @@ TARGET ?= all
 REPLAY ?=
 # For `make chaos` and `make simulate`: how many rounds (default: 20 and 300), the number of the
 # first one (SEED, default: at random), a fault to plant (all: one after the other), and options of
-# `python -m tests.chaos`.
+# `python -m tools.chaos`.
 ROUNDS ?=
 PLANT ?=
 # For `make simulate`: a profile (default: as the seed says), and the order of ready callbacks (fifo
@@ -74,15 +74,15 @@ parity: $(VENV)/.stamp-dev ## Compare search on both stores (FILES='a.jsonl memo
 	@$(BIN)/python -m tests.parity.compare $(FILES)
 
 fuzz: $(VENV)/.stamp-dev ## Send odd and broken inputs to real servers (COUNT, SEED, TARGET, REPLAY=FILE)
-	@exec $(BIN)/python -m tests.fuzz --count '$(COUNT)' --seed '$(SEED)' --target '$(TARGET)' \
+	@exec $(BIN)/python -m tools.fuzz --count '$(COUNT)' --seed '$(SEED)' --target '$(TARGET)' \
 	    $(if $(REPLAY),--replay '$(REPLAY)')
 
 chaos: $(VENV)/.stamp-dev ## Hurt a real service and check every answer (ROUNDS, SEED, PLANT=name or all)
-	@exec $(BIN)/python -m tests.chaos --rounds '$(or $(ROUNDS),20)' --seed '$(SEED)' \
+	@exec $(BIN)/python -m tools.chaos --rounds '$(or $(ROUNDS),20)' --seed '$(SEED)' \
 	    $(if $(filter all,$(PLANT)),--planted all,--plant '$(PLANT)') $(CHAOS_ARGS)
 
 porcupine: $(VENV)/.stamp-dev ## Check kept histories of make chaos with Porcupine, in Go (FILES='var/chaos')
-	@$(BIN)/python -m tests.chaos.second_opinion $(FILES)
+	@$(BIN)/python -m tools.chaos.second_opinion $(FILES)
 
 simulate: $(VENV)/.stamp-dev ## Run the migration's code on a seeded loop, faults and all (ROUNDS, SEED, PROFILE, PLANT=name or all)
 	@exec $(BIN)/python -m tests.simulation --rounds '$(or $(ROUNDS),300)' --seed '$(SEED)' \
@@ -92,12 +92,12 @@ overload: $(VENV)/.stamp-dev ## Show what a server does with ten times the load 
 	@$(BIN)/python -m scripts.overload $(ARGS)
 
 bench: $(VENV)/.stamp-dev ghz-where-go ## Measure every ratio of docs/performance.md (BENCH='save-sqlite get-postgres', VISITS, ROUNDS, SCALE)
-	@exec $(BIN)/python -m benchmarks $(BENCH) $(if $(VISITS),--visits '$(VISITS)') \
+	@exec $(BIN)/python -m tools.benchmarks $(BENCH) $(if $(VISITS),--visits '$(VISITS)') \
 	    $(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(SCALE),--scale '$(SCALE)') \
 	    $(if $(FOLDER),--folder '$(FOLDER)') $(ARGS)
 
 load: $(VENV)/.stamp-dev ghz-where-go ## Load a running service with ghz (TARGET=HOST:PORT, LOAD='save mix', DURATION, ARGS)
-	@exec $(BIN)/python -m benchmarks.ghz_load $(LOAD) \
+	@exec $(BIN)/python -m tools.benchmarks.ghz_load $(LOAD) \
 	    $(if $(filter-out all,$(TARGET)),--target '$(TARGET)') \
 	    $(if $(DURATION),--seconds '$(DURATION)') $(if $(FOLDER),--folder '$(FOLDER)') $(ARGS)
 

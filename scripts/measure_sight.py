@@ -35,8 +35,8 @@ from sagastore.v1 import storage_pb2, storage_pb2_grpc
 from sagastore_server.rpc.server import METHODS
 from sagastore_server.storage.model import Store
 from sagastore_server.telemetry.metrics import Metrics
-from tests.sight.collector import Collector
 from tests.support.server_process import ServerProcess
+from tests.telemetry.collector import Collector
 
 CALLERS = 16
 SCRAPES = 50

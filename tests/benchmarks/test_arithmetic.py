@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench import Sample, compared
-from benchmarks.bulk_client import read_frames, write_frames
-from benchmarks.load import Call, Load
-from benchmarks.messages import BATCH, batches, get_requests, items, message_id, save_requests
-from benchmarks.migrations import _longest_across
-from benchmarks.model import Row, at_least, at_most, merged, percentile, ratios
-from benchmarks.report import write
 from sagastore.v1 import storage_pb2
+from tools.benchmarks.bench import Sample, compared
+from tools.benchmarks.bulk_client import read_frames, write_frames
+from tools.benchmarks.load import Call, Load
+from tools.benchmarks.messages import BATCH, batches, get_requests, items, message_id, save_requests
+from tools.benchmarks.migrations import _longest_across
+from tools.benchmarks.model import Row, at_least, at_most, merged, percentile, ratios
+from tools.benchmarks.report import write
 
 
 def _row(values: list[float], **fields: Any) -> Row:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ghz_load import KINDS, reason
-from benchmarks.load import find_ghz
 from tests.support.server_process import ServerProcess
+from tools.benchmarks.ghz_load import KINDS, reason
+from tools.benchmarks.load import find_ghz
 
 ROOT = Path(__file__).parents[2]
 CALLS = 100
@@ -34,7 +34,7 @@ def test_no_call_of_a_load_fails(tmp_path: Path, running_server: ServerProcess) 
         pytest.skip("needs ghz, which `make ghz` builds with Go")
     options = ["--target", running_server.address, "--calls", str(CALLS), "--folder", str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.ghz_load", "mix", *options],
+        [sys.executable, "-m", "tools.benchmarks.ghz_load", "mix", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.campaign import Campaign, Options
-from tests.chaos.faults import FAULTS
-from tests.chaos.plan import PHASES, draw
-from tests.chaos.report import Totals
+from tools.chaos.campaign import Campaign, Options
+from tools.chaos.faults import FAULTS
+from tools.chaos.plan import PHASES, draw
+from tools.chaos.report import Totals
 
 SECONDS = 3.0
 """How long faults go on in a round."""

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.chaos.checker import Report, check
-from tests.chaos.history import History, Mark, Operation, Outcome
-from tests.chaos.mutations import MUTATIONS, Mutation
-from tests.chaos.sequential import Maker
-from tests.chaos.values import Shown, Value
-from tests.chaos.violations import Kind
 from tests.support.strategies import QUICK
+from tools.chaos.checker import Report, check
+from tools.chaos.history import History, Mark, Operation, Outcome
+from tools.chaos.mutations import MUTATIONS, Mutation
+from tools.chaos.sequential import Maker
+from tools.chaos.values import Shown, Value
+from tools.chaos.violations import Kind
 
 SEEDS = 40 if QUICK else 1000
 

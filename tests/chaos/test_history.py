@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.checker import check
-from tests.chaos.history import History, Outcome
-from tests.chaos.sequential import Maker
+from tools.chaos.checker import check
+from tools.chaos.history import History, Outcome
+from tools.chaos.sequential import Maker
 
 
 def test_operations_begin_and_end_on_one_clock() -> None:

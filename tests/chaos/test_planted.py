@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PUT_ALL = """
 import importlib, json, os, pkgutil, sys, traceback
 import sagastore_server
-from tests.chaos import planted
+from tools.chaos import planted
 
 for module in pkgutil.walk_packages(sagastore_server.__path__, "sagastore_server."):
     if not module.name.endswith("__main__"):

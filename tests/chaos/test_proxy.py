@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.chaos.proxy import Proxy, running_proxy
+from tools.chaos.proxy import Proxy, running_proxy
 
 WITHIN = 10.0
 

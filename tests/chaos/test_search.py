@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.chaos.linearizable import Verdict, linearize
-from tests.chaos.register import NEVER, Action, Call, State, dominates, step
 from tests.support import strategies  # noqa: F401 - sets the profile
+from tools.chaos.linearizable import Verdict, linearize
+from tools.chaos.register import NEVER, Action, Call, State, dominates, step
 
 DIGESTS = ("a", "b", "c")
 

@@ -14,30 +14,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import second_opinion
-from tests.chaos.campaign import Options
-from tests.chaos.checker import Report, check
-from tests.chaos.history import History, Operation, Outcome
-from tests.chaos.jobs import command, parts
-from tests.chaos.judge import judge
-from tests.chaos.mutations import (
+from tests.support.strategies import QUICK
+from tools.chaos import second_opinion
+from tools.chaos.campaign import Options
+from tools.chaos.checker import Report, check
+from tools.chaos.history import History, Operation, Outcome
+from tools.chaos.jobs import command, parts
+from tools.chaos.judge import judge
+from tools.chaos.mutations import (
     MUTATIONS,
     Mutation,
     a_page_out_of_order,
     an_export_that_repeats,
     durable_nowhere,
 )
-from tests.chaos.second_opinion import (
+from tools.chaos.second_opinion import (
     SOURCES,
     Opinion,
     SecondOpinionError,
     disagreements,
     opinions,
 )
-from tests.chaos.sequential import STEP, Maker
-from tests.chaos.values import Shown
-from tests.chaos.violations import Kind, violation
-from tests.support.strategies import QUICK
+from tools.chaos.sequential import STEP, Maker
+from tools.chaos.values import Shown
+from tools.chaos.violations import Kind, violation
 
 RIGHT = 200 if QUICK else 4000
 """Histories without a fault."""
@@ -275,7 +275,7 @@ def test_missing_go_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_no_history_is_one_clear_line(tmp_path: Path) -> None:
-    program = [sys.executable, "-m", "tests.chaos.second_opinion", str(tmp_path)]
+    program = [sys.executable, "-m", "tools.chaos.second_opinion", str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no history found")

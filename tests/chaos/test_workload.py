@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from sagastore import AsyncClient, Message
-from tests.chaos.calling import RecordingClient, counted_attempts
-from tests.chaos.checker import check
-from tests.chaos.history import History, Outcome
-from tests.chaos.values import Value, moment, shown, word_of
-from tests.chaos.workload import Workload
 from tests.support.server_process import ServerProcess
+from tools.chaos.calling import RecordingClient, counted_attempts
+from tools.chaos.checker import check
+from tools.chaos.history import History, Outcome
+from tools.chaos.values import Value, moment, shown, word_of
+from tools.chaos.workload import Workload
 
 WRITES = {"Save", "Delete", "BulkSave"}
 

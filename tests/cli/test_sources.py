@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from sagastore.cli.failures import CommandError
-from sagastore.cli.sources import Row, open_source
-from sagastore.cli.sources.jsonl import MAX_LINE, JsonLines, read_line
+from sagastore.importers import Row, open_source
+from sagastore.importers.jsonl import MAX_LINE, JsonLines, read_line
 from tests.cli.command import SAMPLE, sample
 from tests.cli.databases import legacy_database, store_database
 

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore import Message, SearchResult, _json
-from sagastore.cli import exact_json, show
+from sagastore import Message, SearchResult, _json, exact_json, show
 from sagastore.cli.console import screen
 from sagastore.cli.progress import duration
 from sagastore.cli.raw_export import line_of

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from grpc import StatusCode
 
-from tests.fuzz import inputs, model, sockets
-from tests.fuzz.__main__ import server_for
-from tests.fuzz.campaign import Campaign, Options
-from tests.fuzz.frames import DIES_OF_PATHS, NO_TEXT, path_call
-from tests.fuzz.judge import Answer, wrong
+from tools.fuzz import inputs, model, sockets
+from tools.fuzz.__main__ import server_for
+from tools.fuzz.campaign import Campaign, Options
+from tools.fuzz.frames import DIES_OF_PATHS, NO_TEXT, path_call
+from tools.fuzz.judge import Answer, wrong
 
 SEED = "ci"
 

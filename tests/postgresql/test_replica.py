@@ -29,7 +29,6 @@ from tests.postgresql.targets import (
     replica_on,
     until_one_waits,
 )
-from tests.sight.ops import free_port
 from tests.support.drafts import draft
 from tests.support.postgres import execute, postgres_process
 from tests.support.replicating import (
@@ -40,6 +39,7 @@ from tests.support.replicating import (
     message,
     saved,
 )
+from tests.telemetry.ops import free_port
 
 # ------------------------------------------------------------------ looking and claiming
 

@@ -1,6 +1,6 @@
 """Faults that are planted in the product or in the models, to see the simulation find them.
 
-Those of the chaos campaign (`tests/chaos/planted.py`) that change `migration/` or `storage/`
+Those of the chaos campaign (`tools/chaos/planted.py`) that change `migration/` or `storage/`
 are taken as they are; those that change a store are planted in its model instead. A plant
 lasts for the life of the process: each is tried in a process of its own.
 """
@@ -26,12 +26,12 @@ from sagastore_server.storage.errors import (
 )
 from sagastore_server.storage.model import Message, Store
 from sagastore_server.storage.replication import Entry, Lease
-from tests.chaos import planted
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.source import ModelSource
 from tests.simulation.models.source_disk import JournalRow
 from tests.simulation.models.target import ModelTarget
 from tests.simulation.models.writer import Job, Kind
+from tools.chaos import planted
 
 AS_THEY_ARE = (
     "fence-without-draining",

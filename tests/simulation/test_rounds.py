@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from sagastore_server.storage.phase import Phase
-from tests.chaos import planted
 from tests.simulation.campaign import ROOT
 from tests.simulation.plants import NOT_APPLICABLE, PLANTS
 from tests.simulation.report import Totals, expected
 from tests.simulation.rounds import Job, explain, run
 from tests.simulation.settings import PROFILES, draw, profile_of
 from tests.simulation.shrink import kind_of
+from tools.chaos import planted
 
 
 def in_another_process(hash_seed: int, *jobs: Job, plant: str = "") -> list[dict[str, Any]]:

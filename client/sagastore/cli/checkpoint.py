@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sagastore.cli.sources.base import Position
+from sagastore.importers.base import Position
 
 __all__ = ["Checkpoint", "CheckpointFile", "Counts", "write_atomically"]
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
-from sagastore.cli.sources.base import Row
+from sagastore.importers.base import Row
 
 __all__ = ["feed"]
 

@@ -20,8 +20,8 @@ from sagastore.cli.feeder import feed
 from sagastore.cli.progress import Meter, duration
 from sagastore.cli.rejects import Rejects
 from sagastore.cli.settings import Settings
-from sagastore.cli.sources import Problem, Row, Source, open_source
-from sagastore.cli.sources.base import Position
+from sagastore.importers import Problem, Row, Source, open_source
+from sagastore.importers.base import Position
 
 __all__ = ["ImportOptions", "import_file"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sagastore.cli import exact_json
+from sagastore import exact_json
 from sagastore.cli.times import parse_moment, parse_time
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import IO
 
 from sagastore.cli import records
 from sagastore.cli.failures import CommandError
-from sagastore.cli.sources.base import Problem, Row, Source
+from sagastore.importers.base import Problem, Row, Source
 
 __all__ = ["LISTED", "Rejects"]
 

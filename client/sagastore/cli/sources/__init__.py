@@ -1,8 +1,0 @@
-"""What an import reads: files of JSON Lines and databases, told apart by their content."""
-
-from __future__ import annotations
-
-from sagastore.cli.sources.base import Problem, Row, Source
-from sagastore.cli.sources.detect import open_source
-
-__all__ = ["Problem", "Row", "Source", "open_source"]

@@ -1,0 +1,153 @@
+"""What a file is, by what is in it; its name does not matter."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Final, cast
+
+from sagastore.cli.failures import CommandError
+from sagastore.importers.base import Source
+from sagastore.importers.database import open_database
+from sagastore.importers.jsonl import BROKEN, JsonLines
+
+__all__ = ["open_source"]
+
+_SQLITE: Final = b"SQLite format 3\x00"
+_PEEK: Final = 4096
+_ENOUGH: Final = 16
+_COMPRESSED: Final[dict[bytes, Callable[[Any], Any]]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"BZh": bz2.BZ2File,
+}
+_WHITESPACE: Final = b" \t\r\n"
+_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+_UTF8_BOM: Final = b"\xef\xbb\xbf"
+
+
+def open_source(file: str) -> Source:
+    """Open what is to be imported.
+
+    Args:
+        file: A path, or `-` for standard input.
+
+    Raises:
+        CommandError: It cannot be read, or is nothing that can be imported.
+    """
+    if file == "-":
+        return _recognize("standard input", _standard_input(), None)
+    path = Path(file).expanduser()
+    try:
+        path = path.resolve(strict=True)
+        raw: IO[bytes] = path.open("rb", buffering=0)
+    except OSError as exc:
+        raise CommandError(f"cannot read {file}: {exc.strerror}") from None
+    is_file = stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
+    return _recognize(file, raw, path if is_file else None)
+
+
+def _standard_input() -> IO[bytes]:
+    # Not sys.stdin: the reading thread may hold its lock when the process ends.
+    try:
+        raw = io.FileIO(0, closefd=False)
+        return raw if raw.seekable() else cast("IO[bytes]", _Pipe(raw))
+    except OSError as exc:
+        raise CommandError(f"cannot read standard input: {exc.strerror}") from None
+
+
+class _Pipe(io.RawIOBase):
+    """A pipe whose first read brings enough to recognize what is in it."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__()
+        self._raw = raw
+        self._begun = False
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes; 0 at the end."""
+        view = memoryview(buffer)
+        size = 0
+        while True:
+            got = self._raw.readinto(view[size:]) or 0
+            size += got
+            if self._begun or not got or size >= _ENOUGH:
+                self._begun = True
+                return size
+
+
+def _recognize(name: str, raw: IO[bytes], path: Path | None) -> Source:
+    outer = io.BufferedReader(cast("Any", raw), 1 << 16)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(raw)
+        try:
+            text = _decompressed(outer)
+            head = text.peek(_PEEK)
+        except BROKEN as exc:
+            raise CommandError(f"cannot read {name}: {exc}") from None
+        if head.startswith(_SQLITE):
+            if text is not outer or path is None:
+                return _spooled(name, text, path)
+            # Before SQLite opens it: closing it later would take SQLite's locks away.
+            raw.close()
+            return open_database(name, path, path)
+        _check_is_text(name, head)
+        stack.pop_all()
+    # Where compressed, only the file below tells how far reading has come.
+    return JsonLines(name, text, path, None if text is outer else raw)
+
+
+def _decompressed(file: io.BufferedReader) -> io.BufferedReader:
+    """Return the text behind a compression, or the file itself."""
+    head = file.peek(6)
+    for mark, opener in _COMPRESSED.items():
+        if head.startswith(mark):
+            return io.BufferedReader(opener(file), 1 << 18)
+    return file
+
+
+def _spooled(name: str, text: io.BufferedReader, path: Path | None) -> Source:
+    """Make a file of a database that is piped in or compressed: SQLite reads files only."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sagastore-"))
+        copy = Path(folder) / "import.db"
+        try:
+            with copy.open("wb") as file:
+                shutil.copyfileobj(text, file, 1 << 20)
+        except BROKEN as exc:
+            raise CommandError(f"cannot read {name}: {exc}") from None
+        source = open_database(name, copy, path)
+        source.on_close = stack.pop_all().close
+        return source
+
+
+def _check_is_text(name: str, head: bytes) -> None:
+    """Refuse, before anything is sent, what cannot be JSON Lines.
+
+    Raises:
+        CommandError: It is something else; the line says what to do about it.
+    """
+    if head.startswith(_UTF16):
+        raise CommandError(f"{name} is UTF-16 text; import takes UTF-8")
+    start = head.removeprefix(_UTF8_BOM).lstrip(_WHITESPACE)
+    if start.startswith(b"["):
+        tool = "jq -c '.[]' FILE | sagastore import -"
+        raise CommandError(f"{name} is a JSON array; import takes one object a line: {tool}")
+    if start and not start.startswith(b"{"):
+        raise CommandError(
+            f"{name} is neither JSON Lines nor a SQLite database: it begins with "
+            f"{start[:20].decode('utf-8', 'backslashreplace')!r}"
+        )

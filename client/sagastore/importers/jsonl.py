@@ -1,0 +1,249 @@
+"""JSON Lines: one message a line."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import lzma
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+from uuid import UUID
+
+from sagastore import Message, exact_json
+from sagastore.cli.failures import CommandError
+from sagastore.cli.times import parse_time
+from sagastore.importers.base import Position, Problem, Row, file_identity
+
+__all__ = ["BROKEN", "MAX_LINE", "JsonLines", "read_line"]
+
+MAX_LINE: Final = 8 * 1024 * 1024
+"""Longer than any message that a server takes, however it is escaped."""
+
+BROKEN: Final = (OSError, EOFError, lzma.LZMAError, zlib.error)
+"""What reading a damaged or compressed file may raise."""
+
+_BOM: Final = b"\xef\xbb\xbf"
+_KEPT_OF_A_LONG_LINE: Final = 1000
+_NAMESPACE: Final = UUID("8f1d4a34-4f0e-5d0b-9a55-6d9a0b7c2f11")
+_IGNORED: Final = frozenset({"created_at", "revision"})
+_MISSING: Final = object()
+
+
+class JsonLines:
+    """Lines of a file or of standard input, also decompressed ones.
+
+    Args:
+        name: What people know it by.
+        text: The lines.
+        path: The file; None where it is not one that can be read again.
+        compressed: The file below `text`, where that is decompressed: only there
+            is it known how much is left.
+    """
+
+    kind = "JSON Lines"
+
+    def __init__(
+        self, name: str, text: IO[bytes], path: Path | None, compressed: IO[bytes] | None = None
+    ) -> None:
+        self.name = name
+        self.notes: list[str] = []
+        self._text = text
+        self._path = path
+        self._compressed = compressed
+        # How much is left is known of a file only, not of a pipe.
+        self._measured = text if compressed is None else compressed
+        self._reading = threading.Lock()
+
+    def identity(self) -> dict[str, Any] | None:
+        """Return what tells whether it is still the same; None: it cannot be resumed."""
+        return None if self._path is None else file_identity(self._path)
+
+    def total(self, start: Position | None) -> int | None:
+        """Return its size in bytes, as they lie on the disk."""
+        del start
+        if not self._measured.seekable():
+            return None
+        return os.fstat(self._measured.fileno()).st_size
+
+    def rows(self, start: Position | None) -> Iterator[Row]:
+        """Yield the rows from a place on; empty lines are none."""
+        offset, number = start or (0, 0)
+        if offset:
+            # Decompressed text is read up to there; that is much faster than sending it.
+            self._text.seek(offset)
+        while line := self._read(MAX_LINE + 1):
+            size = len(line)
+            number += 1
+            too_long = size > MAX_LINE
+            if too_long and not line.endswith(b"\n"):
+                size += self._skip_line()
+            if not offset:
+                line = line.removeprefix(_BOM)
+            offset += size
+            line = line.strip()
+            message: Message | None
+            problems: tuple[Problem, ...]
+            if too_long:
+                line = line[:_KEPT_OF_A_LONG_LINE]
+                problem = Problem("line", f"is longer than {MAX_LINE:,} bytes")
+                message, problems = None, (problem,)
+            elif line:
+                message, problems = read_line(line, number)
+            else:
+                continue
+            after = Position(offset, number)
+            yield Row(f"line {number}", line, message, problems, after, self._progress(offset))
+
+    def _read(self, size: int) -> bytes:
+        try:
+            with self._reading:
+                return self._text.readline(size)
+        except BROKEN as exc:
+            raise CommandError(f"cannot read on in {self.name}: {exc}") from None
+
+    def _progress(self, offset: int) -> int:
+        if self._compressed is None or not self._compressed.seekable():
+            return offset
+        return self._compressed.tell()
+
+    def _skip_line(self) -> int:
+        size = 0
+        while part := self._read(MAX_LINE):
+            size += len(part)
+            if part.endswith(b"\n"):
+                break
+        return size
+
+    def raw_json(self, raw: bytes) -> str:
+        """Return the line itself where it is JSON, and as a string where it is not."""
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            return json.dumps({"base64": base64.b64encode(raw).decode()})
+        try:
+            exact_json.loads(text)
+        except ValueError:
+            return json.dumps(text, ensure_ascii=False)
+        return text
+
+    def close(self) -> None:
+        """Close the file, unless another thread is waiting for more of it."""
+        # Closing would wait as well: for ever, where a pipe brings nothing more. What
+        # is left open, the end of the process closes.
+        if not self._reading.acquire(blocking=False):
+            return
+        try:
+            # A decompressing reader forgets the file below it without closing it.
+            self._measured.close()
+            self._text.close()
+        finally:
+            self._reading.release()
+
+
+def read_line(line: bytes, number: int) -> tuple[Message | None, tuple[Problem, ...]]:
+    """Read one line: a message, or everything that is wrong with it.
+
+    A line without an id gets one that depends on its content and its number
+    only, so that importing a file twice stores nothing twice.
+    """
+    try:
+        values = exact_json.loads(line.decode())
+    except UnicodeDecodeError as exc:
+        return None, (Problem("line", f"is not UTF-8 at byte {exc.start:,}"),)
+    except ValueError as exc:
+        return None, (Problem("line", str(exc)),)
+    if not isinstance(values, dict):
+        return None, (Problem("line", f"is {_kind(values)}, not a JSON object"),)
+    reading = _Reading(values)
+    message = reading.message(lambda: _made_up_id(line, number))
+    return (None, tuple(reading.problems)) if reading.problems else (message, ())
+
+
+def _made_up_id(line: bytes, number: int) -> str:
+    digest = hashlib.sha1(_NAMESPACE.bytes, usedforsecurity=False)
+    digest.update(b"%d\n" % number)
+    digest.update(line)
+    return str(UUID(bytes=digest.digest()[:16], version=5))
+
+
+class _UnreadableError(ValueError):
+    """A value is not what its field takes; the text is the reason."""
+
+
+class _Reading:
+    """Reads the values of one line, and collects what is wrong with them."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+        self.problems: list[Problem] = []
+
+    def message(self, make_id: Callable[[], str]) -> Message:
+        """Return the message; it means something only where there are no problems."""
+        take = self._take
+        message = Message(
+            id=take("id", _text, None) or make_id(),
+            provider=take("provider", _text, _MISSING),
+            role=take("role", _text, _MISSING),
+            content=take("content", _text, _MISSING),
+            tags=take("tags", _tags, None) or (),
+            timestamp=take("timestamp", _time, None),
+            metadata=take("metadata", _object, None),
+            session_id=take("session_id", _text, None),
+        )
+        for name in self._values:
+            if name not in _IGNORED:
+                shown = name if len(name) <= 40 else name[:40] + "…"
+                self.problems.append(Problem(shown, "is not a field of a message"))
+        return message
+
+    def _take(self, name: str, read: Callable[[Any], Any], default: object) -> Any:
+        value = self._values.pop(name, default)
+        if value is _MISSING or (value is None and default is _MISSING):
+            self.problems.append(Problem(name, "is missing" if value is _MISSING else "is null"))
+            return ""
+        if value is None:
+            return None
+        try:
+            return read(value)
+        except ValueError as exc:
+            self.problems.append(Problem(name, str(exc)))
+            return None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _UnreadableError(f"is {_kind(value)}, not a string")
+    return value
+
+
+def _time(value: Any) -> Any:
+    return parse_time(_text(value))
+
+
+def _tags(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise _UnreadableError(f"is {_kind(value)}, not a list")
+    for index, tag in enumerate(value):
+        if not isinstance(tag, str):
+            raise _UnreadableError(f"has {_kind(tag)} at position {index}, not a string")
+    return value
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _UnreadableError(f"is {_kind(value)}, not an object")
+    return value
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,170 @@
+"""The dashboard, the alerts and the documentation speak of what a server really tells."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sagastore import AsyncClient, Message, Phase
+from tests.security.pki import Pki
+from tests.support.postgres import fresh_schema
+from tests.support.server_process import ServerProcess
+from tests.support.steering import go_to, until_ready
+from tests.telemetry.ops import eventually, get, names, ops_of
+
+ROOT = Path(__file__).parents[2]
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+DASHBOARD = ROOT / "deploy" / "grafana" / "sagastore.json"
+METRIC = re.compile(r"\b(?:sagastore|grpc_server|process|python)_[a-z0-9_]+")
+PARTS = re.compile(r"_(bucket|sum|count)$")
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)"
+)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return what a server with TLS tells in the middle of a migration, after a verification."""
+    return asyncio.run(_told(tmp_path_factory.mktemp("migrating")))
+
+
+async def _told(folder: Path) -> str:
+    pki = Pki(folder / "pki")
+    cert, key = pki.server()
+    async with fresh_schema() as dsn:
+        server = ServerProcess(
+            folder / "messages.db",
+            env={
+                "SAGASTORE_OPS_LISTEN": "127.0.0.1:0",
+                "SAGASTORE_POSTGRES": dsn,
+                "SAGASTORE_TLS_CERT": str(cert),
+                "SAGASTORE_TLS_KEY": str(key),
+            },
+        )
+        with closing(server):
+            ops = ops_of(server.start())
+            async with AsyncClient(server.address, tls=pki.client()) as client:
+                await client.save(Message("a", "user", "hello"))
+                await go_to(client, Phase.BACKFILL)
+                await until_ready(client)
+            eventually(lambda: "sagastore_migration_verification_compared_rows" in names(ops))
+            eventually(lambda: b'sagastore_messages{store="postgresql"} 1.0' in metrics(ops))
+            return metrics(ops).decode()
+
+
+def metrics(ops: str) -> bytes:
+    return get(ops, "/metrics").body
+
+
+def samples(told: str) -> set[str]:
+    families = text_string_to_metric_families(told)
+    return {sample.name for family in families for sample in family.samples}
+
+
+def used(expression: str) -> set[str]:
+    return set(METRIC.findall(expression))
+
+
+def dashboard_expressions() -> list[str]:
+    document = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    found = [target["expr"] for panel in document["panels"] for target in panel.get("targets", [])]
+    found += [one["expr"] for one in document["annotations"]["list"]]
+    found += [one["definition"] for one in document["templating"]["list"] if "definition" in one]
+    return found
+
+
+def alert_expressions() -> list[str]:
+    text = (PROMETHEUS / "alerts.yml").read_text(encoding="utf-8")
+    # Without what is said to people, of which some looks like a metric.
+    return [re.sub(r"(?m)^ +(summary|description): .*$", "", text)]
+
+
+def test_every_metric_that_is_used_exists(told: str) -> None:
+    there = samples(told)
+    for expression in (*dashboard_expressions(), *alert_expressions()):
+        assert used(expression) - there == set(), expression
+    assert len(used(" ".join(dashboard_expressions()))) > 40
+
+
+def test_every_metric_is_documented_and_every_documented_one_exists(told: str) -> None:
+    text = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    documented = {name for row in rows for name in METRIC.findall(row)}
+    exported = {PARTS.sub("", name) for name in samples(told)}
+    assert documented == exported
+
+
+def test_names_follow_the_conventions(told: str) -> None:
+    for family in text_string_to_metric_families(told):
+        assert family.documentation, family.name
+        if family.name.startswith("sagastore_"):
+            total = any(sample.name.endswith("_total") for sample in family.samples)
+            assert total == (family.type == "counter"), family.name
+            assert not re.search(r"(milli|micro|nano|kilo|mega|minutes|hours)", family.name)
+
+
+def test_every_metric_of_ours_is_on_the_dashboard(told: str) -> None:
+    ours = {PARTS.sub("", name) for name in samples(told) if name.startswith("sagastore_")}
+    shown = {PARTS.sub("", name) for name in used(" ".join(dashboard_expressions()))}
+    assert ours - shown == set()
+
+
+def test_the_dashboard_can_be_imported() -> None:
+    document: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    panels = document["panels"]
+    rows = [panel["title"] for panel in panels if panel["type"] == "row"]
+    assert rows == ["Now", "Traffic", "Latency", "Stores", "Migration", "Saturation"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        assert panel["type"] == "row" or panel["datasource"]["uid"] == "${datasource}"
+    taken = [
+        (x, y)
+        for panel in panels
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(taken) == len(set(taken))
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    "check",
+    [
+        ("check", "config", "prometheus.yml"),
+        ("check", "rules", "alerts.yml"),
+        ("test", "rules", "alerts_test.yml"),
+    ],
+)
+def test_promtool(check: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        ["promtool", *check], cwd=PROMETHEUS, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_test() -> None:
+    alerts = (PROMETHEUS / "alerts.yml").read_text(encoding="utf-8")
+    tests = (PROMETHEUS / "alerts_test.yml").read_text(encoding="utf-8")
+    for name in re.findall(r"- alert: (\w+)", alerts):
+        assert name in tests
+
+
+@needs_promtool
+def test_the_metrics_pass_promtools_lint(told: str) -> None:
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=told, capture_output=True, text=True, check=False
+    )
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("sagastore")]
+    assert complaints == []

@@ -1,0 +1,212 @@
+"""What is counted, and where it can be had."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+
+from sagastore import AlreadyExistsError, Client, Message
+from sagastore.v1 import storage_pb2, storage_pb2_grpc
+from sagastore_server.rpc.server import METHODS
+from sagastore_server.telemetry.counters import Counts, Tallies
+from sagastore_server.telemetry.metrics import OTHER, Metrics
+from tests.support.server_process import ServerProcess
+from tests.telemetry.ops import ON, eventually, get, ops_of, scrape, taken_port
+
+SERVICE = "sagastore.v1.StorageService"
+ServerFactory = Callable[..., ServerProcess]
+
+
+def started(method: str) -> str:
+    return f'grpc_server_call_started_total{{grpc_method="{SERVICE}/{method}"}}'
+
+
+def ended(method: str, status: str) -> str:
+    labels = f'grpc_method="{SERVICE}/{method}",grpc_status="{status}"'
+    return f"grpc_server_call_duration_seconds_count{{{labels}}}"
+
+
+def test_calls_and_commits_are_counted(watched: ServerProcess) -> None:
+    ops = ops_of(watched)
+    before = scrape(ops)
+    with Client(watched.address) as client:
+        for number in range(3):
+            client.save(Message("a", "user", "hello", id=f"c{number}"))
+        client.bulk_save(Message("a", "user", "hi", id=f"b{number}") for number in range(9))
+        with pytest.raises(AlreadyExistsError):
+            client.save(Message("a", "user", "x", id="c0"), if_revision=0)
+        assert client.get("c0").content == "hello"
+    # A call is counted as ended a moment after its caller has the answer.
+    eventually(lambda: scrape(ops)[ended("Get", "OK")] == before[ended("Get", "OK")] + 1)
+    after = scrape(ops)
+
+    def grown(series: str) -> float:
+        return after[series] - before.get(series, 0.0)
+
+    assert grown(started("Save")) == 4
+    assert grown(ended("Save", "OK")) == 3
+    assert grown(ended("Save", "ALREADY_EXISTS")) == 1
+    assert grown(started("BulkSave")) == grown(ended("BulkSave", "OK")) == 1
+    assert grown('sagastore_group_commit_writes_sum{store="sqlite"}') == 5
+    # The save that was refused is one that touched a row.
+    assert grown('sagastore_messages_written_total{store="sqlite"}') == 13
+    commits = grown('sagastore_group_commit_duration_seconds_count{store="sqlite"}')
+    assert 1 <= commits <= 5
+    eventually(lambda: scrape(ops)['sagastore_messages{store="sqlite"}'] >= 12)
+
+
+def test_every_method_is_there_from_the_beginning(watched: ServerProcess) -> None:
+    series = scrape(ops_of(watched))
+    for name in METHODS:
+        assert f'grpc_server_call_started_total{{grpc_method="{name}"}}' in series
+    assert len(METHODS) == 14
+
+
+def test_nothing_that_callers_choose_becomes_a_label(watched: ServerProcess) -> None:
+    with watched.channel() as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            f"/{SERVICE}/Planted", request_serializer=None, response_deserializer=None
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", metadata=(("x-request-id", "planted-id"),), timeout=60)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert b"lanted" not in get(ops_of(watched), "/metrics").body
+    metrics = Metrics("1")
+    for number in range(100):
+        metrics.call_started(f"made/Up{number}")
+        metrics.call_ended(f"made/Up{number}", "OK", 0.1)
+    assert (
+        metrics.registry.get_sample_value(
+            "grpc_server_call_duration_seconds_count", {"grpc_method": OTHER, "grpc_status": "OK"}
+        )
+        == 100
+    )
+
+
+def test_calls_under_way_and_calls_refused(server_process: ServerFactory) -> None:
+    server = server_process("--max-streams", "1", env=ON).start()
+    ops = ops_of(server)
+    with contextlib.ExitStack() as stack:
+        channel = stack.enter_context(server.channel())
+        stub = storage_pb2_grpc.StorageServiceStub(channel)
+        end = threading.Event()
+        stack.callback(end.set)
+        call = stub.BulkSave(_waiting(end))
+        eventually(lambda: scrape(ops)["sagastore_streams_open"] == 1)
+        assert scrape(ops)["sagastore_streams_limit"] == 1
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.Export(storage_pb2.ExportRequest()))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert scrape(ops)['sagastore_calls_shed_total{reason="OVERLOADED"}'] >= 1
+        call.cancel()
+        eventually(lambda: scrape(ops)["sagastore_streams_open"] == 0)
+        # gRPC tells of the cancellation and of the end of the requests in either order.
+        either = [ended("BulkSave", code) for code in ("CANCELLED", "OK")]
+        eventually(lambda: sum(scrape(ops).get(name, 0) for name in either) == 1)
+
+
+def test_the_certificate_is_only_there_with_tls(watched: ServerProcess) -> None:
+    assert "sagastore_tls_certificate_end_timestamp_seconds" not in scrape(ops_of(watched))
+
+
+def test_other_pages_and_methods(watched: ServerProcess) -> None:
+    ops = ops_of(watched)
+    assert get(ops, "/").status == 404
+    assert b"/metrics, /livez, /readyz" in get(ops, "/").body
+    assert get(ops, "/metrics", "POST").status == 501
+    assert get(ops, "/metrics", "HEAD") == (200, b"")
+
+
+def test_half_requests_keep_nobody_waiting(watched: ServerProcess) -> None:
+    ops = ops_of(watched)
+    host, _, port = ops.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(15)
+        ]
+        for line in silent:
+            line.sendall(b"GET /metrics HTTP/1.0\r\nHost: ")
+        assert get(ops, "/livez").status == 200
+        more = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(40)]
+        # Those beyond what is served at once are closed at once, not kept.
+        more[-1].settimeout(10)
+        assert more[-1].recv(1) == b""
+    eventually(lambda: _answers(ops))
+
+
+def test_the_default_port_is_left_to_who_has_it(server_process: ServerFactory) -> None:
+    with contextlib.ExitStack() as stack:
+        # Another server of this machine may have it, which is just as well.
+        with contextlib.suppress(OSError):
+            stack.enter_context(socket.create_server(("127.0.0.1", 9464)))
+        server = server_process(env={"SAGASTORE_OPS_LISTEN": ""}).start()
+        (line,) = [event for event in server.events if event["event"] == "no metrics"]
+        assert line["level"] == "warning"
+        assert "127.0.0.1:9464 cannot be listened on: Address already in use" in line["reason"]
+        assert server.wait_for_event("serving")["ops"] == "off"
+        with Client(server.address) as client:
+            client.save(Message("a", "user", "hello"))
+
+
+def test_a_port_that_was_named_must_be_had(server_process: ServerFactory) -> None:
+    with taken_port() as port:
+        server = server_process("--ops-listen", f"127.0.0.1:{port}")
+        server.spawn()
+        assert server.wait() == 1
+    (line,) = server.stderr
+    assert line == (
+        f"sagastore-server: cannot listen on 127.0.0.1:{port} for metrics (ops_listen): "
+        "Address already in use; choose another address, or off"
+    )
+
+
+def test_other_machines_are_let_in_on_request_only(server_process: ServerFactory) -> None:
+    server = server_process("--ops-listen", "0.0.0.0:0")
+    server.spawn()
+    assert server.wait() == 1
+    (line,) = server.stderr
+    assert line.startswith("sagastore-server: ops_listen 0.0.0.0:0 can be reached from other")
+    server = server_process("--ops-listen", "0.0.0.0:0", "--allow-insecure").start()
+    assert get(ops_of(server), "/livez").status == 200
+
+
+def test_metrics_can_be_off(running_server: ServerProcess) -> None:
+    assert running_server.wait_for_event("serving")["ops"] == "off"
+
+
+def _waiting(end: threading.Event) -> Iterator[storage_pb2.BulkSaveRequest]:
+    """Send nothing until ``end`` is set."""
+    end.wait()
+    yield from ()
+
+
+def _answers(ops: str) -> bool:
+    try:
+        return get(ops, "/livez").status == 200
+    except OSError:
+        return False
+
+
+def test_histograms_are_those_of_the_library() -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    bounds = (0.001, 0.25, 1, 10)
+    tallies = Tallies("h", "text", bounds, ["label"])
+    counts = Counts("c", "text", ["label"])
+    ours.register(tallies)
+    ours.register(counts)
+    histogram = Histogram("h", "text", ["label"], buckets=bounds, registry=theirs).labels("x")
+    counter = Counter("c", "text", ["label"], registry=theirs).labels("x")
+    tally, count = tallies.labels("x"), counts.labels("x")
+    for value in (0.0, 0.001, 0.0011, 0.25, 0.5, 1, 10, 10.5, 1000):
+        tally.observe(value)
+        histogram.observe(value)
+        count.value += 2
+        counter.inc(2)
+    library = [line for line in generate_latest(theirs).splitlines() if b"_created" not in line]
+    assert generate_latest(ours).splitlines() == library

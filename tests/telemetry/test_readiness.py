@@ -1,0 +1,281 @@
+"""Why a server serves or does not: /readyz, /livez and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from typer.testing import CliRunner, Result
+
+from sagastore.v1 import storage_pb2, storage_pb2_grpc
+from sagastore_server.cli.main import cli
+from sagastore_server.storage.errors import Blocker
+from sagastore_server.storage.migration import BackfillState, BackfillStatus, Glance
+from sagastore_server.storage.model import Store, StoreHealth
+from sagastore_server.storage.phase import Phase
+from sagastore_server.telemetry.readiness import LIVE_WITHIN, Readiness
+from tests.support.legacy_db import legacy_db, numbered
+from tests.support.postgres import postgres_process
+from tests.support.server_process import ServerProcess
+from tests.telemetry.ops import ON, Answered, eventually, free_port, get, ops_of
+
+ServerFactory = Callable[..., ServerProcess]
+
+SERVICES = ("", "StorageService", "MigrationService")
+GLANCE = Glance(Phase.READ_POSTGRES, 4, BackfillStatus(BackfillState.DONE))
+
+
+def status(*options: str, env: dict[str, str] | None = None) -> Result:
+    """Run the command, in this process: loading it anew takes a second each time."""
+    ours = {name: None for name in os.environ if name.startswith("SAGASTORE_")}
+    return CliRunner().invoke(cli, ["status", *options], env={**ours, **(env or {})})
+
+
+def healths(server: ServerProcess) -> dict[str, bool]:
+    """Return which services say that they serve, by ``grpc.health.v1``."""
+    with server.channel() as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        names = {name: f"sagastore.v1.{name}" if name else "" for name in SERVICES}
+        return {
+            name: stub.Check(health_pb2.HealthCheckRequest(service=full)).status
+            == health_pb2.HealthCheckResponse.SERVING
+            for name, full in names.items()
+        }
+
+
+# ------------------------------------------------------------------ what is concluded
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def reasons(readiness: Readiness) -> list[str]:
+    return [finding.reason for finding in readiness.reasons()]
+
+
+def warnings(readiness: Readiness) -> list[str]:
+    return [finding.reason for finding in readiness.warnings()]
+
+
+def test_a_start_tells_what_it_does() -> None:
+    readiness = Readiness()
+    assert reasons(readiness) == ["STARTING"]
+    readiness.progress("taking over", 1200, 3000)
+    document = readiness.document()
+    assert document["progress"] == {"work": "taking over", "done": 1200, "total": 3000}
+    assert "taking over: 1,200 of 3,000" in document["reasons"][0]["detail"]
+    readiness.opened()
+    readiness.progress("a word that comes late", 1, 1)
+    assert readiness.document() == {
+        "ready": True,
+        "phase": None,
+        "reasons": [],
+        "warnings": [],
+        "progress": None,
+    }
+
+
+def test_a_loop_that_hangs() -> None:
+    clock = Clock()
+    readiness = Readiness(clock)
+    readiness.opened()
+    clock.now += LIVE_WITHIN
+    assert reasons(readiness) == []
+    clock.now += 0.1
+    assert reasons(readiness) == ["UNRESPONSIVE"]
+    readiness.beat()
+    assert reasons(readiness) == []
+
+
+def test_a_drain_tells_how_long_it_takes() -> None:
+    clock = Clock()
+    readiness = Readiness(clock)
+    readiness.draining(30.0, lambda: 7)
+    clock.now += 4
+    (finding,) = readiness.reasons()[-1:]
+    assert finding.reason == "DRAINING"
+    assert "7 calls under way have up to 26 s" in finding.detail
+
+
+def test_a_migration_that_another_server_has_taken_over() -> None:
+    readiness = Readiness()
+    readiness.opened()
+    readiness.glance(GLANCE._replace(taken_over=True, reads_from_fallback=True))
+    readiness.store(StoreHealth(Store.SQLITE, False, "taken over", -1, 0))
+    assert reasons(readiness) == ["NOT_THE_HOLDER"]
+    assert warnings(readiness) == []
+
+
+def test_what_does_not_keep_it_from_serving() -> None:
+    readiness = Readiness()
+    readiness.opened()
+    readiness.glance(
+        GLANCE._replace(
+            reads_from_fallback=True,
+            trouble=Blocker("POSTGRES_UNAVAILABLE", "it is away"),
+            backfill=BackfillStatus(BackfillState.RUNNING, error="it is full"),
+        )
+    )
+    readiness.disk(1000)
+    assert reasons(readiness) == []
+    assert warnings(readiness) == ["DISK_FULL", "FALLBACK", "NOT_FOLLOWING", "BACKFILL_FAILING"]
+    readiness.disk(None)
+    readiness.glance(GLANCE)
+    assert warnings(readiness) == []
+
+
+# ------------------------------------------------------------------ real servers
+
+
+def test_a_server_that_serves(watched: ServerProcess) -> None:
+    ops = ops_of(watched)
+    assert get(ops, "/livez").document["live"]
+    answered = get(ops, "/readyz")
+    assert (answered.status, answered.document["phase"]) == (200, "sqlite-only")
+    told = status("--ops", ops)
+    assert (told.exit_code, told.stderr) == (0, "")
+    assert told.stdout == f"ready ({ops}, phase sqlite-only)\n"
+    as_json = status("--json", env={"SAGASTORE_OPS_LISTEN": ops})
+    assert as_json.exit_code == 0
+    assert json.loads(as_json.stdout) == answered.document
+
+
+def test_a_takeover_tells_how_far_it_is(tmp_path: Path, server_process: ServerFactory) -> None:
+    file = legacy_db(tmp_path / "memory.db", numbered(20_000))
+    ops = f"127.0.0.1:{free_port()}"
+    server = server_process("--ops-listen", ops, sqlite=file)
+    server.spawn()
+    seen: list[Answered] = []
+
+    def ready() -> bool:
+        try:
+            seen.append(get(ops, "/readyz"))
+        except OSError:
+            return False
+        return seen[-1].status == 200
+
+    eventually(ready)
+    starting = [answer for answer in seen if answer.status == 503]
+    assert {tuple(answer.reasons) for answer in starting} == {("STARTING",)}
+    progress = [answer.document["progress"] for answer in starting]
+    assert any(step["total"] >= 20_000 and step["done"] > 0 for step in progress)
+
+
+def test_a_server_that_stops(server_process: ServerFactory) -> None:
+    server = server_process(env=ON).start()
+    ops = ops_of(server)
+    end = threading.Event()
+    with server.channel() as channel:
+        call = storage_pb2_grpc.StorageServiceStub(channel).BulkSave(_waiting(end))
+        eventually(lambda: b"sagastore_streams_open 1" in get(ops, "/metrics").body)
+        server.ask_to_stop()
+        eventually(lambda: get(ops, "/readyz").status == 503)
+        answered = get(ops, "/readyz")
+        assert answered.reasons == ["DRAINING"]
+        assert "1 calls under way" in answered.document["reasons"][0]["detail"]
+        assert get(ops, "/livez").status == 200
+        end.set()
+        assert list(call) == []
+    assert server.wait() == 0
+
+
+def test_a_postgresql_that_goes_away(tmp_path: Path) -> None:
+    with postgres_process() as postgres:
+        server = ServerProcess(tmp_path / "unused", env=ON, postgres=postgres.dsn)
+        try:
+            ops = ops_of(server.start())
+            assert get(ops, "/readyz").status == 200
+            postgres.stop()
+            eventually(lambda: get(ops, "/readyz").reasons == ["STORE_DOWN"])
+            assert healths(server) == {"": False, "StorageService": False, "MigrationService": True}
+            told = status("--ops", ops)
+            assert told.exit_code == 1
+            first, second, third = told.stdout.splitlines()
+            assert first == f"not ready ({ops}, phase postgres-only)"
+            assert second.startswith("  STORE_DOWN: PostgreSQL does not answer: ")
+            assert third.startswith("    to do: see that it runs")
+            assert get(ops, "/livez").status == 200
+            up = b'sagastore_store_up{store="postgresql"} 0.0'
+            eventually(lambda: up in get(ops, "/metrics").body)
+            postgres.start()
+            eventually(lambda: get(ops, "/readyz").status == 200)
+            assert all(healths(server).values())
+        finally:
+            server.close()
+
+
+def test_a_loop_that_is_stuck_is_noticed_from_outside(tmp_path: Path) -> None:
+    server = StuckServer(tmp_path / "sagastore.db", env=ON)
+    try:
+        ops = ops_of(server.start())
+        assert get(ops, "/livez").status == 200
+        os.kill(server.pid, signal.SIGUSR1)
+        eventually(lambda: get(ops, "/livez").status == 503)
+        assert "must not take longer than" in get(ops, "/livez").document["detail"]
+        assert get(ops, "/readyz").reasons == ["UNRESPONSIVE"]
+        assert b"sagastore_ready 0.0" in get(ops, "/metrics").body
+        assert status("--ops", ops).exit_code == 1
+    finally:
+        server.close()
+
+
+# ------------------------------------------------------------------ the command elsewhere
+
+
+def test_nobody_answers() -> None:
+    told = status("--ops", f"127.0.0.1:{free_port()}")
+    assert (told.exit_code, told.stdout) == (1, "")
+    (line,) = told.stderr.splitlines()
+    assert line.startswith("sagastore-server: no server answers on 127.0.0.1:")
+
+
+def test_something_else_answers(watched: ServerProcess) -> None:
+    told = status("--ops", watched.address)
+    assert (told.exit_code, told.stdout) == (1, "")
+    (line,) = told.stderr.splitlines()
+    assert "is no SagaStore server" in line
+
+
+def test_the_ops_port_is_off() -> None:
+    told = status(env={"SAGASTORE_OPS_LISTEN": "off"})
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert told.stderr.count("\n") == 1
+    assert "ops_listen is off" in told.stderr
+
+
+def test_an_address_that_is_none() -> None:
+    assert status("--ops", "127.0.0.1:99999").exit_code == 2
+
+
+def test_a_server_on_every_address_is_asked_on_this_machine(
+    server_process: ServerFactory,
+) -> None:
+    every = "0.0.0.0"  # noqa: S104 - what it is about
+    server = server_process("--ops-listen", f"{every}:0", "--allow-insecure").start()
+    port = ops_of(server).rpartition(":")[2]
+    assert status(env={"SAGASTORE_OPS_LISTEN": f"{every}:{port}"}).exit_code == 0
+
+
+class StuckServer(ServerProcess):
+    """A server that can be made to hang."""
+
+    def command(self, *options: str) -> list[str]:
+        """See the base."""
+        return [sys.executable, "-m", "tests.telemetry.stuck_server", "serve", *options]
+
+
+def _waiting(end: threading.Event) -> Iterator[storage_pb2.BulkSaveRequest]:
+    end.wait()
+    yield from ()

@@ -1,0 +1,91 @@
+"""A bare loop of executemany into the store's own schema: python -m tools.benchmarks.bare_sqlite.
+
+    python -m tools.benchmarks.bare_sqlite FILE inside|before NAME COUNT
+
+One process and one connection, WAL, ``synchronous=FULL``, a thousand messages to a
+transaction: the rows into ``messages``, and what search needs into the FTS5 table, by the
+statements of the store itself; triggers, constraints and indexes are those of its schema.
+What is left out is everything else: the network, checks, the look at what is stored under
+the ids, revisions that outlive the process, and the answers.
+
+``inside``: the terms are made in the loop, as whoever inserts a message has to.
+``before``: they lie ready when the clock starts, which nobody's do.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from sagastore_server.sqlite.connection import WRITER_CACHE_KIB
+from sagastore_server.sqlite.files import SCHEMA_VERSION, apply_step, register_owner_function
+from sagastore_server.sqlite.index_terms import fts_columns
+from sagastore_server.sqlite.queries import QUERIES
+from sagastore_server.storage.canonical_json import canonical_tags
+from sagastore_server.storage.model import Message
+from tools.benchmarks.messages import chunks, stored_messages
+
+Rows = tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIB}")
+    register_owner_function(connection)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for number in range(version + 1, SCHEMA_VERSION + 1):
+        apply_step(connection, number)
+    return connection
+
+
+def _rows(messages: Sequence[Message], number: int) -> Rows:
+    """Return what the two statements take, of messages that are numbered from ``number``."""
+    rows = [
+        (*one[:4], canonical_tags(one.tags), *one[5:], at)
+        for at, one in enumerate(messages, number)
+    ]
+    terms = [
+        (at, *fts_columns(one.content, one.tags, one.metadata))
+        for at, one in enumerate(messages, number)
+    ]
+    return rows, terms
+
+
+def _insert(connection: sqlite3.Connection, rows: Rows) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    connection.executemany(QUERIES["insert"], rows[0])
+    connection.executemany(QUERIES["index"], rows[1])
+    connection.execute("COMMIT")
+
+
+def main() -> None:
+    """Insert the messages, and print the seconds that it took."""
+    path, terms, name, count = sys.argv[1:]
+    batches = chunks(stored_messages(name, 0, int(count)))
+    with closing(_opened(Path(path))) as connection:
+        (last,) = connection.execute(QUERIES["last_number"]).fetchone()
+        starts = [last + 1 + number * len(batches[0]) for number in range(len(batches))]
+        plan = list(zip(batches, starts, strict=True))
+        if terms == "before":
+            ready = [_rows(*one) for one in plan]
+            began = time.perf_counter()
+            for rows in ready:
+                _insert(connection, rows)
+        else:
+            began = time.perf_counter()
+            for one in plan:
+                _insert(connection, _rows(*one))
+        seconds = time.perf_counter() - began
+    sys.stdout.write(json.dumps({"seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()

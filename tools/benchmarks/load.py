@@ -1,0 +1,211 @@
+"""Sends calls and measures them: by ghz, or by several processes of Python where it is not.
+
+ghz is a client in Go, which costs a fraction of one in Python. How much of a processor the
+client took is measured with every load, so that a run shows whether it was the limit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tools.benchmarks.messages import Request
+
+ROOT = Path(__file__).parents[2]
+GHZ = ROOT / "build" / "tools" / "bin" / "ghz"
+"""Where ``make ghz`` puts it."""
+
+CONNECTIONS = 8
+"""HTTP/2 connections that the calls in flight are spread over, at most."""
+
+CLIENTS = 2
+"""Processes of Python that stand in for ghz."""
+
+_STORAGE = ("sagastore/v1/storage.proto", "sagastore.v1.StorageService")
+_ECHO = ("echo.proto", "sagastore.bench.Echo")
+
+
+class Call(NamedTuple):
+    """One call that has ended."""
+
+    ended: float
+    """Seconds since 1970."""
+    seconds: float
+    failure: str
+    """Empty, or the name of a status and what was said."""
+
+
+class Load(NamedTuple):
+    """How a load went."""
+
+    seconds: float
+    calls: list[Call]
+    processor: float
+    """Share of one core that the client took while it ran, starting up included."""
+
+    @property
+    def rate(self) -> float:
+        """Calls a second that were answered."""
+        return sum(not call.failure for call in self.calls) / self.seconds
+
+    @property
+    def latencies(self) -> list[float]:
+        """Seconds of each call that was answered."""
+        return [call.seconds for call in self.calls if not call.failure]
+
+    @property
+    def failures(self) -> Counter[str]:
+        """How often calls failed, and how."""
+        return Counter(call.failure for call in self.calls if call.failure)
+
+
+class LoadError(Exception):
+    """The load could not be sent; the line says why."""
+
+
+def find_ghz() -> Path | None:
+    """Return ghz as ``make ghz`` installs it, or one of the system."""
+    if GHZ.exists():
+        return GHZ
+    found = shutil.which("ghz")
+    return None if found is None else Path(found)
+
+
+class Generator:
+    """Sends loads; keeps what it writes in a folder."""
+
+    def __init__(self, folder: Path, *, python: bool = False) -> None:
+        """Use ghz if there is one, unless ``python`` asks for the other."""
+        self._folder = folder
+        self._ghz = None if python else find_ghz()
+        self.most = 0.0
+        """The greatest share of a core that any load took."""
+        self.version = self._version()
+
+    @property
+    def name(self) -> str:
+        """What it is, for the report."""
+        return f"{CLIENTS} processes of Python" if self._ghz is None else f"ghz {self.version}"
+
+    def send(
+        self,
+        address: str,
+        method: str,
+        requests: Sequence[Request],
+        in_flight: int,
+        *,
+        rate: int = 0,
+    ) -> Load:
+        """Send each request once, ``in_flight`` at a time, and wait for the answers.
+
+        ``method`` is one of StorageService, or ``Echo``. ``rate``, unless 0, is how many
+        calls are begun each second at most.
+
+        Raises:
+            LoadError: The client did not do what it should.
+
+        """
+        name = "Save" if method == "Echo" else method
+        with tempfile.TemporaryDirectory(dir=self._folder) as work:
+            data = Path(work) / "requests.json"
+            data.write_text(json.dumps(list(requests)), encoding="utf-8")
+            if self._ghz is None:
+                done = _by_python(address, name, data, in_flight, rate)
+            else:
+                proto = _ECHO if method == "Echo" else _STORAGE
+                options = [
+                    *_options(proto, name),
+                    f"--data-file={data}",
+                    f"--concurrency={min(in_flight, len(requests))}",
+                    f"--connections={min(in_flight, len(requests), CONNECTIONS)}",
+                    f"--total={len(requests)}",
+                    f"--rps={rate}",
+                ]
+                done = _by_ghz(self._ghz, address, options, Path(work))
+        if len(done.calls) != len(requests):
+            raise LoadError(f"{len(requests)} calls were to be made, {len(done.calls)} were")
+        if not rate:
+            self.most = max(self.most, done.processor)
+        return done
+
+    def _version(self) -> str:
+        if self._ghz is None:
+            return ""
+        told = subprocess.run([self._ghz, "--version"], capture_output=True, text=True, check=False)
+        return (told.stdout or told.stderr).strip().removeprefix("v")
+
+
+def _options(proto: tuple[str, str], method: str) -> list[str]:
+    file, service = proto
+    return [
+        "--insecure",
+        f"--import-paths={ROOT / 'protos'},{ROOT / 'benchmarks'}",
+        f"--proto={file}",
+        f"--call={service}.{method}",
+        "--disable-template-functions",
+        "--disable-template-data",
+        "--timeout=60s",
+        "--format=json",
+    ]
+
+
+def _by_ghz(ghz: Path, address: str, options: Iterable[str], work: Path) -> Load:
+    report = work / "report.json"
+    before, began = _children_seconds(), time.monotonic()
+    done = subprocess.run(
+        [ghz, *options, f"--output={report}", address],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    if not report.exists():
+        said = (done.stdout + done.stderr).strip().splitlines()
+        raise LoadError(f"ghz has failed: {said[-1] if said else done.returncode}")
+    processor = (_children_seconds() - before) / (time.monotonic() - began)
+    told = json.loads(report.read_text(encoding="utf-8"))
+    return Load(told["total"] / 1e9, [_call(one) for one in told["details"] or ()], processor)
+
+
+def _call(told: dict[str, Any]) -> Call:
+    # ghz notes when a call ended, not when it began.
+    ended = datetime.fromisoformat(told["timestamp"])
+    failure = "" if told["status"] == "OK" else f"{told['status']}: {told['error']}"
+    return Call(ended.timestamp(), told["latency"] / 1e9, failure)
+
+
+def _by_python(address: str, method: str, data: Path, in_flight: int, rate: int) -> Load:
+    """Let several processes of Python take a part of the requests each."""
+    before, began = _children_seconds(), time.monotonic()
+    clients = []
+    for number in range(CLIENTS):
+        part = (in_flight + CLIENTS - 1 - number) // CLIENTS
+        options = [address, method, data, part, rate / CLIENTS, number, CLIENTS]
+        command = [sys.executable, "-m", "tools.benchmarks.python_client", *map(str, options)]
+        clients.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ)
+        )
+    parts = [json.loads(client.communicate()[0] or "null") for client in clients]
+    if None in parts:
+        raise LoadError("a client process has failed")
+    processor = (_children_seconds() - before) / (time.monotonic() - began)
+    first = min(part["began"] for part in parts)
+    last = max(part["ended"] for part in parts)
+    calls = [Call(*call) for part in parts for call in part["calls"]]
+    return Load(last - first, calls, processor / CLIENTS)
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

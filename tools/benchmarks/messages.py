@@ -1,0 +1,166 @@
+"""Real messages, as many as are wanted: the same dialogues again, under new ids and later.
+
+``SAGASTORE_BENCH_MESSAGES`` names a file of JSON Lines (also compressed by xz) to take them
+from; otherwise it is the sample of the tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from sagastore.v1 import message_pb2, storage_pb2
+from sagastore_server.storage.canonical_json import canonical_object
+from sagastore_server.storage.model import Message
+
+VARIABLE = "SAGASTORE_BENCH_MESSAGES"
+SAMPLE = Path(__file__).parents[2] / "tests" / "data" / "sgd-sample.jsonl"
+
+RARE_EVERY = 5000
+"""One message in so many has a word of its own, as order numbers are: the rare words."""
+
+BATCH = 1000
+"""Messages in a batch of BulkSave, and in a transaction of the bare loops."""
+
+Request = dict[str, Any]
+"""A request in the JSON form of protobuf."""
+
+
+class Item(NamedTuple):
+    """A message before it is sent."""
+
+    id: str
+    provider: str
+    role: str
+    content: str
+    tags: list[str]
+    timestamp: datetime
+    metadata: dict[str, Any]
+    session_id: str
+
+
+@lru_cache(maxsize=1)
+def dialogues() -> list[dict[str, Any]]:
+    """Return the messages that all others are made from."""
+    path = Path(os.environ.get(VARIABLE) or SAMPLE)
+    data = path.read_bytes()
+    text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def source() -> str:
+    """Say where the messages come from, for the report."""
+    return f"{len(dialogues()):,} dialogue messages of {os.environ.get(VARIABLE) or SAMPLE.name}"
+
+
+def message_id(name: str, number: int) -> str:
+    """Return the id of a message: always the same, and as scattered as a random UUID."""
+    digest = hashlib.blake2b(f"{name}-{number}".encode(), digest_size=16).digest()
+    return str(uuid.UUID(bytes=digest, version=4))
+
+
+def rare_word(number: int) -> str:
+    """Return the word that one message alone has, ``number`` being a multiple of RARE_EVERY."""
+    return f"order{number:07}"
+
+
+def items(name: str, start: int, count: int) -> Iterator[Item]:
+    """Yield ``count`` messages from ``start`` on; ``name`` keeps their ids apart from others."""
+    known = dialogues()
+    for number in range(start, start + count):
+        turn, place = divmod(number, len(known))
+        said = known[place]
+        content = said["content"]
+        if number % RARE_EVERY == 0:
+            content = f"{content} {rare_word(number)}"
+        yield Item(
+            message_id(name, number),
+            said["provider"],
+            said["role"],
+            content,
+            said["tags"],
+            datetime.fromisoformat(said["timestamp"]).astimezone(UTC) + timedelta(days=turn),
+            {**said["metadata"], "round": turn},
+            f"{said['session_id']}-{turn}",
+        )
+
+
+def save_requests(name: str, start: int, count: int) -> list[Request]:
+    """Return requests of Save."""
+    return [{"message": _as_json(item)} for item in items(name, start, count)]
+
+
+def get_requests(name: str, stored: int, count: int) -> list[Request]:
+    """Return requests of Get, spread evenly over the ``stored`` first messages of a name."""
+    step = max(1, stored // count)
+    return [{"id": message_id(name, number * step % stored)} for number in range(count)]
+
+
+def _as_json(item: Item) -> Request:
+    return {
+        "id": item.id,
+        "provider": item.provider,
+        "role": item.role,
+        "content": item.content,
+        "tags": item.tags,
+        "timestamp": item.timestamp.isoformat().replace("+00:00", "Z"),
+        "metadataJson": json.dumps(item.metadata),
+        "sessionId": item.session_id,
+    }
+
+
+def import_line(item: Item) -> str:
+    """Return a line of the file that ``sagastore import`` takes."""
+    fields = item._asdict() | {"timestamp": item.timestamp.isoformat()}
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+def batches(name: str, start: int, count: int) -> Iterator[bytes]:
+    """Yield serialized requests of BulkSave, of a thousand messages each."""
+    for number, first in enumerate(range(start, start + count, BATCH)):
+        size = min(BATCH, start + count - first)
+        request = storage_pb2.BulkSaveRequest(
+            sequence=number, messages=[_as_pb(item) for item in items(name, first, size)]
+        )
+        yield request.SerializeToString()
+
+
+def _as_pb(item: Item) -> message_pb2.Message:
+    moment = Timestamp()
+    moment.FromDatetime(item.timestamp)
+    return message_pb2.Message(
+        id=item.id,
+        provider=item.provider,
+        role=item.role,
+        content=item.content,
+        tags=item.tags,
+        timestamp=moment,
+        metadata_json=json.dumps(item.metadata),
+        session_id=item.session_id,
+    )
+
+
+def stored_messages(name: str, start: int, count: int) -> list[Message]:
+    """Return messages as the stores keep them: what a bare loop inserts."""
+    return [_as_stored(item, number) for number, item in enumerate(items(name, start, count), 1)]
+
+
+def _as_stored(item: Item, revision: int) -> Message:
+    micros = round(item.timestamp.timestamp() * 1_000_000)
+    metadata = canonical_object(json.dumps(item.metadata))
+    return Message(*item[:4], tuple(item.tags), micros, metadata, item.session_id, micros, revision)
+
+
+def chunks(messages: Sequence[Message]) -> list[Sequence[Message]]:
+    """Cut messages into batches."""
+    return [messages[start : start + BATCH] for start in range(0, len(messages), BATCH)]

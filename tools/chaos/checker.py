@@ -1,0 +1,188 @@
+"""Decides whether a history keeps the promises of the service: docs/history-checker.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tools.chaos import linearizable
+from tools.chaos.diagnosis import name, prove_wrong
+from tools.chaos.durability import lies
+from tools.chaos.history import History, Outcome
+from tools.chaos.linearizable import Verdict, linearize
+from tools.chaos.projection import Projection
+from tools.chaos.register import SAVES, Action, Call
+from tools.chaos.sharpening import fewer, prove
+from tools.chaos.violations import Kind, Violation, violation
+
+WRITING = frozenset({"Save", "Delete", "BulkSave"})
+_MOST = 3
+"""Contradictions that are looked for under one id."""
+
+
+@dataclass
+class Report:
+    """What a check came to."""
+
+    violations: list[Violation] = field(default_factory=list)
+    undecided: list[Violation] = field(default_factory=list)
+    """Ids of which the search was given up; not right, and not proved wrong."""
+    operations: int = 0
+    unknown: int = 0
+    """Operations whose effect nobody knows, reads among them."""
+    acknowledged: int = 0
+    """Messages written or deleted, as the service said; a batch counts its messages."""
+    reads: int = 0
+    """Messages, or their absences, that were shown."""
+    ids: int = 0
+    configurations: int = 0
+    """Looked at by the searches, all together."""
+    by_kind: Counter[str] = field(default_factory=Counter)
+    """Operations by kind and outcome, as ``Save/ok``."""
+    codes: Counter[str] = field(default_factory=Counter)
+    """Errors by kind and code, as ``Save/UNAVAILABLE``."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether all was decided, and nothing is wrong."""
+        return not self.violations and not self.undecided
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """How many violations there are of each kind, what is undecided among them."""
+        return Counter(str(one.kind) for one in (*self.violations, *self.undecided))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for a report of many rounds."""
+        return {
+            "operations": self.operations,
+            "unknown": self.unknown,
+            "acknowledged": self.acknowledged,
+            "reads": self.reads,
+            "ids": self.ids,
+            "configurations": self.configurations,
+            "by_kind": dict(sorted(self.by_kind.items())),
+            "codes": dict(sorted(self.codes.items())),
+            "kinds": dict(sorted(self.kinds.items())),
+            "violations": [one.as_json() for one in (*self.violations, *self.undecided)],
+        }
+
+    def __str__(self) -> str:
+        """Tell it to a person."""
+        told = (
+            f"{self.operations:,} operations on {self.ids:,} ids, {self.unknown:,} of unknown "
+            f"outcome, {self.acknowledged:,} acknowledged writes, {self.reads:,} answers checked"
+        )
+        wrong = [str(one) for one in (*self.violations, *self.undecided)]
+        return "\n".join([told, *(wrong or ["no violation"])])
+
+
+def check(history: History, *, budget: int = linearizable.BUDGET) -> Report:
+    """Judge a history that is over.
+
+    ``budget`` is how many configurations are looked at for one id before it is reported as
+    undecided. Takes some seconds for ten thousand operations.
+    """
+    report = Report()
+    _count(history, report)
+    projection = Projection(history)
+    report.violations += projection.violations
+    report.violations += lies(history)
+    report.ids = len(projection.calls)
+    report.reads = sum(not call.writes for calls in projection.calls.values() for call in calls)
+    prove(projection.calls, projection.batches)
+    judge = _Judge(history, report, budget)
+    for id, calls in sorted(projection.calls.items()):
+        judge.judge(id, calls)
+    return report
+
+
+class _Judge:
+    """Searches for an order of what happened to an id, and reports what contradicts itself."""
+
+    def __init__(self, history: History, report: Report, budget: int) -> None:
+        self._history = history
+        self._report = report
+        self._budget = budget
+        self._kinds = [operation.kind for operation in history]
+
+    def judge(self, id: str, every: Sequence[Call]) -> None:
+        """Judge all calls on an id."""
+        clashes = list(_clashes(self._history, id, every))
+        self._report.violations += clashes
+        calls = [] if clashes else fewer(every, self._kinds)
+        told: set[Kind] = set()
+        for _ in range(_MOST):
+            decision = linearize(calls, self._budget)
+            self._report.configurations += decision.configurations
+            if decision.verdict is Verdict.UNDECIDED and not told:
+                what = f"{len(calls)} calls, given up after {decision.configurations:,} orders"
+                one = violation(self._history, Kind.UNDECIDED, id, what, ())
+                self._report.undecided.append(one)
+            if decision.verdict is not Verdict.NO:
+                return
+            # What is wrong besides shows when the witnesses are not asked.
+            gone = self._tell(id, calls, told)
+            if not gone:
+                return
+            calls = [call for call in calls if call not in gone]
+
+    def _tell(self, id: str, calls: Sequence[Call], told: set[Kind]) -> set[Call]:
+        """Report a contradiction, unless it is of a kind told of already; return its witnesses."""
+        proof = prove_wrong(calls, self._kinds)
+        kind, what = name(proof, calls, self._kinds)
+        if proof.unknown:
+            what += f" (writes of unknown outcome that do not explain it: {proof.unknown})"
+        if kind not in told:
+            numbers = [call.operation for call in (*proof.core, *_writers(proof.core, calls))]
+            self._report.violations.append(violation(self._history, kind, id, what, numbers))
+        told.add(kind)
+        return {call for call in proof.core if not call.writes}
+
+
+def _writers(core: Sequence[Call], calls: Sequence[Call]) -> list[Call]:
+    """Return who wrote what was found: a reader of the proof wants to know."""
+    found = {call.digest for call in core if call.action is Action.FIND}
+    return [call for call in calls if call.action in SAVES and call.digest in found]
+
+
+def _clashes(history: History, id: str, calls: Sequence[Call]) -> Iterator[Violation]:
+    """Find revisions that are given twice, or that go back, at first sight."""
+    told = [call for call in calls if call.revision is not None and call.digest is not None]
+    values: dict[int, Call] = {}
+    for call in told:
+        other = values.setdefault(call.revision or 0, call)
+        if other.digest != call.digest:
+            what = f"revision {call.revision} has two values"
+            yield violation(
+                history, Kind.REVISION_REUSED, id, what, [other.operation, call.operation]
+            )
+            return
+    highest: Call | None = None
+    ends = sorted((call for call in told if call.must), key=lambda call: call.end)
+    passed = 0
+    for call in sorted((one for one in told if one.action in SAVES), key=lambda one: one.start):
+        while passed < len(ends) and ends[passed].end < call.start:
+            if highest is None or (ends[passed].revision or 0) > (highest.revision or 0):
+                highest = ends[passed]
+            passed += 1
+        if highest is not None and call.must and (call.revision or 0) < (highest.revision or 0):
+            what = f"revision {call.revision} after {highest.revision}"
+            both = [highest.operation, call.operation]
+            yield violation(history, Kind.REVISION_WENT_BACK, id, what, both)
+            return
+
+
+def _count(history: History, report: Report) -> None:
+    report.operations = len(history)
+    for operation in history:
+        unknown = operation.outcome in {Outcome.UNKNOWN, Outcome.OPEN}
+        outcome = Outcome.UNKNOWN if unknown else operation.outcome
+        report.unknown += unknown
+        report.by_kind[f"{operation.kind}/{outcome}"] += 1
+        if operation.outcome is not Outcome.OK:
+            report.codes[f"{operation.kind}/{operation.code or 'OPEN'}"] += 1
+        elif operation.kind in WRITING:
+            report.acknowledged += len(operation.args.get("values", ("one",)))

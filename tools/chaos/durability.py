@@ -1,0 +1,164 @@
+"""Holds ``durable_on`` against the phase, the request, and what the stores have."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from tools.chaos.history import History, Operation, Outcome
+from tools.chaos.values import Shown
+from tools.chaos.violations import Kind, Violation, violation
+
+_BOTH = frozenset({"SQLITE", "POSTGRESQL"})
+STORES: Mapping[str, frozenset[str]] = {
+    "sqlite-only": frozenset({"SQLITE"}),
+    "dual-write": _BOTH,
+    "backfill": _BOTH,
+    "read-postgres": _BOTH,
+    "postgres-only": frozenset({"POSTGRESQL"}),
+}
+"""Which stores a write can be on, by the label of the phase."""
+
+
+def lies(history: History) -> Iterator[Violation]:
+    """Find saves whose ``durable_on`` cannot be true.
+
+    Marks of the kind ``phase`` (with ``phase``, the label of what is in force now) and
+    ``phase-change`` (with ``to``: it has begun) tell in which phase a save was; where there
+    are none, any phase is possible.
+    """
+    phases = _Phases(history)
+    acknowledged: defaultdict[str, list[Operation]] = defaultdict(list)
+    for operation in history:
+        if operation.kind == "Save" and operation.outcome is Outcome.OK:
+            acknowledged[operation.args["value"]["id"]].append(operation)
+            what = _contradiction(operation, phases.during(operation))
+            if what:
+                id = operation.args["value"]["id"]
+                yield violation(history, Kind.DURABLE_ON_LIE, id, what, [operation])
+    deletes: defaultdict[str, list[Operation]] = defaultdict(list)
+    for operation in history:
+        if operation.kind == "Delete" and _may_have_had_its_effect(operation):
+            deletes[operation.args["id"]].append(operation)
+    set_backs = _SetBacks(history)
+    for operation in history:
+        if operation.kind == "Peek" and operation.outcome is Outcome.OK:
+            since = set_backs.before(operation)
+            if since is not None:
+                yield from _unkept(history, operation, acknowledged, deletes, since)
+
+
+def _contradiction(operation: Operation, possible: frozenset[str]) -> str:
+    said = frozenset(operation.answer.get("durable_on", ()))
+    if not said:
+        return "it was acknowledged, and is durable nowhere"
+    fitting = [phase for phase in possible if said <= STORES[phase]]
+    if not fitting:
+        return f"{'+'.join(sorted(said))} cannot be in phase {' or '.join(sorted(possible))}"
+    if all("SQLITE" in STORES[phase] and "SQLITE" not in said for phase in fitting):
+        return f"SQLite must have it in phase {' or '.join(sorted(fitting))}"
+    complete = any(said == STORES[phase] for phase in fitting)
+    if operation.args.get("durability") == "BOTH" and not complete:
+        return "every store was asked for, and it was acknowledged without"
+    return ""
+
+
+def _unkept(
+    history: History,
+    peek: Operation,
+    acknowledged: Mapping[str, list[Operation]],
+    deletes: Mapping[str, list[Operation]],
+    since: int,
+) -> Iterator[Violation]:
+    """Compare what one store has, looked at by itself, with what was said to be there.
+
+    Saves that began before ``since`` are left out.
+    """
+    there = {item[0]: Shown(*item) for item in peek.answer["items"]}
+    store = peek.args["store"]
+    for id, saves in acknowledged.items():
+        due = [
+            save
+            for save in saves
+            if store in save.answer.get("durable_on", ())
+            and save.end is not None
+            and save.end < peek.start
+            and save.start >= since
+        ]
+        if not due:
+            continue
+        latest = max(due, key=lambda save: save.answer["revision"])
+        row = there.get(id)
+        if row is None:
+            kept = any(_may_follow(one, latest) for one in deletes.get(id, ()))
+        else:
+            kept = row.revision >= latest.answer["revision"]
+        if not kept:
+            has = "nothing" if row is None else f"revision {row.revision}"
+            what = f"{store} was to have revision {latest.answer['revision']}, and has {has}"
+            # Of all that the store has, what matters here.
+            seen = replace(peek, answer={"items": [] if row is None else [row]})
+            yield violation(history, Kind.DURABLE_ON_LIE, id, what, [latest, seen])
+
+
+def _may_have_had_its_effect(delete: Operation) -> bool:
+    # Where a client repeats by itself, the refusal is of the last try alone.
+    return delete.outcome is not Outcome.REFUSED or delete.args.get("tries", 1) > 1
+
+
+def _may_follow(delete: Operation, save: Operation) -> bool:
+    """Tell whether a deletion can have had its effect after a save."""
+    once = delete.outcome is Outcome.OK and delete.args.get("tries", 1) == 1
+    return not once or delete.end is None or delete.end > save.start
+
+
+class _SetBacks:
+    """Knows when PostgreSQL was set back, by marks of the kind ``set back``.
+
+    Each time has two marks, the second with ``ends``. What was durable in PostgreSQL before
+    is applied again in some seconds; meanwhile nothing is said of it.
+    """
+
+    def __init__(self, history: History) -> None:
+        self._marks = [(one.at, one.facts["ends"]) for one in history.marks
+                       if one.kind == "set back"]  # fmt: skip
+
+    def before(self, peek: Operation) -> int | None:
+        """Return since when saves are durable in the store that was looked into.
+
+        None: PostgreSQL was being set back, and nothing can be said.
+        """
+        if peek.args["store"] != "POSTGRESQL":
+            return 0
+        ended = peek.start if peek.end is None else peek.end
+        earlier = [(at, ends) for at, ends in self._marks if at <= ended]
+        if not earlier:
+            return 0
+        under_way = sum(-1 if ends else 1 for _, ends in earlier)
+        at = earlier[-1][0]
+        return None if under_way or at > peek.start else at
+
+
+class _Phases:
+    """Knows which phases are possible at a time."""
+
+    def __init__(self, history: History) -> None:
+        self._marks = [one for one in history.marks if one.kind in {"phase", "phase-change"}]
+
+    def during(self, operation: Operation) -> frozenset[str]:
+        """Return the phases in one of which an operation may have been answered."""
+        possible: set[str] = set(STORES)
+        for mark in self._marks:
+            if operation.end is not None and mark.at > operation.end:
+                if mark.kind == "phase":
+                    # Whoever looks sees a change some time after it has happened.
+                    return frozenset(possible | {mark.facts["phase"]})
+                continue
+            if mark.kind == "phase-change":
+                possible.add(mark.facts["to"])
+            elif mark.at < operation.start:
+                possible = {mark.facts["phase"]}
+            else:
+                possible.add(mark.facts["phase"])
+        return frozenset(possible)

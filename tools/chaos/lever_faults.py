@@ -1,0 +1,74 @@
+"""Faults inside the server's process: levers of the patched server (`levers`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from tools.chaos.cluster import POSTGRES
+from tools.chaos.faulting import Scene, fault
+
+
+@fault("clock jumps", (0.3, 3.0), weight=2, needs="clock")
+async def _clock_jumps(scene: Scene) -> AsyncIterator[None]:
+    jump = scene.rng.choice([-86_400 * 400, -3600, -5, -0.5, 0.5, 5, 3600, 86_400 * 400])
+    scene.marks.mark("clock", seconds=jump)
+    with scene.cluster.lever("clock", jump, after=scene.rng.choice([0.0, 0.0, jump / 2])):
+        yield
+
+
+@fault("what goes to PostgreSQL is held up", (1.0, 4.0), weight=2, needs="clock")
+async def _held_up(scene: Scene) -> AsyncIterator[None]:
+    seconds = scene.rng.choice([0.05, 0.2, 0.5])
+    scene.marks.mark("held up", seconds=seconds)
+    with scene.cluster.lever("delivery", seconds):
+        yield
+
+
+@fault("reads of PostgreSQL fail", (2.0, 5.0), weight=2, needs="clock")
+async def _reads_fail(scene: Scene) -> AsyncIterator[None]:
+    """A share of them ends in a statement time-out; writes go on, often late or slow."""
+    share, late = scene.rng.choice([0.1, 0.3, 0.6]), scene.rng.choice([0.0, 0.1, 0.25, 0.25])
+    slow = scene.rng.choice([0.0, 0.05])
+    scene.marks.mark("reads fail", share=share, late=late, slow=slow)
+    with (
+        scene.cluster.lever("postgres reads fail", share),
+        scene.cluster.lever("commits wait", slow),
+        scene.cluster.lever("delivery", late),
+    ):
+        yield
+
+
+@fault("reads of SQLite wait", (2.0, 6.0), weight=2, needs="clock")
+async def _reads_wait(scene: Scene) -> AsyncIterator[None]:
+    """They get a connection late, as where long searches hold all of them.
+
+    Most of the times PostgreSQL loses its connections again and again meanwhile, and gets
+    what it follows late, so that it comes and goes as the store that answers reads.
+    """
+    seconds, late = scene.rng.choice([0.1, 0.3, 0.5]), scene.rng.choice([0.0, 0.1, 0.3, 0.3])
+    flaps = scene.rng.random() < 0.8
+    scene.marks.mark("reads wait", seconds=seconds, late=late, flaps=flaps)
+    with (
+        scene.cluster.lever("sqlite reads wait", seconds),
+        scene.cluster.lever("delivery", late),
+    ):
+        cutting = asyncio.create_task(_cut_again_and_again(scene)) if flaps else None
+        try:
+            yield
+        finally:
+            if cutting is not None:
+                cutting.cancel()
+
+
+async def _cut_again_and_again(scene: Scene) -> None:
+    while True:
+        scene.cluster.ground.proxy.cut(POSTGRES)
+        await asyncio.sleep(scene.rng.uniform(0.8, 1.4))
+
+
+@fault("SQLite's commits are slow", (0.5, 2.5), needs="clock")
+async def _commits_wait(scene: Scene) -> AsyncIterator[None]:
+    seconds = scene.rng.choice([0.05, 0.2, 0.5])
+    with scene.cluster.lever("commits wait", seconds):
+        yield

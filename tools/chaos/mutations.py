@@ -1,0 +1,310 @@
+"""Ways to make a history wrong that is right."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from tools.chaos.history import History, Operation, Outcome
+from tools.chaos.sequential import STEP
+from tools.chaos.values import Shown, Value
+from tools.chaos.violations import Kind
+
+READS = {
+    Kind.LOST_WRITE,
+    Kind.STALE_READ,
+    Kind.RESURRECTED_DELETE,
+    Kind.LIST_MISSING,
+    Kind.SEARCH_MISSING,
+    Kind.EXPORT_INCOMPLETE,
+    Kind.BULK_NOT_ATOMIC,
+}
+
+Mutation = Callable[[History, random.Random], bool]
+"""Makes a history wrong; False where there is no occasion for it."""
+
+
+def _operations(history: History, kind: str, outcome: Outcome = Outcome.OK) -> list[Operation]:
+    return [one for one in history if one.kind == kind and one.outcome is outcome]
+
+
+def _replace_items(operation: Operation, items: list[Shown]) -> None:
+    operation.answer = {**operation.answer, "items": items}
+
+
+def _items(operation: Operation) -> list[Shown]:
+    return [Shown(*item) for item in operation.answer.get("items", ())]
+
+
+def a_value_nobody_wrote(history: History, draw: random.Random) -> bool:
+    for operation in _operations(history, "Get"):
+        _replace_items(operation, [_items(operation)[0]._replace(digest="nobody's")])
+        return True
+    return False
+
+
+def a_revision_with_two_values(history: History, draw: random.Random) -> bool:
+    """Let two reads of different values of one id tell the same revision."""
+    seen: dict[str, Shown] = {}
+    for operation in _operations(history, "Get"):
+        (item,) = _items(operation)
+        other = seen.setdefault(item.id, item)
+        if other.digest != item.digest:
+            _replace_items(operation, [item._replace(revision=other.revision)])
+            return True
+    return False
+
+
+def an_acknowledged_write_that_is_lost(history: History, draw: random.Random) -> bool:
+    """Say that the last write, long over, has never been: nobody sees it."""
+    for id, item in _final(history).items():
+        if _is_sure(history, item) and _forget(history, id, item):
+            return True
+    return False
+
+
+def _final(history: History) -> dict[str, Shown]:
+    """Return what the last Get of each id has found."""
+    return {item.id: item for one in _operations(history, "Get") for item in _items(one)}
+
+
+def _is_sure(history: History, item: Shown) -> bool:
+    """Tell whether one save alone has written it, was answered, and nothing removes it."""
+    written = [
+        one for one in history if item.digest in str(one.args.get("value", one.args.get("values")))
+    ]
+    if len(written) != 1 or written[0].kind != "Save" or written[0].outcome is not Outcome.OK:
+        return False
+    end = written[0].end or 0
+    return not any(
+        (one.outcome is not Outcome.REFUSED and (one.end or 0) > written[0].start)
+        or one.outcome in {Outcome.UNKNOWN, Outcome.OPEN}
+        for one in _writes(history, item.id)
+        if one is not written[0]
+    ) and end < max(one.start for one in history)
+
+
+def _writes(history: History, id: str) -> list[Operation]:
+    return [
+        one
+        for one in history
+        if one.kind in {"Save", "Delete", "BulkSave"}
+        and id in str(one.args.get("id", one.args.get("value", one.args.get("values"))))
+    ]
+
+
+def _forget(history: History, id: str, item: Shown) -> bool:
+    """Take an item out of all answers, as if it had never been there."""
+    for operation in history:
+        items = _items(operation)
+        left = [one for one in items if (one.id, one.digest) != (id, item.digest)]
+        if len(left) == len(items):
+            continue
+        if operation.kind == "Get":
+            operation.outcome, operation.code, operation.answer = Outcome.REFUSED, "NOT_FOUND", {}
+            continue
+        _replace_items(operation, left)
+        if operation.kind == "BatchGet":
+            gone = {*operation.answer["missing"], id}
+            missing = [one for one in operation.args["ids"] if one in gone]
+            operation.answer = {**operation.answer, "missing": missing}
+    return True
+
+
+def an_old_value_at_the_end(history: History, draw: random.Random) -> bool:
+    """Let the last Get of an id show an earlier version."""
+    first: dict[str, Shown] = {}
+    gets = _operations(history, "Get")
+    for operation in gets:
+        for item in _items(operation):
+            first.setdefault(item.id, item)
+    for operation in reversed(gets):
+        (item,) = _items(operation)
+        older = first[item.id]
+        if older.digest != item.digest and older.revision < _certain(history, operation):
+            _replace_items(operation, [older])
+            return True
+    return False
+
+
+def _certain(history: History, reader: Operation) -> int:
+    """Return the greatest revision of an id that was told before a call on it began."""
+    id = reader.args.get("id") or reader.args["value"]["id"]
+    told = [0]
+    for one in history:
+        if (one.end or 0) < reader.start:
+            told += [item.revision for item in _items(one) if item.id == id]
+            if one.kind == "Save" and one.args["value"]["id"] == id:
+                told.append(one.answer.get("revision", 0))
+    return max(told)
+
+
+def a_delete_that_comes_back(history: History, draw: random.Random) -> bool:
+    """Let the last Get of what is deleted show what was there before."""
+    first = {item.id: item for one in reversed(_operations(history, "Get")) for item in _items(one)}
+    for operation in reversed(_operations(history, "Get", Outcome.REFUSED)):
+        item = first.get(operation.args["id"])
+        if item is None or operation.start < max(one.start for one in history) - 10 * STEP:
+            continue
+        # An absence that somebody saw after it was there makes it certain.
+        there = max(one.end or 0 for one in _operations(history, "Get") if item in _items(one))
+        absent = any(
+            one.args["id"] == item.id and there < one.start and (one.end or 0) < operation.start
+            for one in _operations(history, "Get", Outcome.REFUSED)
+        )
+        if absent and not _may_be_saved_again(history, item):
+            operation.outcome, operation.code = Outcome.OK, ""
+            _replace_items(operation, [item])
+            return True
+    return False
+
+
+def _may_be_saved_again(history: History, item: Shown) -> bool:
+    return (
+        any(
+            one.outcome is not Outcome.REFUSED
+            for one in _writes(history, item.id)
+            if item.digest in str(one.args) and one.outcome is not Outcome.OK
+        )
+        or sum(item.digest in str(one.args) for one in history) != 1
+    )
+
+
+def a_message_missing_in(kind: str) -> Mutation:
+    def mutate(history: History, draw: random.Random) -> bool:
+        found = [one for one in _operations(history, kind) if _items(one)]
+        for operation in reversed(found):
+            items = _items(operation)
+            for item in items:
+                if _is_sure(history, item) and _ended_before(history, item, operation):
+                    last = item == items[-1] and operation.answer.get("more")
+                    if not last:
+                        _replace_items(operation, [one for one in items if one != item])
+                        return True
+        return False
+
+    return mutate
+
+
+def _ended_before(history: History, item: Shown, operation: Operation) -> bool:
+    (save,) = [one for one in history if item.digest in str(one.args.get("value"))]
+    return (save.end or 0) < _chain_start(history, operation)
+
+
+def _chain_start(history: History, operation: Operation) -> int:
+    same = [one for one in history if one.args.get("export") == operation.args.get("export")]
+    return min(one.start for one in same) if operation.kind == "Export" else operation.start
+
+
+def a_foreign_message_in(kind: str) -> Mutation:
+    def mutate(history: History, draw: random.Random) -> bool:
+        for operation in reversed(_operations(history, kind)):
+            for item in _final(history).values():
+                written = Value.read(
+                    next(
+                        value
+                        for one in history
+                        for value in _values(one)
+                        if value["digest"] == item.digest
+                    )
+                )
+                args = operation.args
+                foreign = (
+                    args.get("session") not in {None, written.session}
+                    or args.get("tag") not in {None, *written.tags}
+                    or args.get("word") not in {None, *written.words}
+                )
+                if foreign:
+                    _replace_items(operation, [*_items(operation), item])
+                    return True
+        return False
+
+    return mutate
+
+
+def _values(operation: Operation) -> list[dict[str, Any]]:
+    one = operation.args.get("value")
+    return list(operation.args.get("values", ())) or ([one] if one else [])
+
+
+def an_export_that_repeats(history: History, draw: random.Random) -> bool:
+    for operation in _operations(history, "Export"):
+        if items := _items(operation):
+            _replace_items(operation, [*items, items[-1]])
+            return True
+    return False
+
+
+def a_page_out_of_order(history: History, draw: random.Random) -> bool:
+    for operation in _operations(history, "List"):
+        if len(items := _items(operation)) > 1:
+            _replace_items(operation, items[::-1])
+            return True
+    return False
+
+
+def a_stale_guard_that_is_accepted(history: History, draw: random.Random) -> bool:
+    for operation in _operations(history, "Save", Outcome.REFUSED):
+        guard = operation.args["if_revision"]
+        if operation.code != "ABORTED" or guard >= _certain(history, operation):
+            continue
+        revision = 1 + _certain(history, operation)
+        operation.outcome, operation.code = Outcome.OK, ""
+        operation.answer = {"revision": revision, "created": False, "durable_on": ["SQLITE"]}
+        return True
+    return False
+
+
+def a_right_guard_that_is_refused(history: History, draw: random.Random) -> bool:
+    for operation in _operations(history, "Save"):
+        guard = operation.args.get("if_revision")
+        if guard:
+            operation.outcome, operation.code = Outcome.REFUSED, "ABORTED"
+            operation.answer = {"stored_revision": guard}
+            return True
+    return False
+
+
+def a_revision_that_goes_back(history: History, draw: random.Random) -> bool:
+    saves: dict[str, Operation] = {}
+    for operation in _operations(history, "Save"):
+        before = saves.setdefault(operation.args["value"]["id"], operation)
+        apart = (before.end or 0) < operation.start
+        if apart and before.answer["revision"] < operation.answer["revision"]:
+            answers = before.answer, operation.answer
+            operation.answer = {**answers[1], "revision": answers[0]["revision"] - 1}
+            return bool(operation.args["value"]["digest"] != before.args["value"]["digest"])
+    return False
+
+
+def durable_nowhere(history: History, draw: random.Random) -> bool:
+    for operation in _operations(history, "Save"):
+        operation.answer = {**operation.answer, "durable_on": []}
+        return True
+    return False
+
+
+MUTATIONS: dict[Mutation, set[Kind]] = {
+    a_value_nobody_wrote: {Kind.PHANTOM},
+    a_revision_with_two_values: {Kind.REVISION_REUSED},
+    an_acknowledged_write_that_is_lost: {Kind.LOST_WRITE},
+    an_old_value_at_the_end: {Kind.STALE_READ, Kind.LOST_WRITE, Kind.RESURRECTED_DELETE},
+    a_delete_that_comes_back: {Kind.RESURRECTED_DELETE, Kind.LOST_WRITE},
+    a_message_missing_in("List"): {Kind.LIST_MISSING},
+    a_message_missing_in("Search"): {Kind.SEARCH_MISSING},
+    a_message_missing_in("Export"): {Kind.EXPORT_INCOMPLETE},
+    a_foreign_message_in("List"): {Kind.LIST_EXTRA},
+    a_foreign_message_in("Search"): {Kind.SEARCH_EXTRA},
+    an_export_that_repeats: {Kind.EXPORT_TWICE},
+    a_page_out_of_order: {Kind.WRONG_ORDER},
+    a_stale_guard_that_is_accepted: {
+        Kind.GUARD_BROKEN,
+        Kind.REVISION_WENT_BACK,
+        Kind.REVISION_REUSED,
+        *READS,
+    },
+    a_right_guard_that_is_refused: {Kind.GUARD_BROKEN},
+    a_revision_that_goes_back: {Kind.REVISION_WENT_BACK},
+    durable_nowhere: {Kind.DURABLE_ON_LIE},
+}

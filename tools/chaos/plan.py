@@ -1,0 +1,153 @@
+"""What a seed means: how a round begins, what goes wrong in it and when, who steers.
+
+Everything that is drawn is drawn here or from generators that are made here, so a seed is
+a round. How processes and packets fall into place is the machine's affair: a round that
+is run again meets the same faults, not the same instants.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from sagastore import Phase
+from tools.chaos.faults import FAULTS, Fault
+from tools.chaos.set_back import DIRECTORY, ROWS
+
+PHASES = (
+    Phase.SQLITE_ONLY,
+    Phase.DUAL_WRITE,
+    Phase.BACKFILL,
+    Phase.READ_POSTGRES,
+    Phase.POSTGRES_ONLY,
+)
+
+_SHARED = PHASES[1:4]
+"""Phases in which two servers share PostgreSQL's lease."""
+
+TAKEOVERS = 0.06
+"""Share of the rounds in these phases in which a second server takes over."""
+
+_NOT_OF_SQLITE = ("SQLite's", "reads of SQLite", "a backup", DIRECTORY, ROWS)
+"""Faults that mean nothing once the file is an archive, or would lose what it does not have."""
+
+
+class Planned(NamedTuple):
+    """A fault, and when."""
+
+    name: str
+    at: float
+    """Seconds from the beginning of the round."""
+    seconds: float
+    number: int
+    """Which of the round's faults it is: its generator is made from that."""
+
+
+class Plan(NamedTuple):
+    """What a round is to be."""
+
+    seed: int
+    begins: Phase
+    origin: str
+    """``legacy``: a file of the legacy application; ``fresh``: an empty one."""
+    seconds: float
+    """How long faults and clients go on."""
+    faults: tuple[Planned, ...]
+    steers: bool
+    """Whether an operator changes phases."""
+    completes: bool
+    """Whether the last step is taken in the end."""
+    patience: float
+    """Of the server, with a silent PostgreSQL: seconds."""
+    takes_over: bool = False
+    """Whether it is a round of its own kind: a second server replaces the first (`takeover`)."""
+
+    @property
+    def name(self) -> str:
+        """The template that it begins with."""
+        return f"{self.origin}_{self.begins.name.lower()}"
+
+    @property
+    def needs_clock(self) -> bool:
+        """Whether the server is patched, so that its clock can jump, say."""
+        if self.takes_over:
+            return True
+        begins_dual_write = self.steers and self.begins is Phase.SQLITE_ONLY
+        return begins_dual_write or any(FAULTS[one.name].needs == "clock" for one in self.faults)
+
+    def rng(self, purpose: str) -> random.Random:
+        """Return a generator of this round, for one purpose."""
+        return random.Random(f"{self.seed}/{purpose}")
+
+    def told(self) -> str:
+        """Say in one line what it is."""
+        if self.takes_over:
+            return f"{self.origin}, from {self.begins.label}, takeover"
+        steered = "steered" if self.steers else "not steered"
+        end = ", completed" if self.completes else ""
+        return (
+            f"{self.origin}, from {self.begins.label}, {steered}{end}, {len(self.faults)} faults, "
+            f"{self.seconds:.0f} s"
+        )
+
+
+def draw(seed: int, can_be_had: Callable[[Fault], bool], seconds: float = 0.0) -> Plan:
+    """Return the plan of a seed, of those faults that can be had on this machine.
+
+    Five seeds in a row begin in five phases, ten also with both origins. ``seconds`` sets
+    how long it goes on, in place of 7 to 11.
+    """
+    rng = random.Random(f"{seed}/plan")
+    if PHASES[seed % 5] in _SHARED and random.Random(f"{seed}/takeover").random() < TAKEOVERS:
+        return _takeover(seed)
+    begins = PHASES[seed % 5]
+    origin = _origin(seed)
+    drawn = rng.uniform(7.0, 11.0)
+    seconds = seconds or drawn
+    # Some kinds of fault a round, not a little of each: trouble meets trouble of its kind.
+    kinds = [kind for kind in FAULTS.values() if _fits(kind, begins) and can_be_had(kind)]
+    chosen = rng.sample(kinds, min(len(kinds), rng.choice([3, 5, 8, 12])))
+    count = rng.choice([3, 5, 5, 7, 9])
+    faults = tuple(_times(rng, chosen, count, seconds)) if chosen else ()
+    return Plan(
+        seed,
+        begins,
+        origin,
+        seconds,
+        faults,
+        steers=begins is not Phase.POSTGRES_ONLY and rng.random() < 0.8,
+        completes=begins is not Phase.POSTGRES_ONLY and rng.random() < 0.4,
+        patience=rng.choice([0.3, 0.6, 1.5, 1.5]),
+    )
+
+
+def _takeover(seed: int) -> Plan:
+    return Plan(
+        seed,
+        PHASES[seed % 5],
+        _origin(seed),
+        seconds=0.0,
+        faults=(),
+        steers=False,
+        completes=False,
+        patience=1.5,
+        takes_over=True,
+    )
+
+
+def _origin(seed: int) -> str:
+    return "legacy" if seed // 5 % 2 == 0 else "fresh"
+
+
+def _fits(kind: Fault, begins: Phase) -> bool:
+    return begins is not Phase.POSTGRES_ONLY or not kind.name.startswith(_NOT_OF_SQLITE)
+
+
+def _times(rng: random.Random, kinds: list[Fault], count: int, seconds: float) -> Iterable[Planned]:
+    """Yield faults, some of them at the time of others."""
+    weights = [kind.weight for kind in kinds]
+    times = sorted(rng.uniform(0.3, seconds - 0.5) for _ in range(count))
+    for number, at in enumerate(times):
+        kind = rng.choices(kinds, weights)[0]
+        yield Planned(kind.name, round(at, 3), round(rng.uniform(*kind.lasts), 3), number)

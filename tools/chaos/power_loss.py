@@ -1,0 +1,295 @@
+"""Power loss at any instant of a real server on a SQLite file, as far as a disk is honest.
+
+    python -m tools.chaos.power_loss [--points N] [--seed N] [--seconds S] [--strict]
+
+A server runs under strace, which logs every call that changes a file, with the data; clients
+write, and note when they were answered. The log is then replayed up to random instants, and
+for each the states that a disk may be in are made: nothing that was not synced has survived,
+all of it has, or some of it, torn in sectors (``disk_model``). Each state is opened by the
+server's own code: the file must be sound, and have every write that had been acknowledged
+by then.
+
+What is not covered: disks that lie about syncing, PostgreSQL (which is trusted with its own
+log), the file system itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from sagastore import AsyncClient, Message, RetryPolicy, SagaStoreError
+from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.storage.errors import StorageError
+from tests.support.legacy_sample import Sample, legacy_sample
+from tools.chaos.cluster import ChaosServer
+from tools.chaos.disk_model import CALLS, Event, Model, read_log
+from tools.chaos.planted import POWER_PLANTS
+
+_ONCE = RetryPolicy(max_attempts=1)
+_BESIDE = (".lock", ".owner", "-shm")
+"""What the server can do without."""
+
+WRITERS = 6
+IDS = 12
+"""Of each writer."""
+
+
+class Attempt(NamedTuple):
+    """A version of an id that was sent; version 0: that it was to be deleted."""
+
+    version: int
+    acknowledged: float | None
+    """When, in seconds since 1970; None: nobody knows."""
+
+
+Ledger = dict[str, list[Attempt]]
+
+
+class TracedServer(ChaosServer):
+    """A server whose calls that change files are logged."""
+
+    def __init__(self, sqlite: Path, log: Path, plant: str) -> None:
+        """Log to ``log`` with ``.1`` behind it, of the second process ``.2``, and so on."""
+        super().__init__(sqlite, {}, plant, None)
+        self.logs: list[Path] = []
+        self._log = log
+
+    def command(self, *options: str) -> list[str]:
+        """Return the command line."""
+        self.logs.append(self._log.with_suffix(f".{len(self.logs) + 1}"))
+        # -D: what is started is the server, so that signals reach it.
+        tracing = ["strace", "-D", "-f", "-q", "-y", "-ttt", "-xx", "-s", "10000000",
+                   "-e", f"trace={CALLS}", "-o", str(self.logs[-1])]  # fmt: skip
+        return [*tracing, *super().command(*options)]
+
+
+# ---------------------------------------------------------------------- the recording
+
+
+async def record(server: TracedServer, seconds: float, seed: int) -> Ledger:
+    """Write to it, through a stop in good order and a kill, and return what was answered."""
+    ledger: Ledger = {}
+    rng = random.Random(seed)
+    for number, end in enumerate((signal.SIGTERM, signal.SIGKILL, signal.SIGTERM)):
+        await asyncio.to_thread(server.start)
+        stop = asyncio.Event()
+        async with AsyncClient(server.address, retry=_ONCE, timeout=20) as client:
+            writers = [
+                asyncio.create_task(_write(client, ledger, f"{number}-{one}", rng, stop))
+                for one in range(WRITERS)
+            ]
+            await asyncio.sleep(seconds / 3)
+            if end == signal.SIGKILL:
+                server.kill9()
+            stop.set()
+            await asyncio.gather(*writers)
+        if end == signal.SIGTERM:
+            assert await asyncio.to_thread(server.terminate) == 0
+    return ledger
+
+
+async def _write(
+    client: AsyncClient, ledger: Ledger, name: str, rng: random.Random, stop: asyncio.Event
+) -> None:
+    version = 0
+    while not stop.is_set():
+        version += 1
+        id = f"{name}-{rng.randrange(IDS)}"
+        # The first time it must be there to be deleted.
+        deletes = id in ledger and ledger[id][-1].version > 0 and rng.random() < 0.15
+        sent = 0 if deletes else version
+        size = rng.choice([20, 200, 3_000, 30_000])
+        attempts = ledger.setdefault(id, [])
+        try:
+            if deletes:
+                await client.delete(id)
+            else:
+                await client.save(Message("openai", "user", _content(version, size), id=id))
+        except SagaStoreError:
+            attempts.append(Attempt(sent, None))
+            return
+        attempts.append(Attempt(sent, time.time()))
+
+
+def _content(version: int, size: int) -> str:
+    return f"{version} " + "lorem ipsum " * (size // 12)
+
+
+# ---------------------------------------------------------------------- the states
+
+
+def possible(attempts: list[Attempt], at: float) -> set[int]:
+    """Return which versions of an id may be stored after a power loss at ``at``."""
+    versions = [0]
+    for attempt in attempts:
+        if attempt.acknowledged is not None and attempt.acknowledged < at:
+            versions = []
+        versions.append(attempt.version)
+    return set(versions)
+
+
+class Recording(NamedTuple):
+    """What was recorded."""
+
+    path: Path
+    events: list[Event]
+    ledger: Ledger
+    start: Model
+    """The disk before the first event."""
+    before: set[str]
+    """Ids that were there by then."""
+
+
+async def look(path: Path, recording: Recording, at: float) -> list[str]:
+    """Open what the disk has after a power loss at ``at``; return what is wrong with it."""
+    ledger, before = recording.ledger, recording.before
+    empty = not await asyncio.to_thread(path.exists)
+    if empty and not any(_told(one, at) for one in ledger.values()):
+        return []  # Before anything was acknowledged there may be nothing.
+    store = SQLiteStorage(path)
+    try:
+        await store.open()
+        page = await store.scan_ids("", "\U0010ffff", 1_000_000)
+    except StorageError as exc:
+        return [f"it cannot be opened: {exc}"]
+    finally:
+        with contextlib.suppress(StorageError):
+            await store.close()
+    stored = {message.id: int(message.content.split()[0]) for message in page.messages
+              if message.id not in before}  # fmt: skip
+    there = {message.id for message in page.messages}
+    wrong = [f"{id}: it was there before, and is lost" for id in sorted(before - there)]
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (sound,) = connection.execute("PRAGMA integrity_check").fetchone()
+    if sound != "ok":
+        wrong.append(f"integrity_check: {sound}")
+    for id in stored.keys() | ledger.keys():
+        may = possible(ledger.get(id, []), at)
+        if stored.get(id, 0) not in may:
+            wrong.append(f"{id}: version {stored.get(id, 0)} is stored, and may be only {may}")
+    return wrong
+
+
+def _told(attempts: list[Attempt], at: float) -> bool:
+    return any(one.acknowledged is not None and one.acknowledged < at for one in attempts)
+
+
+class Outcome(NamedTuple):
+    """What a replay came to."""
+
+    states: int
+    syncs: int
+    wrong: list[str]
+
+
+async def replay(recording: Recording, seed: int, instants: int) -> Outcome:
+    """Look at states of the disk at random instants."""
+    events, disk = recording.events, recording.start
+    rng = random.Random(f"{seed}/points")
+    points = set(rng.sample(range(len(events)), min(instants, len(events))))
+    wrong: list[str] = []
+    states = 0
+    for number, event in enumerate(events):
+        if number in points:
+            for keeps in (0.0, rng.choice([0.2, 0.5, 0.8]), 1.0):
+                state = disk.after_power_loss(rng, keeps)
+                with _laid_out(state, recording.path) as found:
+                    complaints = await look(found, recording, event.began)
+                states += 1
+                wrong += [f"call {number} ({event.call} of {Path(event.path).name}), "
+                          f"{keeps:.0%} of the rest: {one}" for one in complaints[:3]]  # fmt: skip
+        disk.apply(event)
+    return Outcome(states, sum(event.call == "fsync" for event in events), wrong)
+
+
+@contextlib.contextmanager
+def _laid_out(state: dict[str, bytes], path: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="power-"))
+    try:
+        for name, contents in state.items():
+            if not name.endswith(_BESIDE):
+                (folder / Path(name).name).write_bytes(contents)
+        yield folder / path.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def run(options: argparse.Namespace, *, legacy: bool) -> Outcome:
+    """Record, replay and look."""
+    folder = Path(tempfile.mkdtemp(prefix="power-loss-"))
+    try:
+        place = folder / "store"
+        place.mkdir()
+        path = place / "memory.db"
+        model = Model(strict=options.strict)
+        before: set[str] = set()
+        if legacy:
+            sample: Sample = legacy_sample(path, 200)
+            model.begin_with(path)
+        server = TracedServer(path, folder / "calls", options.plant)
+        try:
+            ledger = await record(server, options.seconds, options.seed)
+        finally:
+            server.close()
+        if legacy:
+            before = await _others(path, ledger)
+            assert len(before) == sample.served
+        events = [event for log in server.logs for event in read_log(log, place)
+                  if not event.path.endswith(_BESIDE)]  # fmt: skip
+        recording = Recording(path, events, ledger, model, before)
+        return await replay(recording, options.seed, options.points)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _others(path: Path, ledger: Ledger) -> set[str]:
+    store = SQLiteStorage(path)
+    await store.open()
+    try:
+        page = await store.scan_ids("", "\U0010ffff", 1_000_000)
+    finally:
+        await store.close()
+    return {message.id for message in page.messages} - ledger.keys()
+
+
+def main() -> int:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points", type=int, default=150, help="instants to look at (150)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=6.0, help="how long clients write (6)")
+    parser.add_argument("--strict", action="store_true", help="names survive in any order")
+    parser.add_argument("--plant", default="", choices=["", *POWER_PLANTS], metavar="NAME",
+                        help=f"what is to be wrong: {', '.join(POWER_PLANTS)}")  # fmt: skip
+    options = parser.parse_args()
+    if shutil.which("strace") is None:
+        sys.stdout.write("strace is not installed, so no calls can be recorded\n")
+        return 2
+    failed = False
+    for legacy in (False, True):
+        outcome = asyncio.run(run(options, legacy=legacy))
+        failed |= bool(outcome.wrong)
+        kind = "a legacy file" if legacy else "a new file"
+        sys.stdout.write(
+            f"{kind}: {outcome.states:,} states of the disk, {outcome.syncs:,} syncs recorded, "
+            f"{len(outcome.wrong)} wrong\n"
+        )
+        for line in outcome.wrong[:20]:
+            sys.stdout.write(f"  {line[:300]}\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

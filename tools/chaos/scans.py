@@ -1,0 +1,166 @@
+"""Answers that come in pages or streams: what they show, and what they ought to show."""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tools.chaos.history import Operation, Outcome
+from tools.chaos.register import Action
+from tools.chaos.values import Shown, Value
+from tools.chaos.violations import Kind
+
+if TYPE_CHECKING:
+    from tools.chaos.projection import Projection
+
+Place = tuple[int, bytes]
+
+
+class Question(NamedTuple):
+    """The conditions of a list or search; None asks for nothing."""
+
+    session: str | None = None
+    tag: str | None = None
+    word: str | None = None
+
+    @classmethod
+    def of(cls, args: Mapping[str, Any]) -> Question:
+        """Return what an operation asked for."""
+        return cls(args.get("session"), args.get("tag"), args.get("word"))
+
+    def holds(self, value: Value) -> bool:
+        """Tell whether a value meets all of them."""
+        return (
+            self.session in {None, value.session}
+            and (self.tag is None or self.tag in value.tags)
+            and (self.word is None or self.word in value.words)
+        )
+
+
+class Scans:
+    """Reads lists, searches and exports into a projection."""
+
+    def __init__(self, projection: Projection) -> None:
+        """Know the values that are ever written."""
+        self._to = projection
+        self._ids = sorted(projection.values, key=str.encode)
+        self._keys = [id.encode() for id in self._ids]
+        self._index: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        for id, values in projection.values.items():
+            for value in values.values():
+                for key in _keys_of(value):
+                    self._index[key].add(id)
+        self._exports: dict[int, tuple[int, set[str]]] = {}
+        """When each export began, and what it has shown."""
+
+    # ------------------------------------------------------------------ lists and searches
+
+    def page(self, operation: Operation) -> None:
+        """Read one page, which is a read of its own."""
+        if operation.outcome is not Outcome.OK:
+            return
+        items = [Shown(*item) for item in operation.answer["items"]]
+        question = Question.of(operation.args)
+        order = operation.args["order"]
+        if order != "RELEVANCE":
+            self._in_order(operation, items, falling=order == "NEWEST")
+        for item in items:
+            self._to.found(operation, item, question)
+        stretch = _stretch(operation, items)
+        if stretch is not None:
+            self._lacking(operation, question, {item.id for item in items}, stretch)
+
+    def _in_order(self, operation: Operation, items: Sequence[Shown], *, falling: bool) -> None:
+        places = [item.place for item in items]
+        if (after := operation.args.get("after")) is not None:
+            places.insert(0, _place(after))
+        for one, other in itertools.pairwise(places):
+            if not (one > other if falling else one < other):
+                what = f"{one[1].decode()} comes before {other[1].decode()}"
+                self._to.complain(Kind.WRONG_ORDER, operation, what, other[1].decode())
+                return
+
+    def _lacking(
+        self, operation: Operation, question: Question, shown: set[str], stretch: _Stretch
+    ) -> None:
+        named = (("session", question.session), ("tag", question.tag), ("word", question.word))
+        groups = [self._index[name, value] for name, value in named if value is not None]
+        for id in sorted(set.intersection(*groups) - shown if groups else set()):
+            belongs = frozenset(
+                value.digest
+                for value in self._to.values[id].values()
+                if question.holds(value) and stretch.holds(value.place)
+            )
+            if belongs:
+                self._to.observe(operation, id, Action.OUTSIDE, among=belongs)
+
+    # ------------------------------------------------------------------ exports
+
+    def export(self, operation: Operation) -> None:
+        """Read what one stream of an export brought."""
+        number, after = operation.args["export"], operation.args.get("after") or ""
+        since, seen = self._exports.setdefault(number, (operation.start, set()))
+        items = [Shown(*item) for item in operation.answer.get("items", ())]
+        ids = [item.id.encode() for item in items]
+        if any(not one < other for one, other in itertools.pairwise([after.encode(), *ids])):
+            self._to.complain(Kind.WRONG_ORDER, operation, "an export is ordered by id")
+        for item in items:
+            if item.id in seen:
+                self._to.complain(Kind.EXPORT_TWICE, operation, "it came before", item.id)
+            seen.add(item.id)
+            self._to.found(operation, item, None)
+        done = operation.outcome is Outcome.OK
+        if done or items:
+            self._unexported(operation, since, after, None if done else items[-1].id)
+
+    def _unexported(self, operation: Operation, since: int, after: str, upto: str | None) -> None:
+        shown = {item[0] for item in operation.answer.get("items", ())}
+        first = bisect_right(self._keys, after.encode())
+        last = len(self._ids) if upto is None else bisect_left(self._keys, upto.encode())
+        for id in self._ids[first:last]:
+            if id not in shown:
+                every = frozenset(self._to.values[id])
+                self._to.observe(operation, id, Action.OUTSIDE, among=every, since=since)
+
+
+class _Stretch(NamedTuple):
+    """The part of an order that a page is about; its ends belong to it."""
+
+    low: Place | None
+    high: Place | None
+    but: Place | None
+    """The last place of the page before, which does not belong to it."""
+
+    def holds(self, place: Place) -> bool:
+        """Tell whether a place is in it."""
+        return (
+            (self.low is None or self.low <= place)
+            and (self.high is None or place <= self.high)
+            and place != self.but
+        )
+
+
+def _stretch(operation: Operation, items: Sequence[Shown]) -> _Stretch | None:
+    """Return what a page covers; None where its place among the pages is not known."""
+    after, more = operation.args.get("after"), operation.answer.get("more", False)
+    if operation.args["order"] == "RELEVANCE":
+        return None if after or more else _Stretch(None, None, None)
+    if more and not items:
+        return None
+    begin = None if after is None else _place(after)
+    end = items[-1].place if more else None
+    if operation.args["order"] == "NEWEST":
+        return _Stretch(end, begin, begin)
+    return _Stretch(begin, end, begin)
+
+
+def _place(after: Sequence[Any]) -> Place:
+    return after[0], after[1].encode()
+
+
+def _keys_of(value: Value) -> set[tuple[str, str]]:
+    keys = {("tag", tag) for tag in value.tags} | {("word", word) for word in value.words}
+    return keys if value.session is None else keys | {("session", value.session)}

@@ -1,0 +1,189 @@
+"""A second opinion on histories: the Porcupine checker of ``tools/chaos/porcupine``.
+
+    python -m tools.chaos.second_opinion [FILE or FOLDER...]
+
+Builds the Go program where it is out of date, runs it over histories, and compares its
+verdict on each message id with that of `tools.chaos.checker`. Folders are searched for
+``history.jsonl``; without arguments, ``var/chaos``. Exit status 1 if either checker finds a
+violation, or if they disagree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tools.chaos.checker import Report, check
+from tools.chaos.history import History
+from tools.chaos.linearizable import Verdict, linearize
+from tools.chaos.projection import Projection
+from tools.chaos.violations import Kind
+
+SOURCES = Path(__file__).with_name("porcupine")
+PROGRAM = Path(__file__).parents[2] / "build/tools/bin/secondopinion"
+BUILD_SECONDS = 300
+RUN_SECONDS = 600
+
+
+class SecondOpinionError(Exception):
+    """The Porcupine checker cannot be built or run; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What Porcupine found in one history."""
+
+    operations: int
+    ids: int
+    seconds: float
+    verdict: str
+    """``linearizable``, ``violation``, or ``unknown``: a check timed out."""
+    violations: dict[str, str] = field(default_factory=dict)
+    """Explanations, by message id."""
+    undecided: tuple[str, ...] = ()
+    """The ids whose check timed out."""
+
+    @classmethod
+    def read(cls, record: dict[str, Any]) -> Opinion:
+        """Return what one line of the program's output says."""
+        return cls(
+            record["operations"],
+            record["ids"],
+            record["seconds"],
+            record["verdict"],
+            {one["id"]: one["explanation"] for one in record["violations"]},
+            tuple(record["undecided"]),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for the verdict on a round."""
+        return {**self.__dict__, "undecided": list(self.undecided)}
+
+    def __str__(self) -> str:
+        """Tell it to a person."""
+        told = f"{self.operations:,} operations, {self.ids:,} ids, {self.seconds:.1f} s"
+        wrong = [f"  violation at id {id}: {why}" for id, why in self.violations.items()]
+        wrong += [f"  unknown, timed out: id {id}" for id in self.undecided]
+        return "\n".join([f"{told}: {self.verdict}", *wrong])
+
+
+def build() -> Path:
+    """Build the program where it is missing or older than its source; return its path.
+
+    Raises:
+        SecondOpinionError: Go is missing, or the build failed.
+
+    """
+    newest = max(path.stat().st_mtime for path in SOURCES.iterdir())
+    if PROGRAM.exists() and PROGRAM.stat().st_mtime >= newest:
+        return PROGRAM
+    if shutil.which("go") is None:
+        raise SecondOpinionError("the Porcupine checker needs Go, which is not on the PATH")
+    PROGRAM.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=PROGRAM.parent) as folder:
+        made = Path(folder) / PROGRAM.name
+        done = _run(["go", "build", "-o", str(made), "."], BUILD_SECONDS, cwd=SOURCES)
+        if done.returncode:
+            why = " ".join(done.stderr.split())
+            raise SecondOpinionError(f"the Porcupine checker could not be built: {why}")
+        # Moved, not written in place: another campaign may be running the old one.
+        made.touch()
+        made.replace(PROGRAM)
+    return PROGRAM
+
+
+def _run(command: Sequence[str], seconds: int, **options: Any) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, check=False, **options
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise SecondOpinionError(f"{command[0]} did not end within {seconds} s") from exc
+
+
+def opinions(paths: Sequence[Path], *options: str) -> list[Opinion]:
+    """Return what Porcupine finds in each of the histories saved at ``paths``.
+
+    Raises:
+        SecondOpinionError: The program cannot be built, or failed.
+
+    """
+    command = [str(build()), "-json", *options, *map(str, paths)]
+    # The garbage collector must not take all processors from a round that runs meanwhile.
+    one_processor = os.environ | {"GOMAXPROCS": "1"}
+    done = _run(command, RUN_SECONDS, env=one_processor)
+    if done.returncode not in {0, 1}:
+        raise SecondOpinionError(f"the Porcupine checker failed: {done.stderr.strip()}")
+    return [Opinion.read(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def disagreements(history: History, report: Report, opinion: Opinion) -> Iterator[str]:
+    """Compare the verdicts of both checkers on each id; yield a line for each difference.
+
+    An id that one of them could not decide is no disagreement. Neither is what Porcupine
+    does not check: tools/chaos/porcupine/README.md.
+    """
+    kinds: defaultdict[str, set[Kind]] = defaultdict(set)
+    for one in (*report.violations, *report.undecided):
+        kinds[one.id].add(one.kind)
+    for id in opinion.violations:
+        if id not in kinds:
+            yield f"{id}: Porcupine finds a violation, the checker in Python finds none"
+    open_ids = {"", *opinion.violations, *opinion.undecided}
+    suspects = {id: found for id, found in kinds.items() if id not in open_ids}
+    if not suspects:
+        return
+    projection = Projection(history)
+    for id, found in sorted(suspects.items()):
+        # Without what is known of other ids of a batch, which Porcupine does not use.
+        alone = linearize(projection.calls[id]).verdict
+        if Kind.PHANTOM in found or alone is Verdict.NO:
+            told = ", ".join(sorted(found))
+            yield f"{id}: the checker in Python finds {told}, Porcupine finds no violation"
+
+
+def main() -> int:
+    """Judge histories by both checkers."""
+    parser = argparse.ArgumentParser(prog="make porcupine", description=__doc__.splitlines()[0])
+    parser.add_argument("paths", nargs="*", type=Path, default=[Path("var/chaos")], metavar="PATH")
+    paths = list(_histories(parser.parse_args().paths))
+    if not paths:
+        return _fail("no history found; make chaos CHAOS_ARGS=--keep keeps those of its rounds")
+    try:
+        found = opinions(paths)
+    except SecondOpinionError as exc:
+        return _fail(str(exc))
+    wrong = 0
+    for path, opinion in zip(paths, found, strict=True):
+        history = History.load(path)
+        report = check(history)
+        different = list(disagreements(history, report, opinion))
+        wrong += bool(different or opinion.violations or not report.ok)
+        verdict = "no violation" if report.ok else ", ".join(sorted(report.kinds))
+        told = [f"  DISAGREEMENT at id {line}" for line in different]
+        sys.stdout.write("\n".join([f"{path}: {opinion}", f"  in Python: {verdict}", *told]) + "\n")
+    return 1 if wrong else 0
+
+
+def _histories(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        yield from sorted(path.rglob("history.jsonl")) if path.is_dir() else [path]
+
+
+def _fail(why: str) -> int:
+    sys.stderr.write(f"error: {why}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""What a workload writes about: ids, what was last known of each, and values nobody has.
+
+A few ids are hot: all clients contend for them. Most have a handful of operations. An id
+with too many writes of which nobody knows is left alone from then on, for each of them
+doubles what may have happened.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sagastore import Message
+from tools.chaos.values import Value, moment, word_of
+
+HOT = 4
+WRITERS = 3
+"""Writes of one id that are under way at the same time, at most."""
+UNKNOWN = 6
+"""Writes of one id of which nobody knows, before it is left alone."""
+FEW = 10
+"""Writes of an id that is not hot."""
+SESSIONS = 6
+TAGS = ("amber", "basalt", "cobalt", "ember")
+
+_BEGIN = 1_900_000_000_000_000
+_TEXTS = (
+    "plain words of a conversation",
+    "naïve ☃ 東京 größer",
+    "long " * 400,
+)
+
+
+@dataclass
+class Subject:
+    """An id, as far as a client remembers; nothing of it is relied upon."""
+
+    id: str
+    hot: bool = False
+    busy: int = 0
+    unknown: int = 0
+    writes: int = 0
+    revision: int | None = None
+    """The latest that anybody was told."""
+    last: Value | None = None
+    message: Message | None = None
+    """The latest that was sent, for those who send it again."""
+    timestamp: int = 0
+
+    @property
+    def free(self) -> bool:
+        """Whether one more may write it."""
+        most = WRITERS if self.hot else 2
+        return self.busy < most and self.unknown < UNKNOWN and (self.hot or self.writes < FEW)
+
+
+class Subjects:
+    """All ids of a workload."""
+
+    def __init__(self, seed: int, draw: random.Random) -> None:
+        """Begin with hot ones only."""
+        self._seed = seed
+        self._draw = draw
+        self._made = 0
+        self._numbers = 0
+        self.all: dict[str, Subject] = {}
+        self.words: list[str] = []
+        """Of every value, in the order of their making."""
+        self.sessions = [f"session {seed}/{number}" for number in range(SESSIONS)]
+        self._hot = [self._new(hot=True) for _ in range(HOT)]
+
+    def begin_with(self, value: Value, revision: int) -> None:
+        """Know a message that was there before."""
+        self.all[value.id] = Subject(
+            value.id, revision=revision, last=value, timestamp=value.timestamp
+        )
+
+    # ------------------------------------------------------------------ ids
+
+    def one(self) -> Subject:
+        """Return an id to read."""
+        if self._draw.random() < 0.3:
+            return self._draw.choice(self._hot)
+        return self.all[self._draw.choice(list(self.all)[-400:])]
+
+    def some(self, most: int) -> list[str]:
+        """Return different ids to read, and now and then one that nobody has."""
+        ids = self._draw.sample(list(self.all), min(len(self.all), self._draw.randint(1, most)))
+        return [*ids, f"nobody-{self._draw.randrange(100)}"]
+
+    def free(self, *, known: bool = False) -> Subject:
+        """Return an id to write; ``known``: of which a revision was told."""
+        for _ in range(8):
+            subject = self._draw.choice(self._hot) if self._draw.random() < 0.35 else self._cold()
+            if subject.hot and subject.unknown >= UNKNOWN:
+                subject = self._replace(subject)
+            if subject.free and (subject.revision is not None or not known):
+                return subject
+        return self._new()
+
+    def fresh(self, count: int) -> list[Subject]:
+        """Return different ids for a batch, new ones and some that are there."""
+        chosen = {subject.id: subject for subject in (self._new() for _ in range(count // 2))}
+        while len(chosen) < count:
+            subject = self.free()
+            if not subject.hot:
+                chosen[subject.id] = subject
+        return list(chosen.values())
+
+    def _cold(self) -> Subject:
+        if self._draw.random() < 0.3:
+            return self._new()
+        return self.all[self._draw.choice(list(self.all))]
+
+    def _new(self, *, hot: bool = False) -> Subject:
+        self._made += 1
+        id = f"{self._draw.randrange(16**5):05x}-{self._seed}-{self._made}"
+        timestamp = _BEGIN + self._draw.randrange(10**10)
+        self.all[id] = Subject(id, hot=hot, timestamp=timestamp)
+        return self.all[id]
+
+    def _replace(self, subject: Subject) -> Subject:
+        subject.hot, subject.writes = False, FEW
+        self._hot = [one for one in self._hot if one is not subject]
+        self._hot.append(self._new(hot=True))
+        return self._hot[-1]
+
+    @contextmanager
+    def writing(self, *subjects: Subject) -> Iterator[None]:
+        """Count a write for as long as the context lasts."""
+        for subject in subjects:
+            subject.busy += 1
+            subject.writes += 1
+        try:
+            yield
+        finally:
+            for subject in subjects:
+                subject.busy -= 1
+
+    # ------------------------------------------------------------------ values
+
+    def message(self, subject: Subject) -> tuple[Message, Value]:
+        """Return a message that nobody has sent, now and then one that was sent last."""
+        if subject.message is not None and subject.last is not None and self._draw.random() < 0.12:
+            return subject.message, subject.last
+        draw, number = self._draw, self._numbers
+        self._numbers += 1
+        if draw.random() < 0.2:
+            subject.timestamp = _BEGIN + draw.randrange(10**10)
+        word = word_of(f"{self._seed}.{number}")
+        message = Message(
+            draw.choice(("openai", "anthropic", "google")),
+            draw.choice(("user", "assistant")),
+            f"v{number} {word} {draw.choices(_TEXTS, (80, 15, 5))[0]}",
+            id=subject.id,
+            tags=draw.sample(TAGS, draw.randrange(3)),
+            timestamp=moment(subject.timestamp),
+            metadata={"number": number, "nested": {"ä": [1, None, True, "x"]}},
+            session_id=draw.choice([*self.sessions, None]),
+        )
+        value = Value.of(message, (word,))
+        subject.message, subject.last = message, value
+        self.words.append(word)
+        return message, value

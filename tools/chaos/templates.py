@@ -1,0 +1,81 @@
+"""Stores to begin rounds with: in each phase, of a legacy file or of a new one.
+
+Each is made once, by the migration itself in this process, and copied for each round: the
+SQLite file with what lies beside it, and a database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.storage.phase import Phase
+from tests.support.legacy_sample import legacy_sample
+from tests.support.migrating import change, opened_live, walk_to
+from tools.chaos.cluster import Ground
+
+ROWS = 300
+"""Plain rows of a legacy file."""
+
+BATCH = 20
+"""Rows in a batch of a backfill that was begun."""
+
+
+class Templates:
+    """Makes them when they are first asked for."""
+
+    def __init__(self, ground: Ground) -> None:
+        """Keep them on ``ground``."""
+        self._ground = ground
+        self._made: set[str] = set()
+        self._turn = asyncio.Lock()
+
+    async def lay_out(self, origin: str, begins: int, folder: Path, database: str) -> None:
+        """Put copies into ``folder`` and into a new ``database``."""
+        phase = Phase(begins)
+        async with self._turn:
+            if _name(origin, phase) not in self._made:
+                await self._make(origin, phase)
+        await self._copy_database(_name(origin, phase), database)
+        source = self._folder(origin, phase)
+        for file in source.iterdir():
+            shutil.copy2(file, folder / file.name)
+
+    async def _make(self, origin: str, phase: Phase) -> None:
+        folder, name = self._folder(origin, phase), _name(origin, phase)
+        folder.mkdir()
+        await self._ground.drop(name)
+        await self._ground.execute(f"CREATE DATABASE {name}")
+        path = folder / "memory.db"
+        if origin == "legacy":
+            legacy_sample(path, ROWS)
+        if origin == "fresh" or phase is not Phase.SQLITE_ONLY:
+            async with opened_live(path, self._ground.dsn(name)) as service:
+                await _go_to(service, phase)
+        # What is left says who held it, which is nobody any more.
+        for left in (".lock", ".owner"):
+            path.with_name(path.name + left).unlink(missing_ok=True)
+        self._made.add(name)
+
+    def _folder(self, origin: str, phase: Phase) -> Path:
+        return self._ground.folder / _name(origin, phase)
+
+    async def _copy_database(self, template: str, database: str) -> None:
+        await self._ground.drop(database)
+        await self._ground.execute(f"CREATE DATABASE {database} TEMPLATE {template}")
+
+
+async def _go_to(service: LiveMigration, phase: Phase) -> None:
+    if phase is not Phase.BACKFILL:
+        await walk_to(service.control, phase)
+        return
+    await walk_to(service.control, Phase.DUAL_WRITE)
+    await change(service.control, Phase.BACKFILL)
+    # In the middle of it, if it is not over already.
+    await service.control.control_backfill(paused=True, batch_size=BATCH, max_rows_per_second=None)
+
+
+def _name(origin: str, phase: Phase) -> str:
+    return f"{origin}_{phase.name.lower()}"

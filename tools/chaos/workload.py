@@ -1,0 +1,289 @@
+"""Clients that write and read in all ways there are, and take down all that happens.
+
+Nothing is expected of the service here: whatever it answers, the clients go on, and
+`tools.chaos.checker` judges afterwards. What they do is drawn from one seed; in which order
+things happen to the service, it cannot tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sagastore import AsyncClient, Message, RetryPolicy
+from tools.chaos.calling import RecordingClient, counted_attempts
+from tools.chaos.history import History
+from tools.chaos.settling import settle
+from tools.chaos.subjects import TAGS, Subject, Subjects
+from tools.chaos.values import Value, shown
+
+TIMEOUT = 1.0
+"""Seconds for a call of a client that does not repeat."""
+PATIENT = 2.5
+"""Seconds for a call of one that does, with all its attempts."""
+TRIES = 3
+REST = 0.035
+"""Seconds that a client rests between two things, on average."""
+AGAIN = 0.4
+"""Share of the saves without an answer that a client sends again."""
+BASELINE = 30.0
+"""Seconds in which what was there before must have been read."""
+
+
+class Workload:
+    """So many clients of the servers at ``targets``."""
+
+    def __init__(
+        self,
+        targets: str,
+        seed: int,
+        history: History,
+        *,
+        clients: int = 8,
+        rest: float = REST,
+        timeout: float | None = None,
+    ) -> None:
+        """Prepare; nothing is sent yet. ``timeout`` of each call in seconds; None: as usual."""
+        self.history = history
+        self.targets = targets
+        self.draw = random.Random(f"{seed}/workload")
+        self.subjects = Subjects(seed, self.draw)
+        self.numbers = itertools.count(1)
+        """Of scans and exports."""
+        self._seed = seed
+        self._clients = clients
+        self._rest = rest
+        self._timeout = timeout
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Read what is there, then write and read until ``stop``; each ends what it has begun.
+
+        Raises:
+            SagaStoreError: What was there before cannot be read.
+
+        """
+        await self._baseline()
+        with counted_attempts():
+            await self._live_all(stop)
+
+    async def _live_all(self, stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(self._clients):
+                group.create_task(self._live(number, stop), name=f"client {number}")
+
+    async def settle(self) -> None:
+        """Read everything back, in all ways, once nothing disturbs any more.
+
+        Raises:
+            SagaStoreError: The service does not answer, though it should by now.
+
+        """
+        await settle(self.targets, self.history, self.subjects, self.numbers, self._clients)
+
+    async def _baseline(self) -> None:
+        """Take down what is there before anybody writes."""
+        operation = self.history.begin(-1, "Baseline", {})
+        retry = RetryPolicy(max_attempts=200, initial_backoff=0.05, max_backoff=0.2)
+        values: list[dict[str, Any]] = []
+        items: list[Any] = []
+        async with AsyncClient(self.targets, retry=retry, timeout=BASELINE) as client:
+            async for message in client.export(timeout=BASELINE):
+                value, item = Value.of(message, ()), shown(message)
+                values.append(value.as_json())
+                items.append(item)
+                self.subjects.begin_with(value, message.revision)
+        operation.ok({"values": values, "items": items})
+
+    async def _live(self, number: int, stop: asyncio.Event) -> None:
+        # Most make each attempt themselves; a few leave that to the library.
+        patient = number % 4 == 3
+        client = RecordingClient(
+            self.targets,
+            self.history,
+            number,
+            timeout=self._timeout or (PATIENT if patient else TIMEOUT),
+            tries=TRIES if patient else 1,
+        )
+        actor = _Actor(self, client, random.Random(f"{self._seed}/client {number}"))
+        try:
+            while not stop.is_set():
+                went = await actor.act()
+                pause = self.draw.uniform(0, 2 * self._rest) + (0 if went else 0.1)
+                await asyncio.sleep(pause)
+        finally:
+            await client.close()
+
+
+class _Actor:
+    """Draws what a client does next."""
+
+    def __init__(self, workload: Workload, client: RecordingClient, draw: random.Random) -> None:
+        self._workload = workload
+        self._subjects = workload.subjects
+        self._client = client
+        self._draw = draw
+        self._acts: list[Callable[[], Awaitable[bool]]] = [
+            self._save, self._delete, self._delete_and_save, self._get, self._batch_get,
+            self._list, self._search, self._export,
+        ]  # fmt: skip
+        self._weights = [34, 9, 3, 24, 5, 6, 10, 2]
+        if client.tries == 1:
+            self._acts.append(self._bulk)
+            self._weights.append(5)
+
+    async def act(self) -> bool:
+        """Do one thing; tells whether there was an answer."""
+        (act,) = self._draw.choices(self._acts, self._weights)
+        return await act()
+
+    # ------------------------------------------------------------------ writes
+
+    async def _save(self, subject: Subject | None = None) -> bool:
+        subject = subject or self._subjects.free()
+        guard = self._guard(subject, new=True)
+        message, value = self._subjects.message(subject)
+        both = self._draw.random() < 0.08
+        with self._subjects.writing(subject), _Unanswered(self._workload.history, subject):
+            saved = await self._client.save(message, value, if_revision=guard, both=both)
+            if saved is None and self._draw.random() < AGAIN:
+                # As clients do that heard nothing; some want to be certain.
+                both = self._draw.random() < 0.5
+                saved = await self._client.save(message, value, if_revision=guard, both=both)
+        if saved is not None:
+            subject.revision = max(saved.revision, subject.revision or 0)
+        return saved is not None
+
+    async def _delete(self, subject: Subject | None = None) -> bool:
+        subject = subject or self._subjects.free(known=True)
+        guard = self._guard(subject, new=False)
+        with self._subjects.writing(subject), _Unanswered(self._workload.history, subject):
+            return await self._client.delete(subject.id, if_revision=guard)
+
+    async def _delete_and_save(self) -> bool:
+        subject = self._subjects.free(known=True)
+        return await self._delete(subject) and await self._save(subject)
+
+    def _guard(self, subject: Subject, *, new: bool) -> int | None:
+        chance = self._draw.random()
+        if chance < 0.25 and subject.revision is not None:
+            return subject.revision
+        if chance < 0.33 and subject.revision is not None and subject.revision > 1:
+            return self._draw.randrange(1, subject.revision)
+        if chance < 0.45 and new and (subject.revision is None or chance < 0.36):
+            return 0
+        return None
+
+    async def _bulk(self) -> bool:
+        draw, subjects = self._draw, self._subjects
+        size, count = draw.choice((2, 5, 12)), draw.randint(1, 4)
+        chosen = subjects.fresh(size * count)
+        batches = [
+            [subjects.message(one) for one in chosen[begin : begin + size]]
+            for begin in range(0, len(chosen), size)
+        ]
+        invalid = None
+        if draw.random() < 0.2:
+            batches = batches[:1]
+            invalid = Message("openai", "user", "  ", id=f"invalid-{draw.randrange(100)}")
+        sent = chosen[: size * len(batches)]
+        # Left in the middle, now and then.
+        cut = draw.randint(1, len(batches)) if draw.random() < 0.3 else 0
+        with subjects.writing(*sent), _Unanswered(self._workload.history, *sent):
+            done = await self._client.bulk(
+                batches, skip=draw.random() < 0.2, invalid=invalid, cut_after=cut
+            )
+        return done > 0
+
+    # ------------------------------------------------------------------ reads
+
+    async def _get(self) -> bool:
+        subject = self._subjects.one()
+        found = await self._client.get(subject.id)
+        if found is not None:
+            subject.revision = max(found.revision, subject.revision or 0)
+        return True
+
+    async def _batch_get(self) -> bool:
+        return await self._client.batch_get(self._subjects.some(30))
+
+    async def _list(self) -> bool:
+        args = {"list": True, "session": self._draw.choice(self._subjects.sessions)}
+        order = self._draw.choice(("NEWEST", "OLDEST"))
+        return await self._pages(args | {"order": order})
+
+    async def _search(self) -> bool:
+        draw = self._draw
+        order = draw.choice(("NEWEST", "OLDEST", "RELEVANCE"))
+        args: dict[str, Any] = {"order": order}
+        if draw.random() < 0.65 and self._subjects.words:
+            args["word"] = draw.choice(self._subjects.words[-300:])
+        else:
+            # Without words there is no relevance: the service takes the newest first.
+            args |= {"tag": draw.choice(TAGS), "order": draw.choice(("NEWEST", "OLDEST"))}
+        if draw.random() < 0.2:
+            args["session"] = draw.choice(self._subjects.sessions)
+        return await self._pages(args)
+
+    async def _pages(self, args: dict[str, Any]) -> bool:
+        """Read page after page, with pauses, and again where a page did not come."""
+        token, patience = "", 4
+        args |= {"scan": next(self._workload.numbers), "size": self._draw.choice((3, 10, 50, 500))}
+        while True:
+            page = await self._client.page(args, token)
+            if page is None:
+                patience -= 1
+                if not token or not patience:
+                    return False
+                await asyncio.sleep(self._draw.uniform(0, 0.4))
+                continue
+            last, token = page
+            if not token or self._draw.random() < 0.1:
+                return True
+            args = args | ({"after": last} if last else {})
+            await asyncio.sleep(self._draw.uniform(0, 0.1))
+
+    async def _export(self) -> bool:
+        number, after, token = next(self._workload.numbers), "", ""
+        size = self._draw.choice((20, 100, 500))
+        for _ in range(8):
+            batches = self._draw.choice((0, 0, 1, 3))
+            after, token, done = await self._client.export(
+                number, after=after, token=token, size=size, batches=batches
+            )
+            if done:
+                return True
+            if not token:
+                return False
+            await asyncio.sleep(self._draw.uniform(0, 0.2))
+        return False
+
+
+class _Unanswered:
+    """Counts, for ids, the writes of which nobody knows what became of them."""
+
+    def __init__(self, history: History, *subjects: Subject) -> None:
+        self._history = history
+        self._subjects = subjects
+        self._began = len(history)
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, *_: object) -> None:
+        """Look at the operations that were begun meanwhile."""
+        unknown: set[str] = set()
+        for operation in self._history.operations[self._began :]:
+            if operation.kind in {"Save", "Delete", "BulkSave"} and operation.outcome == "unknown":
+                unknown |= _ids_of(operation.args)
+        for subject in self._subjects:
+            subject.unknown += subject.id in unknown
+
+
+def _ids_of(args: Any) -> set[str]:
+    if "id" in args:
+        return {args["id"]}
+    values = args.get("values") or [args["value"]]
+    return {value["id"] for value in values}

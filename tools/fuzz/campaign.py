@@ -1,0 +1,245 @@
+"""A campaign against one server: many clients, one canary, and a count before and after."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+from grpc import aio
+
+from sagastore import AsyncClient, Phase
+from tests.support.steering import go_to
+from tools.fuzz import bounds, calling, inputs, judge, model, sockets
+from tools.fuzz.canary import Canary
+from tools.fuzz.report import Report
+from tools.fuzz.watched_server import WatchedServer
+
+CLIENTS = 32
+CONNECTIONS = 6
+IDLE = 100
+"""Connections of each idle sort that are open all the while."""
+_ENOUGH = 20
+"""Failures after which it ends."""
+_IDLE_BYTES = (b"", b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00")
+_WRONG_IN_LOG = re.compile(
+    r"internal error|Traceback|never retrieved|never awaited|was destroyed but|Segmentation"
+)
+_OF_THE_LIBRARY = re.compile(
+    r"Invalid encoding on |ExecuteBatchError raised in core|Failed sending error status|"
+    r"Unexpected \[UnicodeDecodeError\]"
+)
+"""gRPC's own lines: about a header or path that is not text, and about an answer that cannot
+be sent any more because the client has gone. Nothing of ours is wrong with these calls."""
+_WALK = (
+    Phase.SQLITE_ONLY,
+    Phase.DUAL_WRITE,
+    Phase.BACKFILL,
+    Phase.READ_POSTGRES,
+    Phase.BACKFILL,
+    Phase.READ_POSTGRES,
+    Phase.POSTGRES_ONLY,
+)
+"""What a service of both stores goes through, with the same share of inputs in each."""
+
+
+class Options(NamedTuple):
+    """What a campaign is asked for."""
+
+    inputs: int
+    seed: str
+    folder: Path
+    """For inputs that went wrong."""
+    warm_up: int = 2000
+    """Inputs before the first count."""
+
+
+class Campaign:
+    """Sends inputs to ``server``, which runs, and holds every answer to the rules."""
+
+    def __init__(
+        self, server: WatchedServer, place: str, options: Options, say: Callable[[str], None]
+    ) -> None:
+        self._server = server
+        self._options = options
+        self._say = say
+        self._began = 0.0
+        self._pid = server.pid
+        self._under_way: set[model.Input] = set()
+        self._channels: list[aio.Channel] = []
+        self.report = Report(place, options.seed)
+
+    async def run(self, *, phases: bool = False) -> Report:
+        """Do all of it; what went wrong is in the report.
+
+        With ``phases`` the service of both stores goes through its migration meanwhile.
+        """
+        async with AsyncExitStack() as stack:
+            for _ in range(CONNECTIONS):
+                channel = calling.channel(self._server.address)
+                self._channels.append(await stack.enter_async_context(channel))
+            canary_channel = calling.channel(self._server.address)
+            canary = Canary(await stack.enter_async_context(canary_channel))
+            await self._send(f"{self._options.seed}-warm-up", self._options.warm_up)
+            self.report.before = await bounds.at_rest(self._server)
+            self._forget()
+            self._began = time.monotonic()
+            async with self._singing(canary):
+                await self._all(phases)
+            self.report.seconds = time.monotonic() - self._began
+            await self._end(canary)
+        return self.report
+
+    async def _all(self, phases: bool) -> None:
+        async with self._idle_connections():
+            if not phases:
+                half = self._options.inputs // 2
+                await self._send(self._options.seed, half)
+                self.report.middle = await bounds.at_rest(self._server)
+                await self._send(self._options.seed, self._options.inputs - half, first=half)
+                return
+            for number, phase in enumerate(_WALK):
+                async with AsyncClient(self._server.address, timeout=120) as operator:
+                    await _at_full_speed(operator)
+                    await go_to(operator, phase)
+                self._say(f"the phase is {phase.label.lower()}")
+                seed = f"{self._options.seed}-{number}"
+                await self._send(seed, self._options.inputs // len(_WALK))
+
+    async def _end(self, canary: Canary) -> None:
+        report = self.report
+        report.canary_calls, report.canary_refused = canary.calls, canary.refused
+        if not self._lives():
+            return
+        with self._noted("the canary's messages"):
+            report.canary_messages = await canary.look_again()
+        if report.before is not None:
+            level = report.middle if self._options.inputs >= 2 * bounds.LEVEL else None
+            report.after, grown = await bounds.settled(self._server, report.before, level)
+            report.failures += [f"growth of {what}" for what in grown]
+        self._options.folder.mkdir(parents=True, exist_ok=True)
+        log = self._options.folder / f"{self._options.seed}.log"
+        log.write_text("\n".join(self._server.stderr), encoding="utf-8")
+        wrong = wrong_lines(self._server.stderr)
+        report.failures += [f"log: {line[:3000]}" for line in wrong[:_ENOUGH]]
+
+    # ------------------------------------------------------------------ sending
+
+    async def _send(self, seed: str, count: int, first: int = 0) -> None:
+        numbers = iter(range(first, first + count))
+
+        async def client() -> None:
+            for number in numbers:
+                if len(self.report.failures) >= _ENOUGH or not self._lives():
+                    return
+                await self._one(inputs.made(seed, number), number)
+
+        await asyncio.gather(*(client() for _ in range(CLIENTS)))
+
+    async def _one(self, one: model.Input, number: int) -> None:
+        self._under_way.add(one)
+        try:
+            answers = await send(self._server.address, self._channels[number % CONNECTIONS], one)
+        except (AssertionError, OSError) as exc:
+            self._failed(one, f"{type(exc).__name__}: {exc}")
+            return
+        finally:
+            self._under_way.discard(one)
+        self.report.count(one, (answer.code.name for answer in answers))
+        for complaint in judge.complaints(one, answers):
+            self._failed(one, complaint)
+        if self.report.inputs % 1000 == 0:
+            self._progress()
+
+    def _failed(self, one: model.Input, complaint: str) -> None:
+        self._options.folder.mkdir(parents=True, exist_ok=True)
+        path = self._options.folder / f"{one.name}.json"
+        model.save(one, path)
+        self.report.failures.append(f"{one.kind} {one.method}: {complaint} ({path})")
+        self._say(self.report.failures[-1])
+
+    def _lives(self) -> bool:
+        """Whether the process is the one that it was; if not, save what was under way."""
+        if self._server.alive and self._server.pid == self._pid:
+            return True
+        if not any(failure.startswith("the server ended") for failure in self.report.failures):
+            self.report.failures.append("the server ended; its log: " + self._server.stderr[-1])
+            for one in list(self._under_way):
+                self._failed(one, "under way when the server ended")
+        return False
+
+    def _progress(self) -> None:
+        seconds = time.monotonic() - self._began
+        done = self.report.inputs
+        self._say(
+            f"{self.report.place}: {done:,} of {self._options.inputs:,} inputs, "
+            f"{done / seconds:,.0f} a second, {len(self.report.failures)} failures"
+        )
+
+    def _forget(self) -> None:
+        """Leave the warm-up out of the figures, not its failures."""
+        self.report.kinds.clear()
+        self.report.statuses.clear()
+
+    # ------------------------------------------------------------------ meanwhile
+
+    @contextlib.asynccontextmanager
+    async def _singing(self, canary: Canary) -> AsyncIterator[None]:
+        singing = asyncio.create_task(canary.sing())
+        try:
+            yield
+        finally:
+            canary.stop()
+            with self._noted("the canary"):
+                await singing
+
+    @contextlib.contextmanager
+    def _noted(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (AssertionError, grpc.RpcError) as exc:
+            self.report.failures.append(f"{what}: {exc}")
+
+    @contextlib.asynccontextmanager
+    async def _idle_connections(self) -> AsyncIterator[None]:
+        """Keep connections that say nothing, or never finish what they began to say."""
+        async with AsyncExitStack() as stack:
+            for data in _IDLE_BYTES * IDLE:
+                connection = sockets.connected(self._server.address)
+                _, writer = await stack.enter_async_context(connection)
+                writer.write(data)
+            yield
+
+
+def wrong_lines(log: list[str]) -> list[str]:
+    """Return the lines of a server's log that should not be there."""
+    return [
+        line
+        for before, line in itertools.pairwise(["", *log])
+        if _WRONG_IN_LOG.search(line)
+        and not _OF_THE_LIBRARY.search(line)
+        # Of one of its lines gRPC prints the traceback once more, behind it.
+        and not (line.startswith("Traceback") and _OF_THE_LIBRARY.search(before))
+    ]
+
+
+async def _at_full_speed(operator: AsyncClient) -> None:
+    """Undo what inputs have ordered the backfill to do."""
+    if (await operator.migration.get()).phase is Phase.BACKFILL:
+        await operator.migration.control_backfill(
+            paused=False, batch_size=500, max_rows_per_second=0
+        )
+
+
+async def send(address: str, channel: aio.Channel, one: model.Input) -> list[judge.Answer]:
+    """Send ``one``, and return how its calls ended."""
+    if one.steps:
+        return await sockets.send(address, one)
+    return await calling.call(channel, one)
