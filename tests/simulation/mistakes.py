@@ -98,6 +98,9 @@ async def _must_be_refused(world: World, disk: ObservedDisk, what: str) -> None:
     """Start on a wrong file, and see that it is not served."""
     service = world.service
     service.disk, service.refused = disk, ""
+    # A PostgreSQL that does not answer cannot tell: the server serves then, and says so.
+    world.loop.forget_trips()
+    world.postgres.slow = 1.0
     service.start()
     until = world.loop.time() + REFUSED_SECONDS
     while not (service.serving or service.refused) and world.loop.time() < until:
