@@ -17,14 +17,14 @@ from sagastore_server import __version__
 from sagastore_server.banner import Asked, greeting
 from sagastore_server.config.address import Address
 from sagastore_server.config.settings import OFF, Settings, default_sqlite
-from sagastore_server.migration.migrating_service import LiveMigration, Options
-from sagastore_server.migration.single_store import Alone
+from sagastore_server.migration.migrating_service import MigratingService, Options
+from sagastore_server.migration.single_store import SingleStore
 from sagastore_server.rpc.credentials import server_credentials
 from sagastore_server.rpc.limits import Limits
-from sagastore_server.rpc.server import METHODS, CannotListenError, RpcServer, Terms
+from sagastore_server.rpc.server import METHODS, CannotListenError, RpcServer, ServerOptions
 from sagastore_server.runtime.signals import StopSignals
 from sagastore_server.runtime.systemd import Notifier
-from sagastore_server.security.setup import Entrance, EntranceError
+from sagastore_server.security.setup import SecuritySetup, SecuritySetupError
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.base import StorageBackend
@@ -32,7 +32,7 @@ from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.phase import Phase
 from sagastore_server.telemetry.readiness import Readiness
-from sagastore_server.telemetry.setup import Sight, SightError, Subject
+from sagastore_server.telemetry.setup import Subject, Telemetry, TelemetryError
 
 _PROGRESS_EVERY = 2.0
 """Seconds between two lines about the same long work."""
@@ -62,30 +62,30 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
         CannotOpenError: The store cannot be opened.
 
     """
-    entrance = _entrance(settings)
+    security_setup = _entrance(settings)
     _check(settings)
-    async with Notifier() as manager, _sight(settings) as sight:
-        service = _service(settings, sight.readiness)
+    async with Notifier() as manager, _sight(settings) as telemetry:
+        service = _service(settings, telemetry.readiness)
         backend = service.backend
-        backend.observe(sight.instruments.group_committed)
-        server = RpcServer(backend, service.control, _terms(settings, entrance, sight))
+        backend.observe(telemetry.instruments.group_committed)
+        server = RpcServer(backend, service.control, _terms(settings, security_setup, telemetry))
         signals = StopSignals()
         address = await _listen(server, settings.address)
-        sight.begin(_subject(server, service, entrance))
+        telemetry.begin(_subject(server, service, security_setup))
         try:
-            async with entrance.watched():
+            async with security_setup.watched():
                 if await _open(backend, signals):
                     await server.open_gate()
-                    sight.opened()
-                    await _announce(service, address, _asked(settings), sight, say)
+                    telemetry.opened()
+                    await _announce(service, address, _asked(settings), telemetry, say)
                     manager.ready(f"serving {service.place()} on {address}")
-                    async with _watched(service, server, sight.readiness):
+                    async with _watched(service, server, telemetry.readiness):
                         await _until_told(signals, server)
                 manager.stopping(settings.drain_seconds)
-                sight.draining(settings.drain_seconds, lambda: server.calls_under_way)
+                telemetry.draining(settings.drain_seconds, lambda: server.calls_under_way)
                 await _drain(server, settings.drain_seconds, signals)
         finally:
-            await sight.close_eyes()
+            await telemetry.close_eyes()
             try:
                 await server.stop()
             finally:
@@ -93,7 +93,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
     _log.info("stopped")
 
 
-class _Progress:
+class _StartupProgress:
     """Tells how far long work has come, and logs it every few seconds."""
 
     def __init__(self, readiness: Readiness) -> None:
@@ -117,38 +117,40 @@ def _check(settings: Settings) -> None:
             raise StartupError(f"cannot make {settings.sqlite.parent}: {exc.strerror}") from exc
 
 
-def _entrance(settings: Settings) -> Entrance:
+def _entrance(settings: Settings) -> SecuritySetup:
     try:
-        return Entrance(settings)
-    except EntranceError as exc:
+        return SecuritySetup(settings)
+    except SecuritySetupError as exc:
         raise StartupError(str(exc)) from exc
 
 
 @asynccontextmanager
-async def _sight(settings: Settings) -> AsyncIterator[Sight]:
+async def _sight(settings: Settings) -> AsyncIterator[Telemetry]:
     """See what goes on for as long as the context lasts."""
     try:
-        sight = Sight(settings, __version__, METHODS)
-    except SightError as exc:
+        telemetry = Telemetry(settings, __version__, METHODS)
+    except TelemetryError as exc:
         raise StartupError(str(exc)) from exc
     try:
-        yield sight
+        yield telemetry
     finally:
-        await sight.end()
+        await telemetry.end()
 
 
-def _subject(server: RpcServer, service: _Service, entrance: Entrance) -> Subject:
-    door, tls = server.door, entrance.tls
+def _subject(server: RpcServer, service: _Service, security_setup: SecuritySetup) -> Subject:
+    admission, tls = server.admission, security_setup.tls
     return Subject(
-        calls=lambda: door.calls,
-        streams=lambda: door.streams,
+        calls=lambda: admission.calls,
+        streams=lambda: admission.streams,
         loads=service.backend.loads,
         control=service.control,
         certificate_ends=None if tls is None else lambda: tls.ends,
     )
 
 
-def _terms(settings: Settings, entrance: Entrance, sight: Sight) -> Terms:
+def _terms(
+    settings: Settings, security_setup: SecuritySetup, telemetry: Telemetry
+) -> ServerOptions:
     limits = Limits(
         max_request_bytes=settings.max_request_bytes,
         max_calls=settings.max_calls,
@@ -159,12 +161,12 @@ def _terms(settings: Settings, entrance: Entrance, sight: Sight) -> Terms:
         connection_age=settings.connection_age,
         max_connections=settings.max_connections,
     )
-    tls = entrance.tls
-    return Terms(
+    tls = security_setup.tls
+    return ServerOptions(
         limits,
-        access=entrance.access,
+        access=security_setup.access,
         credentials=None if tls is None else server_credentials(tls.material),
-        instruments=sight.instruments,
+        instruments=telemetry.instruments,
         reflection=settings.reflection,
         log_calls=settings.log_calls,
     )
@@ -183,8 +185,8 @@ class _Service(NamedTuple):
 
 def _service(settings: Settings, readiness: Readiness) -> _Service:
     if settings.postgres is None:
-        sqlite = SQLiteStorage(settings.sqlite, _Progress(readiness))
-        control = Alone(sqlite, Phase.SQLITE_ONLY)
+        sqlite = SQLiteStorage(settings.sqlite, _StartupProgress(readiness))
+        control = SingleStore(sqlite, Phase.SQLITE_ONLY)
         return _Service(sqlite, control, lambda: str(settings.sqlite), lambda: False)
     return _service_with_postgresql(settings, settings.postgres.get_secret_value(), readiness)
 
@@ -206,10 +208,10 @@ def _service_with_postgresql(settings: Settings, dsn: str, readiness: Readiness)
     )
     if not settings.names_sqlite:
         postgresql = PostgreSQLStorage(options)
-        control = Alone(postgresql, Phase.POSTGRES_ONLY)
+        control = SingleStore(postgresql, Phase.POSTGRES_ONLY)
         return _Service(postgresql, control, lambda: postgresql.place, lambda: True)
-    live = LiveMigration(
-        SQLiteSource(settings.sqlite, _Progress(readiness)),
+    live = MigratingService(
+        SQLiteSource(settings.sqlite, _StartupProgress(readiness)),
         PostgreSQLReplica(options),
         Options(settings.shadow_share, settings.postgres_patience),
     )
@@ -295,7 +297,11 @@ def _asked(settings: Settings) -> Asked:
 
 
 async def _announce(
-    service: _Service, address: Address, asked: Asked, sight: Sight, say: Callable[[str], None]
+    service: _Service,
+    address: Address,
+    asked: Asked,
+    telemetry: Telemetry,
+    say: Callable[[str], None],
 ) -> None:
     messages = (await service.backend.health()).messages
     place = service.place()
@@ -303,7 +309,7 @@ async def _announce(
     _log.info(
         "serving",
         address=str(address),
-        ops=OFF if sight.address is None else str(sight.address),
+        ops=OFF if telemetry.address is None else str(telemetry.address),
         version=__version__,
         store=place,
         messages=messages,

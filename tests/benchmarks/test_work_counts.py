@@ -20,7 +20,7 @@ from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.search.parser import parse_query
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.base import StorageBackend
-from sagastore_server.storage.model import Draft, OnConflict
+from sagastore_server.storage.model import NewMessage, OnConflict
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria, Scan
 from tests.benchmarks.counting import Work, count_postgres, count_sqlite
@@ -45,7 +45,7 @@ LEFT_OF_A_SAVE = 200
 """Bytes that stay; counted: 60, which are caches that have their bounds."""
 
 
-def drafts(name: str = "m", count: int = COUNT) -> list[Draft]:
+def drafts(name: str = "m", count: int = COUNT) -> list[NewMessage]:
     return [
         draft(
             f"{name}-{number:05}",
@@ -173,7 +173,7 @@ async def test_reads_on_postgres_are_a_statement_each(
 async def _expect_few(
     store: StorageBackend,
     work: Work,
-    wanted: list[Draft],
+    wanted: list[NewMessage],
     *,
     of_a_get: int,
     of_a_page: int,

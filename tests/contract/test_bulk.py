@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sagastore_server.storage.base import ReadyTerms, StorageBackend
+from sagastore_server.storage.base import PreparedTerms, StorageBackend
 from sagastore_server.storage.model import BulkResult, Message, OnConflict
 from sagastore_server.storage.query import Criteria
 from tests.support.drafts import NOW, draft, found
@@ -172,15 +172,15 @@ WITH_TERMS = [
 
 
 async def test_terms_that_were_made_beforehand(backend: StorageBackend) -> None:
-    terms_of = backend.terms_of
-    terms = None if terms_of is None else ReadyTerms(terms_of, list(map(terms_of, WITH_TERMS)))
+    indexer = backend.indexer
+    terms = None if indexer is None else PreparedTerms(indexer, list(map(indexer, WITH_TERMS)))
     assert await backend.bulk_save(WITH_TERMS, REPLACE, terms) == (2, 0, 0)
     await _check_found(backend)
 
 
 async def test_terms_of_another_store_are_not_taken(backend: StorageBackend) -> None:
     """A change of phase may come between the making and the saving."""
-    terms = ReadyTerms(lambda one: one, [("nonsense", "nonsense", "nonsense")] * 2)
+    terms = PreparedTerms(lambda one: one, [("nonsense", "nonsense", "nonsense")] * 2)
     assert await backend.bulk_save(WITH_TERMS, REPLACE, terms) == (2, 0, 0)
     await _check_found(backend)
 
@@ -188,7 +188,7 @@ async def test_terms_of_another_store_are_not_taken(backend: StorageBackend) -> 
 async def test_terms_belong_to_what_is_stored_in_the_end(backend: StorageBackend) -> None:
     """Of two with one id the last counts, and so do its terms."""
     twice = [draft("t-1", "first words"), draft("t-1", "last words")]
-    terms_of = backend.terms_of
-    terms = None if terms_of is None else ReadyTerms(terms_of, list(map(terms_of, twice)))
+    indexer = backend.indexer
+    terms = None if indexer is None else PreparedTerms(indexer, list(map(indexer, twice)))
     await backend.bulk_save(twice, REPLACE, terms)
     assert (await found(backend, "last"), await found(backend, "first")) == (["t-1"], [])

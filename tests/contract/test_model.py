@@ -26,7 +26,7 @@ from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.canonical_json import canonical_object
 from sagastore_server.storage.errors import StorageError
-from sagastore_server.storage.model import Draft, Message, OnConflict, Position
+from sagastore_server.storage.model import Message, NewMessage, OnConflict, Position
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support import strategies
 from tests.support.backends import KINDS, Kind
@@ -60,7 +60,7 @@ metadata = st.one_of(
 sessions = st.sampled_from([None, "", "s", "S"])
 times = st.sampled_from([NOW - 1, NOW, NOW + 1, -5])
 drafts = st.builds(
-    Draft,
+    NewMessage,
     ids,
     st.sampled_from(["openai", "anthropic"]),
     st.sampled_from(["user", "tool"]),
@@ -178,7 +178,7 @@ class Machine(RuleBasedStateMachine):
         )
 
     @rule(draft=drafts)
-    def save(self, draft: Draft) -> None:
+    def save(self, draft: NewMessage) -> None:
         real, expected = self._both(self.backend.save(draft), self.model.save(draft))
         assert not isinstance(real, Exception)
         assert not isinstance(expected, Exception)
@@ -186,13 +186,13 @@ class Machine(RuleBasedStateMachine):
         self._learn(draft.id)
 
     @rule(draft=drafts)
-    def save_new(self, draft: Draft) -> None:
+    def save_new(self, draft: NewMessage) -> None:
         real, expected = self._both(self.backend.save(draft, 0), self.model.save(draft, 0))
         assert type(real) is type(expected)
         self._learn(draft.id)
 
     @rule(draft=drafts, offset=st.sampled_from([0, 0, 10**6]))
-    def save_guarded(self, draft: Draft, offset: int) -> None:
+    def save_guarded(self, draft: NewMessage, offset: int) -> None:
         mine, models = self._stored_revision(draft.id, offset)
         real, expected = self._both(self.backend.save(draft, mine), self.model.save(draft, models))
         assert type(real) is type(expected)
@@ -202,11 +202,11 @@ class Machine(RuleBasedStateMachine):
     def save_again(self, key: str) -> None:
         message = self.state.messages.get(key)
         if message is not None:
-            result = self.runner.run(self.backend.save(Draft(*message[:8])))
+            result = self.runner.run(self.backend.save(NewMessage(*message[:8])))
             assert (result.revision, result.created) == (self.revisions[message.revision], False)
 
     @rule(batch=st.lists(drafts, max_size=6), on_conflict=st.sampled_from(OnConflict))
-    def bulk_save(self, batch: list[Draft], on_conflict: OnConflict) -> None:
+    def bulk_save(self, batch: list[NewMessage], on_conflict: OnConflict) -> None:
         real, expected = self._both(
             self.backend.bulk_save(batch, on_conflict), self.model.bulk_save(batch, on_conflict)
         )

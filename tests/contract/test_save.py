@@ -12,12 +12,12 @@ from sagastore_server.storage.errors import (
     NotFoundError,
     RevisionMismatchError,
 )
-from sagastore_server.storage.model import Draft, Message, SaveResult, Store
+from sagastore_server.storage.model import Message, NewMessage, SaveResult, Store
 from sagastore_server.storage.validation import MAX_TIMESTAMP, MIN_TIMESTAMP
 from tests.support.backends import Place
 from tests.support.drafts import NOW, draft
 
-FULL = Draft(
+FULL = NewMessage(
     id="id-ü-😀",
     provider="openai",
     role="assistant",
@@ -77,7 +77,7 @@ def _name(store: Store) -> str:
     ],
     ids=itertools.count(),
 )
-async def test_the_limits_can_be_stored(backend: StorageBackend, extreme: Draft) -> None:
+async def test_the_limits_can_be_stored(backend: StorageBackend, extreme: NewMessage) -> None:
     await backend.save(extreme)
     assert (await backend.get(extreme.id))[:8] == tuple(extreme)
 

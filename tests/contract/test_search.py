@@ -8,7 +8,7 @@ import pytest
 from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.canonical_json import canonical_object
-from sagastore_server.storage.model import Draft, OnConflict
+from sagastore_server.storage.model import NewMessage, OnConflict
 from sagastore_server.storage.query import Alternative, Criteria, Phrase, Scan, TextQuery
 from tests.support.drafts import NOW, draft, found, save_all
 
@@ -232,7 +232,7 @@ async def test_the_index_follows_every_change(backend: StorageBackend) -> None:
         return [await found(backend, "alpha"), await found(backend, "beta"), tags, metadata]
 
     one = draft("m", "alpha", tags=("t",), metadata='{"k": 1}')
-    steps: list[tuple[Draft | None, list[list[str]]]] = [
+    steps: list[tuple[NewMessage | None, list[list[str]]]] = [
         (one, [["m"], [], ["m"], ["m"]]),
         (one._replace(content="beta"), [[], ["m"], ["m"], ["m"]]),
         (one._replace(content="beta", tags=()), [[], ["m"], [], ["m"]]),

@@ -18,17 +18,17 @@ from sagastore_server.storage.migration import (
     BackfillState,
     BackfillStatus,
     Backlog,
-    Glance,
     Inventory,
     MigrationControl,
     MigrationStatus,
     Mismatch,
     ShadowDifference,
     ShadowStatus,
+    StatusSnapshot,
     Verification,
     VerifyProgress,
 )
-from sagastore_server.storage.model import Draft, SaveResult, Store, StoreHealth
+from sagastore_server.storage.model import NewMessage, SaveResult, Store, StoreHealth
 from sagastore_server.storage.phase import Phase
 from tests.support.memory import MemoryState, MemoryStorage
 
@@ -74,9 +74,9 @@ class Scripted(MigrationControl):
         self.ended = 0
         """Watches and verifications that have ended, in whatever way."""
 
-    def glance(self) -> Glance:
+    def snapshot(self) -> StatusSnapshot:
         status = self._answered()
-        return Glance(status.phase, status.epoch, status.backfill)
+        return StatusSnapshot(status.phase, status.epoch, status.backfill)
 
     async def backlog(self) -> Backlog:
         return Backlog()
@@ -133,7 +133,10 @@ class Timed(MemoryStorage):
     error: StorageError | None = None
 
     async def save(
-        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+        self,
+        draft: NewMessage,
+        if_revision: int | None = None,
+        everywhere_within: float | None = None,
     ) -> SaveResult:
         self.within = (*self.within, everywhere_within)
         if self.error is not None:

@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
 from sagastore.v1 import migration_pb2, storage_pb2
-from sagastore_server.rpc.lifecycle import GateState
+from sagastore_server.rpc.lifecycle import LifecycleState
 from sagastore_server.rpc.migration_convert import PHASES
 from sagastore_server.storage.errors import (
     Blocker,
@@ -369,7 +369,7 @@ async def test_a_save_to_both_that_cannot_be_had(served: Served) -> None:
 
 async def test_a_drain_that_has_begun_is_not_opened_by_a_watcher(served: Served) -> None:
     assert await served.server.drain(1)
-    assert served.server._gate.state is GateState.DRAINING
+    assert served.server._lifecycle.state is LifecycleState.DRAINING
     call = served.migration.GetMigration(migration_pb2.GetMigrationRequest())
     refusal, _ = await refused(call)
     assert refusal.reason == "SERVER_DRAINING"

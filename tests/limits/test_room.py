@@ -74,7 +74,7 @@ async def test_more_calls_than_allowed_are_refused_and_the_others_finish(held: H
         held.go.set()
         for ended in await asyncio.gather(*inside, return_exceptions=True):
             assert refusal(ended).code is grpc.StatusCode.NOT_FOUND
-        await until(lambda: server.server.door.calls == 0)
+        await until(lambda: server.server.admission.calls == 0)
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
 
 
@@ -83,7 +83,7 @@ async def test_a_call_given_up_gives_its_place_back(held: Held) -> None:
         first = stub.Get(storage_pb2.GetRequest(id="x"))
         await until(lambda: held.waiting == 1)
         first.cancel()
-        await until(lambda: server.server.door.calls == 0)
+        await until(lambda: server.server.admission.calls == 0)
         held.go.set()
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
 
@@ -93,7 +93,7 @@ async def test_a_deadline_that_passes_ends_the_work(held: Held) -> None:
         with pytest.raises(aio.AioRpcError) as caught:
             await stub.Get(storage_pb2.GetRequest(id="x"), timeout=0.05)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: server.server.door.calls == 0)
+        await until(lambda: server.server.admission.calls == 0)
         assert server.server.calls_under_way == 0
 
 
@@ -109,7 +109,7 @@ async def test_more_streams_than_allowed_are_refused(held: Held) -> None:
         assert told.retry_after
         await first.done_writing()
         assert await first.read() is aio.EOF
-        await until(lambda: server.server.door.streams == 0)
+        await until(lambda: server.server.admission.streams == 0)
         exported = await stub.Export(storage_pb2.ExportRequest()).read()
         assert isinstance(exported, storage_pb2.ExportResponse)
         assert len(exported.messages) == 1
@@ -155,14 +155,14 @@ async def test_connections_that_age_cost_no_call(held: Held) -> None:
     """Clients are asked to connect anew, under load, and none of their calls fails."""
     async with served(held, Limits(connection_age=0.2)) as server, server.stub() as stub:
         peers = set()
-        door = server.server.door
-        admit = door.admit
+        admission = server.server.admission
+        admit = admission.admit
 
         def seen(call: object, context: object, role: object) -> None:
             peers.add(context.peer())  # type: ignore[attr-defined]
             admit(call, context, role)  # type: ignore[arg-type]
 
-        door.admit = seen  # type: ignore[method-assign]
+        admission.admit = seen  # type: ignore[method-assign]
 
         async def worker() -> None:
             while len(peers) < 4:

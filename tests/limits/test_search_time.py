@@ -87,7 +87,7 @@ async def test_a_deadline_of_the_caller_stops_it_too(store: StorageBackend) -> N
         with pytest.raises(aio.AioRpcError) as caught:
             await stub.Search(storage_pb2.SearchRequest(query=EXPENSIVE), timeout=0.01)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        while busy(store) or server.server.door.calls:  # noqa: ASYNC110 - as above
+        while busy(store) or server.server.admission.calls:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.001)
 
 

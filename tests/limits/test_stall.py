@@ -63,7 +63,7 @@ async def test_exports_that_are_not_read_are_ended(store: SQLiteStorage) -> None
         # Nobody waits for them, and the log can be emptied: they hold no transaction.
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
         await store.checkpoint()
-        while server.server.door.streams:  # noqa: ASYNC110 - what is waited for sends no event
+        while server.server.admission.streams:  # noqa: ASYNC110 - what is waited for sends no event
             await asyncio.sleep(0.01)
         with pytest.raises(aio.AioRpcError) as caught:
             await rest(exports[0])
@@ -79,7 +79,7 @@ async def test_who_reads_nothing_at_all_is_told_so(store: SQLiteStorage) -> None
     async with served(store, Limits(stall_timeout=1)) as server, server.stub() as stub:
         export: Any = stub.Export(storage_pb2.ExportRequest())
         await export.initial_metadata()
-        while server.server.door.streams:  # noqa: ASYNC110 - what is waited for sends no event
+        while server.server.admission.streams:  # noqa: ASYNC110 - what is waited for sends no event
             await asyncio.sleep(0.01)
         with pytest.raises(aio.AioRpcError) as caught:
             await rest(export)
@@ -94,7 +94,7 @@ async def test_clients_that_go_away_unread_are_no_defect(
         await unread(server, channels)
         for channel in channels:
             await channel.close()
-        while server.server.door.streams:  # noqa: ASYNC110 - as above
+        while server.server.admission.streams:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
     assert not [record.getMessage() for record in caplog.records]
 
@@ -104,7 +104,7 @@ async def test_a_stop_does_not_wait_for_them(store: SQLiteStorage) -> None:
     async with served(store, Limits()) as server:
         await unread(server, channels)
         assert not await server.server.drain(0.2)
-    while server.server.door.streams:  # noqa: ASYNC110 - as above
+    while server.server.admission.streams:  # noqa: ASYNC110 - as above
         await asyncio.sleep(0.01)
     for channel in channels:
         await channel.close()
@@ -119,6 +119,6 @@ async def test_a_watch_that_is_not_read_is_given_up_with_its_connection(
                 migration_pb2.WatchMigrationRequest()
             )
             await watch.read()
-            assert server.server.door.streams == 1
-        while server.server.door.streams:  # noqa: ASYNC110 - as above
+            assert server.server.admission.streams == 1
+        while server.server.admission.streams:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)

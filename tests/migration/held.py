@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asyncpg
 
-from sagastore_server.migration.migrating_service import LiveMigration, Options
+from sagastore_server.migration.migrating_service import MigratingService, Options
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.source import SQLiteSource
-from sagastore_server.sqlite.writer import GroupCommitWriter
+from sagastore_server.sqlite.writer import SQLiteGroupWriter
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment, SystemClock
 from sagastore_server.storage.errors import UnavailableError
@@ -124,7 +124,7 @@ class JumpingClock(SystemClock):
 class Held(NamedTuple):
     """A service on stores that can be held up."""
 
-    service: LiveMigration
+    service: MigratingService
     source: HeldSource
     target: HeldTarget
     clock: JumpingClock
@@ -155,7 +155,7 @@ async def held(place: Place, options: Options = QUIET) -> AsyncIterator[Held]:
     target = HeldTarget(PostgreSQLOptions(place.dsn, pool_min=1, pool_max=8))
     clock = JumpingClock()
     environment = Environment(clock, SYSTEM_ENVIRONMENT.randomness)
-    service = LiveMigration(source, target, options, environment)
+    service = MigratingService(source, target, options, environment)
     try:
         await service.backend.open()
         yield Held(service, source, target, clock)
@@ -182,15 +182,15 @@ class Commits:
 @contextmanager
 def held_commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Commits]:
     """Let a test hold up the groups of every SQLite writer; all go on at the end."""
-    commits, attempt = Commits(), GroupCommitWriter._attempt
+    commits, attempt = Commits(), SQLiteGroupWriter._attempt
 
-    def waiting(self: GroupCommitWriter, group: Any) -> Any:
+    def waiting(self: SQLiteGroupWriter, group: Any) -> Any:
         if not commits.open.is_set():
             commits.reached.set()
         commits.open.wait()
         return attempt(self, group)
 
-    monkeypatch.setattr(GroupCommitWriter, "_attempt", waiting)
+    monkeypatch.setattr(SQLiteGroupWriter, "_attempt", waiting)
     try:
         yield commits
     finally:

@@ -6,7 +6,7 @@ import asyncio
 
 import asyncpg
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.source import SQLiteSource
@@ -58,7 +58,7 @@ async def test_what_the_journal_lacks_is_not_taken_for_applied(place: Place) -> 
     """Found by the campaign (seed 8005): the save was told that PostgreSQL has it."""
     source = EmptiedUnderItsReader(place)
     options = PostgreSQLOptions(place.dsn, pool_min=1, pool_max=8)
-    service = LiveMigration(source, PostgreSQLReplica(options))
+    service = MigratingService(source, PostgreSQLReplica(options))
     try:
         await service.backend.open()
         await walk_to(service.control, Phase.DUAL_WRITE)

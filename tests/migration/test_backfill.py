@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.model import Message, OnConflict
@@ -66,14 +66,14 @@ class Pages:
         return self.read[number - 1]
 
 
-async def begun(service: LiveMigration, rows: int) -> None:
+async def begun(service: MigratingService, rows: int) -> None:
     drafts = [draft(f"m-{n:04}", f"first {n}", timestamp=NOW + n) for n in range(rows)]
     await service.backend.bulk_save(drafts, OnConflict.REPLACE)
     await walk_to(service.control, Phase.DUAL_WRITE)
     await service.control.change_phase(Phase.BACKFILL, dry_run=False, accept_quarantine=False)
 
 
-async def caught_up(service: LiveMigration) -> None:
+async def caught_up(service: MigratingService) -> None:
     async for status in service.control.watch():
         if not status.journal_rows:
             return

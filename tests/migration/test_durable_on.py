@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sagastore_server.sqlite.writer import GroupCommitWriter
+from sagastore_server.sqlite.writer import SQLiteGroupWriter
 from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
@@ -38,7 +38,7 @@ async def test_write_without_a_caller_is_counted_when_dual_write_begins(
             save.cancel()
             await asyncio.wait({save})
             one.target.claimed.open()
-            gate = one.service._router._gate
+            gate = one.service._router._fence
             await until(lambda: not gate._open.is_set())
             commits.open.set()
             await changing
@@ -55,14 +55,14 @@ async def test_flush_waits_for_a_commit_that_the_event_loop_has_not_heard_of(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Readers of the file see it already."""
-    told, tell = threading.Event(), GroupCommitWriter._tell
+    told, tell = threading.Event(), SQLiteGroupWriter._tell
 
-    def late(self: GroupCommitWriter, group: Sequence[Any], outcomes: list[Any]) -> None:
+    def late(self: SQLiteGroupWriter, group: Sequence[Any], outcomes: list[Any]) -> None:
         told.wait()
         tell(self, group, outcomes)
 
     async with opened_source(place.path) as source:
-        monkeypatch.setattr(GroupCommitWriter, "_tell", late)
+        monkeypatch.setattr(SQLiteGroupWriter, "_tell", late)
         save = asyncio.create_task(source.save(draft("m", "one")))
         while not (seen := await source.batch_get(["m"])):
             pass

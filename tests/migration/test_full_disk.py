@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
 from tests.support.drafts import draft
@@ -64,7 +64,7 @@ def filled(disk: Path) -> Iterator[None]:
     ballast.unlink()
 
 
-async def write_until_alone(service: LiveMigration, seed: int) -> list[str]:
+async def write_until_alone(service: MigratingService, seed: int) -> list[str]:
     """Save messages that cannot be compressed until SQLite acknowledges them alone."""
     source = random.Random(seed)
     saved: list[str] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.source import SQLiteSource
@@ -44,7 +44,7 @@ class SlowToSay(PostgreSQLReplica):
 
 async def test_a_sign_of_life_asked_for_while_postgresql_takes_over(place: Place) -> None:
     options = PostgreSQLOptions(place.dsn, pool_min=1, pool_max=8)
-    service = LiveMigration(SQLiteSource(place.path), SlowToSay(options))
+    service = MigratingService(SQLiteSource(place.path), SlowToSay(options))
     try:
         await service.backend.open()
         await service.backend.save(draft("old"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.model import OnConflict, Store
 from sagastore_server.storage.phase import Phase
@@ -38,7 +38,7 @@ def postgres() -> Iterator[PostgresProcess]:
 
 
 @pytest.fixture
-async def service(postgres: PostgresProcess, tmp_path: Path) -> AsyncIterator[LiveMigration]:
+async def service(postgres: PostgresProcess, tmp_path: Path) -> AsyncIterator[MigratingService]:
     """Run a service of both stores, in READ_POSTGRES."""
     async with opened_live(tmp_path / "messages.db", postgres.dsn) as service:
         await service.backend.save(draft("old", "what was there before"))
@@ -64,7 +64,7 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in text.split()]
 
 
-async def check_fallback(service: LiveMigration) -> None:
+async def check_fallback(service: MigratingService) -> None:
     """Write and read as a client would; each write is seen at once."""
     backend = service.backend
     for number in range(5):
@@ -81,7 +81,7 @@ async def check_fallback(service: LiveMigration) -> None:
     assert (await backend.get("new-9")).id == "new-9"
 
 
-async def check_return(service: LiveMigration) -> None:
+async def check_return(service: MigratingService) -> None:
     await eventually_current(service.control)
     backend = service.backend
     assert (await backend.get("old")).content == "replaced meanwhile"
@@ -92,21 +92,23 @@ async def check_return(service: LiveMigration) -> None:
         assert progress.mismatch_count == 0
 
 
-async def test_killed_and_started_again(postgres: PostgresProcess, service: LiveMigration) -> None:
+async def test_killed_and_started_again(
+    postgres: PostgresProcess, service: MigratingService
+) -> None:
     postgres.kill9()
     await check_fallback(service)
     postgres.start()
     await check_return(service)
 
 
-async def test_frozen_and_thawed(postgres: PostgresProcess, service: LiveMigration) -> None:
+async def test_frozen_and_thawed(postgres: PostgresProcess, service: MigratingService) -> None:
     with frozen(postgres):
         await check_fallback(service)
     await check_return(service)
 
 
 async def test_a_freeze_in_the_middle_of_reads_and_writes(
-    postgres: PostgresProcess, service: LiveMigration
+    postgres: PostgresProcess, service: MigratingService
 ) -> None:
     """Calls under way when it freezes are answered by SQLite, not by a time limit."""
     with frozen(postgres):
@@ -137,7 +139,7 @@ async def test_away_before_it_is_read(
 
 
 async def test_back_while_it_is_away_and_forward_again(
-    postgres: PostgresProcess, service: LiveMigration
+    postgres: PostgresProcess, service: MigratingService
 ) -> None:
     postgres.kill9()
     for phase in (Phase.BACKFILL, Phase.DUAL_WRITE, Phase.SQLITE_ONLY):
@@ -192,7 +194,7 @@ async def test_restored_from_an_older_backup(postgres: PostgresProcess, tmp_path
             assert progress.mismatch_count == 0
 
 
-async def pruned(service: LiveMigration) -> None:
+async def pruned(service: MigratingService) -> None:
     """Wait until the journal has forgotten what was confirmed."""
     async for _ in service.control.watch():
         if not (await service._source.journal_status(0)).rows:

@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.sqlite.backend import SQLiteStorage
@@ -70,7 +70,7 @@ async def restored_note(path: Path) -> int:
         return (await source.state()).restored
 
 
-async def equal(control: MigrationControl, ids: Iterable[str], service: LiveMigration) -> None:
+async def equal(control: MigrationControl, ids: Iterable[str], service: MigratingService) -> None:
     """See that both stores have these ids and nothing else, field by field."""
     async for progress in control.verify(repair=False):
         last = progress
@@ -78,7 +78,7 @@ async def equal(control: MigrationControl, ids: Iterable[str], service: LiveMigr
     assert sorted(await service.backend.batch_get(list(ids))) == sorted(ids)
 
 
-async def followed(service: LiveMigration) -> None:
+async def followed(service: MigratingService) -> None:
     """Wait until PostgreSQL has every write."""
     async for status in service.control.watch():
         if not status.journal_rows:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sagastore_server.migration.diff import Suspicion, fields_that_differ
+from sagastore_server.migration.diff import Divergence, fields_that_differ
 from sagastore_server.migration.verifier import MOST_LISTED, Verifier
 from sagastore_server.storage.errors import NotFoundError, UnavailableError
 from sagastore_server.storage.migration import Mismatch, VerifyProgress
@@ -354,7 +354,7 @@ def test_every_field_is_compared() -> None:
 
 
 def test_one_look_convicts_nobody() -> None:
-    suspicion = Suspicion()
+    suspicion = Divergence()
     assert suspicion.look("a", "b", "a") is None
     assert suspicion.look("a", "c", "a") is None, "another difference than before"
     assert suspicion.look("a", "c", "d") is None, "it changed meanwhile"
@@ -364,13 +364,13 @@ def test_one_look_convicts_nobody() -> None:
 
 @pytest.mark.parametrize(("truth", "copy", "again"), [("a", "a", "a"), ("a", "b", "b")])
 def test_equal_once_is_equal(truth: str, copy: str, again: str) -> None:
-    suspicion = Suspicion()
+    suspicion = Divergence()
     assert suspicion.look("a", "x", "a") is None
     assert suspicion.look(truth, copy, again) is False
 
 
 def test_pauses_grow_and_end_growing() -> None:
-    suspicion, pauses = Suspicion(), []
+    suspicion, pauses = Divergence(), []
     for _ in range(50):
         suspicion.look("a", "b", "c")
         pauses.append(suspicion.pause)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import NotFoundError
 from sagastore_server.storage.migration import BackfillState
@@ -211,5 +211,5 @@ async def test_the_backfill_can_be_paused_and_throttled(place: Place) -> None:
 
 
 async def test_a_service_that_nobody_opened_can_be_closed(place: Place) -> None:
-    service: LiveMigration = live(*place)
+    service: MigratingService = live(*place)
     await service.backend.close()

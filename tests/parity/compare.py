@@ -30,7 +30,7 @@ from sagastore_server.search.parser import parse_query
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import CannotOpenError
-from sagastore_server.storage.model import Draft, Message, OnConflict, Position
+from sagastore_server.storage.model import Message, NewMessage, OnConflict, Position
 from sagastore_server.storage.query import Criteria, Hit, Scan
 from sagastore_server.storage.validation import Violations
 from tests.parity.texts import HARD_TEXTS
@@ -67,13 +67,13 @@ async def both(files: list[Path]) -> AsyncIterator[tuple[StorageBackend, Storage
             yield sqlite, postgresql
 
 
-def _read(file: Path) -> Iterator[Draft]:
+def _read(file: Path) -> Iterator[NewMessage]:
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             yield _draft(json.loads(line))
 
 
-def _draft(item: dict[str, object]) -> Draft:
+def _draft(item: dict[str, object]) -> NewMessage:
     checks = Violations()
     time = datetime.fromisoformat(str(item.get("timestamp", "2024-01-01T00:00:00+00:00")))
     tags = item.get("tags", [])
@@ -98,7 +98,7 @@ async def _copy(source: StorageBackend, target: StorageBackend) -> None:
     while True:
         page = await source.scan_ids(after, _LAST_ID, 1000)
         if page.messages:
-            drafts = [Draft(*message[:8]) for message in page.messages]
+            drafts = [NewMessage(*message[:8]) for message in page.messages]
             await target.bulk_save(drafts, OnConflict.REPLACE)
             after = page.messages[-1].id
         if not page.more:

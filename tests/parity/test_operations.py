@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 from sagastore_server.search import pager
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import StorageError
-from sagastore_server.storage.model import Draft, Message, OnConflict, SaveResult
+from sagastore_server.storage.model import Message, NewMessage, OnConflict, SaveResult
 from sagastore_server.storage.query import Criteria, Hit, Scan
 from tests.contract.test_model import criteria, drafts, ids, scans
 from tests.support import strategies
@@ -85,11 +85,11 @@ class Both(RuleBasedStateMachine):
         assert _bare(left, {}) == _bare(right, self.revisions)
 
     @rule(draft=timed, guard=st.sampled_from([None, None, 0]))
-    def save(self, draft: Draft, guard: int | None) -> None:
+    def save(self, draft: NewMessage, guard: int | None) -> None:
         self._write(lambda backend: backend.save(draft, guard), draft.id)
 
     @rule(draft=timed, current=st.booleans())
-    def save_guarded(self, draft: Draft, current: bool) -> None:
+    def save_guarded(self, draft: NewMessage, current: bool) -> None:
         async def call(backend: StorageBackend) -> SaveResult:
             stored = (await backend.batch_get([draft.id])).get(draft.id)
             revision = stored.revision if stored else 1
@@ -98,7 +98,7 @@ class Both(RuleBasedStateMachine):
         self._write(call, draft.id)
 
     @rule(batch=st.lists(timed, max_size=8), on_conflict=st.sampled_from(OnConflict))
-    def bulk_save(self, batch: list[Draft], on_conflict: OnConflict) -> None:
+    def bulk_save(self, batch: list[NewMessage], on_conflict: OnConflict) -> None:
         keys = [draft.id for draft in batch]
         self._write(lambda backend: backend.bulk_save(batch, on_conflict), *keys)
 

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from sagastore.v1 import message_pb2, storage_pb2, storage_pb2_grpc
-from sagastore_server.migration.migrating_service import LiveMigration, Options
+from sagastore_server.migration.migrating_service import MigratingService, Options
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
@@ -180,7 +180,7 @@ async def test_a_pooler_that_drops_settings_is_noticed(pooler: PgBouncer, databa
 
 async def test_a_whole_migration(pooler: PgBouncer, database: str, tmp_path: Path) -> None:
     path = tmp_path / "messages.db"
-    service = LiveMigration(
+    service = MigratingService(
         SQLiteSource(path), PostgreSQLReplica(options(pooler.dsn(database))), Options(1.0)
     )
     backend, control = service.backend, service.control

@@ -13,7 +13,7 @@ from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.search import (
     FIRST_BLOCK,
-    Statement,
+    SearchStatement,
     compile_search,
     guesses,
     next_block,
@@ -81,7 +81,7 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for child in plan.get("Plans", []) for node in _nodes(child))]
 
 
-async def _explained(backend: StorageBackend, statement: Statement) -> list[dict[str, Any]]:
+async def _explained(backend: StorageBackend, statement: SearchStatement) -> list[dict[str, Any]]:
     rows = await backend._pool.planned_rows(  # type: ignore[attr-defined]
         f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.sql}", statement.parameters
     )

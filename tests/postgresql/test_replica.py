@@ -12,7 +12,7 @@ import pytest
 from sagastore_server.postgresql import journal_apply
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.schema import STEPS
-from sagastore_server.runtime.worker_pool import Analysts
+from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.errors import (
     CannotOpenError,
     FencedError,
@@ -141,7 +141,7 @@ async def test_an_older_empty_schema_is_claimed(dsn: str) -> None:
 async def test_a_transaction_that_hangs_is_not_overtaken(dsn: str) -> None:
     """The former holder is in the middle of it when a successor claims."""
     async with claimed(dsn) as replica:
-        steps = await journal_apply.steps_of([saved(message("m-1", 3))], Analysts())
+        steps = await journal_apply.steps_of([saved(message("m-1", 3))], WorkerPool())
         inside, go_on = asyncio.Event(), asyncio.Event()
 
         async def slow(connection: Any) -> None:

@@ -16,7 +16,7 @@ from sagastore_server.storage.errors import (
 )
 from sagastore_server.storage.model import OnConflict, QuarantinedRow
 from sagastore_server.storage.phase import Phase
-from sagastore_server.storage.replication import Carried
+from sagastore_server.storage.replication import AuxiliaryRows
 from tests.postgresql.targets import claimed, fetched, opened_plain, opened_replica, plain
 from tests.support.drafts import draft
 from tests.support.postgres import execute, fresh_schema, server_dsn
@@ -115,7 +115,7 @@ async def test_postgresql_alone_is_refused_while_the_truth_is_elsewhere(dsn: str
 async def test_finishing_opens_the_store_to_everybody(dsn: str, cache: int) -> None:
     async with claimed(dsn, statement_cache=cache) as replica:
         row = QuarantinedRow(41, "messages/rowid=1", "because", "id", b"{}")
-        await replica.carry(LEASE, Carried(quarantine=[row]), first=True)
+        await replica.carry(LEASE, AuxiliaryRows(quarantine=[row]), first=True)
         await replica.apply(LEASE, [saved(message("m-1", 500))])
         await finish(replica, 777)
         found = await replica.inspect()

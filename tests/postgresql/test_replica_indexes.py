@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from sagastore_server.postgresql.indexes import LATE, Progress
+from sagastore_server.postgresql.indexes import LATE, IndexProgress
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.replication import BackfillMark, IndexState
@@ -134,15 +134,15 @@ async def _open_transaction(dsn: str) -> Any:
 @pytest.mark.parametrize(
     ("progress", "share"),
     [
-        (Progress("initializing", 0, 0, 0, 0), 0.0),
-        (Progress("waiting for writers before build", 0, 0, 0, 0), 0.0),
-        (Progress("building index", 5, 10, 0, 0), 0.35),
-        (Progress("building index: scanning table", 5, 10, 0, 0), 0.2),
-        (Progress("building index: loading tuples in tree", 0, 0, 5, 10), 0.55),
-        (Progress("index validation: scanning table", 20, 10, 0, 0), 1.0),
-        (Progress("waiting for old snapshots", 0, 0, 0, 0), 1.0),
-        (Progress(None, None, None, None, None), 0.0),
+        (IndexProgress("initializing", 0, 0, 0, 0), 0.0),
+        (IndexProgress("waiting for writers before build", 0, 0, 0, 0), 0.0),
+        (IndexProgress("building index", 5, 10, 0, 0), 0.35),
+        (IndexProgress("building index: scanning table", 5, 10, 0, 0), 0.2),
+        (IndexProgress("building index: loading tuples in tree", 0, 0, 5, 10), 0.55),
+        (IndexProgress("index validation: scanning table", 20, 10, 0, 0), 1.0),
+        (IndexProgress("waiting for old snapshots", 0, 0, 0, 0), 1.0),
+        (IndexProgress(None, None, None, None, None), 0.0),
     ],
 )
-def test_progress_is_a_share(progress: Progress, share: float) -> None:
+def test_progress_is_a_share(progress: IndexProgress, share: float) -> None:
     assert progress.share == pytest.approx(share)

@@ -16,10 +16,10 @@ from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.rows import search_columns
 from sagastore_server.postgresql.schema import SCHEMA_VERSION
 from sagastore_server.postgresql.writer import LARGE_ROWS
-from sagastore_server.search.analysis import FINGERPRINT, analyse
+from sagastore_server.search.analysis import FINGERPRINT, analyze
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import CannotOpenError, StorageError
-from sagastore_server.storage.model import Draft, OnConflict
+from sagastore_server.storage.model import NewMessage, OnConflict
 from sagastore_server.storage.query import Criteria, Scan
 from sagastore_server.storage.validation import MAX_CONTENT, MAX_TIMESTAMP, MIN_TIMESTAMP
 from tests.postgresql.targets import until_one_waits
@@ -68,7 +68,7 @@ async def test_no_content_is_too_large_for_the_index(dsn: str, kind: str) -> Non
     async with opened(lambda: backend_on(dsn)) as backend:
         await backend.save(draft("m", text))
         assert (await backend.get("m")).content == text
-        stems = analyse(text).stems
+        stems = analyze(text).stems
         assert await found(backend, f'"{stems[-1]}"') == ["m"]
 
 
@@ -215,7 +215,7 @@ async def test_the_schema_is_of_this_version(dsn: str) -> None:
 
 async def test_errors_show_no_content(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     async with opened(lambda: backend_on(dsn)) as backend:
-        secret = Draft("m", "p", "r", "a very private text", (), 0, "{not json", None)
+        secret = NewMessage("m", "p", "r", "a very private text", (), 0, "{not json", None)
         with pytest.raises(StorageError) as caught:
             await backend.save(secret)
         logging.getLogger("test").error("refused", exc_info=caught.value)

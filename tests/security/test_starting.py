@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from sagastore_server.config.settings import Settings
-from sagastore_server.security.setup import Entrance, EntranceError
+from sagastore_server.security.setup import SecuritySetup, SecuritySetupError
 from sagastore_server.security.tls import TlsFiles
 from tests.security.pki import Pki, chain, entry, environment, key, write_access
 from tests.support.server_process import clean_environment, serve_command
@@ -37,8 +37,8 @@ def pki(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pki:
 
 
 def refusal(**given: Any) -> str:
-    with pytest.raises(EntranceError) as caught:
-        Entrance(Settings(**given))
+    with pytest.raises(SecuritySetupError) as caught:
+        SecuritySetup(Settings(**given))
     line = str(caught.value)
     assert "\n" not in line
     assert "-----" not in line
@@ -140,10 +140,10 @@ def test_listening_beyond_this_machine(pki: Pki) -> None:
     assert "needs TLS (tls_cert and tls_key);" in no_tls
     anybody = refusal(listen="saga.example:1", **tls)
     assert "needs a way to know callers (access, or tls_client_ca);" in anybody
-    Entrance(Settings(listen="0.0.0.0:1", access=access, **tls))
-    Entrance(Settings(listen="0.0.0.0:1", tls_client_ca=pki.ca, **tls))
-    Entrance(Settings(listen="0.0.0.0:1", allow_insecure=True))
-    Entrance(Settings(listen="127.0.0.1:1", access=access))
+    SecuritySetup(Settings(listen="0.0.0.0:1", access=access, **tls))
+    SecuritySetup(Settings(listen="0.0.0.0:1", tls_client_ca=pki.ca, **tls))
+    SecuritySetup(Settings(listen="0.0.0.0:1", allow_insecure=True))
+    SecuritySetup(Settings(listen="127.0.0.1:1", access=access))
 
 
 def test_a_server_that_may_not_start_says_so_in_one_line(pki: Pki) -> None:

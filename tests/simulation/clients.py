@@ -17,7 +17,7 @@ from sagastore_server.storage.errors import (
     NotFoundError,
     RevisionMismatchError,
 )
-from sagastore_server.storage.model import Draft, Message, OnConflict, SaveResult, Store
+from sagastore_server.storage.model import Message, NewMessage, OnConflict, SaveResult, Store
 from sagastore_server.storage.query import Criteria, Scan
 from tests.simulation.service import Make, RefusedError, UnknownError
 from tests.support.checker import Asked, Value, WrongAnswerError
@@ -294,10 +294,10 @@ def new_value(serial: int, timestamp: datetime | None) -> Value:
     )  # fmt: skip
 
 
-def draft(id: str, value: Value) -> Draft:
+def draft(id: str, value: Value) -> NewMessage:
     """Return what to send to save a value."""
     timestamp = (value.timestamp - _EPOCH) // _MICROSECOND
-    return Draft(
+    return NewMessage(
         id, value.provider, value.role, value.content, value.tags, timestamp, value.metadata,
         value.session_id,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from random import Random
 from typing import TYPE_CHECKING
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.phase import Phase
 from tests.simulation.mistakes import MISTAKES
@@ -190,7 +190,7 @@ async def _repaired(faults: Faults, id: str) -> bool:
     return row is None or row == world.disk.messages.get(id) or "altered" not in row.content
 
 
-async def repair(live: LiveMigration) -> None:
+async def repair(live: MigratingService) -> None:
     """Verify, and put what differs back into the journal."""
     async with aclosing(live.control.verify(repair=True)) as steps:  # type: ignore[type-var]
         async for _ in steps:

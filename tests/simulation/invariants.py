@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sagastore_server.migration.migrating_service import LiveMigration
-from sagastore_server.migration.replicator import Standing
+from sagastore_server.migration.migrating_service import MigratingService
+from sagastore_server.migration.replicator import ReplicaStatus
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.phase import Phase
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 class Watcher:
     """Looks at one server's memory, and asserts where it has changed."""
 
-    def __init__(self, world: World, live: LiveMigration) -> None:
+    def __init__(self, world: World, live: MigratingService) -> None:
         """Watch ``live``."""
         self._world = world
         self._live = live
         self._process = world.service.process
-        self._follower = live._follower
-        self._seen: tuple[Standing, int, Phase] = (Standing.DETACHED, 0, live.phase)
+        self._replicator = live._replicator
+        self._seen: tuple[ReplicaStatus, int, Phase] = (ReplicaStatus.DETACHED, 0, live.phase)
 
     def look(self) -> None:
         """Assert if something has changed since the last look."""
-        follower = self._follower
-        now = (follower.standing, follower.applied, self._live.phase)
+        replicator = self._replicator
+        now = (replicator.replica_status, replicator.applied, self._live.phase)
         if now == self._seen:
             return
         before, self._seen = self._seen, now
@@ -40,13 +40,13 @@ class Watcher:
             return
         self._note(before, now)
         standing, applied, phase = now
-        if standing is Standing.DETACHED or not phase.journals:
+        if standing is ReplicaStatus.DETACHED or not phase.journals:
             return
         self._assert("AppliedIsTrue", applied)
-        if standing is Standing.CURRENT and before[0] is not Standing.CURRENT:
+        if standing is ReplicaStatus.CURRENT and before[0] is not ReplicaStatus.CURRENT:
             self._assert("CurrentHasEverything", self._world.disk.revision)
 
-    def _note(self, before: tuple[object, ...], now: tuple[Standing, int, Phase]) -> None:
+    def _note(self, before: tuple[object, ...], now: tuple[ReplicaStatus, int, Phase]) -> None:
         world, name = self._world, self._process.name
         if before[0] is not now[0]:
             world.note(name, "standing", standing=now[0].value, applied=now[1])
@@ -59,11 +59,11 @@ class Watcher:
         """Assert that PostgreSQL has every change up to a revision."""
         world = self._world
         state, record = world.disk.state, world.postgres.record
-        in_force = state.epoch == self._live._situation.state.epoch and state.phase.journals
+        in_force = state.epoch == self._live._current_state.state.epoch and state.phase.journals
         taken = record is not None and record.holder != world.disk.holder
         if not in_force or record is None or record.phase is Phase.POSTGRES_ONLY or taken:
             return
-        if world.set_back_unnoticed(self._follower._attachments):
+        if world.set_back_unnoticed(self._replicator._attachments):
             return
         world.counts[f"asserted {name}"] += 1
         for lack in lacking(world, upto):

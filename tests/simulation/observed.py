@@ -14,7 +14,7 @@ from sagastore_server.storage.replication import (
     Entry,
     Lease,
     MigrationState,
-    Prepared,
+    PreparedRows,
     TargetRecord,
 )
 from tests.simulation.models.postgres import PostgresServer
@@ -218,13 +218,13 @@ class ObservedTarget(ModelTarget):
     async def copy(
         self,
         lease: Lease,
-        messages: Sequence[Message] | Prepared,
+        messages: Sequence[Message] | PreparedRows,
         mark: BackfillMark,
         before: BackfillMark | None = None,
     ) -> BackfillMark:
         """See the contract."""
         rows = messages.rows if isinstance(messages, Ready) else messages
-        assert not isinstance(rows, Prepared)
+        assert not isinstance(rows, PreparedRows)
         ids = tuple(row.id for row in rows)
         return await self._as("copy", ids, super().copy(lease, messages, mark, before))
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from sagastore_server.migration import attachment, migrating_service
 from sagastore_server.migration.lease import LeaseGuard
-from sagastore_server.migration.replicator import Follower
-from sagastore_server.migration.router import Router, _NotAnsweredError
+from sagastore_server.migration.replicator import Replicator
+from sagastore_server.migration.router import Router, _NoAnswerError
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import (
     MovedError,
@@ -257,7 +257,7 @@ def _release_only(*, failed: bool) -> None:
     async def noted(self: Any, read: Any) -> Any:
         try:
             return await read_target(self, read)
-        except _NotAnsweredError:
+        except _NoAnswerError:
             task = asyncio.current_task()
             assert task is not None
             failing.add(task)
@@ -276,9 +276,9 @@ def _flush_at_once() -> None:
     async def flush(self: ModelSource) -> int:
         return self.committed
 
-    async def reconcile(source: Any, situation: Any, record: Any) -> int:
+    async def reconcile(source: Any, current_state: Any, record: Any) -> int:
         status = await source.journal_status(record.applied)
-        return int(max(situation.state.base, status.pruned, record.applied))
+        return int(max(current_state.state.base, status.pruned, record.applied))
 
     _replace(ModelSource, "flush", flush)
     # Otherwise an attachment journals again what the journal lacks above `base`.
@@ -290,10 +290,10 @@ def _flush_at_once() -> None:
 )
 def _acknowledge_unproved() -> None:
     async def confirmed(self: Any) -> bool:
-        phase = self._situation.phase
+        phase = self._current_state.phase
         if not (phase.reads_postgres and phase.writes_sqlite):
             return False
-        return bool(await self._follower.confirm(self._source.committed))
+        return bool(await self._replicator.confirm(self._source.committed))
 
     _replace(Router, "_confirmed", confirmed)
 
@@ -326,14 +326,14 @@ def _trust_set_back() -> None:
 
     _replace(ModelTarget, "apply", applied)
     _replace(ModelTarget, "copy", copied)
-    _replace(Follower, "_renew", renew)
+    _replace(Replicator, "_renew", renew)
 
 
 @_plant(
     "connection-loss-unheard", "a lost connection does not make PostgreSQL prove itself", "restore"
 )
 def _connection_loss_unheard() -> None:
-    _replace(Follower, "_suspect", lambda self: None)
+    _replace(Replicator, "_suspect", lambda self: None)
 
 
 # ---------------------------------------------------------------------- mistakes at a start
@@ -350,7 +350,7 @@ def _serve_new_file() -> None:
     async def unasked(self: Any) -> None:
         """Ask nothing."""
 
-    _replace(migrating_service.LiveMigration, "_refuse_a_new_file_beside_messages", unasked)
+    _replace(migrating_service.MigratingService, "_refuse_a_new_file_beside_messages", unasked)
 
 
 @_plant("any-archive", "an archived file is served from any finished PostgreSQL", "mistakes")

@@ -8,7 +8,7 @@ PostgreSQL is no part of the trace), and reads other than Get and BatchGet.
 
 from __future__ import annotations
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from tests.simulation import service as services
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.process import Process
@@ -29,7 +29,7 @@ def record(world: World) -> list[Event]:
 
     def make_watched(
         of: World, disk: SourceDisk, process: Process, postgres: PostgresServer
-    ) -> LiveMigration:
+    ) -> MigratingService:
         live = make(of, disk, process, postgres)
         if disk is world.disk:
             Watched(trace, live, process)

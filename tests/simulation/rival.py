@@ -11,7 +11,7 @@ import asyncio
 from random import Random
 from typing import TYPE_CHECKING
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from tests.simulation.mistakes import copied
 from tests.simulation.models.process import Process
 from tests.simulation.service import make_live
@@ -46,14 +46,14 @@ async def take_over(world: World) -> None:
     process.dead = True
 
 
-async def _until_fenced(world: World, rival: LiveMigration) -> None:
+async def _until_fenced(world: World, rival: MigratingService) -> None:
     """See that the first server learns that it was taken over from."""
     first = world.service.live
     until = world.loop.time() + FENCE_SECONDS
-    while first is not None and not first._follower.fenced and world.loop.time() < until:
+    while first is not None and not first._replicator.fenced and world.loop.time() < until:
         await asyncio.sleep(0.05)
-    if rival._follower.attached and first is not None and not first._follower.fenced:
-        standing = first._follower.standing.value
+    if rival._replicator.attached and first is not None and not first._replicator.fenced:
+        standing = first._replicator.replica_status.value
         world.violation(f"the first server does not know that it was taken over from: {standing}")
     # Clients go on for a moment: nothing of this may be acknowledged.
     await asyncio.sleep(0.5)

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sagastore_server.migration.migrating_service import LiveMigration, Options
+from sagastore_server.migration.migrating_service import MigratingService, Options
 from sagastore_server.storage.environment import Environment
 from sagastore_server.storage.errors import (
     CannotOpenError,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 T = TypeVar("T")
-Make = Callable[[LiveMigration], Awaitable[T]]
+Make = Callable[[MigratingService], Awaitable[T]]
 """Makes a call on the service."""
 
 _AMBIGUOUS = (
@@ -70,7 +70,7 @@ class Service:
         """The file that the next start is given."""
         self.postgres = world.postgres
         """The PostgreSQL that the next start is given."""
-        self.live: LiveMigration | None = None
+        self.live: MigratingService | None = None
         self.serving = False
         self.refused = ""
         """Why the last start was refused."""
@@ -86,7 +86,7 @@ class Service:
         opening = self._open(process, self.live)
         world.loop.create_task(opening, name="main", context=process.context)
 
-    async def _open(self, process: Process, live: LiveMigration) -> None:
+    async def _open(self, process: Process, live: MigratingService) -> None:
         world = self._world
         try:
             await live.backend.open()
@@ -265,7 +265,7 @@ class _Call:
         self.begun = False
         """Whether the server has seen it."""
 
-    async def serve(self, live: LiveMigration, make: Make[T], answer: asyncio.Future[T]) -> None:
+    async def serve(self, live: MigratingService, make: Make[T], answer: asyncio.Future[T]) -> None:
         """Carry the call out, and send the answer."""
         CALL.set(self._number)
         self.begun = True
@@ -298,11 +298,11 @@ class _Call:
 
 def make_live(
     world: World, disk: SourceDisk, process: Process, postgres: PostgresServer
-) -> LiveMigration:
+) -> MigratingService:
     """Return a service on a file and a PostgreSQL, as ``process``."""
     clock = SimulationClock(world.loop, process)
     settings = world.settings
-    return LiveMigration(
+    return MigratingService(
         ObservedSource(disk, process, clock.now, world.observer),
         ObservedTarget(postgres, process, clock.now, world.observer),
         Options(shadow_share=settings.shadow_share, patience=settings.patience),

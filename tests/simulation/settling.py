@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.phase import Phase
@@ -112,7 +112,7 @@ class Settling:
         assert live is not None
         if live.phase is Phase.POSTGRES_ONLY:
             archived = world.disk.state.phase is Phase.POSTGRES_ONLY
-            if not archived and not live._completion.unfinished:
+            if not archived and not live._cutover.unfinished:
                 world.violation("the phase is POSTGRES_ONLY, and the file does not say so")
             return
         if not live.phase.journals:
@@ -122,28 +122,29 @@ class Settling:
             return
         self._compare()
         reads = live.phase is Phase.READ_POSTGRES
-        if reads and not await self._eventually(lambda: live._follower.current, CONVERGE_SECONDS):
+        if reads and not await self._eventually(lambda: live._replicator.current, CONVERGE_SECONDS):
             world.violation("PostgreSQL does not answer reads again")
 
-    def _has_converged(self, live: LiveMigration) -> bool:
+    def _has_converged(self, live: MigratingService) -> bool:
         world = self._world
         disk, record = world.disk, world.postgres.record
-        follower = live._follower
+        replicator = live._replicator
         # The last revisions may be those of repairs, of which no entry is left. And PostgreSQL
         # may have been set back last of all, and the follower not have attached again yet.
-        behind = not follower.attached or follower.applied < disk.revision
-        if record is None or behind or record.applied != follower.position:
+        behind = not replicator.attached or replicator.applied < disk.revision
+        if record is None or behind or record.applied != replicator.position:
             return False
         if disk.journal_status(record.applied).rows:
             return False
         copied = record.backfill.state is BackfillState.DONE
         return copied or live.phase is Phase.DUAL_WRITE or disk.state.paused
 
-    def _not_converged(self, live: LiveMigration) -> str:
-        world, follower = self._world, live._follower
+    def _not_converged(self, live: MigratingService) -> str:
+        world, replicator = self._world, live._replicator
         return (
             f"no convergence within {CONVERGE_SECONDS:g} s: {live.phase.slug}, "
-            f"{follower.standing.value}, fenced {follower.fenced}, trouble {follower.trouble}, "
+            f"{replicator.replica_status.value}, fenced {replicator.fenced}, "
+            f"trouble {replicator.trouble}, "
             f"record {world.postgres.record}, SQLite at {world.disk.revision}, "
             f"{len(world.disk.journal)} entries, backfill {live._backfill.status}"
         )

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from random import Random
 from typing import TYPE_CHECKING
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.errors import PreconditionError
 from sagastore_server.storage.phase import Phase
 from tests.simulation.service import RefusedError, UnknownError
@@ -124,7 +124,7 @@ class Operator:
         )
 
     async def _verify(self, *, repair: bool) -> None:
-        async def run(live: LiveMigration) -> int:
+        async def run(live: MigratingService) -> int:
             found = 0
             async with aclosing(live.control.verify(repair=repair)) as steps:  # type: ignore[type-var]
                 async for progress in steps:
@@ -141,13 +141,13 @@ class Operator:
             world.violation(f"the service's own verification: {found} rows differ")
 
 
-async def _look(live: LiveMigration) -> None:
+async def _look(live: MigratingService) -> None:
     """Ask for everything that an operator, a probe or a dashboard may ask."""
     control = live.control
     await control.status()
     await control.inventory()
     await control.backlog()
-    control.glance()
+    control.snapshot()
     await live.backend.health()
     assert live.place
     assert live.can_go_away in {True, False}

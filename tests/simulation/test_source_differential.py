@@ -19,7 +19,7 @@ from sagastore_server.storage.model import OnConflict
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Scan
 from sagastore_server.storage.replication import (
-    Carried,
+    AuxiliaryRows,
     ExtraValue,
     FileRow,
     MigrationSource,
@@ -38,7 +38,7 @@ FILES = [
     FileRow(5, "F-a", "", "", "", None, None, None, "", None, None, "{}"),
 ]
 EXTRAS = [ExtraValue("m", "b", '{"value": 1.0}'), ExtraValue("M", "b", '{"value": "x"}')]
-OLD = Carried(QUARANTINED, FILES, EXTRAS)
+OLD = AuxiliaryRows(QUARANTINED, FILES, EXTRAS)
 DUAL_WRITE = MigrationState(Phase.DUAL_WRITE, epoch=2)
 
 FEW_IDS = ["a", "b", "c", "ä", "\U0001f600"]

@@ -17,8 +17,8 @@ from sagastore_server.storage.model import Message, OnConflict
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria, Scan
 from sagastore_server.storage.replication import (
+    AuxiliaryRows,
     BackfillMark,
-    Carried,
     Entry,
     Lease,
     MigrationTarget,
@@ -87,9 +87,9 @@ def _mark(draw: Random) -> BackfillMark:
     return BackfillMark(draw.choice(STATES), draw.random() < 0.5, cursor, upto, 1, 2)
 
 
-def _carried(draw: Random) -> Carried:
+def _carried(draw: Random) -> AuxiliaryRows:
     kinds: list[list[Any]] = [QUARANTINED, FILES, EXTRAS]
-    return Carried(*(draw.sample(kind, draw.randint(0, len(kind))) for kind in kinds))
+    return AuxiliaryRows(*(draw.sample(kind, draw.randint(0, len(kind))) for kind in kinds))
 
 
 def _write(draw: Random) -> tuple[Any, ...]:

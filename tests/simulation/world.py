@@ -16,7 +16,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import ExtraValue, FileRow
@@ -86,7 +86,7 @@ class World:
         self.postgres = PostgresServer(Random(f"{seed}/postgres"), Process("postgres"))
         self.checker = Checker()
         self.service = Service(self)
-        self.rival: LiveMigration | None = None
+        self.rival: MigratingService | None = None
         self.trip: Callable[[], None] | None = None
         """Does a fault in the middle of a phase change."""
         self.over = False
@@ -136,16 +136,16 @@ class World:
         """Set an attribute after a while."""
         self.loop.call_later(seconds, setattr, owner, name, value, context=contextvars.Context())
 
-    def watch(self, live: LiveMigration) -> None:
+    def watch(self, live: MigratingService) -> None:
         """Assert the invariants on a server's memory from now on."""
         self._watchers = [Watcher(self, live)]
 
-    def acknowledged(self, live: LiveMigration) -> None:
+    def acknowledged(self, live: MigratingService) -> None:
         """Check that a server may acknowledge a write at this instant."""
         self.counts["acknowledgements checked"] += 1
         record = self.postgres.record
         other = record is not None and record.holder not in {"", self.disk.holder}
-        if live._follower.fenced or (other and live.phase.writes_sqlite):
+        if live._replicator.fenced or (other and live.phase.writes_sqlite):
             self.violation("NoAckAfterTakeOver: acknowledged by a server that was taken over from")
 
     def check_durable(self, id: str, revision: int) -> None:
@@ -165,7 +165,7 @@ class World:
         self.set_back += 1
         self._set_back_at = self.loop.time()
         live = self.service.live
-        self._attachments_then = 0 if live is None else live._follower._attachments
+        self._attachments_then = 0 if live is None else live._replicator._attachments
 
     def set_back_lately(self) -> bool:
         """Tell whether the server may not have noticed yet."""

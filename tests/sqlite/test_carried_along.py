@@ -16,7 +16,7 @@ from sagastore_server.sqlite import auxiliary_rows
 from sagastore_server.sqlite.files import register_owner_function
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.auxiliary_rows import (
-    Tallier,
+    AuxiliaryTallier,
     extra_values,
     file_values,
     quarantine_values,
@@ -83,7 +83,7 @@ async def _all_extras(source: SQLiteSource, limit: int = 2) -> list[ExtraValue]:
 
 async def _check_tallies(source: SQLiteSource) -> None:
     """Compare with what is read in the other way, sorted here."""
-    quarantine, files, extras = Tallier(), Tallier(), Tallier()
+    quarantine, files, extras = AuxiliaryTallier(), AuxiliaryTallier(), AuxiliaryTallier()
     quarantine.add_all(map(quarantine_values, await source.quarantine(0, 10_000)))
     rows = sorted(await _all_files(source), key=lambda row: row.id.encode())
     files.add_all(map(file_values, rows))
@@ -248,7 +248,7 @@ async def test_extra_values_keep_their_type(
 
 def test_no_two_rows_are_digested_alike() -> None:
     def digest(*rows: tuple[str | int | None, ...]) -> str:
-        tallier = Tallier()
+        tallier = AuxiliaryTallier()
         tallier.add_all(rows)
         assert tallier.tally().rows == len(rows)
         return tallier.tally().digest

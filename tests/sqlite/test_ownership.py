@@ -21,12 +21,12 @@ OWNER = """
 import asyncio, sys
 from pathlib import Path
 from sagastore_server.sqlite.backend import SQLiteStorage
-from sagastore_server.storage.model import Draft
+from sagastore_server.storage.model import NewMessage
 
 async def main():
     store = SQLiteStorage(Path(sys.argv[1]))
     await store.open()
-    await store.save(Draft("owned", "p", "r", "text", (), 1, "{}", None))
+    await store.save(NewMessage("owned", "p", "r", "text", (), 1, "{}", None))
     print("open", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await store.close()

@@ -14,7 +14,7 @@ import pytest
 from sagastore_server.search.parser import parse_query
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.queries import QUERIES
-from sagastore_server.sqlite.search import Statement, compile_search, first_block, next_block
+from sagastore_server.sqlite.search import SearchStatement, compile_search, first_block, next_block
 from sagastore_server.storage.model import Message, OnConflict, Position
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support.drafts import NOW, draft
@@ -89,7 +89,7 @@ async def test_all_plans_find_the_same(filled: SQLiteStorage, name: str) -> None
             assert found == [one.id for one in expected]
 
 
-def _plan(path: Path, statement: Statement) -> str:
+def _plan(path: Path, statement: SearchStatement) -> str:
     with closing(sqlite3.connect(path)) as plain:
         plain.create_function("metadata_contains", 2, lambda value, part: True)
         rows = plain.execute("EXPLAIN QUERY PLAN " + statement.sql, statement.parameters)
@@ -238,6 +238,6 @@ async def test_statements_use_an_index(
 ) -> None:
     sql = QUERIES[name]
     count = sql.count("?") if "?1" not in sql else 6
-    plan = _plan(path, Statement(sql, ["[]"] * count))
+    plan = _plan(path, SearchStatement(sql, ["[]"] * count))
     assert index in plan
     assert "FOR ORDER BY" not in plan

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagastore.legacy import Text, raw_row_as_json
-from sagastore_server.runtime.worker_pool import MANY, Analysts
+from sagastore_server.runtime.worker_pool import MANY, WorkerPool
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.files import Kind, classify
 from sagastore_server.sqlite.legacy.copy import fingerprint
@@ -84,13 +84,13 @@ async def test_rows_are_read_elsewhere_as_here(path: Path) -> None:
     bounds = (str(path), 1, len(ODD))
     expected = read_copy(*bounds)
     assert [len(problems) for _, _, problems, _, _ in expected] == [1, 1, 1, 0, 1, 0, 1]
-    analysts = Analysts(1)
+    worker_pool = WorkerPool(1)
     try:
-        while (await analysts.map(os.getpid, [()] * MANY))[0] == os.getpid():
+        while (await worker_pool.map(os.getpid, [()] * MANY))[0] == os.getpid():
             pass
-        (elsewhere,) = await analysts.map(read_copy, [bounds])
+        (elsewhere,) = await worker_pool.map(read_copy, [bounds])
     finally:
-        await analysts.close()
+        await worker_pool.close()
     assert elsewhere == expected
 
 

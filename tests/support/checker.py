@@ -23,7 +23,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 from sagastore import Message
-from sagastore_server.search.analysis import analyse
+from sagastore_server.search.analysis import analyze
 
 _SHOWN = 300
 
@@ -87,20 +87,20 @@ class Asked(NamedTuple):
             (self.session_id is None or value.session_id == self.session_id)
             and (self.provider is None or value.provider == self.provider)
             and (self.tag is None or self.tag in value.tags)
-            and all(_stem(word) in terms_of(value.content) for word in self.words)
-            and (self.without is None or _stem(self.without) not in terms_of(value.content))
+            and all(_stem(word) in indexer(value.content) for word in self.words)
+            and (self.without is None or _stem(self.without) not in indexer(value.content))
         )
 
 
 @lru_cache(maxsize=1 << 16)
-def terms_of(content: str) -> frozenset[str]:
+def indexer(content: str) -> frozenset[str]:
     """Return what a text can be found by."""
-    return frozenset(analyse(content).stems)
+    return frozenset(analyze(content).stems)
 
 
 @lru_cache(maxsize=1 << 10)
 def _stem(word: str) -> str:
-    return analyse(word).stems[0]
+    return analyze(word).stems[0]
 
 
 class _Version:
@@ -286,7 +286,7 @@ class Checker:
             self._index["session", value.session_id].add(id)
         for tag in value.tags:
             self._index["tag", tag].add(id)
-        for word in self._tracked & terms_of(value.content):
+        for word in self._tracked & indexer(value.content):
             self._index["word", word].add(id)
 
     # ------------------------------------------------------------------ answers

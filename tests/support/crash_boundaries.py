@@ -31,18 +31,18 @@ import asyncpg
 
 from sagastore_server import app
 from sagastore_server.migration import auxiliary_rows
-from sagastore_server.migration.current_state import Situation
-from sagastore_server.migration.migrating_service import LiveMigration
-from sagastore_server.migration.replicator import Follower, Standing
+from sagastore_server.migration.current_state import CurrentState
+from sagastore_server.migration.migrating_service import MigratingService
+from sagastore_server.migration.replicator import ReplicaStatus, Replicator
 from sagastore_server.migration.router import Router
 from sagastore_server.migration.tuning import Tuning
-from sagastore_server.migration.write_fence import WriteGate
+from sagastore_server.migration.write_fence import WriteFence
 from sagastore_server.postgresql.pool import _Connection
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.journal import change_state
 from sagastore_server.sqlite.source import SQLiteSource
-from sagastore_server.sqlite.writer import GroupCommitWriter
-from sagastore_server.storage.replication import BackfillMark, Carried, MigrationState
+from sagastore_server.sqlite.writer import SQLiteGroupWriter
+from sagastore_server.storage.replication import AuxiliaryRows, BackfillMark, MigrationState
 
 _SQLITE = re.compile(r"(COMMIT|PRAGMA wal_checkpoint|PRAGMA journal_mode = DELETE)")
 _POSTGRES = re.compile(r"(COMMIT|(?:CREATE|DROP) INDEX CONCURRENTLY|ANALYZE)")
@@ -105,7 +105,7 @@ def _make_steps_small() -> None:
         backfill_idle_seconds=0.2,
         caretaker_seconds=0.1,
     )
-    _replace(app, "LiveMigration", partial(LiveMigration, tuning=tuning))
+    _replace(app, "MigratingService", partial(MigratingService, tuning=tuning))
     _replace(auxiliary_rows, "_ROWS", 2)
     original = SQLiteSource.scan_ids
 
@@ -196,7 +196,7 @@ def _caller(frame: FrameType | None) -> str:
         module = frame.f_globals.get("__name__", "")
         if module.startswith(("sagastore.", "sagastore_server.")):
             run = frame.f_locals.get("run")
-            if frame.f_code is GroupCommitWriter._transact.__code__ and run is not None:
+            if frame.f_code is SQLiteGroupWriter._transact.__code__ and run is not None:
                 return _name_of(run)
             name = frame.f_code.co_name
             if name == "_attempt":
@@ -275,7 +275,7 @@ def _copy(_: object, messages: list[object], mark: BackfillMark, before: object 
     return f"copy({what})"
 
 
-def _carry(_: object, rows: Carried, *, first: bool) -> str:
+def _carry(_: object, rows: AuxiliaryRows, *, first: bool) -> str:
     kinds = [kind for kind, found in rows._asdict().items() if found]
     return f"carry({'first' if first else ' '.join(kinds)})"
 
@@ -288,26 +288,26 @@ def _build_index(name: str, _: object) -> str:
 
 
 def _mark_memory(boundaries: Boundaries) -> None:
-    enter, stand, closed = Situation.enter, Follower._stand, WriteGate.closed
+    enter, stand, closed = CurrentState.enter, Replicator._stand, WriteFence.closed
 
-    def entered(self: Situation, state: MigrationState) -> None:
+    def entered(self: CurrentState, state: MigrationState) -> None:
         enter(self, state)
         boundaries.enter(state)
         boundaries.passed("in force", "after")
 
-    def stood(self: Follower, standing: Standing) -> None:
-        before = self.standing
+    def stood(self: Replicator, standing: ReplicaStatus) -> None:
+        before = self.replica_status
         stand(self, standing)
         if standing is not before:
             boundaries.passed(f"follower({standing.value})", "after")
 
     @asynccontextmanager
-    async def fenced(self: WriteGate, within: float) -> AsyncIterator[None]:
+    async def fenced(self: WriteFence, within: float) -> AsyncIterator[None]:
         async with closed(self, within):
             boundaries.passed("fence", "closed")
             yield
             boundaries.passed("fence", "opening")
 
-    _replace(Situation, "enter", entered)
-    _replace(Follower, "_stand", stood)
-    _replace(WriteGate, "closed", fenced)
+    _replace(CurrentState, "enter", entered)
+    _replace(Replicator, "_stand", stood)
+    _replace(WriteFence, "closed", fenced)

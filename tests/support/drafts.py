@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.base import StorageBackend
-from sagastore_server.storage.model import Draft, Message, OnConflict, Page, Position
+from sagastore_server.storage.model import Message, NewMessage, OnConflict, Page, Position
 from sagastore_server.storage.query import Criteria, Scan
 
 NOW = 1_700_000_000_000_000
@@ -23,17 +23,17 @@ def draft(
     timestamp: int | None = NOW,
     metadata: str = "{}",
     session_id: str | None = "s-1",
-) -> Draft:
+) -> NewMessage:
     """Return a valid draft with the fields that matter to a test."""
-    return Draft(id, provider, role, content, tuple(tags), timestamp, metadata, session_id)
+    return NewMessage(id, provider, role, content, tuple(tags), timestamp, metadata, session_id)
 
 
-def as_draft(message: Message) -> Draft:
+def as_draft(message: Message) -> NewMessage:
     """Return the draft that stores the message as it is."""
-    return Draft(*message[:8])
+    return NewMessage(*message[:8])
 
 
-async def save_all(backend: StorageBackend, drafts: Sequence[Draft]) -> None:
+async def save_all(backend: StorageBackend, drafts: Sequence[NewMessage]) -> None:
     """Store drafts that are new, in batches."""
     for start in range(0, len(drafts), 1000):
         batch = drafts[start : start + 1000]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from sagastore_server.storage.base import ReadyTerms, StorageBackend
+from sagastore_server.storage.base import PreparedTerms, StorageBackend
 from sagastore_server.storage.errors import (
     AlreadyExistsError,
     NotFoundError,
@@ -19,8 +19,8 @@ from sagastore_server.storage.errors import (
 from sagastore_server.storage.limits import page_of
 from sagastore_server.storage.model import (
     BulkResult,
-    Draft,
     Message,
+    NewMessage,
     OnConflict,
     Page,
     QuarantinedRow,
@@ -70,7 +70,10 @@ class MemoryStorage(StorageBackend):
             raise UnavailableError("the store is not open")
 
     async def save(
-        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+        self,
+        draft: NewMessage,
+        if_revision: int | None = None,
+        everywhere_within: float | None = None,
     ) -> SaveResult:
         """See the contract."""
         stored = self._messages.get(draft.id)
@@ -82,7 +85,10 @@ class MemoryStorage(StorageBackend):
         return SaveResult(draft.id, message.revision, stored is None, (STORE,))
 
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
+        self,
+        drafts: Sequence[NewMessage],
+        on_conflict: OnConflict,
+        terms: PreparedTerms | None = None,
     ) -> BulkResult:
         """See the contract."""
         saved = unchanged = 0
@@ -153,7 +159,7 @@ class MemoryStorage(StorageBackend):
             return StoreHealth(STORE, False, "the store is not open", -1, 0)
         return StoreHealth(STORE, True, "", len(self._messages), 1)
 
-    def _put(self, draft: Draft, stored: Message | None) -> Message:
+    def _put(self, draft: NewMessage, stored: Message | None) -> Message:
         now = time.time_ns() // 1000
         timestamp, created_at = draft.timestamp, stored.created_at if stored else now
         if timestamp is None:

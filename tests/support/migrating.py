@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from sagastore_server.migration.migrating_service import LiveMigration, Options
+from sagastore_server.migration.migrating_service import MigratingService, Options
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.source import SQLiteSource
@@ -15,9 +15,9 @@ from sagastore_server.storage.migration import BackfillState, MigrationControl
 from sagastore_server.storage.phase import Phase
 
 
-def live(path: Path, dsn: str, options: Options | None = None) -> LiveMigration:
+def live(path: Path, dsn: str, options: Options | None = None) -> MigratingService:
     """Return a service on the file ``path`` and the database ``dsn`` that is not open yet."""
-    return LiveMigration(
+    return MigratingService(
         SQLiteSource(path),
         # A small pool: it is opened anew for each test.
         PostgreSQLReplica(PostgreSQLOptions(dsn, pool_min=1, pool_max=8)),
@@ -28,7 +28,7 @@ def live(path: Path, dsn: str, options: Options | None = None) -> LiveMigration:
 @asynccontextmanager
 async def opened_live(
     path: Path, dsn: str, options: Options | None = None
-) -> AsyncIterator[LiveMigration]:
+) -> AsyncIterator[MigratingService]:
     """Open such a service, and close it whatever happens."""
     service = live(path, dsn, options)
     try:

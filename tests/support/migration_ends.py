@@ -28,7 +28,7 @@ from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.phase import Phase
-from sagastore_server.storage.replication import Carried, MigrationSource, MigrationTarget
+from sagastore_server.storage.replication import AuxiliaryRows, MigrationSource, MigrationTarget
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.process import Process
 from tests.simulation.models.source import ModelSource
@@ -73,7 +73,7 @@ class SourcePlace(abc.ABC):
         """Return a source that is not open yet."""
 
     @abc.abstractmethod
-    def put(self, rows: Carried, without_id: int = 0) -> None:
+    def put(self, rows: AuxiliaryRows, without_id: int = 0) -> None:
         """Add what a legacy file brought along, while no source is open.
 
         The files must have no further columns. ``without_id``: rowid of a further file, which
@@ -92,7 +92,7 @@ class SQLitePlace(SourcePlace):
         """See the base class."""
         return SQLiteSource(self.path)
 
-    def put(self, rows: Carried, without_id: int = 0) -> None:
+    def put(self, rows: AuxiliaryRows, without_id: int = 0) -> None:
         """See the base class."""
         with closing(sqlite3.connect(self.path)) as plain, plain:
             register_owner_function(plain)
@@ -123,7 +123,7 @@ class ModelSourcePlace(SourcePlace):
         """See the base class."""
         return ModelSource(self.disk, Process("server"), now)
 
-    def put(self, rows: Carried, without_id: int = 0) -> None:
+    def put(self, rows: AuxiliaryRows, without_id: int = 0) -> None:
         """See the base class."""
         self.disk.quarantine += rows.quarantine
         self.disk.files += rows.files

@@ -12,7 +12,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from sagastore_server.search.analysis import Terms, analyse
+from sagastore_server.search.analysis import AnalyzedText, analyze
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.query import Alternative, Criteria, Leaf, Phrase, Scan, TextQuery
 
@@ -77,8 +77,8 @@ def text_matches(content: str, query: TextQuery) -> bool:
 
 
 @lru_cache(maxsize=1000)
-def _analysed(content: str) -> Terms:
-    return analyse(content)
+def _analysed(content: str) -> AnalyzedText:
+    return analyze(content)
 
 
 def json_contains(value: str, part: str) -> bool:

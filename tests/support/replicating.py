@@ -6,7 +6,7 @@ from typing import Any
 
 from sagastore.legacy import Text, raw_row_as_json
 from sagastore_server.storage.auxiliary_rows import (
-    Tallier,
+    AuxiliaryTallier,
     extra_values,
     file_values,
     quarantine_values,
@@ -15,9 +15,9 @@ from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.replication import (
+    AuxiliaryRows,
+    AuxiliaryTally,
     BackfillMark,
-    Carried,
-    CarriedTally,
     Entry,
     ExtraValue,
     FileRow,
@@ -95,14 +95,14 @@ async def finish(target: MigrationTarget, last_revision: int = 0) -> None:
     await target.finish(LEASE, 5, last_revision)
 
 
-def tally(rows: Carried) -> CarriedTally:
+def tally(rows: AuxiliaryRows) -> AuxiliaryTally:
     """Return the tally of rows that a store is to have, worked out here."""
-    talliers = Tallier(), Tallier(), Tallier()
+    talliers = AuxiliaryTallier(), AuxiliaryTallier(), AuxiliaryTallier()
     talliers[0].add_all(map(quarantine_values, sorted(rows.quarantine)))
     talliers[1].add_all(map(file_values, sorted(rows.files, key=lambda row: row.id.encode())))
     ordered = sorted(rows.extras, key=lambda row: (row.message_id.encode(), row.name.encode()))
     talliers[2].add_all(map(extra_values, ordered))
-    return CarriedTally(*(one.tally() for one in talliers))
+    return AuxiliaryTally(*(one.tally() for one in talliers))
 
 
 def file_without_id() -> list[str | int]:

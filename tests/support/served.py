@@ -9,9 +9,9 @@ from typing import Any
 from grpc import aio
 
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
-from sagastore_server.migration.single_store import Alone
+from sagastore_server.migration.single_store import SingleStore
 from sagastore_server.rpc.limits import Limits
-from sagastore_server.rpc.server import RpcServer, Terms
+from sagastore_server.rpc.server import RpcServer, ServerOptions
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.phase import Phase
 
@@ -42,8 +42,8 @@ class Served:
 @asynccontextmanager
 async def served(backend: StorageBackend, limits: Limits) -> AsyncIterator[Served]:
     """Serve ``backend``, which is open, for the time of the context."""
-    control = Alone(backend, Phase.SQLITE_ONLY)
-    server = RpcServer(backend, control, Terms(limits))
+    control = SingleStore(backend, Phase.SQLITE_ONLY)
+    server = RpcServer(backend, control, ServerOptions(limits))
     port = await server.start("127.0.0.1:0")
     try:
         await server.open_gate()

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from sagastore import AlreadyExistsError, Client, Message
 from sagastore.v1 import storage_pb2, storage_pb2_grpc
 from sagastore_server.rpc.server import METHODS
-from sagastore_server.telemetry.counters import Counts, Tallies
+from sagastore_server.telemetry.counters import CounterFamily, HistogramFamily
 from sagastore_server.telemetry.metrics import OTHER, Metrics
 from tests.support.server_process import ServerProcess
 from tests.telemetry.ops import ON, eventually, get, ops_of, scrape, taken_port
@@ -196,8 +196,8 @@ def _answers(ops: str) -> bool:
 def test_histograms_are_those_of_the_library() -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     bounds = (0.001, 0.25, 1, 10)
-    tallies = Tallies("h", "text", bounds, ["label"])
-    counts = Counts("c", "text", ["label"])
+    tallies = HistogramFamily("h", "text", bounds, ["label"])
+    counts = CounterFamily("c", "text", ["label"])
     ours.register(tallies)
     ours.register(counts)
     histogram = Histogram("h", "text", ["label"], buckets=bounds, registry=theirs).labels("x")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from sagastore.v1 import storage_pb2, storage_pb2_grpc
 from sagastore_server.cli.main import cli
 from sagastore_server.storage.errors import Blocker
-from sagastore_server.storage.migration import BackfillState, BackfillStatus, Glance
+from sagastore_server.storage.migration import BackfillState, BackfillStatus, StatusSnapshot
 from sagastore_server.storage.model import Store, StoreHealth
 from sagastore_server.storage.phase import Phase
 from sagastore_server.telemetry.readiness import LIVE_WITHIN, Readiness
@@ -28,7 +28,7 @@ from tests.telemetry.ops import ON, Answered, eventually, free_port, get, ops_of
 ServerFactory = Callable[..., ServerProcess]
 
 SERVICES = ("", "StorageService", "MigrationService")
-GLANCE = Glance(Phase.READ_POSTGRES, 4, BackfillStatus(BackfillState.DONE))
+GLANCE = StatusSnapshot(Phase.READ_POSTGRES, 4, BackfillStatus(BackfillState.DONE))
 
 
 def status(*options: str, env: dict[str, str] | None = None) -> Result:
@@ -112,7 +112,7 @@ def test_a_drain_tells_how_long_it_takes() -> None:
 def test_a_migration_that_another_server_has_taken_over() -> None:
     readiness = Readiness()
     readiness.opened()
-    readiness.glance(GLANCE._replace(taken_over=True, reads_from_fallback=True))
+    readiness.snapshot(GLANCE._replace(taken_over=True, reads_from_fallback=True))
     readiness.store(StoreHealth(Store.SQLITE, False, "taken over", -1, 0))
     assert reasons(readiness) == ["NOT_THE_HOLDER"]
     assert warnings(readiness) == []
@@ -121,7 +121,7 @@ def test_a_migration_that_another_server_has_taken_over() -> None:
 def test_what_does_not_keep_it_from_serving() -> None:
     readiness = Readiness()
     readiness.opened()
-    readiness.glance(
+    readiness.snapshot(
         GLANCE._replace(
             reads_from_fallback=True,
             trouble=Blocker("POSTGRES_UNAVAILABLE", "it is away"),
@@ -132,7 +132,7 @@ def test_what_does_not_keep_it_from_serving() -> None:
     assert reasons(readiness) == []
     assert warnings(readiness) == ["DISK_FULL", "FALLBACK", "NOT_FOLLOWING", "BACKFILL_FAILING"]
     readiness.disk(None)
-    readiness.glance(GLANCE)
+    readiness.snapshot(GLANCE)
     assert warnings(readiness) == []
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sagastore_server.search.analysis import (
     MAX_TERM,
-    analyse,
+    analyze,
     is_single,
     located,
     stem,
@@ -42,8 +42,8 @@ scripts = st.text(
 @given(scripts)
 def test_terms_hold_what_the_index_keeps_together(text: str) -> None:
     """FTS5's ``ascii`` tokenizer splits at every ASCII character but [A-Za-z0-9]."""
-    terms = analyse(text)
-    assert analyse(text) == terms
+    terms = analyze(text)
+    assert analyze(text) == terms
     for term in (*terms.stems, *terms.words, *tokenize(text)):
         assert 1 <= len(term) <= MAX_TERM
         strange = {char for char in term if char.isascii()} - set(
@@ -63,17 +63,17 @@ def test_the_index_has_exactly_the_terms(texts: list[str]) -> None:
         for number, text in enumerate(texts):
             connection.execute(
                 "INSERT INTO t (rowid, stems) VALUES (?, ?)",
-                (number, " ".join(analyse(text).stems)),
+                (number, " ".join(analyze(text).stems)),
             )
         rows = connection.execute('SELECT term FROM v ORDER BY doc, "offset"').fetchall()
     connection.close()
-    assert [row[0] for row in rows] == [term for text in texts for term in analyse(text).stems]
+    assert [row[0] for row in rows] == [term for text in texts for term in analyze(text).stems]
 
 
 @given(scripts)
 def test_words_are_the_terms_whose_stem_differs(text: str) -> None:
     tokens = tokenize(text)
-    terms = analyse(text)
+    terms = analyze(text)
     assert terms.stems == [stem(token) for token in tokens]
     assert terms.words == list(dict.fromkeys(one for one in tokens if stem(one) != one))
 
@@ -172,8 +172,8 @@ def test_stems(word: str, expected: str) -> None:
 def test_threads_do_not_spoil_each_others_words() -> None:
     """Both stores' writers and the backfill analyse text, each in threads of their own."""
     parts = ("vari", "nation", "relat", "hope", "form"), ("al", "iz", "ful", "abil", "ment", "ous")
-    ends = ("", "ing", "ness", "ation", "ities", "ly", "ed")
-    words = ["".join(word) for word in itertools.product(*parts, ends)]
+    context = ("", "ing", "ness", "ation", "ities", "ly", "ed")
+    words = ["".join(word) for word in itertools.product(*parts, context)]
     # Past the cache, which would hide it: a wrong stem would be remembered.
     uncached = stem.__wrapped__
     expected = [uncached(word) for word in words]

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from sagastore_server.rpc.bulk import READ_AHEAD, BulkStream, Request, checked
-from sagastore_server.rpc.lifecycle import Gate, ServerDrainingError
-from sagastore_server.storage.base import ReadyTerms
+from sagastore_server.rpc.lifecycle import Lifecycle, ServerDrainingError
+from sagastore_server.storage.base import PreparedTerms
 from sagastore_server.storage.errors import InvalidRequestError, StorageFullError
-from sagastore_server.storage.model import BulkResult, Draft, OnConflict
+from sagastore_server.storage.model import BulkResult, NewMessage, OnConflict
 from tests.support.memory import MemoryState, MemoryStorage
 from tests.support.messages import batch, message
 
@@ -27,12 +27,15 @@ class SlowStorage(MemoryStorage):
         self.cancelled: list[str] = []
 
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
+        self,
+        drafts: Sequence[NewMessage],
+        on_conflict: OnConflict,
+        terms: PreparedTerms | None = None,
     ) -> BulkResult:
         name = drafts[0].content
         self.begun.append(name)
         try:
-            await self._door(name).wait()
+            await self._admission(name).wait()
         except asyncio.CancelledError:
             self.cancelled.append(name)
             raise
@@ -42,20 +45,20 @@ class SlowStorage(MemoryStorage):
 
     def let(self, *names: str) -> None:
         for name in names:
-            self._door(name).set()
+            self._admission(name).set()
 
-    def _door(self, name: str) -> asyncio.Event:
+    def _admission(self, name: str) -> asyncio.Event:
         return self._doors.setdefault(name, asyncio.Event())
 
 
 class Stream:
     """A stream under test: requests go in, answers come out."""
 
-    def __init__(self, storage: SlowStorage, gate: Gate) -> None:
+    def __init__(self, storage: SlowStorage, lifecycle: Lifecycle) -> None:
         self.taken = 0
         self.answers: list[int] = []
         self._requests: asyncio.Queue[Request | None] = asyncio.Queue()
-        self._stream = BulkStream(storage, gate)
+        self._stream = BulkStream(storage, lifecycle)
         self.task = asyncio.create_task(self._run())
 
     def send(self, name: str, *ids: str, metadata: str = "") -> None:
@@ -87,16 +90,16 @@ async def storage() -> SlowStorage:
 
 
 @pytest.fixture
-def gate() -> Gate:
-    gate = Gate()
-    gate.open()
-    return gate
+def lifecycle() -> Lifecycle:
+    lifecycle = Lifecycle()
+    lifecycle.open()
+    return lifecycle
 
 
 @pytest.fixture
-async def stream(storage: SlowStorage, gate: Gate) -> AsyncIterator[Stream]:
+async def stream(storage: SlowStorage, lifecycle: Lifecycle) -> AsyncIterator[Stream]:
     others = asyncio.all_tasks()
-    stream = Stream(storage, gate)
+    stream = Stream(storage, lifecycle)
     yield stream
     assert stream.task.done(), "the test has left the stream open"
     left = asyncio.all_tasks() - others - {asyncio.current_task()}
@@ -200,15 +203,15 @@ async def test_a_cancelled_stream_ends_its_batches(storage: SlowStorage, stream:
 
 
 async def test_a_drain_answers_what_was_read(
-    storage: SlowStorage, stream: Stream, gate: Gate
+    storage: SlowStorage, stream: Stream, lifecycle: Lifecycle
 ) -> None:
     names = [f"b{number}" for number in range(10)]
     for name in names:
         stream.send(name)
     await settled()
-    gate.enter()
-    drain = asyncio.create_task(gate.drain(0.0))
-    await asyncio.wait_for(gate.end_streams.wait(), 10)
+    lifecycle.enter()
+    drain = asyncio.create_task(lifecycle.drain(0.0))
+    await asyncio.wait_for(lifecycle.end_streams.wait(), 10)
     storage.let(*names)
     with pytest.raises(ServerDrainingError):
         await stream.task

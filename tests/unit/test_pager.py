@@ -14,7 +14,7 @@ from sagastore_server.search.parser import parse_query
 from sagastore_server.search.ranking import score
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.limits import MAX_PAGE_BYTES
-from sagastore_server.storage.model import Draft, Message
+from sagastore_server.storage.model import Message, NewMessage
 from sagastore_server.storage.query import Criteria, Hit
 from tests.support.drafts import NOW, draft, save_all
 from tests.support.memory import MemoryState, MemoryStorage
@@ -24,7 +24,7 @@ from tests.support.strategies import storable_text
 WORDS = Criteria(parse_query("fox OR dog"))
 
 
-def _drafts(count: int, seed: int = 1) -> list[Draft]:
+def _drafts(count: int, seed: int = 1) -> list[NewMessage]:
     chance = random.Random(seed)
     vocabulary = ["fox", "dog", "cat", "bird"]
     return [

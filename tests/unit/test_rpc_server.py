@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from sagastore.v1 import storage_pb2
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
-from sagastore_server.migration.single_store import Alone
-from sagastore_server.rpc.lifecycle import GateState
+from sagastore_server.migration.single_store import SingleStore
+from sagastore_server.rpc.lifecycle import LifecycleState
 from sagastore_server.rpc.server import CannotListenError, RpcServer
 from sagastore_server.storage.errors import (
     CannotOpenError,
@@ -35,16 +35,16 @@ SECRET = "near 'sekret': syntax error in /var/lib/saga.db"
 
 
 class FailingStorage(MemoryStorage):
-    """Raises ``error`` from ``get``, if there is one; or waits at ``door``, if there is one."""
+    """Raises ``error`` from ``get``, if there is one; or waits at ``admission`` if set."""
 
     error: Exception | None = None
-    door: asyncio.Event | None = None
+    admission: asyncio.Event | None = None
     arrived: asyncio.Event
 
     async def get(self, message_id: str) -> Message:
-        if self.door is not None:
+        if self.admission is not None:
             self.arrived.set()
-            await self.door.wait()
+            await self.admission.wait()
         if self.error is not None:
             raise self.error from OSError(SECRET)
         return await super().get(message_id)
@@ -56,7 +56,7 @@ class Served:
     def __init__(self) -> None:
         self.backend = FailingStorage(MemoryState())
         self.backend.arrived = asyncio.Event()
-        self.server = RpcServer(self.backend, Alone(self.backend, Phase.SQLITE_ONLY))
+        self.server = RpcServer(self.backend, SingleStore(self.backend, Phase.SQLITE_ONLY))
         self.address = ""
 
     async def start(self) -> None:
@@ -154,18 +154,18 @@ async def test_defects_tell_a_reference_and_nothing_else(
 
 async def test_a_call_under_way_is_waited_for(served: Served) -> None:
     await served.server.open_gate()
-    served.backend.door = asyncio.Event()
+    served.backend.admission = asyncio.Event()
     call = asyncio.ensure_future(served.get())
     await served.backend.arrived.wait()
     drain = asyncio.create_task(served.server.drain(60))
-    await until(lambda: served.server._gate.state is GateState.DRAINING)
+    await until(lambda: served.server._lifecycle.state is LifecycleState.DRAINING)
     assert await served.health() == health_pb2.HealthCheckResponse.NOT_SERVING
     late = await served.refused(
         lambda: served.storage.Save(storage_pb2.SaveRequest(message=message()))
     )
     assert late.reason == "SERVER_DRAINING"
     assert not drain.done()
-    served.backend.door.set()
+    served.backend.admission.set()
     assert (await call).code is grpc.StatusCode.NOT_FOUND
     assert await drain
     assert served.server.calls_under_way == 0
@@ -173,7 +173,7 @@ async def test_a_call_under_way_is_waited_for(served: Served) -> None:
 
 async def test_a_call_that_is_given_up_ends(served: Served) -> None:
     await served.server.open_gate()
-    served.backend.door = asyncio.Event()
+    served.backend.admission = asyncio.Event()
     call = served.storage.Get(storage_pb2.GetRequest(id="x"))
     await served.backend.arrived.wait()
     call.cancel()
@@ -182,7 +182,7 @@ async def test_a_call_that_is_given_up_ends(served: Served) -> None:
 
 async def test_a_deadline_ends_the_work(served: Served) -> None:
     await served.server.open_gate()
-    served.backend.door = asyncio.Event()
+    served.backend.admission = asyncio.Event()
     refusal = await served.refused(
         lambda: served.storage.Get(storage_pb2.GetRequest(id="x"), timeout=0.2)
     )
@@ -209,7 +209,7 @@ async def test_a_broken_bulk_stream_leaves_nothing(served: Served) -> None:
 
 async def test_a_port_is_taken_once(served: Served) -> None:
     backend = MemoryStorage(MemoryState())
-    second = RpcServer(backend, Alone(backend, Phase.SQLITE_ONLY))
+    second = RpcServer(backend, SingleStore(backend, Phase.SQLITE_ONLY))
     with pytest.raises(CannotListenError):
         await second.start(served.address)
     await second.stop()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sagastore_server.storage.errors import InvalidRequestError
-from sagastore_server.storage.model import Draft
+from sagastore_server.storage.model import NewMessage
 from sagastore_server.storage.validation import MAX_TIMESTAMP, MIN_TIMESTAMP, Violations
 
 VALID: dict[str, Any] = {
@@ -110,7 +110,7 @@ def test_a_valid_draft() -> None:
     draft = violations.draft("", **fields)
     violations.raise_if_any()
     expected = ("m-1", "openai", "user", "text", ("b", "a", "b"), 5, '{"a": 2, "b": 1}', None)
-    assert draft == Draft(*expected)
+    assert draft == NewMessage(*expected)
 
 
 def test_the_error_names_everything() -> None:

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagastore.v1 import storage_pb2
-from sagastore_server.rpc.wire import Undecodable, decoder
+from sagastore_server.rpc.wire import InvalidText, decoder
 
 decode = decoder(storage_pb2.BulkSaveRequest)
 
 
-def broken(data: bytes) -> Undecodable:
+def broken(data: bytes) -> InvalidText:
     result = decode(data)
-    assert isinstance(result, Undecodable)
+    assert isinstance(result, InvalidText)
     return result
 
 
@@ -58,7 +58,7 @@ def test_what_cannot_be_read_at_all() -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_are_either_a_request_or_explained(data: bytes) -> None:
     result = decode(data)
-    if isinstance(result, Undecodable):
+    if isinstance(result, InvalidText):
         assert result.violations
 
 
@@ -71,5 +71,5 @@ def test_a_request_with_bytes_changed(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     result = decode(bytes(raw))
-    if isinstance(result, Undecodable):
+    if isinstance(result, InvalidText):
         assert result.violations

@@ -29,15 +29,15 @@ class Proof(NamedTuple):
 
 def prove_wrong(calls: Sequence[Call], kinds: Sequence[str]) -> Proof:
     """Return a small part of ``calls``, which are not linearizable, that is not either."""
-    ends = sorted({call.end for call in calls if call.must})
-    low, high = 0, len(ends) - 1
+    context = sorted({call.end for call in calls if call.must})
+    low, high = 0, len(context) - 1
     while low < high:
         middle = (low + high) // 2
-        if _wrong(until(calls, ends[middle])):
+        if _wrong(until(calls, context[middle])):
             high = middle
         else:
             low = middle + 1
-    left = until(calls, ends[high])
+    left = until(calls, context[high])
     # What a single id's own reads cannot show is left to the scans.
     for call in sorted((one for one in left if one.must), key=lambda one: _worth(one, kinds)):
         rest = [one for one in left if one is not call]
@@ -46,7 +46,7 @@ def prove_wrong(calls: Sequence[Call], kinds: Sequence[str]) -> Proof:
         if _wrong(rest):
             left = rest
     core = sorted((call for call in left if call.must), key=lambda call: call.start)
-    return Proof(core, sum(not call.must for call in until(calls, ends[high]) if call in calls))
+    return Proof(core, sum(not call.must for call in until(calls, context[high]) if call in calls))
 
 
 def _wrong(calls: Sequence[Call]) -> bool:

@@ -116,7 +116,7 @@ def _may_follow(delete: Operation, save: Operation) -> bool:
 class _SetBacks:
     """Knows when PostgreSQL was set back, by marks of the kind ``set back``.
 
-    Each time has two marks, the second with ``ends``. What was durable in PostgreSQL before
+    Each time has two marks, the second with ``context``. What was durable in PostgreSQL before
     is applied again in some seconds; meanwhile nothing is said of it.
     """
 
@@ -132,10 +132,10 @@ class _SetBacks:
         if peek.args["store"] != "POSTGRESQL":
             return 0
         ended = peek.start if peek.end is None else peek.end
-        earlier = [(at, ends) for at, ends in self._marks if at <= ended]
+        earlier = [(at, context) for at, context in self._marks if at <= ended]
         if not earlier:
             return 0
-        under_way = sum(-1 if ends else 1 for _, ends in earlier)
+        under_way = sum(-1 if context else 1 for _, context in earlier)
         at = earlier[-1][0]
         return None if under_way or at > peek.start else at
 

@@ -81,18 +81,18 @@ def set_reads(levers: Levers) -> None:
 
 def set_commits(levers: Levers) -> None:
     """Let commits of SQLite take longer, as on a slow disk, and be told a little late."""
-    from sagastore_server.sqlite.writer import GroupCommitWriter  # noqa: PLC0415
+    from sagastore_server.sqlite.writer import SQLiteGroupWriter  # noqa: PLC0415
 
-    attempt = GroupCommitWriter._attempt
+    attempt = SQLiteGroupWriter._attempt
 
-    def slowly(self: GroupCommitWriter, group: Any) -> Any:
+    def slowly(self: SQLiteGroupWriter, group: Any) -> Any:
         time.sleep(levers["commits wait"])
         outcomes = attempt(self, group)
         # Readers of the file see them by now, and the event loop has not heard of them.
         time.sleep(levers["commits wait"] / 4)
         return outcomes
 
-    GroupCommitWriter._attempt = slowly  # type: ignore[method-assign]
+    SQLiteGroupWriter._attempt = slowly  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -60,8 +60,8 @@ def _second(folder: Path, history: History, report: Report, wrong: list[str]) ->
 
 def longest_unavailability(history: History) -> float:
     """Return the longest time in seconds in which no call was answered, while faults were on."""
-    begins, ends = _when(history, "round begins"), _when(history, "mended")
-    if begins is None or ends is None:
+    begins, context = _when(history, "round begins"), _when(history, "mended")
+    if begins is None or context is None:
         return 0.0
     answered = [
         one.end
@@ -70,7 +70,7 @@ def longest_unavailability(history: History) -> float:
         and one.outcome in {Outcome.OK, Outcome.REFUSED}
         and one.kind != "Peek"  # Not by the service.
     ]
-    times = sorted({begins, ends, *(end for end in answered if begins <= end <= ends)})
+    times = sorted({begins, context, *(end for end in answered if begins <= end <= context)})
     longest = max((later - at for at, later in itertools.pairwise(times)), default=0)
     return longest / SECOND
 

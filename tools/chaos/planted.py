@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from sagastore_server.migration import attachment, migrating_service
-from sagastore_server.migration.cutover import Completion
-from sagastore_server.migration.migrating_service import LiveMigration
-from sagastore_server.migration.replicator import Follower, Standing
-from sagastore_server.migration.router import Router, _NotAnsweredError
-from sagastore_server.migration.write_fence import WriteGate
+from sagastore_server.migration.cutover import Cutover
+from sagastore_server.migration.migrating_service import MigratingService
+from sagastore_server.migration.replicator import ReplicaStatus, Replicator
+from sagastore_server.migration.router import Router, _NoAnswerError
+from sagastore_server.migration.write_fence import WriteFence
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.replica import PostgreSQLReplica
-from sagastore_server.postgresql.writer import GroupCommitWriter as PostgresWriter
+from sagastore_server.postgresql.writer import PostgreSQLGroupWriter as PostgresWriter
 from sagastore_server.sqlite import connection, opening
 from sagastore_server.sqlite.batch import DURABLE_ON, Batch, _columns
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.source import SQLiteSource
-from sagastore_server.sqlite.writer import GroupCommitWriter
+from sagastore_server.sqlite.writer import SQLiteGroupWriter
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import (
     CorruptStoreError,
@@ -38,8 +38,8 @@ from sagastore_server.storage.errors import (
     StorageFullError,
     UnavailableError,
 )
-from sagastore_server.storage.model import Draft, Message, SaveResult
-from sagastore_server.storage.replication import Entry, Lease, Prepared
+from sagastore_server.storage.model import Message, NewMessage, SaveResult
+from sagastore_server.storage.replication import Entry, Lease, PreparedRows
 from tools.chaos import planted_promises  # noqa: F401 - registers its own
 from tools.chaos.planting import PLANTS, POWER_PLANTS, Plant, changed, plant, replace
 
@@ -92,13 +92,13 @@ def _ack_before_commit() -> None:
                 self._commit(group)
                 self._tell([], [])
 
-    replace(GroupCommitWriter, "_attempt", attempt)
-    replace(GroupCommitWriter, "_run", run)
+    replace(SQLiteGroupWriter, "_attempt", attempt)
+    replace(SQLiteGroupWriter, "_run", run)
 
 
 @plant("ack-what-failed", "a group that cannot be committed (disk full, say) is acknowledged")
 def _ack_what_failed() -> None:
-    original = GroupCommitWriter._commit
+    original = SQLiteGroupWriter._commit
 
     def commit(self: Any, group: list[Any]) -> list[Any]:
         outcomes = original(self, group)
@@ -111,14 +111,14 @@ def _ack_what_failed() -> None:
             ]
         return outcomes
 
-    replace(GroupCommitWriter, "_commit", commit)
+    replace(SQLiteGroupWriter, "_commit", commit)
 
 
 @plant("ignore-if-revision", "a Save with if_revision overwrites whatever is there, now and then")
 def _ignore_if_revision() -> None:
     original, times = Changes.save, itertools.count(1)
 
-    def save(self: Changes, draft: Draft, if_revision: int | None) -> SaveResult:
+    def save(self: Changes, draft: NewMessage, if_revision: int | None) -> SaveResult:
         if if_revision is not None and next(times) % 10 == 0:
             if_revision = None
         return original(self, draft, if_revision)
@@ -159,7 +159,7 @@ def _prune_unconfirmed() -> None:
         await self._source.prune(self._source.committed)
 
     replace(SQLiteSource, "prune", prune)
-    replace(Follower, "_prune", eager)
+    replace(Replicator, "_prune", eager)
 
 
 @plant("apply-out-of-order", "the first entry of a batch is applied after those behind it")
@@ -241,7 +241,7 @@ def _skip_deletes() -> None:
 def _backfill_skips() -> None:
     original = PostgreSQLReplica.prepare
 
-    async def prepare(self: PostgreSQLReplica, messages: Sequence[Message]) -> Prepared:
+    async def prepare(self: PostgreSQLReplica, messages: Sequence[Message]) -> PreparedRows:
         return await original(self, messages[:-1])
 
     replace(PostgreSQLReplica, "prepare", prepare)
@@ -253,12 +253,12 @@ def _backfill_skips() -> None:
 @plant("fence-without-draining", "PostgreSQL answers reads before it has caught up")
 def _fence_without_draining() -> None:
     async def catch_up(self: Any, commit: Callable[[], Any], within: float) -> bool:
-        async with self._gate.closed(within):
+        async with self._write_fence.closed(within):
             await commit()
-            self._stand(Standing.CURRENT)
+            self._stand(ReplicaStatus.CURRENT)
             return True
 
-    replace(Follower, "catch_up", catch_up)
+    replace(Replicator, "catch_up", catch_up)
 
 
 @plant("fence-stays-open", "writes go on while the phase changes")
@@ -267,15 +267,15 @@ def _fence_stays_open() -> None:
     async def closed(self: Any, within: float) -> AsyncIterator[None]:
         yield
 
-    replace(WriteGate, "closed", closed)
+    replace(WriteFence, "closed", closed)
 
 
 @plant("stale-fallback", "in READ_POSTGRES reads go to PostgreSQL even while it is behind")
 def _stale_fallback() -> None:
     async def read(self: Any, name: str, read: Callable[[Any], Any]) -> Any:
-        phase = self._situation.phase
+        phase = self._current_state.phase
         if phase.reads_postgres:
-            with contextlib.suppress(_NotAnsweredError):
+            with contextlib.suppress(_NoAnswerError):
                 return await self._read_target(read)
         return await read(self._source)
 
@@ -287,7 +287,7 @@ def _confirm_too_soon() -> None:
     async def confirm(self: Any, sequence: int) -> bool:
         return bool(self.current)
 
-    replace(Follower, "confirm", confirm)
+    replace(Replicator, "confirm", confirm)
 
 
 @plant("claim-both", "an answer says that both stores have a write, whether they have it or not")
@@ -296,7 +296,7 @@ def _claim_both() -> None:
 
     async def confirmed(self: Any) -> bool:
         await original(self)
-        return bool(self._situation.phase.journals)
+        return bool(self._current_state.phase.journals)
 
     replace(Router, "_confirmed", confirmed)
 
@@ -304,18 +304,18 @@ def _claim_both() -> None:
 @plant("return-too-soon", "PostgreSQL answers again after an outage without having caught up")
 def _return_too_soon() -> None:
     def approach(self: Any, entries: int) -> None:
-        phase = self._situation.phase
+        phase = self._current_state.phase
         if phase.reads_postgres and phase.writes_sqlite and self.attached:
-            self._stand(Standing.CURRENT)
+            self._stand(ReplicaStatus.CURRENT)
 
-    attach = Follower._attach
+    attach = Replicator._attach
 
     async def attached(self: Any) -> None:
         await attach(self)
         approach(self, 0)
 
-    replace(Follower, "_approach", approach)
-    replace(Follower, "_attach", attached)
+    replace(Replicator, "_approach", approach)
+    replace(Replicator, "_attach", attached)
 
 
 # ---------------------------------------------------------------------- starts, and the end
@@ -326,7 +326,7 @@ def _trust_old_phase() -> None:
     async def resume(self: Any) -> None:
         """Believe what the file says."""
 
-    replace(LiveMigration, "_resume_the_last_step", resume)
+    replace(MigratingService, "_resume_the_last_step", resume)
     for module in (migrating_service, attachment):
         replace(module, "check", lambda *_: None)
 
@@ -342,7 +342,7 @@ def _complete_without_draining() -> None:
     async def final_check(self: Any, compared: int) -> dict[str, object]:
         return {"postgresql": {}, "verification": None}
 
-    replace(Completion, "_final_check", final_check)
+    replace(Cutover, "_final_check", final_check)
 
 
 @plant("gap-before-journal", "dual write begins a moment after the phase says so")

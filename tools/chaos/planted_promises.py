@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
-from sagastore_server.migration.replicator import Follower
+from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.router import Router
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.source import SQLiteSource
@@ -22,7 +22,7 @@ def _hand_out_at_once(*, failed: bool) -> None:
     asked = ContextVar[bool]("asked")
 
     async def read(self: Router, name: str, read: Any) -> Any:
-        token = asked.set(self._situation.phase.reads_postgres and self._follower.current)
+        token = asked.set(self._current_state.phase.reads_postgres and self._replicator.current)
         try:
             return await read_before(self, name, read)
         finally:
@@ -32,7 +32,7 @@ def _hand_out_at_once(*, failed: bool) -> None:
         if asked.get() is not failed:
             await release_before(self)
         elif self._writes_sqlite():
-            self._follower.check_holder()
+            self._replicator.check_holder()
 
     replace(Router, "_read", read)
     replace(Router, "_release", release)
@@ -68,9 +68,9 @@ def _flush_at_once() -> None:
 )
 def _acknowledge_unproved() -> None:
     async def confirmed(self: Router) -> bool:
-        if not self._writes_sqlite() or not self._situation.phase.reads_postgres:
+        if not self._writes_sqlite() or not self._current_state.phase.reads_postgres:
             return False
-        return await self._follower.confirm(self._source.committed)
+        return await self._replicator.confirm(self._source.committed)
 
     replace(Router, "_confirmed", confirmed)
 
@@ -84,16 +84,16 @@ def _trust_set_back() -> None:
     ) -> Any:
         return await holding(self, lease, work, applied)
 
-    async def renew(self: Follower) -> None:
+    async def renew(self: Replicator) -> None:
         await self._timed(self._target.renew(self.lease))
 
     replace(PostgreSQLReplica, "_holding", trusting)
-    replace(Follower, "_renew", renew)
+    replace(Replicator, "_renew", renew)
 
 
 @plant("connection-loss-unheard", "a lost connection to PostgreSQL is not followed by a comparison")
 def _connection_loss_unheard() -> None:
-    def suspect(self: Follower) -> None:
+    def suspect(self: Replicator) -> None:
         """Trust whatever answers next."""
 
-    replace(Follower, "_suspect", suspect)
+    replace(Replicator, "_suspect", suspect)

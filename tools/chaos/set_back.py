@@ -92,7 +92,7 @@ async def _unaware(scene: Scene, how: str) -> AsyncIterator[None]:
 async def _replace(scene: Scene, backup: Path, how: str) -> None:
     cluster, ground = scene.cluster, scene.cluster.ground
     last = await _phase_of(cluster)
-    scene.marks.mark("set back", ends=False, how=how)
+    scene.marks.mark("set back", context=False, how=how)
     replaced = False
     try:
         await asyncio.to_thread(ground.postgres.stop)
@@ -103,7 +103,7 @@ async def _replace(scene: Scene, backup: Path, how: str) -> None:
             replaced = True
     finally:
         await asyncio.to_thread(ground.mend)
-        scene.marks.mark("set back", ends=True, how=how, name=DIRECTORY if replaced else "")
+        scene.marks.mark("set back", context=True, how=how, name=DIRECTORY if replaced else "")
 
 
 @fault(ROWS, (0.2, 1.5), weight=2)
@@ -119,7 +119,7 @@ async def _rows(scene: Scene) -> AsyncIterator[None]:
                 applied = await _put_back(scene, connection)
             if applied is not None:
                 await _until_noticed(connection, applied)
-                scene.marks.mark("set back", ends=True, how="rows", name=ROWS)
+                scene.marks.mark("set back", context=True, how="rows", name=ROWS)
     except _TROUBLE as exc:
         raise OSError(f"rows could not be put back: {exc!r}") from exc
 
@@ -141,7 +141,7 @@ async def _put_back(scene: Scene, connection: asyncpg.Connection) -> int | None:
             return None
         if now[2] != old[1] or not _only_follows(scene.cluster.path):
             return None
-        scene.marks.mark("set back", ends=False, how="rows")
+        scene.marks.mark("set back", context=False, how="rows")
         await connection.execute("SET LOCAL session_replication_role = replica")
         for table in _TABLES:
             await connection.execute(f"DELETE FROM {table}")

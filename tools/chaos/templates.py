@@ -10,7 +10,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.phase import Phase
 from tests.support.legacy_sample import legacy_sample
 from tests.support.migrating import change, opened_live, walk_to
@@ -67,7 +67,7 @@ class Templates:
         await self._ground.execute(f"CREATE DATABASE {database} TEMPLATE {template}")
 
 
-async def _go_to(service: LiveMigration, phase: Phase) -> None:
+async def _go_to(service: MigratingService, phase: Phase) -> None:
     if phase is not Phase.BACKFILL:
         await walk_to(service.control, phase)
         return

@@ -64,7 +64,7 @@ LoseTransaction(t) ==
   /\ inFlight' = inFlight \ {t}
   /\ UNCHANGED <<source, target, targetUp, backup, server, clients, faults>>
 
-(* The server hears of a commit: Follower._advance, Backfill._apply. *)
+(* The server hears of a commit: Replicator._advance, Backfill._apply. *)
 HearCommit(t) ==
   /\ server.up /\ t \in inFlight /\ t.state = "done" /\ t.session = server.incarnation
   /\ t.kind \in Following
@@ -74,7 +74,7 @@ HearCommit(t) ==
   /\ inFlight' = inFlight \ {t}
   /\ UNCHANGED <<source, target, targetUp, backup, clients, faults>>
 
-(* Follower._detach: nothing is applied any more, and the source answers reads. *)
+(* Replicator._detach: nothing is applied any more, and the source answers reads. *)
 Detached == [server EXCEPT !.standing = "detached", !.inspected = NotInspected]
 LetGo == inFlight' = Forsaken(Following) /\ reads' = ReadsFallBack
 
@@ -87,7 +87,7 @@ HearMismatch(t) ==
   /\ inFlight' = Forsaken(Following) \ {[t EXCEPT !.wait = FALSE]} /\ reads' = ReadsFallBack
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
-(* Follower._renew: MigrationTarget.renew shows that the target was set back. *)
+(* Replicator._renew: MigrationTarget.renew shows that the target was set back. *)
 HearSetBack ==
   /\ server.up /\ Attached /\ targetUp
   /\ \/ target.holder = server.incarnation /\ target.applied < server.position
@@ -96,7 +96,7 @@ HearSetBack ==
   /\ server' = Detached /\ LetGo
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
-(* Follower._lose: a transaction, or renew, is refused because of the lease. The server serves *)
+(* Replicator._lose: a transaction, or renew, is refused because of the lease. The server serves *)
 (* nothing until it knows whether another server has it (attaching.outlive).                    *)
 HearLeaseLost ==
   /\ server.up /\ Attached /\ targetUp /\ target.holder # server.incarnation
@@ -109,7 +109,7 @@ HearLeaseLost ==
 
 MayAttach ==
   /\ server.up /\ Journals(server.phase) /\ ~server.fenced
-  /\ ~Attached \/ (Included("attach anew") /\ ~Current)      \* Follower.attach_anew
+  /\ ~Attached \/ (Included("attach anew") /\ ~Current)      \* Replicator.attach_anew
   /\ server.step # "asking"
   /\ targetUp /\ target.phase # PostgresOnly /\ target.applied <= source.revision
 
@@ -199,7 +199,7 @@ AttachFails ==
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
 -----------------------------------------------------------------------------
-(* Following: migration/replicator.py Follower._step; migration/backfill.py *)
+(* Following: migration/replicator.py Replicator._step; migration/backfill.py *)
 
 (* After a lost connection the target is not trusted any more, but a step under way is ended. *)
 Steps == Attached \/ (Included("lost connections") /\ server.held)

@@ -8,21 +8,21 @@ EXTENDS Phases
 
 (* Failures *)
 
-(* A connection fails: Follower._run catches StorageError. *)
+(* A connection fails: Replicator._run catches StorageError. *)
 Detach ==
   /\ server.up /\ Attached
   /\ IF targetUp THEN Spend("cuts", MaxCuts) ELSE UNCHANGED faults
   /\ server' = Detached /\ LetGo
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken>>
 
-(* Follower._suspect: a connection is lost, so the target is compared before it answers reads. *)
+(* Replicator._suspect: a connection is lost, so the target is compared before it answers reads. *)
 (* What was sent is waited for all the same.                                                    *)
 LoseConnection ==
   /\ Included("lost connections") /\ server.up /\ Attached /\ Spend("cuts", MaxCuts)
   /\ server' = Detached /\ reads' = ReadsFallBack
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, writes, floor, absences, broken>>
 
-(* Follower._watch_silence: no answer within `patience`, so the source goes on alone. *)
+(* Replicator._watch_silence: no answer within `patience`, so the source goes on alone. *)
 FallSilent ==
   /\ server.up /\ Current /\ Spend("cuts", MaxCuts)
   /\ server' = [server EXCEPT !.standing = "following"]
@@ -79,14 +79,14 @@ Crash == CrashWith({})
 Started(phase) ==
   [Down(server.incarnation + 1) EXCEPT !.up = TRUE, !.phase = phase, !.told = source.revision]
 
-(* migration/migrating_service.py LiveMigration._open, when the last step has not begun. *)
+(* migration/migrating_service.py MigratingService._open, when the last step has not begun. *)
 Start ==
   /\ ~server.up /\ ~source.completing /\ source.phase # PostgresOnly
   /\ targetUp => (target.phase # PostgresOnly /\ target.holder # Rival)   \* else the start is refused
   /\ server' = Started(source.phase)
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* LiveMigration._resume_the_last_step: claiming ends a finish that is under way. *)
+(* MigratingService._resume_the_last_step: claiming ends a finish that is under way. *)
 StartInLastStep ==
   /\ ~server.up /\ (source.completing \/ source.phase = PostgresOnly)
   /\ targetUp /\ target.holder # Rival

@@ -26,7 +26,7 @@ BeginDualWrite ==
   /\ server' = CloseGate("dual write")
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* Transitions._switch and Follower._return: both use Follower.catch_up. *)
+(* Transitions._switch and Replicator._return: both use Replicator.catch_up. *)
 BeginReadPostgres ==
   /\ server.up /\ Stable /\ server.phase = Backfill /\ Steps /\ server.mark = Ids
   /\ Spend("moves", MaxMoves)
@@ -39,7 +39,7 @@ BeginReturn ==
   /\ server' = CloseGate("return")
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* Completion.complete *)
+(* Cutover.complete *)
 BeginLastStep ==
   /\ Included("last step")
   /\ server.up /\ Stable /\ server.phase = ReadPostgres /\ Current
@@ -80,7 +80,7 @@ CommitCompleting ==
   /\ Behind([source EXCEPT !.completing = ~Mistake("target-first")])
   /\ UNCHANGED <<target, targetUp, backup, inFlight, clients, faults>>
 
-(* Situation.enter: a phase that is durable in the source comes into force. *)
+(* CurrentState.enter: a phase that is durable in the source comes into force. *)
 EnterPhase ==
   /\ server.up /\ source.phase # server.phase /\ server.phase # PostgresOnly
   /\ server.step \in {"none", "changed"}
@@ -89,7 +89,7 @@ EnterPhase ==
        !.standing = IF @ = "current" THEN "following" ELSE @]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* Follower.catch_up: the target has every committed change, so it may answer reads. *)
+(* Replicator.catch_up: the target has every committed change, so it may answer reads. *)
 MakeCurrent ==
   /\ server.up /\ server.step = "changed" /\ server.goal \in {"read postgres", "return"}
   /\ server.phase = ReadPostgres /\ source.phase = ReadPostgres /\ Attached /\ Drained
@@ -116,14 +116,14 @@ Back ==
                               !.journal = IF server.phase = DualWrite THEN {} ELSE @]
   /\ UNCHANGED <<target, targetUp, backup, inFlight, server, clients>>
 
-(* Follower.stop, when the phase has no journal. *)
+(* Replicator.stop, when the phase has no journal. *)
 StopFollowing ==
   /\ server.up /\ server.phase = SqliteOnly /\ source.phase = SqliteOnly /\ Stable /\ Attached
   /\ server' = [Detached EXCEPT !.applied = 0, !.held = FALSE, !.contested = FALSE] /\ LetGo
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
 -----------------------------------------------------------------------------
-(* The last step: migration/cutover.py Completion._take_over *)
+(* The last step: migration/cutover.py Cutover._take_over *)
 
 SendFinish ==
   /\ server.up /\ server.step = "changed" /\ server.goal = "last step" /\ Drained
@@ -148,7 +148,7 @@ TargetHasTakenOver ==
   /\ inFlight' = {t \in inFlight : t.kind # "finish"}
   /\ UNCHANGED <<source, target, targetUp, backup, clients, faults>>
 
-(* Completion._ask: renew waits for a finish that is under way, so "not yet" is told from "never". *)
+(* Cutover._ask: renew waits for a finish that is under way, so "not yet" is told from "never". *)
 TargetHasNotTakenOver ==
   /\ server.up /\ server.step = "asking" /\ targetUp /\ target.phase # PostgresOnly
   /\ \/ target.holder # server.incarnation      \* a finish that comes later is refused
@@ -160,7 +160,7 @@ TargetHasNotTakenOver ==
   /\ inFlight' = {t \in inFlight : ~(t.kind = "finish" /\ t.wait)}
   /\ UNCHANGED <<target, targetUp, backup, clients, faults>>
 
-(* Completion.archive: the source's file becomes an archive. *)
+(* Cutover.archive: the source's file becomes an archive. *)
 Archive ==
   /\ server.up /\ server.phase = PostgresOnly /\ source.phase # PostgresOnly
   /\ source' = [source EXCEPT !.phase = PostgresOnly, !.completing = FALSE]

@@ -84,10 +84,10 @@ Down(incarnation) ==
    incarnation |-> incarnation,  \* number of the process; names the session of the lease
    phase |-> 0,                  \* phase in force: migration/current_state.py
    told |-> 0,                   \* MigrationSource.committed: committed revisions known to the event loop
-   standing |-> "detached",      \* Follower.standing: detached, following or current
-   applied |-> 0,                \* Follower.applied
+   standing |-> "detached",      \* Replicator.replica_status: detached, following or current
+   applied |-> 0,                \* Replicator.applied
    position |-> 0,               \* target's `applied` as last heard: what the next apply follows
-   mark |-> {},                  \* Follower.mark: ids that the backfill has copied, as last heard
+   mark |-> {},                  \* Replicator.mark: ids that the backfill has copied, as last heard
    inspected |-> NotInspected,   \* progress of attaching
    step |-> "none",              \* fence: none (open), closed, changed (durable), asking
    goal |-> "none",              \* what the fence is for
@@ -134,6 +134,6 @@ Spend(name, most) == faults[name] < most /\ faults' = [faults EXCEPT ![name] = @
 Attached == server.standing # "detached"
 Current == server.standing = "current"
 TakenOver == server.fenced \/ server.contested     \* LeaseGuard.check refuses calls
-GateOpen == server.step = "none"         \* migration/write_fence.py WriteGate
-Stable == server.step = "none" /\ source.phase = server.phase   \* Situation.changing is free
+GateOpen == server.step = "none"         \* migration/write_fence.py WriteFence
+Stable == server.step = "none" /\ source.phase = server.phase   \* CurrentState.changing is free
 =============================================================================

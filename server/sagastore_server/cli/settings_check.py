@@ -63,11 +63,11 @@ def _missing_inputs(settings: Settings, layers: Layers) -> Iterator[Problem]:
 def _unusable_entrance(settings: Settings, layers: Layers) -> Iterator[Problem]:
     """Look into the files of certificates and access, and at who could come in."""
     # Loading what reads certificates takes a while, which --help need not wait for.
-    from sagastore_server.security.setup import Entrance, EntranceError  # noqa: PLC0415
+    from sagastore_server.security.setup import SecuritySetup, SecuritySetupError  # noqa: PLC0415
 
     try:
-        Entrance(settings)
-    except EntranceError as exc:
+        SecuritySetup(settings)
+    except SecuritySetupError as exc:
         told = str(exc)
         named = (name for name, path in _inputs(settings) if str(path) in told)
         setting = next(named, "listen")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 
 
-class CurrentCall:
+class CallContext:
     """One call. Its id is made when somebody asks, which few calls need."""
 
     __slots__ = ("_id", "caller", "code", "method", "named_by")
@@ -40,16 +40,16 @@ class CurrentCall:
             self._id = given
 
 
-_current: ContextVar[CurrentCall | None] = ContextVar("sagastore_call", default=None)
+_current: ContextVar[CallContext | None] = ContextVar("sagastore_call", default=None)
 
 
-def begin(method: str) -> CurrentCall:
+def begin(method: str) -> CallContext:
     """Begin a call in the running task, and in those that it starts."""
-    call = CurrentCall(method)
+    call = CallContext(method)
     _current.set(call)
     return call
 
 
-def current() -> CurrentCall | None:
+def current() -> CallContext | None:
     """Return the call that the running task serves; None outside of any."""
     return _current.get()

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import NoReturn
 
-from sagastore_server.migration.current_state import Situation
+from sagastore_server.migration.current_state import CurrentState
 from sagastore_server.migration.lease import TAKEN_OVER
 from sagastore_server.migration.timeouts import bounded
 from sagastore_server.storage.errors import Blocker, PreconditionError
@@ -32,7 +32,7 @@ LOOK_EVERY = 3.0
 async def attach(
     source: MigrationSource,
     target: MigrationTarget,
-    situation: Situation,
+    current_state: CurrentState,
     lease: Lease,
     *,
     again: bool = False,
@@ -49,7 +49,7 @@ async def attach(
     """
     await target.open()
     found = await target.inspect()
-    state = situation.state
+    state = current_state.state
     if found.record is None:
         _refuse(
             "TARGET_UNKNOWN",
@@ -60,22 +60,24 @@ async def attach(
         _refuse("LEASE_LOST", TAKEN_OVER)
     # The target may have a commit that the event loop has not heard of yet.
     await source.flush()
-    check(found.record, source, situation)
-    await forget_restoration(source, situation)
+    check(found.record, source, current_state)
+    await forget_restoration(source, current_state)
     # Whoever held it under the name of this file is dead: the file is locked, by us.
     record = await target.claim(lease, source.store_id, state.phase, state.epoch, steal=True)
-    base = await _reconcile(source, situation, record)
+    base = await _reconcile(source, current_state, record)
     # Should it have been set back meanwhile, this must not declare applied what it lost.
     return await target.set_phase(lease, state.phase, state.epoch, base, after=record.applied)
 
 
-async def _reconcile(source: MigrationSource, situation: Situation, record: TargetRecord) -> int:
+async def _reconcile(
+    source: MigrationSource, current_state: CurrentState, record: TargetRecord
+) -> int:
     """Return up to which sequence the target needs nothing from the journal."""
     applied = record.applied
     if applied == 0 and record.backfill.state is BackfillState.PENDING:
         # Nothing was ever stored there. What is older than the journal, the backfill copies;
         # of a target that has rows it could not take away what was deleted.
-        applied = situation.state.base
+        applied = current_state.state.base
     pruned = (await source.journal_status(applied)).pruned
     if applied < pruned:
         _log.warning(
@@ -84,12 +86,12 @@ async def _reconcile(source: MigrationSource, situation: Situation, record: Targ
             applied + 1,
             pruned,
         )
-        async with situation.changing:
-            await situation.commit(source, situation.state, rejournal_after=applied)
+        async with current_state.changing:
+            await current_state.commit(source, current_state.state, rejournal_after=applied)
     return applied
 
 
-def check(found: TargetRecord, source: MigrationSource, situation: Situation) -> None:
+def check(found: TargetRecord, source: MigrationSource, current_state: CurrentState) -> None:
     """Compare what the target remembers with the source.
 
     A source that was restored from a backup counts as old as that backup: what it has been
@@ -105,7 +107,7 @@ def check(found: TargetRecord, source: MigrationSource, situation: Situation) ->
             "PostgreSQL holds the migration of another SQLite file; give the server the "
             "database, or the file, that belong together",
         )
-    epoch, last = situation.state.epoch, committed(source, situation)
+    epoch, last = current_state.state.epoch, committed(source, current_state)
     if found.phase is Phase.POSTGRES_ONLY:
         _refuse(
             "SOURCE_IS_OLD",
@@ -150,17 +152,17 @@ async def outlive(target: MigrationTarget, lease: Lease, within: float) -> None:
         await asyncio.sleep(min(LOOK_EVERY, last))
 
 
-def committed(source: MigrationSource, situation: Situation) -> int:
+def committed(source: MigrationSource, current_state: CurrentState) -> int:
     """Return the last change that the target may know of."""
-    restored = situation.state.restored
+    restored = current_state.state.restored
     return source.committed if restored < 0 else restored
 
 
-async def forget_restoration(source: MigrationSource, situation: Situation) -> None:
+async def forget_restoration(source: MigrationSource, current_state: CurrentState) -> None:
     """Note that the target has seen nothing later than the backup the source came from."""
-    if situation.state.restored >= 0:
-        async with situation.changing:
-            await situation.commit(source, situation.state._replace(restored=-1))
+    if current_state.state.restored >= 0:
+        async with current_state.changing:
+            await current_state.commit(source, current_state.state._replace(restored=-1))
 
 
 def _refuse(reason: str, detail: str) -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sagastore_server.storage.replication import (
-    Carried,
+    AuxiliaryRows,
     Lease,
     MigrationSource,
     MigrationTarget,
@@ -18,16 +18,16 @@ async def carry_all(source: MigrationSource, target: MigrationTarget, lease: Lea
 
     Begins anew whenever it is called, so that it can be broken off anywhere.
     """
-    await target.carry(lease, Carried(), first=True)
+    await target.carry(lease, AuxiliaryRows(), first=True)
     number = 0
     while rows := await source.quarantine(number, _ROWS):
-        await target.carry(lease, Carried(quarantine=rows), first=False)
+        await target.carry(lease, AuxiliaryRows(quarantine=rows), first=False)
         number = rows[-1].number
     number = 0
     while files := await source.files(number, _ROWS):
-        await target.carry(lease, Carried(files=files), first=False)
+        await target.carry(lease, AuxiliaryRows(files=files), first=False)
         number = files[-1].number
     key = ("", "")
     while extras := await source.extras(key, _ROWS):
-        await target.carry(lease, Carried(extras=extras), first=False)
+        await target.carry(lease, AuxiliaryRows(extras=extras), first=False)
         key = (extras[-1].message_id, extras[-1].name)

@@ -14,14 +14,14 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from sagastore_server.migration.auxiliary_rows import carry_all
-from sagastore_server.migration.current_state import Ends
-from sagastore_server.migration.replicator import Follower
+from sagastore_server.migration.current_state import MigrationContext
+from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.throttle import Throttle
 from sagastore_server.migration.timeouts import abandon
 from sagastore_server.storage.errors import FencedError, StorageError, UnavailableError
 from sagastore_server.storage.migration import BackfillState, BackfillStatus
 from sagastore_server.storage.model import Message
-from sagastore_server.storage.replication import BackfillMark, Prepared
+from sagastore_server.storage.replication import BackfillMark, PreparedRows
 
 _FRESH = 2.0
 """Seconds for which a page that was read ahead is used. It does no harm if it is older, as
@@ -39,7 +39,7 @@ class _Page(NamedTuple):
     rows: int
     cursor: str
     """The id behind which the next page begins."""
-    prepared: Prepared
+    prepared: PreparedRows
 
 
 class Backfill:
@@ -47,20 +47,20 @@ class Backfill:
 
     def __init__(
         self,
-        ends: Ends,
-        follower: Follower,
+        context: MigrationContext,
+        replicator: Replicator,
         throttle: Throttle,
         when_done: Callable[[], Awaitable[None]],
     ) -> None:
         """Prepare to copy; ``when_done`` is called each time that a copy is complete."""
-        self._source = ends.source
-        self._target = ends.target
-        self._situation = ends.situation
-        self._follower = follower
+        self._source = context.source
+        self._target = context.target
+        self._current_state = context.current_state
+        self._replicator = replicator
         self._throttle = throttle
         self._when_done = when_done
-        self._clock = ends.environment.clock
-        self._tuning = ends.tuning
+        self._clock = context.environment.clock
+        self._tuning = context.tuning
         self._step = ""
         self._error = ""
         self._ahead: _Page | None = None
@@ -84,7 +84,7 @@ class Backfill:
     @property
     def status(self) -> BackfillStatus:
         """How far it is."""
-        mark = self._follower.mark
+        mark = self._replicator.mark
         rate = self._throttle.rate
         left = max(0, mark.total - mark.copied)
         return BackfillStatus(
@@ -98,9 +98,9 @@ class Backfill:
         )
 
     def _state(self, mark: BackfillMark) -> BackfillState:
-        if mark.state is BackfillState.DONE or not self._situation.phase.copies:
+        if mark.state is BackfillState.DONE or not self._current_state.phase.copies:
             return mark.state
-        if self._situation.state.paused:
+        if self._current_state.state.paused:
             return BackfillState.PAUSED
         return BackfillState.FAILED if self._error else BackfillState.RUNNING
 
@@ -109,20 +109,20 @@ class Backfill:
 
     @property
     def _may_work(self) -> bool:
-        phase = self._situation.phase
-        paused = self._situation.state.paused and phase.copies
+        phase = self._current_state.phase
+        paused = self._current_state.state.paused and phase.copies
         return (
             phase.completes_copy
             and not paused
-            and self._follower.attached
-            and self._follower.mark.state is not BackfillState.DONE
+            and self._replicator.attached
+            and self._replicator.mark.state is not BackfillState.DONE
         )
 
     async def _run(self) -> None:
         pause = self._tuning.backfill_retry_first
-        while not self._follower.fenced:
+        while not self._replicator.fenced:
             if not self._may_work:
-                await self._situation.changed(self._tuning.backfill_idle_seconds)
+                await self._current_state.changed(self._tuning.backfill_idle_seconds)
                 continue
             try:
                 await self._advance()
@@ -130,7 +130,7 @@ class Backfill:
                 self._error = ""
             except FencedError as exc:
                 # The follower finds out whether this server has to end.
-                self._follower.lose(exc)
+                self._replicator.lose(exc)
                 await asyncio.sleep(pause)
             except StorageError as exc:
                 await self._failed(str(exc), pause)
@@ -144,12 +144,12 @@ class Backfill:
         if why != self._error:
             _log.warning("the backfill is tried again: %s", why)
         self._error = why
-        self._situation.tell()
+        self._current_state.tell()
         await asyncio.sleep(pause)
 
     async def _advance(self) -> None:
         """Do the next piece of work."""
-        mark = self._follower.mark
+        mark = self._replicator.mark
         if mark.state is BackfillState.PENDING:
             await self._begin()
         elif not mark.carried:
@@ -174,13 +174,13 @@ class Backfill:
     async def carry(self) -> None:
         """Carry over what is no message: quarantine, files, extra values."""
         self._step = "carrying quarantine and files"
-        await carry_all(self._source, self._target, self._follower.lease)
-        await self._note(self._follower.mark._replace(carried=True))
+        await carry_all(self._source, self._target, self._replicator.lease)
+        await self._note(self._replicator.mark._replace(carried=True))
 
     async def _copy(self, mark: BackfillMark) -> None:
         self._step = "copying messages"
-        size = self._situation.state.batch_size
-        self._throttle.set_rate(self._situation.state.max_rows_per_second)
+        size = self._current_state.state.batch_size
+        self._throttle.set_rate(self._current_state.state.max_rows_per_second)
         began = self._clock.monotonic()
         with self._throttle.working():
             page = await self._page(mark, size)
@@ -228,7 +228,7 @@ class Backfill:
     async def _build(self, name: str) -> None:
         def progress(share: float) -> None:
             self._step = f"building {name} ({share:.0%})"
-            self._situation.tell()
+            self._current_state.tell()
 
         progress(0.0)
         building = asyncio.create_task(self._target.build_index(name, progress))
@@ -253,7 +253,7 @@ class Backfill:
     async def _note(self, mark: BackfillMark) -> None:
         await self._apply(mark, [])
 
-    async def _apply(self, mark: BackfillMark, messages: list[Message] | Prepared) -> None:
-        if not self._follower.attached:
+    async def _apply(self, mark: BackfillMark, messages: list[Message] | PreparedRows) -> None:
+        if not self._replicator.attached:
             raise UnavailableError("PostgreSQL is not reached at the moment")
-        await self._follower.copy(messages, mark)
+        await self._replicator.copy(messages, mark)

@@ -9,11 +9,11 @@ from contextlib import aclosing
 from typing import Any, NamedTuple
 
 from sagastore_server.migration.backfill import Backfill
-from sagastore_server.migration.current_state import Ends
-from sagastore_server.migration.cutover import Completion
-from sagastore_server.migration.health_cache import StoreWatch
-from sagastore_server.migration.preconditions import Gates
-from sagastore_server.migration.replicator import Follower
+from sagastore_server.migration.current_state import MigrationContext
+from sagastore_server.migration.cutover import Cutover
+from sagastore_server.migration.health_cache import HealthCache
+from sagastore_server.migration.preconditions import Preconditions
+from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.shadow import ShadowReader
 from sagastore_server.migration.transitions import Transitions
 from sagastore_server.migration.verifications import Verifications
@@ -22,10 +22,10 @@ from sagastore_server.storage.migration import (
     BackfillState,
     BackfillStatus,
     Backlog,
-    Glance,
     Inventory,
     MigrationControl,
     MigrationStatus,
+    StatusSnapshot,
     VerifyProgress,
 )
 from sagastore_server.storage.phase import Phase
@@ -42,29 +42,29 @@ _log = logging.getLogger(__name__)
 class Parts(NamedTuple):
     """What a migration consists of beside its two ends."""
 
-    follower: Follower
+    replicator: Replicator
     backfill: Backfill
-    gates: Gates
+    gates: Preconditions
     transitions: Transitions
-    completion: Completion
+    cutover: Cutover
     verifications: Verifications
     shadow: ShadowReader
-    stores: StoreWatch
+    stores: HealthCache
 
 
 class Controller(MigrationControl):
     """The one who decides; everybody else does what the phase says."""
 
-    def __init__(self, ends: Ends, parts: Parts) -> None:
+    def __init__(self, context: MigrationContext, parts: Parts) -> None:
         """Steer ``parts``."""
-        self._source = ends.source
-        self._clock = ends.environment.clock
-        self._situation = ends.situation
-        self._follower = parts.follower
+        self._source = context.source
+        self._clock = context.environment.clock
+        self._current_state = context.current_state
+        self._replicator = parts.replicator
         self._backfill = parts.backfill
         self._gates = parts.gates
         self._transitions = parts.transitions
-        self._completion = parts.completion
+        self._cutover = parts.cutover
         self._verifications = parts.verifications
         self._shadow = parts.shadow
         self._stores = parts.stores
@@ -73,7 +73,7 @@ class Controller(MigrationControl):
 
     async def status(self) -> MigrationStatus:
         """See the contract."""
-        seen = self.glance()
+        seen = self.snapshot()
         waiting = await self.backlog()
         return MigrationStatus(
             phase=seen.phase,
@@ -90,12 +90,12 @@ class Controller(MigrationControl):
             verifying=self._verifications.progress,
         )
 
-    def glance(self) -> Glance:
+    def snapshot(self) -> StatusSnapshot:
         """See the contract."""
-        state, follower = self._situation.state, self._follower
+        state, replicator = self._current_state.state, self._replicator
         phase = state.phase
         alone = phase is Phase.SQLITE_ONLY
-        return Glance(
+        return StatusSnapshot(
             phase=phase,
             epoch=state.epoch,
             backfill=BackfillStatus(BackfillState.PENDING) if alone else self._backfill.status,
@@ -103,22 +103,22 @@ class Controller(MigrationControl):
             shadow=self._shadow.status,
             reads_from_fallback=phase.reads_postgres
             and phase.writes_sqlite
-            and not follower.current,
-            taken_over=follower.fenced,
-            trouble=follower.trouble if phase.journals else None,
+            and not replicator.current,
+            taken_over=replicator.fenced,
+            trouble=replicator.trouble if phase.journals else None,
         )
 
     async def backlog(self) -> Backlog:
         """See the contract."""
-        if not self._situation.phase.journals:
+        if not self._current_state.phase.journals:
             return Backlog()
-        journal = await self._source.journal_status(self._follower.applied)
+        journal = await self._source.journal_status(self._replicator.applied)
         lag = 0.0 if journal.oldest is None else (self._clock.now() - journal.oldest) / 1_000_000
         return Backlog(journal.rows, max(0.0, lag))
 
     async def inventory(self) -> Inventory:
         """See the contract."""
-        kept = self._situation.phase.stores
+        kept = self._current_state.phase.stores
         stores = tuple(health for health in await self._stores.health() if health.store in kept)
         return Inventory(stores, await self._stores.quarantined())
 
@@ -127,14 +127,14 @@ class Controller(MigrationControl):
         while True:
             yield await self.status()
             began = self._clock.monotonic()
-            await self._situation.changed(_WATCH_WITHIN)
+            await self._current_state.changed(_WATCH_WITHIN)
             await asyncio.sleep(max(0.0, _WATCH_PAUSE - (self._clock.monotonic() - began)))
 
     async def change_phase(
         self, phase: Phase, *, dry_run: bool, accept_quarantine: bool
     ) -> MigrationStatus:
         """See the contract."""
-        if phase is self._situation.phase:
+        if phase is self._current_state.phase:
             return await self.status()
         if self._changing:
             raise _refused(
@@ -155,8 +155,8 @@ class Controller(MigrationControl):
         self, *, paused: bool | None, batch_size: int | None, max_rows_per_second: int | None
     ) -> MigrationStatus:
         """See the contract."""
-        async with self._situation.changing:
-            state = self._situation.state
+        async with self._current_state.changing:
+            state = self._current_state.state
             if not state.phase.copies:
                 line = f"the phase is {state.phase.slug}; only in backfill is there one to control"
                 raise _refused([Blocker("NOT_IN_BACKFILL", line)])
@@ -166,12 +166,12 @@ class Controller(MigrationControl):
                 "max_rows_per_second": max_rows_per_second,
             }
             given = {name: value for name, value in wanted.items() if value is not None}
-            await self._situation.commit(self._source, state._replace(**given))
+            await self._current_state.commit(self._source, state._replace(**given))
         return await self.status()
 
     async def verify(self, *, repair: bool) -> AsyncIterator[VerifyProgress]:
         """See the contract."""
-        phase = self._situation.phase
+        phase = self._current_state.phase
         if not phase.journals:
             line = f"in {phase.slug} there is one store, and nothing to compare it with"
             raise _refused([Blocker("ONE_STORE", line)])
@@ -197,28 +197,28 @@ class Controller(MigrationControl):
                 raise _refused(blockers)
             if dry_run:
                 return
-            before = self._situation.phase
+            before = self._current_state.phase
             if accept_quarantine:
                 await self._accept_quarantine()
             if wanted is Phase.POSTGRES_ONLY:
-                await self._completion.complete()
+                await self._cutover.complete()
             else:
                 await self._transitions.go(wanted)
             _log.info(
                 "phase changed: %s to %s, epoch %d",
                 before.slug,
                 wanted.slug,
-                self._situation.state.epoch,
+                self._current_state.state.epoch,
             )
         finally:
             self._changing = False
-            self._situation.tell()
+            self._current_state.tell()
 
     async def _accept_quarantine(self) -> None:
         count = await self._source.quarantine_count()
-        async with self._situation.changing:
-            state = self._situation.state._replace(accepted_quarantine=count)
-            await self._situation.commit(self._source, state)
+        async with self._current_state.changing:
+            state = self._current_state.state._replace(accepted_quarantine=count)
+            await self._current_state.commit(self._source, state)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -231,7 +231,7 @@ class Controller(MigrationControl):
     async def _blockers_to_next(self, phase: Phase) -> list[Blocker]:
         following = phase.following
         if following is None:
-            return self._completion.unfinished
+            return self._cutover.unfinished
         return await self._gates.blockers(following, self._shadow.status)
 
 

@@ -7,7 +7,7 @@ import contextlib
 from typing import NamedTuple
 
 from sagastore_server.migration.tuning import DEFAULT_TUNING, Tuning
-from sagastore_server.migration.write_fence import WriteGate
+from sagastore_server.migration.write_fence import WriteFence
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import (
@@ -17,7 +17,7 @@ from sagastore_server.storage.replication import (
 )
 
 
-class Situation:
+class CurrentState:
     """What is remembered of the migration, in memory as on disk.
 
     Everything that depends on the phase reads it here, at the moment when it matters;
@@ -61,13 +61,13 @@ class Situation:
                 await change.wait()
 
 
-class Ends(NamedTuple):
+class MigrationContext(NamedTuple):
     """Both ends of a migration, and what all parts of it share."""
 
     source: MigrationSource
     target: MigrationTarget
-    situation: Situation
-    gate: WriteGate
+    current_state: CurrentState
+    fence: WriteFence
     """Every write passes it."""
     environment: Environment = SYSTEM_ENVIRONMENT
     tuning: Tuning = DEFAULT_TUNING

@@ -12,8 +12,8 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 
-from sagastore_server.migration.current_state import Ends
-from sagastore_server.migration.replicator import Follower
+from sagastore_server.migration.current_state import MigrationContext
+from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.timeouts import bounded
 from sagastore_server.migration.transitions import BEHIND, FENCE_WITHIN
 from sagastore_server.migration.verifications import Verifications
@@ -46,23 +46,23 @@ FINISH_WITHIN = 20.0
 _log = logging.getLogger(__name__)
 
 
-class Completion:
+class Cutover:
     """Carries out the change to POSTGRES_ONLY."""
 
     def __init__(
         self,
-        ends: Ends,
-        follower: Follower,
+        context: MigrationContext,
+        replicator: Replicator,
         verifications: Verifications,
     ) -> None:
         """Complete the migration between these."""
-        self._source = ends.source
-        self._target = ends.target
-        self._situation = ends.situation
-        self._follower = follower
-        self._gate = ends.gate
-        self._clock = ends.environment.clock
-        self._few = ends.tuning.final_rows
+        self._source = context.source
+        self._target = context.target
+        self._current_state = context.current_state
+        self._replicator = replicator
+        self._fence = context.fence
+        self._clock = context.environment.clock
+        self._few = context.tuning.final_rows
         self._verifications = verifications
         self.unfinished: list[Blocker] = []
         """What is left to do by hand, in POSTGRES_ONLY: an archive that could not be made."""
@@ -78,13 +78,13 @@ class Completion:
         """
         compared = await self._compare_ahead()
         try:
-            async with self._situation.changing, self._gate.closed(FENCE_WITHIN):
+            async with self._current_state.changing, self._fence.closed(FENCE_WITHIN):
                 report = await self._take_over(compared)
         except FenceTimeoutError:
             raise UnavailableError(
                 "writes under way did not end in time, so the phase was not changed; try again"
             ) from None
-        await self._follower.stop()
+        await self._replicator.stop()
         await self.archive(report)
 
     async def archive(self, report: dict[str, object]) -> None:
@@ -103,11 +103,11 @@ class Completion:
 
     async def _compare_ahead(self) -> int:
         """Compare what has changed since the last full verification, until little is left."""
-        if not self._verifications.covered or self._follower.touched is None:
+        if not self._verifications.covered or self._replicator.touched is None:
             # A restart, or very many changes: what has changed is not known any more.
             async for _ in self._verifications.run(repair=False):
-                self._situation.tell()
-            _refuse_mismatches(self._situation.state)
+                self._current_state.tell()
+            _refuse_mismatches(self._current_state.state)
         compared = 0
         for _ in range(ROUNDS):
             rows = await self._compare_touched()
@@ -122,11 +122,11 @@ class Completion:
         Should that not come to a good end, a full verification precedes the next attempt:
         nobody remembers any more what was to be compared.
         """
-        ids = self._follower.touched
+        ids = self._replicator.touched
         covered, self._verifications.covered = self._verifications.covered, False
         if ids is None:  # More than are remembered.
             raise PreconditionError((BEHIND,))
-        self._follower.watch_changes()
+        self._replicator.watch_changes()
         mismatches = await self._verifications.check(list(ids)) if ids else []
         if mismatches:
             raise _refusal(f"{len(mismatches):,} rows that changed lately differ")
@@ -136,24 +136,24 @@ class Completion:
     # ------------------------------------------------------------------ behind the fence
 
     async def _take_over(self, compared: int) -> dict[str, object]:
-        state = self._situation.state
+        state = self._current_state.state
         # Goes through the queue of writes: what is behind it, was refused or has ended.
-        await self._situation.commit(self._source, state._replace(completing=True))
+        await self._current_state.commit(self._source, state._replace(completing=True))
         try:
             checking = self._final_check(compared)
             report = await bounded(checking, HELD_WITHIN, self._target.place)
         except BaseException:
-            await self._situation.commit(self._source, state)
+            await self._current_state.commit(self._source, state)
             raise
         last = state._replace(phase=Phase.POSTGRES_ONLY, epoch=state.epoch + 1, completing=True)
         if not await self._finish(last.epoch):
-            await self._situation.commit(self._source, state)
+            await self._current_state.commit(self._source, state)
             raise UnavailableError("PostgreSQL did not take over, so the phase was not changed")
-        self._situation.enter(last)
+        self._current_state.enter(last)
         return report
 
     async def _final_check(self, compared: int) -> dict[str, object]:
-        if not await self._follower.reach(self._source.committed, FENCE_WITHIN):
+        if not await self._replicator.reach(self._source.committed, FENCE_WITHIN):
             raise PreconditionError((BEHIND,))
         rows = await self._compare_touched()
         ours, theirs = await self._source.count(), await self._target.count()
@@ -170,7 +170,7 @@ class Completion:
             "extras": copied.extras.rows,
         }
         now = self._clock.now()
-        return _report(self._situation.state, postgresql, compared, rows, now)
+        return _report(self._current_state.state, postgresql, compared, rows, now)
 
     async def _finish(self, epoch: int) -> bool:
         """Let PostgreSQL take over; tell whether it has.
@@ -178,10 +178,10 @@ class Completion:
         Whoever asks is answered only once that is certain: a write that went to SQLite
         after PostgreSQL had taken over would be lost.
         """
-        follower = self._follower
+        replicator = self._replicator
         # What was set back since the last comparison must not become the only store.
         finish = self._target.finish(
-            follower.lease, epoch, self._source.committed, follower.position, follower.mark
+            replicator.lease, epoch, self._source.committed, replicator.position, replicator.mark
         )
         try:
             await bounded(finish, FINISH_WITHIN, self._target.place)
@@ -202,7 +202,7 @@ class Completion:
         """Ask PostgreSQL whether it has taken over, and will not yet do so."""
         try:
             # Waits for a commit that is still under way: it has locked the record.
-            await self._target.renew(self._follower.lease)
+            await self._target.renew(self._replicator.lease)
         except FencedError:
             found = await self._target.inspect()
             return found.record is not None and found.record.phase is Phase.POSTGRES_ONLY

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from sagastore_server.storage.migration import Mismatch
 from sagastore_server.storage.model import Message
-from sagastore_server.storage.replication import CarriedTally
+from sagastore_server.storage.replication import AuxiliaryTally
 
 Reach = Callable[[int, float], Awaitable[bool]]
 """Waits until the journal has been applied up to a sequence, for so many seconds; tells
@@ -37,7 +37,7 @@ def mismatch_of(message_id: str, truth: Message | None, copy: Message | None) ->
     return Mismatch(message_id, DIFFERENT, fields_that_differ(truth, copy))
 
 
-def carried_mismatches(truth: CarriedTally, copy: CarriedTally) -> Iterator[Mismatch]:
+def carried_mismatches(truth: AuxiliaryTally, copy: AuxiliaryTally) -> Iterator[Mismatch]:
     """Describe how what was carried along differs, kind by kind."""
     for kind, name in _CARRIED.items():
         one, other = getattr(truth, kind), getattr(copy, kind)
@@ -48,7 +48,7 @@ def carried_mismatches(truth: CarriedTally, copy: CarriedTally) -> Iterator[Mism
             yield Mismatch(name, DIFFERENT, fields)
 
 
-class Suspicion:
+class Divergence:
     """Tells whether a difference lasts, from looking at both stores again and again.
 
     A look is: the truth; then, once everything committed by then has been applied, the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from sagastore_server.migration.current_state import Situation
+from sagastore_server.migration.current_state import CurrentState
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Clock
 from sagastore_server.storage.model import Store, StoreHealth
@@ -16,30 +16,30 @@ FRESH_FOR = 0.5
 """Seconds for which an answer is given again instead of asking anew."""
 
 
-class StoreWatch:
+class HealthCache:
     """Asks both stores how they do."""
 
     def __init__(
         self,
         source: StorageBackend,
         target: StorageBackend,
-        situation: Situation,
+        current_state: CurrentState,
         clock: Clock = SYSTEM_ENVIRONMENT.clock,
     ) -> None:
         """Watch these; in POSTGRES_ONLY the second alone."""
         self._source = _Watched(source, Store.SQLITE, clock)
         self._target = _Watched(target, Store.POSTGRESQL, clock)
-        self._situation = situation
+        self._current_state = current_state
 
     async def health(self) -> tuple[StoreHealth, ...]:
         """Return how the stores do that the service is configured with."""
-        if not self._situation.phase.writes_sqlite:
+        if not self._current_state.phase.writes_sqlite:
             return (await self._target.health(),)
         return tuple(await asyncio.gather(self._source.health(), self._target.health()))
 
     async def quarantined(self) -> int:
         """Return how many rows are in quarantine; the last count known where a store hangs."""
-        watched = self._source if self._situation.phase.writes_sqlite else self._target
+        watched = self._source if self._current_state.phase.writes_sqlite else self._target
         return await watched.quarantined()
 
 

@@ -10,12 +10,12 @@ from typing import NamedTuple, NoReturn
 from sagastore_server.migration.attachment import check, forget_restoration
 from sagastore_server.migration.backfill import Backfill
 from sagastore_server.migration.controller import Controller, Parts
-from sagastore_server.migration.current_state import Ends, Situation
-from sagastore_server.migration.cutover import Completion
-from sagastore_server.migration.health_cache import StoreWatch
+from sagastore_server.migration.current_state import CurrentState, MigrationContext
+from sagastore_server.migration.cutover import Cutover
+from sagastore_server.migration.health_cache import HealthCache
 from sagastore_server.migration.lease import LEASE_WITHIN
-from sagastore_server.migration.preconditions import Gates
-from sagastore_server.migration.replicator import Follower
+from sagastore_server.migration.preconditions import Preconditions
+from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.router import Router
 from sagastore_server.migration.shadow import ShadowReader
 from sagastore_server.migration.throttle import Throttle
@@ -23,7 +23,7 @@ from sagastore_server.migration.timeouts import bounded
 from sagastore_server.migration.transitions import Transitions
 from sagastore_server.migration.tuning import DEFAULT_TUNING, Tuning
 from sagastore_server.migration.verifications import Verifications
-from sagastore_server.migration.write_fence import WriteGate
+from sagastore_server.migration.write_fence import WriteFence
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment
 from sagastore_server.storage.errors import (
@@ -60,7 +60,7 @@ class Options(NamedTuple):
     """Seconds that PostgreSQL may be silent before SQLite answers in its place."""
 
 
-class LiveMigration:
+class MigratingService:
     """Both stores behind one backend, and what steers them. Needs a running event loop."""
 
     def __init__(
@@ -74,29 +74,31 @@ class LiveMigration:
         """Prepare to move from ``source`` to ``target``."""
         self._source = source
         self._target = target
-        self._situation = Situation()
+        self._current_state = CurrentState()
         self._clock, self._tuning = environment.clock, tuning
-        ends = Ends(source, target, self._situation, WriteGate(), environment, tuning)
-        throttle = Throttle(clock=self._clock.monotonic)
-        self._follower = follower = Follower(ends, options.patience)
-        self._shadow = shadow = ShadowReader(
-            source, target, follower.reach, share=options.shadow_share, environment=environment
+        context = MigrationContext(
+            source, target, self._current_state, WriteFence(), environment, tuning
         )
-        self._verifications = verifications = Verifications(ends, follower, shadow)
-        self._backfill = Backfill(ends, follower, throttle, self._backfill_done)
-        self._completion = Completion(ends, follower, verifications)
+        throttle = Throttle(clock=self._clock.monotonic)
+        self._replicator = replicator = Replicator(context, options.patience)
+        self._shadow = shadow = ShadowReader(
+            source, target, replicator.reach, share=options.shadow_share, environment=environment
+        )
+        self._verifications = verifications = Verifications(context, replicator, shadow)
+        self._backfill = Backfill(context, replicator, throttle, self._backfill_done)
+        self._cutover = Cutover(context, replicator, verifications)
         parts = Parts(
-            follower,
+            replicator,
             self._backfill,
-            Gates(ends, follower),
-            Transitions(ends, follower),
-            self._completion,
+            Preconditions(context, replicator),
+            Transitions(context, replicator),
+            self._cutover,
             verifications,
             shadow,
-            StoreWatch(source, target, self._situation, self._clock),
+            HealthCache(source, target, self._current_state, self._clock),
         )
-        self._controller = Controller(ends, parts)
-        self._router = Router(ends, follower, shadow, throttle, self)
+        self._controller = Controller(context, parts)
+        self._router = Router(context, replicator, shadow, throttle, self)
         self._tending: asyncio.Task[None] | None = None
 
     @property
@@ -112,12 +114,12 @@ class LiveMigration:
     @property
     def phase(self) -> Phase:
         """The phase in force."""
-        return self._situation.phase
+        return self._current_state.phase
 
     @property
     def can_go_away(self) -> bool:
         """Whether the service may be unable to serve for a while, as a file never is."""
-        return self._follower.fenced or not self.phase.writes_sqlite
+        return self._replicator.fenced or not self.phase.writes_sqlite
 
     @property
     def place(self) -> str:
@@ -154,7 +156,7 @@ class LiveMigration:
         await self._verifications.close()
         await self._shadow.close()
         await self._backfill.stop()
-        await self._follower.stop()
+        await self._replicator.stop()
         await self._source.close()
         await self._target.close()
 
@@ -169,7 +171,7 @@ class LiveMigration:
             await self._open_after_the_end(exc)
             return
         state = await self._source.state()
-        self._situation.enter(state)
+        self._current_state.enter(state)
         if state.completing or state.phase is Phase.POSTGRES_ONLY:
             await self._resume_the_last_step()
         if self.phase.writes_sqlite:
@@ -181,20 +183,20 @@ class LiveMigration:
         """Begin where the service was before, if PostgreSQL is soon to be had."""
         until = self._clock.monotonic() + READY_WITHIN
         while self._is_coming_back() and self._clock.monotonic() < until:
-            await self._situation.changed(0.1)
+            await self._current_state.changed(0.1)
 
     def _is_coming_back(self) -> bool:
-        if not self.phase.journals or self._follower.trouble is not None:
+        if not self.phase.journals or self._replicator.trouble is not None:
             return False
         return not (
-            self._follower.current if self.phase.reads_postgres else self._follower.attached
+            self._replicator.current if self.phase.reads_postgres else self._replicator.attached
         )
 
     def _start(self) -> None:
         self._shadow.start()
         self._backfill.start()
         if self.phase.journals:
-            self._follower.start()
+            self._replicator.start()
         self._tending = asyncio.create_task(self._tend(), name="migration-caretaker")
 
     async def _refuse_a_new_file_beside_messages(self) -> None:
@@ -235,25 +237,25 @@ class LiveMigration:
                 "the last step of the migration was interrupted, and PostgreSQL alone knows "
                 f"whether it was done: {exc}"
             ) from exc
-        record, state = found.record, self._situation.state
+        record, state = found.record, self._current_state.state
         if record is None or record.source != self._source.store_id:
             raise CannotOpenError(
                 "the last step of the migration was interrupted, and this PostgreSQL knows "
                 "nothing of it; give the right --postgres"
             )
         if state.restored >= 0:
-            check(record, self._source, self._situation)
+            check(record, self._source, self._current_state)
         if record.phase is Phase.POSTGRES_ONLY:
             _log.warning("the last step was interrupted; archiving the file now")
             self._end(record)
-            await self._completion.archive({"resumed_after_a_crash": True})
+            await self._cutover.archive({"resumed_after_a_crash": True})
         elif state.phase is Phase.POSTGRES_ONLY:
             raise CannotOpenError(
                 f"{self._source.place} is an archive, and {self._target.place} is in phase "
                 f"{record.phase.slug}: they do not belong together; give the right --postgres"
             )
         else:
-            await self._situation.commit(self._source, state._replace(completing=False))
+            await self._current_state.commit(self._source, state._replace(completing=False))
 
     async def _inspect_settled(self) -> TargetState:
         """Look once no commit of the server that died can be under way any more.
@@ -262,21 +264,21 @@ class LiveMigration:
         because it has locked the record.
         """
         found = await self._target.inspect()
-        record, state = found.record, self._situation.state
+        record, state = found.record, self._current_state.state
         if record is None or record.source != self._source.store_id:
             return found
         if Phase.POSTGRES_ONLY in {record.phase, state.phase}:
             return found
         with contextlib.suppress(PreconditionError):  # It has been finished, for one.
             await self._target.claim(
-                self._follower.lease, record.source, state.phase, state.epoch, steal=True
+                self._replicator.lease, record.source, state.phase, state.epoch, steal=True
             )
         return await self._target.inspect()
 
     async def _meet_the_target(self) -> None:
         """Refuse to start where PostgreSQL has seen more than the file, or serves another."""
         found = await self._look()
-        if found is None and self._situation.state.restored >= 0:
+        if found is None and self._current_state.state.restored >= 0:
             self._refuse_unasked()
         if found is None or found.record is None:
             return
@@ -286,8 +288,8 @@ class LiveMigration:
                 return  # A blocker, not a danger: nothing is written there.
             _log.error("PostgreSQL belongs to another migration; it is left alone")
             return
-        check(record, self._source, self._situation)
-        await forget_restoration(self._source, self._situation)
+        check(record, self._source, self._current_state)
+        await forget_restoration(self._source, self._current_state)
         await self._wait_for_the_lease(record)
 
     def _refuse_unasked(self) -> NoReturn:
@@ -331,9 +333,9 @@ class LiveMigration:
             return None
 
     def _end(self, record: TargetRecord) -> None:
-        self._follower.mark = record.backfill
-        self._situation.enter(
-            self._situation.state._replace(phase=Phase.POSTGRES_ONLY, epoch=record.epoch)
+        self._replicator.mark = record.backfill
+        self._current_state.enter(
+            self._current_state.state._replace(phase=Phase.POSTGRES_ONLY, epoch=record.epoch)
         )
 
     # ------------------------------------------------------------------ while it runs
@@ -341,19 +343,19 @@ class LiveMigration:
     async def _backfill_done(self) -> None:
         """A copy is complete: what was compared before proves nothing of it."""
         self._shadow.reset()
-        async with self._situation.changing:
-            state = self._situation.state._replace(last_verification=None)
-            await self._situation.commit(self._source, state)
+        async with self._current_state.changing:
+            state = self._current_state.state._replace(last_verification=None)
+            await self._current_state.commit(self._source, state)
 
     async def _tend(self) -> None:
         """See to it that a copy which is complete is verified, also after a restart."""
         while True:
-            await self._situation.changed(self._tuning.caretaker_seconds)
+            await self._current_state.changed(self._tuning.caretaker_seconds)
             if (
                 self.phase.completes_copy
-                and self._follower.attached
-                and self._follower.mark.state is BackfillState.DONE
-                and self._situation.state.last_verification is None
+                and self._replicator.attached
+                and self._replicator.mark.state is BackfillState.DONE
+                and self._current_state.state.last_verification is None
                 and self._verifications.progress is None
             ):
                 self._verifications.start_automatic()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sagastore_server.migration.attachment import committed
-from sagastore_server.migration.current_state import Ends, Situation
-from sagastore_server.migration.replicator import Follower
+from sagastore_server.migration.current_state import CurrentState, MigrationContext
+from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.timeouts import bounded
 from sagastore_server.storage.errors import (
     Blocker,
@@ -27,30 +27,30 @@ ANSWER_WITHIN = 3.0
 """Seconds that the target has to answer a question of a gate."""
 
 
-class Gates:
+class Preconditions:
     """Tells what stands between two phases. Asks, and changes nothing."""
 
     def __init__(
         self,
-        ends: Ends,
-        follower: Follower,
+        context: MigrationContext,
+        replicator: Replicator,
     ) -> None:
         """Judge by these."""
-        self._source = ends.source
-        self._target = ends.target
-        self._situation = ends.situation
-        self._follower = follower
+        self._source = context.source
+        self._target = context.target
+        self._current_state = context.current_state
+        self._replicator = replicator
 
     async def blockers(
         self, wanted: Phase, shadow: ShadowStatus, *, accept_quarantine: bool = False
     ) -> list[Blocker]:
         """Return what stands between the phase in force and ``wanted``; empty: nothing."""
-        phase = self._situation.phase
+        phase = self._current_state.phase
         if wanted is phase.preceding:
             return []
         if wanted is not phase.following:
             return [_wrong_order(phase, wanted)]
-        if self._follower.fenced:
+        if self._replicator.fenced:
             return [Blocker("NOT_THE_HOLDER", "another server has taken over this migration")]
         if wanted is Phase.DUAL_WRITE:
             return await self._target_is_ours_to_take()
@@ -64,7 +64,7 @@ class Gates:
         if wanted is Phase.READ_POSTGRES:
             found += _shadow_agrees(shadow)
             found += await self._lag_is_small()
-        if wanted is Phase.POSTGRES_ONLY and not found and not self._follower.current:
+        if wanted is Phase.POSTGRES_ONLY and not found and not self._replicator.current:
             found.append(
                 Blocker(
                     "POSTGRES_BEHIND",
@@ -84,17 +84,17 @@ class Gates:
         except StorageError as exc:
             return [Blocker("POSTGRES_UNAVAILABLE", str(exc))]
         await self._source.flush()
-        return judge(found, self._source, self._situation, self._target.place)
+        return judge(found, self._source, self._current_state, self._target.place)
 
     async def _look(self) -> TargetState:
         await self._target.open()
         return await self._target.inspect()
 
     def _not_followed(self) -> list[Blocker]:
-        trouble = self._follower.trouble
+        trouble = self._replicator.trouble
         if trouble is not None:
             return [trouble]
-        if not self._follower.attached:
+        if not self._replicator.attached:
             return [
                 Blocker(
                     "JOURNAL_NOT_APPLIED",
@@ -105,11 +105,11 @@ class Gates:
         return []
 
     def _backfill_is_done(self) -> list[Blocker]:
-        mark = self._follower.mark
+        mark = self._replicator.mark
         if mark.state is BackfillState.DONE:
             return []
-        hint = "wait for it" if self._situation.phase.copies else "go back to backfill"
-        if self._situation.state.paused:
+        hint = "wait for it" if self._current_state.phase.copies else "go back to backfill"
+        if self._current_state.state.paused:
             hint = "it is paused: resume it (sagastore migrate resume)"
         far = f"has copied {mark.copied:,} of {mark.total:,} messages"
         if mark.total and mark.copied >= mark.total:
@@ -133,7 +133,7 @@ class Gates:
         ]
 
     def _verified(self) -> list[Blocker]:
-        last: Verification | None = self._situation.state.last_verification
+        last: Verification | None = self._current_state.state.last_verification
         if last is None:
             return [
                 Blocker(
@@ -154,7 +154,7 @@ class Gates:
 
     async def _quarantine_is_accepted(self, accept: bool) -> list[Blocker]:
         count = await self._source.quarantine_count()
-        if not count or accept or self._situation.state.accepted_quarantine == count:
+        if not count or accept or self._current_state.state.accepted_quarantine == count:
             return []
         return [
             Blocker(
@@ -165,7 +165,7 @@ class Gates:
         ]
 
     async def _lag_is_small(self) -> list[Blocker]:
-        rows = (await self._source.journal_status(self._follower.applied)).rows
+        rows = (await self._source.journal_status(self._replicator.applied)).rows
         if rows <= LAG_LIMIT:
             return []
         return [
@@ -178,7 +178,7 @@ class Gates:
 
 
 def judge(
-    found: TargetState, source: MigrationSource, situation: Situation, place: str
+    found: TargetState, source: MigrationSource, current_state: CurrentState, place: str
 ) -> list[Blocker]:
     """Tell whether a target that was found may be taken for this migration."""
     record = found.record
@@ -199,7 +199,9 @@ def judge(
                 "database of its own",
             )
         ]
-    older = record.epoch > situation.state.epoch or record.applied > committed(source, situation)
+    older = record.epoch > current_state.state.epoch or record.applied > committed(
+        source, current_state
+    )
     if record.phase is Phase.POSTGRES_ONLY or older:
         return [
             Blocker(

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from sagastore_server.migration.attachment import attach, outlive
-from sagastore_server.migration.current_state import Ends
+from sagastore_server.migration.current_state import MigrationContext
 from sagastore_server.migration.lease import LeaseGuard
 from sagastore_server.migration.position_waiters import PositionWaiters
 from sagastore_server.migration.timeouts import bounded
@@ -40,7 +40,7 @@ from sagastore_server.storage.replication import (
     BackfillMark,
     Entry,
     Lease,
-    Prepared,
+    PreparedRows,
 )
 
 CHANGING = 0.005
@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Standing(enum.Enum):
+class ReplicaStatus(enum.Enum):
     """How the target stands to the source."""
 
     DETACHED = "detached"
@@ -64,20 +64,20 @@ class Standing(enum.Enum):
     """Writes wait for the target, and it may answer reads."""
 
 
-class Follower:
+class Replicator:
     """Applies the journal for as long as it runs, and says how far it is."""
 
-    def __init__(self, ends: Ends, patience: float) -> None:
+    def __init__(self, context: MigrationContext, patience: float) -> None:
         """Prepare to follow; ``patience`` is how many seconds the target may be silent."""
-        self._source = ends.source
-        self._target = ends.target
-        self._situation = ends.situation
-        self._gate = ends.gate
-        self._clock = ends.environment.clock
-        self._tuning = ends.tuning
+        self._source = context.source
+        self._target = context.target
+        self._current_state = context.current_state
+        self._write_fence = context.fence
+        self._clock = context.environment.clock
+        self._tuning = context.tuning
         self._patience = patience
-        self._session = ends.environment.randomness.token()
-        self.standing = Standing.DETACHED
+        self._session = context.environment.randomness.token()
+        self.replica_status = ReplicaStatus.DETACHED
         self._guard = LeaseGuard(self._clock)
         self.trouble: Blocker | None = None
         """Why the target is not followed, or is silent; None: all is well."""
@@ -122,12 +122,12 @@ class Follower:
     @property
     def attached(self) -> bool:
         """Whether the target is reached, ours, and being followed."""
-        return self.standing is not Standing.DETACHED
+        return self.replica_status is not ReplicaStatus.DETACHED
 
     @property
     def current(self) -> bool:
         """Whether the target may answer reads, and writes must wait for it."""
-        return self.standing is Standing.CURRENT
+        return self.replica_status is ReplicaStatus.CURRENT
 
     def start(self) -> None:
         """Begin to follow; harmless if it runs."""
@@ -148,7 +148,7 @@ class Follower:
         self.trouble = None
         self.applied = self.position = 0
         self._guard.stop()
-        self._stand(Standing.DETACHED)
+        self._stand(ReplicaStatus.DETACHED)
         self._waiters.give_up()
         if was_attached:
             with contextlib.suppress(StorageError):
@@ -174,7 +174,7 @@ class Follower:
         """Wait until the journal is being applied; False if not in time."""
         until = self._clock.monotonic() + within
         while not self.attached and self._clock.monotonic() < until:
-            await self._situation.changed(0.1)
+            await self._current_state.changed(0.1)
         return self.attached
 
     async def reach(self, sequence: int, within: float) -> bool:
@@ -204,7 +204,7 @@ class Follower:
         finally:
             del self._confirming[waiter]
 
-    async def copy(self, messages: list[Message] | Prepared, mark: BackfillMark) -> None:
+    async def copy(self, messages: list[Message] | PreparedRows, mark: BackfillMark) -> None:
         """Store existing rows, and note ``mark`` as how far the backfill is.
 
         Raises:
@@ -224,7 +224,7 @@ class Follower:
         if attachment != self._attachments:
             raise UnavailableError("PostgreSQL was attached again meanwhile; the step is repeated")
         self.mark = done
-        self._situation.tell()
+        self._current_state.tell()
 
     def check_holder(self) -> None:
         """Refuse to serve what another server goes on with, or may have taken over.
@@ -242,7 +242,7 @@ class Follower:
     def lose(self, error: FencedError) -> None:
         """Serve nothing until it is known whether another server has the lease."""
         # Once it is not followed any more, what was under way hears that the lease was released.
-        if self._situation.state.completing or not self._tasks:
+        if self._current_state.state.completing or not self._tasks:
             return
         blocker = Blocker("LEASE_LOST", f"{error}; whether that server is alive is being found out")
         self._guard.contest(blocker)
@@ -253,7 +253,7 @@ class Follower:
         """Stop waiting for the target and reading from it: it does not answer."""
         if self.current:
             _log.warning("PostgreSQL is left behind, SQLite answers: %s", why)
-            self._stand(Standing.FOLLOWING)
+            self._stand(ReplicaStatus.FOLLOWING)
         for waiter in list(self._confirming):
             if not waiter.done():
                 waiter.set_result(False)
@@ -273,7 +273,7 @@ class Follower:
             FenceTimeoutError: Writes under way did not end in time.
 
         """
-        async with self._gate.closed(within):
+        async with self._write_fence.closed(within):
             if not await self.reach(self._source.committed, within):
                 return False
             await commit()
@@ -282,7 +282,7 @@ class Follower:
                 return False
             if not await self._is_as_left(within):
                 return False
-            self._stand(Standing.CURRENT)
+            self._stand(ReplicaStatus.CURRENT)
             return True
 
     async def _is_as_left(self, within: float) -> bool:
@@ -296,7 +296,7 @@ class Follower:
     def part(self) -> None:
         """From now on writes do not wait for the target, which goes on following."""
         if self.current:
-            self._stand(Standing.FOLLOWING)
+            self._stand(ReplicaStatus.FOLLOWING)
 
     def watch_changes(self) -> None:
         """Begin to remember which ids change, for a later verification of these."""
@@ -327,18 +327,18 @@ class Follower:
         again = self._guard.held
         if again:
             await outlive(self._target, self.lease, self._patience)
-        taking = attach(self._source, self._target, self._situation, self.lease, again=again)
+        taking = attach(self._source, self._target, self._current_state, self.lease, again=again)
         record = await self._timed(taking)
         self.applied = self.position = record.applied
         self.mark, self._pruned = record.backfill, 0
         self._attachments += 1
-        self._stand(Standing.FOLLOWING)
+        self._stand(ReplicaStatus.FOLLOWING)
         self._waiters.release(self.applied)
         _log.info("following: PostgreSQL has the journal up to %d", self.applied)
 
     async def _step(self) -> None:
         self._wake.clear()
-        committed, state = self._source.committed, self._situation.state
+        committed, state = self._source.committed, self._current_state.state
         if self._guard.contested is not None:
             await self._renew()
         entries = await self._source.journal(self.applied, self._tuning.journal_batch)
@@ -372,7 +372,7 @@ class Follower:
 
     async def _rest(self) -> None:
         """Wait for the next commit; now and then ask the target for a sign of life."""
-        read = self._situation.phase.reads_postgres
+        read = self._current_state.phase.reads_postgres
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PROBE_EVERY if read else RENEW_EVERY):
                 await self._wake.wait()
@@ -403,25 +403,29 @@ class Follower:
     def _approach(self, entries: int) -> None:
         """Come back from falling back, once the end of the journal is near."""
         wanted = (
-            self._situation.phase.reads_postgres
-            and self._situation.phase.writes_sqlite
+            self._current_state.phase.reads_postgres
+            and self._current_state.phase.writes_sqlite
             and self.mark.state is BackfillState.DONE
         )
         idle = self._returning is None or self._returning.done()
-        near = self.standing is Standing.FOLLOWING and entries <= self._tuning.near_entries
+        near = (
+            self.replica_status is ReplicaStatus.FOLLOWING and entries <= self._tuning.near_entries
+        )
         if wanted and near and idle and self._clock.monotonic() >= self._return_at:
             self._return_at = self._clock.monotonic() + self._tuning.return_seconds
             self._returning = asyncio.create_task(self._return())
 
     async def _return(self) -> None:
-        state = self._situation.state
+        state = self._current_state.state
 
         async def barrier() -> None:
             await self._source.set_state(state)
 
         with contextlib.suppress(FenceTimeoutError, StorageError):
-            async with self._situation.changing:
-                if self._situation.state is state and await self.catch_up(barrier, self._patience):
+            async with self._current_state.changing:
+                if self._current_state.state is state and await self.catch_up(
+                    barrier, self._patience
+                ):
                     _log.info("PostgreSQL has caught up and answers reads again")
 
     async def _prune(self) -> None:
@@ -463,10 +467,10 @@ class Follower:
         self._awaited.set()
         return self._waiters.add(sequence)
 
-    def _stand(self, standing: Standing) -> None:
-        if standing is not self.standing:
-            self.standing = standing
-            self._situation.tell()
+    def _stand(self, standing: ReplicaStatus) -> None:
+        if standing is not self.replica_status:
+            self.replica_status = standing
+            self._current_state.tell()
 
     def _detach(self, trouble: Blocker | None) -> None:
         # A pause counts as one of a server that was attached, whatever is noticed first.
@@ -475,7 +479,7 @@ class Follower:
             _log.warning("PostgreSQL is not followed: %s", trouble.detail)
         self.trouble = trouble
         self.fall_back(trouble.detail if trouble else "it is not followed any more")
-        self._stand(Standing.DETACHED)
+        self._stand(ReplicaStatus.DETACHED)
 
     def _refused(self, error: PreconditionError) -> None:
         """Wait for what may pass; where another server has gone on, this one must end."""
@@ -483,12 +487,12 @@ class Follower:
         if blocker.reason == "LEASE_HELD" and self._guard.waits_for(blocker):
             self._detach(blocker)
         elif blocker.reason in {"LEASE_HELD", "LEASE_LOST", "SOURCE_IS_OLD"}:
-            self._fence(error)
+            self._lose_lease(error)
         else:
             self._detach(blocker)
 
-    def _fence(self, error: StorageError) -> None:
-        if self._situation.state.completing:
+    def _lose_lease(self, error: StorageError) -> None:
+        if self._current_state.state.completing:
             # In the last step PostgreSQL lets its follower go, which may hear of that before
             # this server does. Should another one have it after all, the next attempt tells.
             return

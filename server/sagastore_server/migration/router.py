@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
-from sagastore_server.migration.current_state import Ends
+from sagastore_server.migration.current_state import MigrationContext
 from sagastore_server.migration.lease import TAKEN_OVER
-from sagastore_server.migration.replicator import Follower
+from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.shadow import ShadowReader
 from sagastore_server.migration.throttle import Throttle
 from sagastore_server.migration.timeouts import abandon
-from sagastore_server.storage.base import ReadyTerms, StorageBackend, TermsOf
+from sagastore_server.storage.base import Indexer, PreparedTerms, StorageBackend
 from sagastore_server.storage.errors import (
     AlreadyExistsError,
     CorruptStoreError,
@@ -25,8 +25,8 @@ from sagastore_server.storage.load import Load, OnGroup
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import (
     BulkResult,
-    Draft,
     Message,
+    NewMessage,
     OnConflict,
     Page,
     QuarantinedRow,
@@ -47,7 +47,7 @@ _REFUSALS = (AlreadyExistsError, NotFoundError, RevisionMismatchError)
 T = TypeVar("T")
 
 
-class Lifecycle(Protocol):
+class StoreLifecycle(Protocol):
     """What opens and closes the stores of a router."""
 
     async def open(self) -> None:
@@ -57,7 +57,7 @@ class Lifecycle(Protocol):
         """Close them."""
 
 
-class _NotAnsweredError(Exception):
+class _NoAnswerError(Exception):
     """PostgreSQL did not answer a read."""
 
 
@@ -69,22 +69,22 @@ class Router(StorageBackend):
 
     def __init__(
         self,
-        ends: Ends,
-        follower: Follower,
+        context: MigrationContext,
+        replicator: Replicator,
         shadow: ShadowReader,
         throttle: Throttle,
-        lifecycle: Lifecycle,
+        lifecycle: StoreLifecycle,
     ) -> None:
         """Route between ``source`` and ``target``; ``lifecycle`` opens and closes both."""
-        self._source = ends.source
-        self._target = ends.target
-        self._situation = ends.situation
-        self._follower = follower
+        self._source = context.source
+        self._target = context.target
+        self._current_state = context.current_state
+        self._replicator = replicator
         self._shadow = shadow
         self._throttle = throttle
         self._lifecycle = lifecycle
-        self._gate = ends.gate
-        self._clock = ends.environment.clock
+        self._fence = context.fence
+        self._clock = context.environment.clock
 
     async def open(self) -> None:
         """See the contract: opens both stores, and brings them together after a crash."""
@@ -97,25 +97,31 @@ class Router(StorageBackend):
     # ------------------------------------------------------------------ writes
 
     async def save(
-        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+        self,
+        draft: NewMessage,
+        if_revision: int | None = None,
+        everywhere_within: float | None = None,
     ) -> SaveResult:
         """See the contract; ``durable_on`` follows the phase."""
         result, on_both = await self._write(lambda store: store.save(draft, if_revision))
         if on_both:
             return result._replace(durable_on=BOTH)
-        if everywhere_within is not None and self._situation.phase.journals:
+        if everywhere_within is not None and self._current_state.phase.journals:
             result = await self._everywhere(result, everywhere_within)
             if self._writes_sqlite():
-                self._follower.check_holder()
+                self._replicator.check_holder()
         return result
 
     @property
-    def terms_of(self) -> TermsOf | None:
+    def indexer(self) -> Indexer | None:
         """See the contract."""
-        return self._primary.terms_of
+        return self._primary.indexer
 
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
+        self,
+        drafts: Sequence[NewMessage],
+        on_conflict: OnConflict,
+        terms: PreparedTerms | None = None,
     ) -> BulkResult:
         """See the contract."""
         return (await self._write(lambda store: store.bulk_save(drafts, on_conflict, terms)))[0]
@@ -141,38 +147,38 @@ class Router(StorageBackend):
         return result, await self._confirmed()
 
     async def _write_primary(self, write: Read[T]) -> T:
-        await self._gate.enter()
+        await self._fence.enter()
         try:
-            if not self._situation.phase.writes_sqlite:
+            if not self._current_state.phase.writes_sqlite:
                 return await write(self._target)
-            self._follower.check_holder()
+            self._replicator.check_holder()
             began = self._clock.monotonic()
             result = await write(self._source)
             self._throttle.note_foreground(self._clock.monotonic() - began)
             return result
         finally:
-            self._gate.leave()
+            self._fence.leave()
 
     async def _confirmed(self) -> bool:
         """Wait until PostgreSQL has what was just written, if the phase asks for it."""
         if not self._writes_sqlite():
             return False
         on_both = False
-        if self._situation.phase.reads_postgres:
-            on_both = await self._follower.confirm(self._source.committed)
+        if self._current_state.phase.reads_postgres:
+            on_both = await self._replicator.confirm(self._source.committed)
         if self._writes_sqlite():
-            self._follower.check_holder()
+            self._replicator.check_holder()
         return on_both
 
     async def _everywhere(self, result: SaveResult, within: float) -> SaveResult:
         sequence = self._source.committed
-        state = self._situation.state
-        if result.revision <= state.base and self._follower.mark.state is not BackfillState.DONE:
+        state = self._current_state.state
+        if result.revision <= state.base and self._replicator.mark.state is not BackfillState.DONE:
             # Unchanged, and from before the journal: the backfill has perhaps not come to it.
             sequence = await self._source.requeue([result.id])
-        if await self._follower.reach(sequence, within):
+        if await self._replicator.reach(sequence, within):
             return result._replace(durable_on=BOTH)
-        if not self._situation.phase.journals:
+        if not self._current_state.phase.journals:
             return result
         raise UnavailableError(
             f"message {result.id!r} is stored in SQLite, and PostgreSQL does not have it yet; it "
@@ -216,7 +222,7 @@ class Router(StorageBackend):
     async def health(self) -> StoreHealth:
         """See the contract: of the store without which the phase cannot go on."""
         health = await self._primary.health()
-        if self._follower.fenced:
+        if self._replicator.fenced:
             return health._replace(healthy=False, detail=TAKEN_OVER)
         return health
 
@@ -231,7 +237,7 @@ class Router(StorageBackend):
 
     @property
     def _primary(self) -> StorageBackend:
-        return self._source if self._situation.phase.writes_sqlite else self._target
+        return self._source if self._current_state.phase.writes_sqlite else self._target
 
     async def _read(self, name: str, read: Read[T]) -> T:
         """Read from the store that the phase names, or from the other one if that fails.
@@ -240,11 +246,11 @@ class Router(StorageBackend):
         """
         if not self._writes_sqlite():
             return await read(self._target)
-        self._follower.check_holder()
-        if self._situation.phase.reads_postgres and self._follower.current:
+        self._replicator.check_holder()
+        if self._current_state.phase.reads_postgres and self._replicator.current:
             try:
                 return await self._read_target(read)
-            except _NotAnsweredError:
+            except _NoAnswerError:
                 pass
         try:
             answer = await self._read_source(name, read)
@@ -261,10 +267,10 @@ class Router(StorageBackend):
 
     def _writes_sqlite(self) -> bool:
         """Tell whether SQLite has every write, by the phase as it is now."""
-        return self._situation.phase.writes_sqlite
+        return self._current_state.phase.writes_sqlite
 
     async def _read_source(self, name: str, read: Read[T]) -> T:
-        if name and self._compares(self._situation.phase) and self._shadow.wanted():
+        if name and self._compares(self._current_state.phase) and self._shadow.wanted():
             return await self._read_and_compare(name, read)
         return await read(self._source)
 
@@ -278,13 +284,13 @@ class Router(StorageBackend):
         alone failed to answer.
 
         Raises:
-            FencedError, UnavailableError: As ``Follower.check_holder``.
+            FencedError, UnavailableError: As ``Replicator.check_holder``.
 
         """
-        if self._situation.phase.reads_postgres and self._follower.current:
-            await self._follower.confirm(await self._flushed())
+        if self._current_state.phase.reads_postgres and self._replicator.current:
+            await self._replicator.confirm(await self._flushed())
         if self._writes_sqlite():
-            self._follower.check_holder()
+            self._replicator.check_holder()
 
     async def _flushed(self) -> int:
         """Return a sequence that is not below anything that SQLite has shown."""
@@ -298,7 +304,7 @@ class Router(StorageBackend):
 
     def _compares(self, phase: Phase) -> bool:
         """Tell whether PostgreSQL should have what SQLite has, and is not read yet."""
-        return phase.copies and self._follower.mark.state is BackfillState.DONE
+        return phase.copies and self._replicator.mark.state is BackfillState.DONE
 
     async def _read_target(self, read: Read[T]) -> T:
         """Read from PostgreSQL.
@@ -312,7 +318,7 @@ class Router(StorageBackend):
         """
         task = asyncio.ensure_future(read(self._target))
         answer = asyncio.shield(task)
-        under_way = self._follower.reads_under_way
+        under_way = self._replicator.reads_under_way
         under_way[answer] = None
         try:
             found = await answer
@@ -321,16 +327,16 @@ class Router(StorageBackend):
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 raise
-            raise _NotAnsweredError from None
+            raise _NoAnswerError from None
         except _OUTAGES as exc:
             # Whether PostgreSQL is away is for the follower to find out.
             if not self._writes_sqlite():
                 raise
-            raise _NotAnsweredError from exc
+            raise _NoAnswerError from exc
         finally:
             del under_way[answer]
         if self._writes_sqlite():
-            self._follower.check_holder()
+            self._replicator.check_holder()
         return found
 
     async def _read_and_compare(self, name: str, read: Read[T]) -> T:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from sagastore_server.migration.diff import Reach, Suspicion
+from sagastore_server.migration.diff import Divergence, Reach
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment
 from sagastore_server.storage.errors import NotFoundError, StorageError
@@ -141,7 +141,7 @@ class ShadowReader:
             return False
         if await self._asked(self._target, comparison) == comparison.answer:
             return True
-        suspicion = Suspicion()
+        suspicion = Divergence()
         while suspicion.looks < _LOOKS:
             truth = await self._asked(self._source, comparison)
             if not await self._caught_up(truth):

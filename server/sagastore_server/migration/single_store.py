@@ -12,10 +12,10 @@ from sagastore_server.storage.migration import (
     BackfillState,
     BackfillStatus,
     Backlog,
-    Glance,
     Inventory,
     MigrationControl,
     MigrationStatus,
+    StatusSnapshot,
     VerifyProgress,
 )
 from sagastore_server.storage.phase import Phase
@@ -33,7 +33,7 @@ _NO_WAY_BACK = Blocker(
 )
 
 
-class Alone(MigrationControl):
+class SingleStore(MigrationControl):
     """A service of one store: in the first phase, or in the last."""
 
     def __init__(self, backend: StorageBackend, phase: Phase) -> None:
@@ -41,9 +41,9 @@ class Alone(MigrationControl):
         self._backend = backend
         self._phase = phase
 
-    def glance(self) -> Glance:
+    def snapshot(self) -> StatusSnapshot:
         """See the contract."""
-        return Glance(self._phase, _FIRST_EPOCH, BackfillStatus(BackfillState.PENDING))
+        return StatusSnapshot(self._phase, _FIRST_EPOCH, BackfillStatus(BackfillState.PENDING))
 
     async def backlog(self) -> Backlog:
         """See the contract."""

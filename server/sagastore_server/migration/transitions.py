@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from sagastore_server.migration.current_state import Ends
-from sagastore_server.migration.replicator import Follower
+from sagastore_server.migration.current_state import MigrationContext
+from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.timeouts import bounded
 from sagastore_server.migration.write_fence import FenceTimeoutError
 from sagastore_server.storage.errors import (
@@ -54,15 +54,15 @@ class Transitions:
 
     def __init__(
         self,
-        ends: Ends,
-        follower: Follower,
+        context: MigrationContext,
+        replicator: Replicator,
     ) -> None:
         """Change the phase of these."""
-        self._source = ends.source
-        self._target = ends.target
-        self._situation = ends.situation
-        self._follower = follower
-        self._gate = ends.gate
+        self._source = context.source
+        self._target = context.target
+        self._current_state = context.current_state
+        self._replicator = replicator
+        self._fence = context.fence
 
     async def go(self, wanted: Phase) -> None:
         """Change to ``wanted``, which is next to the phase in force.
@@ -72,7 +72,7 @@ class Transitions:
             UnavailableError: A store failed; nothing has changed.
 
         """
-        before = self._situation.phase
+        before = self._current_state.phase
         if wanted is Phase.DUAL_WRITE and before is Phase.SQLITE_ONLY:
             await self._begin()
         elif wanted is Phase.BACKFILL and before is Phase.DUAL_WRITE:
@@ -84,16 +84,16 @@ class Transitions:
 
     async def _begin(self) -> None:
         """From SQLITE_ONLY to DUAL_WRITE: take the target, then journal every write."""
-        state = self._situation.state
+        state = self._current_state.state
         record = await bounded(
             self._target.claim(
-                self._follower.lease, self._source.store_id, state.phase, state.epoch, steal=True
+                self._replicator.lease, self._source.store_id, state.phase, state.epoch, steal=True
             ),
             CLAIM_WITHIN,
             self._target.place,
         )
         try:
-            async with self._situation.changing, self._gate.closed(FENCE_WITHIN):
+            async with self._current_state.changing, self._fence.closed(FENCE_WITHIN):
                 # Writes whose callers have gone may still wait in the queue. Each has to be
                 # either counted below `base`, or in the journal.
                 committed = await self._source.flush()
@@ -102,27 +102,27 @@ class Transitions:
                 await self._commit(Phase.DUAL_WRITE, base=base, rejournal_after=rejournal)
         except FenceTimeoutError:
             await bounded(
-                self._target.release(self._follower.lease), FENCE_WITHIN, self._target.place
+                self._target.release(self._replicator.lease), FENCE_WITHIN, self._target.place
             )
             raise _busy() from None
-        self._follower.start()
+        self._replicator.start()
         # From here on the phase is DUAL_WRITE, whether or not the target answers.
-        if not await self._follower.followed(FOLLOW_WITHIN):
+        if not await self._replicator.followed(FOLLOW_WITHIN):
             _log.warning("PostgreSQL does not follow yet")
 
     async def _to_backfill(self) -> None:
-        mark = self._follower.mark
+        mark = self._replicator.mark
         indexes = await bounded(self._target.indexes(), FENCE_WITHIN, self._target.place)
-        async with self._situation.changing:
+        async with self._current_state.changing:
             await self._commit(Phase.BACKFILL)
         if mark.state is BackfillState.DONE and not all(index.valid for index in indexes):
             again: BackfillMark = mark._replace(state=BackfillState.RUNNING)
-            await self._follower.copy([], again)
+            await self._replicator.copy([], again)
         await self._tell_target()
 
     async def _switch(self) -> None:
         """From BACKFILL to READ_POSTGRES: hold the writes, drain the journal, change."""
-        if not await self._follower.reach(self._source.committed, NEAR_WITHIN):
+        if not await self._replicator.reach(self._source.committed, NEAR_WITHIN):
             raise _behind()
 
         async def change() -> None:
@@ -130,41 +130,41 @@ class Transitions:
             await self._tell_target()
 
         try:
-            async with self._situation.changing:
-                current = await self._follower.catch_up(change, FENCE_WITHIN)
+            async with self._current_state.changing:
+                current = await self._replicator.catch_up(change, FENCE_WITHIN)
         except FenceTimeoutError:
             raise _busy() from None
-        if not current and self._situation.phase is not Phase.READ_POSTGRES:
+        if not current and self._current_state.phase is not Phase.READ_POSTGRES:
             raise _behind()
 
     async def _back(self, wanted: Phase) -> None:
         """One phase back: SQLite has had every write, so nothing need be waited for."""
-        async with self._situation.changing:
+        async with self._current_state.changing:
             await self._commit(wanted)
-            self._follower.part()
+            self._replicator.part()
         await self._tell_target()
         if not wanted.journals:
-            await self._follower.stop()
+            await self._replicator.stop()
 
     async def _commit(
         self, phase: Phase, *, base: int | None = None, rejournal_after: int | None = None
     ) -> None:
-        state: MigrationState = self._situation.state
+        state: MigrationState = self._current_state.state
         state = state._replace(phase=phase, epoch=state.epoch + 1)
         if base is not None:
             state = state._replace(base=base, last_verification=None, restored=-1)
-        await self._situation.commit(self._source, state, rejournal_after)
+        await self._current_state.commit(self._source, state, rejournal_after)
 
     async def _tell_target(self) -> None:
-        state = self._situation.state
-        if not self._follower.attached:
+        state = self._current_state.state
+        if not self._replicator.attached:
             return
-        telling = self._target.set_phase(self._follower.lease, state.phase, state.epoch, 0)
+        telling = self._target.set_phase(self._replicator.lease, state.phase, state.epoch, 0)
         try:
             await bounded(telling, FENCE_WITHIN / 4, self._target.place)
         except StorageError as exc:
             _log.warning("PostgreSQL does not know the phase yet: %s", exc)
-            self._follower.attach_anew()
+            self._replicator.attach_anew()
 
 
 def _has_been_used(record: TargetRecord) -> bool:

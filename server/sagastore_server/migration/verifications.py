@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from sagastore_server.migration.auxiliary_rows import carry_all
-from sagastore_server.migration.current_state import Ends
-from sagastore_server.migration.replicator import Follower
+from sagastore_server.migration.current_state import MigrationContext
+from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.shadow import ShadowReader
 from sagastore_server.migration.verifier import Verifier
 from sagastore_server.storage.errors import StorageError
@@ -32,24 +32,24 @@ class Verifications:
 
     def __init__(
         self,
-        ends: Ends,
-        follower: Follower,
+        context: MigrationContext,
+        replicator: Replicator,
         shadow: ShadowReader,
     ) -> None:
         """Verify ``target`` against ``source``."""
-        self._source = ends.source
-        self._target = ends.target
-        self._situation = ends.situation
-        self._clock = ends.environment.clock
-        self._page = ends.tuning.verifier_page
-        self._follower = follower
+        self._source = context.source
+        self._target = context.target
+        self._current_state = context.current_state
+        self._clock = context.environment.clock
+        self._page = context.tuning.verifier_page
+        self._replicator = replicator
         self._shadow = shadow
         self._turn = asyncio.Lock()
         self._automatic: asyncio.Task[None] | None = None
         self.progress: VerifyProgress | None = None
         """How far the one that runs is."""
         self.covered = False
-        """Whether ``follower.touched`` has all that changed since the last one began."""
+        """Whether ``replicator.touched`` has all that changed since the last one began."""
 
     async def run(self, *, repair: bool) -> AsyncGenerator[VerifyProgress, None]:
         """Verify, when it is this one's turn; until then tell that nothing is compared yet.
@@ -62,8 +62,8 @@ class Verifications:
             yield VerifyProgress(0, 0, (), 0, 0, done=False)
         try:
             verifier = self._verifier()
-            complete = self._follower.mark.state is BackfillState.DONE
-            self._follower.watch_changes()
+            complete = self._replicator.mark.state is BackfillState.DONE
+            self._replicator.watch_changes()
             self.covered = False
             async with aclosing(verifier.run(repair)) as steps:
                 async for progress in steps:
@@ -102,14 +102,14 @@ class Verifications:
 
     def _verifier(self) -> Verifier:
         async def recarry() -> None:
-            await carry_all(self._source, self._target, self._follower.lease)
+            await carry_all(self._source, self._target, self._replicator.lease)
 
         return Verifier(
             self._source,
             self._target,
-            self._follower.reach,
+            self._replicator.reach,
             self._is_expected,
-            compare_carried=self._follower.mark.carried,
+            compare_carried=self._replicator.mark.carried,
             recarry=recarry,
             page=self._page,
             clock=self._clock,
@@ -117,19 +117,19 @@ class Verifications:
 
     def _is_expected(self, row: Message) -> bool:
         """Tell whether the target should have a row by now."""
-        mark, base = self._follower.mark, self._situation.state.base
+        mark, base = self._replicator.mark, self._current_state.state.base
         if mark.state is BackfillState.DONE or row.revision > base:
             return True
         return mark.state is BackfillState.RUNNING and row.id <= mark.cursor
 
     async def _remember(self, result: Verification, *, complete: bool) -> None:
-        if complete is not (self._follower.mark.state is BackfillState.DONE):
+        if complete is not (self._replicator.mark.state is BackfillState.DONE):
             return  # Begun before the copy was complete, ended after: proves nothing.
-        async with self._situation.changing:
-            state = self._situation.state
+        async with self._current_state.changing:
+            state = self._current_state.state
             if state.phase.journals:
                 state = state._replace(last_verification=result)
-                await self._situation.commit(self._source, state)
+                await self._current_state.commit(self._source, state)
         if complete and not result.mismatch_count:
             self.covered = True
             self._shadow.reset()
@@ -143,8 +143,8 @@ class Verifications:
     async def _verify_alone(self) -> None:
         try:
             async for _ in self.run(repair=False):
-                self._situation.tell()
+                self._current_state.tell()
         except StorageError as exc:
             _log.warning("the verification was given up: %s", exc)
         finally:
-            self._situation.tell()
+            self._current_state.tell()

@@ -1,7 +1,7 @@
 """Compares every row of the two stores while both are written to, and repairs.
 
 The verifier walks both stores by ranges of ids. A row that differs is no more than
-suspected until it was looked at again, as ``comparing.Suspicion`` tells, with the
+suspected until it was looked at again, as ``comparing.Divergence`` tells, with the
 journal having caught up: what is reported stays different. A row that changes faster
 than it can be looked at is looked at until it holds still, or was seen equal once.
 
@@ -21,8 +21,8 @@ from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 from sagastore_server.migration.diff import (
+    Divergence,
     Reach,
-    Suspicion,
     carried_mismatches,
     mismatch_of,
 )
@@ -32,7 +32,7 @@ from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Clock
 from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.migration import Mismatch, Verification, VerifyProgress
 from sagastore_server.storage.model import Message
-from sagastore_server.storage.replication import CarriedTally, MigrationSource, MigrationTarget
+from sagastore_server.storage.replication import AuxiliaryTally, MigrationSource, MigrationTarget
 
 MOST_LISTED = 1000
 """Mismatches that are listed; all are counted."""
@@ -200,7 +200,7 @@ class Verifier:
         return truth is not None and copy is None and not self._is_expected(truth)
 
     async def _looked_at(self, ids: Sequence[str]) -> list[_Look]:
-        """Look at rows once, in the order that ``Suspicion`` needs."""
+        """Look at rows once, in the order that ``Divergence`` needs."""
         before = await self._stores.read(lambda: self._source.batch_get(ids))
         newest = max((row.revision for row in before.values()), default=0)
         await self._stores.caught_up(newest)
@@ -219,7 +219,7 @@ class Verifier:
         return looks
 
     async def _check_carried(self, report: _Report, repair: bool) -> None:
-        suspicion = Suspicion()
+        suspicion = Divergence()
         while True:
             before = await self._stores.read(self._source.carried)
             await self._stores.caught_up(0)
@@ -233,7 +233,7 @@ class Verifier:
             await self._report_carried(report, before, copy, repair)
 
     async def _report_carried(
-        self, report: _Report, truth: CarriedTally, copy: CarriedTally, repair: bool
+        self, report: _Report, truth: AuxiliaryTally, copy: AuxiliaryTally, repair: bool
     ) -> None:
         kinds = list(carried_mismatches(truth, copy))
         for mismatch in kinds:
@@ -355,7 +355,7 @@ class _Suspect:
     __slots__ = ("due", "size", "suspicion")
 
     def __init__(self, size: int) -> None:
-        self.suspicion = Suspicion()
+        self.suspicion = Divergence()
         self.size = size
         self.due = 0.0
         """When to look at it next."""

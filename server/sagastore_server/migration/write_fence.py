@@ -11,7 +11,7 @@ class FenceTimeoutError(Exception):
     """Writes under way did not end in time; the gate is open again."""
 
 
-class WriteGate:
+class WriteFence:
     """Counts the writes inside; closed, it makes new ones wait. None is refused."""
 
     def __init__(self) -> None:

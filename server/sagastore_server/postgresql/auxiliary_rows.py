@@ -9,12 +9,12 @@ from sagastore_server.postgresql.batch import columns_of
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.storage.auxiliary_rows import (
-    Tallier,
+    AuxiliaryTallier,
     extra_values,
     file_values,
     quarantine_values,
 )
-from sagastore_server.storage.replication import Carried, CarriedTally, Tally
+from sagastore_server.storage.replication import AuxiliaryRows, AuxiliaryTally, Tally
 
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 """Begins the transaction of ``tally``: all of one moment."""
@@ -23,7 +23,7 @@ _AT_A_TIME = 50
 """Rows that are fetched together; the text of a file may be large."""
 
 
-async def store(connection: Connection, rows: Carried, *, first: bool) -> None:
+async def store(connection: Connection, rows: AuxiliaryRows, *, first: bool) -> None:
     """Store rows, in a transaction that holds the lease; ``first`` removes all others."""
     if first:
         await connection.execute(MIGRATION["drop_carried"])
@@ -37,11 +37,11 @@ async def _store(connection: Connection, statement: str, rows: Sequence[Sequence
         await connection.execute(MIGRATION[statement], *columns_of(rows))
 
 
-async def tally(connection: Connection) -> CarriedTally:
+async def tally(connection: Connection) -> AuxiliaryTally:
     """Count and digest what is here, in a transaction begun with ``BEGIN``."""
     # Sorting them may take longer than any statement of the service.
     await connection.execute("SET LOCAL statement_timeout = 0")
-    return CarriedTally(
+    return AuxiliaryTally(
         await _tally(connection, "all_quarantine"),
         await _tally(connection, "all_files"),
         await _tally(connection, "all_extras"),
@@ -49,7 +49,7 @@ async def tally(connection: Connection) -> CarriedTally:
 
 
 async def _tally(connection: Connection, statement: str) -> Tally:
-    tallier = Tallier()
+    tallier = AuxiliaryTallier()
     cursor = await connection.cursor(MIGRATION[statement])
     while rows := await cursor.fetch(_AT_A_TIME):
         tallier.add_all(map(tuple, rows))

@@ -14,13 +14,13 @@ from sagastore_server.postgresql.errors import DRIVER_ERRORS, sqlstate, translat
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.pool import Pool
 from sagastore_server.postgresql.queries import QUERIES
-from sagastore_server.postgresql.rows import Searched, message_from_row, terms_of
+from sagastore_server.postgresql.rows import SearchColumns, message_from_row, search_columns_of
 from sagastore_server.postgresql.schema import prepare
 from sagastore_server.postgresql.search import FIRST_BLOCK, compile_search, guesses, next_block
 from sagastore_server.postgresql.target import shown
-from sagastore_server.postgresql.writer import GroupCommitWriter
-from sagastore_server.runtime.worker_pool import Analysts
-from sagastore_server.storage.base import ReadyTerms, StorageBackend, TermsOf
+from sagastore_server.postgresql.writer import PostgreSQLGroupWriter
+from sagastore_server.runtime.worker_pool import WorkerPool
+from sagastore_server.storage.base import Indexer, PreparedTerms, StorageBackend
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import (
     CannotOpenError,
@@ -32,8 +32,8 @@ from sagastore_server.storage.limits import MAX_PAGE_BYTES, page_of
 from sagastore_server.storage.load import Load, OnGroup, unheard
 from sagastore_server.storage.model import (
     BulkResult,
-    Draft,
     Message,
+    NewMessage,
     OnConflict,
     Page,
     QuarantinedRow,
@@ -42,7 +42,7 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
-from sagastore_server.storage.read_batcher import Gathering
+from sagastore_server.storage.read_batcher import ReadBatcher
 
 _COUNT_ANEW = 0.02
 """Seconds: where counting takes less, the count is always fresh."""
@@ -51,7 +51,7 @@ _COUNT_PAUSE = 50
 """Otherwise it may be this many times as old as counting takes: 2 % of one processor."""
 
 _T = TypeVar("_T")
-_NONE: Mapping[str, Searched] = MappingProxyType({})
+_NONE: Mapping[str, SearchColumns] = MappingProxyType({})
 
 
 class PostgreSQLStorage(StorageBackend):
@@ -66,10 +66,10 @@ class PostgreSQLStorage(StorageBackend):
         """Prepare to keep messages in a database; ``open`` connects to it."""
         self._options = options
         self._pool = Pool(options)
-        self._gets = Gathering(self._get_together)
-        self._analysts = Analysts()
+        self._gets = ReadBatcher(self._get_together)
+        self._worker_pool = WorkerPool()
         self._searching = asyncio.Semaphore(max(1, options.pool_max // 2))
-        self._writer: GroupCommitWriter | None = None
+        self._writer: PostgreSQLGroupWriter | None = None
         self._on_group: OnGroup = unheard
         self._schema_version = 0
         self._count = -1
@@ -95,8 +95,8 @@ class PostgreSQLStorage(StorageBackend):
 
     def _start_writer(self) -> None:
         patience = 2 * self._options.acquire_timeout
-        self._writer = GroupCommitWriter(
-            self._pool, self._analysts, self._options.writers, patience, self._on_group
+        self._writer = PostgreSQLGroupWriter(
+            self._pool, self._worker_pool, self._options.writers, patience, self._on_group
         )
 
     async def close(self) -> None:
@@ -104,28 +104,34 @@ class PostgreSQLStorage(StorageBackend):
         if self._writer is not None:
             await self._writer.close()
             self._writer = None
-        await self._analysts.close()
+        await self._worker_pool.close()
         await self._pool.close()
 
     async def save(
-        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+        self,
+        draft: NewMessage,
+        if_revision: int | None = None,
+        everywhere_within: float | None = None,
     ) -> SaveResult:
         """See the contract."""
         del everywhere_within  # One store is every store.
         return await self._write((draft.id,), lambda changes: changes.save(draft, if_revision))
 
     @property
-    def terms_of(self) -> TermsOf:
+    def search_columns_of(self) -> Indexer:
         """See the contract."""
-        return terms_of
+        return search_columns_of
 
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
+        self,
+        drafts: Sequence[NewMessage],
+        on_conflict: OnConflict,
+        terms: PreparedTerms | None = None,
     ) -> BulkResult:
         """See the contract."""
         ids = [draft.id for draft in drafts]
         known = _NONE
-        if terms is not None and terms.by is terms_of:
+        if terms is not None and terms.by is search_columns_of:
             known = dict(zip((draft.content for draft in drafts), terms.of, strict=True))
         return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict), known)
 
@@ -245,7 +251,7 @@ class PostgreSQLStorage(StorageBackend):
         self,
         ids: Sequence[str],
         apply: Callable[[Changes], _T],
-        known: Mapping[str, Searched] = _NONE,
+        known: Mapping[str, SearchColumns] = _NONE,
     ) -> _T:
         if self._writer is None:
             raise UnavailableError("the store is not open; try again")

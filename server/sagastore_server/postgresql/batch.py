@@ -12,18 +12,18 @@ from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.rows import (
     COLUMNS,
     Row,
-    Searched,
+    SearchColumns,
     message_from_row,
     row_of,
     search_columns,
 )
-from sagastore_server.runtime.worker_pool import FEW, SHORT, Analysts
+from sagastore_server.runtime.worker_pool import FEW, SHORT, WorkerPool
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.model import Message, Store
 
 DURABLE_ON = (Store.POSTGRESQL,)
 
-_NONE: Mapping[str, Searched] = MappingProxyType({})
+_NONE: Mapping[str, SearchColumns] = MappingProxyType({})
 
 COPY_FROM = 100
 """New rows from which on COPY beats INSERT."""
@@ -54,14 +54,14 @@ async def load(connection: Connection, ids: Iterable[Sequence[str]]) -> Changes:
 async def flush(
     connection: Connection,
     changes: Changes,
-    analysts: Analysts,
-    known: Mapping[str, Searched],
+    worker_pool: WorkerPool,
+    known: Mapping[str, SearchColumns],
     *,
     copy: bool,
 ) -> None:
     """Write what has changed, within the transaction of ``load``.
 
-    ``known`` is what is to be indexed of some of the contents; ``analysts`` make the rest.
+    ``known`` is what is to be indexed of some of the contents; ``worker_pool`` make the rest.
     ``copy`` allows COPY, which cannot tell which row stood in its way.
 
     Raises:
@@ -77,7 +77,7 @@ async def flush(
     if changes.buried:
         await _bury(connection, changes)
     if kept:
-        rows = await rows_of(kept, analysts, known)
+        rows = await rows_of(kept, worker_pool, known)
         await _change(connection, [row for row in rows if row[0] in stored], "update")
         await _insert(connection, [row for row in rows if row[0] not in stored], copy)
 
@@ -115,18 +115,18 @@ def columns_of(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
 
 
 async def rows_of(
-    messages: list[Message], analysts: Analysts, known: Mapping[str, Searched] = _NONE
+    messages: list[Message], worker_pool: WorkerPool, known: Mapping[str, SearchColumns] = _NONE
 ) -> list[Row]:
     """Return rows in the order of their ids, in which every transaction locks them.
 
     Sorts ``messages``. ``known`` is what is to be indexed of some contents; of the others
-    ``analysts`` have to do with many or long ones.
+    ``worker_pool`` have to do with many or long ones.
     """
     messages.sort()
     missing = [(one.content,) for one in messages if one.content not in known]
     if len(missing) < FEW and sum(len(content) for (content,) in missing) < SHORT:
         made = [search_columns(*one) for one in missing]
     else:
-        made = await analysts.map(search_columns, missing)
+        made = await worker_pool.map(search_columns, missing)
     rest = iter(made)
     return [row_of(one, known.get(one.content) or next(rest)) for one in messages]

@@ -47,7 +47,7 @@ _SHARES = (
 )
 
 
-class Progress(NamedTuple):
+class IndexProgress(NamedTuple):
     """A row of ``pg_stat_progress_create_index``."""
 
     phase: str | None
@@ -123,6 +123,6 @@ async def _watch(pool: Pool, name: str, progress: Callable[[float], None]) -> No
     while True:
         with contextlib.suppress(StorageError):
             rows = await pool.rows(MIGRATION["build_progress"], name)
-            furthest = max([furthest, *[Progress(*row).share for row in rows]])
+            furthest = max([furthest, *[IndexProgress(*row).share for row in rows]])
             progress(furthest)
         await asyncio.sleep(_LOOK_EVERY)

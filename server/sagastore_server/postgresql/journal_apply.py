@@ -14,12 +14,12 @@ from sagastore_server.postgresql.batch import COPY_FROM, columns_of, rows_of
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.rows import COLUMNS, Row
-from sagastore_server.runtime.worker_pool import Analysts
+from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.model import Message
-from sagastore_server.storage.replication import Entry, Prepared
+from sagastore_server.storage.replication import Entry, PreparedRows
 
 
-class Burial(NamedTuple):
+class TombstoneWrite(NamedTuple):
     """A deletion."""
 
     id: str
@@ -28,7 +28,7 @@ class Burial(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ready(Prepared):
+class ReadyEntries(PreparedRows):
     """Rows as PostgreSQL takes them, each id once."""
 
     rows: list[Row]
@@ -39,11 +39,11 @@ class Steps(NamedTuple):
 
     forgotten: list[str]
     """Ids of which nothing may remain, before the rest is done."""
-    burials: list[Burial]
+    burials: list[TombstoneWrite]
     rows: list[Row]
 
 
-async def steps_of(entries: Iterable[Entry], analysts: Analysts) -> Steps:
+async def steps_of(entries: Iterable[Entry], worker_pool: WorkerPool) -> Steps:
     """Work out what to do; of several entries with one id the last counts."""
     latest: dict[str, Entry] = {}
     for entry in entries:
@@ -54,8 +54,12 @@ async def steps_of(entries: Iterable[Entry], analysts: Analysts) -> Steps:
     messages = [entry.message for entry in ordered if entry.message is not None]
     return Steps(
         [entry.id for entry in ordered if entry.forced],
-        [Burial(entry.id, entry.buried, entry.written_at) for entry in ordered if entry.buried],
-        await rows_of(messages, analysts),
+        [
+            TombstoneWrite(entry.id, entry.buried, entry.written_at)
+            for entry in ordered
+            if entry.buried
+        ],
+        await rows_of(messages, worker_pool),
     )
 
 
@@ -80,13 +84,13 @@ async def fill(connection: Connection, rows: Sequence[Row]) -> None:
     await _upsert(connection, [row for row in rows if row[0] in known])
 
 
-async def rows_once(messages: Iterable[Message], analysts: Analysts) -> list[Row]:
+async def rows_once(messages: Iterable[Message], worker_pool: WorkerPool) -> list[Row]:
     """Return the rows of messages; of several with one id, the newest."""
     latest: dict[str, Message] = {}
     for message in messages:
         if message.id not in latest or latest[message.id].revision < message.revision:
             latest[message.id] = message
-    return await rows_of(list(latest.values()), analysts)
+    return await rows_of(list(latest.values()), worker_pool)
 
 
 async def _upsert(connection: Connection, rows: Sequence[Row]) -> None:

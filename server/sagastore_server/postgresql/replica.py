@@ -35,14 +35,14 @@ from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.model import Message, Store, StoreHealth
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import (
+    AuxiliaryRows,
+    AuxiliaryTally,
     BackfillMark,
-    Carried,
-    CarriedTally,
     Entry,
     IndexState,
     Lease,
     MigrationTarget,
-    Prepared,
+    PreparedRows,
     TargetRecord,
     TargetState,
 )
@@ -170,27 +170,29 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         """See the contract."""
         if not entries:
             return
-        steps = await journal_apply.steps_of(entries, self._analysts)
+        steps = await journal_apply.steps_of(entries, self._worker_pool)
         last = max(entry.sequence for entry in entries)
         began = time.perf_counter()
         await self._holding(lease, partial(journal_apply.run, steps=steps), last, after)
         seconds = time.perf_counter() - began
         self._on_group(Store.POSTGRESQL, len(entries), len(entries), seconds)
 
-    async def prepare(self, messages: Sequence[Message]) -> Prepared:
+    async def prepare(self, messages: Sequence[Message]) -> PreparedRows:
         """See the contract."""
-        return journal_apply.Ready(await journal_apply.rows_once(messages, self._analysts))
+        return journal_apply.ReadyEntries(
+            await journal_apply.rows_once(messages, self._worker_pool)
+        )
 
     async def copy(
         self,
         lease: Lease,
-        messages: Sequence[Message] | Prepared,
+        messages: Sequence[Message] | PreparedRows,
         mark: BackfillMark,
         before: BackfillMark | None = None,
     ) -> BackfillMark:
         """See the contract."""
-        ready = messages if isinstance(messages, Prepared) else await self.prepare(messages)
-        assert isinstance(ready, journal_apply.Ready)  # noqa: S101 - no other kind is made here
+        ready = messages if isinstance(messages, PreparedRows) else await self.prepare(messages)
+        assert isinstance(ready, journal_apply.ReadyEntries)  # noqa: S101 - no other kind is made here
         rows = ready.rows
 
         async def store(connection: Connection) -> None:
@@ -201,11 +203,11 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         await self._holding(lease, store, before=before)
         return mark
 
-    async def carry(self, lease: Lease, rows: Carried, *, first: bool) -> None:
+    async def carry(self, lease: Lease, rows: AuxiliaryRows, *, first: bool) -> None:
         """See the contract."""
         await self._holding(lease, partial(auxiliary_rows.store, rows=rows, first=first))
 
-    async def carried(self) -> CarriedTally:
+    async def carried(self) -> AuxiliaryTally:
         """See the contract."""
         with translating():
             async with (

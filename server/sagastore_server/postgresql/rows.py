@@ -7,9 +7,9 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sagastore_server.search.analysis import analyse
+from sagastore_server.search.analysis import analyze
 from sagastore_server.storage.canonical_json import canonical_tags
-from sagastore_server.storage.model import Draft, Message
+from sagastore_server.storage.model import Message, NewMessage
 
 _EPOCH = 946_684_800_000_000
 """Microseconds from 1970-01-01, where ours begin, to 2000-01-01, where PostgreSQL's do."""
@@ -32,7 +32,7 @@ COLUMNS = (
 
 Row = tuple[Any, ...]
 
-Searched = tuple[str, bytes]
+SearchColumns = tuple[str, bytes]
 """What a row holds for search: its ``terms`` and ``search``."""
 
 
@@ -67,7 +67,7 @@ def message_from_row(row: Sequence[Any]) -> Message:
     return Message._make((*row[:4], tags, *row[5:10]))
 
 
-def row_of(message: Message, searched: Searched) -> Row:
+def row_of(message: Message, searched: SearchColumns) -> Row:
     """Return the row of a message, ``COLUMNS`` says in which order.
 
     ``searched`` is what ``search_columns`` returns of its content.
@@ -75,12 +75,12 @@ def row_of(message: Message, searched: Searched) -> Row:
     return (*message[:4], canonical_tags(message.tags), *message[5:], *searched)
 
 
-def terms_of(draft: Draft) -> Searched:
-    """Return ``search_columns`` of a draft: ``StorageBackend.terms_of`` of this store."""
+def search_columns_of(draft: NewMessage) -> SearchColumns:
+    """Return ``search_columns`` of a draft: ``StorageBackend.search_columns_of`` of this store."""
     return search_columns(draft.content)
 
 
-def search_columns(content: str) -> Searched:
+def search_columns(content: str) -> SearchColumns:
     """Return ``terms`` and ``search`` of a text: the one way from text to what is indexed."""
-    stems, words = analyse(content)
+    stems, words = analyze(content)
     return f" {' '.join(stems)} ", tsvector({*stems, *["=" + word for word in words]})

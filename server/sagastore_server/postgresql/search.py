@@ -66,7 +66,7 @@ _SPARE = 1.5
 """How much larger the next block is than one that would do, were matches as dense everywhere."""
 
 
-class Statement(NamedTuple):
+class SearchStatement(NamedTuple):
     """SQL with its parameters."""
 
     sql: str
@@ -101,7 +101,7 @@ def next_block(block: int, found: int, wanted: int) -> int:
     return size if size <= _LARGEST_BLOCK else 0
 
 
-def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> Statement:
+def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> SearchStatement:
     """Return the statement that finds what ``criteria`` asks, as far as ``scan`` says.
 
     It yields one row more than the page holds where there is one, and not many more:
@@ -138,7 +138,7 @@ def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> 
     ) AS found
 ) AS weighed
 WHERE before <= {MAX_PAGE_BYTES} ORDER BY timestamp {direction}, id {direction}"""  # noqa: S608
-    return Statement(sql, parameters.values)
+    return SearchStatement(sql, parameters.values)
 
 
 def _where(conditions: Sequence[str]) -> str:

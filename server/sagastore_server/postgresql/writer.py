@@ -28,8 +28,8 @@ from sagastore_server.postgresql.errors import (
 )
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import QUERIES
-from sagastore_server.postgresql.rows import Searched
-from sagastore_server.runtime.worker_pool import Analysts
+from sagastore_server.postgresql.rows import SearchColumns
+from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import StorageError, UnavailableError
 from sagastore_server.storage.load import OnGroup, unheard
@@ -62,7 +62,7 @@ _log = logging.getLogger(__name__)
 class _Write(NamedTuple):
     ids: Sequence[str]
     apply: Callable[[Changes], object]
-    known: Mapping[str, Searched]
+    known: Mapping[str, SearchColumns]
     """What is to be indexed of some contents, made beforehand."""
     future: asyncio.Future[Any]
 
@@ -75,13 +75,13 @@ class _Attempt:
         """Whether COMMIT was sent: from then on a lost connection leaves the outcome open."""
 
 
-class GroupCommitWriter:
+class PostgreSQLGroupWriter:
     """Applies writes in groups, a few transactions at a time."""
 
     def __init__(
         self,
         pool: Pool,
-        analysts: Analysts,
+        worker_pool: WorkerPool,
         writers: int,
         patience: float,
         on_group: OnGroup = unheard,
@@ -92,7 +92,7 @@ class GroupCommitWriter:
         began so long ago is not begun anew. ``on_group`` hears of each group that was committed.
         """
         self._pool = pool
-        self._analysts = analysts
+        self._worker_pool = worker_pool
         self._on_group = on_group
         self._patience = patience
         self._waiting: deque[_Write] = deque()
@@ -107,7 +107,7 @@ class GroupCommitWriter:
         self._tasks = [asyncio.create_task(self._run()) for _ in range(writers)]
 
     async def submit(
-        self, ids: Sequence[str], apply: Callable[[Changes], T], known: Mapping[str, Searched]
+        self, ids: Sequence[str], apply: Callable[[Changes], T], known: Mapping[str, SearchColumns]
     ) -> T:
         """Run ``apply`` in a group and return its result once it is committed.
 
@@ -259,10 +259,10 @@ class GroupCommitWriter:
     ) -> list[_Outcome]:
         changes = await load(connection, [write.ids for write in group])
         outcomes = [_outcome(write, changes) for write in group]
-        known: dict[str, Searched] = {}
+        known: dict[str, SearchColumns] = {}
         for write in group:
             known.update(write.known)
-        await flush(connection, changes, self._analysts, known, copy=copy)
+        await flush(connection, changes, self._worker_pool, known, copy=copy)
         return outcomes
 
 

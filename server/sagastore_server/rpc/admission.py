@@ -18,7 +18,7 @@ from grpc import aio
 
 from sagastore_server.interfaces import call_context
 from sagastore_server.interfaces.access import ANYONE, AccessControl, Caller, Role
-from sagastore_server.interfaces.call_context import CurrentCall
+from sagastore_server.interfaces.call_context import CallContext
 from sagastore_server.interfaces.errors import (
     OverloadedError,
     PermissionDeniedError,
@@ -26,11 +26,11 @@ from sagastore_server.interfaces.errors import (
     UnauthenticatedError,
 )
 from sagastore_server.interfaces.instruments import Instruments
-from sagastore_server.rpc.lifecycle import Gate
+from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.limits import Limits
-from sagastore_server.rpc.load_shedding import Figures, Pressure
-from sagastore_server.rpc.rate_limiter import Rates
-from sagastore_server.rpc.stream_revocation import Supervision
+from sagastore_server.rpc.load_shedding import LoadFigures, LoadShedder
+from sagastore_server.rpc.rate_limiter import RateLimiter
+from sagastore_server.rpc.stream_revocation import StreamRevocation
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -42,7 +42,7 @@ _CERTIFICATE_KEYS = ("x509_subject_alternative_name", "x509_common_name")
 _log = structlog.get_logger(__name__)
 
 
-class Arrival(Protocol):
+class IncomingCall(Protocol):
     """What the door looks at of a call that comes in."""
 
     def invocation_metadata(self) -> Any:
@@ -55,40 +55,40 @@ class Arrival(Protocol):
         """Return the address that it comes from."""
 
 
-class Door:
+class AdmissionControl:
     """Lets calls in and counts them out. Belongs to one event loop."""
 
     def __init__(
         self,
-        gate: Gate,
+        lifecycle: Lifecycle,
         limits: Limits = Limits(),  # noqa: B008 - immutable
         access: AccessControl | None = None,
         instruments: Instruments | None = None,
         *,
-        pressure: Pressure | None = None,
+        load_shedder: LoadShedder | None = None,
         log_calls: bool = False,
     ) -> None:
         """Let in whom ``access`` knows, as many as ``limits`` allow, and tell ``instruments``."""
-        self.gate = gate
+        self.lifecycle = lifecycle
         self.limits = limits
         self.calls = 0
         """Single calls inside."""
         self.streams = 0
         """Streams inside."""
         self._access = access or AccessControl()
-        self._supervision = Supervision()
-        self._access.subscribe(self._supervision.check_all)
+        self._stream_revocation = StreamRevocation()
+        self._access.subscribe(self._stream_revocation.check_all)
         self._instruments = instruments or Instruments()
-        self._rates = Rates(limits.caller_rate) if limits.caller_rate else None
-        self.pressure = pressure or Pressure(limits.max_calls, lambda: Figures(0, 0))
+        self._rate_limiter = RateLimiter(limits.caller_rate) if limits.caller_rate else None
+        self.load_shedder = load_shedder or LoadShedder(limits.max_calls, lambda: LoadFigures(0, 0))
         self._log_calls = log_calls
 
-    def begin(self, method: str) -> tuple[CurrentCall, float]:
+    def begin(self, method: str) -> tuple[CallContext, float]:
         """Take note of a call that came in; ``end`` must follow."""
         self._instruments.call_started(method)
         return call_context.begin(method), time.perf_counter()
 
-    def end(self, call: CurrentCall, code: str, began: float, context: Context) -> None:
+    def end(self, call: CallContext, code: str, began: float, context: Context) -> None:
         """Take note of how a call ended."""
         seconds = time.perf_counter() - began
         call.code = code
@@ -104,7 +104,7 @@ class Door:
                 call=call.id,
             )
 
-    def admit(self, call: CurrentCall, context: Arrival, role: Role) -> None:
+    def admit(self, call: CallContext, context: IncomingCall, role: Role) -> None:
         """Find out who calls, and whether they may, now.
 
         Raises:
@@ -116,11 +116,11 @@ class Door:
         # Lines that are logged from now on bear the id that the caller gave.
         call.named_by = partial(_given_id, context)
         self._authorize(call, context, role)
-        if self._rates is not None:
-            self._hold_to_rate(self._rates, context)
+        if self._rate_limiter is not None:
+            self._hold_to_rate(self._rate_limiter, context)
 
     def supervised(
-        self, call: CurrentCall, context: Arrival, role: Role
+        self, call: CallContext, context: IncomingCall, role: Role
     ) -> AbstractAsyncContextManager[None]:
         """End what is done in the context when who was admitted would be so no longer.
 
@@ -131,7 +131,7 @@ class Door:
         """
         if self._access.is_open:
             return nullcontext()
-        return self._supervision.over(lambda: self._authorize(call, context, role))
+        return self._stream_revocation.over(lambda: self._authorize(call, context, role))
 
     def enter_call(self) -> None:
         """Take a place for a single call; ``leave_call`` gives it back.
@@ -140,7 +140,7 @@ class Door:
             OverloadedError: There is none.
 
         """
-        if self.calls >= self.limits.max_calls or self.pressure.turns_away():
+        if self.calls >= self.limits.max_calls or self.load_shedder.turns_away():
             self._shed(f"{self.limits.max_calls:,} calls or more")
         self.calls += 1
 
@@ -163,14 +163,14 @@ class Door:
         """Give back the place of a stream."""
         self.streams -= 1
 
-    async def pace(self, context: Arrival) -> None:
+    async def pace(self, context: IncomingCall) -> None:
         """Wait until the caller of a stream may send another batch."""
-        if self._rates is None:
+        if self._rate_limiter is None:
             return
-        while wait := self._rates.take(self._key(context)):  # noqa: ASYNC110 - time itself
+        while wait := self._rate_limiter.take(self._key(context)):  # noqa: ASYNC110 - time itself
             await asyncio.sleep(wait)
 
-    def _authorize(self, call: CurrentCall, context: Arrival, role: Role) -> None:
+    def _authorize(self, call: CallContext, context: IncomingCall, role: Role) -> None:
         caller = ANYONE if self._access.is_open else self._identify(context)
         call.caller = caller.name
         if caller.role < role:
@@ -179,13 +179,13 @@ class Door:
                 f"and this needs {role.name.lower()}"
             )
 
-    def _identify(self, context: Arrival) -> Caller:
+    def _identify(self, context: IncomingCall) -> Caller:
         token = _token(context)
         # A token decides; asking for the certificate takes longer than all the rest.
         names = () if token is not None else _certificate_names(context)
         return self._access.caller(token, names)
 
-    def _hold_to_rate(self, rates: Rates, context: Arrival) -> None:
+    def _hold_to_rate(self, rates: RateLimiter, context: IncomingCall) -> None:
         wait = rates.take(self._key(context))
         if wait:
             self._instruments.call_shed(RateLimitedError.reason)
@@ -194,7 +194,7 @@ class Door:
                 retry_after=wait,
             )
 
-    def _key(self, context: Arrival) -> str:
+    def _key(self, context: IncomingCall) -> str:
         call = call_context.current()
         if not self._access.is_open and call is not None:
             return call.caller
@@ -204,16 +204,16 @@ class Door:
         self._instruments.call_shed(OverloadedError.reason)
         raise OverloadedError(
             f"the server has {what} at hand already, which is its limit; try again",
-            retry_after=self.pressure.retry_after(),
+            retry_after=self.load_shedder.retry_after(),
         )
 
 
-def adopt_id(call: CurrentCall, context: Arrival) -> None:
+def adopt_id(call: CallContext, context: IncomingCall) -> None:
     """Give the call the id that its caller gave it, if there is one."""
     call.adopt(_given_id(context))
 
 
-def _given_id(context: Arrival) -> str:
+def _given_id(context: IncomingCall) -> str:
     """Return the id that the caller gave the call; empty: none."""
     for key, value in context.invocation_metadata() or ():
         if key == CALL_ID_KEY and isinstance(value, str):
@@ -221,7 +221,7 @@ def _given_id(context: Arrival) -> str:
     return ""
 
 
-def _token(context: Arrival) -> str | None:
+def _token(context: IncomingCall) -> str | None:
     """Return the bearer token.
 
     Raises:
@@ -237,7 +237,7 @@ def _token(context: Arrival) -> str | None:
     return token
 
 
-def _certificate_names(context: Arrival) -> list[str]:
+def _certificate_names(context: IncomingCall) -> list[str]:
     found = context.auth_context()
     return [
         name.decode("utf-8", "replace") for key in _CERTIFICATE_KEYS for name in found.get(key, ())

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, cast
 
 from sagastore.v1 import storage_pb2
 from sagastore_server.rpc import bulk_validation, convert
-from sagastore_server.rpc.lifecycle import Gate
+from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.offload import aside
 from sagastore_server.rpc.status import one_line
-from sagastore_server.rpc.wire import Undecodable
-from sagastore_server.storage.base import ReadyTerms, StorageBackend, TermsOf
+from sagastore_server.rpc.wire import InvalidText
+from sagastore_server.storage.base import Indexer, PreparedTerms, StorageBackend
 from sagastore_server.storage.errors import InvalidRequestError, Violation
-from sagastore_server.storage.model import Draft, OnConflict
+from sagastore_server.storage.model import NewMessage, OnConflict
 from sagastore_server.storage.validation import MAX_BATCH, MAX_ID, Violations
 
 READ_AHEAD = 4
@@ -27,15 +27,15 @@ READ_AHEAD = 4
 _PER_MESSAGE = 100
 """Bytes that a message counts for beside its own: what is small takes time too."""
 
-Request = storage_pb2.BulkSaveRequest | Undecodable
+Request = storage_pb2.BulkSaveRequest | InvalidText
 
 
 class Batch(NamedTuple):
     """A checked batch."""
 
     sequence: int
-    drafts: list[Draft]
-    terms: ReadyTerms | None
+    drafts: list[NewMessage]
+    terms: PreparedTerms | None
     """Of the drafts."""
     rejected: list[storage_pb2.RejectedMessage]
     on_conflict: OnConflict
@@ -53,10 +53,10 @@ class BulkStream:
     because a backend promises no order between calls.
     """
 
-    def __init__(self, backend: StorageBackend, gate: Gate) -> None:
-        """Store into ``backend``; end early when ``gate`` ends streams."""
+    def __init__(self, backend: StorageBackend, lifecycle: Lifecycle) -> None:
+        """Store into ``backend``; end early when ``lifecycle`` ends streams."""
         self._backend = backend
-        self._gate = gate
+        self._lifecycle = lifecycle
         self._slots = asyncio.Semaphore(READ_AHEAD)
         self._checks: asyncio.Queue[asyncio.Task[Batch] | None] = asyncio.Queue()
         self._flights: asyncio.Queue[_Flight | None] = asyncio.Queue()
@@ -84,8 +84,8 @@ class BulkStream:
                 self._under_way.remove(flight)
                 self._slots.release()
             await starter
-            if self._gate.end_streams.is_set() and reader.cancelled():
-                raise self._gate.refusal()
+            if self._lifecycle.end_streams.is_set() and reader.cancelled():
+                raise self._lifecycle.refusal()
             await reader
         finally:
             answers = [flight.answer for flight in self._under_way]
@@ -96,7 +96,7 @@ class BulkStream:
         try:
             await self._slots.acquire()
             async for request in requests:
-                check = asyncio.create_task(checked(request, self._backend.terms_of))
+                check = asyncio.create_task(checked(request, self._backend.indexer))
                 self._checking.append(check)
                 self._checks.put_nowait(check)
                 await self._slots.acquire()
@@ -136,26 +136,26 @@ class BulkStream:
 
     async def _end_early(self, reader: asyncio.Task[None]) -> None:
         """Stop reading when the server wants streams to end."""
-        await self._gate.end_streams.wait()
+        await self._lifecycle.end_streams.wait()
         reader.cancel()
 
 
-async def checked(request: Request, terms_of: TermsOf | None = None) -> Batch:
+async def checked(request: Request, indexer: Indexer | None = None) -> Batch:
     """Return the valid messages of a request as drafts, and the others with reasons.
 
-    ``terms_of`` makes what the store indexes of each draft.
+    ``indexer`` makes what the store indexes of each draft.
 
     Raises:
         InvalidRequestError: The batch as a whole breaks a rule.
 
     """
     broken: dict[int, list[Violation]] = {}
-    if isinstance(request, Undecodable):
+    if isinstance(request, InvalidText):
         request, broken = _repaired(request)
     on_conflict = _check_batch(request)
-    sent = [(message.SerializeToString(), terms_of) for message in request.messages]
+    sent = [(message.SerializeToString(), indexer) for message in request.messages]
     size = sum([_PER_MESSAGE + len(message) for message, _ in sent])
-    drafts: list[Draft] = []
+    drafts: list[NewMessage] = []
     terms: list[object] = []
     rejected: list[storage_pb2.RejectedMessage] = []
     for index, (found, draft, one) in enumerate(await aside(bulk_validation.check, sent, size)):
@@ -163,9 +163,9 @@ async def checked(request: Request, terms_of: TermsOf | None = None) -> Batch:
         if violations:
             rejected.append(_rejected(index, draft[0], violations))
         else:
-            drafts.append(Draft._make(draft))
+            drafts.append(NewMessage._make(draft))
             terms.append(one)
-    made = None if terms_of is None else ReadyTerms(terms_of, terms)
+    made = None if indexer is None else PreparedTerms(indexer, terms)
     return Batch(request.sequence, drafts, made, rejected, on_conflict)
 
 
@@ -182,7 +182,7 @@ def _check_batch(request: storage_pb2.BulkSaveRequest) -> OnConflict:
 
 
 def _repaired(
-    request: Undecodable,
+    request: InvalidText,
 ) -> tuple[storage_pb2.BulkSaveRequest, dict[int, list[Violation]]]:
     """Sort what could not be read by message; it spoils only those."""
     if request.repaired is None:

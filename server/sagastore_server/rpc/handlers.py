@@ -3,7 +3,7 @@
 A thin wrapper around each method instead of gRPC's interceptors: an interceptor
 costs every call one more coroutine and a new handler object, and sees neither
 the parsed request nor where a stream ends. What is to hold for every call
-(authentication, limits, metrics, tracing) is in ``door``, or here in ``_Calls``.
+(authentication, limits, metrics, tracing) is in ``admission``, or here in ``_Calls``.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
 from sagastore_server.interfaces import tracing
-from sagastore_server.interfaces.call_context import CurrentCall, current
+from sagastore_server.interfaces.call_context import CallContext, current
 from sagastore_server.interfaces.errors import StalledError
-from sagastore_server.rpc.admission import Context, Door, adopt_id
-from sagastore_server.rpc.lifecycle import Gate, ServerDrainingError, ServerStartingError
+from sagastore_server.rpc.admission import AdmissionControl, Context, adopt_id
+from sagastore_server.rpc.lifecycle import Lifecycle, ServerDrainingError, ServerStartingError
 from sagastore_server.rpc.roles import role_for
 from sagastore_server.rpc.status import STATUS_KEY, refusal_of
-from sagastore_server.rpc.wire import Undecodable, decoder
+from sagastore_server.rpc.wire import InvalidText, decoder
 from sagastore_server.storage.errors import (
     FencedError,
     InvalidRequestError,
@@ -98,13 +98,13 @@ def _trait_of(method: object) -> _Trait | None:
 
 
 def service_handler(
-    service: ServiceDescriptor, servicer: object, door: Door
+    service: ServiceDescriptor, servicer: object, admission: AdmissionControl
 ) -> grpc.GenericRpcHandler:
     """Return what serves ``service`` by the methods of ``servicer``, which bear its names.
 
     A unary method takes the request and returns the answer; a method that
     streams its answer is an asynchronous generator; one whose request is a
-    stream takes an asynchronous iterator, whose items may be ``Undecodable``.
+    stream takes an asynchronous iterator, whose items may be ``InvalidText``.
     None of them sees gRPC: they raise errors of the storage contract. What one needs
     beyond that it says with ``timed``, ``endless`` or ``interruptible``.
 
@@ -112,7 +112,7 @@ def service_handler(
         AttributeError: The servicer lacks a method.
 
     """
-    calls = _Calls(door)
+    calls = _Calls(admission)
     handlers = {
         method.name: calls.handler(method, getattr(servicer, method.name))
         for method in service.methods
@@ -123,8 +123,8 @@ def service_handler(
 class _Calls:
     """Wraps methods."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, admission: AdmissionControl) -> None:
+        self._admission = admission
 
     def handler(self, method: MethodDescriptor, target: Any) -> grpc.RpcMethodHandler[Any, Any]:
         """Return gRPC's handler for ``method``, served by ``target``."""
@@ -142,18 +142,18 @@ class _Calls:
         )
 
     def _unary(self, method: MethodDescriptor, target: UnaryMethod) -> Handler:
-        door, gate = self._door, self._door.gate
+        admission, lifecycle = self._admission, self._admission.lifecycle
         name, role = _name(method), role_for(method)
         decode = decoder(GetMessageClass(method.input_type))
         is_timed = _trait_of(target) is _Trait.TIMED
 
         async def call(raw: bytes, context: Context) -> Message:
-            record, began = door.begin(name)
+            record, began = admission.begin(name)
             try:
-                gate.enter()
+                lifecycle.enter()
                 try:
-                    door.admit(record, context, role)
-                    door.enter_call()
+                    admission.admit(record, context, role)
+                    admission.enter_call()
                     try:
                         request = _readable(decode(raw))
                         if is_timed:
@@ -161,53 +161,53 @@ class _Calls:
                         else:
                             answer = await target(request)
                     finally:
-                        door.leave_call()
+                        admission.leave_call()
                 finally:
-                    gate.leave()
+                    lifecycle.leave()
                 record.code = "OK"
                 return answer
             except Exception as exc:  # noqa: BLE001 - whatever it is, the table knows what to tell
                 await _refuse(context, record, exc)
             finally:
-                door.end(record, _code(record, context), began, context)
+                admission.end(record, _code(record, context), began, context)
 
         return call
 
     def _stream(self, method: MethodDescriptor, target: StreamMethod) -> Handler:
-        door = self._door
+        admission = self._admission
         name, role = _name(method), role_for(method)
         decode = decoder(GetMessageClass(method.input_type))
         trait = _trait_of(target)
 
         async def call(raw: Any, context: Context) -> None:
-            record, began = door.begin(name)
+            record, began = admission.begin(name)
             try:
-                with _inside(door.gate, trait):
-                    door.admit(record, context, role)
-                    door.enter_stream()
+                with _inside(admission.lifecycle, trait):
+                    admission.admit(record, context, role)
+                    admission.enter_stream()
                     try:
                         requests = (
-                            _decoded(raw, decode, door, context)
+                            _decoded(raw, decode, admission, context)
                             if method.client_streaming
                             else _readable(decode(raw))
                         )
                         async with (
-                            _ending(door.gate, trait),
-                            door.supervised(record, context, role),
+                            _ending(admission.lifecycle, trait),
+                            admission.supervised(record, context, role),
                         ):
                             await self._write_all(target(requests), context)
                     finally:
-                        door.leave_stream()
+                        admission.leave_stream()
                 record.code = "OK"
             except Exception as exc:  # noqa: BLE001 - whatever it is, the table knows what to tell
                 await _refuse(context, record, exc)
             finally:
-                door.end(record, _code(record, context), began, context)
+                admission.end(record, _code(record, context), began, context)
 
         return call
 
     async def _write_all(self, answers: AsyncIterator[Message], context: Context) -> None:
-        patience = self._door.limits.stall_timeout
+        patience = self._admission.limits.stall_timeout
         # Closing the generator here, not whenever it is collected, ends its tasks with
         # the call, also when the call is cancelled.
         async with aclosing(answers):  # type: ignore[type-var]
@@ -249,48 +249,48 @@ def _name(method: MethodDescriptor) -> str:
     return f"{service}/{name}"
 
 
-def _readable(request: Message | Undecodable) -> Message:
-    if isinstance(request, Undecodable):
+def _readable(request: Message | InvalidText) -> Message:
+    if isinstance(request, InvalidText):
         raise InvalidRequestError(request.violations)
     return request
 
 
 async def _decoded(
     requests: AsyncIterator[bytes],
-    decode: Callable[[bytes], Message | Undecodable],
-    door: Door,
+    decode: Callable[[bytes], Message | InvalidText],
+    admission: AdmissionControl,
     context: Context,
-) -> AsyncIterator[Message | Undecodable]:
+) -> AsyncIterator[Message | InvalidText]:
     """Parse the requests of a stream, no faster than its caller may send them."""
     async for raw in requests:
-        await door.pace(context)
+        await admission.pace(context)
         yield decode(raw)
 
 
 @contextmanager
-def _inside(gate: Gate, trait: _Trait | None) -> Iterator[None]:
+def _inside(lifecycle: Lifecycle, trait: _Trait | None) -> Iterator[None]:
     """Be counted among those that a drain waits for, unless the method has no end."""
     if trait is _Trait.ENDLESS:
-        gate.check()
+        lifecycle.check()
         yield
         return
-    gate.enter()
+    lifecycle.enter()
     try:
         yield
     finally:
-        gate.leave()
+        lifecycle.leave()
 
 
-def _ending(gate: Gate, trait: _Trait | None) -> AbstractAsyncContextManager[None]:
+def _ending(lifecycle: Lifecycle, trait: _Trait | None) -> AbstractAsyncContextManager[None]:
     """End a stream when a drain wants it to, where it does not see to that itself."""
     if trait is _Trait.ENDLESS:
-        return _until(gate.draining, gate)
+        return _until(lifecycle.draining, lifecycle)
     if trait is _Trait.INTERRUPTIBLE:
-        return _until(gate.end_streams, gate)
+        return _until(lifecycle.end_streams, lifecycle)
     return nullcontext()
 
 
-def _code(record: CurrentCall, context: Context) -> str:
+def _code(record: CallContext, context: Context) -> str:
     """Return the status that a call ended with; who is cut off never set one."""
     if record.code:
         return record.code
@@ -318,11 +318,11 @@ def _observed(method: MethodDescriptor, call: Handler) -> Handler:
 
 
 @asynccontextmanager
-async def _until(event: asyncio.Event, gate: Gate) -> AsyncIterator[None]:
+async def _until(event: asyncio.Event, lifecycle: Lifecycle) -> AsyncIterator[None]:
     """End what is done in the context when ``event`` is set, wherever it is.
 
     Raises:
-        UnavailableError: ``gate``'s refusal; it was ended.
+        UnavailableError: ``lifecycle``'s refusal; it was ended.
 
     """
     try:
@@ -334,7 +334,7 @@ async def _until(event: asyncio.Event, gate: Gate) -> AsyncIterator[None]:
                 expiring.cancel()
     except TimeoutError:
         if limit.expired():
-            raise gate.refusal() from None
+            raise lifecycle.refusal() from None
         raise
 
 
@@ -343,7 +343,7 @@ async def _expire(event: asyncio.Event, limit: asyncio.Timeout) -> None:
     limit.reschedule(0.0)
 
 
-async def _refuse(context: Context, call: CurrentCall, error: Exception) -> NoReturn:
+async def _refuse(context: Context, call: CallContext, error: Exception) -> NoReturn:
     """End the call with the status that the table gives ``error``."""
     if isinstance(error, aio.InternalError):
         # The client went away while something was on its way to it, or from it.
@@ -374,7 +374,7 @@ class _Outages:
         self._more = 0
 
     def note(
-        self, call: CurrentCall, error: UnavailableError | StorageFullError | FencedError
+        self, call: CallContext, error: UnavailableError | StorageFullError | FencedError
     ) -> None:
         """Log ``error``, or count it."""
         if isinstance(error, ServerStartingError | ServerDrainingError | StalledError):

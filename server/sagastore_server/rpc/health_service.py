@@ -16,11 +16,11 @@ import grpc
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped]
 
-from sagastore_server.rpc.admission import Door
+from sagastore_server.rpc.admission import AdmissionControl
 from sagastore_server.rpc.handlers import service_handler
-from sagastore_server.rpc.lifecycle import Gate
+from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.limits import Limits
-from sagastore_server.rpc.wire import Undecodable
+from sagastore_server.rpc.wire import InvalidText
 from sagastore_server.storage.errors import InvalidRequestError, NotFoundError, StorageError
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
@@ -90,7 +90,7 @@ class Reflection:
         self._served = reflection.aio.ReflectionServicer(names)
 
     async def ServerReflectionInfo(
-        self, requests: AsyncIterator[reflection_pb2.ServerReflectionRequest | Undecodable]
+        self, requests: AsyncIterator[reflection_pb2.ServerReflectionRequest | InvalidText]
     ) -> AsyncIterator[reflection_pb2.ServerReflectionResponse]:
         """Answer each request, in order."""
         answers = self._served.ServerReflectionInfo(_readable(requests), None)
@@ -100,10 +100,10 @@ class Reflection:
 
 
 async def _readable(
-    requests: AsyncIterator[reflection_pb2.ServerReflectionRequest | Undecodable],
+    requests: AsyncIterator[reflection_pb2.ServerReflectionRequest | InvalidText],
 ) -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
     async for request in requests:
-        if isinstance(request, Undecodable):
+        if isinstance(request, InvalidText):
             raise InvalidRequestError(request.violations)
         yield request
 
@@ -117,12 +117,12 @@ def probe_handlers(
     ``limits`` of their own, so that neither keeps calls from being let in. Clients may
     watch the health over each connection that they have.
     """
-    gate = Gate()
-    gate.open()
+    lifecycle = Lifecycle()
+    lifecycle.open()
     streams = limits.max_streams + limits.max_connections
-    door = Door(gate, limits._replace(caller_rate=0.0, max_streams=streams))
-    handlers = [service_handler(_HEALTH, health, door)]
+    admission = AdmissionControl(lifecycle, limits._replace(caller_rate=0.0, max_streams=streams))
+    handlers = [service_handler(_HEALTH, health, admission)]
     if reflected:
         served = (*names, _HEALTH.full_name, _REFLECTION.full_name)
-        handlers.append(service_handler(_REFLECTION, Reflection(served), door))
+        handlers.append(service_handler(_REFLECTION, Reflection(served), admission))
     return tuple(handlers)

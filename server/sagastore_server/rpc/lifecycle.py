@@ -20,7 +20,7 @@ class ServerDrainingError(UnavailableError):
     reason = "SERVER_DRAINING"
 
 
-class GateState(enum.Enum):
+class LifecycleState(enum.Enum):
     """What the gate does with a new call."""
 
     STARTING = "starting"
@@ -28,7 +28,7 @@ class GateState(enum.Enum):
     DRAINING = "draining"
 
 
-class Gate:
+class Lifecycle:
     """Lets calls in while the server serves, and knows when the last one has left.
 
     Belongs to one event loop. Health checks and reflection do not pass it.
@@ -36,7 +36,7 @@ class Gate:
 
     def __init__(self) -> None:
         """Begin closed, in STARTING."""
-        self.state = GateState.STARTING
+        self.state = LifecycleState.STARTING
         self.in_flight = 0
         self.draining = asyncio.Event()
         """Set when a drain begins: what would never end by itself must end now."""
@@ -46,7 +46,7 @@ class Gate:
 
     def open(self) -> None:
         """Let calls in from now on."""
-        self.state = GateState.OPEN
+        self.state = LifecycleState.OPEN
 
     def check(self) -> None:
         """Let a call in that the drain does not wait for.
@@ -55,7 +55,7 @@ class Gate:
             ServerStartingError, ServerDrainingError: As ``enter``.
 
         """
-        if self.state is not GateState.OPEN:
+        if self.state is not LifecycleState.OPEN:
             raise self.refusal()
 
     def enter(self) -> None:
@@ -72,12 +72,12 @@ class Gate:
     def leave(self) -> None:
         """Count a call out; once for each ``enter`` that returned."""
         self.in_flight -= 1
-        if not self.in_flight and self.state is GateState.DRAINING:
+        if not self.in_flight and self.state is LifecycleState.DRAINING:
             self._idle.set()
 
     def refusal(self) -> UnavailableError:
         """Return the error that a call which cannot be served now gets."""
-        if self.state is GateState.STARTING:
+        if self.state is LifecycleState.STARTING:
             return ServerStartingError("the server is starting; try again in a moment")
         return ServerDrainingError(
             "the server is shutting down; try again, at another server or in a moment"
@@ -93,7 +93,7 @@ class Gate:
             False when calls were still under way at the end.
 
         """
-        self.state = GateState.DRAINING
+        self.state = LifecycleState.DRAINING
         self.draining.set()
         if not self.in_flight:
             return True

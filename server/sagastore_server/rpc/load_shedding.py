@@ -36,23 +36,23 @@ _SMOOTHING = 0.3
 """Weight of one look in the rate of calls served: about the last second counts."""
 
 
-class Figures(NamedTuple):
+class LoadFigures(NamedTuple):
     """What gRPC has counted since the server was made."""
 
     started: int
     ended: int
 
 
-def figures_of_newest_server() -> Callable[[], Figures]:
+def figures_of_newest_server() -> Callable[[], LoadFigures]:
     """Return what asks gRPC for the figures of the server that was made last."""
     newest = max(int(server["ref"]["serverId"]) for server in _servers(0))
 
-    def figures() -> Figures:
+    def figures() -> LoadFigures:
         for server in _servers(newest):
             data = server.get("data", {})
             ended = int(data.get("callsSucceeded", 0)) + int(data.get("callsFailed", 0))
-            return Figures(int(data.get("callsStarted", 0)), ended)
-        return Figures(0, 0)
+            return LoadFigures(int(data.get("callsStarted", 0)), ended)
+        return LoadFigures(0, 0)
 
     return figures
 
@@ -64,10 +64,10 @@ def _servers(first: int) -> list[dict[str, dict[str, str]]]:
     return found
 
 
-class Pressure:
+class LoadShedder:
     """Decides which calls are turned away. Belongs to one event loop."""
 
-    def __init__(self, limit: int, figures: Callable[[], Figures]) -> None:
+    def __init__(self, limit: int, figures: Callable[[], LoadFigures]) -> None:
         """Begin to turn calls away when more than ``limit`` wait or are served."""
         self._limit = limit
         self._figures = figures

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from sagastore_server.runtime.worker_pool import SHORT, Analysts
+from sagastore_server.runtime.worker_pool import SHORT, WorkerPool
 
 T = TypeVar("T")
 
-_analysts = Analysts(1)
+_worker_pool = WorkerPool(1)
 """One process, and one thread while there is none: each would take its turn of the interpreter
 from the event loop."""
 
@@ -24,4 +24,4 @@ async def aside(
     """
     if characters < SHORT:
         return [function(*one) for one in arguments]
-    return await _analysts.map(function, arguments)
+    return await _worker_pool.map(function, arguments)

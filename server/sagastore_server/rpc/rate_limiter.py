@@ -11,7 +11,7 @@ _MAX_CALLERS = 10_000
 stranger with many addresses gains nothing that many strangers would not have."""
 
 
-class Rates:
+class RateLimiter:
     """Allows each caller so many calls a second, and a second's worth at once."""
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:

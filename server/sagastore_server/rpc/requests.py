@@ -11,7 +11,7 @@ from sagastore.v1 import migration_pb2, storage_pb2
 from sagastore_server.rpc import convert
 from sagastore_server.search.pager import Order
 from sagastore_server.search.parser import parse_query
-from sagastore_server.storage.model import Draft
+from sagastore_server.storage.model import NewMessage
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria
 from sagastore_server.storage.validation import (
@@ -49,7 +49,7 @@ MAX_BACKFILL_BATCH = 10_000
 class Save(NamedTuple):
     """A checked SaveRequest."""
 
-    draft: Draft
+    draft: NewMessage
     if_revision: int | None
     everywhere: bool
     """Every store of the phase must have it."""

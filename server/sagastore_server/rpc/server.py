@@ -12,12 +12,12 @@ from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 from sagastore.v1 import migration_pb2, storage_pb2
 from sagastore_server.interfaces.access import AccessControl
 from sagastore_server.interfaces.instruments import Instruments
-from sagastore_server.rpc.admission import Door
+from sagastore_server.rpc.admission import AdmissionControl
 from sagastore_server.rpc.handlers import service_handler
 from sagastore_server.rpc.health_service import Health, probe_handlers
-from sagastore_server.rpc.lifecycle import Gate, GateState
+from sagastore_server.rpc.lifecycle import Lifecycle, LifecycleState
 from sagastore_server.rpc.limits import Limits
-from sagastore_server.rpc.load_shedding import Pressure, figures_of_newest_server
+from sagastore_server.rpc.load_shedding import LoadShedder, figures_of_newest_server
 from sagastore_server.rpc.migration_service import MigrationServicer
 from sagastore_server.rpc.storage_service import StorageServicer
 from sagastore_server.storage.base import StorageBackend
@@ -80,7 +80,7 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class Terms(NamedTuple):
+class ServerOptions(NamedTuple):
     """What holds for all calls."""
 
     limits: Limits = Limits()
@@ -111,31 +111,31 @@ class RpcServer:
         self,
         backend: StorageBackend,
         control: MigrationControl,
-        terms: Terms = Terms(),  # noqa: B008 - immutable
+        terms: ServerOptions = ServerOptions(),  # noqa: B008 - immutable
     ) -> None:
         """Make a server that does not listen yet. Needs a running event loop."""
-        self._gate = Gate()
+        self._lifecycle = Lifecycle()
         self._terms = terms
         self._health = Health(_HEALTH_NAMES)
         self._server = aio.server(options=_options(terms.limits))
-        pressure = Pressure(terms.limits.max_calls, figures_of_newest_server())
-        door = Door(
-            self._gate,
+        load_shedder = LoadShedder(terms.limits.max_calls, figures_of_newest_server())
+        admission = AdmissionControl(
+            self._lifecycle,
             terms.limits,
             terms.access,
             terms.instruments,
-            pressure=pressure,
+            load_shedder=load_shedder,
             log_calls=terms.log_calls,
         )
-        self.door = door
+        self.admission = admission
         self._watching: asyncio.Task[None] | None = None
         self._serving: asyncio.Task[bool] | None = None
         timeout = terms.limits.search_timeout
         servicers = (
-            StorageServicer(backend, self._gate, search_timeout=timeout),
+            StorageServicer(backend, self._lifecycle, search_timeout=timeout),
             MigrationServicer(backend, control),
         )
-        handlers = map(service_handler, _SERVICES, servicers, (door, door))
+        handlers = map(service_handler, _SERVICES, servicers, (admission, admission))
         self._server.add_generic_rpc_handlers(tuple(handlers))
         probes = probe_handlers(
             self._health, _HEALTH_NAMES[1:], terms.limits, reflected=terms.reflection
@@ -155,7 +155,7 @@ class RpcServer:
             raise CannotListenError(f"cannot listen on {address}") from exc
         await self._server.start()
         self._serving = asyncio.create_task(self._server.wait_for_termination())
-        self._watching = asyncio.create_task(self.door.pressure.watch())
+        self._watching = asyncio.create_task(self.admission.load_shedder.watch())
         return port
 
     def _bind(self, address: str) -> int:
@@ -165,7 +165,7 @@ class RpcServer:
 
     async def open_gate(self) -> None:
         """Take calls from now on: the backend is open."""
-        self._gate.open()
+        self._lifecycle.open()
         self._health.tell(_SERVING)
 
     async def set_ready(self, ready: bool) -> None:
@@ -173,7 +173,7 @@ class RpcServer:
 
         MigrationService serves without it: it tells what is the matter.
         """
-        if self._gate.state is GateState.OPEN:
+        if self._lifecycle.state is LifecycleState.OPEN:
             self._health.tell(_SERVING if ready else _NOT_SERVING, _STORE_NAMES)
 
     async def drain(self, grace: float) -> bool:
@@ -184,7 +184,7 @@ class RpcServer:
 
         """
         self._health.tell(_NOT_SERVING)
-        return await self._gate.drain(grace)
+        return await self._lifecycle.drain(grace)
 
     async def ended(self) -> None:
         """Wait until nothing is served any more: after ``stop``, or by a defect of gRPC."""
@@ -204,4 +204,4 @@ class RpcServer:
     @property
     def calls_under_way(self) -> int:
         """How many calls have come in and not ended, health and reflection aside."""
-        return self._gate.in_flight
+        return self._lifecycle.in_flight

@@ -12,7 +12,7 @@ from sagastore_server.rpc import convert, requests, tokens
 from sagastore_server.rpc.bulk import BulkStream, Request
 from sagastore_server.rpc.handlers import TimeLeft, timed
 from sagastore_server.rpc.ids import IdSource
-from sagastore_server.rpc.lifecycle import Gate
+from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.offload import aside
 from sagastore_server.search.pager import Cursor, InvalidCursorError, search_page
 from sagastore_server.storage.base import StorageBackend
@@ -44,14 +44,14 @@ class StorageServicer:
     """Serves the RPCs by their names; ``handlers`` connects it with gRPC."""
 
     def __init__(
-        self, backend: StorageBackend, gate: Gate, *, search_timeout: float = 10.0
+        self, backend: StorageBackend, lifecycle: Lifecycle, *, search_timeout: float = 10.0
     ) -> None:
-        """Serve from ``backend``, which may be opened later, before ``gate`` is.
+        """Serve from ``backend``, which may be opened later, before ``lifecycle`` is.
 
         A search is stopped after ``search_timeout`` seconds.
         """
         self._backend = backend
-        self._gate = gate
+        self._lifecycle = lifecycle
         self._ids = IdSource()
         self._search_timeout = search_timeout
 
@@ -153,7 +153,7 @@ class StorageServicer:
         self, requests: AsyncIterator[Request]
     ) -> AsyncIterator[storage_pb2.BulkSaveResponse]:
         """Store a stream of batches."""
-        return BulkStream(self._backend, self._gate).run(requests)
+        return BulkStream(self._backend, self._lifecycle).run(requests)
 
     async def Delete(self, request: storage_pb2.DeleteRequest) -> storage_pb2.DeleteResponse:
         """Remove one message."""
@@ -184,8 +184,8 @@ class StorageServicer:
             yield answer
             if not page.more:
                 return
-            if self._gate.end_streams.is_set():
-                raise self._gate.refusal()
+            if self._lifecycle.end_streams.is_set():
+                raise self._lifecycle.refusal()
 
 
 def _everywhere_within(time_left: float | None) -> float:

@@ -25,7 +25,7 @@ class _Stream:
             self._limit.reschedule(0.0)
 
 
-class Supervision:
+class StreamRevocation:
     """Knows the open streams. Belongs to one event loop."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _NOT_UTF8 = "is not valid UTF-8 (a lone surrogate is not a character)"
 
 
-class Undecodable(NamedTuple):
+class InvalidText(NamedTuple):
     """A request that protobuf refuses."""
 
     violations: tuple[Violation, ...]
@@ -29,11 +29,11 @@ class Undecodable(NamedTuple):
     """The request with ``?`` in place of every broken string; None if it is not readable."""
 
 
-def decoder(request_type: type[Message]) -> Callable[[bytes], Message | Undecodable]:
+def decoder(request_type: type[Message]) -> Callable[[bytes], Message | InvalidText]:
     """Return what parses a request of ``request_type`` and never raises."""
     parse = request_type.FromString
 
-    def decode(data: bytes) -> Message | Undecodable:
+    def decode(data: bytes) -> Message | InvalidText:
         try:
             return parse(data)
         except DecodeError:
@@ -42,11 +42,11 @@ def decoder(request_type: type[Message]) -> Callable[[bytes], Message | Undecoda
     return decode
 
 
-def _diagnose(request_type: type[Message], data: bytes) -> Undecodable:
+def _diagnose(request_type: type[Message], data: bytes) -> InvalidText:
     broken: list[tuple[str, int, int]] = []
     descriptor = cast("Descriptor", request_type.DESCRIPTOR)
     name = descriptor.full_name
-    unreadable = Undecodable((Violation("request", f"is not a valid {name}"),), None)
+    unreadable = InvalidText((Violation("request", f"is not a valid {name}"),), None)
     try:
         _walk(descriptor, data, (0, len(data)), "", broken)
     except ValueError:
@@ -59,7 +59,7 @@ def _diagnose(request_type: type[Message], data: bytes) -> Undecodable:
     except DecodeError:
         return unreadable
     violations = tuple(Violation(path, _NOT_UTF8) for path, _, _ in broken)
-    return Undecodable(violations, repaired) if violations else unreadable
+    return InvalidText(violations, repaired) if violations else unreadable
 
 
 def _walk(

@@ -47,14 +47,14 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-class Analysts:
+class WorkerPool:
     """Some processes, started when they are first needed, and a thread for each."""
 
     def __init__(self, count: int | None = None) -> None:
         """Use ``count`` processes; None: one less than there are processors, one to four."""
         self._count = count or min(4, max(1, (os.cpu_count() or 1) - 1))
         self._mine = threading.local()
-        self._started: list[_Analyst] = []
+        self._started: list[_Worker] = []
         self._threads: ThreadPoolExecutor | None = None
 
     async def map(
@@ -102,14 +102,14 @@ class Analysts:
     def _map(
         self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], texts: int
     ) -> list[T]:
-        analyst: _Analyst | None = getattr(self._mine, "analyst", None)
+        analyst: _Worker | None = getattr(self._mine, "analyst", None)
         if analyst is None:
-            analyst = self._mine.analyst = _Analyst()
+            analyst = self._mine.analyst = _Worker()
             self._started.append(analyst)
         return analyst.map(function, arguments, texts)
 
 
-class _Analyst:
+class _Worker:
     """One process. Belongs to one thread."""
 
     def __init__(self) -> None:

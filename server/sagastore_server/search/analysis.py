@@ -73,7 +73,7 @@ _UNSPACED = (
 )
 
 
-class Terms(NamedTuple):
+class AnalyzedText(NamedTuple):
     """The terms of a text."""
 
     stems: list[str]
@@ -82,18 +82,18 @@ class Terms(NamedTuple):
     """Distinct terms as written, where their stem is another: prefixes match these too."""
 
 
-def analyse(text: str) -> Terms:
+def analyze(text: str) -> AnalyzedText:
     """Return the terms of ``text``."""
-    return terms_of(tokenize(text))
+    return analyze_tokens(tokenize(text))
 
 
-def terms_of(tokens: list[str]) -> Terms:
+def analyze_tokens(tokens: list[str]) -> AnalyzedText:
     """Return the terms of a text with these tokens."""
     stems = list(map(stem, tokens))
     if stems == tokens:
-        return Terms(stems, [])
+        return AnalyzedText(stems, [])
     words = {token: None for token, stemmed in zip(tokens, stems, strict=True) if token != stemmed}
-    return Terms(stems, list(words))
+    return AnalyzedText(stems, list(words))
 
 
 def tokenize(text: str) -> list[str]:

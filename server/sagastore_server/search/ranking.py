@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
-from sagastore_server.search.analysis import Terms, located, stem, terms_of, tokenize
+from sagastore_server.search.analysis import AnalyzedText, analyze_tokens, located, stem, tokenize
 from sagastore_server.storage.query import Leaf, Phrase, Prefix, TextQuery
 
 MARK_START = "\x02"
@@ -89,12 +89,12 @@ def _look(query: TextQuery) -> _Look:
     return _Look(leaves, phrases, prefixes, words)
 
 
-def _terms(look: _Look, tokens: list[str]) -> Terms:
+def _terms(look: _Look, tokens: list[str]) -> AnalyzedText:
     # Only prefixes look at words as they were written, and those take as long as the rest.
-    return terms_of(tokens) if look.prefixes else Terms(list(map(stem, tokens)), [])
+    return analyze_tokens(tokens) if look.prefixes else AnalyzedText(list(map(stem, tokens)), [])
 
 
-def _score(look: _Look, terms: Terms) -> float:
+def _score(look: _Look, terms: AnalyzedText) -> float:
     stems = terms.stems
     norm = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * len(stems) / _USUAL_LENGTH)
     counts = map(stems.count, look.words) if look.words else _counts(terms, look.leaves)
@@ -105,7 +105,7 @@ def _score(look: _Look, terms: Terms) -> float:
     return round(total, 6)
 
 
-def _counts(terms: Terms, wanted: tuple[Leaf, ...]) -> Iterator[int]:
+def _counts(terms: AnalyzedText, wanted: tuple[Leaf, ...]) -> Iterator[int]:
     stems = terms.stems
     # Counting all terms takes longer than looking for a few of them, and no longer for many.
     single = Counter(stems).__getitem__ if len(wanted) > _FEW else stems.count

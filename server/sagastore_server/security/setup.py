@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from sagastore_server.security.tls import TlsFiles
 
 
-class EntranceError(Exception):
+class SecuritySetupError(Exception):
     """The server must not listen so; the line says what is missing and how to give it."""
 
 
-class Entrance:
+class SecuritySetup:
     """TLS and the access file, where the settings name them."""
 
     def __init__(self, settings: Settings) -> None:
         """Read and check the files.
 
         Raises:
-            EntranceError: One cannot be used, or strangers could come in, or be read.
+            SecuritySetupError: One cannot be used, or strangers could come in, or be read.
 
         """
         _check_exposure(settings)
@@ -32,9 +32,9 @@ class Entrance:
             self.tls = _tls(settings)
             self.access = None if settings.access is None else AccessFile(settings.access)
         except FileError as exc:
-            raise EntranceError(str(exc)) from exc
+            raise SecuritySetupError(str(exc)) from exc
         if self.access and self.access.rules.certificates and settings.tls_client_ca is None:
-            raise EntranceError(
+            raise SecuritySetupError(
                 f"{settings.access} names certificates, but nobody is asked for one; "
                 "give their authority with tls_client_ca, or remove these entries"
             )
@@ -65,7 +65,7 @@ def _check_exposure(settings: Settings) -> None:
     if settings.access is None and settings.tls_client_ca is None:
         missing.append("a way to know callers (access, or tls_client_ca)")
     if missing:
-        raise EntranceError(
+        raise SecuritySetupError(
             f"{settings.listen} can be reached from other machines, which needs "
             f"{' and '.join(missing)}; set that, listen on 127.0.0.1, or accept it with "
             "--allow-insecure"

@@ -14,21 +14,21 @@ from typing import NamedTuple
 
 from sagastore.receipt import Receipt, ReceiptError, read_receipt, receipt_path
 from sagastore_server.sqlite.files import APPLICATION_ID, MAGIC, open_read_only, scalar
-from sagastore_server.sqlite.migration_state import Moved, load_moved, load_state, read_value
+from sagastore_server.sqlite.migration_state import ArchiveMark, load_moved, load_state, read_value
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError, MovedError
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import MigrationState
 
 
-class Remembered(NamedTuple):
+class StoreRecord(NamedTuple):
     """What a file of ours remembers of a migration."""
 
     state: MigrationState
-    moved: Moved | None
+    moved: ArchiveMark | None
     store_id: str
 
 
-def remembered(path: Path, *, recover: bool) -> Remembered | None:
+def remembered(path: Path, *, recover: bool) -> StoreRecord | None:
     """Return what the file remembers; None if it is not ours, or cannot be read.
 
     What is wrong with such a file is told by opening it. ``recover`` is for the one who
@@ -49,7 +49,7 @@ def remembered(path: Path, *, recover: bool) -> Remembered | None:
         return None
 
 
-def remembered_by(connection: sqlite3.Connection) -> Remembered | None:
+def remembered_by(connection: sqlite3.Connection) -> StoreRecord | None:
     """Return what an open database remembers; None if it is not ours.
 
     Raises:
@@ -60,7 +60,7 @@ def remembered_by(connection: sqlite3.Connection) -> Remembered | None:
     if scalar(connection, "PRAGMA application_id") != APPLICATION_ID:
         return None
     store_id = str(read_value(connection, "store_id"))
-    return Remembered(load_state(connection), load_moved(connection), store_id)
+    return StoreRecord(load_state(connection), load_moved(connection), store_id)
 
 
 def refuse_by_name(path: Path) -> None:
@@ -87,12 +87,12 @@ def refuse_by_name(path: Path) -> None:
             raise moved(path, found)
 
 
-def is_archive(real: Path, found: Remembered) -> bool:
+def is_archive(real: Path, found: StoreRecord) -> bool:
     """Tell an archive from a file that is yet to be made one: it has another name now."""
     return found.moved is not None and found.moved.file != real.name
 
 
-def refuse_if_migrating(path: Path, found: Remembered) -> None:
+def refuse_if_migrating(path: Path, found: StoreRecord) -> None:
     """Refuse to use a file without the PostgreSQL that its migration goes to.
 
     Raises:
@@ -106,7 +106,7 @@ def refuse_if_migrating(path: Path, found: Remembered) -> None:
         raise CannotOpenError(f"{path} {reason}")
 
 
-def why_not_alone(found: Remembered) -> str | None:
+def why_not_alone(found: StoreRecord) -> str | None:
     """Say why the file cannot be served without PostgreSQL, to follow its name; None: it can."""
     phase = found.state.phase
     if phase is Phase.SQLITE_ONLY:
@@ -120,7 +120,7 @@ def why_not_alone(found: Remembered) -> str | None:
     )
 
 
-def moved(path: Path, found: Remembered) -> MovedError:
+def moved(path: Path, found: StoreRecord) -> MovedError:
     """Return the refusal of a file whose messages have moved."""
     return MovedError(f"{path} {why_not_alone(found)}", found.store_id)
 

@@ -14,10 +14,10 @@ from sagastore.legacy import Text, raw_row_as_json
 from sagastore_server.sqlite.legacy.files import LegacyFiles, SetAside
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.sqlite.readers import MOST_READ, ReaderPool, Row
-from sagastore_server.sqlite.writer import GroupCommitWriter
-from sagastore_server.storage.auxiliary_rows import Tallier, extra_values, file_values
+from sagastore_server.sqlite.writer import SQLiteGroupWriter
+from sagastore_server.storage.auxiliary_rows import AuxiliaryTallier, extra_values, file_values
 from sagastore_server.storage.errors import Blocker, PreconditionError
-from sagastore_server.storage.replication import CarriedTally, ExtraValue, FileRow, Tally
+from sagastore_server.storage.replication import AuxiliaryTally, ExtraValue, FileRow, Tally
 
 PAGE_ROWS = 500
 PAGE_BYTES = MOST_READ
@@ -26,7 +26,7 @@ PAGE_BYTES = MOST_READ
 _BEFORE_ALL = -(2**63)
 
 
-class CarriedReader:
+class AuxiliaryRowReader:
     """Reads what is carried along from one open file."""
 
     def __init__(self, readers: ReaderPool) -> None:
@@ -49,15 +49,15 @@ class CarriedReader:
         rows = await self._some(QUERIES["extras"], (*after, limit))
         return [ExtraValue(key, name, _value_as_json(*value)) for key, name, *value in rows]
 
-    async def carried(self) -> CarriedTally:
+    async def carried(self) -> AuxiliaryTally:
         """As ``MigrationSource.carried``."""
-        return CarriedTally(
+        return AuxiliaryTally(
             await _summed(self._quarantine_pages()),
             await _summed(self._file_pages()),
             await _summed(self._extra_pages()),
         )
 
-    async def set_aside_files(self, writer: GroupCommitWriter) -> int:
+    async def set_aside_files(self, writer: SQLiteGroupWriter) -> int:
         """As ``MigrationSource.set_aside_files``; rows are written by ``writer``."""
         table = await self._table()
         count, after = 0, _BEFORE_ALL
@@ -69,7 +69,7 @@ class CarriedReader:
             count += await self._set_aside_repeated(writer, table)
         return count
 
-    async def _set_aside_repeated(self, writer: GroupCommitWriter, table: LegacyFiles) -> int:
+    async def _set_aside_repeated(self, writer: SQLiteGroupWriter, table: LegacyFiles) -> int:
         count, after = 0, _BEFORE_ALL
         while found := await self._some(table.later_of_an_id, (after, PAGE_ROWS)):
             for number, first in found:
@@ -124,13 +124,13 @@ class CarriedReader:
 
 
 async def _summed(pages: AsyncIterator[list[tuple[str | int | None, ...]]]) -> Tally:
-    tallier = Tallier()
+    tallier = AuxiliaryTallier()
     async for rows in pages:
         await asyncio.to_thread(tallier.add_all, rows)
     return tallier.tally()
 
 
-async def _insert(writer: GroupCommitWriter, rows: Sequence[SetAside]) -> int:
+async def _insert(writer: SQLiteGroupWriter, rows: Sequence[SetAside]) -> int:
     if not rows:
         return 0
     insert: Callable[[sqlite3.Connection], int] = partial(_insert_now, rows)

@@ -15,18 +15,18 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sagastore_server.interfaces import tracing
-from sagastore_server.runtime.worker_pool import FEW, SHORT, Analysts
+from sagastore_server.runtime.worker_pool import FEW, SHORT, WorkerPool
 from sagastore_server.sqlite import index_terms
 from sagastore_server.sqlite.archived_store_guard import (
-    Remembered,
+    StoreRecord,
     refuse_by_name,
     refuse_if_migrating,
 )
 from sagastore_server.sqlite.checkpoint import Checkpointer
 from sagastore_server.sqlite.connection import message_from_row
 from sagastore_server.sqlite.files import SCHEMA_VERSION
-from sagastore_server.sqlite.index_terms import Searched, searched_of
-from sagastore_server.sqlite.opening import open_for_writing
+from sagastore_server.sqlite.index_terms import IndexedFields, indexed_fields
+from sagastore_server.sqlite.opening import Progress, open_for_writing
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.sqlite.readers import READERS, ReaderPool, Row
@@ -38,15 +38,15 @@ from sagastore_server.sqlite.search import (
     next_block,
     some,
 )
-from sagastore_server.sqlite.writer import GroupCommitWriter
-from sagastore_server.storage.base import ReadyTerms, StorageBackend, TermsOf
+from sagastore_server.sqlite.writer import SQLiteGroupWriter
+from sagastore_server.storage.base import Indexer, PreparedTerms, StorageBackend
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import NotFoundError, StorageError, UnavailableError
 from sagastore_server.storage.load import Load, OnGroup, unheard
 from sagastore_server.storage.model import (
     BulkResult,
-    Draft,
     Message,
+    NewMessage,
     OnConflict,
     Page,
     Position,
@@ -56,17 +56,14 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
-from sagastore_server.storage.read_batcher import Gathering
+from sagastore_server.storage.read_batcher import ReadBatcher
 from sagastore_server.storage.validation import MAX_TIMESTAMP, MIN_TIMESTAMP
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many rows are done, and how many there are."""
 
 _OLDEST = Position(MIN_TIMESTAMP - 1, "")
 _NEWEST = Position(MAX_TIMESTAMP + 1, "")
 
 _T = TypeVar("_T")
-_NONE: Mapping[Searched, index_terms.Terms] = MappingProxyType({})
+_NONE: Mapping[IndexedFields, index_terms.FtsColumns] = MappingProxyType({})
 _log = logging.getLogger(__name__)
 
 
@@ -88,12 +85,12 @@ class SQLiteStorage(StorageBackend):
         self._progress = progress or _unheard
         self._ownership = Ownership(path)
         self._readers = ReaderPool(path)
-        self._gets = Gathering(self._get_together)
-        self._analysts = Analysts()
+        self._gets = ReadBatcher(self._get_together)
+        self._worker_pool = WorkerPool()
         self._searching = asyncio.Semaphore(READERS - 1)
         self._checkpointer = Checkpointer(path, self._readers)
         self._connection: sqlite3.Connection | None = None
-        self._writer: GroupCommitWriter | None = None
+        self._writer: SQLiteGroupWriter | None = None
         self._on_group: OnGroup = unheard
         self._abandoned = threading.Event()
 
@@ -120,35 +117,41 @@ class SQLiteStorage(StorageBackend):
         self._ownership.release()
 
     async def save(
-        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+        self,
+        draft: NewMessage,
+        if_revision: int | None = None,
+        everywhere_within: float | None = None,
     ) -> SaveResult:
         """See the contract."""
         del everywhere_within  # One store is every store.
         return await self._write((draft.id,), lambda changes: changes.save(draft, if_revision))
 
     @property
-    def terms_of(self) -> TermsOf:
+    def indexer(self) -> Indexer:
         """See the contract."""
-        return index_terms.terms_of
+        return index_terms.indexed_columns
 
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
+        self,
+        drafts: Sequence[NewMessage],
+        on_conflict: OnConflict,
+        terms: PreparedTerms | None = None,
     ) -> BulkResult:
         """See the contract."""
         ids = [draft.id for draft in drafts]
-        known = await self._terms_of_many(drafts, terms)
+        known = await self._index_many(drafts, terms)
         return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict), known)
 
-    async def _terms_of_many(
-        self, drafts: Sequence[Draft], terms: ReadyTerms | None
-    ) -> dict[Searched, index_terms.Terms]:
+    async def _index_many(
+        self, drafts: Sequence[NewMessage], terms: PreparedTerms | None
+    ) -> dict[IndexedFields, index_terms.FtsColumns]:
         """Return the terms of drafts, or nothing where the writer has them as quickly."""
-        if terms is not None and terms.by is index_terms.terms_of:
-            return dict(zip(map(searched_of, drafts), terms.of, strict=True))
+        if terms is not None and terms.by is index_terms.indexed_columns:
+            return dict(zip(map(indexed_fields, drafts), terms.of, strict=True))
         if len(drafts) < FEW and sum(len(draft.content) for draft in drafts) < SHORT:
             return {}
-        searched = list(map(searched_of, drafts))
-        made = await self._analysts.map(index_terms.fts_columns, searched)
+        searched = list(map(indexed_fields, drafts))
+        made = await self._worker_pool.map(index_terms.fts_columns, searched)
         return dict(zip(searched, made, strict=True))
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
@@ -276,7 +279,7 @@ class SQLiteStorage(StorageBackend):
     async def _open_owned(self) -> None:
         """Open what ``_close_connections`` closes."""
         self._connection = await self._open_file()
-        self._writer = GroupCommitWriter(self._connection, self._has_committed, self._on_group)
+        self._writer = SQLiteGroupWriter(self._connection, self._has_committed, self._on_group)
         await self._readers.open()
         await self._checkpointer.open(self._writer)
 
@@ -284,19 +287,19 @@ class SQLiteStorage(StorageBackend):
         if self._writer is not None:
             await self._writer.close()
             self._writer = None
-        await self._analysts.close()
+        await self._worker_pool.close()
         await self._checkpointer.close()
         await self._readers.close()
         if self._connection is not None:
             await asyncio.to_thread(_close_tidily, self._connection)
             self._connection = None
 
-    def _admit(self, path: Path, found: Remembered) -> None:
+    def _admit(self, path: Path, found: StoreRecord) -> None:
         """Refuse what this class cannot use, before anything is changed."""
         refuse_if_migrating(path, found)
 
     def _has_committed(self, revision: int) -> None:
-        """Hear of the greatest revision on disk; see ``GroupCommitWriter``."""
+        """Hear of the greatest revision on disk; see ``SQLiteGroupWriter``."""
 
     async def _open_file(self) -> sqlite3.Connection:
         """Open the file in a thread; if the caller gives up, end that before returning."""
@@ -324,11 +327,11 @@ class SQLiteStorage(StorageBackend):
         self,
         ids: Sequence[str],
         apply: Callable[[Changes], _T],
-        terms: Mapping[Searched, index_terms.Terms] = _NONE,
+        terms: Mapping[IndexedFields, index_terms.FtsColumns] = _NONE,
     ) -> _T:
         return await self._open_writer().submit(ids, apply, terms)
 
-    def _open_writer(self) -> GroupCommitWriter:
+    def _open_writer(self) -> SQLiteGroupWriter:
         if self._writer is None:
             raise UnavailableError("the store is not open; try again")
         return self._writer

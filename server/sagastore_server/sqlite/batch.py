@@ -9,7 +9,12 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from sagastore_server.sqlite.connection import message_from_row
-from sagastore_server.sqlite.index_terms import Searched, Terms, fts_columns, searched_of
+from sagastore_server.sqlite.index_terms import (
+    FtsColumns,
+    IndexedFields,
+    fts_columns,
+    indexed_fields,
+)
 from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.changes import Changes
@@ -40,7 +45,7 @@ class Batch:
         counters: Counters,
         now: int,
         ids: Iterable[str],
-        terms: Mapping[Searched, Terms],
+        terms: Mapping[IndexedFields, FtsColumns],
     ) -> None:
         """Read what is stored under ``ids``, within a transaction of ``connection``.
 
@@ -111,23 +116,23 @@ class Batch:
 
     def _delete(self, before: Message) -> None:
         number = self._numbers[before.id]
-        self._add("unindex", number, *self._terms_of(before))
+        self._add("unindex", number, *self._fts_columns(before))
         self._add("delete", number)
 
     def _insert(self, message: Message) -> None:
         self._number += 1
         self._add("insert", *_columns(message), self._number)
-        self._add("index", self._number, *self._terms_of(message))
+        self._add("index", self._number, *self._fts_columns(message))
 
     def _update(self, before: Message, after: Message) -> None:
         number = self._numbers[before.id]
         self._add("update", *_columns(after)[1:], number)
-        if searched_of(before) != searched_of(after):
-            self._add("unindex", number, *self._terms_of(before))
-            self._add("index", number, *self._terms_of(after))
+        if indexed_fields(before) != indexed_fields(after):
+            self._add("unindex", number, *self._fts_columns(before))
+            self._add("index", number, *self._fts_columns(after))
 
-    def _terms_of(self, message: Message) -> Terms:
-        searched = searched_of(message)
+    def _fts_columns(self, message: Message) -> FtsColumns:
+        searched = indexed_fields(message)
         return self._terms.get(searched) or fts_columns(*searched)
 
 

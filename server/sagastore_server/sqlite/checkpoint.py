@@ -19,8 +19,8 @@ import aiosqlite
 
 from sagastore_server.sqlite.connection import BUSY_TIMEOUT_MS, LOG_BYTES
 from sagastore_server.sqlite.readers import ReaderPool
-from sagastore_server.sqlite.wal_file import NO_LOG, Log, read_log
-from sagastore_server.sqlite.writer import GroupCommitWriter
+from sagastore_server.sqlite.wal_file import NO_LOG, WalUsage, read_log
+from sagastore_server.sqlite.writer import SQLiteGroupWriter
 from sagastore_server.storage.errors import StorageError, UnavailableError
 
 PASSIVE_BYTES = 4 * 1024 * 1024
@@ -52,7 +52,7 @@ class Checkpointer:
 
     def __init__(self, path: Path, readers: ReaderPool) -> None:
         """Prepare for the database at ``path``, read through ``readers``."""
-        self._writer: GroupCommitWriter | None = None
+        self._writer: SQLiteGroupWriter | None = None
         self._path = path
         self._wal = path.with_name(path.name + "-wal")
         self._readers = readers
@@ -63,7 +63,7 @@ class Checkpointer:
         self._pause_until = 0.0
         self._warned = 0.0
 
-    async def open(self, writer: GroupCommitWriter) -> None:
+    async def open(self, writer: SQLiteGroupWriter) -> None:
         """Begin to watch what ``writer`` writes."""
         self._writer = writer
         self._connection = await aiosqlite.connect(self._path, isolation_level=None)
@@ -131,7 +131,7 @@ class Checkpointer:
         self._copied = emptied
         return True
 
-    def _restart(self, connection: sqlite3.Connection) -> Log | None:
+    def _restart(self, connection: sqlite3.Connection) -> WalUsage | None:
         """Copy what is left; return the log of which the database has all, if it has.
 
         The next write begins the log anew, as nobody reads it.

@@ -8,34 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sagastore_server.search.analysis import analyse
+from sagastore_server.search.analysis import analyze
 from sagastore_server.search.facts import metadata_facts, tag_fact
-from sagastore_server.storage.model import Draft, Message
+from sagastore_server.storage.model import Message, NewMessage
 
-Searched = tuple[str, Sequence[str], str]
+IndexedFields = tuple[str, Sequence[str], str]
 """What is searched of a message: its content, tags and metadata, the last as canonical JSON."""
 
-Terms = tuple[str, str, str]
+FtsColumns = tuple[str, str, str]
 """The ``stems``, ``words`` and ``facts`` of a message."""
 
 
-def searched_of(message: Draft | Message) -> Searched:
+def indexed_fields(message: NewMessage | Message) -> IndexedFields:
     """Return what ``fts_columns`` takes."""
     return message.content, message.tags, message.metadata
 
 
-def terms_of(draft: Draft) -> Terms:
-    """Return the terms of a draft: ``StorageBackend.terms_of`` of this store."""
-    return fts_columns(*searched_of(draft))
+def indexed_columns(draft: NewMessage) -> FtsColumns:
+    """Return the terms of a draft: ``StorageBackend.indexed_columns`` of this store."""
+    return fts_columns(*indexed_fields(draft))
 
 
-def fts_columns(content: str, tags: Sequence[str], metadata: str) -> Terms:
+def fts_columns(content: str, tags: Sequence[str], metadata: str) -> FtsColumns:
     """Return the ``stems``, ``words`` and ``facts`` of a message for ``messages_fts``.
 
     ``metadata`` is canonical JSON. Tokens are separated by one space, as the
     index's tokenizer expects.
     """
-    stems, words = analyse(content)
+    stems, words = analyze(content)
     return " ".join(stems), " ".join(words), facts_column(tags, metadata)
 
 

@@ -19,7 +19,7 @@ _PRUNED = "journal_pruned"
 _PHASES = {phase.slug: phase for phase in Phase}
 
 
-class Moved(NamedTuple):
+class ArchiveMark(NamedTuple):
     """That the messages have moved elsewhere for good."""
 
     at: str
@@ -45,7 +45,7 @@ def save_state(connection: sqlite3.Connection, state: MigrationState) -> None:
     write_value(connection, _STATE, _as_json(state))
 
 
-def load_moved(connection: sqlite3.Connection) -> Moved | None:
+def load_moved(connection: sqlite3.Connection) -> ArchiveMark | None:
     """Return when and from where the messages have moved, if they have.
 
     Raises:
@@ -58,12 +58,12 @@ def load_moved(connection: sqlite3.Connection) -> Moved | None:
         return None
     try:
         found = json.loads(str(text))
-        return Moved(str(found["at"]), str(found["file"]))
+        return ArchiveMark(str(found["at"]), str(found["file"]))
     except (ValueError, KeyError, TypeError) as exc:
         raise _unreadable() from exc
 
 
-def save_moved(connection: sqlite3.Connection, moved: Moved) -> None:
+def save_moved(connection: sqlite3.Connection, moved: ArchiveMark) -> None:
     """Remember that the messages have moved, in the caller's transaction."""
     write_value(connection, _MOVED, json.dumps(moved._asdict()))
 

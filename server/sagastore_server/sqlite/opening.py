@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sagastore_server.search.analysis import FINGERPRINT
-from sagastore_server.sqlite.archived_store_guard import Remembered, remembered, remembered_by
+from sagastore_server.sqlite.archived_store_guard import StoreRecord, remembered, remembered_by
 from sagastore_server.sqlite.connection import writer_connection
 from sagastore_server.sqlite.errors import translated
 from sagastore_server.sqlite.files import (
@@ -30,6 +30,7 @@ from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
 
 Progress = Callable[[str, int, int], None]
+"""Called with the name of the step, the rows done and all rows (0: unknown)."""
 
 _OLDEST_SQLITE = (3, 37, 0)
 """STRICT tables came with SQLite 3.37 (release history, 2021-11-27)."""
@@ -45,7 +46,7 @@ _SMALL = 64 * 1024 * 1024
 
 
 def open_for_writing(
-    path: Path, progress: Progress, admit: Callable[[Path, Remembered], None] | None = None
+    path: Path, progress: Progress, admit: Callable[[Path, StoreRecord], None] | None = None
 ) -> sqlite3.Connection:
     """Return the writing connection to a file that is ready for use.
 
@@ -104,7 +105,7 @@ def _check_kind(path: Path, progress: Progress) -> None:
         )
 
 
-def _admit_all(path: Path, found: Remembered) -> None:
+def _admit_all(path: Path, found: StoreRecord) -> None:
     """Stand in for a judge."""
 
 

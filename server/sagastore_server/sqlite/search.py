@@ -88,7 +88,7 @@ comparison, with which the index would serve for the time alone."""
 _ALL_TAGS = "NOT EXISTS (SELECT value FROM json_each(?) EXCEPT SELECT value FROM json_each(m.tags))"
 
 
-class Statement(NamedTuple):
+class SearchStatement(NamedTuple):
     """SQL with its parameters."""
 
     sql: str
@@ -104,14 +104,14 @@ class Compiled(NamedTuple):
 
     expression: str | None
     """The FTS5 expression that every match meets; None: the index cannot help."""
-    whole: Statement
+    whole: SearchStatement
     """Looks up and sorts all matches, or, where the index cannot help, walks the whole order."""
-    block: Statement | None
+    block: SearchStatement | None
     """Looks at the first rows in order; see ``of_block``."""
     has_prefix: bool = False
     """Whether the expression has a prefix: FTS5 merges all words that begin with it, each time."""
 
-    def of_block(self, rows: int, least: int = 0) -> Statement:
+    def of_block(self, rows: int, least: int = 0) -> SearchStatement:
         """Return what looks at the first ``rows`` in order, where the index helps.
 
         Behind the columns of a message each row has how many rows the block has. There is one
@@ -123,7 +123,7 @@ class Compiled(NamedTuple):
         parameters = [
             known[one] if one is _ROWS or one is _LEAST else one for one in self.block.parameters
         ]
-        return Statement(self.block.sql, parameters)
+        return SearchStatement(self.block.sql, parameters)
 
 
 def some(wanted: int) -> int:
@@ -166,13 +166,13 @@ def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
     exclusions, excluded = _exclusions(criteria.text)
     # The parts joined here are constants of this module; every value is a parameter.
     if expression is None:
-        walk = Statement(
+        walk = SearchStatement(
             f"SELECT {_COLUMNS} FROM messages m{index}"  # noqa: S608
             f"{_where([*where, *exclusions])}{order}",
             [*parameters, *excluded, scan.limit + 1],
         )
         return Compiled(None, walk, None)
-    lookup = Statement(
+    lookup = SearchStatement(
         f"SELECT {_COLUMNS} FROM messages_fts f CROSS JOIN messages m ON m.number = f.rowid"  # noqa: S608
         f"{_where(['f.messages_fts MATCH ?', *where, *exclusions])}{order}",
         [expression, *parameters, *excluded, scan.limit + 1],
@@ -183,7 +183,7 @@ def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
     return Compiled(expression, lookup, block, has_prefix)
 
 
-def _block(criteria: Criteria, scan: Scan, expression: str) -> Statement:
+def _block(criteria: Criteria, scan: Scan, expression: str) -> SearchStatement:
     place, further = _place(criteria, scan), _further(criteria)
     exclusions, excluded = _exclusions(criteria.text)
     checks = [*further.parts, *exclusions]
@@ -197,7 +197,7 @@ def _block(criteria: Criteria, scan: Scan, expression: str) -> Statement:
         further="".join(f" AND {part}" for part in checks),
         order=order,
     )
-    return Statement(
+    return SearchStatement(
         _BLOCK.format(
             index=index,
             inside=_where(place.parts),

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from sagastore.receipt import receipt_path
-from sagastore_server.sqlite.archived_store_guard import Remembered, is_archive, moved, remembered
-from sagastore_server.sqlite.auxiliary_rows import CarriedReader
-from sagastore_server.sqlite.backend import Progress, SQLiteStorage
+from sagastore_server.sqlite.archived_store_guard import StoreRecord, is_archive, moved, remembered
+from sagastore_server.sqlite.auxiliary_rows import AuxiliaryRowReader
+from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.backup.archive import archive_file
 from sagastore_server.sqlite.journal import (
     ROWS_AT_ONCE,
@@ -21,12 +21,13 @@ from sagastore_server.sqlite.journal import (
     prune_some,
 )
 from sagastore_server.sqlite.migration_state import state_from_json
+from sagastore_server.sqlite.opening import Progress
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.sqlite.readers import MOST_READ
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import (
     Archive,
-    CarriedTally,
+    AuxiliaryTally,
     Entry,
     ExtraValue,
     FileRow,
@@ -51,7 +52,7 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
     def __init__(self, path: Path, progress: Progress | None = None) -> None:
         """As ``SQLiteStorage``."""
         super().__init__(path, progress)
-        self._carried = CarriedReader(self._readers)
+        self._carried = AuxiliaryRowReader(self._readers)
         self._listeners: list[Callable[[], None]] = []
         self._last_committed = 0
         self._sealed: MigrationState | None = None
@@ -169,7 +170,7 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
         """See the contract; fewer than ``limit`` where values are large."""
         return await self._carried.extras(after, limit)
 
-    async def carried(self) -> CarriedTally:
+    async def carried(self) -> AuxiliaryTally:
         """See the contract."""
         return await self._carried.carried()
 
@@ -221,7 +222,7 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
             self._store_id = str(rows[0][0])
         self._holder = await asyncio.to_thread(_holder_of, self._path)
 
-    def _admit(self, path: Path, found: Remembered) -> None:
+    def _admit(self, path: Path, found: StoreRecord) -> None:
         """Let every file through: ``_open_owned`` has judged it, or it could not be read."""
         if found.state.phase is Phase.POSTGRES_ONLY:
             raise moved(path, found)

@@ -23,7 +23,7 @@ _FRAME_SALTS = slice(8, 16)
 _LARGEST_PAGE = 65_536
 
 
-class Log(NamedTuple):
+class WalUsage(NamedTuple):
     """The log at one moment; approximately, while somebody writes."""
 
     salts: bytes
@@ -39,10 +39,10 @@ class Log(NamedTuple):
         return self.frames * self.frame_size
 
 
-NO_LOG = Log(b"", 0, 0)
+NO_LOG = WalUsage(b"", 0, 0)
 
 
-def read_log(path: Path) -> Log:
+def read_log(path: Path) -> WalUsage:
     """Look at the log in the file at ``path``."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -56,7 +56,7 @@ def read_log(path: Path) -> Log:
         frame_size = _FRAME_HEADER + (_LARGEST_PAGE if page_size == 1 else page_size)
         length = os.fstat(descriptor).st_size
         frames = _in_use(descriptor, header[_SALTS], frame_size, (length - _HEADER) // frame_size)
-        return Log(header[_SALTS], frames, frame_size)
+        return WalUsage(header[_SALTS], frames, frame_size)
     except OSError:
         return NO_LOG
     finally:

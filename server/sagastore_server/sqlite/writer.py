@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from sagastore_server.interfaces import tracing
 from sagastore_server.sqlite.batch import Batch, Counters
 from sagastore_server.sqlite.errors import translated
-from sagastore_server.sqlite.index_terms import Searched, Terms
+from sagastore_server.sqlite.index_terms import FtsColumns, IndexedFields
 from sagastore_server.sqlite.migration_state import load_state
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.storage.changes import Changes
@@ -33,7 +33,7 @@ MAX_GROUP_ROWS = 2000
 """Rows after which a group takes no more: bounds how long a single save can wait."""
 
 T = TypeVar("T")
-_NONE: Mapping[Searched, Terms] = MappingProxyType({})
+_NONE: Mapping[IndexedFields, FtsColumns] = MappingProxyType({})
 _Outcome = object
 _DATA_ERRORS = (
     sqlite3.IntegrityError,
@@ -50,10 +50,10 @@ class _Write(NamedTuple):
     ids: Sequence[str]
     apply: Callable[[Changes], object]
     future: asyncio.Future[Any]
-    terms: Mapping[Searched, Terms]
+    terms: Mapping[IndexedFields, FtsColumns]
 
 
-class _Errand(NamedTuple):
+class _Task(NamedTuple):
     run: Callable[[sqlite3.Connection], object]
     future: asyncio.Future[Any]
     in_transaction: bool
@@ -67,7 +67,7 @@ class _Group(NamedTuple):
     seconds: float
 
 
-class GroupCommitWriter:
+class SQLiteGroupWriter:
     """Applies writes in the order in which they are submitted, in groups."""
 
     def __init__(
@@ -85,8 +85,8 @@ class GroupCommitWriter:
         self._connection = connection
         self._on_commit = on_commit
         self._on_group = on_group
-        self._waiting: queue.SimpleQueue[_Write | _Errand | None] = queue.SimpleQueue()
-        self._put_back: list[_Errand | None] = []
+        self._waiting: queue.SimpleQueue[_Write | _Task | None] = queue.SimpleQueue()
+        self._put_back: list[_Task | None] = []
         """What ended a group and is next; the thread's own."""
         self._counters = _read_counters(connection)
         self._groups: list[_Group] = []
@@ -104,7 +104,7 @@ class GroupCommitWriter:
         self,
         ids: Sequence[str],
         apply: Callable[[Changes], T],
-        terms: Mapping[Searched, Terms] = _NONE,
+        terms: Mapping[IndexedFields, FtsColumns] = _NONE,
     ) -> T:
         """Run ``apply`` in the next group and return its result once it is on disk.
 
@@ -167,7 +167,7 @@ class GroupCommitWriter:
         if self._closing:
             raise UnavailableError("the store is closing; try again")
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.put(_Errand(run, future, in_transaction))
+        self._waiting.put(_Task(run, future, in_transaction))
         return cast("T", await future)
 
     async def close(self) -> None:
@@ -179,12 +179,12 @@ class GroupCommitWriter:
 
     def _run(self) -> None:
         while (item := self._next()) is not None:
-            if isinstance(item, _Errand):
+            if isinstance(item, _Task):
                 self._tell([item], [self._errand(item)])
             elif group := self._group(item):
                 self._tell(group, self._commit(group))
 
-    def _next(self) -> _Write | _Errand | None:
+    def _next(self) -> _Write | _Task | None:
         if self._put_back:
             return self._put_back.pop()
         return self._waiting.get()
@@ -193,7 +193,7 @@ class GroupCommitWriter:
         """Return ``first`` and the writes that wait behind it, as far as a group goes."""
         group: list[_Write] = []
         rows = 0
-        item: _Write | _Errand | None = first
+        item: _Write | _Task | None = first
         while isinstance(item, _Write):
             if not item.future.cancelled():
                 group.append(item)
@@ -207,7 +207,7 @@ class GroupCommitWriter:
         self._put_back.append(item)
         return group
 
-    def _tell(self, group: Sequence[_Write | _Errand], outcomes: list[_Outcome]) -> None:
+    def _tell(self, group: Sequence[_Write | _Task], outcomes: list[_Outcome]) -> None:
         groups, self._groups = self._groups, []
         # The loop is gone only if the process is ending without close().
         with contextlib.suppress(RuntimeError):
@@ -217,7 +217,7 @@ class GroupCommitWriter:
 
     def _deliver(
         self,
-        group: Sequence[_Write | _Errand],
+        group: Sequence[_Write | _Task],
         outcomes: list[_Outcome],
         revision: int,
         groups: list[_Group],
@@ -231,7 +231,7 @@ class GroupCommitWriter:
         for committed in groups:
             self._on_group(Store.SQLITE, *committed)
 
-    def _errand(self, errand: _Errand) -> _Outcome:
+    def _errand(self, errand: _Task) -> _Outcome:
         try:
             if errand.in_transaction:
                 return self._transact(errand.run)
@@ -263,7 +263,7 @@ class GroupCommitWriter:
         began = time.perf_counter()
         connection.execute("BEGIN IMMEDIATE")
         ids = {key for write in group for key in write.ids}
-        terms: dict[Searched, Terms] = {}
+        terms: dict[IndexedFields, FtsColumns] = {}
         for write in group:
             terms.update(write.terms)
         batch = Batch(connection, self._counters, time.time_ns() // 1000, ids, terms)
@@ -313,7 +313,7 @@ def _failure(error: Exception) -> Exception:
     return error
 
 
-def _answer(group: Sequence[_Write | _Errand], outcomes: list[_Outcome]) -> None:
+def _answer(group: Sequence[_Write | _Task], outcomes: list[_Outcome]) -> None:
     for write, outcome in zip(group, outcomes, strict=True):
         if write.future.done():
             continue

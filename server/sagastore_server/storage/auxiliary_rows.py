@@ -15,7 +15,7 @@ from sagastore_server.storage.replication import ExtraValue, FileRow, Tally
 Value = str | int | None
 
 
-class Tallier:
+class AuxiliaryTallier:
     """Takes rows one after another and sums them up; memory stays flat.
 
     The rows of each kind, and the order in which they are added:

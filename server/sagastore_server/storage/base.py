@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 from sagastore_server.storage.load import Load, OnGroup
 from sagastore_server.storage.model import (
     BulkResult,
-    Draft,
     Message,
+    NewMessage,
     OnConflict,
     Page,
     QuarantinedRow,
@@ -35,15 +35,15 @@ from sagastore_server.storage.model import (
 )
 from sagastore_server.storage.query import Criteria, Scan
 
-TermsOf = Callable[[Draft], Any]
+Indexer = Callable[[NewMessage], Any]
 """Makes what a store's search index holds of a draft: a function of a module, so that it can be
 called in another process, and pure. What it returns is that store's own business."""
 
 
-class ReadyTerms(NamedTuple):
+class PreparedTerms(NamedTuple):
     """What a search index is to hold of some drafts, made beforehand."""
 
-    by: TermsOf
+    by: Indexer
     """Who made it; a store takes nobody's but its own."""
     of: list[Any]
     """What ``by`` returned of each draft."""
@@ -53,7 +53,7 @@ class StorageBackend(abc.ABC):
     """Keeps messages durably and finds them."""
 
     @property
-    def terms_of(self) -> TermsOf | None:
+    def indexer(self) -> Indexer | None:
         """What makes the terms that ``bulk_save`` takes, if it takes any.
 
         After a change of phase it may be another.
@@ -80,7 +80,10 @@ class StorageBackend(abc.ABC):
 
     @abc.abstractmethod
     async def save(
-        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+        self,
+        draft: NewMessage,
+        if_revision: int | None = None,
+        everywhere_within: float | None = None,
     ) -> SaveResult:
         """Store one message.
 
@@ -106,7 +109,10 @@ class StorageBackend(abc.ABC):
 
     @abc.abstractmethod
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
+        self,
+        drafts: Sequence[NewMessage],
+        on_conflict: OnConflict,
+        terms: PreparedTerms | None = None,
     ) -> BulkResult:
         """Store up to 1000 messages, all of them or none.
 

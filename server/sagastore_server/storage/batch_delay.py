@@ -24,7 +24,7 @@ TICK = 0.001
 """Seconds that the timers of the event loop count in: half of one is nothing to them."""
 
 
-class Pace:
+class BatchDelay:
     """Remembers how long to wait for callers to come back. Belongs to one event loop."""
 
     def __init__(self) -> None:

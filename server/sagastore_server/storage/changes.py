@@ -17,8 +17,8 @@ from sagastore_server.storage.errors import (
 )
 from sagastore_server.storage.model import (
     BulkResult,
-    Draft,
     Message,
+    NewMessage,
     OnConflict,
     SaveResult,
     Store,
@@ -49,7 +49,7 @@ class Changes:
         self.buried: dict[str, int] = {}
         """The revision of the latest deletion of an id."""
 
-    def save(self, draft: Draft, if_revision: int | None) -> SaveResult:
+    def save(self, draft: NewMessage, if_revision: int | None) -> SaveResult:
         """As ``StorageBackend.save``."""
         stored = self._current(draft.id)
         if if_revision == 0:
@@ -60,7 +60,7 @@ class Changes:
         message = self._put(draft, stored)
         return SaveResult(draft.id, message.revision, stored is None, self._durable_on)
 
-    def bulk_save(self, drafts: Sequence[Draft], on_conflict: OnConflict) -> BulkResult:
+    def bulk_save(self, drafts: Sequence[NewMessage], on_conflict: OnConflict) -> BulkResult:
         """As ``StorageBackend.bulk_save``."""
         last = {draft.id: draft for draft in drafts}
         saved = unchanged = 0
@@ -90,7 +90,7 @@ class Changes:
             return self.after[message_id]
         return self.before.get(message_id)
 
-    def _put(self, draft: Draft, stored: Message | None) -> Message:
+    def _put(self, draft: NewMessage, stored: Message | None) -> Message:
         """Replace ``stored``; return it itself where nothing changes."""
         timestamp, created_at = draft.timestamp, self.now
         if stored is not None:

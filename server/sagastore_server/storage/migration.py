@@ -116,7 +116,7 @@ class MigrationStatus(NamedTuple):
     """The verification that runs now."""
 
 
-class Glance(NamedTuple):
+class StatusSnapshot(NamedTuple):
     """What is known of a migration without asking a store; as in ``MigrationStatus``."""
 
     phase: Phase
@@ -149,7 +149,7 @@ class MigrationControl(abc.ABC):
     """Watches and steers a migration."""
 
     @abc.abstractmethod
-    def glance(self) -> Glance:
+    def snapshot(self) -> StatusSnapshot:
         """Tell what is in memory; waits for nothing."""
 
     @abc.abstractmethod

@@ -24,7 +24,7 @@ class OnConflict(enum.Enum):
     SKIP = "skip"
 
 
-class Draft(NamedTuple):
+class NewMessage(NamedTuple):
     """A message to be stored: valid (see ``validation``), ids assigned."""
 
     id: str

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
 
-from sagastore_server.storage.batch_delay import Pace
+from sagastore_server.storage.batch_delay import BatchDelay
 
 MOST = 100
 """Keys that are asked for together, which bounds what is in memory for one answer."""
@@ -27,7 +27,7 @@ save, with few callers as with many."""
 T = TypeVar("T")
 
 
-class Gathering(Generic[T]):
+class ReadBatcher(Generic[T]):
     """Asks for keys together. Belongs to one event loop."""
 
     def __init__(self, fetch: Callable[[list[str]], Awaitable[Mapping[str, T]]]) -> None:
@@ -39,7 +39,7 @@ class Gathering(Generic[T]):
         """Those of them that the next question has not waited for any longer."""
         self._asked = 0
         """How many keys the last question was for."""
-        self._pace = Pace()
+        self._pace = BatchDelay()
         self._next: asyncio.Handle | None = None
         """Begins the next question; there is one while keys wait."""
 

@@ -102,7 +102,7 @@ class ExtraValue(NamedTuple):
     """As JSON: ``raw_row_as_json`` of ``{"value": …}``."""
 
 
-class Carried(NamedTuple):
+class AuxiliaryRows(NamedTuple):
     """Rows that are no messages and go along."""
 
     quarantine: Sequence[QuarantinedRow] = ()
@@ -117,7 +117,7 @@ class Tally(NamedTuple):
     digest: str
 
 
-class CarriedTally(NamedTuple):
+class AuxiliaryTally(NamedTuple):
     """What a store has of each kind; equal on both stores when all was carried."""
 
     quarantine: Tally
@@ -243,7 +243,7 @@ class MigrationSource(StorageBackend):
         """Return the extra values behind ``(message_id, name)``, in order."""
 
     @abc.abstractmethod
-    async def carried(self) -> CarriedTally:
+    async def carried(self) -> AuxiliaryTally:
         """Count and digest what is carried along."""
 
     @abc.abstractmethod
@@ -322,7 +322,7 @@ class IndexState(NamedTuple):
     """There, and usable."""
 
 
-class Prepared:
+class PreparedRows:
     """Rows that a target has made ready to be stored; each target has its own kind."""
 
 
@@ -415,14 +415,14 @@ class MigrationTarget(StorageBackend):
         """
 
     @abc.abstractmethod
-    async def prepare(self, messages: Sequence[Message]) -> Prepared:
+    async def prepare(self, messages: Sequence[Message]) -> PreparedRows:
         """Work out what ``copy`` needs, which may be under way with other rows meanwhile."""
 
     @abc.abstractmethod
     async def copy(
         self,
         lease: Lease,
-        messages: Sequence[Message] | Prepared,
+        messages: Sequence[Message] | PreparedRows,
         mark: BackfillMark,
         before: BackfillMark | None = None,
     ) -> BackfillMark:
@@ -439,11 +439,11 @@ class MigrationTarget(StorageBackend):
         """
 
     @abc.abstractmethod
-    async def carry(self, lease: Lease, rows: Carried, *, first: bool) -> None:
+    async def carry(self, lease: Lease, rows: AuxiliaryRows, *, first: bool) -> None:
         """Store rows that are no messages; ``first`` removes what was carried before."""
 
     @abc.abstractmethod
-    async def carried(self) -> CarriedTally:
+    async def carried(self) -> AuxiliaryTally:
         """Count and digest what was carried."""
 
     @abc.abstractmethod

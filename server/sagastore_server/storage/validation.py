@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from sagastore_server.storage.canonical_json import JsonTextError, canonical_object
 from sagastore_server.storage.errors import InvalidRequestError, Violation
-from sagastore_server.storage.model import Draft
+from sagastore_server.storage.model import NewMessage
 
 MAX_ID = 128
 MAX_PROVIDER = 64
@@ -118,7 +118,7 @@ class Violations:
             return default
         return min(value, largest) or default
 
-    def sent(self, prefix: str, sent: Sent) -> Draft:
+    def sent(self, prefix: str, sent: Sent) -> NewMessage:
         """Check a message that came in; the result counts only if nothing of it is broken.
 
         ``prefix`` goes before the field names, as in ``message.``.
@@ -149,7 +149,7 @@ class Violations:
         timestamp: int | None,
         metadata: str,
         session_id: str | None,
-    ) -> Draft:
+    ) -> NewMessage:
         """Check the fields of a message; the result counts only if none is broken.
 
         ``prefix`` goes before the field names, as in ``message.``; ``timestamp``
@@ -171,7 +171,7 @@ class Violations:
         canonical = self.metadata(prefix + "metadata_json", metadata)
         if session_id and not is_plain(session_id, MAX_SESSION_ID):
             self.text(prefix + "session_id", session_id, MAX_SESSION_ID)
-        return Draft(
+        return NewMessage(
             message_id, provider, role, content, tuple(tags), timestamp, canonical, session_id
         )
 

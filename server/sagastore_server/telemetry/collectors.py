@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sagastore_server.storage.load import Load
-from sagastore_server.storage.migration import BackfillState, Glance, Verification
+from sagastore_server.storage.migration import BackfillState, StatusSnapshot, Verification
 from sagastore_server.storage.phase import Phase
 from sagastore_server.telemetry.readiness import Notice, Readiness, Reason
 from sagastore_server.telemetry.sampler import Sampler
@@ -17,7 +17,7 @@ from sagastore_server.telemetry.sampler import Sampler
 Number = Callable[[], float]
 
 
-class Doorway(NamedTuple):
+class AdmissionLoad(NamedTuple):
     """How many calls are inside, and how many may be; each from any thread."""
 
     calls: Number
@@ -26,12 +26,12 @@ class Doorway(NamedTuple):
     max_streams: float
 
 
-class Gauges(Collector):
+class StoreCollector(Collector):
     """Tells how things stand; called in the threads of the ops port."""
 
     def __init__(
         self,
-        doorway: Doorway,
+        doorway: AdmissionLoad,
         sampler: Sampler,
         readiness: Readiness,
         certificate_ends: Number | None,
@@ -50,17 +50,17 @@ class Gauges(Collector):
         yield from self._server()
         sampler = self._sampler
         yield from _busy(sampler.loads)
-        if sampler.glance is not None:
-            yield from self._stores(sampler.glance)
-            yield from _migration(sampler.glance)
+        if sampler.snapshot is not None:
+            yield from self._stores(sampler.snapshot)
+            yield from _migration(sampler.snapshot)
             yield from self._journal()
 
     def _server(self) -> Iterator[Metric]:
-        door, readiness = self._doorway, self._readiness
-        yield _gauge("sagastore_calls_in_flight", "Single calls inside.", door.calls())
-        yield _gauge("sagastore_calls_limit", "How many there may be.", door.max_calls)
-        yield _gauge("sagastore_streams_open", "Streams inside.", door.streams())
-        yield _gauge("sagastore_streams_limit", "How many there may be.", door.max_streams)
+        admission, readiness = self._doorway, self._readiness
+        yield _gauge("sagastore_calls_in_flight", "Single calls inside.", admission.calls())
+        yield _gauge("sagastore_calls_limit", "How many there may be.", admission.max_calls)
+        yield _gauge("sagastore_streams_open", "Streams inside.", admission.streams())
+        yield _gauge("sagastore_streams_limit", "How many there may be.", admission.max_streams)
         reasons = {finding.reason for finding in readiness.reasons()}
         warnings = {finding.reason for finding in readiness.warnings()}
         yield _gauge("sagastore_ready", "1: the server serves.", not reasons)
@@ -86,7 +86,7 @@ class Gauges(Collector):
                 self._certificate_ends(),
             )
 
-    def _stores(self, glance: Glance) -> Iterator[Metric]:
+    def _stores(self, snapshot: StatusSnapshot) -> Iterator[Metric]:
         inventory = self._sampler.inventory
         if inventory is None:
             return
@@ -94,7 +94,7 @@ class Gauges(Collector):
         messages = _by_store("sagastore_messages", "Messages stored; missing while unknown.")
         version = _by_store("sagastore_store_schema_version", "Version of the store's schema.")
         for health in inventory.stores:
-            if health.store not in glance.phase.stores:
+            if health.store not in snapshot.phase.stores:
                 continue
             name = [health.store.value]
             up.add_metric(name, health.healthy)
@@ -163,33 +163,33 @@ def _busy(loads: list[Load]) -> Iterator[Metric]:
             yield family
 
 
-def _migration(glance: Glance) -> Iterator[Metric]:
+def _migration(snapshot: StatusSnapshot) -> Iterator[Metric]:
     yield _gauge(
         "sagastore_migration_phase_number",
         "The phase, 1 (sqlite-only) to 5 (postgres-only).",
-        glance.phase.value,
+        snapshot.phase.value,
     )
     phases = [phase.slug for phase in Phase]
     yield _states(
-        "sagastore_migration_phase", "1: the phase.", "phase", phases, {glance.phase.slug}
+        "sagastore_migration_phase", "1: the phase.", "phase", phases, {snapshot.phase.slug}
     )
-    yield _gauge("sagastore_migration_epoch", "Counts the changes of phase.", glance.epoch)
+    yield _gauge("sagastore_migration_epoch", "Counts the changes of phase.", snapshot.epoch)
     yield _gauge(
         "sagastore_migration_reads_from_fallback",
         "1: in read-postgres, SQLite answers reads because PostgreSQL is down or behind.",
-        glance.reads_from_fallback,
+        snapshot.reads_from_fallback,
     )
     yield _gauge(
         "sagastore_migration_following",
         "1: nothing keeps PostgreSQL from following SQLite.",
-        glance.phase.journals and glance.trouble is None and not glance.taken_over,
+        snapshot.phase.journals and snapshot.trouble is None and not snapshot.taken_over,
     )
-    yield from _backfill(glance)
-    yield from _comparisons(glance)
+    yield from _backfill(snapshot)
+    yield from _comparisons(snapshot)
 
 
-def _backfill(glance: Glance) -> Iterator[Metric]:
-    backfill = glance.backfill
+def _backfill(snapshot: StatusSnapshot) -> Iterator[Metric]:
+    backfill = snapshot.backfill
     states = [state.value for state in BackfillState]
     yield _states(
         "sagastore_migration_backfill_state",
@@ -215,15 +215,15 @@ def _backfill(glance: Glance) -> Iterator[Metric]:
     )
 
 
-def _comparisons(glance: Glance) -> Iterator[Metric]:
-    shadow = glance.shadow
+def _comparisons(snapshot: StatusSnapshot) -> Iterator[Metric]:
+    shadow = snapshot.shadow
     for name, documentation, value in (
         ("compared", "Reads compared on both stores since the backfill.", shadow.compared),
         ("skipped", "Reads that were to be compared, and could not.", shadow.skipped),
         ("different", "Reads that were answered differently.", shadow.different),
     ):
         yield _gauge(f"sagastore_migration_shadow_reads_{name}", documentation, value)
-    last = glance.last_verification
+    last = snapshot.last_verification
     if last is not None:
         yield from _verification(last)
 

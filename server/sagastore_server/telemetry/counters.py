@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 
-class Count:
+class Counter:
     """A number that only grows."""
 
     __slots__ = ("value",)
@@ -25,18 +25,18 @@ class Count:
         self.value = 0
 
 
-class Counts(Collector):
-    """A counter: one ``Count`` for each combination of labels."""
+class CounterFamily(Collector):
+    """A counter: one ``Counter`` for each combination of labels."""
 
     def __init__(self, name: str, documentation: str, labels: Sequence[str] = ()) -> None:
         """Describe it; ``name`` without ``_total``."""
         self._about = name, documentation
         self._names = labels
-        self._counts: dict[tuple[str, ...], Count] = {}
+        self._counts: dict[tuple[str, ...], Counter] = {}
 
-    def labels(self, *values: str) -> Count:
+    def labels(self, *values: str) -> Counter:
         """Return the count of these labels, which is shown from now on."""
-        return self._counts.setdefault(values, Count())
+        return self._counts.setdefault(values, Counter())
 
     def collect(self) -> Iterator[Metric]:
         """Yield what is shown."""
@@ -46,7 +46,7 @@ class Counts(Collector):
         yield family
 
 
-class Tally:
+class Histogram:
     """How many values fell below each bound, and their sum."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
@@ -68,8 +68,8 @@ class Tally:
         return list(accumulate(list(self._counts))), self._sum
 
 
-class Tallies(Collector):
-    """A histogram: one ``Tally`` for each combination of labels."""
+class HistogramFamily(Collector):
+    """A histogram: one ``Histogram`` for each combination of labels."""
 
     def __init__(
         self, name: str, documentation: str, bounds: Sequence[float], labels: Sequence[str] = ()
@@ -80,11 +80,11 @@ class Tallies(Collector):
         every = (*bounds, float("inf"))
         self._shown = [floatToGoString(bound) for bound in every]  # type: ignore[no-untyped-call]
         self._names = labels
-        self._tallies: dict[tuple[str, ...], Tally] = {}
+        self._tallies: dict[tuple[str, ...], Histogram] = {}
 
-    def labels(self, *values: str) -> Tally:
+    def labels(self, *values: str) -> Histogram:
         """Return the tally of these labels, which is shown from now on."""
-        return self._tallies.setdefault(values, Tally(self._bounds))
+        return self._tallies.setdefault(values, Histogram(self._bounds))
 
     def collect(self) -> Iterator[Metric]:
         """Yield what is shown."""

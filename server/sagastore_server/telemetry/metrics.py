@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, GCCollector, Info, ProcessColle
 from sagastore_server.interfaces.errors import OverloadedError, RateLimitedError
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.storage.model import Store
-from sagastore_server.telemetry.counters import Counts, Tallies
+from sagastore_server.telemetry.counters import CounterFamily, HistogramFamily
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -49,37 +49,41 @@ class Metrics(Instruments):
         """Count in a registry of its own; ``methods`` are shown before they are called."""
         self.registry = CollectorRegistry()
         self._known = frozenset(methods)
-        self._started = Counts("grpc_server_call_started", "Calls that came in.", ["grpc_method"])
-        self._duration = Tallies(
+        self._started = CounterFamily(
+            "grpc_server_call_started", "Calls that came in.", ["grpc_method"]
+        )
+        self._duration = HistogramFamily(
             "grpc_server_call_duration_seconds",
             "Time from when a call came in to its end; streams last as long as they are open.",
             CALL_SECONDS,
             ["grpc_method", "grpc_status"],
         )
-        self._defects = Counts("sagastore_internal_errors", "Calls that ended with INTERNAL.")
-        self._shed = Counts(
+        self._defects = CounterFamily(
+            "sagastore_internal_errors", "Calls that ended with INTERNAL."
+        )
+        self._shed = CounterFamily(
             "sagastore_calls_shed",
             "Calls refused at the door because there is too much to do.",
             ["reason"],
         )
-        self._writes = Tallies(
+        self._writes = HistogramFamily(
             "sagastore_group_commit_writes",
             "Writes that shared a transaction.",
             GROUP_WRITES,
             ["store"],
         )
-        self._seconds = Tallies(
+        self._seconds = HistogramFamily(
             "sagastore_group_commit_duration_seconds",
             "Time that such a transaction took, synced to disk.",
             COMMIT_SECONDS,
             ["store"],
         )
-        self._rows = Counts(
+        self._rows = CounterFamily(
             "sagastore_messages_written",
             "Messages in these transactions, unchanged ones included.",
             ["store"],
         )
-        self._delay = Tallies(
+        self._delay = HistogramFamily(
             "sagastore_event_loop_delay_seconds",
             "By how much the event loop was late when a timer of half a second had run out.",
             DELAY_SECONDS,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sagastore_server.storage.migration import Glance
+from sagastore_server.storage.migration import StatusSnapshot
 from sagastore_server.storage.model import StoreHealth
 
 LIVE_WITHIN = 10.0
@@ -56,7 +56,7 @@ class Finding(NamedTuple):
     """What to do."""
 
 
-class Progress(NamedTuple):
+class LoopProgress(NamedTuple):
     """How far work is that has to be done before the server can serve."""
 
     work: str
@@ -71,11 +71,11 @@ class Readiness:
         """Begin as a server that starts now."""
         self._clock = clock
         self._beat = clock()
-        self._opening: Progress | None = Progress("", 0, 0)
+        self._opening: LoopProgress | None = LoopProgress("", 0, 0)
         self._draining: Callable[[], int] | None = None
         self._drain_until = 0.0
         self._store: StoreHealth | None = None
-        self._glance: Glance | None = None
+        self._glance: StatusSnapshot | None = None
         self._free: int | None = None
 
     # ------------------------------------------------------------------ what is told
@@ -87,7 +87,7 @@ class Readiness:
     def progress(self, what: str, done: int, total: int) -> None:
         """Note how far opening is; from any thread."""
         if self._opening is not None:
-            self._opening = Progress(what, done, total)
+            self._opening = LoopProgress(what, done, total)
 
     def opened(self) -> None:
         """Note that calls are taken from now on."""
@@ -102,9 +102,9 @@ class Readiness:
         """Note how the store does without which nothing can be served."""
         self._store = health
 
-    def glance(self, glance: Glance) -> None:
+    def snapshot(self, snapshot: StatusSnapshot) -> None:
         """Note where the migration stands."""
-        self._glance = glance
+        self._glance = snapshot
 
     def disk(self, free: int | None) -> None:
         """Note how many bytes are left beside the SQLite file; None: there is none."""
@@ -141,20 +141,20 @@ class Readiness:
     def warnings(self) -> list[Finding]:
         """Return what somebody should see to."""
         found = []
-        glance = self._glance
+        snapshot = self._glance
         if self._free is not None and self._free < FULL_BELOW:
             found.append(_disk_full(self._free))
-        if glance is not None and not glance.taken_over:
-            found += _of_migration(glance)
+        if snapshot is not None and not snapshot.taken_over:
+            found += _of_migration(snapshot)
         return found
 
     def document(self) -> dict[str, Any]:
         """Return all of it, for ``/readyz``."""
         reasons = self.reasons()
-        glance = self._glance
+        snapshot = self._glance
         return {
             "ready": not reasons,
-            "phase": None if glance is None else glance.phase.slug,
+            "phase": None if snapshot is None else snapshot.phase.slug,
             "reasons": [finding._asdict() for finding in reasons],
             "warnings": [finding._asdict() for finding in self.warnings()],
             "progress": None if not self._opening else self._opening._asdict(),
@@ -170,7 +170,7 @@ def _unresponsive(silence: float) -> Finding:
     )
 
 
-def _starting(progress: Progress) -> Finding:
+def _starting(progress: LoopProgress) -> Finding:
     detail = "the server is opening its store"
     if progress.work:
         share = f": {progress.done:,} of {progress.total:,}" if progress.total else ""
@@ -212,9 +212,9 @@ def _disk_full(free: int) -> Finding:
     )
 
 
-def _of_migration(glance: Glance) -> list[Finding]:
+def _of_migration(snapshot: StatusSnapshot) -> list[Finding]:
     found = []
-    if glance.reads_from_fallback:
+    if snapshot.reads_from_fallback:
         found.append(
             Finding(
                 Notice.FALLBACK.value,
@@ -222,19 +222,19 @@ def _of_migration(glance: Glance) -> list[Finding]:
                 "see that PostgreSQL runs; it catches up and takes over by itself",
             )
         )
-    if glance.trouble is not None:
+    if snapshot.trouble is not None:
         found.append(
             Finding(
                 Notice.NOT_FOLLOWING.value,
-                f"PostgreSQL does not follow: {glance.trouble.detail}",
+                f"PostgreSQL does not follow: {snapshot.trouble.detail}",
                 "nothing is lost, the journal keeps every change; see sagastore migrate status",
             )
         )
-    if glance.backfill.error:
+    if snapshot.backfill.error:
         found.append(
             Finding(
                 Notice.BACKFILL_FAILING.value,
-                f"the backfill is tried again and again: {glance.backfill.error}",
+                f"the backfill is tried again and again: {snapshot.backfill.error}",
                 "see sagastore migrate status",
             )
         )

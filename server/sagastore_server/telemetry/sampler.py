@@ -16,7 +16,7 @@ import structlog
 
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.load import Load
-from sagastore_server.storage.migration import Backlog, Glance, Inventory, MigrationControl
+from sagastore_server.storage.migration import Backlog, Inventory, MigrationControl, StatusSnapshot
 from sagastore_server.telemetry.readiness import Readiness
 
 BEAT_EVERY = 0.5
@@ -52,7 +52,7 @@ class Sampler:
         self._tasks: list[asyncio.Task[None]] = []
         self.loads: list[Load] = []
         """How busy the stores are."""
-        self.glance: Glance | None = None
+        self.snapshot: StatusSnapshot | None = None
         """Where the migration stands; None: the stores are not open yet."""
         self.backlog = Backlog()
         """What waits in the journal."""
@@ -81,7 +81,7 @@ class Sampler:
     async def _beat(self) -> None:
         while True:
             self._readiness.beat()
-            if self.glance is not None:
+            if self.snapshot is not None:
                 self._look()
             began = time.monotonic()
             await asyncio.sleep(BEAT_EVERY)
@@ -89,8 +89,8 @@ class Sampler:
 
     def _look(self) -> None:
         self.loads = self._loads()
-        self.glance = self._control.glance()
-        self._readiness.glance(self.glance)
+        self.snapshot = self._control.snapshot()
+        self._readiness.snapshot(self.snapshot)
         free = [load.disk_free_bytes for load in self.loads if load.file_bytes]
         self._readiness.disk(min(free, default=None))
 

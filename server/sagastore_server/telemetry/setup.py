@@ -1,4 +1,4 @@
-"""Sight: metrics, readiness and traces, put together from the settings."""
+"""Telemetry: metrics, readiness and traces, put together from the settings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sagastore_server.telemetry.readiness import Readiness
 from sagastore_server.telemetry.sampler import Sampler
 
 if TYPE_CHECKING:
-    from sagastore_server.telemetry.collectors import Doorway
+    from sagastore_server.telemetry.collectors import AdmissionLoad
     from sagastore_server.telemetry.metrics import Metrics
     from sagastore_server.telemetry.ops_server import OpsServer
-    from sagastore_server.telemetry.tracing import Traces
+    from sagastore_server.telemetry.tracing import OpenTelemetryTracer
 
 _log = structlog.get_logger(__name__)
 
 
-class SightError(Exception):
+class TelemetryError(Exception):
     """What shall be seen cannot be shown; the line says why, and what to do."""
 
 
@@ -43,7 +43,7 @@ class Subject(NamedTuple):
     """When the certificate ends, in seconds since 1970; from any thread. None: no TLS."""
 
 
-class Sight:
+class Telemetry:
     """In this order: make it, ``begin``, ``opened``, ``draining``, ``end``.
 
     Where the ops port is off or cannot be had, nothing is counted.
@@ -55,12 +55,12 @@ class Sight:
         ``methods`` are the names of the RPCs, like ``sagastore.v1.StorageService/Save``.
 
         Raises:
-            SightError: A port that was named cannot be had, or what traces is missing.
+            TelemetryError: A port that was named cannot be had, or what traces is missing.
 
         """
         self._settings = settings
         self.readiness = Readiness()
-        self._traces: Traces | None = None
+        self._traces: OpenTelemetryTracer | None = None
         self._server: OpsServer | None = None
         self._metrics: Metrics | None = None
         self._sampler: Sampler | None = None
@@ -86,14 +86,14 @@ class Sight:
         metrics, server = self._metrics, self._server
         if metrics is None or server is None:
             return
-        from sagastore_server.telemetry.collectors import Gauges  # noqa: PLC0415 - as in _take_port
+        from sagastore_server.telemetry.collectors import StoreCollector  # noqa: PLC0415 - as in _take_port
 
         self._sampler = Sampler(
             subject.loads, subject.control, self.readiness, metrics.loop_delayed
         )
         doorway = self._doorway(subject)
         metrics.registry.register(
-            Gauges(doorway, self._sampler, self.readiness, subject.certificate_ends)
+            StoreCollector(doorway, self._sampler, self.readiness, subject.certificate_ends)
         )
         self._sampler.start()
         server.start()
@@ -129,11 +129,13 @@ class Sight:
             tracing.use(None)
             self._traces.close()
 
-    def _doorway(self, subject: Subject) -> Doorway:
-        from sagastore_server.telemetry.collectors import Doorway  # noqa: PLC0415 - as in _take_port
+    def _doorway(self, subject: Subject) -> AdmissionLoad:
+        from sagastore_server.telemetry.collectors import AdmissionLoad  # noqa: PLC0415 - as in _take_port
 
         settings = self._settings
-        return Doorway(subject.calls, settings.max_calls, subject.streams, settings.max_streams)
+        return AdmissionLoad(
+            subject.calls, settings.max_calls, subject.streams, settings.max_streams
+        )
 
     def _take_port(self, address: Address, version: str, methods: Iterable[str]) -> None:
         # Half a tenth of a second, which those without an ops port need not wait.
@@ -146,7 +148,7 @@ class Sight:
             self._server = OpsServer(address, self.readiness, metrics.registry)
         except OSError as exc:
             if "ops_listen" in self._settings.model_fields_set:
-                raise SightError(
+                raise TelemetryError(
                     f"cannot listen on {address} for metrics (ops_listen): "
                     f"{exc.strerror or exc}; choose another address, or off"
                 ) from exc
@@ -156,20 +158,20 @@ class Sight:
 
     def _trace(self, endpoint: str, version: str) -> None:
         try:
-            from sagastore_server.telemetry.tracing import Traces  # noqa: PLC0415 - an extra; half a second
+            from sagastore_server.telemetry.tracing import OpenTelemetryTracer  # noqa: PLC0415 - an extra; half a second
         except ImportError as exc:
-            raise SightError(
+            raise TelemetryError(
                 "otlp_endpoint needs what is not installed: "
                 "pip install 'sagastore-server[tracing]', or leave otlp_endpoint out"
             ) from exc
-        self._traces = Traces(endpoint, self._settings.trace_share, version)
+        self._traces = OpenTelemetryTracer(endpoint, self._settings.trace_share, version)
         tracing.use(self._traces)
 
 
 def _check_exposure(address: Address, settings: Settings) -> None:
     if address.is_loopback or settings.allow_insecure:
         return
-    raise SightError(
+    raise TelemetryError(
         f"ops_listen {address} can be reached from other machines, and what is told there is in "
         "plain text and for everybody; listen on 127.0.0.1, or accept that with --allow-insecure"
     )

@@ -52,7 +52,7 @@ _CODES = (
 _NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
 
 
-class Traces(Tracer):
+class OpenTelemetryTracer(Tracer):
     """Makes spans and sends them, in batches, from a thread of its own.
 
     At most 2048 spans wait; where the collector does not keep up, the oldest are dropped.

@@ -18,7 +18,7 @@ from sagastore_server.storage.model import OnConflict, QuarantinedRow
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Scan
 from sagastore_server.storage.replication import (
-    Carried,
+    AuxiliaryRows,
     ExtraValue,
     FileRow,
     JournalStatus,
@@ -214,8 +214,8 @@ ASIDE = [
 
 async def test_carried_rows_are_read_in_order(source_place: SourcePlace) -> None:
     async with opened(source_place.make()) as source:
-        assert await source.carried() == tally(Carried())
-    rows = Carried(ASIDE, FILES, EXTRAS)
+        assert await source.carried() == tally(AuxiliaryRows())
+    rows = AuxiliaryRows(ASIDE, FILES, EXTRAS)
     source_place.put(rows)
     async with opened(source_place.make()) as source:
         assert await source.carried() == tally(rows)
@@ -233,7 +233,7 @@ async def test_carried_rows_are_read_in_order(source_place: SourcePlace) -> None
 async def test_unrepresentable_files_are_set_aside_once(source_place: SourcePlace) -> None:
     async with opened(source_place.make()) as source:
         assert await source.set_aside_files() == 0
-    source_place.put(Carried(ASIDE, FILES), without_id=11)
+    source_place.put(AuxiliaryRows(ASIDE, FILES), without_id=11)
     aside = [*ASIDE, set_aside(11)._replace(number=8)]
     for expected in (1, 0):
         async with opened(source_place.make()) as source:
@@ -241,7 +241,7 @@ async def test_unrepresentable_files_are_set_aside_once(source_place: SourcePlac
             assert await source.set_aside_files() == 0
             assert await source.quarantine(0, 10) == aside
             assert await source.files(0, 10) == FILES
-            assert await source.carried() == tally(Carried(aside, FILES))
+            assert await source.carried() == tally(AuxiliaryRows(aside, FILES))
 
 
 # ------------------------------------------------------------------ closed, and archived

@@ -20,8 +20,8 @@ from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import OnConflict, QuarantinedRow
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import (
+    AuxiliaryRows,
     BackfillMark,
-    Carried,
     IndexState,
     Lease,
     MigrationTarget,
@@ -198,7 +198,7 @@ WRITES: dict[str, Callable[[MigrationTarget, Lease], Awaitable[object]]] = {
     "apply elsewhere": lambda target, lease: target.apply(lease, [deleted("m-1", 9)], 77),
     "copy": lambda target, lease: target.copy(lease, [message("m-2", 1)], MARK),
     "copy elsewhere": lambda target, lease: target.copy(lease, [message("m-2")], MARK, MARK),
-    "carry": lambda target, lease: target.carry(lease, Carried(quarantine=[ROW]), first=True),
+    "carry": lambda target, lease: target.carry(lease, AuxiliaryRows(quarantine=[ROW]), first=True),
     "set_phase": lambda target, lease: target.set_phase(lease, Phase.BACKFILL, 3, 100),
     "renew": lambda target, lease: target.renew(lease),
     "finish": lambda target, lease: target.finish(lease, 5, 1000),
@@ -295,7 +295,7 @@ async def test_set_phase_raises_the_position(target: MigrationTarget) -> None:
 async def test_finishing_opens_the_store_to_everybody(
     target_place: TargetPlace, target: MigrationTarget
 ) -> None:
-    await target.carry(LEASE, Carried(quarantine=[ROW]), first=True)
+    await target.carry(LEASE, AuxiliaryRows(quarantine=[ROW]), first=True)
     await target.apply(LEASE, [saved(message("m-1", 500)), deleted("m-2", 501)])
     async with opened(target_place.make()) as other:
         await finish(target, 777)
@@ -327,7 +327,7 @@ async def test_everything_survives_reopening(target_place: TargetPlace) -> None:
     async with target_place.claimed() as target:
         await target.apply(LEASE, [saved(message("m-1", 3)), deleted("m-2", 4)])
         await target.copy(LEASE, [message("m-3", 1)], MARK)
-        await target.carry(LEASE, Carried(quarantine=[ROW]), first=True)
+        await target.carry(LEASE, AuxiliaryRows(quarantine=[ROW]), first=True)
         name = (await target.indexes())[0].name
         await target.build_index(name, lambda share: None)
         before = await record_of(target)

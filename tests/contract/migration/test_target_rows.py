@@ -14,7 +14,7 @@ from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.query import Criteria
-from sagastore_server.storage.replication import Carried, Entry, MigrationTarget
+from sagastore_server.storage.replication import AuxiliaryRows, Entry, MigrationTarget
 from tests.support import strategies
 from tests.support.drafts import NOW, found
 from tests.support.migration_ends import TARGETS, TargetPlace
@@ -309,38 +309,38 @@ async def test_forced_entry_removes_what_is_too_much(
 
 
 async def test_carried_rows_have_the_digest_of_the_source(target: MigrationTarget) -> None:
-    rows = Carried(QUARANTINED, FILES, EXTRAS)
-    assert await target.carried() == tally(Carried())
-    await target.carry(LEASE, Carried(), first=True)
+    rows = AuxiliaryRows(QUARANTINED, FILES, EXTRAS)
+    assert await target.carried() == tally(AuxiliaryRows())
+    await target.carry(LEASE, AuxiliaryRows(), first=True)
     await target.carry(LEASE, rows, first=False)
     await target.carry(LEASE, rows, first=False)
     assert await target.carried() == tally(rows)
     assert await target.quarantine(0, 10) == sorted(QUARANTINED)
     assert await target.quarantine(3, 10) == [QUARANTINED[0]]
     assert await target.quarantine_count() == 2
-    fewer = Carried(QUARANTINED[1:], FILES[1:], [EXTRAS[0]._replace(value="{}")])
+    fewer = AuxiliaryRows(QUARANTINED[1:], FILES[1:], [EXTRAS[0]._replace(value="{}")])
     await target.carry(LEASE, fewer, first=True)
     assert await target.carried() == tally(fewer)
     # The source gave the row another number.
-    renumbered = Carried([QUARANTINED[1]._replace(number=4)])
+    renumbered = AuxiliaryRows([QUARANTINED[1]._replace(number=4)])
     await target.carry(LEASE, renumbered, first=False)
     assert await target.quarantine(0, 10) == renumbered.quarantine
 
 
 async def test_carried_files_and_quarantine_are_content(target: MigrationTarget) -> None:
     assert (await target.inspect()).empty
-    await target.carry(LEASE, Carried(extras=EXTRAS), first=True)
+    await target.carry(LEASE, AuxiliaryRows(extras=EXTRAS), first=True)
     assert (await target.inspect()).empty
-    await target.carry(LEASE, Carried(files=FILES), first=True)
+    await target.carry(LEASE, AuxiliaryRows(files=FILES), first=True)
     assert not (await target.inspect()).empty
-    await target.carry(LEASE, Carried(QUARANTINED), first=True)
+    await target.carry(LEASE, AuxiliaryRows(QUARANTINED), first=True)
     assert not (await target.inspect()).empty
 
 
 async def test_many_files_are_digested_in_order(target: MigrationTarget) -> None:
     files = [FILES[0]._replace(number=n, id=f"{n * 7919 % 1000:x}") for n in range(1000)]
-    await target.carry(LEASE, Carried(files=files), first=True)
-    assert await target.carried() == tally(Carried(files=files))
+    await target.carry(LEASE, AuxiliaryRows(files=files), first=True)
+    assert await target.carried() == tally(AuxiliaryRows(files=files))
 
 
 # ------------------------------------------------------------------ indexes

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sagastore_server.storage.auxiliary_rows import (
-    Tallier,
+    AuxiliaryTallier,
     Value,
     extra_values,
     file_values,
     quarantine_values,
 )
 from sagastore_server.storage.model import QuarantinedRow
-from sagastore_server.storage.replication import CarriedTally, ExtraValue, FileRow, Tally
+from sagastore_server.storage.replication import AuxiliaryTally, ExtraValue, FileRow, Tally
 
 
 def tally_of(
     quarantine: Iterable[QuarantinedRow], files: Iterable[FileRow], extras: Iterable[ExtraValue]
-) -> CarriedTally:
-    """Return the tally of rows given in any order; see ``Tallier`` for the order that counts."""
-    return CarriedTally(
+) -> AuxiliaryTally:
+    """Return the tally of rows given in any order; ``AuxiliaryTallier`` says which order counts."""
+    return AuxiliaryTally(
         _tally(map(quarantine_values, sorted(quarantine))),
         _tally(map(file_values, sorted(files, key=lambda row: row.id))),
         _tally(map(extra_values, sorted(extras))),
@@ -27,6 +27,6 @@ def tally_of(
 
 
 def _tally(rows: Iterable[tuple[Value, ...]]) -> Tally:
-    tallier = Tallier()
+    tallier = AuxiliaryTallier()
     tallier.add_all(rows)
     return tallier.tally()

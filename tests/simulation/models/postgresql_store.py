@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
-from sagastore_server.storage.base import ReadyTerms
+from sagastore_server.storage.base import PreparedTerms
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import (
     CannotOpenError,
@@ -16,7 +16,7 @@ from sagastore_server.storage.errors import (
 )
 from sagastore_server.storage.model import (
     BulkResult,
-    Draft,
+    NewMessage,
     OnConflict,
     SaveResult,
     Store,
@@ -141,13 +141,19 @@ class ModelPostgreSQL(SnapshotReads):
     # ------------------------------------------------------------------ writes of POSTGRES_ONLY
 
     async def save(
-        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+        self,
+        draft: NewMessage,
+        if_revision: int | None = None,
+        everywhere_within: float | None = None,
     ) -> SaveResult:
         """See the contract."""
         return await self._write([draft.id], lambda changes: changes.save(draft, if_revision))
 
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
+        self,
+        drafts: Sequence[NewMessage],
+        on_conflict: OnConflict,
+        terms: PreparedTerms | None = None,
     ) -> BulkResult:
         """See the contract."""
         ids = [draft.id for draft in drafts]

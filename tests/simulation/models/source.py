@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from sagastore_server.sqlite.files import SCHEMA_VERSION
-from sagastore_server.storage.base import ReadyTerms
+from sagastore_server.storage.base import PreparedTerms
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import MovedError, StorageError, UnavailableError
 from sagastore_server.storage.model import (
     BulkResult,
-    Draft,
+    NewMessage,
     OnConflict,
     QuarantinedRow,
     SaveResult,
@@ -24,7 +24,7 @@ from sagastore_server.storage.model import (
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import (
     Archive,
-    CarriedTally,
+    AuxiliaryTally,
     Entry,
     ExtraValue,
     FileRow,
@@ -141,13 +141,19 @@ class ModelSource(SnapshotReads, MigrationSource):
     # ------------------------------------------------------------------ writing
 
     async def save(
-        self, draft: Draft, if_revision: int | None = None, everywhere_within: float | None = None
+        self,
+        draft: NewMessage,
+        if_revision: int | None = None,
+        everywhere_within: float | None = None,
     ) -> SaveResult:
         """See the contract."""
         return await self._write(lambda changes: changes.save(draft, if_revision))
 
     async def bulk_save(
-        self, drafts: Sequence[Draft], on_conflict: OnConflict, terms: ReadyTerms | None = None
+        self,
+        drafts: Sequence[NewMessage],
+        on_conflict: OnConflict,
+        terms: PreparedTerms | None = None,
     ) -> BulkResult:
         """See the contract."""
         return await self._write(
@@ -321,7 +327,7 @@ class ModelSource(SnapshotReads, MigrationSource):
         found = await self._read(lambda disk: sorted(disk.extras))
         return [row for row in found if row[:2] > after][:limit]
 
-    async def carried(self) -> CarriedTally:
+    async def carried(self) -> AuxiliaryTally:
         """See the contract."""
         return await self._read(lambda disk: tally_of(disk.quarantine, disk.files, disk.extras))
 

@@ -23,14 +23,14 @@ from sagastore_server.storage.model import (
 )
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import (
+    AuxiliaryRows,
+    AuxiliaryTally,
     BackfillMark,
-    Carried,
-    CarriedTally,
     Entry,
     IndexState,
     Lease,
     MigrationTarget,
-    Prepared,
+    PreparedRows,
     TargetRecord,
     TargetState,
 )
@@ -46,7 +46,7 @@ _RECORD = "\0record"
 
 
 @dataclass(frozen=True)
-class Ready(Prepared):
+class Ready(PreparedRows):
     """Rows to copy, each id once."""
 
     rows: list[Message]
@@ -248,7 +248,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         self.process.check_alive()
         await asyncio.sleep(server.pause() + server.lag * server.draw.random() * server.scale)
 
-    async def prepare(self, messages: Sequence[Message]) -> Prepared:
+    async def prepare(self, messages: Sequence[Message]) -> PreparedRows:
         """See the contract."""
         await self._send_later()
         latest: dict[str, Message] = {}
@@ -260,12 +260,12 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
     async def copy(
         self,
         lease: Lease,
-        messages: Sequence[Message] | Prepared,
+        messages: Sequence[Message] | PreparedRows,
         mark: BackfillMark,
         before: BackfillMark | None = None,
     ) -> BackfillMark:
         """See the contract."""
-        ready = messages if isinstance(messages, Prepared) else await self.prepare(messages)
+        ready = messages if isinstance(messages, PreparedRows) else await self.prepare(messages)
         assert isinstance(ready, Ready)
 
         def store(server: PostgresServer) -> None:
@@ -282,7 +282,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
 
     # ------------------------------------------------------------------ what is carried along
 
-    async def carry(self, lease: Lease, rows: Carried, *, first: bool) -> None:
+    async def carry(self, lease: Lease, rows: AuxiliaryRows, *, first: bool) -> None:
         """See the contract."""
 
         def store(server: PostgresServer) -> None:
@@ -296,7 +296,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
 
         await self._holding(lease, store)
 
-    async def carried(self) -> CarriedTally:
+    async def carried(self) -> AuxiliaryTally:
         """See the contract."""
         return await self._read(
             lambda server: tally_of(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.model import SaveResult
 from tests.simulation.models.process import Process
 from tests.simulation.tracing.trace import READS, WRITES, Call, Trace, hook, setting
@@ -17,7 +17,7 @@ T = TypeVar("T")
 class ClientCalls:
     """Notes the calls of clients on one server."""
 
-    def __init__(self, trace: Trace, live: LiveMigration, process: Process) -> None:
+    def __init__(self, trace: Trace, live: MigratingService, process: Process) -> None:
         """Note them from now on."""
         self._trace = trace
         self._live = live

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.replication import BackfillMark, MigrationState
 from tests.simulation.models.process import Process
 from tests.simulation.tracing.calls import ClientCalls
@@ -17,14 +17,14 @@ from tests.simulation.tracing.trace import ATTACHING, Trace, hook, mark_of, sett
 class Watched:
     """Hooks the parts of one server."""
 
-    def __init__(self, trace: Trace, live: LiveMigration, process: Process) -> None:
+    def __init__(self, trace: Trace, live: MigratingService, process: Process) -> None:
         """Note what this server does from now on."""
         self._trace = trace
         self._live = live
         self._process = process
         self._started = False
         self.session = int(process.name.partition("-")[2])
-        trace.sessions[live._follower.lease.session] = self.session
+        trace.sessions[live._replicator.lease.session] = self.session
         if self.session > 1 and trace.events[-1]["event"] != "crash":
             trace.note("crash")
         trace.note("launch", session=self.session)
@@ -43,8 +43,8 @@ class Watched:
     # -------------------------------------------------------------- phase, gate, follower
 
     def _hook_start(self) -> None:
-        live, situation = self._live, self._live._situation
-        meet, end, enter = live._meet_the_target, live._end, situation.enter
+        live, current_state = self._live, self._live._current_state
+        meet, end, enter = live._meet_the_target, live._end, current_state.enter
 
         async def met() -> None:
             self._start()
@@ -60,10 +60,10 @@ class Watched:
                 self.note("phase", phase=state.phase.value)
 
         hook(live, _meet_the_target=met, _end=ended)
-        hook(situation, enter=entered)
+        hook(current_state, enter=entered)
 
     def _hook_gate(self) -> None:
-        gate = self._live._router._gate
+        gate = self._live._router._fence
         closed = gate.closed
 
         @contextlib.asynccontextmanager
@@ -82,16 +82,16 @@ class Watched:
         self.note("start", phase=self._live.phase.value)
 
     def _hook_follower(self) -> None:
-        follower = self._live._follower
-        advance, stand = follower._advance, follower._stand
-        attach, copy = follower._attach, follower.copy
+        replicator = self._live._replicator
+        advance, stand = replicator._advance, replicator._stand
+        attach, copy = replicator._attach, replicator.copy
 
         def advanced(applied: int, entries: Any) -> None:
             self.note("applied", applied=applied)
             advance(applied, entries)
 
         def stood(standing: Any) -> None:
-            if standing is not follower.standing:
+            if standing is not replicator.replica_status:
                 self.note("standing", standing=standing.value)
             stand(standing)
 
@@ -100,21 +100,21 @@ class Watched:
                 await attach()
 
         async def copied(messages: Any, mark: BackfillMark) -> None:
-            before = follower.mark
+            before = replicator.mark
             if isinstance(messages, list):
                 self.page([], before, mark)
             await copy(messages, mark)
             self.note("mark", before=mark_of(before), after=mark_of(mark))
 
-        hook(follower, _advance=advanced, _stand=stood, _attach=attached, copy=copied)
+        hook(replicator, _advance=advanced, _stand=stood, _attach=attached, copy=copied)
 
     def _hook_guard(self) -> None:
-        follower = self._live._follower
-        guard = follower._guard
-        fence, contest, prove = follower._fence, guard.contest, guard.prove
+        replicator = self._live._replicator
+        guard = replicator._guard
+        fence, contest, prove = replicator._lose_lease, guard.contest, guard.prove
 
         def fenced(error: Any) -> None:
-            if not self._live._situation.state.completing:
+            if not self._live._current_state.state.completing:
                 self.note("fenced")
             fence(error)
 
@@ -128,7 +128,7 @@ class Watched:
             if before is not None and guard.contested is None:
                 self.note("proved")
 
-        hook(follower, _fence=fenced)
+        hook(replicator, _lose_lease=fenced)
         hook(guard, contest=contested, prove=proved)
 
     def page(self, ids: list[str], before: BackfillMark, after: BackfillMark) -> None:

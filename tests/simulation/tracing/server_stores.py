@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from sagastore_server.migration.migrating_service import LiveMigration
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.model import Message, Page
 from sagastore_server.storage.replication import BackfillMark
@@ -46,7 +46,7 @@ class Notes(Protocol):
 class ServerStores:
     """Notes what one server does with both stores."""
 
-    def __init__(self, server: Notes, trace: Trace, live: LiveMigration) -> None:
+    def __init__(self, server: Notes, trace: Trace, live: MigratingService) -> None:
         """Note it from now on."""
         source, target = live._source, live._target
         assert isinstance(source, ModelSource)

@@ -31,7 +31,7 @@ from sagastore_server.sqlite.errors import FULL
 from sagastore_server.sqlite.files import connect, register_owner_function
 from sagastore_server.sqlite.journal import change_state
 from sagastore_server.sqlite.legacy.copy import sync_folder
-from sagastore_server.sqlite.migration_state import Moved, load_moved, load_state, save_moved
+from sagastore_server.sqlite.migration_state import ArchiveMark, load_moved, load_state, save_moved
 from sagastore_server.storage.errors import (
     CorruptStoreError,
     StorageError,
@@ -124,14 +124,14 @@ def _connection(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _note_move(connection: sqlite3.Connection, name: str) -> tuple[MigrationState, Moved]:
+def _note_move(connection: sqlite3.Connection, name: str) -> tuple[MigrationState, ArchiveMark]:
     state, moved = load_state(connection), load_moved(connection)
     if state.phase is Phase.POSTGRES_ONLY and moved is not None:
         return state, moved
     connection.execute("BEGIN IMMEDIATE")
     try:
         last = _last(state)
-        moved = Moved(datetime.now(UTC).isoformat(timespec="seconds"), name)
+        moved = ArchiveMark(datetime.now(UTC).isoformat(timespec="seconds"), name)
         change_state(connection, last, None)
         save_moved(connection, moved)
         connection.execute("COMMIT")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from sagastore.legacy import COLUMNS, Problem, RawValue, Text
-from sagastore_server.sqlite.legacy.table import LegacyTable, Verdict
+from sagastore_server.sqlite.legacy.table import LegacyTable, RowVerdict
 
 EXAMPLES = 3
 """Rowids named for each kind."""
@@ -19,7 +19,7 @@ _DATE = 10
 """Characters of YYYY-MM-DD."""
 
 
-class Oddity(NamedTuple):
+class Anomaly(NamedTuple):
     """A kind of value that some rows have; most are read without loss."""
 
     what: str
@@ -52,7 +52,7 @@ class _Tally:
         self.found[key] = (count + 1, rows)
 
 
-class Oddities:
+class Anomalies:
     """Counts what is odd, row by row."""
 
     def __init__(self, table: LegacyTable) -> None:
@@ -62,7 +62,7 @@ class Oddities:
         self._groups = _Tally()
         self._firsts: dict[str, Problem] = {}
 
-    def add(self, verdict: Verdict) -> None:
+    def add(self, verdict: RowVerdict) -> None:
         """Count one row."""
         rowid = verdict.row.rowid
         for what in self._of_row(verdict):
@@ -73,9 +73,9 @@ class Oddities:
             self._firsts.setdefault(key, problem)
             self._groups.add(key, rowid)
 
-    def oddities(self) -> list[Oddity]:
+    def oddities(self) -> list[Anomaly]:
         """Return the kinds that were met, by name."""
-        return [Oddity(what, *found) for what, found in sorted(self._oddities.found.items())]
+        return [Anomaly(what, *found) for what, found in sorted(self._oddities.found.items())]
 
     def reasons(self) -> list[ReasonGroup]:
         """Return why rows are set aside, the most frequent first."""
@@ -84,7 +84,7 @@ class Oddities:
         ]
         return sorted(groups, key=lambda group: (-group.total, group.field, group.reason))
 
-    def _of_row(self, verdict: Verdict) -> Iterator[str]:
+    def _of_row(self, verdict: RowVerdict) -> Iterator[str]:
         known = self._table.known(verdict.row)
         unread = {problem.field for problem in verdict.problems}
         for column, value in zip(COLUMNS, known, strict=True):

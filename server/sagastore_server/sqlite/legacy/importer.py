@@ -12,7 +12,6 @@ import json
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -31,13 +30,11 @@ from sagastore_server.sqlite.files import (
 )
 from sagastore_server.sqlite.legacy.copy import fingerprint, sync_folder, verified_copy
 from sagastore_server.sqlite.legacy.plan import Plan, make_plan
-from sagastore_server.sqlite.legacy.rows import Ready, ReadyRows
-from sagastore_server.sqlite.legacy.table import Judge, LegacyTable, reason_of, source_key
+from sagastore_server.sqlite.legacy.report import RowProgress
+from sagastore_server.sqlite.legacy.rows import ReadyRow, ReadyRows
+from sagastore_server.sqlite.legacy.table import LegacyTable, RowJudge, reason_of, source_key
 from sagastore_server.sqlite.queries import insert_all
 from sagastore_server.storage.errors import CannotOpenError
-
-Progress = Callable[[int, int], None]
-"""Called with the rows done and all rows, at the start and after every thousand."""
 
 _ASIDE = "messages_before_sagastore"
 _CACHE_KIB = 64 * 1024
@@ -58,7 +55,7 @@ class TakeoverReport(NamedTuple):
     seconds: float
 
 
-def take_over(path: Path, *, progress: Progress | None = None) -> TakeoverReport:
+def take_over(path: Path, *, progress: RowProgress | None = None) -> TakeoverReport:
     """Turn the legacy file at ``path`` into a SagaStore file.
 
     The caller keeps other SagaStore servers out; SQLite's own lock keeps out
@@ -88,7 +85,7 @@ def take_over(path: Path, *, progress: Progress | None = None) -> TakeoverReport
 class _Takeover:
     """One takeover, from the lock to the commit."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path, progress: Progress) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path, progress: RowProgress) -> None:
         self._connection = connection
         self._path = path
         self._progress = progress
@@ -149,7 +146,7 @@ class _Takeover:
     def _carry_rows(self, table: LegacyTable, copy: Path, total: int) -> None:
         done = 0
         self._progress(0, total)
-        with contextlib.closing(Judge(table, self._connection)) as judge:
+        with contextlib.closing(RowJudge(table, self._connection)) as judge:
             for rows in ReadyRows(self._connection, table, copy).batches():
                 for row in rows:
                     judge.look_for_twins(row.id, row.rowid, row.problems)
@@ -158,7 +155,7 @@ class _Takeover:
                 done += len(rows)
                 self._progress(done, total)
 
-    def _serve(self, served: list[Ready], table: LegacyTable) -> None:
+    def _serve(self, served: list[ReadyRow], table: LegacyTable) -> None:
         numbered = list(enumerate(served, self._served + 1))
         self._served += len(served)
         # The revision is the number: rows get theirs in the order in which they were written.
@@ -175,7 +172,7 @@ class _Takeover:
                 ((row.id, column, row.rowid) for row in served),
             )
 
-    def _set_aside(self, rows: list[Ready], table: LegacyTable) -> None:
+    def _set_aside(self, rows: list[ReadyRow], table: LegacyTable) -> None:
         self._quarantined += len(rows)
         for row in rows:
             (raw,) = table.between(self._connection, row.rowid, row.rowid)

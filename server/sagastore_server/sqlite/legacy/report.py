@@ -19,13 +19,14 @@ from sagastore_server.sqlite.files import (
     open_read_only,
     scalar,
 )
-from sagastore_server.sqlite.legacy.anomalies import Oddities, Oddity, ReasonGroup
+from sagastore_server.sqlite.legacy.anomalies import Anomalies, Anomaly, ReasonGroup
 from sagastore_server.sqlite.legacy.copy import bytes_free, bytes_needed
 from sagastore_server.sqlite.legacy.plan import Plan, make_plan
-from sagastore_server.sqlite.legacy.table import Judge, LegacyTable
+from sagastore_server.sqlite.legacy.table import LegacyTable, RowJudge
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
 
-Progress = Callable[[int, int], None]
+RowProgress = Callable[[int, int], None]
+"""Called with the rows done and all rows, at the start and after every thousand."""
 """Called with the rows done and all rows."""
 
 
@@ -47,7 +48,7 @@ class LegacyReport(NamedTuple):
     """Of the rows set aside. A row with two problems counts in two groups."""
     set_aside: list[SetAside]
     """The first of them, or all, as the caller asked."""
-    oddities: list[Oddity]
+    oddities: list[Anomaly]
     files: int | None
     """Rows of the files table; None where there is none."""
     plan: Plan
@@ -84,7 +85,7 @@ class FileReport(NamedTuple):
 
 
 def look_into(
-    path: Path, *, limit: int | None = None, progress: Progress | None = None
+    path: Path, *, limit: int | None = None, progress: RowProgress | None = None
 ) -> FileReport:
     """Report on the file at ``path``, changing neither it nor its folder.
 
@@ -147,7 +148,7 @@ def _with_legacy(
     report: FileReport,
     connection: sqlite3.Connection,
     limit: int | None,
-    progress: Progress | None,
+    progress: RowProgress | None,
 ) -> FileReport:
     try:
         plan = make_plan(connection)
@@ -168,16 +169,16 @@ def _legacy(
     connection: sqlite3.Connection,
     plan: Plan,
     limit: int | None,
-    progress: Progress | None,
+    progress: RowProgress | None,
 ) -> LegacyReport:
     table = LegacyTable(connection)
     rows = scalar(connection, "SELECT count(*) FROM messages NOT INDEXED")
     files = scalar(connection, "SELECT count(*) FROM files") if plan.has_files else None
     lacks, orphans = _drift(connection)
-    oddities = Oddities(table)
+    oddities = Anomalies(table)
     served, done = 0, 0
     set_aside: list[SetAside] = []
-    with contextlib.closing(Judge(table, connection)) as judge:
+    with contextlib.closing(RowJudge(table, connection)) as judge:
         for batch in table.rows(connection):
             for row in batch:
                 verdict = judge.verdict(row)

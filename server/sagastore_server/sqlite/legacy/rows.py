@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sagastore.legacy import Problem
-from sagastore_server.runtime.worker_pool import Analysts
+from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.sqlite.files import connect
-from sagastore_server.sqlite.index_terms import Terms, terms_of
+from sagastore_server.sqlite.index_terms import FtsColumns, indexed_columns
 from sagastore_server.sqlite.legacy.table import LegacyTable, read
 from sagastore_server.storage.canonical_json import canonical_tags
-from sagastore_server.storage.model import Draft
+from sagastore_server.storage.model import NewMessage
 
 _AHEAD = 3
 """Batches beside those that other processes read, at most."""
 
 
-class Ready(NamedTuple):
+class ReadyRow(NamedTuple):
     """A row, read."""
 
     rowid: int
@@ -35,12 +35,12 @@ class Ready(NamedTuple):
     """Why it cannot be served, if it cannot."""
     columns: tuple[object, ...]
     """What ``messages`` holds of it, as far as the row tells; empty where there are problems."""
-    terms: Terms | None
+    terms: FtsColumns | None
     """What the search index holds of it; None where there are problems."""
 
 
 _Packed = tuple[Any, ...]
-"""The fields of a ``Ready``: a class of our own takes several times as long to be sent."""
+"""The fields of a ``ReadyRow``: a class of our own takes several times as long to be sent."""
 
 
 class ReadyRows:
@@ -52,28 +52,28 @@ class ReadyRows:
         self._table = table
         self._copy = str(copy)
 
-    def batches(self) -> Iterator[list[Ready]]:
+    def batches(self) -> Iterator[list[ReadyRow]]:
         """Yield the rows in the order of their rowids."""
-        analysts = Analysts()
+        worker_pool = WorkerPool()
         ahead: deque[tuple[list[int], Future[list[list[_Packed]]]]] = deque()
         try:
             for rowids in self._table.rowids(self._connection):
                 bounds = (self._copy, rowids[0], rowids[-1])
-                if sum(not reading.done() for _, reading in ahead) > analysts.at_once:
+                if sum(not reading.done() for _, reading in ahead) > worker_pool.at_once:
                     # They have enough to do: this one is read here.
                     reading = Future[list[list[_Packed]]]()
                     reading.set_result([read_copy(*bounds)])
                 else:
-                    reading = analysts.submit(read_copy, [bounds], texts=len(rowids))
+                    reading = worker_pool.submit(read_copy, [bounds], texts=len(rowids))
                 ahead.append((rowids, reading))
-                while ahead and (ahead[0][1].done() or len(ahead) > analysts.at_once + _AHEAD):
+                while ahead and (ahead[0][1].done() or len(ahead) > worker_pool.at_once + _AHEAD):
                     yield self._checked(*ahead.popleft())
             while ahead:
                 yield self._checked(*ahead.popleft())
         finally:
-            analysts.end()
+            worker_pool.end()
 
-    def _checked(self, rowids: list[int], reading: Future[list[list[_Packed]]]) -> list[Ready]:
+    def _checked(self, rowids: list[int], reading: Future[list[list[_Packed]]]) -> list[ReadyRow]:
         """Return what was read of the copy, if its rows have the rowids of the original.
 
         The copy was found equal in all values; but of the rowids nothing is known there, if
@@ -82,7 +82,7 @@ class ReadyRows:
         (found,) = reading.result()
         if [row[0] for row in found] != rowids:
             found = _read_rows(self._connection, self._table, rowids[0], rowids[-1])
-        return list(map(Ready._make, found))
+        return list(map(ReadyRow._make, found))
 
 
 def read_copy(path: str, first: int, last: int) -> list[_Packed]:
@@ -104,11 +104,11 @@ def _read_rows(
             found.append((row.rowid, draft.id, problems, (), None))
         else:
             columns = _columns(draft, created_at)
-            found.append((row.rowid, draft.id, problems, columns, terms_of(draft)))
+            found.append((row.rowid, draft.id, problems, columns, indexed_columns(draft)))
     return found
 
 
-def _columns(draft: Draft, created_at: int | None) -> tuple[object, ...]:
+def _columns(draft: NewMessage, created_at: int | None) -> tuple[object, ...]:
     return (
         *(draft.id, draft.provider, draft.role, draft.content, canonical_tags(draft.tags)),
         *(draft.timestamp, draft.metadata, draft.session_id, created_at),

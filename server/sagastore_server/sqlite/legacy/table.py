@@ -22,7 +22,7 @@ from sagastore.legacy import (
 )
 from sagastore_server.sqlite.files import quoted
 from sagastore_server.storage.errors import CannotOpenError
-from sagastore_server.storage.model import Draft
+from sagastore_server.storage.model import NewMessage
 from sagastore_server.storage.validation import Violations
 
 BATCH = 1000
@@ -43,17 +43,17 @@ class LegacyRow(NamedTuple):
 class Reading(NamedTuple):
     """What a row says by itself, whatever other rows there are."""
 
-    draft: Draft
+    draft: NewMessage
     """Meant only where there are no problems."""
     created_at: int | None
     problems: list[Problem]
 
 
-class Verdict(NamedTuple):
+class RowVerdict(NamedTuple):
     """What becomes of a row: it is served if it has no problems, else set aside."""
 
     row: LegacyRow
-    draft: Draft
+    draft: NewMessage
     """Meant only where there are no problems."""
     created_at: int | None
     problems: list[Problem]
@@ -202,7 +202,7 @@ class LegacyTable:
         return [(str(name).lower(), coll) for name, coll in keys] == [("id", "BINARY")]
 
 
-class Judge:
+class RowJudge:
     """Reads rows one after another, and finds ids that come twice."""
 
     def __init__(self, table: LegacyTable, connection: sqlite3.Connection) -> None:
@@ -225,11 +225,11 @@ class Judge:
         if self._taken is not None:
             self._taken.close()
 
-    def verdict(self, row: LegacyRow) -> Verdict:
+    def verdict(self, row: LegacyRow) -> RowVerdict:
         """Judge one row; the id of a row without problems counts as taken from now on."""
         draft, created_at, problems = read(self._table.known(row))
         self.look_for_twins(draft.id, row.rowid, problems)
-        return Verdict(row, draft, created_at, problems)
+        return RowVerdict(row, draft, created_at, problems)
 
     def look_for_twins(self, message_id: str, rowid: int, problems: list[Problem]) -> None:
         """Add a problem where an earlier row has the id; do what ``verdict`` does about ids."""

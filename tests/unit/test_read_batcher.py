@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from sagastore_server.storage import batch_delay
-from sagastore_server.storage.read_batcher import MOST, Gathering
+from sagastore_server.storage.read_batcher import MOST, ReadBatcher
 
 
 class Store:
@@ -31,14 +31,14 @@ class Store:
             await self.came.wait_for(lambda: len(self.asked) >= times)
 
 
-def begun(gathering: Gathering[str], *keys: str) -> list[asyncio.Task[str | None]]:
+def begun(gathering: ReadBatcher[str], *keys: str) -> list[asyncio.Task[str | None]]:
     return [asyncio.create_task(gathering.get(key)) for key in keys]
 
 
 async def test_an_idle_store_is_asked_at_once() -> None:
     store = Store()
     store.answering.set()
-    gathering = Gathering(store.fetch)
+    gathering = ReadBatcher(store.fetch)
     assert await gathering.get("a") == "a"
     assert await gathering.get("none") is None
     assert store.asked == [["a"], ["none"]]
@@ -47,7 +47,7 @@ async def test_an_idle_store_is_asked_at_once() -> None:
 async def test_what_comes_together_goes_together_and_each_key_once() -> None:
     store = Store()
     store.answering.set()
-    gathering = Gathering(store.fetch)
+    gathering = ReadBatcher(store.fetch)
     assert await asyncio.gather(*begun(gathering, "a", "b", "a", "none")) == ["a", "b", "a", None]
     assert store.asked == [["a", "b", "none"]]
 
@@ -56,7 +56,7 @@ async def test_no_more_than_so_many_keys_go_together() -> None:
     store = Store()
     store.answering.set()
     keys = [f"{number}" for number in range(3 * MOST + 1)]
-    assert await asyncio.gather(*begun(Gathering(store.fetch), *keys)) == keys
+    assert await asyncio.gather(*begun(ReadBatcher(store.fetch), *keys)) == keys
     assert [len(asked) for asked in store.asked] == [MOST, MOST, MOST, 1]
 
 
@@ -67,7 +67,7 @@ async def test_callers_who_come_back_one_by_one_are_waited_for(
     monkeypatch.setattr(batch_delay, "LONGEST", 0.5)
     store = Store()
     store.answering.set()
-    gathering = Gathering(store.fetch)
+    gathering = ReadBatcher(store.fetch)
 
     async def caller(number: int) -> None:
         await gathering.get(f"{number}")
@@ -81,7 +81,7 @@ async def test_callers_who_come_back_one_by_one_are_waited_for(
 
 async def test_a_question_without_an_answer_holds_up_no_others() -> None:
     store = Store()
-    gathering = Gathering(store.fetch)
+    gathering = ReadBatcher(store.fetch)
     waiting = []
     for number in range(3):
         waiting += begun(gathering, str(number))
@@ -101,7 +101,7 @@ async def test_a_read_sees_what_was_there_when_it_began() -> None:
         await answering.wait()
         return found
 
-    gathering = Gathering(fetch)
+    gathering = ReadBatcher(fetch)
     (early,) = begun(gathering, "a")
     await read.wait()
     values["a"] = "new"
@@ -112,7 +112,7 @@ async def test_a_read_sees_what_was_there_when_it_began() -> None:
 
 async def test_who_gives_up_leaves_the_others_alone() -> None:
     store = Store()
-    gathering = Gathering(store.fetch)
+    gathering = ReadBatcher(store.fetch)
     first, second = begun(gathering, "a", "a")
     await store.until_asked(1)
     first.cancel()
@@ -132,7 +132,7 @@ async def test_a_failure_is_told_to_all_and_is_over_then() -> None:
             raise ValueError("away")
         return dict.fromkeys(keys, "back")
 
-    gathering = Gathering(fetch)
+    gathering = ReadBatcher(fetch)
     outcomes = await asyncio.gather(*begun(gathering, "a", "b"), return_exceptions=True)
     assert [str(outcome) for outcome in outcomes] == ["away", "away"]
     assert await gathering.get("a") == "back"

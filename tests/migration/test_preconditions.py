@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sagastore_server.migration.migrating_service import LiveMigration
-from sagastore_server.migration.single_store import Alone
+from sagastore_server.migration.migrating_service import MigratingService
+from sagastore_server.migration.single_store import SingleStore
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
@@ -84,7 +84,7 @@ async def test_a_change_goes_on_without_its_caller(
 ) -> None:
     await execute(place.dsn, "CREATE TABLE messages (id int)")
     target = LateReplica(place.dsn)
-    service = LiveMigration(SQLiteSource(place.path), target)
+    service = MigratingService(SQLiteSource(place.path), target)
     try:
         await service.backend.open()
         target.asked.clear()
@@ -275,7 +275,7 @@ async def test_the_wrong_database_in_the_middle(place: Place) -> None:
 
 async def test_a_service_of_one_store_says_what_is_missing(place: Place) -> None:
     backend = PostgreSQLStorage(PostgreSQLOptions(place.dsn, pool_min=1))
-    first, last = Alone(backend, Phase.SQLITE_ONLY), Alone(backend, Phase.POSTGRES_ONLY)
+    first, last = SingleStore(backend, Phase.SQLITE_ONLY), SingleStore(backend, Phase.POSTGRES_ONLY)
     assert await refused(first, Phase.DUAL_WRITE) == ["POSTGRES_NOT_CONFIGURED"]
     assert await refused(last, Phase.READ_POSTGRES) == ["NO_WAY_BACK"]
 

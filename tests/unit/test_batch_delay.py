@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore_server.storage.batch_delay import FEW, LONGEST, PER_CALL, Pace
+from sagastore_server.storage.batch_delay import FEW, LONGEST, PER_CALL, BatchDelay
 
 
 def test_there_is_none_at_first() -> None:
-    assert Pace().pause(100.0) == 0
+    assert BatchDelay().pause(100.0) == 0
 
 
 @given(st.integers(0, 100_000))
 def test_it_grows_with_the_calls_at_hand(calls: int) -> None:
-    pace = Pace()
+    pace = BatchDelay()
     pace.answered(calls, 100.0)
     if calls <= FEW:
         assert pace.pause(100.0) == 0
@@ -26,7 +26,7 @@ def test_it_grows_with_the_calls_at_hand(calls: int) -> None:
 
 
 def test_it_is_over_after_a_time() -> None:
-    pace = Pace()
+    pace = BatchDelay()
     pace.answered(64, 100.0)
     assert 0 < pace.pause(100.0 + LONGEST / 2) <= LONGEST / 2
     assert pace.pause(100.0 + LONGEST) == 0
@@ -36,7 +36,7 @@ def test_it_is_over_after_a_time() -> None:
 
 
 async def test_what_is_to_begin_is_called_once() -> None:
-    loop, pace = asyncio.get_running_loop(), Pace()
+    loop, pace = asyncio.get_running_loop(), BatchDelay()
     for calls in (0, 64):
         called = asyncio.Event()
         pace.answered(calls, loop.time())

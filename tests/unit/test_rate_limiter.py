@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore_server.rpc.load_shedding import Figures, Pressure
-from sagastore_server.rpc.rate_limiter import Rates
+from sagastore_server.rpc.load_shedding import LoadFigures, LoadShedder
+from sagastore_server.rpc.rate_limiter import RateLimiter
 
 
 class Clock:
@@ -29,7 +29,7 @@ def test_nobody_is_let_in_more_often_than_the_rate_allows(
     steps: list[tuple[str, float]], rate: float
 ) -> None:
     clock = Clock()
-    rates = Rates(rate, clock)
+    rates = RateLimiter(rate, clock)
     begin, taken = clock.now, {"a": 0, "b": 0}
     for caller, pause in steps:
         clock.now += pause
@@ -47,14 +47,14 @@ def test_nobody_is_let_in_more_often_than_the_rate_allows(
 
 
 def test_callers_do_not_share_a_bucket() -> None:
-    rates = Rates(1, Clock())
+    rates = RateLimiter(1, Clock())
     assert rates.take("a") == 0
     assert rates.take("a") > 0
     assert rates.take("b") == 0
 
 
 def test_strangers_are_forgotten_in_the_end() -> None:
-    rates = Rates(1, Clock())
+    rates = RateLimiter(1, Clock())
     assert rates.take("first") == 0
     for number in range(20_000):
         rates.take(str(number))
@@ -67,53 +67,53 @@ class Load:
     def __init__(self) -> None:
         self.outstanding = 0
 
-    def __call__(self) -> Figures:
-        return Figures(1_000_000 + self.outstanding, 1_000_000)
+    def __call__(self) -> LoadFigures:
+        return LoadFigures(1_000_000 + self.outstanding, 1_000_000)
 
 
-def turned_away(pressure: Pressure, calls: int = 3000) -> float:
+def turned_away(load_shedder: LoadShedder, calls: int = 3000) -> float:
     """Return the share of the calls that are turned away."""
-    return sum(pressure.turns_away() for _ in range(calls)) / calls
+    return sum(load_shedder.turns_away() for _ in range(calls)) / calls
 
 
 def test_nobody_is_turned_away_up_to_the_limit() -> None:
     load = Load()
-    pressure = Pressure(100, load)
+    load_shedder = LoadShedder(100, load)
     for outstanding in (0, 99, 100):
         load.outstanding = outstanding
-        pressure.look(0.2)
-        assert turned_away(pressure) == 0
+        load_shedder.look(0.2)
+        assert turned_away(load_shedder) == 0
 
 
 def test_more_are_turned_away_the_more_there_are_and_never_most() -> None:
     load = Load()
-    pressure = Pressure(100, load)
+    load_shedder = LoadShedder(100, load)
     shares = []
     for outstanding in (120, 150, 200, 1000, 100_000):
         load.outstanding = outstanding
-        pressure.look(0.2)
-        shares.append(turned_away(pressure))
+        load_shedder.look(0.2)
+        shares.append(turned_away(load_shedder))
     assert shares[0] < shares[1] <= shares[2] * 1.2
     assert 0 < shares[0] < 0.2
     # Refusing costs as well: a server that refuses most calls serves none.
     assert all(share < 0.4 for share in shares)
     load.outstanding = 0
-    pressure.look(0.2)
-    assert turned_away(pressure) == 0
+    load_shedder.look(0.2)
+    assert turned_away(load_shedder) == 0
 
 
 def test_the_wait_grows_with_those_who_were_sent_away_and_shrinks_again() -> None:
     load = Load()
-    pressure = Pressure(100, load)
+    load_shedder = LoadShedder(100, load)
 
     def second(served: int, refused: int) -> float:
         for _ in range(20):
             for _ in range(served // 20):
-                pressure.turns_away()
+                load_shedder.turns_away()
             for _ in range(refused // 20):
-                pressure.retry_after()
-            pressure.look(0.2)
-        return pressure.retry_after()
+                load_shedder.retry_after()
+            load_shedder.look(0.2)
+        return load_shedder.retry_after()
 
     assert second(1000, 0) < 0.5
     load.outstanding = 1100
@@ -122,11 +122,11 @@ def test_the_wait_grows_with_those_who_were_sent_away_and_shrinks_again() -> Non
     load.outstanding = 50
     for _ in range(30):
         second(1000, 0)
-    assert pressure.retry_after() < 0.5
+    assert load_shedder.retry_after() < 0.5
 
 
 def test_those_refused_together_do_not_come_back_together() -> None:
-    pressure = Pressure(100, Load())
-    waits = [pressure.retry_after() for _ in range(1000)]
+    load_shedder = LoadShedder(100, Load())
+    waits = [load_shedder.retry_after() for _ in range(1000)]
     assert max(waits) > 1.5 * min(waits)
     assert len(set(waits)) > 900

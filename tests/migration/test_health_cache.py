@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from sagastore_server.migration.current_state import Situation
-from sagastore_server.migration.health_cache import StoreWatch
+from sagastore_server.migration.current_state import CurrentState
+from sagastore_server.migration.health_cache import HealthCache
 from sagastore_server.storage.model import StoreHealth
 from tests.support.memory import MemoryState, MemoryStorage
 
@@ -31,7 +31,7 @@ async def test_those_who_ask_together_get_one_answer() -> None:
     source, target = SlowStorage(), SlowStorage()
     for store in (source, target):
         await store.open()
-    watch = StoreWatch(source, target, Situation())
+    watch = HealthCache(source, target, CurrentState())
     asking = [asyncio.create_task(watch.health()) for _ in range(5)]
     await source.was_asked.wait()
     await target.was_asked.wait()
