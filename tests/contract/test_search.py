@@ -345,7 +345,7 @@ async def test_tags(backend: StorageBackend) -> None:
 
 
 CONTAINMENT = [
-    # Whether the left contains the right; PostgreSQL 18 agrees (test_jsontext.py).
+    # Whether the left contains the right; PostgreSQL 18 agrees (test_canonical_json.py).
     ("{}", "{}", True),
     ('{"a": 1}', "{}", True),
     ("{}", '{"a": 1}', False),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sagastore_server.search.facts import MAX_FACTS, OVERFLOW, metadata_facts, tag_fact
 from sagastore_server.storage.canonical_json import canonical_object, contains, parse
 from tests.support.strategies import storable_text
-from tests.unit.test_jsontext import objects, small
+from tests.unit.test_canonical_json import objects, small
 
 
 def _facts(text: str) -> set[str]:

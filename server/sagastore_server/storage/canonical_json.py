@@ -9,7 +9,7 @@ The spelling (PostgreSQL 18, ``jsonb_out``): keys ordered by the length of their
 UTF-8 bytes, then by those bytes; ``", "`` and ``": "`` between; numbers in plain
 decimal notation with the trailing zeros of the input; no negative zero; only
 ``"``, ``\`` and control characters below U+0020 escaped.
-``tests/unit/test_jsontext.py`` compares it with a real server.
+``tests/unit/test_canonical_json.py`` compares it with a real server.
 """
 
 from __future__ import annotations
