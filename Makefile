@@ -91,7 +91,7 @@ simulate: $(VENV)/.stamp-dev ## Run the migration's code on a seeded loop, fault
 overload: $(VENV)/.stamp-dev ## Show what a server does with ten times the load it carries (ARGS)
 	@$(BIN)/python -m scripts.overload $(ARGS)
 
-bench: $(VENV)/.stamp-dev ghz-where-go ## Measure every ratio of docs/performance.md (BENCH='save-sqlite get-postgres', VISITS, ROUNDS, SCALE)
+bench: $(VENV)/.stamp-dev ghz-where-go ## Measure every ratio of docs/explanation/performance.md (BENCH='save-sqlite get-postgres', VISITS, ROUNDS, SCALE)
 	@exec $(BIN)/python -m tools.benchmarks $(BENCH) $(if $(VISITS),--visits '$(VISITS)') \
 	    $(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(SCALE),--scale '$(SCALE)') \
 	    $(if $(FOLDER),--folder '$(FOLDER)') $(ARGS)
@@ -143,7 +143,7 @@ format: $(VENV)/.stamp-dev ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.stamp-dev ## Write the table of docs/configuration.md from the settings
+docs: $(VENV)/.stamp-dev ## Write the table of docs/reference/configuration.md from the settings
 	@$(BIN)/python -m scripts.write_configuration
 
 proto: $(VENV_PROTO)/.stamp-proto ## Generate client/sagastore/v1 from protos/

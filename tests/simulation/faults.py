@@ -149,7 +149,7 @@ async def _set_back(faults: Faults, seconds: float) -> None:
         return
     if world.disk.state.phase.reads_postgres:
         # Without a lost connection, reads are stale until the next renewal of the lease: a
-        # limit that docs/reliability.md tells.
+        # limit that docs/explanation/reliability.md tells.
         noticed = True
     if noticed and down:
         postgres.crash()

@@ -1,4 +1,4 @@
-"""Measures everything that docs/performance.md promises: ``make bench``.
+"""Measures everything that docs/explanation/performance.md promises: ``make bench``.
 
     python -m tools.benchmarks [NAME ...] [--visits N] [--rounds N] [--scale ROWS] [--folder DIR]
 

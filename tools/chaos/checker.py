@@ -1,4 +1,4 @@
-"""Decides whether a history keeps the promises of the service: docs/history-checker.md."""
+"""Checks a history against the promises of the service; see docs/explanation/history-checker.md."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Every attempt of a call is one operation: it begins before anything is sent, and ends when
 the answer is there, on one monotonic clock. A `History` is appended to from any task or
 thread, saved as JSON Lines, and judged by `tools.chaos.checker`. What the kinds of
-operations have as arguments and answers is said in docs/history-checker.md.
+operations have as arguments and answers is said in docs/explanation/history-checker.md.
 """
 
 from __future__ import annotations

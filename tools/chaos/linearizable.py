@@ -2,7 +2,7 @@
 
 The algorithm of Wing and Gong with Lowe's memoisation: take, of the calls that none of
 the others precedes, one that the state allows; go on with the rest; step back where none
-is left. What makes it quick is said in docs/history-checker.md, and why it is right.
+is left. What makes it quick is said in docs/explanation/history-checker.md, and why it is right.
 """
 
 from __future__ import annotations

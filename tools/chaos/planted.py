@@ -1,7 +1,7 @@
 """Faults that are planted in the product, one at a time, to see the campaign catch them.
 
 Each is a patch of the real modules, put in place in the server's own process before the
-real command runs (``faulty_server``). Most make one rule of docs/migration.md untrue; all
+real command runs (``faulty_server``). Most make one rule of docs/explanation/migration.md untrue; all
 are small, of the kind that a change could bring in unnoticed.
 """
 

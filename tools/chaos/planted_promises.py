@@ -1,7 +1,7 @@
-"""Planted faults that break one of the promises of docs/reliability.md that were broken once.
+"""Planted faults, each of which undoes the repair of a promise that version 0.1 broke.
 
-Each undoes one repair: what SQLite shows while PostgreSQL answers reads, what `flush` waits
-for, who may acknowledge, and how a PostgreSQL that was set back is found.
+docs/explanation/reliability.md lists the repairs: what SQLite shows while PostgreSQL answers
+reads, what `flush` waits for, who may acknowledge, and how a PostgreSQL that was set back is found.
 """
 
 from __future__ import annotations

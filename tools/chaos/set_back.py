@@ -8,7 +8,7 @@ were, and no connection is lost, as where a dump is restored into the running da
 Neither is done while PostgreSQL is the only store or about to become it: nothing else has its
 writes. Rows are put back only while PostgreSQL answers no reads: without a lost connection
 the server learns of it when it next proves its lease, and reads are stale until then
-(docs/reliability.md).
+(docs/explanation/reliability.md).
 """
 
 from __future__ import annotations
