@@ -28,13 +28,13 @@ from typing import NamedTuple
 from sagastore import AsyncClient, Migration, Phase, SagaStoreError
 from scripts.demo_page import Page, Step
 from tests.support.checker import Checker
-from tests.support.clients import traffic
 from tests.support.final_state import FinalState
 from tests.support.legacy_sample import count_rows, legacy_sample
+from tests.support.migration_control import change, until_ready
 from tests.support.postgres import PostgresProcess, execute, with_parameter
 from tests.support.server_process import ServerProcess
-from tests.support.steering import change, until_ready
 from tests.support.traffic import FOUND_WORDS, STUBBORN, WORDS, Settings, Traffic
+from tests.support.traffic_clients import traffic
 
 POSTGRES = "SAGASTORE_DEMO_POSTGRES"
 COPY_SECONDS = 8

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tests.support.strategies import QUICK
 from tools.chaos.checker import Report, check
 from tools.chaos.history import History, Mark, Operation, Outcome
+from tools.chaos.history_generator import Maker
 from tools.chaos.mutations import MUTATIONS, Mutation
-from tools.chaos.sequential import Maker
 from tools.chaos.values import Shown, Value
 from tools.chaos.violations import Kind
 

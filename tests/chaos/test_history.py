@@ -12,7 +12,7 @@ import pytest
 
 from tools.chaos.checker import check
 from tools.chaos.history import History, Outcome
-from tools.chaos.sequential import Maker
+from tools.chaos.history_generator import Maker
 
 
 def test_operations_begin_and_end_on_one_clock() -> None:

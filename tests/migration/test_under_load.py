@@ -25,14 +25,14 @@ import pytest
 
 from sagastore import AsyncClient, Phase
 from tests.support.checker import Checker, Value
-from tests.support.clients import traffic
 from tests.support.final_state import FinalState
 from tests.support.legacy_sample import Sample, legacy_sample
+from tests.support.migration_control import change, go_to, until_ready
 from tests.support.postgres import PostgresProcess, fresh_schema, postgres_process
 from tests.support.server_process import ServerProcess
-from tests.support.steering import change, go_to, until_ready
 from tests.support.strategies import QUICK
 from tests.support.traffic import FOUND_WORDS, STUBBORN, WORDS, Settings, Traffic
+from tests.support.traffic_clients import traffic
 
 pytestmark = pytest.mark.timeout(120 if QUICK else 1200)
 

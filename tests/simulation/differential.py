@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import Phase as ExamplePhase
 
 from sagastore_server.storage.errors import PreconditionError, StorageError
-from tests.support.migration_ends import now
+from tests.support.migration_backends import now
 
 PHASES_OF_SEEDS = (ExamplePhase.explicit, ExamplePhase.reuse, ExamplePhase.generate)
 """Phases of Hypothesis for a test that gets a seed: a smaller seed is no simpler script."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.phase import Phase
-from tests.simulation.mistakes import MISTAKES
+from tests.simulation.misconfiguration import MISTAKES
 from tests.simulation.service import RefusedError, UnknownError
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Faults that are planted in the product or in the models, to see the simulation find them.
 
-Those of the chaos campaign (`tools/chaos/planted.py`) that change `migration/` or `storage/`
+Those of the chaos campaign (`tools/chaos/plants.py`) that change `migration/` or `storage/`
 are taken as they are; those that change a store are planted in its model instead. A plant
 lasts for the life of the process: each is tried in a process of its own.
 """
@@ -31,7 +31,7 @@ from tests.simulation.models.source import ModelSource
 from tests.simulation.models.source_disk import JournalRow
 from tests.simulation.models.target import ModelTarget
 from tests.simulation.models.writer import Job, Kind
-from tools.chaos import planted
+from tools.chaos import plants
 
 AS_THEY_ARE = (
     "fence-without-draining",
@@ -62,7 +62,7 @@ NOT_APPLICABLE = {
 }
 """Plants of the campaign that change what the simulation does not have."""
 
-ONE_IN = planted.ONE_IN
+ONE_IN = plants.ONE_IN
 ANSWER_SECONDS = 0.0005
 """Until a plant answers that does not wait for the commit."""
 
@@ -84,7 +84,7 @@ def _plant(
     name: str, what: str = "", profile: str = ""
 ) -> Callable[[Callable[[], None]], Callable[[], None]]:
     def register(put: Callable[[], None]) -> Callable[[], None]:
-        PLANTS[name] = Plant(name, what or planted.PLANTS[name].what, put, profile)
+        PLANTS[name] = Plant(name, what or plants.PLANTS[name].what, put, profile)
         return put
 
     return register
@@ -93,8 +93,8 @@ def _plant(
 def _of_the_campaign(name: str) -> Callable[[], None]:
     def put() -> None:
         for owner, model in (("PostgreSQLReplica", ModelTarget), ("SQLiteSource", ModelSource)):
-            setattr(planted, owner, model)
-        planted.put(name)
+            setattr(plants, owner, model)
+        plants.put(name)
 
     return put
 

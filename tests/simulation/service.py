@@ -20,7 +20,7 @@ from sagastore_server.storage.errors import (
 )
 from tests.simulation.environment import SimulationClock
 from tests.simulation.models.process import Process
-from tests.simulation.observed import CALL, ObservedSource, ObservedTarget
+from tests.simulation.observed_stores import CALL, ObservedSource, ObservedTarget
 
 if TYPE_CHECKING:
     from tests.simulation.models.postgres import PostgresServer

@@ -27,8 +27,8 @@ from tests.simulation.models.source_disk import SourceDisk
 from tests.simulation.models.target import ModelTarget
 from tests.simulation.models.transaction import Read
 from tests.support.drafts import draft
-from tests.support.migration_ends import now, opened
-from tests.support.replicating import (
+from tests.support.migration_backends import now, opened
+from tests.support.migration_values import (
     LEASE,
     SOURCE,
     SUCCESSOR,

@@ -18,7 +18,7 @@ from tests.simulation.report import Totals, expected
 from tests.simulation.rounds import Job, explain, run
 from tests.simulation.settings import PROFILES, draw, profile_of
 from tests.simulation.shrink import kind_of
-from tools.chaos import planted
+from tools.chaos import plants
 
 
 def in_another_process(hash_seed: int, *jobs: Job, plant: str = "") -> list[dict[str, Any]]:
@@ -105,7 +105,7 @@ def test_settings_are_a_function_of_the_seed() -> None:
 
 def test_every_plant_of_the_campaign_is_tried_or_named_as_not_applicable() -> None:
     known = {*PLANTS, *NOT_APPLICABLE}
-    assert {*planted.PLANTS, *planted.POWER_PLANTS} <= known
+    assert {*plants.PLANTS, *plants.POWER_PLANTS} <= known
 
 
 def test_report_names_faults_that_never_came() -> None:

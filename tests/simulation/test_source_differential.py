@@ -30,8 +30,8 @@ from tests.simulation.models.source_disk import SourceDisk
 from tests.sqlite.sources import Content, content
 from tests.support import strategies
 from tests.support.drafts import NOW, draft
-from tests.support.migration_ends import ModelSourcePlace, SQLitePlace
-from tests.support.replicating import QUARANTINED
+from tests.support.migration_backends import ModelSourcePlace, SQLitePlace
+from tests.support.migration_values import QUARANTINED
 
 FILES = [
     FileRow(2, "f-ä", "n", "/p", "pdf", "text", "[]", 1 << 40, "2023-1-2", "{}", "x", "{}"),

@@ -27,8 +27,8 @@ from sagastore_server.storage.replication import (
 from tests.simulation.differential import PHASES_OF_SEEDS, Steps, answer_of
 from tests.support import strategies
 from tests.support.drafts import NOW, draft
-from tests.support.migration_ends import TARGETS, TargetPlace
-from tests.support.replicating import (
+from tests.support.migration_backends import TARGETS, TargetPlace
+from tests.support.migration_values import (
     EXTRAS,
     FILES,
     LEASE,

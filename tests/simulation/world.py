@@ -20,21 +20,21 @@ from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import ExtraValue, FileRow
-from tests.simulation import rival
+from tests.simulation import second_server
 from tests.simulation.clients import Client, client_message, draft, new_value
+from tests.simulation.convergence_check import Settling
 from tests.simulation.environment import EPOCH, SimulationRandomness
 from tests.simulation.events import Recorder
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Watcher
-from tests.simulation.log import Log
+from tests.simulation.log_check import Log
 from tests.simulation.loop import SimulationLoop, StuckError
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.process import Process, ProcessDeadError
-from tests.simulation.observed import ObservedDisk, Observer
+from tests.simulation.observed_stores import ObservedDisk, Observer
+from tests.simulation.operator import Operator
 from tests.simulation.service import Service
 from tests.simulation.settings import Settings, draw
-from tests.simulation.settling import Settling
-from tests.simulation.steering import Operator
 from tests.support.checker import Checker, WrongAnswerError
 
 Turn = tuple[str, int]
@@ -246,7 +246,7 @@ class World:
         return [self.loop.create_task(self._checked(work), name="worker") for work in acting]
 
     async def _taken_over(self) -> None:
-        await rival.take_over(self)
+        await second_server.take_over(self)
         self.over = True
 
     async def _checked(self, work: Any) -> None:

@@ -23,9 +23,9 @@ from pathlib import Path
 from rich.console import Console
 
 from tools.benchmarks import bulk, calls, migrations, plots, report, scale, searches
-from tools.benchmarks.bench import QUICK, Bench, CallsFailedError, Sizes
+from tools.benchmarks.harness import QUICK, Bench, CallsFailedError, Sizes
 from tools.benchmarks.load import LoadError
-from tools.benchmarks.model import Row, merged
+from tools.benchmarks.results import Row, merged
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "bench"

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from tools.benchmarks.bench import WARM, Bench, Sample, Side, compared
 from tools.benchmarks.bulk_client import write_frames
+from tools.benchmarks.harness import WARM, Bench, Sample, Side, compared
 from tools.benchmarks.messages import batches
-from tools.benchmarks.model import Row, at_least
+from tools.benchmarks.results import Row, at_least
 from tools.benchmarks.servers import ROOT, Processor, Served, as_served, ours
 
 UNIT = "messages/s"

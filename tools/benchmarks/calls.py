@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from sagastore import Phase
-from tools.benchmarks.bench import WARM, Bench, Sample, Side, compared
 from tools.benchmarks.bulk import fill
+from tools.benchmarks.harness import WARM, Bench, Sample, Side, compared
 from tools.benchmarks.messages import get_requests
-from tools.benchmarks.model import Row, Target, at_least
+from tools.benchmarks.results import Row, Target, at_least
 from tools.benchmarks.servers import Served, as_served, journal_is_empty, ours, program, walk
 
 IN_FLIGHT = (64, 128)

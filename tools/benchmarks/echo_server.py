@@ -15,7 +15,7 @@ import uvloop
 from grpc import aio
 
 from sagastore.v1 import storage_pb2
-from tools.benchmarks.announcing import announced
+from tools.benchmarks.announce import announced
 
 
 async def _echo(request: bytes, context: object) -> bytes:

@@ -22,7 +22,7 @@ import uvloop
 from grpc import aio
 
 from sagastore.v1 import storage_pb2
-from tools.benchmarks.announcing import announced
+from tools.benchmarks.announce import announced
 
 _SQLITE = """
 CREATE TABLE messages (

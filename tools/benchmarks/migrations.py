@@ -17,11 +17,11 @@ import asyncpg
 
 from sagastore import BackfillState, Phase
 from tests.support.legacy_db import legacy_db
-from tools.benchmarks.bench import Bench, CallsFailedError
-from tools.benchmarks.big import copied, stores
+from tools.benchmarks.harness import Bench, CallsFailedError
+from tools.benchmarks.large_stores import copied, stores
 from tools.benchmarks.load import Call, Load
 from tools.benchmarks.messages import items, save_requests
-from tools.benchmarks.model import Row, at_most, percentile, ratios
+from tools.benchmarks.results import Row, at_most, percentile, ratios
 from tools.benchmarks.servers import (
     change_to,
     control_backfill,

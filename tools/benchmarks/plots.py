@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tools.benchmarks.bench import WARM, Bench
-from tools.benchmarks.big import NAME, copied, stores
 from tools.benchmarks.bulk import fill
+from tools.benchmarks.harness import WARM, Bench
+from tools.benchmarks.large_stores import NAME, copied, stores
 from tools.benchmarks.messages import BATCH, get_requests, save_requests
-from tools.benchmarks.model import Row, percentile
+from tools.benchmarks.results import Row, percentile
 from tools.benchmarks.servers import Served, as_served, ours
 
 if TYPE_CHECKING:

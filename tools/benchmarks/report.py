@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from tools.benchmarks.messages import source
-from tools.benchmarks.model import Row, number
+from tools.benchmarks.results import Row, number
 
 if TYPE_CHECKING:
     from rich.console import Console

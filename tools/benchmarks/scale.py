@@ -12,11 +12,11 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from tests.support.server_process import ServerProcess
-from tools.benchmarks.bench import WARM, Bench, Sample, Side, compared
-from tools.benchmarks.big import NAME, copied, stores
 from tools.benchmarks.bulk import bare, bulk_count, fill
+from tools.benchmarks.harness import WARM, Bench, Sample, Side, compared
+from tools.benchmarks.large_stores import NAME, copied, stores
 from tools.benchmarks.messages import get_requests, save_requests
-from tools.benchmarks.model import Row, at_least, at_most
+from tools.benchmarks.results import Row, at_least, at_most
 from tools.benchmarks.servers import Served, as_served, copy_store, ours
 
 _START_SECONDS = 60.0

@@ -32,10 +32,10 @@ from sagastore_server.sqlite.connection import READER_CACHE_KIB
 from sagastore_server.sqlite.search import Compiled
 from sagastore_server.sqlite.search import compile_search as for_sqlite
 from sagastore_server.storage.query import Criteria, Scan
-from tools.benchmarks.bench import Bench
-from tools.benchmarks.big import NAME, Stores, copied, stores
+from tools.benchmarks.harness import Bench
+from tools.benchmarks.large_stores import NAME, Stores, copied, stores
 from tools.benchmarks.messages import RARE_EVERY, items, rare_word
-from tools.benchmarks.model import Row, at_most, percentile, ratios
+from tools.benchmarks.results import Row, at_most, percentile, ratios
 from tools.benchmarks.servers import ours
 
 PAGE = 50

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import psutil
 
 from sagastore import AsyncClient, Migration, Phase
+from tests.support.migration_control import change, go_to, until_ready
 from tests.support.server_process import ServerProcess
-from tests.support.steering import change, go_to, until_ready
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE = 120.0

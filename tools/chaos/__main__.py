@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from sagastore import Phase
-from tools.chaos import jobs
+from tools.chaos import parallel
 from tools.chaos.campaign import Campaign, Options
 from tools.chaos.plan import PHASES
-from tools.chaos.planted import PLANTS
+from tools.chaos.plants import PLANTS
+from tools.chaos.porcupine_check import SecondOpinionError, build
 from tools.chaos.report import Totals, caught, planted_table
-from tools.chaos.second_opinion import SecondOpinionError, build
 
 _FOLDER = Path("var/chaos")
 
@@ -69,9 +69,9 @@ async def _run(options: Options, count: int) -> list[dict[str, Any]]:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     if count > 1:
-        return await jobs.run(options, count, _say)
+        return await parallel.run(options, count, _say)
     await Campaign(options, _say).run()
-    return jobs.read(options.folder)
+    return parallel.read(options.folder)
 
 
 def _tell_of_planted(options: Options, verdicts: list[dict[str, Any]]) -> int:

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 from tools.chaos.cluster import Ground, standing_on
 from tools.chaos.faults import FAULTS, Fault, missing
-from tools.chaos.judge import judge
 from tools.chaos.plan import Plan, draw
 from tools.chaos.report import Totals
 from tools.chaos.round import run_round
 from tools.chaos.templates import Templates
+from tools.chaos.verdict import judge
 
 _THREADS = 64
 """Waiting for processes takes threads, not time."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tools.chaos import linearizable
-from tools.chaos.diagnosis import name, prove_wrong
+from tools.chaos.call_reduction import fewer, prove
 from tools.chaos.durability import lies
 from tools.chaos.history import History, Outcome
 from tools.chaos.linearizable import Verdict, linearize
+from tools.chaos.minimal_proof import name, prove_wrong
 from tools.chaos.projection import Projection
-from tools.chaos.register import SAVES, Action, Call
-from tools.chaos.sharpening import fewer, prove
+from tools.chaos.register_model import SAVES, Action, Call
 from tools.chaos.violations import Kind, Violation, violation
 
 WRITING = frozenset({"Save", "Delete", "BulkSave"})

@@ -27,7 +27,7 @@ import asyncpg
 
 from tests.support.postgres import PostgresProcess
 from tests.support.server_process import ServerProcess
-from tools.chaos.levers import Levers
+from tools.chaos.fault_switches import Levers
 from tools.chaos.proxy import Proxy
 
 _ROOT = Path(__file__).parents[2]

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from sagastore import AsyncClient, RetryPolicy, SagaStoreError
 from tests.support.server_process import ServerProcess, clean_environment
-from tools.chaos import lever_faults, set_back  # noqa: F401 - they register their faults
+from tools.chaos import rollback_faults, switch_faults  # noqa: F401 - they register_model their faults
 from tools.chaos.cluster import CLIENTS, POSTGRES, send
-from tools.chaos.faulting import FAULTS, Fault, Scene, fault, missing, mostly_up
-from tools.chaos.lease_watch import LeaseWatch
+from tools.chaos.fault_registry import FAULTS, Fault, Scene, fault, missing, mostly_up
+from tools.chaos.lease_monitor import LeaseWatch
 from tools.chaos.proxy import DIRECTIONS, Direction
 
 __all__ = ["FAULTS", "ONCE", "Fault", "Scene", "missing"]

@@ -1,7 +1,7 @@
 """The usual command with something wrong in it: planted faults, a clock that jumps, delays.
 
 Nothing of this is in the product. As a module it patches the real modules and then runs
-the real command: ``CHAOS_PLANT`` names a planted fault (see ``planted``), ``CHAOS_CLOCK``
+the real command: ``CHAOS_PLANT`` names a planted fault (see ``plants``), ``CHAOS_CLOCK``
 the file of the `Levers`, by which the campaign changes the rest while the server runs.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tools.chaos.levers import Levers
+from tools.chaos.fault_switches import Levers
 
 T = TypeVar("T")
 
@@ -98,9 +98,9 @@ def set_commits(levers: Levers) -> None:
 def main() -> None:
     """Patch, and run the command."""
     if name := os.environ.get("CHAOS_PLANT"):
-        from tools.chaos import planted  # noqa: PLC0415 - it imports the whole server
+        from tools.chaos import plants  # noqa: PLC0415 - it imports the whole server
 
-        planted.put(name)
+        plants.put(name)
     if file := os.environ.get("CHAOS_CLOCK"):
         levers = Levers(Path(file))
         for patch in (set_clock, set_delay, set_reads, set_commits):

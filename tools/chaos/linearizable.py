@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from tools.chaos.register import Action, Call, State, dominates, is_settled, step
+from tools.chaos.register_model import Action, Call, State, dominates, is_settled, step
 
 BUDGET = 100_000
 """Configurations that are looked at before a search is given up; some seconds."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tools.chaos.history import History, Operation, Outcome
-from tools.chaos.sequential import STEP
+from tools.chaos.history_generator import STEP
 from tools.chaos.values import Shown, Value
 from tools.chaos.violations import Kind
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sagastore import Phase
 from tools.chaos.faults import FAULTS, Fault
-from tools.chaos.set_back import DIRECTORY, ROWS
+from tools.chaos.rollback_faults import DIRECTORY, ROWS
 
 PHASES = (
     Phase.SQLITE_ONLY,
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
     patience: float
     """Of the server, with a silent PostgreSQL: seconds."""
     takes_over: bool = False
-    """Whether it is a round of its own kind: a second server replaces the first (`takeover`)."""
+    """Whether it is a round of its own kind: a second server replaces the first (`lease_takeover`)."""
 
     @property
     def name(self) -> str:

@@ -35,7 +35,7 @@ from sagastore_server.storage.errors import StorageError
 from tests.support.legacy_sample import Sample, legacy_sample
 from tools.chaos.cluster import ChaosServer
 from tools.chaos.disk_model import CALLS, Event, Model, read_log
-from tools.chaos.planted import POWER_PLANTS
+from tools.chaos.plants import POWER_PLANTS
 
 _ONCE = RetryPolicy(max_attempts=1)
 _BESIDE = (".lock", ".owner", "-shm")

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tools.chaos.history import History, Operation, Outcome
-from tools.chaos.register import NEVER, Action, Call
-from tools.chaos.scans import Question, Scans
+from tools.chaos.range_reads import Question, Scans
+from tools.chaos.register_model import NEVER, Action, Call
 from tools.chaos.values import Shown, Value
 from tools.chaos.violations import Kind, Violation, violation
 

@@ -11,12 +11,12 @@ from typing import Any
 from sagastore import Phase, SagaStoreError
 from tools.chaos.cluster import Cluster, Ending, Ground
 from tools.chaos.convergence import compare
-from tools.chaos.faulting import Scene
+from tools.chaos.fault_registry import Scene
 from tools.chaos.history import History
+from tools.chaos.lease_takeover import TIMEOUT, take_over
 from tools.chaos.nemesis import Nemesis, Operator
-from tools.chaos.peeking import peek
 from tools.chaos.plan import Plan
-from tools.chaos.takeover import TIMEOUT, take_over
+from tools.chaos.store_inspection import peek
 from tools.chaos.templates import Templates
 from tools.chaos.workload import Workload
 

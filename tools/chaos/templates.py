@@ -13,7 +13,7 @@ from pathlib import Path
 from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.phase import Phase
 from tests.support.legacy_sample import legacy_sample
-from tests.support.migrating import change, opened_live, walk_to
+from tests.support.migrating_service import change, opened_live, walk_to
 from tools.chaos.cluster import Ground
 
 ROWS = 300

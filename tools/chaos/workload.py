@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sagastore import AsyncClient, Message, RetryPolicy
-from tools.chaos.calling import RecordingClient, counted_attempts
+from tools.chaos.final_reads import settle
 from tools.chaos.history import History
-from tools.chaos.settling import settle
-from tools.chaos.subjects import TAGS, Subject, Subjects
+from tools.chaos.known_messages import TAGS, Subject, Subjects
+from tools.chaos.recording_client import RecordingClient, counted_attempts
 from tools.chaos.values import Value, shown
 
 TIMEOUT = 1.0

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.support.postgres import fresh_schema
-from tools.fuzz import calling, judge, model, report
+from tools.fuzz import answer_check, fuzz_input, grpc_client, report
 from tools.fuzz.campaign import Campaign, Options, send
 from tools.fuzz.watched_server import WatchedServer
 
@@ -64,12 +64,12 @@ async def campaigns(count: int, seed: str, targets: list[str]) -> list[report.Re
 
 async def replay(path: Path, target: str) -> bool:
     """Send one input again; return whether the server answered as it should."""
-    one = model.load(path)
+    one = fuzz_input.load(path)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         async with server_for(target, Path(folder)) as server:
-            async with calling.channel(server.address) as channel:
+            async with grpc_client.channel(server.address) as channel:
                 answers = await send(server.address, channel, one)
-            complaints = judge.complaints(one, answers)
+            complaints = answer_check.complaints(one, answers)
             _say("\n".join(f"{answer.code.name}: {answer.message}" for answer in answers))
             _say("\n".join(complaints) or "as it should be")
             _say("\n".join(server.stderr))

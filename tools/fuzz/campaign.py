@@ -16,8 +16,8 @@ import grpc
 from grpc import aio
 
 from sagastore import AsyncClient, Phase
-from tests.support.steering import go_to
-from tools.fuzz import bounds, calling, inputs, judge, model, sockets
+from tests.support.migration_control import go_to
+from tools.fuzz import answer_check, fuzz_input, grpc_client, input_mix, raw_client, resource_limits
 from tools.fuzz.canary import Canary
 from tools.fuzz.report import Report
 from tools.fuzz.watched_server import WatchedServer
@@ -72,7 +72,7 @@ class Campaign:
         self._say = say
         self._began = 0.0
         self._pid = server.pid
-        self._under_way: set[model.Input] = set()
+        self._under_way: set[fuzz_input.Input] = set()
         self._channels: list[aio.Channel] = []
         self.report = Report(place, options.seed)
 
@@ -83,12 +83,12 @@ class Campaign:
         """
         async with AsyncExitStack() as stack:
             for _ in range(CONNECTIONS):
-                channel = calling.channel(self._server.address)
+                channel = grpc_client.channel(self._server.address)
                 self._channels.append(await stack.enter_async_context(channel))
-            canary_channel = calling.channel(self._server.address)
+            canary_channel = grpc_client.channel(self._server.address)
             canary = Canary(await stack.enter_async_context(canary_channel))
             await self._send(f"{self._options.seed}-warm-up", self._options.warm_up)
-            self.report.before = await bounds.at_rest(self._server)
+            self.report.before = await resource_limits.at_rest(self._server)
             self._forget()
             self._began = time.monotonic()
             async with self._singing(canary):
@@ -102,7 +102,7 @@ class Campaign:
             if not phases:
                 half = self._options.inputs // 2
                 await self._send(self._options.seed, half)
-                self.report.middle = await bounds.at_rest(self._server)
+                self.report.middle = await resource_limits.at_rest(self._server)
                 await self._send(self._options.seed, self._options.inputs - half, first=half)
                 return
             for number, phase in enumerate(_WALK):
@@ -121,8 +121,8 @@ class Campaign:
         with self._noted("the canary's messages"):
             report.canary_messages = await canary.look_again()
         if report.before is not None:
-            level = report.middle if self._options.inputs >= 2 * bounds.LEVEL else None
-            report.after, grown = await bounds.settled(self._server, report.before, level)
+            level = report.middle if self._options.inputs >= 2 * resource_limits.LEVEL else None
+            report.after, grown = await resource_limits.settled(self._server, report.before, level)
             report.failures += [f"growth of {what}" for what in grown]
         self._options.folder.mkdir(parents=True, exist_ok=True)
         log = self._options.folder / f"{self._options.seed}.log"
@@ -139,11 +139,11 @@ class Campaign:
             for number in numbers:
                 if len(self.report.failures) >= _ENOUGH or not self._lives():
                     return
-                await self._one(inputs.made(seed, number), number)
+                await self._one(input_mix.made(seed, number), number)
 
         await asyncio.gather(*(client() for _ in range(CLIENTS)))
 
-    async def _one(self, one: model.Input, number: int) -> None:
+    async def _one(self, one: fuzz_input.Input, number: int) -> None:
         self._under_way.add(one)
         try:
             answers = await send(self._server.address, self._channels[number % CONNECTIONS], one)
@@ -153,15 +153,15 @@ class Campaign:
         finally:
             self._under_way.discard(one)
         self.report.count(one, (answer.code.name for answer in answers))
-        for complaint in judge.complaints(one, answers):
+        for complaint in answer_check.complaints(one, answers):
             self._failed(one, complaint)
         if self.report.inputs % 1000 == 0:
             self._progress()
 
-    def _failed(self, one: model.Input, complaint: str) -> None:
+    def _failed(self, one: fuzz_input.Input, complaint: str) -> None:
         self._options.folder.mkdir(parents=True, exist_ok=True)
         path = self._options.folder / f"{one.name}.json"
-        model.save(one, path)
+        fuzz_input.save(one, path)
         self.report.failures.append(f"{one.kind} {one.method}: {complaint} ({path})")
         self._say(self.report.failures[-1])
 
@@ -212,7 +212,7 @@ class Campaign:
         """Keep connections that say nothing, or never finish what they began to say."""
         async with AsyncExitStack() as stack:
             for data in _IDLE_BYTES * IDLE:
-                connection = sockets.connected(self._server.address)
+                connection = raw_client.connected(self._server.address)
                 _, writer = await stack.enter_async_context(connection)
                 writer.write(data)
             yield
@@ -238,8 +238,10 @@ async def _at_full_speed(operator: AsyncClient) -> None:
         )
 
 
-async def send(address: str, channel: aio.Channel, one: model.Input) -> list[judge.Answer]:
+async def send(
+    address: str, channel: aio.Channel, one: fuzz_input.Input
+) -> list[answer_check.Answer]:
     """Send ``one``, and return how its calls ended."""
     if one.steps:
-        return await sockets.send(address, one)
-    return await calling.call(channel, one)
+        return await raw_client.send(address, one)
+    return await grpc_client.call(channel, one)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tools.fuzz.model import Input
+from tools.fuzz.fuzz_input import Input
 from tools.fuzz.watched_server import Vitals
 
 

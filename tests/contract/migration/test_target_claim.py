@@ -28,8 +28,8 @@ from sagastore_server.storage.replication import (
     TargetState,
 )
 from tests.support.drafts import draft
-from tests.support.migration_ends import TargetPlace, opened
-from tests.support.replicating import (
+from tests.support.migration_backends import TargetPlace, opened
+from tests.support.migration_values import (
     LEASE,
     MARK,
     SOURCE,

@@ -11,7 +11,7 @@ from sagastore_server.storage.errors import NotFoundError
 from sagastore_server.storage.limits import page_of
 from sagastore_server.storage.model import Message, Page
 from sagastore_server.storage.query import Criteria, Scan
-from tests.support.naive import meets, stretch
+from tests.support.reference_search import meets, stretch
 
 T = TypeVar("T")
 Rows = Mapping[str, Message]

@@ -32,7 +32,7 @@ from sagastore_server.storage.replication import (
     MigrationSource,
     MigrationState,
 )
-from tests.simulation.models.carried import tally_of
+from tests.simulation.models.auxiliary_rows import tally_of
 from tests.simulation.models.process import Process
 from tests.simulation.models.reads import Rows, SnapshotReads
 from tests.simulation.models.source_disk import JournalRow, SourceDisk

@@ -34,7 +34,7 @@ from sagastore_server.storage.replication import (
     TargetRecord,
     TargetState,
 )
-from tests.simulation.models.carried import tally_of
+from tests.simulation.models.auxiliary_rows import tally_of
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.postgresql_store import ModelPostgreSQL
 from tests.simulation.models.transaction import Write

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tools.chaos.history import Operation, Outcome
-from tools.chaos.register import Action
+from tools.chaos.register_model import Action
 from tools.chaos.values import Shown, Value
 from tools.chaos.violations import Kind
 

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from sagastore import UnavailableError
-from tools.chaos.calling import RecordingClient
 from tools.chaos.history import History, Outcome
-from tools.chaos.subjects import TAGS, Subjects
+from tools.chaos.known_messages import TAGS, Subjects
+from tools.chaos.recording_client import RecordingClient
 
 TIMEOUT = 10.0
 WITHIN = 60.0
@@ -22,7 +22,7 @@ _AT_ONCE = 4
 async def settle(
     targets: str, history: History, subjects: Subjects, numbers: Iterator[int], client: int
 ) -> None:
-    """Read all that ``subjects`` have, as the client of that number.
+    """Read all that ``messages`` have, as the client of that number.
 
     Raises:
         UnavailableError: It could not be read within a minute.

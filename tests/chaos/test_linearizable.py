@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support import strategies  # noqa: F401 - sets the profile
 from tools.chaos.linearizable import Verdict, linearize
-from tools.chaos.register import NEVER, Action, Call, State, dominates, step
+from tools.chaos.register_model import NEVER, Action, Call, State, dominates, step
 
 DIGESTS = ("a", "b", "c")
 

@@ -11,8 +11,8 @@ from weakref import WeakSet
 import grpc
 from grpc import aio
 
-from tools.fuzz.judge import DETAILS, Answer
-from tools.fuzz.model import METHODS, Input
+from tools.fuzz.answer_check import DETAILS, Answer
+from tools.fuzz.fuzz_input import METHODS, Input
 
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),

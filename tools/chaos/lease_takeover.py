@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sagastore import AsyncClient, Message, Phase, SagaStoreError
 from tools.chaos.cluster import CLIENTS, Cluster, Keeper
-from tools.chaos.faulting import Scene
+from tools.chaos.fault_registry import Scene
 from tools.chaos.faults import ONCE
 from tools.chaos.plan import Plan
 

@@ -23,8 +23,8 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from tools.fuzz.generated import Generator
-from tools.fuzz.model import METHODS, STORAGE, Input, harmless
+from tools.fuzz.fuzz_input import METHODS, STORAGE, Input, harmless
+from tools.fuzz.request_generator import Generator
 from tools.fuzz.values import Values
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -1,7 +1,7 @@
-"""Two states of the code beside each other: python -m tools.benchmarks.trees Save ../before .
+"""Two states of the code beside each other: python -m tools.benchmarks.compare_trees Save ../before .
 
     git worktree add ../before main
-    python -m tools.benchmarks.trees Get ../before . --store postgres --in-flight 64 --rounds 9
+    python -m tools.benchmarks.compare_trees Get ../before . --store postgres --in-flight 64 --rounds 9
 
 A server of each tree runs, and a server that does nothing beside them; each round sends the same
 calls to one after the other, the next one in reverse. It prints calls a second, the processor
@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.support.server_process import ServerProcess
-from tools.benchmarks.bench import QUICK, Bench, Sample
+from tools.benchmarks.harness import QUICK, Bench, Sample
 from tools.benchmarks.messages import get_requests, save_requests
 from tools.benchmarks.servers import ROOT, Served, as_served
 
@@ -95,7 +95,7 @@ def _compare(bench: Bench, options: argparse.Namespace) -> list[_Figures]:
 
 def main() -> None:
     """Compare, and print."""
-    parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.trees")
+    parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.compare_trees")
     parser.add_argument("method", choices=("Save", "Get"))
     parser.add_argument("trees", nargs="+", type=Path, help="checkouts of the project")
     parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")

@@ -13,7 +13,7 @@ from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.router import Router
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.source import SQLiteSource
-from tools.chaos.planting import plant, replace
+from tools.chaos.plant_registry import plant, replace
 
 
 def _hand_out_at_once(*, failed: bool) -> None:

@@ -1,6 +1,6 @@
 """``make traces``: rounds of the simulation, checked against the specification.
 
-    python -m tests.simulation.traces [--rounds N] [--seed N]
+    python -m tests.simulation.check_traces [--rounds N] [--seed N]
 
 Exit status 1 if a round is no behaviour of the specification. Rounds of the profiles ``rival``
 and ``mistakes`` are left out: a second server, file or PostgreSQL is no part of a trace.

@@ -29,7 +29,7 @@ from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import MigrationState
 from tools.chaos.cluster import POSTGRES, Cluster
-from tools.chaos.faulting import Scene, fault, mostly_up
+from tools.chaos.fault_registry import Scene, fault, mostly_up
 
 DIRECTORY, ROWS = "PostgreSQL set back", "PostgreSQL's rows put back"
 """The two kinds of fault. They count where they were carried out."""

@@ -35,14 +35,14 @@ from tests.simulation.models.source import ModelSource
 from tests.simulation.models.source_disk import SourceDisk
 from tests.simulation.models.target import ModelTarget
 from tests.support.drafts import NOW, draft
-from tests.support.postgres import execute, fresh_schema
-from tests.support.replicating import (
+from tests.support.migration_values import (
     FILE_COLUMNS,
     LEASE,
     SOURCE,
     file_without_id,
     set_aside,
 )
+from tests.support.postgres import execute, fresh_schema
 
 B = TypeVar("B", bound=StorageBackend)
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PUT_ALL = """
 import importlib, json, os, pkgutil, sys, traceback
 import sagastore_server
-from tools.chaos import planted
+from tools.chaos import plants
 
 for module in pkgutil.walk_packages(sagastore_server.__path__, "sagastore_server."):
     if not module.name.endswith("__main__"):
@@ -24,7 +24,7 @@ def put(name):
     if not os.fork():
         said = ""
         try:
-            planted.put(name)
+            plants.put(name)
             from sagastore_server.cli.main import main
             assert callable(main)
         except BaseException:
@@ -37,7 +37,7 @@ def put(name):
     os.wait()
     return said
 
-names = [*planted.PLANTS, *planted.POWER_PLANTS]
+names = [*plants.PLANTS, *plants.POWER_PLANTS]
 json.dump({name: put(name) for name in names}, sys.stdout)
 """
 

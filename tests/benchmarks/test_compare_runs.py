@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tools.benchmarks.model import Row, at_least
+from tools.benchmarks.results import Row, at_least
 
 
 def run(folder: Path, *runs: list[Row]) -> subprocess.CompletedProcess[str]:
@@ -19,7 +19,7 @@ def run(folder: Path, *runs: list[Row]) -> subprocess.CompletedProcess[str]:
         found: dict[str, Any] = {"environment": {}, "rows": [row.as_json() for row in rows]}
         path.write_text(json.dumps(found), encoding="utf-8")
         paths.append(str(path))
-    command = [sys.executable, "-m", "tools.benchmarks.agree", *paths]
+    command = [sys.executable, "-m", "tools.benchmarks.compare_runs", *paths]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -63,7 +63,13 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text("[1]", encoding="utf-8")
     found = subprocess.run(
-        [sys.executable, "-m", "tools.benchmarks.agree", str(other), str(tmp_path / "0.json")],
+        [
+            sys.executable,
+            "-m",
+            "tools.benchmarks.compare_runs",
+            str(other),
+            str(tmp_path / "0.json"),
+        ],
         capture_output=True,
         text=True,
         check=False,

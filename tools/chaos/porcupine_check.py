@@ -1,6 +1,6 @@
 """A second opinion on histories: the Porcupine checker of ``tools/chaos/porcupine``.
 
-    python -m tools.chaos.second_opinion [FILE or FOLDER...]
+    python -m tools.chaos.porcupine_check [FILE or FOLDER...]
 
 Builds the Go program where it is out of date, runs it over histories, and compares its
 verdict on each message id with that of `tools.chaos.checker`. Folders are searched for

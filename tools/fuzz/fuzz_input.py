@@ -85,7 +85,7 @@ class Input:
     deadline: float = 30.0
     """Seconds."""
     behaviour: str = ""
-    """What is done beside waiting for the answer (``calling``); empty: nothing."""
+    """What is done beside waiting for the answer (``grpc_client``); empty: nothing."""
     after: float = 0.0
     """Seconds until that is done."""
     crowd: int = 1

@@ -1,4 +1,4 @@
-"""Faults inside the server's process: levers of the patched server (`levers`)."""
+"""Faults inside the server's process: levers of the patched server (`fault_switches`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from tools.chaos.cluster import POSTGRES
-from tools.chaos.faulting import Scene, fault
+from tools.chaos.fault_registry import Scene, fault
 
 
 @fault("clock jumps", (0.3, 3.0), weight=2, needs="clock")

@@ -20,7 +20,7 @@ from tests.simulation.clients import draft, new_value
 from tests.simulation.environment import EPOCH
 from tests.simulation.models.postgres import PostgresContents, PostgresServer
 from tests.simulation.models.process import Process
-from tests.simulation.observed import ObservedDisk
+from tests.simulation.observed_stores import ObservedDisk
 
 if TYPE_CHECKING:
     from tests.simulation.faults import Faults

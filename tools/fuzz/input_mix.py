@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from tools.fuzz.frames import Frames, talk
-from tools.fuzz.generated import Generator
-from tools.fuzz.model import METHODS, STORAGE, Input, Metadata, Method, harmless
+from tools.fuzz.fuzz_input import METHODS, STORAGE, Input, Metadata, Method, harmless
+from tools.fuzz.http2_frames import Frames, talk
+from tools.fuzz.request_generator import Generator
 from tools.fuzz.values import Values
 
 PATIENT = 30.0

@@ -25,10 +25,10 @@ from zlib import crc32
 
 from sagastore import Phase
 from tests.support.server_process import ServerProcess, clean_environment
-from tools.benchmarks.bench import Bench
+from tools.benchmarks.harness import Bench
+from tools.benchmarks.memory_usage import Memory, memory_of
 from tools.benchmarks.messages import dialogues, import_line, items
 from tools.benchmarks.servers import ROOT, copy_store, ours, ready_for_next, walk
-from tools.benchmarks.watching import Memory, memory_of
 
 NAME = "big"
 """What keeps the ids of these messages apart from others."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from tools.chaos.checker import Report, check
 from tools.chaos.history import History, Mark, Outcome
-from tools.chaos.second_opinion import SecondOpinionError, disagreements, opinions
-from tools.chaos.set_back import DIRECTORY, ROWS
+from tools.chaos.porcupine_check import SecondOpinionError, disagreements, opinions
+from tools.chaos.rollback_faults import DIRECTORY, ROWS
 from tools.chaos.timeline import draw
 
 SECOND = 1_000_000_000

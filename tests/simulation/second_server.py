@@ -12,7 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from sagastore_server.migration.migrating_service import MigratingService
-from tests.simulation.mistakes import copied
+from tests.simulation.misconfiguration import copied
 from tests.simulation.models.process import Process
 from tests.simulation.service import make_live
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from tools.chaos.register import SAVES, Action, Call
+from tools.chaos.register_model import SAVES, Action, Call
 
 SCANS = frozenset({"List", "Search", "Export"})
 

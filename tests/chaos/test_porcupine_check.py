@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.strategies import QUICK
-from tools.chaos import second_opinion
+from tools.chaos import porcupine_check
 from tools.chaos.campaign import Options
 from tools.chaos.checker import Report, check
 from tools.chaos.history import History, Operation, Outcome
-from tools.chaos.jobs import command, parts
-from tools.chaos.judge import judge
+from tools.chaos.history_generator import STEP, Maker
 from tools.chaos.mutations import (
     MUTATIONS,
     Mutation,
@@ -28,15 +27,16 @@ from tools.chaos.mutations import (
     an_export_that_repeats,
     durable_nowhere,
 )
-from tools.chaos.second_opinion import (
+from tools.chaos.parallel import command, parts
+from tools.chaos.porcupine_check import (
     SOURCES,
     Opinion,
     SecondOpinionError,
     disagreements,
     opinions,
 )
-from tools.chaos.sequential import STEP, Maker
 from tools.chaos.values import Shown
+from tools.chaos.verdict import judge
 from tools.chaos.violations import Kind, violation
 
 RIGHT = 200 if QUICK else 4000
@@ -87,7 +87,7 @@ def porcupine() -> None:
     )
     if done.returncode and "SECURITY ERROR" not in done.stderr:
         pytest.skip(f"needs the module of go.mod: {done.stderr.strip()}")
-    second_opinion.build()
+    porcupine_check.build()
 
 
 def judge_all(histories: Sequence[History], folder: Path) -> list[tuple[Report, Opinion]]:
@@ -268,14 +268,14 @@ def test_parts_of_a_campaign_ask_porcupine_as_well(tmp_path: Path) -> None:
 
 def test_missing_go_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(second_opinion, "PROGRAM", tmp_path / "secondopinion")
+    monkeypatch.setattr(porcupine_check, "PROGRAM", tmp_path / "porcupine_check")
     with pytest.raises(SecondOpinionError, match="needs Go, which is not on the PATH") as caught:
-        second_opinion.build()
+        porcupine_check.build()
     assert "\n" not in str(caught.value)
 
 
 def test_no_history_is_one_clear_line(tmp_path: Path) -> None:
-    program = [sys.executable, "-m", "tools.chaos.second_opinion", str(tmp_path)]
+    program = [sys.executable, "-m", "tools.chaos.porcupine_check", str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no history found")

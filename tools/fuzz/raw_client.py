@@ -13,8 +13,8 @@ from hpack import Decoder, HPACKError
 from hyperframe.exceptions import HyperframeError
 from hyperframe.frame import Frame, HeadersFrame, RstStreamFrame
 
-from tools.fuzz.judge import DETAILS, Answer
-from tools.fuzz.model import Input
+from tools.fuzz.answer_check import DETAILS, Answer
+from tools.fuzz.fuzz_input import Input
 
 _CODES = {code.value[0]: code for code in StatusCode}
 _SLOWLY = 0.005

@@ -1,6 +1,6 @@
 """Holds two runs of ``make bench`` beside each other, as a table in Markdown.
 
-    python -m tools.benchmarks.agree FIRST.json SECOND.json
+    python -m tools.benchmarks.compare_runs FIRST.json SECOND.json
 
 Two medians agree if the spreads that were printed with them overlap. A row with a * does not;
 a figure that is measured once a run has no spread, and is shown only.
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.benchmarks.model import number
+from tools.benchmarks.results import number
 
 
 class Pair(NamedTuple):

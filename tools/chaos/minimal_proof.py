@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tools.chaos.call_reduction import SCANS, perhaps, until
 from tools.chaos.linearizable import Verdict, linearize
-from tools.chaos.register import Action, Call
-from tools.chaos.sharpening import SCANS, perhaps, until
+from tools.chaos.register_model import Action, Call
 from tools.chaos.violations import Kind
 
 SHRINKING_BUDGET = 5_000

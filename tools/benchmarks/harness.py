@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from tools.benchmarks.load import Generator, Load
 from tools.benchmarks.messages import Request, save_requests
-from tools.benchmarks.model import Row, Target, percentile, ratios
 from tools.benchmarks.postgres import BenchPostgres
+from tools.benchmarks.results import Row, Target, percentile, ratios
 from tools.benchmarks.servers import Processor, Served, program
 
 WARM = 8

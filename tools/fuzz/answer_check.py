@@ -9,8 +9,8 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
-from tools.fuzz.inputs import PATIENT
-from tools.fuzz.model import Input
+from tools.fuzz.fuzz_input import Input
+from tools.fuzz.input_mix import PATIENT
 
 DETAILS = "grpc-status-details-bin"
 NEVER = {StatusCode.INTERNAL, StatusCode.UNKNOWN, StatusCode.DATA_LOSS}
