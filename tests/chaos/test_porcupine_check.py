@@ -19,21 +19,21 @@ from tools.chaos import porcupine_check
 from tools.chaos.campaign import Options
 from tools.chaos.checker import Report, check
 from tools.chaos.history import History, Operation, Outcome
-from tools.chaos.history_generator import STEP, Maker
+from tools.chaos.history_generator import STEP, HistoryGenerator
 from tools.chaos.mutations import (
     MUTATIONS,
     Mutation,
-    a_page_out_of_order,
-    an_export_that_repeats,
     durable_nowhere,
+    export_repeats_message,
+    page_out_of_order,
 )
 from tools.chaos.parallel import command, parts
 from tools.chaos.porcupine_check import (
     SOURCES,
-    Opinion,
-    SecondOpinionError,
+    PorcupineError,
+    PorcupineReport,
     disagreements,
-    opinions,
+    porcupine_reports,
 )
 from tools.chaos.values import Shown
 from tools.chaos.verdict import judge
@@ -48,8 +48,8 @@ BUILD_SECONDS = 540
 LEFT_TO_PYTHON = {
     "a_foreign_message_in-List",
     "a_foreign_message_in-Search",
-    an_export_that_repeats.__name__,
-    a_page_out_of_order.__name__,
+    export_repeats_message.__name__,
+    page_out_of_order.__name__,
     durable_nowhere.__name__,
 }
 """Mutations that Porcupine does not claim to find."""
@@ -61,7 +61,7 @@ def name_of(mutate: Mutation) -> str:
 
 
 def right(seed: int, unknown: float = 0.2, overlap: float = 3.0) -> History:
-    return Maker(random.Random(seed), ids=3, overlap=overlap).make(40, unknown=unknown)
+    return HistoryGenerator(random.Random(seed), ids=3, overlap=overlap).make(40, unknown=unknown)
 
 
 def mutated(mutate: Mutation) -> list[History]:
@@ -90,18 +90,18 @@ def porcupine() -> None:
     porcupine_check.build()
 
 
-def judge_all(histories: Sequence[History], folder: Path) -> list[tuple[Report, Opinion]]:
+def judge_all(histories: Sequence[History], folder: Path) -> list[tuple[Report, PorcupineReport]]:
     """Judge histories by both checkers, which must not disagree."""
     paths = [folder / f"{number}.jsonl" for number in range(len(histories))]
     for history, path in zip(histories, paths, strict=True):
         history.save(path)
-    pairs: list[tuple[Report, Opinion]] = []
-    for path, opinion in zip(paths, opinions(paths), strict=True):
+    pairs: list[tuple[Report, PorcupineReport]] = []
+    for path, theirs in zip(paths, porcupine_reports(paths), strict=True):
         history = History.load(path)
         report = check(history)
-        assert list(disagreements(history, report, opinion)) == [], path.read_text()
-        assert not opinion.undecided
-        pairs.append((report, opinion))
+        assert list(disagreements(history, report, theirs)) == [], path.read_text()
+        assert not theirs.undecided
+        pairs.append((report, theirs))
     return pairs
 
 
@@ -123,9 +123,9 @@ def test_right_histories_are_accepted_by_both(porcupine: None, tmp_path: Path) -
         draw = random.Random(seed)
         unknown, overlap = draw.choice((0, 0.3, 0.7)), draw.choice((0.3, 1.0, 3.0, 10.0))
         histories.append(right(seed, unknown, overlap))
-    for report, opinion in judge_all(histories, tmp_path):
+    for report, theirs in judge_all(histories, tmp_path):
         assert report.ok
-        assert opinion.verdict == "linearizable", str(opinion)
+        assert theirs.verdict == "linearizable", str(theirs)
 
 
 @pytest.mark.go
@@ -134,10 +134,10 @@ def test_right_histories_are_accepted_by_both(porcupine: None, tmp_path: Path) -
 def test_mutation_is_rejected_by_porcupine_as_well(
     mutate: Mutation, porcupine: None, tmp_path: Path
 ) -> None:
-    for report, opinion in judge_all(mutated(mutate), tmp_path):
+    for report, theirs in judge_all(mutated(mutate), tmp_path):
         assert report.violations
         if name_of(mutate) not in LEFT_TO_PYTHON:
-            assert opinion.verdict == "violation", str(report)
+            assert theirs.verdict == "violation", str(report)
 
 
 def perturb(history: History, draw: random.Random) -> None:
@@ -175,7 +175,7 @@ def test_both_agree_on_answers_changed_at_random(porcupine: None, tmp_path: Path
         history = right(seed, draw.choice((0, 0.3)), draw.choice((0.3, 1.0, 3.0)))
         perturb(history, draw)
         histories.append(history)
-    verdicts = Counter(opinion.verdict for _, opinion in judge_all(histories, tmp_path))
+    verdicts = Counter(theirs.verdict for _, theirs in judge_all(histories, tmp_path))
     assert min(verdicts["linearizable"], verdicts["violation"]) > RIGHT / 10, verdicts
 
 
@@ -188,8 +188,8 @@ def test_every_mutation_left_to_python_has_its_name() -> None:
 def test_the_proof_is_short(porcupine: None, tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     lost_write().save(path)
-    (opinion,) = opinions([path], "-html", str(tmp_path / "html"))
-    told = opinion.violations["id-0"].splitlines()
+    (theirs,) = porcupine_reports([path], "-html", str(tmp_path / "html"))
+    told = theirs.violations["id-0"].splitlines()
     assert [line.split("  ")[-1].strip() for line in told[1:]] == [
         "Save(second [second]) -> ok, revision 2",
         "Get() -> not found",
@@ -225,7 +225,7 @@ def lost_write() -> History:
     return history
 
 
-LINEARIZABLE = Opinion(3, 1, 0.0, "linearizable")
+LINEARIZABLE = PorcupineReport(3, 1, 0.0, "linearizable")
 
 
 def test_violation_that_porcupine_misses_is_a_disagreement() -> None:
@@ -236,18 +236,18 @@ def test_violation_that_porcupine_misses_is_a_disagreement() -> None:
 
 def test_violation_that_only_porcupine_finds_is_a_disagreement() -> None:
     history = right(1)
-    opinion = replace(LINEARIZABLE, verdict="violation", violations={"id-1": "…"})
-    (line,) = disagreements(history, check(history), opinion)
+    theirs = replace(LINEARIZABLE, verdict="violation", violations={"id-1": "…"})
+    (line,) = disagreements(history, check(history), theirs)
     assert line == "id-1: Porcupine finds a violation, the checker in Python finds none"
 
 
 def test_undecided_id_is_no_disagreement() -> None:
     history = lost_write()
-    opinion = replace(LINEARIZABLE, verdict="unknown", undecided=("id-0",))
-    assert list(disagreements(history, check(history), opinion)) == []
+    theirs = replace(LINEARIZABLE, verdict="unknown", undecided=("id-0",))
+    assert list(disagreements(history, check(history), theirs)) == []
     report = Report(undecided=[violation(history, Kind.UNDECIDED, "id-0", "", ())])
-    opinion = replace(LINEARIZABLE, verdict="violation", violations={"id-0": "…"})
-    assert list(disagreements(history, report, opinion)) == []
+    theirs = replace(LINEARIZABLE, verdict="violation", violations={"id-0": "…"})
+    assert list(disagreements(history, report, theirs)) == []
 
 
 def test_what_porcupine_does_not_check_is_no_disagreement() -> None:
@@ -269,7 +269,7 @@ def test_parts_of_a_campaign_ask_porcupine_as_well(tmp_path: Path) -> None:
 def test_missing_go_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(porcupine_check, "PROGRAM", tmp_path / "porcupine_check")
-    with pytest.raises(SecondOpinionError, match="needs Go, which is not on the PATH") as caught:
+    with pytest.raises(PorcupineError, match="needs Go, which is not on the PATH") as caught:
         porcupine_check.build()
     assert "\n" not in str(caught.value)
 

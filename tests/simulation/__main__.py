@@ -44,7 +44,7 @@ def main() -> int:
     _say(f"\n  {time.monotonic() - began:,.0f} s in all")
     (options.folder / "report.json").write_text(json.dumps(totals.as_json(), indent=2) + "\n")
     if options.coverage:
-        _tell_coverage(options)
+        _report_coverage(options)
     return 0 if _is_good(totals, options) else 1
 
 
@@ -96,7 +96,7 @@ def _plant_row(plant: Plant, totals: Totals, seed: int) -> str:
 # ---------------------------------------------------------------------- the rest
 
 
-def _tell_coverage(options: Options) -> None:
+def _report_coverage(options: Options) -> None:
     import coverage  # noqa: PLC0415 - only where it is wanted
 
     both = coverage.Coverage(str(options.folder / "coverage"), branch=True)

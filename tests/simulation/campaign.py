@@ -22,7 +22,7 @@ REPLAY_EVERY = 25
 NOT_SIMULATED = "*/migration/alone.py"
 """A service of one store: there is no migration in it."""
 
-TELL_EVERY = 10.0
+REPORT_EVERY = 10.0
 """Seconds between two lines of progress."""
 
 ROOT = Path(__file__).parents[2]
@@ -132,7 +132,7 @@ class Campaign:
         self._failed: deque[Job] = deque()
         self._caught = False
         self._began = time.monotonic()
-        self._told_at = self._began
+        self._reported_at = self._began
 
     async def run(self) -> Totals:
         """Run all rounds."""
@@ -173,8 +173,8 @@ class Campaign:
             self._failed.append(job)
             self._say(f"seed {job.seed} ({result.profile}): {result.violations[0][:300]}")
         now = time.monotonic()
-        if now - self._told_at >= TELL_EVERY:
-            self._told_at = now
+        if now - self._reported_at >= REPORT_EVERY:
+            self._reported_at = now
             self._say(self.totals.progress(self._options.rounds, now - self._began))
 
     async def _explain(self, worker: Worker) -> None:

@@ -28,7 +28,7 @@ CONVERGE_SECONDS = 120.0
 READ_ATTEMPTS = 50
 
 
-class Settling:
+class ConvergenceCheck:
     """Brings a round to its end, and judges what is left."""
 
     def __init__(self, world: World) -> None:
@@ -63,7 +63,7 @@ class Settling:
         world = self._world
         world.loop.forget_trips()
         world.lossy = 0.0
-        world.postgres.let_go(False)
+        world.postgres.release(False)
         world.postgres.start()
         world.postgres.slow, world.postgres.lag, world.postgres.read_failures = 1.0, 0.0, 0.0
         world.postgres.fault = None
@@ -131,8 +131,8 @@ class Settling:
         replicator = live._replicator
         # The last revisions may be those of repairs, of which no entry is left. And PostgreSQL
         # may have been set back last of all, and the follower not have attached again yet.
-        behind = not replicator.attached or replicator.applied < disk.revision
-        if record is None or behind or record.applied != replicator.position:
+        lagging = not replicator.attached or replicator.applied < disk.revision
+        if record is None or lagging or record.applied != replicator.position:
             return False
         if disk.journal_status(record.applied).rows:
             return False

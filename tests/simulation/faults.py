@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.phase import Phase
-from tests.simulation.misconfiguration import MISTAKES
+from tests.simulation.misconfiguration import MISCONFIGURATIONS
 from tests.simulation.service import RefusedError, UnknownError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Faults:
     async def run(self) -> None:
         """Disturb until the round is over."""
         world, draw = self.world, self.draw
-        world.trip = self._trip
+        world.trip = self._inject_at_change
         for turn in itertools.count():
             await asyncio.sleep(draw.random() * world.settings.fault_every)
             if world.over:
@@ -47,7 +47,7 @@ class Faults:
             world.fault(name, f"{seconds:.3f} s")
             await KINDS[name](self, seconds)
 
-    def _trip(self) -> None:
+    def _inject_at_change(self) -> None:
         """Disturb in the middle of a phase change."""
         how = self.draw.choice(("kill", "kill", "cut", "slow"))
         self.world.fault(f"mid-change {how}", "")
@@ -107,7 +107,7 @@ async def _postgres_hang(faults: Faults, seconds: float) -> None:
     postgres = faults.world.postgres
     postgres.hold()
     await asyncio.sleep(seconds)
-    postgres.let_go(faults.draw.random() < 0.5)
+    postgres.release(faults.draw.random() < 0.5)
 
 
 async def _postgres_cut(faults: Faults, _: float) -> None:
@@ -234,7 +234,7 @@ KINDS: dict[str, Callable[[Faults, float], Awaitable[None]]] = {
     "disk slow": _disk_slow,
     "disk full": _disk_full,
     "disk errors": _disk_errors,
-    **MISTAKES,
+    **MISCONFIGURATIONS,
 }
 
 WEIGHTS = {
@@ -255,7 +255,7 @@ WEIGHTS = {
     "disk slow": 1.0,
     "disk full": 1.0,
     "disk errors": 1.0,
-    **dict.fromkeys(MISTAKES, 0.0),
+    **dict.fromkeys(MISCONFIGURATIONS, 0.0),
 }
 """How often each comes, beside the others."""
 
@@ -267,6 +267,6 @@ PROFILE_WEIGHTS = {
     "last": {"PostgreSQL set back": 0.0, "server paused": 0.0},
     "mistakes": dict.fromkeys(WEIGHTS, 0.0)
     | dict.fromkeys(("server killed", "PostgreSQL slow", "disk slow"), 1.0)
-    | dict.fromkeys(MISTAKES, 4.0),
+    | dict.fromkeys(MISCONFIGURATIONS, 4.0),
 }
 """What a profile changes in that."""

@@ -156,7 +156,7 @@ def copied(mine: ObservedDisk, draw: Random, holder: str) -> ObservedDisk:
     return disk
 
 
-MISTAKES: dict[str, Callable[[Faults, float], Awaitable[None]]] = {
+MISCONFIGURATIONS: dict[str, Callable[[Faults, float], Awaitable[None]]] = {
     "wrong PostgreSQL": wrong_postgres,
     "old file": old_file,
     "new file": new_file,

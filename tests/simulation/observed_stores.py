@@ -117,7 +117,7 @@ class ObservedSource(ModelSource):
         def seen(rows: Rows) -> T:
             found = look(rows)
             if self._observe is not None and CALL.get():
-                tell_snapshot(self._observe, self.process, "sqlite", found)
+                emit_snapshot(self._observe, self.process, "sqlite", found)
             return found
 
         return await super()._look(seen)
@@ -143,7 +143,7 @@ class ObservedTarget(ModelTarget):
         def seen(rows: Rows) -> T:
             found = look(rows)
             if self._observe is not None and call:
-                tell_snapshot(self._observe, self.process, "postgresql", found, call)
+                emit_snapshot(self._observe, self.process, "postgresql", found, call)
             return found
 
         return await super()._look(seen)
@@ -238,7 +238,7 @@ class ObservedTarget(ModelTarget):
             _KIND.set(_RENEW)
 
 
-def tell_snapshot(
+def emit_snapshot(
     observe: Observer, process: Process, store: str, found: object, call: int = 0
 ) -> None:
     """Tell of what a read has seen, with the revisions of the messages in it."""

@@ -33,7 +33,7 @@ from tests.simulation.models.target import ModelTarget
 from tests.simulation.models.writer import Job, Kind
 from tools.chaos import plants
 
-AS_THEY_ARE = (
+UNCHANGED = (
     "fence-without-draining",
     "fence-stays-open",
     "stale-fallback",
@@ -99,7 +99,7 @@ def _of_the_campaign(name: str) -> Callable[[], None]:
     return put
 
 
-for _name in AS_THEY_ARE:
+for _name in UNCHANGED:
     _plant(_name, profile="last" if _name in OF_THE_LAST_STEP else "")(_of_the_campaign(_name))
 
 

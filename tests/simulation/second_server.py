@@ -35,7 +35,7 @@ async def take_over(world: World) -> None:
     world.fault("taken over", "")
     process = Process(NAME)
     live = make_live(world, copied(world.disk, draw, "other:2:2"), process, world.postgres)
-    world.rival = live
+    world.second_server = live
     opening = world.loop.create_task(live.backend.open(), name=NAME, context=process.context)
     done, _ = await asyncio.wait({opening}, timeout=START_SECONDS)
     if not done:
@@ -46,13 +46,13 @@ async def take_over(world: World) -> None:
     process.dead = True
 
 
-async def _until_fenced(world: World, rival: MigratingService) -> None:
+async def _until_fenced(world: World, second_server: MigratingService) -> None:
     """See that the first server learns that it was taken over from."""
     first = world.service.live
     until = world.loop.time() + FENCE_SECONDS
     while first is not None and not first._replicator.fenced and world.loop.time() < until:
         await asyncio.sleep(0.05)
-    if rival._replicator.attached and first is not None and not first._replicator.fenced:
+    if second_server._replicator.attached and first is not None and not first._replicator.fenced:
         standing = first._replicator.replica_status.value
         world.violation(f"the first server does not know that it was taken over from: {standing}")
     # Clients go on for a moment: nothing of this may be acknowledged.

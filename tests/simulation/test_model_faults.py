@@ -212,7 +212,7 @@ async def test_nothing_moves_on_half_dead_connections() -> None:
             ]
             await _turns(50)
             assert not any(call.done() for call in calls)
-            server.let_go(lose)
+            server.release(lose)
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
             lost = [isinstance(one, UnavailableError) for one in outcomes]
             assert lost == [lose] * 3
@@ -227,7 +227,7 @@ async def test_hanging_transaction_is_not_overtaken_by_a_claim() -> None:
             await asyncio.sleep(0)
         server.hold()
         await _turns(5)
-        server.let_go(lose=False)
+        server.release(lose=False)
         claim = successor.claim(SUCCESSOR, SOURCE, Phase.DUAL_WRITE, 2, steal=True)
         record, _ = await asyncio.gather(claim, applying)
         assert (record.session, record.applied) == (SUCCESSOR.session, 3)

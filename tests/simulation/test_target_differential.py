@@ -32,9 +32,9 @@ from tests.support.migration_values import (
     EXTRAS,
     FILES,
     LEASE,
+    OTHER_LEASE,
     QUARANTINED,
     SOURCE,
-    STRANGER,
     SUCCESSOR,
     message,
 )
@@ -63,7 +63,7 @@ def _position(draw: Random, other: Any) -> Position:
 
 
 def _lease(draw: Random) -> Lease:
-    return draw.choice([HOLDER] * 12 + [LEASE, SUCCESSOR, STRANGER])
+    return draw.choice([HOLDER] * 12 + [LEASE, SUCCESSOR, OTHER_LEASE])
 
 
 def _row(draw: Random) -> Message:
@@ -105,7 +105,7 @@ def _write(draw: Random) -> tuple[Any, ...]:
 
 
 def _claim(draw: Random) -> tuple[Any, ...]:
-    lease = draw.choice([HOLDER, LEASE, SUCCESSOR, STRANGER])
+    lease = draw.choice([HOLDER, LEASE, SUCCESSOR, OTHER_LEASE])
     source = draw.choice([SOURCE, SOURCE, SOURCE, "other"])
     return ("claim", lease, source, draw.choice(PHASES), draw.random() < 0.5)
 

@@ -22,7 +22,7 @@ from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import ExtraValue, FileRow
 from tests.simulation import second_server
 from tests.simulation.clients import Client, client_message, draft, new_value
-from tests.simulation.convergence_check import Settling
+from tests.simulation.convergence_check import ConvergenceCheck
 from tests.simulation.environment import EPOCH, SimulationRandomness
 from tests.simulation.events import Recorder
 from tests.simulation.faults import Faults
@@ -86,7 +86,7 @@ class World:
         self.postgres = PostgresServer(Random(f"{seed}/postgres"), Process("postgres"))
         self.checker = Checker()
         self.service = Service(self)
-        self.rival: MigratingService | None = None
+        self.second_server: MigratingService | None = None
         self.trip: Callable[[], None] | None = None
         """Does a fault in the middle of a phase change."""
         self.over = False
@@ -167,7 +167,7 @@ class World:
         live = self.service.live
         self._attachments_then = 0 if live is None else live._replicator._attachments
 
-    def set_back_lately(self) -> bool:
+    def recently_rolled_back(self) -> bool:
         """Tell whether the server may not have noticed yet."""
         return self.loop.time() - self._set_back_at < SET_BACK_SECONDS + 30.0
 
@@ -227,8 +227,8 @@ class World:
         self.over, self.trip = True, None
         # Where a rival has served there are two histories, and clients of the first server
         # that retry for ever: nothing to read back.
-        if self.rival is None:
-            await Settling(self).run(tasks)
+        if self.second_server is None:
+            await ConvergenceCheck(self).run(tasks)
         for task in tasks:
             if task.done():
                 task.result()

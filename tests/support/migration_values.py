@@ -30,7 +30,7 @@ from tests.support.drafts import NOW
 SOURCE = "3f0e8a52-source"
 LEASE = Lease("here:64768:4711", "session-1")
 SUCCESSOR = Lease(LEASE.holder, "session-2")
-STRANGER = Lease("elsewhere:64768:9", "session-3")
+OTHER_LEASE = Lease("elsewhere:64768:9", "session-3")
 MARK = BackfillMark(BackfillState.RUNNING, True, "m", "z", 5, 10)
 
 QUARANTINED = [

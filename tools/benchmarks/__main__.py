@@ -133,7 +133,7 @@ def main() -> int:
             found.extend(_visits(bench, names, console))
         except KeyboardInterrupt:
             console.print("interrupted")
-        about = report.environment(bench.load_told(), bench.postgres_told())
+        about = report.environment(bench.load_description(), bench.postgres_description())
         about["seconds"] = round(time.monotonic() - began)
         about["sizes"] = bench.sizes._asdict()
     rows = _table(found)

@@ -25,8 +25,8 @@ def bulk_sqlite(bench: Bench) -> list[Row]:
         mine = as_served(stack.enter_context(ours(stack.enter_context(bench.file()))))
         files = [stack.enter_context(bench.file()) for _ in TERMS]
         loops = [["bare_sqlite", str(file)] for file in files]
-        told_as = ("bulk-sqlite", "BulkSave into SQLite ÷ bare executemany")
-        return _rows(bench, told_as, mine, loops)
+        label = ("bulk-sqlite", "BulkSave into SQLite ÷ bare executemany")
+        return _rows(bench, label, mine, loops)
 
 
 def bulk_postgres(bench: Bench) -> list[Row]:
@@ -36,8 +36,8 @@ def bulk_postgres(bench: Bench) -> list[Row]:
         mine, *bare = [stack.enter_context(database.database()) for _ in range(3)]
         server = as_served(stack.enter_context(ours(postgres=mine)))
         loops = [["bare_postgres", dsn] for dsn in bare]
-        told_as = ("bulk-postgres", "BulkSave into PostgreSQL ÷ bare COPY")
-        return _rows(bench, told_as, server, loops, database.pid)
+        label = ("bulk-postgres", "BulkSave into PostgreSQL ÷ bare COPY")
+        return _rows(bench, label, server, loops, database.pid)
 
 
 def fill(bench: Bench, server: Served, name: str, count: int, *others: int) -> Sample:
@@ -53,9 +53,9 @@ def fill(bench: Bench, server: Served, name: str, count: int, *others: int) -> S
 
 
 def _rows(
-    bench: Bench, told_as: tuple[str, str], mine: Served, loops: Sequence[list[str]], *others: int
+    bench: Bench, label: tuple[str, str], mine: Served, loops: Sequence[list[str]], *others: int
 ) -> list[Row]:
-    name, what = told_as
+    name, what = label
     sides = [Side("SagaStore", _bulk(bench, mine, others))]
     for terms, loop in zip(TERMS, loops, strict=True):
         sides.append(Side(f"bare, terms {terms}", _bare(bench, loop, terms)))

@@ -10,7 +10,14 @@ from tools.benchmarks.bulk import fill
 from tools.benchmarks.harness import WARM, Bench, Sample, Side, compared
 from tools.benchmarks.messages import get_requests
 from tools.benchmarks.results import Row, Target, at_least
-from tools.benchmarks.servers import Served, as_served, journal_is_empty, ours, program, walk
+from tools.benchmarks.servers import (
+    Served,
+    as_served,
+    change_phases,
+    journal_is_empty,
+    ours,
+    program,
+)
 
 IN_FLIGHT = (64, 128)
 UNIT = "calls/s"
@@ -25,8 +32,8 @@ def save_sqlite(bench: Bench) -> list[Row]:
         mine = as_served(stack.enter_context(ours(file)))
         other = stack.enter_context(bench.file())
         hand = stack.enter_context(program("handmade_server", "--sqlite", str(other)))
-        told_as = ("save-sqlite", "Save on SQLite", 0.85)
-        return _saves(bench, told_as, (mine,), (hand,))
+        label = ("save-sqlite", "Save on SQLite", 0.85)
+        return _saves(bench, label, (mine,), (hand,))
 
 
 def save_postgres(bench: Bench) -> list[Row]:
@@ -36,8 +43,8 @@ def save_postgres(bench: Bench) -> list[Row]:
         mine = as_served(stack.enter_context(ours(postgres=_database(bench, stack))))
         dsn = _database(bench, stack)
         hand = stack.enter_context(program("handmade_server", "--postgres", dsn))
-        told_as = ("save-postgres", "Save on PostgreSQL", 0.75)
-        return _saves(bench, told_as, (mine, database.pid), (hand, database.pid))
+        label = ("save-postgres", "Save on PostgreSQL", 0.75)
+        return _saves(bench, label, (mine, database.pid), (hand, database.pid))
 
 
 def save_dual(bench: Bench) -> list[Row]:
@@ -45,7 +52,7 @@ def save_dual(bench: Bench) -> list[Row]:
     with ExitStack() as stack:
         single = as_served(stack.enter_context(ours(stack.enter_context(bench.file()))))
         both = stack.enter_context(ours(stack.enter_context(bench.file()), _database(bench, stack)))
-        walk(both.address, Phase.DUAL_WRITE)
+        change_phases(both.address, Phase.DUAL_WRITE)
         dual = as_served(both)
         other, dsn = stack.enter_context(bench.file()), _database(bench, stack)
         hand = stack.enter_context(
@@ -103,9 +110,9 @@ def _database(bench: Bench, stack: ExitStack) -> str:
 
 
 def _saves(
-    bench: Bench, told_as: tuple[str, str, float], mine: Processes, hand: Processes
+    bench: Bench, label: tuple[str, str, float], mine: Processes, hand: Processes
 ) -> list[Row]:
-    name, what, bound = told_as
+    name, what, bound = label
     sides = []
     for in_flight in IN_FLIGHT:
         sides += [

@@ -43,7 +43,7 @@ class Pair(NamedTuple):
         return both.pop() if len(both) == 1 else "not decided"
 
 
-class NotTheSameError(ValueError):
+class IncomparableError(ValueError):
     """Two files cannot be compared; the line says why."""
 
 
@@ -56,7 +56,7 @@ def pairs(first: dict[str, Any], second: dict[str, Any]) -> list[Pair]:
     """
     rows = [{(row["name"], row["what"]): row for row in run["rows"]} for run in (first, second)]
     if lone := sorted(set(rows[0]) ^ set(rows[1])):
-        raise NotTheSameError(f"only one of the runs has: {': '.join(lone[0])}")
+        raise IncomparableError(f"only one of the runs has: {': '.join(lone[0])}")
     found = (Pair(row, rows[1][key]) for key, row in rows[0].items())
     return [pair for pair in found if pair.first["median"] is not None]
 
@@ -69,7 +69,7 @@ def markdown(found: list[Pair]) -> str:
         target = pair.first["target"] or ""
         verdict = pair.verdict if target else ""
         what = pair.first["what"] + mark
-        cells = (f"`{pair.first['name']}`", what, *map(_told, pair), target, verdict)
+        cells = (f"`{pair.first['name']}`", what, *map(_formatted, pair), target, verdict)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -80,7 +80,7 @@ def summary(found: list[Pair]) -> str:
     return f"{sum(pair.agrees for pair in judged)} of {len(judged)} agree within their spread"
 
 
-def _told(row: dict[str, Any]) -> str:
+def _formatted(row: dict[str, Any]) -> str:
     median, low, high = (row[key] for key in ("median", "min", "max"))
     told = number(median, row["unit"])
     return told if low == high else f"{told} ({number(low)} - {number(high)})"
@@ -92,10 +92,10 @@ def _read(path: Path) -> dict[str, Any]:
         if isinstance(found, dict) and isinstance(found.get("rows"), list):
             return found
     except (OSError, UnicodeDecodeError) as exc:
-        raise NotTheSameError(f"{path} cannot be read") from exc
+        raise IncomparableError(f"{path} cannot be read") from exc
     except json.JSONDecodeError:
         pass
-    raise NotTheSameError(f"{path} is not a result of make bench")
+    raise IncomparableError(f"{path} is not a result of make bench")
 
 
 def main() -> int:
@@ -106,7 +106,7 @@ def main() -> int:
     given = parser.parse_args()
     try:
         found = pairs(_read(given.first), _read(given.second))
-    except NotTheSameError as exc:
+    except IncomparableError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2
     print(f"{markdown(found)}\n\n{summary(found)}")

@@ -113,7 +113,7 @@ class Bench:
         server.drop_leftovers()
         return server
 
-    def load_told(self) -> str:
+    def load_description(self) -> str:
         """Say what sent the calls, and whether it was the limit."""
         said = f"{self.generator.name}, which took {self.generator.most:.2f} cores at most"
         if self.peak_echo and self.peak_ours:
@@ -123,7 +123,7 @@ class Bench:
             )
         return said
 
-    def postgres_told(self) -> str:
+    def postgres_description(self) -> str:
         """Say which PostgreSQL was measured, if any was."""
         return self.postgres.version() if "postgres" in self.__dict__ else "not used"
 

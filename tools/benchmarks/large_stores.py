@@ -28,7 +28,7 @@ from tests.support.server_process import ServerProcess, clean_environment
 from tools.benchmarks.harness import Bench
 from tools.benchmarks.memory_usage import Memory, memory_of
 from tools.benchmarks.messages import dialogues, import_line, items
-from tools.benchmarks.servers import ROOT, copy_store, ours, ready_for_next, walk
+from tools.benchmarks.servers import ROOT, change_phases, copy_store, ours, ready_for_next
 
 NAME = "big"
 """What keeps the ids of these messages apart from others."""
@@ -100,7 +100,7 @@ class _Making:
             copy_store(pair, copied)
             database = postgres.create(pair_database)
             with ours(copied, postgres.dsn_of(database)) as server:
-                walk(server.address, Phase.POSTGRES_ONLY)
+                change_phases(server.address, Phase.POSTGRES_ONLY)
                 self._export(server, "exported from PostgreSQL")
             postgres.rename(database, alone_database)
 
@@ -113,9 +113,9 @@ class _Making:
                 self._export(server, "exported from SQLite")
 
     def _backfill(self, server: ServerProcess) -> None:
-        walk(server.address, Phase.DUAL_WRITE)
+        change_phases(server.address, Phase.DUAL_WRITE)
         with self._timed("backfilled"), memory_of(server.pid) as memory:
-            walk(server.address, Phase.BACKFILL)
+            change_phases(server.address, Phase.BACKFILL)
             ready_for_next(server.address)
         self._note("backfilled: server", memory)
 

@@ -23,13 +23,13 @@ from tools.benchmarks.load import Call, Load
 from tools.benchmarks.messages import items, save_requests
 from tools.benchmarks.results import Row, at_most, percentile, ratios
 from tools.benchmarks.servers import (
+    change_phases,
     change_to,
     control_backfill,
     copy_store,
     migration_of,
     ours,
     ready_for_next,
-    walk,
 )
 
 IN_FLIGHT = 64
@@ -117,7 +117,7 @@ def backfill_latency(bench: Bench) -> list[Row]:
         file = stack.enter_context(copied(bench, made.alone))
         dsn = stack.enter_context(bench.postgres.database())
         server = stack.enter_context(ours(file, dsn))
-        walk(server.address, Phase.DUAL_WRITE)
+        change_phases(server.address, Phase.DUAL_WRITE)
         change_to(server.address, Phase.BACKFILL)
         for number in range(sizes.rounds + 1):
             for paused, found in ((True, without), (False, beside)):
@@ -249,7 +249,7 @@ def _migrated(bench: Bench, legacy: Path) -> float:
         copy_store(legacy, file)
         began = time.perf_counter()
         with ours(file, dsn) as server:
-            walk(server.address, Phase.BACKFILL)
+            change_phases(server.address, Phase.BACKFILL)
             ready_for_next(server.address)
             return time.perf_counter() - began
 

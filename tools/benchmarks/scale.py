@@ -162,7 +162,7 @@ _LOOP = "bare executemany"
 
 def _throughput(
     bench: Bench,
-    told_as: tuple[str, str],
+    label: tuple[str, str],
     large: Served,
     small: Callable[[], AbstractContextManager[Served]],
     loop: Pair | None = None,
@@ -172,7 +172,7 @@ def _throughput(
     ``loop`` is what a bare loop comes to in a large store and in a small one: how much of the
     difference is the database's own.
     """
-    name, where = told_as
+    name, where = label
     rows, sizes = bench.sizes.scale, bench.sizes
     measures = {"Save": _save(bench), "Get": _get(bench), "BulkSave": _bulk(bench)}
     pairs: dict[str, Pair] = {}

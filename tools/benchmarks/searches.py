@@ -110,7 +110,7 @@ def _criteria(request: storage_pb2.SearchRequest) -> Criteria:
     return Criteria(text, tuple(request.tags), start=start, end=end)
 
 
-HOPELESS = 5.0
+PLAN_TIMEOUT = 5.0
 """Seconds for one search after which a plan is given up; another one is the best then."""
 
 _STEPS = 100_000
@@ -161,7 +161,7 @@ def _seconds(connection: sqlite3.Connection, compiled: Compiled, block: int) -> 
     """Return the seconds of a search; 0: that block does not do, or it takes too long."""
     sql, parameters = compiled.of_block(block) if block else compiled.whole
     began = time.perf_counter()
-    connection.set_progress_handler(_after(began + HOPELESS), _STEPS)
+    connection.set_progress_handler(_after(began + PLAN_TIMEOUT), _STEPS)
     try:
         found = connection.execute(sql, parameters).fetchall()
     except sqlite3.OperationalError:
@@ -189,7 +189,7 @@ class _PostgreSQL:
 
     async def _times(self, plan: str, asked: list[Criteria], wanted: int) -> list[float]:
         pool = Pool(
-            PostgreSQLOptions(self._dsn, pool_min=1, pool_max=2, statement_timeout=HOPELESS)
+            PostgreSQLOptions(self._dsn, pool_min=1, pool_max=2, statement_timeout=PLAN_TIMEOUT)
         )
         await pool.open()
         taken = []

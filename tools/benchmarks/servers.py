@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 _PATIENCE = 120.0
 """Seconds for a change of phase, which at a million messages compares all of them first."""
 
-_STEERING = asyncio.Runner()
+_RUNNER = asyncio.Runner()
 """One loop for all: gRPC's thread may still have something to tell to one that is closed."""
 
 
@@ -83,14 +83,14 @@ def copy_store(source: Path, target: Path) -> Path:
     return target
 
 
-def walk(address: str, phase: Phase) -> None:
+def change_phases(address: str, phase: Phase) -> None:
     """Go to ``phase``, waiting for all that each step needs."""
 
     async def going() -> None:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
             await go_to(client, phase)
 
-    _STEERING.run(going())
+    _RUNNER.run(going())
 
 
 def ready_for_next(address: str) -> Migration:
@@ -100,7 +100,7 @@ def ready_for_next(address: str) -> Migration:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
             return await until_ready(client)
 
-    return _STEERING.run(waiting())
+    return _RUNNER.run(waiting())
 
 
 def change_to(address: str, phase: Phase) -> tuple[float, float]:
@@ -113,7 +113,7 @@ def change_to(address: str, phase: Phase) -> tuple[float, float]:
             await change(client, phase)
             return began, time.time()
 
-    return _STEERING.run(changing())
+    return _RUNNER.run(changing())
 
 
 def migration_of(address: str) -> Migration:
@@ -123,7 +123,7 @@ def migration_of(address: str) -> Migration:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
             return await client.migration.get()
 
-    return _STEERING.run(asking())
+    return _RUNNER.run(asking())
 
 
 def control_backfill(address: str, *, paused: bool) -> None:
@@ -133,7 +133,7 @@ def control_backfill(address: str, *, paused: bool) -> None:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
             await client.migration.control_backfill(paused=paused)
 
-    _STEERING.run(asking())
+    _RUNNER.run(asking())
 
 
 def journal_is_empty(address: str) -> int:
@@ -147,7 +147,7 @@ def journal_is_empty(address: str) -> int:
                     return most
         raise RuntimeError("the watch has ended")
 
-    return _STEERING.run(waiting())
+    return _RUNNER.run(waiting())
 
 
 class Processor:

@@ -27,7 +27,7 @@ from tools.chaos import parallel
 from tools.chaos.campaign import Campaign, Options
 from tools.chaos.plan import PHASES
 from tools.chaos.plants import PLANTS
-from tools.chaos.porcupine_check import SecondOpinionError, build
+from tools.chaos.porcupine_check import PorcupineError, build
 from tools.chaos.report import Totals, caught, planted_table
 
 _FOLDER = Path("var/chaos")
@@ -42,7 +42,7 @@ def main() -> int:
     if options.porcupine:
         try:
             build()
-        except SecondOpinionError as exc:
+        except PorcupineError as exc:
             sys.stderr.write(f"error: {exc}\n")
             return 2
     planted = f", planted: {', '.join(options.plants)}" if any(options.plants) else ""
@@ -51,7 +51,7 @@ def main() -> int:
     verdicts = asyncio.run(_run(options, arguments.jobs))
     took = time.monotonic() - began
     if options.until_caught:
-        return _tell_of_planted(options, verdicts)
+        return _report_plants(options, verdicts)
     totals = Totals()
     for verdict in verdicts:
         totals.add(verdict)
@@ -74,7 +74,7 @@ async def _run(options: Options, count: int) -> list[dict[str, Any]]:
     return parallel.read(options.folder)
 
 
-def _tell_of_planted(options: Options, verdicts: list[dict[str, Any]]) -> int:
+def _report_plants(options: Options, verdicts: list[dict[str, Any]]) -> int:
     found = {name: caught(name, verdicts) for name in options.plants}
     table = planted_table(found, {name: plant.what for name, plant in PLANTS.items()})
     _say("\n" + table)

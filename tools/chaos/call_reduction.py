@@ -56,7 +56,7 @@ def _prove_one(calls: Sequence[Call]) -> None:
             call.revision, call.changed = seen[0].revision, True
 
 
-def fewer(calls: Iterable[Call], kinds: Sequence[str]) -> list[Call]:
+def reduce_reads(calls: Iterable[Call], kinds: Sequence[str]) -> list[Call]:
     """Leave out reads that say nothing more than others; ``kinds`` are those of operations.
 
     Reads of an id by itself and answers of scans are kept apart: the first prove more to
@@ -100,11 +100,11 @@ def until(calls: Iterable[Call], moment: float) -> list[Call]:
         if call.end <= moment or not call.must:
             known.append(call)
         elif call.writes:
-            known.append(perhaps(call))
+            known.append(as_unknown(call))
     return known
 
 
-def perhaps(call: Call) -> Call:
+def as_unknown(call: Call) -> Call:
     """Return a write as if nobody had answered it."""
     return replace(
         call, must=False, end=float("inf"), revision=None, created=None, changed=None, forced=False

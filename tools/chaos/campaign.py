@@ -15,7 +15,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.chaos.cluster import Ground, standing_on
+from tools.chaos.cluster import Testbed, running_testbed
 from tools.chaos.faults import FAULTS, Fault, missing
 from tools.chaos.plan import Plan, draw
 from tools.chaos.report import Totals
@@ -60,9 +60,11 @@ class Options(NamedTuple):
         return fits and any(self.having in name for name in names)
 
 
-def absent(ground: Ground) -> dict[str, str]:
+def unavailable_faults(testbed: Testbed) -> dict[str, str]:
     """Return which faults cannot be had on this machine, and why."""
-    reasons = {one.name: missing(one.needs, mounted=ground.disk.mounted) for one in FAULTS.values()}
+    reasons = {
+        one.name: missing(one.needs, mounted=testbed.disk.mounted) for one in FAULTS.values()
+    }
     return {name: reason for name, reason in reasons.items() if reason}
 
 
@@ -87,11 +89,11 @@ class Campaign:
             await self._work(judges)
         return self.totals
 
-    def _wanted(self, can_be_had: Callable[[Fault], bool]) -> Iterator[tuple[str, Plan]]:
+    def _plans(self, is_available: Callable[[Fault], bool]) -> Iterator[tuple[str, Plan]]:
         """Yield planted faults and plans, one after the other, until there are enough."""
         options = self._options
         for plant in options.plants:
-            plans = (draw(seed, can_be_had, options.seconds) for seed in count(options.seed))
+            plans = (draw(seed, is_available, options.seconds) for seed in count(options.seed))
             for plan in islice(filter(options.wants, plans), options.rounds):
                 if options.until_caught and plant in self._caught:
                     break
@@ -99,20 +101,20 @@ class Campaign:
 
     async def _work(self, judges: Executor) -> None:
         """Run rounds on one ground, until there are no more seeds."""
-        async with _ground() as ground:
-            lacking = absent(ground)
+        async with _testbed() as testbed:
+            lacking = unavailable_faults(testbed)
             for name, reason in lacking.items():
                 self._say(f"without {name!r}: {reason}")
-            templates = Templates(ground)
+            templates = Templates(testbed)
             judging: asyncio.Task[None] | None = None
 
-            def can_be_had(kind: Fault) -> bool:
+            def is_available(kind: Fault) -> bool:
                 return kind.name not in lacking
 
-            for plant, plan in self._wanted(can_be_had):
+            for plant, plan in self._plans(is_available):
                 folder = self._options.folder / plant / f"seed-{plan.seed}"
                 await asyncio.to_thread(_empty, folder)
-                await run_round(ground, templates, plan, plant, folder)
+                await run_round(testbed, templates, plan, plant, folder)
                 if judging is not None:
                     await judging
                 judging = asyncio.create_task(self._judge(judges, plan, plant, folder))
@@ -149,7 +151,7 @@ class Campaign:
             for line in reasons(verdict)[:8]:
                 self._say(f"      {line}")
             self._say(f"      history, log and plan: {folder}")
-            self._say(f"      again: {_again(plan.seed, verdict['plant'], self._options)}")
+            self._say(f"      again: {_replay_command(plan.seed, verdict['plant'], self._options)}")
 
 
 def reasons(verdict: dict[str, Any]) -> list[str]:
@@ -163,17 +165,17 @@ def _empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _again(seed: int, planted: str, options: Options) -> str:
+def _replay_command(seed: int, planted: str, options: Options) -> str:
     plant = f" PLANT={planted}" if planted else ""
     seconds = f" CHAOS_ARGS='--seconds {options.seconds:g}'" if options.seconds else ""
     return f"make chaos ROUNDS=1 SEED={seed}{plant}{seconds}"
 
 
 @asynccontextmanager
-async def _ground() -> AsyncIterator[Ground]:
-    with standing_on() as ground:
-        await ground.open()
-        yield ground
+async def _testbed() -> AsyncIterator[Testbed]:
+    with running_testbed() as testbed:
+        await testbed.open()
+        yield testbed
 
 
 def _judges() -> ProcessPoolExecutor:

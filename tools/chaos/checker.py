@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tools.chaos import linearizable
-from tools.chaos.call_reduction import fewer, prove
-from tools.chaos.durability import lies
+from tools.chaos.call_reduction import prove, reduce_reads
+from tools.chaos.durability import false_claims
 from tools.chaos.history import History, Outcome
 from tools.chaos.linearizable import Verdict, linearize
 from tools.chaos.minimal_proof import name, prove_wrong
@@ -89,7 +89,7 @@ def check(history: History, *, budget: int = linearizable.BUDGET) -> Report:
     _count(history, report)
     projection = Projection(history)
     report.violations += projection.violations
-    report.violations += lies(history)
+    report.violations += false_claims(history)
     report.ids = len(projection.calls)
     report.reads = sum(not call.writes for calls in projection.calls.values() for call in calls)
     prove(projection.calls, projection.batches)
@@ -112,7 +112,7 @@ class _Judge:
         """Judge all calls on an id."""
         clashes = list(_clashes(self._history, id, every))
         self._report.violations += clashes
-        calls = [] if clashes else fewer(every, self._kinds)
+        calls = [] if clashes else reduce_reads(every, self._kinds)
         told: set[Kind] = set()
         for _ in range(_MOST):
             decision = linearize(calls, self._budget)

@@ -4,7 +4,7 @@
                               │                          │
                          a small disk               a small disk
 
-What outlives a round, PostgreSQL and the proxy, is the ``Ground``.
+What outlives a round, PostgreSQL and the proxy, is the ``Testbed``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import asyncpg
 
 from tests.support.postgres import PostgresProcess
 from tests.support.server_process import ServerProcess
-from tools.chaos.fault_switches import Levers
+from tools.chaos.fault_switches import FaultSwitches
 from tools.chaos.proxy import Proxy
 
 _ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ class Disk:
             subprocess.run(["umount", "--lazy", str(self.folder)], check=False)
 
 
-class Ground:
+class Testbed:
     """What rounds stand on: PostgreSQL, the proxy, and a place for files."""
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Ground:
             return []
         return [pid, *map(int, text.split())]
 
-    def mend(self) -> None:
+    def recover(self) -> None:
         """See to it that PostgreSQL runs and has room; waits for its recovery."""
         self.disk.free()
         for pid in self.postgres_pids():
@@ -195,7 +195,7 @@ class Ending(NamedTuple):
     last_words: str
 
 
-class Keeper:
+class Supervisor:
     """Starts the server again whenever it has ended, as a service manager does."""
 
     def __init__(self, server: ChaosServer, on_change: Callable[[str], object]) -> None:
@@ -213,7 +213,7 @@ class Keeper:
 
     def start(self) -> None:
         """Begin to keep it."""
-        self._task = asyncio.create_task(self._keep(), name="keeper")
+        self._task = asyncio.create_task(self._supervise(), name="keeper")
 
     def signal(self, number: signal.Signals) -> bool:
         """Send it a signal; tell whether there was somebody to hear it."""
@@ -250,7 +250,7 @@ class Keeper:
             await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.to_thread(self.server.close)
 
-    async def _keep(self) -> None:
+    async def _supervise(self) -> None:
         while not self._over:
             self._asked = set()
             self.starts += 1
@@ -275,18 +275,18 @@ class Keeper:
 class Cluster:
     """One round's server, its links, disk and clock."""
 
-    def __init__(self, ground: Ground, name: str) -> None:
+    def __init__(self, testbed: Testbed, name: str) -> None:
         """Prepare a place named ``name``, which is the name of its database as well."""
-        self.ground = ground
+        self.testbed = testbed
         self.database = name
-        self.disk = Disk(ground.folder / name, 48)
+        self.disk = Disk(testbed.folder / name, 48)
         self.path = self.disk.folder / "memory.db"
         self.clock_file = self.disk.folder / "clock"
-        self.keeper: Keeper
-        self.former: list[Keeper] = []
+        self.supervisor: Supervisor
+        self.former: list[Supervisor] = []
         """Of servers that were replaced."""
         self._env: dict[str, str] = {}
-        self.levers: Levers | None = None
+        self.switches: FaultSwitches | None = None
         """Of the patched server; None: it is not patched."""
         self.address = ""
         """Where clients connect: through the proxy."""
@@ -294,17 +294,17 @@ class Cluster:
     @property
     def server(self) -> ChaosServer:
         """The server."""
-        return self.keeper.server
+        return self.supervisor.server
 
     async def open(
         self, env: dict[str, str], plant: str, on_change: Callable[[str], object], *, clock: bool
     ) -> None:
         """Start the server on what is there, and wait until it serves."""
-        proxy = self.ground.proxy
-        port = proxy.open(POSTGRES, self.ground.socket)
+        proxy = self.testbed.proxy
+        port = proxy.open(POSTGRES, self.testbed.socket)
         dsn = f"postgresql://postgres@127.0.0.1:{port}/{self.database}?sslmode=disable"
         if clock:
-            self.levers = Levers(self.clock_file, create=True)
+            self.switches = FaultSwitches(self.clock_file, create=True)
         self._env = env | {"SAGASTORE_POSTGRES": dsn}
         server = ChaosServer(
             self.path,
@@ -312,49 +312,49 @@ class Cluster:
             plant,
             self.clock_file if clock else None,
         )
-        self.keeper = Keeper(server, on_change)
-        self.keeper.start()
+        self.supervisor = Supervisor(server, on_change)
+        self.supervisor.start()
         async with asyncio.timeout(60):
-            await self.keeper.up.wait()
+            await self.supervisor.up.wait()
         self.address = f"127.0.0.1:{proxy.open(CLIENTS, server.address)}"
 
-    def second(self, path: Path, on_change: Callable[[str], object]) -> Keeper:
+    def second(self, path: Path, on_change: Callable[[str], object]) -> Supervisor:
         """Prepare a second server, without a fault, on a copy of the file."""
-        return Keeper(ChaosServer(path, self._env, "", None), on_change)
+        return Supervisor(ChaosServer(path, self._env, "", None), on_change)
 
-    def replace(self, second: Keeper, path: Path) -> None:
+    def replace(self, second: Supervisor, path: Path) -> None:
         """Go on with a second server, and its file."""
-        self.former.append(self.keeper)
-        self.keeper, self.path = second, path
+        self.former.append(self.supervisor)
+        self.supervisor, self.path = second, path
 
     @contextlib.contextmanager
-    def lever(self, name: str, number: float, after: float = 0.0) -> Iterator[None]:
+    def switch(self, name: str, number: float, after: float = 0.0) -> Iterator[None]:
         """Set a lever of the server for as long as the context lasts, and then to ``after``."""
-        assert self.levers is not None
-        self.levers[name] = number
+        assert self.switches is not None
+        self.switches[name] = number
         try:
             yield
         finally:
-            self.levers[name] = after
+            self.switches[name] = after
 
-    async def mend(self) -> None:
+    async def recover(self) -> None:
         """End all faults, and wait until everything runs."""
         for link in (CLIENTS, POSTGRES):
-            self.ground.proxy.set(link)
-        if self.levers is not None:
-            self.levers.reset()
+            self.testbed.proxy.set(link)
+        if self.switches is not None:
+            self.switches.reset()
         self.disk.free()
-        self.keeper.signal(signal.SIGCONT)
-        async with self.ground.turn:
-            await asyncio.to_thread(self.ground.mend)
+        self.supervisor.signal(signal.SIGCONT)
+        async with self.testbed.turn:
+            await asyncio.to_thread(self.testbed.recover)
 
     def close(self) -> None:
         """Remove what it has left on disk."""
-        if self.levers is not None:
-            self.levers.close()
+        if self.switches is not None:
+            self.switches.close()
         self.disk.close()
         shutil.rmtree(self.disk.folder, ignore_errors=True)
-        shutil.rmtree(self.ground.folder / f"{self.database}-second", ignore_errors=True)
+        shutil.rmtree(self.testbed.folder / f"{self.database}-second", ignore_errors=True)
 
 
 def send(pid: int, number: signal.Signals) -> None:
@@ -364,10 +364,10 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 @contextlib.contextmanager
-def standing_on() -> Iterator[Ground]:
+def running_testbed() -> Iterator[Testbed]:
     """Run a ground for as long as the context lasts."""
-    ground = Ground()
+    testbed = Testbed()
     try:
-        yield ground
+        yield testbed
     finally:
-        ground.close()
+        testbed.close()

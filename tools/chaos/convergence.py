@@ -66,7 +66,7 @@ async def _compare_archive(path: Path, dsn: str) -> list[str]:
         return [f"the archive is not as its receipt says: {exc}"]
     await state.read(dsn)
     last = _last_revision(state.archive)
-    buried = await _buried(dsn, last)
+    buried = await _tombstone_ids(dsn, last)
     changed = {id for id, row in state.postgresql.items() if row[-1] > last} | buried
     try:
         state.compare(changed)
@@ -93,7 +93,7 @@ def _fact(path: Path, name: str) -> str:
     return str(value)
 
 
-async def _buried(dsn: str, after: int) -> set[str]:
+async def _tombstone_ids(dsn: str, after: int) -> set[str]:
     connection = await asyncpg.connect(dsn)
     try:
         rows = await connection.fetch("SELECT id FROM tombstones WHERE revision > $1", after)

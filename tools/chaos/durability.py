@@ -21,7 +21,7 @@ STORES: Mapping[str, frozenset[str]] = {
 """Which stores a write can be on, by the label of the phase."""
 
 
-def lies(history: History) -> Iterator[Violation]:
+def false_claims(history: History) -> Iterator[Violation]:
     """Find saves whose ``durable_on`` cannot be true.
 
     Marks of the kind ``phase`` (with ``phase``, the label of what is in force now) and
@@ -39,14 +39,14 @@ def lies(history: History) -> Iterator[Violation]:
                 yield violation(history, Kind.DURABLE_ON_LIE, id, what, [operation])
     deletes: defaultdict[str, list[Operation]] = defaultdict(list)
     for operation in history:
-        if operation.kind == "Delete" and _may_have_had_its_effect(operation):
+        if operation.kind == "Delete" and _may_have_taken_effect(operation):
             deletes[operation.args["id"]].append(operation)
-    set_backs = _SetBacks(history)
+    rollbacks = _Rollbacks(history)
     for operation in history:
         if operation.kind == "Peek" and operation.outcome is Outcome.OK:
-            since = set_backs.before(operation)
+            since = rollbacks.before(operation)
             if since is not None:
-                yield from _unkept(history, operation, acknowledged, deletes, since)
+                yield from _missing_writes(history, operation, acknowledged, deletes, since)
 
 
 def _contradiction(operation: Operation, possible: frozenset[str]) -> str:
@@ -64,9 +64,9 @@ def _contradiction(operation: Operation, possible: frozenset[str]) -> str:
     return ""
 
 
-def _unkept(
+def _missing_writes(
     history: History,
-    peek: Operation,
+    inspect_store: Operation,
     acknowledged: Mapping[str, list[Operation]],
     deletes: Mapping[str, list[Operation]],
     since: int,
@@ -75,15 +75,15 @@ def _unkept(
 
     Saves that began before ``since`` are left out.
     """
-    there = {item[0]: Shown(*item) for item in peek.answer["items"]}
-    store = peek.args["store"]
+    there = {item[0]: Shown(*item) for item in inspect_store.answer["items"]}
+    store = inspect_store.args["store"]
     for id, saves in acknowledged.items():
         due = [
             save
             for save in saves
             if store in save.answer.get("durable_on", ())
             and save.end is not None
-            and save.end < peek.start
+            and save.end < inspect_store.start
             and save.start >= since
         ]
         if not due:
@@ -98,11 +98,11 @@ def _unkept(
             has = "nothing" if row is None else f"revision {row.revision}"
             what = f"{store} was to have revision {latest.answer['revision']}, and has {has}"
             # Of all that the store has, what matters here.
-            seen = replace(peek, answer={"items": [] if row is None else [row]})
+            seen = replace(inspect_store, answer={"items": [] if row is None else [row]})
             yield violation(history, Kind.DURABLE_ON_LIE, id, what, [latest, seen])
 
 
-def _may_have_had_its_effect(delete: Operation) -> bool:
+def _may_have_taken_effect(delete: Operation) -> bool:
     # Where a client repeats by itself, the refusal is of the last try alone.
     return delete.outcome is not Outcome.REFUSED or delete.args.get("tries", 1) > 1
 
@@ -113,7 +113,7 @@ def _may_follow(delete: Operation, save: Operation) -> bool:
     return not once or delete.end is None or delete.end > save.start
 
 
-class _SetBacks:
+class _Rollbacks:
     """Knows when PostgreSQL was set back, by marks of the kind ``set back``.
 
     Each time has two marks, the second with ``context``. What was durable in PostgreSQL before
@@ -124,20 +124,20 @@ class _SetBacks:
         self._marks = [(one.at, one.facts["ends"]) for one in history.marks
                        if one.kind == "set back"]  # fmt: skip
 
-    def before(self, peek: Operation) -> int | None:
+    def before(self, inspect_store: Operation) -> int | None:
         """Return since when saves are durable in the store that was looked into.
 
         None: PostgreSQL was being set back, and nothing can be said.
         """
-        if peek.args["store"] != "POSTGRESQL":
+        if inspect_store.args["store"] != "POSTGRESQL":
             return 0
-        ended = peek.start if peek.end is None else peek.end
+        ended = inspect_store.start if inspect_store.end is None else inspect_store.end
         earlier = [(at, context) for at, context in self._marks if at <= ended]
         if not earlier:
             return 0
         under_way = sum(-1 if context else 1 for _, context in earlier)
         at = earlier[-1][0]
-        return None if under_way or at > peek.start else at
+        return None if under_way or at > inspect_store.start else at
 
 
 class _Phases:

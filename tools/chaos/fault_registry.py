@@ -71,5 +71,5 @@ async def mostly_up(scene: Scene) -> None:
     if scene.rng.random() < 0.75:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(6):
-                await scene.cluster.keeper.up.wait()
+                await scene.cluster.supervisor.up.wait()
                 await asyncio.sleep(scene.rng.uniform(0.0, 1.0))

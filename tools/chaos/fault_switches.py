@@ -10,7 +10,7 @@ import mmap
 import struct
 from pathlib import Path
 
-LEVERS = ("clock", "delivery", "postgres reads fail", "sqlite reads wait", "commits wait")
+SWITCHES = ("clock", "delivery", "postgres reads fail", "sqlite reads wait", "commits wait")
 """By name: seconds that the wall clock is wrong; seconds between reading what goes to PostgreSQL
 and sending it; share of the reads of PostgreSQL that fail; seconds that a read of SQLite waits
 for a connection; seconds that a commit of SQLite takes longer."""
@@ -18,28 +18,28 @@ for a connection; seconds that a commit of SQLite takes longer."""
 _SIZE = struct.calcsize("d")
 
 
-class Levers:
+class FaultSwitches:
     """The numbers, in a file that both processes map."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         """Map the file at ``path``; ``create``: make it, with every lever at 0."""
         if create:
-            path.write_bytes(bytes(_SIZE * len(LEVERS)))
+            path.write_bytes(bytes(_SIZE * len(SWITCHES)))
         with path.open("r+b") as file:
-            self._numbers = mmap.mmap(file.fileno(), _SIZE * len(LEVERS))
+            self._numbers = mmap.mmap(file.fileno(), _SIZE * len(SWITCHES))
 
     def __getitem__(self, name: str) -> float:
         """Return the number of a lever."""
-        (number,) = struct.unpack_from("d", self._numbers, _SIZE * LEVERS.index(name))
+        (number,) = struct.unpack_from("d", self._numbers, _SIZE * SWITCHES.index(name))
         return float(number)
 
     def __setitem__(self, name: str, number: float) -> None:
         """Change the number of a lever."""
-        struct.pack_into("d", self._numbers, _SIZE * LEVERS.index(name), number)
+        struct.pack_into("d", self._numbers, _SIZE * SWITCHES.index(name), number)
 
     def reset(self) -> None:
         """Switch all of them off."""
-        for name in LEVERS:
+        for name in SWITCHES:
             self[name] = 0.0
 
     def close(self) -> None:

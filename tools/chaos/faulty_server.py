@@ -2,7 +2,7 @@
 
 Nothing of this is in the product. As a module it patches the real modules and then runs
 the real command: ``CHAOS_PLANT`` names a planted fault (see ``plants``), ``CHAOS_CLOCK``
-the file of the `Levers`, by which the campaign changes the rest while the server runs.
+the file of the `FaultSwitches`, by which the campaign changes the rest while the server runs.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tools.chaos.fault_switches import Levers
+from tools.chaos.fault_switches import FaultSwitches
 
 T = TypeVar("T")
 
 
-def set_clock(levers: Levers) -> None:
+def set_clock(switches: FaultSwitches) -> None:
     """Let ``time.time`` and ``time.time_ns`` be wrong by what the lever says at the moment.
 
     The monotonic clock is as it should be, as it is where somebody sets the clock of a
@@ -29,15 +29,15 @@ def set_clock(levers: Levers) -> None:
     true_time, true_time_ns = time.time, time.time_ns
 
     def wrong_time() -> float:
-        return true_time() + levers["clock"]
+        return true_time() + switches["clock"]
 
     def wrong_time_ns() -> int:
-        return true_time_ns() + int(levers["clock"] * 1_000_000_000)
+        return true_time_ns() + int(switches["clock"] * 1_000_000_000)
 
     time.time, time.time_ns = wrong_time, wrong_time_ns
 
 
-def set_delay(levers: Levers) -> None:
+def set_delay(switches: FaultSwitches) -> None:
     """Let time pass where a process may be held up, by what the lever says at the moment.
 
     Rows that the backfill has read are old by then, as are the entries of the journal.
@@ -47,7 +47,7 @@ def set_delay(levers: Levers) -> None:
     def held_up(original: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
         async def slowly(*args: Any) -> T:
             found = await original(*args)
-            await asyncio.sleep(levers["delivery"])
+            await asyncio.sleep(switches["delivery"])
             return found
 
         return slowly
@@ -56,7 +56,7 @@ def set_delay(levers: Levers) -> None:
     journal_apply.steps_of = held_up(journal_apply.steps_of)  # type: ignore[assignment]
 
 
-def set_reads(levers: Levers) -> None:
+def set_reads(switches: FaultSwitches) -> None:
     """Let reads of PostgreSQL fail alone, and reads of SQLite wait for a connection."""
     import asyncpg  # noqa: PLC0415 - only where it is wanted
 
@@ -66,30 +66,30 @@ def set_reads(levers: Levers) -> None:
     read_once, acquire = Pool._read_once, ReaderPool._acquire
 
     async def failing(self: Pool, read: Any) -> Any:
-        if random.random() < levers["postgres reads fail"]:
+        if random.random() < switches["postgres reads fail"]:
             raise asyncpg.QueryCanceledError("canceling statement due to statement timeout")
         return await read_once(self, read)
 
     async def waiting(self: ReaderPool) -> Any:
         # As behind long searches that hold every connection: the snapshot comes after it.
         if self._admitting.is_set() and not self._closing:
-            await asyncio.sleep(random.random() * levers["sqlite reads wait"])
+            await asyncio.sleep(random.random() * switches["sqlite reads wait"])
         return await acquire(self)
 
     Pool._read_once, ReaderPool._acquire = failing, waiting  # type: ignore[method-assign]
 
 
-def set_commits(levers: Levers) -> None:
+def set_commits(switches: FaultSwitches) -> None:
     """Let commits of SQLite take longer, as on a slow disk, and be told a little late."""
     from sagastore_server.sqlite.writer import SQLiteGroupWriter  # noqa: PLC0415
 
     attempt = SQLiteGroupWriter._attempt
 
     def slowly(self: SQLiteGroupWriter, group: Any) -> Any:
-        time.sleep(levers["commits wait"])
+        time.sleep(switches["commits wait"])
         outcomes = attempt(self, group)
         # Readers of the file see them by now, and the event loop has not heard of them.
-        time.sleep(levers["commits wait"] / 4)
+        time.sleep(switches["commits wait"] / 4)
         return outcomes
 
     SQLiteGroupWriter._attempt = slowly  # type: ignore[method-assign]
@@ -102,9 +102,9 @@ def main() -> None:
 
         plants.put(name)
     if file := os.environ.get("CHAOS_CLOCK"):
-        levers = Levers(Path(file))
+        switches = FaultSwitches(Path(file))
         for patch in (set_clock, set_delay, set_reads, set_commits):
-            patch(levers)
+            patch(switches)
 
     main()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sagastore import UnavailableError
 from tools.chaos.history import History, Outcome
-from tools.chaos.known_messages import TAGS, Subjects
+from tools.chaos.known_messages import TAGS, KnownMessages
 from tools.chaos.recording_client import RecordingClient
 
 TIMEOUT = 10.0
@@ -20,7 +20,7 @@ _AT_ONCE = 4
 
 
 async def settle(
-    targets: str, history: History, subjects: Subjects, numbers: Iterator[int], client: int
+    targets: str, history: History, messages: KnownMessages, numbers: Iterator[int], client: int
 ) -> None:
     """Read all that ``messages`` have, as the client of that number.
 
@@ -31,7 +31,7 @@ async def settle(
     reader = RecordingClient(targets, history, client, timeout=TIMEOUT)
     try:
         async with asyncio.timeout(WITHIN):
-            await _Settling(reader, history, subjects, numbers).read()
+            await _FinalReads(reader, history, messages, numbers).read()
     except TimeoutError:
         raise UnavailableError(
             f"the faults are over, and not everything could be read within {WITHIN:g} s"
@@ -40,28 +40,32 @@ async def settle(
         await reader.close()
 
 
-class _Settling:
+class _FinalReads:
     def __init__(
-        self, client: RecordingClient, history: History, subjects: Subjects, numbers: Iterator[int]
+        self,
+        client: RecordingClient,
+        history: History,
+        messages: KnownMessages,
+        numbers: Iterator[int],
     ) -> None:
         self._client = client
         self._history = history
-        self._subjects = subjects
+        self._messages = messages
         self._numbers = numbers
         self._room = asyncio.Semaphore(_AT_ONCE)
 
     async def read(self) -> None:
         """Read everything."""
-        ids = list(self._subjects.all)
-        works = [self._get(id) for id in ids if self._subjects.all[id].writes]
+        ids = list(self._messages.all)
+        works = [self._get(id) for id in ids if self._messages.all[id].writes]
         works += [self._batch(ids[begin : begin + 200]) for begin in range(0, len(ids), 200)]
         for order in ("NEWEST", "OLDEST"):
             works += [self._pages({"list": True, "session": session, "order": order})
-                      for session in self._subjects.sessions]  # fmt: skip
+                      for session in self._messages.sessions]  # fmt: skip
             works += [self._pages({"tag": tag, "order": order}) for tag in TAGS]
         works += [
             self._pages({"word": word, "order": "RELEVANCE"})
-            for word in self._subjects.words[-_WORDS:]
+            for word in self._messages.words[-_WORDS:]
         ]
         async with asyncio.TaskGroup() as group:
             for work in [*works, self._export()]:
@@ -71,7 +75,7 @@ class _Settling:
         async with self._room:
             await work
 
-    async def _again(self, attempt: Callable[[], Awaitable[bool]]) -> None:
+    async def _replay_command(self, attempt: Callable[[], Awaitable[bool]]) -> None:
         """Try until there is an answer, each time as an operation of its own."""
         while True:
             if await attempt():
@@ -89,10 +93,10 @@ class _Settling:
             ]
             return found is not None or mine[-1].outcome is Outcome.REFUSED
 
-        await self._again(attempt)
+        await self._replay_command(attempt)
 
     async def _batch(self, ids: Sequence[str]) -> None:
-        await self._again(lambda: self._client.batch_get(ids))
+        await self._replay_command(lambda: self._client.batch_get(ids))
 
     async def _pages(self, args: dict[str, Any]) -> None:
         token: str = ""

@@ -61,7 +61,7 @@ class Model:
         return Shown(id, value.digest, value.label, revision, created, value.timestamp)
 
 
-class Maker:
+class HistoryGenerator:
     """Makes up histories, all from one generator of random numbers."""
 
     def __init__(self, draw: random.Random, *, ids: int = 2, overlap: float = 3.0) -> None:
@@ -118,7 +118,7 @@ class Maker:
         self.history.add(operation)
         return operation
 
-    def _nobody_knows(self, operation: Operation, effect: Callable[[], object]) -> None:
+    def _lose_answer(self, operation: Operation, effect: Callable[[], object]) -> None:
         """Have the effect now, later, or never; and no answer in any case."""
         operation.outcome, operation.answer = Outcome.UNKNOWN, {}
         operation.code = "UNAVAILABLE"
@@ -159,7 +159,7 @@ class Maker:
         args = {"value": value.as_json(), "if_revision": guard}
         if self.draw.random() < unknown:
             operation = self._record("Save", args, {})
-            self._nobody_knows(operation, lambda: self.model.save(value, guard))
+            self._lose_answer(operation, lambda: self.model.save(value, guard))
         else:
             code, answer = self.model.save(value, guard)
             self._record("Save", args, answer, code)
@@ -170,7 +170,7 @@ class Maker:
         args = {"id": id, "if_revision": guard}
         if self.draw.random() < unknown:
             operation = self._record("Delete", args, {})
-            self._nobody_knows(operation, lambda: self.model.delete(id, guard))
+            self._lose_answer(operation, lambda: self.model.delete(id, guard))
         else:
             code, answer = self.model.delete(id, guard)
             self._record("Delete", args, answer, code)
@@ -194,7 +194,7 @@ class Maker:
             return {"saved": saved, "unchanged": unchanged, "skipped": kept, "rejected": 0}
 
         if self.draw.random() < unknown:
-            self._nobody_knows(self._record("BulkSave", args, {}), apply)
+            self._lose_answer(self._record("BulkSave", args, {}), apply)
         else:
             self._record("BulkSave", args, apply())
 

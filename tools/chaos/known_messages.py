@@ -34,7 +34,7 @@ _TEXTS = (
 
 
 @dataclass
-class Subject:
+class KnownMessage:
     """An id, as far as a client remembers; nothing of it is relied upon."""
 
     id: str
@@ -56,7 +56,7 @@ class Subject:
         return self.busy < most and self.unknown < UNKNOWN and (self.hot or self.writes < FEW)
 
 
-class Subjects:
+class KnownMessages:
     """All ids of a workload."""
 
     def __init__(self, seed: int, draw: random.Random) -> None:
@@ -65,7 +65,7 @@ class Subjects:
         self._draw = draw
         self._made = 0
         self._numbers = 0
-        self.all: dict[str, Subject] = {}
+        self.all: dict[str, KnownMessage] = {}
         self.words: list[str] = []
         """Of every value, in the order of their making."""
         self.sessions = [f"session {seed}/{number}" for number in range(SESSIONS)]
@@ -73,13 +73,13 @@ class Subjects:
 
     def begin_with(self, value: Value, revision: int) -> None:
         """Know a message that was there before."""
-        self.all[value.id] = Subject(
+        self.all[value.id] = KnownMessage(
             value.id, revision=revision, last=value, timestamp=value.timestamp
         )
 
     # ------------------------------------------------------------------ ids
 
-    def one(self) -> Subject:
+    def one(self) -> KnownMessage:
         """Return an id to read."""
         if self._draw.random() < 0.3:
             return self._draw.choice(self._hot)
@@ -90,77 +90,77 @@ class Subjects:
         ids = self._draw.sample(list(self.all), min(len(self.all), self._draw.randint(1, most)))
         return [*ids, f"nobody-{self._draw.randrange(100)}"]
 
-    def free(self, *, known: bool = False) -> Subject:
+    def free(self, *, known: bool = False) -> KnownMessage:
         """Return an id to write; ``known``: of which a revision was told."""
         for _ in range(8):
-            subject = self._draw.choice(self._hot) if self._draw.random() < 0.35 else self._cold()
-            if subject.hot and subject.unknown >= UNKNOWN:
-                subject = self._replace(subject)
-            if subject.free and (subject.revision is not None or not known):
-                return subject
+            target = self._draw.choice(self._hot) if self._draw.random() < 0.35 else self._cold()
+            if target.hot and target.unknown >= UNKNOWN:
+                target = self._replace(target)
+            if target.free and (target.revision is not None or not known):
+                return target
         return self._new()
 
-    def fresh(self, count: int) -> list[Subject]:
+    def fresh(self, count: int) -> list[KnownMessage]:
         """Return different ids for a batch, new ones and some that are there."""
-        chosen = {subject.id: subject for subject in (self._new() for _ in range(count // 2))}
+        chosen = {target.id: target for target in (self._new() for _ in range(count // 2))}
         while len(chosen) < count:
-            subject = self.free()
-            if not subject.hot:
-                chosen[subject.id] = subject
+            target = self.free()
+            if not target.hot:
+                chosen[target.id] = target
         return list(chosen.values())
 
-    def _cold(self) -> Subject:
+    def _cold(self) -> KnownMessage:
         if self._draw.random() < 0.3:
             return self._new()
         return self.all[self._draw.choice(list(self.all))]
 
-    def _new(self, *, hot: bool = False) -> Subject:
+    def _new(self, *, hot: bool = False) -> KnownMessage:
         self._made += 1
         id = f"{self._draw.randrange(16**5):05x}-{self._seed}-{self._made}"
         timestamp = _BEGIN + self._draw.randrange(10**10)
-        self.all[id] = Subject(id, hot=hot, timestamp=timestamp)
+        self.all[id] = KnownMessage(id, hot=hot, timestamp=timestamp)
         return self.all[id]
 
-    def _replace(self, subject: Subject) -> Subject:
-        subject.hot, subject.writes = False, FEW
-        self._hot = [one for one in self._hot if one is not subject]
+    def _replace(self, target: KnownMessage) -> KnownMessage:
+        target.hot, target.writes = False, FEW
+        self._hot = [one for one in self._hot if one is not target]
         self._hot.append(self._new(hot=True))
         return self._hot[-1]
 
     @contextmanager
-    def writing(self, *subjects: Subject) -> Iterator[None]:
+    def writing(self, *messages: KnownMessage) -> Iterator[None]:
         """Count a write for as long as the context lasts."""
-        for subject in subjects:
-            subject.busy += 1
-            subject.writes += 1
+        for target in messages:
+            target.busy += 1
+            target.writes += 1
         try:
             yield
         finally:
-            for subject in subjects:
-                subject.busy -= 1
+            for target in messages:
+                target.busy -= 1
 
     # ------------------------------------------------------------------ values
 
-    def message(self, subject: Subject) -> tuple[Message, Value]:
+    def message(self, target: KnownMessage) -> tuple[Message, Value]:
         """Return a message that nobody has sent, now and then one that was sent last."""
-        if subject.message is not None and subject.last is not None and self._draw.random() < 0.12:
-            return subject.message, subject.last
+        if target.message is not None and target.last is not None and self._draw.random() < 0.12:
+            return target.message, target.last
         draw, number = self._draw, self._numbers
         self._numbers += 1
         if draw.random() < 0.2:
-            subject.timestamp = _BEGIN + draw.randrange(10**10)
+            target.timestamp = _BEGIN + draw.randrange(10**10)
         word = word_of(f"{self._seed}.{number}")
         message = Message(
             draw.choice(("openai", "anthropic", "google")),
             draw.choice(("user", "assistant")),
             f"v{number} {word} {draw.choices(_TEXTS, (80, 15, 5))[0]}",
-            id=subject.id,
+            id=target.id,
             tags=draw.sample(TAGS, draw.randrange(3)),
-            timestamp=moment(subject.timestamp),
+            timestamp=moment(target.timestamp),
             metadata={"number": number, "nested": {"ä": [1, None, True, "x"]}},
             session_id=draw.choice([*self.sessions, None]),
         )
         value = Value.of(message, (word,))
-        subject.message, subject.last = message, value
+        target.message, target.last = message, value
         self.words.append(word)
         return message, value

@@ -19,7 +19,7 @@ import sqlite3
 from pathlib import Path
 
 from sagastore import AsyncClient, Message, Phase, SagaStoreError
-from tools.chaos.cluster import CLIENTS, Cluster, Keeper
+from tools.chaos.cluster import CLIENTS, Cluster, Supervisor
 from tools.chaos.fault_registry import Scene
 from tools.chaos.faults import ONCE
 from tools.chaos.plan import Plan
@@ -36,9 +36,9 @@ _HELD = 2.0
 async def take_over(scene: Scene, plan: Plan) -> bool:
     """Replace the server of the round; tell whether the second one serves."""
     cluster, rng = scene.cluster, scene.rng
-    await cluster.keeper.up.wait()
+    await cluster.supervisor.up.wait()
     await asyncio.sleep(rng.uniform(1.5, 3.0))
-    folder = cluster.ground.folder / f"{cluster.database}-second"
+    folder = cluster.testbed.folder / f"{cluster.database}-second"
     folder.mkdir()
     path = folder / "memory.db"
     await _freeze(cluster, path, early=plan.begins is Phase.READ_POSTGRES)
@@ -49,14 +49,14 @@ async def take_over(scene: Scene, plan: Plan) -> bool:
     scene.marks.mark("takeover", serves=serves)
     if not serves:
         await second.abandon()
-        cluster.keeper.signal(signal.SIGCONT)
+        cluster.supervisor.signal(signal.SIGCONT)
         return False
     await asyncio.sleep(rng.uniform(0.0, 1.0))
-    cluster.ground.proxy.lead(CLIENTS, second.server.address)
-    cluster.keeper.signal(signal.SIGCONT)
+    cluster.testbed.proxy.lead(CLIENTS, second.server.address)
+    cluster.supervisor.signal(signal.SIGCONT)
     await _until_fenced(scene)
-    cluster.ground.proxy.cut(CLIENTS)
-    ending = await cluster.keeper.end()
+    cluster.testbed.proxy.cut(CLIENTS)
+    ending = await cluster.supervisor.end()
     if ending.status:
         scene.marks.mark("wrong", what=f"TAKEOVER: the first server ended with {ending}")
     cluster.replace(second, path)
@@ -67,15 +67,15 @@ async def take_over(scene: Scene, plan: Plan) -> bool:
 async def _freeze(cluster: Cluster, path: Path, *, early: bool) -> None:
     """Let the server stand still, and copy its file: while it does, or ``early``."""
     if not early:
-        cluster.keeper.signal(signal.SIGSTOP)
+        cluster.supervisor.signal(signal.SIGSTOP)
         await asyncio.to_thread(_copy, cluster.path, path)
         return
     # Released only while the server is frozen, which has read the number before.
-    with cluster.lever("delivery", _HELD):
+    with cluster.switch("delivery", _HELD):
         await asyncio.sleep(0.15)
         await asyncio.to_thread(_copy, cluster.path, path)
         await asyncio.sleep(0.4)
-        cluster.keeper.signal(signal.SIGSTOP)
+        cluster.supervisor.signal(signal.SIGSTOP)
 
 
 def _copy(path: Path, copy: Path) -> None:
@@ -87,7 +87,7 @@ def _copy(path: Path, copy: Path) -> None:
         source.backup(target)
 
 
-async def _serves(second: Keeper) -> bool:
+async def _serves(second: Supervisor) -> bool:
     """Wait until the second server serves; False: it has refused, as where its copy is old."""
     up = asyncio.create_task(second.up.wait())
     try:

@@ -113,7 +113,7 @@ class _Search:
             if call.revision is not None and call.revision > lowest:
                 continue
             state = step(call, now.state)
-            if state is not None and not self._in_vain(call, now.before, state):
+            if state is not None and not self._is_redundant(call, now.before, state):
                 yield _Configuration(now.done | 1 << number, now.used, state, None)
 
     def _optional(self, now: _Configuration, latest: float) -> Iterator[_Configuration]:
@@ -124,13 +124,13 @@ class _Search:
             if now.used >> number & 1 or self._classes[number] in tried:
                 continue
             state = step(call, now.state)
-            if state is None or state == now.state or self._in_vain(call, now.before, state):
+            if state is None or state == now.state or self._is_redundant(call, now.before, state):
                 continue
             tried.add(self._classes[number])
             yield _Configuration(now.done, now.used | 1 << number, state, now.state)
 
     @staticmethod
-    def _in_vain(call: Call, before: State | None, after: State) -> bool:
+    def _is_redundant(call: Call, before: State | None, after: State) -> bool:
         """Tell whether it leads as far without the optional call just before it."""
         return before is not None and dominates(step(call, before), after)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tools.chaos.call_reduction import SCANS, perhaps, until
+from tools.chaos.call_reduction import SCANS, as_unknown, until
 from tools.chaos.linearizable import Verdict, linearize
 from tools.chaos.register_model import Action, Call
 from tools.chaos.violations import Kind
@@ -33,27 +33,27 @@ def prove_wrong(calls: Sequence[Call], kinds: Sequence[str]) -> Proof:
     low, high = 0, len(context) - 1
     while low < high:
         middle = (low + high) // 2
-        if _wrong(until(calls, context[middle])):
+        if _is_wrong(until(calls, context[middle])):
             high = middle
         else:
             low = middle + 1
     left = until(calls, context[high])
     # What a single id's own reads cannot show is left to the scans.
-    for call in sorted((one for one in left if one.must), key=lambda one: _worth(one, kinds)):
+    for call in sorted((one for one in left if one.must), key=lambda one: _proof_value(one, kinds)):
         rest = [one for one in left if one is not call]
         if call.writes:
-            rest.append(perhaps(call))
-        if _wrong(rest):
+            rest.append(as_unknown(call))
+        if _is_wrong(rest):
             left = rest
     core = sorted((call for call in left if call.must), key=lambda call: call.start)
     return Proof(core, sum(not call.must for call in until(calls, context[high]) if call in calls))
 
 
-def _wrong(calls: Sequence[Call]) -> bool:
+def _is_wrong(calls: Sequence[Call]) -> bool:
     return linearize(calls, SHRINKING_BUDGET).verdict is Verdict.NO
 
 
-def _worth(call: Call, kinds: Sequence[str]) -> tuple[int, float]:
+def _proof_value(call: Call, kinds: Sequence[str]) -> tuple[int, float]:
     if call.forced:
         return 0, call.start
     if not call.writes:

@@ -51,10 +51,10 @@ class Nemesis:
         """Go through the plan; all faults have ended when this returns."""
         async with asyncio.TaskGroup() as group:
             for planned in self._plan.faults:
-                group.create_task(self._happen(planned))
+                group.create_task(self._inject(planned))
             await asyncio.sleep(self._plan.seconds)
 
-    async def _happen(self, planned: Planned) -> None:
+    async def _inject(self, planned: Planned) -> None:
         await asyncio.sleep(planned.at)
         scene = Scene(self._cluster, self._plan.rng(f"fault {planned.number}"), self._history)
         facts = {"name": planned.name, "number": planned.number}
@@ -87,7 +87,7 @@ class Operator:
         """What was seen last."""
         self.content = True
         """Whether nothing was seen that must never be."""
-        self._compared_again = False
+        self._compared_after_faults = False
         """Whether the stores were compared after all faults had ended."""
 
     async def close(self) -> None:
@@ -97,7 +97,7 @@ class Operator:
         for client in (*self._former, self._client):
             await client.close()
 
-    def turn_to(self, address: str) -> None:
+    def switch_to(self, address: str) -> None:
         """Steer another server from now on."""
         self._former.append(self._client)
         self._client = AsyncClient(address, retry=ONCE, timeout=4)
@@ -141,11 +141,11 @@ class Operator:
         wrong = [b for b in status.blockers_to_next if b.reason in NEVER]
         last = status.last_verification
         if last is not None and last.mismatch_count:
-            self._complain(f"VERIFICATION: {last.mismatch_count} rows differ")
+            self._report_violation(f"VERIFICATION: {last.mismatch_count} rows differ")
         for blocker in wrong:
-            self._complain(f"{blocker.reason}: {blocker.detail}")
+            self._report_violation(f"{blocker.reason}: {blocker.detail}")
 
-    def _complain(self, what: str) -> None:
+    def _report_violation(self, what: str) -> None:
         if what.partition(":")[0] in DIFFER and self._may_differ:
             self._history.mark("excused", what=what)
             return
@@ -155,7 +155,7 @@ class Operator:
     @property
     def _may_differ(self) -> bool:
         """Whether the stores may differ: PostgreSQL was set back, and not compared since."""
-        return not self._compared_again and any(
+        return not self._compared_after_faults and any(
             mark.kind == "set back" for mark in self._history.marks
         )
 
@@ -195,7 +195,7 @@ class Operator:
             self._history.mark("operator", did=name, refused=reasons)
             for violation in exc.violations:
                 if violation.type in NEVER:
-                    self._complain(f"{violation.type}: ({name}) {violation.description}")
+                    self._report_violation(f"{violation.type}: ({name}) {violation.description}")
         except SagaStoreError as exc:
             self._history.mark("operator", did=name, failed=str(exc.code), why=str(exc)[:200])
         else:
@@ -222,7 +222,11 @@ class Operator:
 
     async def _change(self, phase: Phase, patience: float = 4.0, risk: float = 0.4) -> str:
         """Change the phase; now and then something happens in that very moment."""
-        trip = asyncio.create_task(self._trip(phase)) if self._rng.random() < risk else None
+        trip = (
+            asyncio.create_task(self._inject_at_change(phase))
+            if self._rng.random() < risk
+            else None
+        )
         if trip is not None:
             await asyncio.sleep(0.2)
         try:
@@ -243,50 +247,50 @@ class Operator:
         self.saw(done)
         return done.phase.label
 
-    async def _trip(self, phase: Phase) -> None:
+    async def _inject_at_change(self, phase: Phase) -> None:
         """Hurt something at the moment of a change, which is asked for 0.2 s after this begins."""
-        proxy, rng = self._cluster.ground.proxy, self._rng
+        proxy, rng = self._cluster.testbed.proxy, self._rng
         ways = ["kill", "kill", "cut", "slow PostgreSQL", "slow PostgreSQL"]
         if phase is Phase.POSTGRES_ONLY:
             ways += ["kill when PostgreSQL has taken over"] * 5 + ["slow PostgreSQL"] * 3
-        if phase is Phase.DUAL_WRITE and self._cluster.levers is not None:
+        if phase is Phase.DUAL_WRITE and self._cluster.switches is not None:
             ways += ["clients leave"] * 4
         how = rng.choice(ways)
         self._history.mark("tripped", how=how)
         if how == "slow PostgreSQL":
             await self._slow(rng.uniform(0.4, 2.5 if phase is Phase.BACKFILL else 1.2))
         elif how == "clients leave":
-            await self._clients_leave()
+            await self._disconnect_clients()
         elif how == "kill when PostgreSQL has taken over":
-            await self._until_taken_over()
-            self._cluster.keeper.signal(signal.SIGKILL)
+            await self._wait_until_completed()
+            self._cluster.supervisor.signal(signal.SIGKILL)
         else:
             await asyncio.sleep(0.2 + rng.uniform(0, 0.3))
             if how == "kill":
-                self._cluster.keeper.signal(signal.SIGKILL)
+                self._cluster.supervisor.signal(signal.SIGKILL)
             else:
                 proxy.cut(POSTGRES)
 
     async def _slow(self, seconds: float) -> None:
         """Let PostgreSQL be behind when a change comes, or while rows are copied."""
-        proxy = self._cluster.ground.proxy
+        proxy = self._cluster.testbed.proxy
         proxy.set(POSTGRES, delay=self._rng.choice([0.03, 0.1, 0.25]))
         await asyncio.sleep(seconds)
         proxy.set(POSTGRES)
 
-    async def _clients_leave(self) -> None:
+    async def _disconnect_clients(self) -> None:
         """Let clients go away while SQLite still commits what they have sent."""
-        with self._cluster.lever("commits wait", self._rng.choice([0.5, 0.9])):
+        with self._cluster.switch("commits wait", self._rng.choice([0.5, 0.9])):
             # Most likely while the change holds the writes, and waits for those under way.
             await asyncio.sleep(0.2 + self._rng.uniform(0.1, 0.8))
-            self._cluster.ground.proxy.cut(CLIENTS)
+            self._cluster.testbed.proxy.cut(CLIENTS)
             await asyncio.sleep(1.0)
 
-    async def _until_taken_over(self) -> None:
+    async def _wait_until_completed(self) -> None:
         """Ask PostgreSQL itself, for a while, whether it is the only store."""
-        ground = self._cluster.ground
+        testbed = self._cluster.testbed
         with contextlib.suppress(OSError, asyncpg.PostgresError, TimeoutError):
-            connection = await asyncpg.connect(ground.dsn(self._cluster.database))
+            connection = await asyncpg.connect(testbed.dsn(self._cluster.database))
             try:
                 async with asyncio.timeout(3):
                     while await connection.fetchval("SELECT phase FROM migration") != 5:  # noqa: ASYNC110
@@ -320,7 +324,9 @@ class Operator:
             async for progress in steps:
                 compared = progress.compared
                 if progress.mismatch_count:
-                    self._complain(f"VERIFICATION: {progress.mismatches} (repair: {repair})")
+                    self._report_violation(
+                        f"VERIFICATION: {progress.mismatches} (repair: {repair})"
+                    )
         return f"{compared} rows"
 
     # ------------------------------------------------------------------ the end
@@ -340,17 +346,17 @@ class Operator:
                 with contextlib.suppress(SagaStoreError):
                     status = await self._client.migration.get(timeout=2.0)
                     if self._may_differ and _settled(status):
-                        await self._compare_again()
+                        await self._compare_after_faults()
                         continue
                     self.saw(status)
                     if not self.content or goal is None or status.phase >= goal:
                         if _settled(status):
                             return status
                     else:
-                        await self._approach(status)
+                        await self._advance_towards_completion(status)
                 await asyncio.sleep(0.1)
 
-    async def _compare_again(self) -> None:
+    async def _compare_after_faults(self) -> None:
         """Compare the stores now that PostgreSQL has all again; they must not differ any more."""
         with contextlib.suppress(FailedPreconditionError):
             async with contextlib.aclosing(self._client.migration.verify(timeout=20.0)) as steps:
@@ -359,9 +365,9 @@ class Operator:
             if last.mismatch_count:
                 self._history.mark("wrong", what=f"VERIFICATION: {last.mismatches} after set back")
                 self.content = False
-        self._compared_again = True
+        self._compared_after_faults = True
 
-    async def _approach(self, status: Migration) -> None:
+    async def _advance_towards_completion(self, status: Migration) -> None:
         if status.phase is Phase.BACKFILL:
             await self._client.migration.control_backfill(
                 paused=False, batch_size=1000, max_rows_per_second=0

@@ -29,7 +29,7 @@ _SHARED = PHASES[1:4]
 TAKEOVERS = 0.06
 """Share of the rounds in these phases in which a second server takes over."""
 
-_NOT_OF_SQLITE = ("SQLite's", "reads of SQLite", "a backup", DIRECTORY, ROWS)
+_NEED_SQLITE = ("SQLite's", "reads of SQLite", "a backup", DIRECTORY, ROWS)
 """Faults that mean nothing once the file is an archive, or would lose what it does not have."""
 
 
@@ -92,7 +92,7 @@ class Plan(NamedTuple):
         )
 
 
-def draw(seed: int, can_be_had: Callable[[Fault], bool], seconds: float = 0.0) -> Plan:
+def draw(seed: int, is_available: Callable[[Fault], bool], seconds: float = 0.0) -> Plan:
     """Return the plan of a seed, of those faults that can be had on this machine.
 
     Five seeds in a row begin in five phases, ten also with both origins. ``seconds`` sets
@@ -106,7 +106,7 @@ def draw(seed: int, can_be_had: Callable[[Fault], bool], seconds: float = 0.0) -
     drawn = rng.uniform(7.0, 11.0)
     seconds = seconds or drawn
     # Some kinds of fault a round, not a little of each: trouble meets trouble of its kind.
-    kinds = [kind for kind in FAULTS.values() if _fits(kind, begins) and can_be_had(kind)]
+    kinds = [kind for kind in FAULTS.values() if _fits(kind, begins) and is_available(kind)]
     chosen = rng.sample(kinds, min(len(kinds), rng.choice([3, 5, 8, 12])))
     count = rng.choice([3, 5, 5, 7, 9])
     faults = tuple(_times(rng, chosen, count, seconds)) if chosen else ()
@@ -141,7 +141,7 @@ def _origin(seed: int) -> str:
 
 
 def _fits(kind: Fault, begins: Phase) -> bool:
-    return begins is not Phase.POSTGRES_ONLY or not kind.name.startswith(_NOT_OF_SQLITE)
+    return begins is not Phase.POSTGRES_ONLY or not kind.name.startswith(_NEED_SQLITE)
 
 
 def _times(rng: random.Random, kinds: list[Fault], count: int, seconds: float) -> Iterable[Planned]:

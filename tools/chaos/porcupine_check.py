@@ -35,12 +35,12 @@ BUILD_SECONDS = 300
 RUN_SECONDS = 600
 
 
-class SecondOpinionError(Exception):
+class PorcupineError(Exception):
     """The Porcupine checker cannot be built or run; the message is one line."""
 
 
 @dataclass(frozen=True)
-class Opinion:
+class PorcupineReport:
     """What Porcupine found in one history."""
 
     operations: int
@@ -54,7 +54,7 @@ class Opinion:
     """The ids whose check timed out."""
 
     @classmethod
-    def read(cls, record: dict[str, Any]) -> Opinion:
+    def read(cls, record: dict[str, Any]) -> PorcupineReport:
         """Return what one line of the program's output says."""
         return cls(
             record["operations"],
@@ -88,14 +88,14 @@ def build() -> Path:
     if PROGRAM.exists() and PROGRAM.stat().st_mtime >= newest:
         return PROGRAM
     if shutil.which("go") is None:
-        raise SecondOpinionError("the Porcupine checker needs Go, which is not on the PATH")
+        raise PorcupineError("the Porcupine checker needs Go, which is not on the PATH")
     PROGRAM.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=PROGRAM.parent) as folder:
         made = Path(folder) / PROGRAM.name
         done = _run(["go", "build", "-o", str(made), "."], BUILD_SECONDS, cwd=SOURCES)
         if done.returncode:
             why = " ".join(done.stderr.split())
-            raise SecondOpinionError(f"the Porcupine checker could not be built: {why}")
+            raise PorcupineError(f"the Porcupine checker could not be built: {why}")
         # Moved, not written in place: another campaign may be running the old one.
         made.touch()
         made.replace(PROGRAM)
@@ -108,10 +108,10 @@ def _run(command: Sequence[str], seconds: int, **options: Any) -> subprocess.Com
             command, capture_output=True, text=True, timeout=seconds, check=False, **options
         )
     except subprocess.TimeoutExpired as exc:
-        raise SecondOpinionError(f"{command[0]} did not end within {seconds} s") from exc
+        raise PorcupineError(f"{command[0]} did not end within {seconds} s") from exc
 
 
-def opinions(paths: Sequence[Path], *options: str) -> list[Opinion]:
+def porcupine_reports(paths: Sequence[Path], *options: str) -> list[PorcupineReport]:
     """Return what Porcupine finds in each of the histories saved at ``paths``.
 
     Raises:
@@ -123,11 +123,11 @@ def opinions(paths: Sequence[Path], *options: str) -> list[Opinion]:
     one_processor = os.environ | {"GOMAXPROCS": "1"}
     done = _run(command, RUN_SECONDS, env=one_processor)
     if done.returncode not in {0, 1}:
-        raise SecondOpinionError(f"the Porcupine checker failed: {done.stderr.strip()}")
-    return [Opinion.read(json.loads(line)) for line in done.stdout.splitlines()]
+        raise PorcupineError(f"the Porcupine checker failed: {done.stderr.strip()}")
+    return [PorcupineReport.read(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-def disagreements(history: History, report: Report, opinion: Opinion) -> Iterator[str]:
+def disagreements(history: History, report: Report, theirs: PorcupineReport) -> Iterator[str]:
     """Compare the verdicts of both checkers on each id; yield a line for each difference.
 
     An id that one of them could not decide is no disagreement. Neither is what Porcupine
@@ -136,10 +136,10 @@ def disagreements(history: History, report: Report, opinion: Opinion) -> Iterato
     kinds: defaultdict[str, set[Kind]] = defaultdict(set)
     for one in (*report.violations, *report.undecided):
         kinds[one.id].add(one.kind)
-    for id in opinion.violations:
+    for id in theirs.violations:
         if id not in kinds:
             yield f"{id}: Porcupine finds a violation, the checker in Python finds none"
-    open_ids = {"", *opinion.violations, *opinion.undecided}
+    open_ids = {"", *theirs.violations, *theirs.undecided}
     suspects = {id: found for id, found in kinds.items() if id not in open_ids}
     if not suspects:
         return
@@ -160,18 +160,18 @@ def main() -> int:
     if not paths:
         return _fail("no history found; make chaos CHAOS_ARGS=--keep keeps those of its rounds")
     try:
-        found = opinions(paths)
-    except SecondOpinionError as exc:
+        found = porcupine_reports(paths)
+    except PorcupineError as exc:
         return _fail(str(exc))
     wrong = 0
-    for path, opinion in zip(paths, found, strict=True):
+    for path, theirs in zip(paths, found, strict=True):
         history = History.load(path)
         report = check(history)
-        different = list(disagreements(history, report, opinion))
-        wrong += bool(different or opinion.violations or not report.ok)
+        different = list(disagreements(history, report, theirs))
+        wrong += bool(different or theirs.violations or not report.ok)
         verdict = "no violation" if report.ok else ", ".join(sorted(report.kinds))
         told = [f"  DISAGREEMENT at id {line}" for line in different]
-        sys.stdout.write("\n".join([f"{path}: {opinion}", f"  in Python: {verdict}", *told]) + "\n")
+        sys.stdout.write("\n".join([f"{path}: {theirs}", f"  in Python: {verdict}", *told]) + "\n")
     return 1 if wrong else 0
 
 

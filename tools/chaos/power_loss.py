@@ -205,7 +205,7 @@ async def replay(recording: Recording, seed: int, instants: int) -> Outcome:
         if number in points:
             for keeps in (0.0, rng.choice([0.2, 0.5, 0.8]), 1.0):
                 state = disk.after_power_loss(rng, keeps)
-                with _laid_out(state, recording.path) as found:
+                with _written(state, recording.path) as found:
                     complaints = await look(found, recording, event.began)
                 states += 1
                 wrong += [f"call {number} ({event.call} of {Path(event.path).name}), "
@@ -215,7 +215,7 @@ async def replay(recording: Recording, seed: int, instants: int) -> Outcome:
 
 
 @contextlib.contextmanager
-def _laid_out(state: dict[str, bytes], path: Path) -> Iterator[Path]:
+def _written(state: dict[str, bytes], path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="power-"))
     try:
         for name, contents in state.items():

@@ -55,7 +55,7 @@ class Projection:
 
     # ------------------------------------------------------------------ for all of them
 
-    def complain(self, kind: Kind, operation: Operation, what: str, id: str = "") -> None:
+    def report(self, kind: Kind, operation: Operation, what: str, id: str = "") -> None:
         """Take down that an answer is wrong by itself."""
         self.violations.append(violation(self.history, kind, id, what, [operation]))
 
@@ -65,12 +65,12 @@ class Projection:
         value = self.values[shown.id].get(shown.digest)
         if value is None:
             what = f"nobody ever wrote {shown.label!r} [{shown.digest[:6]}]"
-            self.complain(Kind.PHANTOM, operation, what, shown.id)
+            self.report(Kind.PHANTOM, operation, what, shown.id)
             return
         self._check_birth(operation, shown)
         if question is not None and not question.holds(value):
             kind = Kind.LIST_EXTRA if operation.kind == "List" else Kind.SEARCH_EXTRA
-            self.complain(kind, operation, "it is not what was asked for", shown.id)
+            self.report(kind, operation, "it is not what was asked for", shown.id)
         self.observe(operation, shown.id, Action.FIND, digest=shown.digest, revision=shown.revision)
 
     def _check_birth(self, operation: Operation, shown: Shown) -> None:
@@ -94,7 +94,7 @@ class Projection:
     def _check_code(self, operation: Operation) -> None:
         """Complain of a defect that the service admits; clients ask for nothing that is wrong."""
         if operation.code in DEFECTS and operation.reason:
-            self.complain(Kind.WRONG_ANSWER, operation, f"{operation.code} to a valid call")
+            self.report(Kind.WRONG_ANSWER, operation, f"{operation.code} to a valid call")
 
     # ------------------------------------------------------------------ writes
 
@@ -112,14 +112,14 @@ class Projection:
         tries, answer = operation.args.get("tries", 1), operation.answer
         if operation.outcome is Outcome.OK:
             if answer.get("id", value.id) != value.id:
-                self.complain(Kind.WRONG_ANSWER, operation, "it names another id", value.id)
+                self.report(Kind.WRONG_ANSWER, operation, "it names another id", value.id)
             created = answer.get("created") if tries == 1 else None
             self.observe(
                 operation, value.id, Action.SAVE, digest=value.digest, guard=guard,
                 revision=answer["revision"], created=created,
             )  # fmt: skip
         self._refused(operation, value.id, guard)
-        self._perhaps(operation, value.id, Action.SAVE, digest=value.digest, guard=guard)
+        self._add_unknown(operation, value.id, Action.SAVE, digest=value.digest, guard=guard)
 
     def _delete(self, operation: Operation) -> None:
         id, guard = operation.args["id"], operation.args.get("if_revision")
@@ -128,7 +128,7 @@ class Projection:
             action = Action.DELETE_IF_THERE if again else Action.DELETE
             self.observe(operation, id, action, guard=guard)
         self._refused(operation, id, guard)
-        self._perhaps(operation, id, Action.DELETE, guard=guard)
+        self._add_unknown(operation, id, Action.DELETE, guard=guard)
 
     def _refused(self, operation: Operation, id: str, guard: int | None) -> None:
         """Take down what a refusal tells of the state."""
@@ -143,7 +143,9 @@ class Projection:
         elif operation.code == "ABORTED":
             self.observe(operation, id, Action.MISMATCH, revision=stored, guard=guard)
 
-    def _perhaps(self, operation: Operation, id: str, action: Action, **facts: Any) -> list[Call]:
+    def _add_unknown(
+        self, operation: Operation, id: str, action: Action, **facts: Any
+    ) -> list[Call]:
         """Take down attempts that nobody heard of: they may have an effect, even later."""
         attempts: int = operation.args.get("tries", 1)
         if operation.outcome in {Outcome.OK, Outcome.REFUSED}:
@@ -164,7 +166,7 @@ class Projection:
             digest = value.digest
             if operation.outcome is Outcome.OK:
                 self.observe(operation, value.id, action, changed=changed, digest=digest)
-            made = self._perhaps(operation, value.id, action, digest=digest)
+            made = self._add_unknown(operation, value.id, action, digest=digest)
             if len(made) == 1 and operation.outcome is not Outcome.OK:
                 self.batches[operation.number] += made
 
@@ -176,7 +178,7 @@ class Projection:
         saved, kept = answer["saved"], answer["skipped" if skip else "unchanged"]
         rejected = answer.get("rejected", 0)
         if saved + kept != count or rejected != operation.args.get("invalid", 0):
-            self.complain(Kind.WRONG_ANSWER, operation, f"{count} valid messages were sent")
+            self.report(Kind.WRONG_ANSWER, operation, f"{count} valid messages were sent")
             return None
         if operation.args.get("tries", 1) > 1:
             return None
@@ -189,7 +191,7 @@ class Projection:
         if operation.outcome is Outcome.OK:
             (item,) = operation.answer["items"]
             if item[0] != id:
-                self.complain(Kind.WRONG_ANSWER, operation, f"it shows {item[0]}", id)
+                self.report(Kind.WRONG_ANSWER, operation, f"it shows {item[0]}", id)
             self.found(operation, item, None)
         elif operation.code == "NOT_FOUND":
             self.observe(operation, id, Action.ABSENT)
@@ -201,7 +203,7 @@ class Projection:
         asked, shown = operation.args["ids"], {item[0] for item in items}
         expected = ([id for id in asked if id in shown], [id for id in asked if id not in shown])
         if ([item[0] for item in items], list(missing)) != expected:
-            self.complain(Kind.WRONG_ANSWER, operation, "it is not what was asked, in its order")
+            self.report(Kind.WRONG_ANSWER, operation, "it is not what was asked, in its order")
         for item in items:
             self.found(operation, item, None)
         for id in missing:

@@ -34,7 +34,7 @@ _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER of zero seconds: closing sends RST."""
 
 
-class _Manners:
+class _Policy:
     """How a link treats what passes it."""
 
     def __init__(self) -> None:
@@ -72,36 +72,36 @@ class _Pair:
 
     def __init__(
         self,
-        manners: _Manners,
+        policy: _Policy,
         near: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         far: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
-        self._manners = manners
+        self._policy = policy
         self._writers: dict[Direction, asyncio.StreamWriter] = {"up": far[1], "down": near[1]}
         self._readers: dict[Direction, asyncio.StreamReader] = {"up": near[0], "down": far[0]}
 
     async def run(self) -> None:
         """Pass bytes on until both directions have ended, or one has failed."""
         try:
-            await asyncio.gather(*(self._pump(direction) for direction in DIRECTIONS))
+            await asyncio.gather(*(self._forward_bytes(direction) for direction in DIRECTIONS))
         except OSError:
             self.cut()
         finally:
             for writer in self._writers.values():
                 writer.close()
 
-    async def _pump(self, direction: Direction) -> None:
-        manners, reader, writer = self._manners, self._readers[direction], self._writers[direction]
-        while data := await reader.read(_CHUNK if not manners.rate else 4096):
-            await manners.gates[direction].wait()
-            if manners.delay or manners.jitter:
-                await asyncio.sleep(manners.delay + random.random() * manners.jitter)
-            if manners.rate:
-                await asyncio.sleep(len(data) / manners.rate)
-            await manners.gates[direction].wait()
+    async def _forward_bytes(self, direction: Direction) -> None:
+        policy, reader, writer = self._policy, self._readers[direction], self._writers[direction]
+        while data := await reader.read(_CHUNK if not policy.rate else 4096):
+            await policy.gates[direction].wait()
+            if policy.delay or policy.jitter:
+                await asyncio.sleep(policy.delay + random.random() * policy.jitter)
+            if policy.rate:
+                await asyncio.sleep(len(data) / policy.rate)
+            await policy.gates[direction].wait()
             writer.write(data)
             await writer.drain()
-        await manners.gates[direction].wait()
+        await policy.gates[direction].wait()
         self.half_close(direction)
 
     def half_close(self, direction: Direction) -> None:
@@ -129,7 +129,7 @@ class _Link:
 
     def __init__(self, to: str) -> None:
         self.to = to
-        self.manners = _Manners()
+        self.policy = _Policy()
         self.accepted = 0
         self._pairs: set[_Pair] = set()
         self._server: asyncio.Server | None = None
@@ -158,7 +158,7 @@ class _Link:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        if self.manners.refuse:
+        if self.policy.refuse:
             reset(writer)
             return
         try:
@@ -166,7 +166,7 @@ class _Link:
         except OSError:
             reset(writer)
             return
-        pair = _Pair(self.manners, (reader, writer), far)
+        pair = _Pair(self.policy, (reader, writer), far)
         self._pairs.add(pair)
         try:
             await pair.run()
@@ -197,7 +197,7 @@ class _Service:
             return {"port": await self._links[link].open()}
         known = self._links[link]
         actions: dict[str, Callable[..., Any]] = {
-            "set": known.manners.set,
+            "set": known.policy.set,
             "cut": known.cut,
             "half_close": known.half_close,
             "lead": lambda to: setattr(known, "to", to),

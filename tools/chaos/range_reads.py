@@ -69,9 +69,9 @@ class Scans:
             self._in_order(operation, items, falling=order == "NEWEST")
         for item in items:
             self._to.found(operation, item, question)
-        stretch = _stretch(operation, items)
-        if stretch is not None:
-            self._lacking(operation, question, {item.id for item in items}, stretch)
+        range_ = _range_of(operation, items)
+        if range_ is not None:
+            self._missing_from_page(operation, question, {item.id for item in items}, range_)
 
     def _in_order(self, operation: Operation, items: Sequence[Shown], *, falling: bool) -> None:
         places = [item.place for item in items]
@@ -80,11 +80,11 @@ class Scans:
         for one, other in itertools.pairwise(places):
             if not (one > other if falling else one < other):
                 what = f"{one[1].decode()} comes before {other[1].decode()}"
-                self._to.complain(Kind.WRONG_ORDER, operation, what, other[1].decode())
+                self._to.report(Kind.WRONG_ORDER, operation, what, other[1].decode())
                 return
 
-    def _lacking(
-        self, operation: Operation, question: Question, shown: set[str], stretch: _Stretch
+    def _missing_from_page(
+        self, operation: Operation, question: Question, shown: set[str], range_: _Range
     ) -> None:
         named = (("session", question.session), ("tag", question.tag), ("word", question.word))
         groups = [self._index[name, value] for name, value in named if value is not None]
@@ -92,7 +92,7 @@ class Scans:
             belongs = frozenset(
                 value.digest
                 for value in self._to.values[id].values()
-                if question.holds(value) and stretch.holds(value.place)
+                if question.holds(value) and range_.holds(value.place)
             )
             if belongs:
                 self._to.observe(operation, id, Action.OUTSIDE, among=belongs)
@@ -106,17 +106,19 @@ class Scans:
         items = [Shown(*item) for item in operation.answer.get("items", ())]
         ids = [item.id.encode() for item in items]
         if any(not one < other for one, other in itertools.pairwise([after.encode(), *ids])):
-            self._to.complain(Kind.WRONG_ORDER, operation, "an export is ordered by id")
+            self._to.report(Kind.WRONG_ORDER, operation, "an export is ordered by id")
         for item in items:
             if item.id in seen:
-                self._to.complain(Kind.EXPORT_TWICE, operation, "it came before", item.id)
+                self._to.report(Kind.EXPORT_TWICE, operation, "it came before", item.id)
             seen.add(item.id)
             self._to.found(operation, item, None)
         done = operation.outcome is Outcome.OK
         if done or items:
-            self._unexported(operation, since, after, None if done else items[-1].id)
+            self._missing_from_export(operation, since, after, None if done else items[-1].id)
 
-    def _unexported(self, operation: Operation, since: int, after: str, upto: str | None) -> None:
+    def _missing_from_export(
+        self, operation: Operation, since: int, after: str, upto: str | None
+    ) -> None:
         shown = {item[0] for item in operation.answer.get("items", ())}
         first = bisect_right(self._keys, after.encode())
         last = len(self._ids) if upto is None else bisect_left(self._keys, upto.encode())
@@ -126,7 +128,7 @@ class Scans:
                 self._to.observe(operation, id, Action.OUTSIDE, among=every, since=since)
 
 
-class _Stretch(NamedTuple):
+class _Range(NamedTuple):
     """The part of an order that a page is about; its ends belong to it."""
 
     low: Place | None
@@ -143,18 +145,18 @@ class _Stretch(NamedTuple):
         )
 
 
-def _stretch(operation: Operation, items: Sequence[Shown]) -> _Stretch | None:
+def _range_of(operation: Operation, items: Sequence[Shown]) -> _Range | None:
     """Return what a page covers; None where its place among the pages is not known."""
     after, more = operation.args.get("after"), operation.answer.get("more", False)
     if operation.args["order"] == "RELEVANCE":
-        return None if after or more else _Stretch(None, None, None)
+        return None if after or more else _Range(None, None, None)
     if more and not items:
         return None
     begin = None if after is None else _place(after)
     end = items[-1].place if more else None
     if operation.args["order"] == "NEWEST":
-        return _Stretch(end, begin, begin)
-    return _Stretch(begin, end, begin)
+        return _Range(end, begin, begin)
+    return _Range(begin, end, begin)
 
 
 def _place(after: Sequence[Any]) -> Place:

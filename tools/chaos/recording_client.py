@@ -32,7 +32,7 @@ _attempts: ContextVar[list[str]] = ContextVar("attempts")
 """What the library says of each further attempt of the call that is under way."""
 
 
-class _Noting(logging.Handler):
+class _AttemptCounter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Note an attempt."""
         said = record.getMessage()
@@ -48,7 +48,7 @@ def counted_attempts() -> Iterator[None]:
     What nobody sent a second time cannot happen a second time: without that, each call of
     a client that repeats would have to be taken for several.
     """
-    log, handler = logging.getLogger("sagastore"), _Noting()
+    log, handler = logging.getLogger("sagastore"), _AttemptCounter()
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)

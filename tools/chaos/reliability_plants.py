@@ -16,7 +16,7 @@ from sagastore_server.sqlite.source import SQLiteSource
 from tools.chaos.plant_registry import plant, replace
 
 
-def _hand_out_at_once(*, failed: bool) -> None:
+def _release_at_once(*, failed: bool) -> None:
     """Hand out an answer of SQLite at once where PostgreSQL failed to answer, or was not asked."""
     read_before, release_before = Router._read, Router._release
     asked = ContextVar[bool]("asked")
@@ -43,7 +43,7 @@ def _hand_out_at_once(*, failed: bool) -> None:
     "an answer of SQLite to a read from before PostgreSQL became current is handed out at once",
 )
 def _release_read_before() -> None:
-    _hand_out_at_once(failed=False)
+    _release_at_once(failed=False)
 
 
 @plant(
@@ -51,7 +51,7 @@ def _release_read_before() -> None:
     "an answer of SQLite to a read that PostgreSQL failed to answer is handed out at once",
 )
 def _release_failed_read() -> None:
-    _hand_out_at_once(failed=True)
+    _release_at_once(failed=True)
 
 
 @plant("flush-at-once", "flushing the queue of writes does not wait for those in it")

@@ -61,13 +61,13 @@ class Totals:
         )
         for name, count in {**verdict["second_servers"], **verdict["backups"]}.items():
             self.calls[name] += count
-        if opinion := verdict.get("porcupine"):
-            self.porcupine[opinion["verdict"]] += 1
+        if theirs := verdict.get("porcupine"):
+            self.porcupine[theirs["verdict"]] += 1
             self.porcupine["rounds"] += 1
-            self.porcupine["ids"] += opinion["ids"]
-            self.porcupine["operations"] += opinion["operations"]
-            self.porcupine["disagreements"] += len(opinion["disagreements"])
-            self.porcupine_seconds += opinion["seconds"]
+            self.porcupine["ids"] += theirs["ids"]
+            self.porcupine["operations"] += theirs["operations"]
+            self.porcupine["disagreements"] += len(theirs["disagreements"])
+            self.porcupine_seconds += theirs["seconds"]
         if verdict["longest_unavailability"] > self.unavailable:
             self.unavailable = verdict["longest_unavailability"]
             self.unavailable_in = plan["seed"]
@@ -103,13 +103,13 @@ class Totals:
             "violations_by_kind": dict(sorted(self.kinds.items())),
             "longest_unavailability": round(self.unavailable, 2),
             "longest_unavailability_in": self.unavailable_in,
-            "porcupine": self._second_opinion(),
+            "porcupine": self._porcupine_json(),
         }
 
     def _of(self, kinds: tuple[str, ...]) -> int:
         return sum(self.kinds[kind] for kind in kinds)
 
-    def _second_opinion(self) -> dict[str, Any]:
+    def _porcupine_json(self) -> dict[str, Any]:
         """Return what Porcupine found; nothing if it was not asked."""
         if not self.porcupine:
             return {}
@@ -117,8 +117,8 @@ class Totals:
         counts = {name: self.porcupine[name] for name in (*names, "disagreements")}
         return counts | {"seconds": round(self.porcupine_seconds, 1)}
 
-    def _second_opinion_text(self) -> list[str]:
-        told = self._second_opinion()
+    def _porcupine_text(self) -> list[str]:
+        told = self._porcupine_json()
         if not told:
             return []
         verdicts = ", ".join(
@@ -148,7 +148,7 @@ class Totals:
             f"  Resurrected deletes       {told['resurrected_deletes']}",
             f"  Violations in all         {told['violations']}",
             f"  Longest unavailability    {self.unavailable:.1f} s (seed {self.unavailable_in})",
-            *self._second_opinion_text(),
+            *self._porcupine_text(),
             "",
             *self._table(),
         ]
@@ -164,7 +164,7 @@ class Totals:
         return lines
 
 
-class Caught(NamedTuple):
+class PlantResult(NamedTuple):
     """What became of a planted fault."""
 
     first: int
@@ -174,18 +174,18 @@ class Caught(NamedTuple):
     by: list[str]
 
 
-def caught(name: str, verdicts: list[dict[str, Any]]) -> Caught:
+def caught(name: str, verdicts: list[dict[str, Any]]) -> PlantResult:
     """Find in which of its rounds the planted fault ``name`` was caught."""
     own = [verdict for verdict in verdicts if verdict["plant"] == name]
     own.sort(key=lambda verdict: int(verdict["plan"]["seed"]))
     for number, verdict in enumerate(own, start=1):
         if verdict["failed"]:
             by = sorted({*verdict["report"]["kinds"], *map(kind_of, verdict["wrong"])})
-            return Caught(number, len(own), by)
-    return Caught(0, len(own), [])
+            return PlantResult(number, len(own), by)
+    return PlantResult(0, len(own), [])
 
 
-def planted_table(found: dict[str, Caught], whats: dict[str, str]) -> str:
+def planted_table(found: dict[str, PlantResult], whats: dict[str, str]) -> str:
     """Return in how many rounds each planted fault was caught, as Markdown."""
     lines = [
         "| planted fault | what is wrong | caught in round | by |",

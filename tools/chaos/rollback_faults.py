@@ -40,7 +40,7 @@ _FOLLOWS = {Phase.DUAL_WRITE, Phase.BACKFILL}
 _WITHIN = 8.0
 """Seconds in which a server notices; one that is down, or frozen, needs longer."""
 
-_TROUBLE = (
+_EXPECTED_ERRORS = (
     OSError,
     RuntimeError,
     asyncpg.PostgresError,
@@ -53,26 +53,26 @@ _TROUBLE = (
 @fault(DIRECTORY, (0.2, 1.5), weight=3, needs="clock")
 async def _data_directory(scene: Scene) -> AsyncIterator[None]:
     """Replace the data directory; now and then the server is late to hear of it."""
-    cluster, ground = scene.cluster, scene.cluster.ground
-    backup = ground.folder / f"base-{scene.rng.getrandbits(32):x}"
+    cluster, testbed = scene.cluster, scene.cluster.testbed
+    backup = testbed.folder / f"base-{scene.rng.getrandbits(32):x}"
     how = scene.rng.choice(["at once", "server frozen", *["frozen, deliveries late"] * 2])
     await mostly_up(scene)
     try:
-        async with ground.turn:
-            taken = await asyncio.to_thread(ground.postgres.base_backup, backup, 20.0)
+        async with testbed.turn:
+            taken = await asyncio.to_thread(testbed.postgres.base_backup, backup, 20.0)
         known = taken and await _phase_of(cluster) in {*_FOLLOWS, Phase.READ_POSTGRES}
         yield
         if known:
-            async with _unaware(scene, how), ground.turn:
+            async with _delay_detection(scene, how), testbed.turn:
                 await _replace(scene, backup, how)
-    except _TROUBLE as exc:
+    except _EXPECTED_ERRORS as exc:
         raise OSError(f"PostgreSQL could not be set back: {exc!r}") from exc
     finally:
         shutil.rmtree(backup, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager
-async def _unaware(scene: Scene, how: str) -> AsyncIterator[None]:
+async def _delay_detection(scene: Scene, how: str) -> AsyncIterator[None]:
     """Keep the server from noticing at once that its connections are gone.
 
     Where deliveries are late as well, nothing but reads asks PostgreSQL for a moment.
@@ -80,29 +80,29 @@ async def _unaware(scene: Scene, how: str) -> AsyncIterator[None]:
     if how == "at once":
         yield
         return
-    with scene.cluster.lever("delivery", 0.9 if how == "frozen, deliveries late" else 0.0):
+    with scene.cluster.switch("delivery", 0.9 if how == "frozen, deliveries late" else 0.0):
         await asyncio.sleep(0.05)
-        scene.cluster.keeper.signal(signal.SIGSTOP)
+        scene.cluster.supervisor.signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            scene.cluster.keeper.signal(signal.SIGCONT)
+            scene.cluster.supervisor.signal(signal.SIGCONT)
 
 
 async def _replace(scene: Scene, backup: Path, how: str) -> None:
-    cluster, ground = scene.cluster, scene.cluster.ground
+    cluster, testbed = scene.cluster, scene.cluster.testbed
     last = await _phase_of(cluster)
     scene.marks.mark("set back", context=False, how=how)
     replaced = False
     try:
-        await asyncio.to_thread(ground.postgres.stop)
-        ground.proxy.cut(POSTGRES)
+        await asyncio.to_thread(testbed.postgres.stop)
+        testbed.proxy.cut(POSTGRES)
         # Stopped, it cannot take over any more; had that begun, it may have by now.
         if last != Phase.POSTGRES_ONLY and not _completing(cluster.path):
-            await asyncio.to_thread(ground.postgres.replace_data, backup)
+            await asyncio.to_thread(testbed.postgres.replace_data, backup)
             replaced = True
     finally:
-        await asyncio.to_thread(ground.mend)
+        await asyncio.to_thread(testbed.recover)
         scene.marks.mark("set back", context=True, how=how, name=DIRECTORY if replaced else "")
 
 
@@ -113,25 +113,25 @@ async def _rows(scene: Scene) -> AsyncIterator[None]:
     await mostly_up(scene)
     try:
         async with _connected(cluster) as connection:
-            await _remember(connection)
+            await _snapshot_rows(connection)
             yield
             async with asyncio.timeout(2):
-                applied = await _put_back(scene, connection)
+                applied = await _restore_rows(scene, connection)
             if applied is not None:
-                await _until_noticed(connection, applied)
+                await _wait_until_reapplied(connection, applied)
                 scene.marks.mark("set back", context=True, how="rows", name=ROWS)
-    except _TROUBLE as exc:
+    except _EXPECTED_ERRORS as exc:
         raise OSError(f"rows could not be put back: {exc!r}") from exc
 
 
-async def _remember(connection: asyncpg.Connection) -> None:
+async def _snapshot_rows(connection: asyncpg.Connection) -> None:
     async with connection.transaction(isolation="repeatable_read"):
         for table in _TABLES:
             # Temporary: nobody else sees them, and they go with the connection.
             await connection.execute(f"CREATE TEMP TABLE old_{table} AS TABLE {table}")
 
 
-async def _put_back(scene: Scene, connection: asyncpg.Connection) -> int | None:
+async def _restore_rows(scene: Scene, connection: asyncpg.Connection) -> int | None:
     """Restore what was remembered; return the journal position before, None: not restored."""
     async with connection.transaction():
         # Whoever holds the lease proves it by this row, so nothing is written meanwhile.
@@ -149,7 +149,7 @@ async def _put_back(scene: Scene, connection: asyncpg.Connection) -> int | None:
     return int(now[1])
 
 
-async def _until_noticed(connection: asyncpg.Connection, applied: int) -> None:
+async def _wait_until_reapplied(connection: asyncpg.Connection, applied: int) -> None:
     """Wait until the server has applied again what was lost."""
     until = time.monotonic() + _WITHIN
     while time.monotonic() < until:
@@ -163,7 +163,7 @@ async def _until_noticed(connection: asyncpg.Connection, applied: int) -> None:
 
 @contextlib.asynccontextmanager
 async def _connected(cluster: Cluster) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(cluster.ground.dsn(cluster.database), timeout=2)
+    connection = await asyncpg.connect(cluster.testbed.dsn(cluster.database), timeout=2)
     try:
         yield connection
     finally:

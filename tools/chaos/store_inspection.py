@@ -24,7 +24,7 @@ _WITHIN = 2.0
 _SELECT = "SELECT id, revision FROM messages"
 
 
-async def peek(cluster: Cluster, history: History, rng: random.Random) -> None:
+async def inspect_store(cluster: Cluster, history: History, rng: random.Random) -> None:
     """Look into one of the stores now and then, until cancelled."""
     while True:
         await asyncio.sleep(rng.uniform(0.3, 1.5))
@@ -35,7 +35,7 @@ async def peek(cluster: Cluster, history: History, rng: random.Random) -> None:
                 if store == "SQLITE":
                     rows = await asyncio.to_thread(_of_the_file, cluster.path)
                 else:
-                    rows = await _of_postgresql(cluster.ground.dsn(cluster.database))
+                    rows = await _of_postgresql(cluster.testbed.dsn(cluster.database))
         except (OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
             operation.refused("", type(exc).__name__)
         else:

@@ -13,7 +13,7 @@ from tools.chaos.fault_registry import Scene, fault
 async def _clock_jumps(scene: Scene) -> AsyncIterator[None]:
     jump = scene.rng.choice([-86_400 * 400, -3600, -5, -0.5, 0.5, 5, 3600, 86_400 * 400])
     scene.marks.mark("clock", seconds=jump)
-    with scene.cluster.lever("clock", jump, after=scene.rng.choice([0.0, 0.0, jump / 2])):
+    with scene.cluster.switch("clock", jump, after=scene.rng.choice([0.0, 0.0, jump / 2])):
         yield
 
 
@@ -21,7 +21,7 @@ async def _clock_jumps(scene: Scene) -> AsyncIterator[None]:
 async def _held_up(scene: Scene) -> AsyncIterator[None]:
     seconds = scene.rng.choice([0.05, 0.2, 0.5])
     scene.marks.mark("held up", seconds=seconds)
-    with scene.cluster.lever("delivery", seconds):
+    with scene.cluster.switch("delivery", seconds):
         yield
 
 
@@ -32,9 +32,9 @@ async def _reads_fail(scene: Scene) -> AsyncIterator[None]:
     slow = scene.rng.choice([0.0, 0.05])
     scene.marks.mark("reads fail", share=share, late=late, slow=slow)
     with (
-        scene.cluster.lever("postgres reads fail", share),
-        scene.cluster.lever("commits wait", slow),
-        scene.cluster.lever("delivery", late),
+        scene.cluster.switch("postgres reads fail", share),
+        scene.cluster.switch("commits wait", slow),
+        scene.cluster.switch("delivery", late),
     ):
         yield
 
@@ -50,8 +50,8 @@ async def _reads_wait(scene: Scene) -> AsyncIterator[None]:
     flaps = scene.rng.random() < 0.8
     scene.marks.mark("reads wait", seconds=seconds, late=late, flaps=flaps)
     with (
-        scene.cluster.lever("sqlite reads wait", seconds),
-        scene.cluster.lever("delivery", late),
+        scene.cluster.switch("sqlite reads wait", seconds),
+        scene.cluster.switch("delivery", late),
     ):
         cutting = asyncio.create_task(_cut_again_and_again(scene)) if flaps else None
         try:
@@ -63,12 +63,12 @@ async def _reads_wait(scene: Scene) -> AsyncIterator[None]:
 
 async def _cut_again_and_again(scene: Scene) -> None:
     while True:
-        scene.cluster.ground.proxy.cut(POSTGRES)
+        scene.cluster.testbed.proxy.cut(POSTGRES)
         await asyncio.sleep(scene.rng.uniform(0.8, 1.4))
 
 
 @fault("SQLite's commits are slow", (0.5, 2.5), needs="clock")
 async def _commits_wait(scene: Scene) -> AsyncIterator[None]:
     seconds = scene.rng.choice([0.05, 0.2, 0.5])
-    with scene.cluster.lever("commits wait", seconds):
+    with scene.cluster.switch("commits wait", seconds):
         yield

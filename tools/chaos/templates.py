@@ -14,7 +14,7 @@ from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.phase import Phase
 from tests.support.legacy_sample import legacy_sample
 from tests.support.migrating_service import change, opened_live, walk_to
-from tools.chaos.cluster import Ground
+from tools.chaos.cluster import Testbed
 
 ROWS = 300
 """Plain rows of a legacy file."""
@@ -26,13 +26,13 @@ BATCH = 20
 class Templates:
     """Makes them when they are first asked for."""
 
-    def __init__(self, ground: Ground) -> None:
-        """Keep them on ``ground``."""
-        self._ground = ground
+    def __init__(self, testbed: Testbed) -> None:
+        """Keep them on ``testbed``."""
+        self._testbed = testbed
         self._made: set[str] = set()
         self._turn = asyncio.Lock()
 
-    async def lay_out(self, origin: str, begins: int, folder: Path, database: str) -> None:
+    async def copy_to(self, origin: str, begins: int, folder: Path, database: str) -> None:
         """Put copies into ``folder`` and into a new ``database``."""
         phase = Phase(begins)
         async with self._turn:
@@ -46,13 +46,13 @@ class Templates:
     async def _make(self, origin: str, phase: Phase) -> None:
         folder, name = self._folder(origin, phase), _name(origin, phase)
         folder.mkdir()
-        await self._ground.drop(name)
-        await self._ground.execute(f"CREATE DATABASE {name}")
+        await self._testbed.drop(name)
+        await self._testbed.execute(f"CREATE DATABASE {name}")
         path = folder / "memory.db"
         if origin == "legacy":
             legacy_sample(path, ROWS)
         if origin == "fresh" or phase is not Phase.SQLITE_ONLY:
-            async with opened_live(path, self._ground.dsn(name)) as service:
+            async with opened_live(path, self._testbed.dsn(name)) as service:
                 await _go_to(service, phase)
         # What is left says who held it, which is nobody any more.
         for left in (".lock", ".owner"):
@@ -60,11 +60,11 @@ class Templates:
         self._made.add(name)
 
     def _folder(self, origin: str, phase: Phase) -> Path:
-        return self._ground.folder / _name(origin, phase)
+        return self._testbed.folder / _name(origin, phase)
 
     async def _copy_database(self, template: str, database: str) -> None:
-        await self._ground.drop(database)
-        await self._ground.execute(f"CREATE DATABASE {database} TEMPLATE {template}")
+        await self._testbed.drop(database)
+        await self._testbed.execute(f"CREATE DATABASE {database} TEMPLATE {template}")
 
 
 async def _go_to(service: MigratingService, phase: Phase) -> None:

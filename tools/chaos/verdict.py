@@ -11,7 +11,7 @@ from typing import Any
 
 from tools.chaos.checker import Report, check
 from tools.chaos.history import History, Mark, Outcome
-from tools.chaos.porcupine_check import SecondOpinionError, disagreements, opinions
+from tools.chaos.porcupine_check import PorcupineError, disagreements, porcupine_reports
 from tools.chaos.rollback_faults import DIRECTORY, ROWS
 from tools.chaos.timeline import draw
 
@@ -27,7 +27,7 @@ def judge(folder: Path, *, porcupine: bool = False) -> dict[str, Any]:
     told: dict[str, Any] = json.loads((folder / "round.json").read_text())
     report = check(history)
     if porcupine:
-        told["porcupine"] = _second(folder, history, report, told["wrong"])
+        told["porcupine"] = _check_with_porcupine(folder, history, report, told["wrong"])
     verdict = told | {
         "report": report.as_json(),
         "failed": bool(told["wrong"]) or not report.ok,
@@ -46,16 +46,18 @@ def judge(folder: Path, *, porcupine: bool = False) -> dict[str, Any]:
     return verdict
 
 
-def _second(folder: Path, history: History, report: Report, wrong: list[str]) -> dict[str, Any]:
+def _check_with_porcupine(
+    folder: Path, history: History, report: Report, wrong: list[str]
+) -> dict[str, Any]:
     """Return Porcupine's opinion on the round, and add to ``wrong`` where it differs."""
     try:
-        (opinion,) = opinions([folder / "history.jsonl"])
-    except SecondOpinionError as exc:
+        (theirs,) = porcupine_reports([folder / "history.jsonl"])
+    except PorcupineError as exc:
         wrong.append(f"PORCUPINE: {exc}")
         return {}
-    different = list(disagreements(history, report, opinion))
+    different = list(disagreements(history, report, theirs))
     wrong += [f"DISAGREEMENT: {line}" for line in different]
-    return opinion.as_json() | {"disagreements": different}
+    return theirs.as_json() | {"disagreements": different}
 
 
 def longest_unavailability(history: History) -> float:

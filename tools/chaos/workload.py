@@ -16,7 +16,7 @@ from typing import Any
 from sagastore import AsyncClient, Message, RetryPolicy
 from tools.chaos.final_reads import settle
 from tools.chaos.history import History
-from tools.chaos.known_messages import TAGS, Subject, Subjects
+from tools.chaos.known_messages import TAGS, KnownMessage, KnownMessages
 from tools.chaos.recording_client import RecordingClient, counted_attempts
 from tools.chaos.values import Value, shown
 
@@ -50,7 +50,7 @@ class Workload:
         self.history = history
         self.targets = targets
         self.draw = random.Random(f"{seed}/workload")
-        self.subjects = Subjects(seed, self.draw)
+        self.messages = KnownMessages(seed, self.draw)
         self.numbers = itertools.count(1)
         """Of scans and exports."""
         self._seed = seed
@@ -81,7 +81,7 @@ class Workload:
             SagaStoreError: The service does not answer, though it should by now.
 
         """
-        await settle(self.targets, self.history, self.subjects, self.numbers, self._clients)
+        await settle(self.targets, self.history, self.messages, self.numbers, self._clients)
 
     async def _baseline(self) -> None:
         """Take down what is there before anybody writes."""
@@ -94,7 +94,7 @@ class Workload:
                 value, item = Value.of(message, ()), shown(message)
                 values.append(value.as_json())
                 items.append(item)
-                self.subjects.begin_with(value, message.revision)
+                self.messages.begin_with(value, message.revision)
         operation.ok({"values": values, "items": items})
 
     async def _live(self, number: int, stop: asyncio.Event) -> None:
@@ -122,7 +122,7 @@ class _Actor:
 
     def __init__(self, workload: Workload, client: RecordingClient, draw: random.Random) -> None:
         self._workload = workload
-        self._subjects = workload.subjects
+        self._messages = workload.messages
         self._client = client
         self._draw = draw
         self._acts: list[Callable[[], Awaitable[bool]]] = [
@@ -141,47 +141,53 @@ class _Actor:
 
     # ------------------------------------------------------------------ writes
 
-    async def _save(self, subject: Subject | None = None) -> bool:
-        subject = subject or self._subjects.free()
-        guard = self._guard(subject, new=True)
-        message, value = self._subjects.message(subject)
+    async def _save(self, target: KnownMessage | None = None) -> bool:
+        target = target or self._messages.free()
+        guard = self._guard(target, new=True)
+        message, value = self._messages.message(target)
         both = self._draw.random() < 0.08
-        with self._subjects.writing(subject), _Unanswered(self._workload.history, subject):
+        with (
+            self._messages.writing(target),
+            _UnansweredWrites(self._workload.history, target),
+        ):
             saved = await self._client.save(message, value, if_revision=guard, both=both)
             if saved is None and self._draw.random() < AGAIN:
                 # As clients do that heard nothing; some want to be certain.
                 both = self._draw.random() < 0.5
                 saved = await self._client.save(message, value, if_revision=guard, both=both)
         if saved is not None:
-            subject.revision = max(saved.revision, subject.revision or 0)
+            target.revision = max(saved.revision, target.revision or 0)
         return saved is not None
 
-    async def _delete(self, subject: Subject | None = None) -> bool:
-        subject = subject or self._subjects.free(known=True)
-        guard = self._guard(subject, new=False)
-        with self._subjects.writing(subject), _Unanswered(self._workload.history, subject):
-            return await self._client.delete(subject.id, if_revision=guard)
+    async def _delete(self, target: KnownMessage | None = None) -> bool:
+        target = target or self._messages.free(known=True)
+        guard = self._guard(target, new=False)
+        with (
+            self._messages.writing(target),
+            _UnansweredWrites(self._workload.history, target),
+        ):
+            return await self._client.delete(target.id, if_revision=guard)
 
     async def _delete_and_save(self) -> bool:
-        subject = self._subjects.free(known=True)
-        return await self._delete(subject) and await self._save(subject)
+        target = self._messages.free(known=True)
+        return await self._delete(target) and await self._save(target)
 
-    def _guard(self, subject: Subject, *, new: bool) -> int | None:
+    def _guard(self, target: KnownMessage, *, new: bool) -> int | None:
         chance = self._draw.random()
-        if chance < 0.25 and subject.revision is not None:
-            return subject.revision
-        if chance < 0.33 and subject.revision is not None and subject.revision > 1:
-            return self._draw.randrange(1, subject.revision)
-        if chance < 0.45 and new and (subject.revision is None or chance < 0.36):
+        if chance < 0.25 and target.revision is not None:
+            return target.revision
+        if chance < 0.33 and target.revision is not None and target.revision > 1:
+            return self._draw.randrange(1, target.revision)
+        if chance < 0.45 and new and (target.revision is None or chance < 0.36):
             return 0
         return None
 
     async def _bulk(self) -> bool:
-        draw, subjects = self._draw, self._subjects
+        draw, messages = self._draw, self._messages
         size, count = draw.choice((2, 5, 12)), draw.randint(1, 4)
-        chosen = subjects.fresh(size * count)
+        chosen = messages.fresh(size * count)
         batches = [
-            [subjects.message(one) for one in chosen[begin : begin + size]]
+            [messages.message(one) for one in chosen[begin : begin + size]]
             for begin in range(0, len(chosen), size)
         ]
         invalid = None
@@ -191,7 +197,7 @@ class _Actor:
         sent = chosen[: size * len(batches)]
         # Left in the middle, now and then.
         cut = draw.randint(1, len(batches)) if draw.random() < 0.3 else 0
-        with subjects.writing(*sent), _Unanswered(self._workload.history, *sent):
+        with messages.writing(*sent), _UnansweredWrites(self._workload.history, *sent):
             done = await self._client.bulk(
                 batches, skip=draw.random() < 0.2, invalid=invalid, cut_after=cut
             )
@@ -200,17 +206,17 @@ class _Actor:
     # ------------------------------------------------------------------ reads
 
     async def _get(self) -> bool:
-        subject = self._subjects.one()
-        found = await self._client.get(subject.id)
+        target = self._messages.one()
+        found = await self._client.get(target.id)
         if found is not None:
-            subject.revision = max(found.revision, subject.revision or 0)
+            target.revision = max(found.revision, target.revision or 0)
         return True
 
     async def _batch_get(self) -> bool:
-        return await self._client.batch_get(self._subjects.some(30))
+        return await self._client.batch_get(self._messages.some(30))
 
     async def _list(self) -> bool:
-        args = {"list": True, "session": self._draw.choice(self._subjects.sessions)}
+        args = {"list": True, "session": self._draw.choice(self._messages.sessions)}
         order = self._draw.choice(("NEWEST", "OLDEST"))
         return await self._pages(args | {"order": order})
 
@@ -218,13 +224,13 @@ class _Actor:
         draw = self._draw
         order = draw.choice(("NEWEST", "OLDEST", "RELEVANCE"))
         args: dict[str, Any] = {"order": order}
-        if draw.random() < 0.65 and self._subjects.words:
-            args["word"] = draw.choice(self._subjects.words[-300:])
+        if draw.random() < 0.65 and self._messages.words:
+            args["word"] = draw.choice(self._messages.words[-300:])
         else:
             # Without words there is no relevance: the service takes the newest first.
             args |= {"tag": draw.choice(TAGS), "order": draw.choice(("NEWEST", "OLDEST"))}
         if draw.random() < 0.2:
-            args["session"] = draw.choice(self._subjects.sessions)
+            args["session"] = draw.choice(self._messages.sessions)
         return await self._pages(args)
 
     async def _pages(self, args: dict[str, Any]) -> bool:
@@ -261,12 +267,12 @@ class _Actor:
         return False
 
 
-class _Unanswered:
+class _UnansweredWrites:
     """Counts, for ids, the writes of which nobody knows what became of them."""
 
-    def __init__(self, history: History, *subjects: Subject) -> None:
+    def __init__(self, history: History, *messages: KnownMessage) -> None:
         self._history = history
-        self._subjects = subjects
+        self._messages = messages
         self._began = len(history)
 
     def __enter__(self) -> None:
@@ -278,8 +284,8 @@ class _Unanswered:
         for operation in self._history.operations[self._began :]:
             if operation.kind in {"Save", "Delete", "BulkSave"} and operation.outcome == "unknown":
                 unknown |= _ids_of(operation.args)
-        for subject in self._subjects:
-            subject.unknown += subject.id in unknown
+        for target in self._messages:
+            target.unknown += target.id in unknown
 
 
 def _ids_of(args: Any) -> set[str]:

@@ -88,10 +88,10 @@ class Campaign:
             canary_channel = grpc_client.channel(self._server.address)
             canary = Canary(await stack.enter_async_context(canary_channel))
             await self._send(f"{self._options.seed}-warm-up", self._options.warm_up)
-            self.report.before = await resource_limits.at_rest(self._server)
+            self.report.before = await resource_limits.wait_until_idle(self._server)
             self._forget()
             self._began = time.monotonic()
-            async with self._singing(canary):
+            async with self._running_canary(canary):
                 await self._all(phases)
             self.report.seconds = time.monotonic() - self._began
             await self._end(canary)
@@ -102,12 +102,12 @@ class Campaign:
             if not phases:
                 half = self._options.inputs // 2
                 await self._send(self._options.seed, half)
-                self.report.middle = await resource_limits.at_rest(self._server)
+                self.report.middle = await resource_limits.wait_until_idle(self._server)
                 await self._send(self._options.seed, self._options.inputs - half, first=half)
                 return
             for number, phase in enumerate(_WALK):
                 async with AsyncClient(self._server.address, timeout=120) as operator:
-                    await _at_full_speed(operator)
+                    await _reset_backfill(operator)
                     await go_to(operator, phase)
                 self._say(f"the phase is {phase.label.lower()}")
                 seed = f"{self._options.seed}-{number}"
@@ -116,13 +116,15 @@ class Campaign:
     async def _end(self, canary: Canary) -> None:
         report = self.report
         report.canary_calls, report.canary_refused = canary.calls, canary.refused
-        if not self._lives():
+        if not self._is_alive():
             return
         with self._noted("the canary's messages"):
-            report.canary_messages = await canary.look_again()
+            report.canary_messages = await canary.verify_saved()
         if report.before is not None:
             level = report.middle if self._options.inputs >= 2 * resource_limits.LEVEL else None
-            report.after, grown = await resource_limits.settled(self._server, report.before, level)
+            report.after, grown = await resource_limits.wait_until_settled(
+                self._server, report.before, level
+            )
             report.failures += [f"growth of {what}" for what in grown]
         self._options.folder.mkdir(parents=True, exist_ok=True)
         log = self._options.folder / f"{self._options.seed}.log"
@@ -137,7 +139,7 @@ class Campaign:
 
         async def client() -> None:
             for number in numbers:
-                if len(self.report.failures) >= _ENOUGH or not self._lives():
+                if len(self.report.failures) >= _ENOUGH or not self._is_alive():
                     return
                 await self._one(input_mix.made(seed, number), number)
 
@@ -165,7 +167,7 @@ class Campaign:
         self.report.failures.append(f"{one.kind} {one.method}: {complaint} ({path})")
         self._say(self.report.failures[-1])
 
-    def _lives(self) -> bool:
+    def _is_alive(self) -> bool:
         """Whether the process is the one that it was; if not, save what was under way."""
         if self._server.alive and self._server.pid == self._pid:
             return True
@@ -191,8 +193,8 @@ class Campaign:
     # ------------------------------------------------------------------ meanwhile
 
     @contextlib.asynccontextmanager
-    async def _singing(self, canary: Canary) -> AsyncIterator[None]:
-        singing = asyncio.create_task(canary.sing())
+    async def _running_canary(self, canary: Canary) -> AsyncIterator[None]:
+        singing = asyncio.create_task(canary.run())
         try:
             yield
         finally:
@@ -230,7 +232,7 @@ def wrong_lines(log: list[str]) -> list[str]:
     ]
 
 
-async def _at_full_speed(operator: AsyncClient) -> None:
+async def _reset_backfill(operator: AsyncClient) -> None:
     """Undo what inputs have ordered the backfill to do."""
     if (await operator.migration.get()).phase is Phase.BACKFILL:
         await operator.migration.control_backfill(

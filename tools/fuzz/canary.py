@@ -32,7 +32,7 @@ class Canary:
         self.refused = 0
         """Calls that were shed and made again."""
 
-    async def sing(self) -> None:
+    async def run(self) -> None:
         """Go on until it is over.
 
         Raises:
@@ -47,10 +47,10 @@ class Canary:
             await asyncio.sleep(_REST)
 
     def stop(self) -> None:
-        """Let ``sing`` return after its round."""
+        """Let ``run`` return after its round."""
         self._over = True
 
-    async def look_again(self) -> int:
+    async def verify_saved(self) -> int:
         """Check that everything saved is there, as it was saved; return how many that are."""
         ids = list(self._saved)
         for start in range(0, len(ids), _AT_ONCE):

@@ -23,10 +23,10 @@ OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
 )
-_NOT_HEARD = "Internal error from Core"
+_STATUS_UNKNOWN = "Internal error from Core"
 """What gRPC's client says, in place of the status, of a stream that ends while it sends."""
 _ENDED = (grpc.RpcError, aio.InternalError, asyncio.InvalidStateError)
-_HEARD: WeakSet[Any] = WeakSet()
+_ANSWERED: WeakSet[Any] = WeakSet()
 """Calls of which an answer has come."""
 _UNREAD = 400
 """Messages that are sent without an answer being read, at most."""
@@ -51,7 +51,7 @@ async def _call(channel: aio.Channel, one: Input) -> Answer:
     }
     if one.as_stream or (method is not None and method.takes_stream):
         stream: Any = channel.stream_stream(one.method)(**options)
-        return await _finished(stream, _talk(stream, one))
+        return await _finished(stream, _exchange(stream, one))
     if method is not None and method.gives_stream:
         server_stream: Any = channel.unary_stream(one.method)
         answers = server_stream(one.payloads[0], **options)
@@ -89,9 +89,9 @@ async def answer_of(under_way: Any) -> Answer:
         if key == DETAILS:
             details = value
     code, message = await under_way.code(), await under_way.details() or ""
-    if message == _NOT_HEARD:
+    if message == _STATUS_UNKNOWN:
         return Answer(grpc.StatusCode.CANCELLED, "the client did not hear how it ended")
-    return Answer(code, message, details, heard=under_way in _HEARD)
+    return Answer(code, message, details, heard=under_way in _ANSWERED)
 
 
 async def _wait(under_way: Any, one: Input) -> None:
@@ -110,10 +110,10 @@ async def _listen(under_way: Any, one: Input) -> None:
         return
     async with _cancelled_after(under_way, one):
         async for _ in under_way:
-            _HEARD.add(under_way)
+            _ANSWERED.add(under_way)
 
 
-async def _talk(under_way: Any, one: Input) -> None:
+async def _exchange(under_way: Any, one: Input) -> None:
     if one.behaviour == "never-read":
         await _send_only(under_way, one)
         return

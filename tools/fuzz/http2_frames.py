@@ -87,7 +87,7 @@ def path_call(path: bytes) -> Input:
     return Input("path", "metadata:raw", steps=steps)
 
 
-def talk(one: Input) -> Input:
+def raw_call(one: Input) -> Input:
     """Return the same call as bytes of our own.
 
     gRPC's client in Python does not tell the status of a stream that ends while it sends.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from random import Random
 
 from tools.fuzz.fuzz_input import METHODS, STORAGE, Input, Metadata, Method, harmless
-from tools.fuzz.http2_frames import Frames, talk
+from tools.fuzz.http2_frames import Frames, raw_call
 from tools.fuzz.request_generator import Generator
 from tools.fuzz.values import Values
 
@@ -58,7 +58,7 @@ class _Maker:
         makers: dict[str, Callable[[], Input]] = {
             "call": self._call,
             "bytes": self._bytes,
-            "impatient": self._impatient,
+            "impatient": self._cancelling,
             "streams": self._stream,
             "metadata": self._metadata,
             "odd headers": lambda: self._frames.odd_headers(self._name),
@@ -70,7 +70,7 @@ class _Maker:
         }
         one = makers[kind]()
         payloads = tuple(harmless(one.method, payload) for payload in one.payloads)
-        return _told(replace(one, payloads=payloads))
+        return _as_raw_call(replace(one, payloads=payloads))
 
     def _method(self) -> Method:
         return self._rng.choices(_METHODS, _WEIGHTS)[0]
@@ -90,7 +90,7 @@ class _Maker:
         call = self._call("bytes:mutated")
         return replace(call, payloads=tuple(map(self._generator.mutated, call.payloads)))
 
-    def _impatient(self) -> Input:
+    def _cancelling(self) -> Input:
         call = self._call("impatient")
         after = self._rng.uniform(0.001, 0.05)
         if self._values.chance(0.3):
@@ -179,7 +179,7 @@ class _Maker:
         )
 
 
-def _told(one: Input) -> Input:
+def _as_raw_call(one: Input) -> Input:
     """Say what a stream sends in bytes of our own, where it fits into the first window."""
     proper = not (one.behaviour or one.metadata or one.gzip)
     small = sum(map(len, one.payloads)) < _WINDOW - 5 * len(one.payloads)
@@ -188,5 +188,5 @@ def _told(one: Input) -> Input:
     # A call without the one message that it needs is left without a status by gRPC's server.
     takes_stream = one.method in METHODS and METHODS[one.method].takes_stream
     if not one.payloads and not takes_stream:
-        return replace(talk(replace(one, deadline=0.1)), must_answer=False)
-    return talk(one)
+        return replace(raw_call(replace(one, deadline=0.1)), must_answer=False)
+    return raw_call(one)

@@ -28,7 +28,7 @@ async def send(address: str, one: Input) -> list[Answer]:
     That the server closes the connection, or says nothing at all, is no answer.
     """
     async with connected(address) as (reader, writer):
-        heard = _Heard(reader)
+        heard = _Reader(reader)
         # A server that has closed the connection makes every further step fail.
         with contextlib.suppress(ConnectionError):
             for what, value in one.steps:
@@ -49,7 +49,9 @@ async def connected(
         writer.transport.abort()
 
 
-async def _step(writer: asyncio.StreamWriter, heard: _Heard, what: str, value: bytes | int) -> None:
+async def _step(
+    writer: asyncio.StreamWriter, heard: _Reader, what: str, value: bytes | int
+) -> None:
     if isinstance(value, int):
         if what == "half-close":
             writer.write_eof()
@@ -71,7 +73,7 @@ async def _step(writer: asyncio.StreamWriter, heard: _Heard, what: str, value: b
                 await writer.drain()
 
 
-class _Heard:
+class _Reader:
     """Reads frames, and keeps the statuses in them."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:

@@ -103,7 +103,7 @@ class Generator:
         if field.message_type is not None:
             return tagged(field.number, _BYTES, self._inner(field.message_type, odd, is_odd))
         if field.type in _TEXTS:
-            text = self._nasty(field) if is_odd else self._plain(field).encode()
+            text = self._hostile(field) if is_odd else self._plain(field).encode()
             return tagged(field.number, _BYTES, text)
         return tagged(field.number, _VARINT, varint(self._number(field, is_odd)))
 
@@ -143,12 +143,12 @@ class Generator:
         }
         return made.get(field.name, self._values.word)()
 
-    def _nasty(self, field: FieldDescriptor) -> bytes:
+    def _hostile(self, field: FieldDescriptor) -> bytes:
         if field.name == "metadata_json":
-            return self._values.nasty_json()
+            return self._values.hostile_json()
         if field.name == "query" and self._values.chance(0.7):
             return self._values.query().encode()
-        return self._values.nasty_text()
+        return self._values.hostile_text()
 
     def _of_another_type(self, field: FieldDescriptor) -> bytes:
         wire_type = self._rng.choice((_VARINT, _FIXED64, _BYTES, _FIXED32))

@@ -27,7 +27,7 @@ _SETTLED = 45.0
 _EVERY = 0.5
 
 
-def beyond(before: Vitals, middle: Vitals | None, after: Vitals) -> list[str]:
+def exceeded(before: Vitals, middle: Vitals | None, after: Vitals) -> list[str]:
     """Tell what has grown."""
     grown = []
     if after.memory > before.memory + WORKING:
@@ -43,7 +43,7 @@ def beyond(before: Vitals, middle: Vitals | None, after: Vitals) -> list[str]:
     return grown
 
 
-async def settled(
+async def wait_until_settled(
     server: WatchedServer, before: Vitals, middle: Vitals | None
 ) -> tuple[Vitals, list[str]]:
     """Wait until the server is back at ``before``, and in memory at ``middle``, if that counts.
@@ -55,13 +55,13 @@ async def settled(
     deadline = asyncio.get_running_loop().time() + _SETTLED
     while True:
         after = await asyncio.to_thread(server.vitals)
-        grown = beyond(before, middle, after)
+        grown = exceeded(before, middle, after)
         if not grown or asyncio.get_running_loop().time() > deadline:
             return after, grown
         await asyncio.sleep(_EVERY)
 
 
-async def at_rest(server: WatchedServer) -> Vitals:
+async def wait_until_idle(server: WatchedServer) -> Vitals:
     """Wait until the number of tasks and files falls no further, and return what it holds."""
     now = await asyncio.to_thread(server.vitals)
     while True:

@@ -67,7 +67,7 @@ class Values:
         """Return one of the ids that calls share."""
         return f"fuzz-{self.rng.randrange(POOL)}"
 
-    def nasty_text(self) -> bytes:
+    def hostile_text(self) -> bytes:
         """Return text, or bytes in place of one, that a field may have to refuse."""
         kind = self.rng.randrange(20)
         if kind < 9:
@@ -124,7 +124,7 @@ class Values:
             return [self._json(depth + 1) for _ in range(self.rng.randrange(4))]
         return {self.pieces(2).replace("\x00", ""): self._json(depth + 1) for _ in range(3)}
 
-    def nasty_json(self) -> bytes:
+    def hostile_json(self) -> bytes:
         """Return JSON that both stores may have to refuse, or something like JSON."""
         number = self.rng.choice(NUMBERS)
         depth = self.rng.choice((5, 199, 200, 201, 5000, 60_000))

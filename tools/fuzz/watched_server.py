@@ -83,7 +83,7 @@ def _answer(listening: socket.socket, loops: list[asyncio.AbstractEventLoop]) ->
         asking, _ = listening.accept()
         with asking:
             gc.collect()
-            _give_back()
+            _trim_memory()
             names = Counter(
                 getattr(task.get_coro(), "__qualname__", "?")
                 for loop in loops
@@ -92,7 +92,7 @@ def _answer(listening: socket.socket, loops: list[asyncio.AbstractEventLoop]) ->
             asking.sendall(json.dumps(names).encode())
 
 
-def _give_back() -> None:
+def _trim_memory() -> None:
     """Let the allocator give back what is free: it keeps what the greatest load needed."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

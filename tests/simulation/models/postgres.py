@@ -59,7 +59,7 @@ class PostgresServer(PostgresContents, Latency):
 
     * ``crash`` and ``start``: transactions are rolled back, clients get an error.
     * ``cut``: connections are lost; a COMMIT that was sent may arrive or not.
-    * ``hold`` and ``let_go``: half-dead connections, on which nothing moves and nothing fails.
+    * ``hold`` and ``release``: half-dead connections, on which nothing moves and nothing fails.
     * ``restore``: an earlier state is back, with or without a connection error.
     * ``fault`` "full": commits fail with probability 0.6, the rest works.
     * ``slow``: factor for every duration.
@@ -105,7 +105,7 @@ class PostgresServer(PostgresContents, Latency):
         """
         self._clients.append((process, listener))
 
-    def _tell_of_loss(self, of: Process | None = None) -> None:
+    def _notify_connection_loss(self, of: Process | None = None) -> None:
         loop = asyncio.get_running_loop()
         self._clients = [client for client in self._clients if not client[0].dead]
         for process, listener in self._clients:
@@ -122,7 +122,7 @@ class PostgresServer(PostgresContents, Latency):
             if of is None or request.process is of:
                 request.lose(silent=silent)
         if not silent:
-            self._tell_of_loss(of)
+            self._notify_connection_loss(of)
 
     def crash(self) -> None:
         """Stop at once; nothing is answered until ``start``."""
@@ -138,14 +138,14 @@ class PostgresServer(PostgresContents, Latency):
             request.abort()
         self.requests.clear()
         self.locks = {}
-        self._tell_of_loss()
+        self._notify_connection_loss()
 
     def hold(self) -> None:
-        """Let nothing move on the network, without an error, until ``let_go``."""
+        """Let nothing move on the network, without an error, until ``release``."""
         if self.held is None:
             self.held = asyncio.Event()
 
-    def let_go(self, lose: bool) -> None:
+    def release(self, lose: bool) -> None:
         """End ``hold``; ``lose``: connections turn out to be lost."""
         if self.held is not None:
             held, self.held = self.held, None
@@ -167,7 +167,7 @@ class PostgresServer(PostgresContents, Latency):
         for name in _contents_fields():
             setattr(self, name, copy.copy(getattr(saved, name)))
         if noticed:
-            self._tell_of_loss()
+            self._notify_connection_loss()
 
 
 def _contents_fields() -> list[str]:

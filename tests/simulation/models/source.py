@@ -170,9 +170,9 @@ class ModelSource(SnapshotReads, MigrationSource):
             await self._wait(self._disk.pause(0.02))
         return cast("T", await self._submit(Kind.WRITE, apply, rows))
 
-    async def _errand(self, run: Callable[[SourceDisk], T]) -> T:
+    async def _task(self, run: Callable[[SourceDisk], T]) -> T:
         """Run something in a transaction of its own between two groups."""
-        return cast("T", await self._submit(Kind.ERRAND, run))
+        return cast("T", await self._submit(Kind.TASK, run))
 
     async def _submit(self, kind: Kind, run: Callable[..., object], rows: int = 1) -> object:
         return await self._ready().submit(kind, run, rows)
@@ -282,9 +282,7 @@ class ModelSource(SnapshotReads, MigrationSource):
         """See the contract."""
         if rejournal_after is not None:
             self._rejournalled += 1
-        return await self._errand(
-            lambda disk: disk.change_state(state, rejournal_after, self._now())
-        )
+        return await self._task(lambda disk: disk.change_state(state, rejournal_after, self._now()))
 
     async def journal(self, after: int, limit: int) -> list[Entry]:
         """See the contract."""
@@ -299,7 +297,7 @@ class ModelSource(SnapshotReads, MigrationSource):
         began = self._rejournalled
         more = True
         while more and began == self._rejournalled:
-            more = await self._errand(lambda disk: disk.prune_some(upto))
+            more = await self._task(lambda disk: disk.prune_some(upto))
 
     async def requeue(self, ids: Sequence[str]) -> int:
         """See the contract."""
@@ -309,13 +307,13 @@ class ModelSource(SnapshotReads, MigrationSource):
         return last
 
     async def _force(self, ids: Sequence[str]) -> int:
-        return await self._errand(lambda disk: disk.force(ids, self._now()))
+        return await self._task(lambda disk: disk.force(ids, self._now()))
 
     # ------------------------------------------------------------------ what is carried along
 
     async def set_aside_files(self) -> int:
         """See the contract."""
-        return await self._errand(SourceDisk.set_aside_files)
+        return await self._task(SourceDisk.set_aside_files)
 
     async def files(self, after: int, limit: int) -> list[FileRow]:
         """See the contract."""
@@ -375,9 +373,9 @@ def _nothing(_: object) -> None:
     """Take a place in the queue of writes."""
 
 
-def _outcome(job: Job, subject: object) -> object:
+def _outcome(job: Job, message_state: object) -> object:
     """Run a job; a refusal is its own and spoils no neighbour."""
     try:
-        return job.run(subject)
+        return job.run(message_state)
     except StorageError as exc:
         return exc

@@ -18,7 +18,7 @@ class Kind(enum.Enum):
 
     WRITE = "write"
     """Works out changes; shares a transaction with others."""
-    ERRAND = "errand"
+    TASK = "errand"
     """A transaction of its own between two groups."""
     FLUSH = "flush"
     """No transaction: takes a place in the queue."""
@@ -35,7 +35,7 @@ class Job(NamedTuple):
     future: asyncio.Future[Any]
 
 
-class _Told(NamedTuple):
+class _Notification(NamedTuple):
     """A group that is decided, on its way to the event loop."""
 
     group: Sequence[Job]
@@ -56,19 +56,19 @@ class GroupWriter:
     """
 
     def __init__(
-        self, disk: SourceDisk, process: Process, commit: Commit, grown: Callable[[int], None]
+        self, disk: SourceDisk, process: Process, commit: Commit, on_revision: Callable[[int], None]
     ) -> None:
-        """Begin to commit; ``grown`` is called with the revision before callers are told."""
+        """Begin to commit; ``on_revision`` is called with the revision before callers are told."""
         self._disk = disk
         self._process = process
         self._commit = commit
-        self._grown = grown
+        self._on_revision = on_revision
         self._jobs: deque[Job] = deque()
-        self._untold: deque[_Told] = deque()
-        self._tell_at = 0.0
+        self._pending: deque[_Notification] = deque()
+        self._notify_at = 0.0
         self._work = asyncio.Event()
-        self._all_told = asyncio.Event()
-        self._all_told.set()
+        self._all_notified = asyncio.Event()
+        self._all_notified.set()
         self.closing = False
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._run(), name="writer", context=process.context)
@@ -101,7 +101,7 @@ class GroupWriter:
             elif self._jobs:
                 continue
             elif self.closing:
-                await self._all_told.wait()
+                await self._all_notified.wait()
                 return
             else:
                 self._work.clear()
@@ -122,18 +122,18 @@ class GroupWriter:
 
     def _decide(self, group: list[Job]) -> None:
         outcomes, revision = self._commit(group[0].kind, group)
-        self._untold.append(_Told(group, outcomes, revision))
-        self._all_told.clear()
+        self._pending.append(_Notification(group, outcomes, revision))
+        self._all_notified.clear()
         loop = asyncio.get_running_loop()
-        self._tell_at = max(self._tell_at, loop.time() + self._disk.pause(0.001))
-        loop.call_at(self._tell_at, self._tell, context=self._process.context)
+        self._notify_at = max(self._notify_at, loop.time() + self._disk.pause(0.001))
+        loop.call_at(self._notify_at, self._tell, context=self._process.context)
 
     def _tell(self) -> None:
-        told = self._untold.popleft()
-        if not self._untold:
-            self._all_told.set()
+        told = self._pending.popleft()
+        if not self._pending:
+            self._all_notified.set()
         try:
-            self._grown(told.revision)
+            self._on_revision(told.revision)
         finally:
             for job, outcome in zip(told.group, told.outcomes, strict=True):
                 _answer(job.future, outcome)

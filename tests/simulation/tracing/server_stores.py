@@ -64,7 +64,7 @@ class ServerStores:
         async def looked(see: Callable[[Any], T]) -> T:
             return await look(self._seeing("source", see))
 
-        def grown(revision: int) -> None:
+        def on_revision(revision: int) -> None:
             if revision > source.committed:
                 self._server.note("told", revision=revision)
             grow(revision)
@@ -76,7 +76,7 @@ class ServerStores:
             with setting(PAGE, mark):
                 return await read(mark, size)
 
-        hook(source, _look=looked, _grow=grown, _write=written)
+        hook(source, _look=looked, _grow=on_revision, _write=written)
         hook(self._live._backfill, _read=read_page)
 
     def _seeing(self, store: str, see: Callable[[Any], T]) -> Callable[[Any], T]:
