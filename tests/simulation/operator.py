@@ -136,7 +136,7 @@ class Operator:
         found = await self._service.call(self._name, what, run, deadline=30.0, lossy=False)
         # What a target lacks that was set back meanwhile is a difference, until it is found out.
         world = self._world
-        excused = set_back != world.set_back or world.recently_rolled_back() or world.was_altered
+        excused = set_back != world.set_back or world.recently_set_back() or world.was_altered
         if found and not excused:
             world.violation(f"the service's own verification: {found} rows differ")
 

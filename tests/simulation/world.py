@@ -167,7 +167,7 @@ class World:
         live = self.service.live
         self._attachments_then = 0 if live is None else live._replicator._attachments
 
-    def recently_rolled_back(self) -> bool:
+    def recently_set_back(self) -> bool:
         """Tell whether the server may not have noticed yet."""
         return self.loop.time() - self._set_back_at < SET_BACK_SECONDS + 30.0
 

@@ -1,4 +1,4 @@
-"""Many rounds, one after the other, each judged while the next one runs."""
+"""Campaign: runs rounds one after the other and judges each while the next one runs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from tools.chaos.templates import Templates
 from tools.chaos.verdict import judge
 
 _THREADS = 64
-"""Waiting for processes takes threads, not time."""
+"""Threads mostly wait for processes and use little CPU time."""
 
 ROUNDS = "rounds.jsonl"
-"""What became of each round, a line each."""
+"""Results of the rounds, one JSON object per line."""
 
 Say = Callable[[str], None]
 
 
 class Options(NamedTuple):
-    """What a campaign is to be."""
+    """Options of a campaign."""
 
     rounds: int
     seed: int
@@ -41,27 +41,27 @@ class Options(NamedTuple):
     plants: tuple[str, ...] = ("",)
     """Faults to plant, one after the other; "" is none."""
     seconds: float = 0.0
-    """How long faults go on in a round; 0: as the seed says."""
+    """Duration of the faults in a round, in seconds; 0: drawn from the seed."""
     until_caught: bool = False
-    """Whether the first round that fails is the last of its planted fault."""
+    """Whether to stop trying a planted fault after the first round that fails."""
     begins: str = ""
-    """The phase in which rounds begin; "": each."""
+    """Start phase of the rounds; "": any."""
     having: str = ""
-    """Part of the name of a fault that each round has; "": any."""
+    """Part of the name of a fault that each round contains; "": any."""
     keep: bool = False
-    """Whether rounds without a failure leave their histories, too."""
+    """Whether passing rounds keep their histories."""
     porcupine: bool = False
-    """Whether Porcupine judges each history as well."""
+    """Whether to check each history with Porcupine as well."""
 
     def wants(self, plan: Plan) -> bool:
-        """Tell whether rounds of such a plan are to be run."""
+        """Return whether to run rounds of this plan."""
         fits = self.begins in {"", plan.begins.label}
         names = ["a takeover" if plan.takes_over else "", *(one.name for one in plan.faults)]
         return fits and any(self.having in name for name in names)
 
 
 def unavailable_faults(testbed: Testbed) -> dict[str, str]:
-    """Return which faults cannot be had on this machine, and why."""
+    """Return the faults that this machine cannot produce, and why."""
     reasons = {
         one.name: missing(one.needs, mounted=testbed.disk.mounted) for one in FAULTS.values()
     }
@@ -69,10 +69,8 @@ def unavailable_faults(testbed: Testbed) -> dict[str, str]:
 
 
 class Campaign:
-    """Runs rounds."""
-
     def __init__(self, options: Options, say: Say) -> None:
-        """Prepare to run them; ``say`` is told of progress, a line at a time."""
+        """Create a campaign; ``say`` receives progress, one line at a time."""
         self._options = options
         self._say = say
         self.totals = Totals()
@@ -80,17 +78,17 @@ class Campaign:
         self._caught: set[str] = set()
 
     async def run(self) -> Totals:
-        """Run all rounds, and return what they came to."""
+        """Run all rounds and return the totals."""
         options = self._options
         options.folder.mkdir(parents=True, exist_ok=True)
         (options.folder / ROUNDS).unlink(missing_ok=True)
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
-        with _judges() as judges:
+        with _judge_pool() as judges:
             await self._work(judges)
         return self.totals
 
     def _plans(self, is_available: Callable[[Fault], bool]) -> Iterator[tuple[str, Plan]]:
-        """Yield planted faults and plans, one after the other, until there are enough."""
+        """Yield planted faults and plans until the number of rounds is reached."""
         options = self._options
         for plant in options.plants:
             plans = (draw(seed, is_available, options.seconds) for seed in count(options.seed))
@@ -100,11 +98,11 @@ class Campaign:
                 yield plant, plan
 
     async def _work(self, judges: Executor) -> None:
-        """Run rounds on one ground, until there are no more seeds."""
+        """Run rounds on one testbed until there are no more seeds."""
         async with _testbed() as testbed:
             lacking = unavailable_faults(testbed)
             for name, reason in lacking.items():
-                self._say(f"without {name!r}: {reason}")
+                self._say(f"skipped fault {name!r}: {reason}")
             templates = Templates(testbed)
             judging: asyncio.Task[None] | None = None
 
@@ -151,11 +149,13 @@ class Campaign:
             for line in reasons(verdict)[:8]:
                 self._say(f"      {line}")
             self._say(f"      history, log and plan: {folder}")
-            self._say(f"      again: {_replay_command(plan.seed, verdict['plant'], self._options)}")
+            self._say(
+                f"      repeat: {_replay_command(plan.seed, verdict['plant'], self._options)}"
+            )
 
 
 def reasons(verdict: dict[str, Any]) -> list[str]:
-    """Return what was wrong in a round, a line each."""
+    """Return what is wrong in a round, one line per finding."""
     found = [f"{one['kind']} {one['id']}: {one['what']}" for one in verdict["report"]["violations"]]
     return [line[:400] for line in [*verdict["wrong"], *found]]
 
@@ -178,6 +178,6 @@ async def _testbed() -> AsyncIterator[Testbed]:
         yield testbed
 
 
-def _judges() -> ProcessPoolExecutor:
-    # Not forked: there are threads by now.
+def _judge_pool() -> ProcessPoolExecutor:
+    # Spawned instead of forked, because this process already has threads.
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))

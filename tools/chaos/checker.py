@@ -1,4 +1,7 @@
-"""Decides whether a history keeps the promises of the service: docs/history-checker.md."""
+"""History checker: decides whether a history is linearizable.
+
+The algorithm and the checks are described in docs/explanation/history-checker.md.
+"""
 
 from __future__ import annotations
 
@@ -19,26 +22,26 @@ from tools.chaos.violations import Kind, Violation, violation
 
 WRITING = frozenset({"Save", "Delete", "BulkSave"})
 _MOST = 3
-"""Contradictions that are looked for under one id."""
+"""Maximum number of contradictions reported per id."""
 
 
 @dataclass
 class Report:
-    """What a check came to."""
+    """Result of a check."""
 
     violations: list[Violation] = field(default_factory=list)
     undecided: list[Violation] = field(default_factory=list)
-    """Ids of which the search was given up; not right, and not proved wrong."""
+    """Ids whose search ran out of budget: neither proved nor disproved."""
     operations: int = 0
     unknown: int = 0
-    """Operations whose effect nobody knows, reads among them."""
+    """Operations of unknown outcome, reads included."""
     acknowledged: int = 0
-    """Messages written or deleted, as the service said; a batch counts its messages."""
+    """Acknowledged writes and deletions; a batch counts its messages."""
     reads: int = 0
-    """Messages, or their absences, that were shown."""
+    """Messages, and absences of messages, in answers."""
     ids: int = 0
     configurations: int = 0
-    """Looked at by the searches, all together."""
+    """Configurations explored by all searches."""
     by_kind: Counter[str] = field(default_factory=Counter)
     """Operations by kind and outcome, as ``Save/ok``."""
     codes: Counter[str] = field(default_factory=Counter)
@@ -46,16 +49,16 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether all was decided, and nothing is wrong."""
+        """Whether every id was decided and there are no violations."""
         return not self.violations and not self.undecided
 
     @property
     def kinds(self) -> Counter[str]:
-        """How many violations there are of each kind, what is undecided among them."""
+        """Return the number of violations of each kind, undecided ids included."""
         return Counter(str(one.kind) for one in (*self.violations, *self.undecided))
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for a report of many rounds."""
+        """Return it for the report of a campaign."""
         return {
             "operations": self.operations,
             "unknown": self.unknown,
@@ -70,7 +73,6 @@ class Report:
         }
 
     def __str__(self) -> str:
-        """Tell it to a person."""
         told = (
             f"{self.operations:,} operations on {self.ids:,} ids, {self.unknown:,} of unknown "
             f"outcome, {self.acknowledged:,} acknowledged writes, {self.reads:,} answers checked"
@@ -80,10 +82,10 @@ class Report:
 
 
 def check(history: History, *, budget: int = linearizable.BUDGET) -> Report:
-    """Judge a history that is over.
+    """Check a finished history.
 
-    ``budget`` is how many configurations are looked at for one id before it is reported as
-    undecided. Takes some seconds for ten thousand operations.
+    ``budget`` is the maximum number of configurations to explore per id; beyond it the id is
+    reported as undecided. Checking ten thousand operations takes some seconds.
     """
     report = Report()
     _count(history, report)
@@ -100,7 +102,7 @@ def check(history: History, *, budget: int = linearizable.BUDGET) -> Report:
 
 
 class _Judge:
-    """Searches for an order of what happened to an id, and reports what contradicts itself."""
+    """Searches for a linearization of the calls on an id and reports contradictions."""
 
     def __init__(self, history: History, report: Report, budget: int) -> None:
         self._history = history
@@ -109,7 +111,7 @@ class _Judge:
         self._kinds = [operation.kind for operation in history]
 
     def judge(self, id: str, every: Sequence[Call]) -> None:
-        """Judge all calls on an id."""
+        """Check all calls on an id."""
         clashes = list(_clashes(self._history, id, every))
         self._report.violations += clashes
         calls = [] if clashes else reduce_reads(every, self._kinds)
@@ -118,23 +120,23 @@ class _Judge:
             decision = linearize(calls, self._budget)
             self._report.configurations += decision.configurations
             if decision.verdict is Verdict.UNDECIDED and not told:
-                what = f"{len(calls)} calls, given up after {decision.configurations:,} orders"
+                what = f"{len(calls)} calls, undecided after {decision.configurations:,} orders"
                 one = violation(self._history, Kind.UNDECIDED, id, what, ())
                 self._report.undecided.append(one)
             if decision.verdict is not Verdict.NO:
                 return
-            # What is wrong besides shows when the witnesses are not asked.
+            # Further contradictions show once these witnesses are removed.
             gone = self._tell(id, calls, told)
             if not gone:
                 return
             calls = [call for call in calls if call not in gone]
 
     def _tell(self, id: str, calls: Sequence[Call], told: set[Kind]) -> set[Call]:
-        """Report a contradiction, unless it is of a kind told of already; return its witnesses."""
+        """Report a contradiction unless its kind was reported already; return its witnesses."""
         proof = prove_wrong(calls, self._kinds)
         kind, what = name(proof, calls, self._kinds)
         if proof.unknown:
-            what += f" (writes of unknown outcome that do not explain it: {proof.unknown})"
+            what += f" (writes of unknown outcome, none of which explains it: {proof.unknown})"
         if kind not in told:
             numbers = [call.operation for call in (*proof.core, *_writers(proof.core, calls))]
             self._report.violations.append(violation(self._history, kind, id, what, numbers))
@@ -143,13 +145,13 @@ class _Judge:
 
 
 def _writers(core: Sequence[Call], calls: Sequence[Call]) -> list[Call]:
-    """Return who wrote what was found: a reader of the proof wants to know."""
+    """Return the writes of the observed values, so that the proof shows them."""
     found = {call.digest for call in core if call.action is Action.FIND}
     return [call for call in calls if call.action in SAVES and call.digest in found]
 
 
 def _clashes(history: History, id: str, calls: Sequence[Call]) -> Iterator[Violation]:
-    """Find revisions that are given twice, or that go back, at first sight."""
+    """Find revisions that are used twice or decrease, without a search."""
     told = [call for call in calls if call.revision is not None and call.digest is not None]
     values: dict[int, Call] = {}
     for call in told:

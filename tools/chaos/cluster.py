@@ -1,10 +1,10 @@
-"""Real processes for one round: a server that is kept alive, PostgreSQL, and links between.
+"""Processes of a round: a supervised server, PostgreSQL, and the proxy between them.
 
     clients ── proxy ── sagastore-server ── proxy ── PostgreSQL
                               │                          │
                          a small disk               a small disk
 
-What outlives a round, PostgreSQL and the proxy, is the ``Testbed``.
+PostgreSQL and the proxy outlive a round; they belong to the ``Testbed``.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _ROOT = Path(__file__).parents[2]
 _MIB = 1024 * 1024
 
 CLIENTS, POSTGRES = "clients", "postgres"
-"""The two links."""
+"""Names of the two proxy links."""
 
 _SETTINGS = {"max_wal_size": "64MB", "min_wal_size": "32MB", "autovacuum": "off"}
-"""Of PostgreSQL: a log that fits on a small disk."""
+"""Settings of PostgreSQL that keep its WAL small enough for a small disk."""
 
 _PORT = ".s.PGSQL.5432"
 _ENDS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGKILL})
 
 
 class Disk:
-    """A folder on a disk of its own, where that can be had, which can be filled."""
+    """Folder on a small disk that can be filled, or a plain folder where mounting is impossible."""
 
     def __init__(self, folder: Path, mebibytes: int) -> None:
-        """Mount a disk at ``folder``; a plain folder takes its place where nobody may."""
+        """Mount a disk at ``folder``; without the permission, use a plain folder."""
         self.folder = folder
         self._ballast = folder / "ballast"
         folder.mkdir(parents=True)
@@ -56,7 +56,7 @@ class Disk:
         self.mounted = can and subprocess.run(command, check=False).returncode == 0
 
     def fill(self) -> None:
-        """Leave no room at all."""
+        """Fill the disk completely."""
         assert self.mounted
         with self._ballast.open("ab", buffering=0) as ballast:
             for piece in (bytes(_MIB), bytes(512)):
@@ -65,48 +65,47 @@ class Disk:
                         pass
 
     def free(self) -> None:
-        """Give the room back; harmless if it was not taken."""
+        """Free the space again; a no-op if the disk is not filled."""
         with contextlib.suppress(FileNotFoundError):
             self._ballast.unlink()
 
     def close(self) -> None:
-        """Unmount it."""
         if self.mounted:
             subprocess.run(["umount", "--lazy", str(self.folder)], check=False)
 
 
 class Testbed:
-    """What rounds stand on: PostgreSQL, the proxy, and a place for files."""
+    """Environment shared by all rounds: PostgreSQL, the proxy, and a folder."""
 
     def __init__(self) -> None:
-        """Start everything; takes some seconds."""
-        # Below /tmp: the path of a socket has at most 107 bytes.
+        """Start all processes; takes some seconds."""
+        # Below /tmp, because the path of a Unix socket is limited to 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
         self.folder.chmod(0o711)
         self.disk = Disk(self.folder / "pg", 640)
         self.postgres = PostgresProcess(self.disk.folder / "p")
         self.proxy = Proxy()
         self.turn = asyncio.Lock()
-        """Held by whoever ends or stops PostgreSQL."""
+        """Held while PostgreSQL is being stopped."""
         self.postgres.start()
 
     async def open(self) -> None:
-        """Give PostgreSQL its settings."""
+        """Apply the settings of PostgreSQL."""
         for name, value in _SETTINGS.items():
             await self.execute(f"ALTER SYSTEM SET {name} = '{value}'")
         await self.execute("SELECT pg_reload_conf()")
 
     def dsn(self, database: str = "postgres") -> str:
-        """Return a connection string that leads directly to PostgreSQL."""
+        """Return a connection string that bypasses the proxy."""
         return f"postgresql://postgres@/{database}?host={self.disk.folder}/p"
 
     @property
     def socket(self) -> str:
-        """Where PostgreSQL listens."""
+        """Path of PostgreSQL's socket."""
         return f"{self.disk.folder}/p/{_PORT}"
 
     async def execute(self, statement: str, database: str = "postgres") -> None:
-        """Run a statement, directly."""
+        """Run a statement, bypassing the proxy."""
         connection = await asyncpg.connect(self.dsn(database))
         try:
             await connection.execute(statement)
@@ -114,11 +113,11 @@ class Testbed:
             await connection.close()
 
     async def drop(self, database: str) -> None:
-        """Drop a database, whoever is connected."""
+        """Drop a database and close its connections."""
         await self.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
 
     def postgres_pids(self) -> list[int]:
-        """Return the processes of PostgreSQL; none if it does not run."""
+        """Return the PIDs of PostgreSQL; empty if it is not running."""
         try:
             pid = self.postgres.pid
             text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
@@ -127,7 +126,7 @@ class Testbed:
         return [pid, *map(int, text.split())]
 
     def recover(self) -> None:
-        """See to it that PostgreSQL runs and has room; waits for its recovery."""
+        """Make sure that PostgreSQL runs and has disk space; wait for its crash recovery."""
         self.disk.free()
         for pid in self.postgres_pids():
             send(pid, signal.SIGCONT)
@@ -135,11 +134,11 @@ class Testbed:
         while True:
             try:
                 self.postgres.start_again()
-                # One that was killed and has not been buried counts as running for pg_ctl.
+                # For pg_ctl, a killed server that is still a zombie counts as running.
                 with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
                     probe.connect(self.socket)
             except (RuntimeError, OSError, subprocess.SubprocessError):
-                # Children of one that was killed may live for another moment, too.
+                # Children of a killed server may live a little longer.
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.2)
@@ -147,7 +146,7 @@ class Testbed:
                 return
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Stop everything and remove all files."""
         for pid in self.postgres_pids():
             send(pid, signal.SIGCONT)
         self.postgres.stop()
@@ -157,66 +156,65 @@ class Testbed:
 
 
 class ChaosServer(ServerProcess):
-    """The usual command, or the same with faults planted and a clock that can jump."""
+    """Server process, optionally with planted faults and a controllable clock."""
 
     def __init__(self, sqlite: Path, env: dict[str, str], plant: str, clock: Path | None) -> None:
-        """Prepare to serve; ``plant`` names what is to be wrong with it, if anything."""
+        """Create it without starting; ``plant`` names the planted fault, if any."""
         python_path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
         own = {"CHAOS_PLANT": plant, "CHAOS_CLOCK": str(clock or ""), "PYTHONPATH": python_path}
         super().__init__(sqlite, env=env | own)
         self.log: list[str] = []
-        """What the processes before this one have said."""
+        """Log of the earlier processes."""
         self._patched = bool(plant or clock)
 
     def spawn(self, *, bare: bool = False) -> None:
-        """Start it, and do not wait."""
+        """Start the process without waiting for it."""
         self.log += self.stderr
         super().spawn(bare=bare)
 
     def command(self, *options: str) -> list[str]:
-        """Return the command line."""
         if self._patched:
             return [sys.executable, "-m", "tools.chaos.faulty_server", "serve", *options]
         return super().command(*options)
 
     @property
     def said(self) -> list[str]:
-        """Everything that all its processes have said."""
+        """Return the log of all its processes."""
         return [*self.log, *self.stderr]
 
 
 class Ending(NamedTuple):
-    """How a process of the server has ended."""
+    """How a server process ended."""
 
     status: int
     asked: frozenset[int]
-    """The signals that it was sent."""
+    """Signals that it was sent."""
     served: bool
     last_words: str
 
 
 class Supervisor:
-    """Starts the server again whenever it has ended, as a service manager does."""
+    """Restarts the server whenever it ends, as a service manager does."""
 
     def __init__(self, server: ChaosServer, on_change: Callable[[str], object]) -> None:
-        """Keep ``server``; ``on_change`` hears ``up`` and ``down``."""
+        """Supervise ``server``; ``on_change`` is called with ``up`` and ``down``."""
         self.server = server
         self.up = asyncio.Event()
         self.endings: list[Ending] = []
         self.starts = 0
         self.pause = 0.0
-        """Seconds that it stays down when it ends next."""
+        """Seconds to wait before the next restart."""
         self._on_change = on_change
         self._asked: set[int] = set()
         self._over = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to keep it."""
-        self._task = asyncio.create_task(self._supervise(), name="keeper")
+        """Start supervising."""
+        self._task = asyncio.create_task(self._supervise(), name="supervisor")
 
     def signal(self, number: signal.Signals) -> bool:
-        """Send it a signal; tell whether there was somebody to hear it."""
+        """Send a signal; return whether the process existed."""
         if not self.server.alive:
             return False
         self._asked.add(number)
@@ -225,11 +223,11 @@ class Supervisor:
 
     @property
     def stopping(self) -> bool:
-        """Whether it was asked to end, and has not been started again."""
+        """Whether the process was asked to stop and has not been restarted yet."""
         return bool(self._asked & _ENDS)
 
     async def end(self) -> Ending:
-        """Stop it in good order, and return how that went."""
+        """Stop the server gracefully and return how it ended."""
         self._over = True
         self.signal(signal.SIGCONT)
         self.signal(signal.SIGTERM)
@@ -243,7 +241,7 @@ class Supervisor:
         return self.endings[-1]
 
     async def abandon(self) -> None:
-        """End it at once."""
+        """Kill the server."""
         self._over = True
         if self._task is not None:
             self._task.cancel()
@@ -273,10 +271,10 @@ class Supervisor:
 
 
 class Cluster:
-    """One round's server, its links, disk and clock."""
+    """Server of one round, with its links, disk and clock."""
 
     def __init__(self, testbed: Testbed, name: str) -> None:
-        """Prepare a place named ``name``, which is the name of its database as well."""
+        """Create the cluster; ``name`` is also the name of its database."""
         self.testbed = testbed
         self.database = name
         self.disk = Disk(testbed.folder / name, 48)
@@ -284,22 +282,21 @@ class Cluster:
         self.clock_file = self.disk.folder / "clock"
         self.supervisor: Supervisor
         self.former: list[Supervisor] = []
-        """Of servers that were replaced."""
+        """Supervisors of replaced servers."""
         self._env: dict[str, str] = {}
         self.switches: FaultSwitches | None = None
-        """Of the patched server; None: it is not patched."""
+        """Switches of the patched server; None: it is not patched."""
         self.address = ""
-        """Where clients connect: through the proxy."""
+        """Address of the proxy, to which clients connect."""
 
     @property
     def server(self) -> ChaosServer:
-        """The server."""
         return self.supervisor.server
 
     async def open(
         self, env: dict[str, str], plant: str, on_change: Callable[[str], object], *, clock: bool
     ) -> None:
-        """Start the server on what is there, and wait until it serves."""
+        """Start the server on the existing files and wait until it serves."""
         proxy = self.testbed.proxy
         port = proxy.open(POSTGRES, self.testbed.socket)
         dsn = f"postgresql://postgres@127.0.0.1:{port}/{self.database}?sslmode=disable"
@@ -319,17 +316,17 @@ class Cluster:
         self.address = f"127.0.0.1:{proxy.open(CLIENTS, server.address)}"
 
     def second(self, path: Path, on_change: Callable[[str], object]) -> Supervisor:
-        """Prepare a second server, without a fault, on a copy of the file."""
+        """Prepare a second server without planted faults, on a copy of the file."""
         return Supervisor(ChaosServer(path, self._env, "", None), on_change)
 
     def replace(self, second: Supervisor, path: Path) -> None:
-        """Go on with a second server, and its file."""
+        """Continue with the second server and its file."""
         self.former.append(self.supervisor)
         self.supervisor, self.path = second, path
 
     @contextlib.contextmanager
     def switch(self, name: str, number: float, after: float = 0.0) -> Iterator[None]:
-        """Set a lever of the server for as long as the context lasts, and then to ``after``."""
+        """Set a switch of the server for the duration of the context, then to ``after``."""
         assert self.switches is not None
         self.switches[name] = number
         try:
@@ -338,7 +335,7 @@ class Cluster:
             self.switches[name] = after
 
     async def recover(self) -> None:
-        """End all faults, and wait until everything runs."""
+        """End all faults and wait until all processes run."""
         for link in (CLIENTS, POSTGRES):
             self.testbed.proxy.set(link)
         if self.switches is not None:
@@ -349,7 +346,7 @@ class Cluster:
             await asyncio.to_thread(self.testbed.recover)
 
     def close(self) -> None:
-        """Remove what it has left on disk."""
+        """Remove its files."""
         if self.switches is not None:
             self.switches.close()
         self.disk.close()
@@ -358,14 +355,14 @@ class Cluster:
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    """Send a signal, if there is a process."""
+    """Send a signal if the process exists."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 @contextlib.contextmanager
 def running_testbed() -> Iterator[Testbed]:
-    """Run a ground for as long as the context lasts."""
+    """Run a testbed for the duration of the context."""
     testbed = Testbed()
     try:
         yield testbed

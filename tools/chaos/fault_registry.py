@@ -1,7 +1,7 @@
 """Registry of the kinds of fault.
 
-A fault is an asynchronous context: entering begins it, leaving ends it. What it does in
-detail is drawn from the generator that it is given, so a seed tells all of it.
+A fault is an asynchronous context manager: entering starts the fault, leaving ends it. All its
+parameters are drawn from the generator in its `Scene`, so a seed determines them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tools.chaos.history import History
 
 
 class Scene(NamedTuple):
-    """What a fault may use."""
+    """Objects that a fault works on."""
 
     cluster: Cluster
     rng: random.Random
@@ -30,15 +30,15 @@ Apply = Callable[[Scene], AbstractAsyncContextManager[None]]
 
 
 class Fault(NamedTuple):
-    """A kind of fault."""
+    """Kind of fault."""
 
     name: str
     apply: Apply
     lasts: tuple[float, float]
-    """Seconds, at least and at most."""
+    """Minimum and maximum duration in seconds."""
     weight: float
     needs: str
-    """``root``: disks of its own; ``strace``; ``clock``; or nothing."""
+    """Requirement: ``root`` (small disks), ``strace``, ``clock`` (patched server), or none."""
 
 
 FAULTS: dict[str, Fault] = {}
@@ -47,8 +47,6 @@ FAULTS: dict[str, Fault] = {}
 def fault(
     name: str, lasts: tuple[float, float], weight: float = 1.0, needs: str = ""
 ) -> Callable[[Callable[[Scene], AsyncIterator[None]]], Apply]:
-    """Register a kind of fault."""
-
     def register(function: Callable[[Scene], AsyncIterator[None]]) -> Apply:
         apply = asynccontextmanager(function)
         FAULTS[name] = Fault(name, apply, lasts, weight, needs)
@@ -58,7 +56,7 @@ def fault(
 
 
 def missing(needs: str, *, mounted: bool) -> str:
-    """Say why a fault that ``needs`` something cannot be had here; empty: it can."""
+    """Return why this machine cannot produce a fault that ``needs`` something; empty: it can."""
     if needs == "root" and not mounted:
         return "only root can mount small disks"
     if needs == "strace" and shutil.which("strace") is None:
@@ -67,7 +65,7 @@ def missing(needs: str, *, mounted: bool) -> str:
 
 
 async def mostly_up(scene: Scene) -> None:
-    """Wait for a server that serves, as a rule; now and then hurt one that starts."""
+    """Usually wait until the server serves, but sometimes act while it starts."""
     if scene.rng.random() < 0.75:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(6):

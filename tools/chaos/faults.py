@@ -1,7 +1,7 @@
-"""What can go wrong, each with a beginning and an end.
+"""Faults of the server, of PostgreSQL and of the links between the processes.
 
-A fault is an asynchronous context: entering begins it, leaving ends it. What it does in
-detail is drawn from the generator that it is given, so a seed tells all of it.
+A fault is an asynchronous context manager: entering starts the fault, leaving ends it. All its
+parameters are drawn from the generator in its `Scene`, so a seed determines them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sagastore import AsyncClient, RetryPolicy, SagaStoreError
 from tests.support.server_process import ServerProcess, clean_environment
-from tools.chaos import rollback_faults, switch_faults  # noqa: F401 - they register_model their faults
+from tools.chaos import set_back_faults, switch_faults  # noqa: F401 - they register their faults
 from tools.chaos.cluster import CLIENTS, POSTGRES, send
 from tools.chaos.fault_registry import FAULTS, Fault, Scene, fault, missing, mostly_up
 from tools.chaos.lease_monitor import LeaseWatch
@@ -74,7 +74,7 @@ async def _server_frozen_and_killed(scene: Scene) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _traced(scene: Scene, inject: str) -> AsyncIterator[None]:
-    """Let strace interfere with system calls of the server."""
+    """Inject errors or delays into system calls of the server with strace."""
     await mostly_up(scene)
     if not scene.cluster.server.alive:
         yield
@@ -127,7 +127,7 @@ async def _sqlite_full(scene: Scene) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _slow_at_first(scene: Scene) -> AsyncIterator[None]:
-    """Let it come back slow, half of the times, so that it has not caught up for a while."""
+    """In half of the cases, delay PostgreSQL's answers for a while so that it catches up slowly."""
     proxy = scene.cluster.testbed.proxy
     if scene.rng.random() < 0.5:
         proxy.set(POSTGRES, delay=scene.rng.choice([0.03, 0.1, 0.2]))
@@ -154,7 +154,7 @@ async def _postgres_killed(scene: Scene) -> AsyncIterator[None]:
                 await asyncio.to_thread(testbed.recover)
 
 
-@fault("PostgreSQL stopped at once", (0.0, 2.0), weight=2)
+@fault("PostgreSQL stopped immediately", (0.0, 2.0), weight=2)
 async def _postgres_stopped(scene: Scene) -> AsyncIterator[None]:
     testbed = scene.cluster.testbed
     async with testbed.turn:
@@ -168,7 +168,7 @@ async def _postgres_stopped(scene: Scene) -> AsyncIterator[None]:
 
 @fault("PostgreSQL's connection crashes", (0.0, 0.5))
 async def _backend_killed(scene: Scene) -> AsyncIterator[None]:
-    """One process of it is killed, so it ends all others and recovers."""
+    """Kill one backend process; PostgreSQL then terminates the others and recovers."""
     pids = scene.cluster.testbed.postgres_pids()
     if len(pids) > 1:
         send(scene.rng.choice(pids[1:]), signal.SIGKILL)
@@ -192,7 +192,7 @@ async def _postgres_frozen(scene: Scene) -> AsyncIterator[None]:
 
 @fault("PostgreSQL's disk is slow", (0.5, 2.5))
 async def _postgres_stalls(scene: Scene) -> AsyncIterator[None]:
-    """All of it stops and goes on again and again, as processes do that wait for a disk."""
+    """Stop and continue all processes repeatedly, like processes that wait for a disk."""
     testbed, stop = scene.cluster.testbed, scene.rng.choice([0.03, 0.1, 0.25])
 
     async def stalls() -> None:
@@ -229,7 +229,7 @@ async def _postgres_full(scene: Scene) -> AsyncIterator[None]:
 
 
 def _link_faults(link: str, name: str) -> None:
-    """Register what can happen to a link."""
+    """Register the faults of a link."""
 
     @fault(f"{name}: cut", (0.0, 1.0), weight=1.5)
     async def cut(scene: Scene) -> AsyncIterator[None]:
@@ -259,7 +259,7 @@ def _link_faults(link: str, name: str) -> None:
         finally:
             scene.cluster.testbed.proxy.set(link)
 
-    @fault(f"{name}: gone without a word", (0.3, 3.0), weight=1.5)
+    @fault(f"{name}: silent", (0.3, 3.0), weight=1.5)
     async def held(scene: Scene) -> AsyncIterator[None]:
         proxy = scene.cluster.testbed.proxy
         held: tuple[tuple[Direction, ...], ...] = (("up",), ("down",), DIRECTIONS)
@@ -282,9 +282,9 @@ _link_faults(CLIENTS, "clients")
 _link_faults(POSTGRES, "PostgreSQL's connections")
 
 
-@fault("a storm of clients", (0.3, 1.5))
+@fault("client storm", (0.3, 1.5))
 async def _client_storm(scene: Scene) -> AsyncIterator[None]:
-    """Many connect, say a little, and go away without a word."""
+    """Open many connections that send little or nothing and then disappear."""
 
     async def one(number: int) -> None:
         host, _, port = scene.cluster.address.rpartition(":")
@@ -297,7 +297,7 @@ async def _client_storm(scene: Scene) -> AsyncIterator[None]:
     async def client() -> None:
         with contextlib.suppress(SagaStoreError):
             async with AsyncClient(scene.cluster.address, retry=ONCE, timeout=1) as caller:
-                await caller.batch_get(["nobody has written this"])
+                await caller.batch_get(["never written"])
 
     storm = [asyncio.create_task(one(number)) for number in range(scene.rng.choice([50, 150]))]
     storm += [asyncio.create_task(client()) for _ in range(15)]
@@ -312,9 +312,9 @@ async def _client_storm(scene: Scene) -> AsyncIterator[None]:
 
 @fault("a second server", (0.0, 0.2), weight=1.5)
 async def _second_server(scene: Scene) -> AsyncIterator[None]:
-    """One on the same file, on PostgreSQL alone, or on a copy; none of them may serve.
+    """Start a second server on the same file, on PostgreSQL alone, or on a copy; none may serve.
 
-    Where PostgreSQL is the only store by now, the last two are what is to be done.
+    Once PostgreSQL is the only store, the last two are legitimate.
     """
     cluster, how = scene.cluster, scene.rng.choice(["file", "file", "database", "copy"])
     supervisor = cluster.supervisor
@@ -335,9 +335,9 @@ async def _second_server(scene: Scene) -> AsyncIterator[None]:
             yield
             served, said = await asyncio.to_thread(_outcome_of, second)
         phases = {before, _phase(scene)}
-        # Where the first one was away or going, the second was the only one; where
-        # PostgreSQL was away, a copy could not know better. In the first phase a copy, and
-        # an empty PostgreSQL, are stores of their own; in the last one anybody may.
+        # A second server is the only one if the first one was down or stopping. If PostgreSQL was
+        # down, a copy cannot detect the first server. In the first phase a copy and an empty
+        # PostgreSQL are separate stores; in the last phase any server may serve.
         alone = supervisor.starts != starts or not supervisor.up.is_set() or supervisor.stopping
         alone = alone or (how == "copy" and not watch.held)
         own = how != "file" and "sqlite-only" in phases
@@ -349,13 +349,13 @@ async def _second_server(scene: Scene) -> AsyncIterator[None]:
 
 
 def _phase(scene: Scene) -> str:
-    """Return the phase that was seen last; empty: none yet."""
+    """Return the last observed phase; empty: none yet."""
     seen = [mark.facts["phase"] for mark in scene.marks.marks if mark.kind == "phase"]
     return str(seen[-1]).replace("_", "-").lower() if seen else ""
 
 
 def _copy_as_it_is(path: Path, copy: Path) -> None:
-    """Copy what nobody should copy: the files of a running server."""
+    """Copy the files of a running server without any lock, as an operator should not."""
     for suffix in ("", "-wal"):
         with contextlib.suppress(OSError):
             shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
@@ -371,7 +371,7 @@ def _outcome_of(server: ServerProcess) -> tuple[bool, str]:
 
 @fault("a backup", (0.0, 0.2))
 async def _backup(scene: Scene) -> AsyncIterator[None]:
-    """Made while everything else goes on; it says that it has verified what it has made."""
+    """Run a backup during other faults; the command verifies its result."""
     cluster = scene.cluster
     copy = cluster.testbed.folder / f"backup-{scene.rng.getrandbits(32):x}.db"
     process = await asyncio.create_subprocess_exec(

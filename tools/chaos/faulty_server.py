@@ -1,8 +1,8 @@
-"""The usual command with something wrong in it: planted faults, a clock that jumps, delays.
+"""Server command with planted faults, a controllable clock, and delays.
 
-Nothing of this is in the product. As a module it patches the real modules and then runs
-the real command: ``CHAOS_PLANT`` names a planted fault (see ``plants``), ``CHAOS_CLOCK``
-the file of the `FaultSwitches`, by which the campaign changes the rest while the server runs.
+The product contains none of this. As a module it patches the real modules and then runs the real
+command: ``CHAOS_PLANT`` names a planted fault (see ``plants``), ``CHAOS_CLOCK`` the file of the
+`FaultSwitches`, with which the campaign controls the other faults while the server runs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 def set_clock(switches: FaultSwitches) -> None:
-    """Let ``time.time`` and ``time.time_ns`` be wrong by what the lever says at the moment.
+    """Offset ``time.time`` and ``time.time_ns`` by the value of the switch.
 
-    The monotonic clock is as it should be, as it is where somebody sets the clock of a
-    machine. What C code asks the system for itself is not changed.
+    The monotonic clock is unchanged, as when an operator sets the clock of a machine. Times that C
+    code reads from the system are unchanged, too.
     """
     true_time, true_time_ns = time.time, time.time_ns
 
@@ -38,9 +38,9 @@ def set_clock(switches: FaultSwitches) -> None:
 
 
 def set_delay(switches: FaultSwitches) -> None:
-    """Let time pass where a process may be held up, by what the lever says at the moment.
+    """Delay deliveries to PostgreSQL by the value of the switch.
 
-    Rows that the backfill has read are old by then, as are the entries of the journal.
+    Rows read by the backfill and entries of the journal are then outdated when they are sent.
     """
     from sagastore_server.postgresql import journal_apply  # noqa: PLC0415 - only where it is wanted
 
@@ -57,7 +57,7 @@ def set_delay(switches: FaultSwitches) -> None:
 
 
 def set_reads(switches: FaultSwitches) -> None:
-    """Let reads of PostgreSQL fail alone, and reads of SQLite wait for a connection."""
+    """Make reads of PostgreSQL fail, and reads of SQLite wait for a connection."""
     import asyncpg  # noqa: PLC0415 - only where it is wanted
 
     from sagastore_server.postgresql.pool import Pool  # noqa: PLC0415
@@ -71,7 +71,8 @@ def set_reads(switches: FaultSwitches) -> None:
         return await read_once(self, read)
 
     async def waiting(self: ReaderPool) -> Any:
-        # As behind long searches that hold every connection: the snapshot comes after it.
+        # As behind long searches that occupy every connection: the snapshot is taken after the
+        # wait.
         if self._admitting.is_set() and not self._closing:
             await asyncio.sleep(random.random() * switches["sqlite reads wait"])
         return await acquire(self)
@@ -80,7 +81,7 @@ def set_reads(switches: FaultSwitches) -> None:
 
 
 def set_commits(switches: FaultSwitches) -> None:
-    """Let commits of SQLite take longer, as on a slow disk, and be told a little late."""
+    """Delay commits of SQLite, as on a slow disk, and report them a little late."""
     from sagastore_server.sqlite.writer import SQLiteGroupWriter  # noqa: PLC0415
 
     attempt = SQLiteGroupWriter._attempt
@@ -88,7 +89,7 @@ def set_commits(switches: FaultSwitches) -> None:
     def slowly(self: SQLiteGroupWriter, group: Any) -> Any:
         time.sleep(switches["commits wait"])
         outcomes = attempt(self, group)
-        # Readers of the file see them by now, and the event loop has not heard of them.
+        # Readers of the file can see the rows now; the event loop does not know of the commit yet.
         time.sleep(switches["commits wait"] / 4)
         return outcomes
 
@@ -96,7 +97,9 @@ def set_commits(switches: FaultSwitches) -> None:
 
 
 def main() -> None:
-    """Patch, and run the command."""
+    """Apply the patches and run the command."""
+    from sagastore_server.cli.main import main as run_command  # noqa: PLC0415 - in this process only
+
     if name := os.environ.get("CHAOS_PLANT"):
         from tools.chaos import plants  # noqa: PLC0415 - it imports the whole server
 
@@ -106,7 +109,7 @@ def main() -> None:
         for patch in (set_clock, set_delay, set_reads, set_commits):
             patch(switches)
 
-    main()
+    run_command()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""From a history that cannot be right to the few operations that show it, and a name.
+"""Reduces a history that is not linearizable to a minimal proof, and names the violation.
 
-What is left out one by one: everything after the moment at which it went wrong; then reads
-and refusals without which it is still wrong; then acknowledgements. What remains is needed.
+Calls are removed step by step: everything after the moment of the violation; then reads and
+refusals without which the rest is still wrong; then acknowledgements. All remaining calls are
+needed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tools.chaos.register_model import Action, Call
 from tools.chaos.violations import Kind
 
 SHRINKING_BUDGET = 5_000
-"""Configurations looked at for each question while a proof is made smaller."""
+"""Configurations explored per question while a proof is reduced."""
 
 
 class Proof(NamedTuple):
@@ -24,11 +25,11 @@ class Proof(NamedTuple):
     core: list[Call]
     """Answered calls, all of which are needed."""
     unknown: int
-    """Writes without an answer which might have explained it, and do not."""
+    """Unanswered writes, none of which explains the answers."""
 
 
 def prove_wrong(calls: Sequence[Call], kinds: Sequence[str]) -> Proof:
-    """Return a small part of ``calls``, which are not linearizable, that is not either."""
+    """Return a minimal subset of the non-linearizable ``calls`` that is not linearizable."""
     context = sorted({call.end for call in calls if call.must})
     low, high = 0, len(context) - 1
     while low < high:
@@ -38,7 +39,7 @@ def prove_wrong(calls: Sequence[Call], kinds: Sequence[str]) -> Proof:
         else:
             low = middle + 1
     left = until(calls, context[high])
-    # What a single id's own reads cannot show is left to the scans.
+    # Reads of the id alone come first; scans prove what they cannot.
     for call in sorted((one for one in left if one.must), key=lambda one: _proof_value(one, kinds)):
         rest = [one for one in left if one is not call]
         if call.writes:
@@ -62,10 +63,13 @@ def _proof_value(call: Call, kinds: Sequence[str]) -> tuple[int, float]:
 
 
 def name(proof: Proof, calls: Sequence[Call], kinds: Sequence[str]) -> tuple[Kind, str]:
-    """Name what is wrong, and say it in a line; ``calls`` are all of the id."""
+    """Return the kind of the violation and a one-line description; ``calls`` are all of the id."""
     core = proof.core
     if any(call.forced for call in core):
-        return Kind.BULK_NOT_ATOMIC, "of a batch one message was seen, and this one is missing"
+        return (
+            Kind.BULK_NOT_ATOMIC,
+            "another message of the batch was seen, but this one is missing",
+        )
     last = max(core, key=lambda call: call.end)
     witnesses = [call for call in core if not call.writes] or [last]
     points = [call for call in witnesses if kinds[call.operation] not in SCANS]
@@ -75,7 +79,7 @@ def name(proof: Proof, calls: Sequence[Call], kinds: Sequence[str]) -> tuple[Kin
         if kind is not None:
             return kind
     if witness.action in {Action.EXISTS, Action.MISMATCH}:
-        return Kind.GUARD_BROKEN, "it was refused, and nothing stood in the way"
+        return Kind.GUARD_BROKEN, "the write was refused although its condition held"
     if witness.writes:
         return _of_write(witness, core, calls)
     return _of_read(witness, core, calls)
@@ -84,22 +88,25 @@ def name(proof: Proof, calls: Sequence[Call], kinds: Sequence[str]) -> tuple[Kin
 def _of_scan(witness: Call, operation: str) -> tuple[Kind, str] | None:
     missing = witness.action is Action.OUTSIDE
     if operation == "Export":
-        what = "it was there all the time, and the export lacks it"
+        what = "the message existed throughout the call, but the export does not contain it"
         return (Kind.EXPORT_INCOMPLETE, what) if missing else None
     if missing:
         kind = Kind.LIST_MISSING if operation == "List" else Kind.SEARCH_MISSING
-        return kind, "it was there all the time, and the answer lacks it"
+        return kind, "the message existed throughout the call, but the answer does not contain it"
     kind = Kind.LIST_EXTRA if operation == "List" else Kind.SEARCH_EXTRA
-    return kind, "the answer shows what cannot have been there"
+    return kind, "the answer contains a message that cannot have existed"
 
 
 def _of_write(witness: Call, core: Sequence[Call], calls: Sequence[Call]) -> tuple[Kind, str]:
     if witness.guard is not None:
-        return Kind.GUARD_BROKEN, "it was accepted, and if_revision was not what was stored"
+        return (
+            Kind.GUARD_BROKEN,
+            "the write was accepted although if_revision did not match the stored revision",
+        )
     if witness.created:
         return _lost_or_stale(witness, core, calls)
     if witness.created is False or witness.action is Action.DELETE:
-        return Kind.RESURRECTED_DELETE, "something was there, and everything had been deleted"
+        return Kind.RESURRECTED_DELETE, "a message existed after every version had been deleted"
     revisions = [call.revision for call in core if call.revision is not None]
     if revisions and (witness.revision or 0) < max(revisions):
         return Kind.REVISION_WENT_BACK, "a later write got a lower revision"
@@ -111,9 +118,9 @@ def _of_read(witness: Call, core: Sequence[Call], calls: Sequence[Call]) -> tupl
         return _lost_or_stale(witness, core, calls)
     writers = [call for call in calls if call.writes and call.digest == witness.digest]
     if all(call.start > witness.end for call in writers):
-        return Kind.PHANTOM, "it was shown before anybody wrote it"
+        return Kind.PHANTOM, "the value was read before it was written"
     if any(_removes(call) and call.end < witness.start for call in core):
-        return Kind.RESURRECTED_DELETE, "it was gone, and is back although nobody saved it again"
+        return Kind.RESURRECTED_DELETE, "the deleted message reappeared without a new save"
     if not any(call.end < witness.start for call in core):
         return Kind.NOT_LINEARIZABLE, "no order of these calls explains their answers"
     return _lost_or_stale(witness, core, calls)
@@ -124,7 +131,7 @@ def _removes(call: Call) -> bool:
 
 
 def _lost_or_stale(witness: Call, core: Sequence[Call], calls: Sequence[Call]) -> tuple[Kind, str]:
-    """Tell, from what is seen later, whether something is gone or was overlooked once."""
+    """Decide from later reads whether a value is lost or one read was stale."""
     due = [call for call in core if call is not witness and call.digest is not None]
     after = [call for call in calls if call.action is Action.FIND and call.end > witness.end]
     newest = max((call.revision or 0 for call in due), default=0)
@@ -134,5 +141,5 @@ def _lost_or_stale(witness: Call, core: Sequence[Call], calls: Sequence[Call]) -
         for one in due
         if call.digest != witness.digest
     ):
-        return Kind.STALE_READ, "what was acknowledged or seen before is not shown"
-    return Kind.LOST_WRITE, "what was acknowledged or seen before is gone"
+        return Kind.STALE_READ, "the read does not return an earlier acknowledged or observed write"
+    return Kind.LOST_WRITE, "an acknowledged or observed write is lost"

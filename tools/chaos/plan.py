@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sagastore import Phase
 from tools.chaos.faults import FAULTS, Fault
-from tools.chaos.rollback_faults import DIRECTORY, ROWS
+from tools.chaos.set_back_faults import DIRECTORY, ROWS
 
 PHASES = (
     Phase.SQLITE_ONLY,

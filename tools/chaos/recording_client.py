@@ -1,4 +1,4 @@
-"""A client whose every call is taken down in a history."""
+"""Client that records every call in a history."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ _DEFINITE = {"NOT_FOUND", "ABORTED", "ALREADY_EXISTS", "INVALID_ARGUMENT"}
 _WITH_REVISION = {"ABORTED", "ALREADY_EXISTS"}
 
 _attempts: ContextVar[list[str]] = ContextVar("attempts")
-"""What the library says of each further attempt of the call that is under way."""
+"""Log messages of the client library about retries of the current call."""
 
 
 class _AttemptCounter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        """Note an attempt."""
         said = record.getMessage()
         noted = _attempts.get(None)
         if noted is not None and "; again in " in said:
@@ -43,10 +42,10 @@ class _AttemptCounter(logging.Handler):
 
 @contextmanager
 def counted_attempts() -> Iterator[None]:
-    """Learn from the library's log how often it sends a call; not from its results.
+    """Count the attempts of each call from the client library's log.
 
-    What nobody sent a second time cannot happen a second time: without that, each call of
-    a client that repeats would have to be taken for several.
+    The number bounds what may have happened: a request that was sent once can take effect once.
+    Results of calls do not contain it.
     """
     log, handler = logging.getLogger("sagastore"), _AttemptCounter()
     level = log.level
@@ -60,17 +59,17 @@ def counted_attempts() -> Iterator[None]:
 
 
 class RecordingClient:
-    """Calls, and takes down each call as one operation.
+    """Client that records each call as one operation.
 
-    ``tries`` is how often the library may send a call; 1 makes each attempt an operation.
-    With more, be within `counted_attempts`: the operation says how often it was sent.
-    Every method returns None where the call came to nothing, whatever the reason.
+    ``tries`` is the maximum number of attempts of the library; with 1, each attempt is an
+    operation. With more, use it inside `counted_attempts`, so that operations contain the number of
+    attempts. Every method returns None if the call failed, whatever the reason.
     """
 
     def __init__(
         self, targets: str, history: History, number: int, *, timeout: float, tries: int = 1
     ) -> None:
-        """Prepare to call; nothing is sent yet."""
+        """Create the client without connecting."""
         retry = RetryPolicy(max_attempts=tries, initial_backoff=0.05, max_backoff=0.3)
         self.client = AsyncClient(targets, timeout=timeout, retry=retry)
         self.number = number
@@ -79,7 +78,6 @@ class RecordingClient:
         self._timeout = timeout
 
     async def close(self) -> None:
-        """Close the connections."""
         await self.client.close()
 
     def _begin(self, kind: str, args: Mapping[str, Any]) -> Operation:
@@ -113,7 +111,7 @@ class RecordingClient:
         return result
 
     def _count(self, operation: Operation, noted: list[str]) -> None:
-        """Say how often a call was sent, now that it is over."""
+        """Record the number of attempts of a finished call."""
         if self.tries > 1:
             operation.args = {**operation.args, "tries": 1 + len(noted)}
 
@@ -122,7 +120,6 @@ class RecordingClient:
     async def save(
         self, message: Message, value: Value, *, if_revision: int | None, both: bool
     ) -> SaveResult | None:
-        """Save a message."""
         args = {
             "value": value.as_json(),
             "if_revision": if_revision,
@@ -137,7 +134,7 @@ class RecordingClient:
         )
 
     async def delete(self, id: str, *, if_revision: int | None) -> bool:
-        """Delete a message; tells whether that was acknowledged."""
+        """Delete a message; return whether the deletion was acknowledged."""
 
         async def delete() -> bool:
             await self.client.delete(id, if_revision=if_revision)
@@ -154,12 +151,12 @@ class RecordingClient:
         invalid: Message | None,
         cut_after: int,
     ) -> int:
-        """Save batches of one size over one stream, and leave it after some answers.
+        """Save batches of one size over one stream; close the stream after ``cut_after`` answers.
 
-        ``invalid`` is a message to be rejected, sent with the first batch, which must be the
-        only one. Returns how many batches were acknowledged.
+        ``invalid`` is a message to be rejected. It is sent with the first batch, which must then be
+        the only one. Returns the number of acknowledged batches.
         """
-        assert self.tries == 1, "the library sends batches again, nobody knows how often"
+        assert self.tries == 1, "the library retries batches an unknown number of times"
         begun: list[Operation] = []
         size = len(batches[0]) + (invalid is not None)
         code = "CUT"
@@ -196,7 +193,7 @@ class RecordingClient:
         skip: bool,
         invalid: Message | None,
     ) -> AsyncIterator[Message]:
-        """Yield the messages; each batch begins before its first one goes out."""
+        """Yield the messages; the operation of a batch begins before its first message is sent."""
         for number, batch in enumerate(batches):
             args: dict[str, Any] = {"values": [value.as_json() for _, value in batch]}
             args |= {"skip": True} if skip else {}
@@ -210,13 +207,12 @@ class RecordingClient:
     # ------------------------------------------------------------------ reads
 
     async def get(self, id: str) -> Message | None:
-        """Read a message."""
         return await self._call(
             "Get", {"id": id}, lambda: self.client.get(id), lambda one: {"items": [shown(one)]}
         )
 
     async def batch_get(self, ids: Sequence[str]) -> bool:
-        """Read several."""
+        """Read several messages."""
         result = await self._call(
             "BatchGet",
             {"ids": list(ids)},
@@ -228,10 +224,11 @@ class RecordingClient:
     async def page(
         self, args: Mapping[str, Any], token: str
     ) -> tuple[list[Any] | None, str] | None:
-        """Read a page of a list or search: the place of its last message, and its token.
+        """Read a page of a list or search; return the place of its last message, and the next
+        token.
 
-        ``args`` are those of the operation: ``session``, ``word``, ``tag``, ``order``,
-        ``size``, and ``after``, the place of the last message of the page before.
+        ``args`` are those of the operation: ``session``, ``word``, ``tag``, ``order``, ``size``,
+        and ``after``, the place of the last message of the previous page.
         """
         kind = "List" if args.get("list") else "Search"
         pager = self._list(args) if kind == "List" else self._search(args)
@@ -267,9 +264,9 @@ class RecordingClient:
     async def export(
         self, number: int, *, after: str, token: str, size: int, batches: int
     ) -> tuple[str, str, bool]:
-        """Read an export until it ends or breaks, or so many batches have come.
+        """Read an export until it ends or fails, or ``batches`` batches have arrived.
 
-        Returns the last id and token that came, and whether it is over.
+        Returns the last id and token received, and whether the export is complete.
         """
         operation = self._begin("Export", {"export": number, "after": after, "size": size})
         items: list[Any] = []
@@ -294,7 +291,7 @@ class RecordingClient:
 
 
 def fail(operation: Operation, error: SagaStoreError) -> None:
-    """Take down how a call has failed: for certain without effect, or nobody knows."""
+    """Record a failed call: refused without effect, or of unknown outcome."""
     ours = error.domain == "sagastore"
     if ours and error.code in _DEFINITE:
         answer = {}

@@ -145,7 +145,7 @@ async def _end(cluster: Cluster, phase: Phase, result: Round) -> None:
 
 async def _clear(cluster: Cluster, folder: Path, history: History, result: Round) -> None:
     """End everything, look at what is left, and take it away."""
-    if hasattr(cluster, "keeper"):
+    if hasattr(cluster, "supervisor"):
         said: list[str] = []
         for supervisor in (*cluster.former, cluster.supervisor):
             await supervisor.abandon()

@@ -12,7 +12,7 @@ from typing import Any
 from tools.chaos.checker import Report, check
 from tools.chaos.history import History, Mark, Outcome
 from tools.chaos.porcupine_check import PorcupineError, disagreements, porcupine_reports
-from tools.chaos.rollback_faults import DIRECTORY, ROWS
+from tools.chaos.set_back_faults import DIRECTORY, ROWS
 from tools.chaos.timeline import draw
 
 SECOND = 1_000_000_000

@@ -101,6 +101,7 @@ def _trim_memory() -> None:
 def main() -> None:
     """Run the command, watched."""
     from sagastore_server import app  # noqa: PLC0415 - in this process only
+    from sagastore_server.cli.main import main as run_command  # noqa: PLC0415 - in this process only
     from sagastore_server.sqlite import connection  # noqa: PLC0415
 
     connection.WRITER_CACHE_KIB = connection.READER_CACHE_KIB = _CACHE_KIB
@@ -117,7 +118,7 @@ def main() -> None:
         await serve(*args)
 
     vars(app)["serve"] = watched
-    main()
+    run_command()
 
 
 if __name__ == "__main__":
