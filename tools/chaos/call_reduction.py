@@ -1,8 +1,8 @@
-"""Makes the calls on an id fewer and more definite, without changing the verdict.
+"""Reduction of the calls on an id without changing the verdict.
 
-Values are mostly written once. Whoever sees such a value proves that its write has had its
-effect by then, and tells its revision. And of many reads that saw the same version, those
-that ended first and began last say all that the others say.
+Most values are written once. A read of such a value proves that its write has taken effect by then,
+and contains its revision. Among several reads of the same version, those that ended first and began
+last imply the others.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ SCANS = frozenset({"List", "Search", "Export"})
 
 
 def prove(calls: Mapping[str, Sequence[Call]], batches: Mapping[int, Sequence[Call]]) -> None:
-    """Settle what is known of writes that nobody acknowledged, from those who saw them.
+    """Resolve writes of unknown outcome from the reads that observed them.
 
-    A batch is applied wholly or not at all: where one of its values was seen, all of it
-    must have had its effect.
+    A batch is atomic: if one of its values was observed, the whole batch took effect.
     """
     for mine in calls.values():
         _prove_one(mine)
@@ -47,20 +46,19 @@ def _prove_one(calls: Sequence[Call]) -> None:
         (call,) = those
         first = min(one.end for one in seen)
         if first < call.start:
-            continue  # Seen before it was sent: nothing of that can be believed.
+            continue  # Observed before it was sent: the observation proves nothing.
         if not call.must:
             call.must, call.end = True, first
-        # One that is said to have changed nothing cannot have written what was seen.
+        # A save that changed nothing cannot have written the observed value.
         unsaid = call.revision is None and call.changed is not False
         if unsaid and len({one.revision for one in seen}) == 1:
             call.revision, call.changed = seen[0].revision, True
 
 
 def reduce_reads(calls: Iterable[Call], kinds: Sequence[str]) -> list[Call]:
-    """Leave out reads that say nothing more than others; ``kinds`` are those of operations.
+    """Remove reads that are implied by others; ``kinds`` are those of the operations.
 
-    Reads of an id by itself and answers of scans are kept apart: the first prove more to
-    a person.
+    Single reads and range reads are reduced separately, because single reads make clearer proofs.
     """
     kept: list[Call] = []
     finds: defaultdict[object, list[Call]] = defaultdict(list)
@@ -83,7 +81,7 @@ def reduce_reads(calls: Iterable[Call], kinds: Sequence[str]) -> list[Call]:
 
 
 def _narrowest(calls: Sequence[Call]) -> list[Call]:
-    """Return the calls within whose time there is no other's: those say all."""
+    """Return the calls whose interval contains no other call's interval."""
     kept: list[Call] = []
     for call in sorted(calls, key=lambda call: (call.end, -call.start)):
         if not kept or call.start > kept[-1].start:
@@ -92,7 +90,7 @@ def _narrowest(calls: Sequence[Call]) -> list[Call]:
 
 
 def until(calls: Iterable[Call], moment: float) -> list[Call]:
-    """Return what was known at a moment: what had not ended by then may not have happened."""
+    """Return the calls as known at a moment: a call that had not ended may not have happened."""
     known: list[Call] = []
     for call in calls:
         if call.start > moment:
@@ -105,7 +103,7 @@ def until(calls: Iterable[Call], moment: float) -> list[Call]:
 
 
 def as_unknown(call: Call) -> Call:
-    """Return a write as if nobody had answered it."""
+    """Return a write as if it had not been answered."""
     return replace(
         call, must=False, end=float("inf"), revision=None, created=None, changed=None, forced=False
     )

@@ -130,11 +130,11 @@ class Campaign:
             rounds.write(json.dumps(verdict, default=str) + "\n")
         if verdict["failed"]:
             self._caught.add(plant)
-        self._tell(plan, verdict, folder)
+        self._print_progress(plan, verdict, folder)
         if not (verdict["failed"] or self._options.keep):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _tell(self, plan: Plan, verdict: dict[str, Any], folder: Path) -> None:
+    def _print_progress(self, plan: Plan, verdict: dict[str, Any], folder: Path) -> None:
         done, rounds = self.totals.rounds, self._options.rounds * len(self._options.plants)
         each = (time.monotonic() - self._began) / done
         left = (rounds - done) * each / 60
@@ -143,7 +143,7 @@ class Campaign:
         self._say(
             f"{done:4}/{rounds}  seed {plan.seed}  {how:6}  {report['operations']:6,} calls  "
             f"{report['acknowledged']:5,} acknowledged  {report['unknown']:4,} unknown  "
-            f"{plan.told()}  [{each:.0f} s a round, {left:.0f} min left]"
+            f"{plan.description()}  [{each:.0f} s a round, {left:.0f} min left]"
         )
         if verdict["failed"]:
             for line in reasons(verdict)[:8]:

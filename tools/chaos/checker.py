@@ -73,12 +73,12 @@ class Report:
         }
 
     def __str__(self) -> str:
-        told = (
+        summary = (
             f"{self.operations:,} operations on {self.ids:,} ids, {self.unknown:,} of unknown "
             f"outcome, {self.acknowledged:,} acknowledged writes, {self.reads:,} answers checked"
         )
         wrong = [str(one) for one in (*self.violations, *self.undecided)]
-        return "\n".join([told, *(wrong or ["no violation"])])
+        return "\n".join([summary, *(wrong or ["no violation"])])
 
 
 def check(history: History, *, budget: int = linearizable.BUDGET) -> Report:
@@ -115,32 +115,34 @@ class _Judge:
         clashes = list(_clashes(self._history, id, every))
         self._report.violations += clashes
         calls = [] if clashes else reduce_reads(every, self._kinds)
-        told: set[Kind] = set()
+        reported: set[Kind] = set()
         for _ in range(_MOST):
             decision = linearize(calls, self._budget)
             self._report.configurations += decision.configurations
-            if decision.verdict is Verdict.UNDECIDED and not told:
+            if decision.verdict is Verdict.UNDECIDED and not reported:
                 what = f"{len(calls)} calls, undecided after {decision.configurations:,} orders"
                 one = violation(self._history, Kind.UNDECIDED, id, what, ())
                 self._report.undecided.append(one)
             if decision.verdict is not Verdict.NO:
                 return
             # Further contradictions show once these witnesses are removed.
-            gone = self._tell(id, calls, told)
+            gone = self._report_contradiction(id, calls, reported)
             if not gone:
                 return
             calls = [call for call in calls if call not in gone]
 
-    def _tell(self, id: str, calls: Sequence[Call], told: set[Kind]) -> set[Call]:
+    def _report_contradiction(
+        self, id: str, calls: Sequence[Call], reported: set[Kind]
+    ) -> set[Call]:
         """Report a contradiction unless its kind was reported already; return its witnesses."""
         proof = prove_wrong(calls, self._kinds)
         kind, what = name(proof, calls, self._kinds)
         if proof.unknown:
             what += f" (writes of unknown outcome, none of which explains it: {proof.unknown})"
-        if kind not in told:
+        if kind not in reported:
             numbers = [call.operation for call in (*proof.core, *_writers(proof.core, calls))]
             self._report.violations.append(violation(self._history, kind, id, what, numbers))
-        told.add(kind)
+        reported.add(kind)
         return {call for call in proof.core if not call.writes}
 
 
@@ -152,9 +154,11 @@ def _writers(core: Sequence[Call], calls: Sequence[Call]) -> list[Call]:
 
 def _clashes(history: History, id: str, calls: Sequence[Call]) -> Iterator[Violation]:
     """Find revisions that are used twice or decrease, without a search."""
-    told = [call for call in calls if call.revision is not None and call.digest is not None]
+    with_revision = [
+        call for call in calls if call.revision is not None and call.digest is not None
+    ]
     values: dict[int, Call] = {}
-    for call in told:
+    for call in with_revision:
         other = values.setdefault(call.revision or 0, call)
         if other.digest != call.digest:
             what = f"revision {call.revision} has two values"
@@ -163,9 +167,11 @@ def _clashes(history: History, id: str, calls: Sequence[Call]) -> Iterator[Viola
             )
             return
     highest: Call | None = None
-    context = sorted((call for call in told if call.must), key=lambda call: call.end)
+    context = sorted((call for call in with_revision if call.must), key=lambda call: call.end)
     passed = 0
-    for call in sorted((one for one in told if one.action in SAVES), key=lambda one: one.start):
+    for call in sorted(
+        (one for one in with_revision if one.action in SAVES), key=lambda one: one.start
+    ):
         while passed < len(context) and context[passed].end < call.start:
             if highest is None or (context[passed].revision or 0) > (highest.revision or 0):
                 highest = context[passed]

@@ -40,10 +40,10 @@ async def compare(path: Path, dsn: str, phase: Phase) -> list[str]:
     since.
     """
     record = await _record(dsn)
-    told = None if record is None else int(record["phase"])
+    recorded_phase = None if record is None else int(record["phase"])
     if phase is Phase.POSTGRES_ONLY:
         return await _compare_archive(path, dsn) if receipt_path(path).exists() else []
-    if told == Phase.POSTGRES_ONLY:
+    if recorded_phase == Phase.POSTGRES_ONLY:
         return [f"PostgreSQL is the only store, but the server is in {phase.label}"]
     if record is None or phase is Phase.SQLITE_ONLY:
         return []

@@ -1,7 +1,7 @@
-"""Levers: numbers in a file that change how a patched server behaves while it runs.
+"""Switches that change the behaviour of a patched server at run time.
 
-The campaign writes them, the server's process reads them (`faulty_server`); both map the
-same file. Every lever is a number of seconds or a share, and 0 switches it off.
+The campaign and the server process (`faulty_server`) map the same file. Each switch is a number:
+seconds or a share; 0 switches the fault off.
 """
 
 from __future__ import annotations
@@ -11,34 +11,35 @@ import struct
 from pathlib import Path
 
 SWITCHES = ("clock", "delivery", "postgres reads fail", "sqlite reads wait", "commits wait")
-"""By name: seconds that the wall clock is wrong; seconds between reading what goes to PostgreSQL
-and sending it; share of the reads of PostgreSQL that fail; seconds that a read of SQLite waits
-for a connection; seconds that a commit of SQLite takes longer."""
+"""By name: offset of the wall clock in seconds; seconds between reading rows for PostgreSQL and
+sending them; share of failing reads of PostgreSQL; seconds that a read of SQLite waits for a
+connection; additional seconds of a SQLite commit.
+"""
 
 _SIZE = struct.calcsize("d")
 
 
 class FaultSwitches:
-    """The numbers, in a file that both processes map."""
+    """Switch values in a file that both processes map."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
-        """Map the file at ``path``; ``create``: make it, with every lever at 0."""
+        """Map the file at ``path``; ``create`` makes it, with every switch at 0."""
         if create:
             path.write_bytes(bytes(_SIZE * len(SWITCHES)))
         with path.open("r+b") as file:
             self._numbers = mmap.mmap(file.fileno(), _SIZE * len(SWITCHES))
 
     def __getitem__(self, name: str) -> float:
-        """Return the number of a lever."""
+        """Return the value of a switch."""
         (number,) = struct.unpack_from("d", self._numbers, _SIZE * SWITCHES.index(name))
         return float(number)
 
     def __setitem__(self, name: str, number: float) -> None:
-        """Change the number of a lever."""
+        """Set the value of a switch."""
         struct.pack_into("d", self._numbers, _SIZE * SWITCHES.index(name), number)
 
     def reset(self) -> None:
-        """Switch all of them off."""
+        """Switch off all faults."""
         for name in SWITCHES:
             self[name] = 0.0
 

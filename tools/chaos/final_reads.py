@@ -1,4 +1,4 @@
-"""The end of a workload: everything is read back, in every way there is."""
+"""Final reads: reads all data back through every kind of read at the end of a workload."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from tools.chaos.recording_client import RecordingClient
 
 TIMEOUT = 10.0
 WITHIN = 60.0
-"""Seconds in which the service must have answered everything."""
+"""Seconds in which the service must answer all reads."""
 _WORDS = 50
-"""Words that are searched for; the latest values."""
+"""Number of words to search for, from the latest values."""
 _AT_ONCE = 4
 
 
 async def settle(
     targets: str, history: History, messages: KnownMessages, numbers: Iterator[int], client: int
 ) -> None:
-    """Read all that ``messages`` have, as the client of that number.
+    """Read all ``messages``, as client number ``client``.
 
     Raises:
-        UnavailableError: It could not be read within a minute.
-
+        UnavailableError: The data could not be read within a minute.
     """
     reader = RecordingClient(targets, history, client, timeout=TIMEOUT)
     try:
@@ -34,7 +33,7 @@ async def settle(
             await _FinalReads(reader, history, messages, numbers).read()
     except TimeoutError:
         raise UnavailableError(
-            f"the faults are over, and not everything could be read within {WITHIN:g} s"
+            f"not all data could be read within {WITHIN:g} s after the faults ended"
         ) from None
     finally:
         await reader.close()
@@ -55,7 +54,6 @@ class _FinalReads:
         self._room = asyncio.Semaphore(_AT_ONCE)
 
     async def read(self) -> None:
-        """Read everything."""
         ids = list(self._messages.all)
         works = [self._get(id) for id in ids if self._messages.all[id].writes]
         works += [self._batch(ids[begin : begin + 200]) for begin in range(0, len(ids), 200)]
@@ -76,7 +74,7 @@ class _FinalReads:
             await work
 
     async def _replay_command(self, attempt: Callable[[], Awaitable[bool]]) -> None:
-        """Try until there is an answer, each time as an operation of its own."""
+        """Retry until there is an answer; each attempt is a separate operation."""
         while True:
             if await attempt():
                 return

@@ -1,9 +1,9 @@
-"""Histories that are right because they were made so: a store in memory, used by turns.
+"""Generator of correct histories: a store in memory, used by one call at a time.
 
-Each call has a moment at which it happens to the store; begin and end are drawn around it.
-So the history is linearizable however much the calls overlap, and what a mutation of it
-makes wrong was right before. Values, revisions and the answers of lists, searches and
-exports are those that a service gives.
+Each call takes effect at one moment; its begin and end are drawn around it. The history is
+therefore linearizable however much the calls overlap, and a mutation breaks a history that was
+correct. Values, revisions, and the answers of lists, searches and exports are those of a real
+service.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ STEP = 1_000_000
 
 @dataclass
 class Model:
-    """The store: what is there, and one counter of revisions for all of it."""
+    """Store: messages by id, and one revision counter."""
 
     stored: dict[str, tuple[Value, int, int]] = field(default_factory=dict)
-    """By id: value, revision, time of creation."""
+    """By id: value, revision, creation time."""
     counter: int = 0
 
     def save(self, value: Value, guard: int | None) -> tuple[str, dict[str, Any]]:
@@ -56,16 +56,16 @@ class Model:
         return "", {}
 
     def shown(self, id: str) -> Shown:
-        """Return what a read shows."""
+        """Return what a read returns."""
         value, revision, created = self.stored[id]
         return Shown(id, value.digest, value.label, revision, created, value.timestamp)
 
 
 class HistoryGenerator:
-    """Makes up histories, all from one generator of random numbers."""
+    """Generates histories from one random generator."""
 
     def __init__(self, draw: random.Random, *, ids: int = 2, overlap: float = 3.0) -> None:
-        """Prepare; calls last up to ``overlap`` steps on each side of their moment."""
+        """Create the generator; calls last up to ``overlap`` steps on each side of their moment."""
         self.draw = draw
         self.model = Model()
         self.history = History()
@@ -77,7 +77,7 @@ class HistoryGenerator:
         self._late: list[tuple[int, Callable[[], object]]] = []
 
     def make(self, calls: int, *, unknown: float = 0.2, settle: bool = True) -> History:
-        """Make up so many calls; ``unknown`` is the share of writes that nobody answers."""
+        """Generate ``calls`` calls; ``unknown`` is the share of unanswered writes."""
         acts = [self._save, self._save, self._delete, self._get, self._get, self._batch_get,
                 self._list, self._search, self._bulk, self._export]  # fmt: skip
         for _ in range(calls):
@@ -119,7 +119,7 @@ class HistoryGenerator:
         return operation
 
     def _lose_answer(self, operation: Operation, effect: Callable[[], object]) -> None:
-        """Have the effect now, later, or never; and no answer in any case."""
+        """Let the write take effect now, later, or never, without an answer."""
         operation.outcome, operation.answer = Outcome.UNKNOWN, {}
         operation.code = "UNAVAILABLE"
         operation.end = operation.start + STEP // 2

@@ -1,8 +1,7 @@
-"""What a workload writes about: ids, what was last known of each, and values nobody has.
+"""Messages that a workload writes: ids, their last known state, and unique values.
 
-A few ids are hot: all clients contend for them. Most have a handful of operations. An id
-with too many writes of which nobody knows is left alone from then on, for each of them
-doubles what may have happened.
+A few ids are hot: all clients contend for them. Most ids get a handful of operations. An id with
+too many writes of unknown outcome is retired, because each of them doubles the possible histories.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from tools.chaos.values import Value, moment, word_of
 
 HOT = 4
 WRITERS = 3
-"""Writes of one id that are under way at the same time, at most."""
+"""Maximum number of concurrent writes to one id."""
 UNKNOWN = 6
-"""Writes of one id of which nobody knows, before it is left alone."""
+"""Writes of unknown outcome after which an id is retired."""
 FEW = 10
-"""Writes of an id that is not hot."""
+"""Number of writes to an id that is not hot."""
 SESSIONS = 6
 TAGS = ("amber", "basalt", "cobalt", "ember")
 
@@ -35,7 +34,7 @@ _TEXTS = (
 
 @dataclass
 class KnownMessage:
-    """An id, as far as a client remembers; nothing of it is relied upon."""
+    """Last known state of an id; possibly outdated."""
 
     id: str
     hot: bool = False
@@ -43,15 +42,15 @@ class KnownMessage:
     unknown: int = 0
     writes: int = 0
     revision: int | None = None
-    """The latest that anybody was told."""
+    """Latest revision in any answer."""
     last: Value | None = None
     message: Message | None = None
-    """The latest that was sent, for those who send it again."""
+    """Latest message that was sent, for repeated saves."""
     timestamp: int = 0
 
     @property
     def free(self) -> bool:
-        """Whether one more may write it."""
+        """Whether one more client may write to it."""
         most = WRITERS if self.hot else 2
         return self.busy < most and self.unknown < UNKNOWN and (self.hot or self.writes < FEW)
 
@@ -60,19 +59,19 @@ class KnownMessages:
     """All ids of a workload."""
 
     def __init__(self, seed: int, draw: random.Random) -> None:
-        """Begin with hot ones only."""
+        """Start with hot ids only."""
         self._seed = seed
         self._draw = draw
         self._made = 0
         self._numbers = 0
         self.all: dict[str, KnownMessage] = {}
         self.words: list[str] = []
-        """Of every value, in the order of their making."""
+        """Unique words of the values, in the order of their creation."""
         self.sessions = [f"session {seed}/{number}" for number in range(SESSIONS)]
         self._hot = [self._new(hot=True) for _ in range(HOT)]
 
     def begin_with(self, value: Value, revision: int) -> None:
-        """Know a message that was there before."""
+        """Add a message that existed before."""
         self.all[value.id] = KnownMessage(
             value.id, revision=revision, last=value, timestamp=value.timestamp
         )
@@ -86,12 +85,12 @@ class KnownMessages:
         return self.all[self._draw.choice(list(self.all)[-400:])]
 
     def some(self, most: int) -> list[str]:
-        """Return different ids to read, and now and then one that nobody has."""
+        """Return distinct ids to read, sometimes including one that does not exist."""
         ids = self._draw.sample(list(self.all), min(len(self.all), self._draw.randint(1, most)))
         return [*ids, f"nobody-{self._draw.randrange(100)}"]
 
     def free(self, *, known: bool = False) -> KnownMessage:
-        """Return an id to write; ``known``: of which a revision was told."""
+        """Return an id to write; ``known``: one whose revision is known."""
         for _ in range(8):
             target = self._draw.choice(self._hot) if self._draw.random() < 0.35 else self._cold()
             if target.hot and target.unknown >= UNKNOWN:
@@ -101,7 +100,7 @@ class KnownMessages:
         return self._new()
 
     def fresh(self, count: int) -> list[KnownMessage]:
-        """Return different ids for a batch, new ones and some that are there."""
+        """Return distinct ids for a batch, new and existing ones."""
         chosen = {target.id: target for target in (self._new() for _ in range(count // 2))}
         while len(chosen) < count:
             target = self.free()
@@ -129,7 +128,7 @@ class KnownMessages:
 
     @contextmanager
     def writing(self, *messages: KnownMessage) -> Iterator[None]:
-        """Count a write for as long as the context lasts."""
+        """Count a write for the duration of the context."""
         for target in messages:
             target.busy += 1
             target.writes += 1
@@ -142,7 +141,7 @@ class KnownMessages:
     # ------------------------------------------------------------------ values
 
     def message(self, target: KnownMessage) -> tuple[Message, Value]:
-        """Return a message that nobody has sent, now and then one that was sent last."""
+        """Return a new message, or sometimes the last one sent."""
         if target.message is not None and target.last is not None and self._draw.random() < 0.12:
             return target.message, target.last
         draw, number = self._draw, self._numbers

@@ -1,4 +1,4 @@
-"""Watches who holds PostgreSQL while a second server tries to serve."""
+"""Monitor of the lease in PostgreSQL while a second server tries to start."""
 
 from __future__ import annotations
 
@@ -10,59 +10,57 @@ import asyncpg
 
 _EVERY = 0.02
 _WITHIN = 0.5
-"""Seconds; where an answer takes longer, the second server may have had none either."""
+"""Seconds. If an answer takes longer, the second server may have received none either."""
 
 _SPARE = 0.2
-"""Seconds that a lease must have left for the next look to find it with the same server."""
+"""Seconds that a lease must have left so that the next query finds the same holder."""
 
 
-class Look(NamedTuple):
-    """What PostgreSQL said at one moment."""
+class LeaseState(NamedTuple):
+    """Lease as read from PostgreSQL at one moment."""
 
     holder: str
     seconds: float
-    """Left of the lease."""
+    """Seconds until the lease expires."""
 
 
 class LeaseWatch:
-    """Looks at the lease, again and again, by a connection of its own, until it is left."""
+    """Queries the lease repeatedly on a separate connection for the duration of the context."""
 
     def __init__(self, dsn: str) -> None:
-        """Prepare to watch; ``dsn`` leads directly to PostgreSQL."""
-        self.looks: list[Look | None] = []
-        """None: PostgreSQL did not say."""
+        """Create the monitor; ``dsn`` bypasses the proxy."""
+        self.states: list[LeaseState | None] = []
+        """None: PostgreSQL did not answer."""
         self._dsn = dsn
-        self._looked = asyncio.Event()
+        self._queried = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Begin, with a first look."""
         self._task = asyncio.create_task(self._watch(), name="lease watch")
-        await self._looked.wait()
+        await self._queried.wait()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End."""
         assert self._task is not None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
     @property
     def held(self) -> bool:
-        """Whether one server had it all the time, or lost it while it had time left.
+        """Whether one server held the lease throughout, or lost it before it expired.
 
-        Only then was there somebody whom a second server could have found, and it must
-        not have served. A holder that stops gives the lease back, and nobody holds it.
+        Only then could the second server detect a holder, and it must not have served. A holder
+        that stops releases its lease.
         """
-        first = before = self.looks[0]
-        for look in self.looks:
-            if look is None or before is None or first is None or not look.holder:
+        first = before = self.states[0]
+        for state in self.states:
+            if state is None or before is None or first is None or not state.holder:
                 return False
             if before.seconds < _SPARE:
                 return False
-            if look.holder != first.holder:
+            if state.holder != first.holder:
                 return True
-            before = look
+            before = state
         return before is not None and before.seconds >= _SPARE
 
     async def _watch(self) -> None:
@@ -77,10 +75,10 @@ class LeaseWatch:
                             "SELECT holder, extract(epoch FROM lease_until - "
                             "clock_timestamp())::float8 FROM migration"
                         )
-                    self.looks.append(None if row is None else Look(*row))
+                    self.states.append(None if row is None else LeaseState(*row))
                 except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                    self.looks.append(None)
-                self._looked.set()
+                    self.states.append(None)
+                self._queried.set()
                 await asyncio.sleep(_EVERY)
         finally:
             if connection is not None:

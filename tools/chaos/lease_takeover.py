@@ -1,13 +1,13 @@
-"""Takeover: the server stands still for longer than its lease, and a second one replaces it.
+"""Lease takeover: the server is frozen for longer than its lease, and a second one replaces it.
 
-A kind of round of its own. An operator who believes the first machine lost serves a copy of
-its file elsewhere; the lease lets the second server in once it has run out. Then the first
-one goes on, with calls under way. From then on it must acknowledge nothing and answer
-nothing, and learn that it was fenced. Clients that go to the second server must find
-everything that was ever acknowledged: the rest of the round is judged as any other.
+A takeover is a separate kind of round. An operator who considers the first machine lost serves a
+copy of its file elsewhere; the second server gets the lease once it has expired. The first server
+is then resumed with calls in progress. From then on it must neither acknowledge nor answer any
+call, and must detect that it was fenced. Clients of the second server must find all acknowledged
+writes; the rest of the round is judged like any other.
 
-In READ_POSTGRES the copy is made a moment before the first server stands still, while
-PostgreSQL gets nothing new. So writes that are under way are in the first file only.
+In READ_POSTGRES the copy is made just before the first server is frozen, while deliveries to
+PostgreSQL are stopped, so that writes in progress are in the first file only.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from tools.chaos.faults import ONCE
 from tools.chaos.plan import Plan
 
 TIMEOUT = 60.0
-"""Seconds for a call of a client: it waits while the first server stands still."""
+"""Seconds for a call of a client, which waits while the first server is frozen."""
 
 _SERVES_WITHIN = 40.0
 _FENCED_WITHIN = 20.0
 _HELD = 2.0
-"""Seconds that deliveries are held up, of which less than the server's patience pass."""
+"""Seconds that deliveries are delayed; less than the server's patience."""
 
 
 async def take_over(scene: Scene, plan: Plan) -> bool:
-    """Replace the server of the round; tell whether the second one serves."""
+    """Replace the server of the round; return whether the second one serves."""
     cluster, rng = scene.cluster, scene.rng
     await cluster.supervisor.up.wait()
     await asyncio.sleep(rng.uniform(1.5, 3.0))
@@ -65,12 +65,12 @@ async def take_over(scene: Scene, plan: Plan) -> bool:
 
 
 async def _freeze(cluster: Cluster, path: Path, *, early: bool) -> None:
-    """Let the server stand still, and copy its file: while it does, or ``early``."""
+    """Freeze the server and copy its file, while frozen or (``early``) before."""
     if not early:
         cluster.supervisor.signal(signal.SIGSTOP)
         await asyncio.to_thread(_copy, cluster.path, path)
         return
-    # Released only while the server is frozen, which has read the number before.
+    # Released while the server is frozen; it read the value before.
     with cluster.switch("delivery", _HELD):
         await asyncio.sleep(0.15)
         await asyncio.to_thread(_copy, cluster.path, path)
@@ -88,7 +88,7 @@ def _copy(path: Path, copy: Path) -> None:
 
 
 async def _serves(second: Supervisor) -> bool:
-    """Wait until the second server serves; False: it has refused, as where its copy is old."""
+    """Wait until the second server serves; False: it refused to start, for example on an old copy."""
     up = asyncio.create_task(second.up.wait())
     try:
         async with asyncio.timeout(_SERVES_WITHIN):
@@ -102,7 +102,7 @@ async def _serves(second: Supervisor) -> bool:
 
 
 async def _until_fenced(scene: Scene) -> None:
-    """Ask the first server to save until it says for certain that it may not."""
+    """Send saves to the first server until it reports that it is fenced."""
     async with AsyncClient(scene.cluster.server.address, retry=ONCE, timeout=3) as client:
         for _ in range(int(_FENCED_WITHIN / 0.25)):
             try:
@@ -111,7 +111,10 @@ async def _until_fenced(scene: Scene) -> None:
                 if "taken over" in str(exc):
                     return
             else:
-                scene.marks.mark("wrong", what="TAKEOVER: the first server has acknowledged a save")
+                scene.marks.mark(
+                    "wrong",
+                    what="TAKEOVER: the first server acknowledged a save after the takeover",
+                )
                 return
             await asyncio.sleep(0.25)
-    scene.marks.mark("wrong", what="TAKEOVER: the first server does not know of the second")
+    scene.marks.mark("wrong", what="TAKEOVER: the first server did not detect the takeover")

@@ -1,4 +1,4 @@
-"""Ways to make a history wrong that is right."""
+"""Mutations that make a correct history incorrect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ READS = {
 }
 
 Mutation = Callable[[History, random.Random], bool]
-"""Makes a history wrong; False where there is no occasion for it."""
+"""Mutates a history in place; returns False if the history offers no opportunity."""
 
 
 def _operations(history: History, kind: str, outcome: Outcome = Outcome.OK) -> list[Operation]:
@@ -45,7 +45,7 @@ def value_never_written(history: History, draw: random.Random) -> bool:
 
 
 def revision_with_two_values(history: History, draw: random.Random) -> bool:
-    """Let two reads of different values of one id tell the same revision."""
+    """Make two reads of different values of one id return the same revision."""
     seen: dict[str, Shown] = {}
     for operation in _operations(history, "Get"):
         (item,) = _items(operation)
@@ -57,7 +57,7 @@ def revision_with_two_values(history: History, draw: random.Random) -> bool:
 
 
 def acknowledged_write_lost(history: History, draw: random.Random) -> bool:
-    """Say that the last write, long over, has never been: nobody sees it."""
+    """Remove the last acknowledged write from all answers."""
     for id, item in _final(history).items():
         if _is_sure(history, item) and _forget(history, id, item):
             return True
@@ -65,12 +65,12 @@ def acknowledged_write_lost(history: History, draw: random.Random) -> bool:
 
 
 def _final(history: History) -> dict[str, Shown]:
-    """Return what the last Get of each id has found."""
+    """Return the result of the last Get of each id."""
     return {item.id: item for one in _operations(history, "Get") for item in _items(one)}
 
 
 def _is_sure(history: History, item: Shown) -> bool:
-    """Tell whether one save alone has written it, was answered, and nothing removes it."""
+    """Return whether exactly one answered save wrote it and nothing removes it."""
     written = [
         one for one in history if item.digest in str(one.args.get("value", one.args.get("values")))
     ]
@@ -95,7 +95,7 @@ def _writes(history: History, id: str) -> list[Operation]:
 
 
 def _forget(history: History, id: str, item: Shown) -> bool:
-    """Take an item out of all answers, as if it had never been there."""
+    """Remove an item from all answers."""
     for operation in history:
         items = _items(operation)
         left = [one for one in items if (one.id, one.digest) != (id, item.digest)]
@@ -113,7 +113,7 @@ def _forget(history: History, id: str, item: Shown) -> bool:
 
 
 def stale_final_value(history: History, draw: random.Random) -> bool:
-    """Let the last Get of an id show an earlier version."""
+    """Make the last Get of an id return an earlier version."""
     first: dict[str, Shown] = {}
     gets = _operations(history, "Get")
     for operation in gets:
@@ -129,25 +129,25 @@ def stale_final_value(history: History, draw: random.Random) -> bool:
 
 
 def _certain(history: History, reader: Operation) -> int:
-    """Return the greatest revision of an id that was told before a call on it began."""
+    """Return the highest revision of an id that was answered before a call on it began."""
     id = reader.args.get("id") or reader.args["value"]["id"]
-    told = [0]
+    revisions = [0]
     for one in history:
         if (one.end or 0) < reader.start:
-            told += [item.revision for item in _items(one) if item.id == id]
+            revisions += [item.revision for item in _items(one) if item.id == id]
             if one.kind == "Save" and one.args["value"]["id"] == id:
-                told.append(one.answer.get("revision", 0))
-    return max(told)
+                revisions.append(one.answer.get("revision", 0))
+    return max(revisions)
 
 
 def delete_undone(history: History, draw: random.Random) -> bool:
-    """Let the last Get of what is deleted show what was there before."""
+    """Make the last Get of a deleted message return its former value."""
     first = {item.id: item for one in reversed(_operations(history, "Get")) for item in _items(one)}
     for operation in reversed(_operations(history, "Get", Outcome.REFUSED)):
         item = first.get(operation.args["id"])
         if item is None or operation.start < max(one.start for one in history) - 10 * STEP:
             continue
-        # An absence that somebody saw after it was there makes it certain.
+        # Only an observed absence makes the deletion certain.
         there = max(one.end or 0 for one in _operations(history, "Get") if item in _items(one))
         unavailable_faults = any(
             one.args["id"] == item.id and there < one.start and (one.end or 0) < operation.start

@@ -1,4 +1,4 @@
-"""Carries out a plan: lets faults come and go, and steers the migration meanwhile."""
+"""Nemesis and operator: inject the faults of a plan and control the migration meanwhile."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ NEVER = {
     "TARGET_UNKNOWN",
     "MIGRATION_FINISHED",
 }
-"""Blockers that no fault of ours explains: the stores differ, or somebody else is there."""
+"""Blockers that no injected fault explains: the stores differ, or another server interferes."""
 
 DIFFER = {"VERIFICATION", "VERIFICATION_MISMATCH", "SHADOW_READS_DIFFER"}
-"""What is true for a while after PostgreSQL was set back."""
+"""Blockers that are expected for a while after PostgreSQL was set back."""
 
 
 class Nemesis:
-    """Lets the faults of a plan happen."""
+    """Injects the faults of a plan."""
 
     def __init__(self, plan: Plan, cluster: Cluster, history: History) -> None:
-        """Prepare to hurt ``cluster``."""
+        """Create the nemesis of ``cluster``."""
         self._plan = plan
         self._cluster = cluster
         self._history = history
 
     async def run(self) -> None:
-        """Go through the plan; all faults have ended when this returns."""
+        """Execute the plan; all faults have ended on return."""
         async with asyncio.TaskGroup() as group:
             for planned in self._plan.faults:
                 group.create_task(self._inject(planned))
@@ -63,16 +63,16 @@ class Nemesis:
                 self._history.mark("fault begins", **facts)
                 await asyncio.sleep(planned.seconds)
         except OSError as exc:
-            # What it was to hurt is gone already.
-            self._history.mark("fault came to nothing", **facts, why=repr(exc))
+            # The target of the fault no longer exists.
+            self._history.mark("fault failed", **facts, why=repr(exc))
         self._history.mark("fault ends", **facts)
 
 
 class Operator:
-    """Looks at the migration all the time, and steers it at random."""
+    """Operator: monitors the migration and controls it at random."""
 
     def __init__(self, plan: Plan, cluster: Cluster, history: History) -> None:
-        """Steer the server of ``cluster``, past the proxy; ``phase`` marks are from here."""
+        """Control the server of ``cluster``, bypassing the proxy; records the ``phase`` marks."""
         self._plan = plan
         self._cluster = cluster
         self._history = history
@@ -80,52 +80,50 @@ class Operator:
         self._seen: tuple[object, ...] = ()
         self._epoch = 0
         self._under_way: Phase | None = None
-        self._slowing: asyncio.Task[None] | None = None
+        self._slowdowns: asyncio.Task[None] | None = None
         self._client = AsyncClient(cluster.server.address, retry=ONCE, timeout=4)
         self._former: list[AsyncClient] = []
         self.status: Migration | None = None
-        """What was seen last."""
-        self.content = True
-        """Whether nothing was seen that must never be."""
+        """Latest observed state."""
+        self.clean = True
+        """Whether no forbidden state was observed."""
         self._compared_after_faults = False
         """Whether the stores were compared after all faults had ended."""
 
     async def close(self) -> None:
-        """Close the connection."""
-        if self._slowing is not None:
-            self._slowing.cancel()
+        if self._slowdowns is not None:
+            self._slowdowns.cancel()
         for client in (*self._former, self._client):
             await client.close()
 
     def switch_to(self, address: str) -> None:
-        """Steer another server from now on."""
+        """Control another server from now on."""
         self._former.append(self._client)
         self._client = AsyncClient(address, retry=ONCE, timeout=4)
 
-    # ------------------------------------------------------------------ looking
+    # ------------------------------------------------------------------ monitoring
 
     async def watch(self) -> None:
-        """Take down each change that can be seen, until cancelled."""
+        """Record each observable change until cancelled."""
         while True:
             with contextlib.suppress(SagaStoreError):
-                self.saw(await self._client.migration.get(timeout=1.0))
+                self.observe(await self._client.migration.get(timeout=1.0))
             await asyncio.sleep(0.15)
 
-    async def look(self) -> Migration:
-        """Return how it stands, now.
+    async def refresh(self) -> Migration:
+        """Return the current state of the migration.
 
         Raises:
-            SagaStoreError: Nobody answers.
-
+            SagaStoreError: The service does not answer.
         """
         status = await self._client.migration.get(timeout=2.0)
-        self.saw(status)
+        self.observe(status)
         return status
 
-    def saw(self, status: Migration) -> None:
-        """Take down what is new, and what must never be."""
+    def observe(self, status: Migration) -> None:
+        """Record changes, and report forbidden states."""
         if status.epoch < self._epoch:
-            return  # An answer that was overtaken.
+            return  # An outdated answer.
         self.status, self._epoch = status, status.epoch
         seen = (status.phase, status.epoch, status.reads_from)
         if seen != self._seen:
@@ -149,27 +147,29 @@ class Operator:
         if what.partition(":")[0] in DIFFER and self._may_differ:
             self._history.mark("excused", what=what)
             return
-        self.content = False
+        self.clean = False
         self._history.mark("wrong", what=what)
 
     @property
     def _may_differ(self) -> bool:
-        """Whether the stores may differ: PostgreSQL was set back, and not compared since."""
+        """Whether the stores may differ: PostgreSQL was set back and not compared since."""
         return not self._compared_after_faults and any(
             mark.kind == "set back" for mark in self._history.marks
         )
 
-    # ------------------------------------------------------------------ steering
+    # ------------------------------------------------------------------ actions
 
     async def begin(self) -> None:
-        """Let a backfill that was begun go on, at a pace."""
+        """Resume a started backfill at a limited rate."""
         if self._plan.begins is Phase.BACKFILL:
             if self._rng.random() < 0.6:
-                self._slowing = asyncio.create_task(self._slow(self._rng.uniform(1.0, 3.0)))
+                self._slowdowns = asyncio.create_task(
+                    self._slow_down_postgresql(self._rng.uniform(1.0, 3.0))
+                )
             await self._try("resume", self._pace)
 
-    async def steer(self) -> None:
-        """Do one thing after the other, until the round's time is over."""
+    async def operate(self) -> None:
+        """Perform random actions until the time of the round is over."""
         actions: dict[str, tuple[float, Callable[[], Awaitable[object]]]] = {
             "forward": (5, self._forward),
             "back": (1.2, self._back),
@@ -210,7 +210,7 @@ class Operator:
             return await self._change(Phase(status.phase + 1))
         done = await self._change(Phase.DUAL_WRITE, risk=0.6)
         if self._rng.random() < 0.6:
-            # Whether every write from then on is journalled, nothing shows as well as this.
+            # A verification is the best test that every write since then was journalled.
             await self._try("verify", self._verify)
         return done
 
@@ -221,7 +221,7 @@ class Operator:
         return await self._change(Phase(status.phase - 1))
 
     async def _change(self, phase: Phase, patience: float = 4.0, risk: float = 0.4) -> str:
-        """Change the phase; now and then something happens in that very moment."""
+        """Change the phase; sometimes a fault is injected during the change."""
         trip = (
             asyncio.create_task(self._inject_at_change(phase))
             if self._rng.random() < risk
@@ -244,11 +244,11 @@ class Operator:
             )
         finally:
             self._under_way = None
-        self.saw(done)
+        self.observe(done)
         return done.phase.label
 
     async def _inject_at_change(self, phase: Phase) -> None:
-        """Hurt something at the moment of a change, which is asked for 0.2 s after this begins."""
+        """Inject a fault at the moment of a change, which is requested 0.2 s after this starts."""
         proxy, rng = self._cluster.testbed.proxy, self._rng
         ways = ["kill", "kill", "cut", "slow PostgreSQL", "slow PostgreSQL"]
         if phase is Phase.POSTGRES_ONLY:
@@ -258,7 +258,9 @@ class Operator:
         how = rng.choice(ways)
         self._history.mark("tripped", how=how)
         if how == "slow PostgreSQL":
-            await self._slow(rng.uniform(0.4, 2.5 if phase is Phase.BACKFILL else 1.2))
+            await self._slow_down_postgresql(
+                rng.uniform(0.4, 2.5 if phase is Phase.BACKFILL else 1.2)
+            )
         elif how == "clients leave":
             await self._disconnect_clients()
         elif how == "kill when PostgreSQL has taken over":
@@ -271,23 +273,23 @@ class Operator:
             else:
                 proxy.cut(POSTGRES)
 
-    async def _slow(self, seconds: float) -> None:
-        """Let PostgreSQL be behind when a change comes, or while rows are copied."""
+    async def _slow_down_postgresql(self, seconds: float) -> None:
+        """Slow PostgreSQL down during a change, or while rows are copied."""
         proxy = self._cluster.testbed.proxy
         proxy.set(POSTGRES, delay=self._rng.choice([0.03, 0.1, 0.25]))
         await asyncio.sleep(seconds)
         proxy.set(POSTGRES)
 
     async def _disconnect_clients(self) -> None:
-        """Let clients go away while SQLite still commits what they have sent."""
+        """Disconnect clients while SQLite still commits their writes."""
         with self._cluster.switch("commits wait", self._rng.choice([0.5, 0.9])):
-            # Most likely while the change holds the writes, and waits for those under way.
+            # Most likely while the change holds writes and waits for calls in progress.
             await asyncio.sleep(0.2 + self._rng.uniform(0.1, 0.8))
             self._cluster.testbed.proxy.cut(CLIENTS)
             await asyncio.sleep(1.0)
 
     async def _wait_until_completed(self) -> None:
-        """Ask PostgreSQL itself, for a while, whether it is the only store."""
+        """Poll PostgreSQL for a while until it is the only store."""
         testbed = self._cluster.testbed
         with contextlib.suppress(OSError, asyncpg.PostgresError, TimeoutError):
             connection = await asyncpg.connect(testbed.dsn(self._cluster.database))
@@ -308,7 +310,7 @@ class Operator:
         await self._client.migration.control_backfill(
             paused=False, batch_size=size, max_rows_per_second=rate
         )
-        return f"{size} rows at a time, {rate} a second"
+        return f"{size} rows per batch, {rate} per second"
 
     async def _verify(self) -> str:
         return await self._compare(repair=False)
@@ -332,11 +334,10 @@ class Operator:
     # ------------------------------------------------------------------ the end
 
     async def finish(self) -> Migration:
-        """Bring the round to its end, when nothing is wrong any more: complete, or settle.
+        """Bring the migration to its final state without faults: complete, or settled.
 
         Raises:
-            TimeoutError: It does not come to that.
-
+            TimeoutError: The state is not reached.
         """
         goal = Phase.POSTGRES_ONLY if self._plan.completes else None
         if goal is None and self._plan.steers and self._rng.random() < 0.4:
@@ -348,8 +349,8 @@ class Operator:
                     if self._may_differ and _settled(status):
                         await self._compare_after_faults()
                         continue
-                    self.saw(status)
-                    if not self.content or goal is None or status.phase >= goal:
+                    self.observe(status)
+                    if not self.clean or goal is None or status.phase >= goal:
                         if _settled(status):
                             return status
                     else:
@@ -357,14 +358,16 @@ class Operator:
                 await asyncio.sleep(0.1)
 
     async def _compare_after_faults(self) -> None:
-        """Compare the stores now that PostgreSQL has all again; they must not differ any more."""
+        """Compare the stores once PostgreSQL has caught up; they must not differ any more."""
         with contextlib.suppress(FailedPreconditionError):
             async with contextlib.aclosing(self._client.migration.verify(timeout=20.0)) as steps:
                 async for progress in steps:
                     last = progress
             if last.mismatch_count:
-                self._history.mark("wrong", what=f"VERIFICATION: {last.mismatches} after set back")
-                self.content = False
+                self._history.mark(
+                    "wrong", what=f"VERIFICATION: {last.mismatches} after PostgreSQL was set back"
+                )
+                self.clean = False
         self._compared_after_faults = True
 
     async def _advance_towards_completion(self, status: Migration) -> None:
@@ -379,7 +382,7 @@ class Operator:
 
 
 def _settled(status: Migration) -> bool:
-    """Tell whether PostgreSQL has what it should, and answers if it should."""
+    """Return whether PostgreSQL has all its rows, and answers reads if it should."""
     if status.phase in {Phase.SQLITE_ONLY, Phase.POSTGRES_ONLY}:
         return True
     return not status.journal_rows and not status.reads_from_fallback

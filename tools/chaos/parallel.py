@@ -1,4 +1,4 @@
-"""Campaigns side by side: parts of one in processes of their own, and their sum."""
+"""Parallel campaigns: parts of a campaign in separate processes, and their merged results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Process = asyncio.subprocess.Process
 
 
 def parts(options: Options, jobs: int) -> Iterator[Options]:
-    """Divide a campaign: planted faults among the parts, else its rounds."""
+    """Split a campaign: by planted fault if there are several, otherwise by rounds."""
     for number in range(jobs):
         folder = options.folder / f"job-{number + 1}"
         if options.until_caught:
@@ -48,7 +48,7 @@ def command(options: Options) -> list[str]:
 
 
 async def run(options: Options, jobs: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Run the parts at the same time; return what became of all rounds, by seed."""
+    """Run the parts in parallel; return the results of all rounds, ordered by seed."""
     chosen = list(parts(options, jobs))
     async with asyncio.TaskGroup() as group:
         for number, part in enumerate(chosen):
@@ -70,14 +70,14 @@ async def _run_part(number: int, part: Options, say: Callable[[str], None]) -> N
 
 
 async def _end(process: _Process) -> None:
-    """Let it clean up, if it still runs."""
+    """Stop a part gracefully if it still runs."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     await process.wait()
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return what became of the rounds of a campaign that left its results in ``folder``."""
+    """Return the results of the rounds that a campaign left in ``folder``."""
     try:
         lines = (folder / ROUNDS).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

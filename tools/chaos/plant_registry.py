@@ -1,4 +1,4 @@
-"""Registry of planted faults, and what they are made with."""
+"""Registry of planted faults, and the helpers to write them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Plant(NamedTuple):
-    """A fault that can be planted."""
+    """Planted fault."""
 
     name: str
     what: str
@@ -19,11 +19,11 @@ PLANTS: dict[str, Plant] = {}
 
 
 POWER_PLANTS: dict[str, Plant] = {}
-"""Those that only a power loss shows; see ``power_loss``."""
+"""Planted faults that only a power loss reveals; see ``power_loss``."""
 
 
 def plant(name: str, what: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Register a fault."""
+    """Register a planted fault."""
 
     def register(put: Callable[[], None]) -> Callable[[], None]:
         PLANTS[name] = Plant(name, what, put)
@@ -33,8 +33,8 @@ def plant(name: str, what: str) -> Callable[[Callable[[], None]], Callable[[], N
 
 
 def replace(owner: object, name: str, value: object) -> None:
-    """Put ``value`` in place of an attribute that exists, and can be called as that can be."""
-    assert hasattr(owner, name), f"{owner} has no {name} any more"
+    """Replace an existing attribute; ``value`` must accept every call that the original accepts."""
+    assert hasattr(owner, name), f"{owner} no longer has {name}"
     before = getattr(owner, name)
     if inspect.isfunction(before) and inspect.isfunction(value):
         missing = _not_taken(inspect.signature(value), inspect.signature(before))
@@ -43,7 +43,7 @@ def replace(owner: object, name: str, value: object) -> None:
 
 
 def _not_taken(patch: inspect.Signature, original: inspect.Signature) -> set[str]:
-    """Return what the original takes and the patch does not, by name."""
+    """Return the names of parameters that the original accepts and the patch does not."""
     kinds = {one.kind for one in patch.parameters.values()}
     any_number = inspect.Parameter.VAR_POSITIONAL in kinds
     any_name = any_number or inspect.Parameter.VAR_KEYWORD in kinds
@@ -51,6 +51,6 @@ def _not_taken(patch: inspect.Signature, original: inspect.Signature) -> set[str
 
 
 def changed(statements: dict[str, str], name: str, old: str, new: str) -> None:
-    """Change a part of a statement."""
-    assert old in statements[name], f"the statement {name} is another one now"
+    """Change a part of an SQL statement."""
+    assert old in statements[name], f"the statement {name} no longer contains {old!r}"
     statements[name] = statements[name].replace(old, new)

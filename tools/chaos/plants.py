@@ -1,8 +1,8 @@
-"""Faults that are planted in the product, one at a time, to see the campaign catch them.
+"""Planted faults: mutations of the product that the campaign must catch.
 
-Each is a patch of the real modules, put in place in the server's own process before the
-real command runs (``faulty_server``). Most make one rule of docs/migration.md untrue; all
-are small, of the kind that a change could bring in unnoticed.
+Each is a patch of the real modules, applied in the server process before the real command runs
+(``faulty_server``). Most violate one rule of docs/explanation/migration.md. All are small, such as
+an unnoticed regression could be.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from tools.chaos.plant_registry import PLANTS, POWER_PLANTS, Plant, changed, pla
 __all__ = ["PLANTS", "POWER_PLANTS", "Plant", "put"]
 
 FSYNC = 0.005
-"""Seconds that a COMMIT takes on a usual disk; on those of the campaign it takes none."""
+"""Seconds that a COMMIT takes on a typical disk; the campaign's own disks take none."""
 
 ONE_IN = 40
-"""How many times out of how many a fault that need not come always does."""
+"""Inverse share of the opportunities at which an intermittent fault occurs."""
 
 
 _FAILURES = StorageFullError, UnavailableError, CorruptStoreError
@@ -96,7 +96,7 @@ def _ack_before_commit() -> None:
     replace(SQLiteGroupWriter, "_run", run)
 
 
-@plant("ack-what-failed", "a group that cannot be committed (disk full, say) is acknowledged")
+@plant("ack-what-failed", "a group whose commit fails (for example: disk full) is acknowledged")
 def _ack_what_failed() -> None:
     original = SQLiteGroupWriter._commit
 
@@ -114,7 +114,7 @@ def _ack_what_failed() -> None:
     replace(SQLiteGroupWriter, "_commit", commit)
 
 
-@plant("ignore-if-revision", "a Save with if_revision overwrites whatever is there, now and then")
+@plant("ignore-if-revision", "a Save sometimes ignores if_revision")
 def _ignore_if_revision() -> None:
     original, times = Changes.save, itertools.count(1)
 
@@ -126,7 +126,7 @@ def _ignore_if_revision() -> None:
     replace(Changes, "save", save)
 
 
-@plant("forget-index", "a message that changes keeps its old words in SQLite's search index")
+@plant("forget-index", "a changed message keeps its old words in SQLite's search index")
 def _forget_index() -> None:
     def update(self: Any, before: Any, after: Any) -> None:
         number = self._numbers[before.id]
@@ -148,7 +148,7 @@ def _drop_journal_row() -> None:
     replace(Batch, "_entries", entries)
 
 
-@plant("prune-unconfirmed", "the journal is emptied of what PostgreSQL does not have yet")
+@plant("prune-unconfirmed", "entries are pruned from the journal before PostgreSQL has them")
 def _prune_unconfirmed() -> None:
     original = SQLiteSource.prune
 
@@ -162,7 +162,7 @@ def _prune_unconfirmed() -> None:
     replace(Replicator, "_prune", eager)
 
 
-@plant("apply-out-of-order", "the first entry of a batch is applied after those behind it")
+@plant("apply-out-of-order", "the first entry of a batch is applied last")
 def _apply_out_of_order() -> None:
     original = PostgreSQLReplica.apply
 
@@ -177,7 +177,7 @@ def _apply_out_of_order() -> None:
     replace(PostgreSQLReplica, "apply", apply)
 
 
-@plant("apply-late", "an entry is applied with the batch after its own, as it was read then")
+@plant("apply-late", "an entry is applied with the next batch, with its outdated content")
 def _apply_late() -> None:
     original, late = PostgreSQLReplica.apply, list[Entry]()
 
@@ -192,7 +192,7 @@ def _apply_late() -> None:
     replace(PostgreSQLReplica, "apply", apply)
 
 
-@plant("note-before-apply", "the place in the journal is noted before the rows are stored")
+@plant("note-before-apply", "the journal position is stored before the rows")
 def _note_before_apply() -> None:
     original = PostgreSQLReplica.apply
 
@@ -200,7 +200,7 @@ def _note_before_apply() -> None:
         self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry], after: int | None = None
     ) -> None:
         async def nothing(_: object) -> None:
-            """Hold the lease and raise the mark."""
+            """Only hold the lease and advance the position."""
 
         await self._holding(lease, nothing, entries[-1].sequence)
         await original(self, lease, entries)
@@ -208,7 +208,7 @@ def _note_before_apply() -> None:
     replace(PostgreSQLReplica, "apply", apply)
 
 
-# ---------------------------------------------------------------------- what PostgreSQL guards
+# ---------------------------------------------------------------------- guards in PostgreSQL
 
 
 @plant("unguarded-upsert", "an older revision replaces a newer one in PostgreSQL")
@@ -216,7 +216,7 @@ def _unguarded_upsert() -> None:
     changed(MIGRATION, "upsert", "WHERE messages.revision < excluded.revision", "")
 
 
-@plant("skip-tombstones", "PostgreSQL keeps no tombstones of what is deleted")
+@plant("skip-tombstones", "PostgreSQL stores no tombstones of deleted messages")
 def _skip_tombstones() -> None:
     changed(MIGRATION, "bury", "FROM gone\nON", "FROM gone WHERE false\nON")
 
@@ -237,7 +237,7 @@ def _skip_deletes() -> None:
     replace(PostgreSQLReplica, "apply", apply)
 
 
-@plant("backfill-skips", "the backfill leaves out the last row of each batch")
+@plant("backfill-skips", "the backfill omits the last row of each batch")
 def _backfill_skips() -> None:
     original = PostgreSQLReplica.prepare
 
@@ -261,7 +261,7 @@ def _fence_without_draining() -> None:
     replace(Replicator, "catch_up", catch_up)
 
 
-@plant("fence-stays-open", "writes go on while the phase changes")
+@plant("fence-stays-open", "writes are not held while the phase changes")
 def _fence_stays_open() -> None:
     @asynccontextmanager
     async def closed(self: Any, within: float) -> AsyncIterator[None]:
@@ -270,7 +270,7 @@ def _fence_stays_open() -> None:
     replace(WriteFence, "closed", closed)
 
 
-@plant("stale-fallback", "in READ_POSTGRES reads go to PostgreSQL even while it is behind")
+@plant("stale-fallback", "in READ_POSTGRES reads go to PostgreSQL even while it lags behind")
 def _stale_fallback() -> None:
     async def read(self: Any, name: str, read: Callable[[Any], Any]) -> Any:
         phase = self._current_state.phase
@@ -290,7 +290,7 @@ def _confirm_too_soon() -> None:
     replace(Replicator, "confirm", confirm)
 
 
-@plant("claim-both", "an answer says that both stores have a write, whether they have it or not")
+@plant("claim-both", "durable_on always contains both stores")
 def _claim_both() -> None:
     original = Router._confirmed
 
@@ -301,7 +301,7 @@ def _claim_both() -> None:
     replace(Router, "_confirmed", confirmed)
 
 
-@plant("return-too-soon", "PostgreSQL answers again after an outage without having caught up")
+@plant("return-too-soon", "PostgreSQL answers reads after an outage before it has caught up")
 def _return_too_soon() -> None:
     def approach(self: Any, entries: int) -> None:
         phase = self._current_state.phase
@@ -318,13 +318,13 @@ def _return_too_soon() -> None:
     replace(Replicator, "_attach", attached)
 
 
-# ---------------------------------------------------------------------- starts, and the end
+# ---------------------------------------------------------------------- start and completion
 
 
-@plant("trust-old-phase", "a start believes the phase that the file tells, without asking")
+@plant("trust-old-phase", "at startup the phase in the file is trusted without asking PostgreSQL")
 def _trust_old_phase() -> None:
     async def resume(self: Any) -> None:
-        """Believe what the file says."""
+        """Trust the phase in the file."""
 
     replace(MigratingService, "_resume_the_last_step", resume)
     for module in (migrating_service, attachment):
@@ -345,7 +345,7 @@ def _complete_without_draining() -> None:
     replace(Cutover, "_final_check", final_check)
 
 
-@plant("gap-before-journal", "dual write begins a moment after the phase says so")
+@plant("gap-before-journal", "journalling starts a moment after the change to dual write")
 def _gap_before_journal() -> None:
     original = Batch._entries
     begun: list[float] = []

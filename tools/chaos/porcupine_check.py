@@ -1,11 +1,10 @@
-"""A second opinion on histories: the Porcupine checker of ``tools/chaos/porcupine``.
+"""Second check of histories with Porcupine (``tools/chaos/porcupine``).
 
     python -m tools.chaos.porcupine_check [FILE or FOLDER...]
 
-Builds the Go program where it is out of date, runs it over histories, and compares its
-verdict on each message id with that of `tools.chaos.checker`. Folders are searched for
-``history.jsonl``; without arguments, ``var/chaos``. Exit status 1 if either checker finds a
-violation, or if they disagree.
+Builds the Go program if it is outdated, runs it over histories, and compares its verdict on each
+message id with that of `tools.chaos.checker`. Folders are searched for ``history.jsonl``; the
+default is ``var/chaos``. Exit status 1 if either checker finds a violation, or if they disagree.
 """
 
 from __future__ import annotations
@@ -41,21 +40,21 @@ class PorcupineError(Exception):
 
 @dataclass(frozen=True)
 class PorcupineReport:
-    """What Porcupine found in one history."""
+    """Porcupine's result for one history."""
 
     operations: int
     ids: int
     seconds: float
     verdict: str
-    """``linearizable``, ``violation``, or ``unknown``: a check timed out."""
+    """``linearizable``, ``violation``, or ``unknown`` if a check timed out."""
     violations: dict[str, str] = field(default_factory=dict)
-    """Explanations, by message id."""
+    """Explanations by message id."""
     undecided: tuple[str, ...] = ()
-    """The ids whose check timed out."""
+    """Ids whose check timed out."""
 
     @classmethod
     def read(cls, record: dict[str, Any]) -> PorcupineReport:
-        """Return what one line of the program's output says."""
+        """Parse one line of the program's output."""
         return cls(
             record["operations"],
             record["ids"],
@@ -70,19 +69,17 @@ class PorcupineReport:
         return {**self.__dict__, "undecided": list(self.undecided)}
 
     def __str__(self) -> str:
-        """Tell it to a person."""
-        told = f"{self.operations:,} operations, {self.ids:,} ids, {self.seconds:.1f} s"
+        summary = f"{self.operations:,} operations, {self.ids:,} ids, {self.seconds:.1f} s"
         wrong = [f"  violation at id {id}: {why}" for id, why in self.violations.items()]
         wrong += [f"  unknown, timed out: id {id}" for id in self.undecided]
-        return "\n".join([f"{told}: {self.verdict}", *wrong])
+        return "\n".join([f"{summary}: {self.verdict}", *wrong])
 
 
 def build() -> Path:
-    """Build the program where it is missing or older than its source; return its path.
+    """Build the program if it is missing or older than its source; return its path.
 
     Raises:
-        SecondOpinionError: Go is missing, or the build failed.
-
+        PorcupineError: Go is missing, or the build failed.
     """
     newest = max(path.stat().st_mtime for path in SOURCES.iterdir())
     if PROGRAM.exists() and PROGRAM.stat().st_mtime >= newest:
@@ -96,7 +93,7 @@ def build() -> Path:
         if done.returncode:
             why = " ".join(done.stderr.split())
             raise PorcupineError(f"the Porcupine checker could not be built: {why}")
-        # Moved, not written in place: another campaign may be running the old one.
+        # Renamed into place, because another campaign may be running the old program.
         made.touch()
         made.replace(PROGRAM)
     return PROGRAM
@@ -112,14 +109,13 @@ def _run(command: Sequence[str], seconds: int, **options: Any) -> subprocess.Com
 
 
 def porcupine_reports(paths: Sequence[Path], *options: str) -> list[PorcupineReport]:
-    """Return what Porcupine finds in each of the histories saved at ``paths``.
+    """Return Porcupine's result for each history in ``paths``.
 
     Raises:
-        SecondOpinionError: The program cannot be built, or failed.
-
+        PorcupineError: The program cannot be built, or it failed.
     """
     command = [str(build()), "-json", *options, *map(str, paths)]
-    # The garbage collector must not take all processors from a round that runs meanwhile.
+    # The garbage collector must not occupy all processors while a round runs.
     one_processor = os.environ | {"GOMAXPROCS": "1"}
     done = _run(command, RUN_SECONDS, env=one_processor)
     if done.returncode not in {0, 1}:
@@ -128,37 +124,37 @@ def porcupine_reports(paths: Sequence[Path], *options: str) -> list[PorcupineRep
 
 
 def disagreements(history: History, report: Report, theirs: PorcupineReport) -> Iterator[str]:
-    """Compare the verdicts of both checkers on each id; yield a line for each difference.
+    """Compare both verdicts on each id; yield a line for each difference.
 
-    An id that one of them could not decide is no disagreement. Neither is what Porcupine
-    does not check: tools/chaos/porcupine/README.md.
+    Undecided ids do not count, and neither do checks that Porcupine does not make
+    (tools/chaos/porcupine/README.md).
     """
     kinds: defaultdict[str, set[Kind]] = defaultdict(set)
     for one in (*report.violations, *report.undecided):
         kinds[one.id].add(one.kind)
     for id in theirs.violations:
         if id not in kinds:
-            yield f"{id}: Porcupine finds a violation, the checker in Python finds none"
+            yield f"{id}: Porcupine finds a violation, the Python checker finds none"
     open_ids = {"", *theirs.violations, *theirs.undecided}
     suspects = {id: found for id, found in kinds.items() if id not in open_ids}
     if not suspects:
         return
     projection = Projection(history)
     for id, found in sorted(suspects.items()):
-        # Without what is known of other ids of a batch, which Porcupine does not use.
+        # Without evidence from other ids of a batch, which Porcupine does not use.
         alone = linearize(projection.calls[id]).verdict
         if Kind.PHANTOM in found or alone is Verdict.NO:
-            told = ", ".join(sorted(found))
-            yield f"{id}: the checker in Python finds {told}, Porcupine finds no violation"
+            kinds = ", ".join(sorted(found))
+            yield f"{id}: the Python checker finds {kinds}, Porcupine finds no violation"
 
 
 def main() -> int:
-    """Judge histories by both checkers."""
+    """Check histories with both checkers."""
     parser = argparse.ArgumentParser(prog="make porcupine", description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="*", type=Path, default=[Path("var/chaos")], metavar="PATH")
     paths = list(_histories(parser.parse_args().paths))
     if not paths:
-        return _fail("no history found; make chaos CHAOS_ARGS=--keep keeps those of its rounds")
+        return _fail("no history found; run make chaos CHAOS_ARGS=--keep to keep histories")
     try:
         found = porcupine_reports(paths)
     except PorcupineError as exc:
@@ -170,8 +166,10 @@ def main() -> int:
         different = list(disagreements(history, report, theirs))
         wrong += bool(different or theirs.violations or not report.ok)
         verdict = "no violation" if report.ok else ", ".join(sorted(report.kinds))
-        told = [f"  DISAGREEMENT at id {line}" for line in different]
-        sys.stdout.write("\n".join([f"{path}: {theirs}", f"  in Python: {verdict}", *told]) + "\n")
+        lines = [f"  DISAGREEMENT at id {line}" for line in different]
+        sys.stdout.write(
+            "\n".join([f"{path}: {theirs}", f"  Python checker: {verdict}", *lines]) + "\n"
+        )
     return 1 if wrong else 0
 
 

@@ -1,14 +1,14 @@
-"""A TCP proxy that misbehaves on order: a process of its own, between two others.
+"""TCP proxy with controllable faults, in a separate process.
 
     client ── link "clients" ── server ── link "postgres" ── PostgreSQL
 
-A link passes bytes on, and may delay, throttle or hold them in either direction, cut its
-connections (RST), close one half of them (FIN), or refuse new ones. *Up* is towards where
-the link leads. Held bytes are neither lost nor acknowledged to the application: as on a
-network that is gone without a word. When the hold ends they go on, unless the connection
-was cut.
+A link forwards bytes and can delay, throttle or hold them in either direction, reset its
+connections (RST), close one half of them (FIN), or refuse new ones. *Up* is the direction from the
+accepting side to the target. Held bytes are neither lost nor acknowledged to the application, as on
+a network that drops all packets. They are forwarded when the hold ends, unless the connection was
+reset.
 
-As a module this is the process: one JSON document a line comes in, one goes out.
+As a module this is the process itself: it reads and answers one JSON document per line.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class _Policy:
-    """How a link treats what passes it."""
+    """How a link treats its traffic."""
 
     def __init__(self) -> None:
         self.delay = 0.0
-        """Seconds that each piece waits."""
+        """Seconds of delay per chunk."""
         self.jitter = 0.0
-        """Up to so many seconds more, at random."""
+        """Maximum additional random delay in seconds."""
         self.rate = 0
-        """Bytes a second in each direction and connection; 0: any."""
+        """Bytes per second per direction and connection; 0: unlimited."""
         self.refuse = False
         """Whether new connections are reset."""
         self.gates = {direction: asyncio.Event() for direction in DIRECTIONS}
@@ -68,7 +68,7 @@ class _Policy:
 
 
 class _Pair:
-    """A connection that came in, and the one that was made for it."""
+    """Accepted connection and its connection to the target."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class _Pair:
         self._readers: dict[Direction, asyncio.StreamReader] = {"up": near[0], "down": far[0]}
 
     async def run(self) -> None:
-        """Pass bytes on until both directions have ended, or one has failed."""
+        """Forward bytes until both directions have ended, or one has failed."""
         try:
             await asyncio.gather(*(self._forward_bytes(direction) for direction in DIRECTIONS))
         except OSError:
@@ -105,12 +105,12 @@ class _Pair:
         self.half_close(direction)
 
     def half_close(self, direction: Direction) -> None:
-        """Tell one side that nothing more will come; the other direction goes on."""
+        """Send FIN in one direction; the other direction stays open."""
         with contextlib.suppress(OSError, RuntimeError):
             self._writers[direction].write_eof()
 
     def cut(self) -> None:
-        """Reset both connections; what was on the way is lost."""
+        """Reset both connections; bytes in transit are lost."""
         for writer in self._writers.values():
             reset(writer)
 
@@ -125,7 +125,7 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 
 class _Link:
-    """Listens on a port of its own, and passes on to ``to``."""
+    """Listens on its own port and forwards to ``to``."""
 
     def __init__(self, to: str) -> None:
         self.to = to
@@ -145,7 +145,7 @@ class _Link:
         self.cut(1.0)
 
     def cut(self, share: float) -> int:
-        """Reset a share of the connections, at random; return how many."""
+        """Reset a random share of the connections; return their number."""
         chosen = [pair for pair in self._pairs if random.random() < share]
         for pair in chosen:
             pair.cut()
@@ -182,7 +182,7 @@ async def _connect(to: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class _Service:
-    """Does what it is told."""
+    """Executes the commands of the controlling process."""
 
     def __init__(self) -> None:
         self._links: dict[str, _Link] = {}
@@ -208,7 +208,7 @@ class _Service:
 
 
 async def serve() -> None:
-    """Take orders from standard input until it ends."""
+    """Execute commands from standard input until it ends."""
     service = _Service()
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
@@ -222,31 +222,30 @@ async def serve() -> None:
         sys.stdout.flush()
 
 
-# ---------------------------------------------------------------------- for those who order
+# ---------------------------------------------------------------------- control
 
 
 class Proxy:
-    """The process, as others see it. Its calls block for about a millisecond."""
+    """Handle of the proxy process. Its calls block for about a millisecond."""
 
     def __init__(self) -> None:
-        """Start it."""
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # Ctrl+C is for the campaign, which then ends this.
+            # Ctrl+C is handled by the campaign, which then ends the proxy.
             start_new_session=True,
         )
 
     def open(self, link: str, to: str) -> int:
-        """Make a link to ``host:port``, or to a path of a socket; return its port."""
+        """Create a link to ``host:port`` or to the path of a socket; return its port."""
         port: int = self._order("open", link, to=to)["port"]
         return port
 
     def lead(self, link: str, to: str) -> None:
-        """Let new connections of a link lead to somewhere else."""
+        """Forward new connections of a link to another target."""
         self._order("lead", link, to=to)
 
     def set(
@@ -259,23 +258,23 @@ class Proxy:
         *,
         refuse: bool = False,
     ) -> None:
-        """Say how the link is to treat what passes; what is not named is as it should be."""
+        """Set the faults of a link; omitted options are reset."""
         self._order("set", link, delay=delay, jitter=jitter, rate=rate, hold=hold, refuse=refuse)
 
     def cut(self, link: str, share: float = 1.0) -> int:
-        """Reset a share of its connections; return how many."""
+        """Reset a share of the connections of a link; return their number."""
         return int(self._order("cut", link, share=share)["done"])
 
     def half_close(self, link: str, direction: Direction) -> int:
-        """Close one direction of all its connections; return how many there are."""
+        """Close one direction of all connections of a link; return their number."""
         return int(self._order("half_close", link, direction=direction)["done"])
 
     def accepted(self, link: str) -> int:
-        """Return how many connections it has taken."""
+        """Return the number of accepted connections."""
         return int(self._order("accepted", link)["done"])
 
     def close(self) -> None:
-        """End it, and with it all its connections."""
+        """End the process and all its connections."""
         with self._lock:
             self._process.kill()
             self._process.wait()
@@ -291,7 +290,7 @@ class Proxy:
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("the proxy has ended")
+            raise RuntimeError("the proxy process has ended")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"the proxy could not {do}: {answer['error']}")
@@ -300,7 +299,7 @@ class Proxy:
 
 @contextlib.contextmanager
 def running_proxy() -> Iterator[Proxy]:
-    """Run a proxy for as long as the context lasts."""
+    """Run a proxy for the duration of the context."""
     proxy = Proxy()
     try:
         yield proxy
@@ -309,7 +308,7 @@ def running_proxy() -> Iterator[Proxy]:
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    # A connection that is reset makes asyncio tell of it; that is what it is for.
+    # asyncio would log every reset connection.
     asyncio.run(_quietly(work))
 
 

@@ -1,4 +1,4 @@
-"""Answers that come in pages or streams: what they show, and what they ought to show."""
+"""Range reads: pages of lists and searches, and exports; what they contain and should contain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Place = tuple[int, bytes]
 
 
 class Question(NamedTuple):
-    """The conditions of a list or search; None asks for nothing."""
+    """Conditions of a list or search; None: no condition."""
 
     session: str | None = None
     tag: str | None = None
@@ -28,11 +28,11 @@ class Question(NamedTuple):
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> Question:
-        """Return what an operation asked for."""
+        """Return the conditions of an operation."""
         return cls(args.get("session"), args.get("tag"), args.get("word"))
 
     def holds(self, value: Value) -> bool:
-        """Tell whether a value meets all of them."""
+        """Return whether a value meets all conditions."""
         return (
             self.session in {None, value.session}
             and (self.tag is None or self.tag in value.tags)
@@ -41,10 +41,10 @@ class Question(NamedTuple):
 
 
 class Scans:
-    """Reads lists, searches and exports into a projection."""
+    """Adds lists, searches and exports to a projection."""
 
     def __init__(self, projection: Projection) -> None:
-        """Know the values that are ever written."""
+        """Prepare for the values that the history writes."""
         self._to = projection
         self._ids = sorted(projection.values, key=str.encode)
         self._keys = [id.encode() for id in self._ids]
@@ -54,12 +54,12 @@ class Scans:
                 for key in _keys_of(value):
                     self._index[key].add(id)
         self._exports: dict[int, tuple[int, set[str]]] = {}
-        """When each export began, and what it has shown."""
+        """Start of each export, and the ids it has returned so far."""
 
     # ------------------------------------------------------------------ lists and searches
 
     def page(self, operation: Operation) -> None:
-        """Read one page, which is a read of its own."""
+        """Process one page, which is a separate read."""
         if operation.outcome is not Outcome.OK:
             return
         items = [Shown(*item) for item in operation.answer["items"]]
@@ -79,7 +79,7 @@ class Scans:
             places.insert(0, _place(after))
         for one, other in itertools.pairwise(places):
             if not (one > other if falling else one < other):
-                what = f"{one[1].decode()} comes before {other[1].decode()}"
+                what = f"{one[1].decode()} precedes {other[1].decode()}"
                 self._to.report(Kind.WRONG_ORDER, operation, what, other[1].decode())
                 return
 
@@ -100,16 +100,18 @@ class Scans:
     # ------------------------------------------------------------------ exports
 
     def export(self, operation: Operation) -> None:
-        """Read what one stream of an export brought."""
+        """Process the messages from one stream of an export."""
         number, after = operation.args["export"], operation.args.get("after") or ""
         since, seen = self._exports.setdefault(number, (operation.start, set()))
         items = [Shown(*item) for item in operation.answer.get("items", ())]
         ids = [item.id.encode() for item in items]
         if any(not one < other for one, other in itertools.pairwise([after.encode(), *ids])):
-            self._to.report(Kind.WRONG_ORDER, operation, "an export is ordered by id")
+            self._to.report(Kind.WRONG_ORDER, operation, "the export is not ordered by id")
         for item in items:
             if item.id in seen:
-                self._to.report(Kind.EXPORT_TWICE, operation, "it came before", item.id)
+                self._to.report(
+                    Kind.EXPORT_TWICE, operation, "the export contains the message twice", item.id
+                )
             seen.add(item.id)
             self._to.found(operation, item, None)
         done = operation.outcome is Outcome.OK
@@ -129,15 +131,15 @@ class Scans:
 
 
 class _Range(NamedTuple):
-    """The part of an order that a page is about; its ends belong to it."""
+    """Range of an order that a page covers, ends included."""
 
     low: Place | None
     high: Place | None
     but: Place | None
-    """The last place of the page before, which does not belong to it."""
+    """Last place of the previous page, which is excluded."""
 
     def holds(self, place: Place) -> bool:
-        """Tell whether a place is in it."""
+        """Return whether a place is in the range."""
         return (
             (self.low is None or self.low <= place)
             and (self.high is None or place <= self.high)
@@ -146,7 +148,7 @@ class _Range(NamedTuple):
 
 
 def _range_of(operation: Operation, items: Sequence[Shown]) -> _Range | None:
-    """Return what a page covers; None where its place among the pages is not known."""
+    """Return the range of a page; None if its position among the pages is unknown."""
     after, more = operation.args.get("after"), operation.answer.get("more", False)
     if operation.args["order"] == "RELEVANCE":
         return None if after or more else _Range(None, None, None)

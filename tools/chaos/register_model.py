@@ -1,9 +1,8 @@
-"""The model: one message id is a register with a value, an existence and a revision.
+"""Register model: a message id is a register with a value, an existence and a revision.
 
-A call on it is allowed in a state, and leads to another, or is not allowed. Answers do not
-tell every revision (a deletion's is never told, that of a write without an answer only when
-it is read), so a revision may be unknown and is then bounded from below; the first answer
-that tells it fixes it.
+A call is allowed in a state and leads to another state, or is not allowed. Answers do not contain
+every revision: that of a deletion is never returned, that of an unanswered write only when it is
+read. An unknown revision is bounded from below until the first answer fixes it.
 """
 
 from __future__ import annotations
@@ -14,28 +13,28 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 NEVER = math.inf
-"""The end of a call that may have its effect at any time, or never."""
+"""End of a call that may take effect at any time, or never."""
 
 
 class Action(Enum):
-    """What a call does, or has seen."""
+    """Effect or observation of a call."""
 
     SAVE = auto()
     SAVE_IF_NEW = auto()
-    """Of a bulk save that skips what is there."""
+    """Part of a bulk save that skips existing messages."""
     DELETE = auto()
     DELETE_IF_THERE = auto()
-    """Of a client that repeats by itself, and takes NOT_FOUND for success."""
+    """Deletion by a client that retries and treats NOT_FOUND as success."""
     FIND = auto()
-    """The value is there."""
+    """The value exists."""
     ABSENT = auto()
-    """Nothing is there."""
+    """No message exists."""
     OUTSIDE = auto()
-    """What is there, if anything, is none of ``among``: a list, search or export lacks it."""
+    """No message exists, or its value is not in ``among``: a list, search or export lacks it."""
     EXISTS = auto()
-    """Refused since something is there."""
+    """Refused because a message exists."""
     MISMATCH = auto()
-    """Refused since what is there has not the revision ``guard``."""
+    """Refused because the stored revision is not ``guard``."""
 
 
 WRITES = frozenset({Action.SAVE, Action.SAVE_IF_NEW, Action.DELETE, Action.DELETE_IF_THERE})
@@ -44,45 +43,45 @@ SAVES = frozenset({Action.SAVE, Action.SAVE_IF_NEW})
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """One operation, as far as it is about one id."""
+    """Part of an operation that concerns one id."""
 
     operation: int
-    """Its number in the history."""
+    """Number of the operation in the history."""
     action: Action
     start: int
     end: float
     must: bool = True
-    """False: it may have had its effect, at any time after its start, or not."""
+    """False: the call may have taken effect at any time after its start, or not at all."""
     digest: str | None = None
     revision: int | None = None
-    """That the answer told: of what was stored, found, or stood in the way."""
+    """Revision in the answer: stored, read, or conflicting."""
     guard: int | None = None
     created: bool | None = None
     changed: bool | None = None
-    """Whether the answer said that the save changed something."""
+    """Whether the answer says that the save changed the message."""
     among: frozenset[str] = frozenset()
     forced: bool = False
-    """Not acknowledged, but part of a batch of which something was seen."""
+    """Not acknowledged, but part of a batch of which a message was observed."""
 
     @property
     def writes(self) -> bool:
-        """Whether it can change something."""
+        """Whether the call can change the state."""
         return self.action in WRITES
 
 
 class State(NamedTuple):
-    """What is stored under an id."""
+    """State of an id."""
 
     digest: str | None = None
-    """None: nothing."""
+    """None: no message is stored."""
     revision: int | None = None
-    """None: nothing is stored, or it is not known yet and greater than ``floor``."""
+    """None: no message is stored, or its revision is unknown and greater than ``floor``."""
     floor: int = 0
-    """No later change has a revision that is not greater."""
+    """Every later change has a greater revision."""
 
 
 def step(call: Call, state: State) -> State | None:
-    """Return the state after a call, or None if it cannot be answered so in this one."""
+    """Return the state after a call, or None if the call is not allowed in this state."""
     if call.action is Action.SAVE:
         return _save(call, state)
     if call.action is Action.SAVE_IF_NEW:
@@ -93,7 +92,7 @@ def step(call: Call, state: State) -> State | None:
 
 
 def dominates(one: State | None, other: State) -> bool:
-    """Tell whether all that can follow ``other`` can follow ``one`` as well."""
+    """Return whether ``one`` allows every continuation that ``other`` allows."""
     if one is None or one.digest != other.digest:
         return False
     if one.revision is not None or other.digest is None:
@@ -102,7 +101,7 @@ def dominates(one: State | None, other: State) -> bool:
 
 
 def is_settled(call: Call) -> bool:
-    """Tell whether a call that changes nothing now could do nothing else later."""
+    """Return whether a call that changes nothing now cannot have another effect later."""
     return not call.writes or (call.action is Action.SAVE and call.revision is not None)
 
 
@@ -134,7 +133,7 @@ def _delete(call: Call, state: State) -> State | None:
 
 
 def _guard(call: Call, state: State) -> State | None:
-    """Return the state with the revision that the guard asks for, if it can have it."""
+    """Return the state with the revision that the guard requires, if that is possible."""
     if call.guard is None:
         return state
     if call.guard == 0:
@@ -143,7 +142,7 @@ def _guard(call: Call, state: State) -> State | None:
 
 
 def _known(state: State, revision: int | None) -> State | None:
-    """Return the state of a message of which somebody tells the revision."""
+    """Return the state of a message after an answer contained its revision."""
     if revision is None:
         return state
     if state.revision is None:

@@ -1,7 +1,7 @@
-"""Planted faults that break one of the promises of docs/reliability.md that were broken once.
+"""Planted faults that reintroduce former bugs of the guarantees in docs/explanation/reliability.md.
 
-Each undoes one repair: what SQLite shows while PostgreSQL answers reads, what `flush` waits
-for, who may acknowledge, and how a PostgreSQL that was set back is found.
+Each reverts one fix: which SQLite answers are released while PostgreSQL answers reads, what `flush`
+waits for, which server may acknowledge, and how a set-back of PostgreSQL is detected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tools.chaos.plant_registry import plant, replace
 
 
 def _release_at_once(*, failed: bool) -> None:
-    """Hand out an answer of SQLite at once where PostgreSQL failed to answer, or was not asked."""
+    """Release SQLite's answer at once if PostgreSQL failed to answer, or was not asked."""
     read_before, release_before = Router._read, Router._release
     asked = ContextVar[bool]("asked")
 
@@ -40,7 +40,7 @@ def _release_at_once(*, failed: bool) -> None:
 
 @plant(
     "release-read-before",
-    "an answer of SQLite to a read from before PostgreSQL became current is handed out at once",
+    "an answer of SQLite to a read that began before PostgreSQL became current is released at once",
 )
 def _release_read_before() -> None:
     _release_at_once(failed=False)
@@ -48,13 +48,13 @@ def _release_read_before() -> None:
 
 @plant(
     "release-failed-read",
-    "an answer of SQLite to a read that PostgreSQL failed to answer is handed out at once",
+    "an answer of SQLite to a read that PostgreSQL failed to answer is released at once",
 )
 def _release_failed_read() -> None:
     _release_at_once(failed=True)
 
 
-@plant("flush-at-once", "flushing the queue of writes does not wait for those in it")
+@plant("flush-at-once", "a flush does not wait for queued writes")
 def _flush_at_once() -> None:
     async def flush(self: SQLiteSource) -> int:
         return self.committed
@@ -64,7 +64,7 @@ def _flush_at_once() -> None:
 
 @plant(
     "acknowledge-unproved",
-    "a write is acknowledged without a look at whether another server has taken over",
+    "a write is acknowledged without checking whether another server has taken over",
 )
 def _acknowledge_unproved() -> None:
     async def confirmed(self: Router) -> bool:
@@ -75,7 +75,7 @@ def _acknowledge_unproved() -> None:
     replace(Router, "_confirmed", confirmed)
 
 
-@plant("trust-set-back", "PostgreSQL's position is never compared with what it was")
+@plant("trust-set-back", "PostgreSQL's position is never compared with its former position")
 def _trust_set_back() -> None:
     holding = PostgreSQLReplica._holding
 
@@ -94,6 +94,6 @@ def _trust_set_back() -> None:
 @plant("connection-loss-unheard", "a lost connection to PostgreSQL is not followed by a comparison")
 def _connection_loss_unheard() -> None:
     def suspect(self: Replicator) -> None:
-        """Trust whatever answers next."""
+        """Trust the next answer."""
 
     replace(Replicator, "_suspect", suspect)

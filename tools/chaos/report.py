@@ -1,4 +1,4 @@
-"""What a campaign came to, as text and as JSON."""
+"""Totals of a campaign, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ RESURRECTED = ("RESURRECTED_DELETE",)
 
 
 def kind_of(complaint: str) -> str:
-    """Return what a complaint beside the history begins with: its kind."""
+    """Return the kind of a finding besides the history: the text before the colon."""
     return complaint.partition(":")[0]
 
 
 class Totals:
-    """Adds up rounds."""
+    """Sums up rounds."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self.rounds = 0
         self.failed: list[dict[str, Any]] = []
         self.faults: Counter[tuple[str, str]] = Counter()
@@ -35,17 +34,16 @@ class Totals:
         self.unavailable_in = 0
         self.starts = 0
         self.porcupine: Counter[str] = Counter()
-        """Rounds by Porcupine's verdict, its ids, and its disagreements."""
+        """Rounds by Porcupine's verdict, with its ids and its disagreements."""
         self.porcupine_seconds = 0.0
 
     def add(self, verdict: dict[str, Any]) -> None:
-        """Add a round."""
         report, plan = verdict["report"], verdict["plan"]
         self.rounds += 1
         self.seconds += verdict["seconds"]
         self.starts += verdict["starts"]
         self.begins[f"{plan['origin']}, {plan['begins']}"] += 1
-        self.ended_in[verdict["ended_in"] or "(not to its end)"] += 1
+        self.ended_in[verdict["ended_in"] or "(not finished)"] += 1
         for name, row in verdict["faults"].items():
             for phase, count in row.items():
                 self.faults[name, phase] += count
@@ -55,7 +53,7 @@ class Totals:
         for name in ("operations", "unknown", "acknowledged", "reads"):
             self.calls[name] += report[name]
         self.calls["looks"] += report["by_kind"].get("Peek/ok", 0)
-        # They are in the history, and are no calls.
+        # Inspections are part of the history, but they are not calls.
         self.calls["operations"] -= sum(
             count for name, count in report["by_kind"].items() if name.startswith("Peek/")
         )
@@ -75,7 +73,6 @@ class Totals:
             self.failed.append(verdict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for programs."""
         table: dict[str, dict[str, int]] = {}
         for (name, phase), count in sorted(self.faults.items()):
             table.setdefault(name, {})[phase] = count
@@ -110,7 +107,7 @@ class Totals:
         return sum(self.kinds[kind] for kind in kinds)
 
     def _porcupine_json(self) -> dict[str, Any]:
-        """Return what Porcupine found; nothing if it was not asked."""
+        """Return Porcupine's totals; empty if it did not run."""
         if not self.porcupine:
             return {}
         names = ("rounds", "operations", "ids", "linearizable", "violation", "unknown")
@@ -118,35 +115,36 @@ class Totals:
         return counts | {"seconds": round(self.porcupine_seconds, 1)}
 
     def _porcupine_text(self) -> list[str]:
-        told = self._porcupine_json()
-        if not told:
+        totals = self._porcupine_json()
+        if not totals:
             return []
         verdicts = ", ".join(
-            f"{told[one]} {one}" for one in ("linearizable", "violation", "unknown")
+            f"{totals[one]} {one}" for one in ("linearizable", "violation", "unknown")
         )
-        extent = f"{told['operations']:,} operations, {told['ids']:,} ids, {told['seconds']} s"
+        extent = (
+            f"{totals['operations']:,} operations, {totals['ids']:,} ids, {totals['seconds']} s"
+        )
         return [
-            f"  Porcupine                 {verdicts} of {told['rounds']} histories ({extent})",
-            f"  Disagreements             {told['disagreements']}",
+            f"  Porcupine                 {verdicts} of {totals['rounds']} histories ({extent})",
+            f"  Disagreements             {totals['disagreements']}",
         ]
 
     def text(self) -> str:
-        """Return it for people."""
-        told = self.as_json()
+        totals = self.as_json()
         lines = [
             f"  Rounds                    {self.rounds:,} ({len(self.failed)} failed)",
-            f"  Faults                    {told['faults_in_all']:,} of {len(told['faults'])} kinds",
+            f"  Faults                    {totals['faults_in_all']:,} of {len(totals['faults'])} kinds",
             f"  Changes of phase          {sum(self.changes.values()):,}",
             f"  Starts of the server      {self.starts:,}",
-            f"  Calls                     {told['calls']:,}",
-            f"  Of unknown outcome        {told['unknown']:,}",
-            f"  Acknowledged writes       {told['acknowledged_writes']:,}",
-            f"  Answers checked           {told['answers_checked']:,} messages",
-            f"  Looks into a store        {told['looks_into_a_store']:,}",
-            f"  Losses                    {told['losses']}",
-            f"  Stale reads               {told['stale_reads']}",
-            f"  Resurrected deletes       {told['resurrected_deletes']}",
-            f"  Violations in all         {told['violations']}",
+            f"  Calls                     {totals['calls']:,}",
+            f"  Of unknown outcome        {totals['unknown']:,}",
+            f"  Acknowledged writes       {totals['acknowledged_writes']:,}",
+            f"  Answers checked           {totals['answers_checked']:,} messages",
+            f"  Store inspections         {totals['looks_into_a_store']:,}",
+            f"  Losses                    {totals['losses']}",
+            f"  Stale reads               {totals['stale_reads']}",
+            f"  Resurrected deletes       {totals['resurrected_deletes']}",
+            f"  Violations in total       {totals['violations']}",
             f"  Longest unavailability    {self.unavailable:.1f} s (seed {self.unavailable_in})",
             *self._porcupine_text(),
             "",
@@ -165,17 +163,17 @@ class Totals:
 
 
 class PlantResult(NamedTuple):
-    """What became of a planted fault."""
+    """Result of a planted fault."""
 
     first: int
-    """In which round it was caught first; 0: in none."""
+    """Round in which it was first caught; 0: none."""
     rounds: int
-    """How many were run."""
+    """Number of rounds run."""
     by: list[str]
 
 
 def caught(name: str, verdicts: list[dict[str, Any]]) -> PlantResult:
-    """Find in which of its rounds the planted fault ``name`` was caught."""
+    """Find the round in which the planted fault ``name`` was first caught."""
     own = [verdict for verdict in verdicts if verdict["plant"] == name]
     own.sort(key=lambda verdict: int(verdict["plan"]["seed"]))
     for number, verdict in enumerate(own, start=1):
@@ -186,7 +184,7 @@ def caught(name: str, verdicts: list[dict[str, Any]]) -> PlantResult:
 
 
 def planted_table(found: dict[str, PlantResult], whats: dict[str, str]) -> str:
-    """Return in how many rounds each planted fault was caught, as Markdown."""
+    """Return a Markdown table of the planted faults and the rounds that caught them."""
     lines = [
         "| planted fault | what is wrong | caught in round | by |",
         "|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""One round: processes, clients, faults, an operator; then everything is compared."""
+"""One round: processes, clients, faults and an operator, then a comparison of all data."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ _DEFECT_MARKERS = ("internal error", "Traceback", "following failed", "the backf
 
 @dataclass
 class Round:
-    """What a round came to."""
+    """Result of a round."""
 
     plan: Plan
     plant: str
     ended_in: str = ""
     wrong: list[str] = field(default_factory=list)
-    """What went wrong beside what the checker finds in the history."""
+    """Findings besides those of the history checker."""
     starts: int = 0
-    """How often the server was started."""
+    """Number of server starts."""
     seconds: float = 0.0
 
-    def told(self) -> dict[str, Any]:
-        """Return it as it is saved."""
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as it is saved."""
         plan = self.plan._asdict() | {
             "begins": self.plan.begins.label,
             "faults": [one._asdict() for one in self.plan.faults],
@@ -60,7 +60,7 @@ class Round:
 async def run_round(
     testbed: Testbed, templates: Templates, plan: Plan, plant: str, folder: Path
 ) -> Round:
-    """Run a round, and leave history and log in ``folder``."""
+    """Run a round; leave its history and log in ``folder``."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     history, result = History(), Round(plan, plant)
@@ -75,8 +75,8 @@ async def run_round(
             clock=plan.needs_clock,
         )
         await _live(cluster, plan, history, result)
-    except Exception as exc:  # noqa: BLE001 - a round that fails in any way must be told of
-        result.wrong.append(f"NOT ENDED: the round could not be run to its end: {exc!r}")
+    except Exception as exc:  # noqa: BLE001 - a round that fails in any way must be as_json of
+        result.wrong.append(f"NOT ENDED: the round failed: {exc!r}")
     finally:
         result.seconds = loop.time() - began
         await _clear(cluster, folder, history, result)
@@ -102,7 +102,7 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
         async with asyncio.TaskGroup() as group:
             group.create_task(Nemesis(plan, cluster, history).run())
             if plan.steers:
-                group.create_task(operator.steer())
+                group.create_task(operator.operate())
         await cluster.recover()
         history.mark("mended")
         phase = (await operator.finish()).phase
@@ -122,11 +122,11 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
 
 
 async def _until_settled(operator: Operator) -> None:
-    """Wait for what the last writes have left in the journal."""
+    """Wait until the journal is empty."""
     async with asyncio.timeout(30):
         while True:
             try:
-                status = await operator.look()
+                status = await operator.refresh()
             except SagaStoreError:
                 status = None
             if status is not None and not status.journal_rows:
@@ -137,14 +137,14 @@ async def _until_settled(operator: Operator) -> None:
 async def _end(cluster: Cluster, phase: Phase, result: Round) -> None:
     ending = await cluster.supervisor.end()
     if ending.status:
-        result.wrong.append(f"STOP: asked to stop, the server ended with {ending}")
+        result.wrong.append(f"STOP: the server did not stop cleanly: {ending}")
         return
     differences = await compare(cluster.path, cluster.testbed.dsn(cluster.database), phase)
     result.wrong += [f"STORES DIFFER: {line}" for line in differences]
 
 
 async def _clear(cluster: Cluster, folder: Path, history: History, result: Round) -> None:
-    """End everything, look at what is left, and take it away."""
+    """End all processes, collect findings, and clean up."""
     if hasattr(cluster, "supervisor"):
         said: list[str] = []
         for supervisor in (*cluster.former, cluster.supervisor):
@@ -156,7 +156,7 @@ async def _clear(cluster: Cluster, folder: Path, history: History, result: Round
         (folder / "server.log").write_text("\n".join(said) + "\n", encoding="utf-8")
     result.wrong += _wrong_marks(history)
     history.save(folder / "history.jsonl")
-    (folder / "round.json").write_text(json.dumps(result.told(), indent=2, default=str))
+    (folder / "round.json").write_text(json.dumps(result.as_json(), indent=2, default=str))
     try:
         await cluster.recover()
         await cluster.testbed.drop(cluster.database)
@@ -165,9 +165,9 @@ async def _clear(cluster: Cluster, folder: Path, history: History, result: Round
 
 
 def _wrong_endings(endings: list[Ending]) -> list[str]:
-    """Find processes that have ended by themselves, though they served."""
+    """Find processes that ended unexpectedly while serving."""
     return [
-        f"ENDED BY ITSELF: {ending}"
+        f"UNEXPECTED EXIT: {ending}"
         for ending in endings
         if ending.served and not ending.asked & _KILLED
     ]
@@ -182,7 +182,7 @@ def _wrong_marks(history: History) -> list[str]:
     for mark in history.marks:
         facts = mark.facts
         if mark.kind == "second server" and facts["served"] and not facts["may"]:
-            found.append(f"SECOND SERVER: it served ({facts['how']})")
+            found.append(f"SECOND SERVER: a second server served ({facts['how']})")
         if mark.kind == "backup" and "Traceback" in facts["said"]:
             found.append(f"BACKUP: {facts['said']}")
     return list(dict.fromkeys(found))

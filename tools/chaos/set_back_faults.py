@@ -1,14 +1,14 @@
-"""PostgreSQL set back: it is restored to an earlier state while the server runs.
+"""Faults that set PostgreSQL back to an earlier state while the server runs.
 
-Two ways. *Data directory*: a base backup is taken, and some moments later PostgreSQL is
-stopped, its data directory replaced by that backup, and started again; all connections are
-lost. *Rows*: one transaction puts the rows and the record of the migration back to what they
-were, and no connection is lost, as where a dump is restored into the running database.
+- *Data directory*: a base backup is taken; some moments later PostgreSQL is stopped, its data
+  directory is replaced by the backup, and it is started again. All connections are lost.
+- *Rows*: one transaction restores the rows and the migration record. No connection is lost, as when
+  a dump is restored into a running database.
 
-Neither is done while PostgreSQL is the only store or about to become it: nothing else has its
-writes. Rows are put back only while PostgreSQL answers no reads: without a lost connection
-the server learns of it when it next proves its lease, and reads are stale until then
-(docs/reliability.md).
+Neither happens while PostgreSQL is the only store or about to become it, because no other copy of
+its writes exists. Rows are restored only while PostgreSQL answers no reads: without a lost
+connection the server detects the change at its next lease renewal, and reads are stale until then
+(docs/explanation/reliability.md).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from sagastore_server.storage.replication import MigrationState
 from tools.chaos.cluster import POSTGRES, Cluster
 from tools.chaos.fault_registry import Scene, fault, mostly_up
 
-DIRECTORY, ROWS = "PostgreSQL set back", "PostgreSQL's rows put back"
-"""The two kinds of fault. They count where they were carried out."""
+DIRECTORY, ROWS = "PostgreSQL set back", "PostgreSQL's rows restored"
+"""The two kinds of fault. They count only where they were carried out."""
 
 _TABLES = ("messages", "tombstones", "quarantine", "files", "legacy_extra", "migration")
 _FOLLOWS = {Phase.DUAL_WRITE, Phase.BACKFILL}
-"""Phases in which PostgreSQL follows, and answers no reads."""
+"""Phases in which PostgreSQL is replicated to and answers no reads."""
 _WITHIN = 8.0
-"""Seconds in which a server notices; one that is down, or frozen, needs longer."""
+"""Seconds in which a running server detects it; a stopped or frozen one needs longer."""
 
 _EXPECTED_ERRORS = (
     OSError,
@@ -47,12 +47,12 @@ _EXPECTED_ERRORS = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
-"""What another fault that hurts PostgreSQL makes of this one."""
+"""Errors that simultaneous faults of PostgreSQL cause here."""
 
 
 @fault(DIRECTORY, (0.2, 1.5), weight=3, needs="clock")
 async def _data_directory(scene: Scene) -> AsyncIterator[None]:
-    """Replace the data directory; now and then the server is late to hear of it."""
+    """Replace the data directory; in some cases the server detects it late."""
     cluster, testbed = scene.cluster, scene.cluster.testbed
     backup = testbed.folder / f"base-{scene.rng.getrandbits(32):x}"
     how = scene.rng.choice(["at once", "server frozen", *["frozen, deliveries late"] * 2])
@@ -66,16 +66,16 @@ async def _data_directory(scene: Scene) -> AsyncIterator[None]:
             async with _delay_detection(scene, how), testbed.turn:
                 await _replace(scene, backup, how)
     except _EXPECTED_ERRORS as exc:
-        raise OSError(f"PostgreSQL could not be set back: {exc!r}") from exc
+        raise OSError(f"setting PostgreSQL back failed: {exc!r}") from exc
     finally:
         shutil.rmtree(backup, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager
 async def _delay_detection(scene: Scene, how: str) -> AsyncIterator[None]:
-    """Keep the server from noticing at once that its connections are gone.
+    """Keep the server from detecting the lost connections at once.
 
-    Where deliveries are late as well, nothing but reads asks PostgreSQL for a moment.
+    If deliveries are delayed as well, only reads access PostgreSQL for a moment.
     """
     if how == "at once":
         yield
@@ -97,7 +97,8 @@ async def _replace(scene: Scene, backup: Path, how: str) -> None:
     try:
         await asyncio.to_thread(testbed.postgres.stop)
         testbed.proxy.cut(POSTGRES)
-        # Stopped, it cannot take over any more; had that begun, it may have by now.
+        # While stopped, it cannot become the only store; a change in progress may have completed by
+        # now.
         if last != Phase.POSTGRES_ONLY and not _completing(cluster.path):
             await asyncio.to_thread(testbed.postgres.replace_data, backup)
             replaced = True
@@ -108,7 +109,7 @@ async def _replace(scene: Scene, backup: Path, how: str) -> None:
 
 @fault(ROWS, (0.2, 1.5), weight=2)
 async def _rows(scene: Scene) -> AsyncIterator[None]:
-    """Restore rows and record in one transaction, while the server is connected."""
+    """Restore rows and record in one transaction while the server stays connected."""
     cluster = scene.cluster
     await mostly_up(scene)
     try:
@@ -121,20 +122,20 @@ async def _rows(scene: Scene) -> AsyncIterator[None]:
                 await _wait_until_reapplied(connection, applied)
                 scene.marks.mark("set back", context=True, how="rows", name=ROWS)
     except _EXPECTED_ERRORS as exc:
-        raise OSError(f"rows could not be put back: {exc!r}") from exc
+        raise OSError(f"restoring the rows failed: {exc!r}") from exc
 
 
 async def _snapshot_rows(connection: asyncpg.Connection) -> None:
     async with connection.transaction(isolation="repeatable_read"):
         for table in _TABLES:
-            # Temporary: nobody else sees them, and they go with the connection.
+            # Temporary tables are invisible to others and end with the connection.
             await connection.execute(f"CREATE TEMP TABLE old_{table} AS TABLE {table}")
 
 
 async def _restore_rows(scene: Scene, connection: asyncpg.Connection) -> int | None:
-    """Restore what was remembered; return the journal position before, None: not restored."""
+    """Restore the saved rows; return the previous journal position, None: not restored."""
     async with connection.transaction():
-        # Whoever holds the lease proves it by this row, so nothing is written meanwhile.
+        # A lease holder proves its lease through this row, so nothing is written meanwhile.
         now = await connection.fetchrow("SELECT phase, applied, session FROM migration FOR UPDATE")
         old = await connection.fetchrow("SELECT phase, session FROM old_migration")
         if now is None or old is None or not {now[0], old[0]} <= _FOLLOWS:
@@ -150,7 +151,7 @@ async def _restore_rows(scene: Scene, connection: asyncpg.Connection) -> int | N
 
 
 async def _wait_until_reapplied(connection: asyncpg.Connection, applied: int) -> None:
-    """Wait until the server has applied again what was lost."""
+    """Wait until the server has applied the lost changes again."""
     until = time.monotonic() + _WITHIN
     while time.monotonic() < until:
         if (await connection.fetchval("SELECT applied FROM migration") or 0) >= applied:
@@ -180,7 +181,7 @@ async def _phase_of(cluster: Cluster) -> int | None:
 
 
 def _state(path: Path) -> MigrationState | None:
-    """Return the state of the migration as the file has it; None: it cannot be read."""
+    """Return the migration state in the file; None: it cannot be read."""
     uri = f"{path.as_uri()}?mode=ro"
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=1.0)) as connection:
@@ -190,12 +191,12 @@ def _state(path: Path) -> MigrationState | None:
 
 
 def _completing(path: Path) -> bool:
-    """Tell whether the last step has begun, or whether that cannot be known."""
+    """Return whether the last step has begun, or may have."""
     state = _state(path)
     return state is None or state.completing or state.phase is Phase.POSTGRES_ONLY
 
 
 def _only_follows(path: Path) -> bool:
-    """Tell whether PostgreSQL follows, and answers no reads."""
+    """Return whether PostgreSQL is only replicated to and answers no reads."""
     state = _state(path)
     return state is not None and state.phase in _FOLLOWS

@@ -1,7 +1,7 @@
-"""Looks into each store by itself while a round goes on.
+"""Direct inspection of each store during a round.
 
-What a save said of ``durable_on`` is a claim about the stores, and answers of the service
-do not tell whether it is true: it answers from whichever store has the message.
+``durable_on`` is a claim about the stores that answers of the service cannot confirm, because the
+service answers from either store.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tools.chaos.history import History
 from tools.chaos.values import Shown
 
 _WITHIN = 2.0
-"""Seconds that a look may take; a store that is away or frozen cannot be looked into."""
+"""Seconds that a query may take; a store that is down or frozen cannot be inspected."""
 
 _SELECT = "SELECT id, revision FROM messages"
 
 
 async def inspect_store(cluster: Cluster, history: History, rng: random.Random) -> None:
-    """Look into one of the stores now and then, until cancelled."""
+    """Inspect one of the stores from time to time until cancelled."""
     while True:
         await asyncio.sleep(rng.uniform(0.3, 1.5))
         store = rng.choice(["SQLITE", "POSTGRESQL"])
@@ -52,7 +52,7 @@ async def _of_postgresql(dsn: str) -> list[tuple[str, int]]:
 
 
 def _of_the_file(path: Path) -> list[tuple[str, int]]:
-    """Read the file as it is, beside its server; nothing, once it is an archive."""
+    """Read the file while its server runs; returns nothing once the file is an archive."""
     uri = f"{path.as_uri()}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=1.0)) as connection:
         return connection.execute(_SELECT).fetchall()

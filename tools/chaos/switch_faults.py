@@ -1,4 +1,4 @@
-"""Faults inside the server's process: levers of the patched server (`fault_switches`)."""
+"""Faults inside the server process, controlled by `fault_switches`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def _clock_jumps(scene: Scene) -> AsyncIterator[None]:
         yield
 
 
-@fault("what goes to PostgreSQL is held up", (1.0, 4.0), weight=2, needs="clock")
+@fault("deliveries to PostgreSQL delayed", (1.0, 4.0), weight=2, needs="clock")
 async def _held_up(scene: Scene) -> AsyncIterator[None]:
     seconds = scene.rng.choice([0.05, 0.2, 0.5])
     scene.marks.mark("held up", seconds=seconds)
@@ -27,7 +27,7 @@ async def _held_up(scene: Scene) -> AsyncIterator[None]:
 
 @fault("reads of PostgreSQL fail", (2.0, 5.0), weight=2, needs="clock")
 async def _reads_fail(scene: Scene) -> AsyncIterator[None]:
-    """A share of them ends in a statement time-out; writes go on, often late or slow."""
+    """Make a share of the reads time out; usually writes are late or slow at the same time."""
     share, late = scene.rng.choice([0.1, 0.3, 0.6]), scene.rng.choice([0.0, 0.1, 0.25, 0.25])
     slow = scene.rng.choice([0.0, 0.05])
     scene.marks.mark("reads fail", share=share, late=late, slow=slow)
@@ -41,10 +41,10 @@ async def _reads_fail(scene: Scene) -> AsyncIterator[None]:
 
 @fault("reads of SQLite wait", (2.0, 6.0), weight=2, needs="clock")
 async def _reads_wait(scene: Scene) -> AsyncIterator[None]:
-    """They get a connection late, as where long searches hold all of them.
+    """Delay the acquisition of read connections, as when long searches occupy all of them.
 
-    Most of the times PostgreSQL loses its connections again and again meanwhile, and gets
-    what it follows late, so that it comes and goes as the store that answers reads.
+    Usually PostgreSQL also loses its connections repeatedly and receives changes late, so that
+    reads alternate between the stores.
     """
     seconds, late = scene.rng.choice([0.1, 0.3, 0.5]), scene.rng.choice([0.0, 0.1, 0.3, 0.3])
     flaps = scene.rng.random() < 0.8

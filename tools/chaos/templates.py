@@ -1,7 +1,7 @@
-"""Stores to begin rounds with: in each phase, of a legacy file or of a new one.
+"""Templates of stores in each phase, from a legacy file or a new one.
 
-Each is made once, by the migration itself in this process, and copied for each round: the
-SQLite file with what lies beside it, and a database.
+Each template is created once, by the migration itself in this process, and copied for each round:
+the SQLite file with its companion files, and a database.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from tests.support.migrating_service import change, opened_live, walk_to
 from tools.chaos.cluster import Testbed
 
 ROWS = 300
-"""Plain rows of a legacy file."""
+"""Number of plain rows in a legacy file."""
 
 BATCH = 20
-"""Rows in a batch of a backfill that was begun."""
+"""Batch size of a started backfill."""
 
 
 class Templates:
-    """Makes them when they are first asked for."""
+    """Creates templates on first use."""
 
     def __init__(self, testbed: Testbed) -> None:
-        """Keep them on ``testbed``."""
+        """Keep the templates on ``testbed``."""
         self._testbed = testbed
         self._made: set[str] = set()
         self._turn = asyncio.Lock()
 
     async def copy_to(self, origin: str, begins: int, folder: Path, database: str) -> None:
-        """Put copies into ``folder`` and into a new ``database``."""
+        """Copy a template into ``folder`` and into a new ``database``."""
         phase = Phase(begins)
         async with self._turn:
             if _name(origin, phase) not in self._made:
@@ -54,7 +54,7 @@ class Templates:
         if origin == "fresh" or phase is not Phase.SQLITE_ONLY:
             async with opened_live(path, self._testbed.dsn(name)) as service:
                 await _go_to(service, phase)
-        # What is left says who held it, which is nobody any more.
+        # These files name the process that created the template.
         for left in (".lock", ".owner"):
             path.with_name(path.name + left).unlink(missing_ok=True)
         self._made.add(name)
@@ -73,7 +73,7 @@ async def _go_to(service: MigratingService, phase: Phase) -> None:
         return
     await walk_to(service.control, Phase.DUAL_WRITE)
     await change(service.control, Phase.BACKFILL)
-    # In the middle of it, if it is not over already.
+    # In the middle of the backfill, unless it is complete.
     await service.control.control_backfill(paused=True, batch_size=BATCH, max_rows_per_second=None)
 
 

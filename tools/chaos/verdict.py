@@ -1,4 +1,4 @@
-"""Judges a round by what it has left in its folder; in a process of its own."""
+"""Verdict on a round, computed from the files in its folder, in a separate process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SECOND = 1_000_000_000
 
 
 def judge(folder: Path, *, porcupine: bool = False) -> dict[str, Any]:
-    """Return what became of the round in ``folder``, and write it there, with a picture.
+    """Judge the round in ``folder``; write and return the verdict, and draw its timeline.
 
-    With ``porcupine``, Porcupine judges the history as well, and a disagreement is wrong.
+    With ``porcupine``, Porcupine checks the history as well; a disagreement counts as a failure.
     """
     history = History.load(folder / "history.jsonl")
     told: dict[str, Any] = json.loads((folder / "round.json").read_text())
@@ -33,7 +33,7 @@ def judge(folder: Path, *, porcupine: bool = False) -> dict[str, Any]:
         "failed": bool(told["wrong"]) or not report.ok,
         "faults": _table(_faults(history)),
         "changes": _changes(history),
-        # A takeover takes as long as a lease lasts, which says nothing of the service.
+        # A takeover takes as long as a lease, so its unavailability is not a finding.
         "longest_unavailability": 0.0
         if told["plan"].get("takes_over")
         else longest_unavailability(history),
@@ -49,7 +49,7 @@ def judge(folder: Path, *, porcupine: bool = False) -> dict[str, Any]:
 def _check_with_porcupine(
     folder: Path, history: History, report: Report, wrong: list[str]
 ) -> dict[str, Any]:
-    """Return Porcupine's opinion on the round, and add to ``wrong`` where it differs."""
+    """Return Porcupine's report on the round; append disagreements to ``wrong``."""
     try:
         (theirs,) = porcupine_reports([folder / "history.jsonl"])
     except PorcupineError as exc:
@@ -61,7 +61,7 @@ def _check_with_porcupine(
 
 
 def longest_unavailability(history: History) -> float:
-    """Return the longest time in seconds in which no call was answered, while faults were on."""
+    """Return the longest time in seconds without an answered call while faults were active."""
     begins, context = _when(history, "round begins"), _when(history, "mended")
     if begins is None or context is None:
         return 0.0
@@ -70,7 +70,7 @@ def longest_unavailability(history: History) -> float:
         for one in history
         if one.end is not None
         and one.outcome in {Outcome.OK, Outcome.REFUSED}
-        and one.kind != "Peek"  # Not by the service.
+        and one.kind != "Peek"  # Not a call to the service.
     ]
     times = sorted({begins, context, *(end for end in answered if begins <= end <= context)})
     longest = max((later - at for at, later in itertools.pairwise(times)), default=0)
@@ -82,7 +82,7 @@ def _when(history: History, kind: str) -> int | None:
 
 
 def _in_order(history: History) -> Iterator[tuple[str, Mark]]:
-    """Yield the marks, each with the phase in force."""
+    """Yield the marks, each with the current phase."""
     phase = ""
     for mark in sorted(history.marks, key=lambda one: one.at):
         if mark.kind == "round begins":
@@ -105,7 +105,7 @@ def _faults(history: History) -> Iterator[tuple[str, str]]:
 
 
 def _counts(mark: Mark) -> bool:
-    """Tell whether a mark is of a fault that has begun, or of PostgreSQL having been set back."""
+    """Return whether a mark stands for a started fault, or for a completed set-back of PostgreSQL."""
     if mark.kind == "set back":
         return bool(mark.facts.get("name"))
     return mark.kind == "fault begins" and mark.facts["name"] not in {DIRECTORY, ROWS}
@@ -120,7 +120,7 @@ def _table(found: Iterator[tuple[str, str]]) -> dict[str, dict[str, int]]:
 
 
 def _changes(history: History) -> dict[str, int]:
-    """Count the changes of phase that were carried out."""
+    """Count the completed changes of phase."""
     changes: Counter[str] = Counter()
     before = ""
     for _, mark in _in_order(history):

@@ -1,8 +1,8 @@
-"""Clients that write and read in all ways there are, and take down all that happens.
+"""Workload: clients that use every kind of call and record everything in a history.
 
-Nothing is expected of the service here: whatever it answers, the clients go on, and
-`tools.chaos.checker` judges afterwards. What they do is drawn from one seed; in which order
-things happen to the service, it cannot tell.
+The workload expects nothing of the service: whatever it answers, the clients continue, and
+`tools.chaos.checker` judges afterwards. All actions are drawn from one seed; the order in which
+they reach the service is not determined.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from tools.chaos.recording_client import RecordingClient, counted_attempts
 from tools.chaos.values import Value, shown
 
 TIMEOUT = 1.0
-"""Seconds for a call of a client that does not repeat."""
+"""Seconds for a call of a client that does not retry."""
 PATIENT = 2.5
-"""Seconds for a call of one that does, with all its attempts."""
+"""Seconds for a call of a client that retries, all attempts included."""
 TRIES = 3
 REST = 0.035
-"""Seconds that a client rests between two things, on average."""
+"""Average seconds between two actions of a client."""
 AGAIN = 0.4
-"""Share of the saves without an answer that a client sends again."""
+"""Share of unanswered saves that a client sends again."""
 BASELINE = 30.0
-"""Seconds in which what was there before must have been read."""
+"""Seconds in which the initial messages must have been read."""
 
 
 class Workload:
-    """So many clients of the servers at ``targets``."""
+    """Several clients of the servers at ``targets``."""
 
     def __init__(
         self,
@@ -46,24 +46,24 @@ class Workload:
         rest: float = REST,
         timeout: float | None = None,
     ) -> None:
-        """Prepare; nothing is sent yet. ``timeout`` of each call in seconds; None: as usual."""
+        """Create the workload; ``timeout`` per call in seconds; None: the defaults."""
         self.history = history
         self.targets = targets
         self.draw = random.Random(f"{seed}/workload")
         self.messages = KnownMessages(seed, self.draw)
         self.numbers = itertools.count(1)
-        """Of scans and exports."""
+        """Numbers of scans and exports."""
         self._seed = seed
         self._clients = clients
         self._rest = rest
         self._timeout = timeout
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Read what is there, then write and read until ``stop``; each ends what it has begun.
+        """Read the initial messages, then read and write until ``stop``; calls in progress are
+        finished.
 
         Raises:
-            SagaStoreError: What was there before cannot be read.
-
+            SagaStoreError: The initial messages cannot be read.
         """
         await self._baseline()
         with counted_attempts():
@@ -75,16 +75,15 @@ class Workload:
                 group.create_task(self._live(number, stop), name=f"client {number}")
 
     async def settle(self) -> None:
-        """Read everything back, in all ways, once nothing disturbs any more.
+        """Read all data back through every kind of read, after all faults have ended.
 
         Raises:
-            SagaStoreError: The service does not answer, though it should by now.
-
+            SagaStoreError: The service still does not answer.
         """
         await settle(self.targets, self.history, self.messages, self.numbers, self._clients)
 
     async def _baseline(self) -> None:
-        """Take down what is there before anybody writes."""
+        """Record the initial messages before the first write."""
         operation = self.history.begin(-1, "Baseline", {})
         retry = RetryPolicy(max_attempts=200, initial_backoff=0.05, max_backoff=0.2)
         values: list[dict[str, Any]] = []
@@ -98,7 +97,7 @@ class Workload:
         operation.ok({"values": values, "items": items})
 
     async def _live(self, number: int, stop: asyncio.Event) -> None:
-        # Most make each attempt themselves; a few leave that to the library.
+        # Most clients make each attempt themselves; a few rely on the library.
         patient = number % 4 == 3
         client = RecordingClient(
             self.targets,
@@ -118,7 +117,7 @@ class Workload:
 
 
 class _Actor:
-    """Draws what a client does next."""
+    """Draws the actions of a client."""
 
     def __init__(self, workload: Workload, client: RecordingClient, draw: random.Random) -> None:
         self._workload = workload
@@ -135,7 +134,7 @@ class _Actor:
             self._weights.append(5)
 
     async def act(self) -> bool:
-        """Do one thing; tells whether there was an answer."""
+        """Perform one action; return whether it was answered."""
         (act,) = self._draw.choices(self._acts, self._weights)
         return await act()
 
@@ -152,7 +151,7 @@ class _Actor:
         ):
             saved = await self._client.save(message, value, if_revision=guard, both=both)
             if saved is None and self._draw.random() < AGAIN:
-                # As clients do that heard nothing; some want to be certain.
+                # Clients retry after a missing answer; some ask for durability on both stores.
                 both = self._draw.random() < 0.5
                 saved = await self._client.save(message, value, if_revision=guard, both=both)
         if saved is not None:
@@ -195,7 +194,7 @@ class _Actor:
             batches = batches[:1]
             invalid = Message("openai", "user", "  ", id=f"invalid-{draw.randrange(100)}")
         sent = chosen[: size * len(batches)]
-        # Left in the middle, now and then.
+        # Sometimes the stream is closed early.
         cut = draw.randint(1, len(batches)) if draw.random() < 0.3 else 0
         with messages.writing(*sent), _UnansweredWrites(self._workload.history, *sent):
             done = await self._client.bulk(
@@ -227,14 +226,14 @@ class _Actor:
         if draw.random() < 0.65 and self._messages.words:
             args["word"] = draw.choice(self._messages.words[-300:])
         else:
-            # Without words there is no relevance: the service takes the newest first.
+            # Without words there is no relevance; the service then sorts the newest first.
             args |= {"tag": draw.choice(TAGS), "order": draw.choice(("NEWEST", "OLDEST"))}
         if draw.random() < 0.2:
             args["session"] = draw.choice(self._messages.sessions)
         return await self._pages(args)
 
     async def _pages(self, args: dict[str, Any]) -> bool:
-        """Read page after page, with pauses, and again where a page did not come."""
+        """Read page after page, with pauses; retry pages that fail."""
         token, patience = "", 4
         args |= {"scan": next(self._workload.numbers), "size": self._draw.choice((3, 10, 50, 500))}
         while True:
@@ -268,7 +267,7 @@ class _Actor:
 
 
 class _UnansweredWrites:
-    """Counts, for ids, the writes of which nobody knows what became of them."""
+    """Counts writes of unknown outcome per id."""
 
     def __init__(self, history: History, *messages: KnownMessage) -> None:
         self._history = history
@@ -276,10 +275,10 @@ class _UnansweredWrites:
         self._began = len(history)
 
     def __enter__(self) -> None:
-        """Begin."""
+        """Start counting."""
 
     def __exit__(self, *_: object) -> None:
-        """Look at the operations that were begun meanwhile."""
+        """Examine the operations that began meanwhile."""
         unknown: set[str] = set()
         for operation in self._history.operations[self._began :]:
             if operation.kind in {"Save", "Delete", "BulkSave"} and operation.outcome == "unknown":
