@@ -154,6 +154,8 @@ async def _set_back(faults: Faults, seconds: float) -> None:
     if noticed and down:
         postgres.crash()
         await asyncio.sleep(seconds)
+        if world.over:  # It has been started, and may be the only store by now.
+            return
     postgres.restore(saved, noticed=noticed)
     postgres.start()
     world.was_set_back()
