@@ -206,10 +206,10 @@ def test_durable_on_is_held_against_the_store_itself() -> None:
     story = Story()
     story.save(0, 10, "first", 1).answer = {"revision": 1, "durable_on": ["SQLITE", "POSTGRESQL"]}
     story.save(20, 30, "second", 2).answer = {"revision": 2, "durable_on": ["SQLITE"]}
-    inspect_store = story.add("Peek", 40, 50, {"store": "POSTGRESQL"})
-    inspect_store.answer = {"items": [Shown("m", "first", "first", 1, 1, 0)]}
+    inspection = story.add("Peek", 40, 50, {"store": "POSTGRESQL"})
+    inspection.answer = {"items": [Shown("m", "first", "first", 1, 1, 0)]}
     assert story.kinds() == []
-    inspect_store.answer = {"items": []}
+    inspection.answer = {"items": []}
     assert story.kinds() == [Kind.DURABLE_ON_LIE]
     gone = story.add("Delete", 32, 34, {"id": "m"})
     gone.outcome = Outcome.UNKNOWN

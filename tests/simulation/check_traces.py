@@ -2,7 +2,7 @@
 
     python -m tests.simulation.check_traces [--rounds N] [--seed N]
 
-Exit status 1 if a round is no behaviour of the specification. Rounds of the profiles ``second_server``
+Exit status 1 if a round does not conform to the specification. Rounds of the profiles ``rival``
 and ``mistakes`` are left out: a second server, file or PostgreSQL is no part of a trace.
 """
 

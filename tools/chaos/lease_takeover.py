@@ -88,7 +88,7 @@ def _copy(path: Path, copy: Path) -> None:
 
 
 async def _serves(second: Supervisor) -> bool:
-    """Wait until the second server serves; False: it refused to start, for example on an old copy."""
+    """Wait until the second server serves; False: it refused to start, as on an old copy."""
     up = asyncio.create_task(second.up.wait())
     try:
         async with asyncio.timeout(_SERVES_WITHIN):

@@ -136,7 +136,7 @@ class _Search:
         return before is not None and dominates(step(call, before), after)
 
     def _lowest_revision(self, done: int) -> float:
-        """Return the lowest revision in the answer of a pending call; no higher one can precede it."""
+        """Return the lowest revision answered by a pending call; no higher one can precede it."""
         for number in self._by_revision:
             if not done >> number & 1:
                 return self._must[number].revision or 0

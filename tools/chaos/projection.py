@@ -60,7 +60,7 @@ class Projection:
         self.violations.append(violation(self.history, kind, id, what, [operation]))
 
     def found(self, operation: Operation, item: Sequence[Any], question: Question | None) -> None:
-        """Record that an answer contains a message; ``question`` is the condition of the request."""
+        """Record that an answer contains a message; ``question`` is what was requested."""
         shown = Shown(*item)
         value = self.values[shown.id].get(shown.digest)
         if value is None:

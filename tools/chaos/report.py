@@ -133,7 +133,7 @@ class Totals:
         totals = self.as_json()
         lines = [
             f"  Rounds                    {self.rounds:,} ({len(self.failed)} failed)",
-            f"  Faults                    {totals['faults_in_all']:,} of {len(totals['faults'])} kinds",
+            f"  Faults                    {totals['faults_in_all']:,}, {len(totals['faults'])} kinds",
             f"  Changes of phase          {sum(self.changes.values()):,}",
             f"  Starts of the server      {self.starts:,}",
             f"  Calls                     {totals['calls']:,}",

@@ -24,25 +24,25 @@ def judge(folder: Path, *, porcupine: bool = False) -> dict[str, Any]:
     With ``porcupine``, Porcupine checks the history as well; a disagreement counts as a failure.
     """
     history = History.load(folder / "history.jsonl")
-    told: dict[str, Any] = json.loads((folder / "round.json").read_text())
+    result: dict[str, Any] = json.loads((folder / "round.json").read_text())
     report = check(history)
     if porcupine:
-        told["porcupine"] = _check_with_porcupine(folder, history, report, told["wrong"])
-    verdict = told | {
+        result["porcupine"] = _check_with_porcupine(folder, history, report, result["wrong"])
+    verdict = result | {
         "report": report.as_json(),
-        "failed": bool(told["wrong"]) or not report.ok,
+        "failed": bool(result["wrong"]) or not report.ok,
         "faults": _table(_faults(history)),
         "changes": _changes(history),
         # A takeover takes as long as a lease, so its unavailability is not a finding.
         "longest_unavailability": 0.0
-        if told["plan"].get("takes_over")
+        if result["plan"].get("takes_over")
         else longest_unavailability(history),
         "second_servers": _seconds(history),
         "backups": _backups(history),
     }
     (folder / "verdict.json").write_text(json.dumps(verdict, indent=2, default=str))
     (folder / "report.txt").write_text(f"{report}\n", encoding="utf-8")
-    draw(history, folder / "timeline.svg", title=f"seed {told['plan']['seed']}")
+    draw(history, folder / "timeline.svg", title=f"seed {result['plan']['seed']}")
     return verdict
 
 
@@ -105,7 +105,7 @@ def _faults(history: History) -> Iterator[tuple[str, str]]:
 
 
 def _counts(mark: Mark) -> bool:
-    """Return whether a mark stands for a started fault, or for a completed set-back of PostgreSQL."""
+    """Return whether a mark is a started fault or a completed set-back of PostgreSQL."""
     if mark.kind == "set back":
         return bool(mark.facts.get("name"))
     return mark.kind == "fault begins" and mark.facts["name"] not in {DIRECTORY, ROWS}

@@ -77,8 +77,8 @@ class Violation:
             (operation.start, say(operation, self.began, self.id)) for operation in self.operations
         ]
         lines += [(mark.at, _say_mark(mark, self.began)) for mark in self.marks]
-        told = "".join(f"\n  {line}" for _, line in sorted(lines))
-        return f"{self.kind}{about}: {self.what}{told}"
+        details = "".join(f"\n  {line}" for _, line in sorted(lines))
+        return f"{self.kind}{about}: {self.what}{details}"
 
 
 def violation(
@@ -163,5 +163,5 @@ def _shown(items: Sequence[Sequence[Any]], id: str) -> str:
     mine = [item for item in items if item[0] == id]
     if id and not mine:
         return f"{id} is not among them"
-    told = [f"{item[0]}: {item[2]} [{item[1][:6]}] revision {item[3]}" for item in mine or items]
-    return "; ".join(told[:_SHOWN]) + ("; …" if len(told) > _SHOWN else "")
+    shown = [f"{item[0]}: {item[2]} [{item[1][:6]}] revision {item[3]}" for item in mine or items]
+    return "; ".join(shown[:_SHOWN]) + ("; …" if len(shown) > _SHOWN else "")
