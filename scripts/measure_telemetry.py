@@ -1,14 +1,14 @@
-"""Measures what metrics and traces cost: processor time and throughput of Save, and the start.
+"""Benchmark of metrics and traces: CPU time and throughput of Save, and startup time.
 
-    python -m scripts.measure_sight [--rounds 25] [--saves 1000]
+    python -m scripts.measure_telemetry [--rounds 25] [--saves 1000]
 
-Four servers, each on a new SQLite file: without an ops port; with metrics; with metrics, and one
-call in a hundred, or every call, traced and sent to a collector that throws it away. Each round
-saves the same through each of them, in turn, by several callers at once; so what else the machine
-does falls on all. Processor time is that of the server's process: the figure to go by where the
-machine is shared. Reports medians, and of the difference to the server without in the same round
-the median and the quartiles. What a scrape takes, and what the hooks take that each Save calls,
-is measured apart: it is too little to be seen among the rest.
+Four servers run, each on a new SQLite file: without an ops port; with metrics; with metrics and 1 %
+or 100 % of the calls traced, sent to a collector that discards the spans. Each round sends the same
+saves to each server in turn, by several concurrent callers, so that other load on the machine
+affects all of them. Use the CPU time of the server process where the machine is shared. The report
+shows medians and, for the difference to the first server in the same round, the median and the
+quartiles. The cost of a scrape, and of the hooks called by each Save, is measured separately,
+because it disappears in the noise of the rest.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Round(NamedTuple):
-    """What a round of saves took."""
+    """Cost of a round of saves."""
 
     per_second: float
-    """Saves a second."""
+    """Saves per second."""
     processor: float
-    """Microseconds of the server's process for each save."""
+    """Microseconds of CPU time of the server process per save."""
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--saves", type=int, default=1000)
@@ -71,24 +71,26 @@ def main() -> None:
             "metrics, 1 % traced": traced | {"SAGASTORE_TRACE_SHARE": "0.01"},
             "metrics, all traced": traced,
         }
-        say(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+        print_line(
+            f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        )
         with servers(Path(folder), kinds) as running:
             taken = asyncio.run(measure(running, given.rounds, given.saves, collector))
             report(taken)
-            say(f"a scrape: {scrape_of(running['metrics']) * 1000:.1f} ms of processor")
-        say(f"the hooks of a Save: {hooks():.1f} us")
+            print_line(f"scrape: {scrape_of(running['metrics']) * 1000:.1f} ms of CPU time")
+        print_line(f"hooks of a Save: {hooks():.1f} us")
         starts: dict[str, list[tuple[float, float]]] = {"without": [], "metrics": []}
         for n in range(STARTS):
             for name, found in starts.items():
                 found.append(start_of(Path(folder) / f"{name}-{n}", kinds[name]))
         for name, found in starts.items():
             wall, cpu = (statistics.median(each) * 1000 for each in zip(*found, strict=True))
-            say(f"start, {name}: {wall:.0f} ms until it serves, {cpu:.0f} ms of processor")
+            print_line(f"start, {name}: {wall:.0f} ms until it serves, {cpu:.0f} ms of CPU time")
 
 
 @contextmanager
 def servers(folder: Path, kinds: dict[str, dict[str, str]]) -> Iterator[dict[str, ServerProcess]]:
-    """Run one of each kind."""
+    """Run one server of each kind."""
     with contextlib.ExitStack() as stack:
         running = {}
         for name, environment in kinds.items():
@@ -101,11 +103,11 @@ def servers(folder: Path, kinds: dict[str, dict[str, str]]) -> Iterator[dict[str
 async def measure(
     running: dict[str, ServerProcess], rounds: int, saves: int, collector: Collector
 ) -> dict[str, list[Round]]:
-    """Let each server take the same saves, in turn; the first round does not count."""
+    """Send the same saves to each server in turn; the first round is a warm-up."""
     taken: dict[str, list[Round]] = {name: [] for name in running}
     for number in range(rounds + 1):
         order = list(running)
-        # Another one comes first each time.
+        # The order rotates from round to round.
         for name in order[number % len(order) :] + order[: number % len(order)]:
             found = await one_round(running[name], number, saves)
             collector.requests.clear()
@@ -115,7 +117,7 @@ async def measure(
 
 
 async def one_round(server: ServerProcess, number: int, saves: int) -> Round:
-    """Save through one server."""
+    """Send the saves of a round to one server."""
     async with aio.insecure_channel(server.address) as channel:
         stub = storage_pb2_grpc.StorageServiceStub(channel)
         await channel.channel_ready()
@@ -137,7 +139,7 @@ async def one_round(server: ServerProcess, number: int, saves: int) -> Round:
 
 
 def scrape_of(server: ServerProcess) -> float:
-    """Return the processor time of a server that a scrape takes, in seconds."""
+    """Return the CPU time of the server for one scrape, in seconds."""
     ops = str(server.wait_for_event("serving")["ops"])
     before = processor(server.pid)
     for _ in range(SCRAPES):
@@ -146,7 +148,7 @@ def scrape_of(server: ServerProcess) -> float:
 
 
 def hooks() -> float:
-    """Return the microseconds that a Save spends in the hooks, alone in its group."""
+    """Return the microseconds that a single Save spends in the hooks."""
     metrics = Metrics("0", METHODS)
     name = METHODS[0]
 
@@ -165,13 +167,13 @@ def _scrape(ops: str) -> None:
 
 
 def processor(pid: int) -> float:
-    """Return the processor time of a process, in seconds; in steps of 10 ms."""
+    """Return the CPU time of a process in seconds, with a resolution of 10 ms."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def start_of(folder: Path, environment: dict[str, str]) -> tuple[float, float]:
-    """Return the seconds from the start of a process to its serving, and of processor time."""
+    """Return the wall time and the CPU time from process start to serving, in seconds."""
     folder.mkdir(exist_ok=True)
     with contextlib.closing(ServerProcess(folder / "a.db", env=environment)) as server:
         began = time.perf_counter()
@@ -180,22 +182,22 @@ def start_of(folder: Path, environment: dict[str, str]) -> tuple[float, float]:
 
 
 def report(taken: dict[str, list[Round]]) -> None:
-    """Print medians, and how each differs from the first."""
+    """Print medians, and the difference of each server to the first."""
     base = next(iter(taken))
     for name, rounds in taken.items():
         cpu = statistics.median(one.processor for one in rounds)
         speed = statistics.median(one.per_second for one in rounds)
-        line = f"{name}: {cpu:.0f} us of processor a save, {speed:.0f} saves/s"
+        line = f"{name}: {cpu:.0f} us of CPU time per save, {speed:.0f} saves/s"
         if name != base:
             pairs = list(zip(rounds, taken[base], strict=True))
             more = [one.processor / other.processor - 1 for one, other in pairs]
             less = [one.per_second / other.per_second - 1 for one, other in pairs]
-            line += f"; processor {_spread(more)}, throughput {_spread(less)}"
-        say(line)
+            line += f"; CPU time {_spread(more)}, throughput {_spread(less)}"
+        print_line(line)
 
 
-def say(line: str) -> None:
-    """Print a line at once."""
+def print_line(line: str) -> None:
+    """Print a line and flush."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

@@ -28,7 +28,7 @@ def test_operations_begin_and_end_on_one_clock() -> None:
 def test_an_operation_ends_once() -> None:
     operation = History().begin(0, "Get", {"id": "m"})
     operation.unknown("UNAVAILABLE")
-    with pytest.raises(ValueError, match="has ended already"):
+    with pytest.raises(ValueError, match="has already ended"):
         operation.ok()
 
 

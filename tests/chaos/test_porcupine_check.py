@@ -46,8 +46,8 @@ OF_EACH = 15 if QUICK else 250
 BUILD_SECONDS = 540
 
 LEFT_TO_PYTHON = {
-    "a_foreign_message_in-List",
-    "a_foreign_message_in-Search",
+    "foreign_message_in-List",
+    "foreign_message_in-Search",
     export_repeats_message.__name__,
     page_out_of_order.__name__,
     durable_nowhere.__name__,
@@ -231,14 +231,14 @@ LINEARIZABLE = PorcupineReport(3, 1, 0.0, "linearizable")
 def test_violation_that_porcupine_misses_is_a_disagreement() -> None:
     history = lost_write()
     (line,) = disagreements(history, check(history), LINEARIZABLE)
-    assert line == "id-0: the checker in Python finds LOST_WRITE, Porcupine finds no violation"
+    assert line == "id-0: the Python checker finds LOST_WRITE, Porcupine finds no violation"
 
 
 def test_violation_that_only_porcupine_finds_is_a_disagreement() -> None:
     history = right(1)
     theirs = replace(LINEARIZABLE, verdict="violation", violations={"id-1": "…"})
     (line,) = disagreements(history, check(history), theirs)
-    assert line == "id-1: Porcupine finds a violation, the checker in Python finds none"
+    assert line == "id-1: Porcupine finds a violation, the Python checker finds none"
 
 
 def test_undecided_id_is_no_disagreement() -> None:

@@ -1,9 +1,9 @@
-"""``make traces``: rounds of the simulation, checked against the specification.
+"""Checks rounds of the simulation against the specification (``make traces``).
 
     python -m tests.simulation.check_traces [--rounds N] [--seed N]
 
-Exit status 1 if a round does not conform to the specification. Rounds of the profiles ``rival``
-and ``mistakes`` are left out: a second server, file or PostgreSQL is no part of a trace.
+Exit status 1 if a round does not conform to the specification. Rounds of the profiles ``rival`` and
+``mistakes`` are left out, because a second server, file or PostgreSQL is not part of a trace.
 """
 
 from __future__ import annotations

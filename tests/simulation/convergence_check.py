@@ -1,4 +1,4 @@
-"""The end of a round: all faults end, everything is read back, both stores become equal."""
+"""End of a round: all faults end, all data is read back, and both stores become equal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 WORKERS_SECONDS = 100.0
-"""Until every call has ended once nothing disturbs: longer than any of its time-outs."""
+"""Seconds until every call has ended without faults; longer than any of its time-outs."""
 
 SERVE_SECONDS = 60.0
 CONVERGE_SECONDS = 120.0
@@ -29,14 +29,14 @@ READ_ATTEMPTS = 50
 
 
 class ConvergenceCheck:
-    """Brings a round to its end, and judges what is left."""
+    """Ends a round and checks the final state."""
 
     def __init__(self, world: World) -> None:
-        """Settle ``world``."""
+        """Check ``world``."""
         self._world = world
 
     async def run(self, workers: list[asyncio.Task[None]]) -> None:
-        """End the round, and note every violation."""
+        """End the round and report every violation."""
         await self.end_workers(workers)
         world = self._world
         if world.violations:
@@ -49,7 +49,7 @@ class ConvergenceCheck:
         await self._converge()
 
     async def end_workers(self, workers: list[asyncio.Task[None]]) -> None:
-        """End all faults, and wait for everybody who acts."""
+        """End all faults and wait for all actors."""
         self._end_faults()
         await asyncio.wait(workers, timeout=WORKERS_SECONDS)
         self._end_faults()
@@ -61,7 +61,7 @@ class ConvergenceCheck:
 
     def _end_faults(self) -> None:
         world = self._world
-        world.loop.forget_trips()
+        world.loop.cancel_trips()
         world.lossy = 0.0
         world.postgres.release(False)
         world.postgres.start()
@@ -77,7 +77,7 @@ class ConvergenceCheck:
         return holds()
 
     async def _read_back(self) -> None:
-        """Read every message, as a client."""
+        """Read every message as a client."""
         world = self._world
         client = Client(world, 0)
         for _ in range(READ_ATTEMPTS):
@@ -86,15 +86,15 @@ class ConvergenceCheck:
                 for session in SESSIONS:
                     await client.pages(session)
             except WrongAnswerError as exc:
-                world.violation(f"read back at the end: {exc}")
+                world.violation(f"final read: {exc}")
             except (UnknownError, RefusedError):
                 await asyncio.sleep(0.2)
                 continue
             return
-        world.violation("nothing can be read back")
+        world.violation("the final reads failed")
 
     async def _repair(self) -> None:
-        """Repair what a foreign hand has altered, if its own time was over before that."""
+        """Repair a row that was altered directly, if the fault ended before its own repair."""
         world = self._world
         live = world.service.live
         if not world.altered or live is None or not live.phase.journals:
@@ -103,17 +103,17 @@ class ConvergenceCheck:
             with contextlib.suppress(UnknownError, RefusedError, StorageError):
                 await world.service.call("operator", "repair", repair, deadline=30.0, lossy=False)
                 return
-        world.violation("what a foreign hand has altered cannot be repaired")
+        world.violation("a row that was altered directly in PostgreSQL cannot be repaired")
 
     async def _converge(self) -> None:
-        """Once the journal is empty, both stores are equal."""
+        """Check that both stores are equal once the journal is empty."""
         world = self._world
         live = world.service.live
         assert live is not None
         if live.phase is Phase.POSTGRES_ONLY:
             archived = world.disk.state.phase is Phase.POSTGRES_ONLY
             if not archived and not live._cutover.unfinished:
-                world.violation("the phase is POSTGRES_ONLY, and the file does not say so")
+                world.violation("the phase is POSTGRES_ONLY, but the file is not an archive")
             return
         if not live.phase.journals:
             return
@@ -123,14 +123,14 @@ class ConvergenceCheck:
         self._compare()
         reads = live.phase is Phase.READ_POSTGRES
         if reads and not await self._eventually(lambda: live._replicator.current, CONVERGE_SECONDS):
-            world.violation("PostgreSQL does not answer reads again")
+            world.violation("PostgreSQL did not resume answering reads")
 
     def _has_converged(self, live: MigratingService) -> bool:
         world = self._world
         disk, record = world.disk, world.postgres.record
         replicator = live._replicator
-        # The last revisions may be those of repairs, of which no entry is left. And PostgreSQL
-        # may have been set back last of all, and the follower not have attached again yet.
+        # The last revisions may be those of repairs whose entries are pruned. PostgreSQL may also
+        # have been set back last of all, and not be attached again yet.
         lagging = not replicator.attached or replicator.applied < disk.revision
         if record is None or lagging or record.applied != replicator.position:
             return False

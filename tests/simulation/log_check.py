@@ -1,4 +1,4 @@
-"""What the code under simulation logs: a defect if it comes with a traceback, else an event."""
+"""Log handler of a round: a record with a traceback is a violation, any other an event."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _NAME = "sagastore_server"
 
 
 class Log(logging.Handler):
-    """Takes the server's log records of a round while it is entered."""
+    """Captures the server's log records of a round for the duration of the context."""
 
     def __init__(self, world: World) -> None:
-        """Prepare to take them for ``world``."""
+        """Capture records for ``world``."""
         super().__init__(logging.INFO)
         self._world = world
         self._before: tuple[int, bool] = (logging.NOTSET, True)
         self.over = False
-        """Whether what is logged says nothing any more: the round is being cleared away."""
+        """Whether the round is being cleaned up, so that records are ignored."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a record."""
+        """Handle a record."""
         world = self._world
         if self.over:
             return
@@ -40,7 +40,7 @@ class Log(logging.Handler):
         world.note(name, "log", level=record.levelname, line=record.getMessage())
 
     def __enter__(self) -> Log:
-        """Take what is logged from now on, alone."""
+        """Replace the other handlers."""
         logger = logging.getLogger(_NAME)
         self._before = (logger.level, logger.propagate)
         logger.addHandler(self)
@@ -54,7 +54,7 @@ class Log(logging.Handler):
         error: BaseException | None,
         where: TracebackType | None,
     ) -> None:
-        """Leave the log as it was."""
+        """Restore the handlers."""
         logger = logging.getLogger(_NAME)
         logger.removeHandler(self)
         logger.level, logger.propagate = self._before

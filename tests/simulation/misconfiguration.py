@@ -1,7 +1,7 @@
-"""Mistakes of operators: a server that is given the wrong PostgreSQL, or the wrong file.
+"""Operator mistakes: a server that is given the wrong PostgreSQL or the wrong file.
 
-Each ends with a start on the right ones. Meanwhile nothing may be taken from, or written to,
-what belongs to others, and no file may be served whose later changes PostgreSQL has seen.
+Each ends with a start on the right ones. Meanwhile the foreign data must be neither read nor
+written, and no file may be served if PostgreSQL has seen later changes of it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 REFUSED_SECONDS = 12.0
-"""Until a start has been refused: PostgreSQL has 5 s to answer, and a server is started again
-every half second."""
+"""Seconds until a start has been refused: PostgreSQL has 5 s to answer, and the server is restarted
+every half second.
+"""
 
 UNKNOWN = 10_000
-"""Serial number of the value of a message that belongs to others."""
+"""Serial number of the value of a foreign message."""
 
 
 async def wrong_postgres(faults: Faults, seconds: float) -> None:
-    """Give the server a PostgreSQL that belongs to others, for a while."""
+    """Give the server a foreign PostgreSQL for a while."""
     world, service = faults.world, faults.world.service
     decoy = _decoy(world, faults.draw)
     before = decoy.snapshot()
@@ -47,13 +48,13 @@ async def wrong_postgres(faults: Faults, seconds: float) -> None:
         await asyncio.sleep(0.1)
     await service.end()
     if _belongings(decoy) != _belongings(before):
-        world.violation("a PostgreSQL that belongs to others was written to")
+        world.violation("a foreign PostgreSQL was written to")
     service.postgres = world.postgres
     service.start()
 
 
 def _decoy(world: World, draw: Random) -> PostgresServer:
-    """Return a PostgreSQL with messages of its own, or with the migration of another file."""
+    """Return a PostgreSQL with foreign messages, or with the migration of another file."""
     decoy = PostgresServer(Random(f"{world.seed}/decoy"), Process("wrong-postgres"))
     decoy.schema = world.postgres.schema or 1
     phase = draw.choice((None, Phase.DUAL_WRITE, Phase.READ_POSTGRES, Phase.POSTGRES_ONLY))
@@ -71,35 +72,36 @@ def _belongings(contents: PostgresContents) -> tuple[object, ...]:
 
 
 async def old_file(faults: Faults, _: float) -> None:
-    """Put back a copy of the file that PostgreSQL has seen later changes of."""
+    """Replace the file by a copy, although PostgreSQL has seen later changes."""
     world = faults.world
     kept = copied(world.disk, Random(f"{world.seed}/copy"), world.disk.holder)
     await asyncio.sleep(faults.draw.random())
     await world.service.end()
     record, known = world.postgres.record, kept.state.epoch
     newer = record is not None and (record.applied > kept.revision or record.epoch > known)
-    # A copy of the last step has everything, and is archived once PostgreSQL has taken over.
+    # A copy from the last step is complete, and is archived once PostgreSQL is the only store.
     if newer and not kept.state.completing:
-        await _must_be_refused(world, kept, "a copy that is older than what PostgreSQL has seen")
+        await _check_refused(world, kept, "a copy that is older than what PostgreSQL has seen")
     world.service.start()
 
 
 async def new_file(faults: Faults, _: float) -> None:
-    """Give a path at which there is no file."""
+    """Start with a path at which no file exists."""
     world = faults.world
     await world.service.end()
     if world.postgres.record is not None or world.postgres.has_content:
         fresh = ObservedDisk(Random(f"{world.seed}/fresh"), store_id="store-fresh")
-        await _must_be_refused(world, fresh, "a new file, while PostgreSQL has messages")
+        await _check_refused(world, fresh, "a new file, while PostgreSQL has messages")
     world.service.start()
 
 
-async def _must_be_refused(world: World, disk: ObservedDisk, what: str) -> None:
-    """Start on a wrong file, and see that it is not served."""
+async def _check_refused(world: World, disk: ObservedDisk, what: str) -> None:
+    """Start on a wrong file and check that it is not served."""
     service = world.service
     service.disk, service.refused = disk, ""
-    # A PostgreSQL that does not answer cannot tell: the server serves then, and says so.
-    world.loop.forget_trips()
+    # If PostgreSQL does not answer, the server cannot detect the mistake; it serves and reports
+    # that.
+    world.loop.cancel_trips()
     world.postgres.slow = 1.0
     service.start()
     until = world.loop.time() + REFUSED_SECONDS
@@ -114,12 +116,12 @@ async def _must_be_refused(world: World, disk: ObservedDisk, what: str) -> None:
 
 
 async def moved_by_backup(faults: Faults, seconds: float) -> None:
-    """Take a backup of the stopped server's file, restore it, and start on that."""
+    """Back up the stopped server's file, restore the backup, and start on it."""
     world = faults.world
     await world.service.end()
     disk = world.disk
-    # A restored file of the last step is refused by design once PostgreSQL has taken over: the
-    # line says to start with --postgres alone, which no start of a round does.
+    # A restored file from the last step is refused by design once PostgreSQL is the only store; the
+    # error says to start with --postgres alone, which no start in a round does.
     if not disk.state.completing and disk.state.phase is not Phase.POSTGRES_ONLY:
         disk.state = disk.state._replace(restored=disk.revision)
     if faults.draw.random() < 0.5:
@@ -132,7 +134,7 @@ async def moved_by_backup(faults: Faults, seconds: float) -> None:
 
 
 async def carried_lost(faults: Faults, _: float) -> None:
-    """Remove a row of PostgreSQL that no client sees: a quarantined one, or a file's."""
+    """Remove a row of PostgreSQL that no client reads: a quarantined row or a file."""
     world, postgres = faults.world, faults.world.postgres
     live = world.service.live
     record = postgres.record
@@ -147,7 +149,7 @@ async def carried_lost(faults: Faults, _: float) -> None:
 
 
 def copied(mine: ObservedDisk, draw: Random, holder: str) -> ObservedDisk:
-    """Return a copy of a file, on the machine that ``holder`` names."""
+    """Return a copy of a file on the machine that ``holder`` names."""
     disk = ObservedDisk(draw, holder=holder, store_id=mine.store_id)
     for name in ("messages", "buried", "journal", "quarantine", "files", "extras"):
         setattr(disk, name, copy.copy(getattr(mine, name)))

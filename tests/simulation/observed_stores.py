@@ -1,4 +1,4 @@
-"""The models, with an event for each of their durable steps and each snapshot of a read."""
+"""Models that emit an event for each durable step and each snapshot of a read."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ CALL: contextvars.ContextVar[int] = contextvars.ContextVar("call", default=0)
 _Kind = tuple[str, tuple[str, ...]]
 _RENEW: _Kind = ("renew", ())
 _KIND: contextvars.ContextVar[_Kind] = contextvars.ContextVar("kind", default=_RENEW)
-"""Which call of the target the running task is in, and the ids that it is about."""
+"""Call of the target that the running task executes, and the ids in it."""
 
 
 class Observer(Protocol):
-    """Hears of events."""
+    """Receives events."""
 
     def __call__(self, actor: str, kind: str, **facts: Any) -> None:
-        """Hear of one."""
+        """Receive one event."""
 
 
 class ObservedDisk(SourceDisk):
-    """A file whose transactions are told of."""
+    """SourceDisk that emits its transactions."""
 
     observe: Observer | None = None
 
@@ -95,7 +95,7 @@ class ObservedDisk(SourceDisk):
 
 
 class ObservedSource(ModelSource):
-    """A source whose commits and snapshots are told of."""
+    """ModelSource that emits its commits and snapshots."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class ObservedSource(ModelSource):
 
 
 class ObservedTarget(ModelTarget):
-    """A target whose transactions and snapshots are told of, at their commit."""
+    """ModelTarget that emits its transactions, at their commit, and its snapshots."""
 
     def __init__(
         self,
@@ -229,19 +229,19 @@ class ObservedTarget(ModelTarget):
         return await self._as("copy", ids, super().copy(lease, messages, mark, before))
 
     async def _as(self, kind: str, ids: tuple[str, ...], work: Awaitable[T]) -> T:
-        """Let the transaction of a call be known by its name."""
+        """Attach the name of a call to its transaction."""
         _KIND.set((kind, ids))
         try:
             return await work
         finally:
-            # Not reset by a token: a dead coroutine may be closed from another context.
+            # Not reset by a token, because a dead coroutine may be closed from another context.
             _KIND.set(_RENEW)
 
 
 def emit_snapshot(
     observe: Observer, process: Process, store: str, found: object, call: int = 0
 ) -> None:
-    """Tell of what a read has seen, with the revisions of the messages in it."""
+    """Emit the snapshot of a read, with the revisions of the messages in it."""
     observe(process.name, "snapshot", call=call or CALL.get(), store=store, saw=revisions(found))
 
 

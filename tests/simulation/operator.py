@@ -1,4 +1,4 @@
-"""The operator of a round: goes forward and back, pauses, verifies, repairs at random."""
+"""Operator of a round: changes phases, pauses, verifies and repairs at random."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ _ACTIONS = {
 }
 
 WATCHED = 3
-"""Answers that a watcher waits for."""
+"""Number of status messages that a watch waits for."""
 
 NAME = "operator"
 LONGEST_TRIP = 10
-"""A fault in the middle of a phase change comes up to 2 ** this many callbacks after it was
-asked for: a change takes some hundred."""
+"""A fault in the middle of a phase change occurs up to 2 ** this many callbacks after it was
+scheduled; a change takes some hundred.
+"""
 
 
 class Operator:
     """Acts on the service's control, as ``sagastore migrate`` does."""
 
     def __init__(self, world: World, name: str = NAME) -> None:
-        """Steer the service of ``world``, as ``name``."""
+        """Control the service of ``world`` as ``name``."""
         self._name = name
         self._world = world
         self._service = world.service
         self._draw = Random(f"{world.seed}/{name}")
 
     async def run(self) -> None:
-        """Act until the round is over."""
+        """Act until the round ends."""
         world = self._world
         for turn in itertools.count():
             await asyncio.sleep(self._draw.random() * world.settings.operate_every)
@@ -62,7 +63,7 @@ class Operator:
                 continue
 
     async def walk_to(self, phase: Phase) -> None:
-        """Go forward to ``phase``, while nothing disturbs."""
+        """Advance to ``phase`` without faults."""
         while (live := self._service.live) is None or live.phase is not phase:
             following = None if live is None else live.phase.following
             try:
@@ -91,7 +92,7 @@ class Operator:
     async def _change(self, phase: Phase, *, dry_run: bool = False) -> None:
         world, draw = self._world, self._draw
         if world.altered and phase.reads_postgres:
-            # What a foreign hand has altered has to be repaired before PostgreSQL is read.
+            # A row that was altered directly must be repaired before PostgreSQL answers reads.
             return
         if phase is Phase.POSTGRES_ONLY and draw.random() < world.settings.kills_at_the_end:
             world.kill_at_the_end = world.trip is not None
@@ -134,7 +135,7 @@ class Operator:
         set_back = self._world.set_back
         what = "repair" if repair else "verify"
         found = await self._service.call(self._name, what, run, deadline=30.0, lossy=False)
-        # What a target lacks that was set back meanwhile is a difference, until it is found out.
+        # After a set-back that is not detected yet, rows missing in the target are differences.
         world = self._world
         excused = set_back != world.set_back or world.recently_set_back() or world.was_altered
         if found and not excused:
@@ -142,7 +143,7 @@ class Operator:
 
 
 async def _look(live: MigratingService) -> None:
-    """Ask for everything that an operator, a probe or a dashboard may ask."""
+    """Request all status information that operators, probes and dashboards use."""
     control = live.control
     await control.status()
     await control.inventory()

@@ -1,8 +1,8 @@
-"""A rival: a second server on a copy of the file, while the first one stands still.
+"""Second server on a copy of the file while the first one is frozen.
 
-The copy is taken and served elsewhere as an operator might do who believes the first machine
-lost. The lease tells the two apart: the rival serves once it has run out, and from then on
-the first server must not acknowledge anything, however long it takes to learn of it.
+An operator who considers the first machine lost might serve a copy of its file elsewhere. The lease
+separates the servers: the second one serves once the lease has expired, and from then on the first
+one must not acknowledge any write, however long it takes to detect the takeover.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 NAME = "rival"
 START_SECONDS = 40.0
-"""A start may take: the wait for a lease, and PostgreSQL's time-outs."""
+"""Maximum duration of a start in seconds: the wait for a lease, and PostgreSQL's time-outs."""
 
 FENCE_SECONDS = 30.0
-"""Until a server that was taken over from has learned of it, after it runs again."""
+"""Seconds in which a fenced server must detect the takeover after it resumes."""
 
 
 async def take_over(world: World) -> None:
@@ -39,7 +39,7 @@ async def take_over(world: World) -> None:
     opening = world.loop.create_task(live.backend.open(), name=NAME, context=process.context)
     done, _ = await asyncio.wait({opening}, timeout=START_SECONDS)
     if not done:
-        world.violation("the rival neither serves nor ends")
+        world.violation("the second server neither serves nor ends")
     elif opening.exception() is None:
         world.note(NAME, "serves", phase=live.phase.slug)
         await _until_fenced(world, live)
@@ -47,13 +47,13 @@ async def take_over(world: World) -> None:
 
 
 async def _until_fenced(world: World, second_server: MigratingService) -> None:
-    """See that the first server learns that it was taken over from."""
+    """Check that the first server detects the takeover."""
     first = world.service.live
     until = world.loop.time() + FENCE_SECONDS
     while first is not None and not first._replicator.fenced and world.loop.time() < until:
         await asyncio.sleep(0.05)
     if second_server._replicator.attached and first is not None and not first._replicator.fenced:
         standing = first._replicator.replica_status.value
-        world.violation(f"the first server does not know that it was taken over from: {standing}")
-    # Clients go on for a moment: nothing of this may be acknowledged.
+        world.violation(f"the first server did not detect the takeover: {standing}")
+    # Clients continue for a moment; none of their writes may be acknowledged.
     await asyncio.sleep(0.5)

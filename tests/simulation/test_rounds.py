@@ -1,4 +1,4 @@
-"""Rounds of the simulation: they pass, can be repeated exactly, and find planted faults."""
+"""Rounds of the simulation pass, are repeatable, and detect planted faults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tools.chaos import plants
 
 
 def in_another_process(hash_seed: int, *jobs: Job, plant: str = "") -> list[dict[str, Any]]:
-    """Run rounds in a process of its own; return its results."""
+    """Run rounds in a separate process; return their results."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.simulation.worker", "--plant", plant],
         input="".join(json.dumps(job._asdict()) + "\n" for job in jobs),
@@ -89,7 +89,7 @@ def test_command_ends_with_1_if_a_round_fails_and_says_how_to_repeat_it(tmp_path
     )
     assert result.returncode == 1, result.stderr
     assert "make simulate ROUNDS=1 SEED=1 PROFILE=flap PLANT=claim-both" in result.stdout
-    assert "durable_on is not true" in result.stdout
+    assert "durable_on is wrong" in result.stdout
     assert json.loads((tmp_path / "report.json").read_text())["failed"] == 2
 
 

@@ -131,9 +131,10 @@ class Totals:
 
     def text(self) -> str:
         totals = self.as_json()
+        kinds = len(totals["faults"])
         lines = [
             f"  Rounds                    {self.rounds:,} ({len(self.failed)} failed)",
-            f"  Faults                    {totals['faults_in_all']:,}, {len(totals['faults'])} kinds",
+            f"  Faults                    {totals['faults_in_all']:,} of {kinds} kinds",
             f"  Changes of phase          {sum(self.changes.values()):,}",
             f"  Starts of the server      {self.starts:,}",
             f"  Calls                     {totals['calls']:,}",

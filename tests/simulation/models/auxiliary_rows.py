@@ -1,4 +1,4 @@
-"""Counts and digests of carried rows, as both stores make them."""
+"""Counts and digests of auxiliary rows, as both stores compute them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sagastore_server.storage.replication import AuxiliaryTally, ExtraValue, Fil
 def tally_of(
     quarantine: Iterable[QuarantinedRow], files: Iterable[FileRow], extras: Iterable[ExtraValue]
 ) -> AuxiliaryTally:
-    """Return the tally of rows given in any order; ``AuxiliaryTallier`` says which order counts."""
+    """Return the tally of rows in any order; ``AuxiliaryTallier`` defines the significant order."""
     return AuxiliaryTally(
         _tally(map(quarantine_values, sorted(quarantine))),
         _tally(map(file_values, sorted(files, key=lambda row: row.id))),

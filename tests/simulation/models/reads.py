@@ -19,11 +19,11 @@ Rows = Mapping[str, Message]
 
 
 class SnapshotReads(StorageBackend):
-    """A backend whose reads see the messages of one instant within the call."""
+    """Backend whose reads see the messages of one instant within the call."""
 
     @abc.abstractmethod
     async def _look(self, look: Callable[[Rows], T]) -> T:
-        """Call ``look`` at one instant and return its result, which keeps no reference."""
+        """Call ``look`` at one instant; its result must keep no reference to the rows."""
 
     async def get(self, message_id: str) -> Message:
         """See the contract."""
@@ -64,5 +64,5 @@ class SnapshotReads(StorageBackend):
         return await self._look(lambda rows: max(rows, default=None))
 
     async def count(self) -> int:
-        """As of ``MigrationSource`` and ``MigrationTarget``."""
+        """See ``MigrationSource`` and ``MigrationTarget``."""
         return await self._look(len)

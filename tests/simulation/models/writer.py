@@ -1,4 +1,4 @@
-"""The writer of the source model: group commit, durable first and told later."""
+"""Writer of the source model: group commit with separate durability and acknowledgement."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from tests.simulation.models.source_disk import SourceDisk
 
 
 class Kind(enum.Enum):
-    """What a job does with the file."""
+    """Kind of a job."""
 
     WRITE = "write"
-    """Works out changes; shares a transaction with others."""
+    """Computes changes; shares a transaction with other writes."""
     TASK = "errand"
-    """A transaction of its own between two groups."""
+    """Runs in its own transaction between two groups."""
     FLUSH = "flush"
-    """No transaction: takes a place in the queue."""
+    """Takes a place in the queue, without a transaction."""
 
 
 class Job(NamedTuple):
-    """Something that waits for the writer."""
+    """Job waiting for the writer."""
 
     kind: Kind
     run: Callable[[Any], object]
-    """Called with the group's Changes by a write, with the disk by an errand."""
+    """Called with the group's Changes for a write, with the disk for a task."""
     rows: int
     """Messages that a write touches."""
     future: asyncio.Future[Any]
 
 
 class _Notification(NamedTuple):
-    """A group that is decided, on its way to the event loop."""
+    """Committed group whose callers are not notified yet."""
 
     group: Sequence[Job]
     outcomes: Sequence[object]
@@ -44,21 +44,23 @@ class _Notification(NamedTuple):
 
 
 Commit = Callable[[Kind, Sequence[Job]], tuple[Sequence[object], int]]
-"""Commits a group at one instant; returns an outcome for each job, and the revision to tell."""
+"""Commits a group at one instant; returns an outcome per job, and the revision to report."""
 
 
 class GroupWriter:
-    """Commits jobs in the order in which they were submitted, in groups.
+    """Commits jobs in groups, in the order of their submission.
 
-    The instant at which a group is durable and the later one at which the event loop hears of
-    it are apart, as they are with a writer thread that may be descheduled in between. Several
-    groups may be durable before the first is told of; they are told of in order.
+    A group becomes durable at one instant and the event loop learns of it later, as with a writer
+    thread that is descheduled in between. Several groups may be durable before the first is
+    reported; they are reported in order.
     """
 
     def __init__(
         self, disk: SourceDisk, process: Process, commit: Commit, on_revision: Callable[[int], None]
     ) -> None:
-        """Begin to commit; ``on_revision`` is called with the revision before callers are told."""
+        """Start committing; ``on_revision`` is called with the revision before callers are
+        notified.
+        """
         self._disk = disk
         self._process = process
         self._commit = commit
@@ -75,18 +77,18 @@ class GroupWriter:
 
     @property
     def waiting(self) -> int:
-        """How many jobs are in no group yet."""
+        """Number of jobs that are not in a group yet."""
         return len(self._jobs)
 
     def submit(self, kind: Kind, run: Callable[[Any], object], rows: int) -> asyncio.Future[Any]:
-        """Queue a job. A future that is cancelled before its group begins drops the job."""
+        """Queue a job. Cancelling the future before its group begins drops the job."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._jobs.append(Job(kind, run, rows, future))
         self._work.set()
         return future
 
     async def close(self) -> None:
-        """Commit what waits, and end."""
+        """Commit the queued jobs and end."""
         self.closing = True
         self._work.set()
         await asyncio.wait({self._task})
@@ -108,7 +110,7 @@ class GroupWriter:
                 await self._work.wait()
 
     def _next_group(self) -> list[Job]:
-        """Take the next errand, or the writes up to the next one; empty: all were cancelled."""
+        """Take the next task, or the writes before it; empty: all were cancelled."""
         if self._jobs and self._jobs[0].kind is not Kind.WRITE:
             return [self._jobs.popleft()]
         group: list[Job] = []
