@@ -154,7 +154,7 @@ async def _set_back(faults: Faults, seconds: float) -> None:
     if noticed and down:
         postgres.crash()
         await asyncio.sleep(seconds)
-        if world.over:  # It has been started, and may be the only store by now.
+        if world.over:  # The server was started again and may have completed the migration.
             return
     postgres.restore(saved, noticed=noticed)
     postgres.start()

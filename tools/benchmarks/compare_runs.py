@@ -1,10 +1,10 @@
-"""Holds two runs of ``make bench`` beside each other, as a table in Markdown.
+"""Comparison of two runs of ``make bench``, as a Markdown table.
 
     python -m tools.benchmarks.compare_runs FIRST.json SECOND.json
 
-Two medians agree if the spreads that were printed with them overlap. A row with a * does not;
-a figure that is measured once a run has no spread, and is shown only.
-Exit status 1 if there is such a row, 2 if the files are not results of the same benchmarks.
+Two medians agree if their printed spreads overlap; a row that does not agree is marked with *. A
+figure that is measured once per run has no spread and is only shown. Exit status 1 if a row does
+not agree, 2 if the files are not results of the same benchmarks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tools.benchmarks.results import number
 
 
 class Pair(NamedTuple):
-    """A row of the one run, and the same row of the other."""
+    """The same row of both runs."""
 
     first: dict[str, Any]
     second: dict[str, Any]
@@ -31,38 +31,37 @@ class Pair(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether the spreads overlap; what has none has nothing to disagree about."""
+        """Whether the spreads overlap; rows without a spread always agree."""
         return not self.has_spread or bool(
             self.first["min"] <= self.second["max"] and self.second["min"] <= self.first["max"]
         )
 
     @property
     def verdict(self) -> str:
-        """``met`` or ``missed`` if both runs say so, else ``not decided``."""
+        """``met`` or ``missed`` if both runs agree, else ``not decided``."""
         both = {self.first["verdict"], self.second["verdict"]}
         return both.pop() if len(both) == 1 else "not decided"
 
 
 class IncomparableError(ValueError):
-    """Two files cannot be compared; the line says why."""
+    """The files cannot be compared; the message says why."""
 
 
 def pairs(first: dict[str, Any], second: dict[str, Any]) -> list[Pair]:
-    """Match the rows of two runs that were measured, in the order of the first.
+    """Match the measured rows of two runs, in the order of the first.
 
     Raises:
-        NotTheSameError: A row of one is not in the other.
-
+        IncomparableError: A row of one run is missing in the other.
     """
     rows = [{(row["name"], row["what"]): row for row in run["rows"]} for run in (first, second)]
     if lone := sorted(set(rows[0]) ^ set(rows[1])):
-        raise IncomparableError(f"only one of the runs has: {': '.join(lone[0])}")
+        raise IncomparableError(f"only one run has: {': '.join(lone[0])}")
     found = (Pair(row, rows[1][key]) for key, row in rows[0].items())
     return [pair for pair in found if pair.first["median"] is not None]
 
 
 def markdown(found: list[Pair]) -> str:
-    """Return the table."""
+    """Return the comparison as a Markdown table."""
     lines = ["| `BENCH` | what | first run | second run | target | |", "|---|---|---|---|---|---|"]
     for pair in found:
         mark = "" if pair.agrees else " *"
@@ -75,7 +74,7 @@ def markdown(found: list[Pair]) -> str:
 
 
 def summary(found: list[Pair]) -> str:
-    """Say how many agree."""
+    """Return the number of rows that agree."""
     judged = [pair for pair in found if pair.has_spread]
     return f"{sum(pair.agrees for pair in judged)} of {len(judged)} agree within their spread"
 
@@ -95,11 +94,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise IncomparableError(f"{path} cannot be read") from exc
     except json.JSONDecodeError:
         pass
-    raise IncomparableError(f"{path} is not a result of make bench")
+    raise IncomparableError(f"{path} is not a result file of make bench")
 
 
 def main() -> int:
-    """Print the table, and return the exit status."""
+    """Print the table and return the exit status."""
     parser = argparse.ArgumentParser(prog="agree", description=(__doc__ or "").partition("\n")[0])
     for which in ("first", "second"):
         parser.add_argument(which, type=Path, help="build/bench/bench.json of a run")

@@ -1,13 +1,13 @@
-"""Two states of the code beside each other: python -m tools.benchmarks.compare_trees Save ../before .
+"""Comparison of two checkouts of the code.
 
     git worktree add ../before main
-    python -m tools.benchmarks.compare_trees Get ../before . --store postgres --in-flight 64 --rounds 9
+    python -m tools.benchmarks.compare_trees Save ../before .
+    python -m tools.benchmarks.compare_trees Get ../before . --store postgres --in-flight 64
 
-A server of each tree runs, and a server that does nothing beside them; each round sends the same
-calls to one after the other, the next one in reverse. It prints calls a second, the processor
-time of the server for a call (of PostgreSQL, too, where that is the store), and the calls a
-second as a share of the echo's, each as median and spread. The client, the messages and the
-environment are those of the tree that this is run in.
+One server of each tree runs, and an echo server; each round sends the same calls to each of them,
+in alternating order. The output is calls per second, CPU time of the server per call (including
+PostgreSQL if that is the store), and calls per second relative to the echo server, as median and
+spread. Client, messages and environment are those of the current tree.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tools.benchmarks.servers import ROOT, Served, as_served
 
 
 class _Figures:
-    """What was measured of one server, round by round."""
+    """Measurements of one server, per round."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -43,7 +43,7 @@ class _Figures:
 
     def __str__(self) -> str:
         rate, share, used = map(_spread, (self.rates, self.shares, self.processor))
-        return f"{self.name:24}{rate:>26} calls/s{used:>22} us a call{share:>24} of the echo"
+        return f"{self.name:24}{rate:>26} calls/s{used:>22} us per call{share:>24} of the echo"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -54,7 +54,7 @@ def _spread(values: Sequence[float]) -> str:
 
 @contextmanager
 def _served(tree: Path, folder: Path, dsn: str | None) -> Iterator[Served]:
-    """Run the server of a tree, with its defaults."""
+    """Run the server of a tree with its defaults."""
     paths = os.pathsep.join(str(tree.resolve() / part) for part in ("server", "client"))
     folder.mkdir()
     server = ServerProcess(folder / "a.db", env={"PYTHONPATH": paths}, postgres=dsn)
@@ -82,7 +82,7 @@ def _compare(bench: Bench, options: argparse.Namespace) -> list[_Figures]:
             saves = save_requests(f"round-{number}", 0, options.calls)
             gets = get_requests(f"round-{number}", options.calls, options.calls)
             base, _ = bench.calls(bench.echo, "Echo", saves, options.in_flight)
-            if number:  # The first one warms up.
+            if number:  # The first round is a warm-up.
                 echo.add(base, base)
             for figures, server in servers if number % 2 else servers[::-1]:
                 found, _ = bench.calls(server, "Save", saves, options.in_flight, *others)
@@ -94,13 +94,13 @@ def _compare(bench: Bench, options: argparse.Namespace) -> list[_Figures]:
 
 
 def main() -> None:
-    """Compare, and print."""
+    """Compare the trees and print the result."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.compare_trees")
     parser.add_argument("method", choices=("Save", "Get"))
     parser.add_argument("trees", nargs="+", type=Path, help="checkouts of the project")
     parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--in-flight", type=int, default=64)
-    parser.add_argument("--calls", type=int, default=6_000, help="of each server in a round")
+    parser.add_argument("--calls", type=int, default=6_000, help="calls per server and round")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     build = ROOT / "build"

@@ -1,4 +1,4 @@
-"""What all benchmarks share: sizes, the yardstick, the load generator, the databases."""
+"""Harness shared by all benchmarks: sizes, reference server, load generator, databases."""
 
 from __future__ import annotations
 
@@ -16,63 +16,63 @@ from tools.benchmarks.results import Row, Target, percentile, ratios
 from tools.benchmarks.servers import Processor, Served, program
 
 WARM = 8
-"""The round that does not count has so many times fewer calls."""
+"""The warm-up round has so many times fewer calls."""
 
 
 class Sizes(NamedTuple):
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     visits: int = 2
-    """Of each benchmark, one after all the others."""
+    """Visits per benchmark; all benchmarks run once before the next visit."""
     rounds: int = 3
-    """That count, in a visit."""
+    """Measured rounds per visit."""
     calls: int = 6_000
-    """Of a load."""
+    """Calls per load."""
     bulk: int = 20_000
-    """Messages of a load by BulkSave."""
+    """Messages per BulkSave load."""
     scale: int = 1_000_000
     """Messages of a large store."""
     small: int = 10_000
     """Messages of a small store."""
     legacy: int = 100_000
-    """Rows of the legacy file that pgloader and the migration take."""
+    """Rows of the legacy file for pgloader and the migration."""
     searches: int = 200
-    """Of each kind."""
+    """Searches of each kind."""
     changes: int = 20
-    """To READ_POSTGRES."""
+    """Changes to READ_POSTGRES."""
     slice: float = 5.0
-    """Seconds of a load beside the backfill."""
+    """Seconds of a load during the backfill."""
     rate: int = 300
-    """Calls a second of a load that is not to be the limit itself."""
+    """Calls per second of a load below saturation."""
 
 
 QUICK = Sizes(1, 2, 600, 3_000, 20_000, 1_000, 5_000, 20, 3, 1.0, 100)
-"""Whether everything runs, not how fast it is."""
+"""Sizes that only show that everything works."""
 
 
 class Sample(NamedTuple):
-    """What one side of a comparison came to in one round."""
+    """Result of one side of a comparison in one round."""
 
     value: float
     processor: float = 0.0
-    """Cores that the server took."""
+    """Cores used by the server."""
     note: str = ""
 
 
 class Side(NamedTuple):
-    """A side of a comparison."""
+    """Side of a comparison."""
 
     name: str
     measure: Callable[[int], Sample]
-    """Given the number of the round."""
+    """Called with the number of the round."""
 
 
 class CallsFailedError(Exception):
-    """Calls of a load failed that must not."""
+    """Calls of a load failed unexpectedly."""
 
 
 class Bench:
-    """A run: made once, given to every benchmark."""
+    """One run; shared by all benchmarks."""
 
     def __init__(
         self,
@@ -83,9 +83,9 @@ class Bench:
         *,
         python: bool = False,
     ) -> None:
-        """Work in ``folder``; ``stack`` ends what was started; ``say`` tells what is done.
+        """Work in ``folder``; ``stack`` stops started processes; ``say`` receives progress.
 
-        ``python`` asks for clients of Python, also where there is ghz.
+        ``python`` selects Python clients even if ghz is available.
         """
         self.sizes = sizes
         self.folder = folder
@@ -95,18 +95,18 @@ class Bench:
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
         self.generator = Generator(folder / "tmp", python=python)
         self.peak_echo = 0.0
-        """Calls a second: the most that the load generator got out of the echo server."""
+        """Calls per second: the highest rate of the echo server."""
         self.peak_ours = 0.0
-        """Calls a second: the most of any other server."""
+        """Calls per second: the highest rate of any other server."""
 
     @cached_property
     def echo(self) -> Served:
-        """The server that does nothing."""
+        """Server that only echoes requests."""
         return self._stack.enter_context(program("echo_server"))
 
     @cached_property
     def postgres(self) -> BenchPostgres:
-        """The database server."""
+        """Database server."""
         server = BenchPostgres(self.folder / "pg")
         self._stack.callback(server.stop)
         server.start()
@@ -114,22 +114,22 @@ class Bench:
         return server
 
     def load_description(self) -> str:
-        """Say what sent the calls, and whether it was the limit."""
-        said = f"{self.generator.name}, which took {self.generator.most:.2f} cores at most"
+        """Describe the load generator and whether it was the bottleneck."""
+        said = f"{self.generator.name}, which used at most {self.generator.most:.2f} cores"
         if self.peak_echo and self.peak_ours:
             said += (
-                f", and got {self.peak_echo:,.0f} calls/s from the echo server, "
-                f"{self.peak_ours:,.0f} from any other"
+                f"; peak: {self.peak_echo:,.0f} calls/s to the echo server, "
+                f"{self.peak_ours:,.0f} to any other"
             )
         return said
 
     def postgres_description(self) -> str:
-        """Say which PostgreSQL was measured, if any was."""
+        """Describe the PostgreSQL that was measured, if any."""
         return self.postgres.version() if "postgres" in self.__dict__ else "not used"
 
     @contextmanager
     def file(self, suffix: str = ".db") -> Iterator[Path]:
-        """Name a file, and remove it and all that was made beside it."""
+        """Yield the path of a file; remove it and its companion files."""
         path = self.folder / "tmp" / f"{next(self._files)}{suffix}"
         try:
             yield path
@@ -146,11 +146,10 @@ class Bench:
         in_flight: int,
         *others: int,
     ) -> tuple[Sample, Load]:
-        """Send calls as fast as they are answered; ``others`` are processes that serve as well.
+        """Send calls as fast as they are answered; ``others`` are further serving processes.
 
         Raises:
-            CallsFailedError: One of them was not answered.
-
+            CallsFailedError: A call failed.
         """
         taken = Processor(server.pid, *others)
         done = self.generator.send(server.address, method, requests, in_flight)
@@ -167,7 +166,7 @@ class Bench:
     def saves(
         self, server: Served, name: str, in_flight: int, *others: int
     ) -> Callable[[int], Sample]:
-        """Return what measures saves of new messages, other ones in each round."""
+        """Return a function that measures saves of new messages, different in each round."""
 
         def measure(number: int) -> Sample:
             count = self.sizes.calls if number else self.sizes.calls // WARM
@@ -178,7 +177,7 @@ class Bench:
         return measure
 
     def alternate(self, sides: Sequence[Side]) -> dict[str, list[Sample]]:
-        """Measure all sides in each round, there and back, after a round that does not count."""
+        """Measure all sides in each round, in alternating order, after a warm-up round."""
         found: dict[str, list[Sample]] = {side.name: [] for side in sides}
         for number in range(self.sizes.rounds + 1):
             order = sides if number % 2 else list(reversed(sides))
@@ -200,7 +199,7 @@ def compared(
     target: Target | None = None,
     notes: Sequence[str] = (),
 ) -> Row:
-    """Return the row of one ratio, the first side ÷ the second, round by round."""
+    """Return the row of one ratio, the first side ÷ the second, per round."""
     over, under = sides
     values = {side: [sample.value for sample in found[side]] for side in sides}
     cores = [

@@ -1,13 +1,13 @@
-"""The large stores: made once, by an import and a migration whose memory is measured.
+"""Large stores: created once, by an import and a migration whose memory usage is measured.
 
-What is kept in the folder, for each number of rows and each source of messages:
+The folder contains, for each number of rows and each source of messages:
 
-``alone.db``   a file in SQLITE_ONLY
-``pair.db``    the same in BACKFILL, copied and verified, ready for READ_POSTGRES
-``made.json``  what was measured while they were made
+- ``alone.db``: a file in SQLITE_ONLY;
+- ``pair.db``: the same in BACKFILL, copied and verified, ready for READ_POSTGRES;
+- ``made.json``: the measurements during their creation.
 
-and in PostgreSQL the databases ``<name>_pair``, which belongs to ``pair.db``, and
-``<name>_alone``, in POSTGRES_ONLY. Benchmarks work on copies of them.
+PostgreSQL contains the databases ``<name>_pair``, which belongs to ``pair.db``, and
+``<name>_alone``, in POSTGRES_ONLY. Benchmarks work on copies.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from tools.benchmarks.messages import dialogues, import_line, items
 from tools.benchmarks.servers import ROOT, change_phases, copy_store, ours, ready_for_next
 
 NAME = "big"
-"""What keeps the ids of these messages apart from others."""
+"""Prefix that separates the ids of these messages from others."""
 
 
 class Stores(NamedTuple):
-    """Large stores of equal messages."""
+    """Large stores with equal messages."""
 
     rows: int
     alone: Path
@@ -43,20 +43,20 @@ class Stores(NamedTuple):
     alone_database: str
     pair_database: str
     memory: dict[str, tuple[float, float]]
-    """MiB by what was going on and whose it is: the peak, and the growth in the second half."""
+    """MiB by activity and process: the peak, and the growth in the second half."""
     seconds: dict[str, float]
-    """By what was going on."""
+    """Seconds by activity."""
 
 
-def stores(bench: Bench, *, anew: bool = False) -> Stores:
-    """Return the stores of this run's size; make them if they are not there, or ``anew``."""
+def stores(bench: Bench, *, recreate: bool = False) -> Stores:
+    """Return the stores of this run's size; create them if they are missing or if ``recreate``."""
     rows = bench.sizes.scale
     name = f"big_{rows}_{crc32(json.dumps(dialogues()).encode()):08x}"
     folder = bench.folder / "stores" / name
     made = folder / "made.json"
     pair_database, alone_database = f"{name}_pair", f"{name}_alone"
     kept = made.exists() and all(map(bench.postgres.has, (pair_database, alone_database)))
-    if anew or not kept:
+    if recreate or not kept:
         shutil.rmtree(folder, ignore_errors=True)
         for database in (pair_database, alone_database):
             bench.postgres.drop(database)
@@ -65,7 +65,7 @@ def stores(bench: Bench, *, anew: bool = False) -> Stores:
         making.run(pair_database, alone_database)
         made.write_text(json.dumps([making.memory, making.seconds]), encoding="utf-8")
     else:
-        bench.say(f"the large stores are those in {folder}")
+        bench.say(f"using the large stores in {folder}")
     memory, seconds = json.loads(made.read_text(encoding="utf-8"))
     return Stores(
         rows,
@@ -124,7 +124,7 @@ class _Making:
             self._client(server, what, "export", str(target))
 
     def _client(self, server: ServerProcess, what: str, *command: str) -> None:
-        """Run the client's command, and watch the memory of both."""
+        """Run the client's command and measure the memory of both processes."""
         program = Path(sys.executable).with_name("sagastore")
         with self._timed(what), memory_of(server.pid) as of_server:
             client = subprocess.Popen(
@@ -137,7 +137,7 @@ class _Making:
             with memory_of(client.pid) as of_client:
                 status = client.wait()
         if status:
-            raise RuntimeError(f"sagastore {command[0]} has ended with {status}")
+            raise RuntimeError(f"sagastore {command[0]} exited with status {status}")
         self._note(f"{what}: server", of_server)
         self._note(f"{what}: client", of_client)
 
@@ -147,7 +147,7 @@ class _Making:
         yield
         self.seconds[what] = time.monotonic() - began
         rate = self._rows / self.seconds[what]
-        self._bench.say(f"{what}: {self._rows:,} rows, {rate:,.0f} a second")
+        self._bench.say(f"{what}: {self._rows:,} rows, {rate:,.0f} per second")
 
     def _note(self, what: str, memory: Memory) -> None:
         self.memory[what] = (memory.peak, memory.growth)
@@ -155,6 +155,6 @@ class _Making:
 
 @contextmanager
 def copied(bench: Bench, file: Path) -> Iterator[Path]:
-    """Yield a copy of a file, and remove it."""
+    """Yield a copy of a file, and remove it afterwards."""
     with bench.file() as target:
         yield copy_store(file, target)

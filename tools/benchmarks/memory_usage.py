@@ -1,4 +1,4 @@
-"""Resident memory of processes over time, and whether it stays flat."""
+"""Resident memory of processes over time."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from contextlib import contextmanager
 import psutil
 
 _EVERY = 0.1
-"""Seconds between two looks."""
+"""Seconds between two samples."""
 _MIB = 1024 * 1024
 
 
 class Memory:
-    """The resident memory of a process and of those that it has started, over some time."""
+    """Resident memory of a process and its children over time."""
 
     def __init__(self) -> None:
-        """Begin with nothing seen."""
+        """Start without samples."""
         self.seen: list[float] = []
-        """MiB, one every tenth of a second."""
+        """MiB, one sample every tenth of a second."""
 
     @property
     def peak(self) -> float:
-        """The greatest, in MiB."""
+        """Maximum in MiB."""
         return max(self.seen, default=0.0)
 
     @property
     def growth(self) -> float:
-        """How much greater the peak of the second half is than that of the first, in MiB."""
+        """Difference between the peaks of the second and the first half in MiB."""
         half = len(self.seen) // 2
         return max(self.seen[half:], default=0.0) - max(self.seen[:half], default=0.0)
 
 
 @contextmanager
 def memory_of(pid: int) -> Iterator[Memory]:
-    """Look at a process, and those that it has started, for as long as the context lasts.
+    """Sample a process and its children for the duration of the context.
 
-    What they share is counted for each of them.
+    Shared memory counts for each process.
     """
     memory, over = Memory(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""What a measurement comes to: ratios with their spread, beside the target."""
+"""Results of measurements: ratios with their spread, and targets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Target(NamedTuple):
-    """What a median must reach, or must not exceed."""
+    """Bound that a median must reach or must not exceed."""
 
     bound: float
     at_least: bool
@@ -17,61 +17,60 @@ class Target(NamedTuple):
     """Empty for a ratio."""
 
     def __str__(self) -> str:
-        """Say it for people."""
         return f"{'≥' if self.at_least else '≤'} {number(self.bound, self.unit)}"
 
     def is_met_by(self, value: float) -> bool:
-        """Tell whether a value reaches it; what could not be measured does not."""
+        """Return whether a value meets the target; NaN does not."""
         if math.isnan(value):
             return False
         return value >= self.bound if self.at_least else value <= self.bound
 
 
 def at_least(bound: float) -> Target:
-    """Return the target of a ratio that may be more."""
+    """Return a target with a lower bound."""
     return Target(bound, at_least=True)
 
 
 def at_most(bound: float, unit: str = "") -> Target:
-    """Return the target of a ratio, or of a figure, that may be less."""
+    """Return a target with an upper bound."""
     return Target(bound, at_least=False, unit=unit)
 
 
 class Row(NamedTuple):
-    """One line of the table."""
+    """Row of the table."""
 
     name: str
-    """Of the benchmark that made it, as BENCH takes it."""
+    """Name of the benchmark, as in BENCH."""
     what: str
     values: list[float]
-    """One a round: a ratio, or a figure in the unit of the target."""
+    """One per round: a ratio, or a figure in the unit of the target."""
     target: Target | None
-    """None: shown beside the others, and not judged."""
+    """None: the row is shown without a verdict."""
     sides: dict[str, list[float]]
-    """What the ratios were made from, one figure a round."""
+    """Figures that the ratios were computed from, one per round."""
     unit: str
-    """Of the sides."""
+    """Unit of the sides."""
     notes: tuple[str, ...] = ()
     failure: str = ""
-    """Why the row counts as missed, or could not be measured, whatever its values."""
+    """Reason why the row counts as missed or was not measured, regardless of its values."""
     value_unit: str = ""
-    """Of the values, where there is no target to say it."""
+    """Unit of the values if there is no target."""
     skipped: bool = False
-    """Something that it needs is not there; ``failure`` says what."""
+    """Whether a requirement is missing; ``failure`` says which."""
 
     @property
     def median(self) -> float:
-        """The median of the values; not a number if there are none."""
+        """Median of the values; NaN if there are none."""
         return statistics.median(self.values) if self.values else math.nan
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The least and the greatest value."""
+        """Minimum and maximum."""
         return (min(self.values), max(self.values)) if self.values else (math.nan, math.nan)
 
     @property
     def verdict(self) -> str:
-        """``met``, ``missed``, ``skipped``, or ``shown`` for what is not judged."""
+        """``met``, ``missed``, ``skipped``, or ``shown`` if there is no target."""
         if self.skipped:
             return "skipped"
         if self.failure:
@@ -81,7 +80,7 @@ class Row(NamedTuple):
         return "met" if self.target.is_met_by(self.median) else "missed"
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything, for programs."""
+        """Return all values for the results file."""
         low, high = self.spread
         return {
             "name": self.name,
@@ -101,7 +100,7 @@ class Row(NamedTuple):
 
 
 def merged(visits: Sequence[Row]) -> Row:
-    """Return one row of what was measured at several times."""
+    """Merge the rows of several visits."""
     first = visits[0]
     sides: dict[str, list[float]] = {}
     for row in visits:
@@ -116,12 +115,12 @@ def merged(visits: Sequence[Row]) -> Row:
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    """Return the ratio of each round: both sides of one were measured side by side."""
+    """Return the ratio of each round."""
     return [one / other if other else math.nan for one, other in zip(over, under, strict=True)]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value that ``share`` of all do not exceed (nearest rank); NaN for none."""
+    """Return the percentile of the values (nearest rank); NaN for none."""
     if not values:
         return math.nan
     ordered = sorted(values)
@@ -129,7 +128,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def number(value: float, unit: str = "") -> str:
-    """Write a figure for people: two decimals for a ratio, three digits otherwise."""
+    """Format a figure: two decimals for a ratio, three significant digits otherwise."""
     if math.isnan(value):
         return "-"
     if not unit:

@@ -144,8 +144,8 @@ def disagreements(history: History, report: Report, theirs: PorcupineReport) -> 
         # Without evidence from other ids of a batch, which Porcupine does not use.
         alone = linearize(projection.calls[id]).verdict
         if Kind.PHANTOM in found or alone is Verdict.NO:
-            kinds = ", ".join(sorted(found))
-            yield f"{id}: the Python checker finds {kinds}, Porcupine finds no violation"
+            names = ", ".join(sorted(found))
+            yield f"{id}: the Python checker finds {names}, Porcupine finds no violation"
 
 
 def main() -> int:

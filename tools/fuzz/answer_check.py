@@ -1,4 +1,4 @@
-"""Whether an answer is one that a caller may get."""
+"""Checks that an answer is one that a caller may receive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEAK = re.compile(
     re.IGNORECASE,
 )
 _LIBRARY: dict[StatusCode, re.Pattern[str]] = {
-    # What the gRPC library answers in our place; none of it reaches the service.
+    # Answers of the gRPC library itself; such calls never reach the service.
     StatusCode.CANCELLED: re.compile(r".*", re.DOTALL),
     StatusCode.DEADLINE_EXCEEDED: re.compile(r".*", re.DOTALL),
     StatusCode.UNIMPLEMENTED: re.compile(r"Method not (found|implemented)!"),
@@ -38,35 +38,36 @@ _BEFORE_US = re.compile(
     r"Unexpected <class 'UnicodeDecodeError'>.*",
     re.DOTALL,
 )
-"""What the gRPC library's transport says, with INTERNAL or UNAVAILABLE, of what is no
-HTTP/2 or no gRPC. Nothing of it comes from the service, nor can be changed by it; no client
-library sends such things, so only raw connections may hear it."""
+"""Texts of the gRPC library's transport, with INTERNAL or UNAVAILABLE, for traffic that is not
+valid HTTP/2 or gRPC. The service neither creates nor can change them. No client library sends such
+traffic, so only raw connections may receive them.
+"""
 
 
 _CUT_OFF = "Stream removed ("
-"""What gRPC's client says when a deadline comes between the parts of a refusal."""
+"""Text of gRPC's client when a deadline expires between the parts of a refusal."""
 
 
 class Answer(NamedTuple):
-    """How one call ended."""
+    """Result of one call."""
 
     code: StatusCode
     message: str = ""
     details: bytes | None = None
-    """What ``grpc-status-details-bin`` held, if it was there."""
+    """Value of ``grpc-status-details-bin``, if present."""
     heard: bool = False
-    """Whether there were answers of a stream before: a long one may meet its deadline."""
+    """Whether a stream received answers before; a long one may then reach its deadline."""
 
 
 def complaints(one: Input, answers: list[Answer]) -> list[str]:
-    """Tell all that is wrong with the answers to ``one``."""
+    """Return everything that is wrong with the answers to ``one``."""
     if one.must_answer and not answers:
         return ["no answer"]
     return sorted({found for answer in answers if (found := wrong(one, answer)) is not None})
 
 
 def wrong(one: Input, answer: Answer) -> str | None:
-    """Tell what is wrong with ``answer``, or None: it is as it should be."""
+    """Return what is wrong with ``answer``, or None."""
     if answer.code is StatusCode.OK:
         return None
     if one.steps and answer.details is None and _BEFORE_US.fullmatch(answer.message):
@@ -82,7 +83,7 @@ def wrong(one: Input, answer: Answer) -> str | None:
 
 def _wrong_without_details(one: Input, answer: Answer) -> str | None:
     if answer.code is StatusCode.RESOURCE_EXHAUSTED and not answer.message and one.metadata:
-        return None  # More headers than the library takes.
+        return None  # The answer has more headers than the library accepts.
     known = _LIBRARY.get(answer.code)
     if known is None or not known.fullmatch(answer.message):
         return f"{answer.code.name} without ErrorInfo: {answer.message}"
@@ -90,7 +91,7 @@ def _wrong_without_details(one: Input, answer: Answer) -> str | None:
     if answer.code is StatusCode.DEADLINE_EXCEEDED and proper and one.deadline >= PATIENT:
         return f"no answer within {one.deadline} s"
     if answer.code is StatusCode.CANCELLED and not (one.behaviour or one.steps or one.streams):
-        return f"cancelled, though not by the caller: {answer.message}"
+        return f"cancelled, but not by the caller: {answer.message}"
     return None
 
 
@@ -99,19 +100,19 @@ def _wrong_with_details(answer: Answer, details: bytes) -> str | None:
     try:
         status.ParseFromString(details)
     except DecodeError:
-        return f"details that are no google.rpc.Status: {details!r}"
+        return f"details are not a google.rpc.Status: {details!r}"
     info = error_details_pb2.ErrorInfo()
     if not any(detail.Unpack(info) for detail in status.details):
         return "details without ErrorInfo"
     if info.domain != "sagastore" or not re.fullmatch("[A-Z][A-Z0-9_]+", info.reason):
-        return f"an ErrorInfo of {info.domain!r} with the reason {info.reason!r}"
+        return f"unexpected ErrorInfo: domain {info.domain!r}, reason {info.reason!r}"
     if (status.code, status.message) != (answer.code.value[0], answer.message):
-        return f"the status says {answer.message!r}, its details {status.message!r}"
+        return f"the status message is {answer.message!r}, that of its details {status.message!r}"
     return _wrong_line(answer.message, info.metadata.get("id", ""))
 
 
 def _wrong_line(message: str, message_id: str) -> str | None:
     if not message or len(message.splitlines()) != 1:
-        return f"not one line: {message!r}"
+        return f"message has several lines: {message!r}"
     leak = _LEAK.search(message.replace(repr(message_id), "") if message_id else message)
-    return f"shows {leak[0]!r}: {message}" if leak else None
+    return f"message leaks {leak[0]!r}: {message}" if leak else None

@@ -1,4 +1,4 @@
-"""What is sent: inputs that can be saved and sent again."""
+"""Fuzz inputs, which can be saved and replayed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class Method(NamedTuple):
-    """An RPC that is served."""
+    """RPC of the service."""
 
     path: str
     request: Descriptor
     takes_stream: bool
     gives_stream: bool
     endless: bool
-    """Goes on until the caller ends it."""
+    """Whether the stream continues until the caller ends it."""
 
     @property
     def label(self) -> str:
-        """A short name, for reports."""
+        """Short name for reports."""
         return self.path.rpartition(".")[2]
 
 
@@ -58,26 +58,26 @@ STORAGE = "/sagastore.v1.StorageService/"
 MIGRATION = "/sagastore.v1.MigrationService/"
 CHANGE_PHASE = f"{MIGRATION}ChangePhase"
 _DRY_RUN = b"\x10\x01"
-"""A field ``dry_run`` put behind a ChangePhaseRequest: the last one counts."""
+"""A field ``dry_run`` appended to a ChangePhaseRequest; the last occurrence counts."""
 
 
 def harmless(method: str, payload: bytes) -> bytes:
-    """Let no input change the phase: that is for the campaign, which must know it."""
+    """Prevent inputs from changing the phase, which only the campaign may do."""
     return payload + _DRY_RUN if method == CHANGE_PHASE else payload
 
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """One input: everything that is needed to send it again.
+    """Input with everything needed to send it again.
 
-    A call has ``method`` and ``payloads``; raw bytes on a socket are ``steps``, each a
-    pair of what to do and with what: ``send`` bytes, ``slowly`` bytes one by one,
-    ``half-close``, ``listen`` for up to so many milliseconds or until the server has
-    closed the connection or answered all streams, ``hold`` the connection that long.
+    A call has ``method`` and ``payloads``. Raw bytes for a socket are ``steps``, pairs of an action
+    and its argument: ``send`` bytes, send bytes ``slowly`` one by one, ``half-close``, ``listen``
+    for some milliseconds or until the server has closed the connection or answered all streams,
+    ``hold`` the connection for some milliseconds.
     """
 
     name: str
-    """Which of the campaign's inputs it is."""
+    """Position in the campaign."""
     kind: str
     method: str = ""
     payloads: tuple[bytes, ...] = ()
@@ -85,17 +85,17 @@ class Input:
     deadline: float = 30.0
     """Seconds."""
     behaviour: str = ""
-    """What is done beside waiting for the answer (``grpc_client``); empty: nothing."""
+    """Action besides waiting for the answer (``grpc_client``); empty: none."""
     after: float = 0.0
-    """Seconds until that is done."""
+    """Seconds until that action."""
     crowd: int = 1
-    """Calls like this that are made at the same time."""
+    """Number of identical concurrent calls."""
     as_stream: bool = False
-    """Call it as if it took and gave streams."""
+    """Whether to call it as if it were a bidirectional stream."""
     gzip: bool = False
     steps: tuple[tuple[str, bytes | int], ...] = ()
     must_answer: bool = False
-    """Of raw bytes: they are a proper call, which must be answered."""
+    """Whether raw bytes are a valid call, which must be answered."""
 
     @property
     def streams(self) -> bool:
@@ -104,7 +104,7 @@ class Input:
 
     @property
     def label(self) -> str:
-        """The method's short name, for reports."""
+        """Short name of the method for reports."""
         known = METHODS.get(self.method)
         return known.label if known else "(broken)" if self.steps else "(unknown)"
 
@@ -116,11 +116,10 @@ def save(one: Input, path: Path) -> None:
 
 
 def load(path: Path) -> Input:
-    """Read what ``save`` wrote.
+    """Read a file written by ``save``.
 
     Raises:
-        ValueError: The file is not one of those.
-
+        ValueError: The file is not a fuzz input.
     """
     fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), object_hook=_decoded)
     try:
@@ -129,7 +128,7 @@ def load(path: Path) -> Input:
             fields[name] = tuple((first, second) for first, second in fields[name])
         return Input(**fields)
     except (KeyError, TypeError) as exc:
-        raise ValueError(f"{path} is not an input of the fuzz run: {exc}") from exc
+        raise ValueError(f"{path} is not a fuzz input: {exc}") from exc
 
 
 def _encoded(value: object) -> object:

@@ -1,4 +1,4 @@
-"""Sending the inputs that a gRPC client can send."""
+"""Sends inputs that a gRPC client can send."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from tools.fuzz.fuzz_input import METHODS, Input
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # Answers with much metadata are to be seen, not dropped on this side.
+    # Answers with large metadata must be visible to the checks, not rejected by the client.
     ("grpc.max_metadata_size", 1024 * 1024),
     ("grpc.absolute_max_metadata_size", 2 * 1024 * 1024),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
 )
 _STATUS_UNKNOWN = "Internal error from Core"
-"""What gRPC's client says, in place of the status, of a stream that ends while it sends."""
+"""Text that gRPC's client returns instead of the status of a stream that ends while it sends."""
 _ENDED = (grpc.RpcError, aio.InternalError, asyncio.InvalidStateError)
 _ANSWERED: WeakSet[Any] = WeakSet()
-"""Calls of which an answer has come."""
+"""Calls that have received an answer."""
 _UNREAD = 400
-"""Messages that are sent without an answer being read, at most."""
+"""Maximum number of messages to send without reading an answer."""
 
 
 def channel(address: str) -> aio.Channel:
-    """Return a connection of its own."""
+    """Return a separate connection."""
     return aio.insecure_channel(address, options=OPTIONS)
 
 
 async def call(channel: aio.Channel, one: Input) -> list[Answer]:
-    """Make the calls of ``one``, and return how each ended."""
+    """Make the calls of ``one`` and return their results."""
     return await asyncio.gather(*(_call(channel, one) for _ in range(one.crowd)))
 
 
@@ -62,9 +62,9 @@ async def _call(channel: aio.Channel, one: Input) -> Answer:
 
 
 async def _finished(under_way: Any, work: Coroutine[Any, Any, None]) -> Answer:
-    """Do ``work`` until it, or the call, has ended.
+    """Run ``work`` until it or the call has ended.
 
-    A write to a call that was cancelled early does not return, in gRPC's client.
+    In gRPC's client, a write to a call that was cancelled early never returns.
     """
     working, ending = asyncio.create_task(work), asyncio.create_task(under_way.code())
     try:
@@ -83,14 +83,14 @@ async def _finished(under_way: Any, work: Coroutine[Any, Any, None]) -> Answer:
 
 
 async def answer_of(under_way: Any) -> Answer:
-    """Return how a call has ended."""
+    """Return the result of a call."""
     details: bytes | None = None
     for key, value in await under_way.trailing_metadata() or ():
         if key == DETAILS:
             details = value
     code, message = await under_way.code(), await under_way.details() or ""
     if message == _STATUS_UNKNOWN:
-        return Answer(grpc.StatusCode.CANCELLED, "the client did not hear how it ended")
+        return Answer(grpc.StatusCode.CANCELLED, "the client did not receive the status")
     return Answer(code, message, details, heard=under_way in _ANSWERED)
 
 
@@ -128,7 +128,7 @@ async def _exchange(under_way: Any, one: Input) -> None:
 
 
 async def _send_only(under_way: Any, one: Input) -> None:
-    """Send and send, read nothing, and leave."""
+    """Send messages without reading, then abandon the call."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(one.after):
             for number in range(_UNREAD if one.payloads else 0):
@@ -138,7 +138,7 @@ async def _send_only(under_way: Any, one: Input) -> None:
 
 @contextlib.asynccontextmanager
 async def _cancelled_after(under_way: Any, one: Input) -> AsyncIterator[None]:
-    """Cancel the call after a while, if that is what the input does."""
+    """Cancel the call after a delay if the input says so."""
     if one.behaviour != "cancel":
         yield
         return

@@ -1,4 +1,4 @@
-"""HTTP/2 as no client should speak it, in bytes for a socket."""
+"""Malformed and hostile HTTP/2 traffic, as bytes for a socket."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Headers = list[tuple[bytes, bytes]]
 Steps = tuple[tuple[str, bytes | int], ...]
 
 _LISTEN = 2000
-"""Milliseconds for an answer. What is never to be answered is left earlier."""
+"""Milliseconds to wait for an answer; shorter where no answer is due."""
 _BRIEFLY = 60
 _TIMEOUTS = (
     b"", b"1", b"1S1", b"0n", b"1n", b"5m", b"-1S", b"99999999H", b"999999999H", b"1x", b"S",
@@ -40,7 +40,7 @@ _TIMEOUTS = (
 )  # fmt: skip
 NO_TEXT = b"/\xff\xfe"
 DIES_OF_PATHS = tuple(map(int, grpc.__version__.split(".")[:2])) >= (1, 84)
-"""As of 1.84.0 the server of ``grpc.aio`` shuts itself down when a path is not UTF-8."""
+"""Since version 1.84.0, the server of ``grpc.aio`` shuts down on a path that is not UTF-8."""
 _PATHS = (
     b"", b"/", b"//", b"*", b"/sagastore.v1.StorageService", b"/sagastore.v1.StorageService/",
     b"/sagastore.v1.StorageService/save", b"/sagastore.v1.StorageService/Save/",
@@ -65,7 +65,7 @@ def packet(payload: bytes, flag: int = 0, length: int | None = None) -> bytes:
 
 
 def call_headers(path: bytes, *more: tuple[bytes, bytes]) -> Headers:
-    """Return the headers of a call; ``more`` take the place of those of the same name."""
+    """Return the headers of a call; ``more`` replaces headers of the same name."""
     usual = {
         b":method": b"POST",
         b":scheme": b"http",
@@ -81,16 +81,16 @@ def call_headers(path: bytes, *more: tuple[bytes, bytes]) -> Headers:
 
 
 def path_call(path: bytes) -> Input:
-    """Return a call to ``path``, whatever that is."""
+    """Return a call to ``path``."""
     sent = PREFACE + SettingsFrame(0).serialize() + _headers_of(1, _block(call_headers(path)))
     steps: Steps = (("send", sent + _data_frames(packet(b""))), ("listen", _LISTEN))
     return Input("path", "metadata:raw", steps=steps)
 
 
 def raw_call(one: Input) -> Input:
-    """Return the same call as bytes of our own.
+    """Return the same call as raw bytes.
 
-    gRPC's client in Python does not tell the status of a stream that ends while it sends.
+    gRPC's Python client does not report the status of a stream that ends while it sends.
     """
     roomy = {SettingsFrame.INITIAL_WINDOW_SIZE: 2**31 - 1}
     sent = PREFACE + SettingsFrame(0, settings=roomy).serialize()
@@ -104,7 +104,7 @@ def raw_call(one: Input) -> Input:
 
 
 class Frames:
-    """Makes inputs of raw bytes."""
+    """Generates inputs of raw bytes."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
@@ -112,18 +112,18 @@ class Frames:
         self._generator = Generator(rng)
 
     def broken(self, name: str) -> Input:
-        """Return a connection that breaks the rules of HTTP/2, or just never does a thing."""
+        """Return a connection that violates HTTP/2 or omits a required step."""
         makers: tuple[Callable[[], Steps], ...] = (
             self._random_bytes, self._garbage_after_preface, self._odd_frames, self._no_end,
             self._continuations, self._settings, self._pings, self._rapid_reset, self._lengths,
             self._half_closed, self._slow, self._left, self._window, self._cut_off, self._hpack,
         )  # fmt: skip
-        # Broken header blocks may hold such a path.
+        # Broken header blocks may contain such a path.
         maker = self._rng.choice(makers[:-2] if DIES_OF_PATHS else makers)
         return Input(name, f"frames:{maker.__name__.strip('_')}", steps=maker())
 
     def odd_headers(self, name: str) -> Input:
-        """Return a call over proper HTTP/2 whose headers are not those of gRPC."""
+        """Return a valid HTTP/2 call whose headers violate gRPC."""
         path = self._rng.choice(list(METHODS)).encode()
         headers = self._rng.choice((self._replaced_header, self._added_headers))(path)
         method = METHODS.get(path.decode())
@@ -133,7 +133,7 @@ class Frames:
         return Input(name, "metadata:raw", steps=steps)
 
     def odd_message(self, name: str) -> Input:
-        """Return a call whose message is not framed, or not compressed, as it says."""
+        """Return a call whose message framing or compression does not match its flags."""
         method = self._rng.choice([one for one in METHODS.values() if not one.endless])
         payload = harmless(method.path, self._generator.request(method.request))
         encoding = self._rng.choice((b"identity", b"gzip", b"deflate", b"br", b"", b"\xff"))
@@ -230,7 +230,7 @@ class Frames:
         return (("send", sent), ("listen", _BRIEFLY))
 
     def _odd_frame(self) -> bytes:
-        """Return a frame of any type, with flags, stream and body at random."""
+        """Return a frame of random type, flags, stream and body."""
         body = self._rng.randbytes(self._rng.choice((0, 1, 4, 5, 6, 8, 30)))
         return _frame(
             self._rng.randrange(256) if self._values.chance(0.1) else self._rng.randrange(11),
@@ -240,7 +240,7 @@ class Frames:
         )
 
     def _lengths(self) -> Steps:
-        """Frames whose length is not that of their body, or not allowed."""
+        """Return frames whose length is wrong or not allowed."""
         kind = self._rng.randrange(10)
         length = self._rng.choice((0, 1, 16_385, 2**24 - 1))
         head = length.to_bytes(3, "big") + bytes([kind, 0]) + (1).to_bytes(4, "big")
@@ -248,7 +248,7 @@ class Frames:
         return (("send", self._hello() + head + body), ("listen", _BRIEFLY))
 
     def _no_end(self) -> Steps:
-        """HEADERS without END_HEADERS, and another frame in place of what must follow."""
+        """Return HEADERS without END_HEADERS, followed by another frame than CONTINUATION."""
         block = _block(call_headers(f"{STORAGE}Save".encode()))
         sent = self._hello() + HeadersFrame(1, block[:10]).serialize()
         other = self._rng.choice((b"", PingFrame(0, bytes(8)).serialize(), self._valid_call(3)))
@@ -283,7 +283,7 @@ class Frames:
         )
 
     def _rapid_reset(self) -> Steps:
-        """Open streams and reset them at once, over and over (CVE-2023-44487)."""
+        """Open streams and reset them immediately, repeatedly (CVE-2023-44487)."""
         sent = [self._hello()]
         path = self._rng.choice(list(METHODS)).encode()
         block = _block(call_headers(path))
@@ -301,12 +301,12 @@ class Frames:
         return (("slowly", sent[: self._rng.choice((10, 40, 90))]), ("listen", _BRIEFLY))
 
     def _left(self) -> Steps:
-        """Leave a call, or a connection, where it is."""
+        """Abandon a call or a connection."""
         sent = self._hello() + self._valid_call(1, end=False)
         return (("send", sent[: self._rng.randrange(len(sent))]), ("hold", _BRIEFLY))
 
     def _window(self) -> Steps:
-        """Ask for much and allow no byte of it, or send more than is allowed."""
+        """Request much data without a window to receive it, or send more than the window allows."""
         zero = SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}).serialize()
         method = self._rng.choice([m for m in METHODS.values() if m.gives_stream])
         call = _headers_of(1, _block(call_headers(method.path.encode())))
@@ -320,7 +320,7 @@ class Frames:
         return (("send", sent), ("hold", _BRIEFLY))
 
     def _cut_off(self) -> Steps:
-        """Proper frames, one of them with bytes changed."""
+        """Return valid frames with some bytes of one frame changed."""
         frames: list[bytes] = [
             GoAwayFrame(
                 0, last_stream_id=2**31 - 1, error_code=self._rng.randrange(20)
@@ -335,13 +335,13 @@ class Frames:
         return (("send", self._hello() + bytes(sent) + self._valid_call(5)), ("listen", _BRIEFLY))
 
     def _hpack(self) -> Steps:
-        """Header blocks that do not decode, or decode to very much."""
+        """Return header blocks that do not decode, or decode to a very large size."""
         block = self._rng.choice((
             self._rng.randbytes(50),
             b"\xff" * 30,
             b"\x7f\xff\xff\xff\xff\xff\xff",
             b"\x3f\xe1\xff\xff\xff\x0f",
-            # One entry of 4,000 bytes put into the table, and named again and again.
+            # One table entry of 4,000 bytes that is referenced repeatedly.
             b"\x40\x01x\x7f\xa1\x1e" + b"v" * 4000 + b"\xbe" * 10_000,
         ))  # fmt: skip
         return (("send", self._hello() + _headers_of(1, block)), ("listen", _BRIEFLY))
@@ -360,7 +360,7 @@ def _headers_of(stream: int, block: bytes) -> bytes:
 
 
 def _data_frames(data: bytes) -> bytes:
-    """Return ``data`` on stream 1, in frames of the usual size, and its end."""
+    """Return ``data`` on stream 1, in frames of the default size, with END_STREAM."""
     parts = [data[at : at + 16_384] for at in range(0, len(data), 16_384)]
     end = DataFrame(1, b"", flags=["END_STREAM"]).serialize()
     return b"".join(_data(1, part) for part in parts) + end

@@ -1,4 +1,4 @@
-"""The mix of a campaign: input number N of a seed is always the same."""
+"""Mix of inputs in a campaign: input number N of a seed is always the same."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tools.fuzz.request_generator import Generator
 from tools.fuzz.values import Values
 
 PATIENT = 30.0
-"""Seconds after which a call that is to be answered counts as hung."""
+"""Seconds after which a call that must be answered counts as hung."""
 OVERSIZED = 33 * 1024 * 1024
-"""Bytes of a message that is larger than any default allows."""
+"""Bytes of a message that is larger than any default limit."""
 
 _MIX = {
     "call": 560,
@@ -29,10 +29,10 @@ _MIX = {
     "unknown": 9,
     "oversized": 1,
 }
-"""How many of a thousand."""
+"""Weights of the kinds, per thousand."""
 
 _WINDOW = 65_535
-"""Bytes that HTTP/2 lets a client send before the server has said a word."""
+"""Bytes that HTTP/2 lets a client send before the server's first frame."""
 _CALLED_MORE = {"Save": 5, "Search": 4, "BulkSave": 3, "Get": 2, "List": 2, "BatchGet": 2}
 _METHODS = list(METHODS.values())
 _WEIGHTS = [_CALLED_MORE.get(method.label, 1) for method in _METHODS]
@@ -165,7 +165,7 @@ class _Maker:
         )
 
     def _crowd(self) -> Input:
-        """Open very many streams and leave them."""
+        """Open very many streams and abandon them."""
         method = self._rng.choice(_STREAMS)
         payload = b"" if self._values.chance(0.5) else self._generator.request(method.request)
         return Input(
@@ -180,12 +180,12 @@ class _Maker:
 
 
 def _as_raw_call(one: Input) -> Input:
-    """Say what a stream sends in bytes of our own, where it fits into the first window."""
+    """Convert a stream to raw bytes if it fits into the initial window."""
     proper = not (one.behaviour or one.metadata or one.gzip)
     small = sum(map(len, one.payloads)) < _WINDOW - 5 * len(one.payloads)
     if not (one.streams and proper and small):
         return one
-    # A call without the one message that it needs is left without a status by gRPC's server.
+    # gRPC's server ends a call that lacks its required message without a status.
     takes_stream = one.method in METHODS and METHODS[one.method].takes_stream
     if not one.payloads and not takes_stream:
         return replace(raw_call(replace(one, deadline=0.1)), must_answer=False)

@@ -1,4 +1,4 @@
-"""Sending raw bytes, and reading what comes back as far as it is HTTP/2."""
+"""Sends raw bytes and parses the HTTP/2 frames of the response."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _HEAD = 9
 
 
 async def send(address: str, one: Input) -> list[Answer]:
-    """Do the steps of ``one`` on a connection of its own; return the statuses that came.
+    """Execute the steps of ``one`` on a separate connection; return the statuses received.
 
-    That the server closes the connection, or says nothing at all, is no answer.
+    A closed connection, or no response at all, is not an answer.
     """
     async with connected(address) as (reader, writer):
         heard = _Reader(reader)
-        # A server that has closed the connection makes every further step fail.
+        # After the server has closed the connection, every further step fails.
         with contextlib.suppress(ConnectionError):
             for what, value in one.steps:
                 await _step(writer, heard, what, value)
@@ -40,7 +40,7 @@ async def send(address: str, one: Input) -> list[Answer]:
 async def connected(
     address: str,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Connect, and leave the connection without a word."""
+    """Connect; drop the connection at the end without a shutdown."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
@@ -67,14 +67,14 @@ async def _step(
             await asyncio.sleep(_SLOWLY)
     else:
         writer.write(value)
-        # Who reads nothing of us does not hold us up.
+        # A server that stops reading must not block the client.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await writer.drain()
 
 
 class _Reader:
-    """Reads frames, and keeps the statuses in them."""
+    """Reads frames and collects the statuses in them."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader
@@ -82,7 +82,7 @@ class _Reader:
         self.answers: list[Answer] = []
 
     async def until_closed(self) -> None:
-        """Read until the connection ends, or a stream was answered or reset."""
+        """Read until the connection ends or a stream is answered or reset."""
         with contextlib.suppress(asyncio.IncompleteReadError):
             while True:
                 frame, length = Frame.parse_frame_header(

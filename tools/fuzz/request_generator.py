@@ -1,7 +1,7 @@
-"""Requests made from the protocol's descriptors, as bytes.
+"""Generator of requests from the protocol's descriptors, as bytes.
 
-Bytes, not messages: what is sent may be what no generated code would write, such as
-strings that are not UTF-8, unknown fields, or a field with the wire type of another.
+Bytes can represent what generated code would never write, such as strings that are not UTF-8,
+unknown fields, or a field with the wire type of another.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _TEXTS = {FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES}
 _NUMBERS_UNKNOWN = (19, 99, 15_000, 536_870_911)
 _LARGEST = 4 * 1024 * 1024
-"""Bytes of a repeated field, about: thousands of messages with thousands of long tags each are
-gigabytes, which hold up the client that sends them and teach nothing about the server."""
+"""Approximate maximum bytes of a repeated field. Thousands of messages with thousands of long tags
+each would be gigabytes, which block the sending client and test nothing in the server.
+"""
 
 
 def varint(value: int) -> bytes:
-    """Return ``value`` as protobuf writes it; a negative one as 64 bits."""
+    """Return ``value`` in protobuf's encoding; a negative value takes 64 bits."""
     value &= (1 << 64) - 1
     made = bytearray()
     while value > 0x7F:
@@ -38,20 +39,20 @@ def varint(value: int) -> bytes:
 
 
 def tagged(number: int, wire_type: int, value: bytes) -> bytes:
-    """Return a field."""
+    """Return an encoded field."""
     length = varint(len(value)) if wire_type == _BYTES else b""
     return varint(number << 3 | wire_type) + length + value
 
 
 class Generator:
-    """Makes requests of any type, from valid to absurd."""
+    """Generates requests of any type, from valid to malformed."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
         self._values = Values(rng)
 
     def request(self, descriptor: Descriptor) -> bytes:
-        """Return a request: nearly half of them as they should be, others with odd fields."""
+        """Return a request; nearly half of them are valid, the others have malformed fields."""
         odd = self._rng.choices((0.0, 0.08, 0.5), weights=(45, 35, 20))[0]
         made = self.message(descriptor, odd)
         if self._values.chance(0.12):
@@ -59,7 +60,7 @@ class Generator:
         return made
 
     def message(self, descriptor: Descriptor, odd: float) -> bytes:
-        """Return a message of which each field is odd with the chance ``odd``."""
+        """Return a message in which each field is malformed with probability ``odd``."""
         fields = [part for field in descriptor.fields for part in self._field(field, odd)]
         if odd and self._values.chance(odd / 2):
             fields.append(self._unknown())
@@ -87,7 +88,7 @@ class Generator:
                 return
 
     def _left_out(self, field: FieldDescriptor) -> float:
-        """Return the chance that the field is not set: small for what is required."""
+        """Return the probability that the field is not set; small for required fields."""
         if field.name in {"messages", "message", "ids", "content", "provider", "role", "id"}:
             return 0.03
         if field.name in {"if_revision", "page_token", "resume_token"}:
@@ -157,7 +158,7 @@ class Generator:
     def _unknown(self) -> bytes:
         number = self._rng.choice(_NUMBERS_UNKNOWN)
         if self._values.chance(0.2):
-            # A group that contains itself, as deep as it goes; parsers have a limit.
+            # A group nested to the given depth; parsers have a limit.
             depth = self._rng.choice((1, 90, 5000))
             return varint(number << 3 | 3) * depth + varint(number << 3 | 4) * depth
         wire_type = self._rng.choice((_VARINT, _FIXED64, _BYTES, _FIXED32))
@@ -171,7 +172,7 @@ class Generator:
         return self._rng.randbytes(8 if wire_type == _FIXED64 else 4)
 
     def mutated(self, payload: bytes) -> bytes:
-        """Return ``payload`` with bytes changed, cut off, doubled or put in."""
+        """Return ``payload`` with bytes changed, removed, duplicated or inserted."""
         made = bytearray(payload)
         for _ in range(self._rng.choice((1, 1, 2, 5))):
             at = self._rng.randrange(len(made) + 1)
@@ -193,7 +194,7 @@ class Generator:
 
 
 def _with_token(descriptor: Descriptor, made: bytes, values: Values) -> bytes:
-    """Add a token, often one that is forged for just this request."""
+    """Add a token, often one forged for this request."""
     field = descriptor.fields_by_name.get("page_token")
     field = field or descriptor.fields_by_name.get("resume_token")
     if field is None:
@@ -202,7 +203,7 @@ def _with_token(descriptor: Descriptor, made: bytes, values: Values) -> bytes:
 
 
 def _key(name: str, made: bytes) -> bytes:
-    """Return what the service binds the tokens of a request to."""
+    """Return the key that the service binds the tokens of a request to."""
     try:
         if name == "ListRequest":
             listed = storage_pb2.ListRequest.FromString(made)

@@ -66,7 +66,7 @@ class ServerStores:
 
         def on_revision(revision: int) -> None:
             if revision > source.committed:
-                self._server.note("told", revision=revision)
+                self._server.note("committed", revision=revision)
             grow(revision)
 
         async def written(apply: Callable[[Changes], T], rows: int = 1) -> T:

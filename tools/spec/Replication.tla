@@ -1,4 +1,4 @@
------------------------------ MODULE Following ------------------------------
+----------------------------- MODULE Replication ------------------------------
 (* How the target follows the source: transactions, attaching, the journal, the backfill. *)
 EXTENDS Clients
 
@@ -20,7 +20,7 @@ Forsaken(kinds) ==
   {IF t.kind \in kinds THEN [t EXCEPT !.wait = FALSE] ELSE t :
      t \in {u \in inFlight : u.state = "sent" \/ ~(u.kind \in kinds)}}
 
-Following == {"apply", "copy"}
+Replication == {"apply", "copy"}
 
 (* The row that the target has after bury and upsert: postgresql/journal_apply.py, migration.sql. *)
 Merged(t, i) ==
@@ -47,7 +47,7 @@ HoldsLease(t) == target.holder = t.session
 Outcome(t) ==
   CASE t.kind = "apply" -> [WithRows(t) EXCEPT !.applied = Max(@, t.upto)]
     [] t.kind = "copy" -> [WithRows(t) EXCEPT !.copied = t.mark \union t.covers, !.begun = TRUE]
-    [] t.kind = "finish" -> [target EXCEPT !.phase = PostgresOnly, !.holder = Nobody]
+    [] t.kind = "finish" -> [target EXCEPT !.phase = PostgresOnly, !.holder = NoHolder]
 
 CommitTransaction(t) ==
   /\ t \in inFlight /\ t.state = "sent" /\ targetUp /\ target.phase # PostgresOnly
@@ -67,7 +67,7 @@ LoseTransaction(t) ==
 (* The server hears of a commit: Replicator._advance, Backfill._apply. *)
 HearCommit(t) ==
   /\ server.up /\ t \in inFlight /\ t.state = "done" /\ t.session = server.incarnation
-  /\ t.kind \in Following
+  /\ t.kind \in Replication
   /\ server' = [server EXCEPT !.applied = Max(@, t.upto),
                               !.position = IF t.kind = "apply" THEN t.upto ELSE @,
                               !.mark = IF t.kind = "copy" THEN t.mark \union t.covers ELSE @]
@@ -76,15 +76,15 @@ HearCommit(t) ==
 
 (* Replicator._detach: nothing is applied any more, and the source answers reads. *)
 Detached == [server EXCEPT !.standing = "detached", !.inspected = NotInspected]
-LetGo == inFlight' = Forsaken(Following) /\ reads' = ReadsFallBack
+LetGo == inFlight' = Forsaken(Replication) /\ reads' = ReadsFallBack
 
 (* The target refuses: it has another position or mark. The server attaches again. *)
 HearMismatch(t) ==
   /\ server.up /\ t \in inFlight /\ t.state = "sent" /\ t.wait /\ targetUp
-  /\ t.session = server.incarnation /\ t.kind \in Following
+  /\ t.session = server.incarnation /\ t.kind \in Replication
   /\ HoldsLease(t) /\ ~InPlace(t)
   /\ server' = Detached
-  /\ inFlight' = Forsaken(Following) \ {[t EXCEPT !.wait = FALSE]} /\ reads' = ReadsFallBack
+  /\ inFlight' = Forsaken(Replication) \ {[t EXCEPT !.wait = FALSE]} /\ reads' = ReadsFallBack
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
 (* Replicator._renew: MigrationTarget.renew shows that the target was set back. *)
@@ -109,7 +109,7 @@ HearLeaseLost ==
 
 MayAttach ==
   /\ server.up /\ Journals(server.phase) /\ ~server.fenced
-  /\ ~Attached \/ (Included("attach anew") /\ ~Current)      \* Replicator.attach_anew
+  /\ ~Attached \/ (Included("reattach") /\ ~Current)      \* Replicator.attach_anew
   /\ server.step # "asking"
   /\ targetUp /\ target.phase # PostgresOnly /\ target.applied <= source.revision
 
@@ -149,7 +149,7 @@ Attach(found) ==
 (* Another server's lease is never taken (LEASE_HELD). A server that has held the lease    *)
 (* itself is fenced, also if the other one has gone (LEASE_LOST). A record that names an   *)
 (* earlier server on the same file comes from a PostgreSQL that was set back: it is taken. *)
-FreeToTake == target.holder # Rival /\ (target.holder = RivalGone => ~server.held)
+FreeToTake == target.holder # OtherServer /\ (target.holder = FormerServer => ~server.held)
 
 FindRival ==
   /\ MayAttach /\ server.inspected.stage \in {"none", "found"} /\ ~FreeToTake
@@ -199,7 +199,7 @@ AttachFails ==
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
 -----------------------------------------------------------------------------
-(* Following: migration/replicator.py Replicator._step; migration/backfill.py *)
+(* Replication: migration/replicator.py Replicator._step; migration/backfill.py *)
 
 (* After a lost connection the target is not trusted any more, but a step under way is ended. *)
 Steps == Attached \/ (Included("lost connections") /\ server.held)
@@ -218,13 +218,13 @@ SendBatch ==
 (* The journal has nothing left, so the target has all that was committed before. *)
 AdvanceTo(revision) ==
   /\ server.up /\ Steps /\ ~Awaited("apply") /\ Journals(server.phase)
-  /\ server.applied < revision /\ revision <= server.told
+  /\ server.applied < revision /\ revision <= server.committed
   /\ \A e \in source.journal : e[1] <= server.applied \/ e[1] > revision
   /\ source.phase = server.phase \/ Mistake("empty-journal-says-all")
   /\ server' = [server EXCEPT !.applied = revision]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-AdvanceWithoutEntries == AdvanceTo(server.told)
+AdvanceWithoutEntries == AdvanceTo(server.committed)
 
 (* Reads rows that were there before the journal, and sends them. *)
 SendPage ==
