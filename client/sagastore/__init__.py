@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sagastore import errors
     from sagastore._async_client import AsyncClient
     from sagastore._async_migration import AsyncMigrationClient
+    from sagastore._async_paging import AsyncPager
     from sagastore._enums import (
         BackfillState,
         Durability,
@@ -59,10 +60,10 @@ if TYPE_CHECKING:
         SaveResult,
         SearchResult,
     )
-    from sagastore._paging import AsyncPager, Pager
     from sagastore._retry import RetryPolicy
     from sagastore._sync_client import Client
     from sagastore._sync_migration import MigrationClient
+    from sagastore._sync_paging import Pager
     from sagastore._target import TLS, TokenFile
     from sagastore.errors import (
         AbortedError,
@@ -178,10 +179,11 @@ _HOMES = {
         "SaveResult",
         "SearchResult",
     ),
-    "_paging": ("AsyncPager", "Pager"),
+    "_async_paging": ("AsyncPager",),
     "_retry": ("RetryPolicy",),
     "_sync_client": ("Client",),
     "_sync_migration": ("MigrationClient",),
+    "_sync_paging": ("Pager",),
     "_target": ("TLS", "TokenFile"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -13,7 +13,7 @@ import concurrent.futures
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any, Final, TypeVar
 
 __all__ = ["Portal", "get_portal"]
@@ -78,7 +78,7 @@ class Portal:
             return "the interpreter is exiting"
         return ""
 
-    def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+    def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """Yield what an asynchronous generator yields, one step at a time."""
         try:
             while (item := self.run(_next(items))) is not _END:
