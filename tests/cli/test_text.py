@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagastore import Message, SearchResult, _json
-from sagastore.cli import show
+from sagastore.cli import message_view
 from sagastore.cli.console import screen
 from sagastore.cli.progress import duration
 from sagastore.cli.raw_export import line_of
-from sagastore.cli.safe import json_safe, label, one_line, printable
+from sagastore.cli.sanitize import json_safe, label, one_line, printable
 from sagastore.cli.times import parse_moment, parse_time, show_time
 from sagastore.v1 import message_pb2
 
@@ -61,9 +61,9 @@ def test_messages_cannot_steer_a_terminal(
         NASTY, NASTY, NASTY, id=NASTY, tags=[NASTY], session_id=NASTY, metadata={NASTY: NASTY}
     )
     out = screen()
-    show.whole(out, message)
-    show.in_session(out, message)
-    show.hit(out, SearchResult(message, 1.0, f"\x02{NASTY}\x03{NASTY}"))
+    message_view.whole(out, message)
+    message_view.in_session(out, message)
+    message_view.hit(out, SearchResult(message, 1.0, f"\x02{NASTY}\x03{NASTY}"))
     out.table("t", ("a",), [(NASTY,)])
     printed = capsys.readouterr().out
     assert "title" in printed
@@ -75,7 +75,9 @@ def test_markup_is_text(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
-    show.in_session(screen(), Message("p", "r", "[red]x[/red] :smile:", id="i", tags=["[b]t[/b]"]))
+    message_view.in_session(
+        screen(), Message("p", "r", "[red]x[/red] :smile:", id="i", tags=["[b]t[/b]"])
+    )
     printed = capsys.readouterr().out
     assert "[red]x[/red] :smile:" in printed
     assert "#[b]t[/b]" in printed
@@ -157,9 +159,9 @@ def test_durations() -> None:
 
 
 def test_short_metadata_stay_in_one_line_and_long_ones_keep_their_numbers() -> None:
-    assert show.pretty_json({"a": [1, {"b": None}]}) == '{"a": [1, {"b": null}]}'
+    assert message_view.pretty_json({"a": [1, {"b": None}]}) == '{"a": [1, {"b": null}]}'
     value: dict[str, Any] = {"key": ["x" * 60, Decimal("1.50")], "empty": {}, "t": True}
-    text = show.pretty_json(value)
+    text = message_view.pretty_json(value)
     assert text.count("\n") == 4
     assert _json.loads_as_written(text) == value
 

@@ -14,7 +14,7 @@ from json.encoder import encode_basestring
 from typing import NamedTuple
 
 from sagastore import AsyncClient
-from sagastore.cli.safe import json_safe
+from sagastore.cli.sanitize import json_safe
 from sagastore.v1 import message_pb2, storage_pb2
 
 __all__ = ["Batch", "export_lines", "line_of"]
