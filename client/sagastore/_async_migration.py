@@ -64,7 +64,7 @@ class AsyncMigrationClient:
             timeout: Maximum seconds between updates. Before the first update,
                 the client's `RetryPolicy` limits the attempts.
         """
-        patience = self._caller.patience(timeout)
+        retry = self._caller.stream_retry(timeout)
         while True:
             # `stream` must not retry: it cannot know of updates from earlier streams.
             responses = self._caller.stream(
@@ -78,13 +78,13 @@ class AsyncMigrationClient:
             try:
                 async with aclosing(responses):
                     async for response in responses:
-                        patience.progress()
+                        retry.progress()
                         yield convert.migration(response.migration)
             except SagaStoreError as exc:
-                if not patience.progressed:
+                if not retry.progressed:
                     raise
                 error = exc
-            await patience.pause(error, "WatchMigration")
+            await retry.pause(error, "WatchMigration")
 
     async def change_phase(
         self,
