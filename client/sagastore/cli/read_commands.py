@@ -74,11 +74,11 @@ def _printer(
 ) -> Callable[[Any], None]:
     if settings.as_json:
         return lambda item: print_json(as_line(item))
-    from sagastore.cli import show
+    from sagastore.cli import message_view
     from sagastore.cli.console import screen
 
     out = screen()
-    display = getattr(show, shown)
+    display = getattr(message_view, shown)
     return lambda item: display(out, item)
 
 

@@ -13,7 +13,7 @@ from sagastore.cli import records
 from sagastore.cli.console import Row, screen
 from sagastore.cli.failures import CommandError, complain
 from sagastore.cli.output import print_json
-from sagastore.cli.safe import one_line
+from sagastore.cli.sanitize import one_line
 from sagastore.cli.settings import Settings
 
 __all__ = ["receipt"]

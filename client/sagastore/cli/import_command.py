@@ -16,8 +16,8 @@ from sagastore import AsyncClient, BulkAck, Message, OnConflict, RejectedMessage
 from sagastore.cli import import_summary
 from sagastore.cli.checkpoint import Checkpoint, CheckpointFile, Counts, SourceChangedError
 from sagastore.cli.failures import CommandError, StoppedError, complain, explain
-from sagastore.cli.feeder import feed
 from sagastore.cli.progress import Meter, duration
+from sagastore.cli.reader_thread import read_ahead
 from sagastore.cli.rejects import Rejects
 from sagastore.cli.settings import Settings
 from sagastore.importers import Problem, Row, Source, open_source
@@ -198,7 +198,7 @@ class _Import:
         return checkpoint
 
     async def _transfer(self, start: Position | None, meter: Meter) -> None:
-        async with aclosing(feed(self._source.rows(start))) as rows:
+        async with aclosing(read_ahead(self._source.rows(start))) as rows:
             exhausted = False
             while not exhausted:
                 exhausted = await self._segment(rows, meter)

@@ -13,13 +13,13 @@ from typing import Protocol
 
 from sagastore import AsyncClient, SagaStoreError
 from sagastore.cli import records
+from sagastore.cli.daemon_thread import run_in_daemon_thread
 from sagastore.cli.failures import CommandError, StoppedError, complain, explain
 from sagastore.cli.output import print_json
 from sagastore.cli.part_file import PartFile, State
 from sagastore.cli.progress import Meter, duration, rate_of
 from sagastore.cli.raw_export import Batch, export_lines
 from sagastore.cli.settings import Settings
-from sagastore.cli.unattended import unattended
 
 __all__ = ["export_file"]
 
@@ -58,7 +58,7 @@ class _Stream:
 
     async def write(self, batch: Batch) -> None:
         """Write the batch at once, or as soon as somebody reads it."""
-        await unattended(partial(self._write, batch.lines))
+        await run_in_daemon_thread(partial(self._write, batch.lines))
 
     def _write(self, lines: bytes) -> None:
         file = self._opened()
@@ -79,7 +79,7 @@ class _Stream:
 
     async def finish(self) -> None:
         """Let who reads a pipe see its end, also where there was nothing to write."""
-        await unattended(self._opened)
+        await run_in_daemon_thread(self._opened)
 
 
 async def export_file(settings: Settings, file: str, *, restart: bool) -> int:

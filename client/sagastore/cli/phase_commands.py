@@ -21,7 +21,7 @@ from sagastore.cli import migration_page, migration_record, records
 from sagastore.cli.console import Row, screen
 from sagastore.cli.failures import CommandError, complain, explain
 from sagastore.cli.output import print_json
-from sagastore.cli.safe import one_line
+from sagastore.cli.sanitize import one_line
 from sagastore.cli.settings import Settings
 
 __all__ = ["change_phase", "control_backfill"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from sagastore import Message, SearchResult, _json
 from sagastore.cli.console import Part, Screen
-from sagastore.cli.safe import label
+from sagastore.cli.sanitize import label
 from sagastore.cli.times import show_time
 
 __all__ = ["hit", "in_session", "pretty_json", "whole"]

@@ -9,14 +9,14 @@ from typing import Any
 
 from sagastore.importers.base import Row
 
-__all__ = ["feed"]
+__all__ = ["read_ahead"]
 
 _CHUNK_ROWS = 256
 _CHUNK_BYTES = 4 << 20
 _CHUNKS_AHEAD = 2
 
 
-class _Feeder:
+class _ReaderThread:
     def __init__(self, rows: Iterator[Row]) -> None:
         self._rows = rows
         self._loop = asyncio.get_running_loop()
@@ -74,19 +74,19 @@ def _size(raw: Any) -> int:
     return sum(len(value) for value in raw if isinstance(value, (str, bytes)))
 
 
-async def feed(rows: Iterator[Row]) -> AsyncGenerator[Row, None]:
+async def read_ahead(rows: Iterator[Row]) -> AsyncGenerator[Row, None]:
     """Yield the rows, read in a thread a little ahead."""
-    feeder = _Feeder(rows)
-    feeder.start()
+    reader = _ReaderThread(rows)
+    reader.start()
     try:
         while True:
-            chunk = await feeder.chunks.get()
+            chunk = await reader.chunks.get()
             if chunk is None:
                 return
             if isinstance(chunk, BaseException):
                 raise chunk
             for row in chunk:
                 yield row
-            feeder.taken()
+            reader.taken()
     finally:
-        feeder.stop()
+        reader.stop()

@@ -8,12 +8,12 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["unattended"]
+__all__ = ["run_in_daemon_thread"]
 
 T = TypeVar("T")
 
 
-async def unattended(function: Callable[[], T]) -> T:
+async def run_in_daemon_thread(function: Callable[[], T]) -> T:
     """Run a function in a thread for which nobody waits once the task is cancelled.
 
     A loop waits for its own threads when it ends, and Python for others that are no
@@ -44,5 +44,5 @@ async def unattended(function: Callable[[], T]) -> T:
         with contextlib.suppress(RuntimeError):  # The loop has ended meanwhile.
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=run, name="unattended", daemon=True).start()
+    threading.Thread(target=run, name="sagastore-io", daemon=True).start()
     return await outcome
