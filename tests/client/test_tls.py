@@ -152,7 +152,7 @@ def test_the_command_over_tls(command: Sagastore, tmp_path: Path) -> None:
     command.ok("--token-file", token, *save)
     denied = command.run(*save)
     assert denied.returncode == 1
-    assert f"'{CLIENT}' has the role reader, and this needs writer" in denied.stderr
+    assert f"'{CLIENT}' has the role reader; this method requires writer" in denied.stderr
     token.write_text("wrong-secret")
     wrong = command.run("--token-file", token, "get", "by-command")
     assert "does not know this token; set SAGASTORE_TOKEN or --token-file" in wrong.stderr

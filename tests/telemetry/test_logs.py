@@ -53,7 +53,7 @@ def lines(log: io.StringIO) -> list[dict[str, Any]]:
 def test_lines_within_a_call_bear_its_id(log: io.StringIO) -> None:
     async def serve(named: str) -> str:
         call = call_context.begin("a.Service/Method")
-        call.named_by = lambda: named
+        call.read_id = lambda: named
         logging.getLogger("some.library").warning("from a library")
         structlog.get_logger("ours").info("from us", more=1)
         await asyncio.create_task(_later())

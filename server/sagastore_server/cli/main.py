@@ -64,7 +64,7 @@ def serve(*, config: ConfigFile = None, **given: str | bool | None) -> None:
     except settings.SettingsError as exc:
         wrong_usage(exc)
         fail(str(exc))
-    except (app.StartupError, CannotOpenError) as exc:
+    except (app.ServerError, CannotOpenError) as exc:
         fail(str(exc))
 
 

@@ -9,8 +9,8 @@ import structlog
 
 from sagastore_server.config.address import Address
 from sagastore_server.config.settings import OFF, Settings
-from sagastore_server.interfaces import tracing
 from sagastore_server.interfaces.instruments import Instruments
+from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.telemetry.readiness import Readiness
@@ -77,6 +77,11 @@ class Telemetry:
         return Instruments() if self._metrics is None else self._metrics
 
     @property
+    def tracer(self) -> Tracer:
+        """Tracer of this server; `NO_TRACER` if tracing is off."""
+        return NO_TRACER if self._traces is None else self._traces
+
+    @property
     def address(self) -> Address | None:
         """Where the ops port is; None: there is none."""
         return None if self._server is None else self._server.address
@@ -126,7 +131,6 @@ class Telemetry:
         if self._server is not None:
             self._server.close()
         if self._traces is not None:
-            tracing.use(None)
             self._traces.close()
 
     def _doorway(self, subject: Subject) -> AdmissionLoad:
@@ -165,7 +169,6 @@ class Telemetry:
                 "pip install 'sagastore-server[tracing]', or leave otlp_endpoint out"
             ) from exc
         self._traces = OpenTelemetryTracer(endpoint, self._settings.trace_share, version)
-        tracing.use(self._traces)
 
 
 def _check_exposure(address: Address, settings: Settings) -> None:
