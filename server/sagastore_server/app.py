@@ -32,7 +32,7 @@ from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.phase import Phase
 from sagastore_server.telemetry.readiness import Readiness
-from sagastore_server.telemetry.setup import Subject, Telemetry, TelemetryError
+from sagastore_server.telemetry.setup import Sources, Telemetry, TelemetryError
 
 _PROGRESS_EVERY = 2.0
 """Seconds between two lines about the same long work."""
@@ -85,7 +85,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
                 telemetry.draining(settings.drain_seconds, lambda: server.calls_under_way)
                 await _drain(server, settings.drain_seconds, signals)
         finally:
-            await telemetry.close_eyes()
+            await telemetry.stop_sampling()
             try:
                 await server.stop()
             finally:
@@ -137,9 +137,9 @@ async def _sight(settings: Settings) -> AsyncIterator[Telemetry]:
         await telemetry.end()
 
 
-def _subject(server: RpcServer, service: _Service, security_setup: SecuritySetup) -> Subject:
+def _subject(server: RpcServer, service: _Service, security_setup: SecuritySetup) -> Sources:
     admission, tls = server.admission, security_setup.tls
-    return Subject(
+    return Sources(
         calls=lambda: admission.calls,
         streams=lambda: admission.streams,
         loads=service.backend.loads,

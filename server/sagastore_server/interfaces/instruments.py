@@ -21,6 +21,9 @@ class Instruments:
     def call_shed(self, reason: str) -> None:
         """Hear that a call was refused at the door, and why: ``OVERLOADED``, ``RATE_LIMITED``."""
 
+    def task_started(self, task: str) -> None:
+        """Record that the background task of this name was started, not restarted."""
+
     def task_failed(self, task: str) -> None:
         """Record that the background task of this name failed."""
 

@@ -58,6 +58,9 @@ class Metrics(Instruments):
             CALL_SECONDS,
             ["grpc_method", "grpc_status"],
         )
+        self._task_failures = CounterFamily(
+            "sagastore_task_failures", "Failures of background tasks.", ["task"]
+        )
         self._defects = CounterFamily(
             "sagastore_internal_errors", "Calls that ended with INTERNAL."
         )
@@ -110,7 +113,7 @@ class Metrics(Instruments):
 
     def _register(self, version: str) -> None:
         counted: tuple[Collector, ...] = (
-            *(self._started, self._duration, self._defects, self._shed),
+            *(self._started, self._duration, self._defects, self._task_failures, self._shed),
             *(self._writes, self._seconds, self._rows, self._delay),
         )
         for collector in counted:
@@ -139,6 +142,14 @@ class Metrics(Instruments):
     def call_shed(self, reason: str) -> None:
         """See the contract."""
         self._shed.labels(reason).value += 1
+
+    def task_started(self, task: str) -> None:
+        """See the contract."""
+        self._task_failures.labels(task)  # A rate needs a first value of zero.
+
+    def task_failed(self, task: str) -> None:
+        """See the contract."""
+        self._task_failures.labels(task).value += 1
 
     def group_committed(self, store: Store, writes: int, rows: int, seconds: float) -> None:
         """See the contract."""
