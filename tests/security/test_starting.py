@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import time
 from collections.abc import Callable
@@ -194,6 +195,42 @@ def test_only_a_pair_is_taken_over(pki: Pki) -> None:
     pki.server(next_leaf)
     look(files)
     assert files.material() is taken
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_certificate_without_expiry_is_reloaded_in_any_time_zone(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], zone: str
+) -> None:
+    """The year 9999 means "no expiry"; east of Greenwich that moment is in the year 10000."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        files = TlsFiles(*pki.server())
+        leaf = pki.issue("localhost", not_after=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+        pki.server(leaf)
+        look(files)
+        assert files.material().key == key(leaf)
+        (pki.folder / "server.key").write_bytes(BROKEN_KEY)
+        look(files)
+        assert files.material().key == key(leaf)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    logged = capsys.readouterr().out
+    assert "certificate reloaded" in logged
+    assert "certificate not reloaded" in logged
+    assert logged.count("9999-12-31T23:59:59+00:00") == 2
+
+
+def test_certificate_with_a_date_that_is_none_is_refused(pki: Pki) -> None:
+    leaf = pki.issue("localhost", not_after=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+    der = x509.load_pem_x509_certificate(leaf.cert_chain_pems[0].bytes()).public_bytes(Encoding.DER)
+    odd = der.replace(b"99991231235959Z", b"00001231235959Z")
+    assert odd != der
+    cert = pki.write("odd.pem", ssl.DER_cert_to_PEM_cert(odd).encode())
+    told = refusal(tls_cert=cert, tls_key=pki.write("odd.key", key(leaf)))
+    assert str(cert) in told
+    assert "invalid" in told
 
 
 def test_authorities_may_hold_one_that_has_ended(pki: Pki) -> None:
