@@ -62,7 +62,7 @@ token_lists = st.lists(tokens, max_size=6, unique_by=lambda token: token.digest)
         (GOOD + "expires = 2030-01-01T00:00:00", "expires must be a time with an offset"),
         (GOOD + "expires = 2030-01-01", "expires must be a time with an offset"),
         (GOOD + "expires = 'never'", "expires must be a time with an offset"),
-        ("[[certificate]]\nname=''\nrole='reader'", "name must be a name as certificates have it"),
+        ("[[certificate]]\nname=''\nrole='reader'", "name must be 1 to 512 printable characters"),
         (entry("certificate", "a", "reader") * 2, "two entries are for the same certificate"),
         (entry("certificate", "a", "reader") + "sha256=''", "unknown key 'sha256'"),
         ("[[certificate]]\n" * (MAX_ENTRIES + 1), "has 1,001 entries [[certificate]]"),
