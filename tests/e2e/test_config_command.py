@@ -176,7 +176,7 @@ max_calls: must be a whole number from 1 to 100000 (file saga.toml)
 max_streams: must be a whole number from 1 to 10000 (environment SAGASTORE_MAX_STREAMS)
 log_level: must be debug, info, warning or error (file saga.toml)
 SAGASTORE_MAX_CALSL: unknown variable; did you mean SAGASTORE_MAX_CALLS? (environment)
-warning: postgres: contains a password, and other users can read saga.toml; run chmod o-r on it (file saga.toml)
+warning: postgres: other users can read this password; run chmod o-r saga.toml (file saga.toml)
 """
     )
 

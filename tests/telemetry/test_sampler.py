@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -26,32 +26,33 @@ from sagastore_server.telemetry.readiness import Readiness
 from sagastore_server.telemetry.sampler import Sampler
 from tests.support.waiting import until
 
+T = TypeVar("T")
 SNAPSHOT = StatusSnapshot(Phase.SQLITE_ONLY, 1, BackfillStatus(BackfillState.PENDING))
+
+
+def answer(given: T | Exception) -> T:
+    if isinstance(given, Exception):
+        raise given
+    return given
 
 
 class Control:
     """A migration control of which each answer may be an exception."""
 
     def __init__(self) -> None:
-        self.snapshots: Any = SNAPSHOT
-        self.backlogs: Any = Backlog()
+        self.snapshots: StatusSnapshot | Exception = SNAPSHOT
+        self.backlogs: Backlog | Exception = Backlog()
         self.asked = 0
 
     def snapshot(self) -> StatusSnapshot:
-        return self._answer(self.snapshots)
+        return answer(self.snapshots)
 
     async def backlog(self) -> Backlog:
         self.asked += 1
-        return self._answer(self.backlogs)
+        return answer(self.backlogs)
 
     async def inventory(self) -> Inventory:
         return Inventory((), 7)
-
-    @staticmethod
-    def _answer(answer: Any) -> Any:
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
 
 @asynccontextmanager

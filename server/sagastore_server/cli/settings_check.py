@@ -84,7 +84,7 @@ def _exposed_passwords(layers: Layers) -> Iterator[Problem]:
     # Even if another source overrides it: the file discloses it.
     dsn = layers.in_file.get("postgres")
     if isinstance(dsn, str) and has_password(dsn) and layers.config and _others_read(layers.config):
-        text = f"contains a password, and other users can read {layers.config}; run chmod o-r on it"
+        text = f"other users can read this password; run chmod o-r {layers.config}"
         yield Problem("postgres", text, Origin("file", str(layers.config)), is_warning=True)
 
 
