@@ -32,7 +32,7 @@ from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.phase import Phase
 from sagastore_server.telemetry.readiness import Readiness
-from sagastore_server.telemetry.setup import Subject, Telemetry, TelemetryError
+from sagastore_server.telemetry.setup import Sources, Telemetry, TelemetryError
 
 _PROGRESS_INTERVAL = 2.0
 """Seconds between two log lines about the same long operation."""
@@ -95,7 +95,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
                 telemetry.draining(settings.drain_seconds, lambda: server.calls_in_progress)
                 await _drain(server, settings.drain_seconds, signals)
         finally:
-            await telemetry.close_eyes()
+            await telemetry.stop_sampling()
             try:
                 await server.stop()
             finally:
@@ -286,9 +286,9 @@ def _create_default_folder(settings: Settings) -> None:
             ) from exc
 
 
-def _subject(server: RpcServer, service: _Service, security: SecuritySetup) -> Subject:
+def _subject(server: RpcServer, service: _Service, security: SecuritySetup) -> Sources:
     admission, tls = server.admission, security.tls
-    return Subject(
+    return Sources(
         calls=lambda: admission.calls,
         streams=lambda: admission.streams,
         loads=service.backend.loads,

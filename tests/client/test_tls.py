@@ -184,7 +184,7 @@ def test_the_command_reads_its_token_again(tmp_path: Path) -> None:
             assert watch.stdout.readline()
             file.write_text("two")
             write_access(access, entry("token", "ops", "admin", token="two"))
-            server.wait_for_event("access file taken over")
+            server.wait_for_event("access file reloaded")
             # One line a second: these come from a stream that was begun with the new token.
             for _ in range(4):
                 assert watch.stdout.readline()

@@ -19,6 +19,7 @@ from sagastore_server.rpc.load_shedding import LoadShedder
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.model import Message
 from tests.support.drafts import draft
+from tests.support.in_process_server import served
 from tests.support.messages import batch, message, new_id
 from tests.support.rpc_errors import Refusal, refusal_of
 

@@ -90,7 +90,7 @@ def test_a_client_that_has_gone_is_no_error(log: io.StringIO, level: str) -> Non
     assert defect["level"] == "error"
     assert "Traceback" in defect["exception"]
     assert [(line["level"], line["event"]) for line in gone] == (
-        [("debug", "the client had gone before its answer could be sent")] * (level == "debug")
+        [("debug", "the client disconnected before its response was sent")] * (level == "debug")
     )
     assert all("exception" not in line for line in gone)
 
