@@ -54,7 +54,7 @@ GHZ_FOLDER = $(CURDIR)/build/tools/bin
 GHZ = $(GHZ_FOLDER)/ghz
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs proto proto-check breaking build pins clean spec spec-quick traces
+.PHONY: help run run-postgres demo overload fuzz chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs sync-client proto proto-check breaking build pins clean spec spec-quick traces
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -82,7 +82,7 @@ chaos: $(VENV)/.stamp-dev ## Hurt a real service and check every answer (ROUNDS,
 	    $(if $(filter all,$(PLANT)),--planted all,--plant '$(PLANT)') $(CHAOS_ARGS)
 
 porcupine: $(VENV)/.stamp-dev ## Check kept histories of make chaos with Porcupine, in Go (FILES='var/chaos')
-	@$(BIN)/python -m tools.chaos.second_opinion $(FILES)
+	@$(BIN)/python -m tools.chaos.porcupine_check $(FILES)
 
 simulate: $(VENV)/.stamp-dev ## Run the migration's code on a seeded loop, faults and all (ROUNDS, SEED, PROFILE, PLANT=name or all)
 	@exec $(BIN)/python -m tests.simulation --rounds '$(or $(ROUNDS),300)' --seed '$(SEED)' \
@@ -116,7 +116,7 @@ spec: $(VENV)/.stamp-dev ## Check the specification of the migration: every inst
 	@exec $(BIN)/python -m tools.spec $(ARGS)
 
 traces: $(VENV)/.stamp-dev ## Check that simulated rounds are behaviours of the specification (ROUNDS, SEED)
-	@exec $(BIN)/python -m tests.simulation.traces --rounds '$(or $(ROUNDS),10)' --seed '$(or $(SEED),100)'
+	@exec $(BIN)/python -m tests.simulation.check_traces --rounds '$(or $(ROUNDS),10)' --seed '$(or $(SEED),100)'
 
 spec-quick: $(VENV)/.stamp-dev ## Check small instances of the specification, and the planted mistakes
 	@exec $(BIN)/python -m tools.spec --quick --optional $(ARGS)
@@ -127,12 +127,12 @@ test: $(VENV)/.stamp-dev ## Run the tests (PYTEST_ARGS='-k name', default '-n 2'
 test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run a client in Go, of code that protoc generates, a short load by ghz, and Porcupine
 	@if command -v go >/dev/null && [ ! -x $(GHZ) ]; then $(MAKE) --no-print-directory ghz || true; fi
 	@$(BIN)/python -m pytest -m go tests/e2e/test_go_client.py tests/benchmarks/test_ghz_load.py \
-	    tests/chaos/test_second_opinion.py
+	    tests/chaos/test_porcupine_check.py
 
 lint: $(VENV)/.stamp-dev ## Check style, types, the import rule and the protos
 	@failed=; \
 	for check in 'ruff check .' 'ruff format --check .' mypy 'lint-imports --no-logo' \
-	    'python -m scripts.check_determinism' 'buf lint' \
+	    XX lint' \
 	    'hadolint deploy/docker/Dockerfile' \
 	    'check-jsonschema --builtin-schema vendor.compose-spec deploy/docker/compose.yaml'; do \
 	    echo "== $$check"; $(BIN)/$$check || failed="$$failed [$$check]"; \
@@ -145,6 +145,9 @@ format: $(VENV)/.stamp-dev ## Format the code and mend what can be mended
 
 docs: $(VENV)/.stamp-dev ## Write the table of docs/reference/configuration.md from the settings
 	@$(BIN)/python -m scripts.write_configuration
+
+sync-client: $(VENV)/.stamp-dev ## Generate the blocking client from the asynchronous client
+	@$(BIN)/python -m tools.async_to_sync
 
 proto: $(VENV_PROTO)/.stamp-proto ## Generate client/sagastore/v1 from protos/
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from sagastore.v1 import storage_pb2
-from tools.benchmarks.bench import Sample, compared
 from tools.benchmarks.bulk_client import read_frames, write_frames
+from tools.benchmarks.harness import Sample, compared
 from tools.benchmarks.load import Call, Load
 from tools.benchmarks.messages import BATCH, batches, get_requests, items, message_id, save_requests
 from tools.benchmarks.migrations import _longest_across
-from tools.benchmarks.model import Row, at_least, at_most, merged, percentile, ratios
 from tools.benchmarks.report import write
+from tools.benchmarks.results import Row, at_least, at_most, merged, percentile, ratios
 
 
 def _row(values: list[float], **fields: Any) -> Row:

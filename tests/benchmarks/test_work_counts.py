@@ -26,7 +26,7 @@ from sagastore_server.storage.query import Criteria, Scan
 from tests.benchmarks.counting import Work, count_postgres, count_sqlite
 from tests.support.backends import opened
 from tests.support.drafts import draft
-from tests.support.migrating import opened_live, walk_to
+from tests.support.migrating_service import opened_live, walk_to
 from tests.support.postgres import fresh_schema
 
 COUNT = 1000

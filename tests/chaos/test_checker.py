@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tests.support.strategies import QUICK
 from tools.chaos.checker import Report, check
 from tools.chaos.history import History, Mark, Operation, Outcome
+from tools.chaos.history_generator import HistoryGenerator
 from tools.chaos.mutations import MUTATIONS, Mutation
-from tools.chaos.sequential import Maker
 from tools.chaos.values import Shown, Value
 from tools.chaos.violations import Kind
 
@@ -27,7 +27,9 @@ SEEDS = 40 if QUICK else 1000
 
 
 def right(seed: int, *, unknown: float = 0.2, calls: int = 40, overlap: float = 3.0) -> History:
-    return Maker(random.Random(seed), ids=3, overlap=overlap).make(calls, unknown=unknown)
+    return HistoryGenerator(random.Random(seed), ids=3, overlap=overlap).make(
+        calls, unknown=unknown
+    )
 
 
 @given(
@@ -204,10 +206,10 @@ def test_durable_on_is_held_against_the_store_itself() -> None:
     story = Story()
     story.save(0, 10, "first", 1).answer = {"revision": 1, "durable_on": ["SQLITE", "POSTGRESQL"]}
     story.save(20, 30, "second", 2).answer = {"revision": 2, "durable_on": ["SQLITE"]}
-    peek = story.add("Peek", 40, 50, {"store": "POSTGRESQL"})
-    peek.answer = {"items": [Shown("m", "first", "first", 1, 1, 0)]}
+    inspection = story.add("Peek", 40, 50, {"store": "POSTGRESQL"})
+    inspection.answer = {"items": [Shown("m", "first", "first", 1, 1, 0)]}
     assert story.kinds() == []
-    peek.answer = {"items": []}
+    inspection.answer = {"items": []}
     assert story.kinds() == [Kind.DURABLE_ON_LIE]
     gone = story.add("Delete", 32, 34, {"id": "m"})
     gone.outcome = Outcome.UNKNOWN

@@ -12,7 +12,7 @@ import pytest
 
 from tools.chaos.checker import check
 from tools.chaos.history import History, Outcome
-from tools.chaos.sequential import Maker
+from tools.chaos.history_generator import HistoryGenerator
 
 
 def test_operations_begin_and_end_on_one_clock() -> None:
@@ -28,7 +28,7 @@ def test_operations_begin_and_end_on_one_clock() -> None:
 def test_an_operation_ends_once() -> None:
     operation = History().begin(0, "Get", {"id": "m"})
     operation.unknown("UNAVAILABLE")
-    with pytest.raises(ValueError, match="has ended already"):
+    with pytest.raises(ValueError, match="has already ended"):
         operation.ok()
 
 
@@ -50,7 +50,7 @@ def test_threads_append_at_the_same_time() -> None:
 
 
 def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
-    history = Maker(random.Random(1)).make(60)
+    history = HistoryGenerator(random.Random(1)).make(60)
     history.mark("fault begins", name="kill -9")
     open_one = history.begin(1, "Get", {"id": "m"})
     path = tmp_path / "history.jsonl"

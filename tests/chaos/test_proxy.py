@@ -113,8 +113,8 @@ async def test_half_closed_towards_the_server(echo: Echo) -> None:
 async def test_slow_in_two_ways(echo: Echo) -> None:
     reader, writer = await echo.connect()
     loop = asyncio.get_running_loop()
-    for manners in ({"delay": 0.1}, {"rate": 50}):
-        echo.proxy.set("link", **manners)
+    for policy in ({"delay": 0.1}, {"rate": 50}):
+        echo.proxy.set("link", **policy)
         began = loop.time()
         assert await said(reader, writer, b"hello") == b"hello"
         # There and back.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from sagastore import AsyncClient, Message
 from tests.support.server_process import ServerProcess
-from tools.chaos.calling import RecordingClient, counted_attempts
 from tools.chaos.checker import check
 from tools.chaos.history import History, Outcome
+from tools.chaos.recording_client import RecordingClient, counted_attempts
 from tools.chaos.values import Value, moment, shown, word_of
 from tools.chaos.workload import Workload
 

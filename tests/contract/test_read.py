@@ -11,7 +11,7 @@ from sagastore_server.storage.limits import MAX_PAGE_BYTES
 from sagastore_server.storage.model import Message, Page, Position
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support.drafts import NOW, draft, found, save_all, walk
-from tests.support.naive import stretch
+from tests.support.reference_search import stretch
 
 # In UTF-16 the emoji, a pair of surrogates, would stand before U+FFEE; in UTF-8, by
 # which ids compare, it stands behind. "B" before "a", "a" before "a1", "ä" decomposed

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from grpc import StatusCode
 
-from tools.fuzz import inputs, model, sockets
+from tools.fuzz import fuzz_input, input_mix, raw_client
 from tools.fuzz.__main__ import server_for
+from tools.fuzz.answer_check import Answer, wrong
 from tools.fuzz.campaign import Campaign, Options
-from tools.fuzz.frames import DIES_OF_PATHS, NO_TEXT, path_call
-from tools.fuzz.judge import Answer, wrong
+from tools.fuzz.http2_frames import DIES_OF_PATHS, NO_TEXT, path_call
 
 SEED = "ci"
 
@@ -32,25 +32,25 @@ async def test_whatever_is_sent_is_answered_as_it_should_be(
 async def test_a_path_that_is_not_text_harms_nobody(tmp_path: Path) -> None:
     async with server_for("sqlite", tmp_path) as server:
         for _ in range(3):
-            (answer,) = await sockets.send(server.address, path_call(NO_TEXT))
+            (answer,) = await raw_client.send(server.address, path_call(NO_TEXT))
             assert answer.code is StatusCode.UNKNOWN
 
 
 def test_an_input_is_the_same_whenever_it_is_made(tmp_path: Path) -> None:
     for number in range(200):
-        one = inputs.made("same", number)
-        assert inputs.made("same", number) == one
+        one = input_mix.made("same", number)
+        assert input_mix.made("same", number) == one
         if number % 10 == 0:
-            model.save(one, tmp_path / "one.json")
-            assert model.load(tmp_path / "one.json") == one
+            fuzz_input.save(one, tmp_path / "one.json")
+            assert fuzz_input.load(tmp_path / "one.json") == one
 
 
 def test_no_input_is_larger_than_a_client_can_bear() -> None:
     # Number 114 of this seed repeats repeated fields; written out it would be 6.4 GB.
     sizes = [
-        sum(map(len, inputs.made("ci-phases-warm-up", number).payloads)) for number in range(140)
+        sum(map(len, input_mix.made("ci-phases-warm-up", number).payloads)) for number in range(140)
     ]
-    assert max(sizes) < 2 * inputs.OVERSIZED
+    assert max(sizes) < 2 * input_mix.OVERSIZED
     assert sum(sizes) < 200 * 1024 * 1024
 
 
@@ -58,7 +58,7 @@ def test_a_file_that_is_no_input(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text('{"a": 1}')
     with pytest.raises(ValueError, match=r"other\.json is not an input"):
-        model.load(path)
+        fuzz_input.load(path)
 
 
 @pytest.mark.parametrize(
@@ -73,5 +73,5 @@ def test_a_file_that_is_no_input(tmp_path: Path) -> None:
     ],
 )
 def test_what_no_caller_may_get(answer: Answer) -> None:
-    one = model.Input("one", "call", f"{model.STORAGE}Get", (b"",))
+    one = fuzz_input.Input("one", "call", f"{fuzz_input.STORAGE}Get", (b"",))
     assert wrong(one, answer) is not None

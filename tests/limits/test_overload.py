@@ -15,7 +15,7 @@ from grpc import aio
 from sagastore.v1 import storage_pb2
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from tests.support.messages import message
-from tests.support.refusals import refusal_of
+from tests.support.rpc_errors import refusal_of
 from tests.support.server_process import serving
 
 LIMIT = 24

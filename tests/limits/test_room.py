@@ -16,9 +16,9 @@ from sagastore.v1 import storage_pb2
 from sagastore_server.rpc.limits import Limits
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.model import Message
+from tests.support.in_process_server import served
 from tests.support.messages import batch, message, new_id
-from tests.support.refusals import Refusal, refusal_of
-from tests.support.served import served
+from tests.support.rpc_errors import Refusal, refusal_of
 
 
 class Held(SQLiteStorage):

@@ -20,10 +20,10 @@ from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.model import OnConflict
 from tests.support.drafts import NOW, draft
+from tests.support.in_process_server import served
 from tests.support.messages import message
 from tests.support.postgres import fresh_schema
-from tests.support.refusals import refusal_of
-from tests.support.served import served
+from tests.support.rpc_errors import refusal_of
 
 LETTERS = string.ascii_lowercase
 EXPENSIVE = " ".join(f"({letter}* OR {letter}{letter}*)" for letter in LETTERS)

@@ -18,9 +18,9 @@ from sagastore_server.rpc.limits import Limits
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.model import OnConflict
 from tests.support.drafts import draft
+from tests.support.in_process_server import Served, served
 from tests.support.messages import message
-from tests.support.refusals import refusal_of
-from tests.support.served import Served, served
+from tests.support.rpc_errors import refusal_of
 
 STALLED = 12
 LARGE = "x" * 90_000

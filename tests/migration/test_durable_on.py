@@ -15,7 +15,7 @@ from tests.migration.following import until
 from tests.migration.held import held, held_commits
 from tests.sqlite.sources import opened_source
 from tests.support.drafts import draft
-from tests.support.migrating import change
+from tests.support.migrating_service import change
 
 if TYPE_CHECKING:
     import pytest

@@ -18,7 +18,7 @@ from sagastore_server.storage.errors import CannotOpenError, FencedError, Precon
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
 from tests.support.drafts import draft
-from tests.support.migrating import backfilled, change, opened_live, refused, walk_to
+from tests.support.migrating_service import backfilled, change, opened_live, refused, walk_to
 from tests.support.postgres import execute, fresh_schema
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"

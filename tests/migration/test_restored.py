@@ -23,7 +23,7 @@ from tests.migration.conftest import Place
 from tests.sqlite.sources import opened_source
 from tests.support.backends import opened
 from tests.support.drafts import draft
-from tests.support.migrating import (
+from tests.support.migrating_service import (
     backfilled,
     change,
     eventually_current,

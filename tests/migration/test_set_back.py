@@ -19,7 +19,13 @@ from tests.migration.conftest import Place
 from tests.migration.following import until
 from tests.migration.held import Backup, Held, held
 from tests.support.drafts import draft
-from tests.support.migrating import change, eventually_current, opened_live, unblocked, walk_to
+from tests.support.migrating_service import (
+    change,
+    eventually_current,
+    opened_live,
+    unblocked,
+    walk_to,
+)
 
 
 async def _followed(one: Held) -> None:

@@ -10,7 +10,7 @@ from tests.migration.conftest import Place
 from tests.migration.following import until
 from tests.migration.held import Held, held
 from tests.support.drafts import draft
-from tests.support.migrating import change, eventually_current, unblocked, walk_to
+from tests.support.migrating_service import change, eventually_current, unblocked, walk_to
 
 BOTH = (Store.SQLITE, Store.POSTGRESQL)
 

@@ -13,7 +13,7 @@ from tests.migration.conftest import Place
 from tests.migration.following import until
 from tests.migration.held import TAKE_OVER, Backup, held, held_commits
 from tests.support.drafts import draft
-from tests.support.migrating import change, eventually_current, unblocked, walk_to
+from tests.support.migrating_service import change, eventually_current, unblocked, walk_to
 from tests.support.postgres import execute
 
 REFUSED = (FencedError, UnavailableError)

@@ -15,7 +15,7 @@ from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria, Scan
-from tests.support.replicating import LEASE, SOURCE
+from tests.support.migration_values import LEASE, SOURCE
 
 
 def replica_on(dsn: str, **options: Any) -> PostgreSQLReplica:

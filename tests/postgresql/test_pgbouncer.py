@@ -23,7 +23,7 @@ from tests.postgresql.pgbouncer import PgBouncer, pgbouncer_before
 from tests.support.backends import opened
 from tests.support.drafts import draft, found
 from tests.support.messages import message
-from tests.support.migrating import change, eventually_current, unblocked, walk_to
+from tests.support.migrating_service import change, eventually_current, unblocked, walk_to
 from tests.support.postgres import execute, new_database, server_dsn, with_parameter
 from tests.support.server_process import ServerProcess
 

@@ -30,8 +30,7 @@ from tests.postgresql.targets import (
     until_one_waits,
 )
 from tests.support.drafts import draft
-from tests.support.postgres import execute, postgres_process
-from tests.support.replicating import (
+from tests.support.migration_values import (
     LEASE,
     SOURCE,
     SUCCESSOR,
@@ -39,6 +38,7 @@ from tests.support.replicating import (
     message,
     saved,
 )
+from tests.support.postgres import execute, postgres_process
 from tests.telemetry.ops import free_port
 
 # ------------------------------------------------------------------ looking and claiming

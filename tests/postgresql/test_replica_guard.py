@@ -19,8 +19,8 @@ from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import AuxiliaryRows
 from tests.postgresql.targets import claimed, fetched, opened_plain, opened_replica, plain
 from tests.support.drafts import draft
+from tests.support.migration_values import LEASE, SOURCE, content_of, finish, message, saved
 from tests.support.postgres import execute, fresh_schema, server_dsn
-from tests.support.replicating import LEASE, SOURCE, content_of, finish, message, saved
 
 HERE = "current_schema()::regnamespace"
 FILE = "('f', 'n', 'p', 't', NULL, NULL, 3, 'u', NULL, NULL)"

@@ -13,8 +13,8 @@ from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.replication import BackfillMark, IndexState
 from tests.postgresql.targets import claimed, fetched, opened_plain, until_one_waits
+from tests.support.migration_values import LEASE, message, saved
 from tests.support.postgres import fresh_schema
-from tests.support.replicating import LEASE, message, saved
 
 NAMES = [
     "idx_messages_session",

@@ -15,8 +15,8 @@ from sagastore_server.storage.query import Criteria
 from sagastore_server.storage.replication import Entry
 from tests.postgresql.targets import buried_in, claimed, fetched, found_by, opened_replica
 from tests.support.drafts import NOW
+from tests.support.migration_values import LEASE, MARK, SOURCE, content_of, deleted, message, saved
 from tests.support.postgres import execute
-from tests.support.replicating import LEASE, MARK, SOURCE, content_of, deleted, message, saved
 
 
 @pytest.fixture(params=[100, 0])

@@ -1,4 +1,4 @@
-"""The event loop of the simulation: virtual time, order, crashes, freezes."""
+"""Event loop of the simulation: virtual time, order, crashes, freezes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(main: Callable[[SimulationLoop], object], *, shuffle: bool = False) -> S
     try:
         loop.run_until_complete(main(loop))  # type: ignore[arg-type]
     finally:
-        loop.bury()
+        loop.end_all()
     return loop
 
 
@@ -70,7 +70,7 @@ def test_crash_runs_no_finally_of_the_process() -> None:
             await asyncio.sleep(10)
         finally:
             if not process.dead:
-                cleaned.append("in good order")
+                cleaned.append("finally")
 
     async def main(loop: SimulationLoop) -> None:
         task = loop.create_task(work(), context=process.context)
@@ -118,7 +118,7 @@ def test_round_that_waits_for_nothing_is_stuck() -> None:
     async def main(loop: SimulationLoop) -> None:
         await loop.create_future()
 
-    with pytest.raises(StuckError, match="nothing is left to run"):
+    with pytest.raises(StuckError, match="no callback is left to run"):
         run(main)
 
 

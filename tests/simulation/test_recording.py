@@ -1,4 +1,4 @@
-"""Rounds of the simulation are behaviours of the specification; planted faults are not."""
+"""Rounds of the simulation conform to the specification; planted faults do not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = needs_tlc
 
 
 def checked(seed: int, profile: str) -> Result:
-    """Run a round, and check its trace as it would be read from a file."""
+    """Run a round, and check its trace as if it were read from a file."""
     events = record(World(seed, profile, shuffle=False))
     return validate(read(map(json.dumps, events)))
 

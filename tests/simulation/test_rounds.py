@@ -1,4 +1,4 @@
-"""Rounds of the simulation: they pass, can be repeated exactly, and find planted faults."""
+"""Rounds of the simulation pass, are repeatable, and detect planted faults."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.simulation.report import Totals, expected
 from tests.simulation.rounds import Job, explain, run
 from tests.simulation.settings import PROFILES, draw, profile_of
 from tests.simulation.shrink import kind_of
-from tools.chaos import planted
+from tools.chaos import plants
 
 
 def in_another_process(hash_seed: int, *jobs: Job, plant: str = "") -> list[dict[str, Any]]:
-    """Run rounds in a process of its own; return its results."""
+    """Run rounds in a separate process; return their results."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.simulation.worker", "--plant", plant],
         input="".join(json.dumps(job._asdict()) + "\n" for job in jobs),
@@ -89,7 +89,7 @@ def test_command_ends_with_1_if_a_round_fails_and_says_how_to_repeat_it(tmp_path
     )
     assert result.returncode == 1, result.stderr
     assert "make simulate ROUNDS=1 SEED=1 PROFILE=flap PLANT=claim-both" in result.stdout
-    assert "durable_on is not true" in result.stdout
+    assert "durable_on is wrong" in result.stdout
     assert json.loads((tmp_path / "report.json").read_text())["failed"] == 2
 
 
@@ -105,7 +105,7 @@ def test_settings_are_a_function_of_the_seed() -> None:
 
 def test_every_plant_of_the_campaign_is_tried_or_named_as_not_applicable() -> None:
     known = {*PLANTS, *NOT_APPLICABLE}
-    assert {*planted.PLANTS, *planted.POWER_PLANTS} <= known
+    assert {*plants.PLANTS, *plants.POWER_PLANTS} <= known
 
 
 def test_report_names_faults_that_never_came() -> None:

@@ -95,7 +95,7 @@ def test_every_planted_mistake_is_part_of_the_quick_run() -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(LookupError, match="there is no instance nothing; there are phases"):
+    with pytest.raises(LookupError, match="unknown instance nothing; choose one of phases"):
         chosen(quick=False, only="nothing")
 
 

@@ -90,7 +90,7 @@ def write(call: str, id: str, revision: int, *, delete: bool = False) -> list[Ev
     return [
         event("enter", call=call, id=id, delete=delete),
         event("commit", call=call, id=id, revision=revision, delete=delete),
-        event("told", revision=revision),
+        event("committed", revision=revision),
     ]
 
 
@@ -194,7 +194,7 @@ ACCEPTED: dict[str, list[Event]] = {
         event("claim", session=1),
         event("gate", open=False),
         event("commit", call="1", id="a", revision=3, delete=False),
-        event("told", revision=3),
+        event("committed", revision=3),
         state(2, base=3),
     ],
 }
@@ -319,7 +319,7 @@ def test_first_event_that_nothing_explains_is_reported(name: str) -> None:
         (["{"], "line 1 is not JSON"),
         (['{"event": "crash"}'], "line 1: the first event, and no other, is begin"),
         ([json.dumps(BEGIN), '{"event": "jump"}'], "line 2: unknown event 'jump'"),
-        ([json.dumps(BEGIN), '{"event": "told"}'], "line 2: told lacks revision"),
+        ([json.dumps(BEGIN), '{"event": "committed"}'], "line 2: committed lacks revision"),
     ],
 )
 def test_malformed_trace_is_refused_with_its_line(lines: list[str], message: str) -> None:

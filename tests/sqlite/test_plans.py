@@ -18,7 +18,7 @@ from sagastore_server.sqlite.search import SearchStatement, compile_search, firs
 from sagastore_server.storage.model import Message, OnConflict, Position
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support.drafts import NOW, draft
-from tests.support.naive import meets, stretch
+from tests.support.reference_search import meets, stretch
 
 CRITERIA = {
     "words": Criteria(parse_query("fox dog")),

@@ -30,7 +30,7 @@ from tests.simulation.models.source import ModelSource
 from tests.simulation.models.source_disk import SourceDisk
 from tests.simulation.models.target import ModelTarget
 from tests.support.memory import STORE, MemoryState, MemoryStorage
-from tests.support.migrating import live, opened_live, walk_to
+from tests.support.migrating_service import live, opened_live, walk_to
 from tests.support.postgres import (
     copied_database,
     execute,

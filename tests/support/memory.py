@@ -29,7 +29,7 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
-from tests.support.naive import meets, stretch
+from tests.support.reference_search import meets, stretch
 
 STORE = Store.SQLITE
 """A store must have a name; this one borrows it."""

@@ -61,7 +61,7 @@ _THINK = 0.03
 
 _PATIENT = RetryPolicy(max_attempts=10_000, initial_backoff=0.02, max_backoff=0.1)
 _IMPATIENT = RetryPolicy(max_attempts=1)
-AGAIN_AND_AGAIN = (
+EVERY_ATTEMPT = (
     "/save",
     "/bulk_save",
     "/delete",
@@ -125,33 +125,33 @@ class _Run:
         self.server = CrashingServer(self.path, dsn, folder / "trace", self.points)
         self.server.trace.touch()
         self.ledger = Ledger()
-        self.keeper = _Keeper(self.server)
+        self.supervisor = _Supervisor(self.server)
 
     async def go(self) -> Outcome:
         legacy_file(self.path)
         self.ledger.begin_with(legacy_message(number) for number in range(LEGACY))
-        await self.keeper.start()
+        await self.supervisor.start()
         async with (
             asyncio.TaskGroup() as group,
             AsyncClient(self.server.address, retry=_PATIENT, timeout=60) as client,
             AsyncClient(self.server.address, retry=_IMPATIENT, timeout=60) as impatient,
         ):
-            keeping = group.create_task(self.keeper.keep())
-            crowd = _Crowd(self.ledger, client, impatient, self.keeper)
+            supervising = group.create_task(self.supervisor.keep())
+            crowd = _Crowd(self.ledger, client, impatient, self.supervisor)
             writing = [group.create_task(work) for work in crowd.works()]
-            await _Operator(client, crowd, self.keeper).operate()
+            await _Operator(client, crowd, self.supervisor).operate()
             crowd.over = True
             await asyncio.gather(*writing)
             await self._compare(client)
-            self.keeper.over = True
+            self.supervisor.over = True
             status = await asyncio.to_thread(self.server.terminate)
             assert status == 0, "the server did not stop in good order"
-            await keeping
-        assert self.keeper.crashes == len(self.points), "not every point was passed"
+            await supervising
+        assert self.supervisor.crashes == len(self.points), "not every point was passed"
         await asyncio.to_thread(self._check_archive)
         return Outcome(
             passings(self.server.trace),
-            self.keeper.crashes,
+            self.supervisor.crashes,
             self.ledger.acknowledged,
             self.ledger.reads,
         )
@@ -187,7 +187,7 @@ class _Run:
         assert names - beside == {archive.name, receipt_path(self.path).name}, names
 
 
-class _Keeper:
+class _Supervisor:
     """Starts the server again whenever it has killed itself."""
 
     def __init__(self, server: CrashingServer) -> None:
@@ -242,10 +242,10 @@ class _Keeper:
 class _Operator:
     """Goes through the phases, whatever happens to the server."""
 
-    def __init__(self, client: AsyncClient, crowd: _Crowd, keeper: _Keeper) -> None:
+    def __init__(self, client: AsyncClient, crowd: _Crowd, supervisor: _Supervisor) -> None:
         self._client = client
         self._crowd = crowd
-        self._keeper = keeper
+        self._supervisor = supervisor
         self._epoch = 0
 
     async def operate(self) -> None:
@@ -260,11 +260,11 @@ class _Operator:
         await self._crowd.rounds(ROUNDS)
         self._heard(await self._client.migration.get())
         stage = f"{self._epoch}-{phase.label.replace('_', '-')}"
-        if self._keeper.to_crash_in(stage, AGAIN_AND_AGAIN):
-            await self._keeper.until_crashed()
-        elif self._keeper.to_crash_in(stage, WHEN_IDLE):
+        if self._supervisor.to_crash_in(stage, EVERY_ATTEMPT):
+            await self._supervisor.until_crashed()
+        elif self._supervisor.to_crash_in(stage, WHEN_IDLE):
             self._crowd.going.clear()
-            await self._keeper.until_crashed()
+            await self._supervisor.until_crashed()
             self._crowd.going.set()
 
     async def _change(self, phase: Phase) -> None:
@@ -296,12 +296,12 @@ class _Crowd:
     """Some clients that write, and look after each write whether it is there."""
 
     def __init__(
-        self, ledger: Ledger, client: AsyncClient, impatient: AsyncClient, keeper: _Keeper
+        self, ledger: Ledger, client: AsyncClient, impatient: AsyncClient, supervisor: _Supervisor
     ) -> None:
         self._ledger = ledger
         self._client = client
         self._impatient = impatient
-        self._keeper = keeper
+        self._supervisor = supervisor
         self._versions = itertools.count(1)
         self._done: Counter[str] = Counter()
         self._grown = asyncio.Condition()
@@ -370,7 +370,7 @@ class _Crowd:
             assert not self._ledger.holds(id), f"{id} is lost"
             self._ledger.acknowledge(id, None)
         except UnavailableError:
-            await self._keeper.up.wait()
+            await self._supervisor.up.wait()
         else:
             self._ledger.acknowledge(id, message, revision)
         await self._look(id, number)

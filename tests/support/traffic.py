@@ -38,7 +38,7 @@ COUNTERS = 4
 LATEST = datetime(2031, 1, 1, tzinfo=UTC)
 
 NO_RETRIES = RetryPolicy(max_attempts=1)
-STUBBORN = RetryPolicy(max_attempts=10_000, initial_backoff=0.05, max_backoff=0.5)
+RETRYING = RetryPolicy(max_attempts=10_000, initial_backoff=0.05, max_backoff=0.5)
 """Bridges an outage of any length within the time of a call."""
 
 

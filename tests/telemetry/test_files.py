@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sagastore import AsyncClient, Message, Phase
 from tests.security.pki import Pki
+from tests.support.migration_control import go_to, until_ready
 from tests.support.postgres import fresh_schema
 from tests.support.server_process import ServerProcess
-from tests.support.steering import go_to, until_ready
 from tests.telemetry.ops import eventually, get, names, ops_of
 
 ROOT = Path(__file__).parents[2]

@@ -22,10 +22,10 @@ from sagastore.v1 import storage_pb2, storage_pb2_grpc
 from sagastore_server.interfaces import call_context
 from sagastore_server.security.access_rules import digest_of
 from sagastore_server.telemetry import logs
+from tests.support.migration_control import go_to
 from tests.support.postgres import fresh_schema
-from tests.support.refusals import refusal_of
+from tests.support.rpc_errors import refusal_of
 from tests.support.server_process import ServerProcess
-from tests.support.steering import go_to
 
 ServerFactory = Callable[..., ServerProcess]
 PLANTED = "planted0f3c"

@@ -17,7 +17,7 @@ from sagastore_server.config.sources import (
     COMMAND_LINE,
     unknown_variables,
 )
-from scripts.write_configuration import PAGE, renewed
+from scripts.write_configuration import PAGE, with_generated_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -222,7 +222,7 @@ def test_every_setting_is_described_and_in_a_group() -> None:
 def test_the_document_has_what_the_settings_are() -> None:
     """If not: make docs."""
     page = PAGE.read_text(encoding="utf-8")
-    assert renewed(page) == page
+    assert with_generated_table(page) == page
 
 
 def test_the_schema_has_the_bounds_that_are_checked() -> None:

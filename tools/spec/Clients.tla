@@ -6,7 +6,7 @@ EXTENDS Stores
 
 (* A write passes the gate and is queued for the source (or sent to the target in the last phase). *)
 BeginWrite(c, i, delete) ==
-  /\ server.up /\ GateOpen /\ ~TakenOver
+  /\ server.up /\ FenceOpen /\ ~TakenOver
   /\ writes[c].state = "none" /\ source.revision < MaxRevision
   /\ writes' = [writes EXCEPT ![c] = [state |-> "queued", id |-> i, delete |-> delete, revision |-> 0]]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, server, reads, floor, absences, broken, faults>>
@@ -41,8 +41,8 @@ CommitWrite(c) == source.revision < MaxRevision /\ CommitWriteAt(c, source.revis
 
 (* The event loop learns what the source has committed: MigrationSource.committed grows. *)
 LearnCommittedUpto(revision) ==
-  /\ server.up /\ server.phase # PostgresOnly /\ server.told < revision
-  /\ server' = [server EXCEPT !.told = revision]
+  /\ server.up /\ server.phase # PostgresOnly /\ server.committed < revision
+  /\ server' = [server EXCEPT !.committed = revision]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
 LearnCommitted == LearnCommittedUpto(source.revision)
@@ -69,7 +69,7 @@ CommitWriteInTarget(c) ==
 
 Acknowledge(c) ==
   /\ server.up /\ writes[c].state = "committed"
-  /\ server.phase = PostgresOnly \/ server.told >= writes[c].revision
+  /\ server.phase = PostgresOnly \/ server.committed >= writes[c].revision
   /\ Confirmed(writes[c].revision) \/ Mistake("confirm-too-soon")
   /\ ~TakenOver \/ Mistake("ack-when-fenced")
   /\ broken' = IF TakenOver THEN broken \union {"acknowledged when fenced"} ELSE broken

@@ -42,33 +42,33 @@ TargetStarts ==
 (* A backup of the target is taken, and restored later. *)
 TakeBackup ==
   /\ faults.setBacks < MaxSetBacks /\ targetUp /\ target.phase # PostgresOnly
-  /\ target.holder # Nobody /\ backup # target
+  /\ target.holder # NoHolder /\ backup # target
   /\ backup' = target
   /\ UNCHANGED <<source, target, targetUp, inFlight, server, clients, faults>>
 
 SetBack ==
   /\ Spend("setBacks", MaxSetBacks)
-  /\ target.phase # PostgresOnly /\ backup # target /\ backup.holder # Nobody
+  /\ target.phase # PostgresOnly /\ backup # target /\ backup.holder # NoHolder
   /\ target' = backup
   /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients>>
 
 (* Another server's claim: the first one's lease has run out. *)
 TakeOver ==
   /\ Spend("takeOvers", MaxTakeOvers)
-  /\ targetUp /\ target.phase # PostgresOnly /\ target.holder \notin {Nobody, Rival, RivalGone}
-  /\ target' = [target EXCEPT !.holder = Rival]
+  /\ targetUp /\ target.phase # PostgresOnly /\ target.holder \notin {NoHolder, OtherServer, FormerServer}
+  /\ target' = [target EXCEPT !.holder = OtherServer]
   /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients>>
 
 RivalLeaves ==
-  /\ target.holder = Rival
-  /\ target' = [target EXCEPT !.holder = RivalGone]
+  /\ target.holder = OtherServer
+  /\ target' = [target EXCEPT !.holder = FormerServer]
   /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
 
 (* In the last phase a write that was sent to the target may commit after the crash: `late`. *)
 CrashWith(late) ==
   /\ server.up /\ Spend("crashes", MaxCrashes)
   /\ server' = Down(server.incarnation)
-  /\ inFlight' = Forsaken(Following \union {"finish"})
+  /\ inFlight' = Forsaken(Replication \union {"finish"})
   /\ writes' = [c \in Writers |->
        IF c \in late /\ writes[c].state # "none" THEN [writes[c] EXCEPT !.state = "orphan"] ELSE NoCall]
   /\ reads' = [c \in Readers |-> NoRead]
@@ -77,19 +77,19 @@ CrashWith(late) ==
 Crash == CrashWith({})
 
 Started(phase) ==
-  [Down(server.incarnation + 1) EXCEPT !.up = TRUE, !.phase = phase, !.told = source.revision]
+  [Down(server.incarnation + 1) EXCEPT !.up = TRUE, !.phase = phase, !.committed = source.revision]
 
 (* migration/migrating_service.py MigratingService._open, when the last step has not begun. *)
 Start ==
   /\ ~server.up /\ ~source.completing /\ source.phase # PostgresOnly
-  /\ targetUp => (target.phase # PostgresOnly /\ target.holder # Rival)   \* else the start is refused
+  /\ targetUp => (target.phase # PostgresOnly /\ target.holder # OtherServer)   \* else the start is refused
   /\ server' = Started(source.phase)
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
 (* MigratingService._resume_the_last_step: claiming ends a finish that is under way. *)
 StartInLastStep ==
   /\ ~server.up /\ (source.completing \/ source.phase = PostgresOnly)
-  /\ targetUp /\ target.holder # Rival
+  /\ targetUp /\ target.holder # OtherServer
   /\ IF target.phase = PostgresOnly
      THEN /\ server' = Started(PostgresOnly)
           /\ source' = [source EXCEPT !.phase = PostgresOnly]

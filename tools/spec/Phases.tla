@@ -1,11 +1,11 @@
 ------------------------------- MODULE Phases -------------------------------
 (* Changes of phase, with the fence that holds writes; the last step. *)
-EXTENDS Following
+EXTENDS Replication
 
 (* Changes of phase: migration/transitions.py, follower.py catch_up, completion.py *)
 
 Queued == \E c \in Writers : writes[c].state \in {"queued", "orphan"}
-Drained == server.applied >= server.told \/ Mistake("no-drain")
+Drained == server.applied >= server.committed \/ Mistake("no-drain")
 
 CloseGate(goal) == [server EXCEPT !.step = "closed", !.goal = goal]
 OpenGate == [server EXCEPT !.step = "none", !.goal = "none", !.inspected = NotInspected]
@@ -13,7 +13,7 @@ OpenGate == [server EXCEPT !.step = "none", !.goal = "none", !.inspected = NotIn
 (* Transitions._begin takes the target, then closes the gate. *)
 ClaimForDualWrite ==
   /\ server.up /\ Stable /\ server.phase = SqliteOnly /\ ~Attached /\ ~TakenOver
-  /\ targetUp /\ target.phase # PostgresOnly /\ target.holder # Rival
+  /\ targetUp /\ target.phase # PostgresOnly /\ target.holder # OtherServer
   /\ Spend("moves", MaxMoves)
   /\ target' = [target EXCEPT !.holder = server.incarnation]
   /\ server' = [server EXCEPT
@@ -47,17 +47,17 @@ BeginLastStep ==
   /\ server' = CloseGate("last step")
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients>>
 
-(* The change passes the queue of writes, so no write is left behind it. `told` is then up to date. *)
+(* The change passes the queue of writes, so no write is left behind it. `committed` is then up to date. *)
 Behind(change) ==
   /\ server.up /\ server.step = "closed" /\ ~Queued
   /\ source' = change
-  /\ server' = [server EXCEPT !.step = "changed", !.told = source.revision]
+  /\ server' = [server EXCEPT !.step = "changed", !.committed = source.revision]
 
 (* The write queue is flushed first, so `base` counts every write that has no journal entry. *)
 CommitDualWrite ==
   /\ server.goal = "dual write"
   /\ LET found == server.inspected
-         flushed == IF Mistake("base-before-flush") THEN server.told ELSE source.revision IN
+         flushed == IF Mistake("base-before-flush") THEN server.committed ELSE source.revision IN
      Behind([source EXCEPT
        !.phase = DualWrite,
        !.base = IF found.new THEN flushed ELSE found.applied,
@@ -148,7 +148,7 @@ TargetHasTakenOver ==
   /\ inFlight' = {t \in inFlight : t.kind # "finish"}
   /\ UNCHANGED <<source, target, targetUp, backup, clients, faults>>
 
-(* Cutover._ask: renew waits for a finish that is under way, so "not yet" is told from "never". *)
+(* Cutover._ask: renew waits for a finish that is under way, so "not yet" is committed from "never". *)
 TargetHasNotTakenOver ==
   /\ server.up /\ server.step = "asking" /\ targetUp /\ target.phase # PostgresOnly
   /\ \/ target.holder # server.incarnation      \* a finish that comes later is refused

@@ -59,8 +59,8 @@ WriteEvent(e) ==
     [] e.kind = "commit" -> Queues(e.call, e) /\ e.revision > source.revision
                             /\ CommitWriteAt(e.call, e.revision)
     [] e.kind = "target_write" -> Queues(e.call, e) /\ CommitWriteInTargetAt(e.call, e.revision)
-    [] e.kind = "told" -> e.revision <= source.revision
-                          /\ (LearnCommittedUpto(e.revision) \/ Either(e.revision <= server.told))
+    [] e.kind = "committed" -> e.revision <= source.revision
+                          /\ (LearnCommittedUpto(e.revision) \/ Either(e.revision <= server.committed))
     [] e.kind = "ack" -> /\ writes[e.call].revision = e.revision
                          /\ e.both => Fits(target.row[writes[e.call].id], writes[e.call].id, e.revision)
                          /\ Acknowledge(e.call)
@@ -142,12 +142,12 @@ PageEvent(e) ==
 ClaimEvent(e) ==
   \/ e.session = server.incarnation /\ (AttachClaim \/ ClaimForDualWrite)
   \/ /\ ~server.up /\ e.session = server.incarnation /\ target.phase # PostgresOnly
-     /\ target.holder # Rival
+     /\ target.holder # OtherServer
      /\ target' = [target EXCEPT !.holder = e.session]
      /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
   \* A claim that the server has given up commits late.
   \/ /\ server.up /\ e.session = server.incarnation /\ server.inspected.stage \notin {"found", "begin"}
-     /\ target.phase # PostgresOnly /\ target.holder # Rival
+     /\ target.phase # PostgresOnly /\ target.holder # OtherServer
      /\ target' = [target EXCEPT !.holder = e.session]
      /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
 
@@ -172,7 +172,7 @@ TargetEvent(e) ==
        [] e.kind = "renew" -> Holds(e) /\ target.applied = e.applied /\ Nothing
        [] e.kind = "finish" -> LET fits(t) == t.session = e.session IN CommitOf("finish", fits)
        [] e.kind = "release" ->
-            /\ target' = [target EXCEPT !.holder = IF Holds(e) THEN Nobody ELSE @]
+            /\ target' = [target EXCEPT !.holder = IF Holds(e) THEN NoHolder ELSE @]
             /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
 
 -----------------------------------------------------------------------------
@@ -199,7 +199,7 @@ PhaseEvent(e) ==
 
 GateEvent(e) ==
   IF e.open
-  THEN IF GateOpen THEN Nothing ELSE server.step # "asking" /\ GiveUp
+  THEN IF FenceOpen THEN Nothing ELSE server.step # "asking" /\ GiveUp
   ELSE BeginDualWrite \/ BeginReadPostgres \/ BeginReturn \/ BeginLastStep
 
 (* Attaching may begin again at any of its steps. *)
@@ -238,7 +238,7 @@ StartWith(e) ==
   /\ IF e.phase = PostgresOnly THEN target.phase = PostgresOnly
      ELSE /\ ~source.completing /\ e.phase = source.phase
           /\ targetUp => target.phase # PostgresOnly
-  /\ server' = [Down(server.incarnation) EXCEPT !.up = TRUE, !.phase = e.phase, !.told = source.revision]
+  /\ server' = [Down(server.incarnation) EXCEPT !.up = TRUE, !.phase = e.phase, !.committed = source.revision]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
 (* What was read and not sent yet when the target stopped may be sent afterwards. *)

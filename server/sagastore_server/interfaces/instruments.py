@@ -21,5 +21,8 @@ class Instruments:
     def call_shed(self, reason: str) -> None:
         """Hear that a call was refused at the door, and why: ``OVERLOADED``, ``RATE_LIMITED``."""
 
+    def task_failed(self, task: str) -> None:
+        """Record that the background task of this name failed."""
+
     def group_committed(self, store: Store, writes: int, rows: int, seconds: float) -> None:
         """Hear of a transaction: the writes and messages in it, and how long it took."""

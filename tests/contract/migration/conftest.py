@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sagastore_server.storage.replication import MigrationSource, MigrationTarget
-from tests.support.migration_ends import SOURCES, TARGETS, SourcePlace, TargetPlace, opened
+from tests.support.migration_backends import SOURCES, TARGETS, SourcePlace, TargetPlace, opened
 
 
 @pytest.fixture(params=sorted(SOURCES))

@@ -26,8 +26,8 @@ from sagastore_server.storage.replication import (
     MigrationState,
 )
 from tests.support.drafts import draft
-from tests.support.migration_ends import SourcePlace, opened
-from tests.support.replicating import content_of, set_aside, tally
+from tests.support.migration_backends import SourcePlace, opened
+from tests.support.migration_values import content_of, set_aside, tally
 
 DUAL_WRITE = MigrationState(Phase.DUAL_WRITE, epoch=2)
 READY = MigrationState(Phase.READ_POSTGRES, epoch=5, completing=True)

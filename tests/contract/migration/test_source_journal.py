@@ -16,7 +16,7 @@ from sagastore_server.storage.replication import (
     MigrationState,
 )
 from tests.support.drafts import draft
-from tests.support.migration_ends import SourcePlace, now, opened
+from tests.support.migration_backends import SourcePlace, now, opened
 
 DUAL_WRITE = MigrationState(Phase.DUAL_WRITE, epoch=2)
 SQLITE_ONLY = MigrationState(Phase.SQLITE_ONLY, epoch=3)

@@ -28,12 +28,12 @@ from sagastore_server.storage.replication import (
     TargetState,
 )
 from tests.support.drafts import draft
-from tests.support.migration_ends import TargetPlace, opened
-from tests.support.replicating import (
+from tests.support.migration_backends import TargetPlace, opened
+from tests.support.migration_values import (
     LEASE,
     MARK,
+    OTHER_LEASE,
     SOURCE,
-    STRANGER,
     SUCCESSOR,
     content_of,
     deleted,
@@ -118,7 +118,7 @@ async def test_another_migration_is_refused(target: MigrationTarget) -> None:
     before = await record_of(target)
     assert await _refused(target, LEASE, "another source") == "OTHER_MIGRATION"
     await target.release(LEASE)
-    assert await _refused(target, STRANGER, "another source") == "OTHER_MIGRATION"
+    assert await _refused(target, OTHER_LEASE, "another source") == "OTHER_MIGRATION"
     assert (await record_of(target)).source == before.source
 
 
@@ -126,7 +126,7 @@ async def test_concurrent_claims_make_one_record(target_place: TargetPlace) -> N
     async with opened(target_place.make()) as one, opened(target_place.make()) as other:
         results = await asyncio.gather(
             one.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2),
-            other.claim(STRANGER, SOURCE, Phase.DUAL_WRITE, 2),
+            other.claim(OTHER_LEASE, SOURCE, Phase.DUAL_WRITE, 2),
             return_exceptions=True,
         )
         (refusal,) = [result for result in results if isinstance(result, BaseException)]
@@ -140,12 +140,12 @@ async def test_concurrent_claims_make_one_record(target_place: TargetPlace) -> N
 async def test_lease_keeps_others_out_until_it_is_over(
     target_place: TargetPlace, target: MigrationTarget
 ) -> None:
-    assert await _refused(target, STRANGER) == "LEASE_HELD"
+    assert await _refused(target, OTHER_LEASE) == "LEASE_HELD"
     with pytest.raises(PreconditionError, match=r"server on here .* for another (9|10) s"):
-        await target.claim(STRANGER, SOURCE, Phase.DUAL_WRITE, 2, steal=True)
+        await target.claim(OTHER_LEASE, SOURCE, Phase.DUAL_WRITE, 2, steal=True)
     await target_place.expire_lease()
-    record = await target.claim(STRANGER, SOURCE, Phase.DUAL_WRITE, 2)
-    assert (record.holder, record.session) == STRANGER
+    record = await target.claim(OTHER_LEASE, SOURCE, Phase.DUAL_WRITE, 2)
+    assert (record.holder, record.session) == OTHER_LEASE
     with pytest.raises(FencedError):
         await target.renew(LEASE)
 
@@ -157,7 +157,7 @@ async def test_expired_lease_is_held_until_it_is_taken(
     assert (await record_of(target)).lease_seconds < 0
     assert (await target.renew(LEASE)).lease_seconds > 5
     assert (await record_of(target)).lease_seconds > 5
-    assert await _refused(target, STRANGER) == "LEASE_HELD"
+    assert await _refused(target, OTHER_LEASE) == "LEASE_HELD"
 
 
 async def test_writing_extends_the_lease(
@@ -176,7 +176,7 @@ async def test_successor_of_the_same_name_takes_over_at_once(target: MigrationTa
 
 
 async def test_released_lease_is_free(target: MigrationTarget) -> None:
-    await target.release(STRANGER)
+    await target.release(OTHER_LEASE)
     await target.renew(LEASE)
     await target.release(LEASE)
     await target.release(LEASE)
@@ -186,7 +186,7 @@ async def test_released_lease_is_free(target: MigrationTarget) -> None:
     assert record.lease_seconds <= 0
     with pytest.raises(FencedError):
         await target.renew(LEASE)
-    await target.claim(STRANGER, SOURCE, Phase.DUAL_WRITE, 2)
+    await target.claim(OTHER_LEASE, SOURCE, Phase.DUAL_WRITE, 2)
 
 
 # ------------------------------------------------------------------ fencing
@@ -210,7 +210,7 @@ async def test_stale_holder_changes_nothing(target: MigrationTarget, name: str) 
     await target.apply(LEASE, [saved(message("m-1", 3))])
     await target.claim(SUCCESSOR, SOURCE, Phase.DUAL_WRITE, 2, steal=True)
     before = await record_of(target)
-    for lease in (LEASE, STRANGER, Lease("", ""), Lease(SUCCESSOR.holder, "")):
+    for lease in (LEASE, OTHER_LEASE, Lease("", ""), Lease(SUCCESSOR.holder, "")):
         with pytest.raises(FencedError):
             await WRITES[name](target, lease)
     after = await record_of(target)

@@ -17,8 +17,8 @@ from sagastore_server.storage.query import Criteria
 from sagastore_server.storage.replication import AuxiliaryRows, Entry, MigrationTarget
 from tests.support import strategies
 from tests.support.drafts import NOW, found
-from tests.support.migration_ends import TARGETS, TargetPlace
-from tests.support.replicating import (
+from tests.support.migration_backends import TARGETS, TargetPlace
+from tests.support.migration_values import (
     EXTRAS,
     FILES,
     LEASE,

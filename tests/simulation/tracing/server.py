@@ -1,4 +1,4 @@
-"""Hooks on one server: its phase, its gate, its follower and its lease."""
+"""Hooks on one server: phase, write fence, replicator and lease."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Watched:
     """Hooks the parts of one server."""
 
     def __init__(self, trace: Trace, live: MigratingService, process: Process) -> None:
-        """Note what this server does from now on."""
+        """Start recording this server."""
         self._trace = trace
         self._live = live
         self._process = process
@@ -29,8 +29,8 @@ class Watched:
             trace.note("crash")
         trace.note("launch", session=self.session)
         self._hook_start()
-        self._hook_gate()
-        self._hook_follower()
+        self._hook_fence()
+        self._hook_replicator()
         self._hook_guard()
         ServerStores(self, trace, live)
         ClientCalls(trace, live, process)
@@ -40,7 +40,7 @@ class Watched:
         if not self._process.dead:
             self._trace.note(kind, **fields)
 
-    # -------------------------------------------------------------- phase, gate, follower
+    # -------------------------------------------------------------- phase, fence, replicator
 
     def _hook_start(self) -> None:
         live, current_state = self._live, self._live._current_state
@@ -62,7 +62,7 @@ class Watched:
         hook(live, _meet_the_target=met, _end=ended)
         hook(current_state, enter=entered)
 
-    def _hook_gate(self) -> None:
+    def _hook_fence(self) -> None:
         gate = self._live._router._fence
         closed = gate.closed
 
@@ -81,7 +81,7 @@ class Watched:
         self._started = True
         self.note("start", phase=self._live.phase.value)
 
-    def _hook_follower(self) -> None:
+    def _hook_replicator(self) -> None:
         replicator = self._live._replicator
         advance, stand = replicator._advance, replicator._stand
         attach, copy = replicator._attach, replicator.copy
