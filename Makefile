@@ -132,7 +132,7 @@ test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run a client in Go, of
 lint: $(VENV)/.stamp-dev ## Check style, types, the import rule and the protos
 	@failed=; \
 	for check in 'ruff check .' 'ruff format --check .' mypy 'lint-imports --no-logo' \
-	    XX lint' \
+	    'python -m scripts.check_determinism' 'python -m tools.async_to_sync --check' 'buf lint' \
 	    'hadolint deploy/docker/Dockerfile' \
 	    'check-jsonschema --builtin-schema vendor.compose-spec deploy/docker/compose.yaml'; do \
 	    echo "== $$check"; $(BIN)/$$check || failed="$$failed [$$check]"; \
@@ -143,8 +143,9 @@ format: $(VENV)/.stamp-dev ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.stamp-dev ## Write the table of docs/reference/configuration.md from the settings
+docs: $(VENV)/.stamp-dev ## Write the generated reference pages in docs/reference
 	@$(BIN)/python -m scripts.write_configuration
+	@$(BIN)/python -m scripts.write_reference
 
 sync-client: $(VENV)/.stamp-dev ## Generate the blocking client from the asynchronous client
 	@$(BIN)/python -m tools.async_to_sync
