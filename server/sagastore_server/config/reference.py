@@ -1,4 +1,4 @@
-"""Reference of the settings, for `--help`, docs/configuration.md and the JSON Schema."""
+"""Reference of the settings, for `--help`, docs/reference/configuration.md and the JSON Schema."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     """Settings of the server.
 
     Each field is also the variable ``SAGASTORE_<FIELD>``, an option of ``serve`` and a row of
-    docs/configuration.md. The docstring of the field is its description in both places.
+    docs/reference/configuration.md. The docstring of the field is its description in both places.
     `GROUPS` in `reference` names the first field of each group.
     """
 
