@@ -13,7 +13,16 @@ from typing import Any
 import grpc
 import pytest
 
-from sagastore import TLS, AsyncClient, Client, Message, RetryPolicy, TokenFile, UnavailableError
+from sagastore import (
+    TLS,
+    AsyncClient,
+    Client,
+    Message,
+    RetryPolicy,
+    TokenFile,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from sagastore.v1 import (
     migration_pb2,
     migration_pb2_grpc,
@@ -177,6 +186,29 @@ def test_invalid_access_file_is_not_reloaded(guarded: Guarded) -> None:
         for metadata in ((), (("authorization", "Bearer gone-token"),)):
             with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
                 stub.Get(storage_pb2.GetRequest(id="x"), metadata=metadata)
+
+
+def test_token_is_revoked_after_a_certificate_without_expiry(tmp_path: Path) -> None:
+    """In a time zone east of Greenwich the end of the year 9999 has no local time."""
+    pki = Pki(tmp_path / "pki")
+    access = write_access(tmp_path / "access.toml", GONE, OTHER)
+    settings = environment(pki.server(), None, access) | {"TZ": "Asia/Tokyo"}
+    server = ServerProcess(tmp_path / "saga.db", env=settings)
+    try:
+        server.start()
+        end = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+        pki.server(pki.issue("localhost", "127.0.0.1", not_after=end))
+        wait(lambda: events(server, "certificate reloaded") == 1)
+        write_access(access, OTHER)
+        wait(lambda: events(server, "access file reloaded") == 1)
+        tls = TLS(ca=pki.ca)
+        with (
+            Client(server.address, tls=tls, token="gone-token", retry=ONCE) as client,
+            pytest.raises(UnauthenticatedError),
+        ):
+            client.get("x")
+    finally:
+        server.close()
 
 
 async def test_client_continues_with_a_new_token_file(guarded: Guarded, tmp_path: Path) -> None:
