@@ -234,7 +234,7 @@ def test_an_archive_that_is_gone(folder: Path) -> None:
     assert result.checks[-1].detail == "memory.db.archive does not exist"
     (folder / "elsewhere").rename(folder / "memory.db")
     detail = check(folder / RECEIPT).checks[-1].detail
-    assert "memory.db is: the archiving was interrupted; start the server" in detail
+    assert "memory.db does: archiving was interrupted; start the server" in detail
 
 
 @pytest.mark.parametrize(
