@@ -114,7 +114,7 @@ def test_search_by_words_and_filters(own_cli: Sagastore) -> None:
     text = own_cli.run("search", "reservation", "--limit", "2")
     assert "\x02" not in text.stdout
     assert "there are more" in text.stderr
-    assert "nothing matches" in own_cli.run("search", "xyzzy").stderr
+    assert "no messages match" in own_cli.run("search", "xyzzy").stderr
 
 
 def test_ping(cli: Sagastore) -> None:

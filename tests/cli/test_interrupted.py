@@ -76,7 +76,7 @@ def _interrupt_export(cli: Sagastore, path: Path) -> None:
     for _ in range(10):
         status, stderr = _interrupted(cli.start("export", path), part)
         if status == 130:
-            assert "run the same command again to go on from there" in stderr
+            assert "run the same command again to resume" in stderr
             assert (path.read_bytes() if path.exists() else None) == before
             return
         path.unlink()
@@ -105,13 +105,13 @@ def test_an_import_goes_on_where_it_was(
         assert status == -signal.SIGKILL
     else:
         assert status == 128 + number
-        assert "run the same command again to go on from there" in stderr
+        assert "run the same command again to resume" in stderr
     position = _position(own_cli)
     assert 0 < position < COUNT
 
     done = own_cli.run("--json", "import", path)
     assert done.returncode == 0
-    assert f"going on after the {position:,} messages" in done.stderr
+    assert f"resuming after {position:,} messages" in done.stderr
     summary = json.loads(done.stdout)
     assert summary["resumed_after"] == position
     assert summary["read"] == summary["saved"] + summary["unchanged"] == COUNT
@@ -185,7 +185,7 @@ def test_a_checkpoint_is_not_believed_when_things_have_changed(
     other.start()
     note.write_bytes(noted)
     done = cli.run("--json", "import", path)
-    assert "no longer has all that the run before stored" in done.stderr
+    assert "lacks messages of the interrupted run" in done.stderr
     assert json.loads(done.stdout)["saved"] == COUNT
     assert_ledger(_export(cli), messages)
 
@@ -193,7 +193,7 @@ def test_a_checkpoint_is_not_believed_when_things_have_changed(
     note.write_bytes(noted)
     write_lines(path, messages[: COUNT // 2])
     done = cli.run("--json", "import", path)
-    assert "has changed since it was interrupted" in done.stderr
+    assert "has changed since the interrupted run" in done.stderr
     assert json.loads(done.stdout)["unchanged"] == COUNT // 2
 
     # The note is damaged.
@@ -226,7 +226,7 @@ def test_an_import_is_interrupted_while_a_pipe_brings_nothing(
     finally:
         os.close(writing)
     assert status == 128 + number
-    assert "importing all of it again doubles nothing" in stderr
+    assert "importing the whole file again stores nothing twice" in stderr
     own_cli.ok("import", "-", stdin=text)
     assert_ledger(_export(own_cli), messages)
 
@@ -267,7 +267,7 @@ def test_an_export_goes_on_where_it_was(own_cli: Sagastore, tmp_path: Path) -> N
 
     done = own_cli.run("--json", "export", path)
     assert done.returncode == 0
-    assert "going on after the" in done.stderr
+    assert "resuming after" in done.stderr
     assert json.loads(done.stdout)["messages"] == COUNT
     assert path.read_bytes() == whole
     assert not list(tmp_path.glob("out.jsonl.*"))
@@ -282,7 +282,7 @@ def test_a_part_that_is_not_ours_is_not_continued(own_cli: Sagastore, tmp_path: 
     data[-100] ^= 1
     part.write_bytes(data)
     done = own_cli.run("export", path)
-    assert "beginning anew" in done.stderr
+    assert "starting from the beginning" in done.stderr
     assert_ledger(path, messages)
 
 
@@ -316,7 +316,7 @@ def test_an_export_is_interrupted_while_nobody_reads_it(
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     assert process.stderr is not None
-    assert process.stderr.read().startswith("sagastore: interrupted; what was written is not")
+    assert process.stderr.read().startswith("sagastore: interrupted; the output is incomplete")
 
 
 def test_an_export_is_interrupted_before_the_server_has_answered(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_an_export_is_interrupted_before_the_server_has_answered(tmp_path: Path)
             status, stderr = _end(process)
     assert status == 130
     assert stderr.startswith("sagastore: interrupted; 0 messages are in ")
-    assert "run the same command again to go on from there" in stderr
+    assert "run the same command again to resume" in stderr
 
 
 @pytest.mark.parametrize("count", [0, 3])

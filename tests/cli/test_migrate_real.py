@@ -65,7 +65,7 @@ def test_from_the_first_phase_to_the_last(
     assert documents[-1]["backfill"]["state"] == "done"
     assert cli.json("migrate", "verify")["mismatch_count"] == 0
     assert _next(cli) == (
-        "next sagastore migrate quarantine and then: to read-postgres --accept-quarantine"
+        "next sagastore migrate quarantine then: to read-postgres --accept-quarantine"
     )
     done = cli.run("migrate", "to", "read-postgres")
     assert done.returncode == 1
@@ -82,7 +82,7 @@ def test_from_the_first_phase_to_the_last(
     assert (state["phase"], state["reads_from"]) == ("read-postgres", "postgresql")
 
     terminal = Terminal(cli, "migrate", "to", "postgres-only")
-    terminal.wait_for("Go on? [y/N]")
+    terminal.wait_for("Continue? [y/N]")
     terminal.type("y\n")
     assert terminal.end() == 0
     assert _next(cli) == "next nothing: the migration is complete"
@@ -101,7 +101,7 @@ def _check_receipt(cli: Sagastore, folder: Path) -> None:
     archive = Path(document["archive"])
     text = cli.ok("migrate", "receipt", archive)
     assert "FAILED" not in text
-    assert text.endswith("Everything is as the receipt says.\n")
+    assert text.endswith("The archive matches its receipt.\n")
     terminal = Terminal(cli, "migrate", "receipt", path)
     assert terminal.end() == 0
 

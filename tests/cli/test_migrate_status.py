@@ -75,7 +75,7 @@ def test_rows_are_copied(shown: Shown) -> None:
         "verification  not done yet\n"
         "quarantine    1 row\n"
         "\n"
-        "In the way to read-postgres:\n"
+        "Blockers to read-postgres:\n"
         "  - BACKFILL_NOT_DONE: what it is; what to do\n"
         "\n"
         "next          sagastore migrate watch --until-backfill-done\n"
@@ -121,7 +121,7 @@ def test_postgresql_is_read(shown: Shown) -> None:
     lines = _lines(shown(states.read_postgres()))
     assert lines[0] == STEPS.format("backfill > [read-postgres]")
     assert "reads from PostgreSQL" in lines
-    assert lines[-1] == "next sagastore migrate to postgres-only (no way back from there)"
+    assert lines[-1] == "next sagastore migrate to postgres-only (cannot be reversed)"
 
     lines = _lines(shown(states.fallback()))
     assert "reads from the fallback, SQLite: PostgreSQL is down or behind" in lines
@@ -139,8 +139,8 @@ def test_after_the_migration(shown: Shown) -> None:
 
 def test_a_phase_of_a_newer_server(shown: Shown) -> None:
     lines = _lines(shown(pb.Migration()))
-    assert lines[0] == "a phase that this version of sagastore does not know: update it"
-    assert lines[-1] == "next update this command"
+    assert lines[0] == "unknown phase; update sagastore"
+    assert lines[-1] == "next update sagastore"
 
 
 @pytest.mark.parametrize(
@@ -150,15 +150,15 @@ def test_a_phase_of_a_newer_server(shown: Shown) -> None:
         (states.copied(states.blocker("JOURNAL_LAG")), "watch --until-ready"),
         (
             states.copied(states.blocker("QUARANTINE_NOT_ACCEPTED")),
-            "quarantine and then: to read-postgres --accept-quarantine",
+            "quarantine then: to read-postgres --accept-quarantine",
         ),
         (
             states.sqlite_only(states.blocker("TARGET_NOT_EMPTY")),
-            "to dual-write --dry-run when that is mended",
+            "to dual-write --dry-run when the problem is solved",
         ),
         (
             states.sqlite_only(states.blocker("SOMETHING_NEW")),
-            "to dual-write --dry-run when that is mended",
+            "to dual-write --dry-run when the problem is solved",
         ),
     ],
 )

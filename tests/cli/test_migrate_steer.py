@@ -29,7 +29,7 @@ def _break(context: Context) -> None:
 
 def test_to_the_next_phase(scripted: ScriptedMigration, told: Sagastore) -> None:
     text = told.ok("migrate", "to", "dual-write")
-    assert text.startswith("sqlite-only -> dual-write: done\nEvery write now goes into the journal")
+    assert text.startswith("sqlite-only -> dual-write: done\nEvery write is now also journaled")
     assert "sqlite-only > [dual-write] >" in text
     assert text.endswith("next          sagastore migrate to backfill\n")
     (request,) = scripted.requests
@@ -39,9 +39,9 @@ def test_to_the_next_phase(scripted: ScriptedMigration, told: Sagastore) -> None
 @pytest.mark.parametrize(
     ("phase", "meaning"),
     [
-        ("sqlite-only", "PostgreSQL no longer follows"),
+        ("sqlite-only", "Writes are no longer replicated to PostgreSQL"),
         ("dual-write", "The backfill has stopped"),
-        ("backfill", "SQLite answers reads again"),
+        ("backfill", "SQLite serves reads again"),
     ],
 )
 def test_back(phase: str, meaning: str, scripted: ScriptedMigration, told: Sagastore) -> None:
@@ -65,20 +65,24 @@ def test_a_change_as_json(scripted: ScriptedMigration, told: Sagastore) -> None:
 
 def test_already_there(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.state = states.backfill()
-    assert told.ok("migrate", "to", "backfill").startswith("Already there: backfill is the phase")
+    assert told.ok("migrate", "to", "backfill").startswith(
+        "No change: backfill is already the current phase"
+    )
     assert told.json("migrate", "to", "backfill")["changed"] is False
 
 
 def test_a_dry_run(scripted: ScriptedMigration, told: Sagastore) -> None:
     text = told.ok("migrate", "to", "dual-write", "--dry-run")
-    assert text.startswith("sqlite-only -> dual-write is possible now. Nothing was changed")
+    assert text.startswith(
+        "sqlite-only -> dual-write is possible now. Dry run: nothing has changed"
+    )
     document = told.json("migrate", "to", "dual-write", "--dry-run")
     assert (document["dry_run"], document["changed"]) == (True, False)
     assert all(request.dry_run for request in scripted.requests)
     scripted.refuse = _refuse
     done = told.run("migrate", "to", "dual-write", "--dry-run")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("sagastore: sqlite-only -> dual-write would be refused:\n")
+    assert done.stderr.startswith("sagastore: sqlite-only -> dual-write would be blocked:\n")
 
 
 def test_a_refusal_lists_what_is_in_the_way(scripted: ScriptedMigration, told: Sagastore) -> None:
@@ -87,7 +91,7 @@ def test_a_refusal_lists_what_is_in_the_way(scripted: ScriptedMigration, told: S
     done = told.run("migrate", "to", "read-postgres")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "sagastore: backfill -> read-postgres was refused, and nothing has changed:\n"
+        "sagastore: backfill -> read-postgres is blocked; nothing has changed:\n"
         "  - BACKFILL_NOT_DONE: 20 of 30; wait\n"
         "  - NOT_VERIFIED: never compared\n"
     )
@@ -103,7 +107,7 @@ def test_an_outage_during_a_change(scripted: ScriptedMigration, told: Sagastore)
     done = told.run("migrate", "to", "dual-write")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "sagastore: PostgreSQL is down; whether the phase has changed, or still does, tells: "
+        "sagastore: PostgreSQL is down; the change may still complete; to check, run: "
         "sagastore migrate status\n"
     )
     assert len(scripted.requests) > 1
@@ -116,13 +120,13 @@ def test_the_last_phase_is_asked_for_on_a_terminal(
     command = ("migrate", "to", "postgres-only")
     for answer, status in (("\n", 1), ("n\n", 1), ("\x03", 130)):
         terminal = Terminal(told, *command)
-        terminal.wait_for("Go on? [y/N]")
+        terminal.wait_for("Continue? [y/N]")
         terminal.type(answer)
         assert terminal.end() == status
     assert scripted.requests == []
 
     terminal = Terminal(told, *command)
-    terminal.wait_for("Go on? [y/N]")
+    terminal.wait_for("Continue? [y/N]")
     terminal.type("y\n")
     assert terminal.end() == 0
     assert "read-postgres -> postgres-only: done" in terminal.text
@@ -131,7 +135,7 @@ def test_the_last_phase_is_asked_for_on_a_terminal(
     for more in ("--yes", "--dry-run"):
         terminal = Terminal(told, *command, more)
         assert terminal.end() == 0
-        assert "Go on?" not in terminal.text
+        assert "Continue?" not in terminal.text
 
 
 def test_the_last_phase_is_not_asked_for_elsewhere(
@@ -212,13 +216,13 @@ def test_mismatches_are_listed_and_fail(scripted: ScriptedMigration, told: Sagas
         "10 rows compared in "
     )
     assert done.stderr == (
-        "sagastore: 1,003 rows differ; to copy them from SQLite again: "
+        "sagastore: 1,003 rows differ; to copy them from SQLite again, run: "
         "sagastore migrate verify --repair\n"
     )
     scripted.verification[-1].repaired = 1003
     done = told.run("migrate", "verify", "--repair", "--json")
     assert done.returncode == 1
-    assert "whether they agree now, tells: sagastore migrate verify" in done.stderr
+    assert "to verify them, run: sagastore migrate verify" in done.stderr
     document = json.loads(done.stdout)
     assert document["repaired"] == 1003
     assert document["mismatches"][1] == {
@@ -235,7 +239,7 @@ def test_a_verification_that_does_not_end_well(
     scripted.verification = [pb.VerifyResponse(compared=5, total=10)]
     done = told.run("migrate", "verify")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "ended the verification before it was done" in done.stderr
+    assert "ended the verification early" in done.stderr
     scripted.refuse = _refuse
     done = told.run("migrate", "verify")
     assert (done.returncode, done.stdout) == (1, "")

@@ -59,16 +59,16 @@ def test_lines_tell_of_changes_only(scripted: ScriptedMigration, told: Sagastore
     assert watching.end() == (0, "")
     text = [line.partition("  ")[2].rstrip() for line in watching.lines]
     assert text == [
-        "sqlite-only, epoch 1; nothing in the way to dual-write",
-        "dual-write, epoch 2; journal 12 rows; nothing in the way to backfill",
+        "sqlite-only, epoch 1; no blockers to dual-write",
+        "dual-write, epoch 2; journal 12 rows; no blockers to backfill",
         (
             "backfill, epoch 3; backfill running: 20,193 of 56,086 rows, copying rows, "
-            "5,512 rows/s, 6.5 s left; in the way to read-postgres: BACKFILL_NOT_DONE"
+            "5,512 rows/s, 6.5 s left; blockers to read-postgres: BACKFILL_NOT_DONE"
         ),
         (
-            "read-postgres, epoch 4; READS COME FROM THE FALLBACK, SQLITE; "
+            "read-postgres, epoch 4; READS ARE SERVED BY THE FALLBACK, SQLITE; "
             "postgresql: connection refused; journal 12,000 rows; "
-            "in the way to postgres-only: POSTGRES_UNAVAILABLE"
+            "blockers to postgres-only: POSTGRES_UNAVAILABLE"
         ),
     ]
 
@@ -166,11 +166,11 @@ def test_it_says_that_there_is_no_news_and_gives_up(
         stderr = watching.process.stderr
         assert stderr is not None
         said = stderr.readline()
-        assert said.startswith("sagastore: no news from the server for ")
+        assert said.startswith("sagastore: no update from the server for ")
         assert said.endswith("; still trying\n")
     finally:
         scripted.start()
-    assert stderr.readline() == "sagastore: the server is there again\n"
+    assert stderr.readline() == "sagastore: the server responds again\n"
     watching.process.send_signal(signal.SIGINT)
     assert watching.end() == (0, "")
 
@@ -227,7 +227,7 @@ def test_a_terminal_says_that_there_is_no_news(
     terminal = Terminal(told, "migrate", "watch", "--until", "backfill")
     terminal.wait_for("[sqlite-only]")
     scripted.stop()
-    terminal.wait_for("no news from the server for")
+    terminal.wait_for("no update from the server for")
     scripted.state = states.backfill()
     scripted.start()
     assert terminal.end() == 0

@@ -166,7 +166,7 @@ def test_the_command_says_which_option_is_missing(command: Sagastore, tmp_path: 
     assert run.returncode == 1
     assert run.stderr.endswith("does it require a client certificate (--tls-cert, --tls-key)?\n")
     (tmp_path / "empty").touch()
-    with pytest.raises(CommandError, match="empty: holds no token: one line of printable ASCII"):
+    with pytest.raises(CommandError, match="empty is not a token: one line of printable ASCII"):
         Settings(token_file=tmp_path / "empty").client()
 
 
