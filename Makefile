@@ -1,5 +1,5 @@
-# Needs make, a POSIX shell and Python 3.11 or later; everything else goes into
-# environments beside this file. `make help` lists the targets.
+# Requires make, a POSIX shell and Python 3.11 or later; everything else is installed into
+# environments next to this file. `make help` lists the targets.
 
 PYTHON ?=
 export PYTHON
@@ -7,33 +7,33 @@ VENV ?= .venv
 VENV_PROTO ?= .venv-proto
 # For `make run`: options of `sagastore-server serve`.
 ARGS ?=
-# For `make demo`: a legacy database to take a copy of, and 1 to keep the folder.
+# For `make demo`: a legacy database to copy, and 1 to keep the folder.
 LEGACY ?=
 KEEP ?=
-# For `make fuzz`: how many inputs, a text that they are made from (default: a new one), what to
-# send them to (all, sqlite, postgres or phases), and a saved input to send again.
+# For `make fuzz`: number of inputs, seed (any text; default: random), target (all, sqlite, postgres
+# or phases), and a saved input to replay.
 COUNT ?= 100000
 SEED ?=
 TARGET ?= all
 REPLAY ?=
-# For `make chaos` and `make simulate`: how many rounds (default: 20 and 300), the number of the
-# first one (SEED, default: at random), a fault to plant (all: one after the other), and options of
+# For `make chaos` and `make simulate`: number of rounds (default: 20 and 300), seed of the first
+# round (default: random), a fault to plant (all: one after the other), and further options of
 # `python -m tools.chaos`.
 ROUNDS ?=
 PLANT ?=
-# For `make simulate`: a profile (default: as the seed says), and the order of ready callbacks (fifo
-# or shuffle; default: as the seed says).
+# For `make simulate`: a profile, and the order of ready callbacks (fifo or shuffle); the defaults
+# depend on the seed.
 PROFILE ?=
 ORDER ?=
 CHAOS_ARGS ?=
-# For `make bench`: which (default: all; `quick`: whether they run), how often one after the other,
-# how many rounds each time, rows of a large store, and the folder for stores and results.
+# For `make bench`: names of benchmarks (default: all; `quick`: a short run without meaningful
+# figures), visits per benchmark, rows of a large store, and the folder for stores and results.
 BENCH ?=
 VISITS ?=
 SCALE ?=
 FOLDER ?=
-# For `make load`: which (save, get, search, bulk-save, mix; default: all), and seconds of each.
-# TARGET is the service, and ARGS takes --cacert and so on; a token comes from SAGASTORE_TOKEN.
+# For `make load`: names of loads (save, get, search, bulk-save, mix; default: all), and seconds per
+# load. TARGET is the service; ARGS takes --cacert and so on; SAGASTORE_TOKEN holds the token.
 LOAD ?=
 DURATION ?=
 # For `make parity`: JSON Lines or databases with messages. For `make porcupine`: histories, or
@@ -43,7 +43,7 @@ FILES ?=
 PYTEST_ARGS ?= -n 2
 # For `make breaking`: the commit to compare with.
 AGAINST ?=
-# For `make pins`: empty adds what is new and keeps the other pins.
+# For `make pins`: empty adds new dependencies and keeps the other pins.
 PINS_ARGS ?= --upgrade
 
 BIN = $(VENV)/bin
@@ -64,7 +64,7 @@ help: ## Show this list
 run: $(VENV)/.stamp-run ## Start the server in the foreground (ARGS='--listen HOST:PORT --sqlite FILE')
 	@exec $(BIN)/sagastore-server serve $(ARGS)
 
-run-postgres: $(VENV)/.stamp-dev ## Start a PostgreSQL with its data in var/, and the server on it
+run-postgres: $(VENV)/.stamp-dev ## Start an embedded PostgreSQL with its data in var/, and the server on it
 	@exec $(BIN)/python scripts/run_postgres.py $(ARGS)
 
 demo: $(VENV)/.stamp-dev ## Migrate a legacy file under load, with a kill -9 (LEGACY=memory.db, KEEP=1)
@@ -73,25 +73,25 @@ demo: $(VENV)/.stamp-dev ## Migrate a legacy file under load, with a kill -9 (LE
 parity: $(VENV)/.stamp-dev ## Compare search on both stores (FILES='a.jsonl memory.db', default a sample)
 	@$(BIN)/python -m tests.parity.compare $(FILES)
 
-fuzz: $(VENV)/.stamp-dev ## Send odd and broken inputs to real servers (COUNT, SEED, TARGET, REPLAY=FILE)
+fuzz: $(VENV)/.stamp-dev ## Send malformed and hostile inputs to real servers (COUNT, SEED, TARGET, REPLAY=FILE)
 	@exec $(BIN)/python -m tools.fuzz --count '$(COUNT)' --seed '$(SEED)' --target '$(TARGET)' \
 	    $(if $(REPLAY),--replay '$(REPLAY)')
 
-chaos: $(VENV)/.stamp-dev ## Hurt a real service and check every answer (ROUNDS, SEED, PLANT=name or all)
+chaos: $(VENV)/.stamp-dev ## Inject faults into a real service and check every answer (ROUNDS, SEED, PLANT=name or all)
 	@exec $(BIN)/python -m tools.chaos --rounds '$(or $(ROUNDS),20)' --seed '$(SEED)' \
 	    $(if $(filter all,$(PLANT)),--planted all,--plant '$(PLANT)') $(CHAOS_ARGS)
 
-porcupine: $(VENV)/.stamp-dev ## Check kept histories of make chaos with Porcupine, in Go (FILES='var/chaos')
+porcupine: $(VENV)/.stamp-dev ## Check saved histories of make chaos with Porcupine (needs Go) (FILES='var/chaos')
 	@$(BIN)/python -m tools.chaos.porcupine_check $(FILES)
 
-simulate: $(VENV)/.stamp-dev ## Run the migration's code on a seeded loop, faults and all (ROUNDS, SEED, PROFILE, PLANT=name or all)
+simulate: $(VENV)/.stamp-dev ## Run the migration code in a deterministic simulation with faults (ROUNDS, SEED, PROFILE, PLANT=name or all)
 	@exec $(BIN)/python -m tests.simulation --rounds '$(or $(ROUNDS),300)' --seed '$(SEED)' \
 	    --profile '$(PROFILE)' --order '$(ORDER)' --plant '$(PLANT)' $(ARGS)
 
-overload: $(VENV)/.stamp-dev ## Show what a server does with ten times the load it carries (ARGS)
+overload: $(VENV)/.stamp-dev ## Show a server under ten times its capacity (ARGS)
 	@$(BIN)/python -m scripts.overload $(ARGS)
 
-bench: $(VENV)/.stamp-dev ghz-where-go ## Measure every ratio of docs/performance.md (BENCH='save-sqlite get-postgres', VISITS, ROUNDS, SCALE)
+bench: $(VENV)/.stamp-dev ghz-where-go ## Measure every target of docs/explanation/performance.md (BENCH='save-sqlite get-postgres', VISITS, ROUNDS, SCALE)
 	@exec $(BIN)/python -m tools.benchmarks $(BENCH) $(if $(VISITS),--visits '$(VISITS)') \
 	    $(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(SCALE),--scale '$(SCALE)') \
 	    $(if $(FOLDER),--folder '$(FOLDER)') $(ARGS)
@@ -101,35 +101,35 @@ load: $(VENV)/.stamp-dev ghz-where-go ## Load a running service with ghz (TARGET
 	    $(if $(filter-out all,$(TARGET)),--target '$(TARGET)') \
 	    $(if $(DURATION),--seconds '$(DURATION)') $(if $(FOLDER),--folder '$(FOLDER)') $(ARGS)
 
-# Not in the recipes that need it: a recipe with $(MAKE) in it is run by `make -n` as well.
+# A separate target, because `make -n` executes recipes that contain $(MAKE).
 ghz-where-go:
 	@if command -v go >/dev/null && [ ! -x $(GHZ) ]; then $(MAKE) --no-print-directory ghz; fi
 
 ghz: $(GHZ) ## Build the load generator ghz with Go, into build/tools/bin
 	@echo "Ready: $(GHZ)"
 
-env: $(VENV)/.stamp-dev ## Make the development environment in .venv
+env: $(VENV)/.stamp-dev ## Create the development environment in .venv
 	@echo "Ready: $(BIN) has sagastore, sagastore-server and the development tools"
 
-# TLC needs Java. `make spec` fails without it, `make spec-quick` says that it was skipped.
+# TLC needs Java. Without it, `make spec` fails and `make spec-quick` skips the check.
 spec: $(VENV)/.stamp-dev ## Check the specification of the migration: every instance (ARGS='--only NAME')
 	@exec $(BIN)/python -m tools.spec $(ARGS)
 
-traces: $(VENV)/.stamp-dev ## Check that simulated rounds are behaviours of the specification (ROUNDS, SEED)
+traces: $(VENV)/.stamp-dev ## Check simulated rounds against the specification (ROUNDS, SEED)
 	@exec $(BIN)/python -m tests.simulation.check_traces --rounds '$(or $(ROUNDS),10)' --seed '$(or $(SEED),100)'
 
-spec-quick: $(VENV)/.stamp-dev ## Check small instances of the specification, and the planted mistakes
+spec-quick: $(VENV)/.stamp-dev ## Check small instances of the specification and all planted mistakes
 	@exec $(BIN)/python -m tools.spec --quick --optional $(ARGS)
 
 test: $(VENV)/.stamp-dev ## Run the tests (PYTEST_ARGS='-k name', default '-n 2')
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run a client in Go, of code that protoc generates, a short load by ghz, and Porcupine
+test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run the tests that need Go: a generated client, a short load with ghz, Porcupine
 	@if command -v go >/dev/null && [ ! -x $(GHZ) ]; then $(MAKE) --no-print-directory ghz || true; fi
 	@$(BIN)/python -m pytest -m go tests/e2e/test_go_client.py tests/benchmarks/test_ghz_load.py \
 	    tests/chaos/test_porcupine_check.py
 
-lint: $(VENV)/.stamp-dev ## Check style, types, the import rule and the protos
+lint: $(VENV)/.stamp-dev ## Check style, types, import rules and protos
 	@failed=; \
 	for check in 'ruff check .' 'ruff format --check .' mypy 'lint-imports --no-logo' \
 	    'python -m scripts.check_determinism' 'buf lint' \
@@ -139,7 +139,7 @@ lint: $(VENV)/.stamp-dev ## Check style, types, the import rule and the protos
 	done; \
 	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
 
-format: $(VENV)/.stamp-dev ## Format the code and mend what can be mended
+format: $(VENV)/.stamp-dev ## Format the code and apply automatic fixes
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
@@ -153,16 +153,16 @@ proto: $(VENV_PROTO)/.stamp-proto ## Generate client/sagastore/v1 from protos/
 	cp "$$out"/sagastore/v1/* client/sagastore/v1/ && \
 	echo "Generated client/sagastore/v1"
 
-proto-check: $(VENV_PROTO)/.stamp-proto ## Fail if client/sagastore/v1 is not what protos/ generates
+proto-check: $(VENV_PROTO)/.stamp-proto ## Fail if client/sagastore/v1 differs from the generated code
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	scripts/generate.sh $(VENV_PROTO) "$$out" && \
 	if diff -r -u -x __init__.py -x __pycache__ "$$out/sagastore/v1" client/sagastore/v1; then \
-	    echo "client/sagastore/v1 is what protos/ generates"; \
+	    echo "client/sagastore/v1 is up to date"; \
 	else \
 	    echo "error: client/sagastore/v1 is out of date: run make proto" >&2; exit 1; \
 	fi
 
-breaking: $(VENV)/.stamp-dev ## Fail if protos/ breaks clients of the state before (AGAINST=COMMIT)
+breaking: $(VENV)/.stamp-dev ## Fail if protos/ breaks clients of an earlier state (AGAINST=COMMIT)
 	@scripts/breaking.sh $(BIN)/buf $(AGAINST)
 
 build: $(VENV)/.stamp-dev ## Build wheels and source distributions into dist/
@@ -170,7 +170,7 @@ build: $(VENV)/.stamp-dev ## Build wheels and source distributions into dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist client
 	@$(BIN)/python -m build --no-isolation --outdir dist server
 
-pins: $(VENV)/.made ## Choose versions anew and write the constraints files
+pins: $(VENV)/.made ## Update the pinned versions in the constraints files
 	@$(BIN)/python $(PIP) install -c constraints.txt uv
 	@printf '%s\n' '-r requirements-dev.in' './client[cli]' ./server | \
 	    $(BIN)/uv pip compile $(PINS_ARGS) --quiet --universal --python-version 3.11 \
@@ -184,16 +184,16 @@ clean: ## Remove environments, caches and built files
 	rm -rf $(VENV) $(VENV_PROTO) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find client server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The version is built in, because ghz has none of its own when Go builds it.
+# The version is set at link time; `go install` leaves it empty.
 $(GHZ):
-	@command -v go >/dev/null || { echo "error: ghz is built with Go, which is not here; install" \
-	    "it (https://go.dev/dl), or put a ghz of https://github.com/bojand/ghz/releases onto the" \
-	    "PATH, where make bench and make load find it" >&2; exit 1; }
+	@command -v go >/dev/null || { echo "error: building ghz needs Go; install it" \
+	    "(https://go.dev/dl), or put a ghz from https://github.com/bojand/ghz/releases on the" \
+	    "PATH for make bench and make load" >&2; exit 1; }
 	@echo "Building ghz $(GHZ_VERSION); the first time takes a minute or more"
 	@GOBIN=$(GHZ_FOLDER) go install -ldflags '-X main.version=$(GHZ_VERSION)' \
 	    github.com/bojand/ghz/cmd/ghz@v$(GHZ_VERSION)
 
-# The environments. A stamp is newer than what it was made from, or made again.
+# Environments. A stamp file is rebuilt when one of its prerequisites is newer.
 
 $(VENV)/.made:
 	@scripts/make-venv.sh $(VENV)

@@ -1,13 +1,12 @@
 #!/bin/sh
-# Compares protos/ with the state before its latest change and fails if a client
-# of that state would break.
+# Checks protos/ for changes that break clients of an earlier state.
 #
 # usage: breaking.sh BUF [COMMIT]
 #
 # COMMIT is the state to compare with. By default it is the point where this
 # branch left origin/main; on main itself HEAD if the working tree changes
-# protos/, else the parent of the latest commit that did. Where there is no such
-# commit (the first one, a shallow clone) nothing can be compared, and that passes.
+# protos/, else the parent of the latest commit that did. Without such a
+# commit (the first one, a shallow clone) the check is skipped and passes.
 set -eu
 
 buf=$1

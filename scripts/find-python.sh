@@ -1,7 +1,7 @@
 #!/bin/sh
-# Prints the Python to build environments with: $PYTHON if it is set, else the
-# first of the usual names that starts and is 3.11 or later. A name that exists
-# need not start (version managers put stubs on the path), so each is tried.
+# Prints the Python interpreter for the environments: $PYTHON if set, else the first of the
+# usual names that runs and is 3.11 or later. Each name is executed, because version managers
+# install stubs that do not run.
 set -eu
 
 no_venv=

@@ -59,7 +59,7 @@ def test_runs_that_do_not(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
     found = run(tmp_path, [row("a", 1.0)], [row("b", 1.0)])
-    assert (found.returncode, found.stderr) == (2, "error: only one of the runs has: save: a\n")
+    assert (found.returncode, found.stderr) == (2, "error: only one run has: save: a\n")
     other = tmp_path / "other.json"
     other.write_text("[1]", encoding="utf-8")
     found = subprocess.run(
@@ -76,5 +76,5 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     )
     assert (found.returncode, found.stderr) == (
         2,
-        f"error: {other} is not a result of make bench\n",
+        f"error: {other} is not a result file of make bench\n",
     )

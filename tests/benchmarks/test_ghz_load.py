@@ -50,15 +50,15 @@ def test_no_call_of_a_load_fails(tmp_path: Path, running_server: ServerProcess) 
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        ("", "it said nothing"),
+        ("", "it printed no error"),
         ("usage\n\nghz: error: no such file\n", "ghz: error: no such file"),
         (
             OVER,
-            "its time was over before it had begun; give it more --seconds, or a number of --calls",
+            "the duration ended before the first call; increase --seconds or use --calls",
         ),
         (
             "fatal error: out of memory\n\ngoroutine 1:\n\tmain.go:1\n",
-            "it has crashed (fatal error: out of memory)",
+            "ghz crashed (fatal error: out of memory)",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// subject is one message id with everything that a history tells about it.
+// subject is one message id with all information in a history about it.
 type subject struct {
 	id      string
 	calls   []porcupine.Operation
@@ -124,7 +124,7 @@ func (c *calls) open(one *operation, id string, in request, attempts int) {
 	}
 }
 
-// refusal adds what a refusal tells about the state; other refusals tell nothing.
+// refusal adds the state that a refusal implies; other refusals imply none.
 func (c *calls) refusal(one *operation, id string, in request) {
 	out := response{code: one.Code, revision: untold}
 	stored := string(one.Answer.StoredRevision)
@@ -185,7 +185,7 @@ func batchChanged(one *operation) *bool {
 	return nil
 }
 
-// get adds what a Get or BatchGet shows, and the absence of what it does not find.
+// get adds the messages in the answer of a Get or BatchGet, and the absence of the others.
 func (c *calls) get(one *operation) {
 	missing := one.Answer.Missing
 	if one.Kind == "Get" && one.refused() && one.Code == "NOT_FOUND" {
@@ -207,7 +207,7 @@ func (c *calls) shown(one *operation) {
 	}
 }
 
-// register returns the model of the id, with the revisions that its calls tell.
+// register returns the model of the id, with the revisions in its calls.
 func (s *subject) register() *register {
 	r := &register{initial: []state{s.initial}, revisions: map[string][]int64{}}
 	owned := map[int64]bool{}
@@ -235,7 +235,7 @@ func (s *subject) register() *register {
 	return r
 }
 
-// told returns the revision of an answer, or untold.
+// told returns the revision in an answer, or untold.
 func told(revision *int64) int64 {
 	if revision == nil {
 		return untold
@@ -243,7 +243,7 @@ func told(revision *int64) int64 {
 	return *revision
 }
 
-// anything returns the model of an id of which nothing is known at the beginning.
+// anything returns the model of an id with an unknown initial state.
 func (s *subject) anything() *register {
 	r := s.register()
 	r.initial = []state{nothing(0)}
