@@ -29,7 +29,7 @@ created by github.com/bojand/ghz/runner.(*Requester).runWorkers in goroutine 1
 
 
 @pytest.mark.go
-def test_no_call_of_a_load_fails(tmp_path: Path, running_server: ServerProcess) -> None:
+def test_load_has_no_failed_calls(tmp_path: Path, running_server: ServerProcess) -> None:
     if find_ghz() is None:
         pytest.skip("needs ghz, which `make ghz` builds with Go")
     options = ["--target", running_server.address, "--calls", str(CALLS), "--folder", str(tmp_path)]
@@ -62,5 +62,5 @@ def test_no_call_of_a_load_fails(tmp_path: Path, running_server: ServerProcess) 
         ),
     ],
 )
-def test_why_ghz_has_not_run_is_one_line(error: str, line: str) -> None:
+def test_ghz_failure_is_reported_in_one_line(error: str, line: str) -> None:
     assert reason(error) == line

@@ -108,14 +108,14 @@ async def test_saves_on_sqlite_share_commits(sqlite: StorageBackend, sqlite_work
     assert sqlite_work.total <= 6 * kinds["COMMIT"]
 
 
-async def test_a_commit_on_sqlite_is_synced(sqlite: StorageBackend) -> None:
+async def test_commit_on_sqlite_is_synced(sqlite: StorageBackend) -> None:
     writer = sqlite._connection  # type: ignore[attr-defined]
     (synchronous,) = writer.execute("PRAGMA synchronous").fetchone()
     (mode,) = writer.execute("PRAGMA journal_mode").fetchone()
     assert (synchronous, mode) == (2, "wal")
 
 
-async def test_a_batch_on_sqlite_is_one_commit(sqlite: StorageBackend, sqlite_work: Work) -> None:
+async def test_batch_on_sqlite_is_one_commit(sqlite: StorageBackend, sqlite_work: Work) -> None:
     await sqlite.bulk_save(drafts(), OnConflict.REPLACE)
     # Rows, terms, and the last revision.
     assert sqlite_work.kinds == {"BEGIN": 1, "SELECT": 1, "INSERT": 3, "COMMIT": 1}
@@ -124,7 +124,7 @@ async def test_a_batch_on_sqlite_is_one_commit(sqlite: StorageBackend, sqlite_wo
     assert sqlite_work.kinds["INSERT"] == 0
 
 
-async def test_reads_on_sqlite_are_a_statement_each(
+async def test_reads_on_sqlite_take_one_statement(
     sqlite: StorageBackend, sqlite_work: Work
 ) -> None:
     wanted = drafts()
@@ -145,15 +145,13 @@ async def test_saves_on_postgres_share_commits(
     assert postgres_work.total <= 5 * commits + 2
 
 
-async def test_a_commit_on_postgres_is_synced(
-    postgres: StorageBackend, postgres_work: Work
-) -> None:
+async def test_commit_on_postgres_is_synced(postgres: StorageBackend, postgres_work: Work) -> None:
     await postgres.save(drafts()[0])
     (begin,) = [one for one in postgres_work.statements if one.startswith("BEGIN")]
     assert "set_config('synchronous_commit', 'on', true)" in begin
 
 
-async def test_a_batch_on_postgres_is_one_commit_and_one_copy(
+async def test_batch_on_postgres_is_one_commit_and_one_copy(
     postgres: StorageBackend, postgres_work: Work
 ) -> None:
     await postgres.bulk_save(drafts(), OnConflict.REPLACE)
@@ -162,7 +160,7 @@ async def test_a_batch_on_postgres_is_one_commit_and_one_copy(
     assert postgres_work.total <= 5
 
 
-async def test_reads_on_postgres_are_a_statement_each(
+async def test_reads_on_postgres_take_one_statement(
     postgres: StorageBackend, postgres_work: Work
 ) -> None:
     wanted = drafts()
@@ -198,7 +196,7 @@ async def _expect_few(
 # ------------------------------------------------------------------ both
 
 
-async def test_the_journal_is_applied_in_batches(
+async def test_journal_is_applied_in_batches(
     sqlite_work: Work, postgres_work: Work, tmp_path: Path
 ) -> None:
     async with fresh_schema() as dsn, opened_live(tmp_path / "messages.db", dsn) as service:
@@ -220,7 +218,7 @@ async def test_the_journal_is_applied_in_batches(
         assert postgres_work.total <= 30
 
 
-async def test_a_save_takes_little_memory_and_leaves_none(tmp_path: Path) -> None:
+async def test_save_memory_is_bounded_and_released(tmp_path: Path) -> None:
     # Without counting statements, which keeps them.
     async with opened(lambda: SQLiteStorage(tmp_path / "messages.db")) as store:
         await in_flight(store.save, drafts("warm"))

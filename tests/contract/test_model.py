@@ -285,7 +285,7 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("name", sorted(KINDS))
 @pytest.mark.timeout(600)
-def test_any_sequence_of_calls(name: str) -> None:
+def test_backend_agrees_with_model(name: str) -> None:
     machine = type("MachineOf" + name, (Machine,), {"kind": KINDS[name]})
     few = 8 if strategies.QUICK else 500
     run_state_machine_as_test(machine, settings=settings(max_examples=few, stateful_step_count=25))

@@ -71,7 +71,7 @@ def resident_kib(pid: int) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
-async def test_an_overload_is_refused_in_part_and_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_overload_sheds_calls_and_releases_resources(tmp_path: Path) -> None:
     with serving(tmp_path / "saga.db", "--max-calls", str(LIMIT)) as server:
         options = [("grpc.use_local_subchannel_pool", 1)]
         channels = [aio.insecure_channel(server.address, options=options) for _ in range(8)]

@@ -55,7 +55,7 @@ def refusal(call: BaseException | None) -> Refusal:
     return refusal_of(call)
 
 
-async def test_more_calls_than_allowed_are_refused_and_the_others_finish(held: Held) -> None:
+async def test_excess_calls_are_refused_and_others_finish(held: Held) -> None:
     async with served(held, Limits(max_calls=5)) as server, server.stub() as stub:
         inside = [asyncio.ensure_future(stub.Get(storage_pb2.GetRequest(id="x"))) for _ in range(5)]
         await until(lambda: held.waiting == 5)
@@ -78,7 +78,7 @@ async def test_more_calls_than_allowed_are_refused_and_the_others_finish(held: H
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
 
 
-async def test_a_call_given_up_gives_its_place_back(held: Held) -> None:
+async def test_cancelled_call_frees_its_slot(held: Held) -> None:
     async with served(held, Limits(max_calls=1)) as server, server.stub() as stub:
         first = stub.Get(storage_pb2.GetRequest(id="x"))
         await until(lambda: held.waiting == 1)
@@ -88,7 +88,7 @@ async def test_a_call_given_up_gives_its_place_back(held: Held) -> None:
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
 
 
-async def test_a_deadline_that_passes_ends_the_work(held: Held) -> None:
+async def test_expired_deadline_cancels_work(held: Held) -> None:
     async with served(held, Limits()) as server, server.stub() as stub:
         with pytest.raises(aio.AioRpcError) as caught:
             await stub.Get(storage_pb2.GetRequest(id="x"), timeout=0.05)
@@ -97,7 +97,7 @@ async def test_a_deadline_that_passes_ends_the_work(held: Held) -> None:
         assert server.server.calls_under_way == 0
 
 
-async def test_more_streams_than_allowed_are_refused(held: Held) -> None:
+async def test_excess_streams_are_refused(held: Held) -> None:
     async with served(held, Limits(max_streams=1)) as server, server.stub() as stub:
         first = stub.BulkSave()
         await first.write(batch(1, message(id=new_id())))
@@ -115,7 +115,7 @@ async def test_more_streams_than_allowed_are_refused(held: Held) -> None:
         assert len(exported.messages) == 1
 
 
-async def test_who_calls_too_often_is_refused(held: Held) -> None:
+async def test_rate_limited_caller_is_refused(held: Held) -> None:
     async with served(held, Limits(caller_rate=3)) as server, server.stub() as stub:
         codes = []
         for _ in range(8):
@@ -130,7 +130,7 @@ async def test_who_calls_too_often_is_refused(held: Held) -> None:
         assert set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
-async def test_a_stream_is_paced_and_not_refused(held: Held) -> None:
+async def test_stream_is_paced_instead_of_refused(held: Held) -> None:
     async with served(held, Limits(caller_rate=20)) as server, server.stub() as stub:
         call = stub.BulkSave()
         for number in range(30):
@@ -141,7 +141,7 @@ async def test_a_stream_is_paced_and_not_refused(held: Held) -> None:
         assert all(answer.saved == 1 for answer in answers)
 
 
-async def test_a_request_that_is_too_large_is_refused_before_it_is_read(held: Held) -> None:
+async def test_oversized_request_is_refused_unread(held: Held) -> None:
     limits = Limits(max_request_bytes=1024 * 1024)
     async with served(held, limits) as server, server.stub() as stub:
         huge = message(metadata_json='{"k":"' + "x" * 2_000_000 + '"}')
@@ -151,7 +151,7 @@ async def test_a_request_that_is_too_large_is_refused_before_it_is_read(held: He
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
 
 
-async def test_connections_that_age_cost_no_call(held: Held) -> None:
+async def test_connection_max_age_fails_no_call(held: Held) -> None:
     """Clients are asked to connect anew, under load, and none of their calls fails."""
     async with served(held, Limits(connection_age=0.2)) as server, server.stub() as stub:
         peers = set()

@@ -169,6 +169,6 @@ def _bare(answer: Any, revisions: dict[int, int]) -> Any:
 
 
 @pytest.mark.timeout(600)
-def test_the_same_operations_have_the_same_answers() -> None:
+def test_both_stores_give_equal_answers() -> None:
     few = 10 if strategies.QUICK else 500
     run_state_machine_as_test(Both, settings=settings(max_examples=few, stateful_step_count=30))

@@ -122,7 +122,7 @@ def readiness(server: ServerProcess) -> int:
         return int(answer.status)
 
 
-def test_killing_the_server_loses_nothing(server: ServerProcess) -> None:
+def test_server_kill_loses_no_acknowledged_write(server: ServerProcess) -> None:
     for _ in range(3):
         load = Load(server)
         with load:
@@ -133,7 +133,9 @@ def test_killing_the_server_loses_nothing(server: ServerProcess) -> None:
         assert missing(load, server) == {}
 
 
-def test_killing_postgresql_loses_nothing(server: ServerProcess, postgres: PostgresProcess) -> None:
+def test_postgresql_kill_loses_no_acknowledged_write(
+    server: ServerProcess, postgres: PostgresProcess
+) -> None:
     with Load(server) as load:
         for _ in range(2):
             load.wait_for(100)
@@ -150,7 +152,7 @@ def test_killing_postgresql_loses_nothing(server: ServerProcess, postgres: Postg
         assert "postgres@" not in str(error)
 
 
-def test_readiness_follows_the_database(server: ServerProcess, postgres: PostgresProcess) -> None:
+def test_readiness_follows_database_state(server: ServerProcess, postgres: PostgresProcess) -> None:
     assert readiness(server) == SERVING
     postgres.kill9()
     reason = server.wait_for_event("not ready")
@@ -174,7 +176,9 @@ def _family(pid: int) -> list[int]:
     return [pid, *map(int, listed.stdout.split())]
 
 
-def test_a_database_that_does_not_answer(server: ServerProcess, postgres: PostgresProcess) -> None:
+def test_unresponsive_database_fails_calls_in_time(
+    server: ServerProcess, postgres: PostgresProcess
+) -> None:
     """It is there, and silent: the calls must end all the same, and before their deadline."""
     family = _family(postgres.pid)
     for pid in family:
@@ -213,7 +217,7 @@ def test_a_database_that_does_not_answer(server: ServerProcess, postgres: Postgr
         (f"postgresql://me:{PASSWORD}@127.0.0.1/saga?sslmode={PASSWORD}", "connection string"),
     ],
 )
-def test_no_start_without_a_database(tmp_path: Path, dsn: str, line: str) -> None:
+def test_startup_fails_without_database(tmp_path: Path, dsn: str, line: str) -> None:
     server = ServerProcess(tmp_path / "unused.db", "--log-level", "debug", postgres=dsn)
     server.spawn()
     assert server.wait() == 1
@@ -223,7 +227,7 @@ def test_no_start_without_a_database(tmp_path: Path, dsn: str, line: str) -> Non
     assert PASSWORD not in told
 
 
-def test_a_database_that_is_not_there(postgres: PostgresProcess, tmp_path: Path) -> None:
+def test_startup_reports_missing_database(postgres: PostgresProcess, tmp_path: Path) -> None:
     dsn = postgres.dsn.replace("/postgres?", "/nowhere?")
     server = ServerProcess(tmp_path / "unused.db", postgres=dsn)
     server.spawn()
@@ -231,7 +235,7 @@ def test_a_database_that_is_not_there(postgres: PostgresProcess, tmp_path: Path)
     assert "there is no such database; create it first" in "\n".join(server.stderr)
 
 
-def test_everything_is_there_after_a_restart(server: ServerProcess) -> None:
+def test_restart_keeps_all_messages(server: ServerProcess) -> None:
     with Load(server) as load:
         load.wait_for(50)
     before = stored(server)

@@ -36,7 +36,7 @@ def cache(request: pytest.FixtureRequest) -> int:
 # ------------------------------------------------------------------ the guard
 
 
-async def test_a_server_that_was_running_is_shut_out_until_the_end(dsn: str, cache: int) -> None:
+async def test_running_server_is_locked_out_until_finish(dsn: str, cache: int) -> None:
     """It was started on PostgreSQL alone before anybody claimed the database."""
     async with (
         opened_plain(dsn, statement_cache=cache) as backend,
@@ -65,7 +65,7 @@ async def test_a_server_that_was_running_is_shut_out_until_the_end(dsn: str, cac
             assert (await store.save(draft(f"m-{number}", "new"))).revision > 1000
 
 
-async def test_nobody_with_a_shell_writes_behind_the_holder(dsn: str) -> None:
+async def test_direct_sql_writes_are_refused(dsn: str) -> None:
     async with claimed(dsn) as replica:
         for statement in (
             "DELETE FROM messages",
@@ -83,7 +83,7 @@ async def test_nobody_with_a_shell_writes_behind_the_holder(dsn: str) -> None:
             await execute(dsn, "SET sagastore.session = ''; DELETE FROM files")
 
 
-async def test_the_guard_costs_once_a_statement(dsn: str) -> None:
+async def test_guard_runs_once_per_statement(dsn: str) -> None:
     async with claimed(dsn):
         rows = await fetched(
             dsn, "SELECT DISTINCT tgtype & 1 FROM pg_trigger WHERE tgname = 'sagastore_guard'"
@@ -91,7 +91,7 @@ async def test_the_guard_costs_once_a_statement(dsn: str) -> None:
         assert rows == [(0,)]
 
 
-async def test_postgresql_alone_is_refused_while_the_truth_is_elsewhere(dsn: str) -> None:
+async def test_postgresql_only_start_is_refused_during_migration(dsn: str) -> None:
     async with claimed(dsn) as replica:
         for phase in (Phase.BACKFILL, Phase.READ_POSTGRES, Phase.SQLITE_ONLY):
             await replica.set_phase(LEASE, phase, 3, 0)
@@ -112,7 +112,7 @@ async def test_postgresql_alone_is_refused_while_the_truth_is_elsewhere(dsn: str
 # ------------------------------------------------------------------ the end
 
 
-async def test_finishing_opens_the_store_to_everybody(dsn: str, cache: int) -> None:
+async def test_finish_allows_other_writers(dsn: str, cache: int) -> None:
     async with claimed(dsn, statement_cache=cache) as replica:
         row = QuarantinedRow(41, "messages/rowid=1", "because", "id", b"{}")
         await replica.carry(LEASE, AuxiliaryRows(quarantine=[row]), first=True)
@@ -135,14 +135,14 @@ async def test_finishing_opens_the_store_to_everybody(dsn: str, cache: int) -> N
         assert caught.value.blockers[0].reason == "MIGRATION_FINISHED"
 
 
-async def test_revisions_never_fall_back(dsn: str) -> None:
+async def test_revisions_never_decrease(dsn: str) -> None:
     async with claimed(dsn) as replica:
         await execute(dsn, "SELECT setval('message_revisions', 5000)")
         await finish(replica, 777)
         assert (await replica.save(draft("m-2"))).revision == 5001
 
 
-async def test_a_reader_does_not_keep_the_migration_from_ending(dsn: str) -> None:
+async def test_long_reader_does_not_block_finish(dsn: str) -> None:
     """As pg_dump does, which reads for hours. The guard stays, and lets everybody write."""
     async with claimed(dsn) as replica:
         for name in LATE:
@@ -162,7 +162,7 @@ async def test_a_reader_does_not_keep_the_migration_from_ending(dsn: str) -> Non
     assert await fetched(dsn, guard) == []
 
 
-async def test_another_schema_of_the_search_path_is_left_alone(dsn: str) -> None:
+async def test_other_schema_in_search_path_is_unchanged(dsn: str) -> None:
     """It has a store of its own, with indexes and functions of the same names."""
     async with fresh_schema() as other, opened_plain(other):
         await execute(other, "CREATE FUNCTION sagastore_guard() RETURNS int RETURN 1")
@@ -176,7 +176,7 @@ async def test_another_schema_of_the_search_path_is_left_alone(dsn: str) -> None
         assert len(await fetched(dsn, indexes)) == 6
 
 
-async def test_the_owner_migrates_and_the_server_serves(dsn: str) -> None:
+async def test_owner_role_migrates_and_server_role_serves(dsn: str) -> None:
     """With the roles of docs/sql/least_privileges.sql."""
     script = Path(__file__).parents[2] / "docs" / "sql" / "least_privileges.sql"
     name = f"move_{os.getpid()}"

@@ -75,7 +75,7 @@ async def stored(dsn: str) -> None:
         await storage.close()
 
 
-async def test_the_database_is_checked(secured: Secured, pki: Pki) -> None:
+async def test_server_certificate_is_verified(secured: Secured, pki: Pki) -> None:
     good = secured.dsn("verify-full", pki.ca)
     await stored(good)
     connection = await asyncpg.connect(good)

@@ -154,7 +154,7 @@ async def _set_back(faults: Faults, seconds: float) -> None:
     if noticed and down:
         postgres.crash()
         await asyncio.sleep(seconds)
-        if world.over:  # The server was started again and may have completed the migration.
+        if faults.world.over:  # The server was started again and may have completed the migration.
             return
     postgres.restore(saved, noticed=noticed)
     postgres.start()

@@ -304,7 +304,7 @@ def test_behaviour_is_accepted(name: str) -> None:
 
 @needs_tlc
 @pytest.mark.parametrize("name", REJECTED)
-def test_first_event_that_nothing_explains_is_reported(name: str) -> None:
+def test_first_unexplained_event_is_reported(name: str) -> None:
     events, unexplained = REJECTED[name]
     result = checked(events)
     assert not result.accepted
@@ -322,17 +322,17 @@ def test_first_event_that_nothing_explains_is_reported(name: str) -> None:
         ([json.dumps(BEGIN), '{"event": "committed"}'], "line 2: committed lacks revision"),
     ],
 )
-def test_malformed_trace_is_refused_with_its_line(lines: list[str], message: str) -> None:
+def test_malformed_trace_is_rejected_with_line_number(lines: list[str], message: str) -> None:
     with pytest.raises(TraceError, match=message):
         read(lines)
 
 
-def test_call_that_has_not_begun_is_refused() -> None:
+def test_unknown_call_is_rejected() -> None:
     with pytest.raises(TraceError, match="call 1 has not begun"):
         module_of(read(map(json.dumps, [*started(), ack("1", 3, both=False)])))
 
 
-def test_names_of_calls_are_used_again() -> None:
+def test_call_names_are_reused() -> None:
     events = [*started(), *answered("1", "a", "source", 1), *answered("2", "b", "source", 2)]
     module, configuration = module_of(read(map(json.dumps, events)))
     assert 'Readers = {"r1"}' in configuration

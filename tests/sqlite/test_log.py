@@ -74,7 +74,7 @@ async def _constant_reading(store: SQLiteStorage) -> AsyncIterator[None]:
         await asyncio.gather(*readers)
 
 
-async def test_the_log_is_emptied_under_constant_reading(small: SQLiteStorage, path: Path) -> None:
+async def test_log_is_truncated_under_constant_reads(small: SQLiteStorage, path: Path) -> None:
     """Fails by its time limit if readers can keep a checkpoint out."""
     async with _constant_reading(small):
         for number in range(20):
@@ -86,9 +86,7 @@ async def test_the_log_is_emptied_under_constant_reading(small: SQLiteStorage, p
     assert (await small.health()).messages == 20 * 50
 
 
-async def test_the_log_stays_bounded_under_constant_writing_and_reading(
-    small: SQLiteStorage, path: Path
-) -> None:
+async def test_log_is_bounded_under_constant_load(small: SQLiteStorage, path: Path) -> None:
     """Writes follow one another without a gap, far more of them than the log may hold."""
     largest = 0
     async with _constant_reading(small):
@@ -100,9 +98,7 @@ async def test_the_log_stays_bounded_under_constant_writing_and_reading(
     assert largest < 16 * MIB
 
 
-async def test_the_log_shrinks_after_a_foreign_reader_has_ended(
-    small: SQLiteStorage, path: Path
-) -> None:
+async def test_log_shrinks_after_foreign_reader_ends(small: SQLiteStorage, path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as foreign:
         foreign.execute("BEGIN")
         foreign.execute("SELECT count(*) FROM messages").fetchone()
@@ -119,7 +115,7 @@ async def test_the_log_shrinks_after_a_foreign_reader_has_ended(
     pytest.fail("the log was not emptied")
 
 
-async def test_the_log_begins_anew_and_its_file_is_kept(
+async def test_log_restarts_without_truncating_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is overwritten costs less than what is appended: the file must not be cut."""
@@ -145,7 +141,7 @@ async def test_the_log_begins_anew_and_its_file_is_kept(
     assert read_log(log) == NO_LOG
 
 
-async def test_a_log_that_was_copied_is_not_copied_again(
+async def test_checkpointed_log_is_not_copied_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "INTERVAL", 3600.0)
@@ -165,7 +161,7 @@ async def test_a_log_that_was_copied_is_not_copied_again(
     await store.close()
 
 
-async def test_a_foreign_reader_holds_up_neither_reads_nor_writes(
+async def test_foreign_reader_blocks_neither_reads_nor_writes(
     small: SQLiteStorage, path: Path
 ) -> None:
     """A log that cannot be emptied must not make everybody wait for it."""
@@ -189,7 +185,7 @@ async def test_a_foreign_reader_holds_up_neither_reads_nor_writes(
         foreign.execute("COMMIT")
 
 
-async def test_an_interrupted_read_begins_anew(
+async def test_interrupted_read_is_retried(
     small: SQLiteStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint that lost its patience interrupts; nobody notices."""
@@ -224,7 +220,7 @@ async def test_an_interrupted_read_begins_anew(
     assert calls > 50
 
 
-async def test_cancelled_reads_do_not_keep_the_log(small: SQLiteStorage, path: Path) -> None:
+async def test_cancelled_read_releases_log(small: SQLiteStorage, path: Path) -> None:
     for number in range(4):
         await _write(small, number)
     for turn in range(40):
@@ -243,7 +239,7 @@ async def test_cancelled_reads_do_not_keep_the_log(small: SQLiteStorage, path: P
     assert len(await found(small, "words")) == 200
 
 
-async def test_no_read_is_kept_out_by_others(small: SQLiteStorage) -> None:
+async def test_readers_are_served_fairly(small: SQLiteStorage) -> None:
     """Fails by its time limit if a reader gets back what it has just released."""
     await _write(small, 1)
     async with _constant_reading(small):

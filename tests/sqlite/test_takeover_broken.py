@@ -90,7 +90,7 @@ def assert_whole(path: Path, original: Path) -> Kind:
     return kind
 
 
-def test_killed_at_any_statement(path: Path, original: Path) -> None:
+def test_import_survives_kill_at_any_statement(path: Path, original: Path) -> None:
     """The file is the old one until the commit, whichever statement is the last."""
     whole = run(path, 0)
     statements = int(whole.stdout)
@@ -106,7 +106,7 @@ def test_killed_at_any_statement(path: Path, original: Path) -> None:
     assert hot > ATTEMPTS // 2
 
 
-def test_killed_at_any_time(path: Path, original: Path) -> None:
+def test_import_survives_kill_at_any_time(path: Path, original: Path) -> None:
     script = "import pathlib, sys; from sagastore_server.sqlite import takeover; print(flush=True);"
     script += "importer.take_over(pathlib.Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
     for milliseconds in range(0, 400, 400 // ATTEMPTS):
@@ -124,7 +124,7 @@ def test_killed_at_any_time(path: Path, original: Path) -> None:
         assert_whole(path, original)
 
 
-def test_files_may_not_grow(path: Path, original: Path) -> None:
+def test_import_fails_cleanly_at_file_size_limit(path: Path, original: Path) -> None:
     """Every write beyond a size fails, wherever the takeover happens to be."""
     size = path.stat().st_size
     for share in (0.5, 1.05, 1.3):
@@ -170,7 +170,7 @@ def small_disk(tmp_path: Path, original: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_without_room(
+def test_import_fails_cleanly_on_full_disk(
     small_disk: Path, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(shutil.copy(original, small_disk / "memory.db"))
@@ -193,7 +193,7 @@ def test_a_disk_without_room(
     assert digest(path) == digest(original)
 
 
-def test_a_copy_that_reads_back_otherwise(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrupt_copy_aborts_import(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def torn(source: Path, partial: Path) -> None:
         shutil.copy(source, partial)
         with contextlib.closing(sqlite3.connect(partial)) as connection, connection:
@@ -206,7 +206,9 @@ def test_a_copy_that_reads_back_otherwise(path: Path, monkeypatch: pytest.Monkey
     assert contents_of(path.parent) == before
 
 
-def test_a_row_that_gets_lost(path: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_row_aborts_import(
+    path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The counts before the commit notice a bug of ours."""
     monkeypatch.setattr(
         "sagastore_server.sqlite.legacy.importer._Takeover._set_aside", lambda *_: None
