@@ -54,7 +54,7 @@ GHZ_FOLDER = $(CURDIR)/build/tools/bin
 GHZ = $(GHZ_FOLDER)/ghz
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs proto proto-check breaking build pins clean spec spec-quick traces
+.PHONY: help run run-postgres demo overload fuzz chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs sync-client proto proto-check breaking build pins clean spec spec-quick traces
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -143,8 +143,11 @@ format: $(VENV)/.stamp-dev ## Format the code and apply automatic fixes
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.stamp-dev ## Write the table of docs/configuration.md from the settings
+docs: $(VENV)/.stamp-dev ## Write the table of docs/reference/configuration.md from the settings
 	@$(BIN)/python -m scripts.write_configuration
+
+sync-client: $(VENV)/.stamp-dev ## Generate the blocking client from the asynchronous client
+	@$(BIN)/python -m tools.async_to_sync
 
 proto: $(VENV_PROTO)/.stamp-proto ## Generate client/sagastore/v1 from protos/
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \

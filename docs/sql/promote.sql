@@ -1,6 +1,6 @@
 -- After the SQLite file was lost in phase read-postgres: makes PostgreSQL the only store, as the
 -- last step of the migration does. There is no way back. Stop the server first; run it with the
--- search_path of the service; then start the server with --postgres alone. See docs/backup.md.
+-- search_path of the service; then start the server with --postgres alone. See docs/how-to/backup.md.
 
 BEGIN;
 

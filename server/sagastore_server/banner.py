@@ -35,7 +35,7 @@ def greeting(
         f"  store     {store}",
     ]
     if needed := _needed(asked):
-        lines.append(f"  callers   need {needed}; see docs/security.md")
+        lines.append(f"  callers   need {needed}; see docs/how-to/security.md")
     if messages >= 0:
         lines.append(f"  messages  {messages:,}")
     if quarantined:

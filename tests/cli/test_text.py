@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore import Message, SearchResult, _json, exact_json, show
+from sagastore import Message, SearchResult, _json
+from sagastore.cli import message_view
 from sagastore.cli.console import screen
 from sagastore.cli.progress import duration
 from sagastore.cli.raw_export import line_of
-from sagastore.cli.safe import json_safe, label, one_line, printable
+from sagastore.cli.sanitize import json_safe, label, one_line, printable
 from sagastore.cli.times import parse_moment, parse_time, show_time
 from sagastore.v1 import message_pb2
 
@@ -60,9 +61,9 @@ def test_messages_cannot_steer_a_terminal(
         NASTY, NASTY, NASTY, id=NASTY, tags=[NASTY], session_id=NASTY, metadata={NASTY: NASTY}
     )
     out = screen()
-    show.whole(out, message)
-    show.in_session(out, message)
-    show.hit(out, SearchResult(message, 1.0, f"\x02{NASTY}\x03{NASTY}"))
+    message_view.whole(out, message)
+    message_view.in_session(out, message)
+    message_view.hit(out, SearchResult(message, 1.0, f"\x02{NASTY}\x03{NASTY}"))
     out.table("t", ("a",), [(NASTY,)])
     printed = capsys.readouterr().out
     assert "title" in printed
@@ -74,7 +75,9 @@ def test_markup_is_text(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
-    show.in_session(screen(), Message("p", "r", "[red]x[/red] :smile:", id="i", tags=["[b]t[/b]"]))
+    message_view.in_session(
+        screen(), Message("p", "r", "[red]x[/red] :smile:", id="i", tags=["[b]t[/b]"])
+    )
     printed = capsys.readouterr().out
     assert "[red]x[/red] :smile:" in printed
     assert "#[b]t[/b]" in printed
@@ -110,26 +113,27 @@ def test_a_pipe_gets_lines_whole(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_numbers_keep_their_spelling(text: str, written: str) -> None:
-    assert _json.dumps(exact_json.loads(text)) == written
+    assert _json.dumps(_json.loads_as_written(text)) == written
 
 
 def test_a_float_that_is_exact_stays_a_float() -> None:
-    assert exact_json.loads("[0.5, 1.5, 1.50]") == [0.5, 1.5, Decimal("1.50")]
-    assert type(exact_json.loads("1.5")) is float
+    assert _json.loads_as_written("[0.5, 1.5, 1.50]") == [0.5, 1.5, Decimal("1.50")]
+    assert type(_json.loads_as_written("1.5")) is float
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ('{"a":1,"a":2}', "has the key 'a' twice"),
-        ('{"a":NaN}', "holds NaN"),
+        ('{"a":NaN}', "contains NaN"),
+        ('{"a":1e99999999999999999999}', "number 1e9+, whose exponent is out of range"),
         ("{", "is not JSON"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_json_that_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        exact_json.loads(text)
+        _json.loads_as_written(text)
 
 
 def test_times() -> None:
@@ -155,11 +159,11 @@ def test_durations() -> None:
 
 
 def test_short_metadata_stay_in_one_line_and_long_ones_keep_their_numbers() -> None:
-    assert show.pretty_json({"a": [1, {"b": None}]}) == '{"a": [1, {"b": null}]}'
+    assert message_view.pretty_json({"a": [1, {"b": None}]}) == '{"a": [1, {"b": null}]}'
     value: dict[str, Any] = {"key": ["x" * 60, Decimal("1.50")], "empty": {}, "t": True}
-    text = show.pretty_json(value)
+    text = message_view.pretty_json(value)
     assert text.count("\n") == 4
-    assert exact_json.loads(text) == value
+    assert _json.loads_as_written(text) == value
 
 
 def test_an_exported_line_has_what_an_import_takes() -> None:

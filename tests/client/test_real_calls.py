@@ -281,7 +281,7 @@ async def test_a_missing_socket_is_named(tmp_path: Any) -> None:
 
 async def test_tls_to_a_plain_server_says_so(shared_server: ServerProcess) -> None:
     async with AsyncClient(shared_server.address, tls=True, retry=ONCE) as client:
-        with pytest.raises(UnavailableError, match="does not speak TLS there; leave out tls"):
+        with pytest.raises(UnavailableError, match="does not use TLS on this port; leave out tls"):
             await client.get("x")
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagastore import RetryPolicy, UnavailableError
-from sagastore._call import History, Patience
+from sagastore._call import History, StreamRetry
 from sagastore._retry import Deadline, delay_before_retry
 from sagastore.errors import InternalError, ResourceExhaustedError
 
@@ -87,28 +87,28 @@ def test_history() -> None:
     assert history.uncertain
 
 
-async def test_patience_before_and_after_progress() -> None:
+async def test_retry_before_and_after_progress() -> None:
     policy = RetryPolicy(max_attempts=2, initial_backoff=0.0, max_backoff=0.0)
-    patience = Patience(policy, 60.0)
-    await patience.pause(UnavailableError("x"), "Export")
+    retry = StreamRetry(policy, 60.0)
+    await retry.pause(UnavailableError("x"), "Export")
     with pytest.raises(UnavailableError):
-        await patience.pause(UnavailableError("x"), "Export")
-    patience.progress()
+        await retry.pause(UnavailableError("x"), "Export")
+    retry.progress()
     for _ in range(50):
-        await patience.pause(UnavailableError("x"), "Export")
+        await retry.pause(UnavailableError("x"), "Export")
     with pytest.raises(InternalError):
-        await patience.pause(InternalError("x"), "Export")
+        await retry.pause(InternalError("x"), "Export")
 
 
-async def test_patience_ends() -> None:
-    patience = Patience(RetryPolicy(initial_backoff=0.0, max_backoff=0.0), 0.05)
-    patience.progress()
+async def test_retry_ends() -> None:
+    retry = StreamRetry(RetryPolicy(initial_backoff=0.0, max_backoff=0.0), 0.05)
+    retry.progress()
     paused = 0
 
     async def go_on() -> None:
         nonlocal paused
         for _ in range(1000):
-            await patience.pause(UnavailableError("x", retry_after=0.01), "Export")
+            await retry.pause(UnavailableError("x", retry_after=0.01), "Export")
             paused += 1
 
     with pytest.raises(UnavailableError):
@@ -117,7 +117,7 @@ async def test_patience_ends() -> None:
 
 
 async def test_no_retries_means_none() -> None:
-    patience = Patience(RetryPolicy(max_attempts=1), 60.0)
-    patience.progress()
+    retry = StreamRetry(RetryPolicy(max_attempts=1), 60.0)
+    retry.progress()
     with pytest.raises(UnavailableError):
-        await patience.pause(UnavailableError("x"), "Export")
+        await retry.pause(UnavailableError("x"), "Export")

@@ -117,7 +117,7 @@ def test_always_one_line() -> None:
         ),
         (
             "connections to all backends failing; last error: SSL_ERROR_SSL: WRONG_VERSION_NUMBER",
-            "cannot reach host:1: the server does not speak TLS there; leave out tls",
+            "cannot reach host:1: the server does not use TLS on this port; leave out tls",
         ),
     ],
 )

@@ -103,16 +103,16 @@ async def test_certificates_as_paths_bytes_and_text(secured: ServerProcess, pki:
 async def test_what_is_likely_is_said(secured: ServerProcess, pki: Pki) -> None:
     full = pki.client()
     foreign = Pki(pki.folder / "foreign")
-    plain = "closed the connection at once; does the server expect TLS (tls=True)?"
+    plain = "closed the connection; does the server require TLS (tls=True)?"
     assert (await refused(secured, False, "secret")).endswith(plain)
-    wanted = "does it want a client certificate (TLS(cert=..., key=...))?"
+    wanted = "does it require a client certificate (TLS(cert=..., key=...))?"
     assert (await refused(secured, TLS(ca=pki.ca), "secret")).endswith(wanted)
-    unloved = "is our certificate of an authority that it does not trust, or expired?"
+    untrusted = "has the client certificate expired, or does the server not trust its authority?"
     for tls in (
         replace(foreign.client(), ca=pki.ca),
         pki.client(pki.expired(CLIENT)),
     ):
-        assert (await refused(secured, tls)).endswith(unloved)
+        assert (await refused(secured, tls)).endswith(untrusted)
     not_trusted = "the server's certificate is not trusted; see TLS(ca=...)"
     assert (await refused(secured, replace(full, ca=foreign.ca))).endswith(not_trusted)
     assert (await refused(secured, True)).endswith(not_trusted)
@@ -123,7 +123,7 @@ async def test_what_is_likely_is_said(secured: ServerProcess, pki: Pki) -> None:
 
 async def test_tls_to_a_plain_port(running_server: ServerProcess, pki: Pki) -> None:
     line = await refused(running_server, pki.client(), "secret")
-    assert line.endswith("the server does not speak TLS there; leave out tls")
+    assert line.endswith("the server does not use TLS on this port; leave out tls")
 
 
 def test_a_token_from_a_file(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_the_command_over_tls(command: Sagastore, tmp_path: Path) -> None:
 def test_the_command_says_which_option_is_missing(command: Sagastore, tmp_path: Path) -> None:
     run = command.run("get", "x", SAGASTORE_TLS_CERT="", SAGASTORE_TLS_KEY="")
     assert run.returncode == 1
-    assert run.stderr.endswith("does it want a client certificate (--tls-cert, --tls-key)?\n")
+    assert run.stderr.endswith("does it require a client certificate (--tls-cert, --tls-key)?\n")
     (tmp_path / "empty").touch()
     with pytest.raises(CommandError, match="empty: holds no token: one line of printable ASCII"):
         Settings(token_file=tmp_path / "empty").client()

@@ -247,7 +247,7 @@ async def test_after_the_last_step(place: Place) -> None:
 
 
 async def test_postgresql_goes_on_alone_where_the_file_is_lost(place: Place) -> None:
-    """docs/sql/promote.sql, as docs/backup.md says to run it."""
+    """docs/sql/promote.sql, as docs/how-to/backup.md says to run it."""
     promote = PROMOTE.read_text(encoding="utf-8")
     async with opened_live(place.path, place.dsn) as service:
         await save(service.backend, "a", "b")

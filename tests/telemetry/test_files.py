@@ -97,7 +97,7 @@ def test_every_metric_that_is_used_exists(told: str) -> None:
 
 
 def test_every_metric_is_documented_and_every_documented_one_exists(told: str) -> None:
-    text = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "observability.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     documented = {name for row in rows for name in METRIC.findall(row)}
     exported = {PARTS.sub("", name) for name in samples(told)}

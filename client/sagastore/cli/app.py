@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sagastore._version import __version__
-from sagastore.cli.common import Job, command
+from sagastore.cli.common_options import Job, command
 from sagastore.cli.migrate import migrate
 from sagastore.cli.option_values import (
     Durability,
@@ -214,9 +214,9 @@ def save(
 
     The same message again changes nothing; another one with the same id replaces it.
     """
-    from sagastore.cli import writing
+    from sagastore.cli import write_commands
 
-    return writing.save(
+    return write_commands.save(
         ctx.obj,
         content,
         provider=provider,
@@ -245,9 +245,9 @@ def get(
     ids: Annotated[list[str], typer.Argument(metavar="ID", help="Ids of messages.")],
 ) -> Job:
     """Show messages by id, with everything that is known of them."""
-    from sagastore.cli import reading
+    from sagastore.cli import read_commands
 
-    return reading.get(ctx.obj, ids)
+    return read_commands.get(ctx.obj, ids)
 
 
 @command(
@@ -268,9 +268,9 @@ def list_(
     limit: Annotated[int, typer.Option(metavar="N", min=0, help="At most so many; 0: all.")] = 0,
 ) -> Job:
     """Show the messages of a session, oldest first."""
-    from sagastore.cli import reading
+    from sagastore.cli import read_commands
 
-    return reading.list_session(ctx.obj, session, newest_first=newest, limit=limit)
+    return read_commands.list_session(ctx.obj, session, newest_first=newest, limit=limit)
 
 
 @command(
@@ -343,9 +343,9 @@ def search(
 
     Case, accents and English endings do not count. Without words, the filters decide alone.
     """
-    from sagastore.cli import reading
+    from sagastore.cli import read_commands
 
-    return reading.search(
+    return read_commands.search(
         ctx.obj,
         query,
         limit=limit,
@@ -373,9 +373,9 @@ def delete(
     """Remove messages."""
     if if_revision is not None and len(ids) > 1:
         raise typer.BadParameter("--if-revision goes with one id")
-    from sagastore.cli import writing
+    from sagastore.cli import write_commands
 
-    return writing.delete(ctx.obj, ids, if_revision=if_revision)
+    return write_commands.delete(ctx.obj, ids, if_revision=if_revision)
 
 
 @command(
@@ -383,9 +383,9 @@ def delete(
 )
 def ping(ctx: typer.Context) -> Job:
     """Tell whether the server serves, how fast it answers, and what it holds."""
-    from sagastore.cli import reading
+    from sagastore.cli import read_commands
 
-    return reading.ping(ctx.obj)
+    return read_commands.ping(ctx.obj)
 
 
 @command(
@@ -439,10 +439,12 @@ def import_(
     form, UTC without an offset), metadata, session_id; only provider, role and content are
     required. Rows that cannot be stored are listed at the end, and spoil no other.
     """
-    from sagastore.cli import importing
+    from sagastore.cli import import_command
 
-    options = importing.ImportOptions(file, on_conflict.value, batch_size, rejects, restart, strict)
-    return importing.import_file(ctx.obj, options)
+    options = import_command.ImportOptions(
+        file, on_conflict.value, batch_size, rejects, restart, strict
+    )
+    return import_command.import_file(ctx.obj, options)
 
 
 @command(
@@ -471,6 +473,6 @@ def export(
     complete; until then it is FILE.part, with which an interrupted export goes on when the same
     command is run again. Nobody who writes has to wait.
     """
-    from sagastore.cli import exporting
+    from sagastore.cli import export_command
 
-    return exporting.export_file(ctx.obj, file, restart=restart)
+    return export_command.export_file(ctx.obj, file, restart=restart)

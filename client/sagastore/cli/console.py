@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from sagastore.cli.safe import label, printable, unbroken
+from sagastore.cli.sanitize import label, printable, unbroken
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from sagastore.cli.safe import one_line
+from sagastore.cli.sanitize import one_line
 from sagastore.errors import InternalError, SagaStoreError, UnauthenticatedError
 
 __all__ = ["CommandError", "StoppedError", "complain", "execute", "explain", "terminated"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sagastore.cli.common import Job, command
+from sagastore.cli.common_options import Job, command
 from sagastore.cli.option_values import PhaseName
 
 __all__ = ["migrate"]
@@ -33,9 +33,9 @@ _MaxRows = Annotated[
 @command(migrate, no_args_is_help=False, epilog="Example: `sagastore migrate status`")
 def status(ctx: typer.Context) -> Job:
     """Show where the migration stands, what is in its way, and what to type next."""
-    from sagastore.cli import migrating
+    from sagastore.cli import status_commands
 
-    return migrating.status(ctx.obj)
+    return status_commands.status(ctx.obj)
 
 
 @command(
@@ -83,12 +83,12 @@ def watch(
     waiting goes on. It survives a restart of the server, and gives up, with 1, after `--timeout`
     seconds (60) without news.
     """
-    from sagastore.cli import watching
+    from sagastore.cli import status_watch
 
-    conditions = watching.Until(
+    conditions = status_watch.Until(
         None if until is None else until.phase, until_backfill_done, until_ready
     )
-    return watching.watch(ctx.obj, conditions)
+    return status_watch.watch(ctx.obj, conditions)
 
 
 @command(
@@ -129,9 +129,9 @@ def to(
     archives the SQLite file, which takes minutes if that is large; `--timeout` is 600 seconds here.
     The server ends what it has begun, even if nobody waits for it any more.
     """
-    from sagastore.cli import steering
+    from sagastore.cli import phase_commands
 
-    return steering.change_phase(
+    return phase_commands.change_phase(
         ctx.obj, phase.phase, dry_run=dry_run, accept_quarantine=accept_quarantine, sure=yes
     )
 
@@ -139,9 +139,9 @@ def to(
 @command(migrate, no_args_is_help=False, epilog="Example: `sagastore migrate pause`")
 def pause(ctx: typer.Context) -> Job:
     """Hold the backfill. Writes still go to both stores."""
-    from sagastore.cli import steering
+    from sagastore.cli import phase_commands
 
-    return steering.control_backfill(ctx.obj, paused=True)
+    return phase_commands.control_backfill(ctx.obj, paused=True)
 
 
 @command(
@@ -158,9 +158,9 @@ def resume(
     ctx: typer.Context, *, batch_size: _BatchSize = None, max_rows_per_second: _MaxRows = None
 ) -> Job:
     """Let the backfill go on where it was, at another pace if one is given."""
-    from sagastore.cli import steering
+    from sagastore.cli import phase_commands
 
-    return steering.control_backfill(
+    return phase_commands.control_backfill(
         ctx.obj, paused=False, batch_size=batch_size, max_rows_per_second=max_rows_per_second
     )
 
@@ -180,9 +180,9 @@ def throttle(
     """Set the pace of the backfill, whether it runs or is paused. What is not given stays."""
     if batch_size is None and max_rows_per_second is None:
         raise typer.BadParameter("give --batch-size, --max-rows-per-second, or both")
-    from sagastore.cli import steering
+    from sagastore.cli import phase_commands
 
-    return steering.control_backfill(
+    return phase_commands.control_backfill(
         ctx.obj, batch_size=batch_size, max_rows_per_second=max_rows_per_second
     )
 
@@ -214,9 +214,9 @@ def verify(
 
     Gives up after `--timeout` seconds (300) without progress.
     """
-    from sagastore.cli import verifying
+    from sagastore.cli import verify_command
 
-    return verifying.verify(ctx.obj, repair=repair)
+    return verify_command.verify(ctx.obj, repair=repair)
 
 
 @command(
@@ -239,9 +239,9 @@ def receipt(
     It reads the whole file anew, and needs no server. The exit status is 0 only if everything is as
     it was when the receipt was written.
     """
-    from sagastore.cli import receipts
+    from sagastore.cli import receipt_command
 
-    return receipts.receipt(ctx.obj, file)
+    return receipt_command.receipt(ctx.obj, file)
 
 
 @command(migrate, no_args_is_help=False, epilog="Example: `sagastore migrate quarantine`")
@@ -256,6 +256,6 @@ def quarantine(
 
     They came with a legacy file. `--json` prints their raw values as well.
     """
-    from sagastore.cli import migrating
+    from sagastore.cli import status_commands
 
-    return migrating.quarantine(ctx.obj, limit)
+    return status_commands.quarantine(ctx.obj, limit)

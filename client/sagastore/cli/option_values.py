@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sagastore import exact_json
+from sagastore import _json
 from sagastore.cli.times import parse_moment, parse_time
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def json_object(text: str) -> dict[str, Any]:
         typer.BadParameter: It is none.
     """
     try:
-        value = exact_json.loads(text)
+        value = _json.loads_as_written(text)
     except ValueError as exc:
         raise typer.BadParameter(f"it {exc}") from None
     if not isinstance(value, dict):

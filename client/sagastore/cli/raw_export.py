@@ -14,7 +14,7 @@ from json.encoder import encode_basestring
 from typing import NamedTuple
 
 from sagastore import AsyncClient
-from sagastore.cli.safe import json_safe
+from sagastore.cli.sanitize import json_safe
 from sagastore.v1 import message_pb2, storage_pb2
 
 __all__ = ["Batch", "export_lines", "line_of"]
@@ -37,14 +37,14 @@ class Batch(NamedTuple):
 
 
 async def export_lines(
-    client: AsyncClient, resume_token: str, patience: float
+    client: AsyncClient, resume_token: str, stream_timeout: float
 ) -> AsyncGenerator[Batch, None]:
     """Yield all messages, ordered by id (bytes), over as many streams as it takes.
 
     Args:
         client: Where from.
         resume_token: Where to begin: that of a batch, or "".
-        patience: Seconds without anything after which it gives up.
+        stream_timeout: Maximum seconds between responses.
 
     Raises:
         SagaStoreError: The stream cannot be had.
@@ -54,7 +54,7 @@ async def export_lines(
         "Export",
         lambda endpoint: endpoint.storage.Export,
         lambda: storage_pb2.ExportRequest(resume_token=token),
-        patience,
+        stream_timeout,
     )
     async with aclosing(responses):
         async for response in responses:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from sagastore import Message, SearchResult, _json
-from sagastore.cli.safe import json_safe
+from sagastore.cli.sanitize import json_safe
 
 __all__ = ["document", "hit_line", "iso", "message_line"]
 

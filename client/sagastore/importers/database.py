@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from sagastore import Message, exact_json, legacy
+from sagastore import Message, _json, legacy
 from sagastore.cli.failures import CommandError
 from sagastore.cli.times import from_micros
 from sagastore.importers.base import Position, Problem, Row, file_identity
@@ -245,7 +245,7 @@ class LegacyDatabase(Database):
         problems = [Problem(*problem) for problem in found]
         metadata: dict[str, Any] = {}
         try:
-            metadata = exact_json.loads(row.metadata)
+            metadata = _json.loads_as_written(row.metadata)
         except ValueError as exc:
             problems.append(Problem("metadata", str(exc)))
         if not row.id and not any(problem.field == "id" for problem in problems):
@@ -301,7 +301,7 @@ class StoreDatabase(Database):
             id=id,
             tags=json.loads(tags),
             timestamp=from_micros(timestamp),
-            metadata=exact_json.loads(metadata),
+            metadata=_json.loads_as_written(metadata),
             session_id=session_id,
         )
         return message, []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 from uuid import UUID
 
-from sagastore import Message, exact_json
+from sagastore import Message, _json
 from sagastore.cli.failures import CommandError
 from sagastore.cli.times import parse_time
 from sagastore.importers.base import Position, Problem, Row, file_identity
@@ -126,7 +126,7 @@ class JsonLines:
         except UnicodeDecodeError:
             return json.dumps({"base64": base64.b64encode(raw).decode()})
         try:
-            exact_json.loads(text)
+            _json.loads_as_written(text)
         except ValueError:
             return json.dumps(text, ensure_ascii=False)
         return text
@@ -152,7 +152,7 @@ def read_line(line: bytes, number: int) -> tuple[Message | None, tuple[Problem, 
     only, so that importing a file twice stores nothing twice.
     """
     try:
-        values = exact_json.loads(line.decode())
+        values = _json.loads_as_written(line.decode())
     except UnicodeDecodeError as exc:
         return None, (Problem("line", f"is not UTF-8 at byte {exc.start:,}"),)
     except ValueError as exc:

@@ -63,7 +63,7 @@ def default_sqlite() -> Path:
 class Settings(BaseSettings):
     """What the server is started with. Every field is also ``SAGASTORE_<FIELD>``.
 
-    A field is an option of ``serve`` and a line of docs/configuration.md too, and both take
+    Each field is an option of ``serve`` and a row of docs/reference/configuration.md; both take
     its docstring. ``GROUPS`` in ``settings_reference`` says where a group of them begins.
     """
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Tuning(NamedTuple):
-    """Defaults for a local PostgreSQL; docs/performance.md has the measurements."""
+    """Defaults for a local PostgreSQL; docs/explanation/performance.md has the measurements."""
 
     journal_batch: int = 1000
     """Journal entries applied in one transaction at most."""

@@ -269,7 +269,7 @@ def cannot_open(place: str, error: BaseException) -> CannotOpenError:
         "postgres_statement_cache to 0, and leave search_path out of the connection string",
         "28": f"{place} refuses the user or the password",
         "3D000": f"{place}: there is no such database; create it first",
-        "42501": f"{place}: the role may not do what is needed; see docs/postgresql.md",
+        "42501": f"{place}: the role may not do what is needed; see docs/how-to/postgresql.md",
         "53300": f"{place} has no connection left; raise its limit or make the pool smaller",
     }
     for beginning, line in reasons.items():

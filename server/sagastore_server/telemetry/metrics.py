@@ -1,4 +1,4 @@
-"""What is counted, in the words of Prometheus; docs/observability.md explains each.
+"""What is counted, in the words of Prometheus; docs/reference/observability.md explains each.
 
 Names are Prometheus's convention: base units, ``_total`` for what only grows. Those of calls
 are gRPC's own (its proposal A66), so that dashboards for gRPC fit. What happens is counted as

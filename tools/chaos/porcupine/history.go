@@ -9,7 +9,7 @@ import (
 	"os"
 )
 
-// Outcomes of an operation, as docs/history-checker.md defines them.
+// Outcomes of an operation, as docs/explanation/history-checker.md defines them.
 const (
 	outcomeOK      = "ok"
 	outcomeRefused = "refused"

@@ -31,7 +31,7 @@ CREATE TABLE messages (
     search TSVECTOR NOT NULL
 );
 
--- What each index is for: docs/postgresql.md.
+-- What each index is for: docs/explanation/postgresql.md.
 CREATE INDEX idx_messages_session ON messages (session_id, timestamp, id) WHERE session_id IS NOT NULL;
 CREATE INDEX idx_messages_timestamp ON messages (timestamp, id);
 CREATE INDEX idx_messages_tags ON messages USING GIN (tags jsonb_path_ops);
