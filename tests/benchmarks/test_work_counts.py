@@ -1,4 +1,4 @@
-"""How much work a thousand messages are: what makes the service fast, on any machine.
+"""Counts the work for a thousand messages, which determines the speed on any machine.
 
 The bounds are about twice what was counted when they were written; the counts themselves do
 not depend on how quiet a machine is, except for how many writes meet in a group.
@@ -141,7 +141,7 @@ async def test_saves_on_postgres_share_commits(
     await in_flight(postgres.save, drafts())
     commits = postgres_work.kinds["COMMIT"]
     assert commits <= GROUPS
-    # Begin, lock and read, insert, look again, commit; and two once, about the types.
+    # Begin, lock and read, insert, verify, commit; and two once, about the types.
     assert postgres_work.total <= 5 * commits + 2
 
 

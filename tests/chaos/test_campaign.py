@@ -14,7 +14,7 @@ from tools.chaos.plan import PHASES, draw
 from tools.chaos.report import Totals
 
 SECONDS = 3.0
-"""How long faults go on in a round."""
+"""Duration of the faults in a round."""
 
 
 async def campaign(options: Options) -> Totals:

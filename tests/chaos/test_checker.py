@@ -196,7 +196,7 @@ def test_durable_on_is_checked_against_phase() -> None:
     save.answer = {"revision": 2, "durable_on": ["POSTGRESQL"]}
     assert story.kinds() == [Kind.DURABLE_ON_LIE]
     save.answer = {"revision": 2, "durable_on": ["SQLITE", "POSTGRESQL"]}
-    assert story.kinds() == []  # The next phase may have begun before anybody looked.
+    assert story.kinds() == []  # The next phase may have begun before it was observed.
     story.history.marks.clear()
     story.history.add(Mark("phase", -1, {"phase": "sqlite-only"}))
     assert story.kinds() == [Kind.DURABLE_ON_LIE]

@@ -1,4 +1,4 @@
-"""Histories are kept as they were, whoever appends to them."""
+"""History: operations, concurrent appends, and files."""
 
 from __future__ import annotations
 

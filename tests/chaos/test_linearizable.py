@@ -93,7 +93,7 @@ def _random_state(draw: random.Random) -> State:
 
 
 def test_search_over_budget_is_undecided() -> None:
-    # Many writes at the same time that nobody can tell apart, and a read of none of them.
+    # Many concurrent, indistinguishable writes, and a read of none of them.
     calls = [Call(n, Action.SAVE, 0, 100, digest=f"d{n}", changed=True) for n in range(12)]
     calls += [Call(99, Action.FIND, 200, 201, digest="none", revision=5)]
     decision = linearize(calls, budget=500)

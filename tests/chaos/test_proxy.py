@@ -1,4 +1,4 @@
-"""The proxy does to connections what it is told to."""
+"""Proxy: forwarding and its faults."""
 
 from __future__ import annotations
 

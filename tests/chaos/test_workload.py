@@ -1,4 +1,4 @@
-"""The workload against a real service that dies: everything is told, and nothing is wrong."""
+"""Workload against a real service that is killed."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def test_recording_client_counts_attempts(tmp_path: Path) -> None:
     history = History()
     message = Message("openai", "user", "v0", id="m", timestamp=moment(0))
     with counted_attempts():
-        # Nobody listens there; and then somebody does.
+        # No server listens at first; one is started later.
         client = RecordingClient("127.0.0.1:1", history, 0, timeout=5, tries=3)
         assert (
             await client.save(message, Value.of(message, ()), if_revision=None, both=False) is None

@@ -321,7 +321,7 @@ async def test_callbacks_of_a_model_belong_to_its_process() -> None:
     class Watched(ModelSource):
         def _grow(self, revision: int) -> None:
             process = PROCESS.get()
-            seen.add(process.name if process else "nobody")
+            seen.add(process.name if process else "none")
             super()._grow(revision)
 
     server = PostgresServer(Random(1), Process("postgres"), scale=0)

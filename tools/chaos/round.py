@@ -104,7 +104,7 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
             if plan.steers:
                 group.create_task(operator.operate())
         await cluster.recover()
-        history.mark("mended")
+        history.mark("recovered")
         phase = (await operator.finish()).phase
         result.ended_in = phase.label
         stop.set()
