@@ -1,4 +1,4 @@
-"""What `make bench` makes of its measurements."""
+"""Arithmetic of `make bench`."""
 
 from __future__ import annotations
 

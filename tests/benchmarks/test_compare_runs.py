@@ -1,4 +1,4 @@
-"""Two runs of the benchmarks beside each other."""
+"""Comparison of two benchmark runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.benchmarks.results import Row, at_least
 
 
 def run(folder: Path, *runs: list[Row]) -> subprocess.CompletedProcess[str]:
-    """Write the runs, and compare them as people do."""
+    """Write the runs and compare them with the command."""
     paths: list[str] = []
     for rows in runs:
         path = folder / f"{len(paths)}.json"

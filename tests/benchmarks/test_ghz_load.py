@@ -1,4 +1,4 @@
-"""A short load by ghz, in which no call may fail: `make test-go`."""
+"""Short load with ghz in which no call may fail (`make test-go`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools.benchmarks.load import find_ghz
 
 ROOT = Path(__file__).parents[2]
 CALLS = 100
-"""Of each kind; a load of a second would depend on how fast ghz starts."""
+"""Calls of each kind; a duration would depend on the startup time of ghz."""
 
 OVER = """panic: send on closed channel
 
@@ -25,7 +25,7 @@ github.com/bojand/ghz/load.(*ConstWorkerTicker).Run(0x0?)
 created by github.com/bojand/ghz/runner.(*Requester).runWorkers in goroutine 1
 \t.../ghz@v0.120.0/runner/requester.go:360 +0xc5
 """
-"""What ghz 0.120 says where its time is over before its workers start (``--duration=1us``)."""
+"""Output of ghz 0.120 if its duration ends before its workers start (``--duration=1us``)."""
 
 
 @pytest.mark.go

@@ -32,17 +32,18 @@ from tests.support.postgres import fresh_schema
 COUNT = 1000
 IN_FLIGHT = 64
 TURNS = -(-COUNT // IN_FLIGHT)
-"""Rounds in which all are sent that may be in flight, and then all are awaited."""
+"""Rounds in which all permitted calls are sent and then awaited."""
 
 GROUPS = 8 * TURNS
-"""Groups of a thousand saves at most: eight saves of 64 share a commit on the worst of days.
-Counted were two or three groups a turn."""
+"""Maximum number of groups for a thousand saves: at least eight saves of 64 share a commit.
+Measured: two or three groups per round.
+"""
 
 PEAK_OF_A_SAVE = 8 * 1024
-"""Bytes of Python's that a save in flight takes; counted: 3,500, most of them the terms."""
+"""Bytes of Python memory per save in flight; measured: 3,500, mostly terms."""
 
 LEFT_OF_A_SAVE = 200
-"""Bytes that stay; counted: 60, which are caches that have their bounds."""
+"""Bytes that remain per save; measured: 60, in bounded caches."""
 
 
 def drafts(name: str = "m", count: int = COUNT) -> list[NewMessage]:
@@ -60,7 +61,7 @@ def drafts(name: str = "m", count: int = COUNT) -> list[NewMessage]:
 
 
 async def in_flight(call: Callable[[Any], Awaitable[object]], arguments: Iterable[Any]) -> None:
-    """Make calls, so many at a time."""
+    """Make calls with bounded concurrency."""
     waiting = list(arguments)
     for start in range(0, len(waiting), IN_FLIGHT):
         await asyncio.gather(*map(call, waiting[start : start + IN_FLIGHT]))
@@ -102,7 +103,7 @@ async def test_saves_on_sqlite_share_commits(sqlite: StorageBackend, sqlite_work
     await in_flight(sqlite.save, drafts())
     kinds = sqlite_work.kinds
     assert kinds["COMMIT"] <= GROUPS
-    # A group reads what is stored, writes its rows, writes their terms, and notes the revision.
+    # A group reads stored rows, writes its rows and their terms, and records the revision.
     assert kinds["SELECT"] <= kinds["COMMIT"]
     assert kinds["INSERT"] <= 3 * kinds["COMMIT"]
     assert sqlite_work.total <= 6 * kinds["COMMIT"]
@@ -207,11 +208,11 @@ async def test_journal_is_applied_in_batches(
         async for status in service.control.watch():
             if not status.journal_rows:
                 break
-        # A row, its terms and its entry; the entries are removed by one statement.
+        # A row, its terms and its entry; one statement removes the entries.
         assert sqlite_work.kinds["INSERT"] <= 3 * COUNT + 10
         assert sqlite_work.kinds["DELETE"] <= 3
         assert sqlite_work.kinds["COMMIT"] <= 6
-        # In batches of a thousand; what is left are looks at the lease and at what was found.
+        # Batches of a thousand; the other statements check the lease and stored rows.
         changes = [one for one in postgres_work.statements if "INSERT INTO messages" in one]
         assert 1 <= len(changes) <= 3
         assert postgres_work.kinds["COMMIT"] <= 4
@@ -219,7 +220,7 @@ async def test_journal_is_applied_in_batches(
 
 
 async def test_save_memory_is_bounded_and_released(tmp_path: Path) -> None:
-    # Without counting statements, which keeps them.
+    # Without counting statements, because the counter keeps them.
     async with opened(lambda: SQLiteStorage(tmp_path / "messages.db")) as store:
         await in_flight(store.save, drafts("warm"))
         wanted = drafts()

@@ -1,4 +1,4 @@
-"""A short campaign; ``make chaos`` has the long one. And that a planted fault is caught."""
+"""Short chaos campaign, with and without a planted fault."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS = 3.0
 
 
 async def campaign(options: Options) -> Totals:
-    """Run it, or skip the test where this machine cannot."""
+    """Run a campaign, or skip the test if this machine cannot."""
     try:
         return await Campaign(options, print).run()
     except* (PermissionError, FileNotFoundError, subprocess.CalledProcessError) as exc:
@@ -37,7 +37,7 @@ async def test_short_campaign_finds_no_violation(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 async def test_planted_fault_is_caught(tmp_path: Path) -> None:
     plant = "drop-journal-row"
-    # From dual-write, from backfill and from read-postgres; a busy machine may need another.
+    # From dual-write, backfill and read-postgres; a busy machine may need another round.
     planted = Options(3, 6, tmp_path, plants=(plant,), seconds=SECONDS, until_caught=True)
     totals = await campaign(planted)
     assert [one["plant"] for one in totals.failed] == [plant]

@@ -1,8 +1,8 @@
-"""The checker passes what is right, and finds what is wrong.
+"""History checker: accepts correct histories and detects mutated ones.
 
-Histories that are right by construction must pass. Then each is made wrong, in one way, and
-the checker must see it. What cannot be wrong for lack of an occasion is left out, and each
-mutation has to have had enough occasions.
+Correctly generated histories must pass. Each is then mutated in one way, and the checker must
+detect it. Histories without an opportunity for a mutation are skipped; each mutation needs a
+minimum number of opportunities.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ def test_mutation_is_detected(mutate: Mutation) -> None:
     assert sum(named[kind] for kind in MUTATIONS[mutate]) >= 0.8 * occasions, named
 
 
-# ---------------------------------------------------------------------- small ones, by hand
+# ---------------------------------------------------------------------- handwritten histories
 
 
 class Story:
-    """Makes up a history of a few operations, in units of time."""
+    """Builds a history of a few operations, in units of time."""
 
     def __init__(self) -> None:
         self.history = History()
@@ -133,7 +133,7 @@ def test_unanswered_write_takes_effect_late_once_or_never() -> None:
     story.get(60, 70, "second", 2)
     assert story.kinds() == []
     story.get(80, 90, "first", 1)
-    assert story.kinds() == [Kind.LOST_WRITE]  # It was seen, and is not seen any more.
+    assert story.kinds() == [Kind.LOST_WRITE]  # The value was observed, and then no longer.
 
 
 def test_retried_write_may_take_effect_twice_or_late() -> None:
@@ -164,7 +164,7 @@ def test_partial_batch_violates_atomicity() -> None:
     assert story.kinds() == []
     other = story.add("Get", 40, 50, {"id": "n"})
     other.answer = {"items": [Shown("n", "of n", "new", 3, 1, 0)]}
-    assert story.kinds() == []  # It may have been applied between the two reads.
+    assert story.kinds() == []  # The batch may have been applied between the two reads.
     story.get(60, 70)
     (one,) = story.check().violations
     assert (one.kind, one.id) == (Kind.BULK_NOT_ATOMIC, "m")
@@ -214,7 +214,7 @@ def test_durable_on_is_checked_against_store_contents() -> None:
     gone = story.add("Delete", 32, 34, {"id": "m"})
     gone.outcome = Outcome.UNKNOWN
     assert story.kinds() == []
-    # One that never reached the service explains nothing, unless an earlier try of it may have.
+    # A deletion that was never sent explains nothing, unless an earlier attempt may have been sent.
     gone.outcome, gone.code, gone.reason = Outcome.REFUSED, "UNAVAILABLE", "UNSENT"
     assert story.kinds() == [Kind.DURABLE_ON_LIE]
     gone.args = {"id": "m", "tries": 2}

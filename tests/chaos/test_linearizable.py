@@ -1,4 +1,4 @@
-"""The search against trying out everything, on calls that are right and wrong at random."""
+"""Search for a linearization, compared with brute force on random calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIGESTS = ("a", "b", "c")
 
 
 def by_trying_everything(calls: Sequence[Call]) -> bool:
-    """Try every order that time allows, with and without each call that may have happened."""
+    """Try every order that the times allow, with and without each optional call."""
     return _goes_on(list(calls), State())
 
 
@@ -35,7 +35,7 @@ def _goes_on(left: list[Call], state: State) -> bool:
 
 
 def random_calls(draw: random.Random, count: int) -> list[Call]:
-    """Make up calls that are linearizable about as often as not."""
+    """Return random calls, about half of them linearizable."""
     return [_random_call(draw, number) for number in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""Porcupine and the checker in Python agree on histories, right and wrong: `make test-go`."""
+"""Agreement of Porcupine and the Python checker on histories (`make test-go`)."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from tools.chaos.verdict import judge
 from tools.chaos.violations import Kind, violation
 
 RIGHT = 200 if QUICK else 4000
-"""Histories without a fault."""
+"""Number of correct histories."""
 OF_EACH = 15 if QUICK else 250
-"""Histories made wrong in one way."""
+"""Number of histories per mutation."""
 BUILD_SECONDS = 540
 
 LEFT_TO_PYTHON = {
@@ -52,7 +52,7 @@ LEFT_TO_PYTHON = {
     page_out_of_order.__name__,
     durable_nowhere.__name__,
 }
-"""Mutations that Porcupine does not claim to find."""
+"""Mutations that Porcupine does not detect by design."""
 
 
 def name_of(mutate: Mutation) -> str:
@@ -65,7 +65,7 @@ def right(seed: int, unknown: float = 0.2, overlap: float = 3.0) -> History:
 
 
 def mutated(mutate: Mutation) -> list[History]:
-    """Return histories that are wrong in one way."""
+    """Return mutated histories."""
     found: list[History] = []
     for seed in range(40 * OF_EACH):
         history = right(seed, overlap=random.Random(seed).choice((0.4, 2.0)))
@@ -91,7 +91,7 @@ def porcupine() -> None:
 
 
 def judge_all(histories: Sequence[History], folder: Path) -> list[tuple[Report, PorcupineReport]]:
-    """Judge histories by both checkers, which must not disagree."""
+    """Check histories with both checkers, which must agree."""
     paths = [folder / f"{number}.jsonl" for number in range(len(histories))]
     for history, path in zip(histories, paths, strict=True):
         history.save(path)
@@ -139,7 +139,7 @@ def test_porcupine_rejects_mutation(mutate: Mutation, porcupine: None, tmp_path:
 
 
 def perturb(history: History, draw: random.Random) -> None:
-    """Change a few answers and times at random; the history may stay right."""
+    """Change a few answers and times at random; the history may stay correct."""
     for operation in draw.sample(history.operations, 3):
         if operation.end is not None and draw.random() < 0.3:
             operation.end += draw.randrange(-STEP, 3 * STEP)
@@ -210,7 +210,7 @@ def test_verdict_includes_porcupine_result(porcupine: None, tmp_path: Path) -> N
 
 
 def lost_write() -> History:
-    """Make a history of one id whose second value is lost."""
+    """Return a history of one id whose second value is lost."""
     history = History()
     value = {"id": "id-0", "timestamp": 0, "session": None, "tags": [], "words": []}
     for number, name in enumerate(("first", "second")):

@@ -14,7 +14,7 @@ WITHIN = 10.0
 
 
 class Echo(NamedTuple):
-    """A server that answers with what it is sent, and a way to it."""
+    """Echo server, and a link to it."""
 
     proxy: Proxy
     port: int
@@ -85,7 +85,7 @@ async def test_held_bytes_are_delivered_after_release(echo: Echo) -> None:
     await said(reader, writer, b"hello")
     echo.proxy.set("link", hold=("down",))
     writer.write(b"held")
-    # By another link, that what was sent has been received and answered.
+    # A second link shows that the bytes were received and answered.
     other = echo.proxy.open("other", f"127.0.0.1:{echo.port}")
     second = await asyncio.open_connection("127.0.0.1", other)
     second[1].write(b"too")
@@ -117,13 +117,13 @@ async def test_delay_and_rate_slow_a_link(echo: Echo) -> None:
         echo.proxy.set("link", **policy)
         began = loop.time()
         assert await said(reader, writer, b"hello") == b"hello"
-        # There and back.
+        # In both directions.
         assert loop.time() - began >= 0.19
     writer.close()
 
 
 async def a_byte(echo: Echo) -> bytes:
-    """Connect and read; a reset may be there before one has heard of the connection."""
+    """Connect and read; a reset may arrive before the connection is reported."""
     reader, writer = await echo.connect()
     try:
         return await reader.readexactly(1)

@@ -69,7 +69,7 @@ def _answered(history: History) -> int:
 
 
 async def test_checker_finds_injected_data_loss(tmp_path: Path) -> None:
-    """Take a copy of the file away under the service, as no crash may."""
+    """Replace the file by an older copy under the running service, which no crash can do."""
     server, history = ServerProcess(tmp_path / "memory.db"), History()
     server.start()
 

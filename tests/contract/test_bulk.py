@@ -101,7 +101,7 @@ async def test_batch_with_unusual_ids(backend: StorageBackend) -> None:
 
 
 async def test_concurrent_overlapping_batches_are_atomic(backend: StorageBackend) -> None:
-    """Each batch is applied as one: no mixture of two is left behind."""
+    """Each batch is atomic: no mixture of two remains."""
     batches = [
         [draft(f"m-{number}", f"batch {batch}") for number in range(50)] for batch in range(8)
     ]
@@ -177,14 +177,14 @@ async def test_prepared_terms_are_used(backend: StorageBackend) -> None:
 
 
 async def test_terms_of_other_store_are_ignored(backend: StorageBackend) -> None:
-    """A change of phase may come between the making and the saving."""
+    """The phase may change between preparing and saving."""
     terms = PreparedTerms(lambda one: one, [("nonsense", "nonsense", "nonsense")] * 2)
     assert await backend.bulk_save(WITH_TERMS, REPLACE, terms) == (2, 0, 0)
     await _check_found(backend)
 
 
 async def test_terms_match_last_duplicate(backend: StorageBackend) -> None:
-    """Of two with one id the last counts, and so do its terms."""
+    """The last duplicate of an id wins, and so do its terms."""
     twice = [draft("t-1", "first words"), draft("t-1", "last words")]
     indexer = backend.indexer
     terms = None if indexer is None else PreparedTerms(indexer, list(map(indexer, twice)))

@@ -50,7 +50,7 @@ async def test_close_is_idempotent(place: Place) -> None:
 
 
 async def test_close_finishes_calls_in_progress(place: Place) -> None:
-    """Each call that races with ``close`` succeeds or says that it may be repeated."""
+    """Each call that races with ``close`` succeeds or fails with a retryable error."""
     backend = place.make()
     await backend.open()
     await backend.save(draft())
@@ -208,7 +208,7 @@ async def test_scan_ids_returns_range_in_order(backend: StorageBackend) -> None:
 
 
 async def test_scan_ids_visits_stable_ids_exactly_once(backend: StorageBackend) -> None:
-    """Whatever is written and deleted meanwhile."""
+    """Despite concurrent writes and deletions."""
     chance = random.Random(11)
     stay = {f"{number:03}-stay" for number in range(0, 500, 3)}
     go = [f"{number:03}-go" for number in range(1, 500, 3)]
@@ -241,7 +241,7 @@ async def test_scan_ids_visits_stable_ids_exactly_once(backend: StorageBackend) 
 
 
 async def test_concurrent_clients_agree_in_the_end(backend: StorageBackend) -> None:
-    """Reads of every kind beside writes of every kind; in the end all agree."""
+    """Reads and writes of every kind run concurrently; the final state is consistent."""
 
     async def client(number: int) -> None:
         chance = random.Random(number)

@@ -117,7 +117,7 @@ CRITERIA = [
 async def test_every_range_direction_and_limit(
     backend: StorageBackend, criteria: Criteria | None
 ) -> None:
-    """All combinations of beginning, end, direction and limit."""
+    """All combinations of start, end, direction and limit."""
     names = ["a", "a1", "\uffee", "\U0001f600"]
     drafts = [
         draft(name + str(at), timestamp=NOW + at, tags=("t",)) for at in (0, 1) for name in names

@@ -128,7 +128,7 @@ async def library(backend: StorageBackend) -> StorageBackend:
 
 
 async def test_query_returns_expected_messages(library: StorageBackend) -> None:
-    """One store for all of them: what is wanted must be told from all the rest."""
+    """One store for all queries, so that each must exclude the other messages."""
     wrong = {}
     for query, expected in QUERIES.items():
         answer = await found(library, query)

@@ -1,4 +1,4 @@
-"""A short campaign; ``make fuzz`` has the long one."""
+"""Short fuzz campaign; ``make fuzz`` runs the long one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_input_is_deterministic(tmp_path: Path) -> None:
 
 
 def test_input_size_is_bounded() -> None:
-    # Number 114 of this seed repeats repeated fields; written out it would be 6.4 GB.
+    # Number 114 of this seed repeats repeated fields; expanded, it would be 6.4 GB.
     sizes = [
         sum(map(len, input_mix.made("ci-phases-warm-up", number).payloads)) for number in range(140)
     ]

@@ -1,4 +1,4 @@
-"""What is too much is refused at once, says when to come back, and does no harm."""
+"""Admission limits: excess calls are refused at once with a retry delay."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.rpc_errors import Refusal, refusal_of
 
 
 class Held(SQLiteStorage):
-    """A store whose Gets wait until they are let go: a disk that does not answer."""
+    """Store whose Gets wait until released, like a disk that does not answer."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -44,7 +44,7 @@ async def held(tmp_path: Path) -> AsyncIterator[Held]:
 
 
 async def until(holds: object) -> None:
-    """Wait until ``holds()`` does; the test's time limit ends a wait in vain."""
+    """Wait until ``holds()`` is true, limited by the time-out of the test."""
     assert callable(holds)
     while not holds():  # noqa: ASYNC110 - what is waited for sends no event
         await asyncio.sleep(0.001)
@@ -152,7 +152,7 @@ async def test_oversized_request_is_refused_unread(held: Held) -> None:
 
 
 async def test_connection_max_age_fails_no_call(held: Held) -> None:
-    """Clients are asked to connect anew, under load, and none of their calls fails."""
+    """Clients are asked to reconnect under load, and none of their calls fails."""
     async with served(held, Limits(connection_age=0.2)) as server, server.stub() as stub:
         peers = set()
         admission = server.server.admission

@@ -1,4 +1,4 @@
-"""A search that takes too long is stopped, in the database too, and harms nobody."""
+"""Slow searches are stopped, in the database as well, without affecting others."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 def busy(store: StorageBackend) -> int:
-    """Return how many connections are lent out."""
+    """Return the number of connections in use."""
     return sum(load.connections_busy for load in store.loads())
 
 

@@ -1,4 +1,4 @@
-"""Clients that do not read hold nothing: no memory, no writer, and no place for ever."""
+"""Clients that do not read occupy no memory, no writer, and no slot indefinitely."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LARGE = "x" * 90_000
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[SQLiteStorage]:
-    """A store whose export takes about 27 MB: far more than a connection holds."""
+    """Store with an export of about 27 MB, far more than a connection buffers."""
     store = SQLiteStorage(tmp_path / "saga.db")
     await store.open()
     for start in range(0, 300, 50):
@@ -39,7 +39,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SQLiteStorage]:
 
 
 async def unread(server: Served, channels: list[aio.Channel]) -> list[Any]:
-    """Begin exports, read one batch of each, and no more."""
+    """Start exports and read one batch of each."""
     exports: list[Any] = []
     for _ in range(STALLED):
         channel = server.channel(("grpc.max_receive_message_length", -1))

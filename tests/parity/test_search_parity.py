@@ -1,4 +1,4 @@
-"""The same answer from both to every query made from the sample's texts."""
+"""Parity of search: every query from the sample's texts has equal answers on both stores."""
 
 from __future__ import annotations
 

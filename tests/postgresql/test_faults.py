@@ -1,4 +1,4 @@
-"""Processes that die under load, and a database that is away."""
+"""Faults of PostgreSQL: processes killed under load, and an unavailable database."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def server(postgres: PostgresProcess, tmp_path: Path) -> Iterator[ServerProcess]
 
 
 class Load:
-    """Saves from several threads, and a ledger of what was acknowledged."""
+    """Saves from several threads, with a ledger of the acknowledged ones."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.acknowledged: dict[str, str] = {}
@@ -67,7 +67,7 @@ class Load:
             thread.join()
 
     def wait_for(self, more: int) -> None:
-        """Wait until so many more saves were acknowledged."""
+        """Wait until ``count`` more saves were acknowledged."""
         # Not by the ledger, which has at most one line for each id.
         target = len(self._saved) + more
         until(lambda: len(self._saved) >= target)
@@ -91,7 +91,7 @@ class Load:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition; the time limit of the test is the limit."""
+    """Wait for a condition, limited by the time-out of the test."""
     while not condition():
         time.sleep(0.02)
 
@@ -109,7 +109,7 @@ def missing(load: Load, server: ServerProcess) -> dict[str, str]:
 
 
 def details(error: grpc.RpcError) -> list[str]:
-    """Return the kinds of details that an error carries."""
+    """Return the kinds of details in an error."""
     trailers: dict[str, str | bytes] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]
     status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
     return [detail.type_url.rpartition(".")[2] for detail in status.details]
@@ -179,7 +179,7 @@ def _family(pid: int) -> list[int]:
 def test_unresponsive_database_fails_calls_in_time(
     server: ServerProcess, postgres: PostgresProcess
 ) -> None:
-    """It is there, and silent: the calls must end all the same, and before their deadline."""
+    """The database runs but does not answer: calls must end before their deadline."""
     family = _family(postgres.pid)
     for pid in family:
         os.kill(pid, signal.SIGSTOP)

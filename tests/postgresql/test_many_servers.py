@@ -1,4 +1,4 @@
-"""Several servers on one database: what one of them may rely on, all of them may."""
+"""Several servers on one database: every guarantee holds across servers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_concurrent_first_saves_have_one_winner(servers: list[PostgreSQLSt
 async def test_guarded_saves_lose_no_update_across_servers(
     servers: list[PostgreSQLStorage],
 ) -> None:
-    """A counter that is only raised by compare-and-swap counts every success."""
+    """A counter that is only increased by compare-and-swap counts every success."""
     await servers[0].save(draft("counter", "0"))
 
     async def count(server: PostgreSQLStorage) -> int:
@@ -91,7 +91,7 @@ async def test_guarded_saves_lose_no_update_across_servers(
 
 
 async def test_revisions_increase_across_servers(servers: list[PostgreSQLStorage]) -> None:
-    """Saves and deletions of the same few ids, on all servers at once."""
+    """Concurrent saves and deletions of a few ids on all servers."""
     ids = [f"m-{number}" for number in range(4)]
     seen: dict[str, list[int]] = {key: [] for key in ids}
 
@@ -127,7 +127,7 @@ async def test_revisions_increase_across_servers(servers: list[PostgreSQLStorage
 async def test_stale_revision_is_not_used_after_deletion(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The id is new when it is looked up, comes and goes, and is new again when written."""
+    """The id is new when it is looked up, is created and deleted, and is new again when written."""
     options = PostgreSQLOptions(dsn, pool_min=1, writers=1)
     async with (
         opened(lambda: PostgreSQLStorage(options)) as one,
@@ -151,7 +151,7 @@ async def test_stale_revision_is_not_used_after_deletion(
 
 
 class _AlwaysFirst:
-    """Another server that takes an id whenever it has been found free, so many times."""
+    """Another server that takes an id each time it was found free, a limited number of times."""
 
     def __init__(self, other: StorageBackend, times: int, patch: pytest.MonkeyPatch) -> None:
         self._other = other

@@ -1,4 +1,4 @@
-"""Behind PgBouncer in transaction mode, where sessions change from call to call."""
+"""PgBouncer in transaction mode, where the session changes between calls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NO_SESSIONS = {"SAGASTORE_POSTGRES_STATEMENT_CACHE": "0"}
 
 @pytest.fixture
 async def database() -> AsyncIterator[str]:
-    """Make a database of its own: a search path does not pass PgBouncer."""
+    """Create a separate database, because PgBouncer does not pass a search path."""
     name, _ = await new_database()
     yield name
     await execute(server_dsn(), f"DROP DATABASE {name} WITH (FORCE)")
@@ -56,7 +56,7 @@ def options(dsn: str, cache: int = 0) -> PostgreSQLOptions:
 
 
 class Load:
-    """Saves, reads and searches from many threads, each seeing what it wrote."""
+    """Saves, reads and searches from many threads, each checking its own writes."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.acknowledged: dict[str, str] = {}
@@ -77,7 +77,7 @@ class Load:
             thread.join()
 
     def wait_for(self, more: int) -> None:
-        """Wait until so many more saves were acknowledged."""
+        """Wait until ``count`` more saves were acknowledged."""
         with self._more:
             target = len(self.acknowledged) + more
             assert self._more.wait_for(lambda: len(self.acknowledged) >= target, 60)
@@ -164,7 +164,7 @@ async def test_prepared_statements_fail_at_startup(pooler: PgBouncer, database: 
 
 
 async def test_pooler_that_drops_settings_is_detected(pooler: PgBouncer, database: str) -> None:
-    """It lets the connection begin; calls would fail later, one in some."""
+    """The pooler accepts the connection, but some calls would fail later."""
     dropped = "statement_timeout,idle_in_transaction_session_timeout,jit"
     with pgbouncer_before(server_dsn(), f"ignore_startup_parameters = {dropped}") as lenient:
         line = await refusal(lenient.dsn(database), 100)

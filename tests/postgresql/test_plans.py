@@ -1,4 +1,4 @@
-"""Each kind of search uses its index. ``SAGASTORE_TEST_ROWS`` sets how many rows there are."""
+"""Query plans: each search uses its index. ``SAGASTORE_TEST_ROWS`` sets the number of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The target of a migration: claiming, leases, faults."""
+"""PostgreSQL as a migration target: claims, leases, faults."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def test_newer_schema_is_refused_or_used(dsn: str) -> None:
 
 
 async def make_version_1(dsn: str) -> None:
-    """Make the schema as the first version did."""
+    """Create the schema of the first version."""
     await execute(dsn, STEPS[0].sql)
     await execute(dsn, "INSERT INTO sagastore_schema VALUES (1, 1)")
 
@@ -139,7 +139,7 @@ async def test_older_empty_schema_is_claimed(dsn: str) -> None:
 
 
 async def test_claim_waits_for_hanging_transaction(dsn: str) -> None:
-    """The former holder is in the middle of it when a successor claims."""
+    """The former holder's transaction is in progress when a successor claims."""
     async with claimed(dsn) as replica:
         steps = await journal_apply.steps_of([saved(message("m-1", 3))], WorkerPool())
         inside, go_on = asyncio.Event(), asyncio.Event()
@@ -186,7 +186,7 @@ async def test_failed_open_can_be_retried() -> None:
 
 
 async def test_postmaster_kill_during_apply_is_consistent() -> None:
-    """What is there is what was noted, batch by batch, and all that was confirmed."""
+    """Stored rows match the recorded position and include all confirmed changes."""
     with postgres_process() as process:
         async with claimed(process.dsn) as replica:
             numbers = itertools.count(1)
@@ -208,7 +208,7 @@ async def test_postmaster_kill_during_apply_is_consistent() -> None:
 async def _follow(
     replica: PostgreSQLReplica, numbers: Iterator[int], confirmed: list[int], enough: asyncio.Event
 ) -> None:
-    """Change ten messages at a time, on and on; ``enough`` is set after some turns."""
+    """Apply batches of ten changes repeatedly; ``enough`` is set after some iterations."""
     for turn, number in enumerate(numbers):
         await replica.apply(LEASE, [saved(message(f"m-{n}", number * 10 + n)) for n in range(10)])
         confirmed[0] = number * 10 + 9

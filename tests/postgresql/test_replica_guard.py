@@ -1,4 +1,4 @@
-"""Who may write while messages are moved here, and afterwards."""
+"""Write guard of the target: who may write during a migration, and afterwards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILE = "('f', 'n', 'p', 't', NULL, NULL, 3, 'u', NULL, NULL)"
 
 @pytest.fixture(params=[100, 0])
 def cache(request: pytest.FixtureRequest) -> int:
-    """How many statements are kept; 0 is for PgBouncer."""
+    """Size of the statement cache; 0 is for PgBouncer."""
     size: int = request.param
     return size
 
@@ -37,7 +37,7 @@ def cache(request: pytest.FixtureRequest) -> int:
 
 
 async def test_running_server_is_locked_out_until_finish(dsn: str, cache: int) -> None:
-    """It was started on PostgreSQL alone before anybody claimed the database."""
+    """The server was started on PostgreSQL alone before the database was claimed."""
     async with (
         opened_plain(dsn, statement_cache=cache) as backend,
         opened_replica(dsn, statement_cache=cache) as replica,
@@ -143,7 +143,7 @@ async def test_revisions_never_decrease(dsn: str) -> None:
 
 
 async def test_long_reader_does_not_block_finish(dsn: str) -> None:
-    """As pg_dump does, which reads for hours. The guard stays, and lets everybody write."""
+    """pg_dump, for example, reads for hours. The guard remains and allows all writes."""
     async with claimed(dsn) as replica:
         for name in LATE:
             await replica.build_index(name, lambda share: None)
@@ -163,7 +163,7 @@ async def test_long_reader_does_not_block_finish(dsn: str) -> None:
 
 
 async def test_other_schema_in_search_path_is_unchanged(dsn: str) -> None:
-    """It has a store of its own, with indexes and functions of the same names."""
+    """The other schema contains a store with equally named indexes and functions."""
     async with fresh_schema() as other, opened_plain(other):
         await execute(other, "CREATE FUNCTION sagastore_guard() RETURNS int RETURN 1")
         schema = other.rpartition("=")[2]
@@ -177,7 +177,7 @@ async def test_other_schema_in_search_path_is_unchanged(dsn: str) -> None:
 
 
 async def test_owner_role_migrates_and_server_role_serves(dsn: str) -> None:
-    """With the roles of docs/sql/least_privileges.sql."""
+    """Uses the roles of docs/sql/least_privileges.sql."""
     script = Path(__file__).parents[2] / "docs" / "sql" / "least_privileges.sql"
     name = f"move_{os.getpid()}"
     await execute(dsn, script.read_text(encoding="utf-8").replace("sagastore", name))

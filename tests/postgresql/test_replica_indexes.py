@@ -1,4 +1,4 @@
-"""The indexes that are built after the rows are there."""
+"""Late indexes, which are built after the rows are copied."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = [
 
 
 def _ignore(share: float) -> None:
-    """Take no interest in the progress."""
+    """Ignore the progress."""
 
 
 async def _definitions(dsn: str) -> set[str]:
@@ -75,7 +75,7 @@ async def test_existing_index_is_not_rebuilt(dsn: str) -> None:
 
 
 async def test_index_of_cancelled_build_is_rebuilt(dsn: str) -> None:
-    """It waits behind an open transaction that has written; writes go on meanwhile."""
+    """The build waits for an open write transaction; other writes continue."""
     async with claimed(dsn) as replica:
         await _some_rows(replica)
         writer = await _open_transaction(dsn)
@@ -124,7 +124,7 @@ async def test_build_of_dead_server_is_awaited(dsn: str) -> None:
 
 
 async def _open_transaction(dsn: str) -> Any:
-    """Begin a transaction that a concurrent build has to wait for."""
+    """Open a transaction that a concurrent build waits for."""
     connection = await asyncpg.connect(dsn)
     await connection.execute(f"BEGIN; SET LOCAL sagastore.session = '{LEASE.session}'")
     await connection.execute("DELETE FROM messages WHERE id = 'nobody'")

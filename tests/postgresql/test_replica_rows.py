@@ -1,4 +1,4 @@
-"""What only PostgreSQL can do to rows that are moved into it: see tests/contract/migration."""
+"""Replicated rows, tests specific to PostgreSQL; see also tests/contract/migration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def replica(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[Pos
 
 
 async def tamper(dsn: str, statement: str) -> None:
-    """Change rows as nobody may who does not hold the lease."""
+    """Change rows directly, without the lease."""
     await execute(dsn, f"SET sagastore.session = '{LEASE.session}'; {statement}")
 
 

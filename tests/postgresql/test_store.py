@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own: types, sizes, groups, settings, the schema."""
+"""PostgreSQL store: types, sizes, write groups, settings, schema."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def backend_on(dsn: str, **options: object) -> PostgreSQLStorage:
 
 
 def _dense(pieces: list[str]) -> str:
-    """Return a content of the greatest length made of different words."""
+    """Return the longest content, made of distinct words."""
     text = " ".join(pieces)
     return text[:MAX_CONTENT]
 
@@ -83,7 +83,7 @@ async def test_timestamps_are_exact(dsn: str, moment: int) -> None:
 
 
 async def test_bad_row_does_not_affect_group(dsn: str) -> None:
-    """Validation lets nothing bad through; here it is left out."""
+    """Validation, which rejects bad rows, is bypassed here."""
     async with opened(lambda: backend_on(dsn, writers=1)) as backend:
         bad = draft("bad", "zero \0 byte")
         drafts = [draft(f"m-{number}") for number in range(20)]
@@ -144,7 +144,7 @@ def _begin() -> str:
 
 
 async def test_store_works_without_prepared_statements(dsn: str) -> None:
-    """As behind PgBouncer in transaction mode: nothing outlives a transaction."""
+    """As behind PgBouncer in transaction mode: no state outlives a transaction."""
     async with opened(lambda: backend_on(dsn, statement_cache=0)) as backend:
         await _use(backend)
         rows = await backend._pool.rows("SELECT count(*) FROM pg_prepared_statements")  # type: ignore[attr-defined]
@@ -187,7 +187,7 @@ async def test_foreign_tables_are_unchanged(dsn: str) -> None:
 
 
 class _Nothing(PostgreSQLStorage):
-    """Only looks that nothing of ours was left behind."""
+    """Checks that the store leaves no objects behind."""
 
     def __init__(self, dsn: str) -> None:
         super().__init__(PostgreSQLOptions(dsn, pool_min=1))
@@ -226,7 +226,7 @@ async def test_errors_contain_no_message_content(
 
 
 async def test_least_privileges_are_sufficient(dsn: str) -> None:
-    """The owner makes the schema; the server serves, and may not change it."""
+    """The owner creates the schema; the server's role can use but not change it."""
     script = Path(__file__).parents[2] / "docs" / "sql" / "least_privileges.sql"
     name = f"least_{os.getpid()}"
     await execute(dsn, script.read_text(encoding="utf-8").replace("sagastore", name))

@@ -1,4 +1,4 @@
-"""The runner of the specification."""
+"""Runner of the specification."""
 
 from __future__ import annotations
 

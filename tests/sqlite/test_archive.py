@@ -1,4 +1,4 @@
-"""The file becomes an archive with a receipt, however often and wherever that is interrupted."""
+"""Archiving: the file becomes an archive with a receipt, despite interruptions at any point."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REPORT: dict[str, object] = {"postgresql": {"messages": 3}, "text": "grüße", "
 
 
 async def _ready(path: Path) -> None:
-    """Make a file that is about to be archived."""
+    """Create a file that is ready to be archived."""
     legacy_db(path, [PLAIN | {"id": f"m{n}"} for n in range(3)] + [PLAIN | {"id": None}])
     async with opened_source(path) as source:
         await source.set_state(LAST)
@@ -52,7 +52,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _require_archive(path: Path, made: Path) -> None:
-    """Check all that an archive has to be."""
+    """Check all properties of an archive."""
     assert _files(path.parent) == sorted([made.name, "messages.db.receipt.json"])
     assert stat.S_IMODE(made.stat().st_mode) == 0o444
     result = receipt.check(made)
@@ -227,7 +227,7 @@ async def test_archiving_resumes_after_kill_at_any_step(path: Path, tmp_path: Pa
 
 
 async def _make_good(path: Path) -> None:
-    """Do what a server does that is started after the crash."""
+    """Repeat the startup actions of a server after the crash."""
     for alone in (SQLiteStorage(path),):
         with pytest.raises(CannotOpenError, match="--postgres"):
             await alone.open()
@@ -280,7 +280,7 @@ async def test_damaged_file_is_not_archived(path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Path:
-    """Return a disk of 32 MiB; it is unmounted by the test that uses it."""
+    """Return a disk of 32 MiB; the test unmounts it."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount")

@@ -1,4 +1,4 @@
-"""A file under migration, or whose messages have moved, is refused to who lacks the rest."""
+"""Guard of migrating and archived files: refused unless PostgreSQL is configured."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def test_missing_file_with_unreadable_receipt_is_refused(path: Path) -> No
 
 
 async def test_receipt_next_to_file_is_ignored(path: Path) -> None:
-    """After it was taken away and begun anew, say, or restored."""
+    """The receipt may be left over after the file was recreated or restored."""
     await _archived(path)
     receipt = path.with_name("messages.db.receipt.json")
     text = receipt.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A backup is one moment of the store, whatever goes on; a restore is all or nothing."""
+"""Backup is a consistent snapshot during writes; restore is all or nothing."""
 
 # ruff: noqa: ASYNC240 - nothing else runs on these loops that a look at a file could hold up
 
@@ -33,7 +33,7 @@ LONG = "a text of some length " * 200
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Hear of progress and do nothing."""
+    """Ignore the progress."""
 
 
 async def fill(store: StorageBackend, prefix: str, count: int, text: str = LONG) -> None:
@@ -51,7 +51,7 @@ def names(folder: Path) -> list[str]:
 
 
 async def ids_served(path: Path) -> list[str]:
-    """Open the file as a server does, and look at every message through the search index."""
+    """Open the file as a server does, and check every message through the search index."""
     async with opened(lambda: SQLiteStorage(path)) as store:
         listed = (await store.scan_ids("", "\U0010ffff", 500)).messages
         assert await found(store, "text") == [one.id for one in listed]
@@ -59,7 +59,7 @@ async def ids_served(path: Path) -> list[str]:
 
 
 class Meanwhile:
-    """Does something on the loop once in a backup, after its first pages."""
+    """Runs an action on the event loop once during a backup, after its first pages."""
 
     def __init__(self, work: Callable[[], asyncio.Future[None] | None]) -> None:
         self.done = False
@@ -111,7 +111,7 @@ async def test_store_without_server_is_backed_up(path: Path) -> None:
 
 
 async def killed(path: Path, at: Path) -> None:
-    """Leave at ``at`` what a server leaves that is killed: a store with a log beside it."""
+    """Create at ``at`` the files of a killed server: a store with a WAL."""
     async with opened(lambda: SQLiteStorage(path)) as store:
         await store.save(draft("killed", "text"))
         for suffix in ("", "-wal"):
@@ -199,7 +199,7 @@ async def test_non_store_is_refused(path: Path) -> None:
 
 
 async def damaged_copy(path: Path, at: Path, *, index: bool) -> None:
-    """Make a store in which a page of the messages, or of the search index, is spoilt."""
+    """Create a store with a corrupt page of the messages or of the search index."""
     async with opened(lambda: SQLiteStorage(path)) as store:
         await fill(store, "one", 200)
     shutil.copyfile(path, at)
@@ -263,7 +263,7 @@ async def test_full_disk_leaves_no_backup(
 
 @pytest.fixture
 async def backup(tmp_path: Path) -> Path:
-    """Make a backup with one message."""
+    """Create a backup with one message."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     async with opened(lambda: SQLiteStorage(folder / "store.db")) as store:
@@ -316,7 +316,7 @@ async def test_restore_keeps_old_file(backup: Path, path: Path) -> None:
 
 
 async def test_orphaned_log_is_not_applied(backup: Path, path: Path) -> None:
-    """The main file was lost, its log was not: SQLite would apply it to any database."""
+    """The main file was lost and its log was kept; SQLite would apply it to any database."""
     await killed(path.with_name("former.db"), path)
     path.unlink()
     report = restore(backup, path, replace=False, progress=silent)
@@ -339,7 +339,7 @@ async def test_restore_keeps_damaged_file_and_companions(backup: Path, path: Pat
 
 
 class Cut(BaseException):
-    """The moment at which a process is killed."""
+    """Point at which a process is killed."""
 
 
 @pytest.mark.parametrize("lost", [False, True])

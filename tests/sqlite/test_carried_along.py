@@ -1,4 +1,4 @@
-"""What goes along with the messages: legacy files, extra values, quarantine."""
+"""Auxiliary rows: legacy files, extra values, quarantine."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def _all_extras(source: SQLiteSource, limit: int = 2) -> list[ExtraValue]:
 
 
 async def _check_tallies(source: SQLiteSource) -> None:
-    """Compare with what is read in the other way, sorted here."""
+    """Compare with an independent read, sorted here."""
     quarantine, files, extras = AuxiliaryTallier(), AuxiliaryTallier(), AuxiliaryTallier()
     quarantine.add_all(map(quarantine_values, await source.quarantine(0, 10_000)))
     rows = sorted(await _all_files(source), key=lambda row: row.id.encode())
@@ -190,7 +190,7 @@ async def test_large_files_are_read_in_smaller_batches(path: Path) -> None:
 
 
 async def test_changed_rowids_hide_no_file(tmp_path: Path) -> None:
-    """VACUUM may give them: what was set aside has another number then."""
+    """VACUUM can change rowids; a quarantined file then has another number."""
     table = "CREATE TABLE files (id TEXT UNIQUE, filename, filepath, file_type, uploaded_at);"
     odd = "INSERT INTO files VALUES ('b', NULL, 'b', 'c', 'now');"
     good = "INSERT INTO files VALUES ('{}', 'a', 'b', 'c', 'now');"

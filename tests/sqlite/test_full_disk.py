@@ -1,4 +1,4 @@
-"""A full disk refuses writes, loses nothing, and is over when there is room."""
+"""Full disk: writes are refused without loss, and succeed again once there is space."""
 
 from __future__ import annotations
 

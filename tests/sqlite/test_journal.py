@@ -1,4 +1,4 @@
-"""The journal holds every change, and nothing but changes, whatever is done in what order."""
+"""Journal: contains every change and nothing else, for any order of operations."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _write(source: SQLiteSource, write: tuple[Any, ...]) -> Coroutine[Any, Any, 
 
 
 class _Model:
-    """What the journal ought to hold, in the plainest terms."""
+    """Reference model of the journal."""
 
     def __init__(self) -> None:
         self.on = False
@@ -156,7 +156,7 @@ def test_journal_contains_exactly_the_changes(script: list[tuple[Any, ...]]) -> 
 
 
 async def test_group_adds_one_entry_per_message(path: Path) -> None:
-    """Saved, deleted and saved again in one transaction: the last revision counts."""
+    """Saved, deleted and saved again in one transaction: the last revision is journalled."""
     async with opened_source(path) as source:
         await source.save(draft("kept"))
         await source.set_state(DUAL_WRITE)
@@ -307,7 +307,7 @@ def test_kill_keeps_changes_and_entries_consistent(path: Path, count: int) -> No
 
 
 async def test_failed_commit_stores_neither_change_nor_entry(path: Path) -> None:
-    """Another program holds the lock for writing: the group fails as a whole."""
+    """Another program holds the write lock, so the whole group fails."""
     async with opened_source(path) as source:
         await source.set_state(DUAL_WRITE)
         await source.save(draft("before"))

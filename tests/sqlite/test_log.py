@@ -1,4 +1,4 @@
-"""The write-ahead log is emptied whatever readers do; reads survive that."""
+"""Write-ahead log: truncated despite readers, which survive the truncation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 async def small(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SQLiteStorage]:
-    """Open a store whose log counts as large early."""
+    """Open a store with a low threshold for a large log."""
     monkeypatch.setattr(checkpoint, "PASSIVE_BYTES", 256 * 1024)
     monkeypatch.setattr(checkpoint, "LARGE_BYTES", 2 * MIB)
     monkeypatch.setattr(connection, "LOG_BYTES", 2 * MIB)
@@ -51,7 +51,7 @@ def _in_use(store: SQLiteStorage) -> int:
 
 
 async def _write(store: SQLiteStorage, number: int) -> None:
-    """Write about half a MiB."""
+    """Write about 0.5 MiB."""
     text = "words and more words " * 250
     drafts = [draft(f"{number}-{n}", f"{text}{number}") for n in range(50)]
     await store.bulk_save(drafts, OnConflict.REPLACE)
@@ -59,7 +59,7 @@ async def _write(store: SQLiteStorage, number: int) -> None:
 
 @asynccontextmanager
 async def _constant_reading(store: SQLiteStorage) -> AsyncIterator[None]:
-    """Keep every reader busy, so that there is never a moment without one."""
+    """Keep every reader busy at all times."""
     stop = False
 
     async def read() -> None:
@@ -75,7 +75,7 @@ async def _constant_reading(store: SQLiteStorage) -> AsyncIterator[None]:
 
 
 async def test_log_is_truncated_under_constant_reads(small: SQLiteStorage, path: Path) -> None:
-    """Fails by its time limit if readers can keep a checkpoint out."""
+    """Fails by its time limit if readers can block a checkpoint."""
     async with _constant_reading(small):
         for number in range(20):
             await _write(small, number)
@@ -87,7 +87,7 @@ async def test_log_is_truncated_under_constant_reads(small: SQLiteStorage, path:
 
 
 async def test_log_is_bounded_under_constant_load(small: SQLiteStorage, path: Path) -> None:
-    """Writes follow one another without a gap, far more of them than the log may hold."""
+    """Continuous writes, many more than the log may hold."""
     largest = 0
     async with _constant_reading(small):
         for number in range(0, 120, 3):
@@ -118,7 +118,7 @@ async def test_log_shrinks_after_foreign_reader_ends(small: SQLiteStorage, path:
 async def test_log_restarts_without_truncating_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is overwritten costs less than what is appended: the file must not be cut."""
+    """Overwriting is cheaper than appending, so the file must not be truncated."""
     monkeypatch.setattr(checkpoint, "INTERVAL", 3600.0)
     log = path.with_name(path.name + "-wal")
     assert read_log(log) == NO_LOG
@@ -164,7 +164,7 @@ async def test_checkpointed_log_is_not_copied_again(
 async def test_foreign_reader_blocks_neither_reads_nor_writes(
     small: SQLiteStorage, path: Path
 ) -> None:
-    """A log that cannot be emptied must not make everybody wait for it."""
+    """A log that cannot be truncated must not block other calls."""
     with closing(sqlite3.connect(path, isolation_level=None)) as foreign:
         foreign.execute("BEGIN")
         foreign.execute("SELECT count(*) FROM messages").fetchone()
@@ -188,7 +188,7 @@ async def test_foreign_reader_blocks_neither_reads_nor_writes(
 async def test_interrupted_read_is_retried(
     small: SQLiteStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint that lost its patience interrupts; nobody notices."""
+    """A checkpoint interrupts readers after its time-out; clients do not notice."""
     await _write(small, 1)
     begun = threading.Event()
     go_on = threading.Event()
@@ -240,7 +240,7 @@ async def test_cancelled_read_releases_log(small: SQLiteStorage, path: Path) -> 
 
 
 async def test_readers_are_served_fairly(small: SQLiteStorage) -> None:
-    """Fails by its time limit if a reader gets back what it has just released."""
+    """Fails by its time limit if a reader gets back the connection that it has just released."""
     await _write(small, 1)
     async with _constant_reading(small):
         for _ in range(20):

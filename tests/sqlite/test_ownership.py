@@ -1,4 +1,4 @@
-"""One process owns a file; the others are told which."""
+"""Ownership: one process locks a file; the error for others names it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ asyncio.run(main())
 
 @contextmanager
 def _owner(path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run another process that has the file open, until its input ends."""
+    """Run another process that has the file open until its input ends."""
     command = [sys.executable, "-c", OWNER, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:

@@ -1,4 +1,4 @@
-"""All plans of a search find the same rows, and each uses an index."""
+"""Query plans of a search return the same rows, and each uses an index."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ async def test_block_plan_joins_index_range_with_matches(
 async def test_frequent_matches_are_found_in_any_position(
     store: SQLiteStorage, path: Path, at_the_end: bool, newest_first: bool
 ) -> None:
-    """Too few of them in the first block, or none; times that several share, and not in order."""
+    """Too few matches in the first block, or none; equal times; unordered times."""
     total, many = 3000, 1200
     drafts = [
         draft(

@@ -1,4 +1,4 @@
-"""What is read at once is bounded, and nothing of it stays open."""
+"""Reader pool: reads are bounded and leave no statement open."""
 
 from __future__ import annotations
 

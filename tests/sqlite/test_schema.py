@@ -1,4 +1,4 @@
-"""The file: who may write it, which versions are opened, and what it is built from."""
+"""Schema of the file: lock-out of other writers, supported versions, upgrade steps."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ async def test_fresh_schema_equals_replayed_steps(path: Path, tmp_path: Path) ->
 
 
 def _old_file(old: Path, version: int) -> None:
-    """Make a file as a server of that schema has left it, with something of everything."""
+    """Create a file as a server with that schema leaves it, with rows in every table."""
     with closing(sqlite3.connect(old, isolation_level=None)) as connection:
         files.register_owner_function(connection)
         connection.execute("PRAGMA journal_mode = WAL")
@@ -177,7 +177,7 @@ def _old_file(old: Path, version: int) -> None:
 
 @pytest.mark.parametrize("version", range(1, files.SCHEMA_VERSION))
 async def test_older_schema_is_upgraded(path: Path, version: int) -> None:
-    """From each version there was, with what was in it."""
+    """From each earlier version, with its data."""
     await _filled(path)
     old = path.with_name("old.db")
     _old_file(old, version)
@@ -205,7 +205,7 @@ async def test_older_schema_is_upgraded(path: Path, version: int) -> None:
 
 
 async def test_conflicting_object_name_is_reported(path: Path) -> None:
-    """What a takeover by an older server left alone may be in the way of a newer one."""
+    """An object that an import by an older server kept may conflict with a newer schema."""
     _old_file(path, 1)
     with closing(sqlite3.connect(path)) as plain:
         plain.execute("CREATE TABLE Journal (entry)")

@@ -1,4 +1,4 @@
-"""A legacy file is taken over faithfully: each row is served as it was, or set aside."""
+"""Import of a legacy file: each row is served unchanged or quarantined."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def test_worker_process_reads_rows_identically(path: Path) -> None:
 
 
 def test_existing_copy_with_other_rowids_is_accepted(path: Path) -> None:
-    """One of an earlier attempt, say: its values are the same, and its rows elsewhere."""
+    """The copy of an earlier attempt has the same values with other rowids."""
     rows = numbered(40)
     for row in rows[9::10]:
         row["id"] = None
@@ -162,7 +162,7 @@ def test_backup_copy_equals_original(path: Path) -> None:
 
 
 def test_repeated_import_keeps_distinct_copies(path: Path) -> None:
-    """A copy that holds something else is never replaced; an equal one is kept."""
+    """A copy with different contents is never replaced; an equal one is kept."""
     legacy_db(path, numbered(3))
     first = take_over(path).copy
     shutil.copy(first, path)
@@ -394,7 +394,7 @@ def test_every_row_is_served_or_quarantined(
 
 
 def assert_accounted_for(path: Path, report: TakeoverReport) -> None:
-    """Compare the file with its copy, row by row, reading the old values naively."""
+    """Compare the file with its copy row by row, with a simple reader of the old values."""
     aside = quarantine(path)
     with reading(report.copy) as old, reading(path) as new:
         old.text_factory = Text

@@ -1,4 +1,4 @@
-"""A takeover that is killed, or finds no room, leaves one whole file or the other."""
+"""Interrupted import: leaves either the complete old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run(path: Path, last: int) -> subprocess.CompletedProcess[str]:
 
 
 def assert_whole(path: Path, original: Path) -> Kind:
-    """Check that the file is wholly the old one or wholly the new one."""
+    """Check that the file is completely old or completely new."""
     kind = classify(path).kind
     assert classify(path, recover=True, check=True).kind is kind
     if kind is Kind.LEGACY:
@@ -125,7 +125,7 @@ def test_import_survives_kill_at_any_time(path: Path, original: Path) -> None:
 
 
 def test_import_fails_cleanly_at_file_size_limit(path: Path, original: Path) -> None:
-    """Every write beyond a size fails, wherever the takeover happens to be."""
+    """Every write beyond a size fails, at any point of the import."""
     size = path.stat().st_size
     for share in (0.5, 1.05, 1.3):
         limit = int(size * share)
@@ -156,7 +156,7 @@ except CannotOpenError as exc:
 
 @pytest.fixture
 def small_disk(tmp_path: Path, original: Path) -> Iterator[Path]:
-    """Mount a disk that has room for the file and its copy, not for a takeover."""
+    """Mount a disk with space for the file and its copy, but not for an import."""
     mount = shutil.which("mount")
     if mount is None or os.geteuid() != 0:
         pytest.skip("only root can mount a small disk")
@@ -209,7 +209,7 @@ def test_corrupt_copy_aborts_import(path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_lost_row_aborts_import(
     path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The counts before the commit notice a bug of ours."""
+    """The counts before the commit detect a bug of the import."""
     monkeypatch.setattr(
         "sagastore_server.sqlite.legacy.importer._Takeover._set_aside", lambda *_: None
     )

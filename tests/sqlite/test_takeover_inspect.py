@@ -1,4 +1,4 @@
-"""What a file is, found out without a trace; and the report of `inspect`."""
+"""Inspection of a file without changing it, and the report of `inspect`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def torn(path: Path) -> None:
 
 
 def overwritten(path: Path) -> None:
-    """Damage every page but the first, which has the schema's root."""
+    """Corrupt every page except the first, which has the schema's root."""
     legacy(path)
     with path.open("rb+") as file:
         pages = path.stat().st_size // 4096
@@ -161,7 +161,7 @@ for n in range(2000):
 @pytest.mark.parametrize("mode", ["delete", "wal", "wal without shm"])
 @pytest.mark.parametrize("recover", [False, True])
 def test_file_of_killed_writer_is_read(tmp_path: Path, mode: str, recover: bool) -> None:
-    """What the log or the journal holds is seen, and still nothing is touched."""
+    """The contents of the log or journal are read without changing any file."""
     path = legacy_db(tmp_path / "memory.db", numbered(50, 500))
     journal = mode.partition(" ")[0]
     subprocess.run([sys.executable, "-c", KILLED, str(path), journal], check=False)

@@ -19,7 +19,7 @@ def _connection(store: SQLiteStorage) -> sqlite3.Connection:
 
 
 async def test_commits_are_synced(store: SQLiteStorage) -> None:
-    """WAL with synchronous=FULL, on the connection that writes."""
+    """WAL with synchronous=FULL on the writing connection."""
     connection = _connection(store)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
@@ -79,7 +79,7 @@ async def test_refused_write_shares_transaction(store: SQLiteStorage) -> None:
 
 
 async def test_rejected_row_does_not_affect_group(store: SQLiteStorage) -> None:
-    """Validation keeps such a row away; if one came through, it alone must fail."""
+    """Validation rejects such a row; if one passed, only that write must fail."""
     good = [store.save(draft(f"m-{n}")) for n in range(20)]
     bad = store.save(draft("bad", timestamp=2**70))
     results = await asyncio.gather(*good[:10], bad, *good[10:], return_exceptions=True)
@@ -90,7 +90,7 @@ async def test_rejected_row_does_not_affect_group(store: SQLiteStorage) -> None:
 
 
 async def test_answered_write_is_committed(store: SQLiteStorage, path: Path) -> None:
-    """Another connection, of nobody's cache, has it at once."""
+    """Another connection, without a shared cache, reads the message at once."""
     with closing(sqlite3.connect(path)) as other:
         for number in range(50):
             result = await store.save(draft("m-1", f"text {number}"))

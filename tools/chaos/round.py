@@ -32,7 +32,13 @@ _SETTINGS = {
 }
 
 _KILLED = {9, 15}
-_DEFECT_MARKERS = ("internal error", "Traceback", "following failed", "the backfill failed")
+_DEFECT_MARKERS = (
+    "internal error",
+    "Traceback",
+    "following failed",
+    "replication failed",
+    "backfill failed",
+)
 
 
 @dataclass

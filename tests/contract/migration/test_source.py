@@ -1,4 +1,4 @@
-"""What a source remembers, and what it does with its queue of writes."""
+"""Migration source: persistent state and the write queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal of a source: every change is in it, in order, and nothing else."""
+"""Journal of a source: contains every change in order, and nothing else."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ MIB = 1024 * 1024
 
 
 async def _told(source: MigrationSource, after: int = 0) -> list[tuple[int, str, bool]]:
-    """Return sequence, id and whether it is forced, of every entry."""
+    """Return sequence, id and forced flag of every entry."""
     return [(one.sequence, one.id, one.forced) for one in await source.journal(after, 10_000)]
 
 
 async def _waiting(source: MigrationSource) -> tuple[int, int]:
-    """Return how many entries there are, and what was pruned."""
+    """Return the number of entries and the pruned position."""
     status = await source.journal_status(0)
     return status.rows, status.pruned
 
@@ -124,7 +124,7 @@ async def test_refused_and_empty_writes_leave_no_entry(source: MigrationSource) 
 
 
 async def test_concurrent_writes_leave_one_latest_entry_per_id(source: MigrationSource) -> None:
-    """However they share transactions."""
+    """Regardless of how they share transactions."""
     await source.set_state(DUAL_WRITE)
     writes = []
     for n in range(120):
@@ -265,7 +265,7 @@ async def test_rejournalling_without_a_journal_adds_nothing(source: MigrationSou
 
 
 async def test_pruning_stops_when_entries_return(source: MigrationSource) -> None:
-    """A target that lost what it had confirmed gets it again, whoever prunes meanwhile."""
+    """A target that lost confirmed changes gets them again despite concurrent pruning."""
     await source.set_state(DUAL_WRITE)
     for start in range(6):
         drafts = [draft(f"m{start:02}-{n:03}", "x") for n in range(1000)]

@@ -1,4 +1,4 @@
-"""Who may write to a target: claiming, leases, fencing, and the end of it."""
+"""Claims of a target: leases, fencing, and the end of a migration."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ROW = QuarantinedRow(1, "messages/rowid=1", "because", "id", b"{}")
 
 
 async def _refused(target: MigrationTarget, lease: Lease, source: str = SOURCE) -> str:
-    """Return the one reason why a claim is refused."""
+    """Return the single reason why a claim is refused."""
     with pytest.raises(PreconditionError) as caught:
         await target.claim(lease, source, Phase.DUAL_WRITE, 2)
     (blocker,) = caught.value.blockers
@@ -97,7 +97,7 @@ async def test_claim_by_the_holder_keeps_the_record(target: MigrationTarget) -> 
 
 @pytest.mark.parametrize("stored", [True, False])
 async def test_database_with_content_is_refused(target_place: TargetPlace, stored: bool) -> None:
-    """Tombstones are no content, and mean nothing to the next migration."""
+    """Tombstones do not count as content; the next migration ignores them."""
     await target_place.use_before(["m-1"] if stored else [], ["m-2"])
     async with opened(target_place.make()) as target:
         before = await target.inspect()
@@ -350,7 +350,7 @@ async def test_everything_survives_reopening(target_place: TargetPlace) -> None:
 
 
 async def _read_at_last(target: MigrationTarget) -> int:
-    """Return a revision from the first connection that is alive; each lost one may cost a try."""
+    """Return a revision from the first live connection; each lost one may cost a retry."""
     for _ in range(10):
         with contextlib.suppress(UnavailableError):
             return (await target.get("m-1")).revision

@@ -1,4 +1,4 @@
-"""Rows that come by the journal, by the backfill and by repairs: in the end all is as it was."""
+"""Rows from the journal, the backfill and repairs converge to the source's contents."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ async def test_prepared_rows_are_guarded_when_they_are_copied(target: MigrationT
 
 
 class Source:
-    """A store with a journal, in a few lines."""
+    """Minimal store with a journal."""
 
     def __init__(self, before: Sequence[str]) -> None:
         self.state: dict[str, Message] = {}
@@ -187,7 +187,7 @@ class Source:
             self.journal.append(key)
 
     def entries(self, start: int, size: int) -> list[Entry]:
-        """Return entries with what is there now."""
+        """Return entries with their current rows."""
         numbered = list(enumerate(self.journal, self.base + 1))[start : start + size]
         return [self.entry(key, sequence) for sequence, key in numbered]
 
@@ -247,7 +247,7 @@ async def _known(place: TargetPlace, target: MigrationTarget) -> dict[str, int]:
 async def test_stale_rows_never_return_in_any_order(
     kind: str, before: list[str], plan: list[tuple[Any, ...]]
 ) -> None:
-    """Batches are read at one time and applied at another, again, and in another order."""
+    """Batches are read at one time and applied at another, repeatedly and out of order."""
     async with TARGETS[kind]() as place, place.claimed() as target:
         source = Source(before)
         rows = list(source.state.values())
