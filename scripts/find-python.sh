@@ -1,7 +1,7 @@
 #!/bin/sh
-# Prints the Python interpreter for the environments: $PYTHON if set, else the first of the
-# usual names that runs and is 3.11 or later. Each name is executed, because version managers
-# install stubs that do not run.
+# Prints the Python to build environments with: $PYTHON if it is set, else the
+# first of the usual names that starts and is 3.11 or later. An existing name may not
+# start (version managers put stubs on the path), so each is tried.
 set -eu
 
 no_venv=

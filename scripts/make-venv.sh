@@ -1,5 +1,5 @@
 #!/bin/sh
-# Creates the virtual environment DIR unless it exists and works.
+# Creates the virtual environment DIR, unless a working one exists.
 # usage: make-venv.sh DIR
 set -eu
 

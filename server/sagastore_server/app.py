@@ -1,6 +1,6 @@
-"""The composition root: puts a backend behind the server, and runs both.
+"""Composition root: creates the components of the server, connects them, and runs them.
 
-The only module that names a concrete backend.
+The only module that names concrete backends.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import NamedTuple
 import structlog
 
 from sagastore_server import __version__
-from sagastore_server.banner import Asked, greeting
+from sagastore_server.banner import Credentials, banner
 from sagastore_server.config.address import Address
 from sagastore_server.config.settings import OFF, Settings, default_sqlite
 from sagastore_server.migration.migrating_service import MigratingService, Options
 from sagastore_server.migration.single_store import SingleStore
-from sagastore_server.rpc.credentials import server_credentials
-from sagastore_server.rpc.limits import Limits
+from sagastore_server.rpc.admission import Limits
 from sagastore_server.rpc.server import METHODS, CannotListenError, RpcServer, ServerOptions
 from sagastore_server.runtime.signals import StopSignals
+from sagastore_server.runtime.supervisor import Failure, Supervisor, awaited
 from sagastore_server.runtime.systemd import Notifier
 from sagastore_server.security.setup import SecuritySetup, SecuritySetupError
 from sagastore_server.sqlite.backend import SQLiteStorage
@@ -32,124 +32,151 @@ from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.phase import Phase
 from sagastore_server.telemetry.readiness import Readiness
-from sagastore_server.telemetry.setup import Subject, Telemetry, TelemetryError
+from sagastore_server.telemetry.setup import Sources, Telemetry, TelemetryError
 
-_PROGRESS_EVERY = 2.0
-"""Seconds between two lines about the same long work."""
+_PROGRESS_INTERVAL = 2.0
+"""Seconds between two log lines about the same long operation."""
 
-_WATCH_EVERY = 1.0
-"""Seconds between two looks at how the store does."""
+_HEALTH_INTERVAL = 1.0
+"""Seconds between two health checks of the store."""
 
 _log = structlog.get_logger(__name__)
 
 
-class StartupError(Exception):
-    """The server cannot start as it was told to; the line says why and what to do."""
+class ServerError(Exception):
+    """The server cannot start, or has to end. The text is one line: what is wrong, what to do."""
+
+
+class StartupError(ServerError):
+    """The server cannot start with these settings."""
 
 
 async def serve(settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve until a signal asks to stop, then drain.
+    """Serve until a stop signal arrives, then drain.
 
-    The port is bound first, so that probes are answered (NOT_SERVING) while a
-    large file is being opened.
+    The port is bound before the store is opened, so that health checks are answered
+    (NOT_SERVING) while a large file is being opened.
 
     Args:
-        settings: What to serve, and where.
-        say: Takes what a person at a terminal wants to read.
+        settings: Settings of the server.
+        say: Prints the banner.
 
     Raises:
-        StartupError: Something in the settings cannot be had.
+        ServerError: The server cannot start, or a background task that it needs has failed.
         CannotOpenError: The store cannot be opened.
 
     """
-    security_setup = _entrance(settings)
-    _check(settings)
-    async with Notifier() as manager, _sight(settings) as telemetry:
-        service = _service(settings, telemetry.readiness)
-        backend = service.backend
-        backend.observe(telemetry.instruments.group_committed)
-        server = RpcServer(backend, service.control, _terms(settings, security_setup, telemetry))
+    security = _security(settings)
+    _create_default_folder(settings)
+    async with (
+        _telemetry(settings) as telemetry,
+        _supervisor(telemetry) as supervisor,
+        _fatal_failure(supervisor) as fatal,
+        _notifier(supervisor) as systemd,
+    ):
+        server, service = _components(settings, security, telemetry, supervisor)
         signals = StopSignals()
         address = await _listen(server, settings.address)
-        telemetry.begin(_subject(server, service, security_setup))
+        telemetry.begin(_subject(server, service, security))
         try:
-            async with security_setup.watched():
-                if await _open(backend, signals):
-                    await server.open_gate()
+            async with security.watched():
+                if await _open(service.backend, signals, fatal):
+                    await server.start_accepting()
                     telemetry.opened()
-                    await _announce(service, address, _asked(settings), telemetry, say)
-                    manager.ready(f"serving {service.place()} on {address}")
-                    async with _watched(service, server, telemetry.readiness):
-                        await _until_told(signals, server)
-                manager.stopping(settings.drain_seconds)
-                telemetry.draining(settings.drain_seconds, lambda: server.calls_under_way)
+                    await _announce(service, address, settings, telemetry, say)
+                    systemd.ready(f"serving {service.place()} on {address}")
+                    watch = _StoreWatch(service, server, telemetry.readiness)
+                    watching = supervisor.start("store-watch", watch.run)
+                    try:
+                        await _until_stopped(signals, server, fatal)
+                    finally:
+                        await watching.stop()
+                systemd.stopping(settings.drain_seconds)
+                telemetry.draining(settings.drain_seconds, lambda: server.calls_in_progress)
                 await _drain(server, settings.drain_seconds, signals)
         finally:
-            await telemetry.close_eyes()
+            await telemetry.stop_sampling()
             try:
                 await server.stop()
             finally:
-                await backend.close()
+                await service.backend.close()
     _log.info("stopped")
 
 
-class _StartupProgress:
-    """Tells how far long work has come, and logs it every few seconds."""
-
-    def __init__(self, readiness: Readiness) -> None:
-        self._readiness = readiness
-        self._next = time.monotonic() + _PROGRESS_EVERY
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Tell it; log it if it is time to."""
-        self._readiness.progress(what, done, total)
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + _PROGRESS_EVERY
-            _log.info("opening", work=what, rows=done, of=total)
+# ---------------------------------------------------------------- composition
+# The one supervisor, the instruments and the tracer of the process are passed on here. A component
+# that takes a supervisor gets it in one of the functions of this section.
 
 
-def _check(settings: Settings) -> None:
-    if settings.postgres is None and settings.sqlite == default_sqlite():
-        try:
-            settings.sqlite.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise StartupError(f"cannot make {settings.sqlite.parent}: {exc.strerror}") from exc
+def _components(
+    settings: Settings, security: SecuritySetup, telemetry: Telemetry, supervisor: Supervisor
+) -> tuple[RpcServer, _Service]:
+    service = _service(settings, telemetry, supervisor)
+    service.backend.observe(telemetry.instruments.group_committed)
+    options = _server_options(settings, security, telemetry, supervisor)
+    return RpcServer(service.backend, service.control, options), service
 
 
-def _entrance(settings: Settings) -> SecuritySetup:
-    try:
-        return SecuritySetup(settings)
-    except SecuritySetupError as exc:
-        raise StartupError(str(exc)) from exc
+class _Service(NamedTuple):
+    """The stores that the settings name, as one service."""
+
+    backend: StorageBackend
+    control: MigrationControl
+    place: Callable[[], str]
+    """Location of the messages, for display; may change with the phase."""
+    needs_watching: Callable[[], bool]
+    """Whether the store can become unavailable and recover; a file does not."""
 
 
-@asynccontextmanager
-async def _sight(settings: Settings) -> AsyncIterator[Telemetry]:
-    """See what goes on for as long as the context lasts."""
-    try:
-        telemetry = Telemetry(settings, __version__, METHODS)
-    except TelemetryError as exc:
-        raise StartupError(str(exc)) from exc
-    try:
-        yield telemetry
-    finally:
-        await telemetry.end()
+def _service(settings: Settings, telemetry: Telemetry, supervisor: Supervisor) -> _Service:
+    if settings.postgres is None:
+        progress = _StartupProgress(telemetry.readiness)
+        sqlite = SQLiteStorage(settings.sqlite, progress, tracer=telemetry.tracer)
+        control = SingleStore(sqlite, Phase.SQLITE_ONLY)
+        return _Service(sqlite, control, lambda: str(settings.sqlite), lambda: False)
+    dsn = settings.postgres.get_secret_value()
+    return _service_with_postgresql(settings, dsn, telemetry, supervisor)
 
 
-def _subject(server: RpcServer, service: _Service, security_setup: SecuritySetup) -> Subject:
-    admission, tls = server.admission, security_setup.tls
-    return Subject(
-        calls=lambda: admission.calls,
-        streams=lambda: admission.streams,
-        loads=service.backend.loads,
-        control=service.control,
-        certificate_ends=None if tls is None else lambda: tls.ends,
+def _service_with_postgresql(
+    settings: Settings, dsn: str, telemetry: Telemetry, supervisor: Supervisor
+) -> _Service:
+    # The import takes a tenth of a second; a server without PostgreSQL does not need it.
+    from sagastore_server.postgresql.backend import PostgreSQLStorage
+    from sagastore_server.postgresql.options import PostgreSQLOptions
+    from sagastore_server.postgresql.replica import PostgreSQLReplica
+
+    del supervisor  # No store takes it yet.
+    options = PostgreSQLOptions(
+        dsn,
+        pool_min=settings.postgres_pool_min,
+        pool_max=settings.postgres_pool_max,
+        writers=settings.postgres_writers,
+        acquire_timeout=settings.postgres_acquire_timeout,
+        statement_timeout=settings.postgres_statement_timeout,
+        statement_cache=settings.postgres_statement_cache,
+    )
+    tracer = telemetry.tracer
+    if not settings.names_sqlite:
+        postgresql = PostgreSQLStorage(options, tracer=tracer)
+        control = SingleStore(postgresql, Phase.POSTGRES_ONLY)
+        return _Service(postgresql, control, lambda: postgresql.place, lambda: True)
+    progress = _StartupProgress(telemetry.readiness)
+    migrating = MigratingService(
+        SQLiteSource(settings.sqlite, progress, tracer=tracer),
+        PostgreSQLReplica(options, tracer=tracer),
+        Options(settings.shadow_share, settings.postgres_patience),
+    )
+    return _Service(
+        migrating.backend,
+        migrating.control,
+        lambda: migrating.place,
+        lambda: migrating.can_go_away,
     )
 
 
-def _terms(
-    settings: Settings, security_setup: SecuritySetup, telemetry: Telemetry
+def _server_options(
+    settings: Settings, security: SecuritySetup, telemetry: Telemetry, supervisor: Supervisor
 ) -> ServerOptions:
     limits = Limits(
         max_request_bytes=settings.max_request_bytes,
@@ -161,91 +188,143 @@ def _terms(
         connection_age=settings.connection_age,
         max_connections=settings.max_connections,
     )
-    tls = security_setup.tls
     return ServerOptions(
         limits,
-        access=security_setup.access,
-        credentials=None if tls is None else server_credentials(tls.material),
+        access=security.access,
+        tls=None if security.tls is None else security.tls.material,
         instruments=telemetry.instruments,
+        tracer=telemetry.tracer,
+        supervisor=supervisor,
         reflection=settings.reflection,
         log_calls=settings.log_calls,
     )
 
 
-class _Service(NamedTuple):
-    """What the settings come to."""
-
-    backend: StorageBackend
-    control: MigrationControl
-    place: Callable[[], str]
-    """Where the messages are, for people; may change with the phase."""
-    needs_watching: Callable[[], bool]
-    """Whether the store can go away and come back; a file does not."""
-
-
-def _service(settings: Settings, readiness: Readiness) -> _Service:
-    if settings.postgres is None:
-        sqlite = SQLiteStorage(settings.sqlite, _StartupProgress(readiness))
-        control = SingleStore(sqlite, Phase.SQLITE_ONLY)
-        return _Service(sqlite, control, lambda: str(settings.sqlite), lambda: False)
-    return _service_with_postgresql(settings, settings.postgres.get_secret_value(), readiness)
-
-
-def _service_with_postgresql(settings: Settings, dsn: str, readiness: Readiness) -> _Service:
-    # A tenth of a second, which a service without PostgreSQL need not wait for.
-    from sagastore_server.postgresql.backend import PostgreSQLStorage
-    from sagastore_server.postgresql.options import PostgreSQLOptions
-    from sagastore_server.postgresql.replica import PostgreSQLReplica
-
-    options = PostgreSQLOptions(
-        dsn,
-        pool_min=settings.postgres_pool_min,
-        pool_max=settings.postgres_pool_max,
-        writers=settings.postgres_writers,
-        acquire_timeout=settings.postgres_acquire_timeout,
-        statement_timeout=settings.postgres_statement_timeout,
-        statement_cache=settings.postgres_statement_cache,
-    )
-    if not settings.names_sqlite:
-        postgresql = PostgreSQLStorage(options)
-        control = SingleStore(postgresql, Phase.POSTGRES_ONLY)
-        return _Service(postgresql, control, lambda: postgresql.place, lambda: True)
-    live = MigratingService(
-        SQLiteSource(settings.sqlite, _StartupProgress(readiness)),
-        PostgreSQLReplica(options),
-        Options(settings.shadow_share, settings.postgres_patience),
-    )
-    return _Service(live.backend, live.control, lambda: live.place, lambda: live.can_go_away)
+def _security(settings: Settings) -> SecuritySetup:
+    try:
+        return SecuritySetup(settings)
+    except SecuritySetupError as exc:
+        raise StartupError(str(exc)) from exc
 
 
 @asynccontextmanager
-async def _watched(
-    service: _Service, server: RpcServer, readiness: Readiness
-) -> AsyncIterator[None]:
-    """Let readiness follow the store for as long as the context lasts."""
-    watching = asyncio.create_task(_watch(service, server, readiness))
+async def _telemetry(settings: Settings) -> AsyncIterator[Telemetry]:
     try:
-        yield
+        telemetry = Telemetry(settings, __version__, METHODS)
+    except TelemetryError as exc:
+        raise StartupError(str(exc)) from exc
+    try:
+        yield telemetry
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await telemetry.end()
 
 
-async def _watch(service: _Service, server: RpcServer, readiness: Readiness) -> None:
-    healthy = True
-    while True:
-        await asyncio.sleep(_WATCH_EVERY)
-        if not service.needs_watching():
-            continue  # Counting its rows has its price.
-        health = await service.backend.health()
-        readiness.store(health)
-        if health.healthy != healthy:
-            healthy = health.healthy
-            await server.set_ready(healthy)
-            if healthy:
-                _log.info("ready again", store=health.store.value)
-            else:
-                _log.warning("not ready", store=health.store.value, reason=health.detail)
+@asynccontextmanager
+async def _supervisor(telemetry: Telemetry) -> AsyncIterator[Supervisor]:
+    """Create the supervisor of the process; readiness reports its failing tasks."""
+    supervisor = Supervisor(telemetry.instruments)
+    watch_tasks = getattr(telemetry.readiness, "watch_tasks", None)
+    if watch_tasks is not None:
+        watch_tasks(lambda: supervisor.failing)
+    try:
+        yield supervisor
+    finally:
+        await supervisor.close()
+
+
+def _notifier(supervisor: Supervisor) -> Notifier:
+    del supervisor  # It does not take it yet.
+    return Notifier()
+
+
+# -------------------------------------------------------------------- running
+
+
+@asynccontextmanager
+async def _fatal_failure(supervisor: Supervisor) -> AsyncIterator[asyncio.Task[Failure]]:
+    """Provide a task that ends when a background task with the policy FATAL has failed."""
+    fatal = awaited(supervisor.fatal(), name="fatal-failure")
+    try:
+        yield fatal
+    finally:
+        fatal.cancel()
+
+
+def _raise_if_fatal(fatal: asyncio.Task[Failure]) -> None:
+    if fatal.done():
+        failure = fatal.result()
+        raise ServerError(
+            f"background task {failure.task} failed: {failure.error}; see the log, then restart "
+            "the server"
+        )
+
+
+class _StartupProgress:
+    """Reports the progress of long operations to readiness, and logs it every few seconds."""
+
+    def __init__(self, readiness: Readiness) -> None:
+        self._readiness = readiness
+        self._next = time.monotonic() + _PROGRESS_INTERVAL
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self._readiness.progress(what, done, total)
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _PROGRESS_INTERVAL
+            _log.info("opening", work=what, rows=done, of=total)
+
+
+def _create_default_folder(settings: Settings) -> None:
+    if settings.postgres is None and settings.sqlite == default_sqlite():
+        folder = settings.sqlite.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise StartupError(
+                f"cannot create {folder}: {exc.strerror}; create it, or choose another file with "
+                "--sqlite"
+            ) from exc
+
+
+def _subject(server: RpcServer, service: _Service, security: SecuritySetup) -> Sources:
+    admission, tls = server.admission, security.tls
+    return Sources(
+        calls=lambda: admission.calls,
+        streams=lambda: admission.streams,
+        loads=service.backend.loads,
+        control=service.control,
+        certificate_ends=None if tls is None else lambda: tls.ends,
+    )
+
+
+class _StoreWatch:
+    """Reports the health of the store to readiness and to gRPC health checks."""
+
+    def __init__(self, service: _Service, server: RpcServer, readiness: Readiness) -> None:
+        self._service = service
+        self._server = server
+        self._readiness = readiness
+        self._healthy = True
+
+    async def run(self) -> None:
+        """Check the store at intervals until cancelled. A restart continues with the last state."""
+        while True:
+            await asyncio.sleep(_HEALTH_INTERVAL)
+            # A health check counts rows, so it is skipped for a store that stays available.
+            if self._service.needs_watching():
+                await self._check()
+
+    async def _check(self) -> None:
+        health = await self._service.backend.health()
+        self._readiness.store(health)
+        if health.healthy == self._healthy:
+            return
+        await self._server.set_ready(health.healthy)
+        self._healthy = health.healthy
+        if health.healthy:
+            _log.info("ready again", store=health.store.value)
+        else:
+            _log.warning("not ready", store=health.store.value, reason=health.detail)
 
 
 async def _listen(server: RpcServer, address: Address) -> Address:
@@ -257,49 +336,53 @@ async def _listen(server: RpcServer, address: Address) -> Address:
         ) from exc
 
 
-async def _open(backend: StorageBackend, signals: StopSignals) -> bool:
-    """Open the backend; a signal ends that early, and then the answer is False."""
-    opening = asyncio.create_task(backend.open())
-    stop = asyncio.create_task(signals.first.wait())
-    await asyncio.wait({opening, stop}, return_when=asyncio.FIRST_COMPLETED)
+async def _open(
+    backend: StorageBackend, signals: StopSignals, fatal: asyncio.Task[Failure]
+) -> bool:
+    """Open the backend, and return False if a stop signal arrived first.
+
+    Raises:
+        ServerError: A background task with the policy FATAL has failed.
+
+    """
+    opening = awaited(backend.open())
+    stop = awaited(signals.first.wait())
+    await asyncio.wait({opening, stop, fatal}, return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
     if opening.done():
         await opening
         return True
     opening.cancel()
     await asyncio.gather(opening, return_exceptions=True)
+    _raise_if_fatal(fatal)
     return False
 
 
-async def _until_told(signals: StopSignals, server: RpcServer) -> None:
-    """Serve until a signal asks to stop.
+async def _until_stopped(
+    signals: StopSignals, server: RpcServer, fatal: asyncio.Task[Failure]
+) -> None:
+    """Serve until a stop signal arrives.
 
     Raises:
-        StartupError: Nothing is served any more. A process that lives on and does not
-            serve is noticed by nobody; one that ends is started anew.
+        ServerError: A background task with the policy FATAL has failed, or gRPC has stopped. The
+            process must end then, because a service manager restarts only a process that ends.
 
     """
-    told = asyncio.create_task(signals.first.wait())
-    ended = asyncio.create_task(server.ended())
-    await asyncio.wait({told, ended}, return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
-    ended.cancel()
-    if not signals.first.is_set():
-        raise StartupError("gRPC has stopped serving by itself, which it must not; start again")
-
-
-def _asked(settings: Settings) -> Asked:
-    return Asked(
-        tls=settings.tls_cert is not None,
-        certificate=settings.tls_client_ca is not None,
-        token=settings.access is not None,
-    )
+    stop = awaited(signals.first.wait())
+    termination = awaited(server.wait_for_termination())
+    await asyncio.wait({stop, termination, fatal}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    termination.cancel()
+    if signals.first.is_set():
+        return
+    _raise_if_fatal(fatal)
+    raise ServerError("gRPC stopped unexpectedly; restart the server")
 
 
 async def _announce(
     service: _Service,
     address: Address,
-    asked: Asked,
+    settings: Settings,
     telemetry: Telemetry,
     say: Callable[[str], None],
 ) -> None:
@@ -315,13 +398,18 @@ async def _announce(
         messages=messages,
         quarantined=quarantined,
     )
-    say(greeting(__version__, address, place, messages, quarantined, asked=asked))
+    credentials = Credentials(
+        tls=settings.tls_cert is not None,
+        certificate=settings.tls_client_ca is not None,
+        token=settings.access is not None,
+    )
+    say(banner(__version__, address, place, messages, quarantined, credentials=credentials))
 
 
 async def _quarantined(backend: StorageBackend) -> int:
-    """Return how many rows are in quarantine; 0 if the store fails to answer just now.
+    """Return the number of rows in quarantine, or 0 if the store does not answer.
 
-    It serves already: what is only announced must not end it.
+    The server already serves, and a number for the banner must not end it.
     """
     try:
         return await backend.quarantine_count()
@@ -331,12 +419,12 @@ async def _quarantined(backend: StorageBackend) -> int:
 
 
 async def _drain(server: RpcServer, grace: float, signals: StopSignals) -> None:
-    """Let the calls under way finish, until ``grace`` is over or a second signal comes."""
-    _log.info("draining", calls=server.calls_under_way, seconds=grace)
-    draining = asyncio.create_task(server.drain(grace))
-    hurry = asyncio.create_task(signals.second.wait())
-    await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
-    hurry.cancel()
+    """Drain for up to ``grace`` seconds, or until a second stop signal arrives."""
+    _log.info("draining", calls=server.calls_in_progress, seconds=grace)
+    draining = awaited(server.drain(grace))
+    second_signal = awaited(signals.second.wait())
+    await asyncio.wait({draining, second_signal}, return_when=asyncio.FIRST_COMPLETED)
+    second_signal.cancel()
     draining.cancel()
-    if server.calls_under_way:
-        _log.warning("calls cut short", calls=server.calls_under_way)
+    if server.calls_in_progress:
+        _log.warning("calls cut short", calls=server.calls_in_progress)

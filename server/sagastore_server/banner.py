@@ -1,4 +1,4 @@
-"""What a person who has started the server reads."""
+"""Start banner: address, store and first commands, for the terminal."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ from sagastore_server.config.address import Address
 from sagastore_server.config.settings import DEFAULT_LISTEN
 
 
-class Asked(NamedTuple):
-    """What callers are asked for."""
+class Credentials(NamedTuple):
+    """What a client needs to connect and to call."""
 
     tls: bool = False
     certificate: bool = False
     token: bool = False
-    """Whether there is an access file."""
+    """Whether the server has an access file."""
 
 
-def greeting(
-    version: str, address: Address, store: str, messages: int, quarantined: int, *, asked: Asked
+def banner(
+    version: str,
+    address: Address,
+    store: str,
+    messages: int,
+    quarantined: int,
+    *,
+    credentials: Credentials,
 ) -> str:
-    """Return where the server is, what it has, what it asks for, and what to try next.
+    """Return the lines that ``serve`` prints once the server accepts calls.
 
-    ``messages`` is -1 while unknown.
+    ``messages`` is -1 if unknown.
     """
     command = _client_command()
     if str(address) != DEFAULT_LISTEN:
@@ -34,8 +40,8 @@ def greeting(
         f"SagaStore {version} is serving on {address}",
         f"  store     {store}",
     ]
-    if needed := _needed(asked):
-        lines.append(f"  callers   need {needed}; see docs/how-to/security.md")
+    if needed := _needed(credentials):
+        lines.append(f"  clients   need {needed}; see docs/how-to/security.md")
     if messages >= 0:
         lines.append(f"  messages  {messages:,}")
     if quarantined:
@@ -50,27 +56,27 @@ def greeting(
         f"  {command} import memory.db      # a legacy database, or JSON Lines",
         f"  {command} --help",
         "",
-        "Ctrl+C stops the server; calls under way are finished first.",
+        "Ctrl+C stops the server after the calls in progress have finished.",
     ]
     return "\n".join(lines)
 
 
 def _reachable(address: Address) -> Address:
-    """Return what this machine can connect to: an address that means all of them is none."""
+    """Return an address that clients on this machine can connect to: not 0.0.0.0 or ::."""
     return address._replace(host="localhost") if address.host in {"0.0.0.0", "::"} else address  # noqa: S104 - compared, not listened on
 
 
-def _needed(asked: Asked) -> str:
-    needed = ["--tls-ca FILE"] if asked.tls else []
-    if asked.certificate:
+def _needed(credentials: Credentials) -> str:
+    needed = ["--tls-ca FILE"] if credentials.tls else []
+    if credentials.certificate:
         needed.append("--tls-cert and --tls-key")
-    if asked.token:
-        needed.append("a name in the access file" if asked.certificate else "a token")
+    if credentials.token:
+        needed.append("a name in the access file" if credentials.certificate else "a token")
     return ", ".join(needed)
 
 
 def _client_command() -> str:
-    """Return what starts the client: its path, where a shell would not find its name."""
+    """Return the command that starts the client: its path if its name is not on the PATH."""
     name = "sagastore"
     beside = Path(sys.executable).with_name(name)
     if shutil.which(name) or not beside.exists():

@@ -152,7 +152,7 @@ def test_the_command_over_tls(command: Sagastore, tmp_path: Path) -> None:
     command.ok("--token-file", token, *save)
     denied = command.run(*save)
     assert denied.returncode == 1
-    assert f"'{CLIENT}' has the role reader, and this needs writer" in denied.stderr
+    assert f"'{CLIENT}' has the role reader; this method requires writer" in denied.stderr
     token.write_text("wrong-secret")
     wrong = command.run("--token-file", token, "get", "by-command")
     assert "does not know this token; set SAGASTORE_TOKEN or --token-file" in wrong.stderr
@@ -184,7 +184,7 @@ def test_the_command_reads_its_token_again(tmp_path: Path) -> None:
             assert watch.stdout.readline()
             file.write_text("two")
             write_access(access, entry("token", "ops", "admin", token="two"))
-            server.wait_for_event("access file taken over")
+            server.wait_for_event("access file reloaded")
             # One line a second: these come from a stream that was begun with the new token.
             for _ in range(4):
                 assert watch.stdout.readline()

@@ -156,7 +156,7 @@ class Served:
     async def start(self) -> None:
         await self.backend.open()
         port = await self.server.start("127.0.0.1:0")
-        await self.server.open_gate()
+        await self.server.start_accepting()
         self.channel = aio.insecure_channel(f"127.0.0.1:{port}")
         self.migration = MigrationServiceStub(self.channel)
         self.storage = StorageServiceStub(self.channel)

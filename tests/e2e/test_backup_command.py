@@ -106,7 +106,7 @@ def test_a_backup_while_the_server_is_written_to(server_process: ServerFactory) 
     done = run(folder, "restore", "backup.db", "--sqlite", store, "--replace")
     assert done.returncode == 0, done
     assert f"{said['messages']:,} messages" in done.stdout
-    assert f"The file that was there is now {store}.replaced" in done.stdout
+    assert f"The previous store is now {store}.replaced" in done.stdout
     assert saved_in(server.restart()) == [f"{n:06}" for n in range(said["messages"])]
     server.terminate()
     # Nothing was lost for good: the old file has what the killed server had acknowledged.

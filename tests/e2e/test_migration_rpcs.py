@@ -134,9 +134,7 @@ async def test_change_phase(served: Served, phase: Phase) -> None:
     assert served.control.asked == [(phase, False, True), (phase, True, False)]
 
 
-@pytest.mark.parametrize(
-    ("number", "reason"), [(0, "is required"), (6, "is 6, which is not a known value")]
-)
+@pytest.mark.parametrize(("number", "reason"), [(0, "is required"), (6, "is 6, not a known value")])
 async def test_change_to_no_phase(served: Served, number: int, reason: str) -> None:
     request = migration_pb2.ChangePhaseRequest()
     request.phase = number  # type: ignore[assignment]  # a newer client's number
@@ -252,7 +250,7 @@ async def test_a_verification_that_is_given_up_ends(served: Served) -> None:
     await served.control.watched.wait()
     call.cancel()
     await until(lambda: served.control.ended == 1)
-    await until(lambda: not served.server.calls_under_way)
+    await until(lambda: not served.server.calls_in_progress)
 
 
 async def test_a_verification_ends_when_streams_must_end(served: Served) -> None:

@@ -12,10 +12,13 @@ import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from sagastore.v1 import storage_pb2
-from sagastore_server.rpc.limits import Limits
+from sagastore.v1 import migration_pb2, storage_pb2
+from sagastore.v1.migration_pb2_grpc import MigrationServiceStub
+from sagastore_server.rpc.admission import Limits
+from sagastore_server.rpc.load_shedding import LoadShedder
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.model import Message
+from tests.support.drafts import draft
 from tests.support.in_process_server import served
 from tests.support.messages import batch, message, new_id
 from tests.support.rpc_errors import Refusal, refusal_of
@@ -94,7 +97,7 @@ async def test_expired_deadline_cancels_work(held: Held) -> None:
             await stub.Get(storage_pb2.GetRequest(id="x"), timeout=0.05)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: server.server.admission.calls == 0)
-        assert server.server.calls_under_way == 0
+        assert server.server.calls_in_progress == 0
 
 
 async def test_excess_streams_are_refused(held: Held) -> None:
@@ -179,3 +182,42 @@ async def _answer(call: Any) -> storage_pb2.BulkSaveResponse:
     answer = await call.read()
     assert isinstance(answer, storage_pb2.BulkSaveResponse)
     return answer
+
+
+async def test_open_streams_are_no_load(held: Held) -> None:
+    held.go.set()
+    await held.save(draft("x"))
+    limits = Limits(max_calls=20)
+    async with (
+        served(held, limits) as server,
+        server.stub() as stub,
+        server.channel() as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        migration: Any = MigrationServiceStub(channel)
+        streams = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(60)]
+        streams += [
+            migration.WatchMigration(migration_pb2.WatchMigrationRequest()) for _ in range(30)
+        ]
+        await asyncio.gather(*(stream.read() for stream in streams))
+        shedder = server.server.admission.load_shedder
+        shedder.sample(0.2)
+        assert shedder.load == 0
+        for _ in range(200):
+            shedder.sample(0.2)
+            await stub.Get(storage_pb2.GetRequest(id="x"))
+        for stream in streams:
+            stream.cancel()
+        # Queued unary calls count.
+        held.go.clear()
+        calls = [asyncio.ensure_future(stub.Get(storage_pb2.GetRequest(id="x"))) for _ in range(9)]
+        await until(lambda: held.waiting == 209)
+        await until(lambda: server.server.admission.streams == 0)
+        await until(lambda: loaded(shedder) == 9)
+        held.go.set()
+        await asyncio.gather(*calls)
+
+
+def loaded(shedder: LoadShedder) -> int:
+    shedder.sample(0.2)
+    return shedder.load

@@ -15,7 +15,7 @@ from grpc import aio
 from sagastore.v1 import storage_pb2
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.rpc.limits import Limits
+from sagastore_server.rpc.admission import Limits
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.model import OnConflict

@@ -14,7 +14,7 @@ from grpc import aio
 from sagastore.v1 import migration_pb2, storage_pb2
 from sagastore.v1.migration_pb2_grpc import MigrationServiceStub
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
-from sagastore_server.rpc.limits import Limits
+from sagastore_server.rpc.admission import Limits
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.model import OnConflict
 from tests.support.drafts import draft

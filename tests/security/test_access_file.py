@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import stat
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -59,7 +62,7 @@ token_lists = st.lists(tokens, max_size=6, unique_by=lambda token: token.digest)
         (GOOD + "expires = 2030-01-01T00:00:00", "expires must be a time with an offset"),
         (GOOD + "expires = 2030-01-01", "expires must be a time with an offset"),
         (GOOD + "expires = 'never'", "expires must be a time with an offset"),
-        ("[[certificate]]\nname=''\nrole='reader'", "name must be a name as certificates have it"),
+        ("[[certificate]]\nname=''\nrole='reader'", "name must be 1 to 512 printable characters"),
         (entry("certificate", "a", "reader") * 2, "two entries are for the same certificate"),
         (entry("certificate", "a", "reader") + "sha256=''", "unknown key 'sha256'"),
         ("[[certificate]]\n" * (MAX_ENTRIES + 1), "has 1,001 entries [[certificate]]"),
@@ -131,10 +134,93 @@ def test_files_that_are_written_otherwise_are_left_alone(tmp_path: Path) -> None
         lambda: add_token(path, TokenEntry("x", Role.READER, digest_of("b"))),
         lambda: remove_tokens(path, "web"),
     ):
-        with pytest.raises(AccessError, match="change it by hand"):
+        with pytest.raises(AccessError, match="edit it in a text editor"):
             change()
     assert path.read_text() == text
     assert list(tmp_path.iterdir()) == [path]
+
+
+INTERLEAVED = f"""# Access to the example service.
+[[token]]  # the web front end
+name = "web"
+role = "writer"
+sha256 = "{HASH}"
+
+# About the certificate: ask the operators.
+[[certificate]]
+name = "c.example"
+role = "reader"
+
+# About the worker.
+[[token]]
+role   = "reader"   # it only reads
+name   = "worker"
+sha256 = "{digest_of("b").hex()}"
+"""
+
+
+def test_comments_and_order_survive_a_revocation(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    path.write_text(INTERLEAVED)
+    remove_tokens(path, "web")
+    lines = INTERLEAVED.splitlines(keepends=True)
+    assert path.read_text() == "".join(lines[:1] + lines[5:])
+    add_token(path, TokenEntry("web", Role.WRITER, digest_of("c")))
+    remove_tokens(path, "worker")
+    after = path.read_text()
+    assert "# About the certificate: ask the operators.\n[[certificate]]\n" in after
+    assert [entry.name for entry in access_edit.read_rules(path).tokens] == ["web"]
+
+
+_LIMITED = """
+import resource, sys
+from pathlib import Path
+from sagastore_server.security import access_edit
+from sagastore_server.security.access_rules import TokenEntry, AccessError
+from sagastore_server.interfaces.access import Role
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
+try:
+    if sys.argv[2] == "add":
+        access_edit.add_token(Path(sys.argv[1]), TokenEntry("more", Role.READER, bytes(32)))
+    else:
+        access_edit.remove_tokens(Path(sys.argv[1]), "n3")
+except AccessError as exc:
+    print(exc)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit for the size of files")
+@pytest.mark.parametrize("change", ["add", "remove"])
+def test_full_disk_leaves_the_file_intact(tmp_path: Path, change: str) -> None:
+    """The system writes the first 1,000 of 2,300 bytes and reports that, as on a full disk."""
+    text = [entry("token", f"n{n}", "reader", token=f"t{n}") for n in range(20)]
+    path = write_access(tmp_path / "access.toml", *text)
+    before = path.read_bytes()
+    assert len(before) > 2_300
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED, str(path), change],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = done.stdout.splitlines()
+    assert line == f"{path} cannot be changed: File too large; it has its old content"
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]  # No draft is left, which would block later changes.
+
+
+def test_failed_rename_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_access(tmp_path / "access.toml", GOOD)
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", refuse)
+        with pytest.raises(AccessError, match="Input/output error; it has its old content"):
+            remove_tokens(path, "web")
+    assert path.read_text() == GOOD
+    remove_tokens(path, "web")
 
 
 def test_a_token_is_not_taken_for_its_name(tmp_path: Path) -> None:
@@ -143,7 +229,7 @@ def test_a_token_is_not_taken_for_its_name(tmp_path: Path) -> None:
     for which in (new_token(), "", HASH[:7], "nobody"):
         with pytest.raises(AccessError) as caught:
             remove_tokens(path, which)
-        assert str(caught.value) == (f"{path} has no token of that name, or whose hash begins so")
+        assert str(caught.value) == (f"{path} has no token with that name or hash")
 
 
 def test_owner_permissions_and_links_are_kept(tmp_path: Path) -> None:
@@ -157,7 +243,7 @@ def test_owner_permissions_and_links_are_kept(tmp_path: Path) -> None:
     assert stat.S_IMODE(real.stat().st_mode) == 0o640
     assert link.is_symlink()
     (tmp_path / ".real.toml.new").touch()
-    with pytest.raises(AccessError, match="another change is under way"):
+    with pytest.raises(AccessError, match="another change is in progress"):
         add_token(link, entry_)
 
 

@@ -80,7 +80,7 @@ def fail(calls: list[Callable[[], object]], kind: type[Exception], match: str) -
 def test_a_reader(mutual: ServerProcess, pki: Pki) -> None:
     with connect(mutual, pki.client(), "reader-token") as client:
         succeed(reads(client))
-        refusal = "'the-reader' has the role reader, and this needs "
+        refusal = "'the-reader' has the role reader; this method requires "
         fail(writes(client), PermissionDeniedError, f"{refusal}writer")
         fail(steers(client), PermissionDeniedError, f"{refusal}admin")
 
@@ -88,7 +88,9 @@ def test_a_reader(mutual: ServerProcess, pki: Pki) -> None:
 def test_a_writer(mutual: ServerProcess, pki: Pki) -> None:
     with connect(mutual, pki.client(), "writer-token") as client:
         succeed(writes(client) + reads(client))
-        fail(steers(client), PermissionDeniedError, "has the role writer, and this needs admin")
+        fail(
+            steers(client), PermissionDeniedError, "has the role writer; this method requires admin"
+        )
         with pytest.raises(PermissionDeniedError):
             client.migration.change_phase(Phase.DUAL_WRITE)
         with pytest.raises(PermissionDeniedError):

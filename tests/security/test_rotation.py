@@ -38,9 +38,9 @@ class Guarded:
 
     def change(self, *entries: str) -> None:
         """Write the file, and wait until it is enforced."""
-        times = events(self.server, "access file taken over") + 1
+        times = events(self.server, "access file reloaded") + 1
         write_access(self.access, *entries)
-        self.logged("access file taken over", times)
+        self.logged("access file reloaded", times)
 
     def logged(self, name: str, times: int) -> None:
         """Wait until the log has an event as often as that."""
@@ -161,17 +161,17 @@ def test_streams_end_when_their_token_expires(guarded: Guarded) -> None:
 
 
 def test_a_broken_file_opens_nothing(guarded: Guarded) -> None:
-    refused = "access file not taken over; what it said before holds"
-    good = events(guarded.server, "access file taken over")
+    refused = "access file not reloaded; the previous rules apply"
+    good = events(guarded.server, "access file reloaded")
     for number, text in enumerate(("[[token]", GONE + "rolle = 1"), 1):
         guarded.access.write_text(text)
         guarded.logged(refused, number)
     guarded.access.unlink()
     with Client(guarded.server.address, token="gone-token", retry=ONCE) as client:
         client.batch_get(["x"])
-    assert events(guarded.server, "access file taken over") == good
+    assert events(guarded.server, "access file reloaded") == good
     guarded.access.write_text("")
-    guarded.logged("access file taken over", good + 1)
+    guarded.logged("access file reloaded", good + 1)
     with guarded.server.channel() as channel:
         stub = storage_pb2_grpc.StorageServiceStub(channel)
         for metadata in ((), (("authorization", "Bearer gone-token"),)):
@@ -302,18 +302,18 @@ async def test_rotation_under_load(tmp_path: Path) -> None:
         first = entry("token", "web", "writer", token="A")
         second = entry("token", "web", "writer", token="B")
         write_access(access, first, second)
-        await logged("access file taken over")
+        await logged("access file reloaded")
         token.write_text("B")
         await load.settle()
         write_access(access, second)
-        await logged("access file taken over", 2)
+        await logged("access file reloaded", 2)
         # The certificate of another authority, of which the files come one after the other.
         assert not await only_new_is_trusted()
         (versions["v1"] / "server.pem").write_bytes((versions["v2"] / "server.pem").read_bytes())
-        await logged("certificate not taken over")
+        await logged("certificate not reloaded")
         assert not await only_new_is_trusted()
         (versions["v1"] / "server.key").write_bytes((versions["v2"] / "server.key").read_bytes())
-        await logged("certificate taken over")
+        await logged("certificate reloaded")
         assert await only_new_is_trusted()
         # Another one, by moving the link.
         leaf = new.issue("127.0.0.1", "localhost")
@@ -321,12 +321,12 @@ async def test_rotation_under_load(tmp_path: Path) -> None:
         (versions["v2"] / "server.key").write_bytes(key(leaf))
         (tmp_path / "moving").symlink_to(versions["v2"])
         (tmp_path / "moving").replace(live)
-        await logged("certificate taken over", 2)
+        await logged("certificate reloaded", 2)
         # Clients get certificates of the new authority, then the old one is dropped.
         load.tls = TLS(ca=new.ca, cert=chain(leaf := new.issue(CLIENT)), key=key(leaf))
         await load.settle()
         old.write("clients.pem", new.ca.read_bytes())
-        await logged("certificate taken over", 3)
+        await logged("certificate reloaded", 3)
         await load.settle()
         await load.stop()
         assert load.failures == []
@@ -336,6 +336,6 @@ async def test_rotation_under_load(tmp_path: Path) -> None:
             with pytest.raises(UnavailableError, match="of an authority that it does not trust"):
                 await client.get("x")
         assert server.terminate() == 0
-        assert events(server, "certificate not taken over") == 1
+        assert events(server, "certificate not reloaded") == 1
     finally:
         server.close()

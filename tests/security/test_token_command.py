@@ -43,7 +43,7 @@ def test_a_token_from_its_making_to_its_end(tmp_path: Path) -> None:
             client.save(Message("openai", "user", "hello"))
             revoked = run(tmp_path, "revoke", listed["sha256"])
             assert revoked.stdout.startswith("Revoked: web  writer  ")
-            server.wait_for_event("access file taken over")
+            server.wait_for_event("access file reloaded")
             with pytest.raises(UnauthenticatedError, match="does not know this token"):
                 client.save(Message("openai", "user", "hello"))
     finally:

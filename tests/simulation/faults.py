@@ -32,6 +32,11 @@ class Faults:
         weights = WEIGHTS | PROFILE_WEIGHTS.get(world.settings.profile, {})
         self._weights = {name: weight for name, weight in weights.items() if weight}
 
+    @property
+    def over(self) -> bool:
+        """Whether the round is over."""
+        return self.world.over
+
     async def run(self) -> None:
         """Inject faults until the round ends."""
         world, draw = self.world, self.draw
@@ -154,7 +159,7 @@ async def _set_back(faults: Faults, seconds: float) -> None:
     if noticed and down:
         postgres.crash()
         await asyncio.sleep(seconds)
-        if faults.world.over:  # The server was started again and may have completed the migration.
+        if faults.over:  # The server was started again and may have completed the migration.
             return
     postgres.restore(saved, noticed=noticed)
     postgres.start()

@@ -207,8 +207,8 @@ def test_text_report(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     out = " ".join(result.stdout.split())
     for line in (
-        "182 messages: 121 would be served, 61 set aside in quarantine",
-        "3 files: they stay as they are",
+        "182 messages: 121 would be served, 61 quarantined",
+        "3 files: they stay unchanged",
         "metadata is NULL 1 182",
         "timestamp is a number 1 182",
         "tags: is not JSON: Expecting value at character 0 60 121, 122, 123",

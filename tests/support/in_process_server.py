@@ -10,7 +10,7 @@ from grpc import aio
 
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from sagastore_server.migration.single_store import SingleStore
-from sagastore_server.rpc.limits import Limits
+from sagastore_server.rpc.admission import Limits
 from sagastore_server.rpc.server import RpcServer, ServerOptions
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.phase import Phase
@@ -46,7 +46,7 @@ async def served(backend: StorageBackend, limits: Limits) -> AsyncIterator[Serve
     server = RpcServer(backend, control, ServerOptions(limits))
     port = await server.start("127.0.0.1:0")
     try:
-        await server.open_gate()
+        await server.start_accepting()
         yield Served(server, f"127.0.0.1:{port}")
     finally:
         await server.stop()

@@ -53,7 +53,7 @@ def lines(log: io.StringIO) -> list[dict[str, Any]]:
 def test_lines_within_a_call_bear_its_id(log: io.StringIO) -> None:
     async def serve(named: str) -> str:
         call = call_context.begin("a.Service/Method")
-        call.named_by = lambda: named
+        call.read_id = lambda: named
         logging.getLogger("some.library").warning("from a library")
         structlog.get_logger("ours").info("from us", more=1)
         await asyncio.create_task(_later())
@@ -90,7 +90,7 @@ def test_a_client_that_has_gone_is_no_error(log: io.StringIO, level: str) -> Non
     assert defect["level"] == "error"
     assert "Traceback" in defect["exception"]
     assert [(line["level"], line["event"]) for line in gone] == (
-        [("debug", "the client had gone before its answer could be sent")] * (level == "debug")
+        [("debug", "the client disconnected before its response was sent")] * (level == "debug")
     )
     assert all("exception" not in line for line in gone)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from sagastore import AlreadyExistsError, Client, Message
 from sagastore.v1 import storage_pb2, storage_pb2_grpc
 from sagastore_server.rpc.server import METHODS
+from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.telemetry.counters import CounterFamily, HistogramFamily
 from sagastore_server.telemetry.metrics import OTHER, Metrics
 from tests.support.server_process import ServerProcess
@@ -89,6 +91,28 @@ def test_nothing_that_callers_choose_becomes_a_label(watched: ServerProcess) -> 
     )
 
 
+async def test_task_failures_are_counted_from_zero() -> None:
+    metrics = Metrics("1")
+    supervisor = Supervisor(metrics, first_pause=0.001)
+    ended = asyncio.Event()
+
+    async def fail_twice() -> None:
+        if failures() == 2:
+            ended.set()
+            return
+        raise OSError("disk full")
+
+    def failures() -> float | None:
+        return metrics.registry.get_sample_value(
+            "sagastore_task_failures_total", {"task": "access-watcher"}
+        )
+
+    supervisor.start("access-watcher", fail_twice)
+    assert failures() == 0
+    await ended.wait()
+    assert failures() == 2
+
+
 def test_calls_under_way_and_calls_refused(server_process: ServerFactory) -> None:
     server = server_process("--max-streams", "1", env=ON).start()
     ops = ops_of(server)
@@ -148,7 +172,7 @@ def test_the_default_port_is_left_to_who_has_it(server_process: ServerFactory) -
         server = server_process(env={"SAGASTORE_OPS_LISTEN": ""}).start()
         (line,) = [event for event in server.events if event["event"] == "no metrics"]
         assert line["level"] == "warning"
-        assert "127.0.0.1:9464 cannot be listened on: Address already in use" in line["reason"]
+        assert "cannot listen on 127.0.0.1:9464: Address already in use" in line["reason"]
         assert server.wait_for_event("serving")["ops"] == "off"
         with Client(server.address) as client:
             client.save(Message("a", "user", "hello"))

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from sagastore.v1 import storage_pb2, storage_pb2_grpc
 from sagastore_server.cli.main import cli
+from sagastore_server.runtime.supervisor import Failure, Policy
 from sagastore_server.storage.errors import Blocker
 from sagastore_server.storage.migration import BackfillState, BackfillStatus, StatusSnapshot
 from sagastore_server.storage.model import Store, StoreHealth
@@ -106,7 +107,7 @@ def test_a_drain_tells_how_long_it_takes() -> None:
     clock.now += 4
     (finding,) = readiness.reasons()[-1:]
     assert finding.reason == "DRAINING"
-    assert "7 calls under way have up to 26 s" in finding.detail
+    assert "7 calls in progress have up to 26 s" in finding.detail
 
 
 def test_a_migration_that_another_server_has_taken_over() -> None:
@@ -134,6 +135,37 @@ def test_what_does_not_keep_it_from_serving() -> None:
     readiness.disk(None)
     readiness.snapshot(GLANCE)
     assert warnings(readiness) == []
+
+
+def failure(task: str, policy: Policy, failures: int = 1) -> Failure:
+    return Failure(task, policy, "OSError: disk full", failures)
+
+
+def test_task_that_is_restarted_is_a_warning() -> None:
+    readiness = Readiness()
+    readiness.opened()
+    failing = [failure("access-watcher", Policy.RESTART, 3)]
+    readiness.watch_tasks(lambda: failing)
+    assert reasons(readiness) == []
+    (warning,) = readiness.warnings()
+    assert warning.reason == "TASK_FAILING"
+    assert "access-watcher has failed 3 times" in warning.detail
+    assert "OSError: disk full" in warning.detail
+    assert "restarts automatically" in warning.remedy
+    failing.clear()
+    assert readiness.document()["warnings"] == []
+
+
+def test_task_that_the_server_needs_is_a_reason() -> None:
+    readiness = Readiness()
+    readiness.opened()
+    readiness.watch_tasks(lambda: (failure("sqlite-writer", Policy.FATAL),))
+    assert warnings(readiness) == []
+    (reason,) = readiness.reasons()
+    assert reason.reason == "TASK_FAILED"
+    assert "sqlite-writer has failed" in reason.detail
+    assert "OSError: disk full" in reason.detail
+    assert not readiness.document()["ready"]
 
 
 # ------------------------------------------------------------------ real servers
@@ -184,7 +216,7 @@ def test_a_server_that_stops(server_process: ServerFactory) -> None:
         eventually(lambda: get(ops, "/readyz").status == 503)
         answered = get(ops, "/readyz")
         assert answered.reasons == ["DRAINING"]
-        assert "1 calls under way" in answered.document["reasons"][0]["detail"]
+        assert "1 calls in progress" in answered.document["reasons"][0]["detail"]
         assert get(ops, "/livez").status == 200
         end.set()
         assert list(call) == []
@@ -205,7 +237,7 @@ def test_a_postgresql_that_goes_away(tmp_path: Path) -> None:
             first, second, third = told.stdout.splitlines()
             assert first == f"not ready ({ops}, phase postgres-only)"
             assert second.startswith("  STORE_DOWN: PostgreSQL does not answer: ")
-            assert third.startswith("    to do: see that it runs")
+            assert third.startswith("    to do: check that it runs")
             assert get(ops, "/livez").status == 200
             up = b'sagastore_store_up{store="postgresql"} 0.0'
             eventually(lambda: up in get(ops, "/metrics").body)
@@ -223,7 +255,7 @@ def test_a_loop_that_is_stuck_is_noticed_from_outside(tmp_path: Path) -> None:
         assert get(ops, "/livez").status == 200
         os.kill(server.pid, signal.SIGUSR1)
         eventually(lambda: get(ops, "/livez").status == 503)
-        assert "must not take longer than" in get(ops, "/livez").document["detail"]
+        assert "the limit is 0.7 s" in get(ops, "/livez").document["detail"]
         assert get(ops, "/readyz").reasons == ["UNRESPONSIVE"]
         assert b"sagastore_ready 0.0" in get(ops, "/metrics").body
         assert status("--ops", ops).exit_code == 1
@@ -245,7 +277,7 @@ def test_something_else_answers(watched: ServerProcess) -> None:
     told = status("--ops", watched.address)
     assert (told.exit_code, told.stdout) == (1, "")
     (line,) = told.stderr.splitlines()
-    assert "is no SagaStore server" in line
+    assert "is not a SagaStore server" in line
 
 
 def test_the_ops_port_is_off() -> None:

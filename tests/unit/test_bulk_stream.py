@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from sagastore_server.rpc.bulk import READ_AHEAD, BulkStream, Request, checked
+from sagastore_server.rpc.bulk import READ_AHEAD, BulkStream, Request, validate_batch
 from sagastore_server.rpc.lifecycle import Lifecycle, ServerDrainingError
+from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.base import PreparedTerms
 from sagastore_server.storage.errors import InvalidRequestError, StorageFullError
 from sagastore_server.storage.model import BulkResult, NewMessage, OnConflict
@@ -54,11 +55,11 @@ class SlowStorage(MemoryStorage):
 class Stream:
     """A stream under test: requests go in, answers come out."""
 
-    def __init__(self, storage: SlowStorage, lifecycle: Lifecycle) -> None:
+    def __init__(self, storage: SlowStorage, lifecycle: Lifecycle, worker_pool: WorkerPool) -> None:
         self.taken = 0
         self.answers: list[int] = []
         self._requests: asyncio.Queue[Request | None] = asyncio.Queue()
-        self._stream = BulkStream(storage, lifecycle)
+        self._stream = BulkStream(storage, lifecycle, worker_pool)
         self.task = asyncio.create_task(self._run())
 
     def send(self, name: str, *ids: str, metadata: str = "") -> None:
@@ -92,14 +93,23 @@ async def storage() -> SlowStorage:
 @pytest.fixture
 def lifecycle() -> Lifecycle:
     lifecycle = Lifecycle()
-    lifecycle.open()
+    lifecycle.start_accepting()
     return lifecycle
 
 
 @pytest.fixture
-async def stream(storage: SlowStorage, lifecycle: Lifecycle) -> AsyncIterator[Stream]:
+async def worker_pool() -> AsyncIterator[WorkerPool]:
+    pool = WorkerPool(1)
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+async def stream(
+    storage: SlowStorage, lifecycle: Lifecycle, worker_pool: WorkerPool
+) -> AsyncIterator[Stream]:
     others = asyncio.all_tasks()
-    stream = Stream(storage, lifecycle)
+    stream = Stream(storage, lifecycle, worker_pool)
     yield stream
     assert stream.task.done(), "the test has left the stream open"
     left = asyncio.all_tasks() - others - {asyncio.current_task()}
@@ -237,7 +247,7 @@ async def test_a_large_batch_lets_others_have_a_turn(storage: SlowStorage, strea
     await stream.task
 
 
-async def test_a_large_batch_is_checked_as_its_messages_are() -> None:
+async def test_a_large_batch_is_checked_as_its_messages_are(worker_pool: WorkerPool) -> None:
     messages = [
         message(
             id=f"m-{number}" if number % 7 else "",
@@ -252,8 +262,8 @@ async def test_a_large_batch_is_checked_as_its_messages_are() -> None:
             one.timestamp.FromMicroseconds(number * 1_000_003)
         if number % 19 == 0:
             one.timestamp.nanos = 1
-    alone = [await checked(batch(0, one)) for one in messages]
-    together = await checked(batch(0, *messages))
+    alone = [await validate_batch(batch(0, one), worker_pool) for one in messages]
+    together = await validate_batch(batch(0, *messages), worker_pool)
     assert together.drafts == [draft for single in alone for draft in single.drafts]
     expected = []
     for number, single in enumerate(alone):

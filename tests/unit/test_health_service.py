@@ -15,8 +15,9 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import (  # type: ignore[import
     ServerReflectionStub,
 )
 
-from sagastore_server.rpc.health_service import Health, probe_handlers
-from sagastore_server.rpc.limits import Limits
+from sagastore_server.rpc.admission import Limits
+from sagastore_server.rpc.error_responder import ErrorResponder
+from sagastore_server.rpc.health_service import Health, health_admission, health_handlers
 from tests.support.rpc_errors import Refusal, refusal_of
 
 NAME = "sagastore.v1.StorageService"
@@ -33,9 +34,8 @@ def health() -> Health:
 @pytest.fixture
 async def channel(health: Health) -> AsyncIterator[aio.Channel]:
     server = aio.server()
-    handlers = probe_handlers(
-        health, [NAME], Limits(max_streams=1, max_connections=2), reflected=True
-    )
+    admission = health_admission(Limits(max_streams=1, max_connections=2))
+    handlers = health_handlers(health, [NAME], admission, ErrorResponder(), reflection=True)
     server.add_generic_rpc_handlers(handlers)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -60,7 +60,7 @@ async def test_check_and_list(health: Health, channel: aio.Channel) -> None:
         if hasattr(stub, "List"):
             listed = (await stub.List(health_pb2.HealthListRequest())).statuses
             assert {name: one.status for name, one in listed.items()} == {"": status, NAME: status}
-        health.tell(SERVING)
+        health.set(SERVING)
 
 
 async def test_a_name_that_nobody_has(channel: aio.Channel) -> None:
@@ -88,8 +88,8 @@ async def test_watch_tells_every_change(health: Health, channel: aio.Channel) ->
     assert (await watching.read()).status == NOT_SERVING
     assert (await unknown.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
     for status in (SERVING, NOT_SERVING):
-        health.tell(status)
-        health.tell(status)
+        health.set(status)
+        health.set(status)
         assert (await watching.read()).status == status
 
 

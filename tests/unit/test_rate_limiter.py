@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore_server.rpc.load_shedding import LoadFigures, LoadShedder
+from sagastore_server.rpc.grpc_internals import CallCounts
+from sagastore_server.rpc.load_shedding import LoadShedder
 from sagastore_server.rpc.rate_limiter import RateLimiter
 
 
@@ -67,13 +68,13 @@ class Load:
     def __init__(self) -> None:
         self.outstanding = 0
 
-    def __call__(self) -> LoadFigures:
-        return LoadFigures(1_000_000 + self.outstanding, 1_000_000)
+    def __call__(self) -> CallCounts:
+        return CallCounts(1_000_000 + self.outstanding, 1_000_000)
 
 
 def turned_away(load_shedder: LoadShedder, calls: int = 3000) -> float:
     """Return the share of the calls that are turned away."""
-    return sum(load_shedder.turns_away() for _ in range(calls)) / calls
+    return sum(load_shedder.should_refuse() for _ in range(calls)) / calls
 
 
 def test_nobody_is_turned_away_up_to_the_limit() -> None:
@@ -81,7 +82,7 @@ def test_nobody_is_turned_away_up_to_the_limit() -> None:
     load_shedder = LoadShedder(100, load)
     for outstanding in (0, 99, 100):
         load.outstanding = outstanding
-        load_shedder.look(0.2)
+        load_shedder.sample(0.2)
         assert turned_away(load_shedder) == 0
 
 
@@ -91,14 +92,14 @@ def test_more_are_turned_away_the_more_there_are_and_never_most() -> None:
     shares = []
     for outstanding in (120, 150, 200, 1000, 100_000):
         load.outstanding = outstanding
-        load_shedder.look(0.2)
+        load_shedder.sample(0.2)
         shares.append(turned_away(load_shedder))
     assert shares[0] < shares[1] <= shares[2] * 1.2
     assert 0 < shares[0] < 0.2
     # Refusing costs as well: a server that refuses most calls serves none.
     assert all(share < 0.4 for share in shares)
     load.outstanding = 0
-    load_shedder.look(0.2)
+    load_shedder.sample(0.2)
     assert turned_away(load_shedder) == 0
 
 
@@ -109,10 +110,10 @@ def test_the_wait_grows_with_those_who_were_sent_away_and_shrinks_again() -> Non
     def second(served: int, refused: int) -> float:
         for _ in range(20):
             for _ in range(served // 20):
-                load_shedder.turns_away()
+                load_shedder.should_refuse()
             for _ in range(refused // 20):
                 load_shedder.retry_after()
-            load_shedder.look(0.2)
+            load_shedder.sample(0.2)
         return load_shedder.retry_after()
 
     assert second(1000, 0) < 0.5

@@ -104,7 +104,7 @@ async def test_while_starting(served: Served) -> None:
     assert refusal.code is grpc.StatusCode.UNAVAILABLE
     assert refusal.reason == "SERVER_STARTING"
     assert refusal.retry_after is not None
-    await served.server.open_gate()
+    await served.server.start_accepting()
     assert await served.health() == health_pb2.HealthCheckResponse.SERVING
     assert (await served.get()).code is grpc.StatusCode.NOT_FOUND
 
@@ -118,7 +118,7 @@ async def test_while_starting(served: Served) -> None:
     ],
 )
 async def test_outages(served: Served, error: StorageError, code: str, retry_after: float) -> None:
-    await served.server.open_gate()
+    await served.server.start_accepting()
     served.backend.error = error
     refusal = await served.get()
     assert refusal.code.name == code
@@ -140,7 +140,7 @@ async def test_outages(served: Served, error: StorageError, code: str, retry_aft
 async def test_defects_tell_a_reference_and_nothing_else(
     served: Served, error: Exception, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await served.server.open_gate()
+    await served.server.start_accepting()
     served.backend.error = error
     with caplog.at_level(logging.ERROR):
         refusal = await served.get()
@@ -153,7 +153,7 @@ async def test_defects_tell_a_reference_and_nothing_else(
 
 
 async def test_a_call_under_way_is_waited_for(served: Served) -> None:
-    await served.server.open_gate()
+    await served.server.start_accepting()
     served.backend.admission = asyncio.Event()
     call = asyncio.ensure_future(served.get())
     await served.backend.arrived.wait()
@@ -168,30 +168,30 @@ async def test_a_call_under_way_is_waited_for(served: Served) -> None:
     served.backend.admission.set()
     assert (await call).code is grpc.StatusCode.NOT_FOUND
     assert await drain
-    assert served.server.calls_under_way == 0
+    assert served.server.calls_in_progress == 0
 
 
 async def test_a_call_that_is_given_up_ends(served: Served) -> None:
-    await served.server.open_gate()
+    await served.server.start_accepting()
     served.backend.admission = asyncio.Event()
     call = served.storage.Get(storage_pb2.GetRequest(id="x"))
     await served.backend.arrived.wait()
     call.cancel()
-    await until(lambda: not served.server.calls_under_way)
+    await until(lambda: not served.server.calls_in_progress)
 
 
 async def test_a_deadline_ends_the_work(served: Served) -> None:
-    await served.server.open_gate()
+    await served.server.start_accepting()
     served.backend.admission = asyncio.Event()
     refusal = await served.refused(
         lambda: served.storage.Get(storage_pb2.GetRequest(id="x"), timeout=0.2)
     )
     assert refusal.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: not served.server.calls_under_way)
+    await until(lambda: not served.server.calls_in_progress)
 
 
 async def test_a_broken_bulk_stream_leaves_nothing(served: Served) -> None:
-    await served.server.open_gate()
+    await served.server.start_accepting()
 
     async def endless() -> AsyncIterator[storage_pb2.BulkSaveRequest]:
         yield batch(1, message())
@@ -203,7 +203,7 @@ async def test_a_broken_bulk_stream_leaves_nothing(served: Served) -> None:
     assert answer.saved == 1
     assert any("BulkStream" in repr(task) for task in asyncio.all_tasks())
     call.cancel()
-    await until(lambda: not served.server.calls_under_way)
+    await until(lambda: not served.server.calls_in_progress)
     await until(lambda: not any("BulkStream" in repr(task) for task in asyncio.all_tasks()))
 
 

@@ -111,8 +111,8 @@ def test_what_is_no_address(text: str) -> None:
         ({"postgres_pool_max": "3"}, "postgres_pool_max: postgres_pool_min (5) must not be more"),
         ({"postgres_pool_min": "30"}, "postgres_pool_min: postgres_pool_min (30) must not"),
         ({"ops_listen": "nowhere"}, "ops_listen: 'nowhere' is not HOST:PORT"),
-        ({"otlp_endpoint": "collector:4317"}, "otlp_endpoint: must be an address that begins"),
-        ({"otlp_endpoint": "http://[::1"}, "otlp_endpoint: must be an address that begins"),
+        ({"otlp_endpoint": "collector:4317"}, "otlp_endpoint: must be a URL that begins"),
+        ({"otlp_endpoint": "http://[::1"}, "otlp_endpoint: must be a URL that begins"),
         ({"postgres": "host=db password=hush"}, "postgres: must be like postgresql://"),
         ({"max_calls": "0"}, "max_calls: must be a whole number from 1 to 100000"),
         ({"search_timeout": "0"}, "search_timeout: must be a number of seconds above 0, up to"),
@@ -151,13 +151,13 @@ def test_what_fits() -> None:
         ("xyzzy = 1", "xyzzy: unknown setting"),
         (
             "[postgres]\npool-max = 3",
-            "postgres: is a table, but settings are not grouped; write postgres_pool_max = ...",
+            "postgres: is a table, but settings have no groups; write postgres_pool_max = ...",
         ),
         (
             "[server]\nmax_calls = 3",
-            "server: is a table, but settings are not grouped; write max_calls = ...",
+            "server: is a table, but settings have no groups; write max_calls = ...",
         ),
-        ("log_level = 'info'\nlog-level = 'info'", "log-level: is there twice"),
+        ("log_level = 'info'\nlog-level = 'info'", "log-level: is set twice"),
         ("listen = 'a:1'\n\nsqlite = ", "at line 3, column"),
         ("sqlite = '''x\n\n", "at line 3, the end"),
         ("listen = 'a:1'\nlisten = 'b:2'", "at line 2"),
@@ -247,9 +247,9 @@ def test_the_schema_has_the_bounds_that_are_checked() -> None:
 def test_files_that_are_missing_are_found(tmp_path: Path) -> None:
     given = {"tls_cert": "nowhere.pem", "tls_key": str(tmp_path), "sqlite": "no/folder/x.db"}
     assert [str(problem) for problem in check(None, given)] == [
-        "tls_cert: nowhere.pem is not there",
+        "tls_cert: nowhere.pem does not exist",
         f"tls_key: {tmp_path} is a folder, not a file",
-        "sqlite: no/folder/x.db cannot be made: there is no folder no/folder",
+        "sqlite: no/folder/x.db cannot be created: folder no/folder does not exist",
     ]
 
 
@@ -282,4 +282,4 @@ def test_a_private_key_that_others_can_read(tmp_path: Path) -> None:
     key.chmod(0o644)
     problems = check(None, {"tls_cert": str(key), "tls_key": str(key)})
     (warning,) = (problem for problem in problems if problem.is_warning)
-    assert str(warning) == f"tls_key: others can read {key}; chmod o-r it"
+    assert str(warning) == f"tls_key: other users can read {key}; run chmod o-r on it"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from random import Random
 
-from sagastore_server.rpc.tokens import request_key, seal
+from sagastore_server.rpc.tokens import encode, request_key
 
 WORDS = ("saga", "store", "the", "naïve", "ship", "OR", "fox", "rust", "v1.85", "foo_bar", "Ωmega")
 PIECES = (
@@ -161,7 +161,7 @@ class Values:
         if kind == 1:
             return "A" * self.rng.choice((1, 23, 24, 8192, 8193))
         foreign = request_key("List", self.word(), self.chance(0.5))
-        token = seal(foreign if kind == 2 else key, self._place())
+        token = encode(foreign if kind == 2 else key, self._place())
         if kind == 3:
             at = self.rng.randrange(len(token))
             return token[:at] + self.rng.choice("ABab01-_=é\n") + token[at + 1 :]

@@ -1,4 +1,4 @@
-"""What the rooms above agree on: who calls, what may be refused, and what is observed.
+"""Interfaces between the rooms: access control, TLS material, instruments, tracing, call context.
 
-``rpc`` asks and reports; ``ops`` answers and records; neither knows the other.
+``rpc`` calls them; ``security`` and ``telemetry`` implement them. Neither side imports the other.
 """

@@ -1,4 +1,4 @@
-"""Who calls, and what they may do."""
+"""Access control: callers, their roles, and the interface that authenticates them."""
 
 from __future__ import annotations
 
@@ -8,52 +8,52 @@ from typing import NamedTuple
 
 
 class Role(enum.IntEnum):
-    """What a caller may do; each may do all that those before it may."""
+    """Permission level of a caller. Each role includes the ones before it."""
 
     READER = 1
     """Get, BatchGet, List, Search and Export."""
     WRITER = 2
-    """Save, BulkSave and Delete as well."""
+    """Also Save, BulkSave and Delete."""
     ADMIN = 3
-    """The migration as well."""
+    """Also MigrationService."""
 
 
 class Caller(NamedTuple):
-    """Who makes a call."""
+    """An authenticated caller."""
 
     name: str
-    """As the operator named them. Fit for logs, never for the labels of a metric."""
+    """Name from the access file. For logs; never a metric label, whose values must be few."""
     role: Role
 
 
 ANYONE = Caller("anyone", Role.ADMIN)
-"""The caller of a server that was not told whom to let in."""
+"""Every caller of a server without access control."""
 
 
 class AccessControl:
-    """Tells callers apart. This one lets everybody do everything.
+    """Authenticates callers. This class allows every call.
 
-    Its methods are called for every call, on the event loop: they must not block.
+    Its methods are called on the event loop for every call, and do not block.
     """
 
     is_open = True
-    """Whether everybody may do everything, so that nobody need be told apart."""
+    """Whether every call is allowed, so that `caller` need not be called."""
 
     def caller(self, token: str | None, certificate_names: Sequence[str]) -> Caller:
-        """Tell who calls.
+        """Return the authenticated caller.
 
         Args:
-            token: The bearer token that came with the call, if one did.
-            certificate_names: The names in the caller's certificate, which was
-                verified: alternative names and the common name; none without one.
+            token: The bearer token of the call, or None.
+            certificate_names: Subject alternative names and common name of the verified
+                client certificate; empty without one.
 
         Raises:
-            UnauthenticatedError: Nobody we know.
+            UnauthenticatedError: The credentials are missing or unknown.
 
         """
         del token, certificate_names
         return ANYONE
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """Have ``listener`` called, on the event loop, when callers may have lost their rights."""
-        del listener  # Here everybody stays.
+        """Call ``listener`` on the event loop whenever a caller may have lost access."""
+        del listener  # Access never changes here.

@@ -1,4 +1,7 @@
-"""The call that is being served: what its errors, its spans and its log lines share."""
+"""Context of the call that is being served: its id, method, caller and status code.
+
+Errors, spans and log lines read it. Each call has its own, in a context variable.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,34 @@ from contextvars import ContextVar
 
 
 class CallContext:
-    """One call. Its id is made when somebody asks, which few calls need."""
+    """One call. Its id is created on first use, because few calls need it."""
 
-    __slots__ = ("_id", "caller", "code", "method", "named_by")
+    __slots__ = ("_id", "caller", "code", "method", "read_id")
 
     def __init__(self, method: str) -> None:
-        """Begin a call of ``method``: ``sagastore.v1.StorageService/Save``."""
+        """Create the context of a call of ``method``: ``sagastore.v1.StorageService/Save``."""
         self.method = method
         self.caller = ""
-        """Who calls, once that is known."""
+        """Name of the caller, once authenticated."""
         self.code = ""
-        """The status that the call ended with, once it has: ``OK``, ``NOT_FOUND``, …"""
-        self.named_by: Callable[[], str] | None = None
-        """Tells which id the caller gave, or nothing; asked when the id is."""
+        """Status code, once the call has ended: ``OK``, ``NOT_FOUND``, …"""
+        self.read_id: Callable[[], str] | None = None
+        """Reads the caller's id for the call from the request; empty if there is none."""
         self._id = ""
 
     @property
     def id(self) -> str:
-        """What names the call in errors and in the log."""
-        # Asked once: gRPC logs what it cannot read in a header, and the log asks for the id.
-        named_by, self.named_by = self.named_by, None
-        if not self._id and named_by is not None:
-            self.adopt(named_by())
+        """Id of the call in errors and in the log."""
+        # Cleared before the call: gRPC logs headers that it cannot decode, and logging reads `id`.
+        read_id, self.read_id = self.read_id, None
+        if not self._id and read_id is not None:
+            self.adopt(read_id())
         if not self._id:
             self._id = secrets.token_hex(8)
         return self._id
 
     def adopt(self, given: str) -> None:
-        """Take over the id that the caller gave, if it is short and plain."""
+        """Use the caller's id if it has 1 to 64 printable ASCII characters and none is set."""
         if not self._id and 0 < len(given) <= 64 and given.isascii() and given.isprintable():
             self._id = given
 
@@ -44,12 +47,12 @@ _current: ContextVar[CallContext | None] = ContextVar("sagastore_call", default=
 
 
 def begin(method: str) -> CallContext:
-    """Begin a call in the running task, and in those that it starts."""
+    """Create the context of a call for the running task and the tasks that it starts."""
     call = CallContext(method)
     _current.set(call)
     return call
 
 
 def current() -> CallContext | None:
-    """Return the call that the running task serves; None outside of any."""
+    """Return the context of the call that the running task serves, or None outside of a call."""
     return _current.get()

@@ -1,4 +1,4 @@
-"""Why a call is not let in, or not served to its end. The lines are public."""
+"""Errors of admission control and of limits on running calls. Their texts are sent to callers."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ from sagastore_server.storage.errors import StorageError, UnavailableError
 
 
 class UnauthenticatedError(StorageError):
-    """The caller did not prove who they are."""
+    """The call has no valid credentials."""
 
     reason = "UNAUTHENTICATED"
 
 
 class PermissionDeniedError(StorageError):
-    """The caller is known, and may not do this."""
+    """The role of the caller does not allow this method."""
 
     reason = "PERMISSION_DENIED"
 
 
 class OverloadedError(StorageError):
-    """There is more to do than the server can. Nothing of the call was done."""
+    """The server is overloaded. The call had no effect."""
 
     reason = "OVERLOADED"
 
     def __init__(self, message: str, *, retry_after: float) -> None:
-        """Say what there is too much of; ``retry_after`` is in seconds."""
+        """Create the error with the seconds after which to retry."""
         super().__init__(message)
         self.retry_after = retry_after
 
 
 class RateLimitedError(OverloadedError):
-    """The caller calls more often than they may. Nothing of the call was done."""
+    """The caller exceeds its rate limit. The call had no effect."""
 
     reason = "RATE_LIMITED"
 
 
 class SearchTooLongError(StorageError):
-    """A search took longer than one may, and was stopped."""
+    """A search was stopped at its time limit."""
 
     reason = "SEARCH_TOO_LONG"
 
 
 class StalledError(UnavailableError):
-    """The client did not read what it had asked for."""
+    """The client did not read the messages of its stream."""
 
     reason = "CLIENT_STALLED"

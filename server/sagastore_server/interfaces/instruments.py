@@ -1,4 +1,4 @@
-"""What the rooms report as it happens; ``ops`` turns it into metrics."""
+"""Instruments: the events that components report and ``telemetry`` turns into metrics."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ from sagastore_server.storage.model import Store
 
 
 class Instruments:
-    """Hears what happens. This one does not listen.
+    """Receives events. This class ignores them.
 
-    Its methods are called on the event loop, for every call and every commit: they
-    must be quick, must not block, and must not raise.
+    Its methods are called on the event loop for every call and every commit: they are fast, do
+    not block and do not raise.
     """
 
     def call_started(self, method: str) -> None:
-        """Hear that a call came in: ``sagastore.v1.StorageService/Save``."""
+        """Record the start of a call of ``method``: ``sagastore.v1.StorageService/Save``."""
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
-        """Hear with which status (``OK``, ``NOT_FOUND``, …) it ended, and after how long."""
+        """Record the status code (``OK``, ``NOT_FOUND``, …) and the duration of a call."""
 
     def call_shed(self, reason: str) -> None:
-        """Hear that a call was refused at the door, and why: ``OVERLOADED``, ``RATE_LIMITED``."""
+        """Record a call that admission control refused: ``OVERLOADED`` or ``RATE_LIMITED``."""
+
+    def task_started(self, task: str) -> None:
+        """Record that the background task of this name was started, not restarted."""
 
     def task_failed(self, task: str) -> None:
-        """Record that the background task of this name failed."""
+        """Record a failure of the background task ``task``."""
 
     def group_committed(self, store: Store, writes: int, rows: int, seconds: float) -> None:
-        """Hear of a transaction: the writes and messages in it, and how long it took."""
+        """Record a group commit: its writes, the messages in them, and its duration."""

@@ -1,4 +1,4 @@
-"""What TLS is spoken with: read in one room, used in another."""
+"""TLS material: read by ``security``, used by ``rpc``."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class TlsMaterial:
-    """A certificate and its key, checked: they belong together. PEM data."""
+    """A certificate chain with its matching private key, as PEM."""
 
     chain: bytes = field(repr=False)
-    """The server's certificate, and those that link it to its authority."""
+    """The server's certificate, followed by its intermediate certificates."""
     key: bytes = field(repr=False)
-    """Its private key."""
+    """The private key."""
     client_ca: bytes | None = field(default=None, repr=False)
-    """The authorities whose clients are let in; None: clients are not asked for certificates."""
+    """Authorities of client certificates; None: clients need no certificate."""
 
 
 TlsSource = Callable[[], TlsMaterial]
-"""Tells what to speak TLS with now. Called from any thread; neither blocks nor raises."""
+"""Returns the current material. Called from any thread; neither blocks nor raises. It returns the
+same object until the material changes."""

@@ -1,4 +1,4 @@
-"""Spans of traces: nothing at all until ``ops`` turns tracing on."""
+"""Tracing interface: spans of a call and of its steps. `telemetry` implements it."""
 
 from __future__ import annotations
 
@@ -11,45 +11,38 @@ Attributes = Mapping[str, str | int | float | bool]
 
 
 class Span(Protocol):
-    """A piece of work in a trace, while it lasts."""
+    """The span of a call, while the call lasts."""
 
     def ended(self, method: str, code: str) -> None:
-        """Record what was called, and the status it ended with (``OK``, ``NOT_FOUND``, …)."""
+        """Record the method and its final status code (``OK``, ``NOT_FOUND``, …)."""
 
 
-class Tracer(Protocol):
-    """Makes spans; each is a child of the one that it is begun in."""
+class Tracer:
+    """Creates spans; the parent of a span is the span that is current when it begins.
+
+    This class is the tracer of a server that is not traced: it creates no spans.
+    """
 
     def call(self, metadata: Mapping[str, str]) -> AbstractContextManager[Span]:
         """Begin the span of a call, within the trace that ``metadata`` names."""
+        del metadata
+        return _NO_CALL
 
     def step(self, name: str, attributes: Attributes) -> AbstractContextManager[object]:
-        """Begin the span of a step within a call."""
+        """Begin the span of a step within a call, such as a read of a store."""
+        del name, attributes
+        return _NO_STEP
 
 
-class _Tracing:
-    """Holds the tracer of this process."""
+class _NoSpan:
+    """The span of a call that is not traced."""
 
-    def __init__(self) -> None:
-        self.tracer: Tracer | None = None
-
-
-_tracing = _Tracing()
-_NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
+    def ended(self, method: str, code: str) -> None:
+        """Do nothing."""
 
 
-def use(tracer: Tracer | None) -> None:
-    """Trace with ``tracer`` from now on; None: not at all."""
-    _tracing.tracer = tracer
+_NO_CALL: AbstractContextManager[Span] = contextlib.nullcontext(_NoSpan())
+_NO_STEP: AbstractContextManager[None] = contextlib.nullcontext()
 
-
-def tracer() -> Tracer | None:
-    """Return what traces, if anything does."""
-    return _tracing.tracer
-
-
-def step(name: str, **attributes: str | int | float | bool) -> AbstractContextManager[object]:
-    """Trace a step within a call, such as a read of a store. Costs next to nothing when off."""
-    if _tracing.tracer is None:
-        return _NOTHING
-    return _tracing.tracer.step(name, attributes)
+NO_TRACER = Tracer()
+"""Default tracer of every component: tracing is off."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from sagastore_server.interfaces import tracing
+from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, sqlstate, translated, translating
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.pool import Pool
@@ -62,10 +62,11 @@ class PostgreSQLStorage(StorageBackend):
     its revision is taken, so revisions grow whoever writes (``batch``).
     """
 
-    def __init__(self, options: PostgreSQLOptions) -> None:
+    def __init__(self, options: PostgreSQLOptions, *, tracer: Tracer = NO_TRACER) -> None:
         """Prepare to keep messages in a database; ``open`` connects to it."""
         self._options = options
-        self._pool = Pool(options)
+        self._tracer = tracer
+        self._pool = Pool(options, tracer)
         self._gets = ReadBatcher(self._get_together)
         self._worker_pool = WorkerPool()
         self._searching = asyncio.Semaphore(max(1, options.pool_max // 2))
@@ -96,7 +97,9 @@ class PostgreSQLStorage(StorageBackend):
     def _start_writer(self) -> None:
         patience = 2 * self._options.acquire_timeout
         self._writer = PostgreSQLGroupWriter(
-            self._pool, self._worker_pool, self._options.writers, patience, self._on_group
+            *(self._pool, self._worker_pool, self._options.writers, patience),
+            on_group=self._on_group,
+            tracer=self._tracer,
         )
 
     async def close(self) -> None:
@@ -141,7 +144,7 @@ class PostgreSQLStorage(StorageBackend):
 
     async def get(self, message_id: str) -> Message:
         """See the contract."""
-        with tracing.step("postgresql.read", **{"db.system.name": "postgresql"}):
+        with self._tracer.step("postgresql.read", {"db.system.name": "postgresql"}):
             found = await self._gets.get(message_id)
         if found is None:
             raise NotFoundError(message_id)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 
-from sagastore_server.interfaces import tracing
+from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql.errors import is_connection_loss, translating
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.rows import as_it_is, decode_time, encode_time
@@ -48,9 +48,10 @@ T = TypeVar("T")
 class Pool:
     """Lends out connections that know our types."""
 
-    def __init__(self, options: PostgreSQLOptions) -> None:
+    def __init__(self, options: PostgreSQLOptions, tracer: Tracer = NO_TRACER) -> None:
         """Prepare to connect; ``open`` does."""
         self._options = options
+        self._tracer = tracer
         self._pool: Any = None
         self._closing = False
         self.on_loss: list[Callable[[], None]] = []
@@ -214,10 +215,10 @@ class Pool:
     async def _read_once(self, read: Callable[[Connection], Awaitable[T]]) -> T:
         async with self.connection() as connection:
             if self._options.statement_cache:
-                with tracing.step("postgresql.read", **_SYSTEM):
+                with self._tracer.step("postgresql.read", _SYSTEM):
                     return await read(connection)
             # Behind PgBouncer only a transaction keeps its statements together.
-            with tracing.step("postgresql.read", **_SYSTEM):
+            with self._tracer.step("postgresql.read", _SYSTEM):
                 async with self.transaction(connection, "BEGIN READ ONLY"):
                     return await read(connection)
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql import auxiliary_rows, indexes, journal_apply
 from sagastore_server.postgresql.backend import PostgreSQLStorage, cannot_open
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
@@ -58,9 +59,9 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
     the lease; and triggers refuse all other writers until ``finish``.
     """
 
-    def __init__(self, options: PostgreSQLOptions) -> None:
+    def __init__(self, options: PostgreSQLOptions, *, tracer: Tracer = NO_TRACER) -> None:
         """As of ``PostgreSQLStorage``."""
-        super().__init__(options)
+        super().__init__(options, tracer=tracer)
         self._opening = asyncio.Lock()
 
     async def open(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import asyncpg
 
-from sagastore_server.interfaces import tracing
+from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql.batch import LostRaceError, flush, load
 from sagastore_server.postgresql.errors import (
     AGAIN,
@@ -84,7 +84,9 @@ class PostgreSQLGroupWriter:
         worker_pool: WorkerPool,
         writers: int,
         patience: float,
+        *,
         on_group: OnGroup = unheard,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         """Write through ``pool`` with up to ``writers`` transactions at a time.
 
@@ -94,6 +96,7 @@ class PostgreSQLGroupWriter:
         self._pool = pool
         self._worker_pool = worker_pool
         self._on_group = on_group
+        self._tracer = tracer
         self._patience = patience
         self._waiting: deque[_Write] = deque()
         self._rows = 0
@@ -129,7 +132,7 @@ class PostgreSQLGroupWriter:
         self._begin_soon(loop)
         overdue = loop.call_later(self._patience, self._give_up, write)
         try:
-            with tracing.step("postgresql.commit", **{"db.system.name": "postgresql"}):
+            with self._tracer.step("postgresql.commit", {"db.system.name": "postgresql"}):
                 return cast("T", await write.future)
         finally:
             overdue.cancel()

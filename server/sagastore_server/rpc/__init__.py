@@ -1,12 +1,12 @@
-"""The gRPC face of the service: the only room that knows gRPC and protobuf.
+"""gRPC server: the only package that imports gRPC and protobuf.
 
-Requests are checked and turned into the storage contract's values at the edge,
-answers and errors are turned back; nothing behind this room sees a protobuf.
+It validates requests and converts them to values of the storage contract, and converts results
+and errors back. No other package sees a protobuf message.
 """
 
 import os
 
-# gRPC's core writes lines of its own to standard error, where ours are JSON; what
-# it has to say while starting (the port is taken) we say better. It reads this when
-# it is loaded, which is after this line.
+# gRPC's core writes plain lines to standard error, where the log is JSON. Its errors at startup,
+# such as a port in use, are reported by `RpcServer.start`. gRPC reads the variable when it is
+# imported, which is after this line.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

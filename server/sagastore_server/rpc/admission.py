@@ -1,7 +1,11 @@
-"""What every call passes before anything is done for it, and how it is counted out.
+"""Admission control for every RPC: authentication, authorization, rate and concurrency limits.
 
-In this order, the cheapest first, and all of it before the request is even parsed: does the
-server take calls at all; who calls, and may they; do they call too often; is there room.
+The checks run in order of cost, before the request is parsed:
+
+1. the lifecycle accepts calls (``UNAVAILABLE``);
+2. the caller is known and has the role that the method requires;
+3. the caller stays within its rate limit (``RATE_LIMITED``);
+4. there is a free slot for the call or stream (``OVERLOADED``).
 """
 
 from __future__ import annotations
@@ -11,9 +15,10 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import structlog
+from google.protobuf.descriptor import MethodDescriptor
 from grpc import aio
 
 from sagastore_server.interfaces import call_context
@@ -26,37 +31,73 @@ from sagastore_server.interfaces.errors import (
     UnauthenticatedError,
 )
 from sagastore_server.interfaces.instruments import Instruments
+from sagastore_server.rpc.grpc_internals import CallCounts
 from sagastore_server.rpc.lifecycle import Lifecycle
-from sagastore_server.rpc.limits import Limits
-from sagastore_server.rpc.load_shedding import LoadFigures, LoadShedder
+from sagastore_server.rpc.load_shedding import LoadShedder
 from sagastore_server.rpc.rate_limiter import RateLimiter
 from sagastore_server.rpc.stream_revocation import StreamRevocation
 
 Context = aio.ServicerContext[Any, Any]
 
 CALL_ID_KEY = "x-request-id"
-"""The header with which a caller may name a call; errors and logs then bear that name."""
+"""Header with the caller's id for the call, which errors and log lines then carry."""
+
+MIB = 1024 * 1024
 
 _BEARER = "bearer "
 _CERTIFICATE_KEYS = ("x509_subject_alternative_name", "x509_common_name")
+_STORAGE = "sagastore.v1.StorageService"
+_ROLES = {
+    **{f"{_STORAGE}.{name}": Role.READER for name in ("Get", "BatchGet", "List", "Search")},
+    f"{_STORAGE}.Export": Role.READER,
+    **{f"{_STORAGE}.{name}": Role.WRITER for name in ("Save", "BulkSave", "Delete")},
+}
 _log = structlog.get_logger(__name__)
 
 
+class Limits(NamedTuple):
+    """Limits on calls and connections; the settings have the same names."""
+
+    max_request_bytes: int = 32 * MIB
+    """Size of a request. gRPC refuses a larger one before it is in memory, with
+    RESOURCE_EXHAUSTED. A batch of 1000 real messages takes about 0.4 MiB; a batch holds about 25
+    messages of the maximum size (1.2 MB)."""
+    max_calls: int = 512
+    """Concurrent unary calls."""
+    max_streams: int = 64
+    """Concurrent streams."""
+    caller_rate: float = 0.0
+    """Calls and batches per second and caller; 0: unlimited."""
+    search_timeout: float = 10.0
+    """Seconds after which a search is stopped."""
+    stall_timeout: float = 300.0
+    """Seconds that a client may leave a message of a stream unread."""
+    connection_age: float = 3600.0
+    """Seconds after which a client must reconnect; 0: never."""
+    max_connections: int = 1000
+    """Concurrent connections; gRPC closes further ones at once."""
+
+
 class IncomingCall(Protocol):
-    """What the door looks at of a call that comes in."""
+    """The part of gRPC's context that admission control reads."""
 
     def invocation_metadata(self) -> Any:
         """Return the headers, as pairs."""
 
     def auth_context(self) -> Mapping[str, Any]:
-        """Return what the certificate says."""
+        """Return the properties of the client certificate."""
 
     def peer(self) -> str:
-        """Return the address that it comes from."""
+        """Return the address of the client."""
+
+
+def required_role(method: MethodDescriptor) -> Role:
+    """Return the least role that may call ``method``: ADMIN unless a lesser one is listed."""
+    return _ROLES.get(method.full_name, Role.ADMIN)
 
 
 class AdmissionControl:
-    """Lets calls in and counts them out. Belongs to one event loop."""
+    """Admits calls and streams, and records their start and end. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -68,33 +109,43 @@ class AdmissionControl:
         load_shedder: LoadShedder | None = None,
         log_calls: bool = False,
     ) -> None:
-        """Let in whom ``access`` knows, as many as ``limits`` allow, and tell ``instruments``."""
+        """Admit the callers that ``access`` allows, up to ``limits``.
+
+        Args:
+            lifecycle: Whether the server accepts calls.
+            limits: Rate and concurrency limits.
+            access: Authenticates callers; None: every caller may call everything.
+            instruments: Receives metrics.
+            load_shedder: Refuses calls under overload; None: only the limits apply.
+            log_calls: Whether each call is logged when it ends.
+
+        """
         self.lifecycle = lifecycle
         self.limits = limits
         self.calls = 0
-        """Single calls inside."""
+        """Unary calls in progress."""
         self.streams = 0
-        """Streams inside."""
+        """Open streams."""
         self._access = access or AccessControl()
         self._stream_revocation = StreamRevocation()
         self._access.subscribe(self._stream_revocation.check_all)
         self._instruments = instruments or Instruments()
         self._rate_limiter = RateLimiter(limits.caller_rate) if limits.caller_rate else None
-        self.load_shedder = load_shedder or LoadShedder(limits.max_calls, lambda: LoadFigures(0, 0))
+        self.load_shedder = load_shedder or LoadShedder(limits.max_calls, lambda: CallCounts(0, 0))
         self._log_calls = log_calls
 
-    def begin(self, method: str) -> tuple[CallContext, float]:
-        """Take note of a call that came in; ``end`` must follow."""
+    def record_start(self, method: str) -> tuple[CallContext, float]:
+        """Record that a call has arrived; `record_end` must follow."""
         self._instruments.call_started(method)
         return call_context.begin(method), time.perf_counter()
 
-    def end(self, call: CallContext, code: str, began: float, context: Context) -> None:
-        """Take note of how a call ended."""
+    def record_end(self, call: CallContext, code: str, began: float, context: Context) -> None:
+        """Record the status code and the duration of a call."""
         seconds = time.perf_counter() - began
         call.code = code
         self._instruments.call_ended(call.method, code, seconds)
         if self._log_calls:
-            adopt_id(call, context)
+            adopt_call_id(call, context)
             _log.info(
                 "call",
                 method=call.method,
@@ -105,66 +156,66 @@ class AdmissionControl:
             )
 
     def admit(self, call: CallContext, context: IncomingCall, role: Role) -> None:
-        """Find out who calls, and whether they may, now.
+        """Authenticate and authorize the caller, and apply its rate limit.
 
         Raises:
-            UnauthenticatedError: Nobody we know.
-            PermissionDeniedError: Their role is less than ``role``.
-            RateLimitedError: They have called too often.
+            UnauthenticatedError: The caller is unknown.
+            PermissionDeniedError: The role of the caller is less than ``role``.
+            RateLimitedError: The caller exceeds its rate limit.
 
         """
-        # Lines that are logged from now on bear the id that the caller gave.
-        call.named_by = partial(_given_id, context)
+        # From here on, log lines carry the caller's id for the call.
+        call.read_id = partial(_given_id, context)
         self._authorize(call, context, role)
         if self._rate_limiter is not None:
-            self._hold_to_rate(self._rate_limiter, context)
+            self._check_rate(self._rate_limiter, context)
 
-    def supervised(
+    def revocable(
         self, call: CallContext, context: IncomingCall, role: Role
     ) -> AbstractAsyncContextManager[None]:
-        """End what is done in the context when who was admitted would be so no longer.
+        """Cancel the body of the context when the caller loses access.
 
         Raises:
-            UnauthenticatedError: They are nobody we know, now.
-            PermissionDeniedError: Their role is less than ``role``, now.
+            UnauthenticatedError: The caller is no longer known.
+            PermissionDeniedError: The role of the caller is now less than ``role``.
 
         """
         if self._access.is_open:
             return nullcontext()
-        return self._stream_revocation.over(lambda: self._authorize(call, context, role))
+        return self._stream_revocation.watch(lambda: self._authorize(call, context, role))
 
-    def enter_call(self) -> None:
-        """Take a place for a single call; ``leave_call`` gives it back.
+    def acquire_call(self) -> None:
+        """Acquire a slot for a unary call; `release_call` returns it.
 
         Raises:
-            OverloadedError: There is none.
+            OverloadedError: The limit is reached, or the load shedder refuses the call.
 
         """
-        if self.calls >= self.limits.max_calls or self.load_shedder.turns_away():
-            self._shed(f"{self.limits.max_calls:,} calls or more")
+        if self.calls >= self.limits.max_calls or self.load_shedder.should_refuse():
+            self._refuse_overload("calls", self.limits.max_calls)
         self.calls += 1
 
-    def leave_call(self) -> None:
-        """Give back the place of a single call."""
+    def release_call(self) -> None:
+        """Return the slot of a unary call."""
         self.calls -= 1
 
-    def enter_stream(self) -> None:
-        """Take a place for a stream; ``leave_stream`` gives it back.
+    def acquire_stream(self) -> None:
+        """Acquire a slot for a stream; `release_stream` returns it.
 
         Raises:
-            OverloadedError: There is none.
+            OverloadedError: The limit is reached.
 
         """
         if self.streams >= self.limits.max_streams:
-            self._shed(f"{self.limits.max_streams:,} streams")
+            self._refuse_overload("streams", self.limits.max_streams)
         self.streams += 1
 
-    def leave_stream(self) -> None:
-        """Give back the place of a stream."""
+    def release_stream(self) -> None:
+        """Return the slot of a stream."""
         self.streams -= 1
 
-    async def pace(self, context: IncomingCall) -> None:
-        """Wait until the caller of a stream may send another batch."""
+    async def wait_for_rate(self, context: IncomingCall) -> None:
+        """Wait until the rate limit of the caller allows another message of a stream."""
         if self._rate_limiter is None:
             return
         while wait := self._rate_limiter.take(self._key(context)):  # noqa: ASYNC110 - time itself
@@ -175,46 +226,47 @@ class AdmissionControl:
         call.caller = caller.name
         if caller.role < role:
             raise PermissionDeniedError(
-                f"{caller.name!r} has the role {caller.role.name.lower()}, "
-                f"and this needs {role.name.lower()}"
+                f"{caller.name!r} has the role {caller.role.name.lower()}; "
+                f"this method requires {role.name.lower()}"
             )
 
     def _identify(self, context: IncomingCall) -> Caller:
         token = _token(context)
-        # A token decides; asking for the certificate takes longer than all the rest.
+        # A token takes precedence. Reading the certificate costs more than every other check.
         names = () if token is not None else _certificate_names(context)
         return self._access.caller(token, names)
 
-    def _hold_to_rate(self, rates: RateLimiter, context: IncomingCall) -> None:
-        wait = rates.take(self._key(context))
+    def _check_rate(self, rate_limiter: RateLimiter, context: IncomingCall) -> None:
+        wait = rate_limiter.take(self._key(context))
         if wait:
             self._instruments.call_shed(RateLimitedError.reason)
             raise RateLimitedError(
-                f"more than {self.limits.caller_rate:g} calls a second; slow down",
+                f"too many calls per second (limit {self.limits.caller_rate:g}); retry later",
                 retry_after=wait,
             )
 
     def _key(self, context: IncomingCall) -> str:
+        """Return the owner of a rate limit: the caller, or without access rules the address."""
         call = call_context.current()
         if not self._access.is_open and call is not None:
             return call.caller
         return context.peer().rpartition(":")[0]
 
-    def _shed(self, what: str) -> None:
+    def _refuse_overload(self, kind: str, limit: int) -> NoReturn:
         self._instruments.call_shed(OverloadedError.reason)
         raise OverloadedError(
-            f"the server has {what} at hand already, which is its limit; try again",
+            f"too many concurrent {kind} (limit {limit:,}); retry later",
             retry_after=self.load_shedder.retry_after(),
         )
 
 
-def adopt_id(call: CallContext, context: IncomingCall) -> None:
-    """Give the call the id that its caller gave it, if there is one."""
+def adopt_call_id(call: CallContext, context: IncomingCall) -> None:
+    """Use the caller's id for the call, if the request carries one."""
     call.adopt(_given_id(context))
 
 
 def _given_id(context: IncomingCall) -> str:
-    """Return the id that the caller gave the call; empty: none."""
+    """Return the caller's id for the call, or an empty string."""
     for key, value in context.invocation_metadata() or ():
         if key == CALL_ID_KEY and isinstance(value, str):
             return value
@@ -225,14 +277,14 @@ def _token(context: IncomingCall) -> str | None:
     """Return the bearer token.
 
     Raises:
-        UnauthenticatedError: There is an authorization of another kind, or more than one.
+        UnauthenticatedError: The header has another scheme, or is repeated.
 
     """
     given = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
     if not given:
         return None
     if len(given) > 1 or not isinstance(given[0], str) or given[0][:7].lower() != _BEARER:
-        raise UnauthenticatedError("the authorization must be one bearer token")
+        raise UnauthenticatedError("the authorization header must be one bearer token")
     token: str = given[0][7:].strip()
     return token
 

@@ -1,7 +1,23 @@
-"""BulkSave: batches stored side by side, answered in order, read no faster than stored.
+"""BulkSave streams: batches are stored concurrently and answered in order, with backpressure.
 
-One task reads and has batches checked, so that the check of the next one runs while one is
-stored; one starts the storing of those that are checked, in order; the call itself answers.
+A batch passes four states. A task or the call itself moves it to the next one:
+
+1. *read*: the reader task takes it from the stream once fewer than `READ_AHEAD` batches are
+   unanswered, and starts its validation;
+2. *validated*: by a task per batch, in a worker process if the batch is large;
+3. *storing*: the starter task begins to store batches in the order sent. A batch that shares an
+   id with an earlier one waits until that one is stored, because a backend promises no order
+   between calls;
+4. *answered*: the call yields the responses in the order sent, each once its batch is durable.
+
+A stream ends in one of four ways:
+
+* the client ends it: every batch is answered;
+* a batch as a whole is invalid, or the store fails: the batches before it are answered, then the
+  stream ends with the error, and later batches are cancelled;
+* the server drains: reading stops, every batch that was read is answered, and the stream ends
+  with SERVER_DRAINING;
+* the call is cancelled: every task ends with it. Batches that are storing may have been stored.
 """
 
 from __future__ import annotations
@@ -13,160 +29,172 @@ from typing import Any, NamedTuple, cast
 from sagastore.v1 import storage_pb2
 from sagastore_server.rpc import bulk_validation, convert
 from sagastore_server.rpc.lifecycle import Lifecycle
-from sagastore_server.rpc.offload import aside
 from sagastore_server.rpc.status import one_line
 from sagastore_server.rpc.wire import InvalidText
+from sagastore_server.runtime.supervisor import awaited
+from sagastore_server.runtime.worker_pool import SHORT, WorkerPool
 from sagastore_server.storage.base import Indexer, PreparedTerms, StorageBackend
 from sagastore_server.storage.errors import InvalidRequestError, Violation
 from sagastore_server.storage.model import NewMessage, OnConflict
 from sagastore_server.storage.validation import MAX_BATCH, MAX_ID, Violations
 
 READ_AHEAD = 4
-"""Batches of one stream that are read and not yet answered, at most."""
+"""Maximum number of batches of a stream that are read and not answered."""
 
-_PER_MESSAGE = 100
-"""Bytes that a message counts for beside its own: what is small takes time too."""
+_MESSAGE_OVERHEAD = 100
+"""Cost of a message in addition to its bytes: a small message takes time too."""
 
 Request = storage_pb2.BulkSaveRequest | InvalidText
 
 
 class Batch(NamedTuple):
-    """A checked batch."""
+    """A validated batch."""
 
     sequence: int
     drafts: list[NewMessage]
     terms: PreparedTerms | None
-    """Of the drafts."""
+    """Index terms of ``drafts``."""
     rejected: list[storage_pb2.RejectedMessage]
     on_conflict: OnConflict
 
 
-class _Flight(NamedTuple):
+class _StoringBatch(NamedTuple):
     ids: frozenset[str]
-    answer: asyncio.Task[storage_pb2.BulkSaveResponse]
+    response: asyncio.Task[storage_pb2.BulkSaveResponse]
 
 
 class BulkStream:
-    """One BulkSave call.
+    """One BulkSave call."""
 
-    Batches that share an id are stored one after the other, in the order sent,
-    because a backend promises no order between calls.
-    """
+    def __init__(
+        self, backend: StorageBackend, lifecycle: Lifecycle, worker_pool: WorkerPool
+    ) -> None:
+        """Store into ``backend``; end early when ``lifecycle`` ends streams.
 
-    def __init__(self, backend: StorageBackend, lifecycle: Lifecycle) -> None:
-        """Store into ``backend``; end early when ``lifecycle`` ends streams."""
+        Large batches are validated in ``worker_pool``.
+        """
         self._backend = backend
         self._lifecycle = lifecycle
+        self._worker_pool = worker_pool
         self._slots = asyncio.Semaphore(READ_AHEAD)
-        self._checks: asyncio.Queue[asyncio.Task[Batch] | None] = asyncio.Queue()
-        self._flights: asyncio.Queue[_Flight | None] = asyncio.Queue()
-        self._checking: list[asyncio.Task[Batch]] = []
-        self._under_way: list[_Flight] = []
+        # Each queue ends with None.
+        self._read_batches: asyncio.Queue[asyncio.Task[Batch] | None] = asyncio.Queue()
+        self._started_batches: asyncio.Queue[_StoringBatch | None] = asyncio.Queue()
+        self._validating: list[asyncio.Task[Batch]] = []
+        self._storing: list[_StoringBatch] = []
 
     async def run(
         self, requests: AsyncIterator[Request]
     ) -> AsyncIterator[storage_pb2.BulkSaveResponse]:
-        """Yield the answer to each request, in order, once it is durable.
+        """Yield the response to each request in order, once its messages are durable.
 
         Raises:
-            InvalidRequestError: A batch is empty or too large; those before it
+            InvalidRequestError: A batch is empty or too large; the batches before it
                 were answered.
             StorageError: As ``StorageBackend.bulk_save``.
-            ServerDrainingError: The server shuts down; what was read was answered.
+            ServerDrainingError: The server shuts down; the batches that were read were answered.
 
         """
-        reader = asyncio.create_task(self._read(requests))
-        starter = asyncio.create_task(self._start())
-        ender = asyncio.create_task(self._end_early(reader))
+        reader = awaited(self._read(requests))
+        starter = awaited(self._start_storing())
+        drain_watcher = awaited(self._stop_reading_in_drain(reader))
         try:
-            while (flight := await self._flights.get()) is not None:
-                yield await flight.answer
-                self._under_way.remove(flight)
+            while (batch := await self._started_batches.get()) is not None:
+                yield await batch.response
+                self._storing.remove(batch)
                 self._slots.release()
             await starter
             if self._lifecycle.end_streams.is_set() and reader.cancelled():
                 raise self._lifecycle.refusal()
             await reader
         finally:
-            answers = [flight.answer for flight in self._under_way]
-            await _end([reader, starter, ender, *self._checking, *answers])
+            responses = [batch.response for batch in self._storing]
+            await _cancel([reader, starter, drain_watcher, *self._validating, *responses])
 
     async def _read(self, requests: AsyncIterator[Request]) -> None:
-        """Have each batch that comes in checked, while there are free slots."""
+        """Read batches while there are free slots, and start the validation of each."""
         try:
             await self._slots.acquire()
             async for request in requests:
-                check = asyncio.create_task(checked(request, self._backend.indexer))
-                self._checking.append(check)
-                self._checks.put_nowait(check)
+                validation = awaited(
+                    validate_batch(request, self._worker_pool, self._backend.indexer)
+                )
+                self._validating.append(validation)
+                self._read_batches.put_nowait(validation)
                 await self._slots.acquire()
         finally:
-            self._checks.put_nowait(None)
+            self._read_batches.put_nowait(None)
 
-    async def _start(self) -> None:
-        """Start the storing of each batch, in order, when it is checked.
+    async def _start_storing(self) -> None:
+        """Start to store each batch, in the order sent, once it is validated.
 
         Raises:
-            InvalidRequestError: A batch as a whole breaks a rule.
+            InvalidRequestError: A batch as a whole is invalid.
 
         """
         try:
-            while (check := await self._checks.get()) is not None:
-                batch = await check
-                self._checking.remove(check)
+            while (validation := await self._read_batches.get()) is not None:
+                batch = await validation
+                self._validating.remove(validation)
                 ids = frozenset(draft.id for draft in batch.drafts)
                 await self._wait_for_earlier(ids)
-                flight = _Flight(ids, asyncio.create_task(self._store(batch)))
-                self._under_way.append(flight)
-                self._flights.put_nowait(flight)
+                storing = _StoringBatch(ids, awaited(self._store(batch)))
+                self._storing.append(storing)
+                self._started_batches.put_nowait(storing)
         finally:
-            self._flights.put_nowait(None)
+            self._started_batches.put_nowait(None)
 
     async def _wait_for_earlier(self, ids: frozenset[str]) -> None:
-        for flight in list(self._under_way):
-            if not flight.ids.isdisjoint(ids):
-                await asyncio.wait({flight.answer})
+        for batch in list(self._storing):
+            if not batch.ids.isdisjoint(ids):
+                await asyncio.wait({batch.response})
 
     async def _store(self, batch: Batch) -> storage_pb2.BulkSaveResponse:
-        answer = storage_pb2.BulkSaveResponse(sequence=batch.sequence, rejected=batch.rejected)
+        response = storage_pb2.BulkSaveResponse(sequence=batch.sequence, rejected=batch.rejected)
         if batch.drafts:
             result = await self._backend.bulk_save(batch.drafts, batch.on_conflict, batch.terms)
-            answer.saved, answer.unchanged, answer.skipped = result
-        return answer
+            response.saved, response.unchanged, response.skipped = result
+        return response
 
-    async def _end_early(self, reader: asyncio.Task[None]) -> None:
-        """Stop reading when the server wants streams to end."""
+    async def _stop_reading_in_drain(self, reader: asyncio.Task[None]) -> None:
         await self._lifecycle.end_streams.wait()
         reader.cancel()
 
 
-async def checked(request: Request, indexer: Indexer | None = None) -> Batch:
-    """Return the valid messages of a request as drafts, and the others with reasons.
+async def validate_batch(
+    request: Request, worker_pool: WorkerPool, indexer: Indexer | None = None
+) -> Batch:
+    """Return the valid messages of a request as drafts, and the invalid ones with reasons.
 
-    ``indexer`` makes what the store indexes of each draft.
+    ``indexer`` extracts the index terms of each draft.
 
     Raises:
-        InvalidRequestError: The batch as a whole breaks a rule.
+        InvalidRequestError: The batch as a whole is invalid.
 
     """
-    broken: dict[int, list[Violation]] = {}
+    unreadable: dict[int, list[Violation]] = {}
     if isinstance(request, InvalidText):
-        request, broken = _repaired(request)
+        request, unreadable = _repaired(request)
     on_conflict = _check_batch(request)
     sent = [(message.SerializeToString(), indexer) for message in request.messages]
-    size = sum([_PER_MESSAGE + len(message) for message, _ in sent])
+    size = sum([_MESSAGE_OVERHEAD + len(message) for message, _ in sent])
     drafts: list[NewMessage] = []
     terms: list[object] = []
     rejected: list[storage_pb2.RejectedMessage] = []
-    for index, (found, draft, one) in enumerate(await aside(bulk_validation.check, sent, size)):
-        violations = _merged(broken[index], found) if index in broken else found
+    results = (
+        [bulk_validation.check(*one) for one in sent]
+        if size < SHORT
+        else await worker_pool.map(bulk_validation.check, sent)
+    )
+    for index, (found, draft, one) in enumerate(results):
+        violations = _merged(unreadable[index], found) if index in unreadable else found
         if violations:
             rejected.append(_rejected(index, draft[0], violations))
         else:
             drafts.append(NewMessage._make(draft))
             terms.append(one)
-    made = None if indexer is None else PreparedTerms(indexer, terms)
-    return Batch(request.sequence, drafts, made, rejected, on_conflict)
+    prepared = None if indexer is None else PreparedTerms(indexer, terms)
+    return Batch(request.sequence, drafts, prepared, rejected, on_conflict)
 
 
 def _check_batch(request: storage_pb2.BulkSaveRequest) -> OnConflict:
@@ -176,7 +204,7 @@ def _check_batch(request: storage_pb2.BulkSaveRequest) -> OnConflict:
         check.add("messages", f"has {count:,} entries, 1 to {MAX_BATCH:,} are allowed")
     on_conflict = convert.ON_CONFLICT.get(request.on_conflict)
     if on_conflict is None:
-        check.add("on_conflict", f"is {request.on_conflict}, which is not a known value")
+        check.add("on_conflict", f"is {request.on_conflict}, not a known value")
     check.raise_if_any()
     return on_conflict or OnConflict.REPLACE
 
@@ -184,18 +212,19 @@ def _check_batch(request: storage_pb2.BulkSaveRequest) -> OnConflict:
 def _repaired(
     request: InvalidText,
 ) -> tuple[storage_pb2.BulkSaveRequest, dict[int, list[Violation]]]:
-    """Sort what could not be read by message; it spoils only those."""
+    """Return the repaired request, and the violations of unreadable text by message index."""
     if request.repaired is None:
         raise InvalidRequestError(request.violations)
-    broken: dict[int, list[Violation]] = {}
+    unreadable: dict[int, list[Violation]] = {}
     for field, reason in request.violations:
         head, _, name = field.partition("].")
-        broken.setdefault(int(head.removeprefix("messages[")), []).append(Violation(name, reason))
-    return cast("storage_pb2.BulkSaveRequest", request.repaired), broken
+        index = int(head.removeprefix("messages["))
+        unreadable.setdefault(index, []).append(Violation(name, reason))
+    return cast("storage_pb2.BulkSaveRequest", request.repaired), unreadable
 
 
 def _merged(unreadable: list[Violation], found: list[Violation]) -> list[Violation]:
-    """Add the rules that other fields break: an unreadable one was replaced by ``?``."""
+    """Add the violations of the other fields. An unreadable field was replaced by ``?``."""
     fields = {violation.field for violation in unreadable}
     return unreadable + [violation for violation in found if violation.field not in fields]
 
@@ -203,15 +232,15 @@ def _merged(unreadable: list[Violation], found: list[Violation]) -> list[Violati
 def _rejected(
     index: int, message_id: str, violations: list[Violation]
 ) -> storage_pb2.RejectedMessage:
-    # An id that is too long is cut, or a thousand of them would not fit into an answer.
+    # Truncated, because a thousand ids that are too long would not fit into a response.
     shown = message_id if len(message_id) <= MAX_ID else message_id[:MAX_ID] + "…"
     return storage_pb2.RejectedMessage(
         index=index, id=shown, field=violations[0].field, reason=one_line(violations)
     )
 
 
-async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel what still runs and wait until it has ended, whatever it ends with."""
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks that still run, and wait until every task has ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

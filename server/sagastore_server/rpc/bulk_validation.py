@@ -1,7 +1,8 @@
-"""The check of one message of many, and its terms: what another process does for a batch.
+"""Validation of one message of a batch, with its index terms; runs in a worker process.
 
-That process is sent the message as it came, in protobuf, and does all there is to do with it
-at once, so that a message goes there and back one time. No gRPC here: it is not needed there.
+The process receives the message in protobuf and does everything with it in one step, so that a
+message crosses the process boundary once. A module of its own, without gRPC, because the process
+imports it and does not need gRPC.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from sagastore_server.storage.errors import Violation
 from sagastore_server.storage.validation import Violations
 
 Checked = tuple[list[Violation], tuple[Any, ...], Any]
-"""The rules that a message breaks; and where it breaks none, the fields of its ``NewMessage``, and
-what the store is to index of it. Plain tuples: classes of our own take long to be sent."""
+"""Violations of a message and, if there are none, the fields of its ``NewMessage`` and its index
+terms. Plain tuples, because instances of classes take longer to pickle."""
 
 
 def check(message: bytes, indexer: Indexer | None) -> Checked:
-    """Check a serialized ``sagastore.v1.Message``, and make its terms if somebody wants them."""
+    """Validate a serialized ``sagastore.v1.Message``, and extract its terms with ``indexer``."""
     source = message_pb2.Message.FromString(message)
     rules = Violations()
     draft = rules.sent("", convert.sent_of(source, source.id))

@@ -1,8 +1,7 @@
-"""Between protobuf and the storage contract's values.
+"""Conversion between protobuf messages and the values of the storage contract.
 
-On the path of every call, so it does no more than it must: times are integer
-arithmetic, and a message of an answer is filled in place instead of being
-built and copied.
+It runs in every call, so it avoids work: times use integer arithmetic, and a message is filled in
+place in the response instead of being built and copied.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ ON_CONFLICT: dict[int, OnConflict] = {
 
 
 def sent_of(source: message_pb2.Message, message_id: str) -> Sent:
-    """Return the fields of a message that came in; ``created_at`` and ``revision`` are ignored.
+    """Return the fields of a received message; ``created_at`` and ``revision`` are ignored.
 
-    ``message_id`` is its id, assigned already where the sender had none.
+    ``message_id`` is its id, already assigned if the sender gave none.
     """
     timestamp = None
     if source.HasField("timestamp"):
@@ -49,7 +48,7 @@ def sent_of(source: message_pb2.Message, message_id: str) -> Sent:
 
 
 def fill(target: message_pb2.Message, source: Message) -> None:
-    """Write a stored message into an empty message of an answer."""
+    """Write a stored message into an empty message of a response."""
     target.id = source.id
     target.provider = source.provider
     target.role = source.role
@@ -66,8 +65,8 @@ def fill(target: message_pb2.Message, source: Message) -> None:
 
 
 def fill_time(target: Timestamp, micros: int) -> None:
-    """Write microseconds since 1970 into a Timestamp, whose nanos count forward."""
-    # The epoch itself assigns two defaults; SetInParent keeps it from being "unset".
+    """Write microseconds since 1970 into a Timestamp, whose nanos are never negative."""
+    # The epoch assigns only default values, which would leave the field unset.
     target.SetInParent()
     seconds, rest = divmod(micros, _MICRO)
     target.seconds = seconds

@@ -1,9 +1,9 @@
-"""Health and reflection, by the same way in as every other RPC.
+"""Health and reflection services, dispatched like every other RPC.
 
-The servicers that gRPC brings along answer a request that does not parse with UNKNOWN and
-the text of an exception; and their health has one lock for the readers and for who sets it,
-held while an answer is written: a watcher that does not read would keep the server from
-ever changing its health, and so from draining.
+gRPC's own servicers are not used directly. They answer a request that does not parse with
+UNKNOWN and the text of an exception. Their health servicer holds one lock while it writes a
+response and while the status is set, so that a watcher that does not read blocks every status
+change, and with it the drain.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from contextlib import aclosing
 
 import grpc
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection as grpc_reflection  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection_pb2
 
-from sagastore_server.rpc.admission import AdmissionControl
+from sagastore_server.rpc.admission import AdmissionControl, Limits
+from sagastore_server.rpc.error_responder import ErrorResponder
 from sagastore_server.rpc.handlers import service_handler
 from sagastore_server.rpc.lifecycle import Lifecycle
-from sagastore_server.rpc.limits import Limits
 from sagastore_server.rpc.wire import InvalidText
 from sagastore_server.storage.errors import InvalidRequestError, NotFoundError, StorageError
 
@@ -29,77 +30,80 @@ _Status = health_pb2.HealthCheckResponse
 
 
 class UnknownServiceError(NotFoundError):
-    """No service has the name."""
+    """The health of an unknown service was requested."""
 
     reason = "SERVICE_NOT_FOUND"
 
     def __init__(self, name: str) -> None:
-        """Name the service that was asked for."""
+        """Create the error with the requested name, shortened to 100 characters."""
         shown = name if len(name) <= 100 else name[:100] + "…"
-        StorageError.__init__(self, f"no service has the name {shown!r}")
+        StorageError.__init__(self, f"unknown service {shown!r}")
         self.message_id = shown
 
 
 class Health:
-    """Serves ``grpc.health.v1.Health``: a status for each name."""
+    """Servicer of ``grpc.health.v1.Health``: one status per name."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Begin with NOT_SERVING for each of ``names``."""
+        """Start with NOT_SERVING for each of ``names``."""
         self._statuses = dict.fromkeys(names, _Status.NOT_SERVING)
         self._changed = asyncio.Event()
 
-    def tell(self, status: int, names: Sequence[str] = ()) -> None:
-        """Let everybody know the ``status`` of ``names``, or of all; nobody is waited for."""
+    def set(self, status: int, names: Sequence[str] = ()) -> None:
+        """Set the ``status`` of ``names``, or of all names, and notify the watchers.
+
+        Returns without waiting for the watchers.
+        """
         self._statuses |= dict.fromkeys(names or self._statuses, status)
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def Check(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
-        """Tell the status of one name."""
+        """Return the status of one name."""
         status = self._statuses.get(request.service)
         if status is None:
             raise UnknownServiceError(request.service)
         return _Status(status=status)
 
     async def List(self, request: health_pb2.HealthListRequest) -> health_pb2.HealthListResponse:
-        """Tell the status of every name."""
-        answer = health_pb2.HealthListResponse()
+        """Return the status of every name."""
+        response = health_pb2.HealthListResponse()
         for name, status in self._statuses.items():
-            answer.statuses[name].status = status
-        return answer
+            response.statuses[name].status = status
+        return response
 
     async def Watch(
         self, request: health_pb2.HealthCheckRequest
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """Tell the status of one name now, and whenever it changes."""
-        told = None
+        """Stream the status of one name: the current one, and each change."""
+        sent = None
         while True:
             changed = self._changed
             status = self._statuses.get(request.service, _Status.SERVICE_UNKNOWN)
-            if status != told:
+            if status != sent:
                 yield _Status(status=status)
-            told = status
+            sent = status
             await changed.wait()
 
 
 class Reflection:
-    """Serves ``grpc.reflection.v1alpha.ServerReflection``."""
+    """Servicer of ``grpc.reflection.v1alpha.ServerReflection``."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Tell of the services of these ``names``."""
-        self._served = reflection.aio.ReflectionServicer(names)
+        """Describe the services ``names``."""
+        self._served = grpc_reflection.aio.ReflectionServicer(names)
 
     async def ServerReflectionInfo(
         self, requests: AsyncIterator[reflection_pb2.ServerReflectionRequest | InvalidText]
     ) -> AsyncIterator[reflection_pb2.ServerReflectionResponse]:
-        """Answer each request, in order."""
-        answers = self._served.ServerReflectionInfo(_readable(requests), None)
-        async with aclosing(answers):
-            async for answer in answers:
-                yield answer
+        """Answer the requests in order."""
+        responses = self._served.ServerReflectionInfo(_valid(requests), None)
+        async with aclosing(responses):
+            async for response in responses:
+                yield response
 
 
-async def _readable(
+async def _valid(
     requests: AsyncIterator[reflection_pb2.ServerReflectionRequest | InvalidText],
 ) -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
     async for request in requests:
@@ -108,21 +112,30 @@ async def _readable(
         yield request
 
 
-def probe_handlers(
-    health: Health, names: Sequence[str], limits: Limits, *, reflected: bool
-) -> tuple[grpc.GenericRpcHandler, ...]:
-    """Return what serves health and, if ``reflected``, tells of the services ``names``.
+def health_admission(limits: Limits) -> AdmissionControl:
+    """Return the admission control of health and reflection.
 
-    Both are open to everybody and in every state of the server, and have a share of
-    ``limits`` of their own, so that neither keeps calls from being let in. Clients may
-    watch the health over each connection that they have.
+    It accepts every caller in every state of the server, without a rate limit. Its slots are
+    separate from those of the other services, so that neither takes slots from the other. It
+    has a stream slot per connection in addition, because clients may watch the health of each.
     """
     lifecycle = Lifecycle()
-    lifecycle.open()
+    lifecycle.start_accepting()
     streams = limits.max_streams + limits.max_connections
-    admission = AdmissionControl(lifecycle, limits._replace(caller_rate=0.0, max_streams=streams))
-    handlers = [service_handler(_HEALTH, health, admission)]
-    if reflected:
+    return AdmissionControl(lifecycle, limits._replace(caller_rate=0.0, max_streams=streams))
+
+
+def health_handlers(
+    health: Health,
+    names: Sequence[str],
+    admission: AdmissionControl,
+    responder: ErrorResponder,
+    *,
+    reflection: bool,
+) -> tuple[grpc.GenericRpcHandler, ...]:
+    """Return the handlers of health and, if ``reflection``, of reflection on ``names``."""
+    handlers = [service_handler(_HEALTH, health, admission, responder)]
+    if reflection:
         served = (*names, _HEALTH.full_name, _REFLECTION.full_name)
-        handlers.append(service_handler(_REFLECTION, Reflection(served), admission))
+        handlers.append(service_handler(_REFLECTION, Reflection(served), admission, responder))
     return tuple(handlers)

@@ -1,4 +1,4 @@
-"""Ids for messages that come without one: UUIDv7, growing within a process."""
+"""UUIDv7 generator: ids for messages that are saved without one, increasing within a process."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ _COUNTER_BITS = 42
 _TAIL_BITS = 32
 _MAX_COUNTER = (1 << _COUNTER_BITS) - 1
 _FRESH_COUNTER = (1 << (_COUNTER_BITS - 1)) - 1
-"""A new millisecond begins in the lower half, which leaves 2**41 ids to count up to."""
+"""A millisecond starts in the lower half of the counter, which leaves 2**41 ids."""
 
 
 class IdSource:
-    """Makes UUIDv7s, each greater than the one before (RFC 9562, 6.2, method 1).
+    """Generates UUIDv7s, each greater than the previous one (RFC 9562, 6.2, method 1).
 
-    48 bits of Unix time in milliseconds, then a 42-bit counter that begins at
-    random in each millisecond, then 32 random bits. A clock that is set back
-    does not take the ids back: they go on from the last time seen.
+    An id has 48 bits of Unix time in milliseconds, a 42-bit counter with a random start in each
+    millisecond, and 32 random bits. If the clock is set back, ids continue from the latest time.
     """
 
     def __init__(self) -> None:
-        """Begin before every possible moment."""
+        """Create a generator that has generated no id."""
         self._millis = -1
         self._counter = 0
 
@@ -42,7 +41,7 @@ class IdSource:
 
 
 def _assemble(millis: int, counter: int, tail: int) -> uuid.UUID:
-    """Put the parts into the layout of RFC 9562, 5.7, around version and variant."""
+    """Return the UUID with the layout of RFC 9562, 5.7, which adds version and variant."""
     value = (millis & 0xFFFF_FFFF_FFFF) << 80
     value |= 0x7 << 76
     value |= (counter >> 30) << 64

@@ -1,4 +1,7 @@
-"""Who may come in: whether calls are taken, and how many are under way."""
+"""Server lifecycle: whether calls are accepted, and how many are in progress.
+
+The states follow each other: STARTING, ACCEPTING, DRAINING.
+"""
 
 from __future__ import annotations
 
@@ -9,57 +12,59 @@ from sagastore_server.storage.errors import UnavailableError
 
 
 class ServerStartingError(UnavailableError):
-    """The server is up, its storage is not open yet."""
+    """The server listens, but its storage is not open yet."""
 
     reason = "SERVER_STARTING"
 
 
 class ServerDrainingError(UnavailableError):
-    """The server is shutting down and takes no new work."""
+    """The server is shutting down and accepts no new calls."""
 
     reason = "SERVER_DRAINING"
 
 
 class LifecycleState(enum.Enum):
-    """What the gate does with a new call."""
+    """State of the server; only ACCEPTING accepts calls."""
 
     STARTING = "starting"
-    OPEN = "open"
+    ACCEPTING = "accepting"
     DRAINING = "draining"
 
 
 class Lifecycle:
-    """Lets calls in while the server serves, and knows when the last one has left.
+    """State of the server and the number of its calls in progress.
 
-    Belongs to one event loop. Health checks and reflection do not pass it.
+    Belongs to one event loop. Health checks and reflection have a lifecycle of their own, which
+    always accepts.
     """
 
     def __init__(self) -> None:
-        """Begin closed, in STARTING."""
+        """Create it in the state STARTING."""
         self.state = LifecycleState.STARTING
         self.in_flight = 0
+        """Calls in progress that a drain waits for."""
         self.draining = asyncio.Event()
-        """Set when a drain begins: what would never end by itself must end now."""
+        """Set when a drain begins: streams without an end must end now."""
         self.end_streams = asyncio.Event()
-        """Set when streams must end at their next batch, in the later part of a drain."""
+        """Set halfway through a drain: streams must end after their current batch."""
         self._idle = asyncio.Event()
 
-    def open(self) -> None:
-        """Let calls in from now on."""
-        self.state = LifecycleState.OPEN
+    def start_accepting(self) -> None:
+        """Accept calls from now on."""
+        self.state = LifecycleState.ACCEPTING
 
     def check(self) -> None:
-        """Let a call in that the drain does not wait for.
+        """Check that calls are accepted, without counting one.
 
         Raises:
             ServerStartingError, ServerDrainingError: As ``enter``.
 
         """
-        if self.state is not LifecycleState.OPEN:
+        if self.state is not LifecycleState.ACCEPTING:
             raise self.refusal()
 
     def enter(self) -> None:
-        """Count a call in.
+        """Count a call that begins.
 
         Raises:
             ServerStartingError: The storage is not open yet.
@@ -70,39 +75,37 @@ class Lifecycle:
         self.in_flight += 1
 
     def leave(self) -> None:
-        """Count a call out; once for each ``enter`` that returned."""
+        """Count the end of a call; call it once for each ``enter`` that returned."""
         self.in_flight -= 1
         if not self.in_flight and self.state is LifecycleState.DRAINING:
             self._idle.set()
 
     def refusal(self) -> UnavailableError:
-        """Return the error that a call which cannot be served now gets."""
+        """Return the error for a call that the current state does not accept."""
         if self.state is LifecycleState.STARTING:
-            return ServerStartingError("the server is starting; try again in a moment")
-        return ServerDrainingError(
-            "the server is shutting down; try again, at another server or in a moment"
-        )
+            return ServerStartingError("the server is starting; retry in a moment")
+        return ServerDrainingError("the server is shutting down; retry, or use another server")
 
     async def drain(self, grace: float) -> bool:
-        """Close the gate and wait until the calls inside have left.
+        """Accept no more calls, and wait until those in progress have ended.
 
-        For half of ``grace`` (seconds) streams may go on; then they end at their
-        next batch, which a client can continue, and single calls have the rest.
+        Streams may continue for half of ``grace`` (seconds). Then they end after their current
+        batch, from which a client can resume; unary calls have the other half.
 
         Returns:
-            False when calls were still under way at the end.
+            False if calls are still in progress after ``grace``.
 
         """
         self.state = LifecycleState.DRAINING
         self.draining.set()
         if not self.in_flight:
             return True
-        if not await self._left_within(grace / 2):
-            self.end_streams.set()
-            return await self._left_within(grace / 2)
-        return True
+        if await self._idle_within(grace / 2):
+            return True
+        self.end_streams.set()
+        return await self._idle_within(grace / 2)
 
-    async def _left_within(self, seconds: float) -> bool:
+    async def _idle_within(self, seconds: float) -> bool:
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:

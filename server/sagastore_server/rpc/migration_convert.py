@@ -1,4 +1,4 @@
-"""Between the contract of a migration and its protobuf messages."""
+"""Conversion of the migration contract to its protobuf messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sagastore_server.storage.migration import (
 from sagastore_server.storage.model import StoreHealth
 from sagastore_server.storage.phase import Phase
 
-# The numbers of the enumeration are the protocol's.
+# The values of `Phase` are the numbers of the protocol; `requests.phase` relies on it.
 PHASES: dict[Phase, migration_pb2.Phase.ValueType] = {
     Phase.SQLITE_ONLY: migration_pb2.PHASE_SQLITE_ONLY,
     Phase.DUAL_WRITE: migration_pb2.PHASE_DUAL_WRITE,
@@ -34,8 +34,8 @@ _STATES: dict[BackfillState, migration_pb2.Backfill.State.ValueType] = {
 
 
 def migration(status: MigrationStatus) -> migration_pb2.Migration:
-    """Return where a migration stands, as a message."""
-    answer = migration_pb2.Migration(
+    """Return the state of a migration as a message."""
+    response = migration_pb2.Migration(
         phase=PHASES[status.phase],
         epoch=status.epoch,
         backfill=_backfill(status.backfill),
@@ -51,14 +51,14 @@ def migration(status: MigrationStatus) -> migration_pb2.Migration:
         reads_from_fallback=status.reads_from_fallback,
     )
     if status.last_verification is not None:
-        _fill_verification(answer.last_verification, status.last_verification)
+        _fill_verification(response.last_verification, status.last_verification)
     if status.verifying is not None:
-        answer.verifying.CopyFrom(progress(status.verifying))
-    return answer
+        response.verifying.CopyFrom(progress(status.verifying))
+    return response
 
 
 def progress(value: VerifyProgress) -> migration_pb2.VerifyResponse:
-    """Return how far a verification is, as a message."""
+    """Return the progress of a verification as a message."""
     return migration_pb2.VerifyResponse(
         compared=value.compared,
         total=value.total,
@@ -85,15 +85,15 @@ def _backfill(status: BackfillStatus) -> migration_pb2.Backfill:
 
 
 def _shadow(status: ShadowStatus) -> migration_pb2.ShadowReads:
-    answer = migration_pb2.ShadowReads(
+    response = migration_pb2.ShadowReads(
         compared=status.compared, skipped=status.skipped, different=status.different
     )
     for difference in status.differences:
-        shown = answer.differences.add(
+        shown = response.differences.add(
             read=difference.read, sqlite=difference.sqlite, postgresql=difference.postgresql
         )
         convert.fill_time(shown.time, difference.at)
-    return answer
+    return response
 
 
 def _fill_verification(target: migration_pb2.Verification, source: Verification) -> None:
@@ -115,5 +115,5 @@ def _health(health: StoreHealth) -> migration_pb2.StoreHealth:
 
 
 def _text(line: str) -> str:
-    """Replace what protobuf takes for no text: the name of a file may hold it."""
+    """Replace lone surrogates, which file names may contain and protobuf rejects."""
     return line if line.isascii() else line.encode("utf-8", "replace").decode("utf-8")

@@ -1,28 +1,33 @@
-"""MigrationService: what sagastore/v1/migration.proto promises, over any control."""
+"""MigrationService: the servicer of sagastore/v1/migration.proto, over any `MigrationControl`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
 from sagastore.v1 import migration_pb2
-from sagastore_server.rpc import migration_convert, quarantine_page, requests, tokens
+from sagastore_server.rpc import migration_convert, requests, tokens
 from sagastore_server.rpc.handlers import endless, interruptible
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.limits import MAX_PAGE_BYTES
 from sagastore_server.storage.migration import MigrationControl
+from sagastore_server.storage.model import QuarantinedRow
+
+_ROWS_PER_READ = 25
+"""Rows of the quarantine per read, which bounds the memory beyond the page: a row can be large."""
 
 
 class MigrationServicer:
-    """Serves the RPCs by their names; ``handlers`` connects it with gRPC."""
+    """Implements each RPC as the method of its name; `handlers` connects it to gRPC."""
 
     def __init__(self, backend: StorageBackend, control: MigrationControl) -> None:
-        """Tell of the migration that ``control`` steers, and of the quarantine of ``backend``."""
+        """Serve the migration of ``control`` and the quarantine of ``backend``."""
         self._backend = backend
         self._control = control
 
     async def GetMigration(
         self, request: migration_pb2.GetMigrationRequest
     ) -> migration_pb2.GetMigrationResponse:
-        """Tell where the migration stands."""
+        """Return the state of the migration."""
         status = await self._control.status()
         return migration_pb2.GetMigrationResponse(migration=migration_convert.migration(status))
 
@@ -30,7 +35,7 @@ class MigrationServicer:
     async def WatchMigration(
         self, request: migration_pb2.WatchMigrationRequest
     ) -> AsyncIterator[migration_pb2.WatchMigrationResponse]:
-        """Tell where the migration stands, again and again."""
+        """Stream the state of the migration: the current one, and each change."""
         async for status in self._control.watch():
             migration = migration_convert.migration(status)
             yield migration_pb2.WatchMigrationResponse(migration=migration)
@@ -38,7 +43,7 @@ class MigrationServicer:
     async def ChangePhase(
         self, request: migration_pb2.ChangePhaseRequest
     ) -> migration_pb2.ChangePhaseResponse:
-        """Go to another phase."""
+        """Change the phase."""
         status = await self._control.change_phase(
             requests.phase(request),
             dry_run=request.dry_run,
@@ -62,7 +67,7 @@ class MigrationServicer:
     async def Verify(
         self, request: migration_pb2.VerifyRequest
     ) -> AsyncIterator[migration_pb2.VerifyResponse]:
-        """Compare the stores, and tell how far that is."""
+        """Compare the stores, and stream the progress."""
         async for progress in self._control.verify(repair=request.repair):
             yield migration_convert.progress(progress)
 
@@ -74,13 +79,41 @@ class MigrationServicer:
         key = tokens.request_key("ListQuarantine")
         after = 0
         if request.page_token:
-            after = int(tokens.unseal(key, request.page_token, "page_token", (int,))[0] or 0)
-        rows, more = await quarantine_page.quarantine_page(self._backend, size, after)
-        answer = migration_pb2.ListQuarantineResponse()
+            after = int(tokens.decode(key, request.page_token, "page_token", (int,))[0] or 0)
+        rows, more = await _quarantine_page(self._backend, size, after)
+        response = migration_pb2.ListQuarantineResponse()
         for row in rows:
-            answer.rows.add(
+            response.rows.add(
                 source_key=row.source_key, reason=row.reason, field=row.field, row=row.row
             )
         if more:
-            answer.next_page_token = tokens.seal(key, (rows[-1].number,))
-        return answer
+            response.next_page_token = tokens.encode(key, (rows[-1].number,))
+        return response
+
+
+async def _quarantine_page(
+    backend: StorageBackend, size: int, after: int
+) -> tuple[list[QuarantinedRow], bool]:
+    """Read a page of at most ``size`` rows and MAX_PAGE_BYTES, but of at least one row.
+
+    Returns:
+        The rows, and whether more rows follow.
+
+    """
+    page: list[QuarantinedRow] = []
+    room = MAX_PAGE_BYTES
+    while True:
+        last = page[-1].number if page else after
+        rows = await backend.quarantine(last, min(size + 1 - len(page), _ROWS_PER_READ))
+        for row in rows:
+            room -= _size(row)
+            if page and (room < 0 or len(page) == size):
+                return page, True
+            page.append(row)
+        if not rows:
+            return page, False
+
+
+def _size(row: QuarantinedRow) -> int:
+    """Return an upper bound of the size of a row in a response, in bytes."""
+    return len(row.row) + 4 * (len(row.source_key) + len(row.reason) + len(row.field)) + 64

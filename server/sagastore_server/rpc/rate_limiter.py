@@ -1,4 +1,4 @@
-"""How often each caller may call: a token bucket for each."""
+"""Rate limiter: a token bucket per caller, bounded in number."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 _MAX_CALLERS = 10_000
-"""Callers remembered. Who was forgotten longest ago begins with a full bucket, so a
-stranger with many addresses gains nothing that many strangers would not have."""
+"""Buckets kept. The least recently used one is dropped, and its caller starts with a full bucket:
+a caller with that many addresses gains no more than that many callers are allowed."""
 
 
 class RateLimiter:
-    """Allows each caller so many calls a second, and a second's worth at once."""
+    """Allows each caller a number of calls per second, with a burst of one second's worth."""
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Allow ``rate`` calls a second, which is greater than 0."""
+        """Allow ``rate`` calls per second, which is greater than 0."""
         self._rate = rate
         self._burst = max(1.0, rate)
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, caller: str) -> float:
-        """Take one call out of the caller's bucket.
+        """Take one call from the caller's bucket.
 
         Returns:
-            0 when there was one; otherwise the seconds until there is, and none is taken.
+            0 if it was taken; otherwise the seconds until the bucket holds one.
 
         """
         now = self._clock()

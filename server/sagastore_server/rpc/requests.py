@@ -1,4 +1,4 @@
-"""What requests ask for, checked: every rule that one breaks is reported at once."""
+"""Request parsing and validation: all violations of a request are reported together."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ORDERS = {
     storage_pb2.ORDER_NEWEST: Order.NEWEST,
     storage_pb2.ORDER_OLDEST: Order.OLDEST,
 }
-_EVERYWHERE = {
+_ON_ALL_STORES = {
     storage_pb2.DURABILITY_UNSPECIFIED: False,
     storage_pb2.DURABILITY_PRIMARY: False,
     storage_pb2.DURABILITY_BOTH: True,
@@ -43,20 +43,20 @@ _EVERYWHERE = {
 _PHASES: dict[int, Phase] = {phase.value: phase for phase in Phase}
 
 MAX_BACKFILL_BATCH = 10_000
-"""Rows in a batch of the backfill at most."""
+"""Maximum number of rows in a batch of the backfill."""
 
 
 class Save(NamedTuple):
-    """A checked SaveRequest."""
+    """A validated SaveRequest."""
 
     draft: NewMessage
     if_revision: int | None
-    everywhere: bool
-    """Every store of the phase must have it."""
+    on_all_stores: bool
+    """Whether every store of the phase must have stored it."""
 
 
 class Backfill(NamedTuple):
-    """A checked ControlBackfillRequest; None: as it is."""
+    """A validated ControlBackfillRequest; None leaves a value unchanged."""
 
     paused: bool | None
     batch_size: int | None
@@ -64,22 +64,22 @@ class Backfill(NamedTuple):
 
 
 class Search(NamedTuple):
-    """A checked SearchRequest."""
+    """A validated SearchRequest."""
 
     criteria: Criteria
     order: Order
     page_size: int
 
     def fingerprint(self, text: str) -> tuple[object, ...]:
-        """Return what tells this search from others, for its page tokens."""
+        """Return the fields that identify this search, for its page tokens."""
         return text, *self.criteria[1:], self.order.name
 
 
 def save(request: storage_pb2.SaveRequest, new_id: str) -> Save:
-    """Return what a SaveRequest asks for; ``new_id`` is for a message without an id.
+    """Parse a SaveRequest; ``new_id`` is the id of a message without one.
 
     Raises:
-        InvalidRequestError: It breaks rules.
+        InvalidRequestError: The request is invalid.
 
     """
     check = Violations()
@@ -91,18 +91,18 @@ def save(request: storage_pb2.SaveRequest, new_id: str) -> Save:
     condition = None
     if request.HasField("if_revision"):
         condition = check.revision("if_revision", request.if_revision, lowest=0)
-    everywhere = _EVERYWHERE.get(request.durability)
-    if everywhere is None:
+    on_all_stores = _ON_ALL_STORES.get(request.durability)
+    if on_all_stores is None:
         _unknown_value(check, "durability", request.durability)
     check.raise_if_any()
-    return Save(draft, condition, bool(everywhere))
+    return Save(draft, condition, bool(on_all_stores))
 
 
 def one_id(message_id: str) -> str:
     """Return the id of a GetRequest.
 
     Raises:
-        InvalidRequestError: It breaks rules.
+        InvalidRequestError: The request is invalid.
 
     """
     if not is_plain(message_id, MAX_ID):
@@ -116,7 +116,7 @@ def delete(request: storage_pb2.DeleteRequest) -> tuple[str, int | None]:
     """Return the id and the ``if_revision`` of a DeleteRequest.
 
     Raises:
-        InvalidRequestError: It breaks rules.
+        InvalidRequestError: The request is invalid.
 
     """
     check = Violations()
@@ -132,7 +132,7 @@ def batch_of_ids(ids: Sequence[str]) -> Sequence[str]:
     """Return the ids of a BatchGetRequest.
 
     Raises:
-        InvalidRequestError: It breaks rules.
+        InvalidRequestError: The request is invalid.
 
     """
     check = Violations()
@@ -149,7 +149,7 @@ def list_page(request: storage_pb2.ListRequest) -> int:
     """Return the page size of a ListRequest.
 
     Raises:
-        InvalidRequestError: It breaks rules.
+        InvalidRequestError: The request is invalid.
 
     """
     check = Violations()
@@ -158,20 +158,20 @@ def list_page(request: storage_pb2.ListRequest) -> int:
 
 
 def page_size(size: int) -> int:
-    """Return the page size that ``size`` asks for.
+    """Return the page size for ``size``, with default and maximum applied.
 
     Raises:
-        InvalidRequestError: It is negative.
+        InvalidRequestError: ``size`` is negative.
 
     """
     return _page_size(Violations(), size)
 
 
 def export_batch(size: int) -> int:
-    """Return the batch size that ``size`` asks for.
+    """Return the batch size for ``size``, with default and maximum applied.
 
     Raises:
-        InvalidRequestError: It is negative.
+        InvalidRequestError: ``size`` is negative.
 
     """
     check = Violations()
@@ -181,10 +181,10 @@ def export_batch(size: int) -> int:
 
 
 def search(request: storage_pb2.SearchRequest) -> Search:
-    """Return what a SearchRequest asks for.
+    """Parse a SearchRequest.
 
     Raises:
-        InvalidRequestError: It breaks rules.
+        InvalidRequestError: The request is invalid.
 
     """
     check = Violations()
@@ -211,10 +211,10 @@ def search(request: storage_pb2.SearchRequest) -> Search:
 
 
 def phase(request: migration_pb2.ChangePhaseRequest) -> Phase:
-    """Return the phase that a ChangePhaseRequest names.
+    """Return the phase of a ChangePhaseRequest.
 
     Raises:
-        InvalidRequestError: It names none.
+        InvalidRequestError: The phase is missing or unknown.
 
     """
     check = Violations()
@@ -228,10 +228,10 @@ def phase(request: migration_pb2.ChangePhaseRequest) -> Phase:
 
 
 def backfill(request: migration_pb2.ControlBackfillRequest) -> Backfill:
-    """Return what a ControlBackfillRequest asks for.
+    """Parse a ControlBackfillRequest.
 
     Raises:
-        InvalidRequestError: It breaks rules.
+        InvalidRequestError: The request is invalid.
 
     """
     check = Violations()
@@ -270,7 +270,7 @@ def _time(check: Violations, field: str, time: Timestamp) -> int:
 
 
 def _contained(check: Violations, text: str) -> str | None:
-    """Return canonical metadata to be contained; every metadata contains ``{}``."""
+    """Return the metadata filter in canonical form; None for ``{}``, which matches all."""
     if not text:
         return None
     canonical = check.metadata("metadata_json", text)
@@ -284,4 +284,4 @@ def _page_size(check: Violations, size: int) -> int:
 
 
 def _unknown_value(check: Violations, field: str, value: int) -> None:
-    check.add(field, f"is {value}, which is not a known value")
+    check.add(field, f"is {value}, not a known value")

@@ -1,4 +1,4 @@
-"""The gRPC server: what is served, on which terms, and how it begins and ends."""
+"""gRPC server: options, TLS, services and lifecycle."""
 
 from __future__ import annotations
 
@@ -6,64 +6,35 @@ import asyncio
 from typing import NamedTuple
 
 import grpc
-from grpc import aio
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
 from sagastore.v1 import migration_pb2, storage_pb2
 from sagastore_server.interfaces.access import AccessControl
 from sagastore_server.interfaces.instruments import Instruments
-from sagastore_server.rpc.admission import AdmissionControl
+from sagastore_server.interfaces.tls import TlsMaterial, TlsSource
+from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
+from sagastore_server.rpc.admission import AdmissionControl, Limits
+from sagastore_server.rpc.error_responder import ErrorResponder
+from sagastore_server.rpc.grpc_internals import create_server
 from sagastore_server.rpc.handlers import service_handler
-from sagastore_server.rpc.health_service import Health, probe_handlers
+from sagastore_server.rpc.health_service import Health, health_admission, health_handlers
 from sagastore_server.rpc.lifecycle import Lifecycle, LifecycleState
-from sagastore_server.rpc.limits import Limits
-from sagastore_server.rpc.load_shedding import LoadShedder, figures_of_newest_server
+from sagastore_server.rpc.load_shedding import LoadShedder
 from sagastore_server.rpc.migration_service import MigrationServicer
 from sagastore_server.rpc.storage_service import StorageServicer
+from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor, awaited
+from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.migration import MigrationControl
 
 _MAX_PENDING = 8192
-"""Calls that may wait in gRPC, of which each takes about 20 KiB."""
+"""Calls that may wait inside gRPC; each takes about 20 KiB."""
 
 _CONNECTION_GRACE = 3600.0
-"""Seconds that calls may go on over a connection that has reached its age."""
+"""Seconds that calls may continue on a connection that has reached its maximum age."""
 
-
-def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
-    options = (
-        ("grpc.max_receive_message_length", limits.max_request_bytes),
-        # Answers are bounded by what they carry (storage.limits, MAX_BATCH_GET_BYTES);
-        # a second limit here could only turn an answer into an error.
-        ("grpc.max_send_message_length", -1),
-        # A second server on the port must fail, not share its calls by chance.
-        ("grpc.so_reuseport", 0),
-        # Find dead peers within 80 s, and allow clients to probe every 10 s, also when idle.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        # There is no limit of streams in one connection: gRPC resets some of those that a
-        # client begins within the limit, just as others end, and its calls fail.
-        ("grpc.max_allowed_incoming_connections", limits.max_connections),
-        # gRPC drops calls beyond that with a bare CANCELLED. We refuse long before, and say
-        # why; this is for floods that come faster than anything can be refused.
-        ("grpc.server.max_pending_requests", _MAX_PENDING),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * _MAX_PENDING),
-        # For rpc.pressure.
-        ("grpc.enable_channelz", 1),
-    )
-    if not limits.connection_age:
-        return options
-    return (
-        *options,
-        ("grpc.max_connection_age_ms", int(limits.connection_age * 1000)),
-        ("grpc.max_connection_age_grace_ms", int(_CONNECTION_GRACE * 1000)),
-    )
-
-
-_LAST_ANSWERS = 1.0
-"""Seconds for answers on their way out, and for health watchers, at the very end."""
+_STOP_GRACE = 1.0
+"""Seconds that ``stop`` gives to responses being sent and to health watchers."""
 
 _SERVICES = (
     storage_pb2.DESCRIPTOR.services_by_name["StorageService"],
@@ -75,78 +46,125 @@ METHODS = tuple(
 """The names of the RPCs: ``sagastore.v1.StorageService/Save``, …"""
 _HEALTH_NAMES = ("", *(service.full_name for service in _SERVICES))
 _STORE_NAMES = ("", _SERVICES[0].full_name)
-"""Those that need a store which answers."""
+"""Health names that depend on the store."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+def _channel_options(limits: Limits) -> tuple[tuple[str, int], ...]:
+    options = (
+        ("grpc.max_receive_message_length", limits.max_request_bytes),
+        # Responses are bounded by their content (storage.limits, MAX_BATCH_GET_BYTES). A second
+        # limit here would only turn a response into an error.
+        ("grpc.max_send_message_length", -1),
+        # A second server on the port must fail to start instead of sharing its calls.
+        ("grpc.so_reuseport", 0),
+        # Detect dead peers within 80 s, and allow clients to ping every 10 s, also when idle.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # No limit of streams per connection: gRPC resets some of the streams that a client
+        # begins within the limit just as others end, and these calls fail.
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        # Beyond this, gRPC drops calls with a bare CANCELLED. Admission control refuses long
+        # before, with a reason; this limit is for floods faster than it can refuse.
+        ("grpc.server.max_pending_requests", _MAX_PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * _MAX_PENDING),
+    )
+    if not limits.connection_age:
+        return options
+    return (
+        *options,
+        ("grpc.max_connection_age_ms", int(limits.connection_age * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(_CONNECTION_GRACE * 1000)),
+    )
+
+
 class ServerOptions(NamedTuple):
-    """What holds for all calls."""
+    """Options of `RpcServer`."""
 
     limits: Limits = Limits()
     access: AccessControl | None = None
-    """Who may call; None: everybody."""
-    credentials: grpc.ServerCredentials | None = None
-    """TLS; None: plain text."""
+    """Authenticates callers; None: every caller may call everything."""
+    tls: TlsSource | None = None
+    """TLS material; None: plain text."""
     instruments: Instruments | None = None
-    """Who hears of the calls."""
+    """Receives metrics."""
+    tracer: Tracer = NO_TRACER
+    supervisor: Supervisor | None = None
+    """Runs the background tasks; None: a supervisor of the server's own."""
     reflection: bool = True
-    """Whether callers may ask which services there are."""
+    """Whether the reflection service is offered."""
     log_calls: bool = False
-    """Whether every call is logged as it ends."""
+    """Whether each call is logged when it ends."""
 
 
 class CannotListenError(Exception):
-    """The address cannot be listened on; the line says why."""
+    """The server cannot listen on its address."""
 
 
 class RpcServer:
-    """Serves a backend, and the control of its migration, over gRPC.
+    """Serves a backend and its migration control over gRPC.
 
-    In this order: ``start`` (probes are answered: NOT_SERVING), ``open_gate``
-    once the backend is open, ``drain`` and ``stop``.
+    Call the methods in this order: ``start``, which answers health checks with NOT_SERVING;
+    ``start_accepting``, once the backend is open; ``drain``; ``stop``.
     """
 
     def __init__(
         self,
         backend: StorageBackend,
         control: MigrationControl,
-        terms: ServerOptions = ServerOptions(),  # noqa: B008 - immutable
+        options: ServerOptions = ServerOptions(),  # noqa: B008 - immutable
     ) -> None:
-        """Make a server that does not listen yet. Needs a running event loop."""
+        """Create a server that does not listen yet. Requires a running event loop."""
+        limits = options.limits
+        self._options = options
+        self._supervisor = options.supervisor or Supervisor(options.instruments)
         self._lifecycle = Lifecycle()
-        self._terms = terms
         self._health = Health(_HEALTH_NAMES)
-        self._server = aio.server(options=_options(terms.limits))
-        load_shedder = LoadShedder(terms.limits.max_calls, figures_of_newest_server())
-        admission = AdmissionControl(
+        # One process: it is for batches, and a second one would compete with the event loop.
+        self._worker_pool = WorkerPool(1)
+        self._server, call_counts = create_server(_channel_options(limits))
+        health = health_admission(limits)
+        shedder = LoadShedder(
+            limits.max_calls, call_counts, lambda: self.admission.streams + health.streams
+        )
+        self.admission = AdmissionControl(
             self._lifecycle,
-            terms.limits,
-            terms.access,
-            terms.instruments,
-            load_shedder=load_shedder,
-            log_calls=terms.log_calls,
+            limits,
+            options.access,
+            options.instruments,
+            load_shedder=shedder,
+            log_calls=options.log_calls,
         )
-        self.admission = admission
-        self._watching: asyncio.Task[None] | None = None
-        self._serving: asyncio.Task[bool] | None = None
-        timeout = terms.limits.search_timeout
-        servicers = (
-            StorageServicer(backend, self._lifecycle, search_timeout=timeout),
-            MigrationServicer(backend, control),
+        self._load_sampler: SupervisedTask | None = None
+        self._termination: asyncio.Task[bool] | None = None
+        self._add_services(backend, control, health)
+
+    def _add_services(
+        self, backend: StorageBackend, control: MigrationControl, health: AdmissionControl
+    ) -> None:
+        options, responder = self._options, ErrorResponder()
+        timeout = options.limits.search_timeout
+        storage = StorageServicer(
+            backend, self._lifecycle, self._worker_pool, search_timeout=timeout
         )
-        handlers = map(service_handler, _SERVICES, servicers, (admission, admission))
+        servicers = (storage, MigrationServicer(backend, control))
+        handlers = [
+            service_handler(service, servicer, self.admission, responder, options.tracer)
+            for service, servicer in zip(_SERVICES, servicers, strict=True)
+        ]
+        handlers += health_handlers(
+            self._health, _HEALTH_NAMES[1:], health, responder, reflection=options.reflection
+        )
         self._server.add_generic_rpc_handlers(tuple(handlers))
-        probes = probe_handlers(
-            self._health, _HEALTH_NAMES[1:], terms.limits, reflected=terms.reflection
-        )
-        self._server.add_generic_rpc_handlers(probes)
 
     async def start(self, address: str) -> int:
-        """Listen on ``address`` (``host:port``, port 0: any) and return the port.
+        """Listen on ``address`` (``host:port``; port 0: any free port) and return the port.
 
         Raises:
-            CannotListenError: It is in use, or not an address of this machine.
+            CannotListenError: The address is in use, or does not belong to this machine.
 
         """
         try:
@@ -154,54 +172,85 @@ class RpcServer:
         except RuntimeError as exc:
             raise CannotListenError(f"cannot listen on {address}") from exc
         await self._server.start()
-        self._serving = asyncio.create_task(self._server.wait_for_termination())
-        self._watching = asyncio.create_task(self.admission.load_shedder.watch())
+        self._termination = awaited(self._server.wait_for_termination(), name="grpc-termination")
+        self._load_sampler = self._supervisor.start("load-sampler", self.admission.load_shedder.run)
         return port
 
     def _bind(self, address: str) -> int:
-        if self._terms.credentials is None:
+        if self._options.tls is None:
             return self._server.add_insecure_port(address)
-        return self._server.add_secure_port(address, self._terms.credentials)
+        return self._server.add_secure_port(address, _credentials(self._options.tls))
 
-    async def open_gate(self) -> None:
-        """Take calls from now on: the backend is open."""
-        self._lifecycle.open()
-        self._health.tell(_SERVING)
+    async def start_accepting(self) -> None:
+        """Accept calls from now on; the backend must be open."""
+        self._lifecycle.start_accepting()
+        self._health.set(_SERVING)
 
     async def set_ready(self, ready: bool) -> None:
-        """Tell probes whether the store can be used now; calls are taken in any case.
+        """Report to health checks whether the store is available. Calls are accepted either way.
 
-        MigrationService serves without it: it tells what is the matter.
+        The health of MigrationService does not change: it serves without the store.
         """
-        if self._lifecycle.state is LifecycleState.OPEN:
-            self._health.tell(_SERVING if ready else _NOT_SERVING, _STORE_NAMES)
+        if self._lifecycle.state is LifecycleState.ACCEPTING:
+            self._health.set(_SERVING if ready else _NOT_SERVING, _STORE_NAMES)
 
     async def drain(self, grace: float) -> bool:
-        """Refuse new calls and let those under way finish, for up to ``grace`` seconds.
+        """Refuse new calls, and wait up to ``grace`` seconds for those in progress.
 
         Returns:
-            False when calls were still under way at the end.
+            False if calls are still in progress after ``grace``.
 
         """
-        self._health.tell(_NOT_SERVING)
+        self._health.set(_NOT_SERVING)
         return await self._lifecycle.drain(grace)
 
-    async def ended(self) -> None:
-        """Wait until nothing is served any more: after ``stop``, or by a defect of gRPC."""
-        if self._serving is not None:
-            await asyncio.shield(self._serving)
+    async def wait_for_termination(self) -> None:
+        """Wait until the server has stopped, after ``stop`` or through a defect of gRPC."""
+        if self._termination is not None:
+            await asyncio.shield(self._termination)
 
     async def stop(self) -> None:
-        """Stop listening, and end what is left."""
-        if self._watching is not None:
-            self._watching.cancel()
-        if self._serving is not None and self._serving.done():
-            return  # It has ended by itself; to end it again fails.
-        await self._server.stop(_LAST_ANSWERS)
-        if self._serving is not None:
-            await self._serving
+        """Stop listening, and end the calls that are still in progress."""
+        if self._load_sampler is not None:
+            await self._load_sampler.stop()
+        try:
+            # gRPC fails to stop a server that has terminated.
+            if self._termination is None or not self._termination.done():
+                await self._server.stop(_STOP_GRACE)
+                if self._termination is not None:
+                    await self._termination
+        finally:
+            await self._worker_pool.close()
 
     @property
-    def calls_under_way(self) -> int:
-        """How many calls have come in and not ended, health and reflection aside."""
+    def calls_in_progress(self) -> int:
+        """Number of calls in progress, except health, reflection and endless streams."""
         return self._lifecycle.in_flight
+
+
+def _credentials(source: TlsSource) -> grpc.ServerCredentials:
+    """Return credentials that read ``source`` at each handshake, so that certificates can rotate.
+
+    Clients need a certificate if the first material has a ``client_ca``. Open connections keep
+    the material of their handshake. TLS 1.2 and later, with gRPC's ciphers.
+    """
+    first = latest = source()
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal latest
+        material = source()
+        if material is latest:
+            return None
+        latest = material
+        return _certificates(material)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _certificates(first),
+        fetch,  # type: ignore[arg-type] # The published type lacks None.
+        require_client_authentication=first.client_ca is not None,
+    )
+
+
+def _certificates(material: TlsMaterial) -> grpc.ServerCertificateConfiguration:
+    pairs = [(material.key, material.chain)]
+    return grpc.ssl_server_certificate_configuration(pairs, material.client_ca)

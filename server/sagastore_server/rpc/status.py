@@ -1,12 +1,12 @@
-"""From errors to gRPC status: the one table.
+"""Status mapping: one table from errors to gRPC status codes and details.
 
-Every error carries ``google.rpc.ErrorInfo`` with the domain ``sagastore`` and a
-stable reason; the table says which code and which further details it gets. What
-the table does not know is a defect: the caller gets INTERNAL and the id of the call,
-the log gets the same id and the traceback. Every other error names its call as well.
+Every status carries ``google.rpc.ErrorInfo`` with the domain ``sagastore`` and a stable reason,
+and ``google.rpc.RequestInfo`` with the id of the call. The table gives the code and further
+details. An error that is not in the table is a defect: the caller gets INTERNAL with the id of the
+call, and the log gets the id and the traceback.
 
-Details travel in the trailing metadata, for which a gRPC client grants 8 KiB by
-default and otherwise drops the whole answer. So their size is bounded here.
+Details are sent in the trailing metadata. A gRPC client accepts 8 KiB of it by default, and
+otherwise drops the whole response, so this module bounds their size.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ DOMAIN = "sagastore"
 STATUS_KEY = "grpc-status-details-bin"
 
 _MAX_MESSAGE = 500
-"""Bytes of the public line; gRPC escapes each non-ASCII byte into three."""
+"""Bytes of the status message; gRPC escapes each non-ASCII byte into three."""
 _MAX_DETAILS = 3200
 """Bytes of violations, or blockers; base64 adds a third."""
 _MAX_REASON = 400
 """Characters of one violation's text."""
 _SUBJECT = "migration"
-"""What the blockers of a PreconditionFailure are about."""
+"""Subject of the violations of a PreconditionFailure."""
 _FENCED_RETRY_MS = 1000
-"""Time for a client to find the server that holds the migration now."""
+"""Time for a client to find the server that holds the migration lease."""
 
 
 class Refusal(NamedTuple):
-    """What the caller is told."""
+    """A status as the caller receives it."""
 
     code: grpc.StatusCode
     message: str
@@ -70,7 +70,7 @@ class _Rule(NamedTuple):
 
 
 def refusal_of(error: Exception, call_id: str) -> Refusal:
-    """Return what the caller is told of ``error`` in the call ``call_id``; never raises."""
+    """Return the status of ``error`` in the call ``call_id``; never raises."""
     for kind in type(error).__mro__:
         rule = _TABLE.get(kind)
         if rule is not None:
@@ -84,7 +84,7 @@ def refusal_of(error: Exception, call_id: str) -> Refusal:
 
 
 def one_line(violations: list[Violation]) -> str:
-    """Say all of ``violations`` in one line of bounded length."""
+    """Join ``violations`` into one line of bounded length."""
     return _cut("; ".join(f"{field} {reason}" for field, reason in violations), _MAX_MESSAGE)
 
 
@@ -93,8 +93,8 @@ def _is_storage(error: Exception) -> bool:
 
 
 def _defect(reason: str | None, call_id: str) -> Refusal:
-    """Tell of a defect: nothing of the error itself but a reason that is public."""
-    message = f"internal error; the server's log has it under the reference {call_id}"
+    """Return the status of a defect, which reveals nothing of the error but a public reason."""
+    message = f"internal error; see the server log, reference {call_id}"
     details: list[Message] = [
         _info(reason or "INTERNAL", {"reference": call_id}),
         error_details_pb2.RequestInfo(request_id=call_id),
@@ -115,13 +115,13 @@ def _info(reason: str, metadata: dict[str, str]) -> error_details_pb2.ErrorInfo:
     return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
 
 
-def _nothing(_: StorageError) -> Iterator[Message]:
+def _no_details(_: StorageError) -> Iterator[Message]:
     return iter(())
 
 
 def _bad_request(error: InvalidRequestError) -> Iterator[Message]:
-    """List the violations; where they are very many, as many as fit."""
-    answer = error_details_pb2.BadRequest()
+    """List as many violations as fit."""
+    bad_request = error_details_pb2.BadRequest()
     room = _MAX_DETAILS
     for shown, (field, reason) in enumerate(error.violations):
         entry = error_details_pb2.BadRequest.FieldViolation(
@@ -129,16 +129,16 @@ def _bad_request(error: InvalidRequestError) -> Iterator[Message]:
         )
         room -= entry.ByteSize() + 4
         if room < 0:
-            more = f"and {len(error.violations) - shown} more fields break rules"
-            answer.field_violations.add(field=entry.field, description=more)
+            more = f"and {len(error.violations) - shown} more invalid fields"
+            bad_request.field_violations.add(field=entry.field, description=more)
             break
-        answer.field_violations.append(entry)
-    yield answer
+        bad_request.field_violations.append(entry)
+    yield bad_request
 
 
 def _precondition_failure(error: PreconditionError) -> Iterator[Message]:
-    """List the blockers; where they are very many, as many as fit."""
-    answer = error_details_pb2.PreconditionFailure()
+    """List as many blockers as fit."""
+    failure = error_details_pb2.PreconditionFailure()
     room = _MAX_DETAILS
     for shown, (reason, detail) in enumerate(error.blockers):
         entry = error_details_pb2.PreconditionFailure.Violation(
@@ -147,22 +147,22 @@ def _precondition_failure(error: PreconditionError) -> Iterator[Message]:
         room -= entry.ByteSize() + 4
         if room < 0:
             more = f"and {len(error.blockers) - shown} more"
-            answer.violations.add(type=reason, subject=_SUBJECT, description=more)
+            failure.violations.add(type=reason, subject=_SUBJECT, description=more)
             break
-        answer.violations.append(entry)
-    yield answer
+        failure.violations.append(entry)
+    yield failure
 
 
 def _retry_elsewhere(_: FencedError) -> Iterator[Message]:
-    answer = error_details_pb2.RetryInfo()
-    answer.retry_delay.FromMilliseconds(_FENCED_RETRY_MS)
-    yield answer
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(_FENCED_RETRY_MS)
+    yield retry
 
 
 def _retry(error: StorageFullError | UnavailableError | OverloadedError) -> Iterator[Message]:
-    answer = error_details_pb2.RetryInfo()
-    answer.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
-    yield answer
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
+    yield retry
 
 
 def _retry_at_once(_: StorageError) -> Iterator[Message]:
@@ -197,31 +197,31 @@ def _mismatch_metadata(error: RevisionMismatchError) -> dict[str, str]:
 _CODE = grpc.StatusCode
 _TABLE: dict[type, _Rule] = {
     InvalidRequestError: _Rule(_CODE.INVALID_ARGUMENT, _bad_request, _violation_metadata),
-    NotFoundError: _Rule(_CODE.NOT_FOUND, _nothing, _id_metadata),
-    AlreadyExistsError: _Rule(_CODE.ALREADY_EXISTS, _nothing, _exists_metadata),
-    RevisionMismatchError: _Rule(_CODE.ABORTED, _nothing, _mismatch_metadata),
-    # At once: waiting does not make the answer smaller, asking for less does.
+    NotFoundError: _Rule(_CODE.NOT_FOUND, _no_details, _id_metadata),
+    AlreadyExistsError: _Rule(_CODE.ALREADY_EXISTS, _no_details, _exists_metadata),
+    RevisionMismatchError: _Rule(_CODE.ABORTED, _no_details, _mismatch_metadata),
+    # Retry at once: a smaller request succeeds, a later one does not.
     ResponseTooLargeError: _Rule(_CODE.RESOURCE_EXHAUSTED, _retry_at_once, _no_metadata),
     StorageFullError: _Rule(_CODE.RESOURCE_EXHAUSTED, _retry, _no_metadata),
     UnavailableError: _Rule(_CODE.UNAVAILABLE, _retry, _no_metadata),
-    UnauthenticatedError: _Rule(_CODE.UNAUTHENTICATED, _nothing, _no_metadata),
-    PermissionDeniedError: _Rule(_CODE.PERMISSION_DENIED, _nothing, _no_metadata),
+    UnauthenticatedError: _Rule(_CODE.UNAUTHENTICATED, _no_details, _no_metadata),
+    PermissionDeniedError: _Rule(_CODE.PERMISSION_DENIED, _no_details, _no_metadata),
     OverloadedError: _Rule(_CODE.RESOURCE_EXHAUSTED, _retry, _no_metadata),
-    # Not RESOURCE_EXHAUSTED, which clients repeat: the same search would take as long again.
-    SearchTooLongError: _Rule(_CODE.DEADLINE_EXCEEDED, _nothing, _no_metadata),
+    # Not RESOURCE_EXHAUSTED, which clients retry: the same search would take as long again.
+    SearchTooLongError: _Rule(_CODE.DEADLINE_EXCEEDED, _no_details, _no_metadata),
     PreconditionError: _Rule(_CODE.FAILED_PRECONDITION, _precondition_failure, _blocker_metadata),
-    # Nothing is wrong with the request: another server holds the migration and takes it,
-    # and a client has, or its balancer has, that server's address. FAILED_PRECONDITION
-    # would tell it to give up. Nothing of the request was stored here.
+    # The request had no effect and is valid: the server that holds the migration lease accepts
+    # it, and the client or its load balancer has the address of that server. Clients do not
+    # retry FAILED_PRECONDITION.
     FencedError: _Rule(_CODE.UNAVAILABLE, _retry_elsewhere, _no_metadata),
 }
 
 
 def _cut(text: str, size: int) -> str:
-    """Shorten ``text`` to ``size`` bytes of UTF-8, in one line, and say that it was."""
+    """Return ``text`` in one line, truncated with an ellipsis to ``size`` bytes of UTF-8."""
     line = " ".join(text.split()) if "\n" in text or "\r" in text else text
     if not line.isascii():
-        # The name of a file may hold what is no text; protobuf refuses that.
+        # File names may contain lone surrogates, which protobuf rejects.
         line = line.encode("utf-8", "replace").decode("utf-8")
     if len(line) * 4 <= size:
         return line

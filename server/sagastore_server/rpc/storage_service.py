@@ -1,4 +1,4 @@
-"""StorageService: what sagastore/v1/storage.proto promises, over any backend."""
+"""StorageService: the servicer of sagastore/v1/storage.proto, over any `StorageBackend`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sagastore_server.rpc.bulk import BulkStream, Request
 from sagastore_server.rpc.handlers import TimeLeft, timed
 from sagastore_server.rpc.ids import IdSource
 from sagastore_server.rpc.lifecycle import Lifecycle
-from sagastore_server.rpc.offload import aside
+from sagastore_server.runtime.worker_pool import SHORT, WorkerPool
 from sagastore_server.search.pager import Cursor, InvalidCursorError, search_page
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import ResponseTooLargeError
@@ -21,37 +21,44 @@ from sagastore_server.storage.model import Message, Position
 from sagastore_server.storage.query import Hit, Scan
 
 MAX_BATCH_GET_BYTES = 64 * 1024 * 1024
-"""Bytes of a BatchGet answer. Clients must raise their own limit to receive more than 4 MiB."""
+"""Size of a BatchGet response. Clients raise their own limit to receive more than 4 MiB."""
 
-_EVERYWHERE_SECONDS = 30.0
-"""Seconds for which every store is waited for, in a call without a deadline."""
+_DURABILITY_TIMEOUT = 30.0
+"""Seconds to wait for every store in a call without a deadline."""
 
-_FOR_THE_ANSWER = 0.2
-"""Seconds kept for the answer, and no more than that share of what is left: who has waited
-for every store is told UNAVAILABLE, not left with DEADLINE_EXCEEDED."""
+_RESPONSE_RESERVE = 0.2
+"""Seconds before the deadline that are kept for the response, and at most that share of the time
+left: a caller that has waited for every store gets UNAVAILABLE instead of DEADLINE_EXCEEDED."""
 
-_STRANGE = 8
-"""How many times as long as a character of ASCII any other takes, with its place: 0.9 to 3
-microseconds where that takes 0.2, in Cyrillic and in Chinese."""
+_NON_ASCII_COST = 8
+"""Time to analyse a non-ASCII character with its position, relative to an ASCII one: 0.9 to 3
+microseconds against 0.2, measured on Cyrillic and Chinese."""
 
 T = TypeVar("T")
 
-_IDS_AT_ONCE = 100
-"""Ids of a BatchGet read in one go, which bounds what is in memory beyond the answer."""
+_IDS_PER_READ = 100
+"""Ids of a BatchGet per read, which bounds the memory beyond the response."""
 
 
 class StorageServicer:
-    """Serves the RPCs by their names; ``handlers`` connects it with gRPC."""
+    """Implements each RPC as the method of its name; `handlers` connects it to gRPC."""
 
     def __init__(
-        self, backend: StorageBackend, lifecycle: Lifecycle, *, search_timeout: float = 10.0
+        self,
+        backend: StorageBackend,
+        lifecycle: Lifecycle,
+        worker_pool: WorkerPool,
+        *,
+        search_timeout: float = 10.0,
     ) -> None:
-        """Serve from ``backend``, which may be opened later, before ``lifecycle`` is.
+        """Serve from ``backend``, which must be open once ``lifecycle`` accepts calls.
 
-        A search is stopped after ``search_timeout`` seconds.
+        Large batches and long texts are processed in ``worker_pool``. A search is stopped after
+        ``search_timeout`` seconds.
         """
         self._backend = backend
         self._lifecycle = lifecycle
+        self._worker_pool = worker_pool
         self._ids = IdSource()
         self._search_timeout = search_timeout
 
@@ -59,10 +66,10 @@ class StorageServicer:
     async def Save(
         self, request: storage_pb2.SaveRequest, time_left: TimeLeft
     ) -> storage_pb2.SaveResponse:
-        """Store one message. With one store, both durabilities mean that store."""
+        """Store one message. With a single store, both durabilities mean that store."""
         new_id = "" if request.message.id else self._ids.new()
-        draft, if_revision, everywhere = requests.save(request, new_id)
-        within = _everywhere_within(time_left()) if everywhere else None
+        draft, if_revision, on_all_stores = requests.save(request, new_id)
+        within = _durability_timeout(time_left()) if on_all_stores else None
         result = await self._backend.save(draft, if_revision, within)
         return storage_pb2.SaveResponse(
             id=result.id,
@@ -74,24 +81,24 @@ class StorageServicer:
     async def Get(self, request: storage_pb2.GetRequest) -> storage_pb2.GetResponse:
         """Read one message."""
         found = await self._backend.get(requests.one_id(request.id))
-        answer = storage_pb2.GetResponse()
-        convert.fill(answer.message, found)
-        return answer
+        response = storage_pb2.GetResponse()
+        convert.fill(response.message, found)
+        return response
 
     async def BatchGet(self, request: storage_pb2.BatchGetRequest) -> storage_pb2.BatchGetResponse:
-        """Read several messages, in the order asked."""
+        """Read several messages, in the order of the requested ids."""
         ids = requests.batch_of_ids(request.ids)
-        answer = storage_pb2.BatchGetResponse()
-        for start in range(0, len(ids), _IDS_AT_ONCE):
-            asked = ids[start : start + _IDS_AT_ONCE]
-            found = await self._backend.batch_get(list(dict.fromkeys(asked)))
-            _add_found(answer, asked, found)
-            if answer.ByteSize() > MAX_BATCH_GET_BYTES:
+        response = storage_pb2.BatchGetResponse()
+        for start in range(0, len(ids), _IDS_PER_READ):
+            requested = ids[start : start + _IDS_PER_READ]
+            found = await self._backend.batch_get(list(dict.fromkeys(requested)))
+            _add_found(response, requested, found)
+            if response.ByteSize() > MAX_BATCH_GET_BYTES:
                 raise ResponseTooLargeError(
                     f"the {len(ids):,} messages take more than {MAX_BATCH_GET_BYTES:,} bytes, "
-                    "which is the limit of one answer; ask for fewer at a time"
+                    "the limit of one response; request fewer at a time"
                 )
-        return answer
+        return response
 
     async def List(self, request: storage_pb2.ListRequest) -> storage_pb2.ListResponse:
         """Read a page of a session."""
@@ -99,15 +106,15 @@ class StorageServicer:
         key = tokens.request_key("List", request.session_id, request.newest_first)
         after = None
         if request.page_token:
-            place = tokens.unseal(key, request.page_token, "page_token", (int, str))
-            after = Position(*place)  # type: ignore[arg-type]
+            position = tokens.decode(key, request.page_token, "page_token", (int, str))
+            after = Position(*position)  # type: ignore[arg-type]
         scan = Scan(request.newest_first, size, after)
         page = await self._backend.list_session(request.session_id, scan)
-        answer = storage_pb2.ListResponse()
-        _add(answer, page.messages)
+        response = storage_pb2.ListResponse()
+        _add(response, page.messages)
         if page.more:
-            answer.next_page_token = tokens.seal(key, page.messages[-1].position)
-        return answer
+            response.next_page_token = tokens.encode(key, page.messages[-1].position)
+        return response
 
     async def Search(self, request: storage_pb2.SearchRequest) -> storage_pb2.SearchResponse:
         """Read a page of matches."""
@@ -115,21 +122,21 @@ class StorageServicer:
         key = tokens.request_key("Search", *wanted.fingerprint(request.query))
         cursor = None
         if request.page_token:
-            cursor = tokens.unseal(key, request.page_token, "page_token")
+            cursor = tokens.decode(key, request.page_token, "page_token")
         hits, following = await self._search(wanted, cursor)
-        answer = storage_pb2.SearchResponse()
+        response = storage_pb2.SearchResponse()
         for hit in hits:
-            result = answer.results.add(score=hit.score, snippet=hit.snippet)
+            result = response.results.add(score=hit.score, snippet=hit.snippet)
             convert.fill(result.message, hit.message)
         if following is not None:
-            answer.next_page_token = tokens.seal(key, following)
-        return answer
+            response.next_page_token = tokens.encode(key, following)
+        return response
 
     async def _search(
         self, wanted: requests.Search, cursor: Cursor | None
     ) -> tuple[list[Hit], Cursor | None]:
         try:
-            # What the store works on for it is interrupted when the time is over.
+            # The timeout also interrupts the statement in the store.
             async with asyncio.timeout(self._search_timeout) as limit:
                 return await search_page(
                     self._backend,
@@ -137,23 +144,31 @@ class StorageServicer:
                     wanted.order,
                     wanted.page_size,
                     cursor,
-                    run=_run_aside,
+                    run=self._map,
                 )
         except InvalidCursorError:
-            tokens.refuse("page_token")
+            tokens.reject("page_token")
         except TimeoutError:
             if not limit.expired():
                 raise
             raise SearchTooLongError(
-                f"the search took more than {self._search_timeout:g} seconds and was stopped; "
-                "ask for rarer words, or for a session, a tag or a stretch of time as well"
+                f"the search was stopped after {self._search_timeout:g} seconds; use rarer words, "
+                "or filter by session, tag or time"
             ) from None
+
+    async def _map(
+        self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
+    ) -> list[T]:
+        """Analyse texts, in the worker pool if they would block the event loop for too long."""
+        if sum(_cost(one[-1]) for one in arguments) < SHORT:
+            return [function(*one) for one in arguments]
+        return await self._worker_pool.map(function, arguments)
 
     def BulkSave(
         self, requests: AsyncIterator[Request]
     ) -> AsyncIterator[storage_pb2.BulkSaveResponse]:
         """Store a stream of batches."""
-        return BulkStream(self._backend, self._lifecycle).run(requests)
+        return BulkStream(self._backend, self._lifecycle, self._worker_pool).run(requests)
 
     async def Delete(self, request: storage_pb2.DeleteRequest) -> storage_pb2.DeleteResponse:
         """Remove one message."""
@@ -163,60 +178,56 @@ class StorageServicer:
     async def Export(
         self, request: storage_pb2.ExportRequest
     ) -> AsyncIterator[storage_pb2.ExportResponse]:
-        """Stream every message, by id, up to the greatest id there was at the beginning.
+        """Stream every message by id, up to the greatest id at the start of the export.
 
-        Nothing is held between two batches: each is a query of its own, made
-        when the consumer has taken the one before.
+        Each batch is a separate query, made when the client has read the previous batch, so that
+        a slow client holds no transaction and no connection.
         """
         size = requests.export_batch(request.batch_size)
         key = tokens.request_key("Export")
         after, upto = "", await self._backend.last_id()
         if request.resume_token:
-            place = tokens.unseal(key, request.resume_token, "resume_token", (str, str))
-            after, upto = map(str, place)
+            position = tokens.decode(key, request.resume_token, "resume_token", (str, str))
+            after, upto = map(str, position)
         while upto is not None and after < upto:
             page = await self._backend.scan_ids(after, upto, size)
             if not page.messages:
                 return
             after = page.messages[-1].id
-            answer = storage_pb2.ExportResponse(resume_token=tokens.seal(key, (after, upto)))
-            _add(answer, page.messages)
-            yield answer
+            response = storage_pb2.ExportResponse(resume_token=tokens.encode(key, (after, upto)))
+            _add(response, page.messages)
+            yield response
             if not page.more:
                 return
             if self._lifecycle.end_streams.is_set():
                 raise self._lifecycle.refusal()
 
 
-def _everywhere_within(time_left: float | None) -> float:
-    """Return how many seconds every store is waited for."""
+def _durability_timeout(time_left: float | None) -> float:
+    """Return the seconds to wait for every store."""
     if time_left is None:
-        return _EVERYWHERE_SECONDS
-    return time_left - min(_FOR_THE_ANSWER, time_left * _FOR_THE_ANSWER)
+        return _DURABILITY_TIMEOUT
+    return time_left - min(_RESPONSE_RESERVE, time_left * _RESPONSE_RESERVE)
 
 
-async def _run_aside(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
-    """Analyse texts elsewhere if they would hold up the event loop."""
-    return await aside(function, arguments, sum(_work(one[-1]) for one in arguments))
-
-
-def _work(text: str) -> int:
-    return len(text) if text.isascii() else _STRANGE * len(text)
+def _cost(text: str) -> int:
+    """Return the time to analyse ``text``, in ASCII characters."""
+    return len(text) if text.isascii() else _NON_ASCII_COST * len(text)
 
 
 def _add(
-    answer: storage_pb2.ListResponse | storage_pb2.ExportResponse, messages: list[Message]
+    response: storage_pb2.ListResponse | storage_pb2.ExportResponse, messages: list[Message]
 ) -> None:
     for message in messages:
-        convert.fill(answer.messages.add(), message)
+        convert.fill(response.messages.add(), message)
 
 
 def _add_found(
-    answer: storage_pb2.BatchGetResponse, asked: Sequence[str], found: dict[str, Message]
+    response: storage_pb2.BatchGetResponse, requested: Sequence[str], found: dict[str, Message]
 ) -> None:
-    for message_id in asked:
+    for message_id in requested:
         message = found.get(message_id)
         if message is None:
-            answer.missing_ids.append(message_id)
+            response.missing_ids.append(message_id)
         else:
-            convert.fill(answer.messages.add(), message)
+            convert.fill(response.messages.add(), message)

@@ -1,4 +1,7 @@
-"""Streams end when their caller may no longer have them: a token was revoked, or has expired."""
+"""Stream revocation: ends open streams whose caller has lost access.
+
+A token can be revoked, or expire, while a stream is open.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ class _Stream:
         self._limit = limit
         self.error: StorageError | None = None
 
-    def check_again(self) -> None:
+    def check(self) -> None:
         if self.error is not None:
             return
         try:
@@ -26,18 +29,18 @@ class _Stream:
 
 
 class StreamRevocation:
-    """Knows the open streams. Belongs to one event loop."""
+    """Registry of the open streams. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Create an empty registry."""
         self._open: set[_Stream] = set()
 
     @asynccontextmanager
-    async def over(self, check: Callable[[], None]) -> AsyncIterator[None]:
-        """End what is done in the context, wherever it is, once ``check`` raises.
+    async def watch(self, check: Callable[[], None]) -> AsyncIterator[None]:
+        """Cancel the body of the context once ``check`` raises.
 
         Raises:
-            StorageError: What ``check`` raised.
+            StorageError: The error that ``check`` raised.
 
         """
         limit = asyncio.timeout(None)
@@ -54,10 +57,10 @@ class StreamRevocation:
                 raise stream.error from None
             raise
         if stream.error is not None:
-            # It came to its end in the same moment, or took being cut off for its end.
+            # The body ended at the same moment, or handled the cancellation as its end.
             raise stream.error
 
     def check_all(self) -> None:
-        """Have every stream checked."""
+        """Check the caller of every open stream."""
         for stream in list(self._open):
-            stream.check_again()
+            stream.check()

@@ -1,13 +1,12 @@
-"""Page and resume tokens: where to go on, bound to the request they came from.
+"""Page and resume tokens: a position in a result, bound to the request that it belongs to.
 
-A token is base64url of: one byte of version, a BLAKE2b digest, and the place as
-a JSON list. The digest covers the place and the request's fields (all but the
-page size and the token itself), so a token that was altered, or that comes with
-another request, is refused.
+A token is base64url of a version byte, a BLAKE2b digest, and the position as a JSON list. The
+digest covers the position and the fields of the request, except the page size and the token. A
+token that was altered, or that is sent with another request, is rejected.
 
-There is no server secret in it, because a token grants nothing: whoever could
-forge one can ask for the same page by name. So tokens outlive restarts, hold on
-every server, and hold in every phase of a migration.
+Tokens are not signed, because a token grants no access: a caller that can forge one can request
+the same page without it. Therefore tokens survive restarts, and are valid on every server and in
+every phase of a migration.
 """
 
 from __future__ import annotations
@@ -28,67 +27,67 @@ Scalar = int | float | str | None
 _VERSION = b"\x01"
 _DIGEST_BYTES = 16
 _MAX_CHARACTERS = 8192
-"""Far above any token made here: a place holds two ids at most, of 128 characters."""
+"""Far longer than any token of this module: a position holds at most two ids of 128 characters."""
 _INT64 = 1 << 63
 
 
 def request_key(method: str, *fields: object) -> bytes:
-    """Return what a request is told apart by.
+    """Return the key that identifies a request.
 
-    ``fields`` are its normalized values, JSON-able, in a fixed order; two
-    spellings of the same request (white space in a JSON filter) are one request.
+    ``fields`` are its normalized values in a fixed order, as JSON values, so that two spellings
+    of a request (white space in a JSON filter) have the same key.
     """
     return json.dumps([method, *fields], separators=(",", ":")).encode()
 
 
-def seal(key: bytes, place: Sequence[Scalar]) -> str:
-    """Return the token that stands for ``place`` in the request of ``key``."""
-    text = json.dumps(place, separators=(",", ":"), ensure_ascii=False).encode()
+def encode(key: bytes, position: Sequence[Scalar]) -> str:
+    """Return the token of ``position`` in the request of ``key``."""
+    text = json.dumps(position, separators=(",", ":"), ensure_ascii=False).encode()
     return base64.urlsafe_b64encode(_VERSION + _digest(key, text) + text).decode().rstrip("=")
 
 
-def unseal(
+def decode(
     key: bytes,
     token: str,
     field: str,
     shape: tuple[type, ...] | None = None,
 ) -> tuple[Scalar, ...]:
-    """Return the place that ``token`` stands for.
+    """Return the position of ``token``.
 
     Args:
-        key: The ``request_key`` of the request that it came with.
+        key: The ``request_key`` of the request that holds the token.
         token: The token, not empty.
         field: The request's field, for the violation.
-        shape: The types that the place must have; None: any scalars.
+        shape: Types of the position's items; None: any scalars.
 
     Raises:
-        InvalidRequestError: It is no token of this request.
+        InvalidRequestError: The token is not valid for this request.
 
     """
     text = _payload(key, token, field)
     try:
-        place = json.loads(text, parse_constant=_no_constant)
+        position = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        refuse(field)
-    if not isinstance(place, list) or not all(map(_is_scalar, place)):
-        refuse(field)
-    if shape is not None and tuple(map(type, place)) != shape:
-        refuse(field)
-    return tuple(place)
+        reject(field)
+    if not isinstance(position, list) or not all(map(_is_scalar, position)):
+        reject(field)
+    if shape is not None and tuple(map(type, position)) != shape:
+        reject(field)
+    return tuple(position)
 
 
 def _payload(key: bytes, token: str, field: str) -> bytes:
     if len(token) > _MAX_CHARACTERS:
-        refuse(field)
+        reject(field)
     try:
         raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
-        refuse(field)
+        reject(field)
     digest, text = raw[1 : 1 + _DIGEST_BYTES], raw[1 + _DIGEST_BYTES :]
-    # The last character of base64 has spare bits: only the spelling that seal() makes counts.
+    # The last character of base64 has spare bits; only the spelling of encode() is valid.
     spelling = base64.urlsafe_b64encode(raw).decode().rstrip("=")
     if raw[:1] != _VERSION or digest != _digest(key, text) or spelling != token:
-        refuse(field)
+        reject(field)
     return text
 
 
@@ -101,7 +100,7 @@ def _digest(key: bytes, text: bytes) -> bytes:
 
 
 def _is_scalar(value: object) -> bool:
-    """Tell whether a store could meet ``value`` without harm, should somebody forge a token."""
+    """Return whether a store accepts ``value``; a forged token may hold anything."""
     if type(value) is str:
         return unstorable(value) is None
     if type(value) is int:
@@ -113,15 +112,15 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def refuse(field: str) -> NoReturn:
-    """Refuse the token in ``field``.
+def reject(field: str) -> NoReturn:
+    """Reject the token in ``field``.
 
     Raises:
         InvalidRequestError: Always.
 
     """
     reason = (
-        "is not a token of this request: send it unchanged, with the fields of the "
-        "request that it came from, or leave it empty to begin again"
+        "is not a token of this request; send it unchanged with the fields of the request "
+        "that returned it, or leave it empty to start over"
     )
     raise InvalidRequestError((Violation(field, reason),)) from None

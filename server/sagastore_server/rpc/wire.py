@@ -1,9 +1,9 @@
-"""Requests that protobuf refuses to parse, and what is wrong with them.
+"""Request decoder that names the fields that are not valid UTF-8.
 
-A string that is not UTF-8 (a lone surrogate, say) makes protobuf refuse the
-whole request without naming the field, and gRPC then answers INTERNAL. Only
-then, the request is read again here: the broken strings are found, named, and
-made readable, so that one of them does not spoil a batch of a thousand.
+Protobuf rejects a request with a string that is not UTF-8, such as a lone surrogate, without
+naming the field, and gRPC answers INTERNAL. In that case this module reads the request again,
+names the invalid strings and replaces them, so that one of them does not fail a batch of a
+thousand messages.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _NOT_UTF8 = "is not valid UTF-8 (a lone surrogate is not a character)"
 
 
 class InvalidText(NamedTuple):
-    """A request that protobuf refuses."""
+    """A request that protobuf rejects."""
 
     violations: tuple[Violation, ...]
-    """What is wrong with it; at least one."""
+    """At least one violation."""
     repaired: Message | None
-    """The request with ``?`` in place of every broken string; None if it is not readable."""
+    """The request with ``?`` for each byte of an invalid string; None if it is not protobuf."""
 
 
 def decoder(request_type: type[Message]) -> Callable[[bytes], Message | InvalidText]:
-    """Return what parses a request of ``request_type`` and never raises."""
+    """Return a function that parses a request of ``request_type`` and never raises."""
     parse = request_type.FromString
 
     def decode(data: bytes) -> Message | InvalidText:
@@ -69,10 +69,10 @@ def _walk(
     prefix: str,
     broken: list[tuple[str, int, int]],
 ) -> None:
-    """Note path, start and end of each broken string in ``data[span]``.
+    """Append path, start and end of each invalid string in ``data[span]`` to ``broken``.
 
     Raises:
-        ValueError: The bytes are not a protobuf message.
+        ValueError: The data is not a protobuf message.
 
     """
     seen: dict[int, int] = {}
@@ -95,7 +95,7 @@ def _walk(
 
 
 def _skip(kind: int, data: bytes, at: int, end: int) -> tuple[int, int]:
-    """Return where a value ends, and where it starts (behind its length, if it has one)."""
+    """Return the end of a value, and its start (after its length, if it has one)."""
     start = at
     if kind == _VARINT:
         _, at = _varint(data, at, end)

@@ -91,6 +91,7 @@ class Supervisor:
             policy: What happens when it raises an exception.
 
         """
+        self._instruments.task_started(name)
         task = SupervisedTask(name)
         self._running[task] = None
         task.bind(asyncio.create_task(self._run(task, main, policy), name=name))

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from sagastore_server.interfaces import tracing
+from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.runtime.worker_pool import FEW, SHORT, WorkerPool
 from sagastore_server.sqlite import index_terms
 from sagastore_server.sqlite.archived_store_guard import (
@@ -76,7 +76,9 @@ class SQLiteStorage(StorageBackend):
     A legacy ``memory.db`` is taken over when it is opened (``takeover``).
     """
 
-    def __init__(self, path: Path, progress: Progress | None = None) -> None:
+    def __init__(
+        self, path: Path, progress: Progress | None = None, *, tracer: Tracer = NO_TRACER
+    ) -> None:
         """Prepare to keep messages in the file at ``path``; ``open`` touches it.
 
         ``progress`` hears of long work while opening, from another thread.
@@ -84,7 +86,8 @@ class SQLiteStorage(StorageBackend):
         self._path = path
         self._progress = progress or _unheard
         self._ownership = Ownership(path)
-        self._readers = ReaderPool(path)
+        self._tracer = tracer
+        self._readers = ReaderPool(path, tracer)
         self._gets = ReadBatcher(self._get_together)
         self._worker_pool = WorkerPool()
         self._searching = asyncio.Semaphore(READERS - 1)
@@ -160,7 +163,7 @@ class SQLiteStorage(StorageBackend):
 
     async def get(self, message_id: str) -> Message:
         """See the contract."""
-        with tracing.step("sqlite.read", **{"db.system.name": "sqlite"}):
+        with self._tracer.step("sqlite.read", {"db.system.name": "sqlite"}):
             found = await self._gets.get(message_id)
         if found is None:
             raise NotFoundError(message_id)
@@ -279,7 +282,9 @@ class SQLiteStorage(StorageBackend):
     async def _open_owned(self) -> None:
         """Open what ``_close_connections`` closes."""
         self._connection = await self._open_file()
-        self._writer = SQLiteGroupWriter(self._connection, self._has_committed, self._on_group)
+        self._writer = SQLiteGroupWriter(
+            self._connection, self._has_committed, self._on_group, self._tracer
+        )
         await self._readers.open()
         await self._checkpointer.open(self._writer)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import aiosqlite
 
-from sagastore_server.interfaces import tracing
+from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.sqlite.connection import message_from_row, prepare_reader
 from sagastore_server.sqlite.errors import InterruptedReadError, translating
 from sagastore_server.storage.errors import UnavailableError
@@ -100,9 +100,10 @@ class _Reader(NamedTuple):
 class ReaderPool:
     """Lends out read-only connections, first come, first served."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tracer: Tracer = NO_TRACER) -> None:
         """Prepare to read the file at ``path``; ``open`` opens it."""
         self._path = path
+        self._tracer = tracer
         self._idle: list[_Reader] = []
         # Counts the idle connections, and is fair: a queue would give a connection back
         # to the task that just released it, before those who wait.
@@ -227,7 +228,7 @@ class ReaderPool:
             reader = await self._acquire()
             try:
                 self._check_open()
-                with translating(), tracing.step("sqlite.read", **{"db.system.name": "sqlite"}):
+                with translating(), self._tracer.step("sqlite.read", {"db.system.name": "sqlite"}):
                     return await read(reader)
             except asyncio.CancelledError:
                 # Nobody waits for the answer: do not let the statement run on.

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from sagastore.receipt import receipt_path
+from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.sqlite.archived_store_guard import StoreRecord, is_archive, moved, remembered
 from sagastore_server.sqlite.auxiliary_rows import AuxiliaryRowReader
 from sagastore_server.sqlite.backend import SQLiteStorage
@@ -49,9 +50,11 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
     archive, and a missing file with a receipt in its place, are refused with MovedError.
     """
 
-    def __init__(self, path: Path, progress: Progress | None = None) -> None:
+    def __init__(
+        self, path: Path, progress: Progress | None = None, *, tracer: Tracer = NO_TRACER
+    ) -> None:
         """As ``SQLiteStorage``."""
-        super().__init__(path, progress)
+        super().__init__(path, progress, tracer=tracer)
         self._carried = AuxiliaryRowReader(self._readers)
         self._listeners: list[Callable[[], None]] = []
         self._last_committed = 0

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
-from sagastore_server.interfaces import tracing
+from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.sqlite.batch import Batch, Counters
 from sagastore_server.sqlite.errors import translated
 from sagastore_server.sqlite.index_terms import FtsColumns, IndexedFields
@@ -75,6 +75,7 @@ class SQLiteGroupWriter:
         connection: sqlite3.Connection,
         on_commit: Callable[[int], None],
         on_group: OnGroup = unheard,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         """Take over ``connection``: only this object uses it until ``close`` returns.
 
@@ -85,6 +86,7 @@ class SQLiteGroupWriter:
         self._connection = connection
         self._on_commit = on_commit
         self._on_group = on_group
+        self._tracer = tracer
         self._waiting: queue.SimpleQueue[_Write | _Task | None] = queue.SimpleQueue()
         self._put_back: list[_Task | None] = []
         """What ended a group and is next; the thread's own."""
@@ -120,7 +122,7 @@ class SQLiteGroupWriter:
             raise UnavailableError("the store is closing; try again")
         future: asyncio.Future[Any] = self._loop.create_future()
         self._waiting.put(_Write(ids, apply, future, terms))
-        with tracing.step("sqlite.commit", **{"db.system.name": "sqlite"}):
+        with self._tracer.step("sqlite.commit", {"db.system.name": "sqlite"}):
             return cast("T", await future)
 
     @property

@@ -1,0 +1,84 @@
+"""Error responder: ends a call with the status of an error, and logs defects and outages."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from grpc import aio
+
+from sagastore_server.interfaces.call_context import CallContext
+from sagastore_server.interfaces.errors import StalledError
+from sagastore_server.rpc.admission import adopt_call_id
+from sagastore_server.rpc.lifecycle import ServerDrainingError, ServerStartingError
+from sagastore_server.rpc.status import STATUS_KEY, refusal_of
+from sagastore_server.storage.errors import FencedError, StorageFullError, UnavailableError
+
+STATUS_TIMEOUT = 1.0
+"""Seconds that sending headers or a status may take after the end of a call."""
+
+_LOG_INTERVAL = 1.0
+"""Seconds between two log lines about outages: during one, every call fails."""
+
+_OUTAGES = (UnavailableError, StorageFullError, FencedError)
+_NO_OUTAGES = (ServerStartingError, ServerDrainingError, StalledError)
+
+_log = structlog.get_logger(__name__)
+
+
+class ErrorResponder:
+    """Ends calls of one server with an error. Belongs to one event loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Create a responder that limits its log lines by ``clock``."""
+        self._clock = clock
+        self._next_line = 0.0
+        self._unlogged = 0
+
+    async def refuse(
+        self, context: aio.ServicerContext[Any, Any], call: CallContext, error: Exception
+    ) -> NoReturn:
+        """End ``call`` with the status that `status.refusal_of` gives ``error``.
+
+        Raises:
+            asyncio.CancelledError: Always. gRPC logs any other exception as a defect.
+
+        """
+        if isinstance(error, aio.InternalError):
+            # The client disconnected while a message was being sent or received.
+            call.code = "CANCELLED"
+            raise asyncio.CancelledError from error
+        adopt_call_id(call, context)
+        refusal = refusal_of(error, call.id)
+        call.code = refusal.code.name
+        if refusal.code is grpc.StatusCode.INTERNAL:
+            _log.error("internal error", method=call.method, call=call.id, exc_info=error)
+        elif isinstance(error, _OUTAGES) and not isinstance(error, _NO_OUTAGES):
+            self._log_outage(call, error.reason, str(error))
+        abort = context.abort(refusal.code, refusal.message, ((STATUS_KEY, refusal.details),))
+        # The status queues behind the messages that the client has not read. It has been handed
+        # to gRPC by the time of the timeout; a client that does not read must not keep the call.
+        with suppress(TimeoutError, aio.InternalError):
+            async with asyncio.timeout(STATUS_TIMEOUT):
+                await abort
+        raise asyncio.CancelledError
+
+    def _log_outage(self, call: CallContext, reason: str, detail: str) -> None:
+        now = self._clock()
+        if now < self._next_line:
+            self._unlogged += 1
+            return
+        _log.warning(
+            "call refused",
+            method=call.method,
+            reason=reason,
+            detail=detail,
+            call=call.id,
+            more=self._unlogged,
+        )
+        self._next_line, self._unlogged = now + _LOG_INTERVAL, 0
