@@ -1,4 +1,4 @@
-"""Two runs of the benchmarks beside each other."""
+"""Comparison of two benchmark runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.benchmarks.results import Row, at_least
 
 
 def run(folder: Path, *runs: list[Row]) -> subprocess.CompletedProcess[str]:
-    """Write the runs, and compare them as people do."""
+    """Write the runs and compare them with the command."""
     paths: list[str] = []
     for rows in runs:
         path = folder / f"{len(paths)}.json"
@@ -27,7 +27,7 @@ def row(what: str, *values: float) -> Row:
     return Row("save", what, list(values), at_least(0.85), {}, "calls/s")
 
 
-def test_runs_that_agree(tmp_path: Path) -> None:
+def test_agreeing_runs_exit_0(tmp_path: Path) -> None:
     plot = Row("plot", "a plot", [], None, {}, "")
     found = run(
         tmp_path,
@@ -43,7 +43,7 @@ def test_runs_that_agree(tmp_path: Path) -> None:
     assert found.stdout.endswith("1 of 1 agree within their spread\n")
 
 
-def test_runs_that_do_not(tmp_path: Path) -> None:
+def test_disagreeing_runs_exit_1(tmp_path: Path) -> None:
     found = run(
         tmp_path,
         [row("a", 0.9, 1.0), row("b", 0.1, 0.2)],
@@ -57,9 +57,9 @@ def test_runs_that_do_not(tmp_path: Path) -> None:
     assert "1 of 2 agree" in found.stdout
 
 
-def test_what_cannot_be_compared(tmp_path: Path) -> None:
+def test_incomparable_runs_exit_2(tmp_path: Path) -> None:
     found = run(tmp_path, [row("a", 1.0)], [row("b", 1.0)])
-    assert (found.returncode, found.stderr) == (2, "error: only one of the runs has: save: a\n")
+    assert (found.returncode, found.stderr) == (2, "error: only one run has: save: a\n")
     other = tmp_path / "other.json"
     other.write_text("[1]", encoding="utf-8")
     found = subprocess.run(
@@ -76,5 +76,5 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     )
     assert (found.returncode, found.stderr) == (
         2,
-        f"error: {other} is not a result of make bench\n",
+        f"error: {other} is not a result file of make bench\n",
     )

@@ -1,4 +1,4 @@
-"""The search against trying out everything, on calls that are right and wrong at random."""
+"""Search for a linearization, compared with brute force on random calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIGESTS = ("a", "b", "c")
 
 
 def by_trying_everything(calls: Sequence[Call]) -> bool:
-    """Try every order that time allows, with and without each call that may have happened."""
+    """Try every order that the times allow, with and without each optional call."""
     return _goes_on(list(calls), State())
 
 
@@ -35,7 +35,7 @@ def _goes_on(left: list[Call], state: State) -> bool:
 
 
 def random_calls(draw: random.Random, count: int) -> list[Call]:
-    """Make up calls that are linearizable about as often as not."""
+    """Return random calls, about half of them linearizable."""
     return [_random_call(draw, number) for number in range(count)]
 
 
@@ -63,7 +63,7 @@ def _random_call(draw: random.Random, number: int) -> Call:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 6))
-def test_the_search_says_what_trying_everything_says(seed: int, count: int) -> None:
+def test_search_agrees_with_brute_force(seed: int, count: int) -> None:
     draw = random.Random(seed)
     for _ in range(25):
         calls = random_calls(draw, count)
@@ -73,7 +73,7 @@ def test_the_search_says_what_trying_everything_says(seed: int, count: int) -> N
 
 
 @given(st.integers(0, 2**32))
-def test_what_dominates_allows_whatever_the_other_allows(seed: int) -> None:
+def test_dominating_state_allows_every_continuation(seed: int) -> None:
     draw = random.Random(seed)
     for _ in range(60):
         states = [_random_state(draw), _random_state(draw)]
@@ -92,8 +92,8 @@ def _random_state(draw: random.Random) -> State:
     return State(digest, floor + 1, floor + 1) if known else State(digest, None, floor)
 
 
-def test_a_search_that_explodes_is_undecided_and_not_passed() -> None:
-    # Many writes at the same time that nobody can tell apart, and a read of none of them.
+def test_search_over_budget_is_undecided() -> None:
+    # Many concurrent, indistinguishable writes, and a read of none of them.
     calls = [Call(n, Action.SAVE, 0, 100, digest=f"d{n}", changed=True) for n in range(12)]
     calls += [Call(99, Action.FIND, 200, 201, digest="none", revision=5)]
     decision = linearize(calls, budget=500)
@@ -102,7 +102,7 @@ def test_a_search_that_explodes_is_undecided_and_not_passed() -> None:
 
 
 @pytest.mark.parametrize("hot", [500])
-def test_a_long_history_is_nearly_linear(hot: int) -> None:
+def test_long_history_takes_nearly_linear_time(hot: int) -> None:
     calls = []
     for n in range(hot):
         start = 10 * n

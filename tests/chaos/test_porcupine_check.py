@@ -1,4 +1,4 @@
-"""Porcupine and the checker in Python agree on histories, right and wrong: `make test-go`."""
+"""Agreement of Porcupine and the Python checker on histories (`make test-go`)."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from tools.chaos.verdict import judge
 from tools.chaos.violations import Kind, violation
 
 RIGHT = 200 if QUICK else 4000
-"""Histories without a fault."""
+"""Number of correct histories."""
 OF_EACH = 15 if QUICK else 250
-"""Histories made wrong in one way."""
+"""Number of histories per mutation."""
 BUILD_SECONDS = 540
 
 LEFT_TO_PYTHON = {
@@ -52,7 +52,7 @@ LEFT_TO_PYTHON = {
     page_out_of_order.__name__,
     durable_nowhere.__name__,
 }
-"""Mutations that Porcupine does not claim to find."""
+"""Mutations that Porcupine does not detect by design."""
 
 
 def name_of(mutate: Mutation) -> str:
@@ -65,7 +65,7 @@ def right(seed: int, unknown: float = 0.2, overlap: float = 3.0) -> History:
 
 
 def mutated(mutate: Mutation) -> list[History]:
-    """Return histories that are wrong in one way."""
+    """Return mutated histories."""
     found: list[History] = []
     for seed in range(40 * OF_EACH):
         history = right(seed, overlap=random.Random(seed).choice((0.4, 2.0)))
@@ -91,7 +91,7 @@ def porcupine() -> None:
 
 
 def judge_all(histories: Sequence[History], folder: Path) -> list[tuple[Report, PorcupineReport]]:
-    """Judge histories by both checkers, which must not disagree."""
+    """Check histories with both checkers, which must agree."""
     paths = [folder / f"{number}.jsonl" for number in range(len(histories))]
     for history, path in zip(histories, paths, strict=True):
         history.save(path)
@@ -117,7 +117,7 @@ def test_go_tests_pass(porcupine: None) -> None:
 
 @pytest.mark.go
 @pytest.mark.timeout(BUILD_SECONDS)
-def test_right_histories_are_accepted_by_both(porcupine: None, tmp_path: Path) -> None:
+def test_both_checkers_accept_correct_histories(porcupine: None, tmp_path: Path) -> None:
     histories = []
     for seed in range(RIGHT):
         draw = random.Random(seed)
@@ -131,9 +131,7 @@ def test_right_histories_are_accepted_by_both(porcupine: None, tmp_path: Path) -
 @pytest.mark.go
 @pytest.mark.timeout(BUILD_SECONDS)
 @pytest.mark.parametrize("mutate", list(MUTATIONS), ids=name_of)
-def test_mutation_is_rejected_by_porcupine_as_well(
-    mutate: Mutation, porcupine: None, tmp_path: Path
-) -> None:
+def test_porcupine_rejects_mutation(mutate: Mutation, porcupine: None, tmp_path: Path) -> None:
     for report, theirs in judge_all(mutated(mutate), tmp_path):
         assert report.violations
         if name_of(mutate) not in LEFT_TO_PYTHON:
@@ -141,7 +139,7 @@ def test_mutation_is_rejected_by_porcupine_as_well(
 
 
 def perturb(history: History, draw: random.Random) -> None:
-    """Change a few answers and times at random; the history may stay right."""
+    """Change a few answers and times at random; the history may stay correct."""
     for operation in draw.sample(history.operations, 3):
         if operation.end is not None and draw.random() < 0.3:
             operation.end += draw.randrange(-STEP, 3 * STEP)
@@ -168,7 +166,7 @@ def perturb(history: History, draw: random.Random) -> None:
 
 @pytest.mark.go
 @pytest.mark.timeout(BUILD_SECONDS)
-def test_both_agree_on_answers_changed_at_random(porcupine: None, tmp_path: Path) -> None:
+def test_both_checkers_agree_on_perturbed_answers(porcupine: None, tmp_path: Path) -> None:
     histories = []
     for seed in range(RIGHT):
         draw = random.Random(seed)
@@ -179,13 +177,13 @@ def test_both_agree_on_answers_changed_at_random(porcupine: None, tmp_path: Path
     assert min(verdicts["linearizable"], verdicts["violation"]) > RIGHT / 10, verdicts
 
 
-def test_every_mutation_left_to_python_has_its_name() -> None:
+def test_mutations_left_to_python_exist() -> None:
     assert {name_of(mutate) for mutate in MUTATIONS} > LEFT_TO_PYTHON
 
 
 @pytest.mark.go
 @pytest.mark.timeout(BUILD_SECONDS)
-def test_the_proof_is_short(porcupine: None, tmp_path: Path) -> None:
+def test_porcupine_proof_is_minimal(porcupine: None, tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     lost_write().save(path)
     (theirs,) = porcupine_reports([path], "-html", str(tmp_path / "html"))
@@ -198,7 +196,7 @@ def test_the_proof_is_short(porcupine: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.go
-def test_judge_reports_porcupine_and_its_verdict(porcupine: None, tmp_path: Path) -> None:
+def test_verdict_includes_porcupine_result(porcupine: None, tmp_path: Path) -> None:
     lost_write().save(tmp_path / "history.jsonl")
     (tmp_path / "round.json").write_text(json.dumps({"wrong": [], "plan": {"seed": 1}}))
     verdict = judge(tmp_path, porcupine=True)
@@ -212,7 +210,7 @@ def test_judge_reports_porcupine_and_its_verdict(porcupine: None, tmp_path: Path
 
 
 def lost_write() -> History:
-    """Make a history of one id whose second value is lost."""
+    """Return a history of one id whose second value is lost."""
     history = History()
     value = {"id": "id-0", "timestamp": 0, "session": None, "tags": [], "words": []}
     for number, name in enumerate(("first", "second")):
@@ -241,7 +239,7 @@ def test_violation_that_only_porcupine_finds_is_a_disagreement() -> None:
     assert line == "id-1: Porcupine finds a violation, the Python checker finds none"
 
 
-def test_undecided_id_is_no_disagreement() -> None:
+def test_undecided_id_is_not_a_disagreement() -> None:
     history = lost_write()
     theirs = replace(LINEARIZABLE, verdict="unknown", undecided=("id-0",))
     assert list(disagreements(history, check(history), theirs)) == []
@@ -250,7 +248,7 @@ def test_undecided_id_is_no_disagreement() -> None:
     assert list(disagreements(history, report, theirs)) == []
 
 
-def test_what_porcupine_does_not_check_is_no_disagreement() -> None:
+def test_unchecked_property_is_not_a_disagreement() -> None:
     history = right(2)
     assert durable_nowhere(history, random.Random(2))
     report = check(history)
@@ -258,7 +256,7 @@ def test_what_porcupine_does_not_check_is_no_disagreement() -> None:
     assert list(disagreements(history, report, LINEARIZABLE)) == []
 
 
-def test_parts_of_a_campaign_ask_porcupine_as_well(tmp_path: Path) -> None:
+def test_parallel_parts_run_porcupine(tmp_path: Path) -> None:
     options = Options(4, 1, tmp_path, porcupine=True)
     commands = [command(part) for part in parts(options, 2)]
     assert len(commands) == 2
@@ -266,7 +264,9 @@ def test_parts_of_a_campaign_ask_porcupine_as_well(tmp_path: Path) -> None:
     assert "--porcupine" not in command(options._replace(porcupine=False))
 
 
-def test_missing_go_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_go_is_reported_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(porcupine_check, "PROGRAM", tmp_path / "porcupine_check")
     with pytest.raises(PorcupineError, match="needs Go, which is not on the PATH") as caught:
@@ -274,7 +274,7 @@ def test_missing_go_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "\n" not in str(caught.value)
 
 
-def test_no_history_is_one_clear_line(tmp_path: Path) -> None:
+def test_missing_history_is_reported_in_one_line(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "tools.chaos.porcupine_check", str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Ten times more callers than the server carries: refused in time, served in turn, none lost."""
+"""Overload by a factor of ten: excess calls are refused in time, none is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ takes about 20 KiB, the write-ahead log and SQLite's caches of five connections 
 
 
 class Crowd:
-    """Callers who repeat what was refused when they are told to, and nothing else."""
+    """Callers that honour the retry delay of a refusal and retry no other error."""
 
     def __init__(self, channels: list[aio.Channel]) -> None:
         self.stubs: list[Any] = [StorageServiceStub(channel) for channel in channels]
@@ -65,13 +65,13 @@ class Crowd:
 
 
 def resident_kib(pid: int) -> int:
-    """Return how much memory the process holds."""
+    """Return the resident memory of the process in KiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
-async def test_an_overload_is_refused_in_part_and_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_overload_sheds_calls_and_releases_resources(tmp_path: Path) -> None:
     with serving(tmp_path / "saga.db", "--max-calls", str(LIMIT)) as server:
         options = [("grpc.use_local_subchannel_pool", 1)]
         channels = [aio.insecure_channel(server.address, options=options) for _ in range(8)]

@@ -1,4 +1,4 @@
-"""A search that takes too long is stopped, in the database too, and harms nobody."""
+"""Slow searches are stopped, in the database as well, without affecting others."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 def busy(store: StorageBackend) -> int:
-    """Return how many connections are lent out."""
+    """Return the number of connections in use."""
     return sum(load.connections_busy for load in store.loads())
 
 
-async def test_it_is_stopped_and_the_reason_is_told(store: StorageBackend) -> None:
+async def test_slow_search_is_stopped_with_reason(store: StorageBackend) -> None:
     async with served(store, Limits(search_timeout=0.003)) as server, server.stub() as stub:
         for _ in range(8):  # more than there are connections
             with pytest.raises(aio.AioRpcError) as caught:
@@ -82,7 +82,7 @@ async def test_it_is_stopped_and_the_reason_is_told(store: StorageBackend) -> No
         assert (await stub.Get(storage_pb2.GetRequest(id="m-7"))).message.id == "m-7"
 
 
-async def test_a_deadline_of_the_caller_stops_it_too(store: StorageBackend) -> None:
+async def test_caller_deadline_stops_search(store: StorageBackend) -> None:
     async with served(store, Limits()) as server, server.stub() as stub:
         with pytest.raises(aio.AioRpcError) as caught:
             await stub.Search(storage_pb2.SearchRequest(query=EXPENSIVE), timeout=0.01)

@@ -108,7 +108,7 @@ async def test_forward_and_back_and_forward_again(tmp_path: Path, seed: int) -> 
                 await running.hold()
             before = service.checker.moment()
             await running.during(change(operator, Phase.POSTGRES_ONLY))
-            running.go_on()
+            running.resume()
             await running.more(CALLS)
         await check_all(service)
         changed = service.checker.changed_since(before)

@@ -36,7 +36,7 @@ class Log(logging.Handler):
             lines = traceback.format_exception(record.exc_info[1])
             world.violation(f"an internal error: {record.getMessage()}: {''.join(lines)[-2000:]}")
         process = PROCESS.get()
-        name = process.name if process else "nobody"
+        name = process.name if process else "none"
         world.note(name, "log", level=record.levelname, line=record.getMessage())
 
     def __enter__(self) -> Log:

@@ -250,6 +250,6 @@ async def _play(folder: Path, script: Sequence[tuple[Any, ...]], legacy: bool) -
 
 @settings(max_examples=30 if strategies.QUICK else 2000, deadline=None, phases=PHASES_OF_SEEDS)
 @given(seed=st.integers(0, 2**32 - 1), legacy=st.booleans())
-def test_any_sequence_of_calls_on_the_source(seed: int, legacy: bool) -> None:
+def test_source_model_agrees_with_sqlite(seed: int, legacy: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(_play(Path(folder), _script(seed), legacy))

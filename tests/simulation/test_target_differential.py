@@ -286,5 +286,5 @@ async def _play(script: _Script) -> None:
 
 @settings(max_examples=15 if strategies.QUICK else 1000, deadline=None, phases=PHASES_OF_SEEDS)
 @given(seed=st.integers(0, 2**32 - 1))
-async def test_any_sequence_of_calls_on_the_target(seed: int) -> None:
+async def test_target_model_agrees_with_postgresql(seed: int) -> None:
     await _play(_script(seed))

@@ -188,7 +188,7 @@ class World:
                 self.violation(f"stuck: {exc}")
             except ProcessDeadError:
                 self.violation("the simulation itself used a dead process")
-            except Exception as exc:  # noqa: BLE001 - an answer that nobody expects is a finding
+            except Exception as exc:  # noqa: BLE001 - an unexpected error is a finding
                 lines = "".join(traceback.format_exception(exc))
                 self.violation(f"an unexpected error reached a caller: {lines[-1500:]}")
             finally:

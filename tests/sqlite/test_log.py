@@ -1,4 +1,4 @@
-"""The write-ahead log is emptied whatever readers do; reads survive that."""
+"""Write-ahead log: truncated despite readers, which survive the truncation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 async def small(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SQLiteStorage]:
-    """Open a store whose log counts as large early."""
+    """Open a store with a low threshold for a large log."""
     monkeypatch.setattr(checkpoint, "PASSIVE_BYTES", 256 * 1024)
     monkeypatch.setattr(checkpoint, "LARGE_BYTES", 2 * MIB)
     monkeypatch.setattr(connection, "LOG_BYTES", 2 * MIB)
@@ -51,7 +51,7 @@ def _in_use(store: SQLiteStorage) -> int:
 
 
 async def _write(store: SQLiteStorage, number: int) -> None:
-    """Write about half a MiB."""
+    """Write about 0.5 MiB."""
     text = "words and more words " * 250
     drafts = [draft(f"{number}-{n}", f"{text}{number}") for n in range(50)]
     await store.bulk_save(drafts, OnConflict.REPLACE)
@@ -59,7 +59,7 @@ async def _write(store: SQLiteStorage, number: int) -> None:
 
 @asynccontextmanager
 async def _constant_reading(store: SQLiteStorage) -> AsyncIterator[None]:
-    """Keep every reader busy, so that there is never a moment without one."""
+    """Keep every reader busy at all times."""
     stop = False
 
     async def read() -> None:
@@ -74,8 +74,8 @@ async def _constant_reading(store: SQLiteStorage) -> AsyncIterator[None]:
         await asyncio.gather(*readers)
 
 
-async def test_the_log_is_emptied_under_constant_reading(small: SQLiteStorage, path: Path) -> None:
-    """Fails by its time limit if readers can keep a checkpoint out."""
+async def test_log_is_truncated_under_constant_reads(small: SQLiteStorage, path: Path) -> None:
+    """Fails by its time limit if readers can block a checkpoint."""
     async with _constant_reading(small):
         for number in range(20):
             await _write(small, number)
@@ -86,10 +86,8 @@ async def test_the_log_is_emptied_under_constant_reading(small: SQLiteStorage, p
     assert (await small.health()).messages == 20 * 50
 
 
-async def test_the_log_stays_bounded_under_constant_writing_and_reading(
-    small: SQLiteStorage, path: Path
-) -> None:
-    """Writes follow one another without a gap, far more of them than the log may hold."""
+async def test_log_is_bounded_under_constant_load(small: SQLiteStorage, path: Path) -> None:
+    """Continuous writes, many more than the log may hold."""
     largest = 0
     async with _constant_reading(small):
         for number in range(0, 120, 3):
@@ -100,9 +98,7 @@ async def test_the_log_stays_bounded_under_constant_writing_and_reading(
     assert largest < 16 * MIB
 
 
-async def test_the_log_shrinks_after_a_foreign_reader_has_ended(
-    small: SQLiteStorage, path: Path
-) -> None:
+async def test_log_shrinks_after_foreign_reader_ends(small: SQLiteStorage, path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as foreign:
         foreign.execute("BEGIN")
         foreign.execute("SELECT count(*) FROM messages").fetchone()
@@ -119,10 +115,10 @@ async def test_the_log_shrinks_after_a_foreign_reader_has_ended(
     pytest.fail("the log was not emptied")
 
 
-async def test_the_log_begins_anew_and_its_file_is_kept(
+async def test_log_restarts_without_truncating_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is overwritten costs less than what is appended: the file must not be cut."""
+    """Overwriting is cheaper than appending, so the file must not be truncated."""
     monkeypatch.setattr(checkpoint, "INTERVAL", 3600.0)
     log = path.with_name(path.name + "-wal")
     assert read_log(log) == NO_LOG
@@ -145,7 +141,7 @@ async def test_the_log_begins_anew_and_its_file_is_kept(
     assert read_log(log) == NO_LOG
 
 
-async def test_a_log_that_was_copied_is_not_copied_again(
+async def test_checkpointed_log_is_not_copied_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "INTERVAL", 3600.0)
@@ -165,10 +161,10 @@ async def test_a_log_that_was_copied_is_not_copied_again(
     await store.close()
 
 
-async def test_a_foreign_reader_holds_up_neither_reads_nor_writes(
+async def test_foreign_reader_blocks_neither_reads_nor_writes(
     small: SQLiteStorage, path: Path
 ) -> None:
-    """A log that cannot be emptied must not make everybody wait for it."""
+    """A log that cannot be truncated must not block other calls."""
     with closing(sqlite3.connect(path, isolation_level=None)) as foreign:
         foreign.execute("BEGIN")
         foreign.execute("SELECT count(*) FROM messages").fetchone()
@@ -189,10 +185,10 @@ async def test_a_foreign_reader_holds_up_neither_reads_nor_writes(
         foreign.execute("COMMIT")
 
 
-async def test_an_interrupted_read_begins_anew(
+async def test_interrupted_read_is_retried(
     small: SQLiteStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint that lost its patience interrupts; nobody notices."""
+    """A checkpoint interrupts readers after its time-out; clients do not notice."""
     await _write(small, 1)
     begun = threading.Event()
     go_on = threading.Event()
@@ -224,7 +220,7 @@ async def test_an_interrupted_read_begins_anew(
     assert calls > 50
 
 
-async def test_cancelled_reads_do_not_keep_the_log(small: SQLiteStorage, path: Path) -> None:
+async def test_cancelled_read_releases_log(small: SQLiteStorage, path: Path) -> None:
     for number in range(4):
         await _write(small, number)
     for turn in range(40):
@@ -243,8 +239,8 @@ async def test_cancelled_reads_do_not_keep_the_log(small: SQLiteStorage, path: P
     assert len(await found(small, "words")) == 200
 
 
-async def test_no_read_is_kept_out_by_others(small: SQLiteStorage) -> None:
-    """Fails by its time limit if a reader gets back what it has just released."""
+async def test_readers_are_served_fairly(small: SQLiteStorage) -> None:
+    """Fails by its time limit if a reader gets back the connection that it has just released."""
     await _write(small, 1)
     async with _constant_reading(small):
         for _ in range(20):

@@ -1,4 +1,4 @@
-"""A takeover that is killed, or finds no room, leaves one whole file or the other."""
+"""Interrupted import: leaves either the complete old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run(path: Path, last: int) -> subprocess.CompletedProcess[str]:
 
 
 def assert_whole(path: Path, original: Path) -> Kind:
-    """Check that the file is wholly the old one or wholly the new one."""
+    """Check that the file is completely old or completely new."""
     kind = classify(path).kind
     assert classify(path, recover=True, check=True).kind is kind
     if kind is Kind.LEGACY:
@@ -90,7 +90,7 @@ def assert_whole(path: Path, original: Path) -> Kind:
     return kind
 
 
-def test_killed_at_any_statement(path: Path, original: Path) -> None:
+def test_import_survives_kill_at_any_statement(path: Path, original: Path) -> None:
     """The file is the old one until the commit, whichever statement is the last."""
     whole = run(path, 0)
     statements = int(whole.stdout)
@@ -106,7 +106,7 @@ def test_killed_at_any_statement(path: Path, original: Path) -> None:
     assert hot > ATTEMPTS // 2
 
 
-def test_killed_at_any_time(path: Path, original: Path) -> None:
+def test_import_survives_kill_at_any_time(path: Path, original: Path) -> None:
     script = "import pathlib, sys; from sagastore_server.sqlite import takeover; print(flush=True);"
     script += "importer.take_over(pathlib.Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
     for milliseconds in range(0, 400, 400 // ATTEMPTS):
@@ -124,8 +124,8 @@ def test_killed_at_any_time(path: Path, original: Path) -> None:
         assert_whole(path, original)
 
 
-def test_files_may_not_grow(path: Path, original: Path) -> None:
-    """Every write beyond a size fails, wherever the takeover happens to be."""
+def test_import_fails_cleanly_at_file_size_limit(path: Path, original: Path) -> None:
+    """Every write beyond a size fails, at any point of the import."""
     size = path.stat().st_size
     for share in (0.5, 1.05, 1.3):
         limit = int(size * share)
@@ -156,7 +156,7 @@ except CannotOpenError as exc:
 
 @pytest.fixture
 def small_disk(tmp_path: Path, original: Path) -> Iterator[Path]:
-    """Mount a disk that has room for the file and its copy, not for a takeover."""
+    """Mount a disk with space for the file and its copy, but not for an import."""
     mount = shutil.which("mount")
     if mount is None or os.geteuid() != 0:
         pytest.skip("only root can mount a small disk")
@@ -170,7 +170,7 @@ def small_disk(tmp_path: Path, original: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_without_room(
+def test_import_fails_cleanly_on_full_disk(
     small_disk: Path, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(shutil.copy(original, small_disk / "memory.db"))
@@ -193,7 +193,7 @@ def test_a_disk_without_room(
     assert digest(path) == digest(original)
 
 
-def test_a_copy_that_reads_back_otherwise(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrupt_copy_aborts_import(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def torn(source: Path, partial: Path) -> None:
         shutil.copy(source, partial)
         with contextlib.closing(sqlite3.connect(partial)) as connection, connection:
@@ -206,8 +206,10 @@ def test_a_copy_that_reads_back_otherwise(path: Path, monkeypatch: pytest.Monkey
     assert contents_of(path.parent) == before
 
 
-def test_a_row_that_gets_lost(path: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The counts before the commit notice a bug of ours."""
+def test_lost_row_aborts_import(
+    path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counts before the commit detect a bug of the import."""
     monkeypatch.setattr(
         "sagastore_server.sqlite.legacy.importer._Takeover._set_aside", lambda *_: None
     )

@@ -1,4 +1,4 @@
-"""A server in this process, over a real store and a real socket."""
+"""Server in this process, on a real store and a real socket."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from sagastore_server.storage.phase import Phase
 
 
 class Served:
-    """A server that takes calls."""
+    """Running server."""
 
     def __init__(self, server: RpcServer, address: str) -> None:
-        """Remember ``server``, which listens on ``address``."""
+        """Wrap ``server``, which listens on ``address``."""
         self.server = server
         self.address = address
 
     def channel(self, *options: tuple[str, Any]) -> aio.Channel:
-        """Return a connection of its own, which is not shared with other channels."""
+        """Return a separate connection."""
         own = ("grpc.use_local_subchannel_pool", 1)
         return aio.insecure_channel(self.address, options=(own, *options))
 
     @asynccontextmanager
     async def stub(self, *options: tuple[str, Any]) -> AsyncIterator[Any]:
-        """Make a connection for the time of the context.
+        """Create a connection for the duration of the context.
 
-        Any, because the published types of a stub are those of blocking calls.
+        The type is Any, because the published types of a stub are those of blocking calls.
         """
         async with self.channel(*options) as channel:
             yield StorageServiceStub(channel)
@@ -41,7 +41,7 @@ class Served:
 
 @asynccontextmanager
 async def served(backend: StorageBackend, limits: Limits) -> AsyncIterator[Served]:
-    """Serve ``backend``, which is open, for the time of the context."""
+    """Serve the open ``backend`` for the duration of the context."""
     control = SingleStore(backend, Phase.SQLITE_ONLY)
     server = RpcServer(backend, control, ServerOptions(limits))
     port = await server.start("127.0.0.1:0")

@@ -1,4 +1,4 @@
-"""A service of both stores in this process, in any phase."""
+"""Service with both stores in this process, in any phase."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def live(path: Path, dsn: str, options: Options | None = None) -> MigratingServi
     """Return a service on the file ``path`` and the database ``dsn`` that is not open yet."""
     return MigratingService(
         SQLiteSource(path),
-        # A small pool: it is opened anew for each test.
+        # A small pool, because each test opens a new one.
         PostgreSQLReplica(PostgreSQLOptions(dsn, pool_min=1, pool_max=8)),
         options or Options(shadow_share=1.0),
     )
@@ -29,7 +29,7 @@ def live(path: Path, dsn: str, options: Options | None = None) -> MigratingServi
 async def opened_live(
     path: Path, dsn: str, options: Options | None = None
 ) -> AsyncIterator[MigratingService]:
-    """Open such a service, and close it whatever happens."""
+    """Open such a service for the duration of the context."""
     service = live(path, dsn, options)
     try:
         await service.backend.open()
@@ -39,7 +39,7 @@ async def opened_live(
 
 
 async def walk_to(control: MigrationControl, phase: Phase) -> None:
-    """Go forward, or back, to ``phase``, waiting for what each step needs."""
+    """Advance or step back to ``phase``, waiting for the preconditions of each step."""
     while (now := (await control.status()).phase) is not phase:
         step = now.following if phase > now else now.preceding
         assert step is not None
@@ -49,7 +49,7 @@ async def walk_to(control: MigrationControl, phase: Phase) -> None:
 
 
 async def unblocked(control: MigrationControl) -> None:
-    """Wait until nothing stands before the next phase but what an operator accepts."""
+    """Wait until only blockers that an operator can accept remain before the next phase."""
     async for status in control.watch():
         reasons = {blocker.reason for blocker in status.blockers_to_next}
         if not reasons - {"QUARANTINE_NOT_ACCEPTED"}:
@@ -57,12 +57,12 @@ async def unblocked(control: MigrationControl) -> None:
 
 
 async def change(control: MigrationControl, phase: Phase) -> None:
-    """Change to ``phase``, accepting what is in quarantine."""
+    """Change to ``phase`` and accept the quarantine."""
     await control.change_phase(phase, dry_run=False, accept_quarantine=True)
 
 
 async def backfilled(control: MigrationControl) -> None:
-    """Wait until all is copied and indexed, and the verification after it has ended."""
+    """Wait until the backfill is complete, indexed and verified."""
     async for status in control.watch():
         done = status.backfill.state is BackfillState.DONE
         if done and status.last_verification is not None:
@@ -70,7 +70,7 @@ async def backfilled(control: MigrationControl) -> None:
 
 
 async def refused(control: MigrationControl, phase: Phase) -> list[str]:
-    """Return the reasons for which a change is refused."""
+    """Return the reasons why a change is refused."""
     try:
         await control.change_phase(phase, dry_run=False, accept_quarantine=False)
     except PreconditionError as exc:

@@ -1,7 +1,7 @@
-"""The sources and targets that the contract suites of a migration run over.
+"""Sources and targets for the contract suites of the migration.
 
-A suite gets a place, which makes stores on the same durable contents one after the other, and
-does for a test what the contract has no method for.
+A suite gets a place, which creates stores on the same durable contents one after the other and
+offers operations that the contract lacks.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def now() -> int:
 
 @asynccontextmanager
 async def opened(backend: B) -> AsyncIterator[B]:
-    """Open a store, and close it whatever happens."""
+    """Open a store for the duration of the context."""
     try:
         await backend.open()
         yield backend
@@ -74,15 +74,15 @@ class SourcePlace(abc.ABC):
 
     @abc.abstractmethod
     def put(self, rows: AuxiliaryRows, without_id: int = 0) -> None:
-        """Add what a legacy file brought along, while no source is open.
+        """Add the auxiliary rows of a legacy file while no source is open.
 
-        The files must have no further columns. ``without_id``: rowid of a further file, which
-        no FileRow represents; 0: none.
+        The files must have no additional columns. ``without_id``: rowid of a further file that no
+        FileRow represents; 0: none.
         """
 
 
 class SQLitePlace(SourcePlace):
-    """A SQLite file."""
+    """SQLite file."""
 
     def __init__(self, path: Path) -> None:
         """Use the file at ``path``."""
@@ -113,10 +113,10 @@ class SQLitePlace(SourcePlace):
 
 
 class ModelSourcePlace(SourcePlace):
-    """The model of a SQLite file, without pauses."""
+    """Model of a SQLite file, without pauses."""
 
     def __init__(self) -> None:
-        """Begin with a file that does not exist."""
+        """Start with a file that does not exist."""
         self.disk = SourceDisk(Random(1), scale=0)
 
     def make(self) -> ModelSource:
@@ -149,22 +149,22 @@ class TargetPlace(abc.ABC):
 
     @abc.abstractmethod
     async def expire_lease(self) -> None:
-        """Let the time of the lease pass."""
+        """Let the lease expire."""
 
     @abc.abstractmethod
     async def use_before(self, stored: Sequence[str], buried: Sequence[str]) -> None:
-        """Have the database used as a store in its own right, before any migration.
+        """Use the database as a PostgreSQL-only store before any migration.
 
-        ``stored`` are the ids that it then holds, ``buried`` those that were deleted there.
+        ``stored`` are the ids that it contains afterwards, ``buried`` those that were deleted.
         """
 
     @abc.abstractmethod
     async def cut(self) -> None:
-        """End every connection of the targets."""
+        """Terminate every connection of the targets."""
 
     @abc.abstractmethod
     async def tombstones(self) -> dict[str, int]:
-        """Return the revision of the latest deletion, by id."""
+        """Return the revision of the latest deletion by id."""
 
     @asynccontextmanager
     async def claimed(self) -> AsyncIterator[MigrationTarget]:
@@ -175,7 +175,7 @@ class TargetPlace(abc.ABC):
 
 
 class PostgreSQLPlace(TargetPlace):
-    """A schema of a PostgreSQL database."""
+    """Schema of a PostgreSQL database."""
 
     def __init__(self, dsn: str, statement_cache: int = 100) -> None:
         """Use the first schema of the search path."""
@@ -208,10 +208,10 @@ class PostgreSQLPlace(TargetPlace):
                 "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE application_name = 'sagastore' AND datname = current_database()"
             )
-            # A connection that is about to end may still answer.
+            # A connection that is being terminated may still answer.
             there = "SELECT FROM pg_stat_activity WHERE pid = ANY($1::int[])"
             pids = [pid for pid, _ in rows]
-            while await connection.fetch(there, pids):  # noqa: ASYNC110 - the database tells nobody
+            while await connection.fetch(there, pids):  # noqa: ASYNC110 - there is no notification
                 await asyncio.sleep(0.01)
         finally:
             await connection.close()
@@ -226,10 +226,10 @@ class PostgreSQLPlace(TargetPlace):
 
 
 class ModelTargetPlace(TargetPlace):
-    """The model of a PostgreSQL, without pauses."""
+    """Model of PostgreSQL, without pauses."""
 
     def __init__(self) -> None:
-        """Begin with an empty database."""
+        """Start with an empty database."""
         self.server = PostgresServer(Random(1), scale=0)
 
     def make(self) -> ModelTarget:

@@ -1,4 +1,4 @@
-"""Values for tests of both ends of a migration: leases, entries, rows that are carried."""
+"""Values for tests of migration sources and targets: leases, entries, auxiliary rows."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ EXTRAS = [
 ]
 
 FILE_COLUMNS = FileRow._fields[1:-1]
-"""Columns of ``files`` as this server makes the table, in their order."""
+"""Columns of ``files`` in the server's schema, in order."""
 
 
 def message(
     id: str = "m-1", revision: int = 1, content: str = "The quick brown fox", **fields: Any
 ) -> Message:
-    """Return a message with the fields that matter to a test."""
+    """Return a message with the given fields."""
     plain = Message(id, "openai", "user", content, ("t",), NOW, "{}", "s-1", NOW, revision)
     return plain._replace(**fields)
 
@@ -82,21 +82,21 @@ async def content_of(backend: StorageBackend) -> dict[str, Message]:
 
 
 async def record_of(target: MigrationTarget) -> TargetRecord:
-    """Return the record of a target that was claimed."""
+    """Return the record of a claimed target."""
     record = (await target.inspect()).record
     assert record is not None
     return record
 
 
 async def finish(target: MigrationTarget, last_revision: int = 0) -> None:
-    """Build the indexes that are missing and end the migration."""
+    """Build the missing indexes and finish the migration."""
     for index in await target.indexes():
         await target.build_index(index.name, lambda share: None)
     await target.finish(LEASE, 5, last_revision)
 
 
 def tally(rows: AuxiliaryRows) -> AuxiliaryTally:
-    """Return the tally of rows that a store is to have, worked out here."""
+    """Return the expected tally of rows, computed independently."""
     talliers = AuxiliaryTallier(), AuxiliaryTallier(), AuxiliaryTallier()
     talliers[0].add_all(map(quarantine_values, sorted(rows.quarantine)))
     talliers[1].add_all(map(file_values, sorted(rows.files, key=lambda row: row.id.encode())))
@@ -106,12 +106,12 @@ def tally(rows: AuxiliaryRows) -> AuxiliaryTally:
 
 
 def file_without_id() -> list[str | int]:
-    """Return the columns behind the id of a file that no FileRow represents."""
+    """Return the columns after the id of a file that no FileRow represents."""
     return ["name", "/path", "pdf", "text", "[]", 17, "2023-01-02", "{}", "2023-01-03"]
 
 
 def set_aside(number: int) -> QuarantinedRow:
-    """Return what quarantine says of that file if it has this rowid; not its number there."""
+    """Return the quarantined row of that file with this rowid, except for its number."""
     raw = [Text(one.encode()) if isinstance(one, str) else one for one in file_without_id()]
     row = raw_row_as_json(FILE_COLUMNS, [None, *raw])
     return QuarantinedRow(0, f"files/rowid={number}", "id: is NULL", "id", row.encode())

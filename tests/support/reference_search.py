@@ -1,7 +1,7 @@
-"""What a search means, written down as plainly as possible.
+"""Reference implementation of search semantics, as simple as possible.
 
-The only thing taken from the server is the analysis of text into terms, which is
-part of the definition. Everything is tried on every message.
+Only the analysis of text into terms is taken from the server, because it is part of the definition.
+Every message is tested.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from sagastore_server.storage.query import Alternative, Criteria, Leaf, Phrase, 
 
 
 def place(message: Message) -> tuple[int, bytes]:
-    """Return what chronological order compares."""
+    """Return the chronological sort key."""
     return message.timestamp, message.id.encode()
 
 
 def stretch(messages: Iterable[Message], scan: Scan) -> list[Message]:
-    """Return the messages between the ends of ``scan``, in its direction, however many."""
+    """Return all messages in the range of ``scan``, in its direction."""
     found = sorted(messages, key=place, reverse=scan.newest_first)
     sign = -1 if scan.newest_first else 1
     if scan.after is not None:
@@ -40,7 +40,7 @@ def _compare(left: tuple[int, bytes], right: tuple[int, bytes]) -> int:
 
 
 def meets(message: Message, criteria: Criteria) -> bool:
-    """Tell whether a message meets all criteria."""
+    """Return whether a message meets all criteria."""
     equal = (
         (criteria.provider, message.provider),
         (criteria.role, message.role),
@@ -57,7 +57,7 @@ def meets(message: Message, criteria: Criteria) -> bool:
 
 
 def text_matches(content: str, query: TextQuery) -> bool:
-    """Tell whether a text meets a query."""
+    """Return whether a text matches a query."""
     terms = _analysed(content)
     written = {*terms.stems, *terms.words}
 
@@ -82,7 +82,7 @@ def _analysed(content: str) -> AnalyzedText:
 
 
 def json_contains(value: str, part: str) -> bool:
-    """Tell whether one JSON text contains another, as PostgreSQL's ``@>`` defines it."""
+    """Return whether one JSON text contains another, as PostgreSQL's ``@>`` defines it."""
     return _contains(_read(value), _read(part))
 
 

@@ -1,4 +1,4 @@
-"""Reading what a refused call tells."""
+"""Parses the status and the details of a failed RPC."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from google.rpc import error_details_pb2, status_pb2
 
 
 class Refusal(NamedTuple):
-    """A status with its details."""
+    """Status with its details."""
 
     code: grpc.StatusCode
     message: str
     reason: str
     metadata: dict[str, str]
     fields: dict[str, str]
-    """Of BadRequest: field to description."""
+    """BadRequest: descriptions by field."""
     retry_after: float | None
-    """Seconds, of RetryInfo."""
+    """RetryInfo: delay in seconds."""
     reference: str
-    """Of RequestInfo."""
+    """RequestInfo: request id."""
 
 
 def refusal_of(error: grpc.RpcError) -> Refusal:
-    """Return what ``error`` tells; whatever the server refuses carries ErrorInfo."""
+    """Parse ``error``; every refusal of the server contains ErrorInfo."""
     call = cast("grpc.Call", error)
     status = status_pb2.Status()
     for key, value in call.trailing_metadata() or ():
@@ -52,14 +52,14 @@ def refusal_of(error: grpc.RpcError) -> Refusal:
 
 
 class Refused:
-    """Holds the refusal after the block."""
+    """Contains the refusal after the block."""
 
     refusal: Refusal
 
 
 @contextmanager
 def refused(code: grpc.StatusCode) -> Iterator[Refused]:
-    """Expect a call in the block to be refused with ``code``."""
+    """Expect a call in the block to fail with ``code``."""
     result = Refused()
     with pytest.raises(grpc.RpcError) as caught:
         yield result

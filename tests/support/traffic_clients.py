@@ -1,4 +1,4 @@
-"""Lets writers and readers loose on a service."""
+"""Runs writers and readers against a service."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from tests.support.traffic_writer import Writer
 
 @asynccontextmanager
 async def traffic(checker: Checker, address: str, settings: Settings) -> AsyncIterator[Traffic]:
-    """Have clients call ``address`` for as long as the context lasts, or `Traffic.stop`.
+    """Run clients against ``address`` for the duration of the context, or until `Traffic.stop`.
 
-    What was there before is shared among the writers, all over the range of ids.
+    The initial messages are distributed among the writers over the whole range of ids.
 
     Raises:
-        CallFailedError: A call has failed that must not.
+        CallFailedError: A call failed unexpectedly.
         WrongAnswerError: An answer was wrong.
-
     """
     running = Traffic(checker, address, settings)
     writers = [Writer(running, number) for number in range(settings.writers)]

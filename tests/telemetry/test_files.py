@@ -123,7 +123,7 @@ def test_dashboard_is_valid() -> None:
     document: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     panels = document["panels"]
     rows = [panel["title"] for panel in panels if panel["type"] == "row"]
-    assert rows == ["Now", "Traffic", "Latency", "Stores", "Migration", "Saturation"]
+    assert rows == ["Current state", "Traffic", "Latency", "Stores", "Migration", "Saturation"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     for panel in panels:
         place = panel["gridPos"]

@@ -87,7 +87,7 @@ class KnownMessages:
     def some(self, most: int) -> list[str]:
         """Return distinct ids to read, sometimes including one that does not exist."""
         ids = self._draw.sample(list(self.all), min(len(self.all), self._draw.randint(1, most)))
-        return [*ids, f"nobody-{self._draw.randrange(100)}"]
+        return [*ids, f"absent-{self._draw.randrange(100)}"]
 
     def free(self, *, known: bool = False) -> KnownMessage:
         """Return an id to write; ``known``: one whose revision is known."""

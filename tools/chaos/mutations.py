@@ -39,7 +39,7 @@ def _items(operation: Operation) -> list[Shown]:
 
 def value_never_written(history: History, draw: random.Random) -> bool:
     for operation in _operations(history, "Get"):
-        _replace_items(operation, [_items(operation)[0]._replace(digest="nobody's")])
+        _replace_items(operation, [_items(operation)[0]._replace(digest="unknown")])
         return True
     return False
 

@@ -371,7 +371,7 @@ def _postgres_ack_before_commit() -> None:
             return results[-1]
 
         work = asyncio.ensure_future(original(self, ids, seen, known))
-        while not results and not work.done():  # noqa: ASYNC110 - nothing tells of it
+        while not results and not work.done():  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0)
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
         return results[0] if results else await work

@@ -29,7 +29,7 @@ from tools.chaos.projection import Projection
 from tools.chaos.violations import Kind
 
 SOURCES = Path(__file__).with_name("porcupine")
-PROGRAM = Path(__file__).parents[2] / "build/tools/bin/secondopinion"
+PROGRAM = Path(__file__).parents[2] / "build/tools/bin/porcupinecheck"
 BUILD_SECONDS = 300
 RUN_SECONDS = 600
 

@@ -36,7 +36,7 @@ class _AttemptCounter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         said = record.getMessage()
         noted = _attempts.get(None)
-        if noted is not None and "; again in " in said:
+        if noted is not None and "; retrying in " in said:
             noted.append(said)
 
 

@@ -32,7 +32,13 @@ _SETTINGS = {
 }
 
 _KILLED = {9, 15}
-_DEFECT_MARKERS = ("internal error", "Traceback", "following failed", "the backfill failed")
+_DEFECT_MARKERS = (
+    "internal error",
+    "Traceback",
+    "following failed",
+    "replication failed",
+    "backfill failed",
+)
 
 
 @dataclass
@@ -104,7 +110,7 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
             if plan.steers:
                 group.create_task(operator.operate())
         await cluster.recover()
-        history.mark("mended")
+        history.mark("recovered")
         phase = (await operator.finish()).phase
         result.ended_in = phase.label
         stop.set()

@@ -62,7 +62,7 @@ def _check_with_porcupine(
 
 def longest_unavailability(history: History) -> float:
     """Return the longest time in seconds without an answered call while faults were active."""
-    begins, context = _when(history, "round begins"), _when(history, "mended")
+    begins, context = _when(history, "round begins"), _when(history, "recovered")
     if begins is None or context is None:
         return 0.0
     answered = [

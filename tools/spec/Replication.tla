@@ -1,9 +1,9 @@
 ----------------------------- MODULE Replication ------------------------------
-(* How the target follows the source: transactions, attaching, the journal, the backfill. *)
+(* Replication from the source to the target: transactions, attaching, the journal, the backfill. *)
 EXTENDS Clients
 
 (* Transactions to the target. `wait`: the server waits for the answer. One that is not     *)
-(* waited for (a time-out, a crash) may still commit later.                                  *)
+(* awaited (after a time-out or a crash) may still commit later.                             *)
 
 Transaction(kind) ==
   [kind |-> kind, session |-> server.incarnation, state |-> "sent", wait |-> TRUE,
@@ -15,7 +15,7 @@ Awaited(kind) ==
 (* What the source holds under some ids now. *)
 Content(ids) == [i \in ids |-> [row |-> source.row[i], tomb |-> source.tomb[i]]]
 
-(* The transactions after the server has stopped to wait for those of a kind in `kinds`. *)
+(* The transactions after the server has stopped waiting for those of a kind in `kinds`. *)
 Forsaken(kinds) ==
   {IF t.kind \in kinds THEN [t EXCEPT !.wait = FALSE] ELSE t :
      t \in {u \in inFlight : u.state = "sent" \/ ~(u.kind \in kinds)}}
@@ -58,13 +58,13 @@ CommitTransaction(t) ==
   /\ broken' = IF HoldsLease(t) THEN broken ELSE broken \union {"committed without the lease"}
   /\ UNCHANGED <<source, targetUp, backup, server, writes, reads, floor, absences, faults>>
 
-(* A transaction that nobody waits for is lost. *)
+(* A transaction without a waiting server is lost. *)
 LoseTransaction(t) ==
   /\ t \in inFlight /\ t.state = "sent" /\ ~t.wait
   /\ inFlight' = inFlight \ {t}
   /\ UNCHANGED <<source, target, targetUp, backup, server, clients, faults>>
 
-(* The server hears of a commit: Replicator._advance, Backfill._apply. *)
+(* The server receives the answer of a commit: Replicator._advance, Backfill._apply. *)
 HearCommit(t) ==
   /\ server.up /\ t \in inFlight /\ t.state = "done" /\ t.session = server.incarnation
   /\ t.kind \in Replication
@@ -74,7 +74,7 @@ HearCommit(t) ==
   /\ inFlight' = inFlight \ {t}
   /\ UNCHANGED <<source, target, targetUp, backup, clients, faults>>
 
-(* Replicator._detach: nothing is applied any more, and the source answers reads. *)
+(* Replicator._detach: nothing more is applied, and the source answers reads. *)
 Detached == [server EXCEPT !.standing = "detached", !.inspected = NotInspected]
 LetGo == inFlight' = Forsaken(Replication) /\ reads' = ReadsFallBack
 
@@ -97,7 +97,7 @@ HearSetBack ==
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
 (* Replicator._lose: a transaction, or renew, is refused because of the lease. The server serves *)
-(* nothing until it knows whether another server has it (attaching.outlive).                    *)
+(* nothing until it knows whether another server has it (attachment.outlive).                   *)
 HearLeaseLost ==
   /\ server.up /\ Attached /\ targetUp /\ target.holder # server.incarnation
   /\ server.goal # "last step"
@@ -127,7 +127,7 @@ JournalStart(found) ==
   ELSE IF Mistake("new-skips-pruned") THEN Max(source.base, source.pruned)
   ELSE Max(found.applied, source.base)
 
-(* attaching._reconcile: what the target lacks and the journal does not have is journalled again. *)
+(* attachment._reconcile: changes missing in the target and the journal are journalled again. *)
 Reconciled(found) ==
   IF JournalStart(found) < source.pruned /\ ~Mistake("no-rejournal")
   THEN [source EXCEPT !.journal = @ \union Rejournalled(JournalStart(found)), !.pruned = JournalStart(found)]
@@ -137,7 +137,7 @@ Reconciled(found) ==
 Raised(found) ==
   IF found.new THEN Max(target.applied, JournalStart(found)) ELSE target.applied
 
-(* What was sent before is not waited for any more. *)
+(* Transactions sent before are no longer awaited. *)
 Attach(found) ==
   /\ inFlight' = Forsaken({"apply"})
   /\ target' = [target EXCEPT !.applied = Raised(found), !.phase = server.phase,
@@ -156,7 +156,7 @@ FindRival ==
   /\ server' = [Detached EXCEPT !.contested = ~server.held, !.fenced = server.held]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* The four steps in one, for instances in which nothing of interest comes between them. *)
+(* The four steps in one, for instances in which no relevant action comes between them. *)
 AttachAtOnce ==
   /\ ~Included("attach in steps") /\ MayAttach /\ FreeToTake
   /\ source' = Reconciled(Found("found"))
@@ -201,7 +201,7 @@ AttachFails ==
 -----------------------------------------------------------------------------
 (* Replication: migration/replicator.py Replicator._step; migration/backfill.py *)
 
-(* After a lost connection the target is not trusted any more, but a step under way is ended. *)
+(* After a lost connection the target is not trusted any more, but a step in progress is finished. *)
 Steps == Attached \/ (Included("lost connections") /\ server.held)
 
 (* Reads a batch of the journal, and sends it. *)
@@ -215,7 +215,7 @@ SendBatchUpto(upto) ==
 SendBatch ==
   \E upto \in {e[1] : e \in {x \in source.journal : x[1] > server.applied}} : SendBatchUpto(upto)
 
-(* The journal has nothing left, so the target has all that was committed before. *)
+(* The journal is empty, so the target has all changes committed before. *)
 AdvanceTo(revision) ==
   /\ server.up /\ Steps /\ ~Awaited("apply") /\ Journals(server.phase)
   /\ server.applied < revision /\ revision <= server.committed
@@ -226,7 +226,7 @@ AdvanceTo(revision) ==
 
 AdvanceWithoutEntries == AdvanceTo(server.committed)
 
-(* Reads rows that were there before the journal, and sends them. *)
+(* Reads rows that are older than the journal, and sends them. *)
 SendPage ==
   /\ server.up /\ Attached /\ server.phase \in {Backfill, ReadPostgres} /\ ~Awaited("copy")
   /\ \E i \in Ids \ server.mark :

@@ -65,7 +65,7 @@ Least(S) == IF S = {} THEN 0 ELSE CHOOSE x \in S : \A y \in S : x <= y
 (* The newest change of an id that a store knows: a message or a tombstone. *)
 Latest(store, i) == Max(store.row[i], store.tomb[i])
 
-(* Whether showing `row` is right for a client that must see revision `least` or newer. *)
+(* Whether `row` is a correct answer for a client that must see revision `least` or newer. *)
 Fits(row, i, least) ==
   IF row # 0 THEN row >= least ELSE \E r \in absences[i] : r >= least
 

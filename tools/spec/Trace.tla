@@ -39,7 +39,7 @@ Either(holds) == holds /\ Nothing
 
 Queues(c, e) == writes[c].id = e.id /\ writes[c].delete = e.delete
 
-(* A write found that nothing is to be changed: it is answered with the revision that is there. *)
+(* A write without a change: it is answered with the stored revision. *)
 FindUnchanged(e) ==
   /\ server.up /\ writes[e.call].state = "queued"
   /\ e.revision = (IF server.phase = PostgresOnly THEN target ELSE source).row[e.id]
@@ -145,13 +145,13 @@ ClaimEvent(e) ==
      /\ target.holder # OtherServer
      /\ target' = [target EXCEPT !.holder = e.session]
      /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
-  \* A claim that the server has given up commits late.
+  \* A claim that the server has abandoned commits late.
   \/ /\ server.up /\ e.session = server.incarnation /\ server.inspected.stage \notin {"found", "begin"}
      /\ target.phase # PostgresOnly /\ target.holder # OtherServer
      /\ target' = [target EXCEPT !.holder = e.session]
      /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
 
-(* Attaching, or telling the target of a phase that is in force. *)
+(* Attaching, or sending the current phase to the target. *)
 SetPhaseEvent(e) ==
   /\ \/ e.session = server.incarnation /\ AttachSetPhase
      \/ /\ Holds(e) /\ server.inspected.stage # "reconciled"
@@ -176,7 +176,7 @@ TargetEvent(e) ==
             /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
 
 -----------------------------------------------------------------------------
-(* What the server knows *)
+(* Knowledge of the server *)
 
 HearEvent(e) ==
   \/ \E t \in inFlight : t.kind = "apply" /\ HearCommit(t) /\ server'.applied = e.applied
@@ -192,7 +192,7 @@ StandingEvent(e) ==
          IF ~Attached THEN Nothing
          ELSE IF server.phase = SqliteOnly THEN StopFollowing ELSE Detach \/ LoseConnection
 
-(* The phase comes into force. *)
+(* The phase becomes the current one. *)
 PhaseEvent(e) ==
   \/ e.phase = server.phase /\ Nothing
   \/ (EnterPhase \/ TargetHasTakenOver) /\ server'.phase = e.phase
@@ -227,12 +227,12 @@ ServerEvent(e) ==
 -----------------------------------------------------------------------------
 (* Processes and faults *)
 
-(* A process begins; its session may claim the target before the phase is in force. *)
+(* A process begins; its session may claim the target before the phase is current. *)
 Launch(e) ==
   /\ ~server.up /\ server' = Down(e.session)
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* Start and StartInLastStep in steps: claims and changes of the source are events of their own. *)
+(* Start and StartInLastStep in steps: claims and changes of the source are separate events. *)
 StartWith(e) ==
   /\ ~server.up
   /\ IF e.phase = PostgresOnly THEN target.phase = PostgresOnly
@@ -241,7 +241,7 @@ StartWith(e) ==
   /\ server' = [Down(server.incarnation) EXCEPT !.up = TRUE, !.phase = e.phase, !.committed = source.revision]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* What was read and not sent yet when the target stopped may be sent afterwards. *)
+(* Entries read but not sent when the target stopped may be sent afterwards. *)
 DownEvent ==
   /\ targetUp' = FALSE
   /\ UNCHANGED <<source, target, backup, inFlight, server, clients, faults>>

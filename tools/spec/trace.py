@@ -30,7 +30,7 @@ EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unchanged": ("write", ("call", "id", "revision")),  # nothing to change at this revision
     "commit": ("write", ("call", "id", "revision", "delete")),  # durable in the source
     "target_write": ("write", ("call", "id", "revision", "delete")),  # the same in POSTGRES_ONLY
-    "committed": ("write", ("revision",)),  # MigrationSource.committed has grown to it
+    "committed": ("write", ("revision",)),  # the new value of MigrationSource.committed
     "requeue": ("write", ("id", "revision")),  # a forced journal entry
     "ack": ("write", ("call", "revision", "both")),  # both: durable_on names both stores
     # Reads. `call` names one read of one message; row 0: there is none.

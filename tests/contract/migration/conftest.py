@@ -1,4 +1,4 @@
-"""Every test of this folder runs over every source, or target, and does not know which."""
+"""Runs every test of this folder over every source or target."""
 
 from __future__ import annotations
 

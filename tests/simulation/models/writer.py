@@ -18,7 +18,7 @@ class Kind(enum.Enum):
 
     WRITE = "write"
     """Computes changes; shares a transaction with other writes."""
-    TASK = "errand"
+    TASK = "task"
     """Runs in its own transaction between two groups."""
     FLUSH = "flush"
     """Takes a place in the queue, without a transaction."""
