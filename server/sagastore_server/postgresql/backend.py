@@ -19,6 +19,7 @@ from sagastore_server.postgresql.schema import prepare
 from sagastore_server.postgresql.search import FIRST_BLOCK, compile_search, guesses, next_block
 from sagastore_server.postgresql.target import shown
 from sagastore_server.postgresql.writer import PostgreSQLGroupWriter
+from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.base import Indexer, PreparedTerms, StorageBackend
 from sagastore_server.storage.changes import Changes
@@ -62,9 +63,13 @@ class PostgreSQLStorage(StorageBackend):
     its revision is taken, so revisions grow whoever writes (``batch``).
     """
 
-    def __init__(self, options: PostgreSQLOptions) -> None:
-        """Prepare to keep messages in a database; ``open`` connects to it."""
+    def __init__(self, options: PostgreSQLOptions, supervisor: Supervisor | None = None) -> None:
+        """Create a store on a database, to which only ``open`` connects.
+
+        ``supervisor`` runs the background tasks of the store.
+        """
         self._options = options
+        self._supervisor = supervisor or Supervisor()
         self._pool = Pool(options)
         self._gets = ReadBatcher(self._get_together)
         self._worker_pool = WorkerPool()
@@ -94,9 +99,13 @@ class PostgreSQLStorage(StorageBackend):
         self._start_writer()
 
     def _start_writer(self) -> None:
-        patience = 2 * self._options.acquire_timeout
         self._writer = PostgreSQLGroupWriter(
-            self._pool, self._worker_pool, self._options.writers, patience, self._on_group
+            self._pool,
+            self._worker_pool,
+            self._options.writers,
+            2 * self._options.acquire_timeout,
+            self._on_group,
+            supervisor=self._supervisor,
         )
 
     async def close(self) -> None:
@@ -118,7 +127,7 @@ class PostgreSQLStorage(StorageBackend):
         return await self._write((draft.id,), lambda changes: changes.save(draft, if_revision))
 
     @property
-    def search_columns_of(self) -> Indexer:
+    def indexer(self) -> Indexer:
         """See the contract."""
         return search_columns_of
 

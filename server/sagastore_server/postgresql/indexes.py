@@ -15,6 +15,7 @@ from typing import NamedTuple
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.schema import STEPS
+from sagastore_server.runtime.supervisor import awaited
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.replication import IndexState
 
@@ -100,10 +101,10 @@ async def build(pool: Pool, name: str, progress: Callable[[float], None]) -> Non
 
     """
     definition = LATE[name]
-    watch = asyncio.create_task(_watch(pool, name, progress))
+    watch = awaited(_report_progress(pool, name, progress), name="postgresql-index-progress")
     try:
         async with pool.dedicated() as connection:
-            while await pool.rows(MIGRATION["build_progress"], name):  # noqa: ASYNC110 - the database tells nobody
+            while await pool.rows(MIGRATION["build_progress"], name):  # noqa: ASYNC110 - PostgreSQL has no event for it
                 await asyncio.sleep(_LOOK_EVERY)
             valid = dict(await connection.fetch(MIGRATION["indexes"], list(LATE))).get(name)
             # Each on its own: neither can run within a transaction.
@@ -117,8 +118,8 @@ async def build(pool: Pool, name: str, progress: Callable[[float], None]) -> Non
     progress(1.0)
 
 
-async def _watch(pool: Pool, name: str, progress: Callable[[float], None]) -> None:
-    """Tell how far a build is, until cancelled."""
+async def _report_progress(pool: Pool, name: str, progress: Callable[[float], None]) -> None:
+    """Report the progress of a build until cancelled."""
     furthest = 0.0
     while True:
         with contextlib.suppress(StorageError):

@@ -31,6 +31,7 @@ from sagastore_server.postgresql.schema import (
     refresh_terms,
     version_of,
 )
+from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.model import Message, Store, StoreHealth
 from sagastore_server.storage.phase import Phase
@@ -58,9 +59,9 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
     the lease; and triggers refuse all other writers until ``finish``.
     """
 
-    def __init__(self, options: PostgreSQLOptions) -> None:
-        """As of ``PostgreSQLStorage``."""
-        super().__init__(options)
+    def __init__(self, options: PostgreSQLOptions, supervisor: Supervisor | None = None) -> None:
+        """As ``PostgreSQLStorage``."""
+        super().__init__(options, supervisor)
         self._opening = asyncio.Lock()
 
     async def open(self) -> None:

@@ -29,6 +29,7 @@ from sagastore_server.postgresql.errors import (
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.rows import SearchColumns
+from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import StorageError, UnavailableError
@@ -85,6 +86,8 @@ class PostgreSQLGroupWriter:
         writers: int,
         patience: float,
         on_group: OnGroup = unheard,
+        *,
+        supervisor: Supervisor | None = None,
     ) -> None:
         """Write through ``pool`` with up to ``writers`` transactions at a time.
 
@@ -104,7 +107,11 @@ class PostgreSQLGroupWriter:
         self._overdue: asyncio.TimerHandle | None = None
         """Begins another transaction; runs while something may wait too long."""
         self._closing = False
-        self._tasks = [asyncio.create_task(self._run()) for _ in range(writers)]
+        supervisor = supervisor or Supervisor()
+        self._tasks = [
+            supervisor.start(f"postgresql-writer-{number}", self._run)
+            for number in range(1, writers + 1)
+        ]
 
     async def submit(
         self, ids: Sequence[str], apply: Callable[[Changes], T], known: Mapping[str, SearchColumns]
@@ -145,7 +152,7 @@ class PostgreSQLGroupWriter:
         if self._overdue is not None:
             self._overdue.cancel()
         self._wake(len(self._idle))
-        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*(task.wait() for task in self._tasks))
 
     def _give_up(self, write: _Write) -> None:
         # A write that is under way is no longer in the queue, and has its own time limits.

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sagastore_server.interfaces import tracing
+from sagastore_server.runtime.supervisor import Supervisor, awaited
 from sagastore_server.runtime.worker_pool import FEW, SHORT, WorkerPool
 from sagastore_server.sqlite import index_terms
 from sagastore_server.sqlite.archived_store_guard import (
@@ -76,10 +77,16 @@ class SQLiteStorage(StorageBackend):
     A legacy ``memory.db`` is taken over when it is opened (``takeover``).
     """
 
-    def __init__(self, path: Path, progress: Progress | None = None) -> None:
-        """Prepare to keep messages in the file at ``path``; ``open`` touches it.
+    def __init__(
+        self, path: Path, progress: Progress | None = None, supervisor: Supervisor | None = None
+    ) -> None:
+        """Create a store on the file at ``path``, which only ``open`` touches.
 
-        ``progress`` hears of long work while opening, from another thread.
+        Args:
+            path: The database file.
+            progress: Called during long work in ``open``, from another thread.
+            supervisor: Runs the background tasks of the store.
+
         """
         self._path = path
         self._progress = progress or _unheard
@@ -88,7 +95,7 @@ class SQLiteStorage(StorageBackend):
         self._gets = ReadBatcher(self._get_together)
         self._worker_pool = WorkerPool()
         self._searching = asyncio.Semaphore(READERS - 1)
-        self._checkpointer = Checkpointer(path, self._readers)
+        self._checkpointer = Checkpointer(path, self._readers, supervisor)
         self._connection: sqlite3.Connection | None = None
         self._writer: SQLiteGroupWriter | None = None
         self._on_group: OnGroup = unheard
@@ -273,7 +280,7 @@ class SQLiteStorage(StorageBackend):
         ]
 
     async def checkpoint(self) -> None:
-        """Empty the write-ahead log if it is large enough; happens by itself too."""
+        """Checkpoint the write-ahead log if its size requires it; also runs in the background."""
         await self._checkpointer.run_once()
 
     async def _open_owned(self) -> None:
@@ -284,6 +291,7 @@ class SQLiteStorage(StorageBackend):
         await self._checkpointer.open(self._writer)
 
     async def _close_connections(self) -> None:
+        await self._checkpointer.stop()  # It uses the writer, which refuses work once it closes.
         if self._writer is not None:
             await self._writer.close()
             self._writer = None
@@ -303,7 +311,7 @@ class SQLiteStorage(StorageBackend):
 
     async def _open_file(self) -> sqlite3.Connection:
         """Open the file in a thread; if the caller gives up, end that before returning."""
-        work = asyncio.create_task(
+        work = awaited(
             asyncio.to_thread(
                 open_for_writing, self._path, self._report_unless_abandoned, self._admit
             )

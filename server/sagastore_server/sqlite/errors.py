@@ -38,7 +38,11 @@ def translated(error: sqlite3.Error) -> StorageError:
         return UnavailableError("the SQLite store cannot be written: it is read-only")
     if name == "SQLITE_INTERRUPT":
         return InterruptedReadError("the read was interrupted; try again")
-    # What is left are passing states (busy, interrupted, I/O) and closed connections.
+    if name.startswith("SQLITE_IOERR"):
+        return UnavailableError(
+            f"the disk of the SQLite store reports an I/O error ({name}); check the disk"
+        )
+    # The rest are temporary states (busy, locked) and closed connections.
     return UnavailableError("the SQLite store cannot be used now; try again")
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from sagastore.receipt import receipt_path
+from sagastore_server.runtime.supervisor import Supervisor, awaited
 from sagastore_server.sqlite.archived_store_guard import StoreRecord, is_archive, moved, remembered
 from sagastore_server.sqlite.auxiliary_rows import AuxiliaryRowReader
 from sagastore_server.sqlite.backend import SQLiteStorage
@@ -49,9 +50,11 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
     archive, and a missing file with a receipt in its place, are refused with MovedError.
     """
 
-    def __init__(self, path: Path, progress: Progress | None = None) -> None:
+    def __init__(
+        self, path: Path, progress: Progress | None = None, supervisor: Supervisor | None = None
+    ) -> None:
         """As ``SQLiteStorage``."""
-        super().__init__(path, progress)
+        super().__init__(path, progress, supervisor)
         self._carried = AuxiliaryRowReader(self._readers)
         self._listeners: list[Callable[[], None]] = []
         self._last_committed = 0
@@ -197,7 +200,7 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
             await super().close()
 
     async def _archive(self, report: dict[str, object]) -> Archive:
-        work = asyncio.create_task(
+        work = awaited(
             asyncio.to_thread(archive_file, self._path.resolve(), report, self._sealed_as)
         )
         try:
