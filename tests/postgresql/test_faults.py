@@ -228,7 +228,7 @@ def test_a_database_that_is_not_there(postgres: PostgresProcess, tmp_path: Path)
     server = ServerProcess(tmp_path / "unused.db", postgres=dsn)
     server.spawn()
     assert server.wait() == 1
-    assert "there is no such database; create it first" in "\n".join(server.stderr)
+    assert "the database does not exist; create it first" in "\n".join(server.stderr)
 
 
 def test_everything_is_there_after_a_restart(server: ServerProcess) -> None:

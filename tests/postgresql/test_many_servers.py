@@ -186,7 +186,7 @@ async def test_who_always_comes_second_gets_on_or_is_told(
         if gets_on:
             assert not (await one.save(draft("m", "second"))).created
         else:
-            with pytest.raises(UnavailableError, match="again and again; try again"):
+            with pytest.raises(UnavailableError, match="conflicted with other writes; try again"):
                 await one.save(draft("m", "second"))
         assert (await one.get("m")).content == ("second" if gets_on else "first")
 

@@ -53,7 +53,7 @@ async def test_a_server_that_was_running_is_shut_out_until_the_end(dsn: str, cac
             backend.bulk_save([draft(f"m-{n}") for n in range(300)], OnConflict.REPLACE),
             replica.save(draft("m-2")),
         ):
-            with pytest.raises(FencedError, match="belongs to a migration"):
+            with pytest.raises(FencedError, match="target of a migration"):
                 await write
         assert await content_of(replica) == {"m-1": message("m-1", 1)}
         await replica.release(LEASE)

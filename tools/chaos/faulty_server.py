@@ -83,7 +83,7 @@ def set_commits(levers: Levers) -> None:
     """Let commits of SQLite take longer, as on a slow disk, and be told a little late."""
     from sagastore_server.sqlite.writer import SQLiteGroupWriter  # noqa: PLC0415
 
-    attempt = SQLiteGroupWriter._attempt
+    attempt = SQLiteGroupWriter._commit_once
 
     def slowly(self: SQLiteGroupWriter, group: Any) -> Any:
         time.sleep(levers["commits wait"])
@@ -92,7 +92,7 @@ def set_commits(levers: Levers) -> None:
         time.sleep(levers["commits wait"] / 4)
         return outcomes
 
-    SQLiteGroupWriter._attempt = slowly  # type: ignore[method-assign]
+    SQLiteGroupWriter._commit_once = slowly  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from sagastore_server.config import settings
-from sagastore_server.sqlite.backup.backup import BackupError, Contents, back_up
-from sagastore_server.sqlite.backup.backup import Progress as Tell
+from sagastore_server.sqlite.backup.create import BackupError, Contents, back_up
+from sagastore_server.sqlite.backup.create import Progress as Tell
 from sagastore_server.sqlite.backup.restore import restore as put_back
 from sagastore_server.storage.phase import Phase
 

@@ -69,12 +69,13 @@ _log = logging.getLogger(__name__)
 
 
 class SQLiteStorage(StorageBackend):
-    """Keeps messages in one file that this process owns while it is open.
+    """`StorageBackend` on one SQLite file, which this process owns while it is open.
 
-    WAL with ``synchronous=FULL``: a write returns after its transaction is synced.
-    Writes that wait together share a transaction (``writer``); reads have their own
-    connections (``readers``), which never wait for the writer, nor it for them.
-    A legacy ``memory.db`` is taken over when it is opened (``takeover``).
+    * A write returns after its transaction is synced to disk (WAL, ``synchronous=FULL``).
+    * Writes that wait together share a transaction (``writer``).
+    * Reads have their own connections (``readers``). Readers and the writer never wait for each
+      other, except briefly while the log restarts (``checkpoint``).
+    * ``open`` imports a legacy ``memory.db`` (``legacy``).
     """
 
     def __init__(
@@ -102,12 +103,12 @@ class SQLiteStorage(StorageBackend):
         self._abandoned = threading.Event()
 
     async def open(self) -> None:
-        """See the contract: creates, upgrades or takes over the file.
+        """See the contract: creates or upgrades the file, or imports a legacy one.
 
         Raises:
             MovedError: Its messages have moved to PostgreSQL.
-            CannotOpenError: As the contract says; also a file under migration, which only
-                ``SQLiteSource`` may use.
+            CannotOpenError: As in the contract; also if the file is under migration. Only
+                ``SQLiteSource`` may use such a file.
 
         """
         refuse_by_name(self._path)
@@ -152,7 +153,7 @@ class SQLiteStorage(StorageBackend):
     async def _index_many(
         self, drafts: Sequence[NewMessage], terms: PreparedTerms | None
     ) -> dict[IndexedFields, index_terms.FtsColumns]:
-        """Return the terms of drafts, or nothing where the writer has them as quickly."""
+        """Return the terms of drafts; empty if the writer computes them as quickly."""
         if terms is not None and terms.by is index_terms.indexed_columns:
             return dict(zip(map(indexed_fields, drafts), terms.of, strict=True))
         if len(drafts) < FEW and sum(len(draft.content) for draft in drafts) < SHORT:
@@ -201,7 +202,7 @@ class SQLiteStorage(StorageBackend):
         if criteria.text is not None and not criteria.text.alternatives:
             return Page([], more=False)
         compiled = compile_search(criteria, scan)
-        # A search may take seconds. One connection is always left to reads that do not.
+        # A search can take seconds. One connection remains for short reads.
         async with self._searching:
             return await self._search(compiled, scan.limit)
 
@@ -210,12 +211,12 @@ class SQLiteStorage(StorageBackend):
         return page if page is not None else await self._readers.page(*compiled.whole, limit)
 
     async def _in_blocks(self, compiled: Compiled, limit: int) -> Page | None:
-        """Search block by block; None: all matches are to be looked up."""
+        """Search block by block; None if a lookup of all matches is faster. See ``search``."""
         rows = self._open_writer().last_number
         block = first_block(rows)
         if compiled.expression is None:
             return None
-        # To count what begins with a prefix takes as long as to look at a block.
+        # Counting the matches of a prefix takes as long as reading a block.
         counts = iter((0 if compiled.has_prefix else some(limit), enough(rows, limit)))
         while block:
             statement = compiled.of_block(block, next(counts, 0))
@@ -284,9 +285,9 @@ class SQLiteStorage(StorageBackend):
         await self._checkpointer.run_once()
 
     async def _open_owned(self) -> None:
-        """Open what ``_close_connections`` closes."""
+        """Open everything that ``_close_connections`` closes."""
         self._connection = await self._open_file()
-        self._writer = SQLiteGroupWriter(self._connection, self._has_committed, self._on_group)
+        self._writer = SQLiteGroupWriter(self._connection, self._on_commit, self._on_group)
         await self._readers.open()
         await self._checkpointer.open(self._writer)
 
@@ -303,14 +304,14 @@ class SQLiteStorage(StorageBackend):
             self._connection = None
 
     def _admit(self, path: Path, found: StoreRecord) -> None:
-        """Refuse what this class cannot use, before anything is changed."""
+        """Refuse a file that this class cannot use, before anything is changed."""
         refuse_if_migrating(path, found)
 
-    def _has_committed(self, revision: int) -> None:
-        """Hear of the greatest revision on disk; see ``SQLiteGroupWriter``."""
+    def _on_commit(self, revision: int) -> None:
+        """Handle a new greatest revision on disk; see ``SQLiteGroupWriter``."""
 
     async def _open_file(self) -> sqlite3.Connection:
-        """Open the file in a thread; if the caller gives up, end that before returning."""
+        """Open the file in a thread. If the caller is cancelled, stop the thread first."""
         work = awaited(
             asyncio.to_thread(
                 open_for_writing, self._path, self._report_unless_abandoned, self._admit
@@ -327,7 +328,7 @@ class SQLiteStorage(StorageBackend):
 
     def _report_unless_abandoned(self, what: str, done: int, total: int) -> None:
         if self._abandoned.is_set():
-            # Rolls back what is under way: nobody waits for it any more.
+            # The caller is gone; the exception rolls the transaction back.
             raise UnavailableError("the server was stopped while it opened the file")
         self._progress(what, done, total)
 
@@ -350,11 +351,11 @@ class SQLiteStorage(StorageBackend):
 
 
 def _unheard(what: str, done: int, total: int) -> None:
-    """Stand in for a listener."""
+    """Ignore the progress."""
 
 
 def _on_disk(path: Path) -> dict[str, int]:
-    """Return the size of a file and the room beside it, as fields of a ``Load``."""
+    """Return the size of a file and the free space of its disk, as fields of a ``Load``."""
     try:
         free = shutil.disk_usage(path.parent).free
         return {"file_bytes": path.stat().st_size, "disk_free_bytes": free}
@@ -363,9 +364,9 @@ def _on_disk(path: Path) -> dict[str, int]:
 
 
 def _close_tidily(connection: sqlite3.Connection) -> None:
-    """Empty the log and close; SQLite removes the side files with its last connection."""
+    """Truncate the log and close. SQLite removes the side files with its last connection."""
     try:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except sqlite3.Error as exc:
-        _log.warning("the file was closed without a checkpoint, which loses nothing: %s", exc)
+        _log.warning("the file was closed without a checkpoint; no write is lost: %s", exc)
     connection.close()
