@@ -115,7 +115,7 @@ async def test_an_older_schema_is_upgraded_with_its_data(dsn: str) -> None:
     async with opened_replica(dsn) as replica:
         found = await replica.inspect()
         assert (found.schema_version, found.empty, found.record) == (1, False, None)
-        with pytest.raises(PreconditionError, match="holds messages and files already"):
+        with pytest.raises(PreconditionError, match="already contains messages and files"):
             await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
         assert (await replica.inspect()).schema_version == 1
     async with opened_plain(dsn) as backend:
