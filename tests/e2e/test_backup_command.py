@@ -126,7 +126,7 @@ def test_settings_name_the_store_as_they_do_for_the_server(tmp_path: Path) -> No
     assert done.stdout.startswith("backup.db: 1 messages, revision 1, phase sqlite-only, ")
     assert ", verified, in " in done.stdout
     line = refused(tmp_path, "backup", "backup.db", "--config", str(config))
-    assert line == "sagastore-server: backup.db exists already; a backup never replaces a file"
+    assert line == "sagastore-server: backup.db already exists; a backup never replaces a file"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent to one process there")

@@ -89,7 +89,9 @@ def test_writer_may_not_migrate(mutual: ServerProcess, pki: Pki) -> None:
     with connect(mutual, pki.client(), "writer-token") as client:
         succeed(writes(client) + reads(client))
         fail(
-            migrates(client), PermissionDeniedError, "has the role writer; this method requires admin"
+            migrates(client),
+            PermissionDeniedError,
+            "has the role writer; this method requires admin",
         )
         with pytest.raises(PermissionDeniedError):
             client.migration.change_phase(Phase.DUAL_WRITE)

@@ -195,10 +195,10 @@ def _caller(frame: FrameType | None) -> str:
         module = frame.f_globals.get("__name__", "")
         if module.startswith(("sagastore.", "sagastore_server.")):
             run = frame.f_locals.get("run")
-            if frame.f_code is SQLiteGroupWriter._transact.__code__ and run is not None:
+            if frame.f_code is SQLiteGroupWriter._run_in_transaction.__code__ and run is not None:
                 return _name_of(run)
             name = frame.f_code.co_name
-            if name == "_attempt":
+            if name == "_commit_once":
                 return "writes"
             if not name.startswith(("_", "<")) and not module.endswith((".pool", ".queries")):
                 if name not in {"once", "run"}:

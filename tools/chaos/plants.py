@@ -67,7 +67,7 @@ def put(name: str) -> None:
 def _ack_before_commit() -> None:
     def attempt(self: Any, group: list[Any]) -> list[Any]:
         connection, now = self._connection, time.time_ns() // 1000
-        self._be_certain()
+        self._reload_if_uncertain()
         connection.execute("BEGIN IMMEDIATE")
         ids = {key for one in group for key in one.ids}
         batch = Batch(connection, self._counters, now, ids, {})
@@ -78,7 +78,7 @@ def _ack_before_commit() -> None:
             except StorageError as exc:
                 outcomes.append(exc)
         counters = batch.flush()
-        self._tell(group, outcomes)
+        self._report(group, outcomes)
         time.sleep(FSYNC)
         connection.execute("COMMIT")
         self._counters = counters
@@ -87,12 +87,12 @@ def _ack_before_commit() -> None:
     def run(self: Any) -> None:
         while (item := self._next()) is not None:
             if hasattr(item, "in_transaction"):
-                self._tell([item], [self._errand(item)])
+                self._report([item], [self._run_task(item)])
             elif group := self._group(item):
                 self._commit(group)
-                self._tell([], [])
+                self._report([], [])
 
-    replace(SQLiteGroupWriter, "_attempt", attempt)
+    replace(SQLiteGroupWriter, "_commit_once", attempt)
     replace(SQLiteGroupWriter, "_run", run)
 
 

@@ -194,6 +194,11 @@ class SupervisedTask:
         if self._task is not None:
             self._task.cancel()
 
+    async def wait(self) -> None:
+        """Wait until the task has ended, without stopping it. Raises nothing that it raised."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
     async def stop(self) -> None:
         """Cancel the task and wait until it has ended. Does nothing if it has."""
         if self._task is None:
