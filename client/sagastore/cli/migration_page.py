@@ -179,7 +179,7 @@ def _verification(state: Migration) -> tuple[Part, ...]:
         return ("not done yet",)
     when = f"{show_time(last.finished_at)} UTC, {last.compared:,} rows compared, "
     found: Part = (_mismatches(last.mismatch_count), _bad(last.mismatch_count) or "green")
-    repaired = f", {last.repaired:,} put back into the journal" if last.repaired else ""
+    repaired = f", {last.repaired:,} queued for repair" if last.repaired else ""
     return when, found, repaired
 
 

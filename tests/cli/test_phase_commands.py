@@ -27,7 +27,7 @@ def _break(context: Context) -> None:
     abort(context, grpc.StatusCode.UNAVAILABLE, "PostgreSQL is down")
 
 
-def test_to_the_next_phase(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_change_to_the_next_phase_is_printed(scripted: ScriptedMigration, told: Sagastore) -> None:
     text = told.ok("migrate", "to", "dual-write")
     assert text.startswith("sqlite-only -> dual-write: done\nEvery write is now also journaled")
     assert "sqlite-only > [dual-write] >" in text
@@ -44,13 +44,15 @@ def test_to_the_next_phase(scripted: ScriptedMigration, told: Sagastore) -> None
         ("backfill", "SQLite serves reads again"),
     ],
 )
-def test_back(phase: str, meaning: str, scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_change_to_the_previous_phase_is_printed(
+    phase: str, meaning: str, scripted: ScriptedMigration, told: Sagastore
+) -> None:
     scripted.state = states.read_postgres()
     text = told.ok("migrate", "to", phase)
     assert text.startswith(f"read-postgres -> {phase}: done\n{meaning}")
 
 
-def test_a_change_as_json(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_change_is_printed_as_json(scripted: ScriptedMigration, told: Sagastore) -> None:
     document = told.json("migrate", "to", "dual-write", "--accept-quarantine")
     assert document.pop("migration") == told.json("migrate", "status")
     assert document == {
@@ -63,7 +65,7 @@ def test_a_change_as_json(scripted: ScriptedMigration, told: Sagastore) -> None:
     assert scripted.requests[0].accept_quarantine
 
 
-def test_already_there(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_change_to_the_current_phase_succeeds(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.state = states.backfill()
     assert told.ok("migrate", "to", "backfill").startswith(
         "No change: backfill is already the current phase"
@@ -71,7 +73,7 @@ def test_already_there(scripted: ScriptedMigration, told: Sagastore) -> None:
     assert told.json("migrate", "to", "backfill")["changed"] is False
 
 
-def test_a_dry_run(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_dry_run_changes_nothing(scripted: ScriptedMigration, told: Sagastore) -> None:
     text = told.ok("migrate", "to", "dual-write", "--dry-run")
     assert text.startswith(
         "sqlite-only -> dual-write is possible now. Dry run: nothing has changed"
@@ -85,7 +87,7 @@ def test_a_dry_run(scripted: ScriptedMigration, told: Sagastore) -> None:
     assert done.stderr.startswith("sagastore: sqlite-only -> dual-write would be blocked:\n")
 
 
-def test_a_refusal_lists_what_is_in_the_way(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_blocked_change_lists_blockers(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.state = states.backfill()
     scripted.refuse = _refuse
     done = told.run("migrate", "to", "read-postgres")
@@ -102,7 +104,7 @@ def test_a_refusal_lists_what_is_in_the_way(scripted: ScriptedMigration, told: S
     assert (document["changed"], document["migration"]) == (False, None)
 
 
-def test_an_outage_during_a_change(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_outage_during_a_change_is_reported(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.refuse = _break
     done = told.run("migrate", "to", "dual-write")
     assert (done.returncode, done.stdout) == (1, "")
@@ -113,7 +115,7 @@ def test_an_outage_during_a_change(scripted: ScriptedMigration, told: Sagastore)
     assert len(scripted.requests) > 1
 
 
-def test_the_last_phase_is_asked_for_on_a_terminal(
+def test_last_phase_requires_confirmation_on_a_terminal(
     scripted: ScriptedMigration, told: Sagastore
 ) -> None:
     scripted.state = states.read_postgres()
@@ -138,7 +140,7 @@ def test_the_last_phase_is_asked_for_on_a_terminal(
         assert "Continue?" not in terminal.text
 
 
-def test_the_last_phase_is_not_asked_for_elsewhere(
+def test_last_phase_is_not_confirmed_without_a_terminal(
     scripted: ScriptedMigration, told: Sagastore
 ) -> None:
     scripted.state = states.read_postgres()
@@ -147,7 +149,9 @@ def test_the_last_phase_is_not_asked_for_elsewhere(
     assert "next          nothing: the migration is complete\n" in done.stdout
 
 
-def test_pause_resume_and_throttle(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_backfill_can_be_paused_resumed_and_throttled(
+    scripted: ScriptedMigration, told: Sagastore
+) -> None:
     scripted.state = states.backfill(pb.Backfill.STATE_PAUSED)
     text = told.ok("migrate", "pause")
     assert text == "backfill paused: 20,193 of 56,086 rows, copying rows\n"
@@ -169,7 +173,7 @@ def test_pause_resume_and_throttle(scripted: ScriptedMigration, told: Sagastore)
     assert done.stderr == "sagastore: 20 of 30; wait; never compared\n"
 
 
-def test_a_verification_without_a_mismatch(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_verify_without_mismatch_succeeds(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.verification = [
         pb.VerifyResponse(compared=5, total=10),
         pb.VerifyResponse(compared=10, total=10, done=True),
@@ -187,7 +191,7 @@ def test_a_verification_without_a_mismatch(scripted: ScriptedMigration, told: Sa
     assert "no mismatch" in terminal.text
 
 
-def test_mismatches_are_listed_and_fail(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_verify_lists_mismatches_and_fails(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.verification = [
         pb.VerifyResponse(
             compared=5,
@@ -233,9 +237,7 @@ def test_mismatches_are_listed_and_fail(scripted: ScriptedMigration, told: Sagas
     assert [request.repair for request in scripted.requests] == [False, True]
 
 
-def test_a_verification_that_does_not_end_well(
-    scripted: ScriptedMigration, told: Sagastore
-) -> None:
+def test_verify_reports_an_early_end(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.verification = [pb.VerifyResponse(compared=5, total=10)]
     done = told.run("migrate", "verify")
     assert (done.returncode, done.stdout) == (1, "")
@@ -260,7 +262,7 @@ def test_a_verification_that_does_not_end_well(
         ("nonsense",),
     ],
 )
-def test_wrong_use_is_2(args: tuple[str, ...]) -> None:
+def test_usage_error_exits_with_2(args: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, ["migrate", *args])
     assert (result.exit_code, result.stdout) == (2, "") or args == ("to",)
     assert result.exit_code == 2
