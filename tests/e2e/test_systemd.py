@@ -1,4 +1,4 @@
-"""What systemd is told, over a real socket; and the files it is given."""
+"""systemd notifications over a real socket, and the unit and configuration files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy/systemd"
 
 
 class Manager:
-    """The other end: what systemd hears."""
+    """The receiving socket in place of systemd's."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -40,18 +40,18 @@ class Manager:
         self._socket.settimeout(STARTUP_SECONDS)
 
     def next(self) -> dict[str, str]:
-        """Return the next datagram, by name."""
+        """Return the next datagram as a dictionary."""
         lines = self._socket.recv(4096).decode().splitlines()
         return dict(line.split("=", 1) for line in lines)
 
     def next_with(self, name: str) -> dict[str, str]:
-        """Return the next one that says something of that kind."""
+        """Return the next datagram that has the key."""
         while name not in (heard := self.next()):
             pass
         return heard
 
     def heard(self) -> list[dict[str, str]]:
-        """Return what has come so far."""
+        """Return the datagrams received so far."""
         found: list[dict[str, str]] = []
         self._socket.setblocking(False)
         try:
@@ -79,7 +79,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
         Path(address).unlink()
 
 
-async def test_a_service_from_start_to_end(manager: Manager) -> None:
+async def test_notifier_sends_each_state(manager: Manager) -> None:
     async with Notifier({"NOTIFY_SOCKET": manager.address}) as notifier:
         await asyncio.sleep(0)
         assert manager.next() == {"EXTEND_TIMEOUT_USEC": "30000000"}
@@ -98,7 +98,7 @@ async def test_a_service_from_start_to_end(manager: Manager) -> None:
     assert manager.heard() == []
 
 
-async def test_signs_of_life_come_from_the_loop(manager: Manager) -> None:
+async def test_watchdog_stops_with_the_event_loop(manager: Manager) -> None:
     environment = {
         "NOTIFY_SOCKET": manager.address,
         "WATCHDOG_USEC": "20000",
@@ -114,7 +114,7 @@ async def test_signs_of_life_come_from_the_loop(manager: Manager) -> None:
         await asyncio.to_thread(manager.next_with, "WATCHDOG")
 
 
-async def test_a_long_start_asks_for_more_time(
+async def test_long_start_extends_the_timeout(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(systemd, "EXTEND_EVERY", 0.01)
@@ -133,12 +133,12 @@ async def test_a_long_start_asks_for_more_time(
         {},
         {"NOTIFY_SOCKET": ""},
         {"NOTIFY_SOCKET": "vsock:2:1234"},
-        {"NOTIFY_SOCKET": "/nobody/listens/here"},
-        {"NOTIFY_SOCKET": "/nobody/listens/here", "WATCHDOG_USEC": "no number"},
-        {"NOTIFY_SOCKET": "/nobody/listens/here", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"},
+        {"NOTIFY_SOCKET": "/missing/socket"},
+        {"NOTIFY_SOCKET": "/missing/socket", "WATCHDOG_USEC": "no number"},
+        {"NOTIFY_SOCKET": "/missing/socket", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"},
     ],
 )
-async def test_without_systemd_nothing_happens(environment: dict[str, str]) -> None:
+async def test_notifier_without_systemd_does_nothing(environment: dict[str, str]) -> None:
     async with Notifier(environment) as notifier:
         await asyncio.sleep(0)
         notifier.status("starting")
@@ -147,7 +147,7 @@ async def test_without_systemd_nothing_happens(environment: dict[str, str]) -> N
 
 
 @pytest.mark.parametrize("manager", ["abstract"], indirect=True)
-def test_the_server_tells_systemd(manager: Manager, server_process: ServerFactory) -> None:
+def test_server_notifies_systemd(manager: Manager, server_process: ServerFactory) -> None:
     environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "200000"}
     server = server_process(env=environment)
     server.spawn()
@@ -186,7 +186,7 @@ def unit() -> dict[str, list[str]]:
     return found
 
 
-def test_the_unit_fits_the_server() -> None:
+def test_unit_file_matches_the_server() -> None:
     said = unit()
     drain = Settings.model_fields["drain_seconds"].default
     assert int(said["TimeoutStopSec"][0]) > drain + 30
@@ -194,7 +194,7 @@ def test_the_unit_fits_the_server() -> None:
     assert int(said["WatchdogSec"][0]) >= 10
 
 
-def test_the_example_of_a_configuration_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_configuration_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("SAGASTORE_")]:
         monkeypatch.delenv(name)
     file = DEPLOY / "sagastore.toml"

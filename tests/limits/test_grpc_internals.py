@@ -19,7 +19,7 @@ class Server:
     def __init__(self) -> None:
         self.server, self.call_counts = create_server(())
         self.release = asyncio.Event()
-        handlers = {"m": grpc.unary_unary_rpc_method_handler(self._method)}
+        handlers: dict[str, Any] = {"m": grpc.unary_unary_rpc_method_handler(self._method)}
         self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", handlers),))
 
     @asynccontextmanager
@@ -27,7 +27,8 @@ class Server:
         port = self.server.add_insecure_port("127.0.0.1:0")
         await self.server.start()
         async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield channel.unary_unary("/s/m")
+            method: Any = channel.unary_unary("/s/m")
+            yield method
         await self.server.stop(None)
 
     async def _method(self, request: bytes, _: object) -> bytes:

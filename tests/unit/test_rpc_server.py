@@ -1,4 +1,4 @@
-"""The server in this process, over stores that fail in every way there is."""
+"""RpcServer over a store that fails or blocks, on a real socket."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SECRET = "near 'sekret': syntax error in /var/lib/saga.db"
 
 
 class FailingStorage(MemoryStorage):
-    """Raises ``error`` from ``get``, if there is one; or waits at ``admission`` if set."""
+    """Its `get` waits for ``admission`` if set, and raises ``error`` if set."""
 
     error: Exception | None = None
     admission: asyncio.Event | None = None
@@ -85,7 +85,7 @@ class Served:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait until ``holds`` does; the test's time limit ends a wait in vain."""
+    """Wait until ``holds()`` is true; the time limit of the test applies."""
     while not holds():  # noqa: ASYNC110 - what is waited for sends no event
         await asyncio.sleep(0)
 
@@ -98,7 +98,7 @@ async def served() -> AsyncIterator[Served]:
     await served.close()
 
 
-async def test_while_starting(served: Served) -> None:
+async def test_starting_server_refuses_calls(served: Served) -> None:
     assert await served.health() == health_pb2.HealthCheckResponse.NOT_SERVING
     refusal = await served.get()
     assert refusal.code is grpc.StatusCode.UNAVAILABLE
@@ -112,12 +112,14 @@ async def test_while_starting(served: Served) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "retry_after"),
     [
-        (UnavailableError("the store is away", retry_after=2.5), "UNAVAILABLE", 2.5),
+        (UnavailableError("the store is unavailable", retry_after=2.5), "UNAVAILABLE", 2.5),
         (StorageFullError("the disk is full"), "RESOURCE_EXHAUSTED", 5.0),
         (FencedError("another server holds the migration"), "UNAVAILABLE", 1.0),
     ],
 )
-async def test_outages(served: Served, error: StorageError, code: str, retry_after: float) -> None:
+async def test_outage_returns_its_status_and_retry_after(
+    served: Served, error: StorageError, code: str, retry_after: float
+) -> None:
     await served.server.start_accepting()
     served.backend.error = error
     refusal = await served.get()
@@ -137,7 +139,7 @@ async def test_outages(served: Served, error: StorageError, code: str, retry_aft
         (CannotOpenError(SECRET), "CANNOT_OPEN"),
     ],
 )
-async def test_defects_tell_a_reference_and_nothing_else(
+async def test_defect_reveals_only_a_reference(
     served: Served, error: Exception, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await served.server.start_accepting()
@@ -152,7 +154,7 @@ async def test_defects_tell_a_reference_and_nothing_else(
     assert "sekret" not in repr(refusal)
 
 
-async def test_a_call_under_way_is_waited_for(served: Served) -> None:
+async def test_drain_waits_for_a_call_in_progress(served: Served) -> None:
     await served.server.start_accepting()
     served.backend.admission = asyncio.Event()
     call = asyncio.ensure_future(served.get())
@@ -171,7 +173,7 @@ async def test_a_call_under_way_is_waited_for(served: Served) -> None:
     assert served.server.calls_in_progress == 0
 
 
-async def test_a_call_that_is_given_up_ends(served: Served) -> None:
+async def test_cancelled_call_ends(served: Served) -> None:
     await served.server.start_accepting()
     served.backend.admission = asyncio.Event()
     call = served.storage.Get(storage_pb2.GetRequest(id="x"))
@@ -180,7 +182,7 @@ async def test_a_call_that_is_given_up_ends(served: Served) -> None:
     await until(lambda: not served.server.calls_in_progress)
 
 
-async def test_a_deadline_ends_the_work(served: Served) -> None:
+async def test_expired_deadline_ends_the_call(served: Served) -> None:
     await served.server.start_accepting()
     served.backend.admission = asyncio.Event()
     refusal = await served.refused(
@@ -190,7 +192,7 @@ async def test_a_deadline_ends_the_work(served: Served) -> None:
     await until(lambda: not served.server.calls_in_progress)
 
 
-async def test_a_broken_bulk_stream_leaves_nothing(served: Served) -> None:
+async def test_cancelled_bulk_stream_leaves_no_tasks(served: Served) -> None:
     await served.server.start_accepting()
 
     async def endless() -> AsyncIterator[storage_pb2.BulkSaveRequest]:
@@ -207,7 +209,7 @@ async def test_a_broken_bulk_stream_leaves_nothing(served: Served) -> None:
     await until(lambda: not any("BulkStream" in repr(task) for task in asyncio.all_tasks()))
 
 
-async def test_a_port_is_taken_once(served: Served) -> None:
+async def test_second_server_on_a_port_cannot_listen(served: Served) -> None:
     backend = MemoryStorage(MemoryState())
     second = RpcServer(backend, SingleStore(backend, Phase.SQLITE_ONLY))
     with pytest.raises(CannotListenError):
