@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -14,9 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from sagastore.v1 import storage_pb2
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
+from sagastore_server.interfaces.tracing import Span, Tracer
 from sagastore_server.migration.single_store import SingleStore
 from sagastore_server.rpc.lifecycle import LifecycleState
-from sagastore_server.rpc.server import CannotListenError, RpcServer
+from sagastore_server.rpc.server import CannotListenError, RpcServer, ServerOptions
 from sagastore_server.storage.errors import (
     CannotOpenError,
     CorruptStoreError,
@@ -50,13 +52,32 @@ class FailingStorage(MemoryStorage):
         return await super().get(message_id)
 
 
+class RecordingTracer(Tracer):
+    """Records the method and the status code of each span of a call."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, str]] = []
+
+    @contextmanager
+    def call(self, metadata: Mapping[str, str]) -> Iterator[Span]:
+        yield self
+
+    def ended(self, method: str, code: str) -> None:
+        self.spans.append((method, code))
+
+
 class Served:
     """A server, its store, and a client."""
 
     def __init__(self) -> None:
         self.backend = FailingStorage(MemoryState())
         self.backend.arrived = asyncio.Event()
-        self.server = RpcServer(self.backend, SingleStore(self.backend, Phase.SQLITE_ONLY))
+        self.tracer = RecordingTracer()
+        self.server = RpcServer(
+            self.backend,
+            SingleStore(self.backend, Phase.SQLITE_ONLY),
+            ServerOptions(tracer=self.tracer),
+        )
         self.address = ""
 
     async def start(self) -> None:
@@ -215,3 +236,10 @@ async def test_second_server_on_a_port_cannot_listen(served: Served) -> None:
     with pytest.raises(CannotListenError):
         await second.start(served.address)
     await second.stop()
+
+
+async def test_calls_have_a_span_and_health_checks_have_none(served: Served) -> None:
+    await served.server.start_accepting()
+    await served.health()
+    assert (await served.get()).code is grpc.StatusCode.NOT_FOUND
+    assert served.tracer.spans == [("sagastore.v1.StorageService/Get", "NOT_FOUND")]
