@@ -65,11 +65,11 @@ class Scripted(MigrationControl):
     def __init__(self) -> None:
         self.answer = EVERYTHING
         self.error: StorageError | None = None
-        self.asked: list[object] = []
+        self.arguments: list[object] = []
         self.watched = asyncio.Event()
         self.more = asyncio.Event()
         """Watchers and verifications wait for it after their first item."""
-        self.given: Callable[[], None] = lambda: None
+        self.before_item: Callable[[], None] = lambda: None
         """Called before each item of a watch."""
         self.ended = 0
         """Number of watches and verifications that have ended."""
@@ -90,7 +90,7 @@ class Scripted(MigrationControl):
     async def watch(self) -> AsyncIterator[MigrationStatus]:
         try:
             while True:
-                self.given()
+                self.before_item()
                 yield self._answered()
                 self.watched.set()
                 await self.more.wait()
@@ -118,9 +118,9 @@ class Scripted(MigrationControl):
         finally:
             self.ended += 1
 
-    def _answered(self, *asked: object) -> MigrationStatus:
-        if asked:
-            self.asked.append(asked)
+    def _answered(self, *arguments: object) -> MigrationStatus:
+        if arguments:
+            self.arguments.append(arguments)
         if self.error is not None:
             raise self.error
         return self.answer

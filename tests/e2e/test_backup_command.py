@@ -90,7 +90,7 @@ def test_backup_of_a_server_under_writes_is_consistent(server_process: ServerFac
         after = writing.count
     assert done.returncode == 0, done
     said = json.loads(done.stdout)
-    # What was acknowledged before it began is in it, and nothing out of order.
+    # It holds every message acknowledged before it began, and a prefix of the later ones.
     assert before <= said["messages"] <= after + 1
     assert said["revision"] == said["messages"]
     assert (said["phase"], said["verified"]) == ("sqlite-only", True)
@@ -109,7 +109,7 @@ def test_backup_of_a_server_under_writes_is_consistent(server_process: ServerFac
     assert f"The file that was there is now {store}.replaced" in done.stdout
     assert saved_in(server.restart()) == [f"{n:06}" for n in range(said["messages"])]
     server.terminate()
-    # Nothing was lost for good: the old file has what the killed server had acknowledged.
+    # The replaced file still holds every message that the killed server acknowledged.
     old = server_process(sqlite=Path(f"{store}.replaced")).start()
     assert len(saved_in(old)) == writing.count
 

@@ -107,7 +107,7 @@ def test_unusable_file_path_is_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ("listen = ", "not valid TOML"),
         ("lisden = '127.0.0.1:1'", "lisden"),
@@ -115,11 +115,11 @@ def test_unusable_file_path_is_refused(tmp_path: Path, name: str) -> None:
         ("drain_seconds = 'soon'", "drain_seconds"),
     ],
 )
-def test_invalid_configuration_file_is_refused(tmp_path: Path, content: str, told: str) -> None:
+def test_invalid_configuration_file_is_refused(tmp_path: Path, content: str, expected: str) -> None:
     config = tmp_path / "saga.toml"
     config.write_text(content)
     line = refusal(run(tmp_path, "--config", str(config)))
-    assert told in line
+    assert expected in line
     assert "secret" not in line
 
 

@@ -46,7 +46,7 @@ def config(*options: str) -> Result:
 def process(
     place: Path, *options: str, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `config` as it is typed. Checking sets up logs, so it wants a process of its own."""
+    """Run `config` in a process, because its check configures logging."""
     return subprocess.run(
         [sys.executable, "-m", "sagastore_server", "config", *options],
         env=clean_environment(place) | (env or {}),
@@ -66,7 +66,7 @@ def shown(*options: str) -> dict[str, Any]:
 
 
 def three_values(name: str) -> list[Any]:
-    """Three values that the setting accepts, whatever the others are."""
+    """Three values that the setting accepts with any other settings."""
     field = Settings.model_fields[name]
     if is_switch(field):
         return [True, False, True]
@@ -93,7 +93,7 @@ def as_option(name: str, value: object) -> str:
 def test_config_reports_the_source_of_every_setting(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command line before the environment before the file before the default."""
+    """The command line, then the environment, the file, and the default."""
     values = {name: three_values(name) for name in Settings.model_fields}
     lines = [f"{name.replace('_', '-')} = {as_toml(value[0])}" for name, value in values.items()]
     (place / "saga.toml").write_text("\n".join(lines))
@@ -142,7 +142,7 @@ def test_config_table_of_a_process(place: Path) -> None:
 
 
 def test_config_table_escapes_markup(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value that looks like markup is shown as it is."""
+    """A value that looks like markup is printed unchanged."""
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}.items():
         monkeypatch.setenv(name, value)
     result = config("--sqlite", "[bold]x.db", "--postgres", DSN)
@@ -225,11 +225,11 @@ def test_schema_output_is_json_schema() -> None:
 @pytest.mark.parametrize("command", ["serve", "config"])
 def test_help_lists_every_setting(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    told = CliRunner().invoke(cli, [command, "--help"]).stdout
+    output = CliRunner().invoke(cli, [command, "--help"]).stdout
     for name in Settings.model_fields:
-        assert f"--{name.replace('_', '-')} " in told
-    assert "--no-log-calls" in told
-    assert "``" not in told
+        assert f"--{name.replace('_', '-')} " in output
+    assert "--no-log-calls" in output
+    assert "``" not in output
 
 
 def test_serve_warns_of_unknown_settings_and_passwords(
@@ -237,8 +237,10 @@ def test_serve_warns_of_unknown_settings_and_passwords(
 ) -> None:
     server = server_process("--postgres", DSN, env={"SAGASTORE_MAX_CALSL": "3"}).start()
     assert server.terminate() == 0
-    told = [event for event in server.events if event["event"] == "setting"]
-    assert [event["level"] for event in told] == ["warning", "warning"]
-    assert "did you mean SAGASTORE_MAX_CALLS?" in told[0]["problem"]
-    assert told[1]["problem"].startswith("postgres: others on this machine can see the password")
+    warnings = [event for event in server.events if event["event"] == "setting"]
+    assert [event["level"] for event in warnings] == ["warning", "warning"]
+    assert "did you mean SAGASTORE_MAX_CALLS?" in warnings[0]["problem"]
+    assert warnings[1]["problem"].startswith(
+        "postgres: others on this machine can see the password"
+    )
     assert "hush" not in "".join(server.stderr)

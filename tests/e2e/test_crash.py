@@ -1,7 +1,7 @@
-"""kill -9 while everything is written: what was acknowledged is there, what was not is whole.
+"""SIGKILL under writes: acknowledged writes are stored, and every other write completely or not.
 
-Clients keep a ledger of what they sent and of what was acknowledged. After each
-kill the file is opened again, and the store is compared with the ledger.
+Clients keep a ledger of sent and acknowledged writes. After each kill the test opens the file
+again and compares the store with the ledger.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def version_of(message_id: str, version: int) -> message_pb2.Message:
 
 
 def save_and_delete(storage: StorageServiceStub, ledger: Ledger, name: str) -> None:
-    """Save messages, change each twice, and delete one in five, until the server is gone."""
+    """Save messages, change each twice, and delete one in five, until the server is killed."""
     for number in itertools.count():
         message_id = f"{name}-{number}"
         for version in range(3):
@@ -101,7 +101,7 @@ def save_and_delete(storage: StorageServiceStub, ledger: Ledger, name: str) -> N
 
 
 def bulk_save(storage: StorageServiceStub, ledger: Ledger, name: str) -> None:
-    """Stream batches until the server is gone."""
+    """Stream batches until the server is killed."""
     under_way: dict[int, list[str]] = {}
 
     def batches() -> Iterator[storage_pb2.BulkSaveRequest]:
@@ -129,7 +129,7 @@ def write_until_killed(server: ServerProcess, ledger: Ledger, prefix: str) -> No
         except grpc.RpcError as exc:
             if exc.code() is not grpc.StatusCode.UNAVAILABLE:
                 surprises.append(exc)
-        except BaseException as exc:  # noqa: BLE001 - told by the test's own thread
+        except BaseException as exc:  # noqa: BLE001 - raised in the test's thread
             surprises.append(exc)
 
     works: list[Writer] = [*[save_and_delete] * 4, *[bulk_save] * 2]

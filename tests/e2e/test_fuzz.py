@@ -71,7 +71,7 @@ def test_save_of_random_message_round_trips(storage: StorageServiceStub, sent: A
         assert found.HasField("session_id") == sent.HasField("session_id")
         if sent.HasField("timestamp"):
             assert found.timestamp == sent.timestamp
-        # What comes out can go in, and is the same.
+        # Saving the returned message again changes nothing.
         again = storage.Save(storage_pb2.SaveRequest(message=found))
         assert (again.revision, again.created) == (answer.revision, False)
 
@@ -82,8 +82,8 @@ def test_bulk_save_counts_every_random_message(
     storage: StorageServiceStub, sent: list[Any]
 ) -> None:
     (answer,) = storage.BulkSave(iter([batch(1, *sent)]))
-    told = answer.saved + answer.unchanged + answer.skipped + len(answer.rejected)
-    assert told == len(sent)
+    counted = answer.saved + answer.unchanged + answer.skipped + len(answer.rejected)
+    assert counted == len(sent)
 
 
 @over_the_socket

@@ -155,7 +155,7 @@ def test_second_server_on_a_file_reports_the_first(
     (line,) = second.stderr
     assert str(running_server.sqlite) in line
     assert f"process {running_server.pid} " in line
-    # The first one does not mind.
+    # The first server is not affected.
     with running_server.channel() as channel:
         StorageServiceStub(channel).Save(storage_pb2.SaveRequest(message=message()))
 

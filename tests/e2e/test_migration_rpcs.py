@@ -131,7 +131,7 @@ async def test_change_phase_passes_its_request(served: Served, phase: Phase) -> 
     assert answer.migration.epoch == 7
     request = migration_pb2.ChangePhaseRequest(phase=PHASES[phase], dry_run=True)
     await served.migration.ChangePhase(request)
-    assert served.control.asked == [(phase, False, True), (phase, True, False)]
+    assert served.control.arguments == [(phase, False, True), (phase, True, False)]
 
 
 @pytest.mark.parametrize(("number", "reason"), [(0, "is required"), (6, "is 6, not a known value")])
@@ -141,7 +141,7 @@ async def test_change_phase_rejects_unknown_phase(served: Served, number: int, r
     refusal, _ = await refused(served.migration.ChangePhase(request))
     assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.fields == {"phase": reason}
-    assert not served.control.asked
+    assert not served.control.arguments
 
 
 async def test_blocked_change_phase_reports_every_blocker(served: Served) -> None:
@@ -187,7 +187,7 @@ async def test_outage_returns_unavailable_and_retry_after(
 
 
 @pytest.mark.parametrize(
-    ("fields", "asked"),
+    ("fields", "arguments"),
     [
         ({}, (None, None, None)),
         ({"paused": True}, (True, None, None)),
@@ -197,12 +197,12 @@ async def test_outage_returns_unavailable_and_retry_after(
     ],
 )
 async def test_control_backfill_passes_its_request(
-    served: Served, fields: dict[str, Any], asked: tuple[object, ...]
+    served: Served, fields: dict[str, Any], arguments: tuple[object, ...]
 ) -> None:
     request = migration_pb2.ControlBackfillRequest(**fields)
     answer = await served.migration.ControlBackfill(request)
     assert answer.migration.epoch == 7
-    assert served.control.asked == [asked]
+    assert served.control.arguments == [arguments]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ async def test_control_backfill_rejects_values_beyond_limits(
     refusal, _ = await refused(served.migration.ControlBackfill(request))
     assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
     assert list(refusal.fields) == wrong
-    assert not served.control.asked
+    assert not served.control.arguments
 
 
 async def test_verify_streams_progress(served: Served) -> None:
@@ -234,7 +234,7 @@ async def test_verify_streams_progress(served: Served) -> None:
     assert mismatch.fields == ["content"]
     assert (last.compared, last.mismatch_count, last.done) == (1000, 1, True)
     assert not last.mismatches
-    assert served.control.asked == [(True,)]
+    assert served.control.arguments == [(True,)]
     assert served.control.ended == 1
 
 
@@ -310,7 +310,7 @@ async def test_stream_ended_during_first_response_reports_its_status(
             drains.append(loop.create_task(served.server.drain(3600)))
 
     drains: list[asyncio.Task[bool]] = []
-    served.control.given = lambda: drain_after(turns)
+    served.control.before_item = lambda: drain_after(turns)
     call = served.migration.WatchMigration(migration_pb2.WatchMigrationRequest())
     refusal, _ = await refused(read_all(call))
     assert refusal.reason == "SERVER_DRAINING"
@@ -318,7 +318,7 @@ async def test_stream_ended_during_first_response_reports_its_status(
 
 
 async def test_drain_does_not_wait_for_stalled_watcher(served: Served) -> None:
-    # Enough to fill what the transport takes without being read.
+    # Enough to fill the flow control window.
     text = "x" * 200_000
     served.control.answer = EVERYTHING._replace(
         blockers_to_next=tuple(Blocker("LONG", text) for _ in range(15))
@@ -351,7 +351,7 @@ async def test_save_with_primary_durability_has_no_wait(
 
 async def test_save_to_both_stores_waits_until_the_deadline(served: Served) -> None:
     request = storage_pb2.SaveRequest(message=message(), durability=storage_pb2.DURABILITY_BOTH)
-    # gRPC sends 100 s and more in whole seconds, rounded up; less in tenths.
+    # gRPC rounds a timeout of 100 s or more up to whole seconds, and a shorter one to tenths.
     answer = await served.storage.Save(request, timeout=99)
     assert answer.durable_on == [storage_pb2.STORE_SQLITE, storage_pb2.STORE_POSTGRESQL]
     await served.storage.Save(request)

@@ -95,14 +95,14 @@ def test_reflection_serves_a_client_without_generated_code(shared_channel: grpc.
 
     def call(method_name: str, request: dict[str, object]) -> dict[str, object]:
         method = service.methods_by_name[method_name]
-        asked = message_factory.GetMessageClass(method.input_type)
+        request_class = message_factory.GetMessageClass(method.input_type)
         answered = message_factory.GetMessageClass(method.output_type)
         invoke: grpc.UnaryUnaryMultiCallable[object, object] = shared_channel.unary_unary(
             f"/{service.full_name}/{method_name}",
-            request_serializer=asked.SerializeToString,  # type: ignore[arg-type]
+            request_serializer=request_class.SerializeToString,  # type: ignore[arg-type]
             response_deserializer=answered.FromString,
         )
-        answer = invoke(json_format.ParseDict(request, asked()))
+        answer = invoke(json_format.ParseDict(request, request_class()))
         return json_format.MessageToDict(answer)  # type: ignore[arg-type]
 
     message_id = new_id()

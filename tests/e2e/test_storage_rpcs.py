@@ -183,7 +183,7 @@ def test_batch_get_accepts_a_thousand_ids(storage: StorageServiceStub) -> None:
 
 def test_list_pages_a_session_in_order(storage: StorageServiceStub) -> None:
     session = new_id()
-    # Two messages at each moment: the id decides between them.
+    # Two messages per timestamp: their ids decide the order.
     sent = [message(session_id=session, timestamp=at(1000 + n // 2)) for n in range(11)]
     for one in reversed(sent):
         save(storage, one)
@@ -342,7 +342,7 @@ def test_export_resumes_after_interruption(running_storage: StorageServiceStub) 
     call = running_storage.Export(storage_pb2.ExportRequest(batch_size=6))
     first = next(iter(call))
     call.cancel()
-    # What is deleted meanwhile is gone; what is written behind the end is not waited for.
+    # The export skips messages deleted meanwhile, and excludes ids written beyond its end.
     running_storage.Delete(storage_pb2.DeleteRequest(id="010"))
     save(running_storage, message(id="999"))
     rest = running_storage.Export(

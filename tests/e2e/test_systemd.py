@@ -46,11 +46,11 @@ class Manager:
 
     def next_with(self, name: str) -> dict[str, str]:
         """Return the next datagram that has the key."""
-        while name not in (heard := self.next()):
+        while name not in (datagram := self.next()):
             pass
-        return heard
+        return datagram
 
-    def heard(self) -> list[dict[str, str]]:
+    def received(self) -> list[dict[str, str]]:
         """Return the datagrams received so far."""
         found: list[dict[str, str]] = []
         self._socket.setblocking(False)
@@ -68,7 +68,7 @@ class Manager:
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
-    # Another folder than the test's: a socket's path has at most 107 bytes.
+    # Not in tmp_path, because the path of a socket has at most 107 bytes.
     where = {"path": f"/tmp/sagastore-{os.getpid()}-{time.monotonic_ns()}",  # noqa: S108 - see above
              "abstract": f"@sagastore-{os.getpid()}-{tmp_path.name}"}  # fmt: skip
     address = where[request.param]
@@ -83,7 +83,7 @@ async def test_notifier_sends_each_state(manager: Manager) -> None:
     async with Notifier({"NOTIFY_SOCKET": manager.address}) as notifier:
         await asyncio.sleep(0)
         assert manager.next() == {"EXTEND_TIMEOUT_USEC": "30000000"}
-        # Progress comes from the thread that opens a file.
+        # The thread that opens a file reports progress.
         await asyncio.to_thread(notifier.status, "taking over:\n1,000 of 2,000 rows")
         assert manager.next() == {"STATUS": "taking over: 1,000 of 2,000 rows"}
         notifier.ready("serving")
@@ -95,7 +95,7 @@ async def test_notifier_sends_each_state(manager: Manager) -> None:
             "EXTEND_TIMEOUT_USEC": "60000000",
         }
     notifier.status("too late, and no error")
-    assert manager.heard() == []
+    assert manager.received() == []
 
 
 async def test_watchdog_stops_with_the_event_loop(manager: Manager) -> None:
@@ -107,10 +107,10 @@ async def test_watchdog_stops_with_the_event_loop(manager: Manager) -> None:
     async with Notifier(environment):
         for _ in range(3):
             await asyncio.to_thread(manager.next_with, "WATCHDOG")
-        # A loop that stands still says nothing, however long that lasts.
-        manager.heard()
+        # A blocked event loop sends nothing.
+        manager.received()
         time.sleep(0.1)  # noqa: ASYNC251 - that is the point
-        assert manager.heard() == []
+        assert manager.received() == []
         await asyncio.to_thread(manager.next_with, "WATCHDOG")
 
 
@@ -124,7 +124,7 @@ async def test_long_start_extends_the_timeout(
         notifier.ready("serving")
         await asyncio.to_thread(manager.next_with, "READY")
         await asyncio.sleep(0.05)
-        assert manager.heard() == []
+        assert manager.received() == []
 
 
 @pytest.mark.parametrize(
@@ -153,19 +153,19 @@ def test_server_notifies_systemd(manager: Manager, server_process: ServerFactory
     server.spawn()
     ready = manager.next_with("READY")
     assert ready["STATUS"].startswith("serving ")
-    # Ready means that calls are taken.
+    # Ready means that calls are accepted.
     address = server.wait_for_event("serving")["address"]
     server.address = address
     assert address in ready["STATUS"]
     with server.channel() as channel:
         StorageServiceStub(channel).Save(storage_pb2.SaveRequest(message=message()), timeout=60)
     manager.next_with("WATCHDOG")
-    # A process that is stopped gives no sign of life: systemd would restart it.
+    # A stopped process sends no watchdog message, so systemd would restart it.
     os.kill(server.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, server.pid, os.WSTOPPED | os.WNOWAIT)
-    manager.heard()
+    manager.received()
     time.sleep(0.3)
-    assert manager.heard() == []
+    assert manager.received() == []
     os.kill(server.pid, signal.SIGCONT)
     manager.next_with("WATCHDOG")
     server.ask_to_stop()
@@ -199,7 +199,7 @@ def test_example_configuration_is_valid(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.delenv(name)
     file = DEPLOY / "sagastore.toml"
     assert load(file).listen == "127.0.0.1:50051"
-    # What is commented out are settings that there are.
+    # Commented-out lines are valid settings.
     lines = file.read_text(encoding="utf-8").splitlines()
     offered = tomllib.loads(
         "\n".join(line[1:] for line in lines if line.startswith("#") and " = " in line)
@@ -214,7 +214,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
         pytest.skip("there is no systemd-analyze here")
     assert analyze.stdout
     text = (DEPLOY / "sagastore.service").read_text(encoding="utf-8")
-    # The program is not where it will be.
+    # The program is not installed at the path of the unit.
     copy = tmp_path / "sagastore.service"
     copy.write_text(text.replace("/opt/sagastore/bin/sagastore-server", "/bin/true"))
     done = subprocess.run(

@@ -262,11 +262,11 @@ async def test_batch_validation_equals_validation_of_its_messages(worker_pool: W
             one.timestamp.FromMicroseconds(number * 1_000_003)
         if number % 19 == 0:
             one.timestamp.nanos = 1
-    alone = [await validate_batch(batch(0, one), worker_pool) for one in messages]
+    separate = [await validate_batch(batch(0, one), worker_pool) for one in messages]
     together = await validate_batch(batch(0, *messages), worker_pool)
-    assert together.drafts == [draft for single in alone for draft in single.drafts]
+    assert together.drafts == [draft for single in separate for draft in single.drafts]
     expected = []
-    for number, single in enumerate(alone):
+    for number, single in enumerate(separate):
         for rejected in single.rejected:
             rejected.index = number
             expected.append(rejected)

@@ -65,20 +65,20 @@ async def test_check_and_list_return_the_status(health: Health, channel: aio.Cha
 
 async def test_unknown_service_is_not_found(channel: aio.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
-    told = await refusal(stub.Check(health_pb2.HealthCheckRequest(service="n" * 5000)))
-    assert (told.code, told.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
-    assert len(told.message) < 200
+    refused = await refusal(stub.Check(health_pb2.HealthCheckRequest(service="n" * 5000)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
+    assert len(refused.message) < 200
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x02\xff\xff"])
 async def test_unparsable_request_is_invalid(channel: aio.Channel, data: bytes) -> None:
     call: Any = channel.unary_unary(CHECK)
-    told = await refusal(call(data))
-    assert (told.code, told.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    refused = await refusal(call(data))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     stream: Any = channel.stream_stream(path)
-    told = await refusal(stream(iter([data])).read())
-    assert (told.code, told.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    refused = await refusal(stream(iter([data])).read())
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
 async def test_watch_streams_every_change(health: Health, channel: aio.Channel) -> None:
@@ -97,8 +97,8 @@ async def test_excess_watchers_are_refused(channel: aio.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     watching = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
     await asyncio.gather(*(one.read() for one in watching))
-    told = await refusal(stub.Watch(health_pb2.HealthCheckRequest()).read())
-    assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    refused = await refusal(stub.Watch(health_pb2.HealthCheckRequest()).read())
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
     answer = await stub.Check(health_pb2.HealthCheckRequest())
     assert answer.status == NOT_SERVING
 
