@@ -50,10 +50,14 @@ async def _until_fenced(world: World, rival: MigratingService) -> None:
     """See that the first server learns that it was taken over from."""
     first = world.service.live
     until = world.loop.time() + FENCE_SECONDS
-    while first is not None and not first._replicator.fenced and world.loop.time() < until:
+    while first is not None and not first._replicator.session.fenced and world.loop.time() < until:
         await asyncio.sleep(0.05)
-    if rival._replicator.attached and first is not None and not first._replicator.fenced:
-        standing = first._replicator.replica_status.value
+    if (
+        rival._replicator.fallback.attached
+        and first is not None
+        and not first._replicator.session.fenced
+    ):
+        standing = first._replicator.fallback.status.value
         world.violation(f"the first server does not know that it was taken over from: {standing}")
     # Clients go on for a moment: nothing of this may be acknowledged.
     await asyncio.sleep(0.5)

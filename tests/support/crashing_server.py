@@ -55,10 +55,11 @@ class CrashingServer(ServerProcess):
 
 def main() -> None:
     """Run the command with boundaries marked."""
+    from sagastore_server.cli.main import main as serve  # noqa: PLC0415 - in this process only
     from tests.support.crash_boundaries import Boundaries, install  # noqa: PLC0415
 
     install(Boundaries(Path(os.environ["CRASH_TRACE"]), os.environ["CRASH_AT"]))
-    main()
+    serve()
 
 
 if __name__ == "__main__":

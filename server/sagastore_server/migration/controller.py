@@ -17,6 +17,7 @@ from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.shadow import ShadowReader
 from sagastore_server.migration.transitions import Transitions
 from sagastore_server.migration.verifications import Verifications
+from sagastore_server.runtime.supervisor import awaited
 from sagastore_server.storage.errors import Blocker, PreconditionError, StorageError
 from sagastore_server.storage.migration import (
     BackfillState,
@@ -60,7 +61,8 @@ class Controller(MigrationControl):
         self._source = context.source
         self._clock = context.environment.clock
         self._current_state = context.current_state
-        self._replicator = parts.replicator
+        self._session = parts.replicator.session
+        self._fallback = parts.replicator.fallback
         self._backfill = parts.backfill
         self._gates = parts.gates
         self._transitions = parts.transitions
@@ -92,7 +94,7 @@ class Controller(MigrationControl):
 
     def snapshot(self) -> StatusSnapshot:
         """See the contract."""
-        state, replicator = self._current_state.state, self._replicator
+        state, session = self._current_state.state, self._session
         phase = state.phase
         alone = phase is Phase.SQLITE_ONLY
         return StatusSnapshot(
@@ -103,16 +105,16 @@ class Controller(MigrationControl):
             shadow=self._shadow.status,
             reads_from_fallback=phase.reads_postgres
             and phase.writes_sqlite
-            and not replicator.current,
-            taken_over=replicator.fenced,
-            trouble=replicator.trouble if phase.journals else None,
+            and not self._fallback.current,
+            taken_over=session.fenced,
+            trouble=session.trouble if phase.journals else None,
         )
 
     async def backlog(self) -> Backlog:
         """See the contract."""
         if not self._current_state.phase.journals:
             return Backlog()
-        journal = await self._source.journal_status(self._replicator.applied)
+        journal = await self._source.journal_status(self._fallback.applied)
         lag = 0.0 if journal.oldest is None else (self._clock.now() - journal.oldest) / 1_000_000
         return Backlog(journal.rows, max(0.0, lag))
 
@@ -212,7 +214,7 @@ class Controller(MigrationControl):
             )
         finally:
             self._changing = False
-            self._current_state.tell()
+            self._current_state.notify()
 
     async def _accept_quarantine(self) -> None:
         count = await self._source.quarantine_count()
@@ -221,7 +223,7 @@ class Controller(MigrationControl):
             await self._current_state.commit(self._source, state)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+        task = awaited(work)
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
         return task

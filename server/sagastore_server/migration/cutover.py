@@ -60,6 +60,8 @@ class Cutover:
         self._target = context.target
         self._current_state = context.current_state
         self._replicator = replicator
+        self._session = replicator.session
+        self._fallback = replicator.fallback
         self._fence = context.fence
         self._clock = context.environment.clock
         self._few = context.tuning.final_rows
@@ -106,7 +108,7 @@ class Cutover:
         if not self._verifications.covered or self._replicator.touched is None:
             # A restart, or very many changes: what has changed is not known any more.
             async for _ in self._verifications.run(repair=False):
-                self._current_state.tell()
+                self._current_state.notify()
             _refuse_mismatches(self._current_state.state)
         compared = 0
         for _ in range(ROUNDS):
@@ -153,7 +155,7 @@ class Cutover:
         return report
 
     async def _final_check(self, compared: int) -> dict[str, object]:
-        if not await self._replicator.reach(self._source.committed, FENCE_WITHIN):
+        if not await self._fallback.reach(self._source.committed, FENCE_WITHIN):
             raise PreconditionError((BEHIND,))
         rows = await self._compare_touched()
         ours, theirs = await self._source.count(), await self._target.count()
@@ -178,10 +180,10 @@ class Cutover:
         Whoever asks is answered only once that is certain: a write that went to SQLite
         after PostgreSQL had taken over would be lost.
         """
-        replicator = self._replicator
+        session = self._session
         # What was set back since the last comparison must not become the only store.
         finish = self._target.finish(
-            replicator.lease, epoch, self._source.committed, replicator.position, replicator.mark
+            session.lease, epoch, self._source.committed, session.position, session.mark
         )
         try:
             await bounded(finish, FINISH_WITHIN, self._target.place)
@@ -202,7 +204,7 @@ class Cutover:
         """Ask PostgreSQL whether it has taken over, and will not yet do so."""
         try:
             # Waits for a commit that is still under way: it has locked the record.
-            await self._target.renew(self._replicator.lease)
+            await self._target.renew(self._session.lease)
         except FencedError:
             found = await self._target.inspect()
             return found.record is not None and found.record.phase is Phase.POSTGRES_ONLY

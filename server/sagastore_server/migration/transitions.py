@@ -62,6 +62,8 @@ class Transitions:
         self._target = context.target
         self._current_state = context.current_state
         self._replicator = replicator
+        self._session = replicator.session
+        self._fallback = replicator.fallback
         self._fence = context.fence
 
     async def go(self, wanted: Phase) -> None:
@@ -87,7 +89,7 @@ class Transitions:
         state = self._current_state.state
         record = await bounded(
             self._target.claim(
-                self._replicator.lease, self._source.store_id, state.phase, state.epoch, steal=True
+                self._session.lease, self._source.store_id, state.phase, state.epoch, steal=True
             ),
             CLAIM_WITHIN,
             self._target.place,
@@ -102,27 +104,27 @@ class Transitions:
                 await self._commit(Phase.DUAL_WRITE, base=base, rejournal_after=rejournal)
         except FenceTimeoutError:
             await bounded(
-                self._target.release(self._replicator.lease), FENCE_WITHIN, self._target.place
+                self._target.release(self._session.lease), FENCE_WITHIN, self._target.place
             )
             raise _busy() from None
         self._replicator.start()
         # From here on the phase is DUAL_WRITE, whether or not the target answers.
-        if not await self._replicator.followed(FOLLOW_WITHIN):
+        if not await self._fallback.wait_until_attached(FOLLOW_WITHIN):
             _log.warning("PostgreSQL does not follow yet")
 
     async def _to_backfill(self) -> None:
-        mark = self._replicator.mark
+        mark = self._session.mark
         indexes = await bounded(self._target.indexes(), FENCE_WITHIN, self._target.place)
         async with self._current_state.changing:
             await self._commit(Phase.BACKFILL)
         if mark.state is BackfillState.DONE and not all(index.valid for index in indexes):
             again: BackfillMark = mark._replace(state=BackfillState.RUNNING)
-            await self._replicator.copy([], again)
+            await self._session.copy([], again)
         await self._tell_target()
 
     async def _switch(self) -> None:
         """From BACKFILL to READ_POSTGRES: hold the writes, drain the journal, change."""
-        if not await self._replicator.reach(self._source.committed, NEAR_WITHIN):
+        if not await self._fallback.reach(self._source.committed, NEAR_WITHIN):
             raise _behind()
 
         async def change() -> None:
@@ -131,7 +133,7 @@ class Transitions:
 
         try:
             async with self._current_state.changing:
-                current = await self._replicator.catch_up(change, FENCE_WITHIN)
+                current = await self._fallback.catch_up(change, FENCE_WITHIN)
         except FenceTimeoutError:
             raise _busy() from None
         if not current and self._current_state.phase is not Phase.READ_POSTGRES:
@@ -141,7 +143,7 @@ class Transitions:
         """One phase back: SQLite has had every write, so nothing need be waited for."""
         async with self._current_state.changing:
             await self._commit(wanted)
-            self._replicator.part()
+            self._fallback.stop_waiting()
         await self._tell_target()
         if not wanted.journals:
             await self._replicator.stop()
@@ -157,14 +159,14 @@ class Transitions:
 
     async def _tell_target(self) -> None:
         state = self._current_state.state
-        if not self._replicator.attached:
+        if not self._fallback.attached:
             return
-        telling = self._target.set_phase(self._replicator.lease, state.phase, state.epoch, 0)
+        telling = self._target.set_phase(self._session.lease, state.phase, state.epoch, 0)
         try:
             await bounded(telling, FENCE_WITHIN / 4, self._target.place)
         except StorageError as exc:
             _log.warning("PostgreSQL does not know the phase yet: %s", exc)
-            self._replicator.attach_anew()
+            self._session.reattach()
 
 
 def _has_been_used(record: TargetRecord) -> bool:
