@@ -205,7 +205,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
             if not task.done():
                 # `finally` blocks run now, on stores of a round that is over: whatever they
                 # raise says nothing any more.
-                with contextlib.suppress(BaseException), warnings.catch_warnings():
+                with warnings.catch_warnings(), contextlib.suppress(BaseException):
                     # A `finally` that creates a coroutine finds no running loop to await it.
                     warnings.simplefilter("ignore", RuntimeWarning)
                     task.get_coro().close()
