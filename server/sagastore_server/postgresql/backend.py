@@ -19,6 +19,7 @@ from sagastore_server.postgresql.schema import prepare
 from sagastore_server.postgresql.search import FIRST_BLOCK, compile_search, guesses, next_block
 from sagastore_server.postgresql.target import shown
 from sagastore_server.postgresql.writer import PostgreSQLGroupWriter
+from sagastore_server.runtime.read_batcher import ReadBatcher
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.base import Indexer, PreparedTerms, StorageBackend
 from sagastore_server.storage.changes import Changes
@@ -42,7 +43,6 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
-from sagastore_server.storage.read_batcher import ReadBatcher
 
 _COUNT_ANEW = 0.02
 """Seconds: where counting takes less, the count is always fresh."""
