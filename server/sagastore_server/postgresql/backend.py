@@ -23,6 +23,7 @@ from sagastore_server.postgresql.search import (
     planner_must_guess,
 )
 from sagastore_server.postgresql.writer import PostgreSQLGroupWriter
+from sagastore_server.runtime.read_batcher import ReadBatcher
 from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.base import Indexer, PreparedTerms, StorageBackend
@@ -47,7 +48,6 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
-from sagastore_server.storage.read_batcher import ReadBatcher
 
 _COUNT_ALWAYS = 0.02
 """Seconds. If counting takes less, every request counts."""

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
+from sagastore_server.runtime.read_batcher import ReadBatcher
 from sagastore_server.runtime.supervisor import Supervisor, awaited
 from sagastore_server.runtime.worker_pool import FEW, SHORT, WorkerPool
 from sagastore_server.sqlite import index_terms
@@ -57,7 +58,6 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
-from sagastore_server.storage.read_batcher import ReadBatcher
 from sagastore_server.storage.validation import MAX_TIMESTAMP, MIN_TIMESTAMP
 
 _OLDEST = Position(MIN_TIMESTAMP - 1, "")
