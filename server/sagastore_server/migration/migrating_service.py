@@ -78,7 +78,7 @@ class MigratingService:
         self._target = target
         self._current_state = CurrentState()
         self._clock, self._tuning = environment.clock, tuning
-        supervisor = supervisor or Supervisor(clock=environment.clock)
+        supervisor = supervisor or Supervisor()
         self._supervisor = supervisor
         context = MigrationContext(
             source, target, self._current_state, WriteFence(), supervisor, environment, tuning

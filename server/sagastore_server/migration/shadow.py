@@ -68,7 +68,7 @@ class ShadowReader:
         self._reach = reach
         self._share = share
         self._clock, self._randomness = environment
-        self._supervisor = supervisor or Supervisor(clock=environment.clock)
+        self._supervisor = supervisor or Supervisor()
         self._max_waiting = max_waiting
         self._active = False
         self._free = asyncio.Semaphore(_AT_ONCE)

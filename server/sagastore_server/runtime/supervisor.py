@@ -22,7 +22,6 @@ from contextvars import Context
 from typing import Any, NamedTuple, TypeVar
 
 from sagastore_server.interfaces.instruments import Instruments
-from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Clock
 
 T = TypeVar("T")
 
@@ -59,14 +58,12 @@ class Supervisor:
     def __init__(
         self,
         instruments: Instruments | None = None,
-        clock: Clock = SYSTEM_ENVIRONMENT.clock,
         *,
         first_pause: float = 0.1,
         longest_pause: float = 30.0,
     ) -> None:
         """Report failures to ``instruments``; restart after ``first_pause`` seconds or more."""
         self._instruments = instruments or Instruments()
-        self._clock = clock
         self._first_pause = first_pause
         self._longest_pause = longest_pause
         self._running: dict[SupervisedTask, None] = {}  # A set has no order to rely on.
