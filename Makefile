@@ -132,7 +132,7 @@ test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run the tests that nee
 lint: $(VENV)/.stamp-dev ## Check style, types, import contracts and the protos
 	@failed=; \
 	for check in 'ruff check .' 'ruff format --check .' mypy 'lint-imports --no-logo' \
-	    'python -m scripts.check_determinism' 'python -m tools.async_to_sync --check' 'buf lint' \
+	    'python -m scripts.check_determinism' 'python -m scripts.check_tasks' 'python -m tools.async_to_sync --check' 'buf lint' \
 	    'hadolint deploy/docker/Dockerfile' \
 	    'check-jsonschema --builtin-schema vendor.compose-spec deploy/docker/compose.yaml'; do \
 	    echo "== $$check"; $(BIN)/$$check || failed="$$failed [$$check]"; \
