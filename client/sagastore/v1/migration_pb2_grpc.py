@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class MigrationServiceStub(object):
-    """Watches and steers the live migration. For operators. Errors carry the
+    """Controls and reports the live migration, for operators. Errors carry the
     details that StorageService describes.
     """
 
@@ -69,19 +69,19 @@ class MigrationServiceStub(object):
 
 
 class MigrationServiceServicer(object):
-    """Watches and steers the live migration. For operators. Errors carry the
+    """Controls and reports the live migration, for operators. Errors carry the
     details that StorageService describes.
     """
 
     def GetMigration(self, request, context):
-        """Tells where the migration stands.
+        """Returns the state of the migration.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchMigration(self, request, context):
-        """Tells where the migration stands, again on every change and at least once a
+        """Streams the state of the migration: on every change and at least once per
         second, until the caller ends the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -89,18 +89,18 @@ class MigrationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ChangePhase(self, request, context):
-        """Moves to the next phase, or one back, without a restart. Forward one phase
-        at a time; back one at a time from any phase but POSTGRES_ONLY.
+        """Changes to the next or the previous phase, without a restart. POSTGRES_ONLY
+        has no previous phase.
 
         Errors: INVALID_ARGUMENT; FAILED_PRECONDITION with PreconditionFailure,
-        which names every blocker; nothing has changed then.
+        which lists every blocker; the phase is unchanged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ControlBackfill(self, request, context):
-        """Pauses, resumes or throttles the backfill. Fields that are unset stay.
+        """Pauses, resumes or throttles the backfill. Unset fields are unchanged.
 
         Errors: INVALID_ARGUMENT; FAILED_PRECONDITION outside of PHASE_BACKFILL.
         """
@@ -109,20 +109,20 @@ class MigrationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Verify(self, request, context):
-        """Compares every field of every row of the two stores while writes go on,
-        reporting progress; the last answer has done=true.
+        """Compares every field of every row of the two stores during writes, and
+        streams its progress; the last response has done=true.
 
-        Errors: FAILED_PRECONDITION where the phase has one store only.
+        Errors: FAILED_PRECONDITION in phases with a single store.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListQuarantine(self, request, context):
-        """Lists the rows that no message can represent faithfully, in the order in
-        which they were set aside.
+        """Lists the rows that no message can represent without loss, in the order
+        of their quarantine.
 
-        Errors: INVALID_ARGUMENT, for a bad page token too.
+        Errors: INVALID_ARGUMENT, also for an invalid page token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,7 +170,7 @@ def add_MigrationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MigrationService(object):
-    """Watches and steers the live migration. For operators. Errors carry the
+    """Controls and reports the live migration, for operators. Errors carry the
     details that StorageService describes.
     """
 

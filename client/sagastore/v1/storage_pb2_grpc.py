@@ -31,12 +31,12 @@ class StorageServiceStub(object):
     Every error carries a google.rpc.ErrorInfo with the domain "sagastore" and a
     stable reason. Beyond the errors that an RPC names, each can answer
     * UNAVAILABLE with RetryInfo: a store is down, or the server is starting or
-    draining; the call may be sent again;
+    draining; the call can be retried;
     * RESOURCE_EXHAUSTED with RetryInfo: overload, a full disk, or a request
     above the server's size limit;
-    * DEADLINE_EXCEEDED: the caller's deadline passed. A write may or may not
-    have happened, wholly; sending it again is safe;
-    * INTERNAL: a defect. It carries a reference that the server's log has too.
+    * DEADLINE_EXCEEDED: the caller's deadline passed. A write was either applied
+    completely or not at all; retrying it is safe;
+    * INTERNAL: a defect. It carries a reference that the server log contains as well.
     """
 
     def __init__(self, channel):
@@ -93,23 +93,23 @@ class StorageServiceServicer(object):
     Every error carries a google.rpc.ErrorInfo with the domain "sagastore" and a
     stable reason. Beyond the errors that an RPC names, each can answer
     * UNAVAILABLE with RetryInfo: a store is down, or the server is starting or
-    draining; the call may be sent again;
+    draining; the call can be retried;
     * RESOURCE_EXHAUSTED with RetryInfo: overload, a full disk, or a request
     above the server's size limit;
-    * DEADLINE_EXCEEDED: the caller's deadline passed. A write may or may not
-    have happened, wholly; sending it again is safe;
-    * INTERNAL: a defect. It carries a reference that the server's log has too.
+    * DEADLINE_EXCEEDED: the caller's deadline passed. A write was either applied
+    completely or not at all; retrying it is safe;
+    * INTERNAL: a defect. It carries a reference that the server log contains as well.
     """
 
     def Save(self, request, context):
-        """Stores one message, durably, before it answers.
+        """Stores one message durably before it answers.
 
         Idempotent by id: the same message again changes nothing and answers the
         same revision with created=false; a different one replaces what is stored.
 
         Errors: INVALID_ARGUMENT with BadRequest; ALREADY_EXISTS (if_revision is 0
         and the id exists); ABORTED (if_revision is not the stored revision);
-        UNAVAILABLE (DURABILITY_BOTH cannot be had within the deadline).
+        UNAVAILABLE (DURABILITY_BOTH was not reached within the deadline).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,7 +137,7 @@ class StorageServiceServicer(object):
         """Lists the messages of one session in chronological order: by timestamp,
         then by id (bytes).
 
-        Errors: INVALID_ARGUMENT, for a page token of another request too.
+        Errors: INVALID_ARGUMENT, also for a page token of another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,7 +147,7 @@ class StorageServiceServicer(object):
         """Finds messages by words, tags and other properties. Every store answers
         every query with the same set of messages.
 
-        Errors: INVALID_ARGUMENT, for a page token of another request too. Any text
+        Errors: INVALID_ARGUMENT, also for a page token of another request. Any text
         is a valid query.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -157,8 +157,8 @@ class StorageServiceServicer(object):
     def BulkSave(self, request_iterator, context):
         """Stores a stream of batches. Each request is one batch; each is answered in
         order, and only once it is durable. A batch is applied atomically for its
-        valid messages; the invalid ones are named in the answer and spoil nothing
-        else. Any batch may be sent again. The server reads no more than a few
+        valid messages; invalid messages are listed in the response and do not affect
+        the others. Any batch can be sent again. The server reads no more than a few
         batches ahead, so a fast sender is slowed down by flow control.
 
         Errors, which end the stream: INVALID_ARGUMENT (a batch of 0 or of more
@@ -169,7 +169,7 @@ class StorageServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """Removes one message. The id may be saved again; its revision goes on
+        """Deletes one message. The id can be saved again; its revision keeps
         growing.
 
         Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (if_revision is not the stored
@@ -180,8 +180,8 @@ class StorageServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Export(self, request, context):
-        """Streams every message that was there when the export began and is not
-        deleted meanwhile, exactly once, ordered by id (bytes). Messages written
+        """Streams every message that existed when the export began and is not
+        deleted during it, exactly once, ordered by id (bytes). Messages written
         during the export may appear or not. Never blocks writers.
 
         After a broken stream, a new call with the last resume_token received
@@ -250,12 +250,12 @@ class StorageService(object):
     Every error carries a google.rpc.ErrorInfo with the domain "sagastore" and a
     stable reason. Beyond the errors that an RPC names, each can answer
     * UNAVAILABLE with RetryInfo: a store is down, or the server is starting or
-    draining; the call may be sent again;
+    draining; the call can be retried;
     * RESOURCE_EXHAUSTED with RetryInfo: overload, a full disk, or a request
     above the server's size limit;
-    * DEADLINE_EXCEEDED: the caller's deadline passed. A write may or may not
-    have happened, wholly; sending it again is safe;
-    * INTERNAL: a defect. It carries a reference that the server's log has too.
+    * DEADLINE_EXCEEDED: the caller's deadline passed. A write was either applied
+    completely or not at all; retrying it is safe;
+    * INTERNAL: a defect. It carries a reference that the server log contains as well.
     """
 
     @staticmethod
