@@ -1,4 +1,4 @@
-"""Ten times more callers than the server carries: refused in time, served in turn, none lost."""
+"""Overload by ten times the limit: excess calls are refused, and every retried save is stored."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tests.support.server_process import serving
 LIMIT = 24
 CALLERS = 10 * LIMIT
 SAVES = 3
-"""Of each caller."""
+"""Saves per caller."""
 
 GROWTH_KIB = 48 * 1024
-"""What the memory may grow by while ten times the limit is at the door: a call that waits
-takes about 20 KiB, the write-ahead log and SQLite's caches of five connections some more."""
+"""Allowed growth of the memory under ten times the limit: a waiting call takes about
+20 KiB; the write-ahead log and the SQLite caches of five connections take some more."""
 
 
 class Crowd:
-    """Callers who repeat what was refused when they are told to, and nothing else."""
+    """Callers that retry refused calls after ``retry_after``, and no others."""
 
     def __init__(self, channels: list[aio.Channel]) -> None:
         self.stubs: list[Any] = [StorageServiceStub(channel) for channel in channels]
@@ -43,11 +43,11 @@ class Crowd:
             try:
                 answer = await stub.Save(storage_pb2.SaveRequest(message=wanted))
             except aio.AioRpcError as error:
-                told = refusal_of(error)
-                assert told.code is grpc.StatusCode.RESOURCE_EXHAUSTED, told
-                assert told.retry_after
-                self.refused[told.reason] += 1
-                await asyncio.sleep(told.retry_after)
+                refusal = refusal_of(error)
+                assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED, refusal
+                assert refusal.retry_after
+                self.refused[refusal.reason] += 1
+                await asyncio.sleep(refusal.retry_after)
                 continue
             assert answer.created
             self.acknowledged.add(answer.id)
@@ -65,7 +65,7 @@ class Crowd:
 
 
 def resident_kib(pid: int) -> int:
-    """Return how much memory the process holds."""
+    """Return the resident memory of the process."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line)
 
@@ -82,7 +82,7 @@ async def test_an_overload_is_refused_in_part_and_leaves_nothing_behind(tmp_path
         await asyncio.gather(*map(crowd.caller, range(CALLERS)))
         assert crowd.refused["OVERLOADED"]
         assert resident_kib(server.pid) - before < GROWTH_KIB
-        # It recovers: one caller alone is not refused any more, soon.
+        # It recovers: a single caller is soon accepted.
         for number in range(20):
             await crowd.save(-2, number)
         crowd.refused.clear()

@@ -1,4 +1,4 @@
-"""What is too much is refused at once, says when to come back, and does no harm."""
+"""Rate, size and concurrency limits: excess is refused at once with ``retry_after``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.served import served
 
 
 class Held(SQLiteStorage):
-    """A store whose Gets wait until they are let go: a disk that does not answer."""
+    """A store whose Gets wait for ``go``, like a disk that does not respond."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -47,7 +47,7 @@ async def held(tmp_path: Path) -> AsyncIterator[Held]:
 
 
 async def until(holds: object) -> None:
-    """Wait until ``holds()`` does; the test's time limit ends a wait in vain."""
+    """Wait until ``holds()`` is true; the time limit of the test applies."""
     assert callable(holds)
     while not holds():  # noqa: ASYNC110 - what is waited for sends no event
         await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""A search that takes too long is stopped, in the database too, and harms nobody."""
+"""Search timeout: a slow search is stopped, in the database too, and delays no other call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.served import served
 
 LETTERS = string.ascii_lowercase
 EXPENSIVE = " ".join(f"({letter}* OR {letter}{letter}*)" for letter in LETTERS)
-"""Prefixes that every word begins with one of: nothing can be found without reading it all."""
+"""Prefixes of every word, so that the search reads every message."""
 
 
 @asynccontextmanager
@@ -62,7 +62,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 def busy(store: StorageBackend) -> int:
-    """Return how many connections are lent out."""
+    """Return the number of connections in use."""
     return sum(load.connections_busy for load in store.loads())
 
 
@@ -74,9 +74,9 @@ async def test_it_is_stopped_and_the_reason_is_told(store: StorageBackend) -> No
             refusal = refusal_of(caught.value)
             assert refusal.code is grpc.StatusCode.DEADLINE_EXCEEDED
             assert refusal.reason == "SEARCH_TOO_LONG"
-            # Repeated as it is, it would take as long again.
+            # No retry: the same search would take as long again.
             assert refusal.retry_after is None
-            # The connection is free, so nothing runs on it any more.
+            # The connection is free, so its statement has ended.
             while busy(store):  # noqa: ASYNC110 - what is waited for sends no event
                 await asyncio.sleep(0.001)
         assert (await stub.Get(storage_pb2.GetRequest(id="m-7"))).message.id == "m-7"
@@ -100,6 +100,6 @@ async def test_quick_reads_do_not_wait_for_slow_searches(store: StorageBackend) 
         assert got.message.id == "m-7"
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
         waiting = [search for search in searches if not search.done()]
-        assert waiting, "the searches were over before anything else was asked"
+        assert waiting, "the searches ended before the other calls"
         for search in searches:
             search.cancel()

@@ -1,4 +1,4 @@
-"""Clients that do not read hold nothing: no memory, no writer, and no place for ever."""
+"""Stalled clients: they hold no memory, no transaction, and no slot beyond the timeout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LARGE = "x" * 90_000
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[SQLiteStorage]:
-    """A store whose export takes about 27 MB: far more than a connection holds."""
+    """A store whose export takes about 27 MB, far more than the flow control window."""
     store = SQLiteStorage(tmp_path / "saga.db")
     await store.open()
     for start in range(0, 300, 50):
@@ -39,7 +39,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SQLiteStorage]:
 
 
 async def unread(server: Served, channels: list[aio.Channel]) -> list[Any]:
-    """Begin exports, read one batch of each, and no more."""
+    """Begin exports, and read only the first batch of each."""
     exports: list[Any] = []
     for _ in range(STALLED):
         channel = server.channel(("grpc.max_receive_message_length", -1))
@@ -60,7 +60,7 @@ async def test_exports_that_are_not_read_are_ended(store: SQLiteStorage) -> None
     channels: list[aio.Channel] = []
     async with served(store, Limits(stall_timeout=1)) as server, server.stub() as stub:
         exports = await unread(server, channels)
-        # Nobody waits for them, and the log can be emptied: they hold no transaction.
+        # They hold no transaction: writes continue, and a checkpoint empties the log.
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
         await store.checkpoint()
         while server.server.admission.streams:  # noqa: ASYNC110 - what is waited for sends no event
