@@ -7,33 +7,33 @@ VENV ?= .venv
 VENV_PROTO ?= .venv-proto
 # For `make run`: options of `sagastore-server serve`.
 ARGS ?=
-# For `make demo`: a legacy database to take a copy of, and 1 to keep the folder.
+# For `make demo`: a legacy database to copy, and 1 to keep the folder.
 LEGACY ?=
 KEEP ?=
-# For `make fuzz`: how many inputs, a text that they are made from (default: a new one), what to
-# send them to (all, sqlite, postgres or phases), and a saved input to send again.
+# For `make fuzz`: number of inputs, seed (any text; default: a new one), target (all, sqlite,
+# postgres or phases), and a saved input to repeat.
 COUNT ?= 100000
 SEED ?=
 TARGET ?= all
 REPLAY ?=
-# For `make chaos` and `make simulate`: how many rounds (default: 20 and 300), the number of the
-# first one (SEED, default: at random), a fault to plant (all: one after the other), and options of
+# For `make chaos` and `make simulate`: number of rounds (default: 20 and 300), seed of the first
+# one (SEED, default: random), a planted fault (all: each in turn), and options of
 # `python -m tools.chaos`.
 ROUNDS ?=
 PLANT ?=
-# For `make simulate`: a profile (default: as the seed says), and the order of ready callbacks (fifo
-# or shuffle; default: as the seed says).
+# For `make simulate`: a profile, and the order of ready callbacks (fifo or shuffle); the seed
+# selects both by default.
 PROFILE ?=
 ORDER ?=
 CHAOS_ARGS ?=
-# For `make bench`: which (default: all; `quick`: whether they run), how often one after the other,
-# how many rounds each time, rows of a large store, and the folder for stores and results.
+# For `make bench`: benchmarks (default: all; `quick`: a smoke test), number of visits, rounds per
+# visit, rows of a large store, and the folder for stores and results.
 BENCH ?=
 VISITS ?=
 SCALE ?=
 FOLDER ?=
-# For `make load`: which (save, get, search, bulk-save, mix; default: all), and seconds of each.
-# TARGET is the service, and ARGS takes --cacert and so on; a token comes from SAGASTORE_TOKEN.
+# For `make load`: loads (save, get, search, bulk-save, mix; default: all), and seconds of each.
+# TARGET is the service, ARGS takes --cacert and similar options; SAGASTORE_TOKEN is the token.
 LOAD ?=
 DURATION ?=
 # For `make parity`: JSON Lines or databases with messages. For `make porcupine`: histories, or
@@ -43,7 +43,7 @@ FILES ?=
 PYTEST_ARGS ?= -n 2
 # For `make breaking`: the commit to compare with.
 AGAINST ?=
-# For `make pins`: empty adds what is new and keeps the other pins.
+# For `make pins`: if empty, new dependencies are pinned and the other pins are kept.
 PINS_ARGS ?= --upgrade
 
 BIN = $(VENV)/bin
@@ -54,7 +54,7 @@ GHZ_FOLDER = $(CURDIR)/build/tools/bin
 GHZ = $(GHZ_FOLDER)/ghz
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs proto proto-check breaking build pins clean spec spec-quick traces
+.PHONY: help run run-postgres demo overload fuzz chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs sync-client proto proto-check breaking build pins clean spec spec-quick traces
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -73,25 +73,25 @@ demo: $(VENV)/.stamp-dev ## Migrate a legacy file under load, with a kill -9 (LE
 parity: $(VENV)/.stamp-dev ## Compare search on both stores (FILES='a.jsonl memory.db', default a sample)
 	@$(BIN)/python -m tests.parity.compare $(FILES)
 
-fuzz: $(VENV)/.stamp-dev ## Send odd and broken inputs to real servers (COUNT, SEED, TARGET, REPLAY=FILE)
+fuzz: $(VENV)/.stamp-dev ## Send unusual, broken and hostile inputs to real servers (COUNT, SEED, TARGET, REPLAY=FILE)
 	@exec $(BIN)/python -m tools.fuzz --count '$(COUNT)' --seed '$(SEED)' --target '$(TARGET)' \
 	    $(if $(REPLAY),--replay '$(REPLAY)')
 
-chaos: $(VENV)/.stamp-dev ## Hurt a real service and check every answer (ROUNDS, SEED, PLANT=name or all)
+chaos: $(VENV)/.stamp-dev ## Run faults against a real service and check every answer (ROUNDS, SEED, PLANT=name or all)
 	@exec $(BIN)/python -m tools.chaos --rounds '$(or $(ROUNDS),20)' --seed '$(SEED)' \
 	    $(if $(filter all,$(PLANT)),--planted all,--plant '$(PLANT)') $(CHAOS_ARGS)
 
-porcupine: $(VENV)/.stamp-dev ## Check kept histories of make chaos with Porcupine, in Go (FILES='var/chaos')
-	@$(BIN)/python -m tools.chaos.second_opinion $(FILES)
+porcupine: $(VENV)/.stamp-dev ## Check the histories kept by make chaos with Porcupine, in Go (FILES='var/chaos')
+	@$(BIN)/python -m tools.chaos.porcupine_check $(FILES)
 
-simulate: $(VENV)/.stamp-dev ## Run the migration's code on a seeded loop, faults and all (ROUNDS, SEED, PROFILE, PLANT=name or all)
+simulate: $(VENV)/.stamp-dev ## Run the migration's code with faults on a seeded event loop (ROUNDS, SEED, PROFILE, PLANT=name or all)
 	@exec $(BIN)/python -m tests.simulation --rounds '$(or $(ROUNDS),300)' --seed '$(SEED)' \
 	    --profile '$(PROFILE)' --order '$(ORDER)' --plant '$(PLANT)' $(ARGS)
 
-overload: $(VENV)/.stamp-dev ## Show what a server does with ten times the load it carries (ARGS)
+overload: $(VENV)/.stamp-dev ## Measure a server under ten times its capacity (ARGS)
 	@$(BIN)/python -m scripts.overload $(ARGS)
 
-bench: $(VENV)/.stamp-dev ghz-where-go ## Measure every ratio of docs/performance.md (BENCH='save-sqlite get-postgres', VISITS, ROUNDS, SCALE)
+bench: $(VENV)/.stamp-dev ghz-where-go ## Measure every ratio of docs/explanation/performance.md (BENCH='save-sqlite get-postgres', VISITS, ROUNDS, SCALE)
 	@exec $(BIN)/python -m tools.benchmarks $(BENCH) $(if $(VISITS),--visits '$(VISITS)') \
 	    $(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(SCALE),--scale '$(SCALE)') \
 	    $(if $(FOLDER),--folder '$(FOLDER)') $(ARGS)
@@ -101,22 +101,22 @@ load: $(VENV)/.stamp-dev ghz-where-go ## Load a running service with ghz (TARGET
 	    $(if $(filter-out all,$(TARGET)),--target '$(TARGET)') \
 	    $(if $(DURATION),--seconds '$(DURATION)') $(if $(FOLDER),--folder '$(FOLDER)') $(ARGS)
 
-# Not in the recipes that need it: a recipe with $(MAKE) in it is run by `make -n` as well.
+# A separate target, because `make -n` runs a recipe that contains $(MAKE).
 ghz-where-go:
 	@if command -v go >/dev/null && [ ! -x $(GHZ) ]; then $(MAKE) --no-print-directory ghz; fi
 
 ghz: $(GHZ) ## Build the load generator ghz with Go, into build/tools/bin
 	@echo "Ready: $(GHZ)"
 
-env: $(VENV)/.stamp-dev ## Make the development environment in .venv
+env: $(VENV)/.stamp-dev ## Create the development environment in .venv
 	@echo "Ready: $(BIN) has sagastore, sagastore-server and the development tools"
 
-# TLC needs Java. `make spec` fails without it, `make spec-quick` says that it was skipped.
+# TLC needs Java. Without it, `make spec` fails and `make spec-quick` is skipped with a message.
 spec: $(VENV)/.stamp-dev ## Check the specification of the migration: every instance (ARGS='--only NAME')
 	@exec $(BIN)/python -m tools.spec $(ARGS)
 
 traces: $(VENV)/.stamp-dev ## Check that simulated rounds are behaviours of the specification (ROUNDS, SEED)
-	@exec $(BIN)/python -m tests.simulation.traces --rounds '$(or $(ROUNDS),10)' --seed '$(or $(SEED),100)'
+	@exec $(BIN)/python -m tests.simulation.check_traces --rounds '$(or $(ROUNDS),10)' --seed '$(or $(SEED),100)'
 
 spec-quick: $(VENV)/.stamp-dev ## Check small instances of the specification, and the planted mistakes
 	@exec $(BIN)/python -m tools.spec --quick --optional $(ARGS)
@@ -124,27 +124,31 @@ spec-quick: $(VENV)/.stamp-dev ## Check small instances of the specification, an
 test: $(VENV)/.stamp-dev ## Run the tests (PYTEST_ARGS='-k name', default '-n 2')
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run a client in Go, of code that protoc generates, a short load by ghz, and Porcupine
+test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run the tests that need Go: a generated client, a short load by ghz, Porcupine
 	@if command -v go >/dev/null && [ ! -x $(GHZ) ]; then $(MAKE) --no-print-directory ghz || true; fi
 	@$(BIN)/python -m pytest -m go tests/e2e/test_go_client.py tests/benchmarks/test_ghz_load.py \
-	    tests/chaos/test_second_opinion.py
+	    tests/chaos/test_porcupine_check.py
 
-lint: $(VENV)/.stamp-dev ## Check style, types, the import rule and the protos
+lint: $(VENV)/.stamp-dev ## Check style, types, import contracts and the protos
 	@failed=; \
 	for check in 'ruff check .' 'ruff format --check .' mypy 'lint-imports --no-logo' \
-	    'python -m scripts.check_determinism' 'buf lint' \
+	    'python -m scripts.check_determinism' 'python -m scripts.check_tasks' 'python -m tools.async_to_sync --check' 'buf lint' \
 	    'hadolint deploy/docker/Dockerfile' \
 	    'check-jsonschema --builtin-schema vendor.compose-spec deploy/docker/compose.yaml'; do \
 	    echo "== $$check"; $(BIN)/$$check || failed="$$failed [$$check]"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
 
-format: $(VENV)/.stamp-dev ## Format the code and mend what can be mended
+format: $(VENV)/.stamp-dev ## Format the code and apply automatic fixes
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.stamp-dev ## Write the table of docs/configuration.md from the settings
+docs: $(VENV)/.stamp-dev ## Write the generated reference pages in docs/reference
 	@$(BIN)/python -m scripts.write_configuration
+	@$(BIN)/python -m scripts.write_reference
+
+sync-client: $(VENV)/.stamp-dev ## Generate the blocking client from the asynchronous client
+	@$(BIN)/python -m tools.async_to_sync
 
 proto: $(VENV_PROTO)/.stamp-proto ## Generate client/sagastore/v1 from protos/
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
@@ -162,7 +166,7 @@ proto-check: $(VENV_PROTO)/.stamp-proto ## Fail if client/sagastore/v1 is not wh
 	    echo "error: client/sagastore/v1 is out of date: run make proto" >&2; exit 1; \
 	fi
 
-breaking: $(VENV)/.stamp-dev ## Fail if protos/ breaks clients of the state before (AGAINST=COMMIT)
+breaking: $(VENV)/.stamp-dev ## Fail if protos/ breaks clients of the previous state (AGAINST=COMMIT)
 	@scripts/breaking.sh $(BIN)/buf $(AGAINST)
 
 build: $(VENV)/.stamp-dev ## Build wheels and source distributions into dist/
@@ -170,7 +174,7 @@ build: $(VENV)/.stamp-dev ## Build wheels and source distributions into dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist client
 	@$(BIN)/python -m build --no-isolation --outdir dist server
 
-pins: $(VENV)/.made ## Choose versions anew and write the constraints files
+pins: $(VENV)/.made ## Update the pinned versions and write the constraints files
 	@$(BIN)/python $(PIP) install -c constraints.txt uv
 	@printf '%s\n' '-r requirements-dev.in' './client[cli]' ./server | \
 	    $(BIN)/uv pip compile $(PINS_ARGS) --quiet --universal --python-version 3.11 \
@@ -184,7 +188,7 @@ clean: ## Remove environments, caches and built files
 	rm -rf $(VENV) $(VENV_PROTO) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find client server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The version is built in, because ghz has none of its own when Go builds it.
+# The version is set at build time, because ghz has none when Go builds it.
 $(GHZ):
 	@command -v go >/dev/null || { echo "error: ghz is built with Go, which is not here; install" \
 	    "it (https://go.dev/dl), or put a ghz of https://github.com/bojand/ghz/releases onto the" \
@@ -193,7 +197,7 @@ $(GHZ):
 	@GOBIN=$(GHZ_FOLDER) go install -ldflags '-X main.version=$(GHZ_VERSION)' \
 	    github.com/bojand/ghz/cmd/ghz@v$(GHZ_VERSION)
 
-# The environments. A stamp is newer than what it was made from, or made again.
+# The environments. A stamp is rebuilt when a file that it depends on is newer.
 
 $(VENV)/.made:
 	@scripts/make-venv.sh $(VENV)

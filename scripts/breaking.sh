@@ -1,13 +1,13 @@
 #!/bin/sh
-# Compares protos/ with the state before its latest change and fails if a client
-# of that state would break.
+# Compares protos/ with the state before its latest change and fails if the change
+# breaks clients of that state.
 #
 # usage: breaking.sh BUF [COMMIT]
 #
-# COMMIT is the state to compare with. By default it is the point where this
-# branch left origin/main; on main itself HEAD if the working tree changes
-# protos/, else the parent of the latest commit that did. Where there is no such
-# commit (the first one, a shallow clone) nothing can be compared, and that passes.
+# COMMIT is the state to compare with. The default is the point where this branch
+# left origin/main; on main, HEAD if the working tree changes protos/, otherwise the
+# parent of the latest commit that did. If there is no such commit (the first one, a
+# shallow clone), the check passes.
 set -eu
 
 buf=$1

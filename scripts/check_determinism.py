@@ -1,17 +1,16 @@
-"""Fails if `migration/` could run differently when it is given the same clock and chance.
+"""Determinism check: reports code in `migration/` that could behave differently between runs.
 
     python -m scripts.check_determinism
 
-The simulation (`tests/simulation`) repeats a round exactly only if the code under it takes
-time and randomness from `storage.environment`, and never depends on the order of a set: that
-order follows addresses and hashes, which differ from process to process. Ruff cannot forbid a
-module for one folder alone, and knows nothing of sets.
+The simulation (`tests/simulation`) repeats a round exactly only if the code under test takes time
+and randomness from `storage.environment` and never depends on the order of a set, which follows
+addresses and hashes and differs between processes. Ruff cannot restrict these rules to one folder.
 
-- `time`, `random`, `secrets` and `uuid` are not imported, `datetime.now` and the like not called,
-  nor the loop's `time`.
-- No set is kept: `set`, set comprehensions and annotations `set[...]` are refused. A set
-  display is allowed where order cannot matter: behind `in`, and as what `asyncio.wait` gets.
-  `frozenset` is allowed for what is only looked up. A dict keeps insertion order instead.
+- `time`, `random`, `secrets` and `uuid` are not imported; `datetime.now` and the loop's `time` are
+  not called.
+- Sets are refused: `set`, set comprehensions and annotations `set[...]`. A set display is allowed
+  where order cannot matter: after `in`, and as an argument of `asyncio.wait`. `frozenset` is
+  allowed for lookups. A dict keeps insertion order.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def main() -> int:
 
 
 def findings(path: Path) -> Iterator[str]:
-    """Yield a line for everything in a module that could differ from run to run."""
+    """Yield a line for each violation in a module."""
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     harmless = set(map(id, _unordered_uses(tree)))
     for node in ast.walk(tree):
@@ -71,9 +70,9 @@ def _fault(node: ast.AST, harmless: set[int]) -> str:  # noqa: PLR0911 - a table
             if isinstance(inner, ast.Attribute) and inner.attr == "get_running_loop":
                 return "reads the loop's clock; use the Clock of the environment"
         case ast.Call(func=ast.Name("set")) | ast.SetComp() | ast.Subscript(value=ast.Name("set")):
-            return "keeps a set, whose order differs from run to run; use a dict"
+            return "uses a set, whose order differs between runs; use a dict"
         case ast.Set() if id(node) not in harmless:
-            return "keeps a set, whose order differs from run to run; use a dict or a tuple"
+            return "uses a set, whose order differs between runs; use a dict or a tuple"
     return ""
 
 

@@ -1,12 +1,11 @@
-"""A whole migration on this machine, under load, with a kill -9 in it: ``make demo``.
+"""Demonstration of a complete migration under load, with a kill -9 (``make demo``).
 
     python -m scripts.demo [--legacy FILE] [--rows N] [--calls N] [--keep]
 
-A server on a legacy database and an embedded PostgreSQL (or a schema of its own in the
-database that ``SAGASTORE_DEMO_POSTGRES`` names). Clients write and read all the while, and
-every answer is checked. Exit status 1 if a call failed, an answer was wrong, or anything
-was lost. All files are in one temporary folder, which is removed at the end unless
-``--keep`` is given.
+A server runs on a legacy database and an embedded PostgreSQL (or a new schema in the database that
+``SAGASTORE_DEMO_POSTGRES`` names). Clients write and read throughout, and every answer is checked.
+Exit status 1 if a call fails, an answer is wrong, or data is lost. All files are in one temporary
+folder, which is removed at the end unless ``--keep`` is given.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from typing import NamedTuple
 from sagastore import AsyncClient, Migration, Phase, SagaStoreError
 from scripts.demo_page import Page, Step
 from tests.support.checker import Checker
-from tests.support.clients import traffic
 from tests.support.final_state import FinalState
 from tests.support.legacy_sample import count_rows, legacy_sample
+from tests.support.migration_control import change, until_ready
 from tests.support.postgres import PostgresProcess, execute, with_parameter
 from tests.support.server_process import ServerProcess
-from tests.support.steering import change, until_ready
 from tests.support.traffic import FOUND_WORDS, STUBBORN, WORDS, Settings, Traffic
+from tests.support.traffic_clients import traffic
 
 POSTGRES = "SAGASTORE_DEMO_POSTGRES"
 COPY_SECONDS = 8
-"""How long the throttled part of the copy would take as a whole."""
+"""Duration of the throttled part of the copy, extrapolated to all rows, in seconds."""
 REST = 0.05
-"""Seconds between two calls of a client: a busy service, not one at its limit."""
+"""Seconds between two calls of a client, so that the service is busy but not saturated."""
 
 _WAYS = (
     (Phase.READ_POSTGRES, "PostgreSQL answers"),
@@ -51,7 +50,7 @@ _WAYS = (
 
 
 class Options(NamedTuple):
-    """What the demonstration is asked for."""
+    """Options of the demonstration."""
 
     legacy: Path | None
     rows: int
@@ -60,32 +59,32 @@ class Options(NamedTuple):
 
 
 class Demo:
-    """The story, from the legacy file to the archive."""
+    """Migration from the legacy file to the archive."""
 
     def __init__(
         self, options: Options, folder: Path, dsn: str, page: Page, stack: contextlib.ExitStack
     ) -> None:
-        """Work in ``folder``, with the PostgreSQL at ``dsn``; ``stack`` cleans up."""
+        """Work in ``folder`` with the PostgreSQL at ``dsn``; ``stack`` cleans up."""
         self._options = options
         self._dsn = dsn
         self._files = 0
         self._page = page
         self._file = folder / "memory.db"
         self._server = ServerProcess(self._file, env={"SAGASTORE_POSTGRES": dsn})
-        # Once more at the very end: an interruption may come while it is being started.
+        # Closed once more at the very end, because an interrupt may arrive during a start.
         stack.callback(self._server.close)
         self._checker = Checker()
         self._checker.track((*WORDS, *FOUND_WORDS))
 
     async def run(self) -> bool:
-        """Tell it; return whether nothing was lost."""
+        """Run the demonstration; return whether no data was lost."""
         self._prepare()
         try:
-            self._page.doing("taking the legacy file over")
+            self._page.doing("importing the legacy file")
             began = time.monotonic()
             self._server.start()
             self._page.say(
-                f"taken over and served after {time.monotonic() - began:.1f} s, "
+                f"imported and served after {time.monotonic() - began:.1f} s, "
                 f"at {self._server.address}"
             )
             async with AsyncClient(self._server.address, timeout=120, retry=STUBBORN) as operator:
@@ -104,7 +103,7 @@ class Demo:
         self._page.say(f"legacy file: {messages:,} messages, {files:,} files")
 
     async def _migrate(self, operator: AsyncClient) -> bool:
-        self._page.doing("reading what there is")
+        self._page.doing("reading all messages")
         async for message in operator.export():
             self._checker.known(message)
         aside = (await operator.migration.get()).quarantined
@@ -126,7 +125,7 @@ class Demo:
     # ------------------------------------------------------------------ the phases
 
     async def _walk(self, operator: AsyncClient, running: Traffic) -> dict[str, int]:
-        """Go through all phases; return the moment just before the last step."""
+        """Go through all phases; return the checker's position before the last step."""
         self._page.begin_steps()
         await self._traffic(running, "sqlite-only", "SQLite alone")
         await self._step(operator, running, Phase.DUAL_WRITE, "PostgreSQL follows")
@@ -153,7 +152,7 @@ class Demo:
         ended = time.monotonic()
         if phase is Phase.BACKFILL and calls == 0:
             await self._throttle(operator)
-        # A write that the change held may be answered a moment after it.
+        # A write held by the change may be answered shortly after it.
         await running.more(self._options.calls if calls is None else calls)
         self._page.step(
             Step(
@@ -181,12 +180,12 @@ class Demo:
         )
 
     async def _kill(self, operator: AsyncClient, running: Traffic) -> None:
-        """Kill the server while it copies, and start it again."""
-        self._page.doing("copying, to be killed in the middle")
+        """Kill the server during the copy and restart it."""
+        self._page.doing("copying; the server will be killed")
         copied = await _copied(operator, share=0.15)
         before, began = running.calls.total(), time.monotonic()
         self._server.kill9()
-        self._page.doing("killed; starting again")
+        self._page.doing("killed; restarting")
         await asyncio.to_thread(self._server.restart)
         ended = time.monotonic()
         await running.more(self._options.calls)
@@ -194,7 +193,7 @@ class Demo:
         self._page.step(
             Step(
                 "kill -9",
-                f"at {backfill.copied:,} of {backfill.total:,} rows; started again",
+                f"at {backfill.copied:,} of {backfill.total:,} rows; restarted",
                 began,
                 ended - began,
                 running.longest_write(began, ended),
@@ -225,8 +224,8 @@ class Demo:
     async def _settle(
         self, running: Traffic, operator: AsyncClient, moment: dict[str, int]
     ) -> bool:
-        """Hold PostgreSQL against what was acknowledged, and the archive against both."""
-        self._page.doing("comparing PostgreSQL with what was acknowledged, and with the archive")
+        """Compare PostgreSQL with the acknowledged writes, and the archive with both."""
+        self._page.doing("comparing PostgreSQL with the acknowledged writes and with the archive")
         aside, aside_files = 0, 0
         async for row in operator.migration.quarantine(page_size=500):
             aside += 1
@@ -243,31 +242,33 @@ class Demo:
             {
                 "Calls made": f"{running.calls.total():,}",
                 "Failed": f"{running.failed:,}",
-                "Answers checked": f"{self._checker.answers:,} messages, none wrong",
+                "Answers checked": f"{self._checker.answers:,} messages, all correct",
                 "Acknowledged writes": f"{running.acknowledged:,}",
-                "Ids, written or from the file": f"{len(self._checker.ids):,}",
+                "Ids, written or imported": f"{len(self._checker.ids):,}",
                 "Found in PostgreSQL as acknowledged": f"{right:,}"
                 + (" (all)" if whole else " (NOT ALL)"),
                 "Messages in PostgreSQL": f"{len(stored):,}",
                 "In quarantine": f"{aside:,}",
-                "Archive": f"{len(final.messages):,} messages, receipt and SHA-256 right",
+                "Archive": f"{len(final.messages):,} messages, receipt and SHA-256 verified",
             }
         )
         return whole
 
 
 async def _copied(operator: AsyncClient, share: float) -> Migration:
-    """Wait until so much has been copied."""
+    """Wait until a share of the rows has been copied."""
     async for migration in operator.migration.watch():
         if migration.backfill.copied > share * migration.backfill.total:
             return migration
-    raise AssertionError("the watch has ended")
+    raise AssertionError("the migration status stream ended")
 
 
 def _copy(legacy: Path, to: Path) -> None:
-    """Copy a file in use as well, with what is in its log."""
+    """Copy a database that may be in use, including its WAL."""
     if not legacy.is_file():
-        raise SystemExit(f"error: there is no file {legacy}; LEGACY is the path of a memory.db")
+        raise SystemExit(
+            f"error: file {legacy} does not exist; set LEGACY to the path of a memory.db"
+        )
     uri = f"{legacy.resolve().as_uri()}?mode=ro"
     with (
         contextlib.closing(sqlite3.connect(uri, uri=True)) as source,
@@ -278,7 +279,7 @@ def _copy(legacy: Path, to: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def postgresql(folder: Path, page: Page, *, keep: bool) -> AsyncIterator[str]:
-    """Run a PostgreSQL in ``folder``, or make a schema in the one that is named."""
+    """Run a PostgreSQL in ``folder``, or create a schema in the configured one."""
     given = os.environ.get(POSTGRES)
     if given:
         schema = f"sagastore_demo_{os.getpid()}"
@@ -303,21 +304,25 @@ async def postgresql(folder: Path, page: Page, *, keep: bool) -> AsyncIterator[s
 async def demonstrate(
     options: Options, folder: Path, page: Page, stack: contextlib.ExitStack
 ) -> bool:
-    """Run the demonstration in ``folder``; return whether nothing was lost."""
+    """Run the demonstration in ``folder``; return whether no data was lost."""
     async with postgresql(folder, page, keep=options.keep) as dsn:
         return await Demo(options, folder, dsn, page, stack).run()
 
 
 def main() -> int:
-    """Run it, clean up, and return the exit status."""
+    """Run the demonstration, clean up, and return the exit status."""
     parser = argparse.ArgumentParser(prog="make demo", description="A migration under load.")
-    parser.add_argument("--legacy", type=Path, help="a memory.db, of which a copy is taken")
-    parser.add_argument("--rows", type=int, default=20_000, help="rows of the file made otherwise")
+    parser.add_argument(
+        "--legacy", type=Path, help="a memory.db; the demonstration works on a copy"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=20_000, help="rows of the generated file (without --legacy)"
+    )
     parser.add_argument("--calls", type=int, default=500, help="calls between two steps")
     parser.add_argument("--keep", action="store_true", help="keep the folder")
     given = parser.parse_args()
     options = Options(given.legacy, given.rows, given.calls, given.keep)
-    # Whoever asks to stop wants nothing left running, either.
+    # SIGTERM cleans up like SIGINT.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     began, whole, page = time.monotonic(), False, Page()
     folder = Path(tempfile.mkdtemp(prefix="sagastore-demo-"))
@@ -333,7 +338,7 @@ def main() -> int:
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
     kept = f"kept: {folder}" if options.keep else f"removed: {folder}"
-    page.verdict(whole, f"{time.monotonic() - began:.0f} s in all; {kept}")
+    page.verdict(whole, f"{time.monotonic() - began:.0f} s total; {kept}")
     return 0 if whole else 1
 
 

@@ -1,4 +1,4 @@
-"""What the demonstration shows: on a terminal with colour and what goes on, plain elsewhere."""
+"""Output of the demonstration: colour and a status line on a terminal, plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """A line of the story."""
+    """Row of the step table."""
 
     name: str
     what: str
     began: float
-    """By ``time.monotonic``."""
+    """Start, by ``time.monotonic``."""
     seconds: float
-    """How long the step itself took."""
+    """Duration of the step in seconds."""
     pause: float
-    """The longest that a writer waited for an answer in it, in seconds."""
+    """Longest time that a writer waited for an answer during the step, in seconds."""
     calls: int
-    """Calls answered in it, and until the next."""
+    """Calls answered from the start of the step to the next one."""
 
 
 class Page:
-    """Standard output."""
+    """Prints the demonstration to standard output."""
 
     def __init__(self) -> None:
-        """Find out what it can show."""
+        """Detect the capabilities of standard output."""
         self._console = Console(highlight=False)
         if not self._console.is_terminal:
-            # A file or a pipe: nothing is wrapped.
+            # A file or a pipe: lines are not wrapped.
             self._console = Console(highlight=False, width=200)
         self._status: Status | None = None
         self._began = time.monotonic()
 
     def title(self, text: str) -> None:
-        """Begin."""
+        """Print the title."""
         self._console.print(f"[bold]{escape(text)}[/bold]\n")
 
     def doing(self, text: str) -> None:
-        """Tell what goes on, until something else does."""
+        """Show the current activity until the next output."""
         if not self._console.is_terminal:
             return
         if self._status is None:
@@ -55,24 +55,24 @@ class Page:
             self._status.update(escape(text))
 
     def say(self, text: str) -> None:
-        """Tell something that has happened."""
+        """Print a completed activity."""
         self._console.print(f"  {escape(text)}")
 
     def begin_steps(self) -> None:
-        """Print the head of the steps."""
+        """Print the header of the step table."""
         head = f"  {'step':<18}{'at':>8}{'took':>9}{'longest pause':>16}{'calls':>8}  what"
         self._console.print(f"\n[dim]{head}[/dim]")
         self._began = time.monotonic()
 
     def step(self, step: Step) -> None:
-        """Print a step that is done."""
+        """Print a completed step."""
         self._console.print(
             f"  [bold]{step.name:<18}[/bold]{_time(step.began - self._began):>8}"
             f"{_time(step.seconds):>9}{_time(step.pause):>16}{step.calls:>8,}  " + escape(step.what)
         )
 
     def ledger(self, entries: Mapping[str, str]) -> None:
-        """Print the sums."""
+        """Print the totals."""
         self._stop()
         wide = max(map(len, entries))
         self._console.print()
@@ -80,14 +80,14 @@ class Page:
             self._console.print(f"  {name:<{wide}}   {escape(value)}")
 
     def failed(self, text: str) -> None:
-        """Print what went wrong."""
+        """Print an error."""
         self._stop()
         self._console.print(f"\n[bold red]error:[/bold red] {escape(text)}")
 
     def verdict(self, whole: bool, text: str) -> None:
-        """End."""
+        """Print the result."""
         self._stop()
-        said = "[bold green]Nothing was lost.[/]" if whole else "[bold red]Not as it should be.[/]"
+        said = "[bold green]No data was lost.[/]" if whole else "[bold red]The check failed.[/]"
         self._console.print(f"\n{said} {escape(text)}")
 
     def _stop(self) -> None:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Prints the Python to build environments with: $PYTHON if it is set, else the
-# first of the usual names that starts and is 3.11 or later. A name that exists
-# need not start (version managers put stubs on the path), so each is tried.
+# first of the usual names that starts and is 3.11 or later. An existing name may not
+# start (version managers put stubs on the path), so each is tried.
 set -eu
 
 no_venv=

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Generates the protocol code of protos/ into OUT.
+# Generates the protocol code from protos/ into OUT.
 # usage: generate.sh VENV OUT
 set -eu
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the virtual environment DIR, unless one that works is there already.
+# Creates the virtual environment DIR, unless a working one exists.
 # usage: make-venv.sh DIR
 set -eu
 

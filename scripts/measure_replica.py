@@ -1,8 +1,7 @@
-"""Measures how fast PostgreSQL takes what is moved into it; says so line by line.
+"""Benchmark of the write path into PostgreSQL; prints one line per measurement.
 
-Run from the repository: ``.venv/bin/python -m scripts.measure_replica [ROWS]``. It uses the
-PostgreSQL that the tests use, or the one that SAGASTORE_TEST_POSTGRES_DSN names, in a
-schema of its own.
+Run it from the repository: ``.venv/bin/python -m scripts.measure_replica [ROWS]``. It uses the
+PostgreSQL of the tests, or the one that SAGASTORE_TEST_POSTGRES_DSN names, in a new schema.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ STAGING = MIGRATION["upsert"].replace("tags::jsonb", "tags").replace("metadata::
 
 
 def text(number: int) -> Message:
-    """Return a message of 60 words, the same for the same number."""
+    """Return a message of 60 words; equal numbers give equal messages."""
     chance = random.Random(number)  # noqa: S311 - made again the same
     content = " ".join(chance.choices(WORDS, k=60))
     return message(f"id-{number:08}", number + 1, content, session_id=f"s-{number // 20}")
 
 
 async def staging(connection: Any, rows: list[Any]) -> None:
-    """Store rows by way of a temporary table."""
+    """Store rows through a temporary table."""
     await connection.execute("CREATE TEMP TABLE new (LIKE messages) ON COMMIT DROP")
     await connection.copy_records_to_table("new", records=rows, columns=journal_apply.COLUMNS)
     head, _, tail = STAGING.partition("FROM unnest(")
@@ -47,18 +46,18 @@ async def staging(connection: Any, rows: list[Any]) -> None:
 
 
 async def upsert(connection: Any, rows: list[Any]) -> None:
-    """Store rows by ``unnest``."""
+    """Store rows with ``unnest``."""
     columns = [list(column) for column in zip(*rows, strict=True)]
     await connection.execute(MIGRATION["upsert"], *columns)
 
 
 async def copying(rows: int) -> None:
-    """Compare the ways in which a batch can be stored, with and without indexes."""
+    """Compare the ways to store a batch, with and without indexes."""
     messages = list(map(text, range(rows)))
     began = time.perf_counter()
     starts = range(0, rows, BATCH)
     batches = [await journal_apply.rows_once(messages[start : start + BATCH]) for start in starts]
-    say("analysis alone", rows / (time.perf_counter() - began), "rows/s")
+    print_measurement("analysis alone", rows / (time.perf_counter() - began), "rows/s")
     for store in (upsert, staging, journal_apply.fill):
         for late in (True, False):
             async with fresh_schema() as dsn, claimed(dsn) as replica:
@@ -68,30 +67,30 @@ async def copying(rows: int) -> None:
                 for batch in batches:
                     await replica._holding(LEASE, partial(store, rows=batch))
                 name = f"{store.__name__}, indexes {'late' if late else 'there'}"
-                say(name, rows / (time.perf_counter() - began), "rows/s")
+                print_measurement(name, rows / (time.perf_counter() - began), "rows/s")
     async with fresh_schema() as dsn, claimed(dsn) as replica:
         began = time.perf_counter()
         for start in starts:
             await replica.copy(LEASE, messages[start : start + BATCH], MARK)
-        say("copy(), all in all", rows / (time.perf_counter() - began), "rows/s")
+        print_measurement("copy(), total", rows / (time.perf_counter() - began), "rows/s")
         began = time.perf_counter()
         await build_all(replica)
-        say("building the indexes then", time.perf_counter() - began, "s")
+        print_measurement("building the indexes afterwards", time.perf_counter() - began, "s")
 
 
 async def build_all(replica: PostgreSQLReplica) -> None:
-    """Build the indexes that are missing."""
+    """Build the missing indexes."""
     for index in await replica.indexes():
         await replica.build_index(index.name, ignore)
 
 
 def ignore(share: float) -> None:
-    """Take no interest in the progress."""
+    """Ignore the progress."""
     del share
 
 
 async def latency() -> None:
-    """Compare one entry of the journal with one save, and with a bare INSERT."""
+    """Compare one journal entry with one save and with a bare INSERT."""
     async with fresh_schema() as dsn, claimed(dsn) as replica:
         await build_all(replica)
         await timed("apply, one entry", lambda n: replica.apply(LEASE, [saved(text(n))]))
@@ -106,23 +105,23 @@ async def latency() -> None:
 
 
 async def timed(name: str, call: Callable[[int], Awaitable[object]], times: int = 1000) -> None:
-    """Say the median of how long a call takes."""
+    """Print the median duration of a call."""
     taken = []
     for number in range(times):
         began = time.perf_counter()
         await call(number)
         taken.append(time.perf_counter() - began)
-    say(name, sorted(taken)[times // 2] * 1000, "ms (median)")
+    print_measurement(name, sorted(taken)[times // 2] * 1000, "ms (median)")
 
 
-def say(name: str, value: float, unit: str) -> None:
-    """Write a line."""
+def print_measurement(name: str, value: float, unit: str) -> None:
+    """Print a measurement."""
     sys.stdout.write(f"{name:32} {value:10,.2f} {unit}\n")
     sys.stdout.flush()
 
 
 async def main() -> None:
-    """Measure everything."""
+    """Run all measurements."""
     await copying(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
     await latency()
 

@@ -1,11 +1,10 @@
-"""Shows what a server does with ten times the load it carries (`make overload`).
+"""Overload demonstration: a server under ten times its capacity (``make overload``).
 
-A server in a process of its own, callers in another, real messages' size, in three rounds:
-as many calls at a time as keep the server busy, and as it is told to take (``max_calls``); many
-more, by callers who come back when they are told to; and the first again. All of the many come
-in the same instant, which a server cannot do anything about: its queue is full before it has
-seen a call. So the beginning of that round is shown apart from what follows. What counts are
-the ratios between the rounds.
+The server and the callers are separate processes; messages have a realistic size. There are three
+rounds: as many concurrent calls as the server accepts (``max_calls``); many more, by callers that
+honour the retry delay of a refusal; and the first again. In the second round all callers start at
+the same moment, so the queue is full before the server processes the first call; its first seconds
+are therefore shown separately. Compare the ratios between the rounds.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ from tests.support.server_process import ServerProcess
 CONTENT = "I would like to find a place to eat in the city, not too far from the station. " * 3
 CONNECTIONS = 16
 BURST = 4.0
-"""Seconds of a round with too many callers that are shown apart."""
+"""Initial seconds of the overloaded round that are shown separately."""
 
 
 class Call(NamedTuple):
     """One call; times in seconds."""
 
     began: float
-    """Since the beginning of the round."""
+    """Start since the beginning of the round."""
     took: float
 
 
 class Round(NamedTuple):
-    """How the calls of a round went, or of a part of it."""
+    """Result of a round, or of a part of it."""
 
     name: str
     seconds: float
@@ -55,10 +54,10 @@ class Round(NamedTuple):
     refused: list[Call]
     other: list[str]
     memory: int
-    """Of the server, in MiB."""
+    """Memory of the server in MiB."""
 
     def part(self, name: str, since: float, until: float) -> Round:
-        """Return what began in these seconds of it."""
+        """Return the calls that began in an interval."""
         served, refused = (
             [call for call in calls if since <= call.began < until]
             for calls in (self.served, self.refused)
@@ -85,7 +84,7 @@ async def _callers(address: str, name: str, at_once: int, seconds: float) -> Rou
                 result.served.append(Call(began - start, time.perf_counter() - began))
             except aio.AioRpcError as error:
                 took = time.perf_counter() - began
-                wait = _told_to_wait(error)
+                wait = _retry_delay(error)
                 if wait is None:
                     result.other.append(f"{error.code().name}: {error.details()}")
                     continue
@@ -105,8 +104,8 @@ def _request(message_id: str) -> storage_pb2.SaveRequest:
     return storage_pb2.SaveRequest(message=message)
 
 
-def _told_to_wait(error: aio.AioRpcError) -> float | None:
-    """Return the seconds of RetryInfo in a RESOURCE_EXHAUSTED; None for anything else."""
+def _retry_delay(error: aio.AioRpcError) -> float | None:
+    """Return the seconds of RetryInfo in a RESOURCE_EXHAUSTED error; None for other errors."""
     if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
         return None
     for key, value in error.trailing_metadata() or ():
@@ -154,11 +153,11 @@ def _table(rounds: list[Round]) -> Table:
     rounds = _columns(rounds)
     table = Table("", *(one.name for one in rounds))
     rows = {
-        "served a second": lambda r: f"{len(r.served) / r.seconds:,.0f}",
+        "served per second": lambda r: f"{len(r.served) / r.seconds:,.0f}",
         "served: p50": lambda r: _percentile(r.served, 0.5),
         "served: p95": lambda r: _percentile(r.served, 0.95),
         "served: p99": lambda r: _percentile(r.served, 0.99),
-        "refused a second": lambda r: f"{len(r.refused) / r.seconds:,.0f}",
+        "refused per second": lambda r: f"{len(r.refused) / r.seconds:,.0f}",
         "refused: p50": lambda r: _percentile(r.refused, 0.5),
         "refused: p95": lambda r: _percentile(r.refused, 0.95),
         "other failures": lambda r: f"{len(r.other):,}",
@@ -172,9 +171,11 @@ def _table(rounds: list[Round]) -> Table:
 def main() -> None:
     """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--carried", type=int, default=200, help="calls at a time (200)")
-    parser.add_argument("--times", type=int, default=10, help="how many times that (10)")
-    parser.add_argument("--seconds", type=float, default=10, help="of each round (10)")
+    parser.add_argument(
+        "--carried", type=int, default=200, help="concurrent calls of the normal load (200)"
+    )
+    parser.add_argument("--times", type=int, default=10, help="factor of the overload (10)")
+    parser.add_argument("--seconds", type=float, default=10, help="seconds per round (10)")
     given = parser.parse_args()
     many = given.carried * given.times
     plan = [
@@ -192,7 +193,7 @@ def main() -> None:
     Console().print(_table(rounds))
     others = [line for one in rounds for line in one.other]
     if others:
-        sys.exit(f"error: {len(others)} calls failed otherwise, the first with {others[0]}")
+        sys.exit(f"error: {len(others)} calls failed with other errors; the first is {others[0]}")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@
         saved = client.save(Message("openai", "user", "hello", tags=["greeting"]))
         print(client.get(saved.id).content)
 
-`AsyncClient` offers the same for asyncio. What can go wrong is in
-`sagastore.errors`; its exceptions can be imported from here, too.
+`AsyncClient` has the same methods for asyncio. The exceptions of `sagastore.errors`
+can also be imported from this package.
 
-Names are loaded when they are first used: importing this package, which the
-generated code in `sagastore.v1` does as well, costs next to nothing.
+Names are loaded on first use. Importing this package, which also happens when
+`sagastore.v1` is imported, therefore takes almost no time.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sagastore import errors
     from sagastore._async_client import AsyncClient
     from sagastore._async_migration import AsyncMigrationClient
+    from sagastore._async_paging import AsyncPager
     from sagastore._enums import (
         BackfillState,
         Durability,
@@ -59,10 +60,10 @@ if TYPE_CHECKING:
         SaveResult,
         SearchResult,
     )
-    from sagastore._paging import AsyncPager, Pager
     from sagastore._retry import RetryPolicy
     from sagastore._sync_client import Client
     from sagastore._sync_migration import MigrationClient
+    from sagastore._sync_paging import Pager
     from sagastore._target import TLS, TokenFile
     from sagastore.errors import (
         AbortedError,
@@ -178,10 +179,11 @@ _HOMES = {
         "SaveResult",
         "SearchResult",
     ),
-    "_paging": ("AsyncPager", "Pager"),
+    "_async_paging": ("AsyncPager",),
     "_retry": ("RetryPolicy",),
     "_sync_client": ("Client",),
     "_sync_migration": ("MigrationClient",),
+    "_sync_paging": ("Pager",),
     "_target": ("TLS", "TokenFile"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -193,7 +195,7 @@ def __getattr__(name: str) -> Any:
         return import_module("sagastore.errors")
     home = _HOME_OF.get(name)
     if home is None:
-        # Everything else that is public is an exception or belongs to one.
+        # All other public names belong to the exceptions.
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         home = "errors"

@@ -1,6 +1,6 @@
-"""The client for asyncio."""
+"""The asyncio client."""
 
-# A timeout here goes with the call to the server, or spans several calls.
+# Timeouts are sent to the server or span several calls; `asyncio.timeout` cannot replace them.
 # ruff: noqa: ASYNC109
 
 from __future__ import annotations
@@ -42,21 +42,22 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 class AsyncClient(AsyncReads):
     """A client of a SagaStore service, for asyncio.
 
-    Use it as a context manager, or call `close`. It connects on first use, and
+    Use it as a context manager, or call `close`. It connects on first use and
     belongs to the event loop of that use; any number of tasks may share it.
 
-    Every call is bounded by a timeout, retries included. What may be repeated
-    safely is repeated when the server is unavailable or overloaded; see
-    `RetryPolicy`. Besides the errors that a method names, each can raise
-    `UnavailableError`, `ResourceExhaustedError`, `DeadlineExceededError`,
-    `UnauthenticatedError`, `PermissionDeniedError` and `InternalError`, which
-    are all `SagaStoreError`.
+    Every call is bounded by a timeout, retries included. Calls that are safe to
+    repeat are retried when the server is unavailable or overloaded; see
+    `RetryPolicy`. Besides the errors that a method documents, each method can
+    raise `UnavailableError`, `ResourceExhaustedError`, `DeadlineExceededError`,
+    `UnauthenticatedError`, `PermissionDeniedError` and `InternalError`. All are
+    subclasses of `SagaStoreError`.
 
-    Do not fork a process after a client was used in it; gRPC does not survive
-    that. Make clients in the child, or start children by `spawn`.
+    Do not fork a process after using a client in it: gRPC does not support
+    that. Create clients in the child process, or start child processes with
+    `spawn`.
 
     Attributes:
-        migration: What operators use to watch and steer a migration.
+        migration: Watches and controls a migration.
     """
 
     def __init__(
@@ -69,19 +70,19 @@ class AsyncClient(AsyncReads):
         retry: RetryPolicy | None = None,
         allow_insecure_token: bool = False,
     ) -> None:
-        """Make a client; nothing is sent yet.
+        """Create a client without connecting.
 
         Args:
-            target: `HOST:PORT`, or several (a sequence, or joined by commas),
-                among which calls are balanced. A name with several addresses is
-                balanced as well. `unix:PATH` works, too.
-            tls: True, or a `TLS` with certificates; False: plain text.
+            target: `HOST:PORT` or `unix:PATH`, or several of them (a sequence
+                or a comma-separated string). Calls are balanced over all
+                addresses, including those that one host name resolves to.
+            tls: True, or a `TLS` with certificates; False for plain text.
             token: A bearer token to send with each call, or a function that
-                returns it each time, as a `TokenFile` is. Only over TLS or to
-                this machine.
-            timeout: Seconds for each call, retries included, where the call
-                names none; `math.inf` for no limit.
-            retry: How often failed calls are repeated; None: the defaults of
+                returns it for each call, such as a `TokenFile`. Requires TLS or
+                a server on this machine.
+            timeout: Default timeout of a call in seconds, retries included;
+                `math.inf` for no limit.
+            retry: When failed calls are retried; None for the defaults of
                 `RetryPolicy`.
             allow_insecure_token: Send the token in plain text to other machines.
 
@@ -99,7 +100,7 @@ class AsyncClient(AsyncReads):
         self.migration = AsyncMigrationClient(self._caller)
 
     def __repr__(self) -> str:
-        """Return the addresses; never the token."""
+        """Return a text with the addresses and without the token."""
         target = ",".join(a.text for a in self._caller.pool.addresses)
         return f"{type(self).__name__}({target!r}, tls={self._tls is not None})"
 
@@ -112,7 +113,7 @@ class AsyncClient(AsyncReads):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections; calls under way fail. Safe to repeat."""
+        """Close the connections. Calls in progress fail. Can be called more than once."""
         await self._caller.pool.close()
 
     async def save(
@@ -123,37 +124,38 @@ class AsyncClient(AsyncReads):
         durability: Durability = Durability.PRIMARY,
         timeout: float | None = None,
     ) -> SaveResult:
-        """Store one message, durably.
+        """Store one message durably.
 
-        Idempotent by id: the same message again changes nothing, a different
-        one replaces what is stored. A message without an id is given one before
-        it is sent, so that a repeated attempt cannot store it twice.
+        Idempotent by id: saving the same message again changes nothing, saving
+        a different one replaces the stored message. The client assigns a
+        missing id before the first attempt, so a retry cannot store the message
+        twice.
 
-        With `if_revision`, an attempt whose outcome was lost may have been the
-        one that moved the revision on. Where a repeated attempt is refused, the
-        message is therefore read back: if it is the one that was to be saved,
-        the save has succeeded. (If somebody else saved the very same values
-        just then, that counts as ours.)
+        With `if_revision`, an attempt whose response was lost may already have
+        changed the revision. If the server refuses a retry, the client
+        therefore reads the message back. If it equals the message to save, the
+        save has succeeded, even if another client stored the same values.
 
         Args:
-            message: What to store; `created_at` and `revision` are ignored.
-            if_revision: 0: the id must be new. Another value: must be the
-                stored revision. None: whatever is stored is replaced.
-            durability: When the write counts as done.
-            timeout: Seconds in all; None: the client's timeout.
+            message: The message; `created_at` and `revision` are ignored.
+            if_revision: 0 requires that the id is new. Another value must be
+                the stored revision. None replaces any stored message.
+            durability: The stores that must have the write before the call
+                returns.
+            timeout: Total seconds; None for the client's timeout.
 
         Returns:
-            The id and the revision stored. `created` can be False for a message
-            that is new if the answer to the first attempt was lost and the id
-            was the caller's own.
+            The stored id and revision. `created` can be False for a new message
+            if the caller chose the id and the response to the first attempt was
+            lost.
 
         Raises:
-            InvalidArgumentError: The message breaks a rule; `violations` names
-                every one.
+            InvalidArgumentError: The message is invalid; `violations` lists
+                every problem.
             AlreadyExistsError: `if_revision` is 0 and the id exists.
             AbortedError: `if_revision` is not the stored revision.
-            UnavailableError: Also where `Durability.BOTH` cannot be had in
-                time; the write then stays where it is durable.
+            UnavailableError: Also if `Durability.BOTH` is not reached in time;
+                the write then remains in the store that has it.
         """
         id = message.id or new_id()
         request = pb.SaveRequest(
@@ -183,10 +185,10 @@ class AsyncClient(AsyncReads):
     async def _own_write(
         self, request: pb.SaveRequest, deadline: Deadline
     ) -> pb.SaveResponse | None:
-        """Return the result of a guarded save that happened unseen, or None.
+        """Return the result of a conditional save whose response was lost, or None.
 
-        Saving the stored message once more under its revision changes nothing,
-        and says where it is durable.
+        Saving the stored message again under its revision changes nothing and
+        returns the stores in which it is durable.
         """
         sent = request.message
         try:
@@ -210,23 +212,23 @@ class AsyncClient(AsyncReads):
         on_progress: Callable[[BulkProgress], object] | None = None,
         timeout: float = STREAM_TIMEOUT,
     ) -> BulkResult:
-        """Store any number of messages, in batches.
+        """Store any number of messages in batches.
 
-        Memory stays flat however many there are, but for the list of rejected
-        ones; use `bulk_save_stream` where that may be long. See there for
-        everything else.
+        Memory use does not depend on the number of messages, except for the
+        list of rejected ones; use `bulk_save_stream` if that list may be long.
+        The guarantees are those of `bulk_save_stream`.
 
         Args:
             messages: The messages, in order.
-            on_conflict: What happens to ids that are stored already.
-            batch_size: Messages in a batch, 1 to 1000.
-            max_in_flight: Batches sent and not acknowledged yet, at most.
+            on_conflict: What to do with a message whose id is already stored.
+            batch_size: Messages per batch, 1 to 1000.
+            max_in_flight: Maximum number of batches without acknowledgement.
             on_progress: Called with the counts after each acknowledgement.
-            timeout: Seconds without any acknowledgement after which it gives up.
+            timeout: Maximum seconds between acknowledgements.
 
         Raises:
-            SagaStoreError: The messages cannot be saved. Those acknowledged
-                before are durable; saving all of them again is safe.
+            SagaStoreError: The messages cannot be saved. Acknowledged messages
+                are durable; saving all messages again is safe.
         """
         tally = Tally()
         acks = self.bulk_save_stream(
@@ -252,29 +254,30 @@ class AsyncClient(AsyncReads):
         max_in_flight: int = 4,
         timeout: float = STREAM_TIMEOUT,
     ) -> AsyncGenerator[BulkAck, None]:
-        """Store any number of messages; yield the outcome of each batch once it is durable.
+        """Store any number of messages; yield the result of each batch once it is durable.
 
-        Outcomes come in the order of the input and leave no message out, so
-        that everything before `first_position + count` of the last one is
-        dealt with. When the connection breaks, the batches that are not
-        acknowledged are sent again. Messages without an id are given one.
-        Messages that break a rule are reported as rejected and spoil nothing
-        else.
+        - Results come in input order without gaps: all messages before
+          `first_position + count` of the last result are processed.
+        - If the connection breaks, the client resends the batches without an
+          acknowledgement.
+        - The client assigns missing ids.
+        - Invalid messages are reported as rejected and do not affect others.
 
-        Batches are full before they are sent, but for the last one (and are cut
-        at about 2 MiB): this is for loads, not for a trickle. A plain iterable
-        is read on the event loop; give an async one where reading may block.
+        The client sends a batch when it has `batch_size` messages or about
+        2 MiB, so this method is for bulk loads, not for single messages that
+        arrive over time. A plain iterable is read on the event loop; pass an
+        async iterable if reading may block.
 
         Args:
             messages: The messages, in order.
-            on_conflict: What happens to ids that are stored already.
-            batch_size: Messages in a batch, 1 to 1000.
-            max_in_flight: Batches sent and not acknowledged yet, at most.
-            timeout: Seconds without any acknowledgement after which it gives up.
+            on_conflict: What to do with a message whose id is already stored.
+            batch_size: Messages per batch, 1 to 1000.
+            max_in_flight: Maximum number of batches without acknowledgement.
+            timeout: Maximum seconds between acknowledgements.
 
         Raises:
-            SagaStoreError: The batches in flight cannot be saved. They may be
-                stored or not; saving them again is safe.
+            SagaStoreError: The batches in flight cannot be saved. Whether they
+                are stored is unknown; saving them again is safe.
             TypeError: An item is not a Message.
         """
         batcher = Batcher(batch_size, on_conflict)
@@ -297,15 +300,15 @@ class AsyncClient(AsyncReads):
     async def delete(
         self, id: str, *, if_revision: int | None = None, timeout: float | None = None
     ) -> None:
-        """Remove one message.
+        """Delete one message.
 
-        An attempt whose outcome was lost may have removed it: where a repeated
-        attempt finds nothing, the removal has succeeded.
+        An attempt whose response was lost may have deleted the message. If a
+        retry does not find it, the deletion has therefore succeeded.
 
         Args:
             id: The message's id.
-            if_revision: Must be the stored revision; None: whatever it is.
-            timeout: Seconds in all; None: the client's timeout.
+            if_revision: Must be the stored revision; None for any.
+            timeout: Total seconds; None for the client's timeout.
 
         Raises:
             NotFoundError: No message has the id.

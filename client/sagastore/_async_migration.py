@@ -1,6 +1,6 @@
-"""Watches and steers a migration."""
+"""The asyncio client's operations for a migration."""
 
-# A timeout here goes with the call to the server, or spans several calls.
+# Timeouts are sent to the server or span several calls; `asyncio.timeout` cannot replace them.
 # ruff: noqa: ASYNC109
 
 from __future__ import annotations
@@ -9,41 +9,41 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from sagastore import _convert_migration as convert
+from sagastore._async_paging import AsyncPager
 from sagastore._call import Caller
 from sagastore._convert import naming
 from sagastore._enums import Phase
 from sagastore._migration_model import Migration, QuarantinedRow, VerifyProgress
 from sagastore._model import Page
-from sagastore._paging import AsyncPager
 from sagastore.errors import SagaStoreError, UnavailableError
 from sagastore.v1 import migration_pb2 as pb
 
 __all__ = ["CHANGE_TIMEOUT", "VERIFY_TIMEOUT", "WATCH_TIMEOUT", "AsyncMigrationClient"]
 
 CHANGE_TIMEOUT = 600.0
-"""Seconds in all; the last phase reads the whole SQLite file several times."""
+"""Total seconds; the change to the last phase reads the whole SQLite file several times."""
 VERIFY_TIMEOUT = 300.0
 """Seconds without progress."""
 WATCH_TIMEOUT = 15.0
-"""Seconds without news."""
+"""Seconds without an update."""
 
 
 class AsyncMigrationClient:
-    """The part of `AsyncClient` for operators; see `AsyncClient.migration`.
+    """Watches and controls a migration; available as `AsyncClient.migration`.
 
-    Every method raises `UnavailableError`, `DeadlineExceededError`,
-    `UnauthenticatedError`, `PermissionDeniedError` and `InternalError` besides
-    what it names.
+    Besides the errors that a method documents, each method can raise
+    `UnavailableError`, `DeadlineExceededError`, `UnauthenticatedError`,
+    `PermissionDeniedError` and `InternalError`.
     """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
     async def get(self, *, timeout: float | None = None) -> Migration:
-        """Tell where the migration stands.
+        """Return the state of the migration.
 
         Args:
-            timeout: Seconds in all; None: the client's timeout.
+            timeout: Total seconds; None for the client's timeout.
         """
         response = await self._caller.unary(
             "GetMigration",
@@ -54,19 +54,19 @@ class AsyncMigrationClient:
         return convert.migration(response.migration)
 
     async def watch(self, *, timeout: float = WATCH_TIMEOUT) -> AsyncGenerator[Migration, None]:
-        """Yield where the migration stands, on every change and each second.
+        """Yield the state of the migration on every change and every second.
 
-        Goes on until the caller stops iterating: also over a restart of the
-        server, whether that breaks the stream or ends it in good order. What
-        changed in between is not told, only how it stands afterwards.
+        The iteration continues until the caller stops it, even if the server
+        restarts. It then yields the current state, not the changes that
+        happened in between.
 
         Args:
-            timeout: Seconds without any news after which it gives up. Before
-                the first news, as soon as the client's `RetryPolicy` says.
+            timeout: Maximum seconds between updates. Before the first update,
+                the client's `RetryPolicy` limits the attempts.
         """
-        patience = self._caller.patience(timeout)
+        retry = self._caller.stream_retry(timeout)
         while True:
-            # A second patience, inside, would not know that there was news before.
+            # `stream` must not retry: it cannot know of updates from earlier streams.
             responses = self._caller.stream(
                 "WatchMigration",
                 lambda e: e.migration.WatchMigration,
@@ -78,13 +78,13 @@ class AsyncMigrationClient:
             try:
                 async with aclosing(responses):
                     async for response in responses:
-                        patience.progress()
+                        retry.progress()
                         yield convert.migration(response.migration)
             except SagaStoreError as exc:
-                if not patience.progressed:
+                if not retry.progressed:
                     raise
                 error = exc
-            await patience.pause(error, "WatchMigration")
+            await retry.pause(error, "WatchMigration")
 
     async def change_phase(
         self,
@@ -94,23 +94,25 @@ class AsyncMigrationClient:
         accept_quarantine: bool = False,
         timeout: float = CHANGE_TIMEOUT,
     ) -> Migration:
-        """Move to the next phase, or one back, without a restart.
+        """Move to the next or the previous phase without a restart.
 
-        To be in the phase already is success, so where the connection breaks
-        during the change, it is safely sent again. A change that has begun goes
-        on when the timeout has passed or the caller is gone: `get` tells.
+        Idempotent: changing to the current phase succeeds, so the client
+        retries if the connection breaks. The server completes a change that has
+        started even if the timeout passes or the caller disconnects; call `get`
+        for the result.
 
         Args:
-            phase: The phase to go to.
-            dry_run: Answer as the change would, and change nothing.
-            accept_quarantine: Rows in quarantine do not stand in the way.
-            timeout: Seconds in all. The last phase verifies, checks and
-                archives the SQLite file, which takes minutes if it is large.
+            phase: The new phase.
+            dry_run: Check the preconditions and change nothing.
+            accept_quarantine: Allow the change although rows are in quarantine.
+            timeout: Total seconds. The change to the last phase verifies,
+                checks and archives the SQLite file, which takes minutes if the
+                file is large.
 
         Raises:
-            FailedPreconditionError: The change is not allowed now; `blockers`
-                names everything in the way, and nothing has changed.
-            InvalidArgumentError: It is not a phase.
+            FailedPreconditionError: The change is not allowed now and nothing
+                has changed; `blockers` lists the unmet preconditions.
+            InvalidArgumentError: `phase` is not a phase.
         """
         request = pb.ChangePhaseRequest(
             phase=pb.Phase.ValueType(phase),
@@ -133,13 +135,13 @@ class AsyncMigrationClient:
         max_rows_per_second: int | None = None,
         timeout: float | None = None,
     ) -> Migration:
-        """Pause, resume or throttle the backfill. What is None stays as it is.
+        """Pause, resume or throttle the backfill. None leaves a setting unchanged.
 
         Args:
             paused: True pauses, False resumes.
-            batch_size: Rows in a batch: 1 to 10,000.
-            max_rows_per_second: 0 lifts the limit.
-            timeout: Seconds in all; None: the client's timeout.
+            batch_size: Rows per batch, 1 to 10,000.
+            max_rows_per_second: The limit; 0 removes it.
+            timeout: Total seconds; None for the client's timeout.
 
         Raises:
             InvalidArgumentError: A value is out of range.
@@ -160,17 +162,18 @@ class AsyncMigrationClient:
     async def verify(
         self, *, repair: bool = False, timeout: float = VERIFY_TIMEOUT
     ) -> AsyncGenerator[VerifyProgress, None]:
-        """Compare every row of the two stores while writes go on.
+        """Compare every row of the two stores while writes continue.
 
-        Yields progress; the last one has `done` set. Once it has begun, a
-        broken connection ends it.
+        Yields progress; the last item has `done` set. A connection that breaks
+        after the first item ends the verification.
 
         Args:
-            repair: Put what differs back into the journal, SQLite being right.
-            timeout: Seconds without any progress after which it gives up.
+            repair: Queue the rows that differ for replication; SQLite is the
+                source of truth.
+            timeout: Maximum seconds between progress updates.
 
         Raises:
-            FailedPreconditionError: The phase has one store only.
+            FailedPreconditionError: The phase has only one store.
         """
         responses = self._caller.stream(
             "Verify",
@@ -186,16 +189,16 @@ class AsyncMigrationClient:
     def quarantine(
         self, *, page_size: int = 0, page_token: str = "", timeout: float | None = None
     ) -> AsyncPager[QuarantinedRow]:
-        """List the rows that no message can represent, in the order of setting aside.
+        """List the quarantined rows: those that no message can represent, oldest entry first.
 
         Args:
-            page_size: Rows to ask for at a time: 0 means 50, above 500 means 500.
-            page_token: Where to begin: the `next_page_token` of a page.
-            timeout: Seconds for each page; None: the client's timeout.
+            page_size: Rows per page: 0 means 50, above 500 means 500.
+            page_token: Where to start: the `next_page_token` of a page.
+            timeout: Seconds for each page; None for the client's timeout.
 
         Raises:
             InvalidArgumentError: The page size is negative, or the token is
-                not one of this list.
+                not from this list.
         """
 
         async def fetch(token: str) -> Page[QuarantinedRow]:

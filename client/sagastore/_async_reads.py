@@ -1,6 +1,6 @@
-"""The reading half of the asyncio client."""
+"""The read methods of the asyncio client."""
 
-# A timeout here goes with the call to the server, or spans several calls.
+# Timeouts are sent to the server or span several calls; `asyncio.timeout` cannot replace them.
 # ruff: noqa: ASYNC109
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from sagastore import _convert as convert
 from sagastore import _json, _wire
+from sagastore._async_paging import AsyncPager
 from sagastore._enums import Order, ServingStatus
 from sagastore._model import BatchGetResult, ExportBatch, Message, Page, SearchResult
-from sagastore._paging import AsyncPager
 from sagastore._retry import Deadline
 from sagastore.errors import ResourceExhaustedError
 from sagastore.v1 import storage_pb2 as pb
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["STREAM_TIMEOUT", "AsyncReads"]
 
 STREAM_TIMEOUT = 60.0
+"""Seconds without progress."""
 
 _MAX_IDS = 1000
 
 
 class AsyncReads:
-    """What `AsyncClient` reads; see there."""
+    """The read methods of `AsyncClient`."""
 
     _caller: Caller
 
@@ -40,7 +41,7 @@ class AsyncReads:
 
         Args:
             id: The message's id.
-            timeout: Seconds in all; None: the client's timeout.
+            timeout: Total seconds; None for the client's timeout.
 
         Raises:
             NotFoundError: No message has the id.
@@ -57,14 +58,14 @@ class AsyncReads:
     async def batch_get(
         self, ids: Iterable[str], *, timeout: float | None = None
     ) -> BatchGetResult:
-        """Read any number of messages by id, in the order asked.
+        """Read any number of messages by id, in the order of the ids.
 
-        Ids that are not known are listed, not an error. More than 1000 are read
-        in several calls.
+        Unknown ids are listed in the result and are not an error. More than
+        1000 ids take several calls.
 
         Args:
-            ids: The ids; one given twice is answered twice.
-            timeout: Seconds for all of it; None: the client's timeout.
+            ids: The ids. A repeated id returns its message repeatedly.
+            timeout: Total seconds for all calls; None for the client's timeout.
 
         Raises:
             InvalidArgumentError: An id is empty or too long.
@@ -91,7 +92,7 @@ class AsyncReads:
                 )
             )
         except ResourceExhaustedError as error:
-            # Too large for one answer: messages can have a megabyte each.
+            # Too large for one response: a message can have a megabyte.
             if len(ids) == 1 or not error.too_large:
                 raise
         half = len(ids) // 2
@@ -112,12 +113,11 @@ class AsyncReads:
 
         Args:
             session_id: The session. "" is the session whose id is empty, not
-                the messages without one.
-            newest_first: Newest first instead of oldest first.
-            page_size: Messages to ask for at a time: 0 means 50, above 500
-                means 500.
-            page_token: Where to begin: the `next_page_token` of a page.
-            timeout: Seconds for each page; None: the client's timeout.
+                the messages without a session.
+            newest_first: True for newest first, False for oldest first.
+            page_size: Messages per page: 0 means 50, above 500 means 500.
+            page_token: Where to start: the `next_page_token` of a page.
+            timeout: Seconds for each page; None for the client's timeout.
 
         Raises:
             InvalidArgumentError: The session id is too long, the page size is
@@ -155,29 +155,28 @@ class AsyncReads:
         page_token: str = "",
         timeout: float | None = None,
     ) -> AsyncPager[SearchResult]:
-        """Find the messages for which all conditions given hold.
+        """Find the messages that match all conditions.
 
         Args:
-            query: Words, all of which must be in the content; `"a phrase"`;
+            query: Words that must all be in the content; `"a phrase"`;
                 `-excluded`; `prefix*`; `OR` between alternatives. Case, accents
-                and English endings do not count. Any text is a valid query.
-                Empty: the other conditions alone decide.
-            tags: Tags that must all be present.
+                and English endings are ignored. Any text is a valid query. An
+                empty query matches all messages.
+            tags: Tags that the message must have.
             provider: The provider; "" for any.
             role: The role; "" for any.
             session_id: The session; None for any.
             start: The earliest timestamp, inclusive.
             end: The latest timestamp, exclusive.
-            metadata: What the metadata must contain: `{"a": 1}` is contained in
-                `{"a": 1, "b": 2}`.
+            metadata: Values that the metadata must contain: `{"a": 1}` is
+                contained in `{"a": 1, "b": 2}`.
             order: The order of the results.
-            page_size: Results to ask for at a time: 0 means 50, above 500 means
-                500.
-            page_token: Where to begin: the `next_page_token` of a page.
-            timeout: Seconds for each page; None: the client's timeout.
+            page_size: Results per page: 0 means 50, above 500 means 500.
+            page_token: Where to start: the `next_page_token` of a page.
+            timeout: Seconds for each page; None for the client's timeout.
 
         Raises:
-            InvalidArgumentError: A value is too long or has no wire form, the
+            InvalidArgumentError: A value is too long or cannot be encoded, the
                 page size is negative, or the token belongs to another request.
         """
         if isinstance(tags, str):
@@ -212,20 +211,20 @@ class AsyncReads:
     async def export(
         self, *, resume_token: str = "", batch_size: int = 0, timeout: float = STREAM_TIMEOUT
     ) -> AsyncGenerator[Message, None]:
-        """Yield every message, ordered by id (bytes).
+        """Yield every message, ordered by the UTF-8 bytes of the id.
 
-        Every message that is there at the beginning, and not deleted meanwhile,
-        comes exactly once, also over broken connections. Writers are not
-        blocked.
+        Every message that exists at the start and is not deleted during the
+        export is yielded exactly once, even if the connection breaks. Writers
+        are not blocked.
 
         Args:
-            resume_token: Where to begin: the `resume_token` of a batch.
-            batch_size: Messages in a batch: 0 means 500, above 1000 means 1000.
-            timeout: Seconds without anything after which it gives up.
+            resume_token: Where to start: the `resume_token` of a batch.
+            batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
+            timeout: Maximum seconds between responses.
 
         Raises:
-            InvalidArgumentError: The token is not one of an export, or the
-                batch size is negative.
+            InvalidArgumentError: The token is not from an export, or the batch
+                size is negative.
         """
         batches = self.export_batches(
             resume_token=resume_token, batch_size=batch_size, timeout=timeout
@@ -241,13 +240,13 @@ class AsyncReads:
         """Yield every message as `export` does, in batches with their resume tokens.
 
         Args:
-            resume_token: Where to begin: the `resume_token` of a batch.
-            batch_size: Messages in a batch: 0 means 500, above 1000 means 1000.
-            timeout: Seconds without anything after which it gives up.
+            resume_token: Where to start: the `resume_token` of a batch.
+            batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
+            timeout: Maximum seconds between responses.
 
         Raises:
-            InvalidArgumentError: The token is not one of an export, or the
-                batch size is negative.
+            InvalidArgumentError: The token is not from an export, or the batch
+                size is negative.
         """
         token = resume_token
         responses = self._caller.stream(
@@ -262,12 +261,12 @@ class AsyncReads:
                 yield convert.export_batch(response)
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> ServingStatus:
-        """Ask the server how it is; not repeated, for the answer is about now.
+        """Return the health of a service. Never retried: the result is about this moment.
 
         Args:
             service: Full name of a service, for example
-                `sagastore.v1.StorageService`; "" for the server as a whole.
-            timeout: Seconds; None: the client's timeout.
+                `sagastore.v1.StorageService`; "" for the whole server.
+            timeout: Seconds; None for the client's timeout.
 
         Raises:
             NotFoundError: The server does not know the service.
@@ -281,7 +280,7 @@ class AsyncReads:
 
 
 def _with_token(request: Any, token: str) -> Any:
-    """Return the request for one page; the same one where nothing changes."""
+    """Return the request for one page: a copy if the token differs."""
     if request.page_token == token:
         return request
     copy = type(request)()

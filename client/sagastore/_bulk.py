@@ -1,6 +1,6 @@
-"""Bulk saves: cuts the input into batches, and keeps some of them in flight."""
+"""Bulk save: divides the input into batches and keeps several of them in flight."""
 
-# A timeout here goes with the call to the server, or spans several calls.
+# Timeouts are sent to the server or span several calls; `asyncio.timeout` cannot replace them.
 # ruff: noqa: ASYNC109
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from sagastore import _status
-from sagastore._call import closed, silent
+from sagastore._call import closed, stalled
 from sagastore._convert import message_to_pb
 from sagastore._enums import OnConflict
 from sagastore._ids import new_id
@@ -36,15 +36,15 @@ __all__ = ["Batch", "Batcher", "BulkSender", "Tally"]
 
 _MAX_MESSAGES = 1000
 _MAX_BYTES = 2 * 1024 * 1024
-_GOODBYE_SECONDS = 5.0
-# The server's status comes at once, or, where answers are lost with the stream,
-# never; then sending again will bring it.
-_VERDICT_SECONDS = 0.25
+_FINISH_SECONDS = 5.0
+# The server's status arrives at once, or never if the stream is lost; a resent
+# batch then receives it again.
+_STATUS_SECONDS = 0.25
 _WRITE_FAILED = "Internal error from Core"
 
-# Wire form of BulkSaveRequest. The messages are serialized one by one to learn
-# their size, and what is serialized need not be built into a request and
-# serialized again: that took as long as everything else together.
+# Wire format of BulkSaveRequest. Each message is serialized to learn its size.
+# Building a request from messages would serialize them again, which took as long
+# as all other work together.
 _SEQUENCE_TAG = b"\x08"
 _MESSAGE_TAG = b"\x12"
 _ON_CONFLICT_TAG = b"\x18"
@@ -70,11 +70,11 @@ class Batch:
     Attributes:
         sequence: Number of the batch, from 0.
         first_position: Position in the input of its first message.
-        count: Messages of the input in it, those rejected here included.
-        payload: The serialized request; None when all were rejected here.
-        positions: Positions in the input of the messages sent; None where they
-            are simply consecutive.
-        rejected: Those that cannot be sent at all.
+        count: Number of input messages, including those that the client rejected.
+        payload: The serialized request; None if the client rejected all messages.
+        positions: Input positions of the messages sent; None if they are
+            consecutive.
+        rejected: Messages that cannot be sent.
     """
 
     sequence: int
@@ -85,11 +85,11 @@ class Batch:
     rejected: list[RejectedMessage] = field(default_factory=list)
 
     def acknowledged(self, pb: storage_pb2.BulkSaveResponse) -> BulkAck:
-        """Return the outcome of the batch."""
-        refused = [
+        """Return the result of the batch for the server's response."""
+        by_server = [
             RejectedMessage(self._position(r.index), r.id, r.field, r.reason) for r in pb.rejected
         ]
-        rejected = sorted(self.rejected + refused, key=lambda r: r.position)
+        rejected = sorted(self.rejected + by_server, key=lambda r: r.position)
         return BulkAck(
             first_position=self.first_position,
             count=self.count,
@@ -104,7 +104,7 @@ class Batch:
 
 
 class Batcher:
-    """Cuts messages into batches, by number and by bytes."""
+    """Divides messages into batches, limited by number and by bytes."""
 
     def __init__(self, batch_size: int, on_conflict: OnConflict) -> None:
         if not 1 <= batch_size <= _MAX_MESSAGES:
@@ -123,10 +123,10 @@ class Batcher:
         self._sequence += 1
 
     def add(self, message: Message) -> Batch | None:
-        """Take one message; return the batch that is full with it or without it.
+        """Add a message; return a batch if one is now complete.
 
         Raises:
-            TypeError: It is not a Message.
+            TypeError: `message` is not a Message.
         """
         if not isinstance(message, Message):
             raise TypeError(
@@ -141,14 +141,14 @@ class Batcher:
             self._reject(id, violation.field, violation.description)
         else:
             if len(data) > _MAX_BYTES:
-                size = f"{len(data):,} bytes, more than any message may have"
+                size = f"{len(data):,} bytes, more than the maximum size of a message"
                 self._reject(id, "message", size)
             else:
                 if self._bytes + len(data) > _MAX_BYTES:
                     full = self.flush()
                 self._append(data)
-        # A batch just cut by bytes leaves one of a single message behind, which
-        # is full only where batch_size is 1; then nothing was there to be cut.
+        # After a flush by bytes, the new batch has one message. It is complete only
+        # if batch_size is 1, and then the flush did not happen.
         if full is None and self._batch.count >= self._batch_size:
             full = self.flush()
         return full
@@ -166,7 +166,7 @@ class Batcher:
         self._position += 1
 
     def flush(self) -> Batch | None:
-        """Return the batch begun, however small; None where it is empty."""
+        """Return the current batch, of any size; None if it is empty."""
         batch = self._batch
         if not batch.count:
             return None
@@ -186,7 +186,7 @@ class _Stream:
         self.address = endpoint.address
         self._security = endpoint.security
         self._requests: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._verdict: asyncio.Future[grpc.aio.AioRpcError] = (
+        self._status_received: asyncio.Future[grpc.aio.AioRpcError] = (
             asyncio.get_running_loop().create_future()
         )
         self._pool = caller.pool
@@ -200,18 +200,18 @@ class _Stream:
             yield payload
 
     def _note_status(self, call: Any) -> None:
-        """Keep the status with which the server ended the call.
+        """Record the status with which the server ended the call.
 
-        Where a write fails because the server has ended the call, gRPC (issue
-        36066) puts an error of its own in the place of the server's status,
-        before or after that arrives. It calls this for each of them, when it is
-        set, so that none of the questions below has to wait.
+        If a write fails because the server has ended the call, gRPC (issue
+        36066) replaces the server's status with another error, before or
+        after the status arrives. gRPC runs this callback for each of the two
+        once it is set, so the coroutines below complete at once.
         """
         code, details = _now(call.code()), _now(call.details())
-        if code is grpc.StatusCode.OK or details == _WRITE_FAILED or self._verdict.done():
+        if code is grpc.StatusCode.OK or details == _WRITE_FAILED or self._status_received.done():
             return
         trailing = _now(call.trailing_metadata()) or grpc.aio.Metadata()
-        self._verdict.set_result(
+        self._status_received.set_result(
             grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=details)
         )
 
@@ -220,44 +220,44 @@ class _Stream:
 
     @property
     def ready(self) -> bool:
-        """True when `read` would not wait."""
+        """True if `read` would not wait."""
         return self._reading().done()
 
     def _reading(self) -> asyncio.Task[Any]:
-        # Always one read under way: answers that nobody reads would fill the
-        # connection, and then the server would stop reading, too.
+        # One read is always pending: unread responses would fill the connection,
+        # and the server would then stop reading requests.
         if self._read is None:
             self._read = asyncio.ensure_future(self._call.read())
         return self._read
 
     async def read(self, timeout: float) -> storage_pb2.BulkSaveResponse | SagaStoreError | None:
-        """Return the next answer, the error that ended the call, or None at its end."""
+        """Return the next response, the error that ended the call, or None at the end."""
         task = self._reading()
         done, _ = await asyncio.wait({task}, timeout=timeout)
         if not done:
-            return silent("BulkSave", self.address, timeout)
+            return stalled("BulkSave", self.address, timeout)
         self._read = None
         if task.cancelled():
             return closed("BulkSave")
         try:
             response = task.result()
         except grpc.aio.AioRpcError as exc:
-            await asyncio.wait({self._verdict}, timeout=_VERDICT_SECONDS)
-            true = self._verdict.result() if self._verdict.done() else exc
-            error = _status.from_rpc_error(true, "BulkSave", self.address, self._security)
+            await asyncio.wait({self._status_received}, timeout=_STATUS_SECONDS)
+            cause = self._status_received.result() if self._status_received.done() else exc
+            error = _status.from_rpc_error(cause, "BulkSave", self.address, self._security)
             self._pool.note_token(error, self._metadata)
             return error
         return None if response is grpc.aio.EOF else response
 
     async def finish(self) -> None:
-        """End the call in good order; all answers have been read."""
+        """End the call after all responses have been read."""
         self._requests.put_nowait(None)
-        await self.read(_GOODBYE_SECONDS)
+        await self.read(_FINISH_SECONDS)
         self.close()
 
     def close(self) -> None:
         self._call.cancel()
-        # Cancelling a call that has failed leaves gRPC waiting for requests.
+        # After the cancellation of a failed call, gRPC still waits for requests.
         self._requests.put_nowait(None)
         if self._read is not None:
             self._read.add_done_callback(_forget)
@@ -266,7 +266,7 @@ class _Stream:
 
 
 def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Return what a coroutine returns that has nothing to wait for."""
+    """Return the result of a coroutine that does not wait."""
     try:
         coroutine.send(None)
     except StopIteration as done:
@@ -276,16 +276,16 @@ def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def _forget(task: asyncio.Task[Any]) -> None:
-    """Take note of a task's exception, so that asyncio does not report it as lost."""
+    """Retrieve a task's exception so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
 
 
 class BulkSender:
-    """Sends batches and collects their outcomes, over as many calls as it takes.
+    """Sends batches and collects their results, over several calls if necessary.
 
-    What is not acknowledged when a call breaks is sent again, in order, over
-    the next one. Used by one task at a time.
+    When a call breaks, the batches without an acknowledgement are resent in
+    order over a new call. Not safe for concurrent use.
     """
 
     def __init__(self, caller: Caller, max_in_flight: int, timeout: float) -> None:
@@ -293,19 +293,19 @@ class BulkSender:
             raise ValueError(f"max_in_flight must be at least 1, not {max_in_flight}")
         self._caller = caller
         self._max_in_flight = max_in_flight
-        self._patience = caller.patience(timeout)
+        self._retry = caller.stream_retry(timeout)
         self._pending: deque[Batch] = deque()
         self._stream: _Stream | None = None
 
     @property
     def in_flight(self) -> int:
-        """Batches that are not acknowledged yet."""
+        """Number of batches without an acknowledgement."""
         return len(self._pending)
 
     async def exchange(self, batch: Batch) -> list[BulkAck]:
-        """Send a batch; return what was acknowledged meanwhile.
+        """Send a batch; return the results that have arrived.
 
-        Waits until there is room for another batch.
+        Waits until another batch may be sent.
 
         Raises:
             SagaStoreError: The batches in flight cannot be saved.
@@ -316,12 +316,12 @@ class BulkSender:
         elif batch.payload is not None:
             self._stream.send(batch.payload)
         acks = await self._collect(self._max_in_flight - 1)
-        # Lets the connection work where the input never waits.
+        # Lets the connection proceed if the input never waits.
         await asyncio.sleep(0)
         return acks
 
     async def drain(self) -> list[BulkAck]:
-        """Wait for at least one outcome, and return those that are there.
+        """Wait for at least one result; return all that have arrived.
 
         Raises:
             SagaStoreError: The batches in flight cannot be saved.
@@ -329,13 +329,13 @@ class BulkSender:
         return await self._collect(max(0, len(self._pending) - 1))
 
     async def finish(self) -> None:
-        """End in good order, once nothing is in flight."""
+        """End the call when no batch is in flight."""
         stream, self._stream = self._stream, None
         if stream is not None:
             await stream.finish()
 
     async def close(self) -> None:
-        """Break off; what is in flight may be stored or not. Safe to repeat."""
+        """Abort. Batches in flight may or may not be stored. Can be called more than once."""
         self._drop()
 
     def _drop(self) -> None:
@@ -344,7 +344,7 @@ class BulkSender:
             stream.close()
 
     async def _open(self) -> _Stream:
-        """Begin a call and send it all that is pending."""
+        """Start a call and send all pending batches."""
         self._stream = stream = _Stream(self._caller, await self._caller.pool.acquire())
         for batch in self._pending:
             if batch.payload is not None:
@@ -355,7 +355,7 @@ class BulkSender:
         acks: list[BulkAck] = []
         while self._pending:
             head = self._pending[0]
-            if head.payload is None:  # Nothing of it was sent.
+            if head.payload is None:  # The client rejected all messages.
                 acks.append(head.acknowledged(storage_pb2.BulkSaveResponse()))
             elif len(self._pending) > limit or (self._stream is not None and self._stream.ready):
                 acks.append(head.acknowledged(await self._answer(head)))
@@ -365,16 +365,18 @@ class BulkSender:
         return acks
 
     async def _answer(self, head: Batch) -> storage_pb2.BulkSaveResponse:
-        """Return the answer to the oldest batch, over a new call where need be."""
+        """Return the response to the oldest batch, over a new call if necessary."""
         while True:
             stream = self._stream or await self._open()
-            answer = await stream.read(self._patience.timeout)
+            answer = await stream.read(self._retry.timeout)
             if isinstance(answer, storage_pb2.BulkSaveResponse):
-                self._patience.progress()
+                self._retry.progress()
                 return _checked(answer, head)
             self._drop()
-            error = answer or UnavailableError("BulkSave: the server ended the stream too early")
-            await self._patience.pause(error, "BulkSave")
+            error = answer or UnavailableError(
+                "BulkSave: the server ended the stream before it acknowledged all batches"
+            )
+            await self._retry.pause(error, "BulkSave")
 
 
 def _checked(answer: storage_pb2.BulkSaveResponse, head: Batch) -> storage_pb2.BulkSaveResponse:
@@ -386,14 +388,14 @@ def _checked(answer: storage_pb2.BulkSaveResponse, head: Batch) -> storage_pb2.B
 
 
 class Tally:
-    """Adds up the outcomes of a bulk save."""
+    """Sums the results of a bulk save."""
 
     def __init__(self) -> None:
         self._acknowledged = self._saved = self._unchanged = self._skipped = 0
         self._rejected: list[RejectedMessage] = []
 
     def add(self, ack: BulkAck) -> BulkProgress:
-        """Take in the outcome of one batch; return how far the save is now."""
+        """Add the result of one batch; return the progress."""
         self._acknowledged += ack.count
         self._saved += ack.saved
         self._unchanged += ack.unchanged
@@ -408,7 +410,7 @@ class Tally:
         )
 
     def result(self) -> BulkResult:
-        """Return the outcome of the whole."""
+        """Return the total."""
         return BulkResult(
             total=self._acknowledged,
             saved=self._saved,

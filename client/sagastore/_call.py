@@ -1,6 +1,6 @@
-"""Makes calls: deadlines, retries and errors in one place."""
+"""Calls to the server, with deadlines, retries and error conversion."""
 
-# A timeout here goes with the call to the server, or spans several calls.
+# Timeouts are sent to the server or span several calls; `asyncio.timeout` cannot replace them.
 # ruff: noqa: ASYNC109
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from sagastore.errors import (
 if TYPE_CHECKING:
     from sagastore._pool import Endpoint, Pool
 
-__all__ = ["Caller", "History", "Patience", "closed", "silent"]
+__all__ = ["Caller", "History", "StreamRetry", "closed", "stalled"]
 
 Q = TypeVar("Q")
 R = TypeVar("R")
 
 _log = logging.getLogger("sagastore")
 
-# The server let the call not in at all.
-_REFUSED_AT_THE_DOOR = frozenset({"SERVER_STARTING", "SERVER_DRAINING", "UNAUTHENTICATED"})
+# Reasons of errors that the server raises before it processes a call.
+_REJECTED_ON_ADMISSION = frozenset({"SERVER_STARTING", "SERVER_DRAINING", "UNAUTHENTICATED"})
 
 
 class History:
-    """Remembers whether an earlier attempt of a call may have taken effect."""
+    """Records whether an earlier attempt of a call may have taken effect."""
 
     __slots__ = ("uncertain",)
 
@@ -45,18 +45,21 @@ class History:
         self.uncertain = False
 
     def note(self, error: SagaStoreError) -> None:
-        """Take in what one attempt ended with."""
-        refused = isinstance(error, ResourceExhaustedError) or error.reason in _REFUSED_AT_THE_DOOR
+        """Record the error of one attempt."""
+        rejected = (
+            isinstance(error, ResourceExhaustedError) or error.reason in _REJECTED_ON_ADMISSION
+        )
         unsent = isinstance(error, UnavailableError) and error.unsent
-        self.uncertain = self.uncertain or not (refused or unsent)
+        self.uncertain = self.uncertain or not (rejected or unsent)
 
 
-class Patience:
-    """Decides how long a stream that breaks is taken up again.
+class StreamRetry:
+    """The retry limit of a stream.
 
-    Until the stream has brought anything, as often as the policy says: a server
-    that is not there is reported soon. After that, for `timeout` seconds
-    without progress: a long transfer survives a restart of the server.
+    - Before the first response, the retry policy applies, so an unreachable
+      server is reported soon.
+    - After the first response, retries continue for `timeout` seconds without
+      progress, so a long transfer survives a restart of the server.
     """
 
     __slots__ = ("_clock", "_failing_since", "_failures", "_policy", "_progressed", "timeout")
@@ -73,19 +76,19 @@ class Patience:
 
     @property
     def progressed(self) -> bool:
-        """True when the stream has brought something."""
+        """True after the first response."""
         return self._progressed
 
     def progress(self) -> None:
-        """Note that the stream brought something."""
+        """Record that a response arrived."""
         self._progressed = True
         self._failures = 0
 
     async def pause(self, error: SagaStoreError, call: str) -> None:
-        """Wait before the stream is taken up again.
+        """Wait before the stream is restarted.
 
         Raises:
-            SagaStoreError: The error given, where it is final.
+            SagaStoreError: `error`, if the stream must not be restarted.
         """
         self._failures += 1
         if self._failures == 1:
@@ -93,7 +96,7 @@ class Patience:
         delay = self._delay(error)
         if delay is None:
             raise error from None
-        _log.debug("%s broke (%s); again in %.2f s", call, error.code, delay)
+        _log.debug("%s interrupted (%s); retrying in %.2f s", call, error.code, delay)
         await asyncio.sleep(delay)
 
     def _delay(self, error: SagaStoreError) -> float | None:
@@ -108,7 +111,7 @@ class Patience:
 
 
 class Caller:
-    """Makes the calls of one client."""
+    """Calls the servers of one client."""
 
     def __init__(self, pool: Pool, policy: RetryPolicy, timeout: float) -> None:
         if not timeout > 0:
@@ -118,12 +121,12 @@ class Caller:
         self.timeout = timeout
 
     def deadline(self, timeout: float | None) -> Deadline:
-        """Return the end of a call that begins now."""
+        """Return the deadline of a call that starts now."""
         return Deadline(self.timeout if timeout is None else timeout)
 
-    def patience(self, timeout: float) -> Patience:
-        """Return the patience with a stream that begins now."""
-        return Patience(self.policy, timeout)
+    def stream_retry(self, timeout: float) -> StreamRetry:
+        """Return the retry limit of a stream that starts now."""
+        return StreamRetry(self.policy, timeout)
 
     async def unary(
         self,
@@ -135,10 +138,10 @@ class Caller:
         history: History | None = None,
         retry: bool = True,
     ) -> R:
-        """Call once, or until it succeeds, within the deadline.
+        """Make a unary call, with retries within the deadline.
 
         Raises:
-            SagaStoreError: What the last attempt ended with.
+            SagaStoreError: The error of the last attempt.
         """
         failures = 0
         previous: SagaStoreError | None = None
@@ -163,7 +166,7 @@ class Caller:
             if history is not None:
                 history.note(error)
             previous = error
-            _log.debug("%s failed (%s); again in %.2f s", name, error.code, delay)
+            _log.debug("%s failed (%s); retrying in %.2f s", name, error.code, delay)
             await asyncio.sleep(delay)
 
     async def stream(
@@ -175,21 +178,20 @@ class Caller:
         *,
         resume: bool = True,
     ) -> AsyncGenerator[R, None]:
-        """Yield what a stream brings, taking it up again when it breaks.
+        """Yield the responses of a stream; restart it when it breaks.
 
         Args:
             name: Name of the RPC.
-            method: Finds it at a server.
-            request: Makes the request, from where the stream is now.
-            timeout: Seconds without anything after which the stream counts as
-                broken for good.
-            resume: False where a stream that has brought something cannot be
-                continued.
+            method: Returns the RPC of an endpoint.
+            request: Returns a request that continues at the current position.
+            timeout: Maximum seconds between responses.
+            resume: False if the stream cannot be continued after its first
+                response.
 
         Raises:
-            SagaStoreError: The stream cannot be had.
+            SagaStoreError: The stream failed and cannot be restarted.
         """
-        patience = self.patience(timeout)
+        retry = self.stream_retry(timeout)
         while True:
             endpoint = await self.pool.acquire()
             metadata = self.pool.metadata()
@@ -204,13 +206,13 @@ class Caller:
                         break
                     if response is grpc.aio.EOF:
                         return
-                    patience.progress()
+                    retry.progress()
                     yield response
             finally:
                 call.cancel()
-            if patience.progressed and not resume:
+            if retry.progressed and not resume:
                 raise error from None
-            await patience.pause(error, name)
+            await retry.pause(error, name)
 
     async def _read(
         self,
@@ -224,7 +226,7 @@ class Caller:
             async with asyncio.timeout(timeout):
                 return cast("R", await call.read())
         except TimeoutError:
-            return silent(name, endpoint.address, timeout)
+            return stalled(name, endpoint.address, timeout)
         except grpc.aio.AioRpcError as exc:
             return _status.from_rpc_error(exc, name, endpoint.address, endpoint.security)
         except asyncio.CancelledError:
@@ -233,27 +235,27 @@ class Caller:
             raise
 
     def _was_closed(self) -> bool:
-        """Tell whether a call was cancelled by `close`, not together with its task."""
+        """Report whether `close` cancelled the call, rather than its task."""
         task = asyncio.current_task()
         return self.pool.closed and (task is None or not task.cancelling())
 
 
 def closed(name: str) -> SagaStoreError:
-    """Return the error for a call that was under way when its client was closed."""
+    """Return the error for a call that was in progress when its client was closed."""
     return SagaStoreError(f"{name}: the client was closed during the call", code="CANCELLED")
 
 
-def silent(name: str, address: str, timeout: float) -> DeadlineExceededError:
-    """Return the error for a stream that brings nothing."""
-    return DeadlineExceededError(f"{name}: nothing came from {address} for {timeout:g} s")
+def stalled(name: str, address: str, timeout: float) -> DeadlineExceededError:
+    """Return the error for a stream without a response for `timeout` seconds."""
+    return DeadlineExceededError(f"{name}: no response from {address} for {timeout:g} s")
 
 
 def _final(error: SagaStoreError, previous: SagaStoreError | None) -> SagaStoreError:
-    """Say in a timeout's error why there was no answer before."""
+    """Return the error; a timeout also reports the error of the previous attempt."""
     if previous is None or not isinstance(error, DeadlineExceededError):
         return error
     return DeadlineExceededError(
-        f"{error}; the attempt before: {previous}",
+        f"{error}; the previous attempt failed: {previous}",
         reason=error.reason,
         domain=error.domain,
         metadata=error.metadata,

@@ -1,4 +1,4 @@
-"""Between messages and their wire form. The hot path of bulk work."""
+"""Conversion between messages and protobuf messages; the hot path of bulk calls."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PbMessage = message_pb2.Message
 
 
 def invalid(field: str, description: str) -> InvalidArgumentError:
-    """Return the error for one field that cannot be sent."""
+    """Return the error for one invalid field."""
     text = description if description.startswith(field) else f"{field}: {description}"
     error = InvalidArgumentError(text)
     error.violations = (FieldViolation(field, description.removeprefix(f"{field}: ")),)
@@ -50,23 +50,23 @@ def invalid(field: str, description: str) -> InvalidArgumentError:
 
 @contextmanager
 def naming(field: str) -> Iterator[None]:
-    """Turn protobuf's and our own complaints about a value into InvalidArgumentError."""
+    """Convert a ValueError or TypeError in the block to InvalidArgumentError for `field`."""
     try:
         yield
     except InvalidArgumentError:
         raise
     except UnicodeEncodeError as exc:
         text = ascii(exc.object[:40])
-        raise invalid(field, f"{text} holds a lone surrogate, which is not text") from None
+        raise invalid(field, f"{text} contains a lone surrogate, which is not text") from None
     except (TypeError, ValueError) as exc:
         raise invalid(field, str(exc)) from None
 
 
 def message_to_pb(message: Message, id: str) -> message_pb2.Message:
-    """Return the wire form of a message, under the id given.
+    """Return the protobuf message for a message with the given id.
 
     Raises:
-        InvalidArgumentError: A value has no wire form; the error names its
+        InvalidArgumentError: A value cannot be encoded; the error names its
             field.
     """
     try:
@@ -89,7 +89,7 @@ def message_to_pb(message: Message, id: str) -> message_pb2.Message:
 
 
 def _explain(message: Message, id: str, cause: Exception) -> InvalidArgumentError:
-    """Find the field at fault, which protobuf's own errors do not name."""
+    """Return an error with the invalid field, which protobuf's errors do not name."""
     for name in ("id", "provider", "role", "content", "session_id"):
         value: object = id if name == "id" else getattr(message, name)
         if value is None and name == "session_id":
@@ -102,7 +102,7 @@ def _explain(message: Message, id: str, cause: Exception) -> InvalidArgumentErro
         if problem:
             return invalid(f"tags[{index}]", problem)
     if isinstance(cause, UnicodeEncodeError):
-        return invalid("metadata", "holds a lone surrogate, which is not text")
+        return invalid("metadata", "contains a lone surrogate, which is not text")
     field = str(cause).partition(":")[0].partition(".")[0].partition("[")[0]
     return invalid(field if field in ("metadata", "timestamp") else "message", str(cause))
 
@@ -114,14 +114,14 @@ def _text_problem(value: object) -> str:
         value.encode()
     except UnicodeEncodeError as exc:
         return (
-            f"holds the lone surrogate U+{ord(value[exc.start]):04X} at position {exc.start}, "
+            f"contains the lone surrogate U+{ord(value[exc.start]):04X} at position {exc.start}, "
             "which is not text"
         )
     return ""
 
 
 def message_from_pb(pb: message_pb2.Message) -> Message:
-    """Return the message of a wire form that the server sent."""
+    """Return the message for a protobuf message from the server."""
     has = pb.HasField
     timestamp = created_at = None
     if has("timestamp"):
@@ -147,7 +147,7 @@ def message_from_pb(pb: message_pb2.Message) -> Message:
 
 
 def timestamp_to_pb(value: datetime, name: str) -> Timestamp:
-    """Return the wire form of a time.
+    """Return a time as a protobuf message.
 
     Raises:
         InvalidArgumentError: The time is naive or out of range.
@@ -161,10 +161,9 @@ def timestamp_to_pb(value: datetime, name: str) -> Timestamp:
 
 
 def same_message(sent: message_pb2.Message, stored: message_pb2.Message) -> bool:
-    """Tell whether the stored message is what was sent.
+    """Report whether the stored message equals the message sent.
 
-    A timestamp that was not sent was chosen by the server, and is not
-    compared.
+    If no timestamp was sent, the server chose it, and it is not compared.
     """
     return (
         sent.id == stored.id
@@ -180,7 +179,7 @@ def same_message(sent: message_pb2.Message, stored: message_pb2.Message) -> bool
 
 
 def save_result(pb: storage_pb2.SaveResponse, *, created: bool | None = None) -> SaveResult:
-    """Return the result of a Save; `created` overrides what the answer says."""
+    """Return the result of a save; `created` overrides the value of the response."""
     return SaveResult(
         id=pb.id,
         revision=pb.revision,
@@ -190,17 +189,17 @@ def save_result(pb: storage_pb2.SaveResponse, *, created: bool | None = None) ->
 
 
 def batch_get_result(pb: storage_pb2.BatchGetResponse) -> BatchGetResult:
-    """Return what a BatchGet found."""
+    """Return the result of a BatchGet."""
     return BatchGetResult(tuple(map(message_from_pb, pb.messages)), tuple(pb.missing_ids))
 
 
 def message_page(pb: storage_pb2.ListResponse) -> Page[Message]:
-    """Return a page of a session."""
+    """Return a page of a session's messages."""
     return Page(tuple(map(message_from_pb, pb.messages)), pb.next_page_token)
 
 
 def search_page(pb: storage_pb2.SearchResponse) -> Page[SearchResult]:
-    """Return a page of matches."""
+    """Return a page of search results."""
     return Page(tuple(map(_search_result, pb.results)), pb.next_page_token)
 
 

@@ -1,4 +1,4 @@
-"""From the wire form of a migration to the library's own types."""
+"""Conversion of a migration's protobuf messages to the types of the library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["migration", "quarantine_page", "verify_progress"]
 
 
 def migration(pb: migration_pb2.Migration) -> Migration:
-    """Return where a migration stands."""
+    """Return the state of a migration."""
     last = _verification(pb.last_verification) if pb.HasField("last_verification") else None
     return Migration(
         phase=Phase(pb.phase),
@@ -99,7 +99,7 @@ def _store(pb: migration_pb2.StoreHealth) -> StoreHealth:
 
 
 def verify_progress(pb: migration_pb2.VerifyResponse) -> VerifyProgress:
-    """Return how far a verification is."""
+    """Return the progress of a verification."""
     return VerifyProgress(
         compared=pb.compared,
         total=pb.total,
@@ -113,6 +113,6 @@ def verify_progress(pb: migration_pb2.VerifyResponse) -> VerifyProgress:
 
 
 def quarantine_page(pb: migration_pb2.ListQuarantineResponse) -> Page[QuarantinedRow]:
-    """Return a page of the quarantine."""
+    """Return a page of quarantined rows."""
     rows = tuple(QuarantinedRow(r.source_key, r.reason, r.field, r.row) for r in pb.rows)
     return Page(rows, pb.next_page_token)

@@ -17,10 +17,10 @@ __all__ = [
 
 
 class _Wire(IntEnum):
-    """An enumeration whose values are those of the protocol.
+    """An enumeration with the values of the protocol.
 
-    A value that this version of the library does not know, sent by a newer
-    server, reads as the member UNKNOWN where the enumeration has one.
+    A value from a newer server that this version does not know becomes UNKNOWN,
+    if the enumeration has that member.
     """
 
     @classmethod
@@ -30,7 +30,7 @@ class _Wire(IntEnum):
 
     @property
     def label(self) -> str:
-        """The name as people type it: lower case, words joined by hyphens."""
+        """The name in lower case with hyphens, as the command line uses it."""
         return self.name.lower().replace("_", "-")
 
     def __str__(self) -> str:
@@ -39,12 +39,12 @@ class _Wire(IntEnum):
 
 
 class Durability(_Wire):
-    """When a write counts as done."""
+    """The stores that must have committed a write before the call returns."""
 
     PRIMARY = 1
-    """When the store that acknowledges in the migration's phase has committed."""
+    """The store that acknowledges writes in the current phase."""
     BOTH = 2
-    """When every store of the migration's phase has committed."""
+    """Every store that the current phase writes to."""
 
 
 class Store(_Wire):
@@ -57,19 +57,19 @@ class Store(_Wire):
 
 
 class OnConflict(_Wire):
-    """What a bulk save does with an id that is stored already."""
+    """What a bulk save does with a message whose id is already stored."""
 
     REPLACE = 1
-    """The message sent replaces the stored one; an equal one changes nothing."""
+    """Replace the stored message; an equal message changes nothing."""
     SKIP = 2
-    """The stored message stays."""
+    """Keep the stored message."""
 
 
 class Order(_Wire):
     """The order of search results."""
 
     RELEVANCE = 1
-    """Best first; newest first where the query is empty."""
+    """Best match first; newest first if the query is empty."""
     NEWEST = 2
     """By timestamp, newest first, then by id descending."""
     OLDEST = 3
@@ -82,22 +82,22 @@ class Phase(_Wire):
     UNKNOWN = 0
     """A phase that this version of the library does not know."""
     SQLITE_ONLY = 1
-    """SQLite alone."""
+    """SQLite is the only store."""
     DUAL_WRITE = 2
-    """SQLite acknowledges; PostgreSQL follows."""
+    """SQLite acknowledges writes; they are replicated to PostgreSQL."""
     BACKFILL = 3
-    """As DUAL_WRITE, while existing rows are copied and verified."""
+    """Like DUAL_WRITE; existing rows are also copied and verified."""
     READ_POSTGRES = 4
-    """Both acknowledge; PostgreSQL is read, SQLite is the fallback."""
+    """Both stores acknowledge writes; PostgreSQL serves reads, SQLite is the fallback."""
     POSTGRES_ONLY = 5
-    """PostgreSQL alone. There is no way back from here."""
+    """PostgreSQL is the only store. This phase cannot be reversed."""
 
     @classmethod
     def parse(cls, text: str) -> Phase:
-        """Read a phase as people type it, for example `dual-write`.
+        """Return the phase with a name such as `dual-write`.
 
         Raises:
-            ValueError: No phase has that name; the error lists those that are.
+            ValueError: No phase has that name; the error lists the phases.
         """
         phase = cls.__members__.get(text.strip().upper().replace("-", "_"))
         if phase is None or phase is cls.UNKNOWN:
@@ -107,16 +107,16 @@ class Phase(_Wire):
 
 
 class BackfillState(_Wire):
-    """What the copying of existing rows is doing."""
+    """The state of the backfill."""
 
     UNKNOWN = 0
     """A state that this version of the library does not know."""
     PENDING = 1
-    """Not begun."""
+    """Not started."""
     RUNNING = 2
-    """Copying."""
+    """Copying rows or building indexes."""
     PAUSED = 3
-    """Held by an operator."""
+    """Paused by an operator."""
     DONE = 4
     """All rows are copied and all indexes built."""
     FAILED = 5
@@ -124,7 +124,7 @@ class BackfillState(_Wire):
 
 
 class ServingStatus(_Wire):
-    """What a server says of its own health (grpc.health.v1)."""
+    """The health that a server reports (grpc.health.v1)."""
 
     UNKNOWN = 0
     SERVING = 1
@@ -137,9 +137,9 @@ class MismatchKind(StrEnum):
     """How a row differs between the stores."""
 
     MISSING = "MISSING"
-    """In SQLite only."""
+    """Only in SQLite."""
     EXTRA = "EXTRA"
-    """In PostgreSQL only."""
+    """Only in PostgreSQL."""
     DIFFERENT = "DIFFERENT"
     """In both, with different fields."""
     UNKNOWN = "UNKNOWN"

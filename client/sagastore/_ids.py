@@ -17,7 +17,7 @@ _STEPS = 1024
 
 
 class _Source:
-    """Makes ids in strictly rising order."""
+    """Generates ids in strictly ascending order."""
 
     __slots__ = ("_head", "_lock", "_low", "_millis", "_steps")
 
@@ -35,9 +35,9 @@ class _Source:
             if now > self._millis:
                 self._begin(now)
             else:
-                # The same millisecond, or a clock that was set back: count on
-                # by a random step, so that order holds and the next id cannot
-                # be guessed (RFC 9562, section 6.2, method 2).
+                # The same millisecond, or the clock was set back: add a random
+                # step, which keeps the order and makes the next id unpredictable
+                # (RFC 9562, section 6.2, method 2).
                 self._low += self._step()
                 if self._low >= _LOW_LIMIT:
                     self._begin(self._millis + 1)
@@ -45,7 +45,7 @@ class _Source:
             return f"{self._head}-{low[:4]}-{low[4:]}"
 
     def _begin(self, millis: int) -> None:
-        """Begin a millisecond: all but the last 62 bits stay as they are within it."""
+        """Start a millisecond; within it, only the last 62 bits change."""
         random = int.from_bytes(os.urandom(10)) >> 6
         self._millis = millis
         self._low = random & (_LOW_LIMIT - 1)
@@ -55,7 +55,7 @@ class _Source:
     def _step(self) -> int:
         for step in self._steps:
             return step + 1
-        # Fetched ahead: each fetch of random bytes is a system call.
+        # Fetched in blocks: each fetch of random bytes is a system call.
         self._steps = iter(struct.unpack(f"={_STEPS}I", os.urandom(4 * _STEPS)))
         return next(self._steps) + 1
 
@@ -64,9 +64,9 @@ _source = _Source()
 
 
 def _after_fork() -> None:
-    # A child would otherwise continue from its parent's state, perhaps with
-    # the lock held by a thread that does not exist in the child.
-    global _source  # noqa: PLW0603 - one for the process
+    # Otherwise a child would repeat its parent's ids, and the lock may be held by a
+    # thread that does not exist in the child.
+    global _source  # noqa: PLW0603 - one per process
     _source = _Source()
 
 
@@ -77,7 +77,7 @@ if hasattr(os, "register_at_fork"):
 def new_id() -> str:
     """Return a new message id: a UUIDv7 in its usual text form.
 
-    Ids sort (as text too) in the order in which one process made them, even
-    within a millisecond and when the clock is set back. Thread safe.
+    The ids of one process sort in the order of their creation, also as text, also
+    within a millisecond, and also when the clock is set back. Thread safe.
     """
     return _source.next()

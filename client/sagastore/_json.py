@@ -1,55 +1,55 @@
-"""Metadata as JSON text, without loss.
+"""Lossless conversion between Python values and JSON text.
 
-A Python float holds about 17 significant digits and an int of more than 4300
-digits cannot be read by default. Numbers beyond either come back as
-`decimal.Decimal`, and a Decimal is written as its plain number text, so that
-what was stored is what is read.
+A Python float has about 17 significant digits, and by default Python does not
+parse an int of more than 4300 digits. Numbers beyond these limits become
+`decimal.Decimal`; `dumps` writes a Decimal as plain decimal notation. Reading
+therefore returns the value that was stored.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from json import encoder as _json_encoder
-from math import isfinite
 from typing import Any, NoReturn
 
-__all__ = ["dumps", "loads", "loads_strict", "same"]
+from sagastore import _json_numbers as numbers
 
-# What PostgreSQL's numeric, and so its jsonb, can hold.
-_MAX_DIGITS_BEFORE_POINT = 131_072
-_MAX_DIGITS_AFTER_POINT = 16_383
+__all__ = ["dumps", "loads", "loads_as_written", "same"]
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _KEYS = frozenset({str})
 
 
 def loads(text: str) -> Any:
-    """Read JSON text; numbers that a float would change become Decimal.
+    """Parse JSON text; a number that a float cannot represent becomes a Decimal.
 
     Raises:
-        ValueError: The text is not JSON (RFC 8259: NaN and Infinity are not).
+        ValueError: The text is not JSON (RFC 8259).
     """
     try:
-        value, end = _fast_decoder.raw_decode(text)  # Skips the search for white space.
+        value, end = _decoder.raw_decode(text)  # Skips the search for white space.
         if end == len(text):
             return value
     except (ValueError, RecursionError):
         pass
-    return _load(text, _fast_decoder, _long_decoder)
+    return _decode(text, _decoder, _long_decoder)
 
 
-def loads_strict(text: str) -> Any:
-    """Read JSON text as `loads` does, and refuse an object with a duplicate key.
+def loads_as_written(text: str) -> Any:
+    """Parse JSON text so that `dumps` writes the same digits, and reject duplicate keys.
+
+    A number that a float would spell differently, such as `1.50`, becomes a Decimal.
 
     Raises:
-        ValueError: The text is not JSON, or one object names a key twice.
+        ValueError: The text is not JSON (RFC 8259), or an object has a key twice. The
+            error completes a sentence whose subject is the text.
     """
-    return _load(text, _strict_decoder, _strict_long_decoder)
+    return _decode(text, _written_decoder, _long_written_decoder)
 
 
-def _load(text: str, decoder: json.JSONDecoder, long_decoder: json.JSONDecoder) -> Any:
+def _decode(text: str, decoder: json.JSONDecoder, long_decoder: json.JSONDecoder) -> Any:
     try:
         try:
             return decoder.decode(text)
@@ -58,9 +58,12 @@ def _load(text: str, decoder: json.JSONDecoder, long_decoder: json.JSONDecoder) 
         except ValueError as exc:
             if "integer string conversion" not in str(exc):
                 raise
+        # Only now: a `parse_int` in Python costs time, and long integers are rare.
         return long_decoder.decode(text)
+    except json.JSONDecodeError as exc:
+        raise ValueError(f"is not JSON: {exc.msg} at character {exc.pos:,}") from None
     except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None
+        raise ValueError("is nested too deeply") from None
 
 
 def dumps(value: Mapping[str, Any], name: str = "metadata") -> str:
@@ -70,11 +73,11 @@ def dumps(value: Mapping[str, Any], name: str = "metadata") -> str:
     mappings with str keys. Nothing else is converted.
 
     Raises:
-        ValueError: NaN, Infinity, a number that cannot be stored, or nesting
-            without end.
-        TypeError: A key that is not a str (two keys such as 1 and "1" would
-            become one), or a value that JSON does not have. Both errors name
-            the place.
+        ValueError: NaN, Infinity, a number that PostgreSQL cannot store, or a
+            value that is nested too deeply or contains itself.
+        TypeError: A key that is not a str (keys such as 1 and "1" would
+            collide), or a value without a JSON form. Both errors start with the
+            path of the value.
     """
     if not value:
         return "{}"
@@ -82,7 +85,7 @@ def dumps(value: Mapping[str, Any], name: str = "metadata") -> str:
         if _has_str_keys(value):
             return _encode_fast(value)
     except (TypeError, ValueError):
-        pass  # The careful writer below handles it, or says what is wrong where.
+        pass  # The slower writer below supports more types and reports the path.
     except RecursionError:
         raise ValueError(f"{name}: nested too deeply, or contains itself") from None
     parts: list[str] = []
@@ -94,12 +97,17 @@ def dumps(value: Mapping[str, Any], name: str = "metadata") -> str:
 
 
 def same(left: str, right: str) -> bool:
-    """Tell whether two JSON texts hold the same value.
+    """Report whether two JSON texts have the same value.
 
-    Numbers compare by value whatever their spelling, and never equal a
-    boolean; the order of keys does not matter.
+    Numbers compare by value, whatever their spelling, and never equal a
+    boolean. The order of keys does not matter.
+
+    Raises:
+        ValueError: A text is not JSON, or a number's exponent is out of range.
     """
-    return left == right or _same(_exact_decoder.decode(left), _exact_decoder.decode(right))
+    if left == right:
+        return True
+    return _same(_decimal_decoder.decode(left), _decimal_decoder.decode(right))
 
 
 def _same(left: Any, right: Any) -> bool:
@@ -112,58 +120,34 @@ def _same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def _read_float(text: str) -> float | Decimal:
-    number = float(text)
-    if repr(number) == text:
-        return number
-    try:
-        exact = Decimal(text)
-    except InvalidOperation:
-        raise ValueError(f"the exponent of {text[:50]} is out of range") from None
-    if isfinite(number) and Decimal(repr(number)) == exact:
-        return number
-    return exact
-
-
-def _read_int(text: str) -> int | Decimal:
-    try:
-        return int(text)
-    except ValueError:  # More digits than sys.set_int_max_str_digits allows.
-        return Decimal(text)
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"the key {key!r} appears twice in one object")
+                raise ValueError(f"has the key {key[:40]!r} twice in one object")
             seen.add(key)
     return result
 
 
-_fast_decoder = json.JSONDecoder(parse_float=_read_float, parse_constant=_refuse_constant)
+_decoder = json.JSONDecoder(parse_float=numbers.real, parse_constant=numbers.constant)
 _long_decoder = json.JSONDecoder(
-    parse_float=_read_float, parse_int=_read_int, parse_constant=_refuse_constant
+    parse_float=numbers.real, parse_int=numbers.integer, parse_constant=numbers.constant
 )
-_strict_decoder = json.JSONDecoder(
-    parse_float=_read_float,
-    parse_constant=_refuse_constant,
-    object_pairs_hook=_unique_object,
+_written_decoder = json.JSONDecoder(
+    parse_float=numbers.real_as_written,
+    parse_constant=numbers.constant,
+    object_pairs_hook=_unique_keys,
 )
-_strict_long_decoder = json.JSONDecoder(
-    parse_float=_read_float,
-    parse_int=_read_int,
-    parse_constant=_refuse_constant,
-    object_pairs_hook=_unique_object,
+_long_written_decoder = json.JSONDecoder(
+    parse_float=numbers.real_as_written,
+    parse_int=numbers.integer,
+    parse_constant=numbers.constant,
+    object_pairs_hook=_unique_keys,
 )
-_exact_decoder = json.JSONDecoder(
-    parse_float=Decimal, parse_int=Decimal, parse_constant=_refuse_constant
+_decimal_decoder = json.JSONDecoder(
+    parse_float=numbers.decimal, parse_int=numbers.decimal, parse_constant=numbers.constant
 )
 
 
@@ -181,7 +165,7 @@ _encoder = json.JSONEncoder(
 
 
 def _make_fast() -> Any:
-    """Return the C encoder, made once: JSONEncoder.encode makes one per call."""
+    """Return a reusable C encoder; JSONEncoder.encode creates one per call."""
     try:
         make: Any = getattr(_json_encoder, "c_make_encoder")  # noqa: B009 - typeshed lacks it
         encode = make(
@@ -203,10 +187,10 @@ def _encode_fast(value: Mapping[str, Any]) -> str:
 
 
 def _has_str_keys(value: Any) -> bool:
-    """Tell whether all keys, at every depth, are exactly str.
+    """Report whether all keys, at every depth, are exactly str.
 
-    The C encoder would turn other keys into str without a word. Scalars, which
-    most metadata consists of, are told apart by one pass in C.
+    The C encoder would silently convert other keys to str. Scalars, which most
+    metadata consists of, are recognized by one pass in C.
     """
     if isinstance(value, dict):
         if not _KEYS.issuperset(map(type, value)):
@@ -220,13 +204,13 @@ def _has_str_keys(value: Any) -> bool:
 
 
 def _write(value: Any, path: str, out: list[str]) -> None:
-    """Write one value, whatever it is, or say what is wrong with it and where."""
+    """Append the JSON text of a value, or raise an error with its path."""
     if isinstance(value, str):
         out.append(_json_encoder.encode_basestring(value))
     elif value is None or value is True or value is False:
         out.append(_CONSTANTS[value])
     elif isinstance(value, (int, float, Decimal)):
-        out.append(_number(value, path))
+        out.append(numbers.format_number(value, path))
     elif isinstance(value, Mapping):
         _write_object(value, path, out)
     elif isinstance(value, (list, tuple)):
@@ -260,29 +244,3 @@ def _write_array(value: list[Any] | tuple[Any, ...], path: str, out: list[str]) 
         _write(item, f"{path}[{index}]", out)
         separator = ","
     out.append("]" if separator == "," else "[]")
-
-
-def _number(value: float | Decimal, path: str) -> str:
-    if isinstance(value, Decimal):
-        return _decimal(value, path)
-    if isinstance(value, int):
-        try:
-            return int.__repr__(value)
-        except ValueError:  # Too many digits for int, not for Decimal.
-            return format(Decimal(value), "f")
-    if not isfinite(value):
-        raise ValueError(f"{path}: {value!r} is not a JSON number")
-    return float.__repr__(value)
-
-
-def _decimal(value: Decimal, path: str) -> str:
-    if not value.is_finite():
-        raise ValueError(f"{path}: {value} is not a JSON number")
-    exponent = int(value.as_tuple().exponent)
-    if value.adjusted() >= _MAX_DIGITS_BEFORE_POINT or -exponent > _MAX_DIGITS_AFTER_POINT:
-        # Plain text of 1E+999999999 would fill the memory.
-        raise ValueError(
-            f"{path}: a number may have {_MAX_DIGITS_BEFORE_POINT:,} digits before the point "
-            f"and {_MAX_DIGITS_AFTER_POINT:,} after it"
-        )
-    return format(value, "f")

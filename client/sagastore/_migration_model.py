@@ -1,4 +1,4 @@
-"""Where a migration from SQLite to PostgreSQL stands."""
+"""The state of a migration from SQLite to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Backfill:
-    """The copying of the rows that were there before dual write began.
+    """The copying of the rows that existed before dual write started.
 
     Attributes:
-        state: What it is doing.
-        copied: Rows copied.
-        total: Rows to copy in all.
-        rows_per_second: Recent speed.
-        eta_seconds: Expected time left, in seconds.
-        error: Why it failed or is being tried again, in one line; empty
-            otherwise.
-        step: What is being done now, in a few words, for people.
+        state: The state.
+        copied: Number of rows copied.
+        total: Number of rows to copy in total.
+        rows_per_second: Recent rate.
+        eta_seconds: Estimated time left, in seconds.
+        error: Why the backfill failed or is being retried, in one line; empty
+            if there is no error.
+        step: The current step, as text for display.
     """
 
     state: BackfillState
@@ -49,14 +49,14 @@ class Backfill:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a verification found.
+    """The result of a verification.
 
     Attributes:
-        started_at: When it began.
-        finished_at: When it ended.
-        compared: Rows compared, field by field.
-        mismatch_count: Rows that differed and stayed different.
-        repaired: Rows put back into the journal for repair.
+        started_at: Time of its start.
+        finished_at: Time of its end.
+        compared: Number of rows compared, field by field.
+        mismatch_count: Number of rows that remained different.
+        repaired: Number of rows queued for replication to repair them.
     """
 
     started_at: datetime | None
@@ -68,11 +68,11 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """Something that stands in the way of the next phase.
+    """An unmet precondition of the next phase.
 
     Attributes:
-        reason: A stable name, in UPPER_SNAKE_CASE.
-        detail: What it is and what to do, in one line.
+        reason: A stable name in UPPER_SNAKE_CASE.
+        detail: The problem and what to do, in one line.
     """
 
     reason: str
@@ -81,14 +81,14 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True)
 class StoreHealth:
-    """How one store does.
+    """The health of one store.
 
     Attributes:
         store: The store.
-        healthy: True when it answers.
-        detail: Why not, in one line; empty when healthy.
-        messages: Messages in the store, as of a moment ago; None while unknown.
-        schema_version: Version of its schema; None while unknown.
+        healthy: True if the store responds.
+        detail: The problem, in one line; empty if healthy.
+        messages: Recent number of messages in the store; None while unknown.
+        schema_version: Version of the schema; None while unknown.
     """
 
     store: Store
@@ -100,13 +100,13 @@ class StoreHealth:
 
 @dataclass(frozen=True, slots=True)
 class ShadowDifference:
-    """A read that the two stores answer differently.
+    """A read for which the two stores return different results.
 
     Attributes:
-        time: When it was read.
-        read: Which read it was.
-        sqlite: What SQLite answered: ids and revisions.
-        postgresql: What PostgreSQL answered: ids and revisions.
+        time: Time of the read.
+        read: Description of the read.
+        sqlite: The result of SQLite: ids and revisions.
+        postgresql: The result of PostgreSQL: ids and revisions.
     """
 
     time: datetime | None
@@ -117,14 +117,14 @@ class ShadowDifference:
 
 @dataclass(frozen=True, slots=True)
 class ShadowReads:
-    """A sample of the reads of BACKFILL, compared with PostgreSQL in the background.
+    """Shadow reads: in BACKFILL, a sample of the reads is compared with PostgreSQL.
 
     Attributes:
-        compared: Reads compared.
-        skipped: Reads of the sample that were not compared, because too many
-            waited or the messages kept changing.
-        different: Reads whose answers stayed different when the journal had
-            caught up.
+        compared: Number of reads compared.
+        skipped: Number of sampled reads not compared, because too many were
+            waiting or the messages kept changing.
+        different: Number of reads whose results still differed after the
+            journal was applied.
         differences: The latest of those, at most 10.
     """
 
@@ -140,7 +140,7 @@ class Mismatch:
 
     Attributes:
         id: The message's id.
-        kind: How it differs.
+        kind: The kind of difference.
         fields: The fields that differ.
     """
 
@@ -151,16 +151,16 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class VerifyProgress:
-    """How far a verification is.
+    """The progress of a verification.
 
     Attributes:
-        compared: Rows compared so far.
-        total: Rows to compare in all.
-        mismatches: Mismatches found since the progress before; the server
-            lists at most 1000 in all.
-        done: True in the last one.
-        mismatch_count: Mismatches so far.
-        repaired: Rows put back into the journal so far.
+        compared: Number of rows compared so far.
+        total: Number of rows to compare in total.
+        mismatches: Mismatches since the previous progress; the server lists at
+            most 1000 in total.
+        done: True in the last item.
+        mismatch_count: Number of mismatches so far.
+        repaired: Number of rows queued for replication so far.
     """
 
     compared: int
@@ -173,24 +173,24 @@ class VerifyProgress:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """Where a migration stands.
+    """The state of a migration.
 
     Attributes:
-        phase: The phase in force.
-        epoch: Counts the changes of phase; grows by one with each.
+        phase: The current phase.
+        epoch: Number of the phase change; increases by one with each change.
         backfill: The copying of existing rows.
-        journal_rows: Writes that SQLite has and PostgreSQL has not yet.
+        journal_rows: Number of writes in SQLite that are not yet replicated to
+            PostgreSQL.
         journal_lag_seconds: Age of the oldest of them, in seconds.
-        quarantined: Rows in quarantine.
-        last_verification: The last verification that ended; None before the
+        quarantined: Number of rows in quarantine.
+        last_verification: The last verification that finished; None before the
             first.
-        blockers_to_next: What stands between this phase and the next; empty
-            when nothing does.
+        blockers_to_next: Unmet preconditions of the next phase.
         stores: The stores that the service is configured with.
-        shadow: What comparing a sample of the reads on both stores has shown.
-        reads_from_fallback: True while PostgreSQL is down or behind in
-            READ_POSTGRES, so that SQLite answers reads.
-        verifying: The verification that runs now; None while none does.
+        shadow: The result of the shadow reads.
+        reads_from_fallback: True while SQLite serves reads in READ_POSTGRES
+            because PostgreSQL is down or behind.
+        verifying: The verification in progress; None if there is none.
     """
 
     phase: Phase
@@ -208,7 +208,7 @@ class Migration:
 
     @property
     def reads_from(self) -> Store:
-        """The store that answers reads now; UNKNOWN in a phase that is unknown."""
+        """The store that serves reads; UNKNOWN if the phase is unknown."""
         if self.phase is Phase.UNKNOWN:
             return Store.UNKNOWN
         if self.phase < Phase.READ_POSTGRES or self.reads_from_fallback:
@@ -218,12 +218,12 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedRow:
-    """A row that could not become a message without changing its meaning.
+    """A row of a legacy file that no message can represent.
 
     Attributes:
-        source_key: Where it came from, for example `messages/rowid=20029`.
-        reason: Why it was set aside: every reason, in one line.
-        field: The first field at fault.
+        source_key: The row in its source, for example `messages/rowid=20029`.
+        reason: All problems of the row, in one line.
+        field: The first invalid field.
         row: The raw values as JSON text in UTF-8; see `columns`.
     """
 
@@ -235,7 +235,7 @@ class QuarantinedRow:
     def columns(self) -> dict[str, Any]:
         """Return the raw values by column.
 
-        Each is None, a number, a str, or `{"base64": "…"}` for bytes and for
+        A value is None, a number, a str, or `{"base64": "…"}` for bytes and for
         text that is not valid UTF-8.
         """
         values: dict[str, Any] = _json.loads(self.row.decode())

@@ -1,4 +1,4 @@
-"""Messages, and what the calls that store and find them answer."""
+"""Messages and the results of calls."""
 
 from __future__ import annotations
 
@@ -33,25 +33,27 @@ _MARK_END = "\x03"
 class Message:
     """One message of an AI conversation.
 
-    Lengths are checked by the server and count Unicode code points. No string
-    may hold U+0000 or lone surrogates.
+    The server checks lengths, in Unicode code points. Strings must not contain
+    U+0000 or lone surrogates.
 
     Attributes:
-        provider: Who ran the model, for example `openai`; 1 to 64 characters.
-        role: Who spoke, for example `user`; 1 to 32 characters.
-        content: What was said; not only white space, at most 100,000 characters.
-        id: 1 to 128 characters; empty until the message is saved, when the
-            client gives it a UUIDv7.
-        tags: Labels in the order given; at most 512, each 1 to 256 characters.
-        timestamp: When it was said, aware, to the microsecond. None: the
-            server's time for a new id, and the stored time for an id that
-            exists.
-        metadata: A JSON object; at most 256 KiB as text. Numbers that a Python
-            float would change come back as `decimal.Decimal`.
-        session_id: The conversation; at most 256 characters. None and "" are
-            two different values.
-        created_at: When the id was first stored. Set by the server.
-        revision: Grows with every change of the message; 0 before it is
+        provider: Provider of the model, for example `openai`; 1 to 64
+            characters.
+        role: Role of the author, for example `user`; 1 to 32 characters.
+        content: Text of the message; not only white space, at most 100,000
+            characters.
+        id: 1 to 128 characters. If it is empty, the client assigns a UUIDv7
+            when it saves the message.
+        tags: Labels, in order; at most 512, each 1 to 256 characters.
+        timestamp: Time of the message, aware, to the microsecond. None means
+            the server's time for a new id and the stored time for an existing
+            id.
+        metadata: A JSON object, at most 256 KiB as text. Numbers that a Python
+            float cannot represent are read as `decimal.Decimal`.
+        session_id: The conversation, at most 256 characters. None and "" are
+            different values.
+        created_at: Time when the id was first stored. Set by the server.
+        revision: Increases with every change of the message; 0 before it is
             stored. Set by the server.
     """
 
@@ -80,7 +82,7 @@ class Message:
         created_at: datetime | None = None,
         revision: int = 0,
     ) -> None:
-        """Make a message; see the class for the meaning of each value.
+        """Create a message; see the class for the meaning of each value.
 
         Raises:
             ValueError: `timestamp` or `created_at` has no time zone.
@@ -111,12 +113,12 @@ class Message:
         )
 
     def __hash__(self) -> int:
-        """Hash what identifies a message; metadata, a dict, cannot be hashed."""
+        """Hash the hashable fields that identify a message."""
         return hash((self.id, self.revision, self.content))
 
 
-# The slots' own setters: object.__setattr__ by name takes twice as long, and
-# reading is where most messages are made.
+# The setters of the slots: object.__setattr__ takes twice as long, and reads create
+# most messages.
 _set_provider = Message.__dict__["provider"].__set__
 _set_role = Message.__dict__["role"].__set__
 _set_content = Message.__dict__["content"].__set__
@@ -142,7 +144,7 @@ def _fill(  # noqa: PLR0917 - keywords cost time here
     created_at: datetime | None,
     revision: int,
 ) -> Message:
-    """Set all values of a new message, without checking them."""
+    """Set all values of a new message without validation."""
     _set_provider(message, provider)
     _set_role(message, role)
     _set_content(message, content)
@@ -158,12 +160,12 @@ def _fill(  # noqa: PLR0917 - keywords cost time here
 
 @dataclass(frozen=True, slots=True)
 class SaveResult:
-    """What a Save did.
+    """The result of a save.
 
     Attributes:
-        id: The message's id, assigned by the client where it had none.
-        revision: The revision that is stored now.
-        created: True when the id did not exist before.
+        id: The message's id, which the client assigned if it was empty.
+        revision: The stored revision.
+        created: True if the id did not exist before.
         durable_on: The stores that have committed the message.
     """
 
@@ -175,12 +177,12 @@ class SaveResult:
 
 @dataclass(frozen=True, slots=True)
 class BatchGetResult:
-    """The answer to a request for several messages.
+    """The result of a read of several messages.
 
     Attributes:
-        messages: Those found, in the order asked; an id given twice is
-            answered twice.
-        missing_ids: The ids not found, in the order asked.
+        messages: The messages found, in the order of the ids; a repeated id
+            returns its message repeatedly.
+        missing_ids: The ids not found, in the order of the ids.
     """
 
     messages: tuple[Message, ...]
@@ -193,9 +195,8 @@ class SearchResult:
 
     Attributes:
         message: The message as stored.
-        score: How well the words match: 0 or greater, comparable within one
-            query only.
-        snippet: An extract of the content, at most about 200 characters, with
+        score: Relevance, at least 0; comparable only within one query.
+        snippet: An extract of the content of about 200 characters at most, with
             each matching word between U+0002 and U+0003; see `highlight`.
     """
 
@@ -213,10 +214,10 @@ class SearchResult:
         """Return the snippet with `start` and `end` around each matching word.
 
         Args:
-            start: Put before each matching word.
-            end: Put after each matching word.
-            escape: Applied to the text, not to the marks: `html.escape` where
-                the result goes into a web page.
+            start: Text before each matching word.
+            end: Text after each matching word.
+            escape: Applied to the snippet, not to `start` and `end`; use
+                `html.escape` for a web page.
         """
         text = self.snippet if escape is None else escape(self.snippet)
         return text.replace(_MARK_START, start).replace(_MARK_END, end)
@@ -227,9 +228,9 @@ class Page(Generic[T]):
     """A page of a list or of a search.
 
     Attributes:
-        items: What the page holds, in order.
-        next_page_token: Asks for the next page; empty when this is the last.
-            Valid without limit of time, for the same request only.
+        items: The items, in order.
+        next_page_token: Token of the next page; empty on the last page. Does
+            not expire; valid only for the same request.
     """
 
     items: tuple[T, ...]
@@ -241,10 +242,10 @@ class RejectedMessage:
     """Why one message of a bulk save was not stored.
 
     Attributes:
-        position: Its position in the input, from 0.
-        id: Its id.
-        field: The first field that breaks a rule.
-        reason: What is wrong, in one line.
+        position: Position in the input, from 0.
+        id: The message's id.
+        field: The first invalid field.
+        reason: The problem, in one line.
     """
 
     position: int
@@ -255,21 +256,20 @@ class RejectedMessage:
 
 @dataclass(frozen=True, slots=True)
 class BulkAck:
-    """The outcome of one batch of a bulk save, once it is durable.
+    """The result of one durable batch of a bulk save.
 
-    `saved + unchanged + skipped + len(rejected) == count`. A batch that had to
-    be sent twice may count as unchanged (or skipped, with `OnConflict.SKIP`)
-    what its first sending saved.
+    `saved + unchanged + skipped + len(rejected) == count`. If a batch is resent,
+    messages that the first attempt saved count as unchanged, or as skipped with
+    `OnConflict.SKIP`.
 
     Attributes:
-        first_position: Position in the input of the batch's first message,
-            from 0.
-        count: Messages of the input in the batch, which are consecutive.
-        saved: Stored, new or replacing another.
-        unchanged: Stored already, equal to what was sent.
-        skipped: Left out: the id exists (`OnConflict.SKIP`), or came again
-            later in the batch.
-        rejected: Those that break a rule. Nothing of them was stored.
+        first_position: Input position of the first message, from 0.
+        count: Number of messages of the input, which are consecutive.
+        saved: Number of messages stored, new or replaced.
+        unchanged: Number of messages that were already stored and equal.
+        skipped: Number of messages not stored because the id exists
+            (`OnConflict.SKIP`) or occurs again later in the batch.
+        rejected: Invalid messages, which were not stored.
     """
 
     first_position: int
@@ -282,15 +282,15 @@ class BulkAck:
 
 @dataclass(frozen=True, slots=True)
 class BulkProgress:
-    """How far a bulk save is: counts of acknowledged messages.
+    """The progress of a bulk save: counts of acknowledged messages.
 
     Attributes:
-        acknowledged: Messages of the input that are dealt with; every one
-            before this position is durable or was rejected.
-        saved: Stored, new or replacing another.
-        unchanged: Stored already, equal to what was sent.
-        skipped: Left out; see `BulkAck.skipped`.
-        rejected: How many broke a rule.
+        acknowledged: Number of processed messages; every message before this
+            position is durable or was rejected.
+        saved: Number of messages stored, new or replaced.
+        unchanged: Number of messages that were already stored and equal.
+        skipped: Number of messages not stored; see `BulkAck.skipped`.
+        rejected: Number of invalid messages.
     """
 
     acknowledged: int
@@ -302,14 +302,14 @@ class BulkProgress:
 
 @dataclass(frozen=True, slots=True)
 class BulkResult:
-    """The outcome of a whole bulk save.
+    """The result of a bulk save.
 
     Attributes:
-        total: Messages of the input.
-        saved: Stored, new or replacing another.
-        unchanged: Stored already, equal to what was sent.
-        skipped: Left out; see `BulkAck.skipped`.
-        rejected: Those that break a rule, by position.
+        total: Number of messages of the input.
+        saved: Number of messages stored, new or replaced.
+        unchanged: Number of messages that were already stored and equal.
+        skipped: Number of messages not stored; see `BulkAck.skipped`.
+        rejected: Invalid messages, ordered by position.
     """
 
     total: int
@@ -324,7 +324,7 @@ class ExportBatch:
     """One batch of an export.
 
     Attributes:
-        messages: The messages, ordered by id (bytes).
+        messages: The messages, ordered by the UTF-8 bytes of the id.
         resume_token: Continues the export after this batch.
     """
 

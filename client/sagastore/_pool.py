@@ -1,4 +1,4 @@
-"""The channels of a client: one for each address, used in turn."""
+"""The gRPC channels of a client: one per address, used round robin."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ Metadata = tuple[tuple[str, str], ...]
 _READY = grpc.ChannelConnectivity.READY
 _FAILING = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
-# A page or batch of the largest messages that the API allows; gRPC's default
-# of 4 MiB holds three of them.
+# Enough for a page or batch of the largest messages that the API allows; gRPC's
+# default of 4 MiB is enough for three messages.
 _MAX_RECEIVE_BYTES = 64 * 1024 * 1024
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
-    # A name with several addresses is balanced as well.
+    # Balances over the addresses of one name.
     ("grpc.service_config", '{"loadBalancingConfig":[{"round_robin":{}}]}'),
     ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
     ("grpc.max_send_message_length", -1),
-    # gRPC waits up to two minutes between attempts to connect; a server that
-    # restarts is back much sooner.
+    # gRPC's default is up to two minutes between connection attempts; a server
+    # restarts much faster.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # Also makes the kernel drop a connection whose peer is gone without a word
+    # Also makes the kernel drop a connection whose peer vanished without closing it
     # (TCP_USER_TIMEOUT). The server allows a ping every 10 s.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -50,12 +50,12 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
 _POLL_SECONDS = 0.01
 _CONNECT_SECONDS = 5.0
 
-# The process in which gRPC's asyncio machinery was started.
+# Id of the process that started gRPC's asyncio support.
 _started_in: int | None = None
 
 
 class Endpoint:
-    """One server and the ways to call it."""
+    """One server: its channel and its RPCs."""
 
     __slots__ = ("address", "bulk_save", "channel", "health", "migration", "security", "storage")
 
@@ -65,7 +65,7 @@ class Endpoint:
         self.channel = channel
         self.storage = storage_pb2_grpc.StorageServiceStub(channel)
         self.migration = migration_pb2_grpc.MigrationServiceStub(channel)
-        # Takes requests that are serialized already.
+        # Takes serialized requests.
         self.bulk_save = cast(
             "BulkCall",
             channel.stream_stream(
@@ -83,7 +83,7 @@ class Endpoint:
         )
 
     def state(self) -> grpc.ChannelConnectivity:
-        """Return the state of the connection; begins to connect if there is none."""
+        """Return the state of the connection; connects if there is none."""
         return self.channel.get_state(try_to_connect=True)
 
 
@@ -98,9 +98,9 @@ def _serialize(message: Any) -> bytes:
 
 
 class Pool:
-    """Opens the channels on first use and hands them out in turn.
+    """Opens the channels on first use and selects one for each call.
 
-    Bound to the event loop of its first use, as gRPC's channels are.
+    Bound to the event loop of its first use, as gRPC channels are.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Pool:
         self.closed = False
 
     def metadata(self) -> Metadata | None:
-        """Return what goes with each call."""
+        """Return the metadata of each call."""
         return (*self._authorization(), *trace_headers()) or None
 
     def _authorization(self) -> Metadata:
@@ -129,12 +129,12 @@ class Pool:
         return (("authorization", f"Bearer {self._token()}"),)
 
     def note_token(self, error: SagaStoreError, sent: Metadata | None) -> None:
-        """Take note in an error of whether the token has been replaced since it was sent."""
+        """Record in an authentication error whether the token has changed since the call."""
         if isinstance(error, UnauthenticatedError):
             error.outdated = not set(self._authorization()) <= set(sent or ())
 
     async def acquire(self, deadline: Deadline | None = None) -> Endpoint:
-        """Return the server to call next: in turn, those that can be reached first.
+        """Return the server for the next call: round robin, connected servers first.
 
         Raises:
             RuntimeError: The client is closed, or belongs to another event
@@ -162,20 +162,20 @@ class Pool:
         return endpoints[chosen]
 
     def _open(self) -> tuple[Endpoint, ...]:
-        global _started_in  # noqa: PLW0603 - one for the process
+        global _started_in  # noqa: PLW0603 - one per process
         if self._endpoints:
             if asyncio.get_running_loop() is not self._loop:
                 raise RuntimeError(
                     "an AsyncClient belongs to the event loop that first used it; "
-                    "make one client for each loop"
+                    "create one client for each loop"
                 )
             return self._endpoints
         if self.closed:
             raise RuntimeError("the client is closed")
         if _started_in not in (None, os.getpid()):
             raise RuntimeError(
-                "gRPC was used by this process before it forked, and does not work after that; "
-                "make clients only after forking, or start processes by spawn"
+                "this process used gRPC before it forked, and gRPC does not work after a fork; "
+                "create clients after forking, or start processes with spawn"
             )
         _started_in = os.getpid()
         self._loop = asyncio.get_running_loop()
@@ -192,7 +192,7 @@ class Pool:
     ) -> grpc.aio.Channel:
         options = [*_OPTIONS, ("grpc.primary_user_agent", self._user_agent)]
         if address.loopback:
-            # A proxy (http_proxy in the environment) has another loopback.
+            # The loopback address of a proxy (http_proxy) is another machine.
             options.append(("grpc.enable_http_proxy", 0))
         if credentials is None:
             return grpc.aio.insecure_channel(address.target, options=options)
@@ -201,7 +201,7 @@ class Pool:
         return grpc.aio.secure_channel(address.target, credentials, options=options)
 
     async def close(self) -> None:
-        """Close the channels; calls under way are cancelled. Safe to repeat."""
+        """Close the channels and cancel calls in progress. Can be called more than once."""
         self.closed = True
         endpoints, self._endpoints = self._endpoints, ()
         for endpoint in endpoints:

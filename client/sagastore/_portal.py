@@ -1,8 +1,8 @@
-"""An event loop on a thread of its own, for those who have none.
+"""An event loop on a background thread, which runs the blocking client's calls.
 
-One for the whole process, started on first use and stopped at exit. gRPC's
-asyncio machinery serves all loops of a process from one queue: a loop that
-comes and goes with each client could be gone when its events arrive.
+There is one per process, started on first use and stopped at exit. One per client
+would be unsafe: gRPC serves all event loops of a process from one queue, so events
+could arrive for a loop that no longer exists.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import concurrent.futures
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any, Final, TypeVar
 
 __all__ = ["Portal", "get_portal"]
@@ -25,7 +25,7 @@ _END: Final = object()
 
 
 class Portal:
-    """Runs coroutines on the loop's thread, for other threads to wait for."""
+    """Runs coroutines on the background thread; other threads wait for the results."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -43,15 +43,15 @@ class Portal:
 
     @property
     def alive(self) -> bool:
-        """False in a child that was forked: the thread stayed in the parent."""
+        """False in a forked child, which does not have the thread."""
         return self._pid == os.getpid()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine and return its result; blocks the calling thread.
 
         Raises:
-            RuntimeError: It can never finish: called on the loop's own thread,
-                or after a fork.
+            RuntimeError: The caller is the background thread, the process has
+                forked, or the interpreter exits.
         """
         problem = self._problem()
         if problem:
@@ -62,24 +62,27 @@ class Portal:
             return future.result()
         except concurrent.futures.CancelledError:
             raise RuntimeError("the client was closed during the call") from None
-        except BaseException:  # Such as KeyboardInterrupt: do not leave the call running.
+        except BaseException:  # For example KeyboardInterrupt: the call must not continue.
             future.cancel()
             raise
 
     def _problem(self) -> str:
         if not self.alive:
             return (
-                "this client was made before the process forked; gRPC does not work after that: "
-                "make clients only after forking, or start processes by spawn"
+                "this client was created before the process forked, and gRPC does not work "
+                "after a fork; create clients after forking, or start processes with spawn"
             )
         if threading.current_thread() is self._thread:
-            return "a blocking client cannot be used on its own event loop's thread"
+            return (
+                "a blocking client cannot be used on its own event loop's thread; "
+                "use AsyncClient there"
+            )
         if self._loop.is_closed():
             return "the interpreter is exiting"
         return ""
 
-    def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
-        """Yield what an asynchronous generator yields, one step at a time."""
+    def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        """Yield the items of an asynchronous generator."""
         try:
             while (item := self.run(_next(items))) is not _END:
                 yield item
@@ -87,10 +90,10 @@ class Portal:
             self.release(_close(items))
 
     def release(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run what frees something; wait for it where that is possible.
+        """Run a coroutine that releases resources; wait for it if possible.
 
-        An iterator that nobody holds any more is closed by the garbage
-        collector, which may run on the loop's own thread, or at exit.
+        Waiting is impossible on the background thread and at exit, where the
+        garbage collector may close an abandoned iterator.
         """
         if not self._problem():
             self.run(coroutine)
@@ -101,7 +104,7 @@ class Portal:
             coroutine.close()
 
     def close_at_exit(self, client: Any) -> None:
-        """Have a client, which has an async `close`, closed when the process ends."""
+        """Await `client.close()` when the process ends."""
         self._open.add(client)
 
     def _stop(self) -> None:
@@ -117,14 +120,14 @@ class Portal:
     async def _close_all(self) -> None:
         for client in list(self._open):
             await client.close()
-        await _end_others()
+        await _end_other_tasks()
 
 
-async def _end_others() -> None:
-    """Let every other task on the loop come to its end, by itself or cancelled.
+async def _end_other_tasks() -> None:
+    """Wait for all other tasks of the loop; cancel those that do not end.
 
-    gRPC's own tasks learn in later turns of the loop that their channels were closed;
-    a loop that stops before leaves them behind, and Python complains of each.
+    gRPC's tasks end some iterations of the loop after their channels are closed. If
+    the loop stopped earlier, Python would print a warning for each of them.
     """
     await asyncio.sleep(0)
     for stop in (False, True):
@@ -147,10 +150,10 @@ async def _close(items: AsyncGenerator[Any, None]) -> None:
 
 
 def _handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Report what goes wrong on the loop, but for gRPC's false alarms.
+    """Report errors of the loop, except false alarms of gRPC.
 
-    With several loops in a process, gRPC wakes all of them for each event, and
-    those that come late fail to read what is no longer there.
+    With several loops in a process, gRPC wakes all of them for each event. All but
+    one then fail to read the event.
     """
     exception = context.get("exception")
     handle = repr(context.get("handle", ""))
@@ -164,8 +167,8 @@ _lock = threading.Lock()
 
 
 def get_portal() -> Portal:
-    """Return the process's portal, started if need be."""
-    global _portal  # noqa: PLW0603 - one for the process
+    """Return the portal of the process; start it if necessary."""
+    global _portal  # noqa: PLW0603 - one per process
     with _lock:
         if _portal is None or not _portal.alive:
             _portal = Portal()
@@ -173,8 +176,8 @@ def get_portal() -> Portal:
 
 
 def _after_fork() -> None:
-    # Another thread may have held the lock when the process forked.
-    global _lock  # noqa: PLW0603 - one for the process
+    # Another thread may hold the lock when the process forks.
+    global _lock  # noqa: PLW0603 - one per process
     _lock = threading.Lock()
 
 

@@ -1,4 +1,4 @@
-"""From a gRPC status to one of the library's exceptions."""
+"""Conversion of a gRPC status to an exception of the library."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CLASSES: Final[dict[grpc.StatusCode, type[SagaStoreError]]] = {
     grpc.StatusCode.DATA_LOSS: errors.InternalError,
 }
 
-# A connection that breaks under a call ends it with these, too.
+# Texts of INTERNAL and UNKNOWN errors that mean a broken connection.
 _BROKEN: Final = re.compile(
     r"RST_STREAM|Stream removed|Connection reset|Socket closed|GOAWAY|Broken pipe"
     r"|Internal error from Core",
@@ -49,17 +49,17 @@ _UNSENT: Final = re.compile(
 
 
 class Security(enum.Enum):
-    """What a connection is secured with; tells what is likely where gRPC does not."""
+    """How a connection is secured; selects the hint for an unexplained disconnection."""
 
     PLAIN = "plain text"
     TLS = "TLS"
-    CERTIFICATE = "TLS with a certificate of our own"
+    CERTIFICATE = "TLS with a client certificate"
 
 
 def is_transient(error: SagaStoreError) -> bool:
-    """Tell whether the same call may succeed a little later.
+    """Report whether the same call may succeed later.
 
-    What is too large for one call will be too large again.
+    A request or response that is too large stays too large.
     """
     if isinstance(error, errors.ResourceExhaustedError):
         return not error.too_large
@@ -74,10 +74,10 @@ def from_rpc_error(
     """Return the exception for a failed call.
 
     Args:
-        error: What gRPC raised.
+        error: The exception of gRPC.
         call: Name of the RPC.
-        address: The server called.
-        security: What the connection to it is secured with.
+        address: The server.
+        security: How the connection is secured.
     """
     code = error.code()
     text = " ".join((error.details() or "").split())
@@ -107,15 +107,15 @@ def from_rpc_error(
 
 def _is_broken(code: grpc.StatusCode, text: str) -> bool:
     if code is grpc.StatusCode.CANCELLED:
-        # We did not cancel it (that raises asyncio.CancelledError), so the
-        # server ended the call, as one does that shuts down.
+        # A cancellation by this client raises asyncio.CancelledError. The server
+        # cancelled the call, for example because it shuts down.
         return True
     suspects = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
     return code in suspects and bool(_BROKEN.search(text))
 
 
 def _with_violations(line: str, violations: list[str]) -> str:
-    """Add what the line does not say yet, so that it is complete by itself."""
+    """Append the violations that the line does not contain."""
     missing = [text for text in violations if text.rpartition(": ")[2] not in line]
     return f"{line}: {'; '.join(missing)}" if missing else line
 
@@ -123,16 +123,16 @@ def _with_violations(line: str, violations: list[str]) -> str:
 def _transport_line(
     code: grpc.StatusCode, text: str, call: str, address: str, security: Security
 ) -> str:
-    """Return one line about an error that no SagaStore server described."""
+    """Return the text of an error that does not come from a SagaStore server."""
     match code:
         case grpc.StatusCode.UNAVAILABLE:
             return _unreachable(text, address, security)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return f"{call} got no answer from {address} in time"
+            return f"{call} timed out: no response from {address}"
         case grpc.StatusCode.UNIMPLEMENTED:
-            return f"{address} does not know {call}; is it a SagaStore server of this version?"
+            return f"{address} does not implement {call}; is it a SagaStore server of this version?"
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return f"{call} was refused by {address}: {text}"
+            return f"{address} rejected {call}: {text}"
         case _:
             return f"{call} at {address} failed with {code.name}" + (f": {text}" if text else "")
 
@@ -140,18 +140,18 @@ def _transport_line(
 _CAUSES: Final = (
     ("connection refused", "connection refused; is the server running?"),
     ("no such file", "no such socket; is the server running?"),
-    ("wrong_version_number", "the server does not speak TLS there; leave out tls"),
-    ("certificate has expired", "a certificate of the server has expired; it must be renewed"),
+    ("wrong_version_number", "the server does not use TLS on this port; leave out tls"),
+    ("certificate has expired", "the server's certificate has expired; renew it"),
     (
         "certificate is not yet valid",
-        "the server's certificate is not valid yet; is the clock right?",
+        "the server's certificate is not valid yet; check the clocks",
     ),
     ("certificate_verify_failed", "the server's certificate is not trusted; see TLS(ca=...)"),
     (
         "hostname verification",
         "the server's certificate is for another name; see TLS(server_name=...)",
     ),
-    ("handshake failed", "the TLS handshake failed; do the certificates match?"),
+    ("handshake failed", "the TLS handshake failed; check the certificates"),
     ("timed out", "the connection timed out"),
     ("timeout", "the connection timed out"),
     ("no route to host", "no route to the host"),
@@ -159,18 +159,16 @@ _CAUSES: Final = (
     ("cancelling all calls", "the server is shutting down"),
 )
 
-
-# Who is not let in is told nothing but that the connection is closed.
+# A server that rejects a connection only closes it, so gRPC reports no cause.
 _CLOSED_AT_ONCE: Final = re.compile(
     r"socket closed|connection reset|broken pipe|handshake read failed"
 )
 _LIKELY: Final = {
-    Security.PLAIN: "the server closed the connection at once; does the server expect TLS "
-    "(tls=True)?",
-    Security.TLS: "the server closed the connection after the TLS handshake; does it want a "
+    Security.PLAIN: "the server closed the connection; does the server require TLS (tls=True)?",
+    Security.TLS: "the server closed the connection after the TLS handshake; does it require a "
     "client certificate (TLS(cert=..., key=...))?",
-    Security.CERTIFICATE: "the server closed the connection after the TLS handshake; is our "
-    "certificate of an authority that it does not trust, or expired?",
+    Security.CERTIFICATE: "the server closed the connection after the TLS handshake; has "
+    "the client certificate expired, or does the server not trust its authority?",
 }
 
 
@@ -184,7 +182,7 @@ def _unreachable(text: str, address: str, security: Security) -> str:
     if "resolv" in low or "name not found" in low or "lookup" in low:
         return f"cannot reach {address}: the name cannot be resolved"
     if _BROKEN.search(text):
-        return f"the connection to {address} broke"
+        return f"the connection to {address} was lost"
     return f"{address} is unavailable: {text}" if text else f"{address} is unavailable"
 
 
@@ -206,14 +204,14 @@ class _Details:
 
     @property
     def from_server(self) -> bool:
-        """True when a SagaStore server wrote the error, not gRPC in between."""
+        """True if the error comes from a SagaStore server, not from gRPC."""
         return self.domain == _DOMAIN
 
     @property
     def violations(self) -> list[str]:
         """Every violation as text."""
         fields = [f"{v.field}: {v.description}" for v in self.field_violations]
-        # In one line, as the status's own text is when it is compared with them.
+        # One line each, as the text of the status, with which they are compared.
         return [
             " ".join(text.split())
             for text in (*fields, *(v.description for v in self.precondition_violations))
@@ -225,7 +223,7 @@ class _Details:
             for item in status.details:
                 self._read(item.type_url.rpartition("/")[2], item.value)
         except DecodeError:
-            pass  # The status code and text still tell what happened.
+            pass  # The status code and text remain.
 
     def _read(self, name: str, value: bytes) -> None:
         reader = _READERS.get(name)

@@ -1,4 +1,4 @@
-"""Addresses, TLS and tokens."""
+"""Server addresses, TLS settings and tokens."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ Token = str | Callable[[], str]
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """How to secure a connection. PEM data as bytes or text, or paths of PEM files.
+    """TLS settings. Certificates and keys are PEM data (bytes or text) or paths of PEM files.
 
     Attributes:
-        ca: Certificates of the authorities to trust; None: those that gRPC
-            trusts by itself.
-        cert: The client's own certificate (chain), where the server wants one.
-        key: Its private key.
-        server_name: The name that the server's certificate must have, where it
-            is not the name in the address.
+        ca: Certificates of the trusted authorities; None for gRPC's default.
+        cert: The client certificate (chain), if the server requires one.
+        key: The private key of `cert`.
+        server_name: The name in the server's certificate, if it differs from
+            the name in the address.
     """
 
     ca: Pem | None = None
@@ -45,12 +44,12 @@ class TLS:
     server_name: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse half a pair."""
+        """Require both of `cert` and `key`, or neither."""
         if (self.cert is None) != (self.key is None):
             raise ValueError("TLS: cert and key belong together; give both or neither")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Return gRPC's form of it; reads the files.
+        """Read the files and return gRPC credentials.
 
         Raises:
             OSError: A file cannot be read.
@@ -66,13 +65,13 @@ def _read(pem: Pem | None) -> bytes | None:
     if pem is None or isinstance(pem, bytes):
         return pem
     if isinstance(pem, str) and pem.lstrip().startswith("-----BEGIN"):
-        return pem.encode()  # As a path, a key would be quoted in the error.
+        return pem.encode()  # Path(pem) would put a private key into the error message.
     return Path(pem).read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One server: as people write it, and as gRPC wants it."""
+    """The address of a server, as text and as a gRPC target."""
 
     text: str
     target: str
@@ -80,14 +79,14 @@ class Address:
 
 
 def parse_targets(target: str | Sequence[str]) -> tuple[Address, ...]:
-    """Read one or several addresses.
+    """Parse one or several addresses.
 
     Raises:
         ValueError: An address is empty or not `HOST:PORT`, `HOST`, or a name
             that gRPC resolves (`dns:///…`, `unix:…`, `ipv4:…`, `ipv6:…`).
     """
     if isinstance(target, str):
-        # "ipv4:" and "ipv6:" names hold several addresses by themselves.
+        # "ipv4:" and "ipv6:" names may contain several addresses.
         whole = target.startswith(("ipv4:", "ipv6:"))
         parts: Sequence[str] = [target] if whole else target.split(",")
     else:
@@ -159,8 +158,8 @@ def _is_loopback(host: str) -> bool:
 class TokenFile:
     """A bearer token in a file, read for each call: `Client(token=TokenFile(path))`.
 
-    So it can be replaced while a client works. While the file is missing, empty or no
-    token, as it may be in the middle of a change, the token before it is used.
+    The file can be replaced while a client is in use. If the file is missing or invalid,
+    for example during the replacement, the previous token is used.
     """
 
     __slots__ = ("_path", "_token")
@@ -169,21 +168,21 @@ class TokenFile:
         """Read the file.
 
         Raises:
-            OSError: It cannot be read.
-            ValueError: It holds no token: printable ASCII without spaces, in one line.
+            OSError: The file cannot be read.
+            ValueError: The file is not one line of printable ASCII without spaces.
         """
         self._path = Path(path).expanduser()
         self._token = self._read()
 
     def __call__(self) -> str:
         """Return the token."""
-        # Reading it takes some 15 µs; its times would not tell of every change.
+        # Reading takes about 15 µs; file times do not change with every write.
         with contextlib.suppress(OSError, ValueError):
             self._token = self._read()
         return self._token
 
     def __repr__(self) -> str:
-        """Return the name of the file; never the token."""
+        """Return a text with the path and without the token."""
         return f"TokenFile({str(self._path)!r})"
 
     def _read(self) -> str:
@@ -199,7 +198,7 @@ def token_source(
     secure: bool,
     allow_insecure: bool,
 ) -> Callable[[], str] | None:
-    """Return what gives the token for each call, once it is clear that it may be sent.
+    """Return a function that returns the token for each call.
 
     Raises:
         ValueError: The token would cross a network in plain text.
@@ -210,7 +209,7 @@ def token_source(
     if exposed and not secure and not allow_insecure:
         raise ValueError(
             f"the token would be sent to {exposed[0]} in plain text; use tls=..., "
-            "or allow_insecure_token=True where the network itself is safe"
+            "or allow_insecure_token=True if the network is secure"
         )
     if callable(token):
         source = token
@@ -220,7 +219,7 @@ def token_source(
 
 
 def _checked(token: str) -> str:
-    # gRPC would quote the whole header in its error.
+    # gRPC's error would contain the whole header.
     if not token or not all("!" <= c <= "~" for c in token):
         raise ValueError("token: must be printable ASCII without spaces, and not empty")
     return token

@@ -1,4 +1,4 @@
-"""Timestamps: exact to the microsecond, by integer arithmetic alone."""
+"""Conversion of timestamps, exact to the microsecond by integer arithmetic."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ _MAX_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z
 
 
 def require_aware(value: datetime, name: str) -> None:
-    """Refuse a datetime without an offset from UTC.
+    """Require a datetime with an offset from UTC.
 
     Raises:
-        TypeError: The value is not a datetime.
-        ValueError: The datetime is naive.
+        TypeError: `value` is not a datetime.
+        ValueError: `value` is naive.
     """
     if not isinstance(value, datetime):
         raise TypeError(f"{name}: expected a datetime, got {type(value).__name__}")
     if value.utcoffset() is None:
         raise ValueError(
             f"{name}: {value.isoformat()} has no time zone; "
-            "give it one, for example datetime.now(timezone.utc)"
+            "use an aware datetime, for example datetime.now(timezone.utc)"
         )
 
 
 def to_wire(value: datetime, name: str) -> tuple[int, int]:
-    """Return seconds and nanoseconds since 1970 of an aware datetime.
+    """Return an aware datetime as seconds and nanoseconds since 1970.
 
     Raises:
-        ValueError: In UTC, the time is outside of the years 1 to 9999.
+        ValueError: The time in UTC is outside the years 1 to 9999.
     """
     delta = value - _EPOCH
     seconds = delta.days * 86_400 + delta.seconds
     if not _MIN_SECONDS <= seconds <= _MAX_SECONDS:
-        raise ValueError(f"{name}: {value.isoformat()} is not in the years 1 to 9999 of UTC")
+        raise ValueError(f"{name}: {value.isoformat()} is outside the years 1 to 9999 in UTC")
     return seconds, delta.microseconds * 1000
 
 
 def from_wire(seconds: int, nanos: int) -> datetime:
-    """Return the aware datetime, in UTC, of seconds and nanoseconds since 1970."""
+    """Return seconds and nanoseconds since 1970 as an aware datetime in UTC."""
     return _EPOCH + timedelta(0, seconds, nanos // 1000)

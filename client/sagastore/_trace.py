@@ -1,4 +1,4 @@
-"""The trace that a call belongs to, for programs that trace with OpenTelemetry."""
+"""Trace context propagation for programs that use OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["trace_headers"]
 
 
 def trace_headers() -> tuple[tuple[str, str], ...]:
-    """Return the headers that name the active span, as W3C's Trace Context has them.
+    """Return the W3C Trace Context headers of the active span.
 
-    Nothing is imported: where a span is active, OpenTelemetry has been loaded already.
+    OpenTelemetry is not imported: if a span is active, the program has imported it.
     """
     trace: Any = sys.modules.get("opentelemetry.trace")
     if trace is None:

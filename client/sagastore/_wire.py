@@ -1,8 +1,8 @@
-"""Protocol messages of others: google.rpc details and grpc.health.v1.
+"""Protobuf messages of google.rpc and grpc.health.v1.
 
-They are built at run time in a descriptor pool of our own. The generated
-packages for them register in protobuf's default pool, where two packages that
-bring the same file exclude each other; and they would be two more dependencies.
+They are built at run time in a private descriptor pool. The published packages
+would be two more dependencies, and they register in protobuf's default pool, where
+two packages with the same file conflict.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _TYPES = {
     "int64": _Field.TYPE_INT64,
 }
 
-# Package → message → fields, as "name:type[*]=number". A "*" repeats; "map" is
-# map<string, string>. Only the fields that the library reads: protobuf skips
-# others. Health's status is an open enum, whose wire form is that of an int32.
+# Package → message → fields, as "name:type[*]=number". "*" means repeated; "map" is
+# map<string, string>. Only the fields that the library reads: protobuf skips the
+# others. The health status is an open enum, which has the wire format of an int32.
 _SCHEMA: dict[str, dict[str, tuple[str, ...]]] = {
     "google.rpc": {
         "Any": ("type_url:string=1", "value:bytes=2"),

@@ -1,7 +1,7 @@
-"""What can go wrong, one exception for each kind.
+"""Exceptions of the client library.
 
-Every exception is a `SagaStoreError`, and `str(error)` is one line that says
-what happened and, where something can be done, what to do.
+Every exception is a subclass of `SagaStoreError`. `str(error)` is one line with the
+problem and, if there is a remedy, what to do.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One rule that a request broke.
+    """An invalid field of a request.
 
     Attributes:
         field: Path of the field, for example `message.content`.
-        description: What is wrong with it.
+        description: The problem.
         reason: A stable name in UPPER_SNAKE_CASE; may be empty.
     """
 
@@ -48,12 +48,12 @@ class FieldViolation:
 
 @dataclass(frozen=True, slots=True)
 class PreconditionViolation:
-    """One condition that does not hold.
+    """A precondition that is not met.
 
     Attributes:
         type: A stable name in UPPER_SNAKE_CASE.
-        subject: What it is about.
-        description: What it is and what to do.
+        subject: The object concerned.
+        description: The problem and what to do.
     """
 
     type: str
@@ -63,11 +63,11 @@ class PreconditionViolation:
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """A detail of an error as it came, for kinds that the library does not read.
+    """An error detail of a type that the library does not decode.
 
     Attributes:
-        type_name: Full name of its protobuf message.
-        value: The message, serialized.
+        type_name: Full name of the protobuf message.
+        value: The serialized message.
     """
 
     type_name: str
@@ -75,18 +75,18 @@ class Detail:
 
 
 class SagaStoreError(Exception):
-    """Anything that went wrong with a call.
+    """Base class of all errors of a call.
 
     Attributes:
         code: Name of the gRPC status code, for example `NOT_FOUND`.
-        reason: A stable name in UPPER_SNAKE_CASE of why; empty when the error
-            did not come from a SagaStore server.
-        domain: Who named the reason: `sagastore`, or empty.
-        metadata: More about the reason, by name.
-        details: Further details that the library has no attribute for.
-        reference: Finds the error in the server's log; may be empty.
-        retry_after: Seconds to wait before trying again, where the server said
-            so; None otherwise.
+        reason: A stable name of the cause in UPPER_SNAKE_CASE; empty if the
+            error does not come from a SagaStore server.
+        domain: `sagastore` if there is a reason, else empty.
+        metadata: Values that belong to the reason, by name.
+        details: Details for which the library has no attribute.
+        reference: Identifies the error in the server's log; may be empty.
+        retry_after: Seconds after which the server recommends a retry; None if
+            it recommends none.
     """
 
     code = "UNKNOWN"
@@ -103,7 +103,7 @@ class SagaStoreError(Exception):
         reference: str = "",
         retry_after: float | None = None,
     ) -> None:
-        """Make an error; see the class for the meaning of each value."""
+        """Create an error; see the class for the meaning of each value."""
         super().__init__(message)
         if code is not None:
             self.code = code
@@ -116,13 +116,13 @@ class SagaStoreError(Exception):
 
 
 class InvalidArgumentError(SagaStoreError, ValueError):
-    """The request breaks a rule; sending it again cannot help.
+    """The request is invalid; a retry cannot succeed.
 
-    Found by the server, or by the client before anything is sent. Also a
+    Raised by the server, or by the client before it sends the request. Also a
     `ValueError`.
 
     Attributes:
-        violations: Every rule broken.
+        violations: All invalid fields.
     """
 
     code = "INVALID_ARGUMENT"
@@ -136,25 +136,25 @@ class NotFoundError(SagaStoreError):
 
 
 class AlreadyExistsError(SagaStoreError):
-    """A Save with `if_revision=0` found the id stored already."""
+    """A save with `if_revision=0` found that the id exists."""
 
     code = "ALREADY_EXISTS"
 
 
 class AbortedError(SagaStoreError):
-    """The stored revision is not the one given as `if_revision`.
+    """The stored revision is not `if_revision`.
 
-    Read the message again and decide anew.
+    Read the message again, then decide whether to repeat the change.
     """
 
     code = "ABORTED"
 
 
 class FailedPreconditionError(SagaStoreError):
-    """The service's state does not allow this now; nothing has changed.
+    """The state of the service does not allow the call; nothing has changed.
 
     Attributes:
-        violations: Every condition that does not hold.
+        violations: All preconditions that are not met.
     """
 
     code = "FAILED_PRECONDITION"
@@ -162,45 +162,45 @@ class FailedPreconditionError(SagaStoreError):
 
     @property
     def blockers(self) -> tuple[Blocker, ...]:
-        """The violations in the words of a migration: what stands in the way, and what to do."""
+        """The violations as blockers of a migration."""
         return tuple(Blocker(v.type, v.description) for v in self.violations)
 
 
 class ResourceExhaustedError(SagaStoreError):
-    """The server is overloaded or its disk is full; later the same call may succeed.
+    """The server is overloaded or its disk is full, or a message is too large.
 
-    Or the request or its answer is too large (`too_large`), and will be again.
+    A retry may succeed later unless `too_large` is True.
     """
 
     code = "RESOURCE_EXHAUSTED"
 
     @property
     def too_large(self) -> bool:
-        """True when asking for less would help, and asking again would not."""
+        """True if only a smaller request can succeed."""
         return self.retry_after is None or self.reason == "RESPONSE_TOO_LARGE"
 
 
 class UnavailableError(SagaStoreError):
-    """The server cannot be reached, or a store behind it is down.
+    """The server or one of its stores is unavailable.
 
-    The call may be repeated; the client has done so, where that was safe.
+    The client has already retried the call if that was safe.
     """
 
     code = "UNAVAILABLE"
     unsent: bool = False
-    """True when no connection could be made, so that nothing has happened."""
+    """True if there was no connection, so the call had no effect."""
 
 
 class UnauthenticatedError(SagaStoreError):
-    """The server wants a token or a client certificate that it knows.
+    """The token or client certificate is missing or unknown to the server.
 
-    Nothing of the call was done, unless it was a stream that had begun.
+    The call had no effect, unless it was a stream that had started.
     """
 
     code = "UNAUTHENTICATED"
     outdated: bool = False
-    """True when the client has another token by now than the call was made with; the
-    client has repeated the call, where that was safe."""
+    """True if the client's token has changed since the call; the client has retried the
+    call if that was safe."""
 
 
 class PermissionDeniedError(SagaStoreError):
@@ -212,7 +212,7 @@ class PermissionDeniedError(SagaStoreError):
 class DeadlineExceededError(SagaStoreError):
     """The call took longer than its timeout.
 
-    A write may or may not have happened, wholly; sending it again is safe.
+    A write may or may not have taken effect, never in part; a retry is safe.
     """
 
     code = "DEADLINE_EXCEEDED"
@@ -221,13 +221,13 @@ class DeadlineExceededError(SagaStoreError):
 class InternalError(SagaStoreError):
     """A defect in the server or in the connection to it.
 
-    `reference`, where the server sent one, finds it in the server's log.
+    `reference`, if the server sent one, identifies the error in the server's log.
     """
 
     code = "INTERNAL"
 
 
 class UnimplementedError(SagaStoreError):
-    """The server does not know the call: another version, or no SagaStore."""
+    """The server does not implement the call: it has another version or is not SagaStore."""
 
     code = "UNIMPLEMENTED"

@@ -1,5 +1,5 @@
--- Two roles: one makes and upgrades the schema, the other one serves and can change no
--- table. Run by someone who may create roles, in the database that SagaStore is to use.
+-- Creates two roles: one creates and upgrades the schema, the other one serves and cannot change
+-- table definitions. Run it as a role that may create roles, in the database of SagaStore.
 -- Set passwords afterwards (\password in psql), or use certificates.
 
 CREATE ROLE sagastore_owner LOGIN;

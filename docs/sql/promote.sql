@@ -1,6 +1,7 @@
--- After the SQLite file was lost in phase read-postgres: makes PostgreSQL the only store, as the
--- last step of the migration does. There is no way back. Stop the server first; run it with the
--- search_path of the service; then start the server with --postgres alone. See docs/backup.md.
+-- Makes PostgreSQL the only store after the SQLite file was lost in phase read-postgres, as the
+-- cutover of the migration does. It cannot be reversed. Stop the server first, run the script with
+-- the search_path of the service, then start the server with --postgres alone. See
+-- docs/how-to/backup.md.
 
 BEGIN;
 
@@ -18,8 +19,8 @@ BEGIN
 END
 $promote$;
 
--- The next revision is above all that the file may have given out: what PostgreSQL has not
--- heard of is at most what waited in the journal.
+-- The next revision exceeds every revision that the file may have assigned: PostgreSQL lacks at
+-- most the changes that waited in the journal.
 SELECT setval('message_revisions', greatest(
     last_value,
     (SELECT applied FROM migration),

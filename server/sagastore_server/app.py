@@ -32,7 +32,7 @@ from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.phase import Phase
 from sagastore_server.telemetry.readiness import Readiness
-from sagastore_server.telemetry.setup import Subject, Telemetry, TelemetryError
+from sagastore_server.telemetry.setup import Sources, Telemetry, TelemetryError
 
 _PROGRESS_INTERVAL = 2.0
 """Seconds between two log lines about the same long operation."""
@@ -72,14 +72,14 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
         _telemetry(settings) as telemetry,
         _supervisor(telemetry) as supervisor,
         _fatal_failure(supervisor) as fatal,
-        _notifier(supervisor) as systemd,
+        Notifier(supervisor=supervisor) as systemd,
     ):
         server, service = _components(settings, security, telemetry, supervisor)
         signals = StopSignals()
         address = await _listen(server, settings.address)
-        telemetry.begin(_subject(server, service, security))
+        telemetry.begin(_sources(server, service, security), supervisor)
         try:
-            async with security.watched():
+            async with security.watched(supervisor):
                 if await _open(service.backend, signals, fatal):
                     await server.start_accepting()
                     telemetry.opened()
@@ -95,7 +95,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
                 telemetry.draining(settings.drain_seconds, lambda: server.calls_in_progress)
                 await _drain(server, settings.drain_seconds, signals)
         finally:
-            await telemetry.close_eyes()
+            await telemetry.stop_sampling()
             try:
                 await server.stop()
             finally:
@@ -131,7 +131,7 @@ class _Service(NamedTuple):
 def _service(settings: Settings, telemetry: Telemetry, supervisor: Supervisor) -> _Service:
     if settings.postgres is None:
         progress = _StartupProgress(telemetry.readiness)
-        sqlite = SQLiteStorage(settings.sqlite, progress, tracer=telemetry.tracer)
+        sqlite = SQLiteStorage(settings.sqlite, progress, supervisor, tracer=telemetry.tracer)
         control = SingleStore(sqlite, Phase.SQLITE_ONLY)
         return _Service(sqlite, control, lambda: str(settings.sqlite), lambda: False)
     dsn = settings.postgres.get_secret_value()
@@ -146,7 +146,6 @@ def _service_with_postgresql(
     from sagastore_server.postgresql.options import PostgreSQLOptions
     from sagastore_server.postgresql.replica import PostgreSQLReplica
 
-    del supervisor  # No store takes it yet.
     options = PostgreSQLOptions(
         dsn,
         pool_min=settings.postgres_pool_min,
@@ -158,14 +157,15 @@ def _service_with_postgresql(
     )
     tracer = telemetry.tracer
     if not settings.names_sqlite:
-        postgresql = PostgreSQLStorage(options, tracer=tracer)
+        postgresql = PostgreSQLStorage(options, supervisor, tracer=tracer)
         control = SingleStore(postgresql, Phase.POSTGRES_ONLY)
         return _Service(postgresql, control, lambda: postgresql.place, lambda: True)
     progress = _StartupProgress(telemetry.readiness)
     migrating = MigratingService(
-        SQLiteSource(settings.sqlite, progress, tracer=tracer),
-        PostgreSQLReplica(options, tracer=tracer),
+        SQLiteSource(settings.sqlite, progress, supervisor, tracer=tracer),
+        PostgreSQLReplica(options, supervisor, tracer=tracer),
         Options(settings.shadow_share, settings.postgres_patience),
+        supervisor=supervisor,
     )
     return _Service(
         migrating.backend,
@@ -223,18 +223,11 @@ async def _telemetry(settings: Settings) -> AsyncIterator[Telemetry]:
 async def _supervisor(telemetry: Telemetry) -> AsyncIterator[Supervisor]:
     """Create the supervisor of the process; readiness reports its failing tasks."""
     supervisor = Supervisor(telemetry.instruments)
-    watch_tasks = getattr(telemetry.readiness, "watch_tasks", None)
-    if watch_tasks is not None:
-        watch_tasks(lambda: supervisor.failing)
+    telemetry.readiness.watch_tasks(lambda: supervisor.failing)
     try:
         yield supervisor
     finally:
         await supervisor.close()
-
-
-def _notifier(supervisor: Supervisor) -> Notifier:
-    del supervisor  # It does not take it yet.
-    return Notifier()
 
 
 # -------------------------------------------------------------------- running
@@ -286,9 +279,9 @@ def _create_default_folder(settings: Settings) -> None:
             ) from exc
 
 
-def _subject(server: RpcServer, service: _Service, security: SecuritySetup) -> Subject:
+def _sources(server: RpcServer, service: _Service, security: SecuritySetup) -> Sources:
     admission, tls = server.admission, security.tls
-    return Subject(
+    return Sources(
         calls=lambda: admission.calls,
         streams=lambda: admission.streams,
         loads=service.backend.loads,

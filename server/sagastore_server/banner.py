@@ -41,7 +41,7 @@ def banner(
         f"  store     {store}",
     ]
     if needed := _needed(credentials):
-        lines.append(f"  clients   need {needed}; see docs/security.md")
+        lines.append(f"  clients   need {needed}; see docs/how-to/security.md")
     if messages >= 0:
         lines.append(f"  messages  {messages:,}")
     if quarantined:

@@ -1,4 +1,4 @@
-"""Counts what is asked of the databases, where the drivers hand it over."""
+"""Counts the statements that the drivers send to the databases."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ if TYPE_CHECKING:
 
 
 class Work:
-    """Statements by their first word; may be written to by several threads."""
+    """Statements by their first word; thread-safe."""
 
     def __init__(self) -> None:
         self.statements: list[str] = []
 
     def reset(self) -> None:
-        """Forget what was seen."""
+        """Discard the counts."""
         self.statements.clear()
 
     @property
     def kinds(self) -> Counter[str]:
-        """How often each kind was executed: ``INSERT``, ``COMMIT``, ``COPY``, …"""
+        """Number of executions of each kind: ``INSERT``, ``COMMIT``, ``COPY``, …"""
         return Counter(statement.split(None, 1)[0].upper() for statement in self.statements)
 
     @property
     def total(self) -> int:
-        """How many statements there were: for PostgreSQL, round trips."""
+        """Number of statements; for PostgreSQL, round trips."""
         return len(self.statements)
 
 
 def count_sqlite(monkeypatch: pytest.MonkeyPatch) -> Work:
-    """Count every statement of every SQLite connection that is opened from now on.
+    """Count every statement of every SQLite connection opened from now on.
 
-    What triggers run is not counted; one of ``executemany`` counts for each row.
+    Statements of triggers are not counted; an ``executemany`` counts once per row.
     """
     work = Work()
     connect = sqlite3.connect
 
     def heard(statement: str) -> None:
-        # Each trigger of a row tells its statement once more, with the same values.
+        # SQLite reports the statement again for each trigger of a row, with the same values.
         if not statement.startswith("--") and work.statements[-1:] != [statement]:
             work.statements.append(statement)
 
@@ -56,9 +56,9 @@ def count_sqlite(monkeypatch: pytest.MonkeyPatch) -> Work:
 
 
 def count_postgres(monkeypatch: pytest.MonkeyPatch) -> Work:
-    """Count what the pools that are opened from now on send: each entry is a round trip.
+    """Count the requests of pools opened from now on; each one is a round trip.
 
-    Not counted is the one more that preparing a statement takes, once a connection.
+    The additional round trip to prepare a statement, once per connection, is not counted.
     """
     work = Work()
     prepare = pool.Pool._prepare
@@ -78,7 +78,7 @@ def count_postgres(monkeypatch: pytest.MonkeyPatch) -> Work:
 
 
 def _bare(sql: str) -> str:
-    """Return a statement without the comments before it."""
+    """Return a statement without leading comments."""
     lines = sql.strip().splitlines()
     while lines[0].startswith("--"):
         lines.pop(0)

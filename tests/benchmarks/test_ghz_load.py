@@ -1,4 +1,4 @@
-"""A short load by ghz, in which no call may fail: `make test-go`."""
+"""Short load with ghz in which no call may fail (`make test-go`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools.benchmarks.load import find_ghz
 
 ROOT = Path(__file__).parents[2]
 CALLS = 100
-"""Of each kind; a load of a second would depend on how fast ghz starts."""
+"""Calls of each kind; a duration would depend on the startup time of ghz."""
 
 OVER = """panic: send on closed channel
 
@@ -25,11 +25,11 @@ github.com/bojand/ghz/load.(*ConstWorkerTicker).Run(0x0?)
 created by github.com/bojand/ghz/runner.(*Requester).runWorkers in goroutine 1
 \t.../ghz@v0.120.0/runner/requester.go:360 +0xc5
 """
-"""What ghz 0.120 says where its time is over before its workers start (``--duration=1us``)."""
+"""Output of ghz 0.120 if its duration ends before its workers start (``--duration=1us``)."""
 
 
 @pytest.mark.go
-def test_no_call_of_a_load_fails(tmp_path: Path, running_server: ServerProcess) -> None:
+def test_load_has_no_failed_calls(tmp_path: Path, running_server: ServerProcess) -> None:
     if find_ghz() is None:
         pytest.skip("needs ghz, which `make ghz` builds with Go")
     options = ["--target", running_server.address, "--calls", str(CALLS), "--folder", str(tmp_path)]
@@ -50,17 +50,17 @@ def test_no_call_of_a_load_fails(tmp_path: Path, running_server: ServerProcess) 
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        ("", "it said nothing"),
+        ("", "it printed no error"),
         ("usage\n\nghz: error: no such file\n", "ghz: error: no such file"),
         (
             OVER,
-            "its time was over before it had begun; give it more --seconds, or a number of --calls",
+            "the duration ended before the first call; increase --seconds or use --calls",
         ),
         (
             "fatal error: out of memory\n\ngoroutine 1:\n\tmain.go:1\n",
-            "it has crashed (fatal error: out of memory)",
+            "ghz crashed (fatal error: out of memory)",
         ),
     ],
 )
-def test_why_ghz_has_not_run_is_one_line(error: str, line: str) -> None:
+def test_ghz_failure_is_reported_in_one_line(error: str, line: str) -> None:
     assert reason(error) == line

@@ -1,4 +1,4 @@
-"""How much work a thousand messages are: what makes the service fast, on any machine.
+"""Counts the work for a thousand messages, which determines the speed on any machine.
 
 The bounds are about twice what was counted when they were written; the counts themselves do
 not depend on how quiet a machine is, except for how many writes meet in a group.
@@ -26,23 +26,24 @@ from sagastore_server.storage.query import Criteria, Scan
 from tests.benchmarks.counting import Work, count_postgres, count_sqlite
 from tests.support.backends import opened
 from tests.support.drafts import draft
-from tests.support.migrating import opened_live, walk_to
+from tests.support.migrating_service import opened_live, walk_to
 from tests.support.postgres import fresh_schema
 
 COUNT = 1000
 IN_FLIGHT = 64
 TURNS = -(-COUNT // IN_FLIGHT)
-"""Rounds in which all are sent that may be in flight, and then all are awaited."""
+"""Rounds in which all permitted calls are sent and then awaited."""
 
 GROUPS = 8 * TURNS
-"""Groups of a thousand saves at most: eight saves of 64 share a commit on the worst of days.
-Counted were two or three groups a turn."""
+"""Maximum number of groups for a thousand saves: at least eight saves of 64 share a commit.
+Measured: two or three groups per round.
+"""
 
 PEAK_OF_A_SAVE = 8 * 1024
-"""Bytes of Python's that a save in flight takes; counted: 3,500, most of them the terms."""
+"""Bytes of Python memory per save in flight; measured: 3,500, mostly terms."""
 
 LEFT_OF_A_SAVE = 200
-"""Bytes that stay; counted: 60, which are caches that have their bounds."""
+"""Bytes that remain per save; measured: 60, in bounded caches."""
 
 
 def drafts(name: str = "m", count: int = COUNT) -> list[NewMessage]:
@@ -60,7 +61,7 @@ def drafts(name: str = "m", count: int = COUNT) -> list[NewMessage]:
 
 
 async def in_flight(call: Callable[[Any], Awaitable[object]], arguments: Iterable[Any]) -> None:
-    """Make calls, so many at a time."""
+    """Make calls with bounded concurrency."""
     waiting = list(arguments)
     for start in range(0, len(waiting), IN_FLIGHT):
         await asyncio.gather(*map(call, waiting[start : start + IN_FLIGHT]))
@@ -102,20 +103,20 @@ async def test_saves_on_sqlite_share_commits(sqlite: StorageBackend, sqlite_work
     await in_flight(sqlite.save, drafts())
     kinds = sqlite_work.kinds
     assert kinds["COMMIT"] <= GROUPS
-    # A group reads what is stored, writes its rows, writes their terms, and notes the revision.
+    # A group reads stored rows, writes its rows and their terms, and records the revision.
     assert kinds["SELECT"] <= kinds["COMMIT"]
     assert kinds["INSERT"] <= 3 * kinds["COMMIT"]
     assert sqlite_work.total <= 6 * kinds["COMMIT"]
 
 
-async def test_a_commit_on_sqlite_is_synced(sqlite: StorageBackend) -> None:
+async def test_commit_on_sqlite_is_synced(sqlite: StorageBackend) -> None:
     writer = sqlite._connection  # type: ignore[attr-defined]
     (synchronous,) = writer.execute("PRAGMA synchronous").fetchone()
     (mode,) = writer.execute("PRAGMA journal_mode").fetchone()
     assert (synchronous, mode) == (2, "wal")
 
 
-async def test_a_batch_on_sqlite_is_one_commit(sqlite: StorageBackend, sqlite_work: Work) -> None:
+async def test_batch_on_sqlite_is_one_commit(sqlite: StorageBackend, sqlite_work: Work) -> None:
     await sqlite.bulk_save(drafts(), OnConflict.REPLACE)
     # Rows, terms, and the last revision.
     assert sqlite_work.kinds == {"BEGIN": 1, "SELECT": 1, "INSERT": 3, "COMMIT": 1}
@@ -124,7 +125,7 @@ async def test_a_batch_on_sqlite_is_one_commit(sqlite: StorageBackend, sqlite_wo
     assert sqlite_work.kinds["INSERT"] == 0
 
 
-async def test_reads_on_sqlite_are_a_statement_each(
+async def test_reads_on_sqlite_take_one_statement(
     sqlite: StorageBackend, sqlite_work: Work
 ) -> None:
     wanted = drafts()
@@ -141,19 +142,17 @@ async def test_saves_on_postgres_share_commits(
     await in_flight(postgres.save, drafts())
     commits = postgres_work.kinds["COMMIT"]
     assert commits <= GROUPS
-    # Begin, lock and read, insert, look again, commit; and two once, about the types.
+    # Begin, lock and read, insert, verify, commit; and two once, about the types.
     assert postgres_work.total <= 5 * commits + 2
 
 
-async def test_a_commit_on_postgres_is_synced(
-    postgres: StorageBackend, postgres_work: Work
-) -> None:
+async def test_commit_on_postgres_is_synced(postgres: StorageBackend, postgres_work: Work) -> None:
     await postgres.save(drafts()[0])
     (begin,) = [one for one in postgres_work.statements if one.startswith("BEGIN")]
     assert "set_config('synchronous_commit', 'on', true)" in begin
 
 
-async def test_a_batch_on_postgres_is_one_commit_and_one_copy(
+async def test_batch_on_postgres_is_one_commit_and_one_copy(
     postgres: StorageBackend, postgres_work: Work
 ) -> None:
     await postgres.bulk_save(drafts(), OnConflict.REPLACE)
@@ -162,7 +161,7 @@ async def test_a_batch_on_postgres_is_one_commit_and_one_copy(
     assert postgres_work.total <= 5
 
 
-async def test_reads_on_postgres_are_a_statement_each(
+async def test_reads_on_postgres_take_one_statement(
     postgres: StorageBackend, postgres_work: Work
 ) -> None:
     wanted = drafts()
@@ -198,7 +197,7 @@ async def _expect_few(
 # ------------------------------------------------------------------ both
 
 
-async def test_the_journal_is_applied_in_batches(
+async def test_journal_is_applied_in_batches(
     sqlite_work: Work, postgres_work: Work, tmp_path: Path
 ) -> None:
     async with fresh_schema() as dsn, opened_live(tmp_path / "messages.db", dsn) as service:
@@ -209,19 +208,19 @@ async def test_the_journal_is_applied_in_batches(
         async for status in service.control.watch():
             if not status.journal_rows:
                 break
-        # A row, its terms and its entry; the entries are removed by one statement.
+        # A row, its terms and its entry; one statement removes the entries.
         assert sqlite_work.kinds["INSERT"] <= 3 * COUNT + 10
         assert sqlite_work.kinds["DELETE"] <= 3
         assert sqlite_work.kinds["COMMIT"] <= 6
-        # In batches of a thousand; what is left are looks at the lease and at what was found.
+        # Batches of a thousand; the other statements check the lease and stored rows.
         changes = [one for one in postgres_work.statements if "INSERT INTO messages" in one]
         assert 1 <= len(changes) <= 3
         assert postgres_work.kinds["COMMIT"] <= 4
         assert postgres_work.total <= 30
 
 
-async def test_a_save_takes_little_memory_and_leaves_none(tmp_path: Path) -> None:
-    # Without counting statements, which keeps them.
+async def test_save_memory_is_bounded_and_released(tmp_path: Path) -> None:
+    # Without counting statements, because the counter keeps them.
     async with opened(lambda: SQLiteStorage(tmp_path / "messages.db")) as store:
         await in_flight(store.save, drafts("warm"))
         wanted = drafts()

@@ -1,4 +1,4 @@
-"""A short campaign; ``make chaos`` has the long one. And that a planted fault is caught."""
+"""Short chaos campaign, with and without a planted fault."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from tools.chaos.plan import PHASES, draw
 from tools.chaos.report import Totals
 
 SECONDS = 3.0
-"""How long faults go on in a round."""
+"""Duration of the faults in a round."""
 
 
 async def campaign(options: Options) -> Totals:
-    """Run it, or skip the test where this machine cannot."""
+    """Run a campaign, or skip the test if this machine cannot."""
     try:
         return await Campaign(options, print).run()
     except* (PermissionError, FileNotFoundError, subprocess.CalledProcessError) as exc:
         pytest.skip(f"no round can be run on this machine: {exc.exceptions[0]}")
 
 
-async def test_nothing_is_lost(tmp_path: Path) -> None:
+async def test_short_campaign_finds_no_violation(tmp_path: Path) -> None:
     totals = await campaign(Options(1, 8, tmp_path, seconds=SECONDS))
     assert totals.rounds == 1
     assert totals.calls["acknowledged"] > 0
     assert totals.faults
     assert not totals.failed, totals.failed
-    assert "Violations in all         0" in totals.text()
+    assert "Violations in total       0" in totals.text()
 
 
 @pytest.mark.timeout(300)
-async def test_what_is_planted_is_caught(tmp_path: Path) -> None:
+async def test_planted_fault_is_caught(tmp_path: Path) -> None:
     plant = "drop-journal-row"
-    # From dual-write, from backfill and from read-postgres; a busy machine may need another.
+    # From dual-write, backfill and read-postgres; a busy machine may need another round.
     planted = Options(3, 6, tmp_path, plants=(plant,), seconds=SECONDS, until_caught=True)
     totals = await campaign(planted)
     assert [one["plant"] for one in totals.failed] == [plant]
@@ -49,7 +49,7 @@ async def test_what_is_planted_is_caught(tmp_path: Path) -> None:
     assert "<svg" in (folder / "timeline.svg").read_text()
 
 
-def test_a_seed_is_a_plan() -> None:
+def test_seed_determines_plan() -> None:
     plans = [draw(seed, lambda _: True) for seed in range(40)]
     assert plans == [draw(seed, lambda _: True) for seed in range(40)]
     assert {plan.begins for plan in plans[:5]} == set(PHASES)
@@ -57,12 +57,12 @@ def test_a_seed_is_a_plan() -> None:
     assert all(0 <= one.at <= plan.seconds for plan in plans for one in plan.faults)
 
 
-def test_every_fault_is_drawn_by_some_seed() -> None:
+def test_every_fault_occurs_in_some_plan() -> None:
     drawn = {one.name for seed in range(60) for one in draw(seed, lambda _: True).faults}
     assert drawn == FAULTS.keys()
 
 
-def test_what_cannot_be_had_is_not_drawn() -> None:
+def test_unavailable_fault_is_never_planned() -> None:
     plans = [draw(seed, lambda kind: not kind.needs) for seed in range(20)]
     assert not any(FAULTS[one.name].needs for plan in plans for one in plan.faults)
     patched = [plan for plan in plans if plan.needs_clock and not plan.takes_over]

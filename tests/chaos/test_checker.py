@@ -1,8 +1,8 @@
-"""The checker passes what is right, and finds what is wrong.
+"""History checker: accepts correct histories and detects mutated ones.
 
-Histories that are right by construction must pass. Then each is made wrong, in one way, and
-the checker must see it. What cannot be wrong for lack of an occasion is left out, and each
-mutation has to have had enough occasions.
+Correctly generated histories must pass. Each is then mutated in one way, and the checker must
+detect it. Histories without an opportunity for a mutation are skipped; each mutation needs a
+minimum number of opportunities.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tests.support.strategies import QUICK
 from tools.chaos.checker import Report, check
 from tools.chaos.history import History, Mark, Operation, Outcome
+from tools.chaos.history_generator import HistoryGenerator
 from tools.chaos.mutations import MUTATIONS, Mutation
-from tools.chaos.sequential import Maker
 from tools.chaos.values import Shown, Value
 from tools.chaos.violations import Kind
 
@@ -27,13 +27,15 @@ SEEDS = 40 if QUICK else 1000
 
 
 def right(seed: int, *, unknown: float = 0.2, calls: int = 40, overlap: float = 3.0) -> History:
-    return Maker(random.Random(seed), ids=3, overlap=overlap).make(calls, unknown=unknown)
+    return HistoryGenerator(random.Random(seed), ids=3, overlap=overlap).make(
+        calls, unknown=unknown
+    )
 
 
 @given(
     st.integers(0, 2**32), st.sampled_from([0.3, 1.0, 3.0, 10.0]), st.sampled_from([0, 0.3, 0.7])
 )
-def test_what_is_right_passes(seed: int, overlap: float, unknown: float) -> None:
+def test_correct_history_passes(seed: int, overlap: float, unknown: float) -> None:
     history = right(seed, unknown=unknown, overlap=overlap)
     report = check(history)
     assert report.ok, str(report)
@@ -46,7 +48,7 @@ _NAMES = [
 
 
 @pytest.mark.parametrize("mutate", list(MUTATIONS), ids=_NAMES)
-def test_a_mutation_is_found(mutate: Mutation) -> None:
+def test_mutation_is_detected(mutate: Mutation) -> None:
     occasions, named = 0, Counter[Kind]()
     for seed in range(10 * SEEDS):
         if occasions == SEEDS // 4:
@@ -63,11 +65,11 @@ def test_a_mutation_is_found(mutate: Mutation) -> None:
     assert sum(named[kind] for kind in MUTATIONS[mutate]) >= 0.8 * occasions, named
 
 
-# ---------------------------------------------------------------------- small ones, by hand
+# ---------------------------------------------------------------------- handwritten histories
 
 
 class Story:
-    """Makes up a history of a few operations, in units of time."""
+    """Builds a history of a few operations, in units of time."""
 
     def __init__(self) -> None:
         self.history = History()
@@ -98,7 +100,7 @@ class Story:
         return [one.kind for one in self.check().violations]
 
 
-def test_a_lost_write_is_told_with_the_two_calls_that_prove_it() -> None:
+def test_lost_write_is_reported_with_minimal_proof() -> None:
     story = Story()
     story.save(0, 10, "first", 1)
     for start in range(20, 80, 20):
@@ -112,7 +114,7 @@ def test_a_lost_write_is_told_with_the_two_calls_that_prove_it() -> None:
     assert "NOT_FOUND" in str(one)
 
 
-def test_what_is_seen_again_later_was_stale_and_not_lost() -> None:
+def test_reappearing_value_is_stale_read_not_lost_write() -> None:
     story = Story()
     story.save(0, 10, "first", 1)
     story.save(20, 30, "second", 2)
@@ -121,7 +123,7 @@ def test_what_is_seen_again_later_was_stale_and_not_lost() -> None:
     assert story.kinds() == [Kind.STALE_READ]
 
 
-def test_a_write_without_an_answer_may_come_late_once_or_never() -> None:
+def test_unanswered_write_takes_effect_late_once_or_never() -> None:
     story = Story()
     story.save(0, 10, "first", 1)
     lost = story.save(20, 30, "second", 0)
@@ -131,10 +133,10 @@ def test_a_write_without_an_answer_may_come_late_once_or_never() -> None:
     story.get(60, 70, "second", 2)
     assert story.kinds() == []
     story.get(80, 90, "first", 1)
-    assert story.kinds() == [Kind.LOST_WRITE]  # It was seen, and is not seen any more.
+    assert story.kinds() == [Kind.LOST_WRITE]  # The value was observed, and then no longer.
 
 
-def test_a_client_that_repeats_may_write_twice_or_late() -> None:
+def test_retried_write_may_take_effect_twice_or_late() -> None:
     story = Story()
     story.save(0, 10, "first", 1, tries=2)
     story.save(20, 30, "second", 2)
@@ -145,7 +147,7 @@ def test_a_client_that_repeats_may_write_twice_or_late() -> None:
     assert story.kinds() != []
 
 
-def test_two_who_were_accepted_with_one_revision() -> None:
+def test_two_saves_accepted_with_same_guard_violate() -> None:
     story = Story()
     story.save(0, 10, "first", 1)
     story.save(20, 40, "second", 2, if_revision=1)
@@ -153,7 +155,7 @@ def test_two_who_were_accepted_with_one_revision() -> None:
     assert story.kinds() == [Kind.GUARD_BROKEN]
 
 
-def test_a_batch_is_there_wholly_or_not_at_all() -> None:
+def test_partial_batch_violates_atomicity() -> None:
     story = Story()
     values = [Value(id, f"of {id}", "new", 0).as_json() for id in ("m", "n")]
     batch = story.add("BulkSave", 0, 10, {"values": values})
@@ -162,13 +164,13 @@ def test_a_batch_is_there_wholly_or_not_at_all() -> None:
     assert story.kinds() == []
     other = story.add("Get", 40, 50, {"id": "n"})
     other.answer = {"items": [Shown("n", "of n", "new", 3, 1, 0)]}
-    assert story.kinds() == []  # It may have been applied between the two reads.
+    assert story.kinds() == []  # The batch may have been applied between the two reads.
     story.get(60, 70)
     (one,) = story.check().violations
     assert (one.kind, one.id) == (Kind.BULK_NOT_ATOMIC, "m")
 
 
-def test_batch_that_claims_no_change_and_whose_value_is_seen_is_wrong() -> None:
+def test_observed_value_of_unchanged_batch_violates() -> None:
     story = Story()
     batch = story.add("BulkSave", 0, 10, {"values": [Value("m", "new", "new", 0).as_json()]})
     batch.answer = {"saved": 0, "unchanged": 1, "skipped": 0, "rejected": 0}
@@ -178,14 +180,14 @@ def test_batch_that_claims_no_change_and_whose_value_is_seen_is_wrong() -> None:
     assert story.kinds() == []
 
 
-def test_a_value_that_is_seen_before_it_is_sent() -> None:
+def test_value_read_before_it_is_sent_is_phantom() -> None:
     story = Story()
     story.get(0, 10, "first", 1)
     story.save(20, 30, "first", 1)
     assert story.kinds() == [Kind.PHANTOM]
 
 
-def test_durable_on_is_held_against_the_phase() -> None:
+def test_durable_on_is_checked_against_phase() -> None:
     story = Story()
     story.history.add(Mark("phase", -1, {"phase": "sqlite-only"}))
     story.history.add(Mark("phase", 100, {"phase": "dual-write"}))
@@ -194,32 +196,32 @@ def test_durable_on_is_held_against_the_phase() -> None:
     save.answer = {"revision": 2, "durable_on": ["POSTGRESQL"]}
     assert story.kinds() == [Kind.DURABLE_ON_LIE]
     save.answer = {"revision": 2, "durable_on": ["SQLITE", "POSTGRESQL"]}
-    assert story.kinds() == []  # The next phase may have begun before anybody looked.
+    assert story.kinds() == []  # The next phase may have begun before it was observed.
     story.history.marks.clear()
     story.history.add(Mark("phase", -1, {"phase": "sqlite-only"}))
     assert story.kinds() == [Kind.DURABLE_ON_LIE]
 
 
-def test_durable_on_is_held_against_the_store_itself() -> None:
+def test_durable_on_is_checked_against_store_contents() -> None:
     story = Story()
     story.save(0, 10, "first", 1).answer = {"revision": 1, "durable_on": ["SQLITE", "POSTGRESQL"]}
     story.save(20, 30, "second", 2).answer = {"revision": 2, "durable_on": ["SQLITE"]}
-    peek = story.add("Peek", 40, 50, {"store": "POSTGRESQL"})
-    peek.answer = {"items": [Shown("m", "first", "first", 1, 1, 0)]}
+    inspection = story.add("Peek", 40, 50, {"store": "POSTGRESQL"})
+    inspection.answer = {"items": [Shown("m", "first", "first", 1, 1, 0)]}
     assert story.kinds() == []
-    peek.answer = {"items": []}
+    inspection.answer = {"items": []}
     assert story.kinds() == [Kind.DURABLE_ON_LIE]
     gone = story.add("Delete", 32, 34, {"id": "m"})
     gone.outcome = Outcome.UNKNOWN
     assert story.kinds() == []
-    # One that never reached the service explains nothing, unless an earlier try of it may have.
+    # A deletion that was never sent explains nothing, unless an earlier attempt may have been sent.
     gone.outcome, gone.code, gone.reason = Outcome.REFUSED, "UNAVAILABLE", "UNSENT"
     assert story.kinds() == [Kind.DURABLE_ON_LIE]
     gone.args = {"id": "m", "tries": 2}
     assert story.kinds() == []
 
 
-def test_durable_on_holds_again_once_postgresql_was_set_back() -> None:
+def test_durable_on_is_checked_again_after_set_back() -> None:
     story = Story()
     for start, revision in ((0, 1), (60, 2)):
         saved = {"revision": revision, "durable_on": ["SQLITE", "POSTGRESQL"]}
@@ -238,7 +240,7 @@ def test_durable_on_holds_again_once_postgresql_was_set_back() -> None:
     assert story.kinds() == [Kind.DURABLE_ON_LIE] * 2
 
 
-def test_what_was_there_before_is_known() -> None:
+def test_baseline_values_are_known() -> None:
     story = Story()
     first = story.add("Baseline", 0, 10, {})
     value = Value("m", "old", "old", 0).as_json()
@@ -249,22 +251,22 @@ def test_what_was_there_before_is_known() -> None:
     assert story.kinds() == [Kind.LOST_WRITE]
 
 
-def test_a_defect_that_the_service_admits_is_told() -> None:
+def test_internal_error_is_reported() -> None:
     story = Story()
     broken = story.get(20, 30)
     broken.outcome, broken.code, broken.reason = Outcome.UNKNOWN, "INTERNAL", "INTERNAL"
     assert story.kinds() == [Kind.WRONG_ANSWER]
 
 
-def test_what_cannot_be_decided_does_not_pass() -> None:
+def test_undecided_id_does_not_pass() -> None:
     report = check(right(3), budget=0)
     assert not report.violations
     assert not report.ok
     assert {one.kind for one in report.undecided} == {Kind.UNDECIDED}
-    assert "given up after" in str(report)
+    assert "undecided after" in str(report)
 
 
-def test_a_report_counts_and_can_be_told() -> None:
+def test_report_has_counts_and_text() -> None:
     report = check(right(1))
     told = report.as_json()
     assert told["operations"] == sum(told["by_kind"].values())

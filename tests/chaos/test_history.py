@@ -1,4 +1,4 @@
-"""Histories are kept as they were, whoever appends to them."""
+"""History: operations, concurrent appends, and files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 from tools.chaos.checker import check
 from tools.chaos.history import History, Outcome
-from tools.chaos.sequential import Maker
+from tools.chaos.history_generator import HistoryGenerator
 
 
-def test_operations_begin_and_end_on_one_clock() -> None:
+def test_operation_times_use_one_clock() -> None:
     history = History(itertools.count(1).__next__)
     save = history.begin(3, "Save", {"value": {"id": "m"}})
     mark = history.mark("kill", who="server")
@@ -25,14 +25,14 @@ def test_operations_begin_and_end_on_one_clock() -> None:
     assert mark.facts == {"who": "server"}
 
 
-def test_an_operation_ends_once() -> None:
+def test_operation_cannot_end_twice() -> None:
     operation = History().begin(0, "Get", {"id": "m"})
     operation.unknown("UNAVAILABLE")
-    with pytest.raises(ValueError, match="has ended already"):
+    with pytest.raises(ValueError, match="has already ended"):
         operation.ok()
 
 
-def test_threads_append_at_the_same_time() -> None:
+def test_threads_append_concurrently() -> None:
     history = History()
 
     def append() -> None:
@@ -49,8 +49,8 @@ def test_threads_append_at_the_same_time() -> None:
     assert starts == sorted(starts)
 
 
-def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
-    history = Maker(random.Random(1)).make(60)
+def test_loaded_history_equals_saved(tmp_path: Path) -> None:
+    history = HistoryGenerator(random.Random(1)).make(60)
     history.mark("fault begins", name="kill -9")
     open_one = history.begin(1, "Get", {"id": "m"})
     path = tmp_path / "history.jsonl"
@@ -64,7 +64,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     assert check(loaded).as_json() == json.loads(json.dumps(check(history).as_json()))
 
 
-def test_another_file_is_refused(tmp_path: Path) -> None:
+def test_foreign_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "other.jsonl"
     path.write_text('{"op": 1}\n')
     with pytest.raises(ValueError, match="is not a history"):

@@ -1,4 +1,4 @@
-"""The proxy does to connections what it is told to."""
+"""Proxy: forwarding and its faults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WITHIN = 10.0
 
 
 class Echo(NamedTuple):
-    """A server that answers with what it is sent, and a way to it."""
+    """Echo server, and a link to it."""
 
     proxy: Proxy
     port: int
@@ -59,7 +59,7 @@ async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, word:
         return await reader.readexactly(len(word))
 
 
-async def test_it_passes_on_both_ways_and_each_half_by_itself(echo: Echo) -> None:
+async def test_proxy_forwards_both_directions_independently(echo: Echo) -> None:
     reader, writer = await echo.connect()
     assert await said(reader, writer, b"hello") == b"hello"
     writer.write_eof()
@@ -69,7 +69,7 @@ async def test_it_passes_on_both_ways_and_each_half_by_itself(echo: Echo) -> Non
     writer.close()
 
 
-async def test_cut_is_a_reset_for_both(echo: Echo) -> None:
+async def test_cut_resets_both_sides(echo: Echo) -> None:
     reader, writer = await echo.connect()
     await said(reader, writer, b"hello")
     assert echo.proxy.cut("link") == 1
@@ -80,12 +80,12 @@ async def test_cut_is_a_reset_for_both(echo: Echo) -> None:
     writer.close()
 
 
-async def test_what_is_held_comes_later(echo: Echo) -> None:
+async def test_held_bytes_are_delivered_after_release(echo: Echo) -> None:
     reader, writer = await echo.connect()
     await said(reader, writer, b"hello")
     echo.proxy.set("link", hold=("down",))
     writer.write(b"held")
-    # By another link, that what was sent has been received and answered.
+    # A second link shows that the bytes were received and answered.
     other = echo.proxy.open("other", f"127.0.0.1:{echo.port}")
     second = await asyncio.open_connection("127.0.0.1", other)
     second[1].write(b"too")
@@ -100,7 +100,7 @@ async def test_what_is_held_comes_later(echo: Echo) -> None:
         each.close()
 
 
-async def test_half_closed_towards_the_server(echo: Echo) -> None:
+async def test_half_close_sends_fin_to_server(echo: Echo) -> None:
     reader, writer = await echo.connect()
     await said(reader, writer, b"hello")
     assert echo.proxy.half_close("link", "up") == 1
@@ -110,20 +110,20 @@ async def test_half_closed_towards_the_server(echo: Echo) -> None:
     writer.close()
 
 
-async def test_slow_in_two_ways(echo: Echo) -> None:
+async def test_delay_and_rate_slow_a_link(echo: Echo) -> None:
     reader, writer = await echo.connect()
     loop = asyncio.get_running_loop()
-    for manners in ({"delay": 0.1}, {"rate": 50}):
-        echo.proxy.set("link", **manners)
+    for policy in ({"delay": 0.1}, {"rate": 50}):
+        echo.proxy.set("link", **policy)
         began = loop.time()
         assert await said(reader, writer, b"hello") == b"hello"
-        # There and back.
+        # In both directions.
         assert loop.time() - began >= 0.19
     writer.close()
 
 
 async def a_byte(echo: Echo) -> bytes:
-    """Connect and read; a reset may be there before one has heard of the connection."""
+    """Connect and read; a reset may arrive before the connection is reported."""
     reader, writer = await echo.connect()
     try:
         return await reader.readexactly(1)
@@ -131,7 +131,7 @@ async def a_byte(echo: Echo) -> bytes:
         writer.close()
 
 
-async def test_refused_and_nowhere_to_lead_to(echo: Echo) -> None:
+async def test_refused_and_unreachable_connections_are_reset(echo: Echo) -> None:
     echo.proxy.set("link", refuse=True)
     with pytest.raises(ConnectionResetError):
         await a_byte(echo)
@@ -142,6 +142,6 @@ async def test_refused_and_nowhere_to_lead_to(echo: Echo) -> None:
     assert echo.proxy.accepted("link") == 2
 
 
-async def test_an_order_that_makes_no_sense(proxy: Proxy) -> None:
+async def test_invalid_command_is_an_error(proxy: Proxy) -> None:
     with pytest.raises(RuntimeError, match="could not cut"):
         proxy.cut("no such link")

@@ -1,4 +1,4 @@
-"""The workload against a real service that dies: everything is told, and nothing is wrong."""
+"""Workload against a real service that is killed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from sagastore import AsyncClient, Message
 from tests.support.server_process import ServerProcess
-from tools.chaos.calling import RecordingClient, counted_attempts
 from tools.chaos.checker import check
 from tools.chaos.history import History, Outcome
+from tools.chaos.recording_client import RecordingClient, counted_attempts
 from tools.chaos.values import Value, moment, shown, word_of
 from tools.chaos.workload import Workload
 
@@ -34,7 +34,7 @@ async def _run(
     await workload.settle()
 
 
-async def test_a_service_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+async def test_killed_service_loses_no_acknowledged_write(tmp_path: Path) -> None:
     server, history = ServerProcess(tmp_path / "memory.db"), History()
     server.start()
 
@@ -68,8 +68,8 @@ def _answered(history: History) -> int:
     )
 
 
-async def test_a_loss_that_is_made_is_found(tmp_path: Path) -> None:
-    """Take a copy of the file away under the service, as no crash may."""
+async def test_checker_finds_injected_data_loss(tmp_path: Path) -> None:
+    """Replace the file by an older copy under the running service, which no crash can do."""
     server, history = ServerProcess(tmp_path / "memory.db"), History()
     server.start()
 
@@ -92,11 +92,11 @@ async def test_a_loss_that_is_made_is_found(tmp_path: Path) -> None:
     assert kinds["LOST_WRITE"] > 0, kinds
 
 
-async def test_a_client_that_repeats_says_how_often(tmp_path: Path) -> None:
+async def test_recording_client_counts_attempts(tmp_path: Path) -> None:
     history = History()
     message = Message("openai", "user", "v0", id="m", timestamp=moment(0))
     with counted_attempts():
-        # Nobody listens there; and then somebody does.
+        # No server listens at first; one is started later.
         client = RecordingClient("127.0.0.1:1", history, 0, timeout=5, tries=3)
         assert (
             await client.save(message, Value.of(message, ()), if_revision=None, both=False) is None
@@ -111,7 +111,7 @@ async def test_a_client_that_repeats_says_how_often(tmp_path: Path) -> None:
     assert [one.outcome for one in history] == [Outcome.REFUSED, Outcome.OK]
 
 
-def test_what_is_shown_is_what_was_sent() -> None:
+def test_read_value_matches_sent_value() -> None:
     def message(number: float) -> Message:
         metadata = {"b": [1, number], "a": "ä"}
         time = moment(1_900_000_000_123_456)
@@ -124,7 +124,7 @@ def test_what_is_shown_is_what_was_sent() -> None:
     assert Value.of(message(2.4), ()).digest != value.digest
 
 
-def test_words_differ_and_are_plain() -> None:
+def test_search_words_are_unique_and_unstemmed() -> None:
     words = {word_of(f"{seed}.{number}") for seed in range(30) for number in range(30)}
     assert len(words) == 900
     assert all(word.isalpha() and word.islower() for word in words)

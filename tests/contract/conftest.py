@@ -1,4 +1,4 @@
-"""Every test of this folder runs over every backend, and does not know which it has."""
+"""Runs every test of this folder over every backend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.backends import KINDS, Place, opened
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what a backend is known not to do, with its reason; passing it fails too."""
+    """Mark known gaps of a backend as strict xfail, with the reason."""
     for item in items:
         if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
             continue
@@ -24,14 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=sorted(KINDS))
 def kind(request: pytest.FixtureRequest) -> str:
-    """Name a kind of backend."""
+    """Name of a kind of backend."""
     name: str = request.param
     return name
 
 
 @pytest.fixture
 async def place(kind: str, tmp_path: Path) -> AsyncIterator[Place]:
-    """Prepare an empty store, where backends are made one after the other."""
+    """Prepare an empty store on which backends can be created one after the other."""
     async with KINDS[kind].place(tmp_path) as make:
         yield Place(KINDS[kind], make)
 

@@ -22,12 +22,12 @@ async def test_new_messages_are_saved(backend: StorageBackend) -> None:
     assert all(stored[one.id].created_at is not None for one in drafts)
 
 
-async def test_nothing_to_save(backend: StorageBackend) -> None:
+async def test_empty_batch_saves_nothing(backend: StorageBackend) -> None:
     assert await backend.bulk_save([], REPLACE) == BulkResult(0, 0, 0)
     assert await backend.bulk_save([], SKIP) == BulkResult(0, 0, 0)
 
 
-async def test_the_same_batch_again_changes_nothing(backend: StorageBackend) -> None:
+async def test_identical_batch_changes_nothing(backend: StorageBackend) -> None:
     drafts = [draft(f"m-{number}", timestamp=None) for number in range(20)]
     await backend.bulk_save(drafts, REPLACE)
     before = await backend.batch_get([one.id for one in drafts])
@@ -36,7 +36,7 @@ async def test_the_same_batch_again_changes_nothing(backend: StorageBackend) -> 
     assert await backend.batch_get([one.id for one in drafts]) == before
 
 
-async def test_replace(backend: StorageBackend) -> None:
+async def test_replace_updates_existing_messages(backend: StorageBackend) -> None:
     before = [await _saved(backend, name) for name in ("same", "changed")]
     drafts = [draft("same"), draft("changed", "other"), draft("new")]
     assert await backend.bulk_save(drafts, REPLACE) == BulkResult(2, 1, 0)
@@ -47,7 +47,7 @@ async def test_replace(backend: StorageBackend) -> None:
     assert after["changed"].created_at == before[1].created_at
 
 
-async def test_skip(backend: StorageBackend) -> None:
+async def test_skip_keeps_existing_messages(backend: StorageBackend) -> None:
     before = [await _saved(backend, name) for name in ("same", "changed")]
     drafts = [draft("same"), draft("changed", "other"), draft("new")]
     assert await backend.bulk_save(drafts, SKIP) == BulkResult(1, 0, 2)
@@ -62,9 +62,7 @@ async def _saved(backend: StorageBackend, name: str) -> Message:
 
 
 @pytest.mark.parametrize("on_conflict", OnConflict)
-async def test_of_duplicates_the_last_counts(
-    backend: StorageBackend, on_conflict: OnConflict
-) -> None:
+async def test_last_duplicate_wins(backend: StorageBackend, on_conflict: OnConflict) -> None:
     drafts = [draft("a", "a1"), draft("b", "b1"), draft("a", "a2"), draft("a", "a3")]
     result = await backend.bulk_save(drafts, on_conflict)
     assert result == BulkResult(2, 0, 2)
@@ -72,14 +70,14 @@ async def test_of_duplicates_the_last_counts(
     assert (await backend.get("b")).content == "b1"
 
 
-async def test_a_duplicate_whose_last_is_unchanged(backend: StorageBackend) -> None:
+async def test_last_duplicate_equal_to_stored_changes_nothing(backend: StorageBackend) -> None:
     before = await _saved(backend, "a")
     drafts = [draft("a", "first"), draft("a")]
     assert await backend.bulk_save(drafts, REPLACE) == BulkResult(0, 1, 1)
     assert await backend.get("a") == before
 
 
-async def test_missing_timestamps_keep_the_stored_ones(backend: StorageBackend) -> None:
+async def test_missing_timestamps_keep_stored_ones(backend: StorageBackend) -> None:
     await backend.save(draft("a"))
     drafts = [draft("a", "other", timestamp=None), draft("b", timestamp=None)]
     assert await backend.bulk_save(drafts, REPLACE) == BulkResult(2, 0, 0)
@@ -87,14 +85,14 @@ async def test_missing_timestamps_keep_the_stored_ones(backend: StorageBackend) 
     assert (await backend.get("b")).timestamp > NOW
 
 
-async def test_a_deleted_id_is_new_again(backend: StorageBackend) -> None:
+async def test_deleted_id_is_new_again(backend: StorageBackend) -> None:
     before = await _saved(backend, "a")
     await backend.delete("a")
     assert await backend.bulk_save([draft("a")], SKIP) == BulkResult(1, 0, 0)
     assert (await backend.get("a")).revision > before.revision
 
 
-async def test_ids_of_any_kind_in_one_batch(backend: StorageBackend) -> None:
+async def test_batch_with_unusual_ids(backend: StorageBackend) -> None:
     ids = ["ü", "u\u0308", "😀", "\uffee", "a'b", 'a"b', "a\\b", "[]", "null", "1", "1.0", " "]
     drafts = [draft(name, f"text of {number}") for number, name in enumerate(ids)]
     assert await backend.bulk_save(drafts, REPLACE) == BulkResult(len(ids), 0, 0)
@@ -102,8 +100,8 @@ async def test_ids_of_any_kind_in_one_batch(backend: StorageBackend) -> None:
     assert [tuple(stored[name][:8]) for name in ids] == [tuple(one) for one in drafts]
 
 
-async def test_concurrent_overlapping_batches(backend: StorageBackend) -> None:
-    """Each batch is applied as one: no mixture of two is left behind."""
+async def test_concurrent_overlapping_batches_are_atomic(backend: StorageBackend) -> None:
+    """Each batch is atomic: no mixture of two remains."""
     batches = [
         [draft(f"m-{number}", f"batch {batch}") for number in range(50)] for batch in range(8)
     ]
@@ -113,7 +111,7 @@ async def test_concurrent_overlapping_batches(backend: StorageBackend) -> None:
     assert len({message.content for message in stored.values()}) == 1
 
 
-async def test_a_reader_never_sees_half_a_batch(backend: StorageBackend) -> None:
+async def test_reader_never_sees_partial_batch(backend: StorageBackend) -> None:
     ids = [f"m-{number}" for number in range(100)]
     await backend.bulk_save([draft(name, "version 0") for name in ids], REPLACE)
 
@@ -129,7 +127,7 @@ async def test_a_reader_never_sees_half_a_batch(backend: StorageBackend) -> None
     await writing
 
 
-async def test_a_batch_and_single_writes_at_once(backend: StorageBackend) -> None:
+async def test_batch_and_single_writes_run_concurrently(backend: StorageBackend) -> None:
     ids = [f"m-{number}" for number in range(20)]
     batch = asyncio.create_task(backend.bulk_save([draft(name, "bulk") for name in ids], REPLACE))
     saves = await asyncio.gather(*(backend.save(draft(name, "single")) for name in ids))
@@ -141,7 +139,7 @@ async def test_a_batch_and_single_writes_at_once(backend: StorageBackend) -> Non
         assert stored[result.id].revision >= result.revision
 
 
-async def test_a_cancelled_batch_is_there_wholly_or_not_at_all(backend: StorageBackend) -> None:
+async def test_cancelled_batch_is_atomic(backend: StorageBackend) -> None:
     for turns in range(12):
         ids = [f"{turns}-{number}" for number in range(50)]
         drafts = [draft(name) for name in ids]
@@ -171,22 +169,22 @@ WITH_TERMS = [
 ]
 
 
-async def test_terms_that_were_made_beforehand(backend: StorageBackend) -> None:
+async def test_prepared_terms_are_used(backend: StorageBackend) -> None:
     indexer = backend.indexer
     terms = None if indexer is None else PreparedTerms(indexer, list(map(indexer, WITH_TERMS)))
     assert await backend.bulk_save(WITH_TERMS, REPLACE, terms) == (2, 0, 0)
     await _check_found(backend)
 
 
-async def test_terms_of_another_store_are_not_taken(backend: StorageBackend) -> None:
-    """A change of phase may come between the making and the saving."""
+async def test_terms_of_other_store_are_ignored(backend: StorageBackend) -> None:
+    """The phase may change between preparing and saving."""
     terms = PreparedTerms(lambda one: one, [("nonsense", "nonsense", "nonsense")] * 2)
     assert await backend.bulk_save(WITH_TERMS, REPLACE, terms) == (2, 0, 0)
     await _check_found(backend)
 
 
-async def test_terms_belong_to_what_is_stored_in_the_end(backend: StorageBackend) -> None:
-    """Of two with one id the last counts, and so do its terms."""
+async def test_terms_match_last_duplicate(backend: StorageBackend) -> None:
+    """The last duplicate of an id wins, and so do its terms."""
     twice = [draft("t-1", "first words"), draft("t-1", "last words")]
     indexer = backend.indexer
     terms = None if indexer is None else PreparedTerms(indexer, list(map(indexer, twice)))

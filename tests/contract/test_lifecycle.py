@@ -30,7 +30,7 @@ CALLS: dict[str, Callable[[StorageBackend], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-async def test_a_closed_store_is_unavailable(place: Place, name: str) -> None:
+async def test_closed_store_is_unavailable(place: Place, name: str) -> None:
     async with opened(place.make) as backend:
         await backend.save(draft())
     with pytest.raises(UnavailableError):
@@ -40,7 +40,7 @@ async def test_a_closed_store_is_unavailable(place: Place, name: str) -> None:
     assert health.detail
 
 
-async def test_closing_twice_and_without_opening(place: Place) -> None:
+async def test_close_is_idempotent(place: Place) -> None:
     backend = place.make()
     await backend.close()
     backend = place.make()
@@ -49,8 +49,8 @@ async def test_closing_twice_and_without_opening(place: Place) -> None:
     await backend.close()
 
 
-async def test_closing_finishes_what_has_begun(place: Place) -> None:
-    """Each call that races with ``close`` succeeds or says that it may be repeated."""
+async def test_close_finishes_calls_in_progress(place: Place) -> None:
+    """Each call that races with ``close`` succeeds or fails with a retryable error."""
     backend = place.make()
     await backend.open()
     await backend.save(draft())
@@ -83,7 +83,7 @@ async def _everything(backend: StorageBackend) -> dict[str, Message]:
     return {message.id: message for message in page.messages}
 
 
-async def test_everything_outlives_the_process(place: Place) -> None:
+async def test_data_survives_reopening(place: Place) -> None:
     async with opened(place.make) as backend:
         await save_all(
             backend,
@@ -113,7 +113,7 @@ async def test_everything_outlives_the_process(place: Place) -> None:
             assert again == (0, 1, 0)
 
 
-async def test_a_deleted_greatest_revision_is_not_given_again(place: Place) -> None:
+async def test_highest_revision_is_not_reused_after_delete(place: Place) -> None:
     async with opened(place.make) as backend:
         await backend.save(draft("a"))
         second = await backend.save(draft("b"))
@@ -126,7 +126,7 @@ async def test_a_deleted_greatest_revision_is_not_given_again(place: Place) -> N
         assert (await backend.save(draft("b"))).revision > third.revision
 
 
-async def test_created_at_outlives_the_process(place: Place) -> None:
+async def test_created_at_survives_reopening(place: Place) -> None:
     async with opened(place.make) as backend:
         await backend.save(draft("a"))
         before = await backend.get("a")
@@ -137,7 +137,7 @@ async def test_created_at_outlives_the_process(place: Place) -> None:
     assert after.revision > before.revision
 
 
-async def test_cancelled_saves_are_there_wholly_or_not_at_all(backend: StorageBackend) -> None:
+async def test_cancelled_save_is_atomic(backend: StorageBackend) -> None:
     chance = random.Random(7)
     for turn in range(20):
         drafts = [draft(f"{turn}-{number}", f"word{turn} text") for number in range(20)]
@@ -162,7 +162,7 @@ async def test_cancelled_saves_are_there_wholly_or_not_at_all(backend: StorageBa
         assert {result.id for result in again if not result.created} == set(stored)
 
 
-async def test_cancelled_reads_leave_no_trace(backend: StorageBackend) -> None:
+async def test_cancelled_read_has_no_effect(backend: StorageBackend) -> None:
     await save_all(backend, [draft(f"m-{number}", "many words " * 50) for number in range(300)])
     kept = []  # A task that somebody holds on to must not hold on to what it was reading.
     for turn in range(60):
@@ -180,7 +180,7 @@ async def test_cancelled_reads_leave_no_trace(backend: StorageBackend) -> None:
     assert (await backend.health()).healthy
 
 
-async def test_last_id(backend: StorageBackend) -> None:
+async def test_last_id_is_greatest_id(backend: StorageBackend) -> None:
     assert await backend.last_id() is None
     for last in ("a", "b", "\uffee", "\U0001f600"):
         await backend.save(draft(last))
@@ -191,7 +191,7 @@ async def test_last_id(backend: StorageBackend) -> None:
     assert await backend.last_id() == "\uffee"
 
 
-async def test_scan_ids(backend: StorageBackend) -> None:
+async def test_scan_ids_returns_range_in_order(backend: StorageBackend) -> None:
     ids = sorted(
         (f"{name}{n}" for name in ("a", "B", "ü", "\uffee", "\U0001f600") for n in range(4)),
         key=str.encode,
@@ -207,8 +207,8 @@ async def test_scan_ids(backend: StorageBackend) -> None:
                 assert page.more is (len(expected) > limit)
 
 
-async def test_scan_ids_visits_what_stays_exactly_once(backend: StorageBackend) -> None:
-    """Whatever is written and deleted meanwhile."""
+async def test_scan_ids_visits_stable_ids_exactly_once(backend: StorageBackend) -> None:
+    """Despite concurrent writes and deletions."""
     chance = random.Random(11)
     stay = {f"{number:03}-stay" for number in range(0, 500, 3)}
     go = [f"{number:03}-go" for number in range(1, 500, 3)]
@@ -240,8 +240,8 @@ async def test_scan_ids_visits_what_stays_exactly_once(backend: StorageBackend) 
     assert stay <= set(seen)
 
 
-async def test_many_clients_at_once(backend: StorageBackend) -> None:
-    """Reads of every kind beside writes of every kind; in the end all agree."""
+async def test_concurrent_clients_agree_in_the_end(backend: StorageBackend) -> None:
+    """Reads and writes of every kind run concurrently; the final state is consistent."""
 
     async def client(number: int) -> None:
         chance = random.Random(number)

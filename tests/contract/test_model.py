@@ -1,4 +1,4 @@
-"""Every sequence of calls has the same answers as on a plain dict."""
+"""Stateful test: every sequence of calls has the same answers as on a plain dict."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ scans = st.builds(Scan, st.booleans(), st.integers(1, 9), positions, positions)
 
 
 class Machine(RuleBasedStateMachine):
-    """Calls a backend and the model side by side."""
+    """Calls a backend and the model in parallel."""
 
     kind: Kind
     backend: StorageBackend
@@ -126,7 +126,7 @@ class Machine(RuleBasedStateMachine):
     def _both(
         self, first: Awaitable[T], second: Awaitable[T]
     ) -> tuple[T | Exception, T | Exception]:
-        """Return both answers, or refusals."""
+        """Return both answers or refusals."""
 
         async def outcome(call: Awaitable[T]) -> T | Exception:
             try:
@@ -140,7 +140,7 @@ class Machine(RuleBasedStateMachine):
         return self.runner.run(both())
 
     def _learn(self, *changed: str) -> None:
-        """Compare what was written, and take over the times that each has of its own."""
+        """Compare the written messages, and copy the times that the backend assigned."""
         for key in changed:
             real, expected = self._both(self.backend.get(key), self.model.get(key))
             assert type(real) is type(expected)
@@ -249,7 +249,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(criteria=criteria, order=st.sampled_from(Order), size=st.integers(1, 4))
     def search_pages(self, criteria: Criteria, order: Order, size: int) -> None:
-        """Page by page on the backend, and at once on the model."""
+        """Page by page on the backend, in one call on the model."""
         all_hits, end = self.runner.run(pager.search_page(self.model, criteria, order, 500, None))
         assert end is None
         hits = []
@@ -285,7 +285,7 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("name", sorted(KINDS))
 @pytest.mark.timeout(600)
-def test_any_sequence_of_calls(name: str) -> None:
+def test_backend_agrees_with_model(name: str) -> None:
     machine = type("MachineOf" + name, (Machine,), {"kind": KINDS[name]})
     few = 8 if strategies.QUICK else 500
     run_state_machine_as_test(machine, settings=settings(max_examples=few, stateful_step_count=25))

@@ -11,7 +11,7 @@ from sagastore_server.storage.limits import MAX_PAGE_BYTES
 from sagastore_server.storage.model import Message, Page, Position
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support.drafts import NOW, draft, found, save_all, walk
-from tests.support.naive import stretch
+from tests.support.reference_search import stretch
 
 # In UTF-16 the emoji, a pair of surrogates, would stand before U+FFEE; in UTF-8, by
 # which ids compare, it stands behind. "B" before "a", "a" before "a1", "ä" decomposed
@@ -20,7 +20,7 @@ TRICKY = ["", "B", "a", "a1", "a\u0308", "b", "\u00e4", "\u4e00", "\uffee", "\U0
 IDS = [f"id{name}" for name in TRICKY]
 
 
-async def test_get_of_a_missing_message(backend: StorageBackend) -> None:
+async def test_get_of_missing_message_is_not_found(backend: StorageBackend) -> None:
     await backend.save(draft("abc"))
     for missing in ("ABC", "abc ", "ab", "abcd", "%", "*", "'"):
         with pytest.raises(NotFoundError) as caught:
@@ -28,7 +28,7 @@ async def test_get_of_a_missing_message(backend: StorageBackend) -> None:
         assert caught.value.message_id == missing
 
 
-async def test_delete(backend: StorageBackend) -> None:
+async def test_delete_removes_message(backend: StorageBackend) -> None:
     await save_all(backend, [draft("a"), draft("b")])
     await backend.delete("a")
     with pytest.raises(NotFoundError):
@@ -41,7 +41,7 @@ async def test_delete(backend: StorageBackend) -> None:
     assert caught.value.message_id == "a"
 
 
-async def test_delete_with_if_revision(backend: StorageBackend) -> None:
+async def test_delete_checks_if_revision(backend: StorageBackend) -> None:
     first = (await backend.save(draft())).revision
     second = (await backend.save(draft(content="two"))).revision
     with pytest.raises(RevisionMismatchError) as caught:
@@ -53,7 +53,7 @@ async def test_delete_with_if_revision(backend: StorageBackend) -> None:
         await backend.delete("m-1", if_revision=second)
 
 
-async def test_batch_get(backend: StorageBackend) -> None:
+async def test_batch_get_returns_found_messages(backend: StorageBackend) -> None:
     await save_all(backend, [draft(name) for name in IDS])
     assert await backend.batch_get([]) == {}
     assert await backend.batch_get(["missing"]) == {}
@@ -63,7 +63,7 @@ async def test_batch_get(backend: StorageBackend) -> None:
     assert stored["id"] == await backend.get("id")
 
 
-async def test_batch_get_of_a_thousand(backend: StorageBackend) -> None:
+async def test_batch_get_of_thousand_ids(backend: StorageBackend) -> None:
     ids = [f"{number}-{'x' * 120}" for number in range(1000)]
     await save_all(backend, [draft(name) for name in ids])
     assert sorted(await backend.batch_get(ids)) == sorted(ids)
@@ -75,7 +75,7 @@ async def _listed(backend: StorageBackend, session_id: str = "s-1") -> list[Mess
     return page.messages
 
 
-async def test_list_is_ordered_by_time_then_by_the_bytes_of_the_id(
+async def test_list_is_ordered_by_time_then_id_bytes(
     backend: StorageBackend,
 ) -> None:
     drafts = [draft(name, timestamp=NOW) for name in reversed(IDS)]
@@ -88,7 +88,7 @@ async def test_list_is_ordered_by_time_then_by_the_bytes_of_the_id(
     assert [message.id for message in newest.messages] == expected[::-1]
 
 
-async def test_list_knows_its_session_only(backend: StorageBackend) -> None:
+async def test_list_returns_only_its_session(backend: StorageBackend) -> None:
     sessions = [None, "", "s", "S", "s ", "ß", "ss", "%", "s-1", "\U0001f600"]
     await save_all(
         backend,
@@ -114,8 +114,10 @@ CRITERIA = [
 
 
 @pytest.mark.parametrize("criteria", CRITERIA, ids=["all", "session", "word", "not", "tag", "list"])
-async def test_every_stretch(backend: StorageBackend, criteria: Criteria | None) -> None:
-    """All combinations of beginning, end, direction and limit."""
+async def test_every_range_direction_and_limit(
+    backend: StorageBackend, criteria: Criteria | None
+) -> None:
+    """All combinations of start, end, direction and limit."""
     names = ["a", "a1", "\uffee", "\U0001f600"]
     drafts = [
         draft(name + str(at), timestamp=NOW + at, tags=("t",)) for at in (0, 1) for name in names
@@ -135,7 +137,7 @@ async def test_every_stretch(backend: StorageBackend, criteria: Criteria | None)
             assert page == Page(expected[:limit], len(expected) > limit), scan
 
 
-async def test_pages_join_without_gap_or_overlap(backend: StorageBackend) -> None:
+async def test_pages_have_no_gap_or_overlap(backend: StorageBackend) -> None:
     drafts = [draft(f"m-{number:03}", timestamp=NOW + number // 7) for number in range(60)]
     await save_all(backend, drafts)
     ids = [one.id for one in drafts]
@@ -148,7 +150,7 @@ async def test_pages_join_without_gap_or_overlap(backend: StorageBackend) -> Non
 
 
 @pytest.mark.parametrize("way", ["list", "search", "words", "scan"])
-async def test_a_page_of_large_messages_ends_early(backend: StorageBackend, way: str) -> None:
+async def test_page_of_large_messages_ends_early(backend: StorageBackend, way: str) -> None:
     content = "word " + "\xe9" * 99_000
     ids = [f"m-{number:02}" for number in range(20)]
     await save_all(backend, [draft(name, content, timestamp=NOW) for name in ids])
@@ -171,7 +173,7 @@ async def test_a_page_of_large_messages_ends_early(backend: StorageBackend, way:
     assert seen == ids
 
 
-async def test_the_largest_message_fits_into_a_page(backend: StorageBackend) -> None:
+async def test_largest_message_fits_into_page(backend: StorageBackend) -> None:
     large = draft(
         "m-1",
         "\U0001f600" * 100_000,
@@ -192,7 +194,7 @@ async def test_quarantine_of_a_new_store_is_empty(backend: StorageBackend) -> No
     assert await backend.quarantine_count() == 0
 
 
-async def test_health(backend: StorageBackend) -> None:
+async def test_health_reports_store_state(backend: StorageBackend) -> None:
     health = await backend.health()
     assert (health.healthy, health.detail) == (True, "")
     assert health.schema_version > 0

@@ -29,7 +29,7 @@ FULL = NewMessage(
 )
 
 
-async def test_a_message_comes_back_as_it_was_given(backend: StorageBackend) -> None:
+async def test_saved_message_is_returned_unchanged(backend: StorageBackend) -> None:
     before = time.time_ns() // 1000
     result = await backend.save(FULL)
     after = time.time_ns() // 1000
@@ -40,13 +40,13 @@ async def test_a_message_comes_back_as_it_was_given(backend: StorageBackend) -> 
     assert isinstance(stored.tags, tuple)
 
 
-async def test_the_first_save_creates(backend: StorageBackend, place: Place) -> None:
+async def test_first_save_creates_message(backend: StorageBackend, place: Place) -> None:
     result = await backend.save(draft("m-1"))
     assert result == SaveResult("m-1", result.revision, True, result.durable_on)
     assert result.revision > 0
 
 
-async def test_durable_on_names_the_stores(backend: StorageBackend, place: Place) -> None:
+async def test_save_reports_durable_on(backend: StorageBackend, place: Place) -> None:
     for step in (draft(), draft(), draft(content="another")):
         result = await backend.save(step)
         assert sorted(result.durable_on, key=_name) == sorted(place.kind.durable_on, key=_name)
@@ -77,12 +77,12 @@ def _name(store: Store) -> str:
     ],
     ids=itertools.count(),
 )
-async def test_the_limits_can_be_stored(backend: StorageBackend, extreme: NewMessage) -> None:
+async def test_largest_message_is_stored(backend: StorageBackend, extreme: NewMessage) -> None:
     await backend.save(extreme)
     assert (await backend.get(extreme.id))[:8] == tuple(extreme)
 
 
-async def test_saving_the_same_again_changes_nothing(backend: StorageBackend) -> None:
+async def test_identical_save_keeps_revision(backend: StorageBackend) -> None:
     first = await backend.save(FULL)
     stored = await backend.get(FULL.id)
     again = await backend.save(FULL)
@@ -105,7 +105,9 @@ async def test_saving_the_same_again_changes_nothing(backend: StorageBackend) ->
     ],
     ids=lambda change: next(iter(change)),
 )
-async def test_any_difference_replaces(backend: StorageBackend, change: dict[str, object]) -> None:
+async def test_changed_field_replaces_message(
+    backend: StorageBackend, change: dict[str, object]
+) -> None:
     original = draft(tags=("a", "b"), metadata='{"n": 1}')
     first = await backend.save(original)
     created_at = (await backend.get(original.id)).created_at
@@ -131,7 +133,7 @@ async def test_created_at_stays_until_the_id_is_deleted(backend: StorageBackend)
     assert later >= before
 
 
-async def test_revisions_grow_over_deletes(backend: StorageBackend) -> None:
+async def test_revisions_increase_across_deletes(backend: StorageBackend) -> None:
     seen = []
     for content in ("one", "two", "one", "one"):
         seen.append((await backend.save(draft(content=content))).revision)
@@ -140,14 +142,14 @@ async def test_revisions_grow_over_deletes(backend: StorageBackend) -> None:
     assert seen == sorted(set(seen))
 
 
-async def test_a_missing_timestamp_is_now_for_a_new_message(backend: StorageBackend) -> None:
+async def test_missing_timestamp_of_new_message_is_now(backend: StorageBackend) -> None:
     before = time.time_ns() // 1000
     await backend.save(draft(timestamp=None))
     after = time.time_ns() // 1000
     assert before <= (await backend.get("m-1")).timestamp <= after
 
 
-async def test_a_missing_timestamp_keeps_the_stored_one(backend: StorageBackend) -> None:
+async def test_missing_timestamp_keeps_stored_one(backend: StorageBackend) -> None:
     first = await backend.save(draft())
     same = await backend.save(draft(timestamp=None))
     assert same == first._replace(created=False)
@@ -158,7 +160,7 @@ async def test_a_missing_timestamp_keeps_the_stored_one(backend: StorageBackend)
     assert (await backend.get("m-1")).timestamp > NOW
 
 
-async def test_if_revision_zero_wants_a_new_message(backend: StorageBackend) -> None:
+async def test_if_revision_zero_requires_new_message(backend: StorageBackend) -> None:
     first = await backend.save(draft(), if_revision=0)
     assert first.created
     for attempt in (draft(), draft(content="other")):
@@ -170,7 +172,7 @@ async def test_if_revision_zero_wants_a_new_message(backend: StorageBackend) -> 
     assert (await backend.save(draft(), if_revision=0)).created
 
 
-async def test_if_revision_must_be_the_stored_one(backend: StorageBackend) -> None:
+async def test_if_revision_must_match_stored_revision(backend: StorageBackend) -> None:
     first = await backend.save(draft())
     second = await backend.save(draft(content="two"), if_revision=first.revision)
     assert second.revision > first.revision
@@ -183,7 +185,7 @@ async def test_if_revision_must_be_the_stored_one(backend: StorageBackend) -> No
     assert (stored.content, stored.revision) == ("two", second.revision)
 
 
-async def test_if_revision_is_checked_before_whether_anything_changes(
+async def test_if_revision_is_checked_for_unchanged_message(
     backend: StorageBackend,
 ) -> None:
     first = await backend.save(draft())
@@ -192,13 +194,13 @@ async def test_if_revision_is_checked_before_whether_anything_changes(
         await backend.save(draft(content="two"), if_revision=first.revision)
 
 
-async def test_if_revision_with_no_change_returns_the_revision(backend: StorageBackend) -> None:
+async def test_if_revision_without_change_returns_revision(backend: StorageBackend) -> None:
     first = await backend.save(draft())
     again = await backend.save(draft(), if_revision=first.revision)
     assert again == first._replace(created=False)
 
 
-async def test_if_revision_of_a_missing_message(backend: StorageBackend) -> None:
+async def test_if_revision_for_missing_message_is_refused(backend: StorageBackend) -> None:
     for _ in range(2):
         with pytest.raises(RevisionMismatchError) as caught:
             await backend.save(draft(), if_revision=1)
@@ -209,7 +211,7 @@ async def test_if_revision_of_a_missing_message(backend: StorageBackend) -> None
         await backend.delete("m-1", if_revision=revision)
 
 
-async def test_concurrent_saves_of_one_id_happen_one_after_the_other(
+async def test_concurrent_saves_of_one_id_are_serialized(
     backend: StorageBackend,
 ) -> None:
     drafts = [draft(content=f"version {number}") for number in range(50)]
@@ -222,7 +224,7 @@ async def test_concurrent_saves_of_one_id_happen_one_after_the_other(
     assert stored.content == drafts[revisions.index(stored.revision)].content
 
 
-async def test_of_concurrent_guarded_saves_one_wins(backend: StorageBackend) -> None:
+async def test_one_concurrent_guarded_save_wins(backend: StorageBackend) -> None:
     revision = (await backend.save(draft())).revision
     drafts = [draft(content=f"version {number}") for number in range(20)]
     results = await asyncio.gather(
@@ -234,7 +236,7 @@ async def test_of_concurrent_guarded_saves_one_wins(backend: StorageBackend) -> 
     assert (await backend.get("m-1")).content == drafts[won[0]].content
 
 
-async def test_of_concurrent_first_saves_one_wins(backend: StorageBackend) -> None:
+async def test_one_concurrent_first_save_wins(backend: StorageBackend) -> None:
     results = await asyncio.gather(
         *(backend.save(draft(content=str(number)), 0) for number in range(20)),
         return_exceptions=True,
@@ -243,7 +245,7 @@ async def test_of_concurrent_first_saves_one_wins(backend: StorageBackend) -> No
     assert sum(isinstance(result, AlreadyExistsError) for result in results) == 19
 
 
-async def test_a_refused_write_does_not_fail_its_neighbours(backend: StorageBackend) -> None:
+async def test_refused_write_does_not_affect_others(backend: StorageBackend) -> None:
     await backend.save(draft("taken"))
     writes = [
         backend.save(draft("taken", "other"), 0)
@@ -260,7 +262,7 @@ async def test_a_refused_write_does_not_fail_its_neighbours(backend: StorageBack
     assert (await backend.get("taken")).content == draft().content
 
 
-async def test_each_save_is_seen_by_reads_that_follow(backend: StorageBackend) -> None:
+async def test_save_is_visible_to_later_reads(backend: StorageBackend) -> None:
     async def client(name: str) -> None:
         for step in range(10):
             result = await backend.save(draft(name, f"step {step}"))

@@ -127,8 +127,8 @@ async def library(backend: StorageBackend) -> StorageBackend:
     return backend
 
 
-async def test_queries(library: StorageBackend) -> None:
-    """One store for all of them: what is wanted must be told from all the rest."""
+async def test_query_returns_expected_messages(library: StorageBackend) -> None:
+    """One store for all queries, so that each must exclude the other messages."""
     wrong = {}
     for query, expected in QUERIES.items():
         answer = await found(library, query)
@@ -153,7 +153,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-async def test_no_query_is_an_error(library: StorageBackend) -> None:
+async def test_malformed_query_is_not_an_error(library: StorageBackend) -> None:
     for query in HOSTILE:
         await found(library, query)
         await found(library, f"fox {query}")
@@ -191,13 +191,13 @@ async def test_no_query_is_an_error(library: StorageBackend) -> None:
     ],
     ids=itertools.count(),
 )
-async def test_a_long_query_is_not_an_error(library: StorageBackend, query: str) -> None:
+async def test_long_query_is_not_an_error(library: StorageBackend, query: str) -> None:
     assert len(query) <= 100_000
     page = await library.search(Criteria(parse_query(query)), Scan(True, 50))
     assert len(page.messages) <= 50
 
 
-async def test_a_long_query_finds_what_has_all_its_words(backend: StorageBackend) -> None:
+async def test_long_query_matches_all_words(backend: StorageBackend) -> None:
     words = [f"word{number}" for number in range(1500)]
     text = " ".join(words)
     await save_all(backend, [draft("all", text), draft("most", " ".join(words[:-1]))])
@@ -207,17 +207,17 @@ async def test_a_long_query_finds_what_has_all_its_words(backend: StorageBackend
     assert await found(backend, "word1 " + " ".join(f"-{word}" for word in words[-500:])) == []
 
 
-async def test_a_query_without_alternatives_matches_nothing(library: StorageBackend) -> None:
+async def test_query_without_alternatives_matches_nothing(library: StorageBackend) -> None:
     assert await found(library, Criteria(TextQuery(()))) == []
     assert await found(library, Criteria(TextQuery(()), session_id="s-1")) == []
 
 
-async def test_an_alternative_without_conditions_holds(library: StorageBackend) -> None:
+async def test_alternative_without_conditions_matches(library: StorageBackend) -> None:
     anything = TextQuery((Alternative((), (Phrase(("nothinglikethis",)),)),))
     assert len(await found(library, Criteria(anything))) == len(TEXTS)
 
 
-async def test_a_long_word_is_found_by_its_beginning(backend: StorageBackend) -> None:
+async def test_long_word_is_found_by_prefix(backend: StorageBackend) -> None:
     await save_all(backend, [draft("long", "x" * 5000), draft("han", "中" * 5000)])
     assert await found(backend, "x" * 5000) == ["long"]
     assert await found(backend, "x" * 50 + "*") == ["long"]
@@ -225,7 +225,7 @@ async def test_a_long_word_is_found_by_its_beginning(backend: StorageBackend) ->
     assert await found(backend, "中" * 5001) == []
 
 
-async def test_the_index_follows_every_change(backend: StorageBackend) -> None:
+async def test_index_reflects_every_change(backend: StorageBackend) -> None:
     async def matching() -> list[list[str]]:
         tags = await found(backend, Criteria(tags=("t",)))
         metadata = await found(backend, Criteria(metadata='{"k": 1}'))
@@ -256,7 +256,7 @@ async def test_the_index_follows_every_change(backend: StorageBackend) -> None:
         assert await matching() == expected
 
 
-async def test_each_field(backend: StorageBackend) -> None:
+async def test_each_criterion_filters(backend: StorageBackend) -> None:
     base = draft("base", "word")
     variants = [
         base,
@@ -291,7 +291,7 @@ async def test_each_field(backend: StorageBackend) -> None:
     assert await missing(Criteria(provider="ANTHROPIC")) == everything
 
 
-async def test_criteria_together(backend: StorageBackend) -> None:
+async def test_criteria_are_combined_with_and(backend: StorageBackend) -> None:
     base = draft("base", "word", tags=("t", "u"), metadata='{"k": 1}')
     variants = [
         base._replace(id="base2"),
@@ -315,7 +315,7 @@ async def test_criteria_together(backend: StorageBackend) -> None:
     assert await found(backend, negative) == ["text"]
 
 
-async def test_tags(backend: StorageBackend) -> None:
+async def test_tags_criterion(backend: StorageBackend) -> None:
     await save_all(
         backend,
         [
@@ -390,7 +390,7 @@ CONTAINMENT = [
 ]
 
 
-async def test_metadata(backend: StorageBackend) -> None:
+async def test_metadata_criterion(backend: StorageBackend) -> None:
     canonical = [tuple(map(canonical_object, pair[:2])) for pair in CONTAINMENT]
     values = sorted({text for pair in canonical for text in pair})
     await save_all(
@@ -401,7 +401,7 @@ async def test_metadata(backend: StorageBackend) -> None:
         assert (f"m-{values.index(value):03}" in answer) is expected, (value, part)
 
 
-async def test_metadata_with_very_many_values(backend: StorageBackend) -> None:
+async def test_metadata_criterion_with_many_values(backend: StorageBackend) -> None:
     many = ", ".join(f'"k{number:05}": {number}' for number in range(2000))
     items = ", ".join(str(number) for number in range(2000))
     await save_all(

@@ -106,7 +106,7 @@ def test_backup_of_a_server_under_writes_is_consistent(server_process: ServerFac
     done = run(folder, "restore", "backup.db", "--sqlite", store, "--replace")
     assert done.returncode == 0, done
     assert f"{said['messages']:,} messages" in done.stdout
-    assert f"The file that was there is now {store}.replaced" in done.stdout
+    assert f"The previous store is now {store}.replaced" in done.stdout
     assert saved_in(server.restart()) == [f"{n:06}" for n in range(said["messages"])]
     server.terminate()
     # The replaced file still holds every message that the killed server acknowledged.
@@ -126,7 +126,7 @@ def test_backup_finds_the_store_by_the_server_settings(tmp_path: Path) -> None:
     assert done.stdout.startswith("backup.db: 1 messages, revision 1, phase sqlite-only, ")
     assert ", verified, in " in done.stdout
     line = refused(tmp_path, "backup", "backup.db", "--config", str(config))
-    assert line == "sagastore-server: backup.db exists already; a backup never replaces a file"
+    assert line == "sagastore-server: backup.db already exists; a backup never replaces a file"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent to one process there")

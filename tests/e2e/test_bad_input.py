@@ -12,7 +12,7 @@ from sagastore.v1 import migration_pb2, storage_pb2
 from sagastore.v1.migration_pb2_grpc import MigrationServiceStub
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from tests.support.messages import at, batch, message, new_id
-from tests.support.refusals import invalid_fields, refused
+from tests.support.rpc_errors import invalid_fields, refused
 
 MEGABYTE = 1024 * 1024
 NUL = "a\x00b"

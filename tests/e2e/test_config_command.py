@@ -157,7 +157,7 @@ def test_config_with_invalid_settings_fails(place: Path) -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr == (
-        "sagastore-server: bad settings: listne: unknown setting; did you mean listen?\n"
+        "sagastore-server: invalid settings: listne: unknown setting; did you mean listen?\n"
     )
     assert config("--max-calls", "0").exit_code == 2
 
@@ -178,7 +178,7 @@ max_calls: must be a whole number from 1 to 100000 (file saga.toml)
 max_streams: must be a whole number from 1 to 10000 (environment SAGASTORE_MAX_STREAMS)
 log_level: must be debug, info, warning or error (file saga.toml)
 SAGASTORE_MAX_CALSL: unknown variable; did you mean SAGASTORE_MAX_CALLS? (environment)
-warning: postgres: holds a password, and others can read saga.toml; chmod o-r it (file saga.toml)
+warning: postgres: other users can read this password; run chmod o-r saga.toml (file saga.toml)
 """
     )
 
@@ -187,8 +187,8 @@ def test_check_warns_of_readable_secrets(place: Path) -> None:
     result = process(place, "--check", "--postgres", DSN)
     assert result.returncode == 0
     warning, good = result.stdout.splitlines()
-    assert warning.startswith("warning: postgres: others on this machine can see the password")
-    assert good == "The settings are good."
+    assert warning.startswith("warning: postgres: other users of this machine can see the password")
+    assert good == "The settings are valid."
     assert "hush" not in result.stdout
 
 
@@ -241,6 +241,6 @@ def test_serve_warns_of_unknown_settings_and_passwords(
     assert [event["level"] for event in warnings] == ["warning", "warning"]
     assert "did you mean SAGASTORE_MAX_CALLS?" in warnings[0]["problem"]
     assert warnings[1]["problem"].startswith(
-        "postgres: others on this machine can see the password"
+        "postgres: other users of this machine can see the password"
     )
     assert "hush" not in "".join(server.stderr)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sagastore.v1 import storage_pb2
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from tests.support.messages import at, batch, message, new_id
-from tests.support.refusals import refusal_of
+from tests.support.rpc_errors import refusal_of
 
 over_the_socket = settings(
     max_examples=60,

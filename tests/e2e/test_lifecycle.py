@@ -17,7 +17,7 @@ from sagastore.v1 import message_pb2, storage_pb2
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from tests.conftest import ServerFactory
 from tests.support.messages import batch, message
-from tests.support.refusals import refused
+from tests.support.rpc_errors import refused
 from tests.support.server_process import ServerProcess
 
 

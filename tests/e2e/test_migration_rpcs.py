@@ -24,7 +24,7 @@ from sagastore_server.storage.errors import (
 from sagastore_server.storage.phase import Phase
 from tests.e2e.scripted import EVERYTHING, NOTHING, Served
 from tests.support.messages import message
-from tests.support.refusals import Refusal, refusal_of
+from tests.support.rpc_errors import Refusal, refusal_of
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from tests.conftest import ServerFactory
 from tests.support.legacy_db import PLAIN, legacy_db
 from tests.support.messages import message, new_id
-from tests.support.refusals import refused
+from tests.support.rpc_errors import refused
 from tests.support.server_process import ServerProcess
 
 SERVICES = ["sagastore.v1.StorageService", "sagastore.v1.MigrationService"]

@@ -11,7 +11,7 @@ import pytest
 from sagastore.v1 import message_pb2, storage_pb2
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from tests.support.messages import at, batch, message, new_id
-from tests.support.refusals import refused
+from tests.support.rpc_errors import refused
 
 
 def save(storage: StorageServiceStub, sent: message_pb2.Message) -> storage_pb2.SaveResponse:

@@ -1,4 +1,4 @@
-"""Overload by ten times the limit: excess calls are refused, and every retried save is stored."""
+"""Overload by a factor of ten: excess calls are refused in time, none is lost."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from grpc import aio
 from sagastore.v1 import storage_pb2
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from tests.support.messages import message
-from tests.support.refusals import refusal_of
+from tests.support.rpc_errors import refusal_of
 from tests.support.server_process import serving
 
 LIMIT = 24
 CALLERS = 10 * LIMIT
 SAVES = 3
-"""Saves per caller."""
+"""Of each caller."""
 
 GROWTH_KIB = 48 * 1024
-"""Allowed growth of the memory under ten times the limit: a waiting call takes about
-20 KiB; the write-ahead log and the SQLite caches of five connections take some more."""
+"""What the memory may grow by while ten times the limit is at the door: a call that waits
+takes about 20 KiB, the write-ahead log and SQLite's caches of five connections some more."""
 
 
 class Crowd:
-    """Callers that retry refused calls after ``retry_after``, and no others."""
+    """Callers that honour the retry delay of a refusal and retry no other error."""
 
     def __init__(self, channels: list[aio.Channel]) -> None:
         self.stubs: list[Any] = [StorageServiceStub(channel) for channel in channels]
@@ -43,11 +43,11 @@ class Crowd:
             try:
                 answer = await stub.Save(storage_pb2.SaveRequest(message=wanted))
             except aio.AioRpcError as error:
-                refusal = refusal_of(error)
-                assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED, refusal
-                assert refusal.retry_after
-                self.refused[refusal.reason] += 1
-                await asyncio.sleep(refusal.retry_after)
+                told = refusal_of(error)
+                assert told.code is grpc.StatusCode.RESOURCE_EXHAUSTED, told
+                assert told.retry_after
+                self.refused[told.reason] += 1
+                await asyncio.sleep(told.retry_after)
                 continue
             assert answer.created
             self.acknowledged.add(answer.id)
@@ -65,13 +65,13 @@ class Crowd:
 
 
 def resident_kib(pid: int) -> int:
-    """Return the resident memory of the process."""
+    """Return the resident memory of the process in KiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
-async def test_an_overload_is_refused_in_part_and_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_overload_sheds_calls_and_releases_resources(tmp_path: Path) -> None:
     with serving(tmp_path / "saga.db", "--max-calls", str(LIMIT)) as server:
         options = [("grpc.use_local_subchannel_pool", 1)]
         channels = [aio.insecure_channel(server.address, options=options) for _ in range(8)]
@@ -82,7 +82,7 @@ async def test_an_overload_is_refused_in_part_and_leaves_nothing_behind(tmp_path
         await asyncio.gather(*map(crowd.caller, range(CALLERS)))
         assert crowd.refused["OVERLOADED"]
         assert resident_kib(server.pid) - before < GROWTH_KIB
-        # It recovers: a single caller is soon accepted.
+        # It recovers: one caller alone is not refused any more, soon.
         for number in range(20):
             await crowd.save(-2, number)
         crowd.refused.clear()

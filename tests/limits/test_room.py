@@ -1,4 +1,4 @@
-"""Rate, size and concurrency limits: excess is refused at once with ``retry_after``."""
+"""Admission limits: excess calls are refused at once with a retry delay."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sagastore_server.rpc.load_shedding import LoadShedder
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.model import Message
 from tests.support.drafts import draft
+from tests.support.in_process_server import served
 from tests.support.messages import batch, message, new_id
-from tests.support.refusals import Refusal, refusal_of
-from tests.support.served import served
+from tests.support.rpc_errors import Refusal, refusal_of
 
 
 class Held(SQLiteStorage):
-    """A store whose Gets wait for ``go``, like a disk that does not respond."""
+    """Store whose Gets wait until released, like a disk that does not answer."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -47,7 +47,7 @@ async def held(tmp_path: Path) -> AsyncIterator[Held]:
 
 
 async def until(holds: object) -> None:
-    """Wait until ``holds()`` is true; the time limit of the test applies."""
+    """Wait until ``holds()`` is true, limited by the time-out of the test."""
     assert callable(holds)
     while not holds():  # noqa: ASYNC110 - what is waited for sends no event
         await asyncio.sleep(0.001)
@@ -58,7 +58,7 @@ def refusal(call: BaseException | None) -> Refusal:
     return refusal_of(call)
 
 
-async def test_more_calls_than_allowed_are_refused_and_the_others_finish(held: Held) -> None:
+async def test_excess_calls_are_refused_and_others_finish(held: Held) -> None:
     async with served(held, Limits(max_calls=5)) as server, server.stub() as stub:
         inside = [asyncio.ensure_future(stub.Get(storage_pb2.GetRequest(id="x"))) for _ in range(5)]
         await until(lambda: held.waiting == 5)
@@ -81,7 +81,7 @@ async def test_more_calls_than_allowed_are_refused_and_the_others_finish(held: H
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
 
 
-async def test_a_call_given_up_gives_its_place_back(held: Held) -> None:
+async def test_cancelled_call_frees_its_slot(held: Held) -> None:
     async with served(held, Limits(max_calls=1)) as server, server.stub() as stub:
         first = stub.Get(storage_pb2.GetRequest(id="x"))
         await until(lambda: held.waiting == 1)
@@ -91,7 +91,7 @@ async def test_a_call_given_up_gives_its_place_back(held: Held) -> None:
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
 
 
-async def test_a_deadline_that_passes_ends_the_work(held: Held) -> None:
+async def test_expired_deadline_cancels_work(held: Held) -> None:
     async with served(held, Limits()) as server, server.stub() as stub:
         with pytest.raises(aio.AioRpcError) as caught:
             await stub.Get(storage_pb2.GetRequest(id="x"), timeout=0.05)
@@ -100,7 +100,7 @@ async def test_a_deadline_that_passes_ends_the_work(held: Held) -> None:
         assert server.server.calls_in_progress == 0
 
 
-async def test_more_streams_than_allowed_are_refused(held: Held) -> None:
+async def test_excess_streams_are_refused(held: Held) -> None:
     async with served(held, Limits(max_streams=1)) as server, server.stub() as stub:
         first = stub.BulkSave()
         await first.write(batch(1, message(id=new_id())))
@@ -118,7 +118,7 @@ async def test_more_streams_than_allowed_are_refused(held: Held) -> None:
         assert len(exported.messages) == 1
 
 
-async def test_who_calls_too_often_is_refused(held: Held) -> None:
+async def test_rate_limited_caller_is_refused(held: Held) -> None:
     async with served(held, Limits(caller_rate=3)) as server, server.stub() as stub:
         codes = []
         for _ in range(8):
@@ -133,7 +133,7 @@ async def test_who_calls_too_often_is_refused(held: Held) -> None:
         assert set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
-async def test_a_stream_is_paced_and_not_refused(held: Held) -> None:
+async def test_stream_is_paced_instead_of_refused(held: Held) -> None:
     async with served(held, Limits(caller_rate=20)) as server, server.stub() as stub:
         call = stub.BulkSave()
         for number in range(30):
@@ -144,7 +144,7 @@ async def test_a_stream_is_paced_and_not_refused(held: Held) -> None:
         assert all(answer.saved == 1 for answer in answers)
 
 
-async def test_a_request_that_is_too_large_is_refused_before_it_is_read(held: Held) -> None:
+async def test_oversized_request_is_refused_unread(held: Held) -> None:
     limits = Limits(max_request_bytes=1024 * 1024)
     async with served(held, limits) as server, server.stub() as stub:
         huge = message(metadata_json='{"k":"' + "x" * 2_000_000 + '"}')
@@ -154,8 +154,8 @@ async def test_a_request_that_is_too_large_is_refused_before_it_is_read(held: He
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
 
 
-async def test_connections_that_age_cost_no_call(held: Held) -> None:
-    """Clients are asked to connect anew, under load, and none of their calls fails."""
+async def test_connection_max_age_fails_no_call(held: Held) -> None:
+    """Clients are asked to reconnect under load, and none of their calls fails."""
     async with served(held, Limits(connection_age=0.2)) as server, server.stub() as stub:
         peers = set()
         admission = server.server.admission

@@ -1,4 +1,4 @@
-"""Search timeout: a slow search is stopped, in the database too, and delays no other call."""
+"""Slow searches are stopped, in the database as well, without affecting others."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.model import OnConflict
 from tests.support.drafts import NOW, draft
+from tests.support.in_process_server import served
 from tests.support.messages import message
 from tests.support.postgres import fresh_schema
-from tests.support.refusals import refusal_of
-from tests.support.served import served
+from tests.support.rpc_errors import refusal_of
 
 LETTERS = string.ascii_lowercase
 EXPENSIVE = " ".join(f"({letter}* OR {letter}{letter}*)" for letter in LETTERS)
-"""Prefixes of every word, so that the search reads every message."""
+"""Prefixes that every word begins with one of: nothing can be found without reading it all."""
 
 
 @asynccontextmanager
@@ -66,7 +66,7 @@ def busy(store: StorageBackend) -> int:
     return sum(load.connections_busy for load in store.loads())
 
 
-async def test_it_is_stopped_and_the_reason_is_told(store: StorageBackend) -> None:
+async def test_slow_search_is_stopped_with_reason(store: StorageBackend) -> None:
     async with served(store, Limits(search_timeout=0.003)) as server, server.stub() as stub:
         for _ in range(8):  # more than there are connections
             with pytest.raises(aio.AioRpcError) as caught:
@@ -74,15 +74,15 @@ async def test_it_is_stopped_and_the_reason_is_told(store: StorageBackend) -> No
             refusal = refusal_of(caught.value)
             assert refusal.code is grpc.StatusCode.DEADLINE_EXCEEDED
             assert refusal.reason == "SEARCH_TOO_LONG"
-            # No retry: the same search would take as long again.
+            # Repeated as it is, it would take as long again.
             assert refusal.retry_after is None
-            # The connection is free, so its statement has ended.
+            # The connection is free, so nothing runs on it any more.
             while busy(store):  # noqa: ASYNC110 - what is waited for sends no event
                 await asyncio.sleep(0.001)
         assert (await stub.Get(storage_pb2.GetRequest(id="m-7"))).message.id == "m-7"
 
 
-async def test_a_deadline_of_the_caller_stops_it_too(store: StorageBackend) -> None:
+async def test_caller_deadline_stops_search(store: StorageBackend) -> None:
     async with served(store, Limits()) as server, server.stub() as stub:
         with pytest.raises(aio.AioRpcError) as caught:
             await stub.Search(storage_pb2.SearchRequest(query=EXPENSIVE), timeout=0.01)
@@ -100,6 +100,6 @@ async def test_quick_reads_do_not_wait_for_slow_searches(store: StorageBackend) 
         assert got.message.id == "m-7"
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
         waiting = [search for search in searches if not search.done()]
-        assert waiting, "the searches ended before the other calls"
+        assert waiting, "the searches were over before anything else was asked"
         for search in searches:
             search.cancel()

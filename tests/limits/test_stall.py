@@ -1,4 +1,4 @@
-"""Stalled clients: they hold no memory, no transaction, and no slot beyond the timeout."""
+"""Clients that do not read occupy no memory, no writer, and no slot indefinitely."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from sagastore_server.rpc.admission import Limits
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.model import OnConflict
 from tests.support.drafts import draft
+from tests.support.in_process_server import Served, served
 from tests.support.messages import message
-from tests.support.refusals import refusal_of
-from tests.support.served import Served, served
+from tests.support.rpc_errors import refusal_of
 
 STALLED = 12
 LARGE = "x" * 90_000
@@ -28,7 +28,7 @@ LARGE = "x" * 90_000
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[SQLiteStorage]:
-    """A store whose export takes about 27 MB, far more than the flow control window."""
+    """Store with an export of about 27 MB, far more than a connection buffers."""
     store = SQLiteStorage(tmp_path / "saga.db")
     await store.open()
     for start in range(0, 300, 50):
@@ -39,7 +39,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SQLiteStorage]:
 
 
 async def unread(server: Served, channels: list[aio.Channel]) -> list[Any]:
-    """Begin exports, and read only the first batch of each."""
+    """Start exports and read one batch of each."""
     exports: list[Any] = []
     for _ in range(STALLED):
         channel = server.channel(("grpc.max_receive_message_length", -1))
@@ -56,11 +56,11 @@ async def rest(export: Any) -> None:
         pass
 
 
-async def test_exports_that_are_not_read_are_ended(store: SQLiteStorage) -> None:
+async def test_unread_exports_are_ended(store: SQLiteStorage) -> None:
     channels: list[aio.Channel] = []
     async with served(store, Limits(stall_timeout=1)) as server, server.stub() as stub:
         exports = await unread(server, channels)
-        # They hold no transaction: writes continue, and a checkpoint empties the log.
+        # Nobody waits for them, and the log can be emptied: they hold no transaction.
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
         await store.checkpoint()
         while server.server.admission.streams:  # noqa: ASYNC110 - what is waited for sends no event
@@ -75,7 +75,7 @@ async def test_exports_that_are_not_read_are_ended(store: SQLiteStorage) -> None
             await channel.close()
 
 
-async def test_who_reads_nothing_at_all_is_told_so(store: SQLiteStorage) -> None:
+async def test_stalled_reader_gets_unavailable(store: SQLiteStorage) -> None:
     async with served(store, Limits(stall_timeout=1)) as server, server.stub() as stub:
         export: Any = stub.Export(storage_pb2.ExportRequest())
         await export.initial_metadata()
@@ -86,7 +86,7 @@ async def test_who_reads_nothing_at_all_is_told_so(store: SQLiteStorage) -> None
         assert refusal_of(caught.value).reason == "CLIENT_STALLED"
 
 
-async def test_clients_that_go_away_unread_are_no_defect(
+async def test_disconnect_with_unread_data_is_not_an_error(
     store: SQLiteStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
     channels: list[aio.Channel] = []
@@ -99,7 +99,7 @@ async def test_clients_that_go_away_unread_are_no_defect(
     assert not [record.getMessage() for record in caplog.records]
 
 
-async def test_a_stop_does_not_wait_for_them(store: SQLiteStorage) -> None:
+async def test_stop_does_not_wait_for_stalled_readers(store: SQLiteStorage) -> None:
     channels: list[aio.Channel] = []
     async with served(store, Limits()) as server:
         await unread(server, channels)
@@ -110,7 +110,7 @@ async def test_a_stop_does_not_wait_for_them(store: SQLiteStorage) -> None:
         await channel.close()
 
 
-async def test_a_watch_that_is_not_read_is_given_up_with_its_connection(
+async def test_unread_watch_is_ended_with_connection(
     store: SQLiteStorage,
 ) -> None:
     async with served(store, Limits()) as server:

@@ -9,7 +9,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from tests.support.migration_run import AGAIN_AND_AGAIN, WHEN_IDLE, run_migration
+from tests.support.migration_run import EVERY_ATTEMPT, WHEN_IDLE, run_migration
 from tests.support.postgres import fresh_schema
 
 LIST = Path(__file__).with_name("crash_points.txt")
@@ -34,7 +34,7 @@ def _numbers(name: str, count: int) -> list[int]:
     """Choose the first and the last of so many passings, or one in the middle."""
     if not count or any(step in name for step in WHEN_IDLE):
         return []
-    if any(step in name for step in AGAIN_AND_AGAIN):
+    if any(step in name for step in EVERY_ATTEMPT):
         # There is no last one; and none at all may come while writes are held.
         return [] if "-completing/" in name else [min(count, 7)]
     return sorted({1, 2 if count == 3 else 1, count})

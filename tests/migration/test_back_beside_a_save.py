@@ -15,7 +15,7 @@ from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import Entry, MigrationState
 from tests.migration.conftest import Place
 from tests.support.drafts import draft
-from tests.support.migrating import walk_to
+from tests.support.migrating_service import walk_to
 
 _TURNS = 50
 """Of the event loop: more than it takes to conclude something from what was read."""

@@ -17,7 +17,7 @@ from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import MigrationState
 from tests.migration.conftest import Place
 from tests.support.drafts import NOW, draft
-from tests.support.migrating import backfilled, opened_live, walk_to
+from tests.support.migrating_service import backfilled, opened_live, walk_to
 
 PAGE = MigrationState().batch_size
 

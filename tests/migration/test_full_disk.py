@@ -17,7 +17,7 @@ from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
 from tests.support.drafts import draft
-from tests.support.migrating import eventually_current, opened_live, walk_to
+from tests.support.migrating_service import eventually_current, opened_live, walk_to
 from tests.support.postgres import PostgresProcess
 
 SQLITE = (Store.SQLITE,)

@@ -13,7 +13,7 @@ from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import BackfillMark, Lease, TargetRecord
 from tests.migration.conftest import Place
 from tests.support.drafts import draft
-from tests.support.migrating import walk_to
+from tests.support.migrating_service import walk_to
 
 
 class SlowToSay(PostgreSQLReplica):

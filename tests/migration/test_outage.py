@@ -18,7 +18,7 @@ from sagastore_server.storage.model import OnConflict, Store
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support.drafts import NOW, draft
-from tests.support.migrating import (
+from tests.support.migrating_service import (
     change,
     eventually_current,
     opened_live,

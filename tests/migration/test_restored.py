@@ -13,7 +13,7 @@ from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.sqlite.backend import SQLiteStorage
-from sagastore_server.sqlite.backup.backup import BackupError, back_up
+from sagastore_server.sqlite.backup.create import BackupError, back_up
 from sagastore_server.sqlite.backup.restore import restore
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import CannotOpenError
@@ -23,7 +23,7 @@ from tests.migration.conftest import Place
 from tests.sqlite.sources import opened_source
 from tests.support.backends import opened
 from tests.support.drafts import draft
-from tests.support.migrating import (
+from tests.support.migrating_service import (
     backfilled,
     change,
     eventually_current,
@@ -247,7 +247,7 @@ async def test_after_the_last_step(place: Place) -> None:
 
 
 async def test_postgresql_goes_on_alone_where_the_file_is_lost(place: Place) -> None:
-    """docs/sql/promote.sql, as docs/backup.md says to run it."""
+    """docs/sql/promote.sql, as docs/how-to/backup.md says to run it."""
     promote = PROMOTE.read_text(encoding="utf-8")
     async with opened_live(place.path, place.dsn) as service:
         await save(service.backend, "a", "b")

@@ -25,14 +25,14 @@ import pytest
 
 from sagastore import AsyncClient, Phase
 from tests.support.checker import Checker, Value
-from tests.support.clients import traffic
 from tests.support.final_state import FinalState
 from tests.support.legacy_sample import Sample, legacy_sample
+from tests.support.migration_control import change, go_to, until_ready
 from tests.support.postgres import PostgresProcess, fresh_schema, postgres_process
 from tests.support.server_process import ServerProcess
-from tests.support.steering import change, go_to, until_ready
 from tests.support.strategies import QUICK
-from tests.support.traffic import FOUND_WORDS, STUBBORN, WORDS, Settings, Traffic
+from tests.support.traffic import FOUND_WORDS, RETRYING, WORDS, Settings, Traffic
+from tests.support.traffic_clients import traffic
 
 pytestmark = pytest.mark.timeout(120 if QUICK else 1200)
 
@@ -108,7 +108,7 @@ async def test_forward_and_back_and_forward_again(tmp_path: Path, seed: int) -> 
                 await running.hold()
             before = service.checker.moment()
             await running.during(change(operator, Phase.POSTGRES_ONLY))
-            running.go_on()
+            running.resume()
             await running.more(CALLS)
         await check_all(service)
         changed = service.checker.changed_since(before)
@@ -212,7 +212,7 @@ async def test_postgresql_away_when_it_is_the_only_store(
     """Calls fail then, and the retries of the client library bridge it."""
     async with serving(tmp_path, postgres.dsn, FEW_ROWS // 3) as service:
         await go_to(service.operator, Phase.POSTGRES_ONLY)
-        settings = Settings(8, retry=STUBBORN, timeout=60, everywhere=False)
+        settings = Settings(8, retry=RETRYING, timeout=60, everywhere=False)
         async with service.traffic(settings) as running:
             await running.more(CALLS)
             with outage(postgres):

@@ -15,7 +15,7 @@ from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Scan
 from tests.migration.conftest import Place
 from tests.support.drafts import NOW, draft, found
-from tests.support.migrating import backfilled, change, live, opened_live, walk_to
+from tests.support.migrating_service import backfilled, change, live, opened_live, walk_to
 
 FORWARD = [Phase.DUAL_WRITE, Phase.BACKFILL, Phase.READ_POSTGRES, Phase.POSTGRES_ONLY]
 

@@ -47,7 +47,7 @@ _LAST_ID = "\U0010ffff" * 128
 
 @asynccontextmanager
 async def both(files: list[Path]) -> AsyncIterator[tuple[StorageBackend, StorageBackend]]:
-    """Open both backends with the messages of ``files`` in them."""
+    """Open both backends with the messages of ``files``."""
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "messages.db"
         for file in files:
@@ -118,7 +118,7 @@ async def texts_of(backend: StorageBackend) -> list[str]:
 
 
 def make_queries(texts: list[str], count: int, seed: int = 1) -> list[str]:
-    """Return distinct queries of every kind, made from what the texts hold."""
+    """Return distinct queries of every kind, built from the words of the texts."""
     chance = random.Random(seed)
     chunks = sorted({chunk for text in texts for chunk in text.split()})
     words = sorted({token for text in texts for token in tokenize(text)[:2000]})
@@ -170,7 +170,7 @@ async def walk(backend: StorageBackend, criteria: Criteria, newest: bool) -> lis
 
 
 def _comparable(message: Message) -> Message:
-    """Leave out what each store has of its own."""
+    """Remove values that are specific to a store."""
     return message._replace(created_at=None, revision=0)
 
 
@@ -182,7 +182,7 @@ async def _hits(backend: StorageBackend, criteria: Criteria) -> list[Hit]:
 async def difference(
     sqlite: StorageBackend, postgresql: StorageBackend, query: str, orders: Sequence[Order]
 ) -> str | None:
-    """Say how the answers to a query differ, or None."""
+    """Return how the answers to a query differ, or None."""
     criteria = Criteria(parse_query(query))
     if criteria.text is not None and not criteria.text.alternatives:
         return None
@@ -201,7 +201,7 @@ async def difference(
 
 
 async def compare(files: list[Path], count: int) -> int:
-    """Compare, print the figure and what differs, and return the number of differences."""
+    """Compare, print the result and the differences, and return the number of differences."""
     async with both(files) as (sqlite, postgresql):
         texts = await texts_of(sqlite)
         queries = make_queries(texts, count)

@@ -1,7 +1,7 @@
-"""The same random operations on both backends: every answer is compared.
+"""Differential test: the same random operations on both backends have equal answers.
 
-``tests/contract/test_model.py`` compares each backend with a model; here they are compared
-with each other, so that what the model leaves open cannot differ either.
+``tests/contract/test_model.py`` compares each backend with a model; this test compares them with
+each other, and therefore also covers what the model leaves open.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ class Both(RuleBasedStateMachine):
         return left, right
 
     def _same(self, call: Call) -> Any:
-        """Compare the answers to a call, or the refusals, and return SQLite's."""
+        """Compare the answers to a call, or the refusals; return SQLite's."""
         left, right = self._both(call)
         assert _bare(left, {}) == _bare(right, self.revisions)
         return left
 
     def _write(self, call: Call, *keys: str) -> None:
-        """As ``_same``, for a call that may give new revisions to ``keys``."""
+        """Like ``_same``, for a call that may assign new revisions to ``keys``."""
         left, right = self._both(call)
         mine, others = self._both(lambda backend: backend.batch_get(list(keys)))
         assert mine.keys() == others.keys()
@@ -120,7 +120,7 @@ class Both(RuleBasedStateMachine):
 
     @rule(criteria=criteria, order=st.sampled_from(pager.Order), size=st.integers(1, 5))
     def pages(self, criteria: Criteria, order: pager.Order, size: int) -> None:
-        """Page by page; a cursor means the same to both."""
+        """Page by page; a cursor has the same meaning on both."""
         cursor: pager.Cursor | None = None
         for _ in range(50):
 
@@ -152,7 +152,7 @@ async def _outcome(call: Call, backend: StorageBackend) -> Any:
 
 
 def _bare(answer: Any, revisions: dict[int, int]) -> Any:
-    """Return an answer without what each store has of its own."""
+    """Remove values that are specific to a store from an answer."""
     if isinstance(answer, Message):
         revision = revisions.get(answer.revision, answer.revision)
         return answer._replace(created_at=None, revision=revision)
@@ -169,6 +169,6 @@ def _bare(answer: Any, revisions: dict[int, int]) -> Any:
 
 
 @pytest.mark.timeout(600)
-def test_the_same_operations_have_the_same_answers() -> None:
+def test_both_stores_give_equal_answers() -> None:
     few = 10 if strategies.QUICK else 500
     run_state_machine_as_test(Both, settings=settings(max_examples=few, stateful_step_count=30))

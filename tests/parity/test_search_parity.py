@@ -1,4 +1,4 @@
-"""The same answer from both to every query made from the sample's texts."""
+"""Parity of search: every query from the sample's texts has equal answers on both stores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COUNT = 200 if strategies.QUICK else QUERIES
 
 
 @pytest.mark.timeout(600)
-async def test_queries_find_the_same_on_both() -> None:
+async def test_queries_match_same_messages_on_both_stores() -> None:
     async with both([SAMPLE]) as (sqlite, postgresql):
         queries = make_queries(await texts_of(sqlite), COUNT)
         assert len(queries) == COUNT

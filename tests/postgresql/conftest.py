@@ -1,4 +1,4 @@
-"""An empty PostgreSQL schema for each test."""
+"""Fixtures of the PostgreSQL tests: an empty schema for each test."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from tests.support.postgres import fresh_schema
 
 @pytest.fixture
 async def dsn() -> AsyncIterator[str]:
-    """Return a connection string that works in an empty schema."""
+    """Return a connection string of an empty schema."""
     async with fresh_schema() as dsn:
         yield dsn

@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode, in front of the PostgreSQL of the tests."""
+"""Real PgBouncer in transaction mode, in front of the PostgreSQL of the tests."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ WITHIN = 60.0
 
 
 class PgBouncer:
-    """One on a socket in ``folder``, whose path must be short."""
+    """PgBouncer on a socket in ``folder``, whose path must be short."""
 
     def __init__(self, program: str, folder: Path, dsn: str, *settings: str) -> None:
-        """Prepare to stand in front of the server that ``dsn`` names."""
+        """Create it in front of the server of ``dsn``."""
         self._command = [*_as_other(), program, "-q", str(folder / "pgbouncer.ini")]
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -60,7 +60,7 @@ class PgBouncer:
         return f"postgresql://postgres@/{database}?host={self._folder}&port={PORT}"
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start PgBouncer and wait until it answers."""
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
         )
@@ -71,7 +71,7 @@ class PgBouncer:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """End it at once; every client loses its connection."""
+        """Stop PgBouncer at once; every client loses its connection."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -89,11 +89,10 @@ class PgBouncer:
 
 @contextmanager
 def pgbouncer_before(dsn: str, *settings: str) -> Iterator[PgBouncer]:
-    """Run one for as long as the context lasts.
+    """Run PgBouncer for the duration of the context.
 
     Raises:
-        FileNotFoundError: It is not installed.
-
+        FileNotFoundError: PgBouncer is not installed.
     """
     program = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
     if program is None:

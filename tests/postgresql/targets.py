@@ -1,4 +1,4 @@
-"""Helpers for tests of the end of a migration that is PostgreSQL."""
+"""Helpers for tests of PostgreSQL as a migration target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria, Scan
-from tests.support.replicating import LEASE, SOURCE
+from tests.support.migration_values import LEASE, SOURCE
 
 
 def replica_on(dsn: str, **options: Any) -> PostgreSQLReplica:
@@ -28,7 +28,7 @@ def plain(dsn: str, **options: Any) -> PostgreSQLStorage:
 
 @asynccontextmanager
 async def opened_plain(dsn: str, **options: Any) -> AsyncIterator[PostgreSQLStorage]:
-    """Open a store that knows nothing of migrations."""
+    """Open a store without a migration."""
     backend = plain(dsn, **options)
     try:
         await backend.open()
@@ -39,7 +39,7 @@ async def opened_plain(dsn: str, **options: Any) -> AsyncIterator[PostgreSQLStor
 
 @asynccontextmanager
 async def opened_replica(dsn: str, **options: Any) -> AsyncIterator[PostgreSQLReplica]:
-    """Open a replica that claims nothing."""
+    """Open a replica without a claim."""
     replica = replica_on(dsn, **options)
     try:
         await replica.open()
@@ -62,7 +62,7 @@ async def buried_in(dsn: str) -> dict[str, int]:
 
 
 async def fetched(dsn: str, sql: str, *arguments: Any) -> list[Any]:
-    """Run a statement on a connection of its own."""
+    """Run a statement on a separate connection."""
     connection = await asyncpg.connect(dsn)
     try:
         rows: list[Any] = await connection.fetch(sql, *arguments)

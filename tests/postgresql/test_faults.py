@@ -1,4 +1,4 @@
-"""Processes that die under load, and a database that is away."""
+"""Faults of PostgreSQL: processes killed under load, and an unavailable database."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def server(postgres: PostgresProcess, tmp_path: Path) -> Iterator[ServerProcess]
 
 
 class Load:
-    """Saves from several threads, and a ledger of what was acknowledged."""
+    """Saves from several threads, with a ledger of the acknowledged ones."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.acknowledged: dict[str, str] = {}
@@ -67,7 +67,7 @@ class Load:
             thread.join()
 
     def wait_for(self, more: int) -> None:
-        """Wait until so many more saves were acknowledged."""
+        """Wait until ``count`` more saves were acknowledged."""
         # Not by the ledger, which has at most one line for each id.
         target = len(self._saved) + more
         until(lambda: len(self._saved) >= target)
@@ -91,7 +91,7 @@ class Load:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition; the time limit of the test is the limit."""
+    """Wait for a condition, limited by the time-out of the test."""
     while not condition():
         time.sleep(0.02)
 
@@ -109,7 +109,7 @@ def missing(load: Load, server: ServerProcess) -> dict[str, str]:
 
 
 def details(error: grpc.RpcError) -> list[str]:
-    """Return the kinds of details that an error carries."""
+    """Return the kinds of details in an error."""
     trailers: dict[str, str | bytes] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]
     status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
     return [detail.type_url.rpartition(".")[2] for detail in status.details]
@@ -122,7 +122,7 @@ def readiness(server: ServerProcess) -> int:
         return int(answer.status)
 
 
-def test_killing_the_server_loses_nothing(server: ServerProcess) -> None:
+def test_server_kill_loses_no_acknowledged_write(server: ServerProcess) -> None:
     for _ in range(3):
         load = Load(server)
         with load:
@@ -133,7 +133,9 @@ def test_killing_the_server_loses_nothing(server: ServerProcess) -> None:
         assert missing(load, server) == {}
 
 
-def test_killing_postgresql_loses_nothing(server: ServerProcess, postgres: PostgresProcess) -> None:
+def test_postgresql_kill_loses_no_acknowledged_write(
+    server: ServerProcess, postgres: PostgresProcess
+) -> None:
     with Load(server) as load:
         for _ in range(2):
             load.wait_for(100)
@@ -150,7 +152,7 @@ def test_killing_postgresql_loses_nothing(server: ServerProcess, postgres: Postg
         assert "postgres@" not in str(error)
 
 
-def test_readiness_follows_the_database(server: ServerProcess, postgres: PostgresProcess) -> None:
+def test_readiness_follows_database_state(server: ServerProcess, postgres: PostgresProcess) -> None:
     assert readiness(server) == SERVING
     postgres.kill9()
     reason = server.wait_for_event("not ready")
@@ -174,8 +176,10 @@ def _family(pid: int) -> list[int]:
     return [pid, *map(int, listed.stdout.split())]
 
 
-def test_a_database_that_does_not_answer(server: ServerProcess, postgres: PostgresProcess) -> None:
-    """It is there, and silent: the calls must end all the same, and before their deadline."""
+def test_unresponsive_database_fails_calls_in_time(
+    server: ServerProcess, postgres: PostgresProcess
+) -> None:
+    """The database runs but does not answer: calls must end before their deadline."""
     family = _family(postgres.pid)
     for pid in family:
         os.kill(pid, signal.SIGSTOP)
@@ -213,7 +217,7 @@ def test_a_database_that_does_not_answer(server: ServerProcess, postgres: Postgr
         (f"postgresql://me:{PASSWORD}@127.0.0.1/saga?sslmode={PASSWORD}", "connection string"),
     ],
 )
-def test_no_start_without_a_database(tmp_path: Path, dsn: str, line: str) -> None:
+def test_startup_fails_without_database(tmp_path: Path, dsn: str, line: str) -> None:
     server = ServerProcess(tmp_path / "unused.db", "--log-level", "debug", postgres=dsn)
     server.spawn()
     assert server.wait() == 1
@@ -223,15 +227,15 @@ def test_no_start_without_a_database(tmp_path: Path, dsn: str, line: str) -> Non
     assert PASSWORD not in told
 
 
-def test_a_database_that_is_not_there(postgres: PostgresProcess, tmp_path: Path) -> None:
+def test_startup_reports_missing_database(postgres: PostgresProcess, tmp_path: Path) -> None:
     dsn = postgres.dsn.replace("/postgres?", "/nowhere?")
     server = ServerProcess(tmp_path / "unused.db", postgres=dsn)
     server.spawn()
     assert server.wait() == 1
-    assert "there is no such database; create it first" in "\n".join(server.stderr)
+    assert "the database does not exist; create it first" in "\n".join(server.stderr)
 
 
-def test_everything_is_there_after_a_restart(server: ServerProcess) -> None:
+def test_restart_keeps_all_messages(server: ServerProcess) -> None:
     with Load(server) as load:
         load.wait_for(50)
     before = stored(server)

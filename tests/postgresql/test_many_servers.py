@@ -1,4 +1,4 @@
-"""Several servers on one database: what one of them may rely on, all of them may."""
+"""Several servers on one database: every guarantee holds across servers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def servers(dsn: str) -> AsyncIterator[list[PostgreSQLStorage]]:
         yield found
 
 
-async def test_servers_that_start_together_make_one_schema(dsn: str) -> None:
+async def test_concurrent_starts_create_one_schema(dsn: str) -> None:
     backends = [PostgreSQLStorage(PostgreSQLOptions(dsn, pool_min=1)) for _ in range(5)]
     await asyncio.gather(*(backend.open() for backend in backends))
     await backends[0].save(draft())
@@ -50,14 +50,14 @@ async def test_servers_that_start_together_make_one_schema(dsn: str) -> None:
     await asyncio.gather(*(backend.close() for backend in backends))
 
 
-async def test_a_write_is_seen_by_all(servers: list[PostgreSQLStorage]) -> None:
+async def test_write_is_visible_on_all_servers(servers: list[PostgreSQLStorage]) -> None:
     for number in range(30):
         await servers[number % 3].save(draft("m", f"version {number}"))
         for server in servers:
             assert (await server.get("m")).content == f"version {number}"
 
 
-async def test_only_one_is_the_first(servers: list[PostgreSQLStorage]) -> None:
+async def test_concurrent_first_saves_have_one_winner(servers: list[PostgreSQLStorage]) -> None:
     for turn in range(10):
         results = await asyncio.gather(
             *(server.save(draft(f"m-{turn}", f"by {at}"), 0) for at, server in enumerate(servers)),
@@ -68,8 +68,10 @@ async def test_only_one_is_the_first(servers: list[PostgreSQLStorage]) -> None:
         assert sum(isinstance(result, AlreadyExistsError) for result in results) == 2
 
 
-async def test_guarded_saves_lose_no_update(servers: list[PostgreSQLStorage]) -> None:
-    """A counter that is only raised by compare-and-swap counts every success."""
+async def test_guarded_saves_lose_no_update_across_servers(
+    servers: list[PostgreSQLStorage],
+) -> None:
+    """A counter that is only increased by compare-and-swap counts every success."""
     await servers[0].save(draft("counter", "0"))
 
     async def count(server: PostgreSQLStorage) -> int:
@@ -88,8 +90,8 @@ async def test_guarded_saves_lose_no_update(servers: list[PostgreSQLStorage]) ->
     assert (await servers[0].get("counter")).content == str(total)
 
 
-async def test_revisions_grow_whoever_writes(servers: list[PostgreSQLStorage]) -> None:
-    """Saves and deletions of the same few ids, on all servers at once."""
+async def test_revisions_increase_across_servers(servers: list[PostgreSQLStorage]) -> None:
+    """Concurrent saves and deletions of a few ids on all servers."""
     ids = [f"m-{number}" for number in range(4)]
     seen: dict[str, list[int]] = {key: [] for key in ids}
 
@@ -122,10 +124,10 @@ async def test_revisions_grow_whoever_writes(servers: list[PostgreSQLStorage]) -
             assert stored[key].revision > revision
 
 
-async def test_a_number_taken_before_a_deletion_is_not_used_after_it(
+async def test_stale_revision_is_not_used_after_deletion(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The id is new when it is looked up, comes and goes, and is new again when written."""
+    """The id is new when it is looked up, is created and deleted, and is new again when written."""
     options = PostgreSQLOptions(dsn, pool_min=1, writers=1)
     async with (
         opened(lambda: PostgreSQLStorage(options)) as one,
@@ -149,7 +151,7 @@ async def test_a_number_taken_before_a_deletion_is_not_used_after_it(
 
 
 class _AlwaysFirst:
-    """Another server that takes an id whenever it has been found free, so many times."""
+    """Another server that takes an id each time it was found free, a limited number of times."""
 
     def __init__(self, other: StorageBackend, times: int, patch: pytest.MonkeyPatch) -> None:
         self._other = other
@@ -174,7 +176,7 @@ class _AlwaysFirst:
 
 
 @pytest.mark.parametrize(("losses", "gets_on"), [(20, True), (-1, False)])
-async def test_who_always_comes_second_gets_on_or_is_told(
+async def test_contended_write_succeeds_or_is_aborted(
     dsn: str, monkeypatch: pytest.MonkeyPatch, losses: int, gets_on: bool
 ) -> None:
     patient = PostgreSQLOptions(dsn, pool_min=1, writers=1, acquire_timeout=60 if gets_on else 1)
@@ -186,12 +188,12 @@ async def test_who_always_comes_second_gets_on_or_is_told(
         if gets_on:
             assert not (await one.save(draft("m", "second"))).created
         else:
-            with pytest.raises(UnavailableError, match="again and again; try again"):
+            with pytest.raises(UnavailableError, match="conflicted with other writes; try again"):
                 await one.save(draft("m", "second"))
         assert (await one.get("m")).content == ("second" if gets_on else "first")
 
 
-async def test_bulks_in_opposite_order_do_not_block_each_other(
+async def test_opposite_bulk_orders_do_not_deadlock(
     servers: list[PostgreSQLStorage],
 ) -> None:
     for turn in range(5):
@@ -204,7 +206,7 @@ async def test_bulks_in_opposite_order_do_not_block_each_other(
         assert all(sum(result) == 200 for result in results)
 
 
-async def test_export_and_paging_while_others_write(servers: list[PostgreSQLStorage]) -> None:
+async def test_export_and_paging_during_concurrent_writes(servers: list[PostgreSQLStorage]) -> None:
     old = [draft(f"old-{number:04}", timestamp=NOW + number) for number in range(600)]
     await save_all(servers[0], old)
     stop = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Behind PgBouncer in transaction mode, where sessions change from call to call."""
+"""PgBouncer in transaction mode, where the session changes between calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.postgresql.pgbouncer import PgBouncer, pgbouncer_before
 from tests.support.backends import opened
 from tests.support.drafts import draft, found
 from tests.support.messages import message
-from tests.support.migrating import change, eventually_current, unblocked, walk_to
+from tests.support.migrating_service import change, eventually_current, unblocked, walk_to
 from tests.support.postgres import execute, new_database, server_dsn, with_parameter
 from tests.support.server_process import ServerProcess
 
@@ -33,7 +33,7 @@ NO_SESSIONS = {"SAGASTORE_POSTGRES_STATEMENT_CACHE": "0"}
 
 @pytest.fixture
 async def database() -> AsyncIterator[str]:
-    """Make a database of its own: a search path does not pass PgBouncer."""
+    """Create a separate database, because PgBouncer does not pass a search path."""
     name, _ = await new_database()
     yield name
     await execute(server_dsn(), f"DROP DATABASE {name} WITH (FORCE)")
@@ -56,7 +56,7 @@ def options(dsn: str, cache: int = 0) -> PostgreSQLOptions:
 
 
 class Load:
-    """Saves, reads and searches from many threads, each seeing what it wrote."""
+    """Saves, reads and searches from many threads, each checking its own writes."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.acknowledged: dict[str, str] = {}
@@ -77,7 +77,7 @@ class Load:
             thread.join()
 
     def wait_for(self, more: int) -> None:
-        """Wait until so many more saves were acknowledged."""
+        """Wait until ``count`` more saves were acknowledged."""
         with self._more:
             target = len(self.acknowledged) + more
             assert self._more.wait_for(lambda: len(self.acknowledged) >= target, 60)
@@ -108,9 +108,7 @@ class Load:
         assert storage.Get(storage_pb2.GetRequest(id=id), timeout=DEADLINE).message.id == id
 
 
-def test_load_while_pgbouncer_ends_and_begins_again(
-    pooler: PgBouncer, database: str, tmp_path: Path
-) -> None:
+def test_load_survives_pgbouncer_restart(pooler: PgBouncer, database: str, tmp_path: Path) -> None:
     server = ServerProcess(tmp_path / "unused.db", env=NO_SESSIONS, postgres=pooler.dsn(database))
     try:
         server.start()
@@ -136,7 +134,7 @@ def test_load_while_pgbouncer_ends_and_begins_again(
         server.close()
 
 
-async def test_four_hundred_at_a_time(pooler: PgBouncer, database: str) -> None:
+async def test_four_hundred_concurrent_calls(pooler: PgBouncer, database: str) -> None:
     async with opened(lambda: PostgreSQLStorage(options(pooler.dsn(database)))) as store:
         ids = [f"m-{number:03}" for number in range(400)]
         saved = await asyncio.gather(*(store.save(draft(id, f"text {id}")) for id in ids))
@@ -158,27 +156,27 @@ async def refusal(dsn: str, cache: int) -> str:
     return str(caught.value)
 
 
-async def test_prepared_statements_are_refused_at_the_start(
-    pooler: PgBouncer, database: str
-) -> None:
+async def test_prepared_statements_fail_at_startup(pooler: PgBouncer, database: str) -> None:
     line = await refusal(pooler.dsn(database), 100)
     assert "as PgBouncer does; set postgres_statement_cache to 0" in line
     line = await refusal(with_parameter(pooler.dsn(database), "search_path", "public"), 0)
-    assert "leave search_path out of the connection string" in line
+    assert "remove search_path from the connection string" in line
 
 
-async def test_a_pooler_that_drops_settings_is_noticed(pooler: PgBouncer, database: str) -> None:
-    """It lets the connection begin; calls would fail later, one in some."""
+async def test_pooler_that_drops_settings_is_detected(pooler: PgBouncer, database: str) -> None:
+    """The pooler accepts the connection, but some calls would fail later."""
     dropped = "statement_timeout,idle_in_transaction_session_timeout,jit"
     with pgbouncer_before(server_dsn(), f"ignore_startup_parameters = {dropped}") as lenient:
         line = await refusal(lenient.dsn(database), 100)
-        assert line.endswith("as PgBouncer can; set postgres_statement_cache to 0")
+        assert line.endswith("session settings of this server; set postgres_statement_cache to 0")
 
 
 # ------------------------------------------------------------------ the migration
 
 
-async def test_a_whole_migration(pooler: PgBouncer, database: str, tmp_path: Path) -> None:
+async def test_complete_migration_behind_pgbouncer(
+    pooler: PgBouncer, database: str, tmp_path: Path
+) -> None:
     path = tmp_path / "messages.db"
     service = MigratingService(
         SQLiteSource(path), PostgreSQLReplica(options(pooler.dsn(database))), Options(1.0)

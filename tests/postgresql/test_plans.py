@@ -1,4 +1,4 @@
-"""Each kind of search uses its index. ``SAGASTORE_TEST_ROWS`` sets how many rows there are."""
+"""Query plans: each search uses its index. ``SAGASTORE_TEST_ROWS`` sets the number of rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sagastore_server.postgresql.search import (
     FIRST_BLOCK,
     SearchStatement,
     compile_search,
-    guesses,
     next_block,
+    planner_must_guess,
 )
 from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.base import StorageBackend
@@ -89,7 +89,7 @@ async def _explained(backend: StorageBackend, statement: SearchStatement) -> lis
 
 
 @pytest.mark.timeout(900)
-async def test_each_search_uses_its_index(dsn: str) -> None:
+async def test_search_uses_index(dsn: str) -> None:
     options = PostgreSQLOptions(dsn, pool_min=1, statement_timeout=600)
     async with opened(lambda: PostgreSQLStorage(options)) as backend:
         await execute(dsn, _FILL.format(start=NOW // 1_000_000, rows=ROWS))
@@ -98,7 +98,7 @@ async def test_each_search_uses_its_index(dsn: str) -> None:
         for name, case in CASES.items():
             if case.rows > ROWS:
                 continue
-            block = 0 if guesses(case.criteria) else None
+            block = 0 if planner_must_guess(case.criteria) else None
             nodes = await _explained(backend, compile_search(case.criteria, case.scan, block))
             used = {node["Index Name"] for node in nodes if "Index Name" in node}
             scans = [n for n in nodes if n["Node Type"] == "Seq Scan"]
@@ -119,14 +119,14 @@ PREFIXES = (
 )
 
 
-async def test_a_prefix_is_not_looked_for_all_the_way(dsn: str) -> None:
+async def test_prefix_scan_is_bounded(dsn: str) -> None:
     options = PostgreSQLOptions(dsn, pool_min=1, statement_timeout=600)
     async with opened(lambda: PostgreSQLStorage(options)) as backend:
         await execute(dsn, _FILL.format(start=NOW // 1_000_000, rows=20_000))
         await execute(dsn, "VACUUM ANALYZE messages")
         for query in PREFIXES:
             criteria, scan = Criteria(parse_query(query)), Scan(True, 50)
-            assert guesses(criteria)
+            assert planner_must_guess(criteria)
             near, lookup = [
                 await _explained(backend, compile_search(criteria, scan, block))
                 for block in (FIRST_BLOCK, 0)
@@ -137,7 +137,7 @@ async def test_a_prefix_is_not_looked_for_all_the_way(dsn: str) -> None:
             assert "idx_messages_timestamp" not in used
 
 
-async def test_both_ways_find_the_same(dsn: str) -> None:
+async def test_both_plans_return_same_rows(dsn: str) -> None:
     late = Position(NOW + 17_500_000_000, "m")
     scans = (Scan(True, 50), Scan(False, 50), Scan(True, 3), Scan(True, 50, late))
     options = PostgreSQLOptions(dsn, pool_min=1, statement_timeout=600)
@@ -154,7 +154,7 @@ async def test_both_ways_find_the_same(dsn: str) -> None:
             assert found.more == (len(ids) > scan.limit)
 
 
-def test_the_next_block_is_as_large_as_it_has_to_be() -> None:
+def test_next_block_has_required_size() -> None:
     assert next_block(FIRST_BLOCK, 26, 51) == 5884
     assert next_block(FIRST_BLOCK, 3, 51) == 0
     assert next_block(FIRST_BLOCK, 0, 51) == 0

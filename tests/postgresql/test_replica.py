@@ -1,4 +1,4 @@
-"""The target of a migration: claiming, leases, faults."""
+"""PostgreSQL as a migration target: claims, leases, faults."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ from tests.postgresql.targets import (
     until_one_waits,
 )
 from tests.support.drafts import draft
-from tests.support.postgres import execute, postgres_process
-from tests.support.replicating import (
+from tests.support.migration_values import (
     LEASE,
     SOURCE,
     SUCCESSOR,
@@ -39,12 +38,13 @@ from tests.support.replicating import (
     message,
     saved,
 )
+from tests.support.postgres import execute, postgres_process
 from tests.telemetry.ops import free_port
 
 # ------------------------------------------------------------------ looking and claiming
 
 
-async def test_some_that_open_at_once_do_not_close_what_is_the_others(dsn: str) -> None:
+async def test_concurrent_open_shares_pool(dsn: str) -> None:
     replica = replica_on(dsn)
     try:
         # Who is given up closes what it has opened, while another one opens.
@@ -59,7 +59,7 @@ async def test_some_that_open_at_once_do_not_close_what_is_the_others(dsn: str) 
         await replica.close()
 
 
-async def test_some_that_cannot_open_at_once_are_all_told_why() -> None:
+async def test_concurrent_failed_open_reports_to_all() -> None:
     replica = replica_on(f"postgresql://postgres@127.0.0.1:{free_port()}/none")
     outcomes = await asyncio.gather(*[replica.open() for _ in range(3)], return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [CannotOpenError] * 3
@@ -73,17 +73,17 @@ async def test_opening_and_inspecting_create_nothing(dsn: str) -> None:
         assert await fetched(dsn, here) == []
 
 
-async def test_somebody_elses_tables_are_refused(dsn: str) -> None:
+async def test_foreign_tables_are_refused(dsn: str) -> None:
     await execute(dsn, "CREATE TABLE messages (id INTEGER)")
     async with opened_replica(dsn) as replica:
-        with pytest.raises(CannotOpenError, match=r"did not make \(messages\)"):
+        with pytest.raises(CannotOpenError, match=r"did not create \(messages\)"):
             await replica.inspect()
-        with pytest.raises(CannotOpenError, match=r"did not make \(messages\)"):
+        with pytest.raises(CannotOpenError, match=r"did not create \(messages\)"):
             await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
     assert await fetched(dsn, "SELECT to_regclass('sagastore_schema')::text") == [(None,)]
 
 
-async def test_a_newer_schema_is_refused_or_used(dsn: str) -> None:
+async def test_newer_schema_is_refused_or_used(dsn: str) -> None:
     async with claimed(dsn) as replica:
         await execute(dsn, "INSERT INTO sagastore_schema VALUES (98, 1)")
         assert (await replica.inspect()).schema_version == 98
@@ -96,12 +96,12 @@ async def test_a_newer_schema_is_refused_or_used(dsn: str) -> None:
 
 
 async def make_version_1(dsn: str) -> None:
-    """Make the schema as the first version did."""
+    """Create the schema of the first version."""
     await execute(dsn, STEPS[0].sql)
     await execute(dsn, "INSERT INTO sagastore_schema VALUES (1, 1)")
 
 
-async def test_an_older_schema_is_upgraded_with_its_data(dsn: str) -> None:
+async def test_older_schema_is_upgraded_with_data(dsn: str) -> None:
     await make_version_1(dsn)
     await execute(
         dsn,
@@ -115,7 +115,7 @@ async def test_an_older_schema_is_upgraded_with_its_data(dsn: str) -> None:
     async with opened_replica(dsn) as replica:
         found = await replica.inspect()
         assert (found.schema_version, found.empty, found.record) == (1, False, None)
-        with pytest.raises(PreconditionError, match="holds messages and files already"):
+        with pytest.raises(PreconditionError, match="already contains messages and files"):
             await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
         assert (await replica.inspect()).schema_version == 1
     async with opened_plain(dsn) as backend:
@@ -128,7 +128,7 @@ async def test_an_older_schema_is_upgraded_with_its_data(dsn: str) -> None:
     assert rows == [(1, 1), (2, 2)]
 
 
-async def test_an_older_empty_schema_is_claimed(dsn: str) -> None:
+async def test_older_empty_schema_is_claimed(dsn: str) -> None:
     await make_version_1(dsn)
     async with claimed(dsn) as replica:
         assert [one.valid for one in await replica.indexes()] == [False] * 5
@@ -138,8 +138,8 @@ async def test_an_older_empty_schema_is_claimed(dsn: str) -> None:
 # ------------------------------------------------------------------ leases
 
 
-async def test_a_transaction_that_hangs_is_not_overtaken(dsn: str) -> None:
-    """The former holder is in the middle of it when a successor claims."""
+async def test_claim_waits_for_hanging_transaction(dsn: str) -> None:
+    """The former holder's transaction is in progress when a successor claims."""
     async with claimed(dsn) as replica:
         steps = await journal_apply.steps_of([saved(message("m-1", 3))], WorkerPool())
         inside, go_on = asyncio.Event(), asyncio.Event()
@@ -167,12 +167,12 @@ async def test_a_transaction_that_hangs_is_not_overtaken(dsn: str) -> None:
 # ------------------------------------------------------------------ what hurts
 
 
-async def test_opening_may_be_tried_again() -> None:
+async def test_failed_open_can_be_retried() -> None:
     with postgres_process() as process:
         replica = replica_on(process.dsn, acquire_timeout=5)
         try:
             process.stop()
-            with pytest.raises(CannotOpenError, match="is it running"):
+            with pytest.raises(CannotOpenError, match="check that it is running"):
                 await replica.open()
             with pytest.raises(UnavailableError):
                 await replica.inspect()
@@ -185,8 +185,8 @@ async def test_opening_may_be_tried_again() -> None:
             await replica.close()
 
 
-async def test_a_postmaster_killed_while_entries_are_applied() -> None:
-    """What is there is what was noted, batch by batch, and all that was confirmed."""
+async def test_postmaster_kill_during_apply_is_consistent() -> None:
+    """Stored rows match the recorded position and include all confirmed changes."""
     with postgres_process() as process:
         async with claimed(process.dsn) as replica:
             numbers = itertools.count(1)
@@ -208,7 +208,7 @@ async def test_a_postmaster_killed_while_entries_are_applied() -> None:
 async def _follow(
     replica: PostgreSQLReplica, numbers: Iterator[int], confirmed: list[int], enough: asyncio.Event
 ) -> None:
-    """Change ten messages at a time, on and on; ``enough`` is set after some turns."""
+    """Apply batches of ten changes repeatedly; ``enough`` is set after some iterations."""
     for turn, number in enumerate(numbers):
         await replica.apply(LEASE, [saved(message(f"m-{n}", number * 10 + n)) for n in range(10)])
         confirmed[0] = number * 10 + 9

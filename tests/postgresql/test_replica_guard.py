@@ -1,4 +1,4 @@
-"""Who may write while messages are moved here, and afterwards."""
+"""Write guard of the target: who may write during a migration, and afterwards."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import AuxiliaryRows
 from tests.postgresql.targets import claimed, fetched, opened_plain, opened_replica, plain
 from tests.support.drafts import draft
+from tests.support.migration_values import LEASE, SOURCE, content_of, finish, message, saved
 from tests.support.postgres import execute, fresh_schema, server_dsn
-from tests.support.replicating import LEASE, SOURCE, content_of, finish, message, saved
 
 HERE = "current_schema()::regnamespace"
 FILE = "('f', 'n', 'p', 't', NULL, NULL, 3, 'u', NULL, NULL)"
@@ -28,7 +28,7 @@ FILE = "('f', 'n', 'p', 't', NULL, NULL, 3, 'u', NULL, NULL)"
 
 @pytest.fixture(params=[100, 0])
 def cache(request: pytest.FixtureRequest) -> int:
-    """How many statements are kept; 0 is for PgBouncer."""
+    """Size of the statement cache; 0 is for PgBouncer."""
     size: int = request.param
     return size
 
@@ -36,8 +36,8 @@ def cache(request: pytest.FixtureRequest) -> int:
 # ------------------------------------------------------------------ the guard
 
 
-async def test_a_server_that_was_running_is_shut_out_until_the_end(dsn: str, cache: int) -> None:
-    """It was started on PostgreSQL alone before anybody claimed the database."""
+async def test_running_server_is_locked_out_until_finish(dsn: str, cache: int) -> None:
+    """The server was started on PostgreSQL alone before the database was claimed."""
     async with (
         opened_plain(dsn, statement_cache=cache) as backend,
         opened_replica(dsn, statement_cache=cache) as replica,
@@ -53,7 +53,7 @@ async def test_a_server_that_was_running_is_shut_out_until_the_end(dsn: str, cac
             backend.bulk_save([draft(f"m-{n}") for n in range(300)], OnConflict.REPLACE),
             replica.save(draft("m-2")),
         ):
-            with pytest.raises(FencedError, match="belongs to a migration"):
+            with pytest.raises(FencedError, match="target of a migration"):
                 await write
         assert await content_of(replica) == {"m-1": message("m-1", 1)}
         await replica.release(LEASE)
@@ -65,7 +65,7 @@ async def test_a_server_that_was_running_is_shut_out_until_the_end(dsn: str, cac
             assert (await store.save(draft(f"m-{number}", "new"))).revision > 1000
 
 
-async def test_nobody_with_a_shell_writes_behind_the_holder(dsn: str) -> None:
+async def test_direct_sql_writes_are_refused(dsn: str) -> None:
     async with claimed(dsn) as replica:
         for statement in (
             "DELETE FROM messages",
@@ -83,7 +83,7 @@ async def test_nobody_with_a_shell_writes_behind_the_holder(dsn: str) -> None:
             await execute(dsn, "SET sagastore.session = ''; DELETE FROM files")
 
 
-async def test_the_guard_costs_once_a_statement(dsn: str) -> None:
+async def test_guard_runs_once_per_statement(dsn: str) -> None:
     async with claimed(dsn):
         rows = await fetched(
             dsn, "SELECT DISTINCT tgtype & 1 FROM pg_trigger WHERE tgname = 'sagastore_guard'"
@@ -91,11 +91,11 @@ async def test_the_guard_costs_once_a_statement(dsn: str) -> None:
         assert rows == [(0,)]
 
 
-async def test_postgresql_alone_is_refused_while_the_truth_is_elsewhere(dsn: str) -> None:
+async def test_postgresql_only_start_is_refused_during_migration(dsn: str) -> None:
     async with claimed(dsn) as replica:
         for phase in (Phase.BACKFILL, Phase.READ_POSTGRES, Phase.SQLITE_ONLY):
             await replica.set_phase(LEASE, phase, 3, 0)
-            line = rf"target of a migration in phase {phase.slug}; .* on here .*--sqlite as well"
+            line = rf"target of a migration in phase {phase.slug}; .* on here; also set --sqlite"
             with pytest.raises(CannotOpenError, match=line):
                 await plain(dsn).open()
         await replica.release(LEASE)
@@ -112,7 +112,7 @@ async def test_postgresql_alone_is_refused_while_the_truth_is_elsewhere(dsn: str
 # ------------------------------------------------------------------ the end
 
 
-async def test_finishing_opens_the_store_to_everybody(dsn: str, cache: int) -> None:
+async def test_finish_allows_other_writers(dsn: str, cache: int) -> None:
     async with claimed(dsn, statement_cache=cache) as replica:
         row = QuarantinedRow(41, "messages/rowid=1", "because", "id", b"{}")
         await replica.carry(LEASE, AuxiliaryRows(quarantine=[row]), first=True)
@@ -135,15 +135,15 @@ async def test_finishing_opens_the_store_to_everybody(dsn: str, cache: int) -> N
         assert caught.value.blockers[0].reason == "MIGRATION_FINISHED"
 
 
-async def test_revisions_never_fall_back(dsn: str) -> None:
+async def test_revisions_never_decrease(dsn: str) -> None:
     async with claimed(dsn) as replica:
         await execute(dsn, "SELECT setval('message_revisions', 5000)")
         await finish(replica, 777)
         assert (await replica.save(draft("m-2"))).revision == 5001
 
 
-async def test_a_reader_does_not_keep_the_migration_from_ending(dsn: str) -> None:
-    """As pg_dump does, which reads for hours. The guard stays, and lets everybody write."""
+async def test_long_reader_does_not_block_finish(dsn: str) -> None:
+    """pg_dump, for example, reads for hours. The guard remains and allows all writes."""
     async with claimed(dsn) as replica:
         for name in LATE:
             await replica.build_index(name, lambda share: None)
@@ -162,8 +162,8 @@ async def test_a_reader_does_not_keep_the_migration_from_ending(dsn: str) -> Non
     assert await fetched(dsn, guard) == []
 
 
-async def test_another_schema_of_the_search_path_is_left_alone(dsn: str) -> None:
-    """It has a store of its own, with indexes and functions of the same names."""
+async def test_other_schema_in_search_path_is_unchanged(dsn: str) -> None:
+    """The other schema contains a store with equally named indexes and functions."""
     async with fresh_schema() as other, opened_plain(other):
         await execute(other, "CREATE FUNCTION sagastore_guard() RETURNS int RETURN 1")
         schema = other.rpartition("=")[2]
@@ -176,8 +176,8 @@ async def test_another_schema_of_the_search_path_is_left_alone(dsn: str) -> None
         assert len(await fetched(dsn, indexes)) == 6
 
 
-async def test_the_owner_migrates_and_the_server_serves(dsn: str) -> None:
-    """With the roles of docs/sql/least_privileges.sql."""
+async def test_owner_role_migrates_and_server_role_serves(dsn: str) -> None:
+    """Uses the roles of docs/sql/least_privileges.sql."""
     script = Path(__file__).parents[2] / "docs" / "sql" / "least_privileges.sql"
     name = f"move_{os.getpid()}"
     await execute(dsn, script.read_text(encoding="utf-8").replace("sagastore", name))

@@ -1,4 +1,4 @@
-"""The indexes that are built after the rows are there."""
+"""Late indexes, which are built after the rows are copied."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.replication import BackfillMark, IndexState
 from tests.postgresql.targets import claimed, fetched, opened_plain, until_one_waits
+from tests.support.migration_values import LEASE, message, saved
 from tests.support.postgres import fresh_schema
-from tests.support.replicating import LEASE, message, saved
 
 NAMES = [
     "idx_messages_session",
@@ -26,7 +26,7 @@ NAMES = [
 
 
 def _ignore(share: float) -> None:
-    """Take no interest in the progress."""
+    """Ignore the progress."""
 
 
 async def _definitions(dsn: str) -> set[str]:
@@ -46,7 +46,7 @@ async def _some_rows(replica: PostgreSQLReplica) -> None:
 
 
 @pytest.mark.parametrize("cache", [100, 0])
-async def test_late_indexes_are_those_of_the_schema(dsn: str, cache: int) -> None:
+async def test_late_indexes_match_schema(dsn: str, cache: int) -> None:
     async with fresh_schema() as other, opened_plain(other):
         expected = await _definitions(other)
     async with claimed(dsn, statement_cache=cache) as replica:
@@ -66,7 +66,7 @@ async def test_late_indexes_are_those_of_the_schema(dsn: str, cache: int) -> Non
         assert await fetched(dsn, analysed) == [(1000,)]
 
 
-async def test_an_index_that_is_there_is_left_alone(dsn: str) -> None:
+async def test_existing_index_is_not_rebuilt(dsn: str) -> None:
     async with claimed(dsn) as replica:
         await replica.build_index(NAMES[0], _ignore)
         before = await fetched(dsn, "SELECT 'idx_messages_session'::regclass::oid")
@@ -74,8 +74,8 @@ async def test_an_index_that_is_there_is_left_alone(dsn: str) -> None:
         assert await fetched(dsn, "SELECT 'idx_messages_session'::regclass::oid") == before
 
 
-async def test_what_a_cancelled_build_leaves_is_built_anew(dsn: str) -> None:
-    """It waits behind an open transaction that has written; writes go on meanwhile."""
+async def test_index_of_cancelled_build_is_rebuilt(dsn: str) -> None:
+    """The build waits for an open write transaction; other writes continue."""
     async with claimed(dsn) as replica:
         await _some_rows(replica)
         writer = await _open_transaction(dsn)
@@ -95,7 +95,7 @@ async def test_what_a_cancelled_build_leaves_is_built_anew(dsn: str) -> None:
         assert IndexState(NAMES[4], True) in await replica.indexes()
 
 
-async def test_a_build_that_a_dead_server_left_running_is_waited_for(dsn: str) -> None:
+async def test_build_of_dead_server_is_awaited(dsn: str) -> None:
     async with claimed(dsn) as replica:
         await _some_rows(replica)
         writer = await _open_transaction(dsn)
@@ -124,7 +124,7 @@ async def test_a_build_that_a_dead_server_left_running_is_waited_for(dsn: str) -
 
 
 async def _open_transaction(dsn: str) -> Any:
-    """Begin a transaction that a concurrent build has to wait for."""
+    """Open a transaction that a concurrent build waits for."""
     connection = await asyncpg.connect(dsn)
     await connection.execute(f"BEGIN; SET LOCAL sagastore.session = '{LEASE.session}'")
     await connection.execute("DELETE FROM messages WHERE id = 'nobody'")
@@ -144,5 +144,5 @@ async def _open_transaction(dsn: str) -> Any:
         (IndexProgress(None, None, None, None, None), 0.0),
     ],
 )
-def test_progress_is_a_share(progress: IndexProgress, share: float) -> None:
+def test_build_progress_is_a_share(progress: IndexProgress, share: float) -> None:
     assert progress.share == pytest.approx(share)

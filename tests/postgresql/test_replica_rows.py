@@ -1,4 +1,4 @@
-"""What only PostgreSQL can do to rows that are moved into it: see tests/contract/migration."""
+"""Replicated rows, tests specific to PostgreSQL; see also tests/contract/migration."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sagastore_server.storage.query import Criteria
 from sagastore_server.storage.replication import Entry
 from tests.postgresql.targets import buried_in, claimed, fetched, found_by, opened_replica
 from tests.support.drafts import NOW
+from tests.support.migration_values import LEASE, MARK, SOURCE, content_of, deleted, message, saved
 from tests.support.postgres import execute
-from tests.support.replicating import LEASE, MARK, SOURCE, content_of, deleted, message, saved
 
 
 @pytest.fixture(params=[100, 0])
@@ -27,7 +27,7 @@ async def replica(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[Pos
 
 
 async def tamper(dsn: str, statement: str) -> None:
-    """Change rows as nobody may who does not hold the lease."""
+    """Change rows directly, without the lease."""
     await execute(dsn, f"SET sagastore.session = '{LEASE.session}'; {statement}")
 
 
@@ -40,10 +40,10 @@ async def applied_to(replica: PostgreSQLReplica) -> int:
 # ------------------------------------------------------------------ the journal
 
 
-async def test_a_bad_entry_leaves_nothing_of_its_batch(replica: PostgreSQLReplica) -> None:
+async def test_bad_entry_rolls_back_batch(replica: PostgreSQLReplica) -> None:
     await replica.apply(LEASE, [saved(message("m-1", 1))])
     bad = [saved(message("m-2", 2)), deleted("m-1", 3), saved(message("m-3", 4, "zero \0 byte"))]
-    with pytest.raises(Exception, match="could not carry out"):
+    with pytest.raises(Exception, match="failed to run the request"):
         await replica.apply(LEASE, bad)
     assert await content_of(replica) == {"m-1": message("m-1", 1)}
     assert await applied_to(replica) == 1
@@ -62,7 +62,7 @@ LIKE = "provider, role, content, tags, timestamp, metadata, session_id, created_
 
 
 @pytest.mark.parametrize("kind", TAMPERINGS)
-async def test_a_repair_puts_a_message_right(dsn: str, kind: str) -> None:
+async def test_repair_restores_message(dsn: str, kind: str) -> None:
     async with claimed(dsn) as replica:
         wanted = message("m-1", 5)
         await replica.apply(LEASE, [saved(wanted), saved(message("m-2", 6))])
@@ -77,7 +77,7 @@ async def test_a_repair_puts_a_message_right(dsn: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("buried", [0, 3])
-async def test_a_repair_removes_what_is_too_much(dsn: str, buried: int) -> None:
+async def test_repair_removes_extra_message(dsn: str, buried: int) -> None:
     async with claimed(dsn) as replica:
         await replica.apply(LEASE, [saved(message("m-2", 2))])
         await tamper(
@@ -93,7 +93,7 @@ async def test_a_repair_removes_what_is_too_much(dsn: str, buried: int) -> None:
 # ------------------------------------------------------------------ others
 
 
-async def test_terms_of_another_analysis_are_made_anew_by_a_claim(dsn: str) -> None:
+async def test_claim_rebuilds_terms_of_other_analysis(dsn: str) -> None:
     async with claimed(dsn) as replica:
         rows = [message(f"m-{n:04}", n + 1, f"word{n}") for n in range(1200)]
         await replica.copy(LEASE, rows, MARK)

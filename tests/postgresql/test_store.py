@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own: types, sizes, groups, settings, the schema."""
+"""PostgreSQL store: types, sizes, write groups, settings, schema."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def backend_on(dsn: str, **options: object) -> PostgreSQLStorage:
 
 
 def _dense(pieces: list[str]) -> str:
-    """Return a content of the greatest length made of different words."""
+    """Return the longest content, made of distinct words."""
     text = " ".join(pieces)
     return text[:MAX_CONTENT]
 
@@ -61,7 +61,7 @@ DENSE = {
 
 
 @pytest.mark.parametrize("kind", DENSE)
-async def test_no_content_is_too_large_for_the_index(dsn: str, kind: str) -> None:
+async def test_largest_content_fits_index(dsn: str, kind: str) -> None:
     text = DENSE[kind]
     assert len(text) <= MAX_CONTENT
     assert len(search_columns(text)[1]) < MAX_TSVECTOR
@@ -73,7 +73,7 @@ async def test_no_content_is_too_large_for_the_index(dsn: str, kind: str) -> Non
 
 
 @pytest.mark.parametrize("moment", [MIN_TIMESTAMP, -1, 0, NOW + 123_457, MAX_TIMESTAMP])
-async def test_times_are_exact(dsn: str, moment: int) -> None:
+async def test_timestamps_are_exact(dsn: str, moment: int) -> None:
     async with opened(lambda: backend_on(dsn)) as backend:
         await backend.save(draft("m", timestamp=moment))
         assert (await backend.get("m")).timestamp == moment
@@ -82,8 +82,8 @@ async def test_times_are_exact(dsn: str, moment: int) -> None:
         assert not (await backend.search(Criteria(end=moment), Scan(True, 10))).messages
 
 
-async def test_one_bad_row_spoils_no_neighbour(dsn: str) -> None:
-    """Validation lets nothing bad through; here it is left out."""
+async def test_bad_row_does_not_affect_group(dsn: str) -> None:
+    """Validation, which rejects bad rows, is bypassed here."""
     async with opened(lambda: backend_on(dsn, writers=1)) as backend:
         bad = draft("bad", "zero \0 byte")
         drafts = [draft(f"m-{number}") for number in range(20)]
@@ -98,7 +98,7 @@ async def test_one_bad_row_spoils_no_neighbour(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("writers", [1, 2])
-async def test_waiting_writes_share_a_transaction(dsn: str, writers: int) -> None:
+async def test_queued_writes_share_transaction(dsn: str, writers: int) -> None:
     async with opened(lambda: backend_on(dsn, writers=writers)) as backend:
         results = await asyncio.gather(*(backend.save(draft(f"m-{n}")) for n in range(200)))
         assert len({result.revision for result in results}) == 200
@@ -107,7 +107,7 @@ async def test_waiting_writes_share_a_transaction(dsn: str, writers: int) -> Non
 
 
 @pytest.mark.parametrize("rows", [1, LARGE_ROWS])
-async def test_a_transaction_that_waits_for_a_lock_holds_up_no_others(dsn: str, rows: int) -> None:
+async def test_lock_wait_does_not_block_other_groups(dsn: str, rows: int) -> None:
     async with opened(lambda: backend_on(dsn, writers=2)) as backend:
         await backend.save(draft("locked"))
         drafts = [draft("locked", "new"), *(draft(f"b-{number}") for number in range(1, rows))]
@@ -143,8 +143,8 @@ def _begin() -> str:
     return QUERIES["begin"]
 
 
-async def test_without_prepared_statements(dsn: str) -> None:
-    """As behind PgBouncer in transaction mode: nothing outlives a transaction."""
+async def test_store_works_without_prepared_statements(dsn: str) -> None:
+    """As behind PgBouncer in transaction mode: no state outlives a transaction."""
     async with opened(lambda: backend_on(dsn, statement_cache=0)) as backend:
         await _use(backend)
         rows = await backend._pool.rows("SELECT count(*) FROM pg_prepared_statements")  # type: ignore[attr-defined]
@@ -160,7 +160,7 @@ async def _use(backend: StorageBackend) -> None:
     assert (await backend.health()).messages == 299
 
 
-async def test_a_newer_compatible_schema_is_used(dsn: str) -> None:
+async def test_newer_compatible_schema_is_used(dsn: str) -> None:
     async with opened(lambda: backend_on(dsn)) as backend:
         await backend.save(draft())
     await execute(dsn, "INSERT INTO sagastore_schema VALUES (99, 1)")
@@ -169,7 +169,7 @@ async def test_a_newer_compatible_schema_is_used(dsn: str) -> None:
         assert (await backend.health()).schema_version == 99
 
 
-async def test_a_newer_incompatible_schema_is_refused(dsn: str) -> None:
+async def test_newer_incompatible_schema_is_refused(dsn: str) -> None:
     async with opened(lambda: backend_on(dsn)):
         pass
     await execute(dsn, "INSERT INTO sagastore_schema VALUES (99, 99)")
@@ -177,9 +177,9 @@ async def test_a_newer_incompatible_schema_is_refused(dsn: str) -> None:
         await backend_on(dsn).open()
 
 
-async def test_tables_of_others_are_left_alone(dsn: str) -> None:
+async def test_foreign_tables_are_unchanged(dsn: str) -> None:
     await execute(dsn, "CREATE TABLE messages (id INTEGER)")
-    with pytest.raises(CannotOpenError, match=r"did not make \(messages\)"):
+    with pytest.raises(CannotOpenError, match=r"did not create \(messages\)"):
         await backend_on(dsn).open()
     await execute(dsn, "INSERT INTO messages VALUES (1)")
     async with opened(lambda: _Nothing(dsn)) as nothing:
@@ -187,7 +187,7 @@ async def test_tables_of_others_are_left_alone(dsn: str) -> None:
 
 
 class _Nothing(PostgreSQLStorage):
-    """Only looks that nothing of ours was left behind."""
+    """Checks that the store leaves no objects behind."""
 
     def __init__(self, dsn: str) -> None:
         super().__init__(PostgreSQLOptions(dsn, pool_min=1))
@@ -197,7 +197,7 @@ class _Nothing(PostgreSQLStorage):
         assert await self._pool.value("SELECT to_regclass('sagastore_schema')::text") is None
 
 
-async def test_terms_of_another_analysis_are_made_anew(dsn: str) -> None:
+async def test_terms_of_other_analysis_are_rebuilt(dsn: str) -> None:
     async with opened(lambda: backend_on(dsn)) as backend:
         await backend.bulk_save([draft(f"m-{n}", f"word{n}") for n in range(1200)], OnConflict.SKIP)
     await execute(dsn, "UPDATE messages SET terms = '', search = ''")
@@ -208,12 +208,14 @@ async def test_terms_of_another_analysis_are_made_anew(dsn: str) -> None:
         assert await backend._pool.value(query) == FINGERPRINT  # type: ignore[attr-defined]
 
 
-async def test_the_schema_is_of_this_version(dsn: str) -> None:
+async def test_schema_version_is_current(dsn: str) -> None:
     async with opened(lambda: backend_on(dsn)) as backend:
         assert (await backend.health()).schema_version == SCHEMA_VERSION
 
 
-async def test_errors_show_no_content(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_errors_contain_no_message_content(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with opened(lambda: backend_on(dsn)) as backend:
         secret = NewMessage("m", "p", "r", "a very private text", (), 0, "{not json", None)
         with pytest.raises(StorageError) as caught:
@@ -223,8 +225,8 @@ async def test_errors_show_no_content(dsn: str, caplog: pytest.LogCaptureFixture
     assert "INSERT" not in str(caught.value)
 
 
-async def test_least_privileges_suffice(dsn: str) -> None:
-    """The owner makes the schema; the server serves, and may not change it."""
+async def test_least_privileges_are_sufficient(dsn: str) -> None:
+    """The owner creates the schema; the server's role can use but not change it."""
     script = Path(__file__).parents[2] / "docs" / "sql" / "least_privileges.sql"
     name = f"least_{os.getpid()}"
     await execute(dsn, script.read_text(encoding="utf-8").replace("sagastore", name))

@@ -1,6 +1,6 @@
-"""TLS to the database: with `verify-full` nobody in between can pose as it.
+"""TLS to the database: `verify-full` prevents a man in the middle.
 
-The PostgreSQL of the wheel is built without TLS; these run where Debian's is installed.
+The PostgreSQL of the wheel is built without TLS; these tests need Debian's PostgreSQL.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ pytestmark = pytest.mark.skipif(PROGRAMS is None, reason="needs a PostgreSQL wit
 
 
 class Secured:
-    """A PostgreSQL that takes connections over TCP, with TLS only."""
+    """PostgreSQL that accepts only TLS connections over TCP."""
 
     def __init__(self, process: PostgresProcess, pki: Pki) -> None:
-        """Start ``process`` anew, with a certificate for ``localhost``."""
+        """Restart ``process`` with a certificate for ``localhost``."""
         process.stop()
         folder = Path(process.dsn.partition("host=")[2])
         data = folder / "data"
@@ -75,7 +75,7 @@ async def stored(dsn: str) -> None:
         await storage.close()
 
 
-async def test_the_database_is_checked(secured: Secured, pki: Pki) -> None:
+async def test_server_certificate_is_verified(secured: Secured, pki: Pki) -> None:
     good = secured.dsn("verify-full", pki.ca)
     await stored(good)
     connection = await asyncpg.connect(good)
@@ -84,9 +84,9 @@ async def test_the_database_is_checked(secured: Secured, pki: Pki) -> None:
     await connection.close()
     foreign = Pki(pki.folder / "foreign").ca
     for dsn, told in (
-        (secured.dsn("verify-full", pki.ca, host="127.0.0.1"), "certificate is not accepted (IP"),
-        (secured.dsn("verify-full", foreign), "certificate is not accepted (unable to get local"),
-        (secured.dsn("disable"), "refuses the user or the password"),
+        (secured.dsn("verify-full", pki.ca, host="127.0.0.1"), "certificate is not trusted (IP"),
+        (secured.dsn("verify-full", foreign), "certificate is not trusted (unable to get local"),
+        (secured.dsn("disable"), "rejects the user or the password"),
     ):
         with pytest.raises(CannotOpenError) as caught:
             await stored(dsn)

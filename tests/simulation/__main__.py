@@ -1,11 +1,11 @@
-"""``make simulate``: rounds of the deterministic simulation.
+"""Command line of the deterministic simulation (``make simulate``).
 
     python -m tests.simulation [--rounds N] [--seed N] [--profile NAME] [--order fifo|shuffle]
-    python -m tests.simulation --plant NAME|all [--within N]   see planted faults being caught
-    python -m tests.simulation --coverage                      branches of migration/ that run
+    python -m tests.simulation --plant NAME|all [--within N]   with planted faults
+    python -m tests.simulation --coverage                      branch coverage of migration/
 
-Exit status 1 if a round failed or could not be repeated, if a planted fault was not caught,
-or if in a long run a fault never came in a phase.
+Exit status 1 if a round failed or was not repeatable, if a planted fault was not caught, or if in a
+long run a fault never occurred in a phase.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from tests.simulation.settings import PROFILES
 
 FOLDER = Path("var/simulation")
 LONG_RUN = 2000
-"""Rounds in which every fault has to come in every phase."""
+"""Rounds after which every fault must have occurred in every phase."""
 
 
 def main() -> int:
-    """Run what was asked for."""
     arguments = _arguments()
     if arguments.plant == "all":
         return _try_plants(arguments)
@@ -41,10 +40,10 @@ def main() -> int:
     began = time.monotonic()
     totals = asyncio.run(Campaign(options, _say).run())
     _say("\n" + totals.text())
-    _say(f"\n  {time.monotonic() - began:,.0f} s in all")
+    _say(f"\n  {time.monotonic() - began:,.0f} s total")
     (options.folder / "report.json").write_text(json.dumps(totals.as_json(), indent=2) + "\n")
     if options.coverage:
-        _tell_coverage(options)
+        _report_coverage(options)
     return 0 if _is_good(totals, options) else 1
 
 
@@ -60,7 +59,7 @@ def _is_good(totals: Totals, options: Options) -> bool:
 
 
 def _try_plants(arguments: argparse.Namespace) -> int:
-    """Try every planted fault until it is caught, and print a table."""
+    """Run each planted fault until it is caught, and print a table."""
     rows, escaped = [], 0
     for plant in PLANTS.values():
         options = _options(arguments)._replace(
@@ -93,10 +92,10 @@ def _plant_row(plant: Plant, totals: Totals, seed: int) -> str:
     return f"| `{plant.name}` | {plant.what} | {number} | {found.profile} | {by} |"
 
 
-# ---------------------------------------------------------------------- the rest
+# ---------------------------------------------------------------------- options and output
 
 
-def _tell_coverage(options: Options) -> None:
+def _report_coverage(options: Options) -> None:
     import coverage  # noqa: PLC0415 - only where it is wanted
 
     both = coverage.Coverage(str(options.folder / "coverage"), branch=True)
@@ -125,15 +124,21 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make simulate", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=300, help="rounds to run (300)")
-    parser.add_argument("--seed", type=_seed, help="seed of the first round; the next ones follow")
+    parser.add_argument("--rounds", type=int, default=300, help="number of rounds (300)")
+    parser.add_argument("--seed", type=_seed, help="seed of the first round; later rounds count up")
     parser.add_argument("--profile", default="", choices=["", *PROFILES], metavar="NAME")
     parser.add_argument("--order", default="", choices=["", *ORDERS], metavar="fifo|shuffle")
     parser.add_argument("--plant", default="", choices=["", "all", *PLANTS], metavar="NAME")
-    parser.add_argument("--within", type=int, default=60, help="rounds for each planted fault (60)")
+    parser.add_argument(
+        "--within", type=int, default=60, help="maximum rounds per planted fault (60)"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="for reports (var/simulation)")
-    parser.add_argument("--coverage", action="store_true", help="measure branches of migration/")
+    parser.add_argument(
+        "--folder", type=Path, default=FOLDER, help="folder for reports (var/simulation)"
+    )
+    parser.add_argument(
+        "--coverage", action="store_true", help="measure branch coverage of migration/"
+    )
     return parser.parse_args()
 
 
@@ -147,7 +152,7 @@ def _say(line: str) -> None:
 
 
 def _quiet(_: str) -> None:
-    """Say nothing."""
+    """Discard a line."""
 
 
 if __name__ == "__main__":

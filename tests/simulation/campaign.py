@@ -1,4 +1,4 @@
-"""Many rounds on several worker processes, a sample of them repeated in another one."""
+"""Campaign of rounds on several worker processes; a sample of them is repeated for comparison."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.simulation.report import Totals
 from tests.simulation.rounds import Job, Result, result_from
 
 REPLAY_EVERY = 25
-"""One round in so many is repeated in another process, and has to be the same."""
+"""One round in so many is repeated in another process and must be identical."""
 
 NOT_SIMULATED = "*/migration/alone.py"
-"""A service of one store: there is no migration in it."""
+"""Service with one store; it has no migration code."""
 
-TELL_EVERY = 10.0
-"""Seconds between two lines of progress."""
+REPORT_EVERY = 10.0
+"""Seconds between two progress lines."""
 
 ROOT = Path(__file__).parents[2]
 _LINE_BYTES = 1 << 24
@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 
 class Options(NamedTuple):
-    """What a campaign is to be."""
+    """Options of a campaign."""
 
     rounds: int
     seed: int
@@ -42,26 +42,25 @@ class Options(NamedTuple):
     plant: str = ""
     folder: Path = Path("var/simulation")
     until_caught: bool = False
-    """Whether the first round that fails is the last."""
+    """Whether to stop after the first round that fails."""
     coverage: bool = False
     explain: int = 3
-    """How many failing rounds are shrunk and told in full."""
+    """Number of failing rounds to shrink and describe in full."""
 
 
 class Worker:
-    """A worker process, asked one thing at a time."""
+    """Worker process that runs one job at a time."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        """Use a process that was started."""
+        """Use a started process."""
         self._process = process
         self._turn = asyncio.Lock()
 
     async def ask(self, job: Job, **options: str) -> Any:
-        """Have a job done.
+        """Run a job.
 
         Raises:
             RuntimeError: The process has ended.
-
         """
         async with self._turn:
             assert self._process.stdin is not None
@@ -74,7 +73,7 @@ class Worker:
         return json.loads(answer)
 
     async def end(self) -> None:
-        """Let it end in good order."""
+        """End the worker gracefully."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         await self._process.wait()
@@ -82,11 +81,11 @@ class Worker:
 
 @contextlib.asynccontextmanager
 async def workers(options: Options) -> AsyncIterator[list[Worker]]:
-    """Start worker processes, and end them."""
+    """Start worker processes for the duration of the context."""
     started: list[asyncio.subprocess.Process] = []
     try:
         for number in range(options.jobs):
-            # One after the other: a failure leaves none that is not known.
+            # One after the other, so that a failed start leaves no unknown process.
             started += [await _start(options, number)]
         those = [Worker(process) for process in started]
         yield those
@@ -101,7 +100,7 @@ async def workers(options: Options) -> AsyncIterator[list[Worker]]:
 async def _start(options: Options, number: int) -> asyncio.subprocess.Process:
     command = [sys.executable]
     if options.coverage:
-        # From the first import on: what a module defines counts as well.
+        # Measured from the first import, because module-level code counts as well.
         data = coverage_file(options.folder, number)
         command += ["-m", "coverage", "run", "--branch", f"--data-file={data}"]
         command += ["--source=sagastore_server.migration", f"--omit={NOT_SIMULATED}"]
@@ -117,25 +116,24 @@ async def _start(options: Options, number: int) -> asyncio.subprocess.Process:
 
 
 def coverage_file(folder: Path, number: int) -> Path:
-    """Return where a worker writes what it has measured."""
+    """Return the coverage file of a worker."""
     return folder.resolve() / f"coverage.{number}"
 
 
 class Campaign:
-    """Runs rounds, and adds up what came of them."""
+    """Runs rounds and adds up their results."""
 
     def __init__(self, options: Options, say: Say) -> None:
-        """Prepare to run them; ``say`` is told of progress, a line at a time."""
+        """Create a campaign; ``say`` receives progress, one line at a time."""
         self._options = options
         self._say = say
         self.totals = Totals()
         self._failed: deque[Job] = deque()
         self._caught = False
         self._began = time.monotonic()
-        self._told_at = self._began
+        self._reported_at = self._began
 
     async def run(self) -> Totals:
-        """Run all rounds."""
         self._options.folder.mkdir(parents=True, exist_ok=True)
         async with workers(self._options) as those:
             queue = iter(self._jobs())
@@ -151,7 +149,7 @@ class Campaign:
             yield Job(seed, options.profile, options.order)
 
     async def _work(self, those: list[Worker], at: int, queue: Iterator[Job]) -> None:
-        """Let one worker take jobs from the queue, until there are none."""
+        """Run jobs from the queue on one worker until the queue is empty."""
         for job in queue:
             result = result_from(await those[at].ask(job))
             self._add(job, result)
@@ -164,7 +162,9 @@ class Campaign:
         self.totals.cpu += again.cpu
         if again.trace != result.trace:
             self.totals.not_replayed.append(job.seed)
-            self._say(f"seed {job.seed}: another process ran another round: NOT DETERMINISTIC")
+            self._say(
+                f"seed {job.seed}: the repetition in another process differs: NOT DETERMINISTIC"
+            )
 
     def _add(self, job: Job, result: Result) -> None:
         self.totals.add(result)
@@ -173,26 +173,26 @@ class Campaign:
             self._failed.append(job)
             self._say(f"seed {job.seed} ({result.profile}): {result.violations[0][:300]}")
         now = time.monotonic()
-        if now - self._told_at >= TELL_EVERY:
-            self._told_at = now
+        if now - self._reported_at >= REPORT_EVERY:
+            self._reported_at = now
             self._say(self.totals.progress(self._options.rounds, now - self._began))
 
     async def _explain(self, worker: Worker) -> None:
-        """Shrink some failing rounds, and say how to run them again."""
+        """Shrink some failing rounds and print how to repeat them."""
         for number, job in enumerate(self._failed):
-            self._say(f"run it again: {self.replay_line(job)}")
+            self._say(f"repeat: {self.replay_line(job)}")
             if number < self._options.explain:
                 file = self._options.folder / f"seed-{job.seed}.txt"
                 before, after = await worker.ask(job, explain=str(file))
-                self._say(f"  what happens, in {after} of its {before} turns: {file}")
+                self._say(f"  events, reduced to {after} of {before} turns: {file}")
 
     def replay_line(self, job: Job) -> str:
-        """Return the command that runs a round again."""
+        """Return the command that repeats a round."""
         given = {"PROFILE": job.profile, "ORDER": job.order, "PLANT": self._options.plant}
         more = "".join(f" {name}={value}" for name, value in given.items() if value)
         return f"make simulate ROUNDS=1 SEED={job.seed}{more}"
 
 
 def measured(options: Options) -> Iterable[Path]:
-    """Return what the workers have measured."""
+    """Return the coverage files of the workers."""
     return [coverage_file(options.folder, number) for number in range(options.jobs)]

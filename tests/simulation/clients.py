@@ -1,4 +1,4 @@
-"""Clients of a round: they write and read at random, and check every answer."""
+"""Clients of a round: they write and read at random and check every answer."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ EXPORT_PAGE = 20
 SESSIONS = ("s0", "s1")
 COUNTERS = 2
 RETRY_FIRST, RETRY_MOST = 0.02, 0.5
-"""Seconds until a write without a definite answer is sent again: doubled up to the second."""
+"""First and longest delay in seconds before an unanswered write is retried; doubled each time."""
 THINK_SECONDS = 0.02
-"""Between reading a counter and saving it at most: others may save it meanwhile."""
+"""Maximum seconds between reading a counter and saving it, during which others may save it."""
 
 
 class Client:
-    """One client. Ids belong to one client each, but for counters, which all save guarded."""
+    """Client. An id belongs to one client; counters belong to all, which save them guarded."""
 
     def __init__(self, world: World, number: int) -> None:
-        """Be the client ``number`` of ``world``, and own its share of the old messages."""
+        """Create client ``number`` of ``world``; it owns its share of the initial messages."""
         self._world = world
         self._service = world.service
         self._checker = world.checker
@@ -56,7 +56,7 @@ class Client:
         self._own = [id for at, id in old if at % world.settings.clients == number]
 
     async def run(self) -> None:
-        """Act until the round is over."""
+        """Act until the round ends."""
         world = self._world
         for turn in itertools.count():
             await asyncio.sleep(self._draw.random() ** 2 * world.settings.rest)
@@ -102,7 +102,9 @@ class Client:
         return await self._service.call(self.name, what, make, **options)
 
     async def _until_answered(self, what: str, make: Make[Any]) -> tuple[Any, bool]:
-        """Repeat a write until it is answered; tell whether an earlier attempt may have counted."""
+        """Retry a write until it is answered; return whether an earlier attempt may have taken
+        effect.
+        """
         earlier = False
         for attempt in itertools.count():
             try:
@@ -120,7 +122,7 @@ class Client:
     # ------------------------------------------------------------------ writes
 
     async def save(self, id: str) -> None:
-        """Save a new value; now and then ask for both stores."""
+        """Save a new value, sometimes requesting durability on both stores."""
         checker = self._checker
         before = checker.last_value(id) if checker.knows(id) else None
         value = self._value(None if before is None else before.timestamp)
@@ -133,7 +135,7 @@ class Client:
         self._acknowledge(id, number, value, saved)
 
     async def again(self, id: str) -> None:
-        """Send the latest value once more, and ask for both stores."""
+        """Save the latest value again and request durability on both stores."""
         value = self._checker.value(id) if self._checker.knows(id) else None
         if value is None:
             return
@@ -146,7 +148,7 @@ class Client:
         self._acknowledge(id, number, value, saved)
 
     async def delete(self, id: str) -> None:
-        """Delete a message, or save it if there is none."""
+        """Delete a message, or save it if it does not exist."""
         if not self._checker.knows(id) or self._checker.value(id) is None:
             await self.save(id)
             return
@@ -155,7 +157,7 @@ class Client:
             f"delete {id}", lambda live: live.backend.delete(id)
         )
         if isinstance(result, NotFoundError) and not earlier:
-            raise WrongAnswerError(f"{id} was acknowledged, and cannot be deleted: not found")
+            raise WrongAnswerError(f"{id} was acknowledged, but Delete returned NOT_FOUND")
         self._checker.acknowledge(id, number, None)
         self._world.counts["acknowledged"] += 1
 
@@ -178,7 +180,7 @@ class Client:
         self._world.counts["acknowledged"] += len(values)
 
     async def count(self, id: str) -> None:
-        """Increase a counter with a guarded save, as several clients do at once."""
+        """Increment a counter with a guarded save, concurrently with other clients."""
         found = await self.get(id)
         count = 0 if found is None else int(json.loads(found.metadata)["count"])
         await asyncio.sleep(self._draw.random() * THINK_SECONDS)
@@ -215,7 +217,6 @@ class Client:
     # ------------------------------------------------------------------ reads
 
     async def get(self, id: str) -> Message | None:
-        """Read one message."""
         since = self._checker.now()
         try:
             found: Message = await self._call(f"get {id}", lambda live: live.backend.get(id))
@@ -238,7 +239,7 @@ class Client:
                 self._checker.lacks(id, since)
 
     async def pages(self, session: str, *, search: bool = False) -> None:
-        """List or search a session, page by page."""
+        """List or search a session page by page."""
         scan = self._checker.scan(
             Asked(session_id=session),
             place=lambda message: (message.timestamp, message.id.encode()),
@@ -254,7 +255,7 @@ class Client:
         scan.end()
 
     async def export(self) -> None:
-        """Read everything, by id, up to the last id that there is at the start."""
+        """Export all messages by id, up to the last id at the start."""
         scan = self._checker.export()
         last = await self._call("last id", lambda live: live.backend.last_id())
         if last is None:
@@ -269,7 +270,7 @@ class Client:
         scan.end()
 
     async def quarantine(self) -> None:
-        """Read what is set aside, which no phase changes."""
+        """Read the quarantine, which no phase changes."""
         rows = await self._call("quarantine", lambda live: live.backend.quarantine(0, 10))
         count = await self._call("quarantine count", lambda live: live.backend.quarantine_count())
         if not len(rows) == count == self._world.settings.carried:
@@ -287,7 +288,7 @@ def _exporting(after: str, last: str) -> Make[Any]:
 
 
 def new_value(serial: int, timestamp: datetime | None) -> Value:
-    """Return a value that no other write of the round has."""
+    """Return a value that no other write of the round uses."""
     at = timestamp or _EPOCH + (_FIRST + serial) * _MICROSECOND
     return Value(
         "p", "user", f"w{serial}", (), at, json.dumps({"n": serial}), SESSIONS[serial % 2]
@@ -295,7 +296,7 @@ def new_value(serial: int, timestamp: datetime | None) -> Value:
 
 
 def draft(id: str, value: Value) -> NewMessage:
-    """Return what to send to save a value."""
+    """Return the request that saves a value."""
     timestamp = (value.timestamp - _EPOCH) // _MICROSECOND
     return NewMessage(
         id, value.provider, value.role, value.content, value.tags, timestamp, value.metadata,

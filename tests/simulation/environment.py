@@ -9,14 +9,14 @@ from tests.simulation.loop import SimulationLoop
 from tests.simulation.models.process import Process
 
 EPOCH = 1_900_000_000
-"""Seconds since 1970 at which a round begins, by the wall clock."""
+"""Wall-clock time at the start of a round, in seconds since 1970."""
 
 
 class SimulationClock:
     """The clock of a process; see ``sagastore_server.storage.environment.Clock``."""
 
     def __init__(self, loop: SimulationLoop, process: Process) -> None:
-        """Tell the virtual time of ``loop``, as ``process`` sees it."""
+        """Return the virtual time of ``loop`` as ``process`` sees it."""
         self._loop = loop
         self._process = process
 
@@ -30,7 +30,7 @@ class SimulationClock:
 
 
 class SimulationRandomness:
-    """Seeded chance; see ``sagastore_server.storage.environment.Randomness``."""
+    """Seeded randomness; see ``sagastore_server.storage.environment.Randomness``."""
 
     def __init__(self, seed: str) -> None:
         """Draw from ``seed``."""
@@ -42,5 +42,5 @@ class SimulationRandomness:
         return self._draw.random()
 
     def token(self) -> str:
-        """See ``Randomness``; unique in a round."""
+        """See ``Randomness``; tokens are unique within a round."""
         return f"session-{next(self._tokens)}"

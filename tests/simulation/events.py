@@ -1,8 +1,8 @@
-"""Events of a round: who did what, when, in virtual time.
+"""Event log of a round: actor, event and virtual time.
 
-A round that is recorded keeps one event for each durable or visible step: commits of both
-stores, changes of state in memory, calls and their answers, faults. `trace.py` prints them for
-people; `tools/spec` checks that they are a behaviour of the specification.
+A recorded round keeps one event per durable or visible step: commits of both stores, changes of
+state in memory, calls and their answers, faults. `trace.py` prints them; `tools/spec` checks that
+they conform to the specification.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Event(NamedTuple):
 
 
 class Recorder:
-    """Keeps events in order, if it is switched on."""
+    """Keeps events in order if enabled."""
 
     def __init__(self, *, on: bool) -> None:
-        """Begin without events."""
+        """Start without events."""
         self.on = on
         self.events: list[Event] = []
 
     def note(self, at: float, actor: str, kind: str, **facts: Any) -> None:
-        """Keep an event."""
+        """Record an event."""
         if self.on:
             self.events.append(Event(at, actor, kind, facts))

@@ -1,4 +1,4 @@
-"""Faults of a round: what happens to the server, to PostgreSQL and to the disk."""
+"""Faults of a round: of the server, of PostgreSQL and of the disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.phase import Phase
-from tests.simulation.mistakes import MISTAKES
+from tests.simulation.misconfiguration import MISCONFIGURATIONS
 from tests.simulation.service import RefusedError, UnknownError
 
 if TYPE_CHECKING:
@@ -23,19 +23,24 @@ NAME = "faults"
 
 
 class Faults:
-    """Does one fault after the other; each is an entry of ``KINDS``."""
+    """Injects one fault after the other; each is an entry of ``KINDS``."""
 
     def __init__(self, world: World) -> None:
-        """Prepare to disturb ``world``."""
+        """Create the faults of ``world``."""
         self.world = world
         self.draw = Random(f"{world.seed}/faults")
         weights = WEIGHTS | PROFILE_WEIGHTS.get(world.settings.profile, {})
         self._weights = {name: weight for name, weight in weights.items() if weight}
 
+    @property
+    def over(self) -> bool:
+        """Whether the round is over."""
+        return self.world.over
+
     async def run(self) -> None:
-        """Disturb until the round is over."""
+        """Inject faults until the round ends."""
         world, draw = self.world, self.draw
-        world.trip = self._trip
+        world.trip = self._inject_at_change
         for turn in itertools.count():
             await asyncio.sleep(draw.random() * world.settings.fault_every)
             if world.over:
@@ -47,12 +52,12 @@ class Faults:
             world.fault(name, f"{seconds:.3f} s")
             await KINDS[name](self, seconds)
 
-    def _trip(self) -> None:
-        """Disturb in the middle of a phase change."""
+    def _inject_at_change(self) -> None:
+        """Inject a fault in the middle of a phase change."""
         how = self.draw.choice(("kill", "kill", "cut", "slow"))
         self.world.fault(f"mid-change {how}", "")
         if how == "kill":
-            # A service manager may be quicker than a commit that is under way.
+            # A service manager may restart the server before a commit in progress has ended.
             self.world.service.kill(self.draw.choice((0.0, 0.3 * self.draw.random())))
         elif how == "cut":
             self.world.postgres.cut()
@@ -60,7 +65,7 @@ class Faults:
             self.slow_postgres(self.draw.choice((20, 80)), self.draw.random())
 
     def slow_postgres(self, factor: float, seconds: float) -> None:
-        """Let PostgreSQL take ``factor`` times as long for a while."""
+        """Slow PostgreSQL down by ``factor`` for a while."""
         self.world.postgres.slow = factor
         self.world.later(seconds, self.world.postgres, "slow", self.world.settings.postgres_slow)
 
@@ -81,7 +86,7 @@ async def _freeze(faults: Faults, seconds: float) -> None:
 
 
 async def _pause(faults: Faults, _: float) -> None:
-    """Stand still for about as long as a lease lasts."""
+    """Freeze the server for about the duration of a lease."""
     until = faults.world.loop.time() + 4.0 + 8.0 * faults.draw.random()
     faults.world.service.process.frozen_until = until
 
@@ -107,7 +112,7 @@ async def _postgres_hang(faults: Faults, seconds: float) -> None:
     postgres = faults.world.postgres
     postgres.hold()
     await asyncio.sleep(seconds)
-    postgres.let_go(faults.draw.random() < 0.5)
+    postgres.release(faults.draw.random() < 0.5)
 
 
 async def _postgres_cut(faults: Faults, _: float) -> None:
@@ -124,7 +129,7 @@ async def _postgres_full(faults: Faults, seconds: float) -> None:
 
 
 async def _reads_fail(faults: Faults, seconds: float) -> None:
-    """Let reads alone fail, as by a time-out of a statement or of the pool."""
+    """Make only reads fail, as when a statement or the pool times out."""
     faults.world.postgres.read_failures = faults.draw.choice((0.05, 0.3, 0.9))
     faults.world.later(seconds, faults.world.postgres, "read_failures", 0.0)
 
@@ -144,25 +149,27 @@ async def _set_back(faults: Faults, seconds: float) -> None:
     record = postgres.record
     finished = record is None or record.phase is Phase.POSTGRES_ONLY
     if world.over or finished or saved.record is None:
-        # PostgreSQL is the only store: nothing else has its writes. And to one that knows
-        # nothing of the migration only an operator can go on.
+        # While PostgreSQL is the only store, no other copy of its writes exists. Without a
+        # migration record, only an operator can continue.
         return
     if world.disk.state.phase.reads_postgres:
-        # Without a lost connection, reads are stale until the next renewal of the lease: a
-        # limit that docs/reliability.md tells.
+        # Without a lost connection, reads are stale until the next lease renewal: a documented
+        # limitation (docs/explanation/reliability.md).
         noticed = True
     if noticed and down:
         postgres.crash()
         await asyncio.sleep(seconds)
+        if faults.over:  # The server was started again and may have completed the migration.
+            return
     postgres.restore(saved, noticed=noticed)
     postgres.start()
     world.was_set_back()
 
 
 async def _row_altered(faults: Faults, _: float) -> None:
-    """Alter a row of PostgreSQL with a foreign hand, and repair that as an operator would.
+    """Alter a row directly in PostgreSQL, and repair it as an operator would.
 
-    Only before PostgreSQL is read: nothing could keep a client from seeing it then.
+    Done only before PostgreSQL answers reads; afterwards a client could see the altered row.
     """
     world, postgres = faults.world, faults.world.postgres
     live = world.service.live
@@ -172,7 +179,7 @@ async def _row_altered(faults: Faults, _: float) -> None:
     if {live.phase, world.disk.state.phase} - early or not postgres.rows:
         return
     id = faults.draw.choice(list(postgres.rows))
-    postgres.rows[id] = postgres.rows[id]._replace(content="altered by a foreign hand")
+    postgres.rows[id] = postgres.rows[id]._replace(content="altered directly in the database")
     world.altered, world.was_altered = id, True
     while not world.over:
         if await _repaired(faults, id):
@@ -182,7 +189,7 @@ async def _row_altered(faults: Faults, _: float) -> None:
 
 
 async def _repaired(faults: Faults, id: str) -> bool:
-    """Repair once; tell whether the row is what it was."""
+    """Repair once; return whether the row has its original value."""
     world, postgres = faults.world, faults.world.postgres
     with contextlib.suppress(UnknownError, RefusedError, StorageError):
         await world.service.call(NAME, "repair", repair, deadline=30.0, lossy=False)
@@ -191,7 +198,7 @@ async def _repaired(faults: Faults, id: str) -> bool:
 
 
 async def repair(live: MigratingService) -> None:
-    """Verify, and put what differs back into the journal."""
+    """Verify the stores and journal the differing rows again."""
     async with aclosing(live.control.verify(repair=True)) as steps:  # type: ignore[type-var]
         async for _ in steps:
             pass
@@ -228,13 +235,13 @@ KINDS: dict[str, Callable[[Faults, float], Awaitable[None]]] = {
     "PostgreSQL slow": _postgres_slow,
     "PostgreSQL's disk full": _postgres_full,
     "reads of PostgreSQL fail": _reads_fail,
-    "rows held up": _held_up,
+    "rows delayed": _held_up,
     "PostgreSQL set back": _set_back,
     "row altered": _row_altered,
     "disk slow": _disk_slow,
     "disk full": _disk_full,
     "disk errors": _disk_errors,
-    **MISTAKES,
+    **MISCONFIGURATIONS,
 }
 
 WEIGHTS = {
@@ -249,15 +256,15 @@ WEIGHTS = {
     "PostgreSQL slow": 2.0,
     "PostgreSQL's disk full": 1.0,
     "reads of PostgreSQL fail": 1.0,
-    "rows held up": 2.0,
+    "rows delayed": 2.0,
     "PostgreSQL set back": 0.3,
     "row altered": 0.3,
     "disk slow": 1.0,
     "disk full": 1.0,
     "disk errors": 1.0,
-    **dict.fromkeys(MISTAKES, 0.0),
+    **dict.fromkeys(MISCONFIGURATIONS, 0.0),
 }
-"""How often each comes, beside the others."""
+"""Relative frequency of each fault."""
 
 PROFILE_WEIGHTS = {
     "flap": dict.fromkeys(("server stopped", "clock jumps", "disk full", "disk errors"), 0.0)
@@ -267,6 +274,6 @@ PROFILE_WEIGHTS = {
     "last": {"PostgreSQL set back": 0.0, "server paused": 0.0},
     "mistakes": dict.fromkeys(WEIGHTS, 0.0)
     | dict.fromkeys(("server killed", "PostgreSQL slow", "disk slow"), 1.0)
-    | dict.fromkeys(MISTAKES, 4.0),
+    | dict.fromkeys(MISCONFIGURATIONS, 4.0),
 }
-"""What a profile changes in that."""
+"""Frequencies that a profile changes."""

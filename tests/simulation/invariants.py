@@ -1,7 +1,8 @@
 """Invariants of the specification, asserted on the real code's state after every callback.
 
-They speak about memory and both stores at one instant, which no client sees, so they find a
-fault long before an answer is wrong. `tools/spec/Migration.tla` has the same by name.
+They concern the memory of the server and both stores at one instant, which no client can observe,
+so they detect a fault long before an answer is wrong. `tools/spec/Migration.tla` defines them under
+the same names.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from sagastore_server.migration.fallback import ReplicaStatus
 from sagastore_server.migration.migrating_service import MigratingService
-from sagastore_server.migration.replicator import ReplicaStatus
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.phase import Phase
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """Looks at one server's memory, and asserts where it has changed."""
+    """Checks the invariants on one server's memory after each change."""
 
     def __init__(self, world: World, live: MigratingService) -> None:
         """Watch ``live``."""
@@ -30,9 +31,9 @@ class Watcher:
         self._seen: tuple[ReplicaStatus, int, Phase] = (ReplicaStatus.DETACHED, 0, live.phase)
 
     def look(self) -> None:
-        """Assert if something has changed since the last look."""
+        """Check the invariants if the state has changed since the last call."""
         replicator = self._replicator
-        now = (replicator.replica_status, replicator.applied, self._live.phase)
+        now = (replicator.fallback.status, replicator.fallback.applied, self._live.phase)
         if now == self._seen:
             return
         before, self._seen = self._seen, now
@@ -63,7 +64,7 @@ class Watcher:
         taken = record is not None and record.holder != world.disk.holder
         if not in_force or record is None or record.phase is Phase.POSTGRES_ONLY or taken:
             return
-        if world.set_back_unnoticed(self._replicator._attachments):
+        if world.set_back_undetected(self._replicator.session.attachments):
             return
         world.counts[f"asserted {name}"] += 1
         for lack in lacking(world, upto):
@@ -72,10 +73,10 @@ class Watcher:
 
 
 def lacking(world: World, upto: int) -> Iterator[str]:
-    """Yield what PostgreSQL should have by now, and has not.
+    """Yield the changes that PostgreSQL should have but lacks.
 
-    That is: every change up to ``upto`` that was journalled (revisions above ``base``), and
-    once the backfill is done every change up to ``upto``.
+    That is every journalled change up to ``upto`` (revisions above ``base``) and, once the backfill
+    is done, every change up to ``upto``.
     """
     disk, postgres = world.disk, world.postgres
     record = postgres.record

@@ -1,14 +1,14 @@
 """SimulationLoop: a seeded asyncio event loop with a virtual clock, without threads and I/O.
 
-Time stands still while callbacks are ready, and jumps to the next timer when none is. Two
-orders of ready callbacks are available:
+Virtual time stands still while callbacks are ready and jumps to the next timer when none is. Ready
+callbacks run in one of two orders:
 
-- FIFO, which is what asyncio guarantees;
-- a seeded shuffle, which is more than real event loops do. It stands for differences that
-  the models do not have: threads that answer in another order, packets, garbage collection.
+- FIFO, which asyncio guarantees;
+- a seeded shuffle, which is weaker than the guarantee of real event loops. It stands for variation
+  that the models lack: the answer order of threads, network packets, garbage collection.
 
-Each callback belongs to the process in its context (`models.process.PROCESS`). Callbacks of a
-dead process are dropped, so no `finally` of it runs; those of a frozen one are postponed.
+Each callback belongs to the process in its context (`models.process.PROCESS`). Callbacks of a dead
+process are dropped, so its `finally` blocks do not run; those of a frozen process are postponed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import contextlib
 import contextvars
 import heapq
 import random
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -25,20 +26,20 @@ from typing import Any
 from tests.simulation.models.process import PROCESS
 
 MOST_STEPS = 2_000_000
-"""Callbacks after which a round counts as a livelock: usual rounds have 5,000 to 100,000."""
+"""Callbacks after which a round counts as a livelock; typical rounds have 5,000 to 100,000."""
 
 _HASH = 0xFFFFFFFFFFFFFFFF
 
 
 class StuckError(Exception):
-    """Nothing is left to run before the round has ended, or it never ends."""
+    """No callback is left to run before the end of the round, or the round never ends."""
 
 
 class SimulationLoop(asyncio.BaseEventLoop):
-    """Runs one round."""
+    """Event loop of one round."""
 
     def __init__(self, seed: str, *, shuffle: bool) -> None:
-        """Make a loop at time 0; ``shuffle`` takes ready callbacks in a seeded order."""
+        """Create a loop at time 0; ``shuffle`` runs ready callbacks in a seeded order."""
         super().__init__()
         self._now = 0.0
         self._draw = random.Random(f"{seed}/schedule")
@@ -49,13 +50,13 @@ class SimulationLoop(asyncio.BaseEventLoop):
         self._number = 0
         self._tasks: list[asyncio.Task[Any]] = []
         self.steps = 0
-        """Callbacks that have run."""
+        """Number of callbacks that have run."""
         self.digest = 0
-        """Hash over which callback ran when: equal for equal runs."""
+        """Hash over the order and times of the callbacks; equal for equal runs."""
         self.after_step: Callable[[], None] = _nothing
         """Called after every callback."""
         self.errors: list[str] = []
-        """What asyncio reported as unhandled."""
+        """Errors that asyncio reported as unhandled."""
         self.set_exception_handler(self._note_error)
 
     # ------------------------------------------------------------------ as asyncio calls it
@@ -71,8 +72,8 @@ class SimulationLoop(asyncio.BaseEventLoop):
         name: str | None = None,
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[Any]:
-        """Make a task; it is kept until the end of the round, so that none is collected."""
-        # Names that asyncio counts would differ from round to round.
+        """Create a task; a reference to it is kept until the end of the round."""
+        # Names from asyncio's counter would differ between rounds.
         task = asyncio.Task(coro, loop=self, name=name or "task", context=context)
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._tasks.append(task)
@@ -84,7 +85,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
         *args: Any,
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
-        """Run a callback when its turn comes."""
+        """Run a callback after the ready ones."""
         handle = asyncio.Handle(callback, args, self, context)
         self._number += 1
         self._queue.append((self._number, handle))
@@ -132,20 +133,20 @@ class SimulationLoop(asyncio.BaseEventLoop):
         raise AssertionError("the code under simulation starts a thread")
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Cancelled timers are skipped when their time comes."""
+        """Do nothing: cancelled timers are skipped when they expire."""
 
     def _process_events(self, event_list: object) -> None:
-        """There is no I/O."""
+        """Do nothing: there is no I/O."""
 
     # ------------------------------------------------------------------ the simulation
 
     def after_steps(self, steps: int, trip: Callable[[], None]) -> None:
-        """Call ``trip`` before the callback that comes after ``steps`` others."""
+        """Call ``trip`` before the callback that follows ``steps`` others."""
         self._number += 1
         heapq.heappush(self._trips, (self.steps + steps, self._number, trip))
 
-    def forget_trips(self) -> None:
-        """Drop what ``after_steps`` has planned."""
+    def cancel_trips(self) -> None:
+        """Cancel the calls that ``after_steps`` has scheduled."""
         self._trips.clear()
 
     def _run_once(self) -> None:
@@ -162,12 +163,12 @@ class SimulationLoop(asyncio.BaseEventLoop):
         self._run_handle(*queue.popleft())
 
     def _jump(self) -> None:
-        """Let time pass until the next timer."""
+        """Advance the time to the next timer."""
         timers = self._timers
         while timers and timers[0][2].cancelled():
             heapq.heappop(timers)
         if not timers:
-            raise StuckError("nothing is left to run")
+            raise StuckError("deadlock: no callback is left to run")
         when, number, handle = heapq.heappop(timers)
         self._now = max(self._now, when)
         self._queue.append((number, handle))
@@ -189,7 +190,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
             if process is not None and process.dead:
                 return
         if self.steps > MOST_STEPS:
-            raise StuckError(f"{self.steps:,} callbacks, and no end: a livelock")
+            raise StuckError(f"{self.steps:,} callbacks without an end: livelock")
         self.digest = (self.digest * 1000003 ^ number ^ int(self._now * 1e9)) & _HASH
         handle._run()
         self.after_step()
@@ -197,14 +198,16 @@ class SimulationLoop(asyncio.BaseEventLoop):
     def _note_error(self, _: object, context: dict[str, Any]) -> None:
         self.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
 
-    def bury(self) -> None:
-        """End what is left of the round, of dead processes too, and close the loop."""
+    def end_all(self) -> None:
+        """End all remaining tasks, including those of dead processes, and close the loop."""
         self.after_step = _nothing
         for task in self._tasks:
             if not task.done():
-                # `finally` blocks run now, on stores of a round that is over: whatever they
-                # raise says nothing any more.
-                with contextlib.suppress(BaseException):
+                # `finally` blocks run now, on the stores of a finished round; their errors are
+                # irrelevant.
+                with warnings.catch_warnings(), contextlib.suppress(BaseException):
+                    # A `finally` that creates a coroutine finds no running loop to await it.
+                    warnings.simplefilter("ignore", RuntimeWarning)
                     task.get_coro().close()
         self._queue.clear()
         self._timers.clear()

@@ -1,8 +1,8 @@
-"""Faults that are planted in the product or in the models, to see the simulation find them.
+"""Planted faults of the product or the models that the simulation must detect.
 
-Those of the chaos campaign (`tools/chaos/planted.py`) that change `migration/` or `storage/`
-are taken as they are; those that change a store are planted in its model instead. A plant
-lasts for the life of the process: each is tried in a process of its own.
+Plants of the chaos campaign (`tools/chaos/plants.py`) that patch `migration/` or `storage/` are
+used unchanged; those that patch a store are reimplemented on its model. A plant lasts for the life
+of the process, so each is tried in a separate process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from sagastore_server.migration import attachment, migrating_service
-from sagastore_server.migration.lease import LeaseGuard
+from sagastore_server.migration.lease import LeaseGuard, TargetSession
 from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.router import Router, _NoAnswerError
 from sagastore_server.storage.changes import Changes
@@ -31,9 +31,9 @@ from tests.simulation.models.source import ModelSource
 from tests.simulation.models.source_disk import JournalRow
 from tests.simulation.models.target import ModelTarget
 from tests.simulation.models.writer import Job, Kind
-from tools.chaos import planted
+from tools.chaos import plants
 
-AS_THEY_ARE = (
+UNCHANGED = (
     "fence-without-draining",
     "fence-stays-open",
     "stale-fallback",
@@ -49,32 +49,32 @@ AS_THEY_ARE = (
     "backfill-skips",
     "prune-unconfirmed",
 )
-"""Plants of the campaign that change what the simulation runs, or what the models override."""
+"""Plants of the campaign that patch code that the simulation runs, or that the models override."""
 
 OF_THE_LAST_STEP = ("trust-old-phase", "complete-without-draining")
-"""Those that only the last step shows."""
+"""Plants that only the last step reveals."""
 
 NOT_APPLICABLE = {
     "forget-index": "the models search without an index",
-    "two-owners": "the models' file has no lock that another process could lack",
+    "two-owners": "the lock of the model's file cannot be bypassed",
     "synchronous-normal": "power loss is not simulated",
     "synchronous-off": "power loss is not simulated",
 }
-"""Plants of the campaign that change what the simulation does not have."""
+"""Plants of the campaign that patch code that the simulation does not contain."""
 
-ONE_IN = planted.ONE_IN
+ONE_IN = plants.ONE_IN
 ANSWER_SECONDS = 0.0005
-"""Until a plant answers that does not wait for the commit."""
+"""Seconds until a plant answers that does not wait for the commit."""
 
 
 class Plant(NamedTuple):
-    """A fault that can be planted."""
+    """Planted fault."""
 
     name: str
     what: str
     put: Callable[[], None]
     profile: str = ""
-    """The profile in which it can show; empty: rounds as they come."""
+    """Profile that can reveal it; empty: any."""
 
 
 PLANTS: dict[str, Plant] = {}
@@ -84,7 +84,7 @@ def _plant(
     name: str, what: str = "", profile: str = ""
 ) -> Callable[[Callable[[], None]], Callable[[], None]]:
     def register(put: Callable[[], None]) -> Callable[[], None]:
-        PLANTS[name] = Plant(name, what or planted.PLANTS[name].what, put, profile)
+        PLANTS[name] = Plant(name, what or plants.PLANTS[name].what, put, profile)
         return put
 
     return register
@@ -93,13 +93,13 @@ def _plant(
 def _of_the_campaign(name: str) -> Callable[[], None]:
     def put() -> None:
         for owner, model in (("PostgreSQLReplica", ModelTarget), ("SQLiteSource", ModelSource)):
-            setattr(planted, owner, model)
-        planted.put(name)
+            setattr(plants, owner, model)
+        plants.put(name)
 
     return put
 
 
-for _name in AS_THEY_ARE:
+for _name in UNCHANGED:
     _plant(_name, profile="last" if _name in OF_THE_LAST_STEP else "")(_of_the_campaign(_name))
 
 
@@ -210,7 +210,7 @@ def _note_before_apply() -> None:
     _replace(ModelTarget, "apply", apply)
 
 
-# ---------------------------------------------------------------------- what PostgreSQL guards
+# ---------------------------------------------------------------------- guards in PostgreSQL
 
 
 @_plant("unguarded-upsert", profile="copy")
@@ -228,7 +228,7 @@ def _skip_tombstones() -> None:
     _replace(ModelTarget, "_bury", bury)
 
 
-# ---------------------------------------------------------------------- what was repaired
+# ---------------------------------------------------------------------- former bugs
 
 
 @_plant(
@@ -242,7 +242,7 @@ def _release_read_before() -> None:
 
 @_plant(
     "release-failed-read",
-    "a read that PostgreSQL alone failed is answered by SQLite at once",
+    "a read that only PostgreSQL failed is answered by SQLite at once",
     "flap",
 )
 def _release_failed_read() -> None:
@@ -250,7 +250,7 @@ def _release_failed_read() -> None:
 
 
 def _release_only(*, failed: bool) -> None:
-    """Hold back only answers to reads that PostgreSQL has failed, or only the others."""
+    """Hold back only answers to reads that PostgreSQL failed, or only the others."""
     failing: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
     read_target, release = Router._read_target, Router._release
 
@@ -281,26 +281,24 @@ def _flush_at_once() -> None:
         return int(max(current_state.state.base, status.pruned, record.applied))
 
     _replace(ModelSource, "flush", flush)
-    # Otherwise an attachment journals again what the journal lacks above `base`.
+    # Otherwise an attachment would journal again the entries missing above `base`.
     _replace(attachment, "_reconcile", reconcile)
 
 
-@_plant(
-    "acknowledge-unproved", "a write is acknowledged without a look at who holds the lease", "rival"
-)
+@_plant("acknowledge-unproved", "a write is acknowledged without checking the lease", "rival")
 def _acknowledge_unproved() -> None:
     async def confirmed(self: Any) -> bool:
         phase = self._current_state.phase
         if not (phase.reads_postgres and phase.writes_sqlite):
             return False
-        return bool(await self._replicator.confirm(self._source.committed))
+        return bool(await self._fallback.confirm(self._source.committed))
 
     _replace(Router, "_confirmed", confirmed)
 
 
 @_plant(
     "serve-contested",
-    "a server whose lease another one may have goes on serving",
+    "a server continues to serve although another one may hold the lease",
     profile="rival",
 )
 def _serve_contested() -> None:
@@ -309,7 +307,7 @@ def _serve_contested() -> None:
 
 @_plant(
     "trust-set-back",
-    "a PostgreSQL that was set back is not noticed",
+    "a set-back of PostgreSQL is not detected",
     profile="restore",
 )
 def _trust_set_back() -> None:
@@ -322,33 +320,37 @@ def _trust_set_back() -> None:
         return await copy(self, lease, rows, mark)
 
     async def renew(self: Any) -> None:
-        await self._timed(self._target.renew(self.lease))
+        await self.request(self._target.renew(self.lease))
 
     _replace(ModelTarget, "apply", applied)
     _replace(ModelTarget, "copy", copied)
-    _replace(Replicator, "_renew", renew)
+    _replace(TargetSession, "renew", renew)
 
 
 @_plant(
-    "connection-loss-unheard", "a lost connection does not make PostgreSQL prove itself", "restore"
+    "connection-loss-unheard", "a lost connection does not trigger a check of PostgreSQL", "restore"
 )
 def _connection_loss_unheard() -> None:
-    _replace(Replicator, "_suspect", lambda self: None)
+    _replace(Replicator, "_connection_lost", lambda self: None)
 
 
-# ---------------------------------------------------------------------- mistakes at a start
+# ---------------------------------------------------------------------- misconfiguration
 
 
-@_plant("serve-old-file", "a file is served whose later changes PostgreSQL has seen", "mistakes")
+@_plant(
+    "serve-old-file",
+    "a file is served although PostgreSQL has seen later changes of it",
+    "mistakes",
+)
 def _serve_old_file() -> None:
     for module in (attachment, migrating_service):
         _replace(module, "check", lambda *_: None)
 
 
-@_plant("serve-new-file", "a new file is served beside a migration under way", "mistakes")
+@_plant("serve-new-file", "a new file is served during the migration of another file", "mistakes")
 def _serve_new_file() -> None:
     async def unasked(self: Any) -> None:
-        """Ask nothing."""
+        """Skip the check."""
 
     _replace(migrating_service.MigratingService, "_refuse_a_new_file_beside_messages", unasked)
 
@@ -363,7 +365,7 @@ def _any_archive() -> None:
     _replace(MovedError, "__init__", forget)
 
 
-@_plant("any-postgres", "a PostgreSQL of another migration is followed", "mistakes")
+@_plant("any-postgres", "changes are replicated to a PostgreSQL of another migration", "mistakes")
 def _any_postgres() -> None:
     original, inspect = ModelTarget.claim, ModelTarget.inspect
 

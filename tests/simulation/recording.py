@@ -1,9 +1,9 @@
-"""Records a round of the simulation as a trace that `tools.spec.trace` can check.
+"""Recorder: writes a round of the simulation as a trace that `tools.spec.trace` can check.
 
-The durable steps of both stores, what the server knows, and what clients are told become
-events, in their order. The objects of the round are hooked while it runs; no product code
-knows of it. Left out: the profiles "rival" and "mistakes" (a second server, file or
-PostgreSQL is no part of the trace), and reads other than Get and BatchGet.
+Durable steps of both stores, the knowledge of the server, and answers to clients become events, in
+their order. The objects of the round are hooked while it runs; the product contains no hook code.
+Not recorded: the profiles "rival" and "mistakes" (a second server, file or PostgreSQL is not part
+of a trace), and reads other than Get and BatchGet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.simulation.world import World
 
 
 def record(world: World) -> list[Event]:
-    """Run a round, and return its events; ``world.violations`` has the verdict of the round."""
+    """Run a round and return its events; ``world.violations`` has its verdict."""
     trace = Trace(world)
     _hook_world(trace)
     hook_disk(trace, world.disk)
@@ -44,7 +44,7 @@ def record(world: World) -> list[Event]:
 
 
 def _hook_world(trace: Trace) -> None:
-    """Note how the round begins, and when the server is killed."""
+    """Record the start of the round and each kill of the server."""
     world = trace.world
     fill, kill = world._fill_file, world.service.kill
 

@@ -1,4 +1,4 @@
-"""Adds up rounds, and prints what they came to."""
+"""Totals of many rounds, and their text form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRIPS = ("mid-change kill", "mid-change cut", "mid-change slow")
 
 
 def expected() -> Iterator[tuple[str, str]]:
-    """Yield every fault and phase that must come together sometimes."""
+    """Yield every combination of fault and phase that must occur."""
     for name in KINDS:
         for phase in PHASES:
             of_the_file = name.startswith("disk") or name == "PostgreSQL set back"
@@ -27,14 +27,13 @@ def expected() -> Iterator[tuple[str, str]]:
             yield name, phase
     for phase in PHASES[1:4]:
         yield "taken over", phase
-    yield "killed when PostgreSQL has taken over", "read-postgres"
+    yield "killed once PostgreSQL is the only store", "read-postgres"
 
 
 class Totals:
-    """What rounds came to."""
+    """Totals of many rounds."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self.rounds = 0
         self.failed = 0
         self.violations = 0
@@ -49,7 +48,6 @@ class Totals:
         self.first_failure: Result | None = None
 
     def add(self, result: Result) -> None:
-        """Add a round."""
         self.rounds += 1
         self.failed += bool(result.violations)
         self.violations += len(result.violations)
@@ -66,15 +64,15 @@ class Totals:
 
     @property
     def rounds_per_cpu_second(self) -> float:
-        """How fast rounds run on one core, repeated ones included."""
+        """Rounds per second on one core, repetitions included."""
         return (self.rounds + self.replayed) / self.cpu if self.cpu else 0.0
 
     def faults(self) -> int:
-        """Return how many faults came."""
+        """Return the number of faults."""
         return sum(count for name, count in self.counts.items() if name.startswith("fault "))
 
     def never(self) -> list[tuple[str, str]]:
-        """Return which fault never came in which phase."""
+        """Return the combinations of fault and phase that never occurred."""
         return [
             (name, phase)
             for name, phase in expected()
@@ -82,7 +80,7 @@ class Totals:
         ]
 
     def progress(self, rounds: int, seconds: float) -> str:
-        """Say how far it is."""
+        """Return a progress line."""
         speed = self.rounds / seconds if seconds else 0.0
         left = (rounds - self.rounds) / speed if speed else 0.0
         return (
@@ -101,7 +99,7 @@ class Totals:
             ("Repeated in another process", f"{self.replayed:,} ({len(self.not_replayed)} differ)"),
             ("Calls", f"{counts['calls']:,}, {counts['unknown']:,} of unknown outcome"),
             ("Acknowledged writes", f"{counts['acknowledged']:,}"),
-            ("of them durable on both", f"{counts['durable on both']:,}, each looked up"),
+            ("of them durable on both", f"{counts['durable on both']:,}, each verified"),
             ("Changes of phase", f"{counts['changes']:,}"),
             ("Faults", f"{self.faults():,}"),
             ("AppliedIsTrue asserted", f"{counts['asserted AppliedIsTrue']:,}"),
@@ -118,7 +116,7 @@ class Totals:
         return sorted(counter.items())
 
     def _table(self) -> Iterator[str]:
-        """Yield how often each fault came in each phase."""
+        """Yield the frequency of each fault in each phase."""
         yield f"  {'fault':<40}" + "".join(f"{phase:>15}" for phase in PHASES)
         wanted = set(expected())
         for name in dict.fromkeys(name for name, _ in expected()):
@@ -129,6 +127,6 @@ class Totals:
             yield f"  {name:<40}" + "".join(f"{cell:>15}" for cell in cells)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as it is saved."""
+        """Return the totals for the saved report."""
         simple = {name: value for name, value in vars(self).items() if name != "first_failure"}
         return simple | {"rounds_per_cpu_second": round(self.rounds_per_cpu_second, 2)}

@@ -1,4 +1,4 @@
-"""One round as a job: what is asked for, what came of it, and its exact repetition."""
+"""Round as a job: its parameters, its result, and its exact repetition."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ORDERS = ("fifo", "shuffle")
 
 
 class Job(NamedTuple):
-    """A round to be run."""
+    """Parameters of a round."""
 
     seed: int
     profile: str = ""
-    """Empty: as the seed says."""
+    """Empty: drawn from the seed."""
     order: str = ""
-    """Of ready callbacks: ``fifo``, ``shuffle``, or as the seed says: even seeds are FIFO."""
+    """Order of ready callbacks: ``fifo``, ``shuffle``, or empty: even seeds are FIFO."""
 
     def world(self, *, recording: bool = False, skips: frozenset[Turn] = frozenset()) -> World:
         """Return the round, not run yet."""
@@ -34,31 +34,31 @@ class Job(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a round."""
+    """Result of a round."""
 
     seed: int
     profile: str
     begins: str
     ended_in: str
     steps: int
-    """Callbacks that ran."""
+    """Number of callbacks."""
     virtual: float
-    """Seconds."""
+    """Virtual seconds."""
     digest: str
-    """Hash over which callback ran when, and over what was counted."""
+    """Hash over the order of the callbacks and over the counts."""
     violations: tuple[str, ...]
     counts: dict[str, int]
     cpu: float
-    """Seconds of the processor."""
+    """CPU seconds."""
 
     @property
     def trace(self) -> tuple[object, ...]:
-        """What is the same whenever and wherever the round is run."""
+        """Part of the result that must be identical in every run of the round."""
         return self.digest, self.steps, self.violations, Counter(self.counts)
 
 
 def run(job: Job) -> Result:
-    """Run a round. The garbage collector is off in it: finalizers would run at random."""
+    """Run a round with the garbage collector disabled, because finalizers run at random times."""
     began = time.process_time()
     world = job.world()
     _run(world)
@@ -77,11 +77,10 @@ def run(job: Job) -> Result:
 
 
 def explain(job: Job, file: Path) -> tuple[int, int]:
-    """Shrink a failing round, and write what happens in it to ``file``.
+    """Shrink a failing round, and write its events to ``file``.
 
     Returns:
-        How many turns its actors take, and how many of them are left.
-
+        The number of turns of its actors, and the number that remain.
     """
 
     def smaller(skips: frozenset[Turn]) -> World:

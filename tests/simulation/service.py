@@ -1,4 +1,4 @@
-"""The service as a process of a round: started, stopped, killed, frozen, and called."""
+"""Service of a round as a simulated process: start, stop, kill, freeze, and calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sagastore_server.storage.errors import (
 )
 from tests.simulation.environment import SimulationClock
 from tests.simulation.models.process import Process
-from tests.simulation.observed import CALL, ObservedSource, ObservedTarget
+from tests.simulation.observed_stores import CALL, ObservedSource, ObservedTarget
 
 if TYPE_CHECKING:
     from tests.simulation.models.postgres import PostgresServer
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Make = Callable[[MigratingService], Awaitable[T]]
-"""Makes a call on the service."""
+"""Makes a call to the service."""
 
 _AMBIGUOUS = (
     UnavailableError,
@@ -38,28 +38,28 @@ _AMBIGUOUS = (
     FencedError,
     CannotOpenError,
 )
-"""Errors after which a client does not know whether its call had an effect."""
+"""Errors after which a client does not know whether its call took effect."""
 
 RESTART_SECONDS = 0.5
-"""Until a server that refused to start is started again, as a service manager does."""
+"""Seconds until a server that refused to start is restarted, as by a service manager."""
 
 STOP_SECONDS = 30.0
-"""A stop in good order may take: the calls under way, and the stores' time-outs."""
+"""Maximum duration of a graceful stop in seconds: calls in progress and the stores' time-outs."""
 
 
 class UnknownError(Exception):
-    """The call may have had its effect, may still have it, or never."""
+    """The call may have taken effect, may take effect later, or never."""
 
 
 class RefusedError(Exception):
-    """The call was never sent: there is no server."""
+    """The call was never sent, because there is no server."""
 
 
 class Service:
-    """One server process after another, on one file and one PostgreSQL."""
+    """Sequence of server processes on one file and one PostgreSQL."""
 
     def __init__(self, world: World) -> None:
-        """Prepare to serve the stores of ``world``."""
+        """Create the service on the stores of ``world``."""
         self._world = world
         self._starts = itertools.count(1)
         self._calls: dict[asyncio.Future[Any], None] = {}
@@ -67,13 +67,13 @@ class Service:
         self.process = Process("server-0")
         self.process.dead = True
         self.disk = world.disk
-        """The file that the next start is given."""
+        """File for the next start."""
         self.postgres = world.postgres
-        """The PostgreSQL that the next start is given."""
+        """PostgreSQL for the next start."""
         self.live: MigratingService | None = None
         self.serving = False
         self.refused = ""
-        """Why the last start was refused."""
+        """Error of the last start."""
 
     # ------------------------------------------------------------------ the process
 
@@ -93,7 +93,7 @@ class Service:
         except CannotOpenError as exc:
             world.note(process.name, "start refused", why=str(exc))
         except StorageError as exc:
-            world.violation(f"a start ends with a traceback instead of one line: {exc!r}")
+            world.violation(f"a start failed with a traceback instead of a one-line error: {exc!r}")
         else:
             self.serving = True
             world.note(process.name, "serves", phase=live.phase.slug)
@@ -111,7 +111,7 @@ class Service:
         self._world.loop.call_later(after, again, context=contextvars.Context())
 
     def kill(self, after: float) -> None:
-        """Kill the process at this instant, and start a new one ``after`` seconds."""
+        """Kill the process now and start a new one after ``after`` seconds."""
         process = self.process
         if process.dead:
             return
@@ -121,13 +121,13 @@ class Service:
         self._start_again(process, after)
 
     def _bury(self, process: Process) -> None:
-        """End what a process has begun, once it is dead."""
+        """End the tasks of a dead process."""
         for postgres in (self._world.postgres, self.postgres):
             postgres.cut(of=process, silent=True)
         self._lose_calls()
 
     def abandon(self) -> None:
-        """Kill the process, and start no other."""
+        """Kill the process without starting another."""
         process, self.process = self.process, Process("none")
         self.process.dead, self.serving = True, False
         if not process.dead:
@@ -141,18 +141,18 @@ class Service:
         self._calls.clear()
 
     async def stop(self) -> None:
-        """Stop the process in good order, and start a new one."""
+        """Stop the process gracefully and start a new one."""
         if self.serving and await self._end():
             self.start()
 
     async def end(self) -> None:
-        """Stop the process in good order if it serves, kill it if it does not yet."""
+        """Stop the process gracefully if it serves; kill it if it is still starting."""
         if self.serving:
             await self._end()
         self.abandon()
 
     async def _end(self) -> bool:
-        """Stop the process; tell whether that is what ended it."""
+        """Stop the process; return whether the stop is what ended it."""
         process, live, world = self.process, self.live, self._world
         if process.dead or live is None:
             return False
@@ -171,10 +171,10 @@ class Service:
         return True
 
     async def _cancel(self, task: asyncio.Task[Any], call: _Call, process: Process) -> None:
-        """Tell the server that the caller has gone, before that sends anything else.
+        """Tell the server that the caller disconnected, before the caller sends anything else.
 
-        A frozen process hears of it when it runs again. Calls that it has not seen by then are
-        over before they begin.
+        A frozen process learns of it when it resumes. Calls that it has not seen by then never
+        start.
         """
         if process.dead:
             return
@@ -214,9 +214,8 @@ class Service:
 
         Raises:
             RefusedError: There is no server.
-            UnknownError: Nothing is known of the outcome.
+            UnknownError: The outcome is unknown.
             StorageError: A definite answer.
-
         """
         world, draw = self._world, self._world.network
         await asyncio.sleep(draw.random() ** 3 * 0.002)
@@ -232,7 +231,7 @@ class Service:
         if deadline is None:
             deadline = world.settings.deadline
         if lossy and draw.random() < world.lossy:
-            # The caller goes away early: gRPC cancels the call then.
+            # The caller disconnects early, and gRPC then cancels the call.
             deadline = draw.random() * 0.02
         try:
             await asyncio.wait({answer}, timeout=deadline)
@@ -254,7 +253,7 @@ def _result_of(answer: asyncio.Future[T]) -> T:
 
 
 class _Call:
-    """One call, on the server's side."""
+    """One call, on the server side."""
 
     def __init__(self, world: World, number: int, client: str, what: str, *, write: bool) -> None:
         self._world = world
@@ -266,7 +265,7 @@ class _Call:
         """Whether the server has seen it."""
 
     async def serve(self, live: MigratingService, make: Make[T], answer: asyncio.Future[T]) -> None:
-        """Carry the call out, and send the answer."""
+        """Execute the call and send the answer."""
         CALL.set(self._number)
         self.begun = True
         self._note("begins")
@@ -288,7 +287,7 @@ class _Call:
             else:
                 answer.set_result(result)
 
-        # On the network a process that dies or freezes does not hold it back.
+        # In transit, the answer does not depend on the process any more.
         delay = self._world.network.random() ** 3 * 0.002
         self._world.loop.call_later(delay, tell, context=contextvars.Context())
 

@@ -1,8 +1,8 @@
-"""Settings of a round: what is drawn from its seed before it begins.
+"""Settings of a round, drawn from its seed before it begins.
 
-Numbers that must not matter (batch sizes, intervals, time-outs) are drawn as well, small
-ones included, so that rare interleavings become frequent. A profile narrows the draw to a
-corner that the general one visits seldom.
+Parameters that must not matter (batch sizes, intervals, time-outs) are drawn as well, including
+small values, so that rare interleavings become frequent. A profile restricts the draw to cases that
+the general one rarely reaches.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ ACTIONS: Mapping[str, float] = MappingProxyType(
         "quarantine": 0.5,
     }
 )
-"""What clients do where a profile does not say otherwise."""
+"""Relative frequency of the clients' actions, unless a profile overrides it."""
 
 _FEW_IDS = MappingProxyType({**ACTIONS, "new": 0.5, "batch": 20})
-"""The same on few ids, which are read and written all the time."""
+"""The same with few ids, which are read and written constantly."""
 
 PROFILES = {
     "mixed": "every phase, every fault",
-    "begin": "the start of dual write, with a slow disk and callers that go away",
-    "copy": "the backfill: small batches, rows that are old when they are sent",
-    "flap": "READ_POSTGRES: outages, fallbacks and returns, reads that fail alone",
+    "begin": "the start of dual write, with a slow disk and callers that disconnect",
+    "copy": "the backfill: small batches, rows that are outdated when they are sent",
+    "flap": "READ_POSTGRES: outages, fallbacks and returns, failures of reads only",
     "last": "the last step, with faults in the middle of it",
-    "restore": "PostgreSQL is set back to an earlier state, noticed or not",
-    "rival": "the server stands still, and a copy of its file is served elsewhere",
+    "restore": "PostgreSQL is set back to an earlier state, with or without lost connections",
+    "rival": "the server is frozen, and a copy of its file is served elsewhere",
     "mistakes": "two operators, and starts on the wrong file or the wrong PostgreSQL",
 }
 
@@ -53,60 +53,60 @@ _ROTATION = (
     *("rival", "mixed", "flap", "restore", "begin", "rival", "copy"),
     *("mistakes", "mixed"),
 )
-"""Profiles of seeds in a row. An odd number of them, so that each meets both orders."""
+"""Profiles of consecutive seeds; an odd number, so that each gets both orders."""
 
 
 class Settings(NamedTuple):
-    """What a round is to be."""
+    """Settings of a round."""
 
     profile: str
     begins: Phase
-    """The phase in which clients and faults begin."""
+    """Phase in which clients and faults begin."""
     seconds: float
-    """Virtual seconds for which clients and faults go on."""
+    """Virtual seconds that clients and faults last."""
     completes: bool
     """Whether the operator may take the last step."""
     clients: int
     actions: Mapping[str, float]
-    """How often a client does what, beside the rest; see ``clients.py``."""
+    """Relative frequency of each client action; see ``clients.py``."""
     deadline: float
     """Seconds that a client waits for an answer."""
     rest: float
-    """Seconds between two calls of a client at most."""
+    """Maximum seconds between two calls of a client."""
     operate_every: float
-    """Seconds between two actions of the operator at most."""
+    """Maximum seconds between two actions of the operator."""
     fault_every: float
-    """Seconds between two faults at most."""
+    """Maximum seconds between two faults."""
     lossy: float
-    """Share of calls whose caller goes away early."""
+    """Share of calls whose caller disconnects early."""
     trips: float
     """Share of phase changes that a fault interrupts at a random callback."""
     kills_at_the_end: float
-    """Share of last steps in which the server is killed once PostgreSQL has taken over."""
+    """Share of last steps in which the server is killed once PostgreSQL is the only store."""
     shadow_share: float
     patience: float
     batch_size: int
-    """Rows in a batch of the backfill."""
+    """Batch size of the backfill."""
     old_messages: int
     """Messages in the file before the round."""
     carried: int
     """Quarantined rows, files and extra values in the file, of each kind."""
     restored: bool
-    """Whether the file comes from a backup, as far as it knows."""
+    """Whether the file was restored from a backup, according to its contents."""
     postgres_slow: float
-    """Factor for what PostgreSQL does, all the time."""
+    """Permanent slowdown factor of PostgreSQL."""
     disk_slow: float
-    """Factor for what SQLite does, all the time."""
+    """Permanent slowdown factor of SQLite."""
     busy_readers: float
     rows_at_once: int
     lag: float
-    """Seconds, at most, between reading rows and sending them to PostgreSQL, all the time."""
+    """Maximum seconds between reading rows and sending them to PostgreSQL."""
     tuning: Tuning
     operators: int = 1
 
 
 def profile_of(seed: int) -> str:
-    """Return the profile of a seed where none is given."""
+    """Return the default profile of a seed."""
     return _ROTATION[seed % len(_ROTATION)]
 
 
@@ -150,6 +150,7 @@ def _tuning(rng: Random) -> Tuning:
         near_entries=max(1, batch // 2),
         gather_seconds=rng.choice((0.0, 0.02, 0.1)),
         return_seconds=rng.choice((0.02, 0.5)),
+        return_most=2.0,
         prune_seconds=rng.choice((0.02, 1.0)),
         reconnect_first=rng.choice((0.01, 0.1)),
         reconnect_most=rng.choice((0.2, 2.0)),
@@ -163,7 +164,7 @@ def _tuning(rng: Random) -> Tuning:
 
 
 def _narrowed(settings: Settings, rng: Random) -> Settings:
-    """Narrow settings to their profile."""
+    """Restrict settings to their profile."""
     phases = Phase(rng.choice((2, 3, 4, 4))), Phase(rng.choice((2, 3, 4, 4, 4)))
     narrowed: dict[str, dict[str, Any]] = {
         "mixed": {},
@@ -176,7 +177,7 @@ def _narrowed(settings: Settings, rng: Random) -> Settings:
             "trips": 0.5,
         },
         "copy": {
-            # Copying begins at once, and goes on while clients write what is being copied.
+            # Copying begins at once, and clients write while rows are copied.
             "begins": Phase(rng.choice((2, 3, 3, 3))),
             "completes": False,
             "operate_every": 1.0,
@@ -204,7 +205,9 @@ def _narrowed(settings: Settings, rng: Random) -> Settings:
             "disk_slow": rng.choice((1.0, 10.0)),
             "lag": rng.choice((0.02, 0.1, 0.3)),
             "operate_every": 1.0,
-            "tuning": settings.tuning._replace(return_seconds=0.02, reconnect_first=0.01),
+            "tuning": settings.tuning._replace(
+                return_seconds=0.02, return_most=0.1, reconnect_first=0.01
+            ),
         },
         "last": {
             "begins": Phase.READ_POSTGRES,

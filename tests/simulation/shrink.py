@@ -1,8 +1,7 @@
-"""Shrinks a failing round: leaves out turns of its actors as long as it fails the same way.
+"""Shrinks a failing round by leaving out turns while it still fails in the same way.
 
-Every actor has its own generator, so leaving out one action changes no other draw; what
-follows changes only as far as the action mattered. The method is delta debugging: parts of
-the turns are left out, smaller ones where none of a size can be.
+Every actor has its own random generator, so leaving out one action changes no other draw. The
+method is delta debugging: parts of the turns are left out, then smaller parts.
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ from collections.abc import Callable
 from tests.simulation.world import Turn, World
 
 MOST_RUNS = 400
-"""Runs that shrinking may take: about half a minute."""
+"""Maximum number of runs for shrinking; about half a minute."""
 
 Run = Callable[[frozenset[Turn]], World]
-"""Runs the round with some actions left out."""
+"""Runs the round without some actions."""
 
 
 def shrink(run: Run, failed: World) -> frozenset[Turn]:
-    """Return what can be left out of a round so that it still ends in the same violation."""
+    """Return the turns that can be left out so that the round still ends in the same violation."""
     return _Shrinking(run, failed).shrink()
 
 
 def kind_of(violation: str) -> str:
-    """Return what a violation is about, without times, ids and values."""
+    """Return the kind of a violation, without times, ids and values."""
     text = re.sub(r"^at [\d.]+ s: ", "", violation)
     return re.sub(r"[\d'\"=][^\s]*", "", text)[:40]
 
@@ -38,7 +37,7 @@ class _Shrinking:
         self._turns = sorted(failed.turns)
 
     def shrink(self) -> frozenset[Turn]:
-        """Halve what is left out again and again."""
+        """Halve the remaining turns repeatedly."""
         left_out: frozenset[Turn] = frozenset()
         parts = 2
         kept = list(self._turns)

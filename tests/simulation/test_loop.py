@@ -1,4 +1,4 @@
-"""The event loop of the simulation: virtual time, order, crashes, freezes."""
+"""Event loop of the simulation: virtual time, order, crashes, freezes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(main: Callable[[SimulationLoop], object], *, shuffle: bool = False) -> S
     try:
         loop.run_until_complete(main(loop))  # type: ignore[arg-type]
     finally:
-        loop.bury()
+        loop.end_all()
     return loop
 
 
@@ -33,7 +33,7 @@ def test_time_jumps_to_the_next_timer() -> None:
     assert times == [3600.0, 3600.5]
 
 
-def test_fifo_runs_callbacks_in_the_order_in_which_they_were_scheduled() -> None:
+def test_fifo_runs_callbacks_in_schedule_order() -> None:
     ran: list[int] = []
 
     async def main(loop: SimulationLoop) -> None:
@@ -45,7 +45,7 @@ def test_fifo_runs_callbacks_in_the_order_in_which_they_were_scheduled() -> None
     assert ran == list(range(20))
 
 
-def test_shuffle_is_another_order_and_the_same_one_again() -> None:
+def test_shuffle_is_reproducible() -> None:
     def order() -> list[int]:
         ran: list[int] = []
 
@@ -70,7 +70,7 @@ def test_crash_runs_no_finally_of_the_process() -> None:
             await asyncio.sleep(10)
         finally:
             if not process.dead:
-                cleaned.append("in good order")
+                cleaned.append("finally")
 
     async def main(loop: SimulationLoop) -> None:
         task = loop.create_task(work(), context=process.context)
@@ -83,7 +83,7 @@ def test_crash_runs_no_finally_of_the_process() -> None:
     assert cleaned == []
 
 
-def test_frozen_process_goes_on_later_and_others_meanwhile() -> None:
+def test_frozen_process_resumes_while_others_run() -> None:
     ran: list[tuple[str, float]] = []
     process = Process("frozen")
 
@@ -101,7 +101,7 @@ def test_frozen_process_goes_on_later_and_others_meanwhile() -> None:
     assert ran == [("other", 1.0), ("frozen", 6.0)]
 
 
-def test_fault_comes_before_the_callback_that_it_was_planned_for() -> None:
+def test_fault_runs_before_planned_callback() -> None:
     ran: list[object] = []
 
     async def main(loop: SimulationLoop) -> None:
@@ -114,11 +114,11 @@ def test_fault_comes_before_the_callback_that_it_was_planned_for() -> None:
     assert ran == [0, 1, "fault", 2, 3, 4]
 
 
-def test_round_that_waits_for_nothing_is_stuck() -> None:
+def test_deadlocked_round_is_reported() -> None:
     async def main(loop: SimulationLoop) -> None:
         await loop.create_future()
 
-    with pytest.raises(StuckError, match="nothing is left to run"):
+    with pytest.raises(StuckError, match="no callback is left to run"):
         run(main)
 
 
@@ -130,7 +130,7 @@ def test_threads_are_refused() -> None:
         run(main)
 
 
-def test_exception_that_nobody_retrieves_is_reported() -> None:
+def test_unretrieved_exception_is_reported() -> None:
     def fail() -> None:
         raise ValueError("a defect")
 

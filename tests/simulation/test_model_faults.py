@@ -1,4 +1,4 @@
-"""What the models do that the real stores do only rarely: crashes, lost answers, late commits."""
+"""Rare behaviour of the models: crashes, lost answers, late commits."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.simulation.models.source_disk import SourceDisk
 from tests.simulation.models.target import ModelTarget
 from tests.simulation.models.transaction import Read
 from tests.support.drafts import draft
-from tests.support.migration_ends import now, opened
-from tests.support.replicating import (
+from tests.support.migration_backends import now, opened
+from tests.support.migration_values import (
     LEASE,
     SOURCE,
     SUCCESSOR,
@@ -53,7 +53,7 @@ async def _turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def test_writes_are_durable_before_they_are_told() -> None:
+async def test_writes_are_durable_before_acknowledgement() -> None:
     disk = SourceDisk(Random(1), scale=0)
     source = _source(disk)
     await source.open()
@@ -68,7 +68,7 @@ async def test_writes_are_durable_before_they_are_told() -> None:
     await source.close()
 
 
-async def test_crash_loses_the_answer_and_keeps_the_write() -> None:
+async def test_crash_loses_answer_but_keeps_write() -> None:
     disk = SourceDisk(Random(1), scale=0)
     source = _source(disk)
     await source.open()
@@ -84,7 +84,7 @@ async def test_crash_loses_the_answer_and_keeps_the_write() -> None:
     save.cancel()
 
 
-async def test_file_is_locked_while_its_process_lives() -> None:
+async def test_file_is_locked_until_process_ends() -> None:
     disk = SourceDisk(Random(1), scale=0)
     source, other = _source(disk), _source(disk)
     await source.open()
@@ -108,8 +108,8 @@ async def test_full_disk_stores_nothing() -> None:
         assert (await source.save(draft("a"))).revision == 1
 
 
-async def test_write_that_failed_with_an_io_error_may_be_on_disk() -> None:
-    """Flush covers it: what a read has shown is committed by then, or flush fails."""
+async def test_write_with_io_error_may_be_durable() -> None:
+    """Flush covers it: data that a read has returned is committed by then, or flush fails."""
     stored, flushed = Counter[bool](), Counter[bool]()
     for seed in range(60):
         disk = SourceDisk(Random(seed), scale=0)
@@ -134,7 +134,7 @@ async def test_write_that_failed_with_an_io_error_may_be_on_disk() -> None:
     assert min(stored[True], stored[False], flushed[True], flushed[False]) > 3
 
 
-async def test_busy_readers_and_slow_disks_only_take_time() -> None:
+async def test_busy_readers_and_slow_disk_only_delay() -> None:
     disk = SourceDisk(Random(1), scale=0.001)
     disk.busy_readers, disk.slow = 1.0, 10.0
     async with opened(_source(disk)) as source:
@@ -157,9 +157,9 @@ async def _claimed(server: PostgresServer) -> AsyncIterator[ModelTarget]:
 
 
 async def _interrupted(seed: int, turns: int, how: str) -> str:
-    """Apply a batch, let something happen after some turns, and tell what came of it.
+    """Apply a batch, inject a fault after some turns, and return the outcome.
 
-    Returns what the caller is told, how many rows were stored then, and in the end.
+    The outcome has the caller's answer, the number of rows stored then, and at the end.
     """
     server = PostgresServer(Random(seed), scale=0)
     async with _claimed(server) as target:
@@ -176,7 +176,7 @@ async def _interrupted(seed: int, turns: int, how: str) -> str:
         stored = len(server.rows)
         await asyncio.wait({applying})
         failed = applying.cancelled() or applying.exception() is not None
-        # A transaction that nobody waits for holds the record until it has ended.
+        # A transaction without a waiting client locks the record until it ends.
         await target.renew(LEASE)
         later = await content_of(target)
         assert len(later) in {0, 3}
@@ -194,13 +194,13 @@ async def _interrupted(seed: int, turns: int, how: str) -> str:
         ("crash", {"failed, 0, 0", "failed, 3, 3", "done, 3, 3"}),
     ],
 )
-async def test_interrupted_transaction_is_there_wholly_or_not(how: str, expected: set[str]) -> None:
+async def test_interrupted_transaction_is_atomic(how: str, expected: set[str]) -> None:
     found = {await _interrupted(seed, turns, how) for seed in range(8) for turns in range(1, 20)}
-    # Before the request is sent, nothing happens to it.
+    # A fault before the request is sent has no effect on it.
     assert found - {"done, 0, 3"} == expected
 
 
-async def test_nothing_moves_on_half_dead_connections() -> None:
+async def test_half_open_connection_delivers_nothing() -> None:
     server = PostgresServer(Random(1), scale=0)
     async with _claimed(server) as target:
         for lose in (False, True):
@@ -212,14 +212,14 @@ async def test_nothing_moves_on_half_dead_connections() -> None:
             ]
             await _turns(50)
             assert not any(call.done() for call in calls)
-            server.let_go(lose)
+            server.release(lose)
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
             lost = [isinstance(one, UnavailableError) for one in outcomes]
             assert lost == [lose] * 3
         assert await target.count() == 3
 
 
-async def test_hanging_transaction_is_not_overtaken_by_a_claim() -> None:
+async def test_claim_waits_for_hanging_transaction() -> None:
     server = PostgresServer(Random(1), scale=0)
     async with _claimed(server) as target, opened(_target(server)) as successor:
         applying = asyncio.create_task(target.apply(LEASE, BATCH))
@@ -227,7 +227,7 @@ async def test_hanging_transaction_is_not_overtaken_by_a_claim() -> None:
             await asyncio.sleep(0)
         server.hold()
         await _turns(5)
-        server.let_go(lose=False)
+        server.release(lose=False)
         claim = successor.claim(SUCCESSOR, SOURCE, Phase.DUAL_WRITE, 2, steal=True)
         record, _ = await asyncio.gather(claim, applying)
         assert (record.session, record.applied) == (SUCCESSOR.session, 3)
@@ -235,7 +235,7 @@ async def test_hanging_transaction_is_not_overtaken_by_a_claim() -> None:
             await target.apply(LEASE, BATCH)
 
 
-async def test_restored_database_is_noticed_by_comparing_only() -> None:
+async def test_restored_database_is_detected_by_comparison() -> None:
     server = PostgresServer(Random(1), scale=0)
     async with _claimed(server) as target:
         await target.apply(LEASE, BATCH[:1])
@@ -246,13 +246,13 @@ async def test_restored_database_is_noticed_by_comparing_only() -> None:
         with pytest.raises(TargetSetBackError):
             await target.apply(LEASE, [saved(message("m-9", 9))], 3)
         assert list(await content_of(target)) == ["m-0"]
-        # The backup is as it was, whatever is done to what was made of it.
+        # Later changes do not modify the backup.
         await target.apply(LEASE, BATCH[1:], 1)
         assert list(backup.rows) == ["m-0"]
 
 
 @pytest.mark.parametrize("noticed", [True, False])
-async def test_restoring_rolls_back_what_is_under_way(noticed: bool) -> None:
+async def test_restore_rolls_back_transactions_in_progress(noticed: bool) -> None:
     outcomes = Counter[bool]()
     for turns in range(1, 12):
         server = PostgresServer(Random(turns), scale=0)
@@ -267,11 +267,11 @@ async def test_restoring_rolls_back_what_is_under_way(noticed: bool) -> None:
             if failed:
                 assert await content_of(target) == {}
     assert outcomes[True]
-    # What was on its way is carried out on the earlier state.
+    # Requests in transit are executed on the earlier state.
     assert noticed or outcomes[False]
 
 
-async def test_reads_fail_alone() -> None:
+async def test_read_failures_do_not_affect_writes() -> None:
     server = PostgresServer(Random(1), scale=0)
     async with _claimed(server) as target:
         server.read_failures = 1.0
@@ -285,7 +285,7 @@ async def test_reads_fail_alone() -> None:
         assert await content_of(target) == {one.id: one.message for one in BATCH}
 
 
-async def test_full_disk_of_postgresql_refuses_writes_only() -> None:
+async def test_full_postgresql_disk_rejects_writes_only() -> None:
     server = PostgresServer(Random(1), scale=0)
     async with _claimed(server) as target:
         server.fault = "full"
@@ -299,7 +299,7 @@ async def test_full_disk_of_postgresql_refuses_writes_only() -> None:
         assert await target.count() in {0, 3}
 
 
-async def test_stopped_database_is_unavailable_and_keeps_what_was_committed() -> None:
+async def test_stopped_database_keeps_committed_rows() -> None:
     server = PostgresServer(Random(1), scale=0)
     async with _claimed(server) as target:
         await target.apply(LEASE, BATCH)
@@ -315,13 +315,13 @@ async def test_stopped_database_is_unavailable_and_keeps_what_was_committed() ->
 
 
 async def test_callbacks_of_a_model_belong_to_its_process() -> None:
-    """So a simulation can drop them: the tasks of the writer and of PostgreSQL included."""
+    """The tasks of the writer and of PostgreSQL included, so that a simulation can drop them."""
     seen: set[str] = set()
 
     class Watched(ModelSource):
         def _grow(self, revision: int) -> None:
             process = PROCESS.get()
-            seen.add(process.name if process else "nobody")
+            seen.add(process.name if process else "none")
             super()._grow(revision)
 
     server = PostgresServer(Random(1), Process("postgres"), scale=0)
@@ -332,7 +332,7 @@ async def test_callbacks_of_a_model_belong_to_its_process() -> None:
     assert seen == {"server"}
 
 
-async def test_errors_are_the_contracts_own() -> None:
+async def test_model_raises_contract_errors() -> None:
     server = PostgresServer(Random(1), scale=0)
     async with opened(_target(server)) as target:
         with pytest.raises(StorageError):

@@ -1,4 +1,4 @@
-"""Rounds of the simulation are behaviours of the specification; planted faults are not."""
+"""Rounds of the simulation conform to the specification; planted faults do not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sagastore_server.migration.replicator import Replicator
+from sagastore_server.migration.fallback import Fallback
 from sagastore_server.migration.router import Router
 from tests.simulation.models.target import ModelTarget
 from tests.simulation.recording import record
@@ -18,7 +18,7 @@ pytestmark = needs_tlc
 
 
 def checked(seed: int, profile: str) -> Result:
-    """Run a round, and check its trace as it would be read from a file."""
+    """Run a round, and check its trace as if it were read from a file."""
     events = record(World(seed, profile, shuffle=False))
     return validate(read(map(json.dumps, events)))
 
@@ -26,7 +26,7 @@ def checked(seed: int, profile: str) -> Result:
 @pytest.mark.parametrize(
     ("profile", "seed"), [("begin", 2), ("copy", 3), ("flap", 2), ("last", 2), ("restore", 3)]
 )
-def test_round_is_a_behaviour(profile: str, seed: int) -> None:
+def test_round_conforms_to_specification(profile: str, seed: int) -> None:
     result = checked(seed, profile)
     assert result.accepted, report(profile, result)
     assert result.events > 50
@@ -52,10 +52,10 @@ async def _now(self: Router) -> None:
     return None
 
 
-def test_acknowledgement_before_postgres_has_it_is_rejected(
+def test_premature_acknowledgement_is_rejected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Replicator, "confirm", _at_once)
+    monkeypatch.setattr(Fallback, "confirm", _at_once)
     assert kind(first_rejected("flap", range(1, 6))) == "ack"
 
 
@@ -67,6 +67,6 @@ def test_missing_tombstone_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kind(first_rejected("flap", range(1, 6))) == "apply"
 
 
-def test_answer_of_sqlite_ahead_of_postgres_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sqlite_answer_ahead_of_postgres_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Router, "_release", _now)
     assert kind(first_rejected("flap", range(1, 21))) == "answer"

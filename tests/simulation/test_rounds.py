@@ -1,4 +1,4 @@
-"""Rounds of the simulation: they pass, can be repeated exactly, and find planted faults."""
+"""Rounds of the simulation pass, are repeatable, and detect planted faults."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.simulation.report import Totals, expected
 from tests.simulation.rounds import Job, explain, run
 from tests.simulation.settings import PROFILES, draw, profile_of
 from tests.simulation.shrink import kind_of
-from tools.chaos import planted
+from tools.chaos import plants
 
 
 def in_another_process(hash_seed: int, *jobs: Job, plant: str = "") -> list[dict[str, Any]]:
-    """Run rounds in a process of its own; return its results."""
+    """Run rounds in a separate process; return their results."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.simulation.worker", "--plant", plant],
         input="".join(json.dumps(job._asdict()) + "\n" for job in jobs),
@@ -42,7 +42,7 @@ def test_rounds_of_every_profile_pass_in_both_orders(profile: str, order: str) -
         assert run(Job(seed, profile, order)).violations == ()
 
 
-def test_round_is_the_same_in_processes_with_other_hashes() -> None:
+def test_round_is_identical_across_hash_seeds() -> None:
     jobs = [Job(seed, profile) for seed, profile in enumerate(PROFILES)]
     here = [run(job).trace for job in jobs]
     for hash_seed in (1, 2):
@@ -50,7 +50,7 @@ def test_round_is_the_same_in_processes_with_other_hashes() -> None:
         assert [(one["digest"], one["steps"]) for one in there] == [one[:2] for one in here]
 
 
-def test_planted_fault_is_caught_and_told_in_few_turns(tmp_path: Path) -> None:
+def test_planted_fault_is_caught_and_shrunk(tmp_path: Path) -> None:
     jobs = [Job(seed, "flap") for seed in range(1, 4)]
     results = in_another_process(1, *jobs, plant="confirm-too-soon")
     failed = next(one for one in results if one["violations"])
@@ -77,7 +77,7 @@ def test_round_without_a_violation_is_not_shrunk(tmp_path: Path) -> None:
     assert not (tmp_path / "round.txt").exists()
 
 
-def test_command_ends_with_1_if_a_round_fails_and_says_how_to_repeat_it(tmp_path: Path) -> None:
+def test_failing_round_exits_1_and_prints_repeat_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.simulation", "--rounds", "2", "--seed", "1"]
     options = ["--profile", "flap", "--plant", "claim-both", "--folder", str(tmp_path)]
     result = subprocess.run(
@@ -89,26 +89,26 @@ def test_command_ends_with_1_if_a_round_fails_and_says_how_to_repeat_it(tmp_path
     )
     assert result.returncode == 1, result.stderr
     assert "make simulate ROUNDS=1 SEED=1 PROFILE=flap PLANT=claim-both" in result.stdout
-    assert "durable_on is not true" in result.stdout
+    assert "durable_on is wrong" in result.stdout
     assert json.loads((tmp_path / "report.json").read_text())["failed"] == 2
 
 
-def test_seeds_in_a_row_meet_every_profile_in_both_orders() -> None:
+def test_consecutive_seeds_cover_every_profile_in_both_orders() -> None:
     met = {(profile_of(seed), seed % 2) for seed in range(100)}
     assert met == {(profile, order) for profile in PROFILES for order in (0, 1)}
 
 
-def test_settings_are_a_function_of_the_seed() -> None:
+def test_seed_determines_settings() -> None:
     assert draw(7, "mixed") == draw(7, "mixed") != draw(8, "mixed")
     assert {draw(seed, "mixed").begins for seed in range(50)} == set(Phase) - {Phase.POSTGRES_ONLY}
 
 
-def test_every_plant_of_the_campaign_is_tried_or_named_as_not_applicable() -> None:
+def test_every_campaign_plant_is_used_or_not_applicable() -> None:
     known = {*PLANTS, *NOT_APPLICABLE}
-    assert {*planted.PLANTS, *planted.POWER_PLANTS} <= known
+    assert {*plants.PLANTS, *plants.POWER_PLANTS} <= known
 
 
-def test_report_names_faults_that_never_came() -> None:
+def test_report_lists_faults_that_never_occurred() -> None:
     totals = Totals()
     totals.add(run(Job(1)))
     came = {key for key in expected() if totals.counts[f"fault {key[0]} in {key[1]}"]}

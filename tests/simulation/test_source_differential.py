@@ -1,4 +1,4 @@
-"""The model of the source and SQLite answer every sequence of calls alike."""
+"""Differential test: the model of the source and SQLite give equal answers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tests.simulation.models.source_disk import SourceDisk
 from tests.sqlite.sources import Content, content
 from tests.support import strategies
 from tests.support.drafts import NOW, draft
-from tests.support.migration_ends import ModelSourcePlace, SQLitePlace
-from tests.support.replicating import QUARANTINED
+from tests.support.migration_backends import ModelSourcePlace, SQLitePlace
+from tests.support.migration_values import QUARANTINED
 
 FILES = [
     FileRow(2, "f-ä", "n", "/p", "pdf", "text", "[]", 1 << 40, "2023-1-2", "{}", "x", "{}"),
@@ -46,7 +46,7 @@ PHASES = [phase for phase in Phase if phase.journals]
 
 
 def _revision(draw: Random) -> int:
-    """Return one that may have been given out by then."""
+    """Return a revision that may exist by then."""
     return draw.randint(0, 30)
 
 
@@ -66,7 +66,7 @@ def _one_write(draw: Random) -> tuple[Any, ...]:
 
 
 def _some_writes(draw: Random) -> tuple[Any, ...]:
-    """Return writes of one group, and whether their callers stay."""
+    """Return the writes of one group, and whether their callers stay."""
     return (
         "group",
         [(_one_write(draw), draw.random() < 0.8) for _ in range(draw.randint(1, 8))],
@@ -88,14 +88,16 @@ STEPS: dict[str, tuple[int, Callable[[Random], tuple[Any, ...]]]] = {
     "carried": (1, lambda draw: ("carried", draw.randint(0, 8), draw.randint(1, 3))),
     "reopen": (1, lambda draw: ("reopen",)),
 }
-"""How often a kind of step is made, and how it is drawn."""
+"""Relative frequency of each kind of step, and the function that draws it."""
 
 
 def _script(seed: int) -> list[tuple[Any, ...]]:
-    """Draw steps: Hypothesis itself draws values that are too much alike for so few examples."""
+    """Draw steps from a seed; values drawn by Hypothesis itself are too similar for so few
+    examples.
+    """
     draw = Random(seed)
     names = draw.choices(list(STEPS), [weight for weight, _ in STEPS.values()], k=20)
-    # Otherwise many scripts would do without a journal.
+    # Otherwise many scripts would have no journal.
     return [("set_state", DUAL_WRITE, None), *(STEPS[name][1](draw) for name in names)]
 
 
@@ -106,7 +108,7 @@ def _write(source: MigrationSource, write: tuple[Any, ...]) -> Coroutine[Any, An
 
 
 async def _told(source: MigrationSource, call: Awaitable[object]) -> tuple[object, int]:
-    """Return the answer of a call, and what was committed when it was told."""
+    """Return the answer of a call, and the committed revision at that time."""
     return await answer_of(call), source.committed
 
 
@@ -115,17 +117,17 @@ async def _group(
 ) -> list[object]:
     """Submit writes that share a transaction, and flush.
 
-    Callers that do not stay go before the transaction begins.
+    Callers that do not stay are cancelled before the transaction begins.
     """
     may_go = threading.Event()
     holding: asyncio.Task[object] | None = None
     if isinstance(source, SQLiteSource):
         assert source._writer is not None
         holding = asyncio.create_task(source._writer.run_between_groups(lambda _: may_go.wait()))
-    # The model begins no group before all tasks of one turn of the event loop have run.
+    # The model begins no group before all tasks of one loop iteration have run.
     tasks = [asyncio.create_task(_told(source, _write(source, write))) for write, _ in group]
     flush = asyncio.create_task(_told(source, source.flush()))
-    # Each task runs until it waits for its answer; the held errand came first.
+    # Each task runs until it waits for its answer; the held task came first.
     await asyncio.sleep(0)
     for task, (_, stays) in zip(tasks, group, strict=True):
         if not stays:
@@ -138,7 +140,7 @@ async def _group(
 
 
 class _Pair:
-    """Both sources, on contents of their own."""
+    """Both sources, with separate contents."""
 
     def __init__(self, folder: Path) -> None:
         self.real = SQLitePlace(folder / "messages.db")
@@ -159,7 +161,7 @@ class _Pair:
             await source.close()
 
     async def both(self, call: Callable[[MigrationSource], Awaitable[object]]) -> None:
-        """Make one call on both, and compare the answers."""
+        """Make one call on both and compare the answers."""
         real, model = [self.steps.normal(await answer_of(call(one))) for one in self.sources]
         assert model == real
 
@@ -201,7 +203,7 @@ class _Pair:
         await self.both(lambda one: one.scan_ids("", "\U0010ffff", 100))
 
     async def archive(self) -> None:
-        """End both, and look at what then can be called."""
+        """Archive both, and compare the calls that remain possible."""
         await self.both(_archive)
         await self.both(lambda one: one.state())
         await self.both(lambda one: one.count())
@@ -248,6 +250,6 @@ async def _play(folder: Path, script: Sequence[tuple[Any, ...]], legacy: bool) -
 
 @settings(max_examples=30 if strategies.QUICK else 2000, deadline=None, phases=PHASES_OF_SEEDS)
 @given(seed=st.integers(0, 2**32 - 1), legacy=st.booleans())
-def test_any_sequence_of_calls_on_the_source(seed: int, legacy: bool) -> None:
+def test_source_model_agrees_with_sqlite(seed: int, legacy: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(_play(Path(folder), _script(seed), legacy))

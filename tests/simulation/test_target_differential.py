@@ -1,4 +1,4 @@
-"""The model of the target and PostgreSQL answer every sequence of calls alike."""
+"""Differential test: the model of the target and PostgreSQL give equal answers."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ from sagastore_server.storage.replication import (
 from tests.simulation.differential import PHASES_OF_SEEDS, Steps, answer_of
 from tests.support import strategies
 from tests.support.drafts import NOW, draft
-from tests.support.migration_ends import TARGETS, TargetPlace
-from tests.support.replicating import (
+from tests.support.migration_backends import TARGETS, TargetPlace
+from tests.support.migration_values import (
     EXTRAS,
     FILES,
     LEASE,
+    OTHER_LEASE,
     QUARANTINED,
     SOURCE,
-    STRANGER,
     SUCCESSOR,
     message,
 )
 
 LAST_REVISION = 30
-"""Above every revision that the source gave to a row here."""
+"""Greater than every revision of a row here."""
 
 FEW_IDS = ["a", "b", "ä", "\U0001f600"]
 
-HOLDER = Lease("whoever", "holds it")
-"""Stands for the lease that is in force when a step is made."""
+HOLDER = Lease("current", "holder")
+"""Placeholder for the current lease at a step."""
 
 PHASES = [phase for phase in Phase if phase.writes_sqlite]
 STATES = [BackfillState.PENDING, BackfillState.RUNNING, BackfillState.DONE]
 
 
 class Position(NamedTuple):
-    """What a compare-and-set compares with: nothing, what is there, or something else."""
+    """Expected value of a compare-and-set: none, the current value, or another one."""
 
     kind: str
     other: Any
@@ -63,7 +63,7 @@ def _position(draw: Random, other: Any) -> Position:
 
 
 def _lease(draw: Random) -> Lease:
-    return draw.choice([HOLDER] * 12 + [LEASE, SUCCESSOR, STRANGER])
+    return draw.choice([HOLDER] * 12 + [LEASE, SUCCESSOR, OTHER_LEASE])
 
 
 def _row(draw: Random) -> Message:
@@ -105,7 +105,7 @@ def _write(draw: Random) -> tuple[Any, ...]:
 
 
 def _claim(draw: Random) -> tuple[Any, ...]:
-    lease = draw.choice([HOLDER, LEASE, SUCCESSOR, STRANGER])
+    lease = draw.choice([HOLDER, LEASE, SUCCESSOR, OTHER_LEASE])
     source = draw.choice([SOURCE, SOURCE, SOURCE, "other"])
     return ("claim", lease, source, draw.choice(PHASES), draw.random() < 0.5)
 
@@ -125,21 +125,23 @@ STEPS: dict[str, tuple[int, Callable[[Random], tuple[Any, ...]]]] = {
     "expire": (1, lambda draw: ("expire",)),
     "reopen": (1, lambda draw: ("reopen",)),
 }  # fmt: skip
-"""How often a kind of step is made, and how it is drawn."""
+"""Relative frequency of each kind of step, and the function that draws it."""
 
 
 class _Script(NamedTuple):
-    """What is done to both targets."""
+    """Script that runs on both targets."""
 
     before: list[str]
-    """Ids that are stored there, and that were deleted there, before the migration."""
+    """Ids stored, and ids deleted, before the migration."""
     steps: list[tuple[Any, ...]]
     afterwards: list[tuple[Any, ...]]
-    """After ``finish``."""
+    """Steps after ``finish``."""
 
 
 def _script(seed: int) -> _Script:
-    """Draw a script: Hypothesis itself draws values that are too much alike for so few examples."""
+    """Draw a script from a seed; values drawn by Hypothesis itself are too similar for so few
+    examples.
+    """
     draw = Random(seed)
     stored = draw.random() < 0.1
     names = draw.choices(list(STEPS), [weight for weight, _ in STEPS.values()], k=18)
@@ -151,7 +153,7 @@ def _script(seed: int) -> _Script:
 
 
 class _Pair:
-    """Both targets, on contents of their own."""
+    """Both targets, with separate contents."""
 
     def __init__(self, places: Sequence[TargetPlace]) -> None:
         self.places = places
@@ -183,7 +185,7 @@ class _Pair:
                 await self.close()
                 await self.open()
             case ("write", (name, *arguments)):
-                # What a store without a schema says to a write is not promised.
+                # The error of a write to a store without a schema is unspecified.
                 if (await self.targets[0].inspect()).schema_version:
                     await self.both(lambda one: getattr(one, name)(*arguments))
             case _:
@@ -191,10 +193,10 @@ class _Pair:
         await self.compare()
 
     async def replicate(self, step: tuple[Any, ...]) -> None:
-        """Make a call that needs a lease, or gives one."""
+        """Make a call that needs or grants a lease."""
         record = (await self.targets[0].inspect()).record
         if record is None or not record.session:
-            # Nothing but a claim has an effect then.
+            # Only a claim has an effect then.
             await self.both(lambda one: one.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2))
             return
         step = tuple(Lease(*record[3:5]) if one is HOLDER else one for one in step)
@@ -226,7 +228,7 @@ class _Pair:
         assert model == real
 
     async def look(self) -> None:
-        """Make every read that does not change much from step to step."""
+        """Make every read whose answer changes little from step to step."""
         await self.both(lambda one: one.carried())
         await self.both(lambda one: one.indexes())
         await self.both(lambda one: one.count())
@@ -238,7 +240,7 @@ class _Pair:
         await self.both(lambda one: one.search(Criteria(parse_query("run")), Scan(False, 9)))
 
     async def finish(self) -> None:
-        """Take the lease, whoever has it, and end the migration."""
+        """Steal the lease and end the migration."""
         self.steps.begin()
         await self.expire()
         await self.both(lambda one: one.claim(LEASE, SOURCE, Phase.READ_POSTGRES, 4))
@@ -249,7 +251,7 @@ class _Pair:
 
 
 def _unheard(share: float) -> None:
-    """Take no interest in the progress."""
+    """Ignore the progress."""
 
 
 def _compared(position: Position, right: Any) -> Any:
@@ -259,7 +261,7 @@ def _compared(position: Position, right: Any) -> Any:
 
 
 def _timeless(answer: Any) -> Any:
-    """Return an answer without the seconds that are left of a lease."""
+    """Return an answer without the remaining seconds of a lease."""
     if isinstance(answer, TargetRecord):
         return answer._replace(lease_seconds=answer.lease_seconds > 0)
     if isinstance(answer, tuple) and hasattr(answer, "record"):
@@ -284,5 +286,5 @@ async def _play(script: _Script) -> None:
 
 @settings(max_examples=15 if strategies.QUICK else 1000, deadline=None, phases=PHASES_OF_SEEDS)
 @given(seed=st.integers(0, 2**32 - 1))
-async def test_any_sequence_of_calls_on_the_target(seed: int) -> None:
+async def test_target_model_agrees_with_postgresql(seed: int) -> None:
     await _play(_script(seed))

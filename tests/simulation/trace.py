@@ -1,4 +1,4 @@
-"""Prints the events of a round for people: who did what, when, and what both stores hold then."""
+"""Text form of the events of a round, with the final contents of both stores."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.simulation.world import World
 _ROW = "{at:>10}  {actor:<12} {what}"
 _WIDTH = 160
 _SHOWN = 6
-"""Messages that an answer shows at most."""
+"""Maximum number of messages shown per answer."""
 
 
 def lines(world: World) -> Iterator[str]:
-    """Yield a round, line by line, beginning with its settings and ending with the stores."""
+    """Yield a round line by line, from its settings to the final contents of the stores."""
     yield _settings(world)
     yield ""
     yield _ROW.format(at="virtual s", actor="who", what="what")
@@ -68,7 +68,7 @@ def _several(messages: Iterable[Message]) -> str:
 
 
 def _stores(world: World) -> Iterator[str]:
-    """Yield what both stores hold at the end, side by side where they differ."""
+    """Yield the final contents of both stores, side by side where they differ."""
     disk, postgres = world.disk, world.postgres
     yield (
         f"SQLite: {disk.state.phase.slug}, epoch {disk.state.epoch}, base {disk.state.base}, "
@@ -82,7 +82,7 @@ def _stores(world: World) -> Iterator[str]:
     yield (
         f"PostgreSQL: {record.phase.slug}, epoch {record.epoch}, applied {record.applied}, "
         f"{len(postgres.rows)} messages, backfill {record.backfill.state.value}, held by "
-        f"{record.holder or 'nobody'} {record.session}"
+        f"{record.holder or 'none'} {record.session}"
     )
     for id in sorted(disk.messages.keys() | postgres.rows.keys()):
         ours, theirs = disk.messages.get(id), postgres.rows.get(id)

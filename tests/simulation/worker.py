@@ -1,9 +1,9 @@
-"""A process that runs rounds: jobs come in as JSON lines, results go out as JSON lines.
+"""Worker process: reads jobs and writes results as JSON lines.
 
     python -m tests.simulation.worker [--plant NAME]
 
-Started by ``campaign.py``, each worker with a PYTHONHASHSEED of its own, so that a round that
-is repeated in another one shows whether anything depends on hashes.
+``campaign.py`` starts each worker with a different PYTHONHASHSEED, so that the repetition of a
+round in another worker reveals any dependency on hashes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 from tests.simulation.rounds import Job, explain, run
 
 COLLECT_EVERY = 10
-"""Rounds after which garbage is collected."""
+"""Rounds between two garbage collections."""
 
 
 def main() -> None:
-    """Serve jobs until standard input ends."""
+    """Run jobs until standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plant", default="")
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
 """World: one round of the simulation, from its seed to its verdict.
 
-A round is some virtual seconds in the life of one service: the real router, follower,
-backfill, verifier and controller over models of both stores, with clients, an operator and
-faults. Then the faults end, everything is read back, and both stores have to be equal.
+A round is some virtual seconds in the life of one service: the real router, replicator, backfill,
+verifier and controller on models of both stores, with clients, an operator and faults. Then the
+faults end, all data is read back, and both stores must be equal.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import ExtraValue, FileRow
-from tests.simulation import rival
+from tests.simulation import second_server
 from tests.simulation.clients import Client, client_message, draft, new_value
+from tests.simulation.convergence_check import ConvergenceCheck
 from tests.simulation.environment import EPOCH, SimulationRandomness
 from tests.simulation.events import Recorder
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Watcher
-from tests.simulation.log import Log
+from tests.simulation.log_check import Log
 from tests.simulation.loop import SimulationLoop, StuckError
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.process import Process, ProcessDeadError
-from tests.simulation.observed import ObservedDisk, Observer
+from tests.simulation.observed_stores import ObservedDisk, Observer
+from tests.simulation.operator import Operator
 from tests.simulation.service import Service
 from tests.simulation.settings import Settings, draw
-from tests.simulation.settling import Settling
-from tests.simulation.steering import Operator
 from tests.support.checker import Checker, WrongAnswerError
 
 Turn = tuple[str, int]
-"""Who acts, and for which time."""
+"""Actor and time of an action."""
 
-ANALYSED_ASIDE = 0.2
+OFFLOADED_ANALYSIS = 0.2
 """Share of writes whose text is long enough to be analysed in another thread."""
 
 WALK_SECONDS = 120.0
-"""Until the service is in the phase in which a round begins, while nothing disturbs."""
+"""Seconds until the service is in the start phase of the round, without faults."""
 
 SET_BACK_SECONDS = 3.0
-"""Until a server has noticed that PostgreSQL was set back: a renewal, and what it takes."""
+"""Seconds in which a server detects a set-back of PostgreSQL: a lease renewal and its duration."""
 
 
 class World:
-    """A round. Make it, ``run`` it once, and look at ``violations`` and ``counts``."""
+    """Round. ``run`` it once, then read ``violations`` and ``counts``."""
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class World:
     ) -> None:
         """Prepare the round of a seed.
 
-        ``skips`` are turns that are left out, to make a failing round smaller; ``settings``
-        replaces what the seed draws.
+        ``skips`` are turns to leave out, to shrink a failing round; ``settings`` replaces those
+        drawn from the seed.
         """
         self.seed = seed
         self.settings = settings or draw(seed, profile)
@@ -86,17 +86,17 @@ class World:
         self.postgres = PostgresServer(Random(f"{seed}/postgres"), Process("postgres"))
         self.checker = Checker()
         self.service = Service(self)
-        self.rival: MigratingService | None = None
+        self.second_server: MigratingService | None = None
         self.trip: Callable[[], None] | None = None
-        """Does a fault in the middle of a phase change."""
+        """Injects a fault in the middle of a phase change."""
         self.over = False
-        """Clients, operator and faults end their work."""
+        """Whether clients, operator and faults should end."""
         self.violations: list[str] = []
         self.counts: Counter[str] = Counter()
         self.kill_at_the_end = False
-        """Whether the server is killed once PostgreSQL has taken over."""
+        """Whether to kill the server once PostgreSQL is the only store."""
         self.altered = ""
-        """Id of a row of PostgreSQL that a foreign hand has altered, until it is repaired."""
+        """Id of a row that was altered directly in PostgreSQL and is not repaired yet."""
         self.was_altered = False
         self.set_back = 0
         """How often PostgreSQL was set back."""
@@ -105,7 +105,7 @@ class World:
         self.began = 0.0
         self._watchers: list[Watcher] = []
 
-    # ------------------------------------------------------------------ told by its parts
+    # ------------------------------------------------------------------ reported by its parts
 
     def note(self, actor: str, kind: str, **facts: Any) -> None:
         """Record an event."""
@@ -113,20 +113,20 @@ class World:
             self.recorder.note(self.loop.time(), actor, kind, **facts)
 
     def violation(self, what: str) -> None:
-        """Note something that must not be, and end the round."""
+        """Report a violation and end the round."""
         self.violations.append(f"at {self.loop.time():.4f} s: {what}")
         self.note("checker", "VIOLATION", what=what)
         self.over = True
 
     def fault(self, name: str, details: str) -> None:
-        """Note that a fault begins."""
+        """Record the start of a fault."""
         live = self.service.live
         phase = live.phase.slug if live is not None and self.service.serving else "down"
         self.counts[f"fault {name} in {phase}"] += 1
         self.note("faults", name, details=details)
 
     def skips(self, actor: str, turn: int) -> bool:
-        """Tell whether an action is left out."""
+        """Return whether to leave out an action."""
         if (actor, turn) in self._skips:
             return True
         self.turns.add((actor, turn))
@@ -145,8 +145,8 @@ class World:
         self.counts["acknowledgements checked"] += 1
         record = self.postgres.record
         other = record is not None and record.holder not in {"", self.disk.holder}
-        if live._replicator.fenced or (other and live.phase.writes_sqlite):
-            self.violation("NoAckAfterTakeOver: acknowledged by a server that was taken over from")
+        if live._replicator.session.fenced or (other and live.phase.writes_sqlite):
+            self.violation("NoAckAfterTakeOver: a fenced server acknowledged a write")
 
     def check_durable(self, id: str, revision: int) -> None:
         """Check that PostgreSQL has a write that was acknowledged as durable on both stores."""
@@ -155,24 +155,24 @@ class World:
         row, tomb = self.postgres.rows.get(id), self.postgres.tombs.get(id, 0)
         if max(row.revision if row else 0, tomb) < revision:
             raise WrongAnswerError(
-                f"durable_on is not true: {id} at {revision}, PostgreSQL has {row} and {tomb}"
+                f"durable_on is wrong: {id} at {revision}, but PostgreSQL has {row} and {tomb}"
             )
 
     # ------------------------------------------------------------------ PostgreSQL set back
 
     def was_set_back(self) -> None:
-        """Note that PostgreSQL has an earlier state now."""
+        """Record that PostgreSQL was set back."""
         self.set_back += 1
         self._set_back_at = self.loop.time()
         live = self.service.live
-        self._attachments_then = 0 if live is None else live._replicator._attachments
+        self._attachments_then = 0 if live is None else live._replicator.session.attachments
 
-    def set_back_lately(self) -> bool:
-        """Tell whether the server may not have noticed yet."""
+    def recently_set_back(self) -> bool:
+        """Return whether the server may not have detected the set-back yet."""
         return self.loop.time() - self._set_back_at < SET_BACK_SECONDS + 30.0
 
-    def set_back_unnoticed(self, attachments: int) -> bool:
-        """Tell whether the server has not attached again since PostgreSQL was set back."""
+    def set_back_undetected(self, attachments: int) -> bool:
+        """Return whether the server has not attached again since PostgreSQL was set back."""
         return self.set_back > 0 and attachments <= self._attachments_then
 
     # ------------------------------------------------------------------ the round
@@ -188,13 +188,13 @@ class World:
                 self.violation(f"stuck: {exc}")
             except ProcessDeadError:
                 self.violation("the simulation itself used a dead process")
-            except Exception as exc:  # noqa: BLE001 - an answer that nobody expects is a finding
+            except Exception as exc:  # noqa: BLE001 - an unexpected error is a finding
                 lines = "".join(traceback.format_exception(exc))
                 self.violation(f"an unexpected error reached a caller: {lines[-1500:]}")
             finally:
                 self.violations += [f"unhandled by asyncio: {line}" for line in self.loop.errors]
                 self.log.over = True
-                self.loop.bury()
+                self.loop.end_all()
                 asyncio.set_event_loop(None)
 
     def _after_step(self) -> None:
@@ -204,7 +204,7 @@ class World:
             record = self.postgres.record
             if record is not None and record.phase is Phase.POSTGRES_ONLY:
                 self.kill_at_the_end = False
-                self.fault("killed when PostgreSQL has taken over", "")
+                self.fault("killed once PostgreSQL is the only store", "")
                 self.service.kill(0.1)
 
     async def _main(self) -> None:
@@ -214,7 +214,7 @@ class World:
         walking = asyncio.ensure_future(operator.walk_to(self.settings.begins))
         await asyncio.wait({walking}, timeout=WALK_SECONDS)
         if not walking.done():
-            self.violation(f"the walk to {self.settings.begins.slug} did not end")
+            self.violation(f"the start phase {self.settings.begins.slug} was not reached")
             return
         walking.result()
         self.began = self.loop.time()
@@ -225,16 +225,16 @@ class World:
         tasks = self._workers(operator)
         await asyncio.wait(tasks, timeout=self.settings.seconds)
         self.over, self.trip = True, None
-        # Where a rival has served there are two histories, and clients of the first server
-        # that retry for ever: nothing to read back.
-        if self.rival is None:
-            await Settling(self).run(tasks)
+        # After a takeover there are two histories, and clients of the first server retry for ever,
+        # so the data is not read back.
+        if self.second_server is None:
+            await ConvergenceCheck(self).run(tasks)
         for task in tasks:
             if task.done():
                 task.result()
 
     def _workers(self, operator: Operator) -> list[asyncio.Task[None]]:
-        """Start everybody who acts in a round."""
+        """Start all actors of a round."""
         clients = [Client(self, number) for number in range(self.settings.clients)]
         acting = [client.run() for client in clients]
         if self.settings.profile == "rival":
@@ -246,7 +246,7 @@ class World:
         return [self.loop.create_task(self._checked(work), name="worker") for work in acting]
 
     async def _taken_over(self) -> None:
-        await rival.take_over(self)
+        await second_server.take_over(self)
         self.over = True
 
     async def _checked(self, work: Any) -> None:
@@ -256,7 +256,7 @@ class World:
             self.violation(str(exc))
 
     def _fill_file(self) -> None:
-        """Store the messages and quarantined rows that were there before the round."""
+        """Store the initial messages and quarantined rows."""
         disk, settings = self.disk, self.settings
         for number in range(settings.old_messages):
             disk.revision += 1
@@ -277,11 +277,11 @@ class World:
         if settings.restored:
             disk.state = disk.state._replace(restored=disk.revision)
         disk.rows_at_once, disk.busy_readers = settings.rows_at_once, settings.busy_readers
-        disk.analysed_aside = ANALYSED_ASIDE
+        disk.offloaded_analysis = OFFLOADED_ANALYSIS
         disk.state = disk.state._replace(batch_size=settings.batch_size)
         disk.is_new = not (disk.messages or disk.quarantine)
 
     @property
     def ended_in(self) -> Phase:
-        """The phase on disk."""
+        """Phase on disk."""
         return self.disk.state.phase

@@ -1,4 +1,4 @@
-"""The runner of the specification."""
+"""Runner of the specification."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_liveness_violation_is_named_temporal() -> None:
     assert parse("Error: Temporal properties were violated.\n").violated == "temporal"
 
 
-def test_other_output_is_a_failure_with_its_end() -> None:
+def test_unexpected_output_is_a_failure() -> None:
     with pytest.raises(FailedError, match="Unknown operator"):
         parse("Parsing file\nUnknown operator: `Foo'.\n")
 
@@ -95,7 +95,7 @@ def test_every_planted_mistake_is_part_of_the_quick_run() -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(LookupError, match="there is no instance nothing; there are phases"):
+    with pytest.raises(LookupError, match="unknown instance nothing; choose one of phases"):
         chosen(quick=False, only="nothing")
 
 
@@ -128,12 +128,12 @@ def test_planted_mistake_fails_with_its_invariant() -> None:
 
 
 @needs_tlc
-def test_misspelt_constant_is_a_failure_of_tlc() -> None:
+def test_misspelt_constant_fails_in_tlc() -> None:
     with pytest.raises(FailedError):
         check(configuration(named("no-drain")).replace("MaxMoves", "MaxMove"))
 
 
-def test_absent_java_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_java_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(MissingError, match=r"^java is not on the PATH; install a Java runtime$"):
         find_jar()
@@ -156,7 +156,7 @@ def test_run_without_java_fails() -> None:
     assert ended.stdout.startswith("error: the specification was not checked: java is not")
 
 
-def test_verdict_of_a_completed_check_reads_as_a_line() -> None:
+def test_completed_check_prints_one_line() -> None:
     verdict = Verdict(1043, 409, 18, 1.5, "", (), "")
     assert line(named("phases"), verdict).split() == [
         *("phases", "1,043", "409", "18", "1.5", "holds")

@@ -1,4 +1,4 @@
-"""Traces written by hand: behaviours of the specification, and what is none."""
+"""Handwritten traces that do or do not conform to the specification."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def write(call: str, id: str, revision: int, *, delete: bool = False) -> list[Ev
     return [
         event("enter", call=call, id=id, delete=delete),
         event("commit", call=call, id=id, revision=revision, delete=delete),
-        event("told", revision=revision),
+        event("committed", revision=revision),
     ]
 
 
@@ -180,21 +180,21 @@ ACCEPTED: dict[str, list[Event]] = {
         state(4),
         event("start", phase=4),
     ],
-    "a fence that gives up": [
+    "a fence that times out": [
         *backfill(),
         event("gate", open=False),
         event("gate", open=True),
         *write("1", "b", 3),
         ack("1", 3, both=False),
     ],
-    "an orphan passes before the change": [
+    "an orphan is committed before the change": [
         *started(),
         event("enter", call="1", id="a", delete=False),
         event("orphan", call="1"),
         event("claim", session=1),
         event("gate", open=False),
         event("commit", call="1", id="a", revision=3, delete=False),
-        event("told", revision=3),
+        event("committed", revision=3),
         state(2, base=3),
     ],
 }
@@ -202,7 +202,7 @@ ACCEPTED: dict[str, list[Event]] = {
 FAILED_READ = event("answer", call="2", row=3)
 
 REJECTED: dict[str, tuple[list[Event], Event]] = {
-    "acknowledged before PostgreSQL has it": (
+    "premature acknowledgement": (
         [*read_postgres(), *write("1", "a", 3), ack("1", 3, both=False)],
         ack("1", 3, both=False),
     ),
@@ -236,7 +236,7 @@ REJECTED: dict[str, tuple[list[Event], Event]] = {
         ],
         state(2, base=2),
     ),
-    "a write passes a closed gate": (
+    "a write passes a closed fence": (
         [*backfill(), event("gate", open=False), *write("1", "a", 3)],
         event("enter", call="1", id="a", delete=False),
     ),
@@ -284,7 +284,7 @@ REJECTED: dict[str, tuple[list[Event], Event]] = {
         ],
         ack("1", 3, both=False),
     ),
-    "PostgreSQL takes over although the source does not know": (
+    "PostgreSQL becomes the only store before the source records it": (
         [*read_postgres(), event("gate", open=False), event("finish", session=1)],
         event("finish", session=1),
     ),
@@ -304,7 +304,7 @@ def test_behaviour_is_accepted(name: str) -> None:
 
 @needs_tlc
 @pytest.mark.parametrize("name", REJECTED)
-def test_first_event_that_nothing_explains_is_reported(name: str) -> None:
+def test_first_unexplained_event_is_reported(name: str) -> None:
     events, unexplained = REJECTED[name]
     result = checked(events)
     assert not result.accepted
@@ -319,20 +319,20 @@ def test_first_event_that_nothing_explains_is_reported(name: str) -> None:
         (["{"], "line 1 is not JSON"),
         (['{"event": "crash"}'], "line 1: the first event, and no other, is begin"),
         ([json.dumps(BEGIN), '{"event": "jump"}'], "line 2: unknown event 'jump'"),
-        ([json.dumps(BEGIN), '{"event": "told"}'], "line 2: told lacks revision"),
+        ([json.dumps(BEGIN), '{"event": "committed"}'], "line 2: committed lacks revision"),
     ],
 )
-def test_malformed_trace_is_refused_with_its_line(lines: list[str], message: str) -> None:
+def test_malformed_trace_is_rejected_with_line_number(lines: list[str], message: str) -> None:
     with pytest.raises(TraceError, match=message):
         read(lines)
 
 
-def test_call_that_has_not_begun_is_refused() -> None:
+def test_unknown_call_is_rejected() -> None:
     with pytest.raises(TraceError, match="call 1 has not begun"):
         module_of(read(map(json.dumps, [*started(), ack("1", 3, both=False)])))
 
 
-def test_names_of_calls_are_used_again() -> None:
+def test_call_names_are_reused() -> None:
     events = [*started(), *answered("1", "a", "source", 1), *answered("2", "b", "source", 2)]
     module, configuration = module_of(read(map(json.dumps, events)))
     assert 'Readers = {"r1"}' in configuration

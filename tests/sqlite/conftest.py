@@ -1,4 +1,4 @@
-"""An open SQLite store for the tests of what only SQLite does."""
+"""Fixtures of the SQLite tests: an open store on a new file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sagastore_server.sqlite.backend import SQLiteStorage
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Say where the store's file is."""
+    """Path of the store's file."""
     return tmp_path / "messages.db"
 
 

@@ -1,4 +1,4 @@
-"""A source to migrate from, and a look at what is in its file."""
+"""Helpers for tests of a migration source: an open source, and the contents of its file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SQLITE_ONLY = MigrationState(Phase.SQLITE_ONLY, epoch=3)
 
 @contextlib.asynccontextmanager
 async def opened_source(path: Path) -> AsyncIterator[SQLiteSource]:
-    """Open a source, and close it whatever happens."""
+    """Open a source for the duration of the context."""
     source = SQLiteSource(path)
     try:
         await source.open()
@@ -31,7 +31,7 @@ async def opened_source(path: Path) -> AsyncIterator[SQLiteSource]:
 
 
 class Content(NamedTuple):
-    """What another connection finds in the file."""
+    """Contents of the file as another connection reads them."""
 
     messages: dict[str, int]
     """Revision by id."""
@@ -43,12 +43,12 @@ class Content(NamedTuple):
 
     @property
     def revisions(self) -> dict[str, int]:
-        """The revision of the latest change of each id."""
+        """Latest revision of each changed id."""
         return self.tombstones | self.messages
 
 
 def content(path: Path) -> Content:
-    """Read the file anew."""
+    """Read the file on a new connection."""
     with closing(sqlite3.connect(path)) as plain:
         plain.execute("BEGIN")
         return Content(
@@ -67,7 +67,7 @@ def content(path: Path) -> Content:
 async def in_one_group(
     source: SQLiteSource, writes: Sequence[Coroutine[Any, Any, Any]]
 ) -> list[Any]:
-    """Let the writes wait together, so that one transaction commits them all."""
+    """Run writes concurrently so that one transaction commits all of them."""
     assert source._writer is not None
     may_go = threading.Event()
     holding = asyncio.create_task(source._writer.run_between_groups(lambda _: may_go.wait()))
@@ -80,6 +80,6 @@ async def in_one_group(
 
 
 async def begin_dual_write(path: Path) -> None:
-    """Have every change of the store journalled from now on."""
+    """Enable the journal for all later changes of the store."""
     async with opened_source(path) as source:
         await source.set_state(DUAL_WRITE)

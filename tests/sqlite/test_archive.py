@@ -1,4 +1,4 @@
-"""The file becomes an archive with a receipt, however often and wherever that is interrupted."""
+"""Archiving: the file becomes an archive with a receipt, despite interruptions at any point."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REPORT: dict[str, object] = {"postgresql": {"messages": 3}, "text": "grüße", "
 
 
 async def _ready(path: Path) -> None:
-    """Make a file that is about to be archived."""
+    """Create a file that is ready to be archived."""
     legacy_db(path, [PLAIN | {"id": f"m{n}"} for n in range(3)] + [PLAIN | {"id": None}])
     async with opened_source(path) as source:
         await source.set_state(LAST)
@@ -52,7 +52,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _require_archive(path: Path, made: Path) -> None:
-    """Check all that an archive has to be."""
+    """Check all properties of an archive."""
     assert _files(path.parent) == sorted([made.name, "messages.db.receipt.json"])
     assert stat.S_IMODE(made.stat().st_mode) == 0o444
     result = receipt.check(made)
@@ -72,7 +72,7 @@ def _require_archive(path: Path, made: Path) -> None:
         assert plain.execute("SELECT count(*) FROM journal").fetchone() == (0,)
 
 
-async def test_an_archive_has_all_and_a_receipt(path: Path) -> None:
+async def test_archive_has_all_rows_and_a_receipt(path: Path) -> None:
     await _ready(path)
     async with opened_source(path) as source:
         made = await source.archive(REPORT)
@@ -90,7 +90,7 @@ async def test_an_archive_has_all_and_a_receipt(path: Path) -> None:
         assert receipt.read_receipt(made.receipt).report == REPORT
 
 
-async def test_what_is_under_way_is_in_the_archive(path: Path) -> None:
+async def test_archive_includes_writes_in_progress(path: Path) -> None:
     async with opened_source(path) as source:
         saves = [asyncio.create_task(source.save(draft(f"m{n}"))) for n in range(50)]
         await asyncio.sleep(0)
@@ -100,7 +100,7 @@ async def test_what_is_under_way_is_in_the_archive(path: Path) -> None:
         assert receipt.check(made.path).said.facts["messages"]["rows"] == saved == 50
 
 
-async def test_a_caller_that_goes_away_changes_nothing(
+async def test_cancelled_caller_does_not_stop_archiving(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await _ready(path)
@@ -121,7 +121,7 @@ async def test_a_caller_that_goes_away_changes_nothing(
         _require_archive(path, path.with_name("messages.db.archive"))
 
 
-async def test_closing_waits_for_the_archive(path: Path) -> None:
+async def test_close_waits_for_archiving(path: Path) -> None:
     await _ready(path)
     source = SQLiteSource(path)
     await source.open()
@@ -132,7 +132,7 @@ async def test_closing_waits_for_the_archive(path: Path) -> None:
     _require_archive(path, (await archiving).path)
 
 
-async def test_an_earlier_archive_and_its_receipt_are_kept(path: Path) -> None:
+async def test_earlier_archive_and_receipt_are_kept(path: Path) -> None:
     async with opened_source(path) as source:
         await source.save(draft("first"))
         first = await source.archive({"which": 1})
@@ -150,13 +150,13 @@ async def test_an_earlier_archive_and_its_receipt_are_kept(path: Path) -> None:
     assert result.receipt == second.receipt
 
 
-async def test_without_a_file_there_is_nothing_to_archive(path: Path) -> None:
-    with pytest.raises(UnavailableError, match="it is not there"):
+async def test_missing_file_cannot_be_archived(path: Path) -> None:
+    with pytest.raises(UnavailableError, match="it does not exist"):
         await SQLiteSource(path).archive({})
     async with opened_source(path) as source:
         made = await source.archive({})
     made.path.rename(path.with_name("taken away"))
-    with pytest.raises(UnavailableError, match=r"neither is messages\.db\.archive"):
+    with pytest.raises(UnavailableError, match=r"neither it nor messages\.db\.archive"):
         await source.archive({})
 
 
@@ -204,7 +204,7 @@ for place in range(1, 1000):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.timeout(300)
-async def test_a_kill_at_any_step_can_be_made_good(path: Path, tmp_path: Path) -> None:
+async def test_archiving_resumes_after_kill_at_any_step(path: Path, tmp_path: Path) -> None:
     await _ready(path)
     folder = tmp_path / "killed"
     folder.mkdir()
@@ -227,7 +227,7 @@ async def test_a_kill_at_any_step_can_be_made_good(path: Path, tmp_path: Path) -
 
 
 async def _make_good(path: Path) -> None:
-    """Do what a server does that is started after the crash."""
+    """Repeat the startup actions of a server after the crash."""
     for alone in (SQLiteStorage(path),):
         with pytest.raises(CannotOpenError, match="--postgres"):
             await alone.open()
@@ -250,7 +250,7 @@ async def _make_good(path: Path) -> None:
 # ------------------------------------------------------------------ refusals
 
 
-async def test_another_reader_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_foreign_reader_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "BUSY_TIMEOUT_MS", 50)
     await _ready(path)
     async with opened_source(path) as source:
@@ -264,7 +264,7 @@ async def test_another_reader_is_named(path: Path, monkeypatch: pytest.MonkeyPat
         _require_archive(path, (await source.archive(REPORT)).path)
 
 
-async def test_a_damaged_file_is_not_archived(path: Path) -> None:
+async def test_damaged_file_is_not_archived(path: Path) -> None:
     await _ready(path)
     async with opened_source(path) as source:
         await source.close()
@@ -280,7 +280,7 @@ async def test_a_damaged_file_is_not_archived(path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Path:
-    """Return a disk of 32 MiB; it is unmounted by the test that uses it."""
+    """Return a disk of 32 MiB; the test unmounts it."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount")
@@ -312,7 +312,7 @@ async def _refused_then_made_good(
     _require_archive(path, made.path)
 
 
-async def test_a_full_disk_and_a_read_only_folder(small_disk: Path) -> None:
+async def test_archiving_on_full_disk_or_read_only_folder(small_disk: Path) -> None:
     try:
         path = small_disk / "messages.db"
         ballast = small_disk / "ballast"

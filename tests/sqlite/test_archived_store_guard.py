@@ -1,4 +1,4 @@
-"""A file under migration, or whose messages have moved, is refused to who lacks the rest."""
+"""Guard of migrating and archived files: refused unless PostgreSQL is configured."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ async def _refusal(store: SQLiteStorage, kind: type[CannotOpenError]) -> str:
 
 
 @pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.BACKFILL, Phase.READ_POSTGRES])
-async def test_a_file_under_migration_needs_postgresql(path: Path, phase: Phase) -> None:
+async def test_file_under_migration_requires_postgresql(path: Path, phase: Phase) -> None:
     async with opened_source(path) as source:
         await source.save(draft("a"))
         await source.set_state(MigrationState(phase))
     before = contents_of(path.parent)
     line = await _refusal(SQLiteStorage(path), CannotOpenError)
     assert line == (
-        f"{path} is in phase {phase.slug} of a migration to PostgreSQL; start with --postgres as "
-        "well, or go back to sqlite-only first"
+        f"{path} is in phase {phase.slug} of a migration to PostgreSQL; also set --postgres, or "
+        "return to phase sqlite-only first"
     )
     assert contents_of(path.parent) == before
     assert look_into(path).refusal == line.removeprefix(f"{path} ")
@@ -54,7 +54,7 @@ async def test_a_file_under_migration_needs_postgresql(path: Path, phase: Phase)
         assert (await alone.get("a")).id == "a"
 
 
-async def test_a_state_that_cannot_be_read_is_refused(path: Path) -> None:
+async def test_unreadable_state_is_refused(path: Path) -> None:
     async with opened_source(path):
         pass
     for text in ("nonsense", "[1]", '{"phase": "sideways"}', '{"phase": "backfill"}'):
@@ -62,7 +62,7 @@ async def test_a_state_that_cannot_be_read_is_refused(path: Path) -> None:
             plain.execute("REPLACE INTO store_state VALUES ('migration', ?)", (text,))
             plain.commit()
         for store in (SQLiteStorage(path), SQLiteSource(path)):
-            assert "an operator must restore it" in await _refusal(store, CannotOpenError)
+            assert "restore the store from a backup" in await _refusal(store, CannotOpenError)
         assert "cannot be served" in str(look_into(path).refusal)
 
 
@@ -76,12 +76,12 @@ async def _archived(path: Path) -> Path:
         return (await source.archive({})).path
 
 
-async def test_an_archive_is_refused(path: Path) -> None:
+async def test_archive_is_refused(path: Path) -> None:
     archive = await _archived(path)
     before = contents_of(path.parent)
     for store in (SQLiteStorage(archive), SQLiteSource(archive)):
         line = await _refusal(store, MovedError)
-        assert line.startswith(f"{archive} was archived: the messages live in PostgreSQL since 20")
+        assert line.startswith(f"{archive} was archived: the messages are in PostgreSQL since 20")
         assert line.endswith(" UTC; start with --postgres alone")
     assert contents_of(path.parent) == before
     # A copy that can be written to is still the archive.
@@ -93,12 +93,12 @@ async def test_an_archive_is_refused(path: Path) -> None:
     assert "was archived" in str(look_into(archive).refusal)
 
 
-async def test_a_missing_file_with_a_receipt_is_no_new_store(path: Path) -> None:
+async def test_missing_file_with_receipt_is_refused(path: Path) -> None:
     await _archived(path)
     before = contents_of(path.parent)
     for store in (SQLiteStorage(path), SQLiteSource(path)):
         line = await _refusal(store, MovedError)
-        assert line.startswith(f"{path} is not there: its messages moved to PostgreSQL at 20")
+        assert line.startswith(f"{path} does not exist: its messages moved to PostgreSQL at 20")
         assert "the file is now messages.db.archive; start with --postgres alone" in line
         assert "move messages.db.receipt.json away" in line
     assert contents_of(path.parent) == before
@@ -107,7 +107,7 @@ async def test_a_missing_file_with_a_receipt_is_no_new_store(path: Path) -> None
         assert (await new.health()).messages == 0
 
 
-async def test_an_unreadable_receipt_is_no_new_store_either(path: Path) -> None:
+async def test_missing_file_with_unreadable_receipt_is_refused(path: Path) -> None:
     receipt = path.with_name("messages.db.receipt.json")
     receipt.write_text("torn", encoding="utf-8")
     line = await _refusal(SQLiteStorage(path), MovedError)
@@ -116,8 +116,8 @@ async def test_an_unreadable_receipt_is_no_new_store_either(path: Path) -> None:
     assert _names(path) == [receipt.name]
 
 
-async def test_a_receipt_beside_a_file_says_nothing(path: Path) -> None:
-    """After it was taken away and begun anew, say, or restored."""
+async def test_receipt_next_to_file_is_ignored(path: Path) -> None:
+    """The receipt may be left over after the file was recreated or restored."""
     await _archived(path)
     receipt = path.with_name("messages.db.receipt.json")
     text = receipt.read_text(encoding="utf-8")
@@ -129,7 +129,7 @@ async def test_a_receipt_beside_a_file_says_nothing(path: Path) -> None:
         assert (await store.get("new")).id == "new"
 
 
-async def test_a_link_leads_to_the_receipt(path: Path) -> None:
+async def test_symlink_leads_to_receipt(path: Path) -> None:
     link = path.with_name("link.db")
     async with opened_source(path):
         pass
@@ -142,7 +142,7 @@ async def test_a_link_leads_to_the_receipt(path: Path) -> None:
     assert "now messages.db.archive" in await _refusal(SQLiteStorage(path), MovedError)
 
 
-async def test_a_file_that_is_yet_to_be_archived_is_opened_sealed(path: Path) -> None:
+async def test_file_awaiting_archiving_opens_sealed(path: Path) -> None:
     async with opened_source(path) as source:
         await source.save(draft("a"))
         identity, holder = source.store_id, source.holder
@@ -169,7 +169,7 @@ async def test_a_file_that_is_yet_to_be_archived_is_opened_sealed(path: Path) ->
     assert (await source.state()).epoch == 6
 
 
-async def test_names_of_a_source(path: Path) -> None:
+async def test_source_has_path_and_holder_names(path: Path) -> None:
     async with opened_source(path) as source:
         status = os.stat(path)  # noqa: PTH116 - the numbers are what it is about
         host, device, inode = source.holder.rsplit(":", 2)

@@ -1,4 +1,4 @@
-"""A backup is one moment of the store, whatever goes on; a restore is all or nothing."""
+"""Backup is a consistent snapshot during writes; restore is all or nothing."""
 
 # ruff: noqa: ASYNC240 - nothing else runs on these loops that a look at a file could hold up
 
@@ -18,7 +18,7 @@ import pytest
 
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.backup import restore as restoring
-from sagastore_server.sqlite.backup.backup import BackupError, back_up
+from sagastore_server.sqlite.backup.create import BackupError, back_up
 from sagastore_server.sqlite.backup.restore import restore
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.model import OnConflict
@@ -33,7 +33,7 @@ LONG = "a text of some length " * 200
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Hear of progress and do nothing."""
+    """Ignore the progress."""
 
 
 async def fill(store: StorageBackend, prefix: str, count: int, text: str = LONG) -> None:
@@ -51,7 +51,7 @@ def names(folder: Path) -> list[str]:
 
 
 async def ids_served(path: Path) -> list[str]:
-    """Open the file as a server does, and look at every message through the search index."""
+    """Open the file as a server does, and check every message through the search index."""
     async with opened(lambda: SQLiteStorage(path)) as store:
         listed = (await store.scan_ids("", "\U0010ffff", 500)).messages
         assert await found(store, "text") == [one.id for one in listed]
@@ -59,7 +59,7 @@ async def ids_served(path: Path) -> list[str]:
 
 
 class Meanwhile:
-    """Does something on the loop once in a backup, after its first pages."""
+    """Runs an action on the event loop once during a backup, after its first pages."""
 
     def __init__(self, work: Callable[[], asyncio.Future[None] | None]) -> None:
         self.done = False
@@ -73,7 +73,7 @@ class Meanwhile:
             self._work()
 
 
-async def test_it_is_of_one_moment_while_others_write(store: SQLiteStorage, path: Path) -> None:
+async def test_backup_is_a_snapshot_during_writes(store: SQLiteStorage, path: Path) -> None:
     await fill(store, "before", 1500)
     loop = asyncio.get_running_loop()
 
@@ -101,7 +101,7 @@ async def test_it_is_of_one_moment_while_others_write(store: SQLiteStorage, path
         assert (await copy.save(draft("new", "after the backup"))).revision == 1501
 
 
-async def test_a_store_that_nobody_serves(path: Path) -> None:
+async def test_store_without_server_is_backed_up(path: Path) -> None:
     async with opened_source(path) as source:
         await source.save(draft("a", "text"))
         await source.set_state(MigrationState(Phase.DUAL_WRITE, epoch=2))
@@ -111,14 +111,14 @@ async def test_a_store_that_nobody_serves(path: Path) -> None:
 
 
 async def killed(path: Path, at: Path) -> None:
-    """Leave at ``at`` what a server leaves that is killed: a store with a log beside it."""
+    """Create at ``at`` the files of a killed server: a store with a WAL."""
     async with opened(lambda: SQLiteStorage(path)) as store:
         await store.save(draft("killed", "text"))
         for suffix in ("", "-wal"):
             shutil.copyfile(f"{path}{suffix}", f"{at}{suffix}")
 
 
-async def test_a_store_whose_server_was_killed(path: Path) -> None:
+async def test_store_of_killed_server_is_backed_up(path: Path) -> None:
     left = path.with_name("left.db")
     await killed(path, left)
     target = path.with_name("backup.db")
@@ -126,7 +126,7 @@ async def test_a_store_whose_server_was_killed(path: Path) -> None:
     assert ids_in(target) == ["killed"]
 
 
-async def test_it_replaces_nothing_and_is_as_private_as_the_store(path: Path) -> None:
+async def test_backup_keeps_permissions_and_existing_files(path: Path) -> None:
     async with opened(lambda: SQLiteStorage(path)):
         pass
     path.chmod(0o600)
@@ -134,7 +134,7 @@ async def test_it_replaces_nothing_and_is_as_private_as_the_store(path: Path) ->
     back_up(path, target, silent)
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     before = contents_of(path.parent)
-    with pytest.raises(BackupError, match="exists already"):
+    with pytest.raises(BackupError, match="already exists"):
         back_up(path, target, silent)
     other = path.with_name("other.db")
     other.with_name("other.db.partial").write_text("another backup")
@@ -146,14 +146,14 @@ async def test_it_replaces_nothing_and_is_as_private_as_the_store(path: Path) ->
     def take_the_name(what: str, done: int, total: int) -> None:
         other.write_text("somebody was faster")
 
-    with pytest.raises(BackupError, match="exists already"):
+    with pytest.raises(BackupError, match="already exists"):
         back_up(path, other, take_the_name)
     assert other.read_text() == "somebody was faster"
     assert not other.with_name("other.db.partial").exists()
 
 
 @pytest.mark.parametrize("step", ["copying", "verifying", "verifying the search index"])
-async def test_an_interruption_leaves_nothing(path: Path, step: str) -> None:
+async def test_interrupted_backup_leaves_no_file(path: Path, step: str) -> None:
     async with opened(lambda: SQLiteStorage(path)) as store:
         await store.save(draft("a", "text"))
 
@@ -168,7 +168,7 @@ async def test_an_interruption_leaves_nothing(path: Path, step: str) -> None:
     assert names(path.parent) == ["messages.db"]
 
 
-async def test_what_is_no_store_is_refused(path: Path) -> None:
+async def test_non_store_is_refused(path: Path) -> None:
     folder = path.parent
     legacy_db(folder / "memory.db", numbered(3))
     (folder / "text").write_text("no database")
@@ -199,7 +199,7 @@ async def test_what_is_no_store_is_refused(path: Path) -> None:
 
 
 async def damaged_copy(path: Path, at: Path, *, index: bool) -> None:
-    """Make a store in which a page of the messages, or of the search index, is spoilt."""
+    """Create a store with a corrupt page of the messages or of the search index."""
     async with opened(lambda: SQLiteStorage(path)) as store:
         await fill(store, "one", 200)
     shutil.copyfile(path, at)
@@ -217,7 +217,7 @@ async def damaged_copy(path: Path, at: Path, *, index: bool) -> None:
 
 
 @pytest.mark.parametrize("index", [False, True])
-async def test_a_damaged_store_is_no_backup(path: Path, *, index: bool) -> None:
+async def test_damaged_store_fails_verification(path: Path, *, index: bool) -> None:
     bad = path.with_name("bad.db")
     await damaged_copy(path, bad, index=index)
     with pytest.raises(BackupError, match="damaged"):
@@ -242,12 +242,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-async def test_a_full_disk_leaves_nothing(
+async def test_full_disk_leaves_no_backup(
     path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(lambda: SQLiteStorage(path)) as store:
         await fill(store, "one", 600)
-    with pytest.raises(BackupError, match="are needed; make room"):
+    with pytest.raises(BackupError, match="are needed; free space"):
         back_up(path, small_disk / "backup.db", silent)
     # It may also fill up after the look at what is free.
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((4096,) * 10))
@@ -263,7 +263,7 @@ async def test_a_full_disk_leaves_nothing(
 
 @pytest.fixture
 async def backup(tmp_path: Path) -> Path:
-    """Make a backup with one message."""
+    """Create a backup with one message."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     async with opened(lambda: SQLiteStorage(folder / "store.db")) as store:
@@ -272,7 +272,7 @@ async def backup(tmp_path: Path) -> Path:
     return folder / "backup.db"
 
 
-async def test_a_new_place(backup: Path, path: Path) -> None:
+async def test_restore_to_new_path(backup: Path, path: Path) -> None:
     before = backup.read_bytes()
     report = restore(backup, path, replace=False, progress=silent)
     assert (report.contents.messages, report.replaced) == (1, None)
@@ -280,16 +280,16 @@ async def test_a_new_place(backup: Path, path: Path) -> None:
     assert backup.read_bytes() == before
 
 
-async def test_a_store_in_use_is_left_alone(backup: Path, store: SQLiteStorage, path: Path) -> None:
+async def test_restore_refuses_store_in_use(backup: Path, store: SQLiteStorage, path: Path) -> None:
     for replace in (False, True):
         with pytest.raises(BackupError, match="in use by another SagaStore server"):
             restore(backup, path, replace=replace, progress=silent)
-    with pytest.raises(BackupError, match="is in use, or was"):
+    with pytest.raises(BackupError, match="is in use by a server, or was"):
         restore(path, path.with_name("new.db"), replace=False, progress=silent)
     await store.save(draft("still", "text"))
 
 
-async def test_another_program_that_has_the_file_open(backup: Path, path: Path) -> None:
+async def test_restore_refuses_file_open_elsewhere(backup: Path, path: Path) -> None:
     async with opened(lambda: SQLiteStorage(path)) as store:
         await store.save(draft("old", "text"))
     with closing(sqlite3.connect(path)) as plain:
@@ -299,8 +299,8 @@ async def test_another_program_that_has_the_file_open(backup: Path, path: Path) 
     assert await ids_served(path) == ["old"]
 
 
-async def test_the_old_file_is_kept_whole(backup: Path, path: Path) -> None:
-    with pytest.raises(BackupError, match="the very file"):
+async def test_restore_keeps_old_file(backup: Path, path: Path) -> None:
+    with pytest.raises(BackupError, match="the file to be replaced"):
         restore(backup, backup, replace=True, progress=silent)
     await killed(path.with_name("former.db"), path)
     path.chmod(0o640)
@@ -315,8 +315,8 @@ async def test_the_old_file_is_kept_whole(backup: Path, path: Path) -> None:
     assert await ids_served(path.with_name("messages.db.replaced")) == ["killed"]
 
 
-async def test_a_log_without_its_file_is_not_applied(backup: Path, path: Path) -> None:
-    """The main file was lost, its log was not: SQLite would apply it to any database."""
+async def test_orphaned_log_is_not_applied(backup: Path, path: Path) -> None:
+    """The main file was lost and its log was kept; SQLite would apply it to any database."""
     await killed(path.with_name("former.db"), path)
     path.unlink()
     report = restore(backup, path, replace=False, progress=silent)
@@ -325,7 +325,7 @@ async def test_a_log_without_its_file_is_not_applied(backup: Path, path: Path) -
     assert await ids_served(path) == ["backup"]
 
 
-async def test_a_damaged_file_is_kept_with_what_lies_beside_it(backup: Path, path: Path) -> None:
+async def test_restore_keeps_damaged_file_and_companions(backup: Path, path: Path) -> None:
     await killed(path.with_name("former.db"), path)
     path.write_bytes(b"no database any more" * 1000)
     path.with_name("messages.db-wal").write_bytes(b"nor a log" * 1000)
@@ -339,11 +339,11 @@ async def test_a_damaged_file_is_kept_with_what_lies_beside_it(backup: Path, pat
 
 
 class Cut(BaseException):
-    """The moment at which a process is killed."""
+    """Point at which a process is killed."""
 
 
 @pytest.mark.parametrize("lost", [False, True])
-async def test_killed_at_any_step_it_can_be_done_again(
+async def test_restore_is_repeatable_after_kill_at_any_step(
     backup: Path, path: Path, monkeypatch: pytest.MonkeyPatch, *, lost: bool
 ) -> None:
     """Before each change of the folder; ``lost`` is a log without its file."""

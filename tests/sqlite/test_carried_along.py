@@ -1,4 +1,4 @@
-"""What goes along with the messages: legacy files, extra values, quarantine."""
+"""Auxiliary rows: legacy files, extra values, quarantine."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def _all_extras(source: SQLiteSource, limit: int = 2) -> list[ExtraValue]:
 
 
 async def _check_tallies(source: SQLiteSource) -> None:
-    """Compare with what is read in the other way, sorted here."""
+    """Compare with an independent read, sorted here."""
     quarantine, files, extras = AuxiliaryTallier(), AuxiliaryTallier(), AuxiliaryTallier()
     quarantine.add_all(map(quarantine_values, await source.quarantine(0, 10_000)))
     rows = sorted(await _all_files(source), key=lambda row: row.id.encode())
@@ -94,7 +94,7 @@ async def _check_tallies(source: SQLiteSource) -> None:
     assert await source.carried() == (quarantine.tally(), files.tally(), extras.tally())
 
 
-async def test_odd_files_are_set_aside_once(
+async def test_unrepresentable_files_are_quarantined_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auxiliary_rows, "PAGE_ROWS", 3)
@@ -128,7 +128,7 @@ async def test_odd_files_are_set_aside_once(
         await _check_tallies(source)
 
 
-async def test_ordinary_files_are_carried_as_they_are(tmp_path: Path) -> None:
+async def test_representable_files_are_copied_unchanged(tmp_path: Path) -> None:
     path = legacy_db(tmp_path / "memory.db", [PLAIN])
     async with opened_source(path) as source:
         assert await source.set_aside_files() == 0
@@ -140,7 +140,7 @@ async def test_ordinary_files_are_carried_as_they_are(tmp_path: Path) -> None:
         await _check_tallies(source)
 
 
-async def test_a_table_without_a_needed_column(tmp_path: Path) -> None:
+async def test_files_table_without_required_column(tmp_path: Path) -> None:
     more = """
     CREATE TABLE files (rowid TEXT, oid TEXT, id TEXT PRIMARY KEY, filename TEXT, filepath TEXT);
     INSERT INTO files VALUES ('r', 'o', 'f', 'a', 'b');
@@ -158,7 +158,7 @@ async def test_a_table_without_a_needed_column(tmp_path: Path) -> None:
         await _check_tallies(source)
 
 
-async def test_a_table_without_ids_at_all(tmp_path: Path) -> None:
+async def test_files_table_without_ids(tmp_path: Path) -> None:
     more = "CREATE TABLE files (name TEXT); INSERT INTO files VALUES ('a'), ('b');"
     path = legacy_db(tmp_path / "memory.db", [PLAIN], with_indexes=False, more=more)
     async with opened_source(path) as source:
@@ -166,7 +166,7 @@ async def test_a_table_without_ids_at_all(tmp_path: Path) -> None:
         await _check_tallies(source)
 
 
-async def test_a_table_whose_rows_cannot_be_named(tmp_path: Path) -> None:
+async def test_files_table_without_rowid(tmp_path: Path) -> None:
     more = "CREATE TABLE files (id TEXT PRIMARY KEY) WITHOUT ROWID;"
     path = legacy_db(tmp_path / "memory.db", [PLAIN], with_indexes=False, more=more)
     async with opened_source(path) as source:
@@ -174,7 +174,7 @@ async def test_a_table_whose_rows_cannot_be_named(tmp_path: Path) -> None:
             await source.set_aside_files()
 
 
-async def test_large_files_come_in_smaller_pieces(path: Path) -> None:
+async def test_large_files_are_read_in_smaller_batches(path: Path) -> None:
     async with opened_source(path):
         pass
     with closing(sqlite3.connect(path, isolation_level=None)) as plain:
@@ -189,8 +189,8 @@ async def test_large_files_come_in_smaller_pieces(path: Path) -> None:
         await _check_tallies(source)
 
 
-async def test_other_rowids_hide_no_file(tmp_path: Path) -> None:
-    """VACUUM may give them: what was set aside has another number then."""
+async def test_changed_rowids_hide_no_file(tmp_path: Path) -> None:
+    """VACUUM can change rowids; a quarantined file then has another number."""
     table = "CREATE TABLE files (id TEXT UNIQUE, filename, filepath, file_type, uploaded_at);"
     odd = "INSERT INTO files VALUES ('b', NULL, 'b', 'c', 'now');"
     good = "INSERT INTO files VALUES ('{}', 'a', 'b', 'c', 'now');"
@@ -246,7 +246,7 @@ async def test_extra_values_keep_their_type(
         await _check_tallies(source)
 
 
-def test_no_two_rows_are_digested_alike() -> None:
+def test_distinct_rows_have_distinct_digests() -> None:
     def digest(*rows: tuple[str | int | None, ...]) -> str:
         tallier = AuxiliaryTallier()
         tallier.add_all(rows)

@@ -1,4 +1,4 @@
-"""A full disk refuses writes, loses nothing, and is over when there is room."""
+"""Full disk: writes are refused without loss, and succeed again once there is space."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-async def test_a_full_disk(small_disk: Path) -> None:
+async def test_full_disk_refuses_writes_without_loss(small_disk: Path) -> None:
     path = small_disk / "messages.db"
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * (1 << 20))

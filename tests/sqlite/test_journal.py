@@ -1,4 +1,4 @@
-"""The journal holds every change, and nothing but changes, whatever is done in what order."""
+"""Journal: contains every change and nothing else, for any order of operations."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _write(source: SQLiteSource, write: tuple[Any, ...]) -> Coroutine[Any, Any, 
 
 
 class _Model:
-    """What the journal ought to hold, in the plainest terms."""
+    """Reference model of the journal."""
 
     def __init__(self) -> None:
         self.on = False
@@ -150,13 +150,13 @@ async def _compare(source: SQLiteSource, model: _Model, found: Content) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(steps, min_size=1, max_size=12))
-def test_the_journal_is_what_has_changed(script: list[tuple[Any, ...]]) -> None:
+def test_journal_contains_exactly_the_changes(script: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(_play(Path(folder) / "messages.db", [("on", None), *script]))
 
 
-async def test_what_a_group_does_to_a_message_is_one_entry(path: Path) -> None:
-    """Saved, deleted and saved again in one transaction: the last revision counts."""
+async def test_group_adds_one_entry_per_message(path: Path) -> None:
+    """Saved, deleted and saved again in one transaction: the last revision is journalled."""
     async with opened_source(path) as source:
         await source.save(draft("kept"))
         await source.set_state(DUAL_WRITE)
@@ -181,7 +181,7 @@ async def test_what_a_group_does_to_a_message_is_one_entry(path: Path) -> None:
         assert (entries[1].message, entries[1].buried) == (None, 7)
 
 
-async def test_without_a_journal_nothing_more_is_executed(path: Path) -> None:
+async def test_disabled_journal_executes_no_statement(path: Path) -> None:
     async with opened_source(path) as source:
         assert source._connection is not None
         statements: list[str] = []
@@ -196,7 +196,7 @@ async def test_without_a_journal_nothing_more_is_executed(path: Path) -> None:
         assert statements.count("COMMIT") == 1
 
 
-async def test_a_row_that_sqlite_refuses_leaves_no_entry(path: Path) -> None:
+async def test_rejected_row_leaves_no_entry(path: Path) -> None:
     async with opened_source(path) as source:
         await source.set_state(DUAL_WRITE)
         outcomes = await in_one_group(
@@ -213,7 +213,7 @@ async def test_a_row_that_sqlite_refuses_leaves_no_entry(path: Path) -> None:
         assert {key: seq for seq, (key, _) in found.journal.items()} == found.messages
 
 
-async def test_listeners_hear_once_of_each_group(path: Path) -> None:
+async def test_listeners_are_called_once_per_group(path: Path) -> None:
     async with opened_source(path) as source:
         heard: list[int] = []
         source.on_commit(lambda: heard.append(source.committed))
@@ -225,7 +225,7 @@ def _fail() -> None:
     raise ZeroDivisionError
 
 
-async def test_a_listener_that_fails_keeps_no_answer_back(path: Path) -> None:
+async def test_failing_listener_does_not_block_answers(path: Path) -> None:
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, why: complaints.append(why))
     async with opened_source(path) as source:
@@ -235,7 +235,7 @@ async def test_a_listener_that_fails_keeps_no_answer_back(path: Path) -> None:
     assert len(complaints) == 1
 
 
-async def test_pruning_takes_some_thousand_rows_at_a_time(path: Path) -> None:
+async def test_pruning_works_in_bounded_batches(path: Path) -> None:
     async with opened_source(path) as source:
         await source.set_state(DUAL_WRITE)
         for start in range(12):
@@ -292,7 +292,7 @@ def _acknowledged_until_killed(path: Path, count: int) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("count", [1, 40, 400])
-def test_a_kill_leaves_no_change_without_its_entry(path: Path, count: int) -> None:
+def test_kill_keeps_changes_and_entries_consistent(path: Path, count: int) -> None:
     asyncio.run(begin_dual_write(path))
     acknowledged = _acknowledged_until_killed(path, count)
     assert len(acknowledged) >= count
@@ -306,8 +306,8 @@ def test_a_kill_leaves_no_change_without_its_entry(path: Path, count: int) -> No
         assert latest[key] >= revision
 
 
-async def test_a_failed_commit_keeps_neither_change_nor_entry(path: Path) -> None:
-    """Another program holds the lock for writing: the group fails as a whole."""
+async def test_failed_commit_stores_neither_change_nor_entry(path: Path) -> None:
+    """Another program holds the write lock, so the whole group fails."""
     async with opened_source(path) as source:
         await source.set_state(DUAL_WRITE)
         await source.save(draft("before"))

@@ -1,4 +1,4 @@
-"""One process owns a file; the others are told which."""
+"""Ownership: one process locks a file; the error for others names it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ asyncio.run(main())
 
 @contextmanager
 def _owner(path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run another process that has the file open, until its input ends."""
+    """Run another process that has the file open until its input ends."""
     command = [sys.executable, "-c", OWNER, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
@@ -56,14 +56,14 @@ async def _refusal(path: Path) -> str:
     return str(caught.value)
 
 
-async def test_a_second_store_in_this_process_is_refused(store: SQLiteStorage, path: Path) -> None:
+async def test_second_store_in_process_is_refused(store: SQLiteStorage, path: Path) -> None:
     line = await _refusal(path)
     assert f"process {os.getpid()} " in line
     assert "\n" not in line
     assert (await store.save(draft())).created
 
 
-async def test_a_second_process_is_refused(path: Path) -> None:
+async def test_second_process_is_refused(path: Path) -> None:
     with _owner(path) as process:
         line = await _refusal(path)
         assert f"process {process.pid} " in line
@@ -75,7 +75,7 @@ async def test_a_second_process_is_refused(path: Path) -> None:
         assert (await store.get("owned")).content == "text"
 
 
-async def test_a_killed_owner_owns_nothing(path: Path) -> None:
+async def test_killed_owner_releases_lock(path: Path) -> None:
     with _owner(path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=30)
@@ -86,7 +86,7 @@ async def test_a_killed_owner_owns_nothing(path: Path) -> None:
 
 
 @pytest.mark.parametrize("hard", [False, True], ids=["symlink", "folder"])
-async def test_another_name_of_the_file_is_refused(
+async def test_alias_of_open_file_is_refused(
     store: SQLiteStorage, path: Path, tmp_path: Path, hard: bool
 ) -> None:
     if hard:
@@ -99,7 +99,7 @@ async def test_another_name_of_the_file_is_refused(
     assert (await store.save(draft())).created
 
 
-async def test_a_closed_store_can_be_opened_by_another(store: SQLiteStorage, path: Path) -> None:
+async def test_closed_store_can_be_opened_elsewhere(store: SQLiteStorage, path: Path) -> None:
     await store.save(draft())
     await store.close()
     async with opened(lambda: SQLiteStorage(path)) as other:

@@ -1,4 +1,4 @@
-"""All plans of a search find the same rows, and each uses an index."""
+"""Query plans of a search return the same rows, and each uses an index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sagastore_server.sqlite.search import SearchStatement, compile_search, firs
 from sagastore_server.storage.model import Message, OnConflict, Position
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support.drafts import NOW, draft
-from tests.support.naive import meets, stretch
+from tests.support.reference_search import meets, stretch
 
 CRITERIA = {
     "words": Criteria(parse_query("fox dog")),
@@ -73,7 +73,7 @@ async def _all(store: SQLiteStorage) -> list[Message]:
 
 
 @pytest.mark.parametrize("name", CRITERIA)
-async def test_all_plans_find_the_same(filled: SQLiteStorage, name: str) -> None:
+async def test_all_plans_return_same_rows(filled: SQLiteStorage, name: str) -> None:
     criteria = CRITERIA[name]
     matching = [one for one in await _all(filled) if meets(one, criteria)]
     assert matching
@@ -101,7 +101,7 @@ WALKED = sorted(CRITERIA.keys() - LOOKED_UP)
 
 
 @pytest.mark.parametrize("name", WALKED)
-async def test_the_walk_is_in_order_and_never_sorts(
+async def test_index_walk_is_ordered_without_sort(
     filled: SQLiteStorage, path: Path, name: str
 ) -> None:
     for scan in SCANS:
@@ -120,9 +120,7 @@ async def test_the_walk_is_in_order_and_never_sorts(
 
 
 @pytest.mark.parametrize("name", LOOKED_UP)
-async def test_the_lookup_begins_with_the_word_index(
-    filled: SQLiteStorage, path: Path, name: str
-) -> None:
+async def test_lookup_starts_with_word_index(filled: SQLiteStorage, path: Path, name: str) -> None:
     for scan in SCANS:
         first, second, *_ = _plan(path, compile_search(CRITERIA[name], scan).whole).splitlines()
         assert "VIRTUAL TABLE INDEX" in first
@@ -130,7 +128,7 @@ async def test_the_lookup_begins_with_the_word_index(
 
 
 @pytest.mark.parametrize("name", LOOKED_UP)
-async def test_a_block_is_read_from_an_index_and_held_against_a_stretch_of_matches(
+async def test_block_plan_joins_index_range_with_matches(
     filled: SQLiteStorage, path: Path, name: str
 ) -> None:
     index = "session" if CRITERIA[name].session_id else "timestamp"
@@ -152,10 +150,10 @@ async def test_a_block_is_read_from_an_index_and_held_against_a_stretch_of_match
 
 @pytest.mark.parametrize("newest_first", [True, False])
 @pytest.mark.parametrize("at_the_end", [True, False])
-async def test_many_matches_are_found_wherever_they_lie(
+async def test_frequent_matches_are_found_in_any_position(
     store: SQLiteStorage, path: Path, at_the_end: bool, newest_first: bool
 ) -> None:
-    """Too few of them in the first block, or none; times that several share, and not in order."""
+    """Too few matches in the first block, or none; equal times; unordered times."""
     total, many = 3000, 1200
     drafts = [
         draft(
@@ -198,7 +196,7 @@ async def _every(store: SQLiteStorage) -> AsyncIterator[Message]:
         after, more = page.messages[-1].id, page.more
 
 
-def test_blocks_grow_until_a_lookup_is_no_longer() -> None:
+def test_blocks_grow_up_to_lookup_cost() -> None:
     wanted, rows = 50, 1_000_000
     first = first_block(rows)
     # As dense as in the first one, what is wanted is in the next; and no more than needed.
@@ -210,13 +208,13 @@ def test_blocks_grow_until_a_lookup_is_no_longer() -> None:
     assert not first_block(3 * first)
 
 
-def test_only_a_prefix_that_is_looked_for_is_merged_each_time() -> None:
+def test_only_searched_prefix_is_merged() -> None:
     for text, merged in (("fo*", True), ("fox fo*", True), ("fox", False), ("-fo*", False)):
         criteria = Criteria(parse_query(text), tags=("t1",))
         assert compile_search(criteria, SCANS[0]).has_prefix is merged
 
 
-def test_words_tags_and_metadata_can_be_looked_up() -> None:
+def test_words_tags_and_metadata_use_lookup() -> None:
     for name in ("words", "phrase", "prefix", "or", "tags", "metadata", "tags excluding"):
         assert name in LOOKED_UP
 
@@ -233,7 +231,7 @@ def test_words_tags_and_metadata_can_be_looked_up() -> None:
         ("last_id", "sqlite_autoindex_messages_1"),
     ],
 )
-async def test_statements_use_an_index(
+async def test_every_statement_uses_an_index(
     filled: SQLiteStorage, path: Path, name: str, index: str
 ) -> None:
     sql = QUERIES[name]

@@ -1,4 +1,4 @@
-"""What is read at once is bounded, and nothing of it stays open."""
+"""Reader pool: reads are bounded and leave no statement open."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def _log_can_be_emptied(pool: ReaderPool) -> bool:
 
 
 @pytest.mark.parametrize(("length", "limit"), [(100_000, 500), (100, 500), (1, 64), (1, 65)])
-async def test_a_page_reads_no_more_than_it_can_hold(
-    pool: ReaderPool, length: int, limit: int
-) -> None:
+async def test_page_reads_are_bounded(pool: ReaderPool, length: int, limit: int) -> None:
     page = await pool.page(f"{ENDLESS} LIMIT ?", (length, limit + 1), limit)
     assert page.more
     size = sum(message.size for message in page.messages)
@@ -57,7 +55,7 @@ async def test_a_page_reads_no_more_than_it_can_hold(
     assert _log_can_be_emptied(pool)
 
 
-async def test_a_page_of_a_block_tells_its_rows_too(pool: ReaderPool) -> None:
+async def test_block_page_reports_row_count(pool: ReaderPool) -> None:
     page, rows = await pool.page_of_block(f"{ENDLESS} LIMIT ?", (100_000, 501), 500)
     assert (page.more, rows) == (True, 7)
     assert len(page.messages) < 40
@@ -65,7 +63,7 @@ async def test_a_page_of_a_block_tells_its_rows_too(pool: ReaderPool) -> None:
 
 
 @pytest.mark.parametrize("length", [1_000, 1_000_000, 2 * MOST_READ])
-async def test_some_rows_end_by_their_weight(pool: ReaderPool, length: int) -> None:
+async def test_batch_ends_at_weight_limit(pool: ReaderPool, length: int) -> None:
     rows = await pool.some(ENDLESS, (length,), MOST_READ)
     taken = sum(len(row[3]) for row in rows)
     assert taken <= MOST_READ or len(rows) == 1

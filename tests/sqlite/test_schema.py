@@ -1,4 +1,4 @@
-"""The file: who may write it, which versions are opened, and what it is built from."""
+"""Schema of the file: lock-out of other writers, supported versions, upgrade steps."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _digest(path: Path) -> str:
     ids=lambda statement: " ".join(statement.split()[:3]),
 )
 @pytest.mark.parametrize("while_open", [True, False])
-async def test_other_writers_are_shut_out(path: Path, statement: str, while_open: bool) -> None:
+async def test_foreign_writers_are_locked_out(path: Path, statement: str, while_open: bool) -> None:
     await _filled(path)
     store = SQLiteSource(path)
     await store.open()
@@ -72,7 +72,7 @@ async def test_other_writers_are_shut_out(path: Path, statement: str, while_open
         assert [entry.id for entry in await again.journal(0, 9)] == ["a", "b"]
 
 
-async def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
+async def test_newer_schema_is_refused_unchanged(path: Path) -> None:
     await _filled(path)
     with closing(sqlite3.connect(path)) as plain:
         plain.execute("PRAGMA user_version = 99")
@@ -87,14 +87,14 @@ async def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"not a database", b"SQLite format 3\x00" + b"garbage" * 200], ids=["text", "torn"]
 )
-async def test_what_is_no_database_is_refused_and_left_alone(path: Path, content: bytes) -> None:
+async def test_non_database_is_refused_unchanged(path: Path, content: bytes) -> None:
     await asyncio.to_thread(path.write_bytes, content)
     with pytest.raises(CannotOpenError):
         await SQLiteStorage(path).open()
     assert await asyncio.to_thread(path.read_bytes) == content
 
 
-async def test_a_foreign_database_is_refused_and_left_alone(path: Path) -> None:
+async def test_foreign_database_is_refused_unchanged(path: Path) -> None:
     with closing(sqlite3.connect(path)) as plain:
         plain.execute("CREATE TABLE something (x)")
     before = _digest(path)
@@ -103,12 +103,12 @@ async def test_a_foreign_database_is_refused_and_left_alone(path: Path) -> None:
     assert _digest(path) == before
 
 
-async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+async def test_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CannotOpenError, match="folder"):
         await SQLiteStorage(tmp_path / "missing" / "messages.db").open()
 
 
-async def test_an_index_of_another_analysis_is_built_anew(path: Path) -> None:
+async def test_index_of_other_analysis_is_rebuilt(path: Path) -> None:
     await _filled(path)
     with closing(sqlite3.connect(path)) as plain:
         plain.execute("UPDATE store_state SET value = 'older' WHERE name = 'analysis'")
@@ -138,7 +138,7 @@ def _shape(path: Path) -> list[tuple[str, ...]]:
         ).fetchall()
 
 
-async def test_a_new_file_equals_the_steps_one_by_one(path: Path, tmp_path: Path) -> None:
+async def test_fresh_schema_equals_replayed_steps(path: Path, tmp_path: Path) -> None:
     await _filled(path)
     stepwise = tmp_path / "steps.db"
     with closing(sqlite3.connect(stepwise, isolation_level=None)) as connection:
@@ -149,7 +149,7 @@ async def test_a_new_file_equals_the_steps_one_by_one(path: Path, tmp_path: Path
 
 
 def _old_file(old: Path, version: int) -> None:
-    """Make a file as a server of that schema has left it, with something of everything."""
+    """Create a file as a server with that schema leaves it, with rows in every table."""
     with closing(sqlite3.connect(old, isolation_level=None)) as connection:
         files.register_owner_function(connection)
         connection.execute("PRAGMA journal_mode = WAL")
@@ -176,8 +176,8 @@ def _old_file(old: Path, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", range(1, files.SCHEMA_VERSION))
-async def test_an_older_schema_is_brought_up_to_date(path: Path, version: int) -> None:
-    """From each version there was, with what was in it."""
+async def test_older_schema_is_upgraded(path: Path, version: int) -> None:
+    """From each earlier version, with its data."""
     await _filled(path)
     old = path.with_name("old.db")
     _old_file(old, version)
@@ -204,12 +204,12 @@ async def test_an_older_schema_is_brought_up_to_date(path: Path, version: int) -
         assert entries == [(5, "gone"), (7, "b")]
 
 
-async def test_a_name_that_a_later_step_needs_is_named(path: Path) -> None:
-    """What a takeover by an older server left alone may be in the way of a newer one."""
+async def test_conflicting_object_name_is_reported(path: Path) -> None:
+    """An object that an import by an older server kept may conflict with a newer schema."""
     _old_file(path, 1)
     with closing(sqlite3.connect(path)) as plain:
         plain.execute("CREATE TABLE Journal (entry)")
-    with pytest.raises(CannotOpenError, match=r"table named Journal of its own.*rename it first"):
+    with pytest.raises(CannotOpenError, match=r"its table Journal has a name.*rename it first"):
         await SQLiteStorage(path).open()
     with closing(sqlite3.connect(path)) as plain:
         assert plain.execute("PRAGMA user_version").fetchone() == (1,)

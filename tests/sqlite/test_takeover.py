@@ -1,4 +1,4 @@
-"""A legacy file is taken over faithfully: each row is served as it was, or set aside."""
+"""Import of a legacy file: each row is served unchanged or quarantined."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def quarantine(path: Path) -> dict[str, tuple[str, str, Any]]:
         return {key: (field, reason, json.loads(row)) for key, field, reason, row in rows}
 
 
-def test_batches_are_small_where_rows_are_large(path: Path) -> None:
+def test_batch_size_shrinks_for_large_rows(path: Path) -> None:
     legacy_db(path, (row | {"content": "x" * 1_500_000} for row in numbered(8)))
     with reading(path) as connection:
         table = LegacyTable(connection)
@@ -79,7 +79,7 @@ ODD: tuple[dict[str, Any], ...] = (
 )
 
 
-async def test_rows_are_read_elsewhere_as_here(path: Path) -> None:
+async def test_worker_process_reads_rows_identically(path: Path) -> None:
     legacy_db(path, (PLAIN | {"id": f"m{n}"} | odd for n, odd in enumerate(ODD)))
     bounds = (str(path), 1, len(ODD))
     expected = read_copy(*bounds)
@@ -94,8 +94,8 @@ async def test_rows_are_read_elsewhere_as_here(path: Path) -> None:
     assert elsewhere == expected
 
 
-def test_a_copy_whose_rows_have_other_rowids(path: Path) -> None:
-    """One of an earlier attempt, say: its values are the same, and its rows elsewhere."""
+def test_existing_copy_with_other_rowids_is_accepted(path: Path) -> None:
+    """The copy of an earlier attempt has the same values with other rowids."""
     rows = numbered(40)
     for row in rows[9::10]:
         row["id"] = None
@@ -110,7 +110,7 @@ def test_a_copy_whose_rows_have_other_rowids(path: Path) -> None:
     assert list(quarantine(path)) == [f"messages/rowid={rowid}" for rowid in (10, 20, 30, 40)]
 
 
-def test_a_plain_file(path: Path) -> None:
+def test_plain_legacy_file_is_imported(path: Path) -> None:
     legacy_db(path, numbered(2500))
     seen: list[tuple[int, int]] = []
     report = take_over(path, progress=lambda done, total: seen.append((done, total)))
@@ -130,7 +130,7 @@ def test_a_plain_file(path: Path) -> None:
     assert (takeover["rows"], takeover["served"], takeover["quarantined"]) == (2500, 2500, 0)
 
 
-async def test_what_was_taken_over_is_served(path: Path) -> None:
+async def test_imported_messages_are_served(path: Path) -> None:
     rows = [
         {**PLAIN, "id": "one", "content": "running dogs", "tags": '["x"]'},
         {**PLAIN, "id": "two", "content": "a cat", "timestamp": "2025-04-02T12:00:00+02:00"},
@@ -147,7 +147,7 @@ async def test_what_was_taken_over_is_served(path: Path) -> None:
         assert await found(again, "") == ["one", "two"]
 
 
-def test_the_copy_is_the_file_as_it_was(path: Path) -> None:
+def test_backup_copy_equals_original(path: Path) -> None:
     legacy_db(path, [*numbered(20), {**PLAIN, "id": RawText(b"\xff"), "content": b"\x00blob"}])
     path.chmod(0o600)
     with reading(path) as connection:
@@ -161,8 +161,8 @@ def test_the_copy_is_the_file_as_it_was(path: Path) -> None:
     assert sorted(contents_of(path.parent)) == ["memory.db", "memory.db.before-sagastore"]
 
 
-def test_going_back_and_forth(path: Path) -> None:
-    """A copy that holds something else is never replaced; an equal one is kept."""
+def test_repeated_import_keeps_distinct_copies(path: Path) -> None:
+    """A copy with different contents is never replaced; an equal one is kept."""
     legacy_db(path, numbered(3))
     first = take_over(path).copy
     shutil.copy(first, path)
@@ -177,7 +177,7 @@ def test_going_back_and_forth(path: Path) -> None:
     assert first.stat().st_mtime_ns == stamp
 
 
-def test_a_second_takeover_is_refused(path: Path) -> None:
+def test_second_import_is_refused(path: Path) -> None:
     legacy_db(path, numbered(3))
     take_over(path)
     before = contents_of(path.parent)
@@ -186,7 +186,7 @@ def test_a_second_takeover_is_refused(path: Path) -> None:
     assert contents_of(path.parent) == before
 
 
-def test_files_stay_as_they_are(path: Path) -> None:
+def test_files_table_is_unchanged(path: Path) -> None:
     legacy_db(path, numbered(1))
     with reading(path) as connection:
         files = connection.execute("SELECT rowid, * FROM files").fetchall()
@@ -209,7 +209,7 @@ def test_files_stay_as_they_are(path: Path) -> None:
         "UPDATE files SET tags = ''",
     ],
 )
-def test_other_writers_are_shut_out(path: Path, statement: str) -> None:
+def test_foreign_writers_are_locked_out(path: Path, statement: str) -> None:
     legacy_db(path, numbered(2))
     with reading(path) as writer:  # The legacy application, left running.
         writer.execute("SELECT * FROM messages").fetchall()
@@ -218,7 +218,7 @@ def test_other_writers_are_shut_out(path: Path, statement: str) -> None:
             writer.execute(statement)
 
 
-def test_ids_that_become_the_same(path: Path) -> None:
+def test_colliding_ids_are_quarantined(path: Path) -> None:
     schema = MESSAGES.replace("id TEXT PRIMARY KEY", "id")
     rows = [
         {**PLAIN, "id": 7, "content": " "},
@@ -237,7 +237,7 @@ def test_ids_that_become_the_same(path: Path) -> None:
     }
 
 
-def test_other_columns(path: Path) -> None:
+def test_additional_columns_are_kept(path: Path) -> None:
     schema = """CREATE TABLE messages (rowid TEXT, ID INTEGER PRIMARY KEY, "Role" TEXT,
         provider TEXT, content TEXT, timestamp TEXT, "odd ""name" , empty)"""
     rows = [
@@ -266,7 +266,7 @@ def test_other_columns(path: Path) -> None:
     assert (row["rowid"], row["ID"], row["empty"]) == ("x", 9, None)
 
 
-def test_what_we_do_not_know_stays(path: Path) -> None:
+def test_unknown_tables_are_kept(path: Path) -> None:
     more = """
         CREATE TABLE notes (message TEXT REFERENCES messages (id) ON DELETE CASCADE);
         INSERT INTO notes VALUES ('m1');
@@ -299,7 +299,7 @@ def test_what_we_do_not_know_stays(path: Path) -> None:
         "DROP TABLE messages_fts",
     ],
 )
-def test_a_ragged_text_index_does_not_matter(path: Path, damage: str) -> None:
+def test_inconsistent_text_index_is_ignored(path: Path, damage: str) -> None:
     legacy_db(path, numbered(30), more=damage)
     assert take_over(path).served == 30
     with reading(path) as connection:
@@ -309,7 +309,7 @@ def test_a_ragged_text_index_does_not_matter(path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["wal", "persist", "truncate"])
-def test_other_journal_modes(path: Path, mode: str) -> None:
+def test_every_journal_mode_is_imported(path: Path, mode: str) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA journal_mode = {mode}")
     legacy_db(path, numbered(5))
@@ -319,12 +319,12 @@ def test_other_journal_modes(path: Path, mode: str) -> None:
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        ("CREATE TABLE quarantine (x)", "table named quarantine of its own"),
-        ("CREATE VIEW tombstones AS SELECT 1", "view named tombstones"),
-        ("DROP TABLE files; CREATE VIEW files AS SELECT 1", "view named files"),
+        ("CREATE TABLE quarantine (x)", "its table quarantine has a name"),
+        ("CREATE VIEW tombstones AS SELECT 1", "its view tombstones has a name"),
+        ("DROP TABLE files; CREATE VIEW files AS SELECT 1", "its view files has a name"),
     ],
 )
-def test_names_that_are_taken(path: Path, more: str, line: str) -> None:
+def test_conflicting_names_are_refused(path: Path, more: str, line: str) -> None:
     legacy_db(path, numbered(2), more=more)
     before = contents_of(path.parent)
     with pytest.raises(CannotOpenError, match=line):
@@ -333,7 +333,7 @@ def test_names_that_are_taken(path: Path, more: str, line: str) -> None:
     assert line in str(look_into(path).refusal)
 
 
-def test_a_writer_at_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_with_active_writer_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sagastore_server.sqlite.legacy.importer._BUSY_TIMEOUT_MS", 10)
     legacy_db(path, numbered(2))
     with reading(path) as writer:
@@ -378,7 +378,7 @@ rows = st.fixed_dictionaries(
 
 
 @given(st.lists(rows, max_size=8))
-def test_every_row_is_accounted_for(
+def test_every_row_is_served_or_quarantined(
     tmp_path_factory: pytest.TempPathFactory, oddities: list[dict[str, Any]]
 ) -> None:
     path = tmp_path_factory.mktemp("odd") / "memory.db"
@@ -394,7 +394,7 @@ def test_every_row_is_accounted_for(
 
 
 def assert_accounted_for(path: Path, report: TakeoverReport) -> None:
-    """Compare the file with its copy, row by row, reading the old values naively."""
+    """Compare the file with its copy row by row, with a simple reader of the old values."""
     aside = quarantine(path)
     with reading(report.copy) as old, reading(path) as new:
         old.text_factory = Text
@@ -438,7 +438,7 @@ def as_micros(value: Any) -> int:
 
 
 @pytest.mark.skipif("SAGASTORE_LEGACY_DB" not in os.environ, reason="names no legacy file")
-def test_a_real_file(path: Path) -> None:
+def test_real_legacy_file_is_imported(path: Path) -> None:
     shutil.copy(os.environ["SAGASTORE_LEGACY_DB"], path)
     announced = look_into(path).legacy
     report = take_over(path)

@@ -1,4 +1,4 @@
-"""A takeover that is killed, or finds no room, leaves one whole file or the other."""
+"""Interrupted import: leaves either the complete old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run(path: Path, last: int) -> subprocess.CompletedProcess[str]:
 
 
 def assert_whole(path: Path, original: Path) -> Kind:
-    """Check that the file is wholly the old one or wholly the new one."""
+    """Check that the file is completely old or completely new."""
     kind = classify(path).kind
     assert classify(path, recover=True, check=True).kind is kind
     if kind is Kind.LEGACY:
@@ -90,7 +90,7 @@ def assert_whole(path: Path, original: Path) -> Kind:
     return kind
 
 
-def test_killed_at_any_statement(path: Path, original: Path) -> None:
+def test_import_survives_kill_at_any_statement(path: Path, original: Path) -> None:
     """The file is the old one until the commit, whichever statement is the last."""
     whole = run(path, 0)
     statements = int(whole.stdout)
@@ -106,9 +106,10 @@ def test_killed_at_any_statement(path: Path, original: Path) -> None:
     assert hot > ATTEMPTS // 2
 
 
-def test_killed_at_any_time(path: Path, original: Path) -> None:
-    script = "import pathlib, sys; from sagastore_server.sqlite import takeover; print(flush=True);"
-    script += "importer.take_over(pathlib.Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+def test_import_survives_kill_at_any_time(path: Path, original: Path) -> None:
+    script = "import pathlib, sys; from sagastore_server.sqlite.legacy import importer;"
+    script += "print(flush=True); importer.take_over(pathlib.Path(sys.argv[1]));"
+    script += "print(flush=True); sys.stdin.read()"
     for milliseconds in range(0, 400, 400 // ATTEMPTS):
         for file in path.parent.iterdir():
             file.unlink()
@@ -118,14 +119,14 @@ def test_killed_at_any_time(path: Path, original: Path) -> None:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         ) as process:  # fmt: skip
             assert process.stdout is not None
-            process.stdout.readline()
+            assert process.stdout.readline() == b"\n"
             time.sleep(milliseconds / 1000)
             process.kill()
         assert_whole(path, original)
 
 
-def test_files_may_not_grow(path: Path, original: Path) -> None:
-    """Every write beyond a size fails, wherever the takeover happens to be."""
+def test_import_fails_cleanly_at_file_size_limit(path: Path, original: Path) -> None:
+    """Every write beyond a size fails, at any point of the import."""
     size = path.stat().st_size
     for share in (0.5, 1.05, 1.3):
         limit = int(size * share)
@@ -133,8 +134,8 @@ def test_files_may_not_grow(path: Path, original: Path) -> None:
             [sys.executable, "-c", _FAILING, str(path), str(limit)],
             capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
-        assert result.stdout.startswith("refused: cannot take over"), result
-        assert "the disk is full or fails" in result.stdout
+        assert result.stdout.startswith("refused: cannot import"), result
+        assert "the disk is full or faulty" in result.stdout
         assert len(result.stdout.splitlines()) == 1
         assert not path.with_name("memory.db-journal").exists()
         assert digest(path) == digest(original)
@@ -156,7 +157,7 @@ except CannotOpenError as exc:
 
 @pytest.fixture
 def small_disk(tmp_path: Path, original: Path) -> Iterator[Path]:
-    """Mount a disk that has room for the file and its copy, not for a takeover."""
+    """Mount a disk with space for the file and its copy, but not for an import."""
     mount = shutil.which("mount")
     if mount is None or os.geteuid() != 0:
         pytest.skip("only root can mount a small disk")
@@ -170,30 +171,30 @@ def small_disk(tmp_path: Path, original: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_without_room(
+def test_import_fails_cleanly_on_full_disk(
     small_disk: Path, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(shutil.copy(original, small_disk / "memory.db"))
     before = contents_of(small_disk)
-    with pytest.raises(CannotOpenError, match=r"need up to \d+ MB of disk, \d+ MB are free"):
+    with pytest.raises(CannotOpenError, match=r"need up to \d+ MB of disk space, \d+ MB are free"):
         take_over(path)
     assert contents_of(small_disk) == before
     # Others may fill the disk after the check.
     monkeypatch.setattr("sagastore_server.sqlite.legacy.copy._check_room", lambda *_: None)
-    with pytest.raises(CannotOpenError, match="the disk is full or fails"):
+    with pytest.raises(CannotOpenError, match="the disk is full or faulty"):
         take_over(path)
     assert digest(path) == digest(original)
     (small_disk / "ballast").write_bytes(b"x" * (original.stat().st_size // 2))
     shutil.copy(original, path)
     small_disk.joinpath("memory.db.before-sagastore").unlink(missing_ok=True)
     small_disk.joinpath("ballast").write_bytes(b"x" * (original.stat().st_size * 3 // 4))
-    with pytest.raises(CannotOpenError, match="the disk is full or fails"):
+    with pytest.raises(CannotOpenError, match="the disk is full or faulty"):
         take_over(path)
     assert sorted(contents_of(small_disk)) == ["ballast", "memory.db"]
     assert digest(path) == digest(original)
 
 
-def test_a_copy_that_reads_back_otherwise(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrupt_copy_aborts_import(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def torn(source: Path, partial: Path) -> None:
         shutil.copy(source, partial)
         with contextlib.closing(sqlite3.connect(partial)) as connection, connection:
@@ -201,15 +202,17 @@ def test_a_copy_that_reads_back_otherwise(path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("sagastore_server.sqlite.legacy.copy._write", torn)
     before = contents_of(path.parent)
-    with pytest.raises(CannotOpenError, match="the disk cannot be trusted"):
+    with pytest.raises(CannotOpenError, match="check the disk"):
         take_over(path)
     assert contents_of(path.parent) == before
 
 
-def test_a_row_that_gets_lost(path: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The counts before the commit notice a bug of ours."""
+def test_lost_row_aborts_import(
+    path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counts before the commit detect a bug of the import."""
     monkeypatch.setattr(
-        "sagastore_server.sqlite.legacy.importer._Takeover._set_aside", lambda *_: None
+        "sagastore_server.sqlite.legacy.importer._Takeover._quarantine", lambda *_: None
     )
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE messages SET content = '' WHERE id = 'm7'")

@@ -1,4 +1,4 @@
-"""What a file is, found out without a trace; and the report of `inspect`."""
+"""Inspection of a file without changing it, and the report of `inspect`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def torn(path: Path) -> None:
 
 
 def overwritten(path: Path) -> None:
-    """Damage every page but the first, which has the schema's root."""
+    """Corrupt every page except the first, which has the schema's root."""
     legacy(path)
     with path.open("rb+") as file:
         pages = path.stat().st_size // 4096
@@ -102,7 +102,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], Kind, str]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_kinds(name: str, tmp_path: Path) -> None:
+def test_file_kind_is_detected(name: str, tmp_path: Path) -> None:
     make, kind, detail = FILES[name]
     path = tmp_path / "some file?.db"
     make(path)
@@ -123,7 +123,7 @@ def test_kinds(name: str, tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == stamp
 
 
-def test_what_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_file_is_reported(tmp_path: Path) -> None:
     assert classify(tmp_path / "nothing").kind is Kind.MISSING
     with pytest.raises(CannotOpenError, match="directory"):
         classify(tmp_path)
@@ -132,7 +132,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     assert "does not exist" in result.stderr
 
 
-def test_a_table_without_rowids(tmp_path: Path) -> None:
+def test_table_without_rowid_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "memory.db"
     legacy_db(path, [PLAIN], messages=MESSAGES + " WITHOUT ROWID", with_indexes=False)
     before = contents_of(tmp_path)
@@ -160,8 +160,8 @@ for n in range(2000):
 
 @pytest.mark.parametrize("mode", ["delete", "wal", "wal without shm"])
 @pytest.mark.parametrize("recover", [False, True])
-def test_a_file_whose_writer_was_killed(tmp_path: Path, mode: str, recover: bool) -> None:
-    """What the log or the journal holds is seen, and still nothing is touched."""
+def test_file_of_killed_writer_is_read(tmp_path: Path, mode: str, recover: bool) -> None:
+    """The contents of the log or journal are read without changing any file."""
     path = legacy_db(tmp_path / "memory.db", numbered(50, 500))
     journal = mode.partition(" ")[0]
     subprocess.run([sys.executable, "-c", KILLED, str(path), journal], check=False)
@@ -180,7 +180,7 @@ def test_a_file_whose_writer_was_killed(tmp_path: Path, mode: str, recover: bool
     assert take_over(path).served == 50
 
 
-def test_a_file_in_use(tmp_path: Path) -> None:
+def test_file_in_use_is_inspected(tmp_path: Path) -> None:
     path = legacy_db(tmp_path / "memory.db", numbered(5))
     with contextlib.closing(sqlite3.connect(path)) as writer:
         writer.execute("PRAGMA journal_mode = wal")
@@ -195,7 +195,7 @@ def test_a_file_in_use(tmp_path: Path) -> None:
         assert contents_of(tmp_path) == before
 
 
-def test_the_report_for_people(tmp_path: Path) -> None:
+def test_text_report(tmp_path: Path) -> None:
     rows = [
         *numbered(120),
         *({**PLAIN, "id": f"n{n}", "tags": "a,b"} for n in range(60)),
@@ -207,8 +207,8 @@ def test_the_report_for_people(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     out = " ".join(result.stdout.split())
     for line in (
-        "182 messages: 121 would be served, 61 set aside in quarantine",
-        "3 files: they stay as they are",
+        "182 messages: 121 would be served, 61 quarantined",
+        "3 files: they stay unchanged",
         "metadata is NULL 1 182",
         "timestamp is a number 1 182",
         "tags: is not JSON: Expecting value at character 0 60 121, 122, 123",
@@ -225,20 +225,20 @@ def test_the_report_for_people(tmp_path: Path) -> None:
     assert "121 messages, 61 rows in quarantine, last revision 121" in result.stdout
 
 
-def test_a_newer_schema(tmp_path: Path) -> None:
+def test_newer_schema_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "new.db"
     script(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 999")(path)
     assert classify(path)[:2] == (Kind.SAGASTORE, 999)
-    assert "knows up to" in str(look_into(path).refusal)
+    assert "supports up to" in str(look_into(path).refusal)
 
 
-def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_disk_space_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = legacy_db(tmp_path / "memory.db", numbered(5))
     monkeypatch.setattr("sagastore_server.sqlite.legacy.report.bytes_free", lambda _: 1000)
     assert "1,000 are free" in str(look_into(path).refusal)
 
 
-def test_a_step_is_rolled_back_whole() -> None:
+def test_failed_step_is_rolled_back() -> None:
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         register_owner_function(connection)
         for undone in (True, False):
@@ -251,7 +251,7 @@ def test_a_step_is_rolled_back_whole() -> None:
             assert header == ([0, 0] if undone else [APPLICATION_ID, SCHEMA_VERSION])
 
 
-def test_links_are_followed(tmp_path: Path) -> None:
+def test_symlinks_are_followed(tmp_path: Path) -> None:
     folder = tmp_path / "real"
     folder.mkdir()
     legacy_db(folder / "memory.db", numbered(5))

@@ -19,13 +19,13 @@ def _connection(store: SQLiteStorage) -> sqlite3.Connection:
 
 
 async def test_commits_are_synced(store: SQLiteStorage) -> None:
-    """WAL with synchronous=FULL, on the connection that writes."""
+    """WAL with synchronous=FULL on the writing connection."""
     connection = _connection(store)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
-async def test_what_waits_is_committed_together(store: SQLiteStorage) -> None:
+async def test_queued_writes_are_committed_together(store: SQLiteStorage) -> None:
     statements: list[str] = []
     _connection(store).set_trace_callback(statements.append)
     results = await asyncio.gather(*(store.save(draft(f"m-{n}")) for n in range(64)))
@@ -36,7 +36,7 @@ async def test_what_waits_is_committed_together(store: SQLiteStorage) -> None:
     assert statements.count("BEGIN IMMEDIATE") == commits
 
 
-async def test_a_group_is_bounded(store: SQLiteStorage) -> None:
+async def test_group_size_is_bounded(store: SQLiteStorage) -> None:
     statements: list[str] = []
     _connection(store).set_trace_callback(statements.append)
     batches = [[draft(f"{batch}-{n}") for n in range(1000)] for batch in range(6)]
@@ -46,9 +46,7 @@ async def test_a_group_is_bounded(store: SQLiteStorage) -> None:
 
 
 @pytest.mark.parametrize("count", [128, 129, 999, 1000, 1001, 2300])
-async def test_every_row_of_a_group_is_stored_with_its_terms(
-    count: int, store: SQLiteStorage
-) -> None:
+async def test_group_stores_every_row_with_terms(count: int, store: SQLiteStorage) -> None:
     written = [draft(f"m-{n:04}", f"number{n}") for n in range(count)]
     result = await store.bulk_save(written, OnConflict.REPLACE)
     assert result.saved == count
@@ -66,7 +64,7 @@ async def test_every_row_of_a_group_is_stored_with_its_terms(
     assert {number for (number,) in indexed} == set(numbers.values())
 
 
-async def test_a_refused_write_shares_the_transaction(store: SQLiteStorage) -> None:
+async def test_refused_write_shares_transaction(store: SQLiteStorage) -> None:
     await store.save(draft("taken"))
     statements: list[str] = []
     _connection(store).set_trace_callback(statements.append)
@@ -80,8 +78,8 @@ async def test_a_refused_write_shares_the_transaction(store: SQLiteStorage) -> N
     assert statements.count("COMMIT") <= 6
 
 
-async def test_a_row_that_sqlite_refuses_spoils_nothing(store: SQLiteStorage) -> None:
-    """Validation keeps such a row away; if one came through, it alone must fail."""
+async def test_rejected_row_does_not_affect_group(store: SQLiteStorage) -> None:
+    """Validation rejects such a row; if one passed, only that write must fail."""
     good = [store.save(draft(f"m-{n}")) for n in range(20)]
     bad = store.save(draft("bad", timestamp=2**70))
     results = await asyncio.gather(*good[:10], bad, *good[10:], return_exceptions=True)
@@ -91,8 +89,8 @@ async def test_a_row_that_sqlite_refuses_spoils_nothing(store: SQLiteStorage) ->
     assert (await store.save(draft("after"))).created
 
 
-async def test_an_answer_means_committed(store: SQLiteStorage, path: Path) -> None:
-    """Another connection, of nobody's cache, has it at once."""
+async def test_answered_write_is_committed(store: SQLiteStorage, path: Path) -> None:
+    """Another connection, without a shared cache, reads the message at once."""
     with closing(sqlite3.connect(path)) as other:
         for number in range(50):
             result = await store.save(draft("m-1", f"text {number}"))
@@ -100,7 +98,7 @@ async def test_an_answer_means_committed(store: SQLiteStorage, path: Path) -> No
             assert row == (f"text {number}", result.revision)
 
 
-async def test_saving_the_same_again_writes_nothing(store: SQLiteStorage, path: Path) -> None:
+async def test_identical_save_writes_nothing(store: SQLiteStorage, path: Path) -> None:
     await store.save(draft("m-1"))
     log = path.with_name(path.name + "-wal")
     before = log.stat().st_size
@@ -138,7 +136,7 @@ def _names(path: Path) -> list[str]:
     return sorted(one.name for one in path.parent.iterdir())
 
 
-async def test_the_file_is_left_tidy(path: Path) -> None:
+async def test_close_leaves_only_database_file(path: Path) -> None:
     store = SQLiteStorage(path)
     await store.open()
     await store.save(draft("m-1"))
@@ -149,7 +147,7 @@ async def test_the_file_is_left_tidy(path: Path) -> None:
         assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-async def test_writes_without_an_open_store_are_refused(path: Path) -> None:
+async def test_write_to_closed_store_is_refused(path: Path) -> None:
     store = SQLiteStorage(path)
     with pytest.raises(UnavailableError):
         await store.save(draft())

@@ -1,7 +1,7 @@
-"""The backends that the conformance suite runs over.
+"""Backends that the conformance suite runs over.
 
-A new backend, or a backend put together from others, is added to ``KINDS`` and
-needs no test of its own for what the contract promises.
+A new backend, or a composition of backends, is added to ``KINDS`` and needs no separate test of the
+contract.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.simulation.models.source import ModelSource
 from tests.simulation.models.source_disk import SourceDisk
 from tests.simulation.models.target import ModelTarget
 from tests.support.memory import STORE, MemoryState, MemoryStorage
-from tests.support.migrating import live, opened_live, walk_to
+from tests.support.migrating_service import live, opened_live, walk_to
 from tests.support.postgres import (
     copied_database,
     execute,
@@ -40,22 +40,22 @@ from tests.support.postgres import (
 )
 
 Make = Callable[[], StorageBackend]
-"""Makes a backend that is not open yet; each works on the same stored messages."""
+"""Creates a backend that is not open yet; all of them work on the same stored messages."""
 
 
 class Kind(NamedTuple):
-    """A way to store messages."""
+    """Kind of backend."""
 
     place: Callable[[Path], AbstractAsyncContextManager[Make]]
-    """Prepares an empty store, in a folder if it needs one, and removes it afterwards."""
+    """Prepares an empty store, in a folder if needed, and removes it afterwards."""
     durable_on: tuple[Store, ...]
-    """Where a message is when a save has returned."""
+    """``durable_on`` of a successful save."""
     gaps: Mapping[str, str] = {}
-    """Name of a test that the backend does not pass: the reason."""
+    """Tests that the backend does not pass, and the reasons."""
 
 
 class Place(NamedTuple):
-    """One store of a kind, for one test."""
+    """Store of a kind, for one test."""
 
     kind: Kind
     make: Make
@@ -75,7 +75,7 @@ async def _sqlite(folder: Path) -> AsyncIterator[Make]:
 @asynccontextmanager
 async def _postgresql(folder: Path) -> AsyncIterator[Make]:
     async with fresh_schema() as dsn:
-        # A small pool: it is opened anew for each test.
+        # A small pool, because each test opens a new one.
         options = PostgreSQLOptions(dsn, pool_min=1, pool_max=8)
         yield lambda: PostgreSQLStorage(options)
 
@@ -92,7 +92,7 @@ async def _model_source(folder: Path) -> AsyncIterator[Make]:
 
 @asynccontextmanager
 async def _model_target(folder: Path) -> AsyncIterator[Make]:
-    """Finish the migration of an empty store: what then remains is a store in its own right."""
+    """Finish the migration of an empty store, which leaves a PostgreSQL-only store."""
     server = PostgresServer(Random(1), scale=0)
 
     def make() -> ModelTarget:
@@ -107,7 +107,7 @@ async def _model_target(folder: Path) -> AsyncIterator[Make]:
 
 
 def _in_phase(phase: Phase) -> Kind:
-    """Return a service of both stores, taken to a phase while it was empty."""
+    """Return a service with both stores, advanced to a phase while it was empty."""
 
     @asynccontextmanager
     async def place(folder: Path) -> AsyncIterator[Make]:
@@ -121,7 +121,7 @@ def _in_phase(phase: Phase) -> Kind:
 
 
 class _Template(NamedTuple):
-    """Both stores of a service that is closed."""
+    """Both stores of a closed service."""
 
     folder: Path
     database: str
@@ -135,7 +135,7 @@ def _drop(database: str) -> None:
 
 
 async def _template(phase: Phase) -> _Template:
-    """Take a service to a phase, once a process: that takes longer than most tests."""
+    """Advance a service to a phase once per process, because that takes longer than most tests."""
     if phase not in _templates:
         folder = Path(tempfile.mkdtemp(prefix="sagastore-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -148,9 +148,9 @@ async def _template(phase: Phase) -> _Template:
 
 
 KINDS: dict[str, Kind] = {
-    # What the stateful test compares the others with.
+    # Reference of the stateful test.
     "memory": Kind(_memory, (STORE,)),
-    # The stores of the simulation.
+    # Stores of the simulation.
     "model-source": Kind(_model_source, (Store.SQLITE,)),
     "model-target": Kind(_model_target, (Store.POSTGRESQL,)),
     "postgresql": Kind(_postgresql, (Store.POSTGRESQL,)),
@@ -161,7 +161,7 @@ KINDS: dict[str, Kind] = {
 
 @asynccontextmanager
 async def opened(make: Make) -> AsyncIterator[StorageBackend]:
-    """Open a backend, and close it whatever happens."""
+    """Open a backend for the duration of the context."""
     backend = make()
     try:
         await backend.open()

@@ -1,14 +1,13 @@
-"""Judges the answers of a service that many clients write to at the same time.
+"""Checks the answers of a service that several clients write to concurrently.
 
-Every id has a history: the values that it has had, in order, one of them for each write
-that was begun. An answer is right if it shows each id at a value between two limits: not
-older than what was acknowledged, or shown to anybody, before the call began; not newer
-than what somebody had begun to write when the answer came. So stale reads, lost updates,
-messages that are missing, and deleted ones that are back, are all the same mistake.
+Every id has a history of values, one for each started write. An answer is correct if it shows each
+id at a value between two limits: not older than what was acknowledged or returned before the call
+began, and not newer than the last write started before the answer arrived. Stale reads, lost
+updates, missing messages and reappearing deleted messages all violate this rule.
 
-An id is written by one client at a time, or by several that guard their saves with
-``if_revision``; then exactly one of those who try for the same place gets it. The time of
-a message (``timestamp``) never changes, so that its place in a list does not either.
+An id is written by one client at a time, or by several that guard their saves with ``if_revision``;
+then exactly one of the competing saves succeeds. The ``timestamp`` of a message never changes, so
+its position in a list does not either.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ _SHOWN = 300
 
 
 class WrongAnswerError(AssertionError):
-    """The service has answered something that it must not."""
+    """The service returned a wrong answer."""
 
 
 class Value(NamedTuple):
-    """What a client has saved under an id."""
+    """Value that a client saved under an id."""
 
     provider: str
     role: str
@@ -41,12 +40,12 @@ class Value(NamedTuple):
     tags: tuple[str, ...]
     timestamp: datetime
     metadata: str
-    """As JSON with its keys in order."""
+    """JSON with sorted keys."""
     session_id: str | None
 
     @classmethod
     def of(cls, message: Message) -> Value:
-        """Return what is compared of a message."""
+        """Return the compared fields of a message."""
         assert message.timestamp is not None
         return cls(
             message.provider,
@@ -59,7 +58,7 @@ class Value(NamedTuple):
         )
 
     def message(self, id: str, *, keeps_time: bool = False) -> Message:
-        """Return what to send to save it; without a time if the stored one is to stay."""
+        """Return the message to save; without a time if the stored one should be kept."""
         return Message(
             self.provider,
             self.role,
@@ -73,7 +72,7 @@ class Value(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """The conditions of a search, or of a list; None and () ask for nothing."""
+    """Conditions of a search or list; None and () match everything."""
 
     words: tuple[str, ...] = ()
     without: str | None = None
@@ -82,7 +81,7 @@ class Asked(NamedTuple):
     session_id: str | None = None
 
     def holds(self, value: Value) -> bool:
-        """Tell whether a message meets all of them."""
+        """Return whether a message meets all conditions."""
         return (
             (self.session_id is None or value.session_id == self.session_id)
             and (self.provider is None or value.provider == self.provider)
@@ -94,7 +93,7 @@ class Asked(NamedTuple):
 
 @lru_cache(maxsize=1 << 16)
 def indexer(content: str) -> frozenset[str]:
-    """Return what a text can be found by."""
+    """Return the search terms of a text."""
     return frozenset(analyze(content).stems)
 
 
@@ -104,35 +103,35 @@ def _stem(word: str) -> str:
 
 
 class _Version:
-    """A place in a history, and who tries to get it."""
+    """Position in a history, and the candidates for it."""
 
     __slots__ = ("candidates", "created_at", "decided", "revision")
 
     def __init__(self, candidates: list[Value | None], *, decided: bool) -> None:
         self.candidates = candidates
         self.decided = decided
-        """Acknowledged or seen: there is one candidate, and it has the place."""
+        """Acknowledged or observed: the single candidate is the value."""
         self.revision: int | None = None
         self.created_at: datetime | None = None
 
 
 class _History:
-    """The versions of one id; None stands for no message."""
+    """Versions of one id; None stands for no message."""
 
     __slots__ = ("_floors", "_ticks", "id", "versions")
 
     def __init__(self, id: str, value: Value | None) -> None:
         self.id = id
         self.versions = [_Version([value], decided=True)]
-        # The least version that may be shown, and since when; both only grow.
+        # Lowest version that may be returned, and since when; both only increase.
         self._ticks, self._floors = [0], [0]
 
     def lowest(self, since: int) -> int:
-        """Return the oldest version that a call begun at ``since`` may show."""
+        """Return the oldest version that a call begun at ``since`` may return."""
         return self._floors[max(0, bisect_left(self._ticks, since) - 1)]
 
     def possible(self, since: int) -> list[Value | None]:
-        """Return every value that was possible at some moment from ``since`` to now."""
+        """Return all values that were possible at some moment from ``since`` to now."""
         versions = self.versions[self.lowest(since) :]
         return [value for version in versions for value in version.candidates]
 
@@ -144,19 +143,21 @@ class _History:
     def decide(self, number: int, value: Value | None) -> None:
         version = self.versions[number]
         if version.decided and version.candidates != [value]:
-            self.wrong(f"two clients got the same place, and one update is lost: {value}")
+            self.wrong(f"two saves succeeded with the same guard, so one update is lost: {value}")
         version.candidates, version.decided = [value], True
 
     def identify(self, number: int, revision: int, created_at: datetime | None) -> None:
-        """Hold a version's revision against what is known of it and of its neighbours."""
+        """Check a version's revision and creation time against what is known of it and its
+        neighbours.
+        """
         version = self.versions[number]
         if version.revision not in {None, revision}:
-            self.wrong(f"version {number} had revision {version.revision}, and now {revision}")
+            self.wrong(f"version {number} had revision {version.revision}, but now has {revision}")
         if version.revision is None:
             before = (one.revision for one in reversed(self.versions[:number]) if one.revision)
             after = (one.revision for one in self.versions[number + 1 :] if one.revision)
             if not next(before, 0) < revision < next(after, revision + 1):
-                self.wrong(f"version {number} has revision {revision}: revisions do not grow")
+                self.wrong(f"version {number} has revision {revision}: revisions do not increase")
         version.revision = revision
         if created_at is not None:
             self._same_birth(number, created_at)
@@ -183,40 +184,40 @@ class _History:
 
 
 class Checker:
-    """Knows what every client has written, and decides whether an answer is right."""
+    """Records the writes of all clients and decides whether an answer is correct."""
 
     def __init__(self) -> None:
-        """Begin with a service that holds nothing."""
+        """Start with an empty service."""
         self._histories: dict[str, _History] = {}
         self._index: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         self._tracked: frozenset[str] = frozenset()
         self._clock = itertools.count(1)
         self.ids: list[str] = []
-        """Every id there is or was, in the order of their first writes."""
+        """Every known id, in the order of the first writes."""
         self.answers = 0
-        """How many messages, or their absences, were judged."""
+        """Number of checked messages and absences."""
 
     def track(self, words: Iterable[str]) -> None:
-        """Name the words that searches will ask for, before anything is written."""
+        """Register the words of later searches, before the first write."""
         self._tracked = frozenset(map(_stem, words))
 
     def now(self) -> int:
-        """Return a moment: greater than any returned before."""
+        """Return a moment greater than all returned before."""
         return next(self._clock)
 
     # ------------------------------------------------------------------ writes
 
     def known(self, message: Message) -> None:
-        """Take a message as there before anybody wrote."""
+        """Register an initial message."""
         value = Value.of(message)
         history = self._add(message.id, value)
         self._look_up(message.id, value)
         history.identify(0, message.revision, message.created_at)
 
     def attempt(self, id: str, value: Value | None, number: int | None = None) -> int:
-        """Note that a write begins; return the number of the version that it will be.
+        """Record the start of a write; return the number of its version.
 
-        ``number`` names it where several clients try for the same one.
+        ``number`` specifies it where several clients compete for the same version.
         """
         history = self._histories.get(id) or self._add(id, None)
         if number is None:
@@ -232,7 +233,7 @@ class Checker:
     def acknowledge(
         self, id: str, number: int, value: Value | None, revision: int | None = None
     ) -> None:
-        """Note that a write was acknowledged; ``revision`` is what the answer said."""
+        """Record the acknowledgement of a write; ``revision`` is that of the answer."""
         history = self._histories[id]
         history.decide(number, value)
         history.raise_floor(number, self.now())
@@ -240,7 +241,7 @@ class Checker:
             history.identify(number, revision, None)
 
     def refuse(self, id: str, number: int, value: Value, *, may_have_happened: bool) -> None:
-        """Note that a guarded save was refused: somebody else must have got the place.
+        """Record the refusal of a guarded save: another client must have won.
 
         ``may_have_happened``: the refusal may be that of a second attempt.
         """
@@ -248,31 +249,31 @@ class Checker:
         version = history.versions[number]
         if version.decided:
             if version.candidates == [value] and not may_have_happened:
-                history.wrong("a save was refused and has happened")
+                history.wrong("a refused save took effect")
             return
         version.candidates.remove(value)
         if not version.candidates:
-            history.wrong("a guarded save was refused, and nobody else had saved")
+            history.wrong("a guarded save was refused without a competing save")
 
     def value(self, id: str) -> Value | None:
-        """Return the latest value that was written, or begun to be written."""
+        """Return the value of the latest write, finished or not."""
         return self._histories[id].versions[-1].candidates[-1]
 
     def knows(self, id: str) -> bool:
-        """Tell whether anybody has ever written under an id, or begun to."""
+        """Return whether an id was ever written."""
         return id in self._histories
 
     def last_value(self, id: str) -> Value | None:
-        """Return the latest value that is not the absence of one, be it over."""
+        """Return the latest value that is not an absence, current or not."""
         values = (version.candidates[-1] for version in reversed(self._histories[id].versions))
         return next((value for value in values if value is not None), None)
 
     def revision(self, id: str) -> int | None:
-        """Return the revision of the latest version, where it is known."""
+        """Return the revision of the latest version if known."""
         return self._histories[id].versions[-1].revision
 
     def versions(self, id: str) -> int:
-        """Return how many versions an id has had, its first absence among them."""
+        """Return the number of versions of an id, including its initial absence."""
         return len(self._histories[id].versions)
 
     def _add(self, id: str, value: Value | None) -> _History:
@@ -295,19 +296,19 @@ class Checker:
         """Check a message in the answer to a call that began at ``since``."""
         history = self._histories.get(message.id)
         if history is None:
-            raise WrongAnswerError(f"nobody has ever written {message}")
+            raise WrongAnswerError(f"no client ever wrote {message}")
         number = self._seen(history, Value.of(message), since)
         if number is not None:
             history.identify(number, message.revision, message.created_at)
 
     def lacks(self, id: str, since: int) -> None:
-        """Check that an answer may say that there is no message with the id."""
+        """Check that an answer may lack a message with the id."""
         history = self._histories.get(id)
         if history is not None:
             self._seen(history, None, since)
 
     def _seen(self, history: _History, value: Value | None, since: int) -> int | None:
-        """Return which version was seen; None where it may be one of several."""
+        """Return the observed version; None if it may be one of several."""
         self.answers += 1
         lowest = history.lowest(since)
         matching = [
@@ -321,8 +322,12 @@ class Checker:
                 for number, version in enumerate(history.versions[:lowest])
                 if value in version.candidates
             ]
-            what = f"version {earlier[-1]}, which is over" if earlier else "what was never written"
-            history.wrong(f"shown as {what}: {_shown(value)}; at least {lowest} was due")
+            what = (
+                f"version {earlier[-1]}, which is outdated"
+                if earlier
+                else "a value that was never written"
+            )
+            history.wrong(f"shown as {what}: {_shown(value)}; expected version {lowest} or later")
         history.raise_floor(matching[0], self.now())
         if len(matching) > 1:
             return None
@@ -330,19 +335,19 @@ class Checker:
         return matching[0]
 
     def scan(self, asked: Asked, *, place: Callable[[Message], Any] | None) -> Scan:
-        """Begin to check an answer in pages.
+        """Start checking an answer in pages.
 
-        ``place`` is what the messages are ordered by, rising; None: by how well they
-        match, so that one which is being changed may come twice, or not at all.
+        ``place`` is the ascending sort key; None: sorted by relevance, so that a message that
+        changes meanwhile may be returned twice or not at all.
         """
         return Scan(self, asked, place, streamed=False)
 
     def export(self) -> Scan:
-        """Begin to check an answer that holds everything, by id, and is read ahead."""
+        """Start checking an export, which is sorted by id and read ahead."""
         return Scan(self, Asked(), lambda message: message.id.encode(), streamed=True)
 
     def expected(self, asked: Asked, since: int) -> list[str]:
-        """Return the ids that had to be in an answer to a call begun at ``since``."""
+        """Return the ids that an answer to a call begun at ``since`` must contain."""
         keys = [("word", _stem(word)) for word in asked.words]
         named = (("tag", asked.tag), ("provider", asked.provider), ("session", asked.session_id))
         keys += [(name, value) for name, value in named if value is not None]
@@ -358,17 +363,17 @@ class Checker:
         ]
 
     def is_still(self, id: str, since: int) -> bool:
-        """Tell whether an id cannot have changed from ``since`` to now."""
+        """Return whether an id cannot have changed from ``since`` to now."""
         return len(self._histories[id].possible(since)) == 1
 
-    # ------------------------------------------------------------------ the end
+    # ------------------------------------------------------------------ final state
 
     def changed_since(self, moment: dict[str, int]) -> set[str]:
-        """Return the ids of which a write went on at, or after, a ``moment`` (see there)."""
+        """Return the ids with a write in progress at, or after, a ``moment`` (see there)."""
         return {id for id in self.ids if self.versions(id) != moment.get(id)}
 
     def moment(self) -> dict[str, int]:
-        """Return how many versions each id has now, of those that nobody is writing."""
+        """Return the number of versions of each id without a write in progress."""
         return {
             id: len(history.versions)
             for id, history in self._histories.items()
@@ -376,11 +381,11 @@ class Checker:
         }
 
     def settled(self) -> dict[str, Value]:
-        """Return what must be stored, exactly, while nobody writes."""
+        """Return the exact stored values while no client writes."""
         stored: dict[str, Value] = {}
         for id, history in self._histories.items():
             if not history.versions[-1].decided:
-                history.wrong("a write is still under way")
+                history.wrong("a write is still in progress")
             value = history.versions[-1].candidates[0]
             if value is not None:
                 stored[id] = value
@@ -398,7 +403,6 @@ class Scan:
         *,
         streamed: bool,
     ) -> None:
-        """Begin now."""
         self._checker = checker
         self._asked = asked
         self._place = place
@@ -407,22 +411,22 @@ class Scan:
         self._found: list[Message] = []
 
     def page(self, messages: Iterable[Message]) -> None:
-        """Check a page that came; unless streamed, the next one is asked for after this."""
+        """Check a page; unless streamed, the next one is requested afterwards."""
         for message in messages:
             self._checker.shows(message, self._page_since)
             if not self._asked.holds(Value.of(message)):
-                raise WrongAnswerError(f"{self._asked} does not ask for {message}")
+                raise WrongAnswerError(f"{self._asked} does not match {message}")
             self._found.append(message)
         if not self._streamed:
             self._page_since = self._checker.now()
 
     def end(self) -> None:
-        """Check that nothing is missing, twice there, or out of order."""
+        """Check that no message is missing, duplicated or out of order."""
         ids = [message.id for message in self._found]
         if self._place is not None:
             places = [self._place(message) for message in self._found]
             if any(not before < after for before, after in itertools.pairwise(places)):
-                raise WrongAnswerError(f"{self._asked}: out of order, or twice: {ids}")
+                raise WrongAnswerError(f"{self._asked}: out of order or duplicated: {ids}")
         missing = set(self._checker.expected(self._asked, self._since)) - set(ids)
         if self._place is None:
             missing = {id for id in missing if self._checker.is_still(id, self._since)}

@@ -1,10 +1,9 @@
-"""The steps of a server that a crash can come between, marked from outside.
+"""Crash boundaries: marks the steps of a server that a crash can separate.
 
-Nothing in the product knows of this. ``install`` wraps what a step is made of: each
-transaction of either store, each change of what the stores and the server remember,
-each piece of the backfill, each write, and each change of a file's name or rights. A
-passing of such a boundary is noted in a trace, and at one of them the process kills
-itself with SIGKILL, from which nothing in it can recover.
+The product contains no hook code. ``install`` wraps each transaction of either store, each change
+of the stores' and the server's state, each part of the backfill, each write, and each rename or
+permission change of a file. Each passed boundary is written to a trace; at a chosen boundary the
+process kills itself with SIGKILL.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ import asyncpg
 from sagastore_server import app
 from sagastore_server.migration import auxiliary_rows
 from sagastore_server.migration.current_state import CurrentState
+from sagastore_server.migration.fallback import Fallback, ReplicaStatus
 from sagastore_server.migration.migrating_service import MigratingService
-from sagastore_server.migration.replicator import ReplicaStatus, Replicator
 from sagastore_server.migration.router import Router
 from sagastore_server.migration.tuning import Tuning
 from sagastore_server.migration.write_fence import WriteFence
@@ -51,20 +50,20 @@ _FILES = ("rename", "replace", "unlink", "chmod", "fsync")
 Function = Callable[..., Any]
 
 _call = ContextVar("_call", default="")
-"""Which call of the target the task is in."""
+"""Call of the target that the task executes."""
 
 
 class Boundaries:
-    """Counts what is passed, notes it, and ends the process where it was told to."""
+    """Counts and records passed boundaries, and kills the process at the chosen one."""
 
     def __init__(self, trace: Path, kill_at: str) -> None:
-        """Note each passing in ``trace``; ``kill_at`` is ``name#n``, or empty."""
+        """Record in ``trace``; ``kill_at`` is ``name#n``, or empty."""
         self._trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._kill_at = kill_at
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self.stage = "opening"
-        """Where the migration stands: the number of its epoch and the phase."""
+        """State of the migration: the number of its epoch, and the phase."""
 
     def passed(self, step: str, when: str) -> None:
         """Pass the boundary ``when`` (before, after, …) of ``step``."""
@@ -77,18 +76,18 @@ class Boundaries:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def enter(self, state: MigrationState) -> None:
-        """Hear which state the server is in from now on."""
+        """Record the new state of the migration."""
         self.stage = stage_of(state)
 
 
 def stage_of(state: MigrationState) -> str:
-    """Return the name of a state of the migration: ``6-read-postgres-completing``."""
+    """Return the name of a migration state: ``6-read-postgres-completing``."""
     completing = "-completing" if state.completing and state.phase.writes_sqlite else ""
     return f"{state.epoch}-{state.phase.slug}{completing}"
 
 
 def install(boundaries: Boundaries) -> None:
-    """Mark all boundaries, and make all steps small, so that few rows make many."""
+    """Mark all boundaries, and reduce batch sizes so that few rows make many steps."""
     _make_steps_small()
     _mark_sqlite(boundaries)
     _mark_postgres(boundaries)
@@ -123,7 +122,7 @@ def _replace(owner: object, name: str, value: object) -> None:
 
 
 def _mark_sqlite(boundaries: Boundaries) -> None:
-    """Mark the statements that make a transaction, or a change of the file, durable."""
+    """Mark the statements that make a transaction or a change of the file durable."""
 
     class Connection(sqlite3.Connection):
         def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
@@ -146,7 +145,7 @@ def _mark_sqlite(boundaries: Boundaries) -> None:
 
 
 def _mark_postgres(boundaries: Boundaries) -> None:
-    """Mark commits; ``sent`` is when the server asked for it and has no answer yet."""
+    """Mark commits; ``sent`` is the moment after the request and before its answer."""
     original = asyncpg.Connection.execute
     reading: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -162,7 +161,7 @@ def _mark_postgres(boundaries: Boundaries) -> None:
         boundaries.passed(step, "before")
         statement = asyncio.ensure_future(original(self, query, *arguments, **options))
         for _ in range(3):
-            await asyncio.sleep(0)  # uvloop writes at the end of a turn.
+            await asyncio.sleep(0)  # uvloop writes at the end of an iteration.
         boundaries.passed(step, "sent")
         answer = await statement
         boundaries.passed(step, "after")
@@ -191,15 +190,15 @@ def _mark_file_call(boundaries: Boundaries, name: str, original: Function) -> No
 
 
 def _caller(frame: FrameType | None) -> str:
-    """Return for what a statement is run: the nearest function of ours with a public name."""
+    """Return the caller of a statement: the nearest function of the product with a public name."""
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if module.startswith(("sagastore.", "sagastore_server.")):
             run = frame.f_locals.get("run")
-            if frame.f_code is SQLiteGroupWriter._transact.__code__ and run is not None:
+            if frame.f_code is SQLiteGroupWriter._run_in_transaction.__code__ and run is not None:
                 return _name_of(run)
             name = frame.f_code.co_name
-            if name == "_attempt":
+            if name == "_commit_once":
                 return "writes"
             if not name.startswith(("_", "<")) and not module.endswith((".pool", ".queries")):
                 if name not in {"once", "run"}:
@@ -238,7 +237,7 @@ def _mark_calls(boundaries: Boundaries) -> None:
 
 
 def _name_call(name: str, label: Function) -> None:
-    """Let the statements of a call of the target be known by its name."""
+    """Attach the name of a call of the target to its statements."""
     original: Function = getattr(PostgreSQLReplica, name)
 
     @functools.wraps(original)
@@ -284,20 +283,21 @@ def _build_index(name: str, _: object) -> str:
     return f"build_index({name})"
 
 
-# ---------------------------------------------------------------------- what the server remembers
+# ---------------------------------------------------------------------- state in memory
 
 
 def _mark_memory(boundaries: Boundaries) -> None:
-    enter, stand, closed = CurrentState.enter, Replicator._stand, WriteFence.closed
+    enter, closed = CurrentState.enter, WriteFence.closed
+    set_status = Fallback.set_status
 
     def entered(self: CurrentState, state: MigrationState) -> None:
         enter(self, state)
         boundaries.enter(state)
         boundaries.passed("in force", "after")
 
-    def stood(self: Replicator, standing: ReplicaStatus) -> None:
-        before = self.replica_status
-        stand(self, standing)
+    def stood(self: Fallback, standing: ReplicaStatus) -> None:
+        before = self.status
+        set_status(self, standing)
         if standing is not before:
             boundaries.passed(f"follower({standing.value})", "after")
 
@@ -309,5 +309,5 @@ def _mark_memory(boundaries: Boundaries) -> None:
             boundaries.passed("fence", "opening")
 
     _replace(CurrentState, "enter", entered)
-    _replace(Replicator, "_stand", stood)
+    _replace(Fallback, "set_status", stood)
     _replace(WriteFence, "closed", fenced)

@@ -1,7 +1,7 @@
-"""A real ``sagastore-server`` that kills itself with SIGKILL at a chosen boundary.
+"""Real ``sagastore-server`` that kills itself with SIGKILL at a chosen boundary.
 
-As a module it is the command with boundaries marked: ``CRASH_TRACE`` names the file
-that each passing is noted in, ``CRASH_AT`` the one at which the process ends.
+As a module it is the command with marked boundaries: ``CRASH_TRACE`` names the file for the trace,
+``CRASH_AT`` the boundary at which the process ends.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _ROOT = Path(__file__).parents[2]
 
 
 class CrashingServer(ServerProcess):
-    """A server of both stores; each process that is started ends at the next of some points."""
+    """Server with both stores; each started process ends at the next of some boundaries."""
 
     def __init__(
         self, sqlite: Path, dsn: str, trace: Path, points: tuple[str, ...] = (), **env: str
     ) -> None:
-        """Prepare to serve; ``points`` are where the first process ends, the second, …"""
+        """Create it; ``points`` are the boundaries at which the first, second, … process ends."""
         settings = env | {
             "SAGASTORE_POSTGRES": dsn,
             "SAGASTORE_POSTGRES_POOL_MIN": "1",
@@ -33,32 +33,32 @@ class CrashingServer(ServerProcess):
         super().__init__(sqlite, env=settings)
         self.trace = trace
         self.point = ""
-        """Where the process that runs now is to end; empty: nowhere."""
+        """Boundary at which the current process ends; empty: none."""
         self._points = list(points)
 
     @property
     def killed_itself(self) -> bool:
-        """Whether the process that ran last has ended, and by SIGKILL."""
+        """Whether the last process ended by SIGKILL."""
         return self._process is not None and self._process.poll() == -signal.SIGKILL
 
     def spawn(self, *, bare: bool = False) -> None:
-        """Start it, and do not wait."""
+        """Start the process without waiting for it."""
         self.point = self._env["CRASH_AT"] = self._points.pop(0) if self._points else ""
         with self.trace.open("a") as trace:
             trace.write(f"-- a process that ends at: {self.point}\n")
         super().spawn(bare=bare)
 
     def command(self, *options: str) -> list[str]:
-        """Return the command line."""
         return [sys.executable, "-m", __name__, "serve", *options]
 
 
 def main() -> None:
-    """Run the command with boundaries marked."""
+    """Run the command with marked boundaries."""
+    from sagastore_server.cli.main import main as run_command  # noqa: PLC0415 - in this process only
     from tests.support.crash_boundaries import Boundaries, install  # noqa: PLC0415
 
     install(Boundaries(Path(os.environ["CRASH_TRACE"]), os.environ["CRASH_AT"]))
-    main()
+    run_command()
 
 
 if __name__ == "__main__":

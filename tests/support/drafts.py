@@ -1,4 +1,4 @@
-"""Drafts for tests, and helpers to store and find them."""
+"""New messages for tests, and helpers to store and find them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sagastore_server.storage.model import Message, NewMessage, OnConflict, Page
 from sagastore_server.storage.query import Criteria, Scan
 
 NOW = 1_700_000_000_000_000
-"""A moment in November 2023, in microseconds."""
+"""Microseconds of a time in November 2023."""
 
 
 def draft(
@@ -24,17 +24,17 @@ def draft(
     metadata: str = "{}",
     session_id: str | None = "s-1",
 ) -> NewMessage:
-    """Return a valid draft with the fields that matter to a test."""
+    """Return a valid new message with the given fields."""
     return NewMessage(id, provider, role, content, tuple(tags), timestamp, metadata, session_id)
 
 
 def as_draft(message: Message) -> NewMessage:
-    """Return the draft that stores the message as it is."""
+    """Return the new message that stores ``message`` unchanged."""
     return NewMessage(*message[:8])
 
 
 async def save_all(backend: StorageBackend, drafts: Sequence[NewMessage]) -> None:
-    """Store drafts that are new, in batches."""
+    """Store new messages in batches."""
     for start in range(0, len(drafts), 1000):
         batch = drafts[start : start + 1000]
         result = await backend.bulk_save(batch, OnConflict.REPLACE)
@@ -56,7 +56,7 @@ async def walk(
 
 
 async def found(backend: StorageBackend, criteria: Criteria | str) -> list[str]:
-    """Return the ids that meet ``criteria``, or a query text, oldest first."""
+    """Return the ids that match ``criteria``, or a query text, oldest first."""
     if isinstance(criteria, str):
         criteria = Criteria(parse_query(criteria))
     pages = await walk(backend, criteria)

@@ -1,4 +1,4 @@
-"""Holds PostgreSQL against the archive that a complete migration has left behind."""
+"""Comparison of PostgreSQL with the archive of a completed migration."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _FILES = """SELECT id, filename, filepath, file_type, extracted_text, tags, file
 
 
 class FinalState:
-    """The archive with its receipt, and the rows of both sides."""
+    """Archive with its receipt, and the rows of both sides."""
 
     def __init__(self, archive: Path) -> None:
-        """Check ``archive``, or its receipt, and read it."""
+        """Verify ``archive`` against its receipt, and read it."""
         result = check(archive)
         assert result.ok, [one for one in result.checks if not one.ok]
         self.receipt: Receipt = result.said
         self.archive = result.archive
         self.messages: dict[str, tuple[Any, ...]] = {}
-        """By id, as the archive has them."""
+        """Messages of the archive by id."""
         self.postgresql: dict[str, tuple[Any, ...]] = {}
-        """By id, as PostgreSQL has them."""
+        """Messages of PostgreSQL by id."""
         self._here: dict[str, set[tuple[Any, ...]]] = {}
         self._there: dict[str, set[tuple[Any, ...]]] = {}
 
     async def read(self, dsn: str) -> None:
-        """Read all rows of both."""
+        """Read all rows of both sides."""
         self._read_archive()
         connection = await asyncpg.connect(dsn)
         try:
@@ -69,7 +69,7 @@ class FinalState:
             self._here["files"] = {row[1:] for row in rows if f"files/rowid={row[0]}" not in aside}
 
     def values(self) -> dict[str, Value]:
-        """Return what PostgreSQL has, as clients see it."""
+        """Return the messages of PostgreSQL as clients see them."""
         return {
             id: Value.of(
                 Message(
@@ -84,16 +84,16 @@ class FinalState:
         }
 
     def compare(self, changed: Container[str] = ()) -> None:
-        """Compare field by field; messages in ``changed`` were written after the switch."""
+        """Compare field by field; messages in ``changed`` were written after the cutover."""
         for id in self.messages.keys() | self.postgresql.keys():
             if id not in changed:
                 there, here = self.postgresql.get(id), self.messages.get(id)
-                assert there == here, f"PostgreSQL has {there}, and the archive {here}"
+                assert there == here, f"PostgreSQL has {there}, the archive {here}"
         for name, rows in self._here.items():
             assert self._there[name] == rows, f"{name} of PostgreSQL and of the archive differ"
 
     def compare_counts(self, quarantined: int, files: int) -> None:
-        """Compare the receipt with both sides; ``quarantined`` and ``files`` are as expected."""
+        """Compare the receipt with both sides and with the expected counts."""
         facts, told = self.receipt.facts, self.receipt.report["postgresql"]
         assert facts["messages"]["rows"] == told["messages"] == len(self.messages)
         for name, rows in {"quarantine": quarantined, "files": files}.items():

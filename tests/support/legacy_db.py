@@ -1,4 +1,4 @@
-"""Legacy ``memory.db`` files, written in the way the legacy application writes them."""
+"""Legacy ``memory.db`` files, written as the legacy application writes them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ PLAIN: dict[str, Any] = {
 
 
 class RawText(bytes):
-    """Bytes to be stored as TEXT, be they UTF-8 or not."""
+    """Bytes to store as TEXT, valid UTF-8 or not."""
 
 
 def legacy_db(
@@ -84,7 +84,7 @@ def legacy_db(
     with_indexes: bool = True,
     more: str = "",
 ) -> Path:
-    """Make a legacy file; ``more`` is a script that is run at the end."""
+    """Create a legacy file; ``more`` is a script executed at the end."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(messages)
         if with_indexes:
@@ -102,7 +102,7 @@ def legacy_db(
 def insert(
     connection: sqlite3.Connection, row: Mapping[str, Any], *, with_index: bool = True
 ) -> None:
-    """Save a message; the full-text row gets a rowid of its own, as in the application."""
+    """Save a message; its full-text row gets a separate rowid, as in the application."""
     values = ["CAST(? AS TEXT)" if isinstance(value, RawText) else "?" for value in row.values()]
     connection.execute(
         f"INSERT INTO messages ({', '.join(row)}) VALUES ({', '.join(values)})",
@@ -129,11 +129,11 @@ def _files_and_drift(connection: sqlite3.Connection) -> None:
             "INSERT INTO files VALUES (?, ?, ?, 'markdown', ?, '[]', ?, ?, '{}', NULL)",
             (f"f{n}", f"{n}.md", f"in/{n}.md", f"text of {n}", n, "2025-03-01T09:00:00"),
         )
-    # Deletions reached the table only, so what the index holds has drifted from it.
+    # Deletions changed only the table, so the index is out of sync with it.
     connection.execute("INSERT INTO messages_fts (id, content, tags) VALUES ('gone', 'gone', '')")
     connection.execute("UPDATE messages_fts_docsize SET id = id + 1000000 WHERE id % 5 = 4")
 
 
 def contents_of(folder: Path) -> dict[str, str]:
-    """Return a digest of every file, by name."""
+    """Return a digest of every file by name."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""A legacy ``memory.db`` of real dialogues, with the oddities that such files have."""
+"""Legacy ``memory.db`` of real dialogues, with typical anomalies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ _ASIDE: tuple[dict[str, Any], ...] = (
     {"id": "odd-tags", "tags": '{"not": "a list"}'},
     {"id": "odd-time", "timestamp": "yesterday"},
 )
-"""Rows that have no faithful reading, or that nothing may store: for quarantine."""
+"""Rows without a faithful representation, or with values that cannot be stored; they are
+quarantined.
+"""
 
 _KEPT: tuple[dict[str, Any], ...] = (
     {"id": 4711, "content": "its id is a number"},
@@ -43,7 +45,7 @@ _KEPT: tuple[dict[str, Any], ...] = (
     {"id": "odd-numbers", "metadata": '{"big": 12345678901234567890, "e": 1e3, "f": 0.10}'},
     {"id": "odd-size", "content": "reservation " * 8000},
 )
-"""Rows that look odd and have one reading."""
+"""Unusual rows with exactly one valid interpretation."""
 
 _MORE = """
 ALTER TABLE messages ADD COLUMN importance INTEGER;
@@ -55,20 +57,20 @@ INSERT INTO files (id, filename, filepath, file_type, uploaded_at) VALUES
 
 
 class Sample(NamedTuple):
-    """What a file was made of."""
+    """Contents of a generated file."""
 
     served: int
     """Rows that become messages."""
     quarantined: int
-    """Rows that are set aside, when the file is taken over."""
+    """Rows that are quarantined during the import."""
     files: int
 
 
 def legacy_sample(path: Path, rows: int, long_every: int = 20) -> Sample:
-    """Make a legacy file with so many plain rows, and two dozen odd ones.
+    """Create a legacy file with ``rows`` plain rows and two dozen anomalies.
 
-    One plain row in ``long_every`` is long: batches of a backfill that take their time to
-    prepare meet more writes.
+    One plain row in ``long_every`` is long: backfill batches that take long to prepare meet more
+    concurrent writes.
     """
     plain = itertools.islice(_plain_rows(long_every), rows)
     legacy_db(path, itertools.chain(plain, map(_odd, _ASIDE), map(_odd, _KEPT)), more=_MORE)
@@ -76,7 +78,7 @@ def legacy_sample(path: Path, rows: int, long_every: int = 20) -> Sample:
 
 
 def count_rows(path: Path) -> tuple[int, int]:
-    """Return how many messages and files a legacy file has."""
+    """Return the number of messages and files in a legacy file."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         (messages,) = connection.execute("SELECT count(*) FROM messages").fetchone()
         (files,) = connection.execute("SELECT count(*) FROM files").fetchone()
@@ -84,7 +86,7 @@ def count_rows(path: Path) -> tuple[int, int]:
 
 
 def _plain_rows(long_every: int) -> Iterator[dict[str, Any]]:
-    """Yield rows as the legacy application writes them, round after round of the dialogues."""
+    """Yield rows as the legacy application writes them, repeating the dialogues."""
     with SAMPLE.open(encoding="utf-8") as lines:
         dialogues = [json.loads(line) for line in lines]
     whole = " ".join(item["content"] for item in dialogues)

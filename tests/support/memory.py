@@ -1,7 +1,6 @@
-"""The storage contract on a dict: what the other backends are compared with.
+"""In-memory implementation of the storage contract: the reference for other backends.
 
-It goes through the conformance suite like every backend, so it cannot drift from
-what is promised.
+The conformance suite covers it as well, so that it cannot diverge from the contract.
 """
 
 from __future__ import annotations
@@ -29,26 +28,25 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
-from tests.support.naive import meets, stretch
+from tests.support.reference_search import meets, stretch
 
 STORE = Store.SQLITE
-"""A store must have a name; this one borrows it."""
+"""Store name that the contract requires."""
 
 
 class MemoryState:
-    """What outlives one ``MemoryStorage``."""
+    """State that outlives a ``MemoryStorage``."""
 
     def __init__(self) -> None:
-        """Begin empty."""
         self.messages: dict[str, Message] = {}
         self.revision = 0
 
 
 class MemoryStorage(StorageBackend):
-    """Keeps messages in ``state``."""
+    """Storage backend that keeps messages in ``state``."""
 
     def __init__(self, state: MemoryState) -> None:
-        """Work on ``state``, from ``open`` to ``close``."""
+        """Use ``state`` from ``open`` to ``close``."""
         self._state = state
         self._open = False
 

@@ -1,4 +1,4 @@
-"""Messages to store."""
+"""Messages for RPC tests."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sagastore.v1 import message_pb2, storage_pb2
 
 
 def new_id() -> str:
-    """Return an id that no other test has."""
+    """Return an id that no other test uses."""
     return str(uuid.uuid4())
 
 
 def message(**fields: Any) -> message_pb2.Message:
-    """Return a valid message, with ``fields`` in place of its own."""
+    """Return a valid message; ``fields`` override its defaults."""
     usual: dict[str, Any] = {
         "id": new_id(),
         "provider": "openai",

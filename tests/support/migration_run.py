@@ -1,8 +1,8 @@
-"""A whole migration of a small legacy file, with clients, an operator and crashes.
+"""Complete migration of a small legacy file, with clients, an operator and crashes.
 
-Clients write, delete and read all the time. An operator goes through the phases, once
-back on the way. Whenever the server ends it is started again, on the same port and with
-the same options, as a service manager does. At the end everything is compared.
+Clients write, delete and read throughout. An operator goes through the phases, with one step back.
+Whenever the server ends, it is restarted on the same port with the same options, as by a service
+manager. At the end everything is compared.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.support.ledger import Ledger, message_of, session_of, word_of
 from tests.support.legacy_db import MESSAGES, PLAIN, RawText, legacy_db, numbered
 
 LEGACY = 200
-"""Messages in the file."""
+"""Number of messages in the file."""
 
 QUARANTINED = 5
 FILES = 3
@@ -48,20 +48,20 @@ PLAN = (
     Phase.READ_POSTGRES,
     Phase.POSTGRES_ONLY,
 )
-"""What the operator does; so epochs are numbered 1 to 7."""
+"""Steps of the operator; they make epochs 1 to 7."""
 
 WITHIN = 90.0
-"""Seconds for a run. The usual are four or five."""
+"""Time limit of a run in seconds; typical runs take four or five."""
 
 ROUNDS = 3
-"""Rounds of every client in each phase at least."""
+"""Minimum number of rounds of every client in each phase."""
 
 _THINK = 0.03
-"""Seconds between two rounds of a client: the server is to be busy, not the machine."""
+"""Seconds between two rounds of a client, so that the server is busy, but not the machine."""
 
 _PATIENT = RetryPolicy(max_attempts=10_000, initial_backoff=0.02, max_backoff=0.1)
 _IMPATIENT = RetryPolicy(max_attempts=1)
-AGAIN_AND_AGAIN = (
+EVERY_ATTEMPT = (
     "/save",
     "/bulk_save",
     "/delete",
@@ -70,9 +70,9 @@ AGAIN_AND_AGAIN = (
     " of prune",
     "checkpointer",
 )
-"""Steps that go on for as long as clients write: they can be waited for."""
+"""Steps that recur while clients write, so they can be waited for."""
 WHEN_IDLE = (" of renew",)
-"""Steps that come while no client writes: a run passes them if it is made to, or is slow."""
+"""Steps that occur only without client writes: a run passes them if requested, or if it is slow."""
 
 _WORTH_WAITING = {
     "BACKFILL_NOT_DONE",
@@ -83,26 +83,25 @@ _WORTH_WAITING = {
     "POSTGRES_BEHIND",
     "POSTGRES_UNAVAILABLE",
 }
-"""Blockers that go away by themselves."""
+"""Blockers that resolve without an action."""
 
 
 class Outcome(NamedTuple):
-    """What a run came to."""
+    """Result of a run."""
 
     passed: Counter[str]
-    """How often each boundary was passed by the process that did so most often."""
+    """Passes of each boundary: the maximum over the processes."""
     crashes: int
     writes: int
     reads: int
 
 
 async def run_migration(folder: Path, dsn: str, points: Sequence[str] = ()) -> Outcome:
-    """Migrate, crash at each of ``points``, and hold everything against the ledger.
+    """Migrate, crash at each of ``points``, and check everything against the ledger.
 
     Raises:
-        AssertionError: Something was lost, came back, was not there, or a point was not
-            passed; the notes have the last steps and the log of the server.
-
+        AssertionError: Data was lost or reappeared, or a point was not passed; the notes contain
+            the last steps and the log of the server.
     """
     run = _Run(folder, dsn, points)
     try:
@@ -125,33 +124,33 @@ class _Run:
         self.server = CrashingServer(self.path, dsn, folder / "trace", self.points)
         self.server.trace.touch()
         self.ledger = Ledger()
-        self.keeper = _Keeper(self.server)
+        self.supervisor = _Supervisor(self.server)
 
     async def go(self) -> Outcome:
         legacy_file(self.path)
         self.ledger.begin_with(legacy_message(number) for number in range(LEGACY))
-        await self.keeper.start()
+        await self.supervisor.start()
         async with (
             asyncio.TaskGroup() as group,
             AsyncClient(self.server.address, retry=_PATIENT, timeout=60) as client,
             AsyncClient(self.server.address, retry=_IMPATIENT, timeout=60) as impatient,
         ):
-            keeping = group.create_task(self.keeper.keep())
-            crowd = _Crowd(self.ledger, client, impatient, self.keeper)
+            supervising = group.create_task(self.supervisor.keep())
+            crowd = _Crowd(self.ledger, client, impatient, self.supervisor)
             writing = [group.create_task(work) for work in crowd.works()]
-            await _Operator(client, crowd, self.keeper).operate()
+            await _Operator(client, crowd, self.supervisor).operate()
             crowd.over = True
             await asyncio.gather(*writing)
             await self._compare(client)
-            self.keeper.over = True
+            self.supervisor.over = True
             status = await asyncio.to_thread(self.server.terminate)
-            assert status == 0, "the server did not stop in good order"
-            await keeping
-        assert self.keeper.crashes == len(self.points), "not every point was passed"
+            assert status == 0, "the server did not stop cleanly"
+            await supervising
+        assert self.supervisor.crashes == len(self.points), "not every point was passed"
         await asyncio.to_thread(self._check_archive)
         return Outcome(
             passings(self.server.trace),
-            self.keeper.crashes,
+            self.supervisor.crashes,
             self.ledger.acknowledged,
             self.ledger.reads,
         )
@@ -181,14 +180,14 @@ class _Run:
         rows = {kind: result.said.facts[kind]["rows"] for kind in ("quarantine", "files", "extras")}
         assert rows == {"quarantine": QUARANTINED, "files": FILES, "extras": EXTRAS}
         names = {file.name for file in self.path.parent.iterdir() if file.is_file()}
-        # A server that is killed cannot take away what names the owner.
+        # A killed server cannot remove its owner file.
         locks = {"memory.db.lock", "memory.db.owner"}
         beside = {self.server.trace.name, "memory.db.before-sagastore", *locks}
         assert names - beside == {archive.name, receipt_path(self.path).name}, names
 
 
-class _Keeper:
-    """Starts the server again whenever it has killed itself."""
+class _Supervisor:
+    """Restarts the server whenever it has killed itself."""
 
     def __init__(self, server: CrashingServer) -> None:
         self.server = server
@@ -198,7 +197,7 @@ class _Keeper:
         self._crashed = asyncio.Condition()
 
     async def start(self) -> None:
-        """Start it, until it serves."""
+        """Start the server and wait until it serves."""
         while True:
             try:
                 await asyncio.to_thread(self.server.start)
@@ -210,7 +209,7 @@ class _Keeper:
                 return
 
     async def keep(self) -> None:
-        """Wait for the end of it, and start it again."""
+        """Wait for its end and restart it."""
         while True:
             await asyncio.to_thread(self.server.wait)
             if self.over:
@@ -220,19 +219,19 @@ class _Keeper:
             await self.start()
 
     def to_crash_in(self, stage: str, steps: Iterable[str]) -> bool:
-        """Tell whether a crash is to come at one of ``steps`` of ``stage``."""
+        """Return whether the next crash is at one of ``steps`` of ``stage``."""
         point = self.server.point
         return point.startswith(f"{stage}/") and any(step in point for step in steps)
 
     async def until_crashed(self) -> None:
-        """Wait for the crash that is to come next."""
+        """Wait for the next crash."""
         point = self.server.point
         async with self._crashed:
             await self._crashed.wait_for(lambda: self.server.point != point)
 
     async def _ended(self) -> None:
         log = "\n".join(self.server.stderr[-25:])
-        assert self.server.killed_itself, f"the server has ended by itself:\n{log}"
+        assert self.server.killed_itself, f"the server ended unexpectedly:\n{log}"
         async with self._crashed:
             self.crashes += 1
             self.server.point = ""
@@ -240,31 +239,31 @@ class _Keeper:
 
 
 class _Operator:
-    """Goes through the phases, whatever happens to the server."""
+    """Goes through the phases despite crashes of the server."""
 
-    def __init__(self, client: AsyncClient, crowd: _Crowd, keeper: _Keeper) -> None:
+    def __init__(self, client: AsyncClient, crowd: _Crowd, supervisor: _Supervisor) -> None:
         self._client = client
         self._crowd = crowd
-        self._keeper = keeper
+        self._supervisor = supervisor
         self._epoch = 0
 
     async def operate(self) -> None:
-        """Go through the plan."""
+        """Execute the plan."""
         await self._dwell(Phase.SQLITE_ONLY)
         for phase in PLAN:
             await self._change(phase)
             await self._dwell(phase)
 
     async def _dwell(self, phase: Phase) -> None:
-        """Let every client do something in the phase."""
+        """Wait until every client has acted in the phase."""
         await self._crowd.rounds(ROUNDS)
-        self._heard(await self._client.migration.get())
+        self._check_epoch(await self._client.migration.get())
         stage = f"{self._epoch}-{phase.label.replace('_', '-')}"
-        if self._keeper.to_crash_in(stage, AGAIN_AND_AGAIN):
-            await self._keeper.until_crashed()
-        elif self._keeper.to_crash_in(stage, WHEN_IDLE):
+        if self._supervisor.to_crash_in(stage, EVERY_ATTEMPT):
+            await self._supervisor.until_crashed()
+        elif self._supervisor.to_crash_in(stage, WHEN_IDLE):
             self._crowd.going.clear()
-            await self._keeper.until_crashed()
+            await self._supervisor.until_crashed()
             self._crowd.going.set()
 
     async def _change(self, phase: Phase) -> None:
@@ -275,33 +274,33 @@ class _Operator:
                 if not {violation.type for violation in exc.violations} <= _WORTH_WAITING:
                     raise
             else:
-                self._heard(done)
+                self._check_epoch(done)
                 assert done.phase is phase
                 return
-            await self._until_the_next_is_open()
+            await self._wait_for_next_phase()
 
-    async def _until_the_next_is_open(self) -> None:
+    async def _wait_for_next_phase(self) -> None:
         async with contextlib.aclosing(self._client.migration.watch()) as watching:
             async for status in watching:
-                self._heard(status)
+                self._check_epoch(status)
                 if not {blocker.reason for blocker in status.blockers_to_next} & _WORTH_WAITING:
                     return
 
-    def _heard(self, status: Migration) -> None:
+    def _check_epoch(self, status: Migration) -> None:
         assert status.epoch >= self._epoch, f"epoch {status.epoch} after {self._epoch}"
         self._epoch = status.epoch
 
 
 class _Crowd:
-    """Some clients that write, and look after each write whether it is there."""
+    """Clients that write, and read each write back."""
 
     def __init__(
-        self, ledger: Ledger, client: AsyncClient, impatient: AsyncClient, keeper: _Keeper
+        self, ledger: Ledger, client: AsyncClient, impatient: AsyncClient, supervisor: _Supervisor
     ) -> None:
         self._ledger = ledger
         self._client = client
         self._impatient = impatient
-        self._keeper = keeper
+        self._supervisor = supervisor
         self._versions = itertools.count(1)
         self._done: Counter[str] = Counter()
         self._grown = asyncio.Condition()
@@ -310,7 +309,7 @@ class _Crowd:
         self.over = False
 
     def works(self) -> list[Coroutine[Any, Any, None]]:
-        """Return what each of the clients does, until it is over."""
+        """Return the loop of each client."""
         works: dict[str, Callable[[str, int], Coroutine[Any, Any, None]]] = {
             "patient": self._save,
             "steady": self._save,
@@ -321,7 +320,7 @@ class _Crowd:
         return [self._work(name, work) for name, work in works.items()]
 
     async def rounds(self, count: int) -> None:
-        """Wait until every client has done so many more rounds."""
+        """Wait until every client has completed ``count`` more rounds."""
         before = self._done.copy()
         async with self._grown:
             await self._grown.wait_for(
@@ -341,12 +340,12 @@ class _Crowd:
 
     _names = ("patient", "steady", "impatient", "deleting", "bulky")
 
-    # ------------------------------------------------------------------ what they do
+    # ------------------------------------------------------------------ writes
 
     async def _save(self, name: str, number: int) -> None:
         id = self._id(name, number)
         await self._saved(id, next(self._versions))
-        await self._look(id, number)
+        await self._read_back(id, number)
 
     async def _saved(self, id: str, version: int) -> None:
         message = message_of(id, version)
@@ -355,7 +354,7 @@ class _Crowd:
         self._ledger.acknowledge(id, message, answer.revision)
 
     async def _save_once(self, name: str, number: int) -> None:
-        """Save or delete, and take no answer for an answer."""
+        """Save or delete with an unknown outcome."""
         id = self._id(name, number)
         message = None if number % 4 == 3 else message_of(id, next(self._versions))
         self._ledger.attempt(id, message)
@@ -370,22 +369,22 @@ class _Crowd:
             assert not self._ledger.holds(id), f"{id} is lost"
             self._ledger.acknowledge(id, None)
         except UnavailableError:
-            await self._keeper.up.wait()
+            await self._supervisor.up.wait()
         else:
             self._ledger.acknowledge(id, message, revision)
-        await self._look(id, number)
+        await self._read_back(id, number)
 
     async def _delete(self, name: str, number: int) -> None:
-        """Save, delete, and now and then save again."""
+        """Save, delete, and sometimes save again."""
         id = self._id(name, number)
         await self._saved(id, next(self._versions))
         self._ledger.attempt(id, None)
         await self._client.delete(id)
         self._ledger.acknowledge(id, None)
-        await self._look(id, number)
+        await self._read_back(id, number)
         if number % 3 == 2:
             await self._saved(id, next(self._versions))
-            await self._look(id, number + 1)
+            await self._read_back(id, number + 1)
 
     async def _save_many(self, name: str, number: int) -> None:
         version = next(self._versions)
@@ -402,14 +401,14 @@ class _Crowd:
             self._ledger.saw(message.id, by_id.get(message.id), "BatchGet")
 
     def _id(self, name: str, number: int) -> str:
-        """Return an id of this client's own: every third one from the legacy file."""
+        """Return an id of this client: every third one comes from the legacy file."""
         if number % 3:
             return f"{name}-{number % 7}"
         return f"m{number // 3 % 10 * len(self._names) + self._names.index(name)}"
 
-    # ------------------------------------------------------------------ what they look at
+    # ------------------------------------------------------------------ reads
 
-    async def _look(self, id: str, number: int) -> None:
+    async def _read_back(self, id: str, number: int) -> None:
         ways = (self._get, self._list, self._search, self._batch_get)
         way = ways[number % len(ways)]
         self._ledger.saw(id, await way(id), way.__name__.strip("_"))
@@ -429,22 +428,22 @@ class _Crowd:
         return self._only(id, found) if found else await self._get(id)
 
     async def _search(self, id: str) -> Message | None:
-        """Look for what a Get has found by its own word."""
+        """Search for the unique word of a message that a Get has returned."""
         there = await self._get(id)
         if there is None or "version" not in there.metadata:
             return there
         query = word_of(id, there.metadata["version"])
         found = [result.message async for result in self._client.search(query)]
-        assert found, f"{id} is stored and is not found by its word {query}"
+        assert found, f"{id} is stored, but not found by its word {query}"
         return self._only(id, found)
 
     def _only(self, id: str, found: list[Message]) -> Message:
-        assert [message.id for message in found] == [id], f"{id}: something else was found: {found}"
+        assert [message.id for message in found] == [id], f"{id}: unexpected result: {found}"
         return found[0]
 
 
 def legacy_file(path: Path) -> None:
-    """Write the legacy file that is to be moved."""
+    """Write the legacy file to migrate."""
     rows = numbered(LEGACY)
     for number, row in enumerate(rows[:EXTRAS]):
         row["mood"] = f"mood {number}"
@@ -458,7 +457,7 @@ def legacy_file(path: Path) -> None:
 
 
 def legacy_message(number: int) -> Message:
-    """Return what a row of the legacy file means."""
+    """Return the message of a row of the legacy file."""
     return Message(
         "openai",
         "user",
@@ -473,7 +472,7 @@ def legacy_message(number: int) -> Message:
 
 
 def passings(trace: Path) -> Counter[str]:
-    """Return how often each boundary was passed by one process, at most."""
+    """Return the maximum number of passes of each boundary by one process."""
     most: Counter[str] = Counter()
     for line in trace.read_text().splitlines():
         name, _, number = line.rpartition("#")
@@ -483,7 +482,7 @@ def passings(trace: Path) -> Counter[str]:
 
 
 def steps_of(points: Iterable[str]) -> set[str]:
-    """Return which steps boundaries or points belong to, whatever the phase and the number."""
+    """Return the steps of boundaries or points, without phase and number."""
     return {
         point.partition("/")[2].rpartition("#")[0] or point.partition("/")[2] for point in points
     }

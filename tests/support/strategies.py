@@ -1,6 +1,6 @@
-"""Values for property tests, and how many of them: importing this sets the profile.
+"""Hypothesis strategies; importing this module selects the profile.
 
-``SAGASTORE_TEST_PROFILE=thorough`` tries many more examples.
+``SAGASTORE_TEST_PROFILE=thorough`` runs many more examples.
 """
 
 from __future__ import annotations
@@ -20,4 +20,4 @@ settings.load_profile(_PROFILE)
 QUICK = _PROFILE == "quick"
 
 storable_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
-"""Any text that both stores can hold."""
+"""Text that both stores can hold."""

@@ -1,8 +1,7 @@
-"""Clients that write and read at the same time, and have every answer checked.
+"""Concurrent clients that write and read and check every answer.
 
-Each writer has ids of its own, and all writers count on a few counters together, with
-``if_revision``. What they do is drawn from seeded generators. The first wrong answer, and
-the first call that fails, end all of it.
+Each writer has its own ids; all writers also increase shared counters with ``if_revision``. Actions
+are drawn from seeded generators. The first wrong answer or failed call stops all clients.
 """
 
 from __future__ import annotations
@@ -28,26 +27,26 @@ T = TypeVar("T")
 
 WORDS = ("amber", "basalt", "cobalt", "dunes", "ember", "fjord", "granite", "harbour", "indigo",
          "juniper", "krill", "lagoon")  # fmt: skip
-"""Words in what writers write, for searches."""
+"""Words in written messages, for searches."""
 
 FOUND_WORDS = ("restaurant", "reservation", "tomorrow", "appointment", "francisco")
-"""Words in what was there before."""
+"""Words in the initial messages."""
 
 TAGS = ("blue", "green", "red", "ünïcode ☃")
 COUNTERS = 4
 LATEST = datetime(2031, 1, 1, tzinfo=UTC)
 
 NO_RETRIES = RetryPolicy(max_attempts=1)
-STUBBORN = RetryPolicy(max_attempts=10_000, initial_backoff=0.05, max_backoff=0.5)
-"""Bridges an outage of any length within the time of a call."""
+RETRYING = RetryPolicy(max_attempts=10_000, initial_backoff=0.05, max_backoff=0.5)
+"""Retry policy that bridges any outage within the deadline of a call."""
 
 
 class CallFailedError(AssertionError):
-    """A call has failed that must not."""
+    """A call failed unexpectedly."""
 
 
 class Settings(NamedTuple):
-    """What goes on."""
+    """Settings of the traffic."""
 
     seed: int
     writers: int = 4
@@ -55,11 +54,11 @@ class Settings(NamedTuple):
     retry: RetryPolicy = NO_RETRIES
     timeout: float = 30.0
     everywhere: bool = True
-    """Some writes ask for both stores; not while one of them may be down."""
+    """Whether some writes request durability on both stores; not while one may be down."""
     rest: float = 0.0
-    """Seconds that each client rests between two calls, on average."""
+    """Average seconds between two calls of a client."""
     exports: float = 2.0
-    """How often a reader exports everything; a get has 40."""
+    """Relative frequency of exports; that of Get is 40."""
 
     @property
     def retries(self) -> bool:
@@ -68,19 +67,19 @@ class Settings(NamedTuple):
 
 
 class Traffic:
-    """Runs the clients, and counts what they do."""
+    """Runs the clients and counts their calls."""
 
     def __init__(self, checker: Checker, address: str, settings: Settings) -> None:
-        """Prepare to call the server at ``address``."""
+        """Create traffic to the server at ``address``."""
         self.checker = checker
         self.settings = settings
         self.calls: Counter[str] = Counter()
-        """Calls answered, by name; refusals that were due are answers."""
+        """Answered calls by name; expected refusals count as answers."""
         self.failed = 0
         self.acknowledged = 0
-        """Messages written or deleted, as the service said."""
+        """Acknowledged writes and deletions."""
         self.writes: list[tuple[float, float]] = []
-        """When each write began and ended, by ``time.monotonic``."""
+        """Start and end of each write, by ``time.monotonic``."""
         self._address = address
         self._running = True
         self._tasks: list[asyncio.Task[None]] = []
@@ -89,14 +88,14 @@ class Traffic:
         self._flowing.set()
         self._busy = 0
 
-    # ------------------------------------------------------------------ from outside
+    # ------------------------------------------------------------------ control
 
     def start(self, clients: Iterable[Client]) -> None:
-        """Let them begin."""
+        """Start the clients."""
         self._tasks = [asyncio.create_task(self._run(client)) for client in clients]
 
     async def more(self, calls: int) -> None:
-        """Wait until so many more calls were answered; raises what went wrong, if it did."""
+        """Wait until ``calls`` more calls were answered; raises the failure of a client."""
         wanted = self.calls.total() + calls
         async with self._answered:
             await self._answered.wait_for(
@@ -105,14 +104,14 @@ class Traffic:
         self._raise()
 
     async def hold(self) -> None:
-        """Let the calls under way end, and no new ones begin."""
+        """Let calls in progress end, and start no new ones."""
         self._flowing.clear()
         async with self._answered:
             await self._answered.wait_for(lambda: not self._busy)
         self._raise()
 
     async def during(self, work: Awaitable[T]) -> T:
-        """Do something else meanwhile; what goes wrong with a client ends that, too."""
+        """Run ``work``; raises the failure of a client."""
         doing = asyncio.ensure_future(work)
         try:
             await asyncio.wait({doing, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -121,12 +120,12 @@ class Traffic:
         finally:
             doing.cancel()
 
-    def go_on(self) -> None:
-        """Let them begin again."""
+    def resume(self) -> None:
+        """Resume calls."""
         self._flowing.set()
 
     async def stop(self) -> None:
-        """End it, each client after its call; raises what went wrong, if it did."""
+        """Stop each client after its current call; raises the failure of a client."""
         self._running = False
         self._flowing.set()
         if self._tasks:
@@ -134,13 +133,13 @@ class Traffic:
         self._raise()
 
     async def abandon(self) -> None:
-        """End it at once."""
+        """Cancel all clients."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def longest_write(self, began: float, ended: float) -> float:
-        """Return how long the slowest of the writes took that were under way in between."""
+        """Return the longest duration of a write that overlaps the interval."""
         return max(
             (until - since for since, until in self.writes if until >= began and since <= ended),
             default=0.0,
@@ -151,7 +150,7 @@ class Traffic:
     async def call(
         self, name: str, work: Awaitable[T], *, due: tuple[type[SagaStoreError], ...] = ()
     ) -> T:
-        """Make a call; failures are wrong answers, but for those in ``due``."""
+        """Make a call; failures other than ``due`` are wrong answers."""
         try:
             return await work
         except due:
@@ -165,7 +164,6 @@ class Traffic:
     async def write(
         self, name: str, work: Awaitable[T], *, due: tuple[type[SagaStoreError], ...] = ()
     ) -> T:
-        """Make a call that writes."""
         began = time.monotonic()
         try:
             return await self.call(name, work, due=due)
@@ -204,10 +202,10 @@ class Traffic:
 
 
 class Client:
-    """One of the clients: draws what to do next."""
+    """Client: draws its next action."""
 
     def __init__(self, traffic: Traffic, name: str) -> None:
-        """Take part in ``traffic``."""
+        """Join ``traffic``."""
         self.traffic = traffic
         self.checker = traffic.checker
         self.settings = traffic.settings
@@ -215,11 +213,10 @@ class Client:
         self.random = random.Random(f"{traffic.settings.seed}/{name}")
 
     async def act(self, connection: AsyncClient) -> None:
-        """Do one thing."""
+        """Perform one action."""
         raise NotImplementedError
 
     async def look(self, connection: AsyncClient, id: str) -> Message | None:
-        """Get a message."""
         since = self.checker.now()
         try:
             found = await self.traffic.call("Get", connection.get(id), due=(NotFoundError,))

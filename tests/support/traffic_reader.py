@@ -1,4 +1,4 @@
-"""A client that reads, in all ways there are."""
+"""Client that uses every kind of read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from tests.support.traffic import FOUND_WORDS, LATEST, TAGS, WORDS, Client, Traf
 
 
 class Reader(Client):
-    """Reads in all ways there are."""
+    """Uses every kind of read."""
 
     def __init__(self, traffic: Traffic, number: int) -> None:
-        """Begin."""
         super().__init__(traffic, f"reader-{number}")
         self._acts: list[Callable[[AsyncClient], Awaitable[None]]] = [
             self._get, self._batch_get, self._list, self._search, self._export,
@@ -24,7 +23,7 @@ class Reader(Client):
         self._weights = [40, 20, 20, 25, self.settings.exports]
 
     async def act(self, connection: AsyncClient) -> None:
-        """Do one thing."""
+        """Perform one action."""
         (act,) = self.random.choices(self._acts, self._weights)
         await act(connection)
 
@@ -32,7 +31,7 @@ class Reader(Client):
         draw = self.random
         if not self.checker.ids or draw.random() < 0.02:
             return f"unknown-{draw.randrange(1000)}"
-        # What was written first lately is often being changed.
+        # Recently created messages change most often.
         ids = self.checker.ids[-200:] if draw.random() < 0.4 else self.checker.ids
         return draw.choice(ids)
 
@@ -45,7 +44,7 @@ class Reader(Client):
         found = await self.traffic.call("BatchGet", connection.batch_get(ids))
         answered = {message.id for message in found.messages} | set(found.missing_ids)
         if answered != set(ids):
-            raise WrongAnswerError(f"BatchGet has left out {set(ids) - answered}")
+            raise WrongAnswerError(f"BatchGet lacks {set(ids) - answered}")
         for message in found.messages:
             self.checker.shows(message, since)
         for id in found.missing_ids:
@@ -124,7 +123,7 @@ def _rising(message: Message) -> tuple[datetime, bytes]:
 
 
 def _falling(message: Message) -> tuple[timedelta, bytes]:
-    """Turn the order around; the bytes of an id, too, and that of one with more bytes."""
+    """Reverse the order; this includes the bytes of an id, and ids that are prefixes of others."""
     assert message.timestamp is not None
     turned = bytes(255 - byte for byte in message.id.encode()) + b"\xff"
     return LATEST - message.timestamp, turned

@@ -1,4 +1,4 @@
-"""A client that writes, in all ways there are."""
+"""Client that uses every kind of write."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from tests.support.traffic import COUNTERS, LATEST, TAGS, WORDS, Client, Traffic
 
 _LONG = "long " * 1500
 _MOST_IDS = 400
-"""A writer makes no more new ids than this; then it changes those it has."""
+"""Maximum number of ids that a writer creates; then it changes existing ones."""
 
 
 class Writer(Client):
-    """Writes under ids of its own, and counts."""
+    """Writes its own ids and shared counters."""
 
     def __init__(self, traffic: Traffic, number: int) -> None:
-        """Begin without ids."""
         super().__init__(traffic, f"writer-{number}")
         self.ids: list[str] = []
         self._made = 0
@@ -40,14 +39,14 @@ class Writer(Client):
         self._weights = [8, 40, 4, 14, 12, 2]
 
     async def act(self, connection: AsyncClient) -> None:
-        """Do one thing."""
+        """Perform one action."""
         (act,) = self.random.choices(self._acts, self._weights)
         await act(connection)
 
-    # ------------------------------------------------------------------ what it writes
+    # ------------------------------------------------------------------ values
 
     def _value(self, before: Value | None, session: str | None) -> Value:
-        """Make up a value that nobody has written yet."""
+        """Return a value that no client has written yet."""
         draw = self.random
         self._serial += 1
         words = " ".join(draw.sample(WORDS, 3))
@@ -66,7 +65,7 @@ class Writer(Client):
         )
 
     def _next(self, id: str) -> Value:
-        """Make up what is saved next under an id."""
+        """Return the next value of an id."""
         before = self._last_value(id)
         session = f"session {self.name} {self.random.randrange(6)}"
         if before is not None and self.random.random() < 0.7:
@@ -74,7 +73,7 @@ class Writer(Client):
         return self._value(before, session)
 
     def _last_value(self, id: str) -> Value | None:
-        """Return the latest value that was not the absence of one: it has the time."""
+        """Return the latest value that was not an absence; it has the time."""
         return self.checker.last_value(id) if self.checker.knows(id) else None
 
     def _new_id(self) -> str:
@@ -85,7 +84,7 @@ class Writer(Client):
         self.ids.append(id)
         return id
 
-    # ------------------------------------------------------------------ what it does
+    # ------------------------------------------------------------------ actions
 
     async def _new(self, connection: AsyncClient) -> None:
         id = self._new_id()
@@ -97,7 +96,7 @@ class Writer(Client):
         guard = 0 if self.random.random() < 0.4 else None
         created = await self._save(connection, id, self._next(id), guard=guard)
         if not created and not self.settings.retries:
-            raise WrongAnswerError(f"{id} was new, and the answer says that it was not")
+            raise WrongAnswerError(f"{id} was new, but the answer says that it existed")
 
     async def _replace(self, connection: AsyncClient, id: str) -> None:
         guard = self.checker.revision(id) if self.random.random() < 0.4 else None
@@ -106,7 +105,7 @@ class Writer(Client):
             connection, id, self._next(id), guard=guard, keeps_time=keeps_time
         )
         if created and not self.settings.retries:
-            raise WrongAnswerError(f"{id} was there, and the answer says that it was new")
+            raise WrongAnswerError(f"{id} existed, but the answer says that it was new")
 
     async def _save(
         self,
@@ -157,20 +156,20 @@ class Writer(Client):
         except NotFoundError:
             return
         if not self.settings.retries:
-            raise WrongAnswerError(f"{id} was deleted twice: it had come back")
+            raise WrongAnswerError(f"{id} was deleted twice: it had reappeared")
 
     async def _repeat(self, connection: AsyncClient, id: str) -> None:
-        """Send the same once more: nothing changes."""
+        """Send the same message again: nothing changes."""
         value = self.checker.value(id)
         assert value is not None
         number = self.checker.versions(id) - 1
         saved = await self.traffic.write("Save", connection.save(value.message(id)))
         self.checker.acknowledge(id, number, value, saved.revision)
         if saved.created:
-            raise WrongAnswerError(f"{id} was saved again, and is new")
+            raise WrongAnswerError(f"{id} was saved again, but the answer says that it was new")
 
     async def _stale(self, connection: AsyncClient, id: str) -> None:
-        """Ask for a revision that is not the stored one: it must be refused."""
+        """Save with a wrong revision: it must be refused."""
         known = self.checker.revision(id)
         if known is None:
             return
@@ -183,10 +182,10 @@ class Writer(Client):
             )
         except AbortedError:
             return
-        raise WrongAnswerError(f"{id}: if_revision was wrong, and the save was accepted")
+        raise WrongAnswerError(f"{id}: the save was accepted with a wrong if_revision")
 
     async def _bulk(self, connection: AsyncClient) -> None:
-        """Save several, old and new, in one batch."""
+        """Save several messages, old and new, in one batch."""
         count = self.random.randrange(3, 25)
         ids = {self._new_id() for _ in range(count // 3)}
         ids |= set(self.random.sample(self.ids, min(count, len(self.ids))))
@@ -202,7 +201,7 @@ class Writer(Client):
         self.traffic.acknowledged += len(batch)
 
     async def _skip(self, connection: AsyncClient) -> None:
-        """Save a batch of ids that are all there, and to be left as they are."""
+        """Save a batch of existing ids that must be skipped."""
         there = [id for id in self.ids if self.checker.value(id) is not None]
         ids = self.random.sample(there, min(5, len(there)))
         batch = [self._value(self._last_value(id), "never stored").message(id) for id in ids]
@@ -212,7 +211,7 @@ class Writer(Client):
             raise WrongAnswerError(f"of {len(batch)} ids that are there: {result}")
 
     async def _count(self, connection: AsyncClient) -> None:
-        """Count a counter one up, whoever else does."""
+        """Increase a counter concurrently with other clients."""
         id = f"counter-{self.random.randrange(COUNTERS)}"
         found = await self.look(connection, id)
         count = 0 if found is None else int(found.metadata["count"])
@@ -232,7 +231,7 @@ class Writer(Client):
         self.traffic.acknowledged += 1
 
     async def _read_own(self, connection: AsyncClient) -> None:
-        """Read what it has written last: nothing is in flight, so one answer is right."""
+        """Read the last own write: nothing is in flight, so exactly one answer is correct."""
         for id in self.ids[-3:]:
             await self.look(connection, id)
 

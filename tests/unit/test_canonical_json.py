@@ -25,8 +25,8 @@ from sagastore_server.storage.canonical_json import (
     read,
     write,
 )
-from tests.support.naive import json_contains
 from tests.support.postgres import postgres_dsn
+from tests.support.reference_search import json_contains
 from tests.support.strategies import storable_text
 
 

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import (  # type: ignore[import
 from sagastore_server.rpc.admission import Limits
 from sagastore_server.rpc.error_responder import ErrorResponder
 from sagastore_server.rpc.health_service import Health, health_admission, health_handlers
-from tests.support.refusals import Refusal, refusal_of
+from tests.support.rpc_errors import Refusal, refusal_of
 
 NAME = "sagastore.v1.StorageService"
 SERVING = health_pb2.HealthCheckResponse.SERVING

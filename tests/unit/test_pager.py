@@ -18,7 +18,7 @@ from sagastore_server.storage.model import Message, NewMessage
 from sagastore_server.storage.query import Criteria, Hit
 from tests.support.drafts import NOW, draft, save_all
 from tests.support.memory import MemoryState, MemoryStorage
-from tests.support.naive import place
+from tests.support.reference_search import place
 from tests.support.strategies import storable_text
 
 WORDS = Criteria(parse_query("fox OR dog"))

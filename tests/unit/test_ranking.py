@@ -14,7 +14,7 @@ from sagastore_server.search.ranking import (
     snippet,
 )
 from sagastore_server.storage.query import TextQuery
-from tests.support.naive import text_matches
+from tests.support.reference_search import text_matches
 from tests.support.strategies import storable_text
 
 

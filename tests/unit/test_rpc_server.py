@@ -31,7 +31,7 @@ from sagastore_server.storage.model import Message
 from sagastore_server.storage.phase import Phase
 from tests.support.memory import MemoryState, MemoryStorage
 from tests.support.messages import batch, message
-from tests.support.refusals import Refusal, refusal_of
+from tests.support.rpc_errors import Refusal, refusal_of
 
 SECRET = "near 'sekret': syntax error in /var/lib/saga.db"
 

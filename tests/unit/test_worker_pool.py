@@ -1,4 +1,4 @@
-"""Processes that analyse: what they answer, and how they begin and end."""
+"""Worker processes: their results, environment, start and end."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ TEXTS = [(f"Running café {number}, 東京 and wolves",) for number in range(200
 
 @pytest.fixture
 async def worker_pool() -> AsyncIterator[WorkerPool]:
-    many = WorkerPool(1)
-    yield many
-    await many.close()
+    pool = WorkerPool(1)
+    yield pool
+    await pool.close()
 
 
-async def elsewhere(worker_pool: WorkerPool) -> int:
-    """Wait until a process answers; return which."""
+async def worker_pid(worker_pool: WorkerPool) -> int:
+    """Wait until a worker process answers; return its process id."""
     await worker_pool.map(len, [("",)] * MANY)
     while (found := (await worker_pool.map(os.getpid, [()]))[0]) == os.getpid():
         pass
     return found
 
 
-async def test_the_answer_is_the_same_wherever_it_is_worked_out(worker_pool: WorkerPool) -> None:
+async def test_worker_returns_the_same_result(worker_pool: WorkerPool) -> None:
     expected = [analyze(text) for (text,) in TEXTS]
-    assert await worker_pool.map(analyze, TEXTS) == expected  # Not worth a process yet.
-    await elsewhere(worker_pool)
+    assert await worker_pool.map(analyze, TEXTS) == expected  # Too few for a process.
+    await worker_pid(worker_pool)
     assert await worker_pool.map(analyze, TEXTS) == expected
 
 
 @pytest.mark.parametrize("indexer", [index_terms.indexed_columns, rows.search_columns_of, None])
-async def test_a_check_finds_the_same_elsewhere(
+async def test_worker_finds_the_same_in_a_check(
     worker_pool: WorkerPool, indexer: Indexer | None
 ) -> None:
     messages = [
@@ -58,56 +58,69 @@ async def test_a_check_finds_the_same_elsewhere(
     ]
     sent = [(one.SerializeToString(), indexer) for one in messages]
     expected = [check(*one) for one in sent]
-    await elsewhere(worker_pool)
+    await worker_pid(worker_pool)
     assert await worker_pool.map(check, sent) == expected
     assert [len(found) for found, _, _ in expected] == [0, 5, 4]
     assert [terms is None for _, _, terms in expected] == [indexer is None, True, True]
 
 
-async def test_what_is_wrong_is_raised(worker_pool: WorkerPool) -> None:
-    await elsewhere(worker_pool)
+async def test_exception_of_a_task_is_raised(worker_pool: WorkerPool) -> None:
+    await worker_pid(worker_pool)
     with pytest.raises(ValueError, match="not valid JSON"):
         await worker_pool.map(fts_columns, [("x", (), "{")])
     assert await worker_pool.map(len, [("abc",)]) == [3]
 
 
-async def test_a_process_that_dies_is_done_without(worker_pool: WorkerPool) -> None:
-    os.kill(await elsewhere(worker_pool), signal.SIGKILL)
+async def test_dead_worker_does_not_fail_a_task(worker_pool: WorkerPool) -> None:
+    os.kill(await worker_pid(worker_pool), signal.SIGKILL)
     assert await worker_pool.map(len, [("abc",)]) == [3]
     assert await worker_pool.map(os.getpid, [()]) == [os.getpid()]
 
 
-async def test_a_process_that_hangs_is_given_up(
+async def test_hung_worker_is_killed(
     worker_pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = psutil.Process(await elsewhere(worker_pool))
-    monkeypatch.setattr("sagastore_server.runtime.worker_pool._PATIENCE", 0.5)
+    process = psutil.Process(await worker_pid(worker_pool))
+    monkeypatch.setattr("sagastore_server.runtime.worker_pool._TIMEOUT", 0.5)
     process.suspend()
-    # More than the line takes without anybody who reads it.
+    # More than the pipe takes without a reader.
     assert await worker_pool.map(len, [("x" * 1_000_000,)]) == [1_000_000]
     assert not process.is_running()
 
 
-async def test_it_ends_and_can_begin_again(worker_pool: WorkerPool) -> None:
-    process = psutil.Process(await elsewhere(worker_pool))
+async def test_closed_pool_starts_again(worker_pool: WorkerPool) -> None:
+    process = psutil.Process(await worker_pid(worker_pool))
     await worker_pool.close()
     assert not process.is_running()
-    assert psutil.pid_exists(await elsewhere(worker_pool))
+    assert psutil.pid_exists(await worker_pid(worker_pool))
 
 
-async def test_it_knows_no_settings(
+async def test_worker_has_no_settings(
     worker_pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAGASTORE_POSTGRES", "postgresql://secret")
-    await elsewhere(worker_pool)
+    pid = await worker_pid(worker_pool)
     assert await worker_pool.map(os.getenv, [("SAGASTORE_POSTGRES",), ("PATH",)]) == [
         None,
         os.environ["PATH"],
     ]
+    # Nor did it start with them: /proc shows the environment as it was at the start.
+    assert "PATH" in psutil.Process(pid).environ()
+    assert "SAGASTORE_POSTGRES" not in psutil.Process(pid).environ()
 
 
-async def test_signals_to_the_group_leave_it_at_work(worker_pool: WorkerPool) -> None:
-    found = await elsewhere(worker_pool)
+async def test_dead_worker_is_replaced(
+    worker_pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sagastore_server.runtime.worker_pool._RETRY_SECONDS", 0.0)
+    first = await worker_pid(worker_pool)
+    os.kill(first, signal.SIGKILL)
+    assert await worker_pool.map(len, [("abc",)]) == [3]
+    assert await worker_pid(worker_pool) not in {first, os.getpid()}
+
+
+async def test_signals_leave_the_worker_running(worker_pool: WorkerPool) -> None:
+    found = await worker_pid(worker_pool)
     os.kill(found, signal.SIGINT)
     os.kill(found, signal.SIGTERM)
     assert await worker_pool.map(os.getpid, [()]) == [found]
@@ -117,9 +130,9 @@ _PARENT = """
 import asyncio, os, sys
 from sagastore_server.runtime.worker_pool import MANY, WorkerPool
 async def main():
-    analysts = WorkerPool(1)
-    await analysts.map(len, [("",)] * MANY)
-    while (found := (await analysts.map(os.getpid, [()]))[0]) == os.getpid():
+    pool = WorkerPool(1)
+    await pool.map(len, [("",)] * MANY)
+    while (found := (await pool.map(os.getpid, [()]))[0]) == os.getpid():
         pass
     print(found, flush=True)
     await asyncio.Event().wait()
@@ -127,7 +140,7 @@ asyncio.run(main())
 """
 
 
-def test_it_ends_with_who_began_it_however_that_ends() -> None:
+def test_worker_ends_when_its_parent_is_killed() -> None:
     parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     with parent.stdout:

@@ -1,12 +1,11 @@
-"""Measures everything that docs/performance.md promises: ``make bench``.
+"""Command line of the benchmarks (``make bench``): measures every target of the performance page.
 
     python -m tools.benchmarks [NAME ...] [--visits N] [--rounds N] [--scale ROWS] [--folder DIR]
 
-Names are those of ``ROWS``, or ``quick`` for a short form of all that shows whether it runs.
-Both sides of each ratio are measured in this run, alternating. All benchmarks are made one after
-the other, and then again: a machine that others use is not the same a quarter of an hour later,
-and the spread is to hold what that changes. Exit status 1 if a target was missed, 2 for a name
-that there is not.
+Names are those of ``ROWS``, or ``quick`` for a short run that only shows that everything works.
+Both sides of each ratio are measured in one run, alternating. All benchmarks run one after the
+other, and then again, so that the spread contains the drift of a shared machine over a quarter of
+an hour. Exit status 1 if a target was missed, 2 for an unknown name.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from pathlib import Path
 from rich.console import Console
 
 from tools.benchmarks import bulk, calls, migrations, plots, report, scale, searches
-from tools.benchmarks.bench import QUICK, Bench, CallsFailedError, Sizes
+from tools.benchmarks.harness import QUICK, Bench, CallsFailedError, Sizes
 from tools.benchmarks.load import LoadError
-from tools.benchmarks.model import Row, merged
+from tools.benchmarks.results import Row, merged
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "bench"
@@ -50,10 +49,10 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "plot-in-flight": plots.over_in_flight,
     "plot-rows": plots.over_rows,
 }
-"""What can be measured, in the order of the table."""
+"""All benchmarks, in the order of the table."""
 
 ONCE = {"memory", "plot-in-flight", "plot-rows"}
-"""What is not made again: large stores, which the others work on, and the plots."""
+"""Benchmarks that run once: large stores, which the others use, and the plots."""
 
 _FAILURES = (CallsFailedError, LoadError, RuntimeError, AssertionError, OSError,
              subprocess.CalledProcessError)  # fmt: skip
@@ -62,15 +61,15 @@ _FAILURES = (CallsFailedError, LoadError, RuntimeError, AssertionError, OSError,
 def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*ROWS, "quick"]))
-    parser.add_argument("--visits", type=int, help=f"of each benchmark ({Sizes().visits})")
-    parser.add_argument("--rounds", type=int, help=f"that count, in a visit ({Sizes().rounds})")
+    parser.add_argument("--visits", type=int, help=f"visits per benchmark ({Sizes().visits})")
+    parser.add_argument("--rounds", type=int, help=f"measured rounds per visit ({Sizes().rounds})")
     parser.add_argument("--scale", type=int, help=f"rows of a large store ({Sizes().scale:,})")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="for stores and results")
-    parser.add_argument("--python", action="store_true", help="clients of Python instead of ghz")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder for stores and results")
+    parser.add_argument("--python", action="store_true", help="use Python clients instead of ghz")
     given = parser.parse_intermixed_args()
     unknown = [name for name in given.names if name not in {*ROWS, "quick"}]
     if unknown:
-        parser.error(f"there is no {unknown[0]}; there are {', '.join([*ROWS, 'quick'])}")
+        parser.error(f"unknown benchmark {unknown[0]}; choose from {', '.join([*ROWS, 'quick'])}")
     return given
 
 
@@ -81,19 +80,19 @@ def _sizes(given: argparse.Namespace) -> Sizes:
 
 
 def _measured(bench: Bench, name: str, console: Console) -> list[Row]:
-    """Measure one benchmark; what goes wrong becomes a row that is missed."""
+    """Run one benchmark; an error becomes a missed row."""
     began = time.monotonic()
     console.print(f"[bold]{name}[/]")
     try:
         rows = ROWS[name](bench)
     except _FAILURES as exc:
-        rows = [Row(name, "could not be measured", [], None, {}, "", failure=str(exc) or repr(exc))]
+        rows = [Row(name, "failed", [], None, {}, "", failure=str(exc) or repr(exc))]
     console.print(f"  {name}: {time.monotonic() - began:.0f} s", style="dim")
     return rows
 
 
 def _visits(bench: Bench, names: list[str], console: Console) -> Iterator[Row]:
-    """Measure benchmark after benchmark, as often as is wanted."""
+    """Run the benchmarks one after the other, as often as requested."""
     for visit in range(bench.sizes.visits):
         for name in names:
             if not visit or name not in ONCE:
@@ -101,7 +100,7 @@ def _visits(bench: Bench, names: list[str], console: Console) -> Iterator[Row]:
 
 
 def _table(found: Sequence[Row]) -> list[Row]:
-    """Return a row for each thing that was measured, in the order of ``ROWS``."""
+    """Return one row per measurement, in the order of ``ROWS``."""
     visits: dict[tuple[str, str], list[Row]] = {}
     for row in found:
         visits.setdefault((row.name, row.what), []).append(row)
@@ -109,12 +108,11 @@ def _table(found: Sequence[Row]) -> list[Row]:
 
 
 def main() -> int:
-    """Measure, print the table, write the file, and return the exit status."""
+    """Run the benchmarks, print the table, write the file, and return the exit status."""
     given = _parsed()
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     names = [name for name in given.names if name != "quick"] or list(ROWS)
-    # Whoever asks to stop wants no server left running. A shell starts what is in the background
-    # with SIGINT ignored.
+    # SIGINT must stop all servers. A shell starts background processes with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     found: list[Row] = []
@@ -128,19 +126,19 @@ def main() -> int:
             lambda line: console.print(f"  {line}", style="dim"),
             python=given.python,
         )
-        console.print(f"Stores are kept in {folder}; calls are sent by {bench.generator.name}")
+        console.print(f"stores: {folder}; load generator: {bench.generator.name}")
         try:
             found.extend(_visits(bench, names, console))
         except KeyboardInterrupt:
             console.print("interrupted")
-        about = report.environment(bench.load_told(), bench.postgres_told())
+        about = report.environment(bench.load_description(), bench.postgres_description())
         about["seconds"] = round(time.monotonic() - began)
         about["sizes"] = bench.sizes._asdict()
     rows = _table(found)
     report.show(console, rows)
     console.print(about["load"])
     report.write(folder / "bench.json", rows, about)
-    console.print(f"{time.monotonic() - began:.0f} s in all; written to {folder / 'bench.json'}")
+    console.print(f"{time.monotonic() - began:.0f} s total; results: {folder / 'bench.json'}")
     return int(any(row.verdict == "missed" for row in rows) or len(rows) == 0)
 
 

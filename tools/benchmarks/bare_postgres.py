@@ -1,14 +1,14 @@
-"""A bare loop of asyncpg's COPY into the store's own schema, with all of its indexes.
+"""Baseline: a loop of asyncpg's COPY into the store's own schema with all indexes.
 
     python -m tools.benchmarks.bare_postgres DSN inside|before NAME COUNT
 
-One process and one connection, ``synchronous_commit=on``, a COPY and a commit for each
-thousand messages. The rows hold what search needs, ``terms`` and ``search``. What is left
-out is everything else: the network, checks, locks, the look at what is stored under the ids
-and whether one was deleted, revisions from the sequence, and the answers.
+One process, one connection, ``synchronous_commit=on``, one COPY and commit per thousand messages.
+The rows contain the search columns ``terms`` and ``search``. Everything else is left out: network,
+validation, locks, the lookup of stored ids and tombstones, revisions from the sequence, and
+answers.
 
-``inside``: the terms are made in the loop, as whoever inserts a message has to.
-``before``: they lie ready when the clock starts, which nobody's do.
+``inside``: the terms are computed in the loop, as every insert of a message requires. ``before``:
+the terms are computed before the clock starts, which no real insert can do.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ async def _copy(connection: Connection, rows: list[Row]) -> None:
 
 
 async def main() -> None:
-    """Copy the messages, and print the seconds that it took."""
+    """Copy the messages and print the elapsed seconds."""
     dsn, terms, name, count = sys.argv[1:]
     batches = chunks(stored_messages(name, 0, int(count)))
     pool = Pool(PostgreSQLOptions(dsn, pool_min=1, pool_max=2))

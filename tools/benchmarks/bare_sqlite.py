@@ -1,15 +1,14 @@
-"""A bare loop of executemany into the store's own schema: python -m tools.benchmarks.bare_sqlite.
+"""Baseline: a loop of executemany into the store's own schema.
 
     python -m tools.benchmarks.bare_sqlite FILE inside|before NAME COUNT
 
-One process and one connection, WAL, ``synchronous=FULL``, a thousand messages to a
-transaction: the rows into ``messages``, and what search needs into the FTS5 table, by the
-statements of the store itself; triggers, constraints and indexes are those of its schema.
-What is left out is everything else: the network, checks, the look at what is stored under
-the ids, revisions that outlive the process, and the answers.
+One process, one connection, WAL, ``synchronous=FULL``, one transaction per thousand messages: rows
+of ``messages`` and of the FTS5 table, with the store's own statements, triggers, constraints and
+indexes. Everything else is left out: network, validation, the lookup of stored ids, persistent
+revisions, and answers.
 
-``inside``: the terms are made in the loop, as whoever inserts a message has to.
-``before``: they lie ready when the clock starts, which nobody's do.
+``inside``: the terms are computed in the loop, as every insert of a message requires. ``before``:
+the terms are computed before the clock starts, which no real insert can do.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _rows(messages: Sequence[Message], number: int) -> Rows:
-    """Return what the two statements take, of messages that are numbered from ``number``."""
+    """Return the parameters of both statements; messages are numbered from ``number``."""
     rows = [
         (*one[:4], canonical_tags(one.tags), *one[5:], at)
         for at, one in enumerate(messages, number)
@@ -67,7 +66,7 @@ def _insert(connection: sqlite3.Connection, rows: Rows) -> None:
 
 
 def main() -> None:
-    """Insert the messages, and print the seconds that it took."""
+    """Insert the messages and print the elapsed seconds."""
     path, terms, name, count = sys.argv[1:]
     batches = chunks(stored_messages(name, 0, int(count)))
     with closing(_opened(Path(path))) as connection:

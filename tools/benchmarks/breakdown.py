@@ -1,9 +1,10 @@
-"""Where the time of a Save and of a Get goes: python -m tools.benchmarks.breakdown.
+"""Breakdown of the time of a Save and of a Get.
 
-By thread: what each thread of the server takes of a processor for a call, and how long it
-waits for one, from the kernel's own count (``/proc/PID/task/TID/schedstat``); beside the
-server that does nothing, and beside what the client takes. By step: what a group of saves
-costs SQLite's writer, alone and undisturbed.
+    python -m tools.benchmarks.breakdown
+
+By thread: CPU time and scheduling delay of each server thread per call, from the kernel's counters
+(``/proc/PID/task/TID/schedstat``), compared with the echo server and with the client. By step: the
+cost of a group of saves in SQLite's writer alone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tools.benchmarks.servers import Served, as_served, ours, program
 CALLS = 10_000
 IN_FLIGHT = 64
 GROUPS = (1, 20, 1000)
-"""Saves in a group: a lone one, what 64 in flight come to, a batch of BulkSave."""
+"""Saves per group: a single one, the typical group at 64 in flight, a batch of BulkSave."""
 
 
 class _Thread(NamedTuple):
@@ -42,7 +43,7 @@ class _Thread(NamedTuple):
     ran: int
     """Nanoseconds."""
     waited: int
-    """Nanoseconds in which it could have run."""
+    """Nanoseconds in which it was runnable but not running."""
 
 
 def _threads(pid: int) -> dict[str, _Thread]:
@@ -75,14 +76,14 @@ def _by_thread(
     for name, (ran, waited) in sorted(sums.items(), key=lambda one: -one[1][0]):
         if ran >= 1:
             sys.stdout.write(
-                f"  {name:16}{ran:6.0f} us a call, waits {waited:4.0f} us for a core\n"
+                f"  {name:16}{ran:6.0f} us per call, waits {waited:4.0f} us for a core\n"
             )
     sys.stdout.write(busiest)
-    sys.stdout.write(f"  {'client':16}{done.processor / done.rate * 1e6:6.0f} us a call\n")
+    sys.stdout.write(f"  {'client':16}{done.processor / done.rate * 1e6:6.0f} us per call\n")
 
 
 class _Steps:
-    """Sums what steps take."""
+    """Sums the durations of steps."""
 
     def __init__(self) -> None:
         self.took: dict[str, tuple[float, float]] = {}
@@ -99,7 +100,7 @@ class _Steps:
 
 
 def _by_step(folder: Path, size: int) -> None:
-    """Do what the writer does for groups of ``size``, step by step."""
+    """Execute the writer's steps for groups of ``size``, one by one."""
     path = folder / f"{size}.db"
     asyncio.run(_make(path))
     messages = stored_messages(f"steps-{size}", 0, 6_000 if size > 1 else 600)
@@ -111,11 +112,11 @@ def _by_step(folder: Path, size: int) -> None:
             if start >= warm > start - size:
                 steps = _Steps()
             group = messages[start : start + size]
-            with steps.step("read what is stored"):
+            with steps.step("read stored rows"):
                 connection.execute("BEGIN IMMEDIATE")
                 ids = json.dumps([one.id for one in group])
                 connection.execute(QUERIES["stored"], (ids,)).fetchall()
-            with steps.step("make terms (Python)"):
+            with steps.step("compute terms (Python)"):
                 terms = [fts_columns(one.content, one.tags, one.metadata) for one in group]
             with steps.step("insert rows"):
                 rows = [_row(one, start + at) for at, one in enumerate(group, 1)]
@@ -128,10 +129,10 @@ def _by_step(folder: Path, size: int) -> None:
                 connection.execute(QUERIES["set_state"], ("revision", start + size))
                 connection.execute("COMMIT")
     count = len(messages) - warm
-    sys.stdout.write(f"SQLite's writer alone, groups of {size:,}, for a save:\n")
+    sys.stdout.write(f"SQLite's writer alone, groups of {size:,}, per save:\n")
     for name, (passed, ran) in steps.took.items():
         sys.stdout.write(
-            f"  {name:22}{passed / count * 1e6:7.1f} us, {ran / count * 1e6:6.1f} of them working\n"
+            f"  {name:22}{passed / count * 1e6:7.1f} us, {ran / count * 1e6:6.1f} CPU time\n"
         )
     total = sum(passed for passed, _ in steps.took.values()) / count
     sys.stdout.write(f"  {'together':22}{total * 1e6:7.1f} us\n")
@@ -154,7 +155,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=build) as name:
         folder = Path(name)
         generator = Generator(folder)
-        sys.stdout.write(f"{os.cpu_count()} cores; calls are sent by {generator.name}\n")
+        sys.stdout.write(f"{os.cpu_count()} cores; load generator: {generator.name}\n")
         warm, saves = save_requests("warm", 0, 2_000), save_requests("calls", 0, CALLS)
         gets = get_requests("calls", CALLS, CALLS)
         with program("echo_server") as echo:

@@ -1,4 +1,4 @@
-"""BulkSave against bare loops of the drivers into the same schema."""
+"""Benchmarks of BulkSave against plain driver loops into the same schema."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from tools.benchmarks.bench import WARM, Bench, Sample, Side, compared
 from tools.benchmarks.bulk_client import write_frames
+from tools.benchmarks.harness import WARM, Bench, Sample, Side, compared
 from tools.benchmarks.messages import batches
-from tools.benchmarks.model import Row, at_least
+from tools.benchmarks.results import Row, at_least
 from tools.benchmarks.servers import ROOT, Processor, Served, as_served, ours
 
 UNIT = "messages/s"
 TERMS = ("inside", "before")
-"""Whether the terms of the search are made while the clock of a bare loop runs."""
+"""Whether the search terms are computed inside the measured loop or before it."""
 
 
 def bulk_sqlite(bench: Bench) -> list[Row]:
-    """Measure BulkSave into SQLite, beside a loop of ``executemany``."""
+    """Measure BulkSave into SQLite against a loop of ``executemany``."""
     with ExitStack() as stack:
         mine = as_served(stack.enter_context(ours(stack.enter_context(bench.file()))))
         files = [stack.enter_context(bench.file()) for _ in TERMS]
         loops = [["bare_sqlite", str(file)] for file in files]
-        told_as = ("bulk-sqlite", "BulkSave into SQLite ÷ bare executemany")
-        return _rows(bench, told_as, mine, loops)
+        label = ("bulk-sqlite", "BulkSave into SQLite ÷ bare executemany")
+        return _rows(bench, label, mine, loops)
 
 
 def bulk_postgres(bench: Bench) -> list[Row]:
-    """Measure BulkSave into PostgreSQL with all its indexes, beside a loop of COPY."""
+    """Measure BulkSave into PostgreSQL with all indexes against a loop of COPY."""
     with ExitStack() as stack:
         database = bench.postgres
         mine, *bare = [stack.enter_context(database.database()) for _ in range(3)]
         server = as_served(stack.enter_context(ours(postgres=mine)))
         loops = [["bare_postgres", dsn] for dsn in bare]
-        told_as = ("bulk-postgres", "BulkSave into PostgreSQL ÷ bare COPY")
-        return _rows(bench, told_as, server, loops, database.pid)
+        label = ("bulk-postgres", "BulkSave into PostgreSQL ÷ bare COPY")
+        return _rows(bench, label, server, loops, database.pid)
 
 
 def fill(bench: Bench, server: Served, name: str, count: int, *others: int) -> Sample:
-    """Save messages that are not there yet by BulkSave, and return how fast that went."""
+    """Save new messages by BulkSave and return the throughput."""
     with bench.file(".frames") as frames:
         write_frames(frames, batches(name, 0, count))
         taken = Processor(server.pid, *others)
@@ -53,19 +53,19 @@ def fill(bench: Bench, server: Served, name: str, count: int, *others: int) -> S
 
 
 def _rows(
-    bench: Bench, told_as: tuple[str, str], mine: Served, loops: Sequence[list[str]], *others: int
+    bench: Bench, label: tuple[str, str], mine: Served, loops: Sequence[list[str]], *others: int
 ) -> list[Row]:
-    name, what = told_as
+    name, what = label
     sides = [Side("SagaStore", _bulk(bench, mine, others))]
     for terms, loop in zip(TERMS, loops, strict=True):
         sides.append(Side(f"bare, terms {terms}", _bare(bench, loop, terms)))
     sides.append(Side("sink", _bulk_sink(bench)))
     found = bench.alternate(sides)
     sunk = min(sample.value for sample in found.pop("sink"))
-    note = f"the same client against a server that stores nothing: at least {sunk:,.0f} {UNIT}"
+    note = f"upper bound of the client, against a server that stores nothing: {sunk:,.0f} {UNIT}"
     told = {
-        "inside": "terms made in the loop",
-        "before": "terms made beforehand",
+        "inside": "terms computed in the loop",
+        "before": "terms computed in advance",
     }
     return [
         compared(
@@ -82,14 +82,14 @@ def _rows(
 
 
 def _without_notes(samples: list[Sample], terms: str) -> list[Sample]:
-    """Say how busy the client was once, not for each round and row."""
+    """Report the client's load once instead of in each round and row."""
     if terms != "inside" or not samples[0].note:
         return [sample._replace(note="") for sample in samples]
     return [samples[0], *(sample._replace(note="") for sample in samples[1:])]
 
 
 def bulk_count(bench: Bench, number: int) -> int:
-    """Return how many messages a load of round ``number`` has."""
+    """Return the number of messages in the load of round ``number``."""
     return bench.sizes.bulk if number else max(1000, bench.sizes.bulk // WARM)
 
 
@@ -116,7 +116,7 @@ def _bare(bench: Bench, loop: list[str], terms: str) -> Callable[[int], Sample]:
 
 
 def bare(loop: list[str], terms: str, name: str, count: int) -> Sample:
-    """Insert messages that are not there yet by a bare loop, and return how fast that went."""
+    """Insert new messages with a plain driver loop and return the throughput."""
     told = _run(*loop, terms, name, str(count))
     return Sample(count / told["seconds"])
 

@@ -1,9 +1,10 @@
-"""A client process that sends batches: python -m tools.benchmarks.bulk_client ADDRESS FILE.
+"""Client process that sends batches of BulkSave.
 
-The file holds serialized requests of BulkSave, each behind its length in four bytes, so that
-nothing is made or serialized while the clock runs. Four batches are on their way at a time,
-as with the client library. Prints seconds, messages that were saved, and the share of a core
-that this process took.
+    python -m tools.benchmarks.bulk_client ADDRESS FILE
+
+The file contains serialized requests, each prefixed with its length in four bytes, so that the
+measured time includes no serialization. Four batches are in flight, as with the client library.
+Prints the seconds, the number of saved messages, and the share of a core that this process used.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def write_frames(path: Path, requests: Iterable[bytes]) -> None:
 
 
 def read_frames(path: Path) -> list[bytes]:
-    """Return the requests of such a file."""
+    """Return the requests in such a file."""
     data, place, found = path.read_bytes(), 0, []
     while place < len(data):
         (size,) = struct.unpack_from(">I", data, place)
@@ -44,7 +45,7 @@ def read_frames(path: Path) -> list[bytes]:
 
 
 async def main() -> None:
-    """Send the file, and say how it went."""
+    """Send the file and print the result."""
     address, file = sys.argv[1:]
     requests = read_frames(Path(file))
     async with aio.insecure_channel(address, options=_OPTIONS) as channel:

@@ -1,4 +1,4 @@
-"""Save and Get against the server that does nothing, and against one made by hand."""
+"""Benchmarks of Save and Get against the echo server and a hand-written server."""
 
 from __future__ import annotations
 
@@ -6,46 +6,53 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from sagastore import Phase
-from tools.benchmarks.bench import WARM, Bench, Sample, Side, compared
 from tools.benchmarks.bulk import fill
+from tools.benchmarks.harness import WARM, Bench, Sample, Side, compared
 from tools.benchmarks.messages import get_requests
-from tools.benchmarks.model import Row, Target, at_least
-from tools.benchmarks.servers import Served, as_served, journal_is_empty, ours, program, walk
+from tools.benchmarks.results import Row, Target, at_least
+from tools.benchmarks.servers import (
+    Served,
+    as_served,
+    change_phases,
+    journal_is_empty,
+    ours,
+    program,
+)
 
 IN_FLIGHT = (64, 128)
 UNIT = "calls/s"
 Processes = tuple[Served, *tuple[int, ...]]
-"""A server, and other processes that work for it."""
+"""Server and its helper processes."""
 
 
 def save_sqlite(bench: Bench) -> list[Row]:
-    """Measure Save on SQLite, beside the echo and an aiosqlite server made by hand."""
+    """Measure Save on SQLite against the echo server and a hand-written aiosqlite server."""
     with ExitStack() as stack:
         file = stack.enter_context(bench.file())
         mine = as_served(stack.enter_context(ours(file)))
         other = stack.enter_context(bench.file())
         hand = stack.enter_context(program("handmade_server", "--sqlite", str(other)))
-        told_as = ("save-sqlite", "Save on SQLite", 0.85)
-        return _saves(bench, told_as, (mine,), (hand,))
+        label = ("save-sqlite", "Save on SQLite", 0.85)
+        return _saves(bench, label, (mine,), (hand,))
 
 
 def save_postgres(bench: Bench) -> list[Row]:
-    """Measure Save on PostgreSQL, beside the echo and an asyncpg server made by hand."""
+    """Measure Save on PostgreSQL against the echo server and a hand-written asyncpg server."""
     with ExitStack() as stack:
         database = bench.postgres
         mine = as_served(stack.enter_context(ours(postgres=_database(bench, stack))))
         dsn = _database(bench, stack)
         hand = stack.enter_context(program("handmade_server", "--postgres", dsn))
-        told_as = ("save-postgres", "Save on PostgreSQL", 0.75)
-        return _saves(bench, told_as, (mine, database.pid), (hand, database.pid))
+        label = ("save-postgres", "Save on PostgreSQL", 0.75)
+        return _saves(bench, label, (mine, database.pid), (hand, database.pid))
 
 
 def save_dual(bench: Bench) -> list[Row]:
-    """Measure Save in DUAL_WRITE against SQLITE_ONLY, and one that writes both in turn."""
+    """Measure Save in DUAL_WRITE against SQLITE_ONLY and a sequential hand-written server."""
     with ExitStack() as stack:
         single = as_served(stack.enter_context(ours(stack.enter_context(bench.file()))))
         both = stack.enter_context(ours(stack.enter_context(bench.file()), _database(bench, stack)))
-        walk(both.address, Phase.DUAL_WRITE)
+        change_phases(both.address, Phase.DUAL_WRITE)
         dual = as_served(both)
         other, dsn = stack.enter_context(bench.file()), _database(bench, stack)
         hand = stack.enter_context(
@@ -55,7 +62,7 @@ def save_dual(bench: Bench) -> list[Row]:
         lags: list[int] = []
 
         def followed(number: int) -> Sample:
-            # What PostgreSQL has yet to be told must not disturb the side that comes next.
+            # The backlog of PostgreSQL must not affect the side that is measured next.
             sample = following(number)
             lags.append(journal_is_empty(dual.address))
             return sample
@@ -68,7 +75,7 @@ def save_dual(bench: Bench) -> list[Row]:
                 Side("echo", bench.saves(bench.echo, "echo", 64)),
             ]
         )
-        lag = f"changes that PostgreSQL lacked just after the last call: up to {max(lags):,}"
+        lag = f"replication lag after the last call, in changes: up to {max(lags):,}"
     what = "Save in DUAL_WRITE"
     hand_made = "by hand, both"
 
@@ -85,13 +92,13 @@ def save_dual(bench: Bench) -> list[Row]:
 
 
 def get_sqlite(bench: Bench) -> list[Row]:
-    """Measure Get on SQLite, beside the echo."""
+    """Measure Get on SQLite against the echo server."""
     with bench.file() as file, ours(file) as server:
         return _gets(bench, "get-sqlite", "Get on SQLite", (as_served(server),))
 
 
 def get_postgres(bench: Bench) -> list[Row]:
-    """Measure Get on PostgreSQL, beside the echo."""
+    """Measure Get on PostgreSQL against the echo server."""
     database = bench.postgres
     with database.database() as dsn, ours(postgres=dsn) as server:
         served = as_served(server)
@@ -103,9 +110,9 @@ def _database(bench: Bench, stack: ExitStack) -> str:
 
 
 def _saves(
-    bench: Bench, told_as: tuple[str, str, float], mine: Processes, hand: Processes
+    bench: Bench, label: tuple[str, str, float], mine: Processes, hand: Processes
 ) -> list[Row]:
-    name, what, bound = told_as
+    name, what, bound = label
     sides = []
     for in_flight in IN_FLIGHT:
         sides += [

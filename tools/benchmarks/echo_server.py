@@ -1,7 +1,7 @@
-"""A grpc.aio server that does nothing: the yardstick of every call.
+"""Echo server on grpc.aio: the reference for every call.
 
-It answers with the bytes that it was sent, and parses nothing, which is the most that a
-grpc.aio server can do. A stream of batches is taken in and thrown away.
+It answers with the bytes of the request without parsing them, which is the upper bound of a
+grpc.aio server. A stream of batches is read and discarded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import uvloop
 from grpc import aio
 
 from sagastore.v1 import storage_pb2
-from tools.benchmarks.announcing import announced
+from tools.benchmarks.announce import announced
 
 
 async def _echo(request: bytes, context: object) -> bytes:
@@ -32,14 +32,14 @@ async def _sink(requests: AsyncIterator[bytes], context: object) -> AsyncIterato
 
 class _Handler(grpc.GenericRpcHandler):
     def service(self, details: grpc.HandlerCallDetails) -> Any:
-        """Return what answers a method; handlers without codecs are given bytes."""
+        """Return the handler of a method; handlers without codecs receive bytes."""
         if details.method.endswith("/BulkSave"):
             return grpc.stream_stream_rpc_method_handler(_sink)
         return grpc.unary_unary_rpc_method_handler(_echo)
 
 
 async def main() -> None:
-    """Serve until the process is ended."""
+    """Serve until the process ends."""
     server = aio.server()
     server.add_generic_rpc_handlers((_Handler(),))
     await announced(server)

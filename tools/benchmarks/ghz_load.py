@@ -1,12 +1,12 @@
-"""Loads a running service with ghz: ``make load``.
+"""Load test of a running service with ghz (``make load``).
 
     python -m tools.benchmarks.ghz_load [NAME ...] [--target HOST:PORT] [--seconds N | --calls N]
         [--tls | --cacert FILE] [--cert FILE --key FILE] [--server-name NAME] [--folder DIR]
 
-Names are save, get, search, bulk-save, and mix, which is all four at the same time; the
-configurations are in ``load/``. A bearer token is taken from ``SAGASTORE_TOKEN``, and goes
-neither onto a command line nor into a report. Reports are kept as JSON and as HTML. Exit
-status 1 if a call failed, or if ghz is not there.
+Names are save, get, search, bulk-save, and mix, which runs all four concurrently; the
+configurations are in ``tools/load/``. A bearer token is read from ``SAGASTORE_TOKEN`` and appears
+neither on a command line nor in a report. Reports are kept as JSON and as HTML. Exit status 1 if a
+call failed, or if ghz is missing.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ KINDS = ("save", "get", "search", "bulk-save")
 MIX = "mix"
 TOKEN = "SAGASTORE_TOKEN"  # noqa: S105 - the name of a variable
 HOW = (
-    "error: ghz is not here. With Go (https://go.dev/dl), `make ghz` builds it; without, put a "
-    "ghz of https://github.com/bojand/ghz/releases onto the PATH"
+    "error: ghz is missing; build it with `make ghz` (needs Go, https://go.dev/dl), or install a "
+    "release from https://github.com/bojand/ghz/releases on the PATH"
 )
 _PREPARE = "get-prepare"
 _BAR = 40
 _SHORTEST = 0.001
-"""Seconds of a load; ghz is told thousandths, and takes none of them for no limit at all."""
+"""Seconds of a load; ghz takes milliseconds and treats zero as no limit."""
 
 
 class GhzError(Exception):
-    """ghz did not run; the line says why."""
+    """ghz did not run; the message says why."""
 
 
 class Runner:
     """Runs ghz against one service."""
 
     def __init__(self, ghz: Path, target: str, options: Sequence[str], folder: Path) -> None:
-        """Pass ``options`` on to ghz; keep reports in ``folder``."""
+        """Pass ``options`` to ghz; keep reports in ``folder``."""
         self._ghz = ghz
         self._target = target
         self._options = options
@@ -59,15 +59,14 @@ class Runner:
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, names: Sequence[str], length: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """Run some configurations at the same time, and return ghz's reports.
+        """Run configurations concurrently and return ghz's reports.
 
         Args:
             names: The configurations.
-            length: The options that say when to stop, where they are not to say it themselves.
+            length: The options for the duration, unless the configurations define it.
 
         Raises:
-            GhzError: One did not run at all.
-
+            GhzError: A configuration did not run.
         """
         with tempfile.TemporaryDirectory() as work:
             started = [self._start(name, Path(work), length) for name in names]
@@ -78,7 +77,7 @@ class Runner:
             ]
 
     def keep(self, name: str, report: dict[str, Any]) -> None:
-        """Keep a report as JSON and HTML, without what opens doors."""
+        """Save a report as JSON and HTML, without credentials."""
         report.get("options", {}).pop("metadata", None)
         text = json.dumps(report, indent=1) + "\n"
         (self._folder / f"{name}.json").write_text(text, encoding="utf-8")
@@ -115,27 +114,25 @@ class Runner:
 
 
 def reason(error: str) -> str:
-    """Return in one line why ghz ended without a report, from its standard error."""
+    """Return the reason why ghz ended without a report, from its standard error, in one line."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     crash = next((line for line in lines if line.startswith(("panic:", "fatal error:"))), None)
     if crash is None:
-        return lines[-1] if lines else "it said nothing"
-    # ghz 0.120 counts the time from before it connects, and then sends to a channel that its
-    # end has closed (ConstWorkerTicker).
+        return lines[-1] if lines else "it printed no error"
+    # ghz 0.120 starts its timer before it connects, and then sends to a closed channel
+    # (ConstWorkerTicker).
     if "WorkerTicker" in error:
-        return (
-            "its time was over before it had begun; give it more --seconds, or a number of --calls"
-        )
-    return f"it has crashed ({crash})"
+        return "the duration ended before the first call; increase --seconds or use --calls"
+    return f"ghz crashed ({crash})"
 
 
 def failed(report: dict[str, Any]) -> dict[str, int]:
-    """Return how many calls of a report failed, by what was said."""
+    """Return the number of failed calls in a report, by error message."""
     return dict(report.get("errorDistribution") or {})
 
 
 def overview(reports: dict[str, dict[str, Any]]) -> Table:
-    """Return the table of what was called, how often and how fast."""
+    """Return the table of calls, rates and latencies."""
     table = Table("", "calls", "calls/s", "p50", "p95", "p99", "slowest", "failed")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -153,8 +150,8 @@ def overview(reports: dict[str, dict[str, Any]]) -> Table:
 
 
 def percentiles(report: dict[str, Any]) -> Table:
-    """Return the table of how many calls took how long."""
-    table = Table("share of calls", "at most")
+    """Return the table of latency percentiles."""
+    table = Table("percentile", "latency")
     for one in report.get("latencyDistribution") or ():
         table.add_row(f"{one['percentage']} %", _milliseconds(one["latency"]))
     for text, times in failed(report).items():
@@ -163,7 +160,7 @@ def percentiles(report: dict[str, Any]) -> Table:
 
 
 def histogram(report: dict[str, Any]) -> Table:
-    """Return the distribution as bars."""
+    """Return the latency distribution as bars."""
     table = Table("up to", "calls", "")
     found = report.get("histogram") or []
     most = max([one["count"] for one in found], default=1) or 1
@@ -179,7 +176,7 @@ def _milliseconds(nanoseconds: float | None) -> str:
 
 @contextmanager
 def _options(given: argparse.Namespace) -> Iterator[list[str]]:
-    """Yield what ghz needs for TLS and the token; the token is in a file of our own."""
+    """Yield ghz's options for TLS and the token; the token is in a private file."""
     options = [
         f"--{option}={value}"
         for option, value in (
@@ -196,7 +193,7 @@ def _options(given: argparse.Namespace) -> Iterator[list[str]]:
     if not token:
         yield options
         return
-    # Readable by us alone, as temporary files are.
+    # Temporary files are readable by their owner only.
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump({"authorization": f"Bearer {token}"}, file)
         file.flush()
@@ -208,27 +205,27 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", default=[*KINDS, MIX], metavar="NAME")
     parser.add_argument("--target", default="127.0.0.1:50051", help="HOST:PORT of the service")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=float, help="how long each load lasts (10)")
-    length.add_argument("--calls", type=int, help="how many calls each load sends, however long")
-    parser.add_argument("--tls", action="store_true", help="TLS, by the system's certificates")
-    parser.add_argument("--cacert", help="TLS, by the certificates in this file")
-    parser.add_argument("--cert", help="a certificate of the client")
+    length.add_argument("--seconds", type=float, help="seconds per load (10)")
+    length.add_argument("--calls", type=int, help="calls per load, instead of a duration")
+    parser.add_argument("--tls", action="store_true", help="use TLS with the system's certificates")
+    parser.add_argument("--cacert", help="use TLS with the CA certificates in this file")
+    parser.add_argument("--cert", help="client certificate")
     parser.add_argument("--key", help="its key")
-    parser.add_argument("--server-name", help="the name in the service's certificate")
+    parser.add_argument("--server-name", help="expected name in the service's certificate")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for reports")
     given = parser.parse_intermixed_args()
     unknown = sorted(set(given.names) - {*KINDS, MIX})
     if unknown:
-        parser.error(f"there is no {unknown[0]}; there are {', '.join([*KINDS, MIX])}")
-    # A zero has ghz send for ever.
+        parser.error(f"unknown load {unknown[0]}; choose from {', '.join([*KINDS, MIX])}")
+    # With zero, ghz sends for ever.
     if given.seconds is not None and given.seconds < _SHORTEST:
-        parser.error(f"--seconds has to be at least {_SHORTEST}")
+        parser.error(f"--seconds must be at least {_SHORTEST}")
     if given.calls is not None and given.calls < 1:
-        parser.error("--calls has to be at least 1")
+        parser.error("--calls must be at least 1")
     plain = not given.tls and not given.cacert
     here = given.target.rpartition(":")[0] in {"127.0.0.1", "localhost", "[::1]"}
     if plain and not here and os.environ.get(TOKEN):
-        parser.error(f"{TOKEN} would cross the network in plain text; use --tls or --cacert FILE")
+        parser.error(f"{TOKEN} would be sent unencrypted; use --tls or --cacert FILE")
     return given
 
 
@@ -254,7 +251,7 @@ def _loaded(runner: Runner, given: argparse.Namespace) -> dict[str, dict[str, An
 
 
 def main() -> int:
-    """Load the service, print and keep the reports, and return the exit status."""
+    """Load the service, print and save the reports, and return the exit status."""
     given = _parsed()
     ghz = find_ghz()
     if ghz is None:
@@ -265,7 +262,7 @@ def main() -> int:
         try:
             reports = _loaded(runner, given)
         except GhzError as exc:
-            print(f"error: ghz could not load {given.target}: {exc}", file=sys.stderr)
+            print(f"error: ghz failed against {given.target}: {exc}", file=sys.stderr)
             return 1
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     for name, report in reports.items():

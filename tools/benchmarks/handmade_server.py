@@ -1,10 +1,10 @@
-"""A Save as a team would write it in a day: one statement and one commit a call.
+"""Hand-written server for comparison: one statement and one commit per call.
 
     python -m tools.benchmarks.handmade_server --sqlite FILE --postgres DSN
 
-with either or both of the options. With both, a call writes SQLite, then PostgreSQL. The
-full-text index is the databases' own: FTS5 with its porter tokenizer by triggers, and a
-generated ``tsvector``.
+It stands for what a team writes in a day. Use one or both options; with both, a call writes SQLite,
+then PostgreSQL. The full-text index is the databases' own: FTS5 with its porter tokenizer
+maintained by triggers, and a generated ``tsvector``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import uvloop
 from grpc import aio
 
 from sagastore.v1 import storage_pb2
-from tools.benchmarks.announcing import announced
+from tools.benchmarks.announce import announced
 
 _SQLITE = """
 CREATE TABLE messages (
@@ -76,7 +76,7 @@ class _Servicer:
     def __init__(self, sqlite: aiosqlite.Connection | None, postgres: Any) -> None:
         self._sqlite = sqlite
         self._postgres = postgres
-        # One connection has one transaction, which two awaits make.
+        # The connection has one transaction, which spans two awaits.
         self._turn = asyncio.Lock()
 
     async def Save(  # noqa: N802 - the name of the RPC
@@ -119,7 +119,7 @@ async def _postgres(dsn: str | None) -> Any:
 
 
 async def main() -> None:
-    """Serve until the process is ended."""
+    """Serve until the process ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--sqlite")
     parser.add_argument("--postgres")

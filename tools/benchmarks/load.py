@@ -1,7 +1,7 @@
-"""Sends calls and measures them: by ghz, or by several processes of Python where it is not.
+"""Load generator: sends calls and measures them, with ghz or with several Python processes.
 
-ghz is a client in Go, which costs a fraction of one in Python. How much of a processor the
-client took is measured with every load, so that a run shows whether it was the limit.
+ghz is written in Go and uses a fraction of the CPU time of a Python client. The CPU time of the
+client is measured with every load, so that a run shows whether the client was the bottleneck.
 """
 
 from __future__ import annotations
@@ -24,58 +24,58 @@ from tools.benchmarks.messages import Request
 
 ROOT = Path(__file__).parents[2]
 GHZ = ROOT / "build" / "tools" / "bin" / "ghz"
-"""Where ``make ghz`` puts it."""
+"""Path of the ghz that ``make ghz`` builds."""
 
 CONNECTIONS = 8
-"""HTTP/2 connections that the calls in flight are spread over, at most."""
+"""Maximum number of HTTP/2 connections that calls are spread over."""
 
 CLIENTS = 2
-"""Processes of Python that stand in for ghz."""
+"""Number of Python processes that replace ghz."""
 
 _STORAGE = ("sagastore/v1/storage.proto", "sagastore.v1.StorageService")
 _ECHO = ("echo.proto", "sagastore.bench.Echo")
 
 
 class Call(NamedTuple):
-    """One call that has ended."""
+    """Finished call."""
 
     ended: float
     """Seconds since 1970."""
     seconds: float
     failure: str
-    """Empty, or the name of a status and what was said."""
+    """Empty, or the status name and message."""
 
 
 class Load(NamedTuple):
-    """How a load went."""
+    """Result of a load."""
 
     seconds: float
     calls: list[Call]
     processor: float
-    """Share of one core that the client took while it ran, starting up included."""
+    """Share of one core that the client used, including its startup."""
 
     @property
     def rate(self) -> float:
-        """Calls a second that were answered."""
+        """Answered calls per second."""
         return sum(not call.failure for call in self.calls) / self.seconds
 
     @property
     def latencies(self) -> list[float]:
-        """Seconds of each call that was answered."""
+        """Latency of each answered call in seconds."""
         return [call.seconds for call in self.calls if not call.failure]
 
     @property
     def failures(self) -> Counter[str]:
-        """How often calls failed, and how."""
+        """Number of failed calls by error."""
         return Counter(call.failure for call in self.calls if call.failure)
 
 
 class LoadError(Exception):
-    """The load could not be sent; the line says why."""
+    """The load could not be sent; the message says why."""
 
 
 def find_ghz() -> Path | None:
-    """Return ghz as ``make ghz`` installs it, or one of the system."""
+    """Return the ghz built by ``make ghz``, or one on the PATH."""
     if GHZ.exists():
         return GHZ
     found = shutil.which("ghz")
@@ -83,20 +83,20 @@ def find_ghz() -> Path | None:
 
 
 class Generator:
-    """Sends loads; keeps what it writes in a folder."""
+    """Sends loads; keeps its files in a folder."""
 
     def __init__(self, folder: Path, *, python: bool = False) -> None:
-        """Use ghz if there is one, unless ``python`` asks for the other."""
+        """Use ghz if available, unless ``python`` is set."""
         self._folder = folder
         self._ghz = None if python else find_ghz()
         self.most = 0.0
-        """The greatest share of a core that any load took."""
+        """Highest share of a core that any load used."""
         self.version = self._version()
 
     @property
     def name(self) -> str:
-        """What it is, for the report."""
-        return f"{CLIENTS} processes of Python" if self._ghz is None else f"ghz {self.version}"
+        """Description for the report."""
+        return f"{CLIENTS} Python processes" if self._ghz is None else f"ghz {self.version}"
 
     def send(
         self,
@@ -109,12 +109,11 @@ class Generator:
     ) -> Load:
         """Send each request once, ``in_flight`` at a time, and wait for the answers.
 
-        ``method`` is one of StorageService, or ``Echo``. ``rate``, unless 0, is how many
-        calls are begun each second at most.
+        ``method`` is one of StorageService, or ``Echo``. ``rate``, unless 0, limits the calls
+        started per second.
 
         Raises:
-            LoadError: The client did not do what it should.
-
+            LoadError: The client failed.
         """
         name = "Save" if method == "Echo" else method
         with tempfile.TemporaryDirectory(dir=self._folder) as work:
@@ -134,7 +133,7 @@ class Generator:
                 ]
                 done = _by_ghz(self._ghz, address, options, Path(work))
         if len(done.calls) != len(requests):
-            raise LoadError(f"{len(requests)} calls were to be made, {len(done.calls)} were")
+            raise LoadError(f"{len(done.calls)} of {len(requests)} calls were made")
         if not rate:
             self.most = max(self.most, done.processor)
         return done
@@ -172,21 +171,21 @@ def _by_ghz(ghz: Path, address: str, options: Iterable[str], work: Path) -> Load
     )
     if not report.exists():
         said = (done.stdout + done.stderr).strip().splitlines()
-        raise LoadError(f"ghz has failed: {said[-1] if said else done.returncode}")
+        raise LoadError(f"ghz failed: {said[-1] if said else done.returncode}")
     processor = (_children_seconds() - before) / (time.monotonic() - began)
     told = json.loads(report.read_text(encoding="utf-8"))
     return Load(told["total"] / 1e9, [_call(one) for one in told["details"] or ()], processor)
 
 
 def _call(told: dict[str, Any]) -> Call:
-    # ghz notes when a call ended, not when it began.
+    # ghz records the end of a call, not its start.
     ended = datetime.fromisoformat(told["timestamp"])
     failure = "" if told["status"] == "OK" else f"{told['status']}: {told['error']}"
     return Call(ended.timestamp(), told["latency"] / 1e9, failure)
 
 
 def _by_python(address: str, method: str, data: Path, in_flight: int, rate: int) -> Load:
-    """Let several processes of Python take a part of the requests each."""
+    """Split the requests among several Python processes."""
     before, began = _children_seconds(), time.monotonic()
     clients = []
     for number in range(CLIENTS):
@@ -198,7 +197,7 @@ def _by_python(address: str, method: str, data: Path, in_flight: int, rate: int)
         )
     parts = [json.loads(client.communicate()[0] or "null") for client in clients]
     if None in parts:
-        raise LoadError("a client process has failed")
+        raise LoadError("a client process failed")
     processor = (_children_seconds() - before) / (time.monotonic() - began)
     first = min(part["began"] for part in parts)
     last = max(part["ended"] for part in parts)

@@ -1,7 +1,7 @@
-"""Real messages, as many as are wanted: the same dialogues again, under new ids and later.
+"""Any number of realistic messages: the same dialogues repeated with new ids and later times.
 
-``SAGASTORE_BENCH_MESSAGES`` names a file of JSON Lines (also compressed by xz) to take them
-from; otherwise it is the sample of the tests.
+``SAGASTORE_BENCH_MESSAGES`` names a file of JSON Lines (optionally compressed with xz) as the
+source; the default is the sample of the tests.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ VARIABLE = "SAGASTORE_BENCH_MESSAGES"
 SAMPLE = Path(__file__).parents[2] / "tests" / "data" / "sgd-sample.jsonl"
 
 RARE_EVERY = 5000
-"""One message in so many has a word of its own, as order numbers are: the rare words."""
+"""One message in so many contains a unique word, like an order number: the rare words."""
 
 BATCH = 1000
-"""Messages in a batch of BulkSave, and in a transaction of the bare loops."""
+"""Messages per BulkSave batch, and per transaction of the driver loops."""
 
 Request = dict[str, Any]
-"""A request in the JSON form of protobuf."""
+"""Request in protobuf's JSON form."""
 
 
 class Item(NamedTuple):
-    """A message before it is sent."""
+    """Message before it is sent."""
 
     id: str
     provider: str
@@ -51,7 +51,7 @@ class Item(NamedTuple):
 
 @lru_cache(maxsize=1)
 def dialogues() -> list[dict[str, Any]]:
-    """Return the messages that all others are made from."""
+    """Return the dialogues that all messages are derived from."""
     path = Path(os.environ.get(VARIABLE) or SAMPLE)
     data = path.read_bytes()
     text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode()
@@ -59,23 +59,23 @@ def dialogues() -> list[dict[str, Any]]:
 
 
 def source() -> str:
-    """Say where the messages come from, for the report."""
+    """Return the source of the messages, for the report."""
     return f"{len(dialogues()):,} dialogue messages of {os.environ.get(VARIABLE) or SAMPLE.name}"
 
 
 def message_id(name: str, number: int) -> str:
-    """Return the id of a message: always the same, and as scattered as a random UUID."""
+    """Return the id of a message: deterministic, and as scattered as a random UUID."""
     digest = hashlib.blake2b(f"{name}-{number}".encode(), digest_size=16).digest()
     return str(uuid.UUID(bytes=digest, version=4))
 
 
 def rare_word(number: int) -> str:
-    """Return the word that one message alone has, ``number`` being a multiple of RARE_EVERY."""
+    """Return the unique word of message ``number``, a multiple of RARE_EVERY."""
     return f"order{number:07}"
 
 
 def items(name: str, start: int, count: int) -> Iterator[Item]:
-    """Yield ``count`` messages from ``start`` on; ``name`` keeps their ids apart from others."""
+    """Yield ``count`` messages from ``start`` on; ``name`` separates their ids from others."""
     known = dialogues()
     for number in range(start, start + count):
         turn, place = divmod(number, len(known))
@@ -96,12 +96,12 @@ def items(name: str, start: int, count: int) -> Iterator[Item]:
 
 
 def save_requests(name: str, start: int, count: int) -> list[Request]:
-    """Return requests of Save."""
+    """Return Save requests."""
     return [{"message": _as_json(item)} for item in items(name, start, count)]
 
 
 def get_requests(name: str, stored: int, count: int) -> list[Request]:
-    """Return requests of Get, spread evenly over the ``stored`` first messages of a name."""
+    """Return Get requests, spread evenly over the first ``stored`` messages of a name."""
     step = max(1, stored // count)
     return [{"id": message_id(name, number * step % stored)} for number in range(count)]
 
@@ -120,13 +120,13 @@ def _as_json(item: Item) -> Request:
 
 
 def import_line(item: Item) -> str:
-    """Return a line of the file that ``sagastore import`` takes."""
+    """Return a line of the file that ``sagastore import`` reads."""
     fields = item._asdict() | {"timestamp": item.timestamp.isoformat()}
     return json.dumps(fields, ensure_ascii=False) + "\n"
 
 
 def batches(name: str, start: int, count: int) -> Iterator[bytes]:
-    """Yield serialized requests of BulkSave, of a thousand messages each."""
+    """Yield serialized BulkSave requests of a thousand messages each."""
     for number, first in enumerate(range(start, start + count, BATCH)):
         size = min(BATCH, start + count - first)
         request = storage_pb2.BulkSaveRequest(
@@ -151,7 +151,7 @@ def _as_pb(item: Item) -> message_pb2.Message:
 
 
 def stored_messages(name: str, start: int, count: int) -> list[Message]:
-    """Return messages as the stores keep them: what a bare loop inserts."""
+    """Return messages as the stores hold them, for the driver loops."""
     return [_as_stored(item, number) for number, item in enumerate(items(name, start, count), 1)]
 
 
@@ -162,5 +162,5 @@ def _as_stored(item: Item, revision: int) -> Message:
 
 
 def chunks(messages: Sequence[Message]) -> list[Sequence[Message]]:
-    """Cut messages into batches."""
+    """Split messages into batches."""
     return [messages[start : start + BATCH] for start in range(0, len(messages), BATCH)]

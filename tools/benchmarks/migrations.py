@@ -1,4 +1,4 @@
-"""The migration: against pgloader, beside Saves, and at the change to READ_POSTGRES."""
+"""Benchmarks of the migration: against pgloader, its effect on Saves, and the cutover pause."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ import asyncpg
 
 from sagastore import BackfillState, Phase
 from tests.support.legacy_db import legacy_db
-from tools.benchmarks.bench import Bench, CallsFailedError
-from tools.benchmarks.big import copied, stores
+from tools.benchmarks.harness import Bench, CallsFailedError
+from tools.benchmarks.large_stores import copied, stores
 from tools.benchmarks.load import Call, Load
 from tools.benchmarks.messages import items, save_requests
-from tools.benchmarks.model import Row, at_most, percentile, ratios
+from tools.benchmarks.results import Row, at_most, percentile, ratios
 from tools.benchmarks.servers import (
+    change_phases,
     change_to,
     control_backfill,
     copy_store,
     migration_of,
     ours,
     ready_for_next,
-    walk,
 )
 
 IN_FLIGHT = 64
-"""Calls that may be in flight while writes are held; the rate is far below what is possible."""
-MISSING = "pgloader is not here: apt-get install pgloader"
+"""Maximum calls in flight while writes are held; the rate is far below saturation."""
+MISSING = "pgloader is missing; install it with: apt-get install pgloader"
 
 _TABLE = """
 CREATE TABLE messages (
@@ -54,7 +54,7 @@ _INDEXES = (
 )
 _SEARCH_INDEX = "CREATE INDEX ON messages USING GIN (search)"
 _BUILDERS = 2
-"""Indexes that are built at a time, as pgloader itself would."""
+"""Parallel index builds, as many as pgloader would use."""
 
 _COMMAND = """
 LOAD DATABASE FROM sqlite://{file} INTO postgresql://postgres@unix:{socket}:5432/{database}
@@ -64,7 +64,7 @@ INCLUDING ONLY TABLE NAMES LIKE 'messages';
 
 
 def against_pgloader(bench: Bench) -> list[Row]:
-    """Measure a legacy file's way into PostgreSQL, ours and pgloader's."""
+    """Measure the time of a legacy file into PostgreSQL, with the migration and with pgloader."""
     name = "pgloader"
     if shutil.which("pgloader") is None:
         what = "legacy file to PostgreSQL ÷ pgloader"
@@ -85,11 +85,11 @@ def against_pgloader(bench: Bench) -> list[Row]:
                 found.append(measure())
                 bench.say(f"round {number + 1}: {found[-1]:.1f} s")
     what = f"legacy file of {rows:,} rows to verified, indexed PostgreSQL ÷ pgloader, time"
-    notes = ("from the start of our server, with the takeover of the file in it",)
+    notes = ("from the start of the server, including the import of the file",)
     return [
         Row(
             name,
-            f"{what}; its table searchable by a generated tsvector",
+            f"{what}; its table with a generated tsvector",
             ratios(mine, searchable),
             at_most(0.8),
             {"SagaStore": mine, "pgloader": searchable},
@@ -98,7 +98,7 @@ def against_pgloader(bench: Bench) -> list[Row]:
         ),
         Row(
             name,
-            f"{what}; its table not searchable",
+            f"{what}; its table without a search index",
             ratios(mine, plain),
             at_most(0.8),
             {"SagaStore": mine, "pgloader": plain},
@@ -108,7 +108,7 @@ def against_pgloader(bench: Bench) -> list[Row]:
 
 
 def backfill_latency(bench: Bench) -> list[Row]:
-    """Measure Saves at a fixed rate, with the backfill running and with it paused."""
+    """Measure Saves at a fixed rate while the backfill runs, and while it is paused."""
     made, sizes = stores(bench), bench.sizes
     without: list[float] = []
     beside: list[float] = []
@@ -117,7 +117,7 @@ def backfill_latency(bench: Bench) -> list[Row]:
         file = stack.enter_context(copied(bench, made.alone))
         dsn = stack.enter_context(bench.postgres.database())
         server = stack.enter_context(ours(file, dsn))
-        walk(server.address, Phase.DUAL_WRITE)
+        change_phases(server.address, Phase.DUAL_WRITE)
         change_to(server.address, Phase.BACKFILL)
         for number in range(sizes.rounds + 1):
             for paused, found in ((True, without), (False, beside)):
@@ -129,11 +129,13 @@ def backfill_latency(bench: Bench) -> list[Row]:
             copied_rows = status.copied
             if status.state is not BackfillState.RUNNING:
                 raise RuntimeError(
-                    f"the backfill of {made.rows:,} rows ended in round {number}; it takes more "
+                    f"the backfill of {made.rows:,} rows ended in round {number}; use more "
                     "rows (SCALE), or fewer rounds"
                 )
             bench.say(f"round {number}: {copied_rows:,} rows copied")
-    what = f"Save p99 while {made.rows:,} messages are backfilled ÷ p99 while that is paused"
+    what = (
+        f"Save p99 while {made.rows:,} messages are backfilled ÷ p99 while the backfill is paused"
+    )
     return [
         Row(
             "backfill-latency",
@@ -191,12 +193,12 @@ def _steady(bench: Bench, address: str, name: str, seconds: float) -> Load:
     requests = save_requests(f"steady-{name}", 0, round(rate * seconds))
     load = bench.generator.send(address, "Save", requests, IN_FLIGHT, rate=rate)
     if load.failures:
-        raise CallsFailedError(f"calls failed beside the backfill: {load.failures}")
+        raise CallsFailedError(f"calls failed during the backfill: {load.failures}")
     return load
 
 
 def _changing(bench: Bench, address: str, name: str) -> tuple[Load, tuple[float, float]]:
-    """Change to READ_POSTGRES in the middle of a load; return when that began and ended."""
+    """Change to READ_POSTGRES in the middle of a load; return the start and end of the change."""
     rate, seconds = bench.sizes.rate, 2 * bench.sizes.slice / 5 + 1
     requests = save_requests(name, 0, round(rate * seconds))
     moments: list[tuple[float, float]] = []
@@ -207,23 +209,24 @@ def _changing(bench: Bench, address: str, name: str) -> tuple[Load, tuple[float,
     load = bench.generator.send(address, "Save", requests, IN_FLIGHT, rate=rate)
     middle.join()
     if not moments:
-        raise RuntimeError("the change to READ_POSTGRES has failed")
+        raise RuntimeError("the change to READ_POSTGRES failed")
     return load, moments[0]
 
 
 def _longest_across(calls: list[Call], began: float, ended: float) -> float:
-    """Return the seconds of the longest call that was under way in a stretch of time."""
+    """Return the duration in seconds of the longest call in progress during an interval."""
     during = [
         call.seconds for call in calls if call.ended >= began and call.ended - call.seconds <= ended
     ]
     if not during:
-        raise RuntimeError("the change came when no call was under way")
+        raise RuntimeError("no call was in progress during the change")
     return max(during)
 
 
 def _legacy(path: Path, rows: int) -> None:
     """Write a legacy file of real messages."""
-    # The application saves a message and its full-text row; more of it would not be moved.
+    # The application saves a message and its full-text row; pgloader would not migrate other
+    # tables.
     legacy_db(
         path,
         (
@@ -244,18 +247,18 @@ def _legacy(path: Path, rows: int) -> None:
 
 
 def _migrated(bench: Bench, legacy: Path) -> float:
-    """Return the seconds from the start of a server to a verified copy in PostgreSQL."""
+    """Return the seconds from server start to a verified copy in PostgreSQL."""
     with bench.file() as file, bench.postgres.database() as dsn:
         copy_store(legacy, file)
         began = time.perf_counter()
         with ours(file, dsn) as server:
-            walk(server.address, Phase.BACKFILL)
+            change_phases(server.address, Phase.BACKFILL)
             ready_for_next(server.address)
             return time.perf_counter() - began
 
 
 def _by_pgloader(bench: Bench, legacy: Path, rows: int, *, search: bool) -> float:
-    """Return the seconds of pgloader, and of the indexes after it."""
+    """Return the seconds of pgloader and of the index builds after it."""
     postgres = bench.postgres
     database = postgres.create()
     dsn = postgres.dsn_of(database)
@@ -271,7 +274,7 @@ def _by_pgloader(bench: Bench, legacy: Path, rows: int, *, search: bool) -> floa
             seconds = time.perf_counter() - began
         loaded = postgres.value("SELECT count(*) FROM messages", database)
         if loaded != rows:
-            raise RuntimeError(f"pgloader has loaded {loaded} of {rows} rows")
+            raise RuntimeError(f"pgloader loaded {loaded} of {rows} rows")
         return seconds
     finally:
         postgres.drop(database)
@@ -287,11 +290,11 @@ def _pgloader(command: Path) -> None:
     )
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines()
-        raise RuntimeError(f"pgloader has failed: {' '.join(said[-3:])}")
+        raise RuntimeError(f"pgloader failed: {' '.join(said[-3:])}")
 
 
 async def _build(dsn: str, indexes: list[str]) -> None:
-    """Build indexes, several at a time; the first locks the table and comes first."""
+    """Build indexes in parallel, after the first, which locks the table."""
     pool = await asyncpg.create_pool(dsn, min_size=_BUILDERS, max_size=_BUILDERS)
     first, *rest = indexes
     await pool.execute(first, timeout=600)

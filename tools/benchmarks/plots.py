@@ -1,4 +1,4 @@
-"""Pictures: throughput and latency over calls in flight, throughput over stored messages."""
+"""Plots of throughput and latency over calls in flight, and of throughput over stored messages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tools.benchmarks.bench import WARM, Bench
-from tools.benchmarks.big import NAME, copied, stores
 from tools.benchmarks.bulk import fill
+from tools.benchmarks.harness import WARM, Bench
+from tools.benchmarks.large_stores import NAME, copied, stores
 from tools.benchmarks.messages import BATCH, get_requests, save_requests
-from tools.benchmarks.model import Row, percentile
+from tools.benchmarks.results import Row, percentile
 from tools.benchmarks.servers import Served, as_served, ours
 
 if TYPE_CHECKING:
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 IN_FLIGHT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SHARES = ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
 STEPS = 4
-"""Sizes at which calls are measured before the large store, up to a tenth of it."""
+"""Number of sizes below the large store at which calls are measured, up to a tenth of it."""
 _FEWEST = 300
 _MOST = 4_000
-"""Calls of a point."""
+"""Maximum calls per point."""
 
 
 class Point(NamedTuple):
-    """What one number of calls in flight came to."""
+    """Result for one number of calls in flight."""
 
     in_flight: int
     rate: float
     latencies: dict[str, float]
-    """Milliseconds, by percentile."""
+    """Milliseconds by percentile."""
     failed: int
 
 
@@ -84,14 +84,14 @@ def over_in_flight(bench: Bench) -> list[Row]:
 def over_rows(bench: Bench) -> list[Row]:
     """Plot throughput over the number of stored messages."""
     made, postgres = stores(bench), bench.postgres
-    grown = _steps(bench.sizes.small, made.rows // 10)
+    growth = _steps(bench.sizes.small, made.rows // 10)
     found: dict[str, list[float]] = {}
     with bench.file() as file, ours(file) as server:
-        sizes = _grow(bench, as_served(server), "SQLite", grown, found)
+        sizes = _grow(bench, as_served(server), "SQLite", growth, found)
     with copied(bench, made.alone) as file, ours(file) as server:
         _measure(bench, as_served(server), "SQLite", (NAME, made.rows), found)
     with postgres.database() as dsn, ours(postgres=dsn) as server:
-        _grow(bench, as_served(server), "PostgreSQL", grown, found)
+        _grow(bench, as_served(server), "PostgreSQL", growth, found)
     with postgres.database(made.alone_database) as dsn, ours(postgres=dsn) as server:
         _measure(bench, as_served(server), "PostgreSQL", (NAME, made.rows), found)
     sizes.append(made.rows)
@@ -102,7 +102,7 @@ def over_rows(bench: Bench) -> list[Row]:
 
 
 def _point(bench: Bench, server: Served, method: str, in_flight: int) -> Point:
-    # Few calls at a time are slow ones: a point takes a few seconds at most.
+    # Fewer calls in flight mean lower rates; each point takes a few seconds at most.
     count = min(_MOST, max(_FEWEST, bench.sizes.calls * in_flight // 64))
     if method == "Get":
         requests = get_requests("stored", bench.sizes.small, count)
@@ -114,7 +114,7 @@ def _point(bench: Bench, server: Served, method: str, in_flight: int) -> Point:
 
 
 def _steps(small: int, large: int) -> list[int]:
-    """Return sizes that grow by the same factor."""
+    """Return sizes that grow by a constant factor."""
     factor = (large / small) ** (1 / (STEPS - 1))
     return [round(small * factor**number) for number in range(STEPS)]
 
@@ -122,13 +122,13 @@ def _steps(small: int, large: int) -> list[int]:
 def _grow(
     bench: Bench, server: Served, where: str, sizes: Sequence[int], found: dict[str, list[float]]
 ) -> list[int]:
-    """Fill a store step by step, and measure at each; return how much was stored then."""
+    """Fill a store step by step and measure at each size; return the number of messages."""
     stored, reached = 0, []
     for size in sizes:
         new = max(BATCH, size - stored)
-        fill(bench, server, f"grown-{size}", new)
+        fill(bench, server, f"growth-{size}", new)
         reached.append(stored + new)
-        stored += new + _measure(bench, server, where, (f"grown-{size}", new), found)
+        stored += new + _measure(bench, server, where, (f"growth-{size}", new), found)
     return reached
 
 
@@ -139,9 +139,9 @@ def _measure(
     known: tuple[str, int],
     found: dict[str, list[float]],
 ) -> int:
-    """Measure each kind of call; return how many messages that has added.
+    """Measure each kind of call; return the number of added messages.
 
-    ``known`` is the name of messages that are stored, and how many of them there are.
+    ``known`` is the name of stored messages, and their number.
     """
     calls, bulk = bench.sizes.calls // 2, bench.sizes.bulk // 4
     name, count = known

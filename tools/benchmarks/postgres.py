@@ -1,7 +1,7 @@
-"""A PostgreSQL to measure: one of our own, with its data in the benchmark's folder.
+"""PostgreSQL for the benchmarks, with its data in the benchmark folder.
 
-Unlike that of the tests it syncs (``fsync`` and ``synchronous_commit`` are on). Its settings
-are those of a small server, and the same for every side of every comparison.
+Unlike that of the tests, it syncs to disk (``fsync`` and ``synchronous_commit`` are on). Its
+settings suit a small server and are the same for every side of every comparison.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ SETTINGS = (
     "max_connections=200",
 )
 _LONGEST = 90
-"""Characters of a folder whose socket can still be named."""
+"""Maximum length of a folder's path, because of the limit of socket paths."""
 
 _numbers = itertools.count()
 
 
 class BenchPostgres(PostgresProcess):
-    """A PostgreSQL that is kept between two runs, with the large databases in it."""
+    """PostgreSQL that is kept between runs, with the large databases."""
 
     def __init__(self, folder: Path) -> None:
-        """Prepare to keep data in ``folder``.
+        """Keep data in ``folder``.
 
         Raises:
             ValueError: The path is too long for a socket.
-
         """
         if len(str(folder)) > _LONGEST:
             raise ValueError(
-                f"{folder}: too long for a socket's path; choose another folder with FOLDER="
+                f"{folder}: path is too long for a Unix socket; choose a shorter one with FOLDER="
             )
         super().__init__(folder)
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> BenchPostgres:
-        """Start it, whatever was left of a run before."""
-        # The first start makes the data, without syncing; then again as it is measured.
+        """Start the server, after an unclean shutdown as well."""
+        # The first start creates the data without syncing; the second one uses the measured
+        # settings.
         if not (self._data / "PG_VERSION").exists():
             super().start()
             self.stop()
@@ -64,12 +64,12 @@ class BenchPostgres(PostgresProcess):
         return self
 
     def stop(self) -> None:
-        """Stop it, with everything on disk."""
+        """Stop the server with all data on disk."""
         self._run("pg_ctl", "-w", "-m", "fast", "stop", check=False)
 
     @property
     def folder(self) -> Path:
-        """Where its socket is."""
+        """Folder of its socket."""
         return self._folder
 
     def version(self) -> str:
@@ -93,27 +93,27 @@ class BenchPostgres(PostgresProcess):
         return urlsplit(self.dsn)._replace(path=f"/{database}").geturl()
 
     def has(self, database: str) -> bool:
-        """Tell whether there is such a database."""
+        """Return whether a database exists."""
         known = self.value("SELECT string_agg(datname, ' ') FROM pg_database")
         return database in known.split()
 
     def rename(self, database: str, name: str) -> None:
-        """Rename a database that nobody uses."""
+        """Rename a database without connections."""
         self.value(f"ALTER DATABASE {database} RENAME TO {name}")
 
     def drop(self, database: str) -> None:
-        """Remove a database, whoever uses it."""
+        """Drop a database and close its connections."""
         self.value(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
 
     def drop_leftovers(self) -> None:
-        """Remove what a run that was killed has left."""
+        """Drop the databases of a run that was killed."""
         known = self.value("SELECT string_agg(datname, ' ') FROM pg_database")
         for database in known.split():
             if database.startswith("run_"):
                 self.drop(database)
 
     def create(self, template: str = "template1") -> str:
-        """Make a database, empty or a copy, and return its name."""
+        """Create a database, empty or as a copy, and return its name."""
         name = f"run_{os.getpid()}_{next(_numbers)}"
         self.value(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         self.value("CHECKPOINT")
@@ -122,7 +122,7 @@ class BenchPostgres(PostgresProcess):
 
     @contextmanager
     def database(self, template: str = "template1") -> Iterator[str]:
-        """Make a database for as long as the context lasts; yield its connection string."""
+        """Create a database for the duration of the context; yield its connection string."""
         name = self.create(template)
         try:
             yield self.dsn_of(name)

@@ -1,7 +1,9 @@
-"""A client process of Python: python -m tools.benchmarks.python_client ADDRESS METHOD FILE ...
+"""Python client process that replaces ghz.
 
-Sends its part of the requests in a file, already serialized, over connections of its own, and
-prints what became of them as JSON. It stands in for ghz; see load.py.
+    python -m tools.benchmarks.python_client ADDRESS METHOD FILE ...
+
+Sends its part of the serialized requests in a file over its own connections, and prints the results
+as JSON. See load.py.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def _requests(method: str, file: Path, part: int, parts: int) -> list[bytes]:
 
 
 async def main() -> None:
-    """Send the requests; the options are those that load.py gives."""
+    """Send the requests; load.py passes the options."""
     address, method, file, in_flight, rate, part, parts = sys.argv[1:]
     requests = _requests(method, Path(file), int(part), int(parts))
     options = [("grpc.use_local_subchannel_pool", 1)]

@@ -1,4 +1,4 @@
-"""The table for people, and the file for programs."""
+"""Report of a run: the table on the console, and the JSON file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from tools.benchmarks.messages import source
-from tools.benchmarks.model import Row, number
+from tools.benchmarks.results import Row, number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +27,7 @@ _COLOURS = {"met": "green", "missed": "bold red", "shown": "dim", "skipped": "ye
 
 
 def environment(load: str, postgres: str) -> dict[str, Any]:
-    """Return on what was measured."""
+    """Return a description of the environment."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -44,7 +44,7 @@ def environment(load: str, postgres: str) -> dict[str, Any]:
 
 
 def show(console: Console, rows: Sequence[Row]) -> None:
-    """Print the table, and what there is to say about its lines."""
+    """Print the table and the notes on its rows."""
     table = Table("BENCH", "what", "median", "min - max", "target", "", title="make bench")
     for column in table.columns[2:5]:
         column.justify = "right"
@@ -63,14 +63,14 @@ def show(console: Console, rows: Sequence[Row]) -> None:
     console.print(table)
     for row in rows:
         said = [row.failure] if row.failure else []
-        # Those of a plot are no rounds of one thing.
+        # The values of a plot are not rounds of one measurement.
         if row.values or all(len(values) == 1 for values in row.sides.values()):
             said += [_side(name, values, row.unit) for name, values in row.sides.items()]
         console.print(f"[bold]{row.name}[/] {row.what}: {'; '.join([*said, *row.notes])}")
 
 
 def write(path: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
-    """Write everything as JSON."""
+    """Write all results as JSON."""
     found = {"environment": about, "rows": [row.as_json() for row in rows]}
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

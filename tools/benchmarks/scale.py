@@ -1,4 +1,4 @@
-"""What a million messages change: throughput, memory, searches, and the start."""
+"""Benchmarks at a million messages: throughput, memory, and startup."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from tests.support.server_process import ServerProcess
-from tools.benchmarks.bench import WARM, Bench, Sample, Side, compared
-from tools.benchmarks.big import NAME, copied, stores
 from tools.benchmarks.bulk import bare, bulk_count, fill
+from tools.benchmarks.harness import WARM, Bench, Sample, Side, compared
+from tools.benchmarks.large_stores import NAME, copied, stores
 from tools.benchmarks.messages import get_requests, save_requests
-from tools.benchmarks.model import Row, at_least, at_most
+from tools.benchmarks.results import Row, at_least, at_most
 from tools.benchmarks.servers import Served, as_served, copy_store, ours
 
 _START_SECONDS = 60.0
 
 
 def memory(bench: Bench) -> list[Row]:
-    """Make the large stores anew, and tell the memory that it took."""
-    made = stores(bench, anew=True)
+    """Recreate the large stores and report the memory usage."""
+    made = stores(bench, recreate=True)
     rows = []
     for who in ("server", "client"):
         seen = {what: peak for what, (peak, _) in made.memory.items() if what.endswith(who)}
-        grown = max(made.memory[what][1] for what in seen)
+        growth = max(made.memory[what][1] for what in seen)
         rows.append(
             Row(
                 "memory",
-                f"resident memory of the {who} and the processes that it starts, while "
+                f"resident memory of the {who} and its child processes, while "
                 f"{made.rows:,} messages are imported, backfilled, exported",
                 [max(seen.values())],
                 at_most(250, "MiB"),
                 {what: [peak] for what, peak in seen.items()},
                 "MiB",
-                (f"peak of each second half above that of the first: at most {grown:.0f} MiB",),
+                (f"peak growth from first to second half: at most {growth:.0f} MiB",),
             )
         )
     told = {what: [made.rows / seconds] for what, seconds in made.seconds.items()}
-    rows.append(Row("memory", "how fast that went", [], None, told, "messages/s"))
+    rows.append(Row("memory", "throughput of these steps", [], None, told, "messages/s"))
     return rows
 
 
 def scale_sqlite(bench: Bench) -> list[Row]:
-    """Measure throughput on a large SQLite file against a small one."""
+    """Measure the throughput on a large SQLite file against a small one."""
     made = stores(bench)
     with ExitStack() as stack:
         file, other = [stack.enter_context(copied(bench, made.alone)) for _ in range(2)]
@@ -73,7 +73,7 @@ def scale_sqlite(bench: Bench) -> list[Row]:
 
 
 def scale_postgres(bench: Bench) -> list[Row]:
-    """Measure throughput on a large PostgreSQL database against a small one."""
+    """Measure the throughput on a large PostgreSQL database against a small one."""
     made, postgres = stores(bench), bench.postgres
     with ExitStack() as stack:
         dsn = stack.enter_context(postgres.database(made.alone_database))
@@ -92,7 +92,7 @@ def scale_postgres(bench: Bench) -> list[Row]:
 
 
 def start(bench: Bench) -> list[Row]:
-    """Measure how long a server takes from its start to SERVING."""
+    """Measure the time from the start of a server to SERVING."""
     made = stores(bench)
     large: list[float] = []
     empty: list[float] = []
@@ -135,7 +135,7 @@ def _seconds_to_serve(path: Path) -> float:
 
 
 def _wait_until_serving(address: str, until: float) -> None:
-    """Wait for the port, then for the health service: it tells of each change."""
+    """Wait for the port, then for the health service, which reports each change."""
     host, port = address.split(":")
     while time.perf_counter() < until:
         try:
@@ -155,24 +155,24 @@ def _wait_until_serving(address: str, until: float) -> None:
 
 Measure = Callable[[Served, int, int], Sample]
 Pair = tuple[Callable[[int], Sample], Callable[[int], Sample]]
-"""What measures a large store, and what measures a small one, given the number of the round."""
+"""Functions that measure a large and a small store, called with the number of the round."""
 
 _LOOP = "bare executemany"
 
 
 def _throughput(
     bench: Bench,
-    told_as: tuple[str, str],
+    label: tuple[str, str],
     large: Served,
     small: Callable[[], AbstractContextManager[Served]],
     loop: Pair | None = None,
 ) -> list[Row]:
-    """Compare the kinds of calls; the small store is a fresh one in each round.
+    """Compare the kinds of calls; the small store is new in each round.
 
-    ``loop`` is what a bare loop comes to in a large store and in a small one: how much of the
-    difference is the database's own.
+    ``loop`` measures a driver loop on a large and a small store, to show the database's own share
+    of the difference.
     """
-    name, where = told_as
+    name, where = label
     rows, sizes = bench.sizes.scale, bench.sizes
     measures = {"Save": _save(bench), "Get": _get(bench), "BulkSave": _bulk(bench)}
     pairs: dict[str, Pair] = {}
@@ -183,7 +183,7 @@ def _throughput(
 
         def at_small(number: int, measure: Measure = measure) -> Sample:
             with small() as served:
-                # Its caches are as warm as those of the other.
+                # Its caches are as warm as those of the large store.
                 measure(served, 0, sizes.small)
                 return measure(served, number + 1, sizes.small)
 
@@ -228,7 +228,7 @@ def _get(bench: Bench) -> Measure:
 
 
 def _loop(bench: Bench, file: Path, number: int) -> Sample:
-    """Insert by a bare loop that finds the terms ready."""
+    """Insert with a driver loop whose terms are computed in advance."""
     return bare(["bare_sqlite", str(file)], "before", f"loop-{number}", bulk_count(bench, number))
 
 

@@ -1,10 +1,9 @@
-"""Search against the bare SQL of the best plan, on a large store.
+"""Benchmarks of Search against plain SQL with the best query plan, on a large store.
 
-One call at a time. Beside an answer of ours, newest first, stands bare SQL that fetches the
-same page: the fifty newest matches, and one more to know whether there is another page.
-Beside one by relevance stands bare SQL that fetches what has to be ranked, the 500 newest
-matches. Of each kind of search the plans that there are, are measured, and the best of them
-counts.
+One call at a time. Searches by time are compared with SQL that fetches the same page: the fifty
+newest matches, and one more to detect another page. Searches by relevance are compared with SQL
+that fetches the ranked set, the 500 newest matches. For each kind of search all plans are measured,
+and the best one counts.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ from sagastore_server.sqlite.connection import READER_CACHE_KIB
 from sagastore_server.sqlite.search import Compiled
 from sagastore_server.sqlite.search import compile_search as for_sqlite
 from sagastore_server.storage.query import Criteria, Scan
-from tools.benchmarks.bench import Bench
-from tools.benchmarks.big import NAME, Stores, copied, stores
+from tools.benchmarks.harness import Bench
+from tools.benchmarks.large_stores import NAME, Stores, copied, stores
 from tools.benchmarks.messages import RARE_EVERY, items, rare_word
-from tools.benchmarks.model import Row, at_most, percentile, ratios
+from tools.benchmarks.results import Row, at_most, percentile, ratios
 from tools.benchmarks.servers import ours
 
 PAGE = 50
 WINDOW = 500
-"""What a search by relevance ranks: the newest matches."""
+"""Number of newest matches that a search by relevance ranks."""
 
 _ORDERS = {"newest first": storage_pb2.ORDER_NEWEST, "by relevance": storage_pb2.ORDER_RELEVANCE}
 _PLANS = (
@@ -49,13 +48,14 @@ _PLANS = (
     "enable_indexscan",
     "enable_bitmapscan enable_seqscan enable_sort",
 )
-"""What PostgreSQL is told not to use: nothing, what looks words up, what walks in order, and
-everything but to walk in order, which it chooses for the same search on one day and not on
-another."""
+"""Planner settings to disable: none, those for lookups by word, those for ordered scans, and all
+except ordered scans. PostgreSQL chooses ordered scans for the same search on some days but not on
+others.
+"""
 
 
 class Kind(NamedTuple):
-    """A kind of search; each is asked in several forms, in turn."""
+    """Kind of search; its forms are used in turn."""
 
     name: str
     forms: list[storage_pb2.SearchRequest]
@@ -79,7 +79,7 @@ def search_postgres(bench: Bench) -> list[Row]:
 
 
 def kinds(made: Stores) -> list[Kind]:
-    """Return the kinds of searches, in forms that find something."""
+    """Return the kinds of searches, in forms that have matches."""
     rare = [rare_word(number) for number in range(0, made.rows, RARE_EVERY)]
     middle = next(items(NAME, made.rows // 2, 1)).timestamp
     return [
@@ -110,31 +110,31 @@ def _criteria(request: storage_pb2.SearchRequest) -> Criteria:
     return Criteria(text, tuple(request.tags), start=start, end=end)
 
 
-HOPELESS = 5.0
-"""Seconds for one search after which a plan is given up; another one is the best then."""
+PLAN_TIMEOUT = 5.0
+"""Seconds for one search after which a plan is abandoned, because another one is better."""
 
 _STEPS = 100_000
-"""Of SQLite's machine between two looks at the clock."""
+"""SQLite VM instructions between two checks of the clock."""
 
 
 class _Bare(Protocol):
-    """Fetches the newest matches by bare SQL."""
+    """Fetches the newest matches with plain SQL."""
 
     plans: tuple[str, ...]
 
     def times(self, plan: str, asked: list[Criteria], wanted: int) -> list[float]:
-        """Return the seconds of each search by this plan; none if it is hopeless, or none there."""
+        """Return the seconds of each search with this plan; empty if too slow or unavailable."""
 
 
 class _SQLite:
-    """Bare statements on the file, by sqlite3."""
+    """Plain statements on the file, with sqlite3."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self.plans: tuple[str, ...] = ("a block", "look up")
 
     def times(self, plan: str, asked: list[Criteria], wanted: int) -> list[float]:
-        """Return the seconds of each search by this plan; none if it is hopeless, or none there."""
+        """Return the seconds of each search with this plan; empty if too slow or unavailable."""
         uri = f"{self._file.as_uri()}?mode=ro"
         taken = []
         with closing(sqlite3.connect(uri, uri=True)) as connection:
@@ -142,7 +142,8 @@ class _SQLite:
             (rows,) = connection.execute("SELECT max(number) FROM messages").fetchone()
             for criteria in asked:
                 compiled = for_sqlite(criteria, Scan(True, wanted))
-                # A block is as large as it must be: whoever writes bare SQL is taken to know.
+                # The block has the ideal size, because hand-written SQL may use knowledge of the
+                # data.
                 sizes = _sizes(wanted, rows) if plan == "a block" else [0]
                 seconds = next(
                     filter(None, (_seconds(connection, compiled, n) for n in sizes)), 0.0
@@ -158,10 +159,10 @@ def _sizes(wanted: int, rows: int) -> list[int]:
 
 
 def _seconds(connection: sqlite3.Connection, compiled: Compiled, block: int) -> float:
-    """Return the seconds of a search; 0: that block does not do, or it takes too long."""
+    """Return the seconds of a search; 0: the block is too small, or it takes too long."""
     sql, parameters = compiled.of_block(block) if block else compiled.whole
     began = time.perf_counter()
-    connection.set_progress_handler(_after(began + HOPELESS), _STEPS)
+    connection.set_progress_handler(_after(began + PLAN_TIMEOUT), _STEPS)
     try:
         found = connection.execute(sql, parameters).fetchall()
     except sqlite3.OperationalError:
@@ -172,24 +173,24 @@ def _seconds(connection: sqlite3.Connection, compiled: Compiled, block: int) -> 
 
 
 def _after(moment: float) -> Callable[[], bool]:
-    """Return what interrupts a statement after ``moment``."""
+    """Return a function that interrupts a statement after ``moment``."""
     return lambda: time.perf_counter() > moment
 
 
 class _PostgreSQL:
-    """Bare statements on the database, by asyncpg."""
+    """Plain statements on the database, with asyncpg."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self.plans: tuple[str, ...] = _PLANS
 
     def times(self, plan: str, asked: list[Criteria], wanted: int) -> list[float]:
-        """Return the seconds of each search, with ``plan`` switched off."""
+        """Return the seconds of each search with the settings of ``plan`` disabled."""
         return asyncio.run(self._times(plan, asked, wanted))
 
     async def _times(self, plan: str, asked: list[Criteria], wanted: int) -> list[float]:
         pool = Pool(
-            PostgreSQLOptions(self._dsn, pool_min=1, pool_max=2, statement_timeout=HOPELESS)
+            PostgreSQLOptions(self._dsn, pool_min=1, pool_max=2, statement_timeout=PLAN_TIMEOUT)
         )
         await pool.open()
         taken = []
@@ -225,7 +226,7 @@ def _rows(bench: Bench, name: str, made: Stores, address: str, bare: _Bare) -> l
 
 
 class _RowOf:
-    """Measures kinds of searches, ours and bare."""
+    """Measures searches through the service and with plain SQL."""
 
     def __init__(self, bench: Bench, ask: Callable[..., Any], bare: _Bare) -> None:
         self._bench = bench
@@ -233,7 +234,7 @@ class _RowOf:
         self._bare = bare
 
     def measure(self, name: str, stored: int, kind: Kind, order: str) -> Row:
-        """Return the row of one kind of searches."""
+        """Return the row of one kind of search."""
         bench = self._bench
         times = max(len(kind.forms), bench.sizes.searches // bench.sizes.rounds)
         asked = list(itertools.islice(itertools.cycle(kind.forms), times))
@@ -241,7 +242,7 @@ class _RowOf:
         # Without words there is nothing to rank.
         wanted = WINDOW if order == "by relevance" and kind.forms[0].query else PAGE
         plan = self._best_plan(criteria[: len(kind.forms)], wanted)
-        sides: dict[str, list[float]] = {"Search": [], "bare SQL": [], "a call of the echo": []}
+        sides: dict[str, list[float]] = {"Search": [], "bare SQL": [], "echo call": []}
         most = 0
         for number in range(bench.sizes.rounds + 1):
             taken, found = self._searched(asked if number else kind.forms, order)
@@ -260,8 +261,8 @@ class _RowOf:
             at_most(3),
             sides,
             "ms",
-            (f"{times} searches a round, up to {most} results", f"best plan: {without}"),
-            "" if most else "nothing was found",
+            (f"{times} searches per round, up to {most} results", f"best plan: {without}"),
+            "" if most else "no matches",
         )
 
     def _searched(
@@ -290,7 +291,7 @@ class _RowOf:
         return taken
 
     def _best_plan(self, asked: list[Criteria], wanted: int) -> str:
-        """Return the plan with the least p95, over each form once."""
+        """Return the plan with the lowest p95 over all forms."""
         known = {plan: self._bare.times(plan, asked, wanted) for plan in self._bare.plans}
         there = {plan: percentile(times, 0.95) for plan, times in known.items() if times}
         return min(there, key=lambda plan: there[plan])

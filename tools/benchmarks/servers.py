@@ -1,4 +1,4 @@
-"""The servers that are measured, each in a process of its own, and how to steer ours."""
+"""Measured servers, each in a separate process, and control of the migration."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import Any, NamedTuple
 import psutil
 
 from sagastore import AsyncClient, Migration, Phase
+from tests.support.migration_control import change, go_to, until_ready
 from tests.support.server_process import ServerProcess
-from tests.support.steering import change, go_to, until_ready
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE = 120.0
-"""Seconds for a change of phase, which at a million messages compares all of them first."""
+"""Seconds for a phase change, which compares a million messages first."""
 
-_STEERING = asyncio.Runner()
-"""One loop for all: gRPC's thread may still have something to tell to one that is closed."""
+_RUNNER = asyncio.Runner()
+"""One event loop for all calls, because gRPC's thread may still call into a closed one."""
 
 
 class Served(NamedTuple):
-    """A server that runs."""
+    """Running server."""
 
     address: str
     pid: int
@@ -37,7 +37,7 @@ class Served(NamedTuple):
 
 @contextmanager
 def program(module: str, *options: str) -> Iterator[Served]:
-    """Run one of the other servers; it prints its address when it serves."""
+    """Run one of the comparison servers; it prints its address when it serves."""
     process = subprocess.Popen(
         [sys.executable, "-m", f"benchmarks.{module}", *options],
         stdout=subprocess.PIPE,
@@ -47,7 +47,7 @@ def program(module: str, *options: str) -> Iterator[Served]:
     try:
         address = "" if process.stdout is None else process.stdout.readline().strip()
         if not address:
-            raise RuntimeError(f"{module} has ended before it served")
+            raise RuntimeError(f"{module} exited before it served")
         yield Served(address, process.pid)
     finally:
         process.kill()
@@ -56,9 +56,9 @@ def program(module: str, *options: str) -> Iterator[Served]:
 
 @contextmanager
 def ours(sqlite: Path | None = None, postgres: str | None = None) -> Iterator[ServerProcess]:
-    """Run our server, with its defaults, on either store or on both."""
+    """Run SagaStore with its defaults, on one store or on both."""
     if sqlite is None:
-        # No such file is made: its folder is the home of the process.
+        # The file is never created: its folder is the home of the process.
         server = ServerProcess(ROOT / "build" / "none.db", postgres=postgres)
     else:
         env = {} if postgres is None else {"SAGASTORE_POSTGRES": postgres}
@@ -72,39 +72,39 @@ def ours(sqlite: Path | None = None, postgres: str | None = None) -> Iterator[Se
 
 
 def as_served(server: ServerProcess) -> Served:
-    """Return where a server of ours is."""
+    """Return the address of a SagaStore server."""
     return Served(server.address, server.pid)
 
 
 def copy_store(source: Path, target: Path) -> Path:
-    """Copy a SQLite file that no server has open, and let the disk come to rest."""
+    """Copy a SQLite file that no server has open, and sync the disk."""
     shutil.copyfile(source, target)
     os.sync()
     return target
 
 
-def walk(address: str, phase: Phase) -> None:
-    """Go to ``phase``, waiting for all that each step needs."""
+def change_phases(address: str, phase: Phase) -> None:
+    """Advance to ``phase`` and wait for the preconditions of each step."""
 
     async def going() -> None:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
             await go_to(client, phase)
 
-    _STEERING.run(going())
+    _RUNNER.run(going())
 
 
 def ready_for_next(address: str) -> Migration:
-    """Wait until nothing stands before the next phase."""
+    """Wait until nothing blocks the next phase."""
 
     async def waiting() -> Migration:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
             return await until_ready(client)
 
-    return _STEERING.run(waiting())
+    return _RUNNER.run(waiting())
 
 
 def change_to(address: str, phase: Phase) -> tuple[float, float]:
-    """Change the phase; return when that began and ended, in seconds since 1970."""
+    """Change the phase; return its start and end in seconds since 1970."""
 
     async def changing() -> tuple[float, float]:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
@@ -113,31 +113,31 @@ def change_to(address: str, phase: Phase) -> tuple[float, float]:
             await change(client, phase)
             return began, time.time()
 
-    return _STEERING.run(changing())
+    return _RUNNER.run(changing())
 
 
 def migration_of(address: str) -> Migration:
-    """Return how the migration does."""
+    """Return the migration status."""
 
     async def asking() -> Migration:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
             return await client.migration.get()
 
-    return _STEERING.run(asking())
+    return _RUNNER.run(asking())
 
 
 def control_backfill(address: str, *, paused: bool) -> None:
-    """Pause the backfill, or let it go on."""
+    """Pause or resume the backfill."""
 
     async def asking() -> None:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
             await client.migration.control_backfill(paused=paused)
 
-    _STEERING.run(asking())
+    _RUNNER.run(asking())
 
 
 def journal_is_empty(address: str) -> int:
-    """Wait until the other store has everything; return how many changes it lacked."""
+    """Wait until the other store has caught up; return the initial number of missing changes."""
 
     async def waiting() -> int:
         async with AsyncClient(address, timeout=_PATIENCE) as client:
@@ -145,21 +145,21 @@ def journal_is_empty(address: str) -> int:
             async for status in client.migration.watch():
                 if not status.journal_rows:
                     return most
-        raise RuntimeError("the watch has ended")
+        raise RuntimeError("the migration status stream ended")
 
-    return _STEERING.run(waiting())
+    return _RUNNER.run(waiting())
 
 
 class Processor:
-    """How much of the machine some processes, and what they started, take."""
+    """CPU usage of processes and their children."""
 
     def __init__(self, *pids: int) -> None:
-        """Begin to count."""
+        """Start counting."""
         self._pids = pids
         self._before = self._used()
 
     def seconds(self) -> float:
-        """Return the seconds of one core that were taken since the beginning."""
+        """Return the CPU seconds used since the start."""
         return self._used() - self._before
 
     def _used(self) -> float:

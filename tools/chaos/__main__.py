@@ -1,12 +1,12 @@
-"""``make chaos``: a campaign of faults against real processes, judged by a history checker.
+"""Command line of the chaos campaign (``make chaos``): faults against real processes.
 
     python -m tools.chaos [--rounds N] [--seed N] [--jobs N] [--seconds S]
     python -m tools.chaos --plant NAME [--rounds N]      with one planted fault
-    python -m tools.chaos --planted all [--within N]     each of them until it is caught
+    python -m tools.chaos --planted all [--within N]     every planted fault until it is caught
     python -m tools.chaos --porcupine [...]              with a second checker, written in Go
 
-Exit status 1 if anything went wrong; with ``--planted``, if one was not caught. What a
-failing round leaves is below ``var/chaos``, with the report.
+A history checker judges each round. Exit status 1 if a round fails or, with ``--planted``, if a
+planted fault is not caught. The report and the files of failing rounds are in ``var/chaos``.
 """
 
 from __future__ import annotations
@@ -23,26 +23,25 @@ from pathlib import Path
 from typing import Any
 
 from sagastore import Phase
-from tools.chaos import jobs
+from tools.chaos import parallel
 from tools.chaos.campaign import Campaign, Options
 from tools.chaos.plan import PHASES
-from tools.chaos.planted import PLANTS
+from tools.chaos.plants import PLANTS
+from tools.chaos.porcupine_check import PorcupineError, build
 from tools.chaos.report import Totals, caught, planted_table
-from tools.chaos.second_opinion import SecondOpinionError, build
 
 _FOLDER = Path("var/chaos")
 
 
 def main() -> int:
-    """Run what was asked for."""
-    # Templates are made in this process; what is said of them is no news.
+    # Templates are made in this process; their log records are of no interest.
     logging.getLogger("sagastore_server").addHandler(logging.NullHandler())
     arguments = _arguments()
     options = _options(arguments)
     if options.porcupine:
         try:
             build()
-        except SecondOpinionError as exc:
+        except PorcupineError as exc:
             sys.stderr.write(f"error: {exc}\n")
             return 2
     planted = f", planted: {', '.join(options.plants)}" if any(options.plants) else ""
@@ -51,7 +50,7 @@ def main() -> int:
     verdicts = asyncio.run(_run(options, arguments.jobs))
     took = time.monotonic() - began
     if options.until_caught:
-        return _tell_of_planted(options, verdicts)
+        return _report_plants(options, verdicts)
     totals = Totals()
     for verdict in verdicts:
         totals.add(verdict)
@@ -59,22 +58,22 @@ def main() -> int:
     document = totals.as_json() | {"seed": options.seed, "took": round(took, 1)}
     (options.folder / "report.json").write_text(json.dumps(document, indent=2) + "\n")
     (options.folder / "report.txt").write_text(totals.text() + "\n", encoding="utf-8")
-    _say(f"\n  {took:,.0f} s in all; report: {options.folder / 'report.json'}")
+    _say(f"\n  {took:,.0f} s total; report:  {options.folder / 'report.json'}")
     return 1 if totals.failed or totals.rounds != options.rounds else 0
 
 
 async def _run(options: Options, count: int) -> list[dict[str, Any]]:
-    """Run it; SIGTERM ends it as Ctrl+C does, and nothing is left behind."""
+    """Run the campaign. SIGTERM ends it like Ctrl+C, and every child process is stopped."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     if count > 1:
-        return await jobs.run(options, count, _say)
+        return await parallel.run(options, count, _say)
     await Campaign(options, _say).run()
-    return jobs.read(options.folder)
+    return parallel.read(options.folder)
 
 
-def _tell_of_planted(options: Options, verdicts: list[dict[str, Any]]) -> int:
+def _report_plants(options: Options, verdicts: list[dict[str, Any]]) -> int:
     found = {name: caught(name, verdicts) for name in options.plants}
     table = planted_table(found, {name: plant.what for name, plant in PLANTS.items()})
     _say("\n" + table)
@@ -103,25 +102,34 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20, help="rounds to run (20)")
-    parser.add_argument("--seed", type=_seed, help="seed of the first round; the next ones follow")
-    parser.add_argument("--jobs", type=int, default=1, help="rounds at a time (1)")
-    parser.add_argument("--seconds", type=float, default=0.0, help="how long faults go on")
+    parser.add_argument("--rounds", type=int, default=20, help="number of rounds (20)")
+    parser.add_argument("--seed", type=_seed, help="seed of the first round; later rounds count up")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel rounds (1)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0.0,
+        help="duration of the faults (default: drawn from the seed)",
+    )
     parser.add_argument("--plant", default="", choices=["", *PLANTS], metavar="NAME")
     parser.add_argument("--planted", nargs="+", choices=["all", *PLANTS], metavar="NAME")
-    parser.add_argument("--within", type=int, default=20, help="rounds for each planted fault (20)")
+    parser.add_argument(
+        "--within", type=int, default=20, help="maximum rounds per planted fault (20)"
+    )
     parser.add_argument("--begins", default="", metavar="PHASE", choices=[*map(_label, PHASES), ""],
-                        help="only rounds that begin in this phase")  # fmt: skip
+                        help="only rounds that start in this phase")  # fmt: skip
     parser.add_argument("--having", default="", metavar="TEXT",
-                        help="only rounds with a fault whose name has this")  # fmt: skip
-    parser.add_argument("--folder", type=Path, default=_FOLDER, help="where reports go (var/chaos)")
+                        help="only rounds with a fault whose name contains this")  # fmt: skip
+    parser.add_argument(
+        "--folder", type=Path, default=_FOLDER, help="folder for reports (var/chaos)"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the history of every round")
     parser.add_argument(
-        "--porcupine", action="store_true", help="judge each history by Porcupine as well"
+        "--porcupine", action="store_true", help="also check each history with Porcupine"
     )
     arguments = parser.parse_args()
     if arguments.jobs > 1 and not arguments.planted and (arguments.begins or arguments.having):
-        parser.error("--begins and --having choose from all seeds: leave out --jobs")
+        parser.error("--begins and --having cannot be combined with --jobs")
     return arguments
 
 

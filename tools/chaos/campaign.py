@@ -1,4 +1,4 @@
-"""Many rounds, one after the other, each judged while the next one runs."""
+"""Campaign: runs rounds one after the other and judges each while the next one runs."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.chaos.cluster import Ground, standing_on
+from tools.chaos.cluster import Testbed, running_testbed
 from tools.chaos.faults import FAULTS, Fault, missing
-from tools.chaos.judge import judge
 from tools.chaos.plan import Plan, draw
 from tools.chaos.report import Totals
 from tools.chaos.round import run_round
 from tools.chaos.templates import Templates
+from tools.chaos.verdict import judge
 
 _THREADS = 64
-"""Waiting for processes takes threads, not time."""
+"""Threads mostly wait for processes and use little CPU time."""
 
 ROUNDS = "rounds.jsonl"
-"""What became of each round, a line each."""
+"""Results of the rounds, one JSON object per line."""
 
 Say = Callable[[str], None]
 
 
 class Options(NamedTuple):
-    """What a campaign is to be."""
+    """Options of a campaign."""
 
     rounds: int
     seed: int
@@ -41,36 +41,36 @@ class Options(NamedTuple):
     plants: tuple[str, ...] = ("",)
     """Faults to plant, one after the other; "" is none."""
     seconds: float = 0.0
-    """How long faults go on in a round; 0: as the seed says."""
+    """Duration of the faults in a round, in seconds; 0: drawn from the seed."""
     until_caught: bool = False
-    """Whether the first round that fails is the last of its planted fault."""
+    """Whether to stop trying a planted fault after the first round that fails."""
     begins: str = ""
-    """The phase in which rounds begin; "": each."""
+    """Start phase of the rounds; "": any."""
     having: str = ""
-    """Part of the name of a fault that each round has; "": any."""
+    """Part of the name of a fault that each round contains; "": any."""
     keep: bool = False
-    """Whether rounds without a failure leave their histories, too."""
+    """Whether passing rounds keep their histories."""
     porcupine: bool = False
-    """Whether Porcupine judges each history as well."""
+    """Whether to check each history with Porcupine as well."""
 
     def wants(self, plan: Plan) -> bool:
-        """Tell whether rounds of such a plan are to be run."""
+        """Return whether to run rounds of this plan."""
         fits = self.begins in {"", plan.begins.label}
         names = ["a takeover" if plan.takes_over else "", *(one.name for one in plan.faults)]
         return fits and any(self.having in name for name in names)
 
 
-def absent(ground: Ground) -> dict[str, str]:
-    """Return which faults cannot be had on this machine, and why."""
-    reasons = {one.name: missing(one.needs, mounted=ground.disk.mounted) for one in FAULTS.values()}
+def unavailable_faults(testbed: Testbed) -> dict[str, str]:
+    """Return the faults that this machine cannot produce, and why."""
+    reasons = {
+        one.name: missing(one.needs, mounted=testbed.disk.mounted) for one in FAULTS.values()
+    }
     return {name: reason for name, reason in reasons.items() if reason}
 
 
 class Campaign:
-    """Runs rounds."""
-
     def __init__(self, options: Options, say: Say) -> None:
-        """Prepare to run them; ``say`` is told of progress, a line at a time."""
+        """Create a campaign; ``say`` receives progress, one line at a time."""
         self._options = options
         self._say = say
         self.totals = Totals()
@@ -78,41 +78,41 @@ class Campaign:
         self._caught: set[str] = set()
 
     async def run(self) -> Totals:
-        """Run all rounds, and return what they came to."""
+        """Run all rounds and return the totals."""
         options = self._options
         options.folder.mkdir(parents=True, exist_ok=True)
         (options.folder / ROUNDS).unlink(missing_ok=True)
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
-        with _judges() as judges:
+        with _judge_pool() as judges:
             await self._work(judges)
         return self.totals
 
-    def _wanted(self, can_be_had: Callable[[Fault], bool]) -> Iterator[tuple[str, Plan]]:
-        """Yield planted faults and plans, one after the other, until there are enough."""
+    def _plans(self, is_available: Callable[[Fault], bool]) -> Iterator[tuple[str, Plan]]:
+        """Yield planted faults and plans until the number of rounds is reached."""
         options = self._options
         for plant in options.plants:
-            plans = (draw(seed, can_be_had, options.seconds) for seed in count(options.seed))
+            plans = (draw(seed, is_available, options.seconds) for seed in count(options.seed))
             for plan in islice(filter(options.wants, plans), options.rounds):
                 if options.until_caught and plant in self._caught:
                     break
                 yield plant, plan
 
     async def _work(self, judges: Executor) -> None:
-        """Run rounds on one ground, until there are no more seeds."""
-        async with _ground() as ground:
-            lacking = absent(ground)
+        """Run rounds on one testbed until there are no more seeds."""
+        async with _testbed() as testbed:
+            lacking = unavailable_faults(testbed)
             for name, reason in lacking.items():
-                self._say(f"without {name!r}: {reason}")
-            templates = Templates(ground)
+                self._say(f"skipped fault {name!r}: {reason}")
+            templates = Templates(testbed)
             judging: asyncio.Task[None] | None = None
 
-            def can_be_had(kind: Fault) -> bool:
+            def is_available(kind: Fault) -> bool:
                 return kind.name not in lacking
 
-            for plant, plan in self._wanted(can_be_had):
+            for plant, plan in self._plans(is_available):
                 folder = self._options.folder / plant / f"seed-{plan.seed}"
                 await asyncio.to_thread(_empty, folder)
-                await run_round(ground, templates, plan, plant, folder)
+                await run_round(testbed, templates, plan, plant, folder)
                 if judging is not None:
                     await judging
                 judging = asyncio.create_task(self._judge(judges, plan, plant, folder))
@@ -130,11 +130,11 @@ class Campaign:
             rounds.write(json.dumps(verdict, default=str) + "\n")
         if verdict["failed"]:
             self._caught.add(plant)
-        self._tell(plan, verdict, folder)
+        self._print_progress(plan, verdict, folder)
         if not (verdict["failed"] or self._options.keep):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _tell(self, plan: Plan, verdict: dict[str, Any], folder: Path) -> None:
+    def _print_progress(self, plan: Plan, verdict: dict[str, Any], folder: Path) -> None:
         done, rounds = self.totals.rounds, self._options.rounds * len(self._options.plants)
         each = (time.monotonic() - self._began) / done
         left = (rounds - done) * each / 60
@@ -143,17 +143,19 @@ class Campaign:
         self._say(
             f"{done:4}/{rounds}  seed {plan.seed}  {how:6}  {report['operations']:6,} calls  "
             f"{report['acknowledged']:5,} acknowledged  {report['unknown']:4,} unknown  "
-            f"{plan.told()}  [{each:.0f} s a round, {left:.0f} min left]"
+            f"{plan.description()}  [{each:.0f} s a round, {left:.0f} min left]"
         )
         if verdict["failed"]:
             for line in reasons(verdict)[:8]:
                 self._say(f"      {line}")
             self._say(f"      history, log and plan: {folder}")
-            self._say(f"      again: {_again(plan.seed, verdict['plant'], self._options)}")
+            self._say(
+                f"      repeat: {_replay_command(plan.seed, verdict['plant'], self._options)}"
+            )
 
 
 def reasons(verdict: dict[str, Any]) -> list[str]:
-    """Return what was wrong in a round, a line each."""
+    """Return what is wrong in a round, one line per finding."""
     found = [f"{one['kind']} {one['id']}: {one['what']}" for one in verdict["report"]["violations"]]
     return [line[:400] for line in [*verdict["wrong"], *found]]
 
@@ -163,19 +165,19 @@ def _empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _again(seed: int, planted: str, options: Options) -> str:
+def _replay_command(seed: int, planted: str, options: Options) -> str:
     plant = f" PLANT={planted}" if planted else ""
     seconds = f" CHAOS_ARGS='--seconds {options.seconds:g}'" if options.seconds else ""
     return f"make chaos ROUNDS=1 SEED={seed}{plant}{seconds}"
 
 
 @asynccontextmanager
-async def _ground() -> AsyncIterator[Ground]:
-    with standing_on() as ground:
-        await ground.open()
-        yield ground
+async def _testbed() -> AsyncIterator[Testbed]:
+    with running_testbed() as testbed:
+        await testbed.open()
+        yield testbed
 
 
-def _judges() -> ProcessPoolExecutor:
-    # Not forked: there are threads by now.
+def _judge_pool() -> ProcessPoolExecutor:
+    # Spawned instead of forked, because this process already has threads.
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))

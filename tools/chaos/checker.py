@@ -1,4 +1,7 @@
-"""Decides whether a history keeps the promises of the service: docs/history-checker.md."""
+"""History checker: decides whether a history is linearizable.
+
+The algorithm and the checks are described in docs/explanation/history-checker.md.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +11,37 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tools.chaos import linearizable
-from tools.chaos.diagnosis import name, prove_wrong
-from tools.chaos.durability import lies
+from tools.chaos.call_reduction import prove, reduce_reads
+from tools.chaos.durability import false_claims
 from tools.chaos.history import History, Outcome
 from tools.chaos.linearizable import Verdict, linearize
+from tools.chaos.minimal_proof import name, prove_wrong
 from tools.chaos.projection import Projection
-from tools.chaos.register import SAVES, Action, Call
-from tools.chaos.sharpening import fewer, prove
+from tools.chaos.register_model import SAVES, Action, Call
 from tools.chaos.violations import Kind, Violation, violation
 
 WRITING = frozenset({"Save", "Delete", "BulkSave"})
 _MOST = 3
-"""Contradictions that are looked for under one id."""
+"""Maximum number of contradictions reported per id."""
 
 
 @dataclass
 class Report:
-    """What a check came to."""
+    """Result of a check."""
 
     violations: list[Violation] = field(default_factory=list)
     undecided: list[Violation] = field(default_factory=list)
-    """Ids of which the search was given up; not right, and not proved wrong."""
+    """Ids whose search ran out of budget: neither proved nor disproved."""
     operations: int = 0
     unknown: int = 0
-    """Operations whose effect nobody knows, reads among them."""
+    """Operations of unknown outcome, reads included."""
     acknowledged: int = 0
-    """Messages written or deleted, as the service said; a batch counts its messages."""
+    """Acknowledged writes and deletions; a batch counts its messages."""
     reads: int = 0
-    """Messages, or their absences, that were shown."""
+    """Messages, and absences of messages, in answers."""
     ids: int = 0
     configurations: int = 0
-    """Looked at by the searches, all together."""
+    """Configurations explored by all searches."""
     by_kind: Counter[str] = field(default_factory=Counter)
     """Operations by kind and outcome, as ``Save/ok``."""
     codes: Counter[str] = field(default_factory=Counter)
@@ -46,16 +49,16 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether all was decided, and nothing is wrong."""
+        """Whether every id was decided and there are no violations."""
         return not self.violations and not self.undecided
 
     @property
     def kinds(self) -> Counter[str]:
-        """How many violations there are of each kind, what is undecided among them."""
+        """Return the number of violations of each kind, undecided ids included."""
         return Counter(str(one.kind) for one in (*self.violations, *self.undecided))
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for a report of many rounds."""
+        """Return it for the report of a campaign."""
         return {
             "operations": self.operations,
             "unknown": self.unknown,
@@ -70,26 +73,25 @@ class Report:
         }
 
     def __str__(self) -> str:
-        """Tell it to a person."""
-        told = (
+        summary = (
             f"{self.operations:,} operations on {self.ids:,} ids, {self.unknown:,} of unknown "
             f"outcome, {self.acknowledged:,} acknowledged writes, {self.reads:,} answers checked"
         )
         wrong = [str(one) for one in (*self.violations, *self.undecided)]
-        return "\n".join([told, *(wrong or ["no violation"])])
+        return "\n".join([summary, *(wrong or ["no violation"])])
 
 
 def check(history: History, *, budget: int = linearizable.BUDGET) -> Report:
-    """Judge a history that is over.
+    """Check a finished history.
 
-    ``budget`` is how many configurations are looked at for one id before it is reported as
-    undecided. Takes some seconds for ten thousand operations.
+    ``budget`` is the maximum number of configurations to explore per id; beyond it the id is
+    reported as undecided. Checking ten thousand operations takes some seconds.
     """
     report = Report()
     _count(history, report)
     projection = Projection(history)
     report.violations += projection.violations
-    report.violations += lies(history)
+    report.violations += false_claims(history)
     report.ids = len(projection.calls)
     report.reads = sum(not call.writes for calls in projection.calls.values() for call in calls)
     prove(projection.calls, projection.batches)
@@ -100,7 +102,7 @@ def check(history: History, *, budget: int = linearizable.BUDGET) -> Report:
 
 
 class _Judge:
-    """Searches for an order of what happened to an id, and reports what contradicts itself."""
+    """Searches for a linearization of the calls on an id and reports contradictions."""
 
     def __init__(self, history: History, report: Report, budget: int) -> None:
         self._history = history
@@ -109,50 +111,54 @@ class _Judge:
         self._kinds = [operation.kind for operation in history]
 
     def judge(self, id: str, every: Sequence[Call]) -> None:
-        """Judge all calls on an id."""
+        """Check all calls on an id."""
         clashes = list(_clashes(self._history, id, every))
         self._report.violations += clashes
-        calls = [] if clashes else fewer(every, self._kinds)
-        told: set[Kind] = set()
+        calls = [] if clashes else reduce_reads(every, self._kinds)
+        reported: set[Kind] = set()
         for _ in range(_MOST):
             decision = linearize(calls, self._budget)
             self._report.configurations += decision.configurations
-            if decision.verdict is Verdict.UNDECIDED and not told:
-                what = f"{len(calls)} calls, given up after {decision.configurations:,} orders"
+            if decision.verdict is Verdict.UNDECIDED and not reported:
+                what = f"{len(calls)} calls, undecided after {decision.configurations:,} orders"
                 one = violation(self._history, Kind.UNDECIDED, id, what, ())
                 self._report.undecided.append(one)
             if decision.verdict is not Verdict.NO:
                 return
-            # What is wrong besides shows when the witnesses are not asked.
-            gone = self._tell(id, calls, told)
+            # Further contradictions show once these witnesses are removed.
+            gone = self._report_contradiction(id, calls, reported)
             if not gone:
                 return
             calls = [call for call in calls if call not in gone]
 
-    def _tell(self, id: str, calls: Sequence[Call], told: set[Kind]) -> set[Call]:
-        """Report a contradiction, unless it is of a kind told of already; return its witnesses."""
+    def _report_contradiction(
+        self, id: str, calls: Sequence[Call], reported: set[Kind]
+    ) -> set[Call]:
+        """Report a contradiction unless its kind was reported already; return its witnesses."""
         proof = prove_wrong(calls, self._kinds)
         kind, what = name(proof, calls, self._kinds)
         if proof.unknown:
-            what += f" (writes of unknown outcome that do not explain it: {proof.unknown})"
-        if kind not in told:
+            what += f" (writes of unknown outcome, none of which explains it: {proof.unknown})"
+        if kind not in reported:
             numbers = [call.operation for call in (*proof.core, *_writers(proof.core, calls))]
             self._report.violations.append(violation(self._history, kind, id, what, numbers))
-        told.add(kind)
+        reported.add(kind)
         return {call for call in proof.core if not call.writes}
 
 
 def _writers(core: Sequence[Call], calls: Sequence[Call]) -> list[Call]:
-    """Return who wrote what was found: a reader of the proof wants to know."""
+    """Return the writes of the observed values, so that the proof shows them."""
     found = {call.digest for call in core if call.action is Action.FIND}
     return [call for call in calls if call.action in SAVES and call.digest in found]
 
 
 def _clashes(history: History, id: str, calls: Sequence[Call]) -> Iterator[Violation]:
-    """Find revisions that are given twice, or that go back, at first sight."""
-    told = [call for call in calls if call.revision is not None and call.digest is not None]
+    """Find revisions that are used twice or decrease, without a search."""
+    with_revision = [
+        call for call in calls if call.revision is not None and call.digest is not None
+    ]
     values: dict[int, Call] = {}
-    for call in told:
+    for call in with_revision:
         other = values.setdefault(call.revision or 0, call)
         if other.digest != call.digest:
             what = f"revision {call.revision} has two values"
@@ -161,9 +167,11 @@ def _clashes(history: History, id: str, calls: Sequence[Call]) -> Iterator[Viola
             )
             return
     highest: Call | None = None
-    context = sorted((call for call in told if call.must), key=lambda call: call.end)
+    context = sorted((call for call in with_revision if call.must), key=lambda call: call.end)
     passed = 0
-    for call in sorted((one for one in told if one.action in SAVES), key=lambda one: one.start):
+    for call in sorted(
+        (one for one in with_revision if one.action in SAVES), key=lambda one: one.start
+    ):
         while passed < len(context) and context[passed].end < call.start:
             if highest is None or (context[passed].revision or 0) > (highest.revision or 0):
                 highest = context[passed]

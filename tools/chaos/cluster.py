@@ -1,10 +1,10 @@
-"""Real processes for one round: a server that is kept alive, PostgreSQL, and links between.
+"""Processes of a round: a supervised server, PostgreSQL, and the proxy between them.
 
     clients ── proxy ── sagastore-server ── proxy ── PostgreSQL
                               │                          │
                          a small disk               a small disk
 
-What outlives a round, PostgreSQL and the proxy, is the ``Ground``.
+PostgreSQL and the proxy outlive a round; they belong to the ``Testbed``.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ import asyncpg
 
 from tests.support.postgres import PostgresProcess
 from tests.support.server_process import ServerProcess
-from tools.chaos.levers import Levers
+from tools.chaos.fault_switches import FaultSwitches
 from tools.chaos.proxy import Proxy
 
 _ROOT = Path(__file__).parents[2]
 _MIB = 1024 * 1024
 
 CLIENTS, POSTGRES = "clients", "postgres"
-"""The two links."""
+"""Names of the two proxy links."""
 
 _SETTINGS = {"max_wal_size": "64MB", "min_wal_size": "32MB", "autovacuum": "off"}
-"""Of PostgreSQL: a log that fits on a small disk."""
+"""Settings of PostgreSQL that keep its WAL small enough for a small disk."""
 
 _PORT = ".s.PGSQL.5432"
 _ENDS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGKILL})
 
 
 class Disk:
-    """A folder on a disk of its own, where that can be had, which can be filled."""
+    """Folder on a small disk that can be filled, or a plain folder where mounting is impossible."""
 
     def __init__(self, folder: Path, mebibytes: int) -> None:
-        """Mount a disk at ``folder``; a plain folder takes its place where nobody may."""
+        """Mount a disk at ``folder``; without the permission, use a plain folder."""
         self.folder = folder
         self._ballast = folder / "ballast"
         folder.mkdir(parents=True)
@@ -56,7 +56,7 @@ class Disk:
         self.mounted = can and subprocess.run(command, check=False).returncode == 0
 
     def fill(self) -> None:
-        """Leave no room at all."""
+        """Fill the disk completely."""
         assert self.mounted
         with self._ballast.open("ab", buffering=0) as ballast:
             for piece in (bytes(_MIB), bytes(512)):
@@ -65,48 +65,47 @@ class Disk:
                         pass
 
     def free(self) -> None:
-        """Give the room back; harmless if it was not taken."""
+        """Free the space again; a no-op if the disk is not filled."""
         with contextlib.suppress(FileNotFoundError):
             self._ballast.unlink()
 
     def close(self) -> None:
-        """Unmount it."""
         if self.mounted:
             subprocess.run(["umount", "--lazy", str(self.folder)], check=False)
 
 
-class Ground:
-    """What rounds stand on: PostgreSQL, the proxy, and a place for files."""
+class Testbed:
+    """Environment shared by all rounds: PostgreSQL, the proxy, and a folder."""
 
     def __init__(self) -> None:
-        """Start everything; takes some seconds."""
-        # Below /tmp: the path of a socket has at most 107 bytes.
+        """Start all processes; takes some seconds."""
+        # Below /tmp, because the path of a Unix socket is limited to 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
         self.folder.chmod(0o711)
         self.disk = Disk(self.folder / "pg", 640)
         self.postgres = PostgresProcess(self.disk.folder / "p")
         self.proxy = Proxy()
         self.turn = asyncio.Lock()
-        """Held by whoever ends or stops PostgreSQL."""
+        """Held while PostgreSQL is being stopped."""
         self.postgres.start()
 
     async def open(self) -> None:
-        """Give PostgreSQL its settings."""
+        """Apply the settings of PostgreSQL."""
         for name, value in _SETTINGS.items():
             await self.execute(f"ALTER SYSTEM SET {name} = '{value}'")
         await self.execute("SELECT pg_reload_conf()")
 
     def dsn(self, database: str = "postgres") -> str:
-        """Return a connection string that leads directly to PostgreSQL."""
+        """Return a connection string that bypasses the proxy."""
         return f"postgresql://postgres@/{database}?host={self.disk.folder}/p"
 
     @property
     def socket(self) -> str:
-        """Where PostgreSQL listens."""
+        """Path of PostgreSQL's socket."""
         return f"{self.disk.folder}/p/{_PORT}"
 
     async def execute(self, statement: str, database: str = "postgres") -> None:
-        """Run a statement, directly."""
+        """Run a statement, bypassing the proxy."""
         connection = await asyncpg.connect(self.dsn(database))
         try:
             await connection.execute(statement)
@@ -114,11 +113,11 @@ class Ground:
             await connection.close()
 
     async def drop(self, database: str) -> None:
-        """Drop a database, whoever is connected."""
+        """Drop a database and close its connections."""
         await self.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
 
     def postgres_pids(self) -> list[int]:
-        """Return the processes of PostgreSQL; none if it does not run."""
+        """Return the PIDs of PostgreSQL; empty if it is not running."""
         try:
             pid = self.postgres.pid
             text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
@@ -126,8 +125,8 @@ class Ground:
             return []
         return [pid, *map(int, text.split())]
 
-    def mend(self) -> None:
-        """See to it that PostgreSQL runs and has room; waits for its recovery."""
+    def recover(self) -> None:
+        """Make sure that PostgreSQL runs and has disk space; wait for its crash recovery."""
         self.disk.free()
         for pid in self.postgres_pids():
             send(pid, signal.SIGCONT)
@@ -135,11 +134,11 @@ class Ground:
         while True:
             try:
                 self.postgres.start_again()
-                # One that was killed and has not been buried counts as running for pg_ctl.
+                # For pg_ctl, a killed server that is still a zombie counts as running.
                 with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
                     probe.connect(self.socket)
             except (RuntimeError, OSError, subprocess.SubprocessError):
-                # Children of one that was killed may live for another moment, too.
+                # Children of a killed server may live a little longer.
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.2)
@@ -147,7 +146,7 @@ class Ground:
                 return
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Stop everything and remove all files."""
         for pid in self.postgres_pids():
             send(pid, signal.SIGCONT)
         self.postgres.stop()
@@ -157,66 +156,65 @@ class Ground:
 
 
 class ChaosServer(ServerProcess):
-    """The usual command, or the same with faults planted and a clock that can jump."""
+    """Server process, optionally with planted faults and a controllable clock."""
 
     def __init__(self, sqlite: Path, env: dict[str, str], plant: str, clock: Path | None) -> None:
-        """Prepare to serve; ``plant`` names what is to be wrong with it, if anything."""
+        """Create it without starting; ``plant`` names the planted fault, if any."""
         python_path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
         own = {"CHAOS_PLANT": plant, "CHAOS_CLOCK": str(clock or ""), "PYTHONPATH": python_path}
         super().__init__(sqlite, env=env | own)
         self.log: list[str] = []
-        """What the processes before this one have said."""
+        """Log of the earlier processes."""
         self._patched = bool(plant or clock)
 
     def spawn(self, *, bare: bool = False) -> None:
-        """Start it, and do not wait."""
+        """Start the process without waiting for it."""
         self.log += self.stderr
         super().spawn(bare=bare)
 
     def command(self, *options: str) -> list[str]:
-        """Return the command line."""
         if self._patched:
             return [sys.executable, "-m", "tools.chaos.faulty_server", "serve", *options]
         return super().command(*options)
 
     @property
     def said(self) -> list[str]:
-        """Everything that all its processes have said."""
+        """Return the log of all its processes."""
         return [*self.log, *self.stderr]
 
 
 class Ending(NamedTuple):
-    """How a process of the server has ended."""
+    """How a server process ended."""
 
     status: int
     asked: frozenset[int]
-    """The signals that it was sent."""
+    """Signals that it was sent."""
     served: bool
     last_words: str
 
 
-class Keeper:
-    """Starts the server again whenever it has ended, as a service manager does."""
+class Supervisor:
+    """Restarts the server whenever it ends, as a service manager does."""
 
     def __init__(self, server: ChaosServer, on_change: Callable[[str], object]) -> None:
-        """Keep ``server``; ``on_change`` hears ``up`` and ``down``."""
+        """Supervise ``server``; ``on_change`` is called with ``up`` and ``down``."""
         self.server = server
         self.up = asyncio.Event()
         self.endings: list[Ending] = []
         self.starts = 0
         self.pause = 0.0
-        """Seconds that it stays down when it ends next."""
+        """Seconds to wait before the next restart."""
         self._on_change = on_change
         self._asked: set[int] = set()
         self._over = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to keep it."""
-        self._task = asyncio.create_task(self._keep(), name="keeper")
+        """Start supervising."""
+        self._task = asyncio.create_task(self._supervise(), name="supervisor")
 
     def signal(self, number: signal.Signals) -> bool:
-        """Send it a signal; tell whether there was somebody to hear it."""
+        """Send a signal; return whether the process existed."""
         if not self.server.alive:
             return False
         self._asked.add(number)
@@ -225,11 +223,11 @@ class Keeper:
 
     @property
     def stopping(self) -> bool:
-        """Whether it was asked to end, and has not been started again."""
+        """Whether the process was asked to stop and has not been restarted yet."""
         return bool(self._asked & _ENDS)
 
     async def end(self) -> Ending:
-        """Stop it in good order, and return how that went."""
+        """Stop the server gracefully and return how it ended."""
         self._over = True
         self.signal(signal.SIGCONT)
         self.signal(signal.SIGTERM)
@@ -243,14 +241,14 @@ class Keeper:
         return self.endings[-1]
 
     async def abandon(self) -> None:
-        """End it at once."""
+        """Kill the server."""
         self._over = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.to_thread(self.server.close)
 
-    async def _keep(self) -> None:
+    async def _supervise(self) -> None:
         while not self._over:
             self._asked = set()
             self.starts += 1
@@ -273,38 +271,37 @@ class Keeper:
 
 
 class Cluster:
-    """One round's server, its links, disk and clock."""
+    """Server of one round, with its links, disk and clock."""
 
-    def __init__(self, ground: Ground, name: str) -> None:
-        """Prepare a place named ``name``, which is the name of its database as well."""
-        self.ground = ground
+    def __init__(self, testbed: Testbed, name: str) -> None:
+        """Create the cluster; ``name`` is also the name of its database."""
+        self.testbed = testbed
         self.database = name
-        self.disk = Disk(ground.folder / name, 48)
+        self.disk = Disk(testbed.folder / name, 48)
         self.path = self.disk.folder / "memory.db"
         self.clock_file = self.disk.folder / "clock"
-        self.keeper: Keeper
-        self.former: list[Keeper] = []
-        """Of servers that were replaced."""
+        self.supervisor: Supervisor
+        self.former: list[Supervisor] = []
+        """Supervisors of replaced servers."""
         self._env: dict[str, str] = {}
-        self.levers: Levers | None = None
-        """Of the patched server; None: it is not patched."""
+        self.switches: FaultSwitches | None = None
+        """Switches of the patched server; None: it is not patched."""
         self.address = ""
-        """Where clients connect: through the proxy."""
+        """Address of the proxy, to which clients connect."""
 
     @property
     def server(self) -> ChaosServer:
-        """The server."""
-        return self.keeper.server
+        return self.supervisor.server
 
     async def open(
         self, env: dict[str, str], plant: str, on_change: Callable[[str], object], *, clock: bool
     ) -> None:
-        """Start the server on what is there, and wait until it serves."""
-        proxy = self.ground.proxy
-        port = proxy.open(POSTGRES, self.ground.socket)
+        """Start the server on the existing files and wait until it serves."""
+        proxy = self.testbed.proxy
+        port = proxy.open(POSTGRES, self.testbed.socket)
         dsn = f"postgresql://postgres@127.0.0.1:{port}/{self.database}?sslmode=disable"
         if clock:
-            self.levers = Levers(self.clock_file, create=True)
+            self.switches = FaultSwitches(self.clock_file, create=True)
         self._env = env | {"SAGASTORE_POSTGRES": dsn}
         server = ChaosServer(
             self.path,
@@ -312,62 +309,62 @@ class Cluster:
             plant,
             self.clock_file if clock else None,
         )
-        self.keeper = Keeper(server, on_change)
-        self.keeper.start()
+        self.supervisor = Supervisor(server, on_change)
+        self.supervisor.start()
         async with asyncio.timeout(60):
-            await self.keeper.up.wait()
+            await self.supervisor.up.wait()
         self.address = f"127.0.0.1:{proxy.open(CLIENTS, server.address)}"
 
-    def second(self, path: Path, on_change: Callable[[str], object]) -> Keeper:
-        """Prepare a second server, without a fault, on a copy of the file."""
-        return Keeper(ChaosServer(path, self._env, "", None), on_change)
+    def second(self, path: Path, on_change: Callable[[str], object]) -> Supervisor:
+        """Prepare a second server without planted faults, on a copy of the file."""
+        return Supervisor(ChaosServer(path, self._env, "", None), on_change)
 
-    def replace(self, second: Keeper, path: Path) -> None:
-        """Go on with a second server, and its file."""
-        self.former.append(self.keeper)
-        self.keeper, self.path = second, path
+    def replace(self, second: Supervisor, path: Path) -> None:
+        """Continue with the second server and its file."""
+        self.former.append(self.supervisor)
+        self.supervisor, self.path = second, path
 
     @contextlib.contextmanager
-    def lever(self, name: str, number: float, after: float = 0.0) -> Iterator[None]:
-        """Set a lever of the server for as long as the context lasts, and then to ``after``."""
-        assert self.levers is not None
-        self.levers[name] = number
+    def switch(self, name: str, number: float, after: float = 0.0) -> Iterator[None]:
+        """Set a switch of the server for the duration of the context, then to ``after``."""
+        assert self.switches is not None
+        self.switches[name] = number
         try:
             yield
         finally:
-            self.levers[name] = after
+            self.switches[name] = after
 
-    async def mend(self) -> None:
-        """End all faults, and wait until everything runs."""
+    async def recover(self) -> None:
+        """End all faults and wait until all processes run."""
         for link in (CLIENTS, POSTGRES):
-            self.ground.proxy.set(link)
-        if self.levers is not None:
-            self.levers.reset()
+            self.testbed.proxy.set(link)
+        if self.switches is not None:
+            self.switches.reset()
         self.disk.free()
-        self.keeper.signal(signal.SIGCONT)
-        async with self.ground.turn:
-            await asyncio.to_thread(self.ground.mend)
+        self.supervisor.signal(signal.SIGCONT)
+        async with self.testbed.turn:
+            await asyncio.to_thread(self.testbed.recover)
 
     def close(self) -> None:
-        """Remove what it has left on disk."""
-        if self.levers is not None:
-            self.levers.close()
+        """Remove its files."""
+        if self.switches is not None:
+            self.switches.close()
         self.disk.close()
         shutil.rmtree(self.disk.folder, ignore_errors=True)
-        shutil.rmtree(self.ground.folder / f"{self.database}-second", ignore_errors=True)
+        shutil.rmtree(self.testbed.folder / f"{self.database}-second", ignore_errors=True)
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    """Send a signal, if there is a process."""
+    """Send a signal if the process exists."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 @contextlib.contextmanager
-def standing_on() -> Iterator[Ground]:
-    """Run a ground for as long as the context lasts."""
-    ground = Ground()
+def running_testbed() -> Iterator[Testbed]:
+    """Run a testbed for the duration of the context."""
+    testbed = Testbed()
     try:
-        yield ground
+        yield testbed
     finally:
-        ground.close()
+        testbed.close()

@@ -1,6 +1,6 @@
-"""Holds both stores against each other at the end of a round, field by field.
+"""Field-by-field comparison of both stores at the end of a round.
 
-The server has ended by then, so what is compared is what lies on the disks.
+The server has stopped by then, so the comparison covers what is on disk.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from sagastore.receipt import receipt_path
 from tests.support.final_state import FinalState
 
 MOST = 5
-"""Differences that are told."""
+"""Maximum number of reported differences."""
 
 
 class _LiveState(FinalState):
-    """The file of a server that has ended in good order, and the rows of both sides."""
+    """File of a stopped server and the rows of both stores."""
 
     def __init__(self, path: Path) -> None:
-        # A file that is no archive yet has no receipt to be checked.
+        # A file that is not an archive yet has no receipt to verify.
         self.archive = path
         self.messages, self.postgresql = {}, {}
         self._here, self._there = {}, {}
 
 
 async def compare(path: Path, dsn: str, phase: Phase) -> list[str]:
-    """Return how PostgreSQL differs from the file at ``path``, where it must not.
+    """Return the differences between PostgreSQL and the file at ``path``.
 
-    In the phases of both stores PostgreSQL has at least what was journalled, which is all
-    once the backfill is done; in the last one, what the archive has and was not changed
+    In the phases with both stores, PostgreSQL must have every journalled change, and all rows once
+    the backfill is done. In the last phase it must have every archived row that was not changed
     since.
     """
     record = await _record(dsn)
-    told = None if record is None else int(record["phase"])
+    recorded_phase = None if record is None else int(record["phase"])
     if phase is Phase.POSTGRES_ONLY:
         return await _compare_archive(path, dsn) if receipt_path(path).exists() else []
-    if told == Phase.POSTGRES_ONLY:
-        return [f"PostgreSQL has taken over, and the server is in {phase.label}"]
+    if recorded_phase == Phase.POSTGRES_ONLY:
+        return [f"PostgreSQL is the only store, but the server is in {phase.label}"]
     if record is None or phase is Phase.SQLITE_ONLY:
         return []
     state = _LiveState(path)
@@ -54,7 +54,7 @@ async def compare(path: Path, dsn: str, phase: Phase) -> list[str]:
         f"{id}: PostgreSQL has {_short(there)}, SQLite {_short(here)}"
         for id in sorted(state.messages.keys() | state.postgresql.keys())
         if (there := state.postgresql.get(id)) != (here := state.messages.get(id))
-        # What was there before journalling began, comes with the backfill.
+        # Rows from before journalling began arrive with the backfill.
         and (complete or there is not None or (here is not None and here[-1] > base))
     ][:MOST]
 
@@ -63,10 +63,10 @@ async def _compare_archive(path: Path, dsn: str) -> list[str]:
     try:
         state = await asyncio.to_thread(FinalState, path.with_name(f"{path.name}.archive"))
     except AssertionError as exc:
-        return [f"the archive is not as its receipt says: {exc}"]
+        return [f"the archive does not match its receipt: {exc}"]
     await state.read(dsn)
     last = _last_revision(state.archive)
-    buried = await _buried(dsn, last)
+    buried = await _tombstone_ids(dsn, last)
     changed = {id for id, row in state.postgresql.items() if row[-1] > last} | buried
     try:
         state.compare(changed)
@@ -80,7 +80,7 @@ def _last_revision(path: Path) -> int:
 
 
 def _base(path: Path) -> int:
-    """Return the last change before journalling began."""
+    """Return the last revision before journalling began."""
     return int(json.loads(_fact(path, "migration"))["base"])
 
 
@@ -93,7 +93,7 @@ def _fact(path: Path, name: str) -> str:
     return str(value)
 
 
-async def _buried(dsn: str, after: int) -> set[str]:
+async def _tombstone_ids(dsn: str, after: int) -> set[str]:
     connection = await asyncpg.connect(dsn)
     try:
         rows = await connection.fetch("SELECT id FROM tombstones WHERE revision > $1", after)

@@ -1,10 +1,9 @@
-"""What a disk may hold after a power loss: what was synced, and any part of the rest.
+"""Model of a disk after a power loss: all synced data, and any part of the rest.
 
-Built from a log of system calls. Until a file is synced, each write to it since may have
-reached the disk, or not, or in part (by sectors), in any order. Until a directory is synced,
-each name that was made or removed in it may be there or not (``strict``); file systems with
-a journal keep the order of such changes, and make them durable with any later sync
-(``ordered``).
+The model is built from a log of system calls. Until a file is synced, each later write to it may
+have reached the disk completely, partly (by sectors) or not at all, in any order. Until a directory
+is synced, each name created or removed in it may be present or absent (``strict``). Journalling
+file systems keep the order of such changes and make them durable with any later sync (``ordered``).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ CALLS = "openat,pwrite64,write,ftruncate,fdatasync,fsync,unlink,unlinkat,rename,
 
 
 class Event(NamedTuple):
-    """A system call that has done something to a file, or is about to."""
+    """System call that changes a file."""
 
     began: float
     """Seconds since 1970."""
@@ -40,11 +39,11 @@ class Event(NamedTuple):
     number: int = 0
     """Offset of a write, length of a truncation."""
     to: str = ""
-    """The new name."""
+    """New name."""
 
 
 def read_log(log: Path, folder: Path) -> list[Event]:
-    """Return what was done to files in ``folder``, in the order in which it was done."""
+    """Return the changes to files in ``folder``, in the order of their execution."""
     begun: dict[str, tuple[float, str]] = {}
     events = []
     with log.open(encoding="ascii", errors="replace") as lines:
@@ -101,34 +100,33 @@ def _of_descriptor(call: str, arguments: str, quoted: list[bytes], result: int) 
 
 @dataclass
 class _File:
-    """A file's contents that are certain, and what was done to it since."""
+    """Durable contents of a file, and the changes since."""
 
     durable: bytearray = field(default_factory=bytearray)
     pending: list[Event] = field(default_factory=list)
     length: int = 0
-    """As programs see it."""
+    """Length as programs see it."""
 
 
 class Model:
-    """The files of a folder, as far as they are certain."""
+    """Durable state of the files of a folder."""
 
     def __init__(self, *, strict: bool) -> None:
-        """Begin with an empty folder."""
         self._strict = strict
         self._files: dict[str, _File] = {}
         """By the name that programs see."""
         self._durable_names: dict[str, _File] = {}
         self._changes: list[tuple[str, _File | None]] = []
-        """Names made (or, with None, removed) that may not be on disk yet, in order."""
+        """Created and (with None) removed names that may not be durable yet, in order."""
 
     def begin_with(self, path: Path) -> None:
-        """Know a file that was there before, and is certain."""
+        """Add a file that already existed and is durable."""
         file = _File(bytearray(path.read_bytes()))
         file.length = len(file.durable)
         self._files[str(path)] = self._durable_names[str(path)] = file
 
     def apply(self, event: Event) -> None:
-        """Let a call happen."""
+        """Apply a system call."""
         if event.call == "openat":
             if event.path not in self._files:
                 self._name(event.path, _File())
@@ -161,7 +159,7 @@ class Model:
     def _sync(self, event: Event) -> None:
         file = self._files.get(event.path)
         if file is not None:
-            # What was written while it synced, it need not have synced.
+            # A sync does not cover data written while it runs.
             later = [one for one in file.pending if one.ended > event.began]
             for one in file.pending:
                 if one not in later:
@@ -174,9 +172,9 @@ class Model:
                 _rename(self._durable_names, path, changed)
 
     def after_power_loss(self, rng: random.Random, keeps: float) -> dict[str, bytes]:
-        """Return one state of the disk that is possible now.
+        """Return one possible state of the disk.
 
-        ``keeps`` is the probability that something that was not synced has survived.
+        ``keeps`` is the probability that unsynced data survived.
         """
         names = dict(self._durable_names)
         changes = self._changes
@@ -211,7 +209,7 @@ def _survivor(file: _File, rng: random.Random, keeps: float) -> bytearray:
 
 
 def _sectors(event: Event) -> Iterator[Event]:
-    """Cut a write where sectors of the disk begin."""
+    """Split a write at sector boundaries."""
     at, data = event.number, event.data
     while data:
         size = min(len(data), SECTOR - at % SECTOR)

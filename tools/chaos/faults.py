@@ -1,7 +1,7 @@
-"""What can go wrong, each with a beginning and an end.
+"""Faults of the server, of PostgreSQL and of the links between the processes.
 
-A fault is an asynchronous context: entering begins it, leaving ends it. What it does in
-detail is drawn from the generator that it is given, so a seed tells all of it.
+A fault is an asynchronous context manager: entering starts the fault, leaving ends it. All its
+parameters are drawn from the generator in its `Scene`, so a seed determines them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 
 from sagastore import AsyncClient, RetryPolicy, SagaStoreError
 from tests.support.server_process import ServerProcess, clean_environment
-from tools.chaos import lever_faults, set_back  # noqa: F401 - they register their faults
+from tools.chaos import set_back_faults, switch_faults  # noqa: F401 - they register their faults
 from tools.chaos.cluster import CLIENTS, POSTGRES, send
-from tools.chaos.faulting import FAULTS, Fault, Scene, fault, missing, mostly_up
-from tools.chaos.lease_watch import LeaseWatch
+from tools.chaos.fault_registry import FAULTS, Fault, Scene, fault, missing, mostly_up
+from tools.chaos.lease_monitor import LeaseWatch
 from tools.chaos.proxy import DIRECTIONS, Direction
 
 __all__ = ["FAULTS", "ONCE", "Fault", "Scene", "missing"]
@@ -39,42 +39,42 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 @fault("server killed", (0.0, 1.5), weight=3)
 async def _server_killed(scene: Scene) -> AsyncIterator[None]:
     await mostly_up(scene)
-    keeper = scene.cluster.keeper
-    keeper.pause = scene.rng.choice([0.0, 0.0, 0.5, 1.0])
-    keeper.signal(signal.SIGKILL)
+    supervisor = scene.cluster.supervisor
+    supervisor.pause = scene.rng.choice([0.0, 0.0, 0.5, 1.0])
+    supervisor.signal(signal.SIGKILL)
     yield
 
 
 @fault("server stopped and started", (0.0, 1.0), weight=2)
 async def _server_restarted(scene: Scene) -> AsyncIterator[None]:
     await mostly_up(scene)
-    scene.cluster.keeper.pause = scene.rng.choice([0.0, 0.5])
-    scene.cluster.keeper.signal(signal.SIGTERM)
+    scene.cluster.supervisor.pause = scene.rng.choice([0.0, 0.5])
+    scene.cluster.supervisor.signal(signal.SIGTERM)
     yield
 
 
 @fault("server frozen", (0.2, 2.5), weight=2)
 async def _server_frozen(scene: Scene) -> AsyncIterator[None]:
-    scene.cluster.keeper.signal(signal.SIGSTOP)
+    scene.cluster.supervisor.signal(signal.SIGSTOP)
     try:
         yield
     finally:
-        scene.cluster.keeper.signal(signal.SIGCONT)
+        scene.cluster.supervisor.signal(signal.SIGCONT)
 
 
 @fault("server frozen, then killed", (0.2, 1.5))
 async def _server_frozen_and_killed(scene: Scene) -> AsyncIterator[None]:
     await mostly_up(scene)
-    scene.cluster.keeper.signal(signal.SIGSTOP)
+    scene.cluster.supervisor.signal(signal.SIGSTOP)
     try:
         yield
     finally:
-        scene.cluster.keeper.signal(signal.SIGKILL)
+        scene.cluster.supervisor.signal(signal.SIGKILL)
 
 
 @asynccontextmanager
 async def _traced(scene: Scene, inject: str) -> AsyncIterator[None]:
-    """Let strace interfere with system calls of the server."""
+    """Inject errors or delays into system calls of the server with strace."""
     await mostly_up(scene)
     if not scene.cluster.server.alive:
         yield
@@ -127,8 +127,8 @@ async def _sqlite_full(scene: Scene) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _slow_at_first(scene: Scene) -> AsyncIterator[None]:
-    """Let it come back slow, half of the times, so that it has not caught up for a while."""
-    proxy = scene.cluster.ground.proxy
+    """In half of the cases, delay PostgreSQL's answers for a while so that it catches up slowly."""
+    proxy = scene.cluster.testbed.proxy
     if scene.rng.random() < 0.5:
         proxy.set(POSTGRES, delay=scene.rng.choice([0.03, 0.1, 0.2]))
         try:
@@ -142,34 +142,34 @@ async def _slow_at_first(scene: Scene) -> AsyncIterator[None]:
 
 @fault("PostgreSQL killed", (0.0, 2.5), weight=2)
 async def _postgres_killed(scene: Scene) -> AsyncIterator[None]:
-    ground = scene.cluster.ground
-    async with ground.turn:
-        pids = ground.postgres_pids()
+    testbed = scene.cluster.testbed
+    async with testbed.turn:
+        pids = testbed.postgres_pids()
         for pid in pids[:1] if scene.rng.random() < 0.5 else pids:
             send(pid, signal.SIGKILL)
         try:
             yield
         finally:
             async with _slow_at_first(scene):
-                await asyncio.to_thread(ground.mend)
+                await asyncio.to_thread(testbed.recover)
 
 
-@fault("PostgreSQL stopped at once", (0.0, 2.0), weight=2)
+@fault("PostgreSQL stopped immediately", (0.0, 2.0), weight=2)
 async def _postgres_stopped(scene: Scene) -> AsyncIterator[None]:
-    ground = scene.cluster.ground
-    async with ground.turn:
-        await asyncio.to_thread(ground.postgres.stop)
+    testbed = scene.cluster.testbed
+    async with testbed.turn:
+        await asyncio.to_thread(testbed.postgres.stop)
         try:
             yield
         finally:
             async with _slow_at_first(scene):
-                await asyncio.to_thread(ground.mend)
+                await asyncio.to_thread(testbed.recover)
 
 
 @fault("PostgreSQL's connection crashes", (0.0, 0.5))
 async def _backend_killed(scene: Scene) -> AsyncIterator[None]:
-    """One process of it is killed, so it ends all others and recovers."""
-    pids = scene.cluster.ground.postgres_pids()
+    """Kill one backend process; PostgreSQL then terminates the others and recovers."""
+    pids = scene.cluster.testbed.postgres_pids()
     if len(pids) > 1:
         send(scene.rng.choice(pids[1:]), signal.SIGKILL)
     yield
@@ -177,9 +177,9 @@ async def _backend_killed(scene: Scene) -> AsyncIterator[None]:
 
 @fault("PostgreSQL frozen", (0.2, 3.0), weight=2)
 async def _postgres_frozen(scene: Scene) -> AsyncIterator[None]:
-    ground = scene.cluster.ground
-    async with ground.turn:
-        pids = ground.postgres_pids()
+    testbed = scene.cluster.testbed
+    async with testbed.turn:
+        pids = testbed.postgres_pids()
         for pid in pids:
             send(pid, signal.SIGSTOP)
         try:
@@ -192,48 +192,48 @@ async def _postgres_frozen(scene: Scene) -> AsyncIterator[None]:
 
 @fault("PostgreSQL's disk is slow", (0.5, 2.5))
 async def _postgres_stalls(scene: Scene) -> AsyncIterator[None]:
-    """All of it stops and goes on again and again, as processes do that wait for a disk."""
-    ground, stop = scene.cluster.ground, scene.rng.choice([0.03, 0.1, 0.25])
+    """Stop and continue all processes repeatedly, like processes that wait for a disk."""
+    testbed, stop = scene.cluster.testbed, scene.rng.choice([0.03, 0.1, 0.25])
 
     async def stalls() -> None:
         while True:
-            pids = ground.postgres_pids()
+            pids = testbed.postgres_pids()
             for number in (signal.SIGSTOP, signal.SIGCONT):
                 for pid in pids:
                     send(pid, number)
                 await asyncio.sleep(stop)
 
-    async with ground.turn:
+    async with testbed.turn:
         stalling = asyncio.create_task(stalls())
         try:
             yield
         finally:
             stalling.cancel()
             await asyncio.gather(stalling, return_exceptions=True)
-            for pid in ground.postgres_pids():
+            for pid in testbed.postgres_pids():
                 send(pid, signal.SIGCONT)
 
 
 @fault("PostgreSQL's disk is full", (0.3, 2.0), weight=2, needs="root")
 async def _postgres_full(scene: Scene) -> AsyncIterator[None]:
-    ground = scene.cluster.ground
-    async with ground.turn:
-        await asyncio.to_thread(ground.disk.fill)
+    testbed = scene.cluster.testbed
+    async with testbed.turn:
+        await asyncio.to_thread(testbed.disk.fill)
         try:
             yield
         finally:
-            await asyncio.to_thread(ground.mend)
+            await asyncio.to_thread(testbed.recover)
 
 
 # ---------------------------------------------------------------------- the links
 
 
 def _link_faults(link: str, name: str) -> None:
-    """Register what can happen to a link."""
+    """Register the faults of a link."""
 
     @fault(f"{name}: cut", (0.0, 1.0), weight=1.5)
     async def cut(scene: Scene) -> AsyncIterator[None]:
-        proxy = scene.cluster.ground.proxy
+        proxy = scene.cluster.testbed.proxy
         share, refuse = scene.rng.choice([0.3, 1.0]), scene.rng.random() < 0.5
         proxy.set(link, refuse=refuse)
         proxy.cut(link, share)
@@ -245,23 +245,23 @@ def _link_faults(link: str, name: str) -> None:
     @fault(f"{name}: slow", (0.5, 3.0))
     async def slow(scene: Scene) -> AsyncIterator[None]:
         delay = scene.rng.choice([0.01, 0.05, 0.3])
-        scene.cluster.ground.proxy.set(link, delay=delay, jitter=delay)
+        scene.cluster.testbed.proxy.set(link, delay=delay, jitter=delay)
         try:
             yield
         finally:
-            scene.cluster.ground.proxy.set(link)
+            scene.cluster.testbed.proxy.set(link)
 
     @fault(f"{name}: throttled", (0.5, 2.0), weight=0.7)
     async def throttled(scene: Scene) -> AsyncIterator[None]:
-        scene.cluster.ground.proxy.set(link, rate=scene.rng.choice([10_000, 100_000]))
+        scene.cluster.testbed.proxy.set(link, rate=scene.rng.choice([10_000, 100_000]))
         try:
             yield
         finally:
-            scene.cluster.ground.proxy.set(link)
+            scene.cluster.testbed.proxy.set(link)
 
-    @fault(f"{name}: gone without a word", (0.3, 3.0), weight=1.5)
+    @fault(f"{name}: silent", (0.3, 3.0), weight=1.5)
     async def held(scene: Scene) -> AsyncIterator[None]:
-        proxy = scene.cluster.ground.proxy
+        proxy = scene.cluster.testbed.proxy
         held: tuple[tuple[Direction, ...], ...] = (("up",), ("down",), DIRECTIONS)
         proxy.set(link, hold=scene.rng.choice(held))
         cut = scene.rng.random() < 0.5
@@ -274,7 +274,7 @@ def _link_faults(link: str, name: str) -> None:
 
     @fault(f"{name}: half closed", (0.0, 1.0), weight=0.7)
     async def halved(scene: Scene) -> AsyncIterator[None]:
-        scene.cluster.ground.proxy.half_close(link, scene.rng.choice(DIRECTIONS))
+        scene.cluster.testbed.proxy.half_close(link, scene.rng.choice(DIRECTIONS))
         yield
 
 
@@ -282,9 +282,9 @@ _link_faults(CLIENTS, "clients")
 _link_faults(POSTGRES, "PostgreSQL's connections")
 
 
-@fault("a storm of clients", (0.3, 1.5))
-async def _storm(scene: Scene) -> AsyncIterator[None]:
-    """Many connect, say a little, and go away without a word."""
+@fault("client storm", (0.3, 1.5))
+async def _client_storm(scene: Scene) -> AsyncIterator[None]:
+    """Open many connections that send little or nothing and then disappear."""
 
     async def one(number: int) -> None:
         host, _, port = scene.cluster.address.rpartition(":")
@@ -297,7 +297,7 @@ async def _storm(scene: Scene) -> AsyncIterator[None]:
     async def client() -> None:
         with contextlib.suppress(SagaStoreError):
             async with AsyncClient(scene.cluster.address, retry=ONCE, timeout=1) as caller:
-                await caller.batch_get(["nobody has written this"])
+                await caller.batch_get(["never written"])
 
     storm = [asyncio.create_task(one(number)) for number in range(scene.rng.choice([50, 150]))]
     storm += [asyncio.create_task(client()) for _ in range(15)]
@@ -312,16 +312,16 @@ async def _storm(scene: Scene) -> AsyncIterator[None]:
 
 @fault("a second server", (0.0, 0.2), weight=1.5)
 async def _second_server(scene: Scene) -> AsyncIterator[None]:
-    """One on the same file, on PostgreSQL alone, or on a copy; none of them may serve.
+    """Start a second server on the same file, on PostgreSQL alone, or on a copy; none may serve.
 
-    Where PostgreSQL is the only store by now, the last two are what is to be done.
+    Once PostgreSQL is the only store, the last two are legitimate.
     """
     cluster, how = scene.cluster, scene.rng.choice(["file", "file", "database", "copy"])
-    keeper = cluster.keeper
-    starts, before = (keeper.starts if keeper.up.is_set() else 0), _phase(scene)
-    folder = cluster.ground.folder / f"second-{scene.rng.getrandbits(32):x}"
+    supervisor = cluster.supervisor
+    starts, before = (supervisor.starts if supervisor.up.is_set() else 0), _phase(scene)
+    folder = cluster.testbed.folder / f"second-{scene.rng.getrandbits(32):x}"
     folder.mkdir()
-    dsn = cluster.ground.dsn(cluster.database)
+    dsn = cluster.testbed.dsn(cluster.database)
     if how == "database":
         second = ServerProcess(folder / "unused.db", postgres=dsn)
     else:
@@ -335,10 +335,10 @@ async def _second_server(scene: Scene) -> AsyncIterator[None]:
             yield
             served, said = await asyncio.to_thread(_outcome_of, second)
         phases = {before, _phase(scene)}
-        # Where the first one was away or going, the second was the only one; where
-        # PostgreSQL was away, a copy could not know better. In the first phase a copy, and
-        # an empty PostgreSQL, are stores of their own; in the last one anybody may.
-        alone = keeper.starts != starts or not keeper.up.is_set() or keeper.stopping
+        # A second server is the only one if the first one was down or stopping. If PostgreSQL was
+        # down, a copy cannot detect the first server. In the first phase a copy and an empty
+        # PostgreSQL are separate stores; in the last phase any server may serve.
+        alone = supervisor.starts != starts or not supervisor.up.is_set() or supervisor.stopping
         alone = alone or (how == "copy" and not watch.held)
         own = how != "file" and "sqlite-only" in phases
         may = alone or own or "" in phases or "postgres-only" in phases
@@ -349,13 +349,13 @@ async def _second_server(scene: Scene) -> AsyncIterator[None]:
 
 
 def _phase(scene: Scene) -> str:
-    """Return the phase that was seen last; empty: none yet."""
+    """Return the last observed phase; empty: none yet."""
     seen = [mark.facts["phase"] for mark in scene.marks.marks if mark.kind == "phase"]
     return str(seen[-1]).replace("_", "-").lower() if seen else ""
 
 
 def _copy_as_it_is(path: Path, copy: Path) -> None:
-    """Copy what nobody should copy: the files of a running server."""
+    """Copy the files of a running server without any lock, as an operator should not."""
     for suffix in ("", "-wal"):
         with contextlib.suppress(OSError):
             shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
@@ -371,9 +371,9 @@ def _outcome_of(server: ServerProcess) -> tuple[bool, str]:
 
 @fault("a backup", (0.0, 0.2))
 async def _backup(scene: Scene) -> AsyncIterator[None]:
-    """Made while everything else goes on; it says that it has verified what it has made."""
+    """Run a backup during other faults; the command verifies its result."""
     cluster = scene.cluster
-    copy = cluster.ground.folder / f"backup-{scene.rng.getrandbits(32):x}.db"
+    copy = cluster.testbed.folder / f"backup-{scene.rng.getrandbits(32):x}.db"
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "sagastore_server", "backup", str(copy), "--sqlite",
         str(cluster.path),

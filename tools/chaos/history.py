@@ -1,9 +1,9 @@
-"""What clients did to a service, and what was done to it meanwhile.
+"""History of a round: what clients called, and what happened to the service meanwhile.
 
-Every attempt of a call is one operation: it begins before anything is sent, and ends when
-the answer is there, on one monotonic clock. A `History` is appended to from any task or
-thread, saved as JSON Lines, and judged by `tools.chaos.checker`. What the kinds of
-operations have as arguments and answers is said in docs/history-checker.md.
+Each attempt of a call is one operation. It begins before anything is sent and ends when the answer
+has arrived, on one monotonic clock. Any task or thread can append to a `History`; it is saved as
+JSON Lines and checked by `tools.chaos.checker`. Arguments and answers of each kind of operation are
+described in docs/explanation/history-checker.md.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ FORMAT = 1
 
 
 class Outcome(StrEnum):
-    """What is known of an operation's end."""
+    """Outcome of an operation."""
 
     OPEN = "open"
-    """No answer yet; to a checker the same as unknown."""
+    """No answer yet; the checker treats it as unknown."""
     OK = "ok"
     REFUSED = "refused"
-    """Definitely without effect, and the refusal itself tells of the state."""
+    """Certainly without effect; the refusal itself contains information about the state."""
     UNKNOWN = "unknown"
-    """It may have had its effect, may still have it later, or never."""
+    """The call may have taken effect, may take effect later, or never."""
 
 
 @dataclass
@@ -49,35 +49,34 @@ class Operation:
     _clock: Callable[[], int] = field(default=time.monotonic_ns, repr=False, compare=False)
 
     def ok(self, answer: Mapping[str, Any] | None = None) -> None:
-        """Take down the answer, now."""
+        """Record the answer."""
         self._close(Outcome.OK, answer or {})
 
     def refused(self, code: str, reason: str = "", answer: Mapping[str, Any] | None = None) -> None:
-        """Take down a refusal that has changed nothing, for certain."""
+        """Record a refusal that certainly changed nothing."""
         self.code, self.reason = code, reason
         self._close(Outcome.REFUSED, answer or {})
 
     def unknown(
         self, code: str, answer: Mapping[str, Any] | None = None, *, reason: str = ""
     ) -> None:
-        """Take down that nobody knows; ``answer`` is what had come of a stream by then."""
+        """Record an unknown outcome; ``answer`` contains the part of a stream received so far."""
         self.code, self.reason = code, reason
         self._close(Outcome.UNKNOWN, answer or {})
 
     @property
     def closed(self) -> bool:
-        """Whether its end was taken down."""
+        """Whether the operation has ended."""
         return self.outcome is not Outcome.OPEN
 
     def _close(self, outcome: Outcome, answer: Mapping[str, Any]) -> None:
         if self.closed:
-            raise ValueError(f"operation {self.number} has ended already: {self.outcome}")
+            raise ValueError(f"operation {self.number} has already ended: {self.outcome}")
         self.end = self._clock()
         self.answer = answer
         self.outcome = outcome
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as it is saved."""
         record: dict[str, Any] = {
             "op": self.number,
             "client": self.client,
@@ -93,37 +92,34 @@ class Operation:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened beside the calls: a fault began, a phase changed."""
+    """Event besides the calls: a fault began, a phase changed."""
 
     kind: str
     at: int
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as it is saved."""
         return {"mark": self.kind, "at": self.at, "facts": dict(self.facts)}
 
 
 class History:
-    """Operations and marks, in the order in which they began."""
+    """Operations and marks, ordered by their start."""
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Begin with nothing; ``clock`` gives nanoseconds that never go back."""
+        """Create an empty history; ``clock`` returns nanoseconds that never decrease."""
         self.operations: list[Operation] = []
         self.marks: list[Mark] = []
         self._clock = clock
         self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[Operation]:
-        """Go through the operations."""
         return iter(self.operations)
 
     def __len__(self) -> int:
-        """Return how many operations there are."""
         return len(self.operations)
 
     def begin(self, client: int, kind: str, args: Mapping[str, Any]) -> Operation:
-        """Take down that a client is about to send something."""
+        """Record the start of a call, before anything is sent."""
         with self._lock:
             operation = Operation(
                 len(self.operations), client, kind, args, self._clock(), _clock=self._clock
@@ -132,14 +128,14 @@ class History:
         return operation
 
     def mark(self, kind: str, **facts: Any) -> Mark:
-        """Take down something that is no call."""
+        """Record an event that is not a call."""
         with self._lock:
             mark = Mark(kind, self._clock(), facts)
             self.marks.append(mark)
         return mark
 
     def add(self, record: Operation | Mark) -> None:
-        """Append what has its times already, as those who make up histories do."""
+        """Append a record that already has its times, as generated histories do."""
         with self._lock:
             if isinstance(record, Mark):
                 self.marks.append(record)
@@ -147,7 +143,7 @@ class History:
                 self.operations.append(record)
 
     def save(self, path: Path) -> None:
-        """Write it as JSON Lines, replacing what is there."""
+        """Write the history as JSON Lines, replacing the file."""
         with self._lock:
             records = [one.as_json() for one in self.operations]
             records += [mark.as_json() for mark in self.marks]
@@ -157,11 +153,10 @@ class History:
 
     @classmethod
     def load(cls, path: Path) -> History:
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            ValueError: It is something else.
-
+            ValueError: The file is not a history.
         """
         history = cls()
         with path.open(encoding="utf-8") as file:

@@ -1,8 +1,8 @@
-"""Decides whether calls on one id can have happened one after the other.
+"""Linearizability checker for the calls on one id.
 
-The algorithm of Wing and Gong with Lowe's memoisation: take, of the calls that none of
-the others precedes, one that the state allows; go on with the rest; step back where none
-is left. What makes it quick is said in docs/history-checker.md, and why it is right.
+The algorithm is that of Wing and Gong with Lowe's memoization: among the calls that no other call
+precedes, take one that the state allows; continue with the rest; backtrack where none is left. The
+optimizations and their correctness are described in docs/explanation/history-checker.md.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from tools.chaos.register import Action, Call, State, dominates, is_settled, step
+from tools.chaos.register_model import Action, Call, State, dominates, is_settled, step
 
 BUDGET = 100_000
-"""Configurations that are looked at before a search is given up; some seconds."""
+"""Maximum number of configurations to explore; takes some seconds."""
 
 
 class Verdict(Enum):
-    """What a search came to."""
+    """Result of a search."""
 
     YES = "linearizable"
     NO = "not linearizable"
@@ -28,7 +28,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict, and what it took."""
+    """Verdict, and the number of configurations explored."""
 
     verdict: Verdict
     configurations: int
@@ -36,17 +36,18 @@ class Decision:
 
 class _Configuration(NamedTuple):
     done: int
-    """A bit for each call that must happen, in the order of their starts."""
+    """One bit per required call, in the order of their starts."""
     used: int
-    """A bit for each call that may happen."""
+    """One bit per optional call."""
     state: State
     before: State | None
-    """The state before the last call, where that was one that may happen: the next has to
-    need it, or it was in vain."""
+    """State before the last call if that was optional; the next call must depend on it, otherwise
+    the optional call is redundant.
+    """
 
 
 def linearize(calls: Sequence[Call], budget: int = BUDGET) -> Decision:
-    """Search for an order of ``calls`` on one id that begins with nothing stored."""
+    """Search for an order of ``calls`` on one id that starts with nothing stored."""
     return _Search(calls).run(budget)
 
 
@@ -56,8 +57,8 @@ class _Search:
         self._must = [call for call in ordered if call.must]
         self._may = [call for call in ordered if not call.must]
         self._all = (1 << len(self._must)) - 1
-        told = [n for n, call in enumerate(self._must) if call.revision is not None]
-        self._by_revision = sorted(told, key=lambda n: self._must[n].revision or 0)
+        with_revision = [n for n, call in enumerate(self._must) if call.revision is not None]
+        self._by_revision = sorted(with_revision, key=lambda n: self._must[n].revision or 0)
         self._classes = self._equivalent()
 
     def run(self, budget: int) -> Decision:
@@ -72,7 +73,7 @@ class _Search:
             seen.add(now)
             if len(seen) > budget:
                 return Decision(Verdict.UNDECIDED, len(seen))
-            # The last that is pushed is tried first: what must happen, the earliest end first.
+            # The last one pushed is tried first: required calls, the earliest end first.
             minimal = self._minimal(now.done)
             latest = min(self._must[n].end for n in minimal)
             stack.extend(self._optional(now, latest))
@@ -80,7 +81,7 @@ class _Search:
         return Decision(Verdict.NO, len(seen))
 
     def _settle(self, now: _Configuration) -> _Configuration:
-        """Take at once whatever changes nothing and cannot fit better later."""
+        """Take all calls that change nothing and cannot fit better later."""
         while now.done != self._all:
             done = now.done
             for number in self._minimal(done):
@@ -93,10 +94,10 @@ class _Search:
         return now
 
     def _minimal(self, done: int) -> list[int]:
-        """Return the calls to do of which none ended before another of them began."""
+        """Return the pending calls that did not begin after the end of another pending call."""
         found: list[int] = []
         earliest = float("inf")
-        # The first zero bit is the first call that is not done.
+        # The first zero bit is the first pending call.
         for number in range((~done & (done + 1)).bit_length() - 1, len(self._must)):
             call = self._must[number]
             if call.start > earliest:
@@ -113,7 +114,7 @@ class _Search:
             if call.revision is not None and call.revision > lowest:
                 continue
             state = step(call, now.state)
-            if state is not None and not self._in_vain(call, now.before, state):
+            if state is not None and not self._is_redundant(call, now.before, state):
                 yield _Configuration(now.done | 1 << number, now.used, state, None)
 
     def _optional(self, now: _Configuration, latest: float) -> Iterator[_Configuration]:
@@ -124,25 +125,25 @@ class _Search:
             if now.used >> number & 1 or self._classes[number] in tried:
                 continue
             state = step(call, now.state)
-            if state is None or state == now.state or self._in_vain(call, now.before, state):
+            if state is None or state == now.state or self._is_redundant(call, now.before, state):
                 continue
             tried.add(self._classes[number])
             yield _Configuration(now.done, now.used | 1 << number, state, now.state)
 
     @staticmethod
-    def _in_vain(call: Call, before: State | None, after: State) -> bool:
-        """Tell whether it leads as far without the optional call just before it."""
+    def _is_redundant(call: Call, before: State | None, after: State) -> bool:
+        """Return whether the call leads to the same state without the optional call before it."""
         return before is not None and dominates(step(call, before), after)
 
     def _lowest_revision(self, done: int) -> float:
-        """Return the lowest revision told by a call to do: no greater one can be before it."""
+        """Return the lowest revision answered by a pending call; no higher one can precede it."""
         for number in self._by_revision:
             if not done >> number & 1:
                 return self._must[number].revision or 0
         return float("inf")
 
     def _equivalent(self) -> list[object]:
-        """Name for each optional call what it can do: of equal ones the first is enough."""
+        """Return the effect of each optional call; among equal ones, the first is enough."""
         sets = list({call.among for call in self._must if call.action is Action.OUTSIDE})
         read = {call.digest for call in self._must if call.digest is not None}
         written = [call.digest for call in self._may]
@@ -150,7 +151,7 @@ class _Search:
         for call in self._may:
             digest = call.digest
             if digest not in read and written.count(digest) == 1:
-                # Nobody saw the value itself, only that there was one.
+                # No answer contains the value itself, only its existence.
                 digest = ""
             within = frozenset(n for n, among in enumerate(sets) if call.digest in among)
             names.append((call.action, call.guard, digest, within, call.revision))

@@ -1,4 +1,4 @@
-"""Ways to make a history wrong that is right."""
+"""Mutations that make a correct history incorrect."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tools.chaos.history import History, Operation, Outcome
-from tools.chaos.sequential import STEP
+from tools.chaos.history_generator import STEP
 from tools.chaos.values import Shown, Value
 from tools.chaos.violations import Kind
 
@@ -22,7 +22,7 @@ READS = {
 }
 
 Mutation = Callable[[History, random.Random], bool]
-"""Makes a history wrong; False where there is no occasion for it."""
+"""Mutates a history in place; returns False if the history offers no opportunity."""
 
 
 def _operations(history: History, kind: str, outcome: Outcome = Outcome.OK) -> list[Operation]:
@@ -37,15 +37,15 @@ def _items(operation: Operation) -> list[Shown]:
     return [Shown(*item) for item in operation.answer.get("items", ())]
 
 
-def a_value_nobody_wrote(history: History, draw: random.Random) -> bool:
+def value_never_written(history: History, draw: random.Random) -> bool:
     for operation in _operations(history, "Get"):
-        _replace_items(operation, [_items(operation)[0]._replace(digest="nobody's")])
+        _replace_items(operation, [_items(operation)[0]._replace(digest="unknown")])
         return True
     return False
 
 
-def a_revision_with_two_values(history: History, draw: random.Random) -> bool:
-    """Let two reads of different values of one id tell the same revision."""
+def revision_with_two_values(history: History, draw: random.Random) -> bool:
+    """Make two reads of different values of one id return the same revision."""
     seen: dict[str, Shown] = {}
     for operation in _operations(history, "Get"):
         (item,) = _items(operation)
@@ -56,8 +56,8 @@ def a_revision_with_two_values(history: History, draw: random.Random) -> bool:
     return False
 
 
-def an_acknowledged_write_that_is_lost(history: History, draw: random.Random) -> bool:
-    """Say that the last write, long over, has never been: nobody sees it."""
+def acknowledged_write_lost(history: History, draw: random.Random) -> bool:
+    """Remove the last acknowledged write from all answers."""
     for id, item in _final(history).items():
         if _is_sure(history, item) and _forget(history, id, item):
             return True
@@ -65,12 +65,12 @@ def an_acknowledged_write_that_is_lost(history: History, draw: random.Random) ->
 
 
 def _final(history: History) -> dict[str, Shown]:
-    """Return what the last Get of each id has found."""
+    """Return the result of the last Get of each id."""
     return {item.id: item for one in _operations(history, "Get") for item in _items(one)}
 
 
 def _is_sure(history: History, item: Shown) -> bool:
-    """Tell whether one save alone has written it, was answered, and nothing removes it."""
+    """Return whether exactly one answered save wrote it and nothing removes it."""
     written = [
         one for one in history if item.digest in str(one.args.get("value", one.args.get("values")))
     ]
@@ -95,7 +95,7 @@ def _writes(history: History, id: str) -> list[Operation]:
 
 
 def _forget(history: History, id: str, item: Shown) -> bool:
-    """Take an item out of all answers, as if it had never been there."""
+    """Remove an item from all answers."""
     for operation in history:
         items = _items(operation)
         left = [one for one in items if (one.id, one.digest) != (id, item.digest)]
@@ -112,8 +112,8 @@ def _forget(history: History, id: str, item: Shown) -> bool:
     return True
 
 
-def an_old_value_at_the_end(history: History, draw: random.Random) -> bool:
-    """Let the last Get of an id show an earlier version."""
+def stale_final_value(history: History, draw: random.Random) -> bool:
+    """Make the last Get of an id return an earlier version."""
     first: dict[str, Shown] = {}
     gets = _operations(history, "Get")
     for operation in gets:
@@ -129,31 +129,31 @@ def an_old_value_at_the_end(history: History, draw: random.Random) -> bool:
 
 
 def _certain(history: History, reader: Operation) -> int:
-    """Return the greatest revision of an id that was told before a call on it began."""
+    """Return the highest revision of an id that was answered before a call on it began."""
     id = reader.args.get("id") or reader.args["value"]["id"]
-    told = [0]
+    revisions = [0]
     for one in history:
         if (one.end or 0) < reader.start:
-            told += [item.revision for item in _items(one) if item.id == id]
+            revisions += [item.revision for item in _items(one) if item.id == id]
             if one.kind == "Save" and one.args["value"]["id"] == id:
-                told.append(one.answer.get("revision", 0))
-    return max(told)
+                revisions.append(one.answer.get("revision", 0))
+    return max(revisions)
 
 
-def a_delete_that_comes_back(history: History, draw: random.Random) -> bool:
-    """Let the last Get of what is deleted show what was there before."""
+def delete_undone(history: History, draw: random.Random) -> bool:
+    """Make the last Get of a deleted message return its former value."""
     first = {item.id: item for one in reversed(_operations(history, "Get")) for item in _items(one)}
     for operation in reversed(_operations(history, "Get", Outcome.REFUSED)):
         item = first.get(operation.args["id"])
         if item is None or operation.start < max(one.start for one in history) - 10 * STEP:
             continue
-        # An absence that somebody saw after it was there makes it certain.
+        # Only an observed absence makes the deletion certain.
         there = max(one.end or 0 for one in _operations(history, "Get") if item in _items(one))
-        absent = any(
+        unavailable_faults = any(
             one.args["id"] == item.id and there < one.start and (one.end or 0) < operation.start
             for one in _operations(history, "Get", Outcome.REFUSED)
         )
-        if absent and not _may_be_saved_again(history, item):
+        if unavailable_faults and not _may_be_saved_again(history, item):
             operation.outcome, operation.code = Outcome.OK, ""
             _replace_items(operation, [item])
             return True
@@ -171,7 +171,7 @@ def _may_be_saved_again(history: History, item: Shown) -> bool:
     )
 
 
-def a_message_missing_in(kind: str) -> Mutation:
+def message_missing_in(kind: str) -> Mutation:
     def mutate(history: History, draw: random.Random) -> bool:
         found = [one for one in _operations(history, kind) if _items(one)]
         for operation in reversed(found):
@@ -197,7 +197,7 @@ def _chain_start(history: History, operation: Operation) -> int:
     return min(one.start for one in same) if operation.kind == "Export" else operation.start
 
 
-def a_foreign_message_in(kind: str) -> Mutation:
+def foreign_message_in(kind: str) -> Mutation:
     def mutate(history: History, draw: random.Random) -> bool:
         for operation in reversed(_operations(history, kind)):
             for item in _final(history).values():
@@ -228,7 +228,7 @@ def _values(operation: Operation) -> list[dict[str, Any]]:
     return list(operation.args.get("values", ())) or ([one] if one else [])
 
 
-def an_export_that_repeats(history: History, draw: random.Random) -> bool:
+def export_repeats_message(history: History, draw: random.Random) -> bool:
     for operation in _operations(history, "Export"):
         if items := _items(operation):
             _replace_items(operation, [*items, items[-1]])
@@ -236,7 +236,7 @@ def an_export_that_repeats(history: History, draw: random.Random) -> bool:
     return False
 
 
-def a_page_out_of_order(history: History, draw: random.Random) -> bool:
+def page_out_of_order(history: History, draw: random.Random) -> bool:
     for operation in _operations(history, "List"):
         if len(items := _items(operation)) > 1:
             _replace_items(operation, items[::-1])
@@ -244,7 +244,7 @@ def a_page_out_of_order(history: History, draw: random.Random) -> bool:
     return False
 
 
-def a_stale_guard_that_is_accepted(history: History, draw: random.Random) -> bool:
+def stale_guard_accepted(history: History, draw: random.Random) -> bool:
     for operation in _operations(history, "Save", Outcome.REFUSED):
         guard = operation.args["if_revision"]
         if operation.code != "ABORTED" or guard >= _certain(history, operation):
@@ -256,7 +256,7 @@ def a_stale_guard_that_is_accepted(history: History, draw: random.Random) -> boo
     return False
 
 
-def a_right_guard_that_is_refused(history: History, draw: random.Random) -> bool:
+def matching_guard_refused(history: History, draw: random.Random) -> bool:
     for operation in _operations(history, "Save"):
         guard = operation.args.get("if_revision")
         if guard:
@@ -266,7 +266,7 @@ def a_right_guard_that_is_refused(history: History, draw: random.Random) -> bool
     return False
 
 
-def a_revision_that_goes_back(history: History, draw: random.Random) -> bool:
+def revision_goes_back(history: History, draw: random.Random) -> bool:
     saves: dict[str, Operation] = {}
     for operation in _operations(history, "Save"):
         before = saves.setdefault(operation.args["value"]["id"], operation)
@@ -286,25 +286,25 @@ def durable_nowhere(history: History, draw: random.Random) -> bool:
 
 
 MUTATIONS: dict[Mutation, set[Kind]] = {
-    a_value_nobody_wrote: {Kind.PHANTOM},
-    a_revision_with_two_values: {Kind.REVISION_REUSED},
-    an_acknowledged_write_that_is_lost: {Kind.LOST_WRITE},
-    an_old_value_at_the_end: {Kind.STALE_READ, Kind.LOST_WRITE, Kind.RESURRECTED_DELETE},
-    a_delete_that_comes_back: {Kind.RESURRECTED_DELETE, Kind.LOST_WRITE},
-    a_message_missing_in("List"): {Kind.LIST_MISSING},
-    a_message_missing_in("Search"): {Kind.SEARCH_MISSING},
-    a_message_missing_in("Export"): {Kind.EXPORT_INCOMPLETE},
-    a_foreign_message_in("List"): {Kind.LIST_EXTRA},
-    a_foreign_message_in("Search"): {Kind.SEARCH_EXTRA},
-    an_export_that_repeats: {Kind.EXPORT_TWICE},
-    a_page_out_of_order: {Kind.WRONG_ORDER},
-    a_stale_guard_that_is_accepted: {
+    value_never_written: {Kind.PHANTOM},
+    revision_with_two_values: {Kind.REVISION_REUSED},
+    acknowledged_write_lost: {Kind.LOST_WRITE},
+    stale_final_value: {Kind.STALE_READ, Kind.LOST_WRITE, Kind.RESURRECTED_DELETE},
+    delete_undone: {Kind.RESURRECTED_DELETE, Kind.LOST_WRITE},
+    message_missing_in("List"): {Kind.LIST_MISSING},
+    message_missing_in("Search"): {Kind.SEARCH_MISSING},
+    message_missing_in("Export"): {Kind.EXPORT_INCOMPLETE},
+    foreign_message_in("List"): {Kind.LIST_EXTRA},
+    foreign_message_in("Search"): {Kind.SEARCH_EXTRA},
+    export_repeats_message: {Kind.EXPORT_TWICE},
+    page_out_of_order: {Kind.WRONG_ORDER},
+    stale_guard_accepted: {
         Kind.GUARD_BROKEN,
         Kind.REVISION_WENT_BACK,
         Kind.REVISION_REUSED,
         *READS,
     },
-    a_right_guard_that_is_refused: {Kind.GUARD_BROKEN},
-    a_revision_that_goes_back: {Kind.REVISION_WENT_BACK},
+    matching_guard_refused: {Kind.GUARD_BROKEN},
+    revision_goes_back: {Kind.REVISION_WENT_BACK},
     durable_nowhere: {Kind.DURABLE_ON_LIE},
 }

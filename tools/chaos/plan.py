@@ -1,8 +1,8 @@
-"""What a seed means: how a round begins, what goes wrong in it and when, who steers.
+"""Plan of a round, drawn from its seed: start, faults and their times, operator.
 
-Everything that is drawn is drawn here or from generators that are made here, so a seed is
-a round. How processes and packets fall into place is the machine's affair: a round that
-is run again meets the same faults, not the same instants.
+All random choices are made here or from generators created here, so a seed determines a round. The
+timing of processes and packets depends on the machine: a repeated round has the same faults, but
+not the same interleaving.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sagastore import Phase
 from tools.chaos.faults import FAULTS, Fault
-from tools.chaos.set_back import DIRECTORY, ROWS
+from tools.chaos.set_back_faults import DIRECTORY, ROWS
 
 PHASES = (
     Phase.SQLITE_ONLY,
@@ -24,64 +24,64 @@ PHASES = (
 )
 
 _SHARED = PHASES[1:4]
-"""Phases in which two servers share PostgreSQL's lease."""
+"""Phases in which two servers compete for PostgreSQL's lease."""
 
 TAKEOVERS = 0.06
 """Share of the rounds in these phases in which a second server takes over."""
 
-_NOT_OF_SQLITE = ("SQLite's", "reads of SQLite", "a backup", DIRECTORY, ROWS)
-"""Faults that mean nothing once the file is an archive, or would lose what it does not have."""
+_NEED_SQLITE = ("SQLite's", "reads of SQLite", "a backup", DIRECTORY, ROWS)
+"""Faults that are meaningless once the file is an archive, or would lose data it does not have."""
 
 
 class Planned(NamedTuple):
-    """A fault, and when."""
+    """Fault and its time."""
 
     name: str
     at: float
-    """Seconds from the beginning of the round."""
+    """Seconds since the start of the round."""
     seconds: float
     number: int
-    """Which of the round's faults it is: its generator is made from that."""
+    """Number of the fault in the round; seeds its generator."""
 
 
 class Plan(NamedTuple):
-    """What a round is to be."""
+    """Plan of a round."""
 
     seed: int
     begins: Phase
     origin: str
-    """``legacy``: a file of the legacy application; ``fresh``: an empty one."""
+    """``legacy``: a file of the legacy application; ``fresh``: an empty file."""
     seconds: float
-    """How long faults and clients go on."""
+    """Duration of faults and clients in seconds."""
     faults: tuple[Planned, ...]
     steers: bool
     """Whether an operator changes phases."""
     completes: bool
-    """Whether the last step is taken in the end."""
+    """Whether the last step is taken at the end."""
     patience: float
-    """Of the server, with a silent PostgreSQL: seconds."""
+    """Seconds that the server waits for an unresponsive PostgreSQL."""
     takes_over: bool = False
-    """Whether it is a round of its own kind: a second server replaces the first (`takeover`)."""
+    """Whether a second server replaces the first (`lease_takeover`); excludes other faults."""
 
     @property
     def name(self) -> str:
-        """The template that it begins with."""
+        """Template that the round starts from."""
         return f"{self.origin}_{self.begins.name.lower()}"
 
     @property
     def needs_clock(self) -> bool:
-        """Whether the server is patched, so that its clock can jump, say."""
+        """Whether the server must be patched, for example to make its clock jump."""
         if self.takes_over:
             return True
         begins_dual_write = self.steers and self.begins is Phase.SQLITE_ONLY
         return begins_dual_write or any(FAULTS[one.name].needs == "clock" for one in self.faults)
 
     def rng(self, purpose: str) -> random.Random:
-        """Return a generator of this round, for one purpose."""
+        """Return a random generator of this round for one purpose."""
         return random.Random(f"{self.seed}/{purpose}")
 
-    def told(self) -> str:
-        """Say in one line what it is."""
+    def description(self) -> str:
+        """Return a one-line description."""
         if self.takes_over:
             return f"{self.origin}, from {self.begins.label}, takeover"
         steered = "steered" if self.steers else "not steered"
@@ -92,11 +92,11 @@ class Plan(NamedTuple):
         )
 
 
-def draw(seed: int, can_be_had: Callable[[Fault], bool], seconds: float = 0.0) -> Plan:
-    """Return the plan of a seed, of those faults that can be had on this machine.
+def draw(seed: int, is_available: Callable[[Fault], bool], seconds: float = 0.0) -> Plan:
+    """Return the plan of a seed, using only faults that this machine can produce.
 
-    Five seeds in a row begin in five phases, ten also with both origins. ``seconds`` sets
-    how long it goes on, in place of 7 to 11.
+    Five consecutive seeds start in all five phases, ten also with both origins. ``seconds``
+    replaces the random duration of 7 to 11 s.
     """
     rng = random.Random(f"{seed}/plan")
     if PHASES[seed % 5] in _SHARED and random.Random(f"{seed}/takeover").random() < TAKEOVERS:
@@ -105,8 +105,8 @@ def draw(seed: int, can_be_had: Callable[[Fault], bool], seconds: float = 0.0) -
     origin = _origin(seed)
     drawn = rng.uniform(7.0, 11.0)
     seconds = seconds or drawn
-    # Some kinds of fault a round, not a little of each: trouble meets trouble of its kind.
-    kinds = [kind for kind in FAULTS.values() if _fits(kind, begins) and can_be_had(kind)]
+    # A few kinds of fault per round: repeated faults of one kind find more than one of each.
+    kinds = [kind for kind in FAULTS.values() if _fits(kind, begins) and is_available(kind)]
     chosen = rng.sample(kinds, min(len(kinds), rng.choice([3, 5, 8, 12])))
     count = rng.choice([3, 5, 5, 7, 9])
     faults = tuple(_times(rng, chosen, count, seconds)) if chosen else ()
@@ -141,11 +141,11 @@ def _origin(seed: int) -> str:
 
 
 def _fits(kind: Fault, begins: Phase) -> bool:
-    return begins is not Phase.POSTGRES_ONLY or not kind.name.startswith(_NOT_OF_SQLITE)
+    return begins is not Phase.POSTGRES_ONLY or not kind.name.startswith(_NEED_SQLITE)
 
 
 def _times(rng: random.Random, kinds: list[Fault], count: int, seconds: float) -> Iterable[Planned]:
-    """Yield faults, some of them at the time of others."""
+    """Yield faults, some of them at the same time as others."""
     weights = [kind.weight for kind in kinds]
     times = sorted(rng.uniform(0.3, seconds - 0.5) for _ in range(count))
     for number, at in enumerate(times):

@@ -1,16 +1,15 @@
-"""Power loss at any instant of a real server on a SQLite file, as far as a disk is honest.
+"""Power-loss test: checks every possible disk state of a real server on a SQLite file.
 
     python -m tools.chaos.power_loss [--points N] [--seed N] [--seconds S] [--strict]
 
-A server runs under strace, which logs every call that changes a file, with the data; clients
-write, and note when they were answered. The log is then replayed up to random instants, and
-for each the states that a disk may be in are made: nothing that was not synced has survived,
-all of it has, or some of it, torn in sectors (``disk_model``). Each state is opened by the
-server's own code: the file must be sound, and have every write that had been acknowledged
-by then.
+A server runs under strace, which logs every call that changes a file, with its data; clients write
+and record when they were answered. The log is then replayed up to random instants. For each
+instant, possible disk states are built: all unsynced data lost, all of it kept, or a part of it,
+torn at sector boundaries (``disk_model``). The server's own code opens each state: the file must
+pass the integrity check and contain every write that was acknowledged by then.
 
-What is not covered: disks that lie about syncing, PostgreSQL (which is trusted with its own
-log), the file system itself.
+Not covered: disks that ignore sync requests, PostgreSQL (its WAL is trusted), the file system
+itself.
 """
 
 from __future__ import annotations
@@ -35,41 +34,40 @@ from sagastore_server.storage.errors import StorageError
 from tests.support.legacy_sample import Sample, legacy_sample
 from tools.chaos.cluster import ChaosServer
 from tools.chaos.disk_model import CALLS, Event, Model, read_log
-from tools.chaos.planted import POWER_PLANTS
+from tools.chaos.plants import POWER_PLANTS
 
 _ONCE = RetryPolicy(max_attempts=1)
 _BESIDE = (".lock", ".owner", "-shm")
-"""What the server can do without."""
+"""Files that the server can recreate."""
 
 WRITERS = 6
 IDS = 12
-"""Of each writer."""
+"""Number of ids per writer."""
 
 
 class Attempt(NamedTuple):
-    """A version of an id that was sent; version 0: that it was to be deleted."""
+    """Version of an id that was sent; version 0 is a deletion."""
 
     version: int
     acknowledged: float | None
-    """When, in seconds since 1970; None: nobody knows."""
+    """Time of the acknowledgement in seconds since 1970; None: outcome unknown."""
 
 
 Ledger = dict[str, list[Attempt]]
 
 
 class TracedServer(ChaosServer):
-    """A server whose calls that change files are logged."""
+    """Server whose file-changing system calls are logged."""
 
     def __init__(self, sqlite: Path, log: Path, plant: str) -> None:
-        """Log to ``log`` with ``.1`` behind it, of the second process ``.2``, and so on."""
+        """Log to ``log`` with the suffix ``.1``, for the second process ``.2``, and so on."""
         super().__init__(sqlite, {}, plant, None)
         self.logs: list[Path] = []
         self._log = log
 
     def command(self, *options: str) -> list[str]:
-        """Return the command line."""
         self.logs.append(self._log.with_suffix(f".{len(self.logs) + 1}"))
-        # -D: what is started is the server, so that signals reach it.
+        # -D makes the server the direct child, so that signals reach it.
         tracing = ["strace", "-D", "-f", "-q", "-y", "-ttt", "-xx", "-s", "10000000",
                    "-e", f"trace={CALLS}", "-o", str(self.logs[-1])]  # fmt: skip
         return [*tracing, *super().command(*options)]
@@ -79,7 +77,7 @@ class TracedServer(ChaosServer):
 
 
 async def record(server: TracedServer, seconds: float, seed: int) -> Ledger:
-    """Write to it, through a stop in good order and a kill, and return what was answered."""
+    """Write to the server through a graceful stop and a kill; return the attempts."""
     ledger: Ledger = {}
     rng = random.Random(seed)
     for number, end in enumerate((signal.SIGTERM, signal.SIGKILL, signal.SIGTERM)):
@@ -107,7 +105,7 @@ async def _write(
     while not stop.is_set():
         version += 1
         id = f"{name}-{rng.randrange(IDS)}"
-        # The first time it must be there to be deleted.
+        # A message must exist before it can be deleted.
         deletes = id in ledger and ledger[id][-1].version > 0 and rng.random() < 0.15
         sent = 0 if deletes else version
         size = rng.choice([20, 200, 3_000, 30_000])
@@ -131,7 +129,7 @@ def _content(version: int, size: int) -> str:
 
 
 def possible(attempts: list[Attempt], at: float) -> set[int]:
-    """Return which versions of an id may be stored after a power loss at ``at``."""
+    """Return the versions of an id that may be stored after a power loss at ``at``."""
     versions = [0]
     for attempt in attempts:
         if attempt.acknowledged is not None and attempt.acknowledged < at:
@@ -141,36 +139,38 @@ def possible(attempts: list[Attempt], at: float) -> set[int]:
 
 
 class Recording(NamedTuple):
-    """What was recorded."""
+    """Recorded run."""
 
     path: Path
     events: list[Event]
     ledger: Ledger
     start: Model
-    """The disk before the first event."""
+    """Disk state before the first event."""
     before: set[str]
-    """Ids that were there by then."""
+    """Ids that existed by then."""
 
 
-async def look(path: Path, recording: Recording, at: float) -> list[str]:
-    """Open what the disk has after a power loss at ``at``; return what is wrong with it."""
+async def check(path: Path, recording: Recording, at: float) -> list[str]:
+    """Open the disk state after a power loss at ``at``; return what is wrong with it."""
     ledger, before = recording.ledger, recording.before
     empty = not await asyncio.to_thread(path.exists)
-    if empty and not any(_told(one, at) for one in ledger.values()):
-        return []  # Before anything was acknowledged there may be nothing.
+    if empty and not any(_acknowledged_by(one, at) for one in ledger.values()):
+        return []  # Before the first acknowledgement the disk may be empty.
     store = SQLiteStorage(path)
     try:
         await store.open()
         page = await store.scan_ids("", "\U0010ffff", 1_000_000)
     except StorageError as exc:
-        return [f"it cannot be opened: {exc}"]
+        return [f"the store cannot be opened: {exc}"]
     finally:
         with contextlib.suppress(StorageError):
             await store.close()
     stored = {message.id: int(message.content.split()[0]) for message in page.messages
               if message.id not in before}  # fmt: skip
     there = {message.id for message in page.messages}
-    wrong = [f"{id}: it was there before, and is lost" for id in sorted(before - there)]
+    wrong = [
+        f"{id}: the message existed before the run and is lost" for id in sorted(before - there)
+    ]
     with contextlib.closing(sqlite3.connect(path)) as connection:
         (sound,) = connection.execute("PRAGMA integrity_check").fetchone()
     if sound != "ok":
@@ -178,16 +178,16 @@ async def look(path: Path, recording: Recording, at: float) -> list[str]:
     for id in stored.keys() | ledger.keys():
         may = possible(ledger.get(id, []), at)
         if stored.get(id, 0) not in may:
-            wrong.append(f"{id}: version {stored.get(id, 0)} is stored, and may be only {may}")
+            wrong.append(f"{id}: version {stored.get(id, 0)} is stored; allowed: {may}")
     return wrong
 
 
-def _told(attempts: list[Attempt], at: float) -> bool:
+def _acknowledged_by(attempts: list[Attempt], at: float) -> bool:
     return any(one.acknowledged is not None and one.acknowledged < at for one in attempts)
 
 
 class Outcome(NamedTuple):
-    """What a replay came to."""
+    """Result of a replay."""
 
     states: int
     syncs: int
@@ -195,7 +195,7 @@ class Outcome(NamedTuple):
 
 
 async def replay(recording: Recording, seed: int, instants: int) -> Outcome:
-    """Look at states of the disk at random instants."""
+    """Check disk states at random instants."""
     events, disk = recording.events, recording.start
     rng = random.Random(f"{seed}/points")
     points = set(rng.sample(range(len(events)), min(instants, len(events))))
@@ -205,8 +205,8 @@ async def replay(recording: Recording, seed: int, instants: int) -> Outcome:
         if number in points:
             for keeps in (0.0, rng.choice([0.2, 0.5, 0.8]), 1.0):
                 state = disk.after_power_loss(rng, keeps)
-                with _laid_out(state, recording.path) as found:
-                    complaints = await look(found, recording, event.began)
+                with _written(state, recording.path) as found:
+                    complaints = await check(found, recording, event.began)
                 states += 1
                 wrong += [f"call {number} ({event.call} of {Path(event.path).name}), "
                           f"{keeps:.0%} of the rest: {one}" for one in complaints[:3]]  # fmt: skip
@@ -215,7 +215,7 @@ async def replay(recording: Recording, seed: int, instants: int) -> Outcome:
 
 
 @contextlib.contextmanager
-def _laid_out(state: dict[str, bytes], path: Path) -> Iterator[Path]:
+def _written(state: dict[str, bytes], path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="power-"))
     try:
         for name, contents in state.items():
@@ -227,7 +227,7 @@ def _laid_out(state: dict[str, bytes], path: Path) -> Iterator[Path]:
 
 
 async def run(options: argparse.Namespace, *, legacy: bool) -> Outcome:
-    """Record, replay and look."""
+    """Record a run, replay it, and check the states."""
     folder = Path(tempfile.mkdtemp(prefix="power-loss-"))
     try:
         place = folder / "store"
@@ -265,17 +265,18 @@ async def _others(path: Path, ledger: Ledger) -> set[str]:
 
 
 def main() -> int:
-    """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--points", type=int, default=150, help="instants to look at (150)")
+    parser.add_argument("--points", type=int, default=150, help="instants to check (150)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=6.0, help="how long clients write (6)")
-    parser.add_argument("--strict", action="store_true", help="names survive in any order")
+    parser.add_argument("--seconds", type=float, default=6.0, help="seconds that clients write (6)")
+    parser.add_argument(
+        "--strict", action="store_true", help="directory changes may survive in any order"
+    )
     parser.add_argument("--plant", default="", choices=["", *POWER_PLANTS], metavar="NAME",
-                        help=f"what is to be wrong: {', '.join(POWER_PLANTS)}")  # fmt: skip
+                        help=f"fault to plant: {', '.join(POWER_PLANTS)}")  # fmt: skip
     options = parser.parse_args()
     if shutil.which("strace") is None:
-        sys.stdout.write("strace is not installed, so no calls can be recorded\n")
+        sys.stdout.write("strace is not installed; it is needed to record system calls\n")
         return 2
     failed = False
     for legacy in (False, True):

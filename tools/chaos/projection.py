@@ -1,8 +1,8 @@
-"""Takes a history apart: of every operation, what it says about each message id.
+"""Projection of a history onto message ids: what each operation says about each id.
 
-An answer that shows a message is a read of its id. An answer that ought to show it and
-does not (a page of a list or search, an export) is a read as well: at some moment of the
-call, the id had no value that belongs there.
+An answer that contains a message is a read of its id. An answer that lacks a message it should
+contain (a page of a list or search, an export) is a read as well: at some moment of the call, the
+id had no matching value.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tools.chaos.history import History, Operation, Outcome
-from tools.chaos.register import NEVER, Action, Call
-from tools.chaos.scans import Question, Scans
+from tools.chaos.range_reads import Question, Scans
+from tools.chaos.register_model import NEVER, Action, Call
 from tools.chaos.values import Shown, Value
 from tools.chaos.violations import Kind, Violation, violation
 
 DEFECTS = frozenset({"INVALID_ARGUMENT", "INTERNAL", "UNIMPLEMENTED", "DATA_LOSS", "UNKNOWN"})
-"""Codes with which a service that is well answers none of the calls of a workload."""
+"""Codes that a healthy service never returns to a valid call of a workload."""
 
 
 class Projection:
-    """The calls of each id, the values written under it, and what is wrong at first sight."""
+    """Calls on each id, the values written to it, and violations visible without a search."""
 
     def __init__(self, history: History) -> None:
-        """Take ``history`` apart."""
+        """Project ``history``."""
         self.history = history
         self.calls: defaultdict[str, list[Call]] = defaultdict(list)
         self.values: defaultdict[str, dict[str, Value]] = defaultdict(dict)
         self.batches: defaultdict[int, list[Call]] = defaultdict(list)
-        """The calls of each batch of which nobody knows whether it was applied."""
+        """The calls of each batch of unknown outcome."""
         self.violations: list[Violation] = []
         self._births: dict[tuple[str, int], tuple[int | None, Operation]] = {}
         for operation in history:
@@ -55,29 +55,29 @@ class Projection:
 
     # ------------------------------------------------------------------ for all of them
 
-    def complain(self, kind: Kind, operation: Operation, what: str, id: str = "") -> None:
-        """Take down that an answer is wrong by itself."""
+    def report(self, kind: Kind, operation: Operation, what: str, id: str = "") -> None:
+        """Report an answer that is wrong on its own."""
         self.violations.append(violation(self.history, kind, id, what, [operation]))
 
     def found(self, operation: Operation, item: Sequence[Any], question: Question | None) -> None:
-        """Take down that an answer shows a message; ``question`` is what was asked for."""
+        """Record that an answer contains a message; ``question`` is what was requested."""
         shown = Shown(*item)
         value = self.values[shown.id].get(shown.digest)
         if value is None:
-            what = f"nobody ever wrote {shown.label!r} [{shown.digest[:6]}]"
-            self.complain(Kind.PHANTOM, operation, what, shown.id)
+            what = f"no client ever wrote {shown.label!r} [{shown.digest[:6]}]"
+            self.report(Kind.PHANTOM, operation, what, shown.id)
             return
         self._check_birth(operation, shown)
         if question is not None and not question.holds(value):
             kind = Kind.LIST_EXTRA if operation.kind == "List" else Kind.SEARCH_EXTRA
-            self.complain(kind, operation, "it is not what was asked for", shown.id)
+            self.report(kind, operation, "the message does not match the request", shown.id)
         self.observe(operation, shown.id, Action.FIND, digest=shown.digest, revision=shown.revision)
 
     def _check_birth(self, operation: Operation, shown: Shown) -> None:
         version = shown.id, shown.revision
         created, other = self._births.setdefault(version, (shown.created, operation))
         if created != shown.created:
-            what = f"revision {shown.revision} was created at two times"
+            what = f"revision {shown.revision} has two creation times"
             proof = violation(
                 self.history, Kind.REVISION_REUSED, shown.id, what, [other, operation]
             )
@@ -86,20 +86,20 @@ class Projection:
     def observe(
         self, operation: Operation, id: str, action: Action, *, since: int = 0, **facts: Any
     ) -> None:
-        """Take down what an answer says of the state of an id."""
+        """Record what an answer says about the state of an id."""
         if operation.end is not None:
             start = since or operation.start
             self.calls[id].append(Call(operation.number, action, start, operation.end, **facts))
 
     def _check_code(self, operation: Operation) -> None:
-        """Complain of a defect that the service admits; clients ask for nothing that is wrong."""
+        """Report error codes that a valid call must not get."""
         if operation.code in DEFECTS and operation.reason:
-            self.complain(Kind.WRONG_ANSWER, operation, f"{operation.code} to a valid call")
+            self.report(Kind.WRONG_ANSWER, operation, f"{operation.code} to a valid call")
 
     # ------------------------------------------------------------------ writes
 
     def _baseline(self, operation: Operation) -> None:
-        """Take down what was there before anybody wrote."""
+        """Record the initial messages."""
         for item in operation.answer.get("items", ()):
             shown = Shown(*item)
             self._check_birth(operation, shown)
@@ -112,14 +112,14 @@ class Projection:
         tries, answer = operation.args.get("tries", 1), operation.answer
         if operation.outcome is Outcome.OK:
             if answer.get("id", value.id) != value.id:
-                self.complain(Kind.WRONG_ANSWER, operation, "it names another id", value.id)
+                self.report(Kind.WRONG_ANSWER, operation, "the answer names another id", value.id)
             created = answer.get("created") if tries == 1 else None
             self.observe(
                 operation, value.id, Action.SAVE, digest=value.digest, guard=guard,
                 revision=answer["revision"], created=created,
             )  # fmt: skip
         self._refused(operation, value.id, guard)
-        self._perhaps(operation, value.id, Action.SAVE, digest=value.digest, guard=guard)
+        self._add_unknown(operation, value.id, Action.SAVE, digest=value.digest, guard=guard)
 
     def _delete(self, operation: Operation) -> None:
         id, guard = operation.args["id"], operation.args.get("if_revision")
@@ -128,10 +128,10 @@ class Projection:
             action = Action.DELETE_IF_THERE if again else Action.DELETE
             self.observe(operation, id, action, guard=guard)
         self._refused(operation, id, guard)
-        self._perhaps(operation, id, Action.DELETE, guard=guard)
+        self._add_unknown(operation, id, Action.DELETE, guard=guard)
 
     def _refused(self, operation: Operation, id: str, guard: int | None) -> None:
-        """Take down what a refusal tells of the state."""
+        """Record what a refusal says about the state."""
         if operation.outcome is not Outcome.REFUSED:
             return
         stored = operation.answer.get("stored_revision")
@@ -143,8 +143,10 @@ class Projection:
         elif operation.code == "ABORTED":
             self.observe(operation, id, Action.MISMATCH, revision=stored, guard=guard)
 
-    def _perhaps(self, operation: Operation, id: str, action: Action, **facts: Any) -> list[Call]:
-        """Take down attempts that nobody heard of: they may have an effect, even later."""
+    def _add_unknown(
+        self, operation: Operation, id: str, action: Action, **facts: Any
+    ) -> list[Call]:
+        """Record attempts without an answer: they may take effect, even later."""
         attempts: int = operation.args.get("tries", 1)
         if operation.outcome in {Outcome.OK, Outcome.REFUSED}:
             attempts -= 1
@@ -164,7 +166,7 @@ class Projection:
             digest = value.digest
             if operation.outcome is Outcome.OK:
                 self.observe(operation, value.id, action, changed=changed, digest=digest)
-            made = self._perhaps(operation, value.id, action, digest=digest)
+            made = self._add_unknown(operation, value.id, action, digest=digest)
             if len(made) == 1 and operation.outcome is not Outcome.OK:
                 self.batches[operation.number] += made
 
@@ -176,7 +178,7 @@ class Projection:
         saved, kept = answer["saved"], answer["skipped" if skip else "unchanged"]
         rejected = answer.get("rejected", 0)
         if saved + kept != count or rejected != operation.args.get("invalid", 0):
-            self.complain(Kind.WRONG_ANSWER, operation, f"{count} valid messages were sent")
+            self.report(Kind.WRONG_ANSWER, operation, f"{count} valid messages were sent")
             return None
         if operation.args.get("tries", 1) > 1:
             return None
@@ -189,7 +191,7 @@ class Projection:
         if operation.outcome is Outcome.OK:
             (item,) = operation.answer["items"]
             if item[0] != id:
-                self.complain(Kind.WRONG_ANSWER, operation, f"it shows {item[0]}", id)
+                self.report(Kind.WRONG_ANSWER, operation, f"the answer contains {item[0]}", id)
             self.found(operation, item, None)
         elif operation.code == "NOT_FOUND":
             self.observe(operation, id, Action.ABSENT)
@@ -201,7 +203,11 @@ class Projection:
         asked, shown = operation.args["ids"], {item[0] for item in items}
         expected = ([id for id in asked if id in shown], [id for id in asked if id not in shown])
         if ([item[0] for item in items], list(missing)) != expected:
-            self.complain(Kind.WRONG_ANSWER, operation, "it is not what was asked, in its order")
+            self.report(
+                Kind.WRONG_ANSWER,
+                operation,
+                "the answer does not match the requested ids and their order",
+            )
         for item in items:
             self.found(operation, item, None)
         for id in missing:
@@ -209,7 +215,7 @@ class Projection:
 
 
 def values_of(operation: Operation) -> Iterable[Value]:
-    """Return what an operation is to write."""
+    """Return the values that an operation writes."""
     if operation.kind == "Save":
         yield Value.read(operation.args["value"])
     elif operation.kind == "BulkSave":

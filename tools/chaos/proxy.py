@@ -1,14 +1,14 @@
-"""A TCP proxy that misbehaves on order: a process of its own, between two others.
+"""TCP proxy with controllable faults, in a separate process.
 
     client ── link "clients" ── server ── link "postgres" ── PostgreSQL
 
-A link passes bytes on, and may delay, throttle or hold them in either direction, cut its
-connections (RST), close one half of them (FIN), or refuse new ones. *Up* is towards where
-the link leads. Held bytes are neither lost nor acknowledged to the application: as on a
-network that is gone without a word. When the hold ends they go on, unless the connection
-was cut.
+A link forwards bytes and can delay, throttle or hold them in either direction, reset its
+connections (RST), close one half of them (FIN), or refuse new ones. *Up* is the direction from the
+accepting side to the target. Held bytes are neither lost nor acknowledged to the application, as on
+a network that drops all packets. They are forwarded when the hold ends, unless the connection was
+reset.
 
-As a module this is the process: one JSON document a line comes in, one goes out.
+As a module this is the process itself: it reads and answers one JSON document per line.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER of zero seconds: closing sends RST."""
 
 
-class _Manners:
-    """How a link treats what passes it."""
+class _Policy:
+    """How a link treats its traffic."""
 
     def __init__(self) -> None:
         self.delay = 0.0
-        """Seconds that each piece waits."""
+        """Seconds of delay per chunk."""
         self.jitter = 0.0
-        """Up to so many seconds more, at random."""
+        """Maximum additional random delay in seconds."""
         self.rate = 0
-        """Bytes a second in each direction and connection; 0: any."""
+        """Bytes per second per direction and connection; 0: unlimited."""
         self.refuse = False
         """Whether new connections are reset."""
         self.gates = {direction: asyncio.Event() for direction in DIRECTIONS}
@@ -68,49 +68,49 @@ class _Manners:
 
 
 class _Pair:
-    """A connection that came in, and the one that was made for it."""
+    """Accepted connection and its connection to the target."""
 
     def __init__(
         self,
-        manners: _Manners,
+        policy: _Policy,
         near: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         far: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
-        self._manners = manners
+        self._policy = policy
         self._writers: dict[Direction, asyncio.StreamWriter] = {"up": far[1], "down": near[1]}
         self._readers: dict[Direction, asyncio.StreamReader] = {"up": near[0], "down": far[0]}
 
     async def run(self) -> None:
-        """Pass bytes on until both directions have ended, or one has failed."""
+        """Forward bytes until both directions have ended, or one has failed."""
         try:
-            await asyncio.gather(*(self._pump(direction) for direction in DIRECTIONS))
+            await asyncio.gather(*(self._forward_bytes(direction) for direction in DIRECTIONS))
         except OSError:
             self.cut()
         finally:
             for writer in self._writers.values():
                 writer.close()
 
-    async def _pump(self, direction: Direction) -> None:
-        manners, reader, writer = self._manners, self._readers[direction], self._writers[direction]
-        while data := await reader.read(_CHUNK if not manners.rate else 4096):
-            await manners.gates[direction].wait()
-            if manners.delay or manners.jitter:
-                await asyncio.sleep(manners.delay + random.random() * manners.jitter)
-            if manners.rate:
-                await asyncio.sleep(len(data) / manners.rate)
-            await manners.gates[direction].wait()
+    async def _forward_bytes(self, direction: Direction) -> None:
+        policy, reader, writer = self._policy, self._readers[direction], self._writers[direction]
+        while data := await reader.read(_CHUNK if not policy.rate else 4096):
+            await policy.gates[direction].wait()
+            if policy.delay or policy.jitter:
+                await asyncio.sleep(policy.delay + random.random() * policy.jitter)
+            if policy.rate:
+                await asyncio.sleep(len(data) / policy.rate)
+            await policy.gates[direction].wait()
             writer.write(data)
             await writer.drain()
-        await manners.gates[direction].wait()
+        await policy.gates[direction].wait()
         self.half_close(direction)
 
     def half_close(self, direction: Direction) -> None:
-        """Tell one side that nothing more will come; the other direction goes on."""
+        """Send FIN in one direction; the other direction stays open."""
         with contextlib.suppress(OSError, RuntimeError):
             self._writers[direction].write_eof()
 
     def cut(self) -> None:
-        """Reset both connections; what was on the way is lost."""
+        """Reset both connections; bytes in transit are lost."""
         for writer in self._writers.values():
             reset(writer)
 
@@ -125,11 +125,11 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 
 class _Link:
-    """Listens on a port of its own, and passes on to ``to``."""
+    """Listens on its own port and forwards to ``to``."""
 
     def __init__(self, to: str) -> None:
         self.to = to
-        self.manners = _Manners()
+        self.policy = _Policy()
         self.accepted = 0
         self._pairs: set[_Pair] = set()
         self._server: asyncio.Server | None = None
@@ -145,7 +145,7 @@ class _Link:
         self.cut(1.0)
 
     def cut(self, share: float) -> int:
-        """Reset a share of the connections, at random; return how many."""
+        """Reset a random share of the connections; return their number."""
         chosen = [pair for pair in self._pairs if random.random() < share]
         for pair in chosen:
             pair.cut()
@@ -158,7 +158,7 @@ class _Link:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        if self.manners.refuse:
+        if self.policy.refuse:
             reset(writer)
             return
         try:
@@ -166,7 +166,7 @@ class _Link:
         except OSError:
             reset(writer)
             return
-        pair = _Pair(self.manners, (reader, writer), far)
+        pair = _Pair(self.policy, (reader, writer), far)
         self._pairs.add(pair)
         try:
             await pair.run()
@@ -182,7 +182,7 @@ async def _connect(to: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class _Service:
-    """Does what it is told."""
+    """Executes the commands of the controlling process."""
 
     def __init__(self) -> None:
         self._links: dict[str, _Link] = {}
@@ -197,7 +197,7 @@ class _Service:
             return {"port": await self._links[link].open()}
         known = self._links[link]
         actions: dict[str, Callable[..., Any]] = {
-            "set": known.manners.set,
+            "set": known.policy.set,
             "cut": known.cut,
             "half_close": known.half_close,
             "lead": lambda to: setattr(known, "to", to),
@@ -208,7 +208,7 @@ class _Service:
 
 
 async def serve() -> None:
-    """Take orders from standard input until it ends."""
+    """Execute commands from standard input until it ends."""
     service = _Service()
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
@@ -222,31 +222,30 @@ async def serve() -> None:
         sys.stdout.flush()
 
 
-# ---------------------------------------------------------------------- for those who order
+# ---------------------------------------------------------------------- control
 
 
 class Proxy:
-    """The process, as others see it. Its calls block for about a millisecond."""
+    """Handle of the proxy process. Its calls block for about a millisecond."""
 
     def __init__(self) -> None:
-        """Start it."""
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # Ctrl+C is for the campaign, which then ends this.
+            # Ctrl+C is handled by the campaign, which then ends the proxy.
             start_new_session=True,
         )
 
     def open(self, link: str, to: str) -> int:
-        """Make a link to ``host:port``, or to a path of a socket; return its port."""
+        """Create a link to ``host:port`` or to the path of a socket; return its port."""
         port: int = self._order("open", link, to=to)["port"]
         return port
 
     def lead(self, link: str, to: str) -> None:
-        """Let new connections of a link lead to somewhere else."""
+        """Forward new connections of a link to another target."""
         self._order("lead", link, to=to)
 
     def set(
@@ -259,23 +258,23 @@ class Proxy:
         *,
         refuse: bool = False,
     ) -> None:
-        """Say how the link is to treat what passes; what is not named is as it should be."""
+        """Set the faults of a link; omitted options are reset."""
         self._order("set", link, delay=delay, jitter=jitter, rate=rate, hold=hold, refuse=refuse)
 
     def cut(self, link: str, share: float = 1.0) -> int:
-        """Reset a share of its connections; return how many."""
+        """Reset a share of the connections of a link; return their number."""
         return int(self._order("cut", link, share=share)["done"])
 
     def half_close(self, link: str, direction: Direction) -> int:
-        """Close one direction of all its connections; return how many there are."""
+        """Close one direction of all connections of a link; return their number."""
         return int(self._order("half_close", link, direction=direction)["done"])
 
     def accepted(self, link: str) -> int:
-        """Return how many connections it has taken."""
+        """Return the number of accepted connections."""
         return int(self._order("accepted", link)["done"])
 
     def close(self) -> None:
-        """End it, and with it all its connections."""
+        """End the process and all its connections."""
         with self._lock:
             self._process.kill()
             self._process.wait()
@@ -291,7 +290,7 @@ class Proxy:
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("the proxy has ended")
+            raise RuntimeError("the proxy process has ended")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"the proxy could not {do}: {answer['error']}")
@@ -300,7 +299,7 @@ class Proxy:
 
 @contextlib.contextmanager
 def running_proxy() -> Iterator[Proxy]:
-    """Run a proxy for as long as the context lasts."""
+    """Run a proxy for the duration of the context."""
     proxy = Proxy()
     try:
         yield proxy
@@ -309,7 +308,7 @@ def running_proxy() -> Iterator[Proxy]:
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    # A connection that is reset makes asyncio tell of it; that is what it is for.
+    # asyncio would log every reset connection.
     asyncio.run(_quietly(work))
 
 

@@ -1,4 +1,4 @@
-"""What a campaign came to, as text and as JSON."""
+"""Totals of a campaign, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ RESURRECTED = ("RESURRECTED_DELETE",)
 
 
 def kind_of(complaint: str) -> str:
-    """Return what a complaint beside the history begins with: its kind."""
+    """Return the kind of a finding besides the history: the text before the colon."""
     return complaint.partition(":")[0]
 
 
 class Totals:
-    """Adds up rounds."""
+    """Sums up rounds."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self.rounds = 0
         self.failed: list[dict[str, Any]] = []
         self.faults: Counter[tuple[str, str]] = Counter()
@@ -35,17 +34,16 @@ class Totals:
         self.unavailable_in = 0
         self.starts = 0
         self.porcupine: Counter[str] = Counter()
-        """Rounds by Porcupine's verdict, its ids, and its disagreements."""
+        """Rounds by Porcupine's verdict, with its ids and its disagreements."""
         self.porcupine_seconds = 0.0
 
     def add(self, verdict: dict[str, Any]) -> None:
-        """Add a round."""
         report, plan = verdict["report"], verdict["plan"]
         self.rounds += 1
         self.seconds += verdict["seconds"]
         self.starts += verdict["starts"]
         self.begins[f"{plan['origin']}, {plan['begins']}"] += 1
-        self.ended_in[verdict["ended_in"] or "(not to its end)"] += 1
+        self.ended_in[verdict["ended_in"] or "(not finished)"] += 1
         for name, row in verdict["faults"].items():
             for phase, count in row.items():
                 self.faults[name, phase] += count
@@ -55,19 +53,19 @@ class Totals:
         for name in ("operations", "unknown", "acknowledged", "reads"):
             self.calls[name] += report[name]
         self.calls["looks"] += report["by_kind"].get("Peek/ok", 0)
-        # They are in the history, and are no calls.
+        # Inspections are part of the history, but they are not calls.
         self.calls["operations"] -= sum(
             count for name, count in report["by_kind"].items() if name.startswith("Peek/")
         )
         for name, count in {**verdict["second_servers"], **verdict["backups"]}.items():
             self.calls[name] += count
-        if opinion := verdict.get("porcupine"):
-            self.porcupine[opinion["verdict"]] += 1
+        if theirs := verdict.get("porcupine"):
+            self.porcupine[theirs["verdict"]] += 1
             self.porcupine["rounds"] += 1
-            self.porcupine["ids"] += opinion["ids"]
-            self.porcupine["operations"] += opinion["operations"]
-            self.porcupine["disagreements"] += len(opinion["disagreements"])
-            self.porcupine_seconds += opinion["seconds"]
+            self.porcupine["ids"] += theirs["ids"]
+            self.porcupine["operations"] += theirs["operations"]
+            self.porcupine["disagreements"] += len(theirs["disagreements"])
+            self.porcupine_seconds += theirs["seconds"]
         if verdict["longest_unavailability"] > self.unavailable:
             self.unavailable = verdict["longest_unavailability"]
             self.unavailable_in = plan["seed"]
@@ -75,7 +73,6 @@ class Totals:
             self.failed.append(verdict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for programs."""
         table: dict[str, dict[str, int]] = {}
         for (name, phase), count in sorted(self.faults.items()):
             table.setdefault(name, {})[phase] = count
@@ -103,52 +100,54 @@ class Totals:
             "violations_by_kind": dict(sorted(self.kinds.items())),
             "longest_unavailability": round(self.unavailable, 2),
             "longest_unavailability_in": self.unavailable_in,
-            "porcupine": self._second_opinion(),
+            "porcupine": self._porcupine_json(),
         }
 
     def _of(self, kinds: tuple[str, ...]) -> int:
         return sum(self.kinds[kind] for kind in kinds)
 
-    def _second_opinion(self) -> dict[str, Any]:
-        """Return what Porcupine found; nothing if it was not asked."""
+    def _porcupine_json(self) -> dict[str, Any]:
+        """Return Porcupine's totals; empty if it did not run."""
         if not self.porcupine:
             return {}
         names = ("rounds", "operations", "ids", "linearizable", "violation", "unknown")
         counts = {name: self.porcupine[name] for name in (*names, "disagreements")}
         return counts | {"seconds": round(self.porcupine_seconds, 1)}
 
-    def _second_opinion_text(self) -> list[str]:
-        told = self._second_opinion()
-        if not told:
+    def _porcupine_text(self) -> list[str]:
+        totals = self._porcupine_json()
+        if not totals:
             return []
         verdicts = ", ".join(
-            f"{told[one]} {one}" for one in ("linearizable", "violation", "unknown")
+            f"{totals[one]} {one}" for one in ("linearizable", "violation", "unknown")
         )
-        extent = f"{told['operations']:,} operations, {told['ids']:,} ids, {told['seconds']} s"
+        extent = (
+            f"{totals['operations']:,} operations, {totals['ids']:,} ids, {totals['seconds']} s"
+        )
         return [
-            f"  Porcupine                 {verdicts} of {told['rounds']} histories ({extent})",
-            f"  Disagreements             {told['disagreements']}",
+            f"  Porcupine                 {verdicts} of {totals['rounds']} histories ({extent})",
+            f"  Disagreements             {totals['disagreements']}",
         ]
 
     def text(self) -> str:
-        """Return it for people."""
-        told = self.as_json()
+        totals = self.as_json()
+        kinds = len(totals["faults"])
         lines = [
             f"  Rounds                    {self.rounds:,} ({len(self.failed)} failed)",
-            f"  Faults                    {told['faults_in_all']:,} of {len(told['faults'])} kinds",
+            f"  Faults                    {totals['faults_in_all']:,} of {kinds} kinds",
             f"  Changes of phase          {sum(self.changes.values()):,}",
             f"  Starts of the server      {self.starts:,}",
-            f"  Calls                     {told['calls']:,}",
-            f"  Of unknown outcome        {told['unknown']:,}",
-            f"  Acknowledged writes       {told['acknowledged_writes']:,}",
-            f"  Answers checked           {told['answers_checked']:,} messages",
-            f"  Looks into a store        {told['looks_into_a_store']:,}",
-            f"  Losses                    {told['losses']}",
-            f"  Stale reads               {told['stale_reads']}",
-            f"  Resurrected deletes       {told['resurrected_deletes']}",
-            f"  Violations in all         {told['violations']}",
+            f"  Calls                     {totals['calls']:,}",
+            f"  Of unknown outcome        {totals['unknown']:,}",
+            f"  Acknowledged writes       {totals['acknowledged_writes']:,}",
+            f"  Answers checked           {totals['answers_checked']:,} messages",
+            f"  Store inspections         {totals['looks_into_a_store']:,}",
+            f"  Losses                    {totals['losses']}",
+            f"  Stale reads               {totals['stale_reads']}",
+            f"  Resurrected deletes       {totals['resurrected_deletes']}",
+            f"  Violations in total       {totals['violations']}",
             f"  Longest unavailability    {self.unavailable:.1f} s (seed {self.unavailable_in})",
-            *self._second_opinion_text(),
+            *self._porcupine_text(),
             "",
             *self._table(),
         ]
@@ -164,29 +163,29 @@ class Totals:
         return lines
 
 
-class Caught(NamedTuple):
-    """What became of a planted fault."""
+class PlantResult(NamedTuple):
+    """Result of a planted fault."""
 
     first: int
-    """In which round it was caught first; 0: in none."""
+    """Round in which it was first caught; 0: none."""
     rounds: int
-    """How many were run."""
+    """Number of rounds run."""
     by: list[str]
 
 
-def caught(name: str, verdicts: list[dict[str, Any]]) -> Caught:
-    """Find in which of its rounds the planted fault ``name`` was caught."""
+def caught(name: str, verdicts: list[dict[str, Any]]) -> PlantResult:
+    """Find the round in which the planted fault ``name`` was first caught."""
     own = [verdict for verdict in verdicts if verdict["plant"] == name]
     own.sort(key=lambda verdict: int(verdict["plan"]["seed"]))
     for number, verdict in enumerate(own, start=1):
         if verdict["failed"]:
             by = sorted({*verdict["report"]["kinds"], *map(kind_of, verdict["wrong"])})
-            return Caught(number, len(own), by)
-    return Caught(0, len(own), [])
+            return PlantResult(number, len(own), by)
+    return PlantResult(0, len(own), [])
 
 
-def planted_table(found: dict[str, Caught], whats: dict[str, str]) -> str:
-    """Return in how many rounds each planted fault was caught, as Markdown."""
+def planted_table(found: dict[str, PlantResult], whats: dict[str, str]) -> str:
+    """Return a Markdown table of the planted faults and the rounds that caught them."""
     lines = [
         "| planted fault | what is wrong | caught in round | by |",
         "|---|---|---|---|",

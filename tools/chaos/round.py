@@ -1,4 +1,4 @@
-"""One round: processes, clients, faults, an operator; then everything is compared."""
+"""One round: processes, clients, faults and an operator, then a comparison of all data."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sagastore import Phase, SagaStoreError
-from tools.chaos.cluster import Cluster, Ending, Ground
+from tools.chaos.cluster import Cluster, Ending, Testbed
 from tools.chaos.convergence import compare
-from tools.chaos.faulting import Scene
+from tools.chaos.fault_registry import Scene
 from tools.chaos.history import History
+from tools.chaos.lease_takeover import TIMEOUT, take_over
 from tools.chaos.nemesis import Nemesis, Operator
-from tools.chaos.peeking import peek
 from tools.chaos.plan import Plan
-from tools.chaos.takeover import TIMEOUT, take_over
+from tools.chaos.store_inspection import inspect_store
 from tools.chaos.templates import Templates
 from tools.chaos.workload import Workload
 
@@ -32,24 +32,30 @@ _SETTINGS = {
 }
 
 _KILLED = {9, 15}
-_WORDS_OF_A_DEFECT = ("internal error", "Traceback", "following failed", "the backfill failed")
+_DEFECT_MARKERS = (
+    "internal error",
+    "Traceback",
+    "following failed",
+    "replication failed",
+    "backfill failed",
+)
 
 
 @dataclass
 class Round:
-    """What a round came to."""
+    """Result of a round."""
 
     plan: Plan
     plant: str
     ended_in: str = ""
     wrong: list[str] = field(default_factory=list)
-    """What went wrong beside what the checker finds in the history."""
+    """Findings besides those of the history checker."""
     starts: int = 0
-    """How often the server was started."""
+    """Number of server starts."""
     seconds: float = 0.0
 
-    def told(self) -> dict[str, Any]:
-        """Return it as it is saved."""
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as it is saved."""
         plan = self.plan._asdict() | {
             "begins": self.plan.begins.label,
             "faults": [one._asdict() for one in self.plan.faults],
@@ -58,15 +64,15 @@ class Round:
 
 
 async def run_round(
-    ground: Ground, templates: Templates, plan: Plan, plant: str, folder: Path
+    testbed: Testbed, templates: Templates, plan: Plan, plant: str, folder: Path
 ) -> Round:
-    """Run a round, and leave history and log in ``folder``."""
+    """Run a round; leave its history and log in ``folder``."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     history, result = History(), Round(plan, plant)
-    cluster = Cluster(ground, f"round_{plan.seed}_{plant.replace('-', '_')}"[:60])
+    cluster = Cluster(testbed, f"round_{plan.seed}_{plant.replace('-', '_')}"[:60])
     try:
-        await templates.lay_out(plan.origin, plan.begins, cluster.disk.folder, cluster.database)
+        await templates.copy_to(plan.origin, plan.begins, cluster.disk.folder, cluster.database)
         patience = {"SAGASTORE_POSTGRES_PATIENCE": str(plan.patience)}
         await cluster.open(
             _SETTINGS | patience,
@@ -75,8 +81,8 @@ async def run_round(
             clock=plan.needs_clock,
         )
         await _live(cluster, plan, history, result)
-    except Exception as exc:  # noqa: BLE001 - a round that fails in any way must be told of
-        result.wrong.append(f"NOT ENDED: the round could not be run to its end: {exc!r}")
+    except Exception as exc:  # noqa: BLE001 - a round that fails in any way must be as_json of
+        result.wrong.append(f"NOT ENDED: the round failed: {exc!r}")
     finally:
         result.seconds = loop.time() - began
         await _clear(cluster, folder, history, result)
@@ -90,19 +96,21 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
     operator = Operator(plan, cluster, history)
     watching = asyncio.create_task(operator.watch(), name="watch")
     working = asyncio.create_task(workload.run(stop), name="workload")
-    peeking = asyncio.create_task(peek(cluster, history, plan.rng("peek")), name="peeking")
+    store_inspection = asyncio.create_task(
+        inspect_store(cluster, history, plan.rng("peek")), name="peeking"
+    )
     try:
         history.mark("round begins", begins=plan.begins.label)
         await operator.begin()
         if plan.takes_over:
             await take_over(Scene(cluster, plan.rng("takeover"), history), plan)
-            operator.turn_to(cluster.server.address)
+            operator.switch_to(cluster.server.address)
         async with asyncio.TaskGroup() as group:
             group.create_task(Nemesis(plan, cluster, history).run())
             if plan.steers:
-                group.create_task(operator.steer())
-        await cluster.mend()
-        history.mark("mended")
+                group.create_task(operator.operate())
+        await cluster.recover()
+        history.mark("recovered")
         phase = (await operator.finish()).phase
         result.ended_in = phase.label
         stop.set()
@@ -112,19 +120,19 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
         history.mark("settled")
         await _until_settled(operator)
     finally:
-        for task in (watching, working, peeking):
+        for task in (watching, working, store_inspection):
             task.cancel()
-        await asyncio.gather(watching, working, peeking, return_exceptions=True)
+        await asyncio.gather(watching, working, store_inspection, return_exceptions=True)
         await operator.close()
     await _end(cluster, phase, result)
 
 
 async def _until_settled(operator: Operator) -> None:
-    """Wait for what the last writes have left in the journal."""
+    """Wait until the journal is empty."""
     async with asyncio.timeout(30):
         while True:
             try:
-                status = await operator.look()
+                status = await operator.refresh()
             except SagaStoreError:
                 status = None
             if status is not None and not status.journal_rows:
@@ -133,46 +141,46 @@ async def _until_settled(operator: Operator) -> None:
 
 
 async def _end(cluster: Cluster, phase: Phase, result: Round) -> None:
-    ending = await cluster.keeper.end()
+    ending = await cluster.supervisor.end()
     if ending.status:
-        result.wrong.append(f"STOP: asked to stop, the server ended with {ending}")
+        result.wrong.append(f"STOP: the server did not stop cleanly: {ending}")
         return
-    differences = await compare(cluster.path, cluster.ground.dsn(cluster.database), phase)
+    differences = await compare(cluster.path, cluster.testbed.dsn(cluster.database), phase)
     result.wrong += [f"STORES DIFFER: {line}" for line in differences]
 
 
 async def _clear(cluster: Cluster, folder: Path, history: History, result: Round) -> None:
-    """End everything, look at what is left, and take it away."""
-    if hasattr(cluster, "keeper"):
+    """End all processes, collect findings, and clean up."""
+    if hasattr(cluster, "supervisor"):
         said: list[str] = []
-        for keeper in (*cluster.former, cluster.keeper):
-            await keeper.abandon()
-            result.starts += keeper.starts
-            result.wrong += _wrong_endings(keeper.endings)
-            said += keeper.server.said
-        result.wrong += [f"LOG: {line}" for line in said if _tells_of_a_defect(line)][:5]
+        for supervisor in (*cluster.former, cluster.supervisor):
+            await supervisor.abandon()
+            result.starts += supervisor.starts
+            result.wrong += _wrong_endings(supervisor.endings)
+            said += supervisor.server.said
+        result.wrong += [f"LOG: {line}" for line in said if _is_defect(line)][:5]
         (folder / "server.log").write_text("\n".join(said) + "\n", encoding="utf-8")
     result.wrong += _wrong_marks(history)
     history.save(folder / "history.jsonl")
-    (folder / "round.json").write_text(json.dumps(result.told(), indent=2, default=str))
+    (folder / "round.json").write_text(json.dumps(result.as_json(), indent=2, default=str))
     try:
-        await cluster.mend()
-        await cluster.ground.drop(cluster.database)
+        await cluster.recover()
+        await cluster.testbed.drop(cluster.database)
     finally:
         cluster.close()
 
 
 def _wrong_endings(endings: list[Ending]) -> list[str]:
-    """Find processes that have ended by themselves, though they served."""
+    """Find processes that ended unexpectedly while serving."""
     return [
-        f"ENDED BY ITSELF: {ending}"
+        f"UNEXPECTED EXIT: {ending}"
         for ending in endings
         if ending.served and not ending.asked & _KILLED
     ]
 
 
-def _tells_of_a_defect(line: str) -> bool:
-    return any(words in line for words in _WORDS_OF_A_DEFECT)
+def _is_defect(line: str) -> bool:
+    return any(words in line for words in _DEFECT_MARKERS)
 
 
 def _wrong_marks(history: History) -> list[str]:
@@ -180,7 +188,7 @@ def _wrong_marks(history: History) -> list[str]:
     for mark in history.marks:
         facts = mark.facts
         if mark.kind == "second server" and facts["served"] and not facts["may"]:
-            found.append(f"SECOND SERVER: it served ({facts['how']})")
+            found.append(f"SECOND SERVER: a second server served ({facts['how']})")
         if mark.kind == "backup" and "Traceback" in facts["said"]:
             found.append(f"BACKUP: {facts['said']}")
     return list(dict.fromkeys(found))

@@ -1,7 +1,7 @@
-"""Stores to begin rounds with: in each phase, of a legacy file or of a new one.
+"""Templates of stores in each phase, from a legacy file or a new one.
 
-Each is made once, by the migration itself in this process, and copied for each round: the
-SQLite file with what lies beside it, and a database.
+Each template is created once, by the migration itself in this process, and copied for each round:
+the SQLite file with its companion files, and a database.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from pathlib import Path
 from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.phase import Phase
 from tests.support.legacy_sample import legacy_sample
-from tests.support.migrating import change, opened_live, walk_to
-from tools.chaos.cluster import Ground
+from tests.support.migrating_service import change, opened_live, walk_to
+from tools.chaos.cluster import Testbed
 
 ROWS = 300
-"""Plain rows of a legacy file."""
+"""Number of plain rows in a legacy file."""
 
 BATCH = 20
-"""Rows in a batch of a backfill that was begun."""
+"""Batch size of a started backfill."""
 
 
 class Templates:
-    """Makes them when they are first asked for."""
+    """Creates templates on first use."""
 
-    def __init__(self, ground: Ground) -> None:
-        """Keep them on ``ground``."""
-        self._ground = ground
+    def __init__(self, testbed: Testbed) -> None:
+        """Keep the templates on ``testbed``."""
+        self._testbed = testbed
         self._made: set[str] = set()
         self._turn = asyncio.Lock()
 
-    async def lay_out(self, origin: str, begins: int, folder: Path, database: str) -> None:
-        """Put copies into ``folder`` and into a new ``database``."""
+    async def copy_to(self, origin: str, begins: int, folder: Path, database: str) -> None:
+        """Copy a template into ``folder`` and into a new ``database``."""
         phase = Phase(begins)
         async with self._turn:
             if _name(origin, phase) not in self._made:
@@ -46,25 +46,25 @@ class Templates:
     async def _make(self, origin: str, phase: Phase) -> None:
         folder, name = self._folder(origin, phase), _name(origin, phase)
         folder.mkdir()
-        await self._ground.drop(name)
-        await self._ground.execute(f"CREATE DATABASE {name}")
+        await self._testbed.drop(name)
+        await self._testbed.execute(f"CREATE DATABASE {name}")
         path = folder / "memory.db"
         if origin == "legacy":
             legacy_sample(path, ROWS)
         if origin == "fresh" or phase is not Phase.SQLITE_ONLY:
-            async with opened_live(path, self._ground.dsn(name)) as service:
+            async with opened_live(path, self._testbed.dsn(name)) as service:
                 await _go_to(service, phase)
-        # What is left says who held it, which is nobody any more.
+        # These files name the process that created the template.
         for left in (".lock", ".owner"):
             path.with_name(path.name + left).unlink(missing_ok=True)
         self._made.add(name)
 
     def _folder(self, origin: str, phase: Phase) -> Path:
-        return self._ground.folder / _name(origin, phase)
+        return self._testbed.folder / _name(origin, phase)
 
     async def _copy_database(self, template: str, database: str) -> None:
-        await self._ground.drop(database)
-        await self._ground.execute(f"CREATE DATABASE {database} TEMPLATE {template}")
+        await self._testbed.drop(database)
+        await self._testbed.execute(f"CREATE DATABASE {database} TEMPLATE {template}")
 
 
 async def _go_to(service: MigratingService, phase: Phase) -> None:
@@ -73,7 +73,7 @@ async def _go_to(service: MigratingService, phase: Phase) -> None:
         return
     await walk_to(service.control, Phase.DUAL_WRITE)
     await change(service.control, Phase.BACKFILL)
-    # In the middle of it, if it is not over already.
+    # In the middle of the backfill, unless it is complete.
     await service.control.control_backfill(paused=True, batch_size=BATCH, max_rows_per_second=None)
 
 

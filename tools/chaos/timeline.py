@@ -1,4 +1,4 @@
-"""A picture of a round: phases, faults, what the operator did, and how calls were answered."""
+"""Timeline of a round as SVG: phases, faults, operator actions, and the outcome of calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tools.chaos.history import History, Mark, Outcome
 
 _LEFT, _WIDTH, _ROW = 230, 900, 18
 _BIN = 100_000_000
-"""Nanoseconds in a bar."""
+"""Nanoseconds per bar."""
 _TALL = 60
 
 _PHASES = {
@@ -28,7 +28,7 @@ Span = tuple[str, int, int]
 
 
 def draw(history: History, path: Path, title: str) -> None:
-    """Write the picture to ``path``, as SVG."""
+    """Write the timeline to ``path`` as SVG."""
     times = [mark.at for mark in history.marks] + [one.start for one in history]
     if not times:
         times = [0]
@@ -41,7 +41,7 @@ def draw(history: History, path: Path, title: str) -> None:
     for span in _faults(marks, picture.last):
         picture.band(span[0], [span], {})
     picture.ticks("operator", [mark for mark in marks if mark.kind in {"operator", "tripped"}])
-    picture.bars("answers in 0.1 s", history)
+    picture.bars("answers per 0.1 s", history)
     picture.save(path)
 
 

@@ -1,7 +1,7 @@
-"""What a history keeps of messages: what was sent, and what was shown.
+"""Compact form of messages in a history: sent values and returned messages.
 
-A value is told apart by a digest of everything that a client sets. Two values with one
-digest are the same message; a digest that nobody has sent is a message that nobody wrote.
+A digest over all fields that a client sets identifies a value. Equal digests mean equal messages;
+an unknown digest is a message that no client wrote.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _LETTERS = "bcdfghjkmnpqrtvw"
 
 
 class Shown(NamedTuple):
-    """A message in an answer, as a history keeps it. Times are microseconds since 1970."""
+    """Message in an answer, as stored in a history. Times are microseconds since 1970."""
 
     id: str
     digest: str
     label: str
-    """Its content, cut: for people."""
+    """Truncated content, for display."""
     revision: int
     created: int | None
     timestamp: int
 
     @property
     def place(self) -> tuple[int, bytes]:
-        """What lists are ordered by."""
+        """Sort key of lists."""
         return self.timestamp, self.id.encode()
 
 
 @dataclass(frozen=True)
 class Value:
-    """A message that was sent, as a history keeps it."""
+    """Message that was sent, as stored in a history."""
 
     id: str
     digest: str
@@ -47,15 +47,14 @@ class Value:
     session: str | None = None
     tags: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-    """Words of the content that searches ask for; no stemmer changes them."""
+    """Words of the content that searches use; no stemmer changes them."""
 
     @property
     def place(self) -> tuple[int, bytes]:
-        """What lists are ordered by."""
+        """Sort key of lists."""
         return self.timestamp, self.id.encode()
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as it is saved."""
         return {
             "id": self.id,
             "digest": self.digest,
@@ -68,7 +67,7 @@ class Value:
 
     @classmethod
     def of(cls, message: Message, words: Sequence[str]) -> Value:
-        """Return what is kept of a message that has an id and a time."""
+        """Return the compact form of a message that has an id and a time."""
         assert message.timestamp is not None
         return cls(
             message.id,
@@ -82,7 +81,7 @@ class Value:
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Value:
-        """Return what `as_json` made a record of."""
+        """Read a record written by `as_json`."""
         return cls(
             record["id"],
             record["digest"],
@@ -95,7 +94,7 @@ class Value:
 
 
 def shown(message: Message) -> Shown:
-    """Return what is kept of a message in an answer."""
+    """Return the compact form of a message in an answer."""
     assert message.timestamp is not None
     return Shown(
         message.id,
@@ -108,7 +107,7 @@ def shown(message: Message) -> Shown:
 
 
 def digest_of(message: Message) -> str:
-    """Return what tells one value from another: of all that a client sets."""
+    """Return the digest of all fields that a client sets."""
     fields = [
         message.provider,
         message.role,
@@ -123,7 +122,7 @@ def digest_of(message: Message) -> str:
 
 
 def label_of(content: str) -> str:
-    """Return the first word of a content, cut."""
+    """Return the first word of a content, truncated."""
     return content.split(maxsplit=1)[0][:40]
 
 
@@ -133,10 +132,10 @@ def microseconds(moment: datetime) -> int:
 
 
 def moment(timestamp: int) -> datetime:
-    """Return the time so many microseconds since 1970."""
+    """Return the time of a timestamp in microseconds since 1970."""
     return _EPOCH + timedelta(microseconds=timestamp)
 
 
 def word_of(text: str) -> str:
-    """Return a word for a text: no other ASCII text has it, and no stemmer changes it."""
+    """Return a word that is unique for an ASCII text and that no stemmer changes."""
     return "z" + "".join(_LETTERS[byte >> 4] + _LETTERS[byte & 15] for byte in text.encode()) + "z"

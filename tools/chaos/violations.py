@@ -1,4 +1,4 @@
-"""What a checker can complain of, and how that is told to a person."""
+"""Kinds of violation, and their text form."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 from tools.chaos.history import History, Mark, Operation, Outcome
 
 _SHOWN = 6
-"""Messages of an answer that are told, at most."""
+"""Maximum number of messages shown per answer."""
 
 
 class Kind(StrEnum):
-    """What is wrong."""
+    """Kind of violation."""
 
     LOST_WRITE = "LOST_WRITE"
-    """An acknowledged write is gone, and nobody ever sees it again."""
+    """An acknowledged write disappeared and no later read returned it."""
     STALE_READ = "STALE_READ"
-    """An older state was shown after a newer one was acknowledged or shown."""
+    """An older state was returned after a newer one was acknowledged or returned."""
     RESURRECTED_DELETE = "RESURRECTED_DELETE"
-    """What was deleted is back, and nobody saved it again."""
+    """A deleted message reappeared without a new save."""
     PHANTOM = "PHANTOM"
-    """A value that nobody wrote, or before anybody wrote it."""
+    """A value that no client wrote, or that was returned before it was written."""
     NOT_LINEARIZABLE = "NOT_LINEARIZABLE"
-    """No order of the calls explains the answers; none of the other names fits."""
+    """No order of the calls explains the answers; none of the other kinds applies."""
     GUARD_BROKEN = "GUARD_BROKEN"
-    """A write was accepted although, or refused while, ``if_revision`` said otherwise."""
+    """A write was accepted or refused contrary to ``if_revision``."""
     REVISION_WENT_BACK = "REVISION_WENT_BACK"
     REVISION_REUSED = "REVISION_REUSED"
-    """One revision of one id has two values, or two times of creation."""
+    """One revision of one id has two values, or two creation times."""
     LIST_MISSING = "LIST_MISSING"
     LIST_EXTRA = "LIST_EXTRA"
     SEARCH_MISSING = "SEARCH_MISSING"
@@ -41,28 +41,27 @@ class Kind(StrEnum):
     WRONG_ANSWER = "WRONG_ANSWER"
     """An answer that contradicts itself or its request."""
     BULK_NOT_ATOMIC = "BULK_NOT_ATOMIC"
-    """Of a batch something was seen, and something is missing."""
+    """A part of a batch was observed, and another part is missing."""
     DURABLE_ON_LIE = "DURABLE_ON_LIE"
     UNDECIDED = "UNDECIDED"
-    """The search was given up: neither right nor wrong."""
+    """The search exceeded its budget: neither proved nor disproved."""
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One thing that is wrong, with the few operations that prove it."""
+    """Violation with the few operations that prove it."""
 
     kind: Kind
     id: str
-    """The message id, or "" where it is about an answer as a whole."""
+    """The message id, or "" if it concerns an answer as a whole."""
     what: str
     operations: tuple[Operation, ...] = ()
     marks: tuple[Mark, ...] = ()
-    """What happened to the service between the first and the last of them."""
+    """Events of the service between the first and the last of the operations."""
     began: int = 0
-    """When the history did."""
+    """Start of the history."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for a report."""
         return {
             "kind": str(self.kind),
             "id": self.id,
@@ -72,20 +71,20 @@ class Violation:
         }
 
     def __str__(self) -> str:
-        """Tell it to a person: a line, then a line for each thing that happened."""
+        """Return one line, followed by a line for each operation and event."""
         about = f" of {self.id}" if self.id else ""
         lines = [
             (operation.start, say(operation, self.began, self.id)) for operation in self.operations
         ]
         lines += [(mark.at, _say_mark(mark, self.began)) for mark in self.marks]
-        told = "".join(f"\n  {line}" for _, line in sorted(lines))
-        return f"{self.kind}{about}: {self.what}{told}"
+        details = "".join(f"\n  {line}" for _, line in sorted(lines))
+        return f"{self.kind}{about}: {self.what}{details}"
 
 
 def violation(
     history: History, kind: Kind, id: str, what: str, operations: Iterable[int | Operation]
 ) -> Violation:
-    """Return a violation that the operations with these numbers prove."""
+    """Return a violation that the given operations prove."""
     found = {
         one if isinstance(one, int) else one.number: history.operations[one]
         if isinstance(one, int)
@@ -106,7 +105,7 @@ def _between(history: History, proof: Sequence[Operation]) -> tuple[Mark, ...]:
 
 
 def say(operation: Operation, began: int, id: str = "") -> str:
-    """Return an operation in one line; of long answers what is about ``id``, or a few."""
+    """Return an operation in one line; long answers are reduced to ``id`` or a few messages."""
     until = "…" if operation.end is None else _seconds(operation.end, began)
     span = f"{_seconds(operation.start, began)}–{until}"
     asked = ", ".join(_asked(operation.args, id))
@@ -164,5 +163,5 @@ def _shown(items: Sequence[Sequence[Any]], id: str) -> str:
     mine = [item for item in items if item[0] == id]
     if id and not mine:
         return f"{id} is not among them"
-    told = [f"{item[0]}: {item[2]} [{item[1][:6]}] revision {item[3]}" for item in mine or items]
-    return "; ".join(told[:_SHOWN]) + ("; …" if len(told) > _SHOWN else "")
+    shown = [f"{item[0]}: {item[2]} [{item[1][:6]}] revision {item[3]}" for item in mine or items]
+    return "; ".join(shown[:_SHOWN]) + ("; …" if len(shown) > _SHOWN else "")

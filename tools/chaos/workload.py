@@ -1,8 +1,8 @@
-"""Clients that write and read in all ways there are, and take down all that happens.
+"""Workload: clients that use every kind of call and record everything in a history.
 
-Nothing is expected of the service here: whatever it answers, the clients go on, and
-`tools.chaos.checker` judges afterwards. What they do is drawn from one seed; in which order
-things happen to the service, it cannot tell.
+The workload expects nothing of the service: whatever it answers, the clients continue, and
+`tools.chaos.checker` judges afterwards. All actions are drawn from one seed; the order in which
+they reach the service is not determined.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sagastore import AsyncClient, Message, RetryPolicy
-from tools.chaos.calling import RecordingClient, counted_attempts
+from tools.chaos.final_reads import settle
 from tools.chaos.history import History
-from tools.chaos.settling import settle
-from tools.chaos.subjects import TAGS, Subject, Subjects
+from tools.chaos.known_messages import TAGS, KnownMessage, KnownMessages
+from tools.chaos.recording_client import RecordingClient, counted_attempts
 from tools.chaos.values import Value, shown
 
 TIMEOUT = 1.0
-"""Seconds for a call of a client that does not repeat."""
+"""Seconds for a call of a client that does not retry."""
 PATIENT = 2.5
-"""Seconds for a call of one that does, with all its attempts."""
+"""Seconds for a call of a client that retries, all attempts included."""
 TRIES = 3
 REST = 0.035
-"""Seconds that a client rests between two things, on average."""
+"""Average seconds between two actions of a client."""
 AGAIN = 0.4
-"""Share of the saves without an answer that a client sends again."""
+"""Share of unanswered saves that a client sends again."""
 BASELINE = 30.0
-"""Seconds in which what was there before must have been read."""
+"""Seconds in which the initial messages must have been read."""
 
 
 class Workload:
-    """So many clients of the servers at ``targets``."""
+    """Several clients of the servers at ``targets``."""
 
     def __init__(
         self,
@@ -46,24 +46,24 @@ class Workload:
         rest: float = REST,
         timeout: float | None = None,
     ) -> None:
-        """Prepare; nothing is sent yet. ``timeout`` of each call in seconds; None: as usual."""
+        """Create the workload; ``timeout`` per call in seconds; None: the defaults."""
         self.history = history
         self.targets = targets
         self.draw = random.Random(f"{seed}/workload")
-        self.subjects = Subjects(seed, self.draw)
+        self.messages = KnownMessages(seed, self.draw)
         self.numbers = itertools.count(1)
-        """Of scans and exports."""
+        """Numbers of scans and exports."""
         self._seed = seed
         self._clients = clients
         self._rest = rest
         self._timeout = timeout
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Read what is there, then write and read until ``stop``; each ends what it has begun.
+        """Read the initial messages, then read and write until ``stop``; calls in progress are
+        finished.
 
         Raises:
-            SagaStoreError: What was there before cannot be read.
-
+            SagaStoreError: The initial messages cannot be read.
         """
         await self._baseline()
         with counted_attempts():
@@ -75,16 +75,15 @@ class Workload:
                 group.create_task(self._live(number, stop), name=f"client {number}")
 
     async def settle(self) -> None:
-        """Read everything back, in all ways, once nothing disturbs any more.
+        """Read all data back through every kind of read, after all faults have ended.
 
         Raises:
-            SagaStoreError: The service does not answer, though it should by now.
-
+            SagaStoreError: The service still does not answer.
         """
-        await settle(self.targets, self.history, self.subjects, self.numbers, self._clients)
+        await settle(self.targets, self.history, self.messages, self.numbers, self._clients)
 
     async def _baseline(self) -> None:
-        """Take down what is there before anybody writes."""
+        """Record the initial messages before the first write."""
         operation = self.history.begin(-1, "Baseline", {})
         retry = RetryPolicy(max_attempts=200, initial_backoff=0.05, max_backoff=0.2)
         values: list[dict[str, Any]] = []
@@ -94,11 +93,11 @@ class Workload:
                 value, item = Value.of(message, ()), shown(message)
                 values.append(value.as_json())
                 items.append(item)
-                self.subjects.begin_with(value, message.revision)
+                self.messages.begin_with(value, message.revision)
         operation.ok({"values": values, "items": items})
 
     async def _live(self, number: int, stop: asyncio.Event) -> None:
-        # Most make each attempt themselves; a few leave that to the library.
+        # Most clients make each attempt themselves; a few rely on the library.
         patient = number % 4 == 3
         client = RecordingClient(
             self.targets,
@@ -118,11 +117,11 @@ class Workload:
 
 
 class _Actor:
-    """Draws what a client does next."""
+    """Draws the actions of a client."""
 
     def __init__(self, workload: Workload, client: RecordingClient, draw: random.Random) -> None:
         self._workload = workload
-        self._subjects = workload.subjects
+        self._messages = workload.messages
         self._client = client
         self._draw = draw
         self._acts: list[Callable[[], Awaitable[bool]]] = [
@@ -135,53 +134,59 @@ class _Actor:
             self._weights.append(5)
 
     async def act(self) -> bool:
-        """Do one thing; tells whether there was an answer."""
+        """Perform one action; return whether it was answered."""
         (act,) = self._draw.choices(self._acts, self._weights)
         return await act()
 
     # ------------------------------------------------------------------ writes
 
-    async def _save(self, subject: Subject | None = None) -> bool:
-        subject = subject or self._subjects.free()
-        guard = self._guard(subject, new=True)
-        message, value = self._subjects.message(subject)
+    async def _save(self, target: KnownMessage | None = None) -> bool:
+        target = target or self._messages.free()
+        guard = self._guard(target, new=True)
+        message, value = self._messages.message(target)
         both = self._draw.random() < 0.08
-        with self._subjects.writing(subject), _Unanswered(self._workload.history, subject):
+        with (
+            self._messages.writing(target),
+            _UnansweredWrites(self._workload.history, target),
+        ):
             saved = await self._client.save(message, value, if_revision=guard, both=both)
             if saved is None and self._draw.random() < AGAIN:
-                # As clients do that heard nothing; some want to be certain.
+                # Clients retry after a missing answer; some ask for durability on both stores.
                 both = self._draw.random() < 0.5
                 saved = await self._client.save(message, value, if_revision=guard, both=both)
         if saved is not None:
-            subject.revision = max(saved.revision, subject.revision or 0)
+            target.revision = max(saved.revision, target.revision or 0)
         return saved is not None
 
-    async def _delete(self, subject: Subject | None = None) -> bool:
-        subject = subject or self._subjects.free(known=True)
-        guard = self._guard(subject, new=False)
-        with self._subjects.writing(subject), _Unanswered(self._workload.history, subject):
-            return await self._client.delete(subject.id, if_revision=guard)
+    async def _delete(self, target: KnownMessage | None = None) -> bool:
+        target = target or self._messages.free(known=True)
+        guard = self._guard(target, new=False)
+        with (
+            self._messages.writing(target),
+            _UnansweredWrites(self._workload.history, target),
+        ):
+            return await self._client.delete(target.id, if_revision=guard)
 
     async def _delete_and_save(self) -> bool:
-        subject = self._subjects.free(known=True)
-        return await self._delete(subject) and await self._save(subject)
+        target = self._messages.free(known=True)
+        return await self._delete(target) and await self._save(target)
 
-    def _guard(self, subject: Subject, *, new: bool) -> int | None:
+    def _guard(self, target: KnownMessage, *, new: bool) -> int | None:
         chance = self._draw.random()
-        if chance < 0.25 and subject.revision is not None:
-            return subject.revision
-        if chance < 0.33 and subject.revision is not None and subject.revision > 1:
-            return self._draw.randrange(1, subject.revision)
-        if chance < 0.45 and new and (subject.revision is None or chance < 0.36):
+        if chance < 0.25 and target.revision is not None:
+            return target.revision
+        if chance < 0.33 and target.revision is not None and target.revision > 1:
+            return self._draw.randrange(1, target.revision)
+        if chance < 0.45 and new and (target.revision is None or chance < 0.36):
             return 0
         return None
 
     async def _bulk(self) -> bool:
-        draw, subjects = self._draw, self._subjects
+        draw, messages = self._draw, self._messages
         size, count = draw.choice((2, 5, 12)), draw.randint(1, 4)
-        chosen = subjects.fresh(size * count)
+        chosen = messages.fresh(size * count)
         batches = [
-            [subjects.message(one) for one in chosen[begin : begin + size]]
+            [messages.message(one) for one in chosen[begin : begin + size]]
             for begin in range(0, len(chosen), size)
         ]
         invalid = None
@@ -189,9 +194,9 @@ class _Actor:
             batches = batches[:1]
             invalid = Message("openai", "user", "  ", id=f"invalid-{draw.randrange(100)}")
         sent = chosen[: size * len(batches)]
-        # Left in the middle, now and then.
+        # Sometimes the stream is closed early.
         cut = draw.randint(1, len(batches)) if draw.random() < 0.3 else 0
-        with subjects.writing(*sent), _Unanswered(self._workload.history, *sent):
+        with messages.writing(*sent), _UnansweredWrites(self._workload.history, *sent):
             done = await self._client.bulk(
                 batches, skip=draw.random() < 0.2, invalid=invalid, cut_after=cut
             )
@@ -200,17 +205,17 @@ class _Actor:
     # ------------------------------------------------------------------ reads
 
     async def _get(self) -> bool:
-        subject = self._subjects.one()
-        found = await self._client.get(subject.id)
+        target = self._messages.one()
+        found = await self._client.get(target.id)
         if found is not None:
-            subject.revision = max(found.revision, subject.revision or 0)
+            target.revision = max(found.revision, target.revision or 0)
         return True
 
     async def _batch_get(self) -> bool:
-        return await self._client.batch_get(self._subjects.some(30))
+        return await self._client.batch_get(self._messages.some(30))
 
     async def _list(self) -> bool:
-        args = {"list": True, "session": self._draw.choice(self._subjects.sessions)}
+        args = {"list": True, "session": self._draw.choice(self._messages.sessions)}
         order = self._draw.choice(("NEWEST", "OLDEST"))
         return await self._pages(args | {"order": order})
 
@@ -218,17 +223,17 @@ class _Actor:
         draw = self._draw
         order = draw.choice(("NEWEST", "OLDEST", "RELEVANCE"))
         args: dict[str, Any] = {"order": order}
-        if draw.random() < 0.65 and self._subjects.words:
-            args["word"] = draw.choice(self._subjects.words[-300:])
+        if draw.random() < 0.65 and self._messages.words:
+            args["word"] = draw.choice(self._messages.words[-300:])
         else:
-            # Without words there is no relevance: the service takes the newest first.
+            # Without words there is no relevance; the service then sorts the newest first.
             args |= {"tag": draw.choice(TAGS), "order": draw.choice(("NEWEST", "OLDEST"))}
         if draw.random() < 0.2:
-            args["session"] = draw.choice(self._subjects.sessions)
+            args["session"] = draw.choice(self._messages.sessions)
         return await self._pages(args)
 
     async def _pages(self, args: dict[str, Any]) -> bool:
-        """Read page after page, with pauses, and again where a page did not come."""
+        """Read page after page, with pauses; retry pages that fail."""
         token, patience = "", 4
         args |= {"scan": next(self._workload.numbers), "size": self._draw.choice((3, 10, 50, 500))}
         while True:
@@ -261,25 +266,25 @@ class _Actor:
         return False
 
 
-class _Unanswered:
-    """Counts, for ids, the writes of which nobody knows what became of them."""
+class _UnansweredWrites:
+    """Counts writes of unknown outcome per id."""
 
-    def __init__(self, history: History, *subjects: Subject) -> None:
+    def __init__(self, history: History, *messages: KnownMessage) -> None:
         self._history = history
-        self._subjects = subjects
+        self._messages = messages
         self._began = len(history)
 
     def __enter__(self) -> None:
-        """Begin."""
+        """Start counting."""
 
     def __exit__(self, *_: object) -> None:
-        """Look at the operations that were begun meanwhile."""
+        """Examine the operations that began meanwhile."""
         unknown: set[str] = set()
         for operation in self._history.operations[self._began :]:
             if operation.kind in {"Save", "Delete", "BulkSave"} and operation.outcome == "unknown":
                 unknown |= _ids_of(operation.args)
-        for subject in self._subjects:
-            subject.unknown += subject.id in unknown
+        for target in self._messages:
+            target.unknown += target.id in unknown
 
 
 def _ids_of(args: Any) -> set[str]:

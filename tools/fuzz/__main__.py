@@ -1,9 +1,9 @@
-"""``make fuzz``: a campaign against real servers, or one input again.
+"""Command line of the fuzzer (``make fuzz``): campaigns against real servers, or a replay.
 
     python -m tools.fuzz [--count N] [--seed TEXT] [--target all|sqlite|postgres|phases]
     python -m tools.fuzz --replay FILE
 
-Exit status 1 if anything went wrong. What did is saved below ``var/fuzz``, with the report.
+Exit status 1 if a check failed. The report and the failing inputs are saved below ``var/fuzz``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.support.postgres import fresh_schema
-from tools.fuzz import calling, judge, model, report
+from tools.fuzz import answer_check, fuzz_input, grpc_client, report
 from tools.fuzz.campaign import Campaign, Options, send
 from tools.fuzz.watched_server import WatchedServer
 
@@ -29,7 +29,7 @@ _SHARES = {"sqlite": 0.6, "postgres": 0.2, "phases": 0.2}
 
 @asynccontextmanager
 async def server_for(target: str, folder: Path) -> AsyncIterator[WatchedServer]:
-    """Run a server of the kind that ``target`` names, with its files in ``folder``."""
+    """Run the server that ``target`` names, with its files in ``folder``."""
     if target == "sqlite":
         server = WatchedServer(folder / "fuzz.db")
         try:
@@ -48,7 +48,7 @@ async def server_for(target: str, folder: Path) -> AsyncIterator[WatchedServer]:
 
 
 async def campaigns(count: int, seed: str, targets: list[str]) -> list[report.Report]:
-    """Run a campaign for each of ``targets``; they share ``count`` inputs."""
+    """Run a campaign against each of ``targets``; they share ``count`` inputs."""
     reports = []
     whole = sum(_SHARES[target] for target in targets)
     for target in targets:
@@ -63,15 +63,15 @@ async def campaigns(count: int, seed: str, targets: list[str]) -> list[report.Re
 
 
 async def replay(path: Path, target: str) -> bool:
-    """Send one input again; return whether the server answered as it should."""
-    one = model.load(path)
+    """Send one input again; return whether the server answered correctly."""
+    one = fuzz_input.load(path)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         async with server_for(target, Path(folder)) as server:
-            async with calling.channel(server.address) as channel:
+            async with grpc_client.channel(server.address) as channel:
                 answers = await send(server.address, channel, one)
-            complaints = judge.complaints(one, answers)
+            complaints = answer_check.complaints(one, answers)
             _say("\n".join(f"{answer.code.name}: {answer.message}" for answer in answers))
-            _say("\n".join(complaints) or "as it should be")
+            _say("\n".join(complaints) or "no failure")
             _say("\n".join(server.stderr))
             return not complaints and server.alive
 
@@ -81,7 +81,6 @@ def _say(text: str) -> None:
 
 
 def main() -> int:
-    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tools.fuzz")
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", default="")

@@ -1,4 +1,4 @@
-"""A client that does nothing wrong, all the while, and holds the server to its answers."""
+"""Canary: a well-behaved client that runs during the campaign and checks every answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AT_ONCE = 500
 
 
 class Canary:
-    """Saves, reads and finds messages of its own."""
+    """Saves, reads and searches its own messages."""
 
     def __init__(self, channel: aio.Channel) -> None:
         self._storage: Any = StorageServiceStub(channel)
@@ -30,15 +30,14 @@ class Canary:
         self._over = False
         self.calls = 0
         self.refused = 0
-        """Calls that were shed and made again."""
+        """Calls that were shed and repeated."""
 
-    async def sing(self) -> None:
-        """Go on until it is over.
+    async def run(self) -> None:
+        """Run until ``stop``.
 
         Raises:
             AssertionError: An answer was wrong.
             grpc.RpcError: A valid call was refused.
-
         """
         for number in itertools.count():
             if self._over:
@@ -47,11 +46,11 @@ class Canary:
             await asyncio.sleep(_REST)
 
     def stop(self) -> None:
-        """Let ``sing`` return after its round."""
+        """Let ``run`` return after its current round."""
         self._over = True
 
-    async def look_again(self) -> int:
-        """Check that everything saved is there, as it was saved; return how many that are."""
+    async def verify_saved(self) -> int:
+        """Check that all saved messages exist unchanged; return their number."""
         ids = list(self._saved)
         for start in range(0, len(ids), _AT_ONCE):
             asked = ids[start : start + _AT_ONCE]

@@ -1,4 +1,4 @@
-"""What a campaign came to, for people and for machines."""
+"""Report of a campaign, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tools.fuzz.model import Input
+from tools.fuzz.fuzz_input import Input
 from tools.fuzz.watched_server import Vitals
 
 
 @dataclasses.dataclass
 class Report:
-    """The figures of one server."""
+    """Figures of one server."""
 
     place: str
     seed: str
     kinds: Counter[str] = dataclasses.field(default_factory=Counter)
     statuses: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
-    """By method and code."""
+    """By method and status code."""
     seconds: float = 0.0
     before: Vitals | None = None
     middle: Vitals | None = None
@@ -33,17 +33,16 @@ class Report:
 
     @property
     def inputs(self) -> int:
-        """How many were sent."""
+        """Number of inputs sent."""
         return self.kinds.total()
 
     def count(self, one: Input, codes: Iterable[str]) -> None:
-        """Note that ``one`` was sent, and how its calls ended."""
+        """Record an input and the results of its calls."""
         self.kinds[one.kind] += 1
         for code in codes:
             self.statuses[one.label, code] += 1
 
     def text(self) -> str:
-        """Return it for people."""
         lines = [
             f"{self.place}: {self.inputs:,} inputs of seed {self.seed} in {self.seconds:.0f} s",
             "  inputs by kind",
@@ -51,7 +50,7 @@ class Report:
             "  statuses by method",
             *self._status_lines(),
             f"  canary: {self.canary_calls:,} calls, {self.canary_refused:,} shed and repeated",
-            f"  canary: {self.canary_messages:,} messages saved, and all there at the end",
+            f"  canary: {self.canary_messages:,} messages saved, all found at the end",
             *_vital_lines(self.before, self.middle, self.after),
             *(f"  FAILED: {failure}" for failure in self.failures),
         ]
@@ -66,7 +65,6 @@ class Report:
         return lines
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for machines."""
         statuses: dict[str, dict[str, int]] = {}
         for (label, code), count in sorted(self.statuses.items()):
             statuses.setdefault(label, {})[code] = count
@@ -92,7 +90,7 @@ def write(reports: list[Report], folder: Path) -> None:
 def _vital_lines(*counts: Vitals | None) -> list[str]:
     taken = [one for one in counts if one is not None]
     rows = {
-        "memory of its own, MiB": [f"{one.memory:8.0f}" for one in taken],
+        "private memory, MiB": [f"{one.memory:8.0f}" for one in taken],
         "resident, MiB": [f"{one.resident:8.0f}" for one in taken],
         "open files": [f"{one.files:8}" for one in taken],
         "threads": [f"{one.threads:8}" for one in taken],

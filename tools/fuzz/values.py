@@ -1,4 +1,4 @@
-"""Values that services trip over, from a seeded generator."""
+"""Values that often break services, from a seeded generator."""
 
 from __future__ import annotations
 
@@ -38,37 +38,37 @@ NUMBERS = (
 )  # fmt: skip
 LIMITS = (32, 64, 128, 256, 8192, 100_000)
 POOL = 200
-"""Ids that most calls share, so that they meet each other."""
+"""Ids that most calls share, so that calls affect each other."""
 
 
 class Values:
-    """Makes values; the same from the same generator."""
+    """Generates values; equal generators give equal values."""
 
     def __init__(self, rng: Random) -> None:
         self.rng = rng
 
     def chance(self, share: float) -> bool:
-        """Tell whether something of this share happens."""
+        """Return True with probability ``share``."""
         return self.rng.random() < share
 
     def word(self) -> str:
-        """Return a word that messages have."""
+        """Return a word that messages contain."""
         return self.rng.choice(WORDS)
 
     def sentence(self) -> str:
-        """Return a text as people write it."""
+        """Return a natural-language text."""
         return " ".join(self.rng.choices(WORDS, k=self.rng.randint(1, 12)))
 
     def pieces(self, most: int = 12) -> str:
-        """Return a text of odd pieces."""
+        """Return a text of unusual pieces."""
         return "".join(self.rng.choices(PIECES + WORDS, k=self.rng.randint(1, most)))
 
     def id(self) -> str:
-        """Return one of the ids that calls share."""
+        """Return one of the shared ids."""
         return f"fuzz-{self.rng.randrange(POOL)}"
 
-    def nasty_text(self) -> bytes:
-        """Return text, or bytes in place of one, that a field may have to refuse."""
+    def hostile_text(self) -> bytes:
+        """Return text, or bytes instead of text, that a field may have to reject."""
         kind = self.rng.randrange(20)
         if kind < 9:
             return self.pieces().encode()
@@ -86,7 +86,7 @@ class Values:
         return (unit * length)[: length + self.rng.choice((-1, 0, 1))].encode()
 
     def query(self) -> str:
-        """Return a search, with the syntax of several languages in it."""
+        """Return a search query that mixes the syntax of several languages."""
         kind = self.rng.randrange(40)
         if kind < 12:
             return self.sentence()
@@ -112,7 +112,7 @@ class Values:
         return self.rng.choice(shapes)
 
     def metadata(self) -> str:
-        """Return a JSON object as it should be."""
+        """Return a valid JSON object."""
         return json.dumps({self.word(): self._json(0) for _ in range(self.rng.randrange(4))})
 
     def _json(self, depth: int) -> object:
@@ -124,8 +124,8 @@ class Values:
             return [self._json(depth + 1) for _ in range(self.rng.randrange(4))]
         return {self.pieces(2).replace("\x00", ""): self._json(depth + 1) for _ in range(3)}
 
-    def nasty_json(self) -> bytes:
-        """Return JSON that both stores may have to refuse, or something like JSON."""
+    def hostile_json(self) -> bytes:
+        """Return JSON that both stores may have to reject, or invalid JSON."""
         number = self.rng.choice(NUMBERS)
         depth = self.rng.choice((5, 199, 200, 201, 5000, 60_000))
         shapes: tuple[Callable[[], str], ...] = (
@@ -151,10 +151,9 @@ class Values:
         return made + self.rng.choice(NOT_TEXT) if self.chance(0.05) else made
 
     def token(self, key: bytes) -> str:
-        """Return something like a page token: forged for the request of ``key``, or broken.
+        """Return a page token: forged for the request of ``key``, or broken.
 
-        There is no secret in a token, so a forged one passes every check but that of the
-        place in it.
+        Tokens contain no secret, so a forged token passes every check except that of its position.
         """
         kind = self.rng.randrange(8)
         if kind == 0:

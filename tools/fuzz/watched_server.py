@@ -1,6 +1,6 @@
-"""A real ``sagastore-server`` that tells how many tasks it has.
+"""Real ``sagastore-server`` that reports its resource usage.
 
-As a module it is the command with one thread more, which answers on a socket.
+As a module it is the server command with an additional thread that answers on a socket.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ _ROOT = Path(__file__).parents[2]
 _SOCKET = "FUZZ_SOCKET"
 _MIB = 1024
 _CACHE_KIB = 1024
-"""Of each connection to SQLite. The caches of a real server (64 MiB and four times 16) fill up
-in the course of a campaign, and would hide what should not grow."""
+"""Page cache per SQLite connection. Real caches (64 MiB and four times 16) fill up during a
+campaign and would hide other growth.
+"""
 
 
 class Vitals(NamedTuple):
-    """What the server's process holds."""
+    """Resources of the server process."""
 
     memory: float
-    """MiB of memory of its own: not files, not programs (``RssAnon``)."""
+    """MiB of anonymous memory, without files and programs (``RssAnon``)."""
     resident: float
-    """MiB in memory altogether."""
+    """MiB of resident memory in total."""
     files: int
     threads: int
     tasks: dict[str, int]
@@ -42,10 +43,10 @@ class Vitals(NamedTuple):
 
 
 class WatchedServer(ServerProcess):
-    """A server whose inside can be counted."""
+    """Server whose resources can be counted."""
 
     def __init__(self, sqlite: Path, *, postgres: str | None = None, both: bool = False) -> None:
-        """Serve the file ``sqlite``, the database ``postgres``, or with ``both`` both."""
+        """Serve the file ``sqlite``, the database ``postgres``, or both with ``both``."""
         self._socket = sqlite.with_suffix(".socket")
         env = {
             "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -58,11 +59,10 @@ class WatchedServer(ServerProcess):
             super().__init__(sqlite, env=env, postgres=postgres)
 
     def command(self, *options: str) -> list[str]:
-        """Return the command line."""
         return [sys.executable, "-m", __name__, "serve", *options]
 
     def vitals(self) -> Vitals:
-        """Count, after what is free was collected and given back."""
+        """Count the resources after a garbage collection."""
         with socket.socket(socket.AF_UNIX) as asking:
             asking.settimeout(30)
             asking.connect(str(self._socket))
@@ -83,7 +83,7 @@ def _answer(listening: socket.socket, loops: list[asyncio.AbstractEventLoop]) ->
         asking, _ = listening.accept()
         with asking:
             gc.collect()
-            _give_back()
+            _trim_memory()
             names = Counter(
                 getattr(task.get_coro(), "__qualname__", "?")
                 for loop in loops
@@ -92,15 +92,16 @@ def _answer(listening: socket.socket, loops: list[asyncio.AbstractEventLoop]) ->
             asking.sendall(json.dumps(names).encode())
 
 
-def _give_back() -> None:
-    """Let the allocator give back what is free: it keeps what the greatest load needed."""
+def _trim_memory() -> None:
+    """Return free memory to the system; the allocator keeps what the peak load needed."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def main() -> None:
-    """Run the command, watched."""
+    """Run the command with the additional thread."""
     from sagastore_server import app  # noqa: PLC0415 - in this process only
+    from sagastore_server.cli.main import main as run_command  # noqa: PLC0415 - in this process only
     from sagastore_server.sqlite import connection  # noqa: PLC0415
 
     connection.WRITER_CACHE_KIB = connection.READER_CACHE_KIB = _CACHE_KIB
@@ -117,7 +118,7 @@ def main() -> None:
         await serve(*args)
 
     vars(app)["serve"] = watched
-    main()
+    run_command()
 
 
 if __name__ == "__main__":

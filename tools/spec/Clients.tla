@@ -1,17 +1,17 @@
 ------------------------------ MODULE Clients -------------------------------
-(* Calls of clients: writes and reads, as migration/router.py carries them out. *)
+(* Calls of clients: writes and reads, as in migration/router.py. *)
 EXTENDS Stores
 
 (* Writes: migration/router.py Router._write *)
 
-(* A write passes the gate and is queued for the source (or sent to the target in the last phase). *)
+(* A write passes the fence and is queued for the source (or sent to the target in the last phase). *)
 BeginWrite(c, i, delete) ==
-  /\ server.up /\ GateOpen /\ ~TakenOver
+  /\ server.up /\ FenceOpen /\ ~TakenOver
   /\ writes[c].state = "none" /\ source.revision < MaxRevision
   /\ writes' = [writes EXCEPT ![c] = [state |-> "queued", id |-> i, delete |-> delete, revision |-> 0]]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, server, reads, floor, absences, broken, faults>>
 
-(* The caller is gone. A queued write stays in the queue, or on its way to the target. *)
+(* The caller has disconnected. A queued write stays in the queue, or in transit to the target. *)
 AbandonWrite(c) ==
   /\ writes[c].state \in {"queued", "committed"} /\ Spend("cuts", MaxCuts)
   /\ writes' = [writes EXCEPT ![c] = IF @.state = "queued"
@@ -41,8 +41,8 @@ CommitWrite(c) == source.revision < MaxRevision /\ CommitWriteAt(c, source.revis
 
 (* The event loop learns what the source has committed: MigrationSource.committed grows. *)
 LearnCommittedUpto(revision) ==
-  /\ server.up /\ server.phase # PostgresOnly /\ server.told < revision
-  /\ server' = [server EXCEPT !.told = revision]
+  /\ server.up /\ server.phase # PostgresOnly /\ server.committed < revision
+  /\ server' = [server EXCEPT !.committed = revision]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
 LearnCommitted == LearnCommittedUpto(source.revision)
@@ -61,7 +61,7 @@ CommitWriteInTargetAt(c, next) ==
                                      ELSE NoCall]
   /\ UNCHANGED <<targetUp, backup, inFlight, server, reads, floor, broken, faults>>
 
-(* Replicator.confirm: while the target is current it must have applied the change first. *)
+(* Fallback.confirm: while the target is current it must have applied the change first. *)
 Confirmed(revision) == (server.phase = ReadPostgres /\ Current) => server.applied >= revision
 
 CommitWriteInTarget(c) ==
@@ -69,7 +69,7 @@ CommitWriteInTarget(c) ==
 
 Acknowledge(c) ==
   /\ server.up /\ writes[c].state = "committed"
-  /\ server.phase = PostgresOnly \/ server.told >= writes[c].revision
+  /\ server.phase = PostgresOnly \/ server.committed >= writes[c].revision
   /\ Confirmed(writes[c].revision) \/ Mistake("confirm-too-soon")
   /\ ~TakenOver \/ Mistake("ack-when-fenced")
   /\ broken' = IF TakenOver THEN broken \union {"acknowledged when fenced"} ELSE broken
@@ -109,7 +109,7 @@ FailRead(c) ==
   /\ reads' = [reads EXCEPT ![c].from = IF Mistake("stale-read-failed") THEN "source unchecked" ELSE "source"]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, server, writes, floor, absences, broken>>
 
-(* Router._release: an answer of the source leaves if the target does not answer reads, or has *)
+(* Router._release: an answer of the source is sent if the target does not answer reads, or has *)
 (* all that the answer may show. `flush` and `confirm` wait for that.                          *)
 MayLeave(read) == read.from = "source" => (Confirmed(read.seen) \/ Mistake("stale-read-routed"))
 
@@ -123,7 +123,7 @@ EndRead(c) ==
   /\ reads' = [reads EXCEPT ![c] = NoRead]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, server, writes, absences, faults>>
 
-(* Replicator.fall_back: reads of the target that are under way go to the source. *)
+(* Fallback.fall_back: reads of the target in progress are sent to the source. *)
 ReadsFallBack ==
   [c \in Readers |-> IF reads[c].state = "asked" /\ reads[c].from = "target" /\ server.phase # PostgresOnly
                      THEN [reads[c] EXCEPT !.from = "source"] ELSE reads[c]]

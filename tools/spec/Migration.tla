@@ -15,14 +15,14 @@ Detach ==
   /\ server' = Detached /\ LetGo
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken>>
 
-(* Replicator._suspect: a connection is lost, so the target is compared before it answers reads. *)
-(* What was sent is waited for all the same.                                                    *)
+(* Replicator._connection_lost: a connection is lost, so the target is compared before it answers reads. *)
+(* Transactions that were sent are still awaited.                                               *)
 LoseConnection ==
   /\ Included("lost connections") /\ server.up /\ Attached /\ Spend("cuts", MaxCuts)
   /\ server' = Detached /\ reads' = ReadsFallBack
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, writes, floor, absences, broken>>
 
-(* Replicator._watch_silence: no answer within `patience`, so the source goes on alone. *)
+(* Fallback.watch_silence: no answer within `patience`, so the source serves alone. *)
 FallSilent ==
   /\ server.up /\ Current /\ Spend("cuts", MaxCuts)
   /\ server' = [server EXCEPT !.standing = "following"]
@@ -42,33 +42,33 @@ TargetStarts ==
 (* A backup of the target is taken, and restored later. *)
 TakeBackup ==
   /\ faults.setBacks < MaxSetBacks /\ targetUp /\ target.phase # PostgresOnly
-  /\ target.holder # Nobody /\ backup # target
+  /\ target.holder # NoHolder /\ backup # target
   /\ backup' = target
   /\ UNCHANGED <<source, target, targetUp, inFlight, server, clients, faults>>
 
 SetBack ==
   /\ Spend("setBacks", MaxSetBacks)
-  /\ target.phase # PostgresOnly /\ backup # target /\ backup.holder # Nobody
+  /\ target.phase # PostgresOnly /\ backup # target /\ backup.holder # NoHolder
   /\ target' = backup
   /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients>>
 
-(* Another server's claim: the first one's lease has run out. *)
+(* Another server's claim: the first one's lease has expired. *)
 TakeOver ==
   /\ Spend("takeOvers", MaxTakeOvers)
-  /\ targetUp /\ target.phase # PostgresOnly /\ target.holder \notin {Nobody, Rival, RivalGone}
-  /\ target' = [target EXCEPT !.holder = Rival]
+  /\ targetUp /\ target.phase # PostgresOnly /\ target.holder \notin {NoHolder, OtherServer, FormerServer}
+  /\ target' = [target EXCEPT !.holder = OtherServer]
   /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients>>
 
 RivalLeaves ==
-  /\ target.holder = Rival
-  /\ target' = [target EXCEPT !.holder = RivalGone]
+  /\ target.holder = OtherServer
+  /\ target' = [target EXCEPT !.holder = FormerServer]
   /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
 
 (* In the last phase a write that was sent to the target may commit after the crash: `late`. *)
 CrashWith(late) ==
   /\ server.up /\ Spend("crashes", MaxCrashes)
   /\ server' = Down(server.incarnation)
-  /\ inFlight' = Forsaken(Following \union {"finish"})
+  /\ inFlight' = Forsaken(Replication \union {"finish"})
   /\ writes' = [c \in Writers |->
        IF c \in late /\ writes[c].state # "none" THEN [writes[c] EXCEPT !.state = "orphan"] ELSE NoCall]
   /\ reads' = [c \in Readers |-> NoRead]
@@ -77,19 +77,19 @@ CrashWith(late) ==
 Crash == CrashWith({})
 
 Started(phase) ==
-  [Down(server.incarnation + 1) EXCEPT !.up = TRUE, !.phase = phase, !.told = source.revision]
+  [Down(server.incarnation + 1) EXCEPT !.up = TRUE, !.phase = phase, !.committed = source.revision]
 
 (* migration/migrating_service.py MigratingService._open, when the last step has not begun. *)
 Start ==
   /\ ~server.up /\ ~source.completing /\ source.phase # PostgresOnly
-  /\ targetUp => (target.phase # PostgresOnly /\ target.holder # Rival)   \* else the start is refused
+  /\ targetUp => (target.phase # PostgresOnly /\ target.holder # OtherServer)   \* else the start is refused
   /\ server' = Started(source.phase)
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* MigratingService._resume_the_last_step: claiming ends a finish that is under way. *)
+(* MigratingService._resume_the_last_step: claiming ends a finish in progress. *)
 StartInLastStep ==
   /\ ~server.up /\ (source.completing \/ source.phase = PostgresOnly)
-  /\ targetUp /\ target.holder # Rival
+  /\ targetUp /\ target.holder # OtherServer
   /\ IF target.phase = PostgresOnly
      THEN /\ server' = Started(PostgresOnly)
           /\ source' = [source EXCEPT !.phase = PostgresOnly]
@@ -132,7 +132,7 @@ Next ==
 
 Spec == Init /\ [][Next]_vars
 
-(* What is possible for ever happens at last; failures, clients and the operator may stop. *)
+(* Fairness: an action that stays enabled is taken eventually; failures, clients and the operator may stop. *)
 FairSpec ==
   /\ Spec
   /\ WF_vars(TargetStarts) /\ WF_vars(Start \/ StartInLastStep)
@@ -146,11 +146,11 @@ FairSpec ==
 -----------------------------------------------------------------------------
 (* Invariants *)
 
-(* The store that counts has every acknowledged write, and everything that a client was shown. *)
+(* The authoritative store has every acknowledged write, and everything that a client has read. *)
 NoLostAck ==
   \A i \in Ids : Fits(IF target.phase = PostgresOnly THEN target.row[i] ELSE source.row[i], i, floor[i])
 
-(* A read shows nothing older than what was acknowledged or shown before it began. *)
+(* A read returns no state older than one acknowledged or read before it began. *)
 ReadYourWrites == "stale read" \notin broken
 
 (* With an empty journal and a complete backfill both stores have the same messages. *)
@@ -163,11 +163,11 @@ Convergence ==
 Due(i, applied, copied) == Latest(source, i) <= applied /\ (Latest(source, i) > source.base \/ i \in copied)
 Has(i) == Fits(target.row[i], i, Latest(source, i))
 
-(* PostgreSQL was set back, and the server has not noticed yet. *)
+(* PostgreSQL was set back, and the server has not detected it yet. *)
 SetBackUnnoticed ==
   server.up /\ Attached /\ (target.applied < server.position \/ ~(server.mark \subseteq target.copied))
 
-(* What the target says it has applied or copied is there; so is what the server relies on. *)
+(* The target has everything that its record, or the server, considers applied or copied. *)
 AppliedIsTrue ==
   target.phase # PostgresOnly =>
     /\ Journals(source.phase) =>
@@ -186,7 +186,7 @@ NoResurrection ==
 OneStore ==
   ~(server.up /\ server.phase # PostgresOnly /\ target.phase = PostgresOnly /\ server.step = "none")
 
-(* A server that knows of another holder acknowledges nothing. *)
+(* A fenced server acknowledges no write. *)
 NoAckAfterFence == "acknowledged when fenced" \notin broken
 
 (* No transaction commits in the target without the lease. *)
@@ -199,11 +199,11 @@ TypeOK ==
   /\ server.step \in {"none", "closed", "changed", "asking"}
   /\ Cardinality(inFlight) <= 6
 
-(* Liveness: the target gets to the end of the journal, or there is no journal any more. *)
+(* Liveness: the target reaches the end of the journal, or there is no journal any more. *)
 Drains ==
   [](Journals(source.phase) =>
        <>(~Journals(source.phase) \/ \A e \in source.journal : e[1] <= target.applied))
 
-(* Liveness: the server notices that the target was set back. *)
+(* Liveness: the server detects that the target was set back. *)
 NoticesSetBack == [](SetBackUnnoticed => <>~SetBackUnnoticed)
 =============================================================================

@@ -1,19 +1,19 @@
 ------------------------------- MODULE Phases -------------------------------
 (* Changes of phase, with the fence that holds writes; the last step. *)
-EXTENDS Following
+EXTENDS Replication
 
-(* Changes of phase: migration/transitions.py, follower.py catch_up, completion.py *)
+(* Changes of phase: migration/transitions.py, replicator.py catch_up, cutover.py *)
 
 Queued == \E c \in Writers : writes[c].state \in {"queued", "orphan"}
-Drained == server.applied >= server.told \/ Mistake("no-drain")
+Drained == server.applied >= server.committed \/ Mistake("no-drain")
 
 CloseGate(goal) == [server EXCEPT !.step = "closed", !.goal = goal]
 OpenGate == [server EXCEPT !.step = "none", !.goal = "none", !.inspected = NotInspected]
 
-(* Transitions._begin takes the target, then closes the gate. *)
+(* Transitions._to_dual_write claims the target, then closes the fence. *)
 ClaimForDualWrite ==
   /\ server.up /\ Stable /\ server.phase = SqliteOnly /\ ~Attached /\ ~TakenOver
-  /\ targetUp /\ target.phase # PostgresOnly /\ target.holder # Rival
+  /\ targetUp /\ target.phase # PostgresOnly /\ target.holder # OtherServer
   /\ Spend("moves", MaxMoves)
   /\ target' = [target EXCEPT !.holder = server.incarnation]
   /\ server' = [server EXCEPT
@@ -26,7 +26,7 @@ BeginDualWrite ==
   /\ server' = CloseGate("dual write")
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* Transitions._switch and Replicator._return: both use Replicator.catch_up. *)
+(* Transitions._to_read_postgres and Fallback._return: both use Fallback.catch_up. *)
 BeginReadPostgres ==
   /\ server.up /\ Stable /\ server.phase = Backfill /\ Steps /\ server.mark = Ids
   /\ Spend("moves", MaxMoves)
@@ -47,17 +47,17 @@ BeginLastStep ==
   /\ server' = CloseGate("last step")
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients>>
 
-(* The change passes the queue of writes, so no write is left behind it. `told` is then up to date. *)
+(* The change passes the queue of writes, so no earlier write remains. `committed` is then up to date. *)
 Behind(change) ==
   /\ server.up /\ server.step = "closed" /\ ~Queued
   /\ source' = change
-  /\ server' = [server EXCEPT !.step = "changed", !.told = source.revision]
+  /\ server' = [server EXCEPT !.step = "changed", !.committed = source.revision]
 
 (* The write queue is flushed first, so `base` counts every write that has no journal entry. *)
 CommitDualWrite ==
   /\ server.goal = "dual write"
   /\ LET found == server.inspected
-         flushed == IF Mistake("base-before-flush") THEN server.told ELSE source.revision IN
+         flushed == IF Mistake("base-before-flush") THEN server.committed ELSE source.revision IN
      Behind([source EXCEPT
        !.phase = DualWrite,
        !.base = IF found.new THEN flushed ELSE found.applied,
@@ -80,7 +80,7 @@ CommitCompleting ==
   /\ Behind([source EXCEPT !.completing = ~Mistake("target-first")])
   /\ UNCHANGED <<target, targetUp, backup, inFlight, clients, faults>>
 
-(* CurrentState.enter: a phase that is durable in the source comes into force. *)
+(* CurrentState.enter: a phase that is durable in the source becomes the current one. *)
 EnterPhase ==
   /\ server.up /\ source.phase # server.phase /\ server.phase # PostgresOnly
   /\ server.step \in {"none", "changed"}
@@ -89,14 +89,14 @@ EnterPhase ==
        !.standing = IF @ = "current" THEN "following" ELSE @]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* Replicator.catch_up: the target has every committed change, so it may answer reads. *)
+(* Fallback.catch_up: the target has every committed change, so it may answer reads. *)
 MakeCurrent ==
   /\ server.up /\ server.step = "changed" /\ server.goal \in {"read postgres", "return"}
   /\ server.phase = ReadPostgres /\ source.phase = ReadPostgres /\ Attached /\ Drained
   /\ server' = [OpenGate EXCEPT !.standing = "current"]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* A step took too long: the gate opens. *)
+(* A step took too long: the fence opens. *)
 GiveUp ==
   /\ server.up /\ server.step \in {"closed", "changed"} /\ source.phase = server.phase
   /\ server' = OpenGate
@@ -140,7 +140,7 @@ LoseFinishAnswer ==
   /\ inFlight' = Forsaken({"finish"})
   /\ UNCHANGED <<source, target, targetUp, backup, server, clients>>
 
-(* The target answers that it has taken over. *)
+(* The target answers that it is the only store. *)
 TargetHasTakenOver ==
   /\ server.up /\ server.step = "asking" /\ target.phase = PostgresOnly
   /\ targetUp \/ \E t \in inFlight : t.kind = "finish" /\ t.state = "done"
@@ -148,7 +148,7 @@ TargetHasTakenOver ==
   /\ inFlight' = {t \in inFlight : t.kind # "finish"}
   /\ UNCHANGED <<source, target, targetUp, backup, clients, faults>>
 
-(* Cutover._ask: renew waits for a finish that is under way, so "not yet" is told from "never". *)
+(* Cutover._ask: renew waits for a finish in progress, which separates "not yet" from "never". *)
 TargetHasNotTakenOver ==
   /\ server.up /\ server.step = "asking" /\ targetUp /\ target.phase # PostgresOnly
   /\ \/ target.holder # server.incarnation      \* a finish that comes later is refused

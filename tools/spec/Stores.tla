@@ -54,9 +54,9 @@ PostgresOnly == 5
 
 Journals(phase) == phase \in DualWrite..ReadPostgres   \* Phase.journals
 
-Nobody == 0                \* no server holds the lease
-Rival == 1000              \* another server holds the lease
-RivalGone == 1001          \* another server was the last holder; its name stays in the record
+NoHolder == 0                \* no server holds the lease
+OtherServer == 1000              \* another server holds the lease
+FormerServer == 1001          \* another server was the last holder; its name stays in the record
 
 Max(a, b) == IF a > b THEN a ELSE b
 Greatest(S) == CHOOSE x \in S : \A y \in S : x >= y
@@ -65,7 +65,7 @@ Least(S) == IF S = {} THEN 0 ELSE CHOOSE x \in S : \A y \in S : x <= y
 (* The newest change of an id that a store knows: a message or a tombstone. *)
 Latest(store, i) == Max(store.row[i], store.tomb[i])
 
-(* Whether showing `row` is right for a client that must see revision `least` or newer. *)
+(* Whether `row` is a correct answer for a client that must see revision `least` or newer. *)
 Fits(row, i, least) ==
   IF row # 0 THEN row >= least ELSE \E r \in absences[i] : r >= least
 
@@ -83,11 +83,11 @@ Down(incarnation) ==
   [up |-> FALSE,
    incarnation |-> incarnation,  \* number of the process; names the session of the lease
    phase |-> 0,                  \* phase in force: migration/current_state.py
-   told |-> 0,                   \* MigrationSource.committed: committed revisions known to the event loop
-   standing |-> "detached",      \* Replicator.replica_status: detached, following or current
-   applied |-> 0,                \* Replicator.applied
+   committed |-> 0,                   \* MigrationSource.committed: committed revisions known to the event loop
+   standing |-> "detached",      \* Fallback.status: detached, following or current
+   applied |-> 0,                \* Fallback.applied
    position |-> 0,               \* target's `applied` as last heard: what the next apply follows
-   mark |-> {},                  \* Replicator.mark: ids that the backfill has copied, as last heard
+   mark |-> {},                  \* TargetSession.mark: ids that the backfill has copied, as last heard
    inspected |-> NotInspected,   \* progress of attaching
    step |-> "none",              \* fence: none (open), closed, changed (durable), asking
    goal |-> "none",              \* what the fence is for
@@ -108,7 +108,7 @@ Source ==
 Target ==
   IF StartPhase = SqliteOnly
   THEN [row |-> [i \in Ids |-> 0], tomb |-> [i \in Ids |-> 0], phase |-> SqliteOnly,
-        holder |-> Nobody, applied |-> 0, copied |-> {}, begun |-> FALSE]
+        holder |-> NoHolder, applied |-> 0, copied |-> {}, begun |-> FALSE]
   ELSE [row |-> Source.row, tomb |-> [i \in Ids |-> 0], phase |-> StartPhase,
         holder |-> 1, applied |-> 1, copied |-> Ids, begun |-> TRUE]
 
@@ -118,7 +118,7 @@ Init ==
   /\ targetUp = TRUE
   /\ backup = Target
   /\ inFlight = {}
-  /\ server = [Down(1) EXCEPT !.up = TRUE, !.phase = StartPhase, !.told = 1,
+  /\ server = [Down(1) EXCEPT !.up = TRUE, !.phase = StartPhase, !.committed = 1,
                  !.standing = IF StartPhase = SqliteOnly THEN "detached" ELSE "current",
                  !.held = StartPhase # SqliteOnly, !.applied = Target.applied, !.position = Target.applied, !.mark = Target.copied]
   /\ writes = [c \in Writers |-> NoCall]
@@ -134,6 +134,6 @@ Spend(name, most) == faults[name] < most /\ faults' = [faults EXCEPT ![name] = @
 Attached == server.standing # "detached"
 Current == server.standing = "current"
 TakenOver == server.fenced \/ server.contested     \* LeaseGuard.check refuses calls
-GateOpen == server.step = "none"         \* migration/write_fence.py WriteFence
+FenceOpen == server.step = "none"         \* migration/write_fence.py WriteFence
 Stable == server.step = "none" /\ source.phase = server.phase   \* CurrentState.changing is free
 =============================================================================

@@ -39,7 +39,7 @@ Either(holds) == holds /\ Nothing
 
 Queues(c, e) == writes[c].id = e.id /\ writes[c].delete = e.delete
 
-(* A write found that nothing is to be changed: it is answered with the revision that is there. *)
+(* A write without a change: it is answered with the stored revision. *)
 FindUnchanged(e) ==
   /\ server.up /\ writes[e.call].state = "queued"
   /\ e.revision = (IF server.phase = PostgresOnly THEN target ELSE source).row[e.id]
@@ -59,8 +59,8 @@ WriteEvent(e) ==
     [] e.kind = "commit" -> Queues(e.call, e) /\ e.revision > source.revision
                             /\ CommitWriteAt(e.call, e.revision)
     [] e.kind = "target_write" -> Queues(e.call, e) /\ CommitWriteInTargetAt(e.call, e.revision)
-    [] e.kind = "told" -> e.revision <= source.revision
-                          /\ (LearnCommittedUpto(e.revision) \/ Either(e.revision <= server.told))
+    [] e.kind = "committed" -> e.revision <= source.revision
+                          /\ (LearnCommittedUpto(e.revision) \/ Either(e.revision <= server.committed))
     [] e.kind = "ack" -> /\ writes[e.call].revision = e.revision
                          /\ e.both => Fits(target.row[writes[e.call].id], writes[e.call].id, e.revision)
                          /\ Acknowledge(e.call)
@@ -142,16 +142,16 @@ PageEvent(e) ==
 ClaimEvent(e) ==
   \/ e.session = server.incarnation /\ (AttachClaim \/ ClaimForDualWrite)
   \/ /\ ~server.up /\ e.session = server.incarnation /\ target.phase # PostgresOnly
-     /\ target.holder # Rival
+     /\ target.holder # OtherServer
      /\ target' = [target EXCEPT !.holder = e.session]
      /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
-  \* A claim that the server has given up commits late.
+  \* A claim that the server has abandoned commits late.
   \/ /\ server.up /\ e.session = server.incarnation /\ server.inspected.stage \notin {"found", "begin"}
-     /\ target.phase # PostgresOnly /\ target.holder # Rival
+     /\ target.phase # PostgresOnly /\ target.holder # OtherServer
      /\ target' = [target EXCEPT !.holder = e.session]
      /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
 
-(* Attaching, or telling the target of a phase that is in force. *)
+(* Attaching, or sending the current phase to the target. *)
 SetPhaseEvent(e) ==
   /\ \/ e.session = server.incarnation /\ AttachSetPhase
      \/ /\ Holds(e) /\ server.inspected.stage # "reconciled"
@@ -172,11 +172,11 @@ TargetEvent(e) ==
        [] e.kind = "renew" -> Holds(e) /\ target.applied = e.applied /\ Nothing
        [] e.kind = "finish" -> LET fits(t) == t.session = e.session IN CommitOf("finish", fits)
        [] e.kind = "release" ->
-            /\ target' = [target EXCEPT !.holder = IF Holds(e) THEN Nobody ELSE @]
+            /\ target' = [target EXCEPT !.holder = IF Holds(e) THEN NoHolder ELSE @]
             /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
 
 -----------------------------------------------------------------------------
-(* What the server knows *)
+(* Knowledge of the server *)
 
 HearEvent(e) ==
   \/ \E t \in inFlight : t.kind = "apply" /\ HearCommit(t) /\ server'.applied = e.applied
@@ -192,14 +192,14 @@ StandingEvent(e) ==
          IF ~Attached THEN Nothing
          ELSE IF server.phase = SqliteOnly THEN StopFollowing ELSE Detach \/ LoseConnection
 
-(* The phase comes into force. *)
+(* The phase becomes the current one. *)
 PhaseEvent(e) ==
   \/ e.phase = server.phase /\ Nothing
   \/ (EnterPhase \/ TargetHasTakenOver) /\ server'.phase = e.phase
 
 GateEvent(e) ==
   IF e.open
-  THEN IF GateOpen THEN Nothing ELSE server.step # "asking" /\ GiveUp
+  THEN IF FenceOpen THEN Nothing ELSE server.step # "asking" /\ GiveUp
   ELSE BeginDualWrite \/ BeginReadPostgres \/ BeginReturn \/ BeginLastStep
 
 (* Attaching may begin again at any of its steps. *)
@@ -227,21 +227,21 @@ ServerEvent(e) ==
 -----------------------------------------------------------------------------
 (* Processes and faults *)
 
-(* A process begins; its session may claim the target before the phase is in force. *)
+(* A process begins; its session may claim the target before the phase is current. *)
 Launch(e) ==
   /\ ~server.up /\ server' = Down(e.session)
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* Start and StartInLastStep in steps: claims and changes of the source are events of their own. *)
+(* Start and StartInLastStep in steps: claims and changes of the source are separate events. *)
 StartWith(e) ==
   /\ ~server.up
   /\ IF e.phase = PostgresOnly THEN target.phase = PostgresOnly
      ELSE /\ ~source.completing /\ e.phase = source.phase
           /\ targetUp => target.phase # PostgresOnly
-  /\ server' = [Down(server.incarnation) EXCEPT !.up = TRUE, !.phase = e.phase, !.told = source.revision]
+  /\ server' = [Down(server.incarnation) EXCEPT !.up = TRUE, !.phase = e.phase, !.committed = source.revision]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* What was read and not sent yet when the target stopped may be sent afterwards. *)
+(* Entries read but not sent when the target stopped may be sent afterwards. *)
 DownEvent ==
   /\ targetUp' = FALSE
   /\ UNCHANGED <<source, target, backup, inFlight, server, clients, faults>>

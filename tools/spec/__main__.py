@@ -1,4 +1,4 @@
-"""Checks every instance of the specification: ``make spec``.
+"""Checks every instance of the specification (``make spec``).
 
     python -m tools.spec [--quick] [--only NAME] [--workers N] [--counterexample]
 
@@ -29,20 +29,19 @@ def chosen(*, quick: bool, only: str | None) -> list[Instance]:
     """Return the instances to check.
 
     Raises:
-        LookupError: There is none of that name.
-
+        LookupError: No instance has that name.
     """
     every = [*HOLDING, *PLANTED]
     if only is not None:
         every = [instance for instance in every if instance.name == only]
         if not every:
             known = ", ".join(instance.name for instance in [*HOLDING, *PLANTED])
-            raise LookupError(f"there is no instance {only}; there are {known}")
+            raise LookupError(f"unknown instance {only}; choose one of {known}")
     return [instance for instance in every if instance.quick or not quick or only]
 
 
 def deviation(instance: Instance, verdict: Verdict) -> str:
-    """Say how the verdict differs from what is expected; empty if it does not."""
+    """Return how the verdict differs from the expected one; empty if it does not."""
     expected = "temporal" if instance.properties and instance.expected else instance.expected
     if verdict.violated == expected:
         return ""
@@ -53,9 +52,9 @@ def deviation(instance: Instance, verdict: Verdict) -> str:
 
 
 def line(instance: Instance, verdict: Verdict) -> str:
-    """Return a line of the table."""
+    """Return a row of the table."""
     if instance.expected:
-        result = f"{instance.expected} fails in {len(verdict.steps)} steps, as it must"
+        result = f"{instance.expected} fails in {len(verdict.steps)} steps, as expected"
     else:
         result = "holds"
     result = deviation(instance, verdict) or result
@@ -66,11 +65,11 @@ def line(instance: Instance, verdict: Verdict) -> str:
 
 
 def _run(instances: list[Instance], *, workers: int, counterexample: bool) -> int:
-    """Check them one after the other, and return the exit status."""
+    """Check the instances one after the other; return the exit status."""
     print(f"{'instance':22} {'states':>10} {'distinct':>10} depth seconds  verdict", flush=True)
     failed, began = 0, time.monotonic()
     for instance in instances:
-        # With one worker a counterexample is a shortest one, and small runs start sooner.
+        # With one worker the counterexample is a shortest one, and small runs start sooner.
         verdict = check(configuration(instance), workers=1 if instance.expected else workers)
         print(line(instance, verdict), flush=True)
         failed += bool(deviation(instance, verdict))

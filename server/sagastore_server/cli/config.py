@@ -1,4 +1,4 @@
-"""``sagastore-server config``: the settings in force, where they are from, what is wrong."""
+"""``sagastore-server config``: effective settings, their sources and their problems."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sagastore_server.cli.settings_check import check
-from sagastore_server.config.options import ConfigFile, fail, takes_settings, wrong_usage
+from sagastore_server.config.options import ConfigFile, check_usage, fail, takes_settings
 from sagastore_server.config.reference import json_schema, written
 from sagastore_server.config.settings import Settings, SettingsError, examine
 from sagastore_server.config.sources import Layers, Problem
@@ -22,10 +22,10 @@ from sagastore_server.security.masking import mask_credentials, mask_password
 class _Row(NamedTuple):
     setting: str
     value: Any
-    """As JSON has it; secrets are masked."""
+    """As in JSON; secrets are masked."""
     origin: str
     name: str
-    """The variable or the file that the origin is."""
+    """Name of the variable or the file."""
 
 
 @takes_settings
@@ -33,7 +33,7 @@ def config(
     *,
     config: ConfigFile = None,
     check_only: Annotated[
-        bool, typer.Option("--check", help="Print what is wrong, one problem a line.")
+        bool, typer.Option("--check", help="Print the problems, one per line.")
     ] = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of the configuration file.")
@@ -41,25 +41,25 @@ def config(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     **given: str | bool | None,
 ) -> None:
-    """Show the settings that `serve` would have, and where each is from.
+    """Show the effective settings of `serve`, and the source of each.
 
-    Takes the options of `serve`. Passwords are masked. With --check, exit status 0 if
-    nothing is wrong, 1 if something is; warnings leave it at 0.
+    Takes the options of `serve`. Passwords are masked. With --check, the exit status is 1 if
+    there are errors, and 0 otherwise, also with warnings.
     """
     if schema:
         _print_json(json_schema(Settings))
     elif check_only:
-        # Which --help and the others need not wait for.
+        # Imported here, because --help and the other options do not need it.
         from sagastore_server.telemetry import logs  # noqa: PLC0415
 
-        # Certificates that end soon are told of there, on standard error.
+        # For the warning about a certificate that expires soon, on standard error.
         logs.configure("warning")
         _report(check(config, given), as_json=as_json)
     else:
         settings, layers, problems = examine(config, given)
         if settings is None or problems:
             error = SettingsError(problems)
-            wrong_usage(error)
+            check_usage(error)
             fail(str(error))
         _show(_rows(settings, layers), as_json=as_json)
 
@@ -76,7 +76,7 @@ def _report(problems: list[Problem], *, as_json: bool) -> None:
             warning = "warning: " if problem.is_warning else ""
             typer.echo(f"{warning}{problem}{where}")
         if not wrong:
-            typer.echo("The settings are good.")
+            typer.echo("The settings are valid.")
     if wrong:
         raise typer.Exit(1)
 
@@ -128,7 +128,7 @@ def _show(rows: list[_Row], *, as_json: bool) -> None:
         return
     table = Table("setting", "value", "origin", box=None, header_style="bold", pad_edge=False)
     for row, texts in zip(rows, cells, strict=True):
-        # What somebody has set stands out. As Text: a value may look like markup.
+        # Defaults are dimmed. Text, because a value may contain markup.
         style = "dim" if row.origin == "default" else ""
         table.add_row(*(Text(text, style=style, overflow="fold") for text in texts))
     out.print(table)

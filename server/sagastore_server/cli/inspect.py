@@ -1,13 +1,13 @@
-"""``sagastore-server inspect``: what a file is, and what a server would do with it.
+"""``sagastore-server inspect``: report on a database file, and on what serving it would change.
 
-Only reports. Neither the file nor its folder changes.
+Changes neither the file nor its folder.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.markup import escape as escape_markup
 from rich.progress import Progress
 from rich.table import Table
 
+from sagastore_server.config.options import fail
 from sagastore_server.sqlite.files import Kind
 from sagastore_server.sqlite.legacy.copy import SUFFIX
 from sagastore_server.sqlite.legacy.report import (
@@ -26,11 +27,11 @@ from sagastore_server.sqlite.legacy.report import (
 from sagastore_server.storage.errors import CannotOpenError
 
 LISTED_ROWS = 50
-"""Rows to be set aside that a person is shown; ``--json`` has all."""
+"""Quarantined rows that are listed without ``--json``, which lists all."""
 
 _MEGABYTE = 1_000_000
 _WORDS = {
-    Kind.EMPTY: "empty; a server begins a new store in it",
+    Kind.EMPTY: "empty; a server creates a new store in it",
     Kind.SAGASTORE: "SagaStore",
     Kind.LEGACY: "legacy ARC SAGA memory.db",
 }
@@ -40,28 +41,28 @@ def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A database file.")],
     *,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document, with every row set aside.")
+        bool, typer.Option("--json", help="Print one JSON document, with every quarantined row.")
     ] = False,
 ) -> None:
-    """Tell what FILE is and what serving it would do, without touching it.
+    """Report what FILE is and what serving it would change, without changing it.
 
-    Of a legacy memory.db: which rows would be served as they are, and which set
-    aside, and why. Exit status 0 if it can be served, 1 if not.
+    For a legacy memory.db: which rows would be imported, which would be quarantined, and why.
+    Exit status 0 if the file can be served, 1 if not.
     """
     try:
-        report = _look(file, None if as_json else LISTED_ROWS)
+        report = _inspect(file, None if as_json else LISTED_ROWS)
     except CannotOpenError as exc:
-        _fail(str(exc))
+        fail(str(exc))
     if as_json:
         typer.echo(json.dumps(as_document(report), ensure_ascii=False, indent=2))
     elif not report.refusal or report.legacy:
         _show(report, Console(highlight=False, soft_wrap=True))
     if report.refusal:
-        _fail(f"{file} {report.refusal}")
+        fail(f"{file} {report.refusal}")
 
 
 def as_document(report: FileReport) -> dict[str, Any]:
-    """Return the report as what ``--json`` prints."""
+    """Return the report as printed by ``--json``."""
     document: dict[str, Any] = {
         "file": str(report.path),
         "bytes": report.size,
@@ -87,8 +88,8 @@ def _legacy_document(legacy: LegacyReport) -> dict[str, Any]:
     }
 
 
-def _look(path: Path, limit: int | None) -> FileReport:
-    # On standard error, so that the report can go into a file.
+def _inspect(path: Path, limit: int | None) -> FileReport:
+    # On standard error, so that standard output has the report only.
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("Reading", total=None)
@@ -127,23 +128,23 @@ def _show_store(store: StoreReport, version: int, out: Console) -> None:
 def _show_legacy(legacy: LegacyReport, path: Path, out: Console) -> None:
     out.print(
         f"  {legacy.rows:,} messages: [green]{legacy.served:,} would be served[/green], "
-        f"{_in_yellow(legacy.quarantined)} set aside in quarantine"
+        f"{_in_yellow(legacy.quarantined)} quarantined"
     )
     if legacy.files is not None:
-        out.print(f"  {legacy.files:,} files: they stay as they are, and are not served")
+        out.print(f"  {legacy.files:,} files: they stay unchanged, and are not served")
     _show_schema(legacy, out)
     out.print(
-        f"  room: up to {legacy.bytes_needed / _MEGABYTE:,.0f} MB are needed, "
+        f"  disk space: up to {legacy.bytes_needed / _MEGABYTE:,.0f} MB are needed, "
         f"{legacy.bytes_free / _MEGABYTE:,.0f} MB are free; "
-        f"a copy will stay as {_safe(path.name + SUFFIX)}"
+        f"the original is kept as {_safe(path.name + SUFFIX)}"
     )
     if legacy.oddities:
-        table = _table("How values are written", "rows", "for example, rowid")
+        table = _table("Notation of values", "rows", "for example, rowid")
         for what, total, examples in legacy.oddities:
             table.add_row(_safe(what), f"{total:,}", _rowids(examples))
         out.print(table)
     if legacy.reasons:
-        _show_set_aside(legacy, out)
+        _show_quarantined(legacy, out)
 
 
 def _show_schema(legacy: LegacyReport, out: Console) -> None:
@@ -151,27 +152,27 @@ def _show_schema(legacy: LegacyReport, out: Console) -> None:
     if legacy.index_lacks or legacy.index_orphans:
         out.print(
             f"  the old full-text index lacks {legacy.index_lacks:,} messages and has "
-            f"{legacy.index_orphans:,} that are gone; it will be built anew"
+            f"{legacy.index_orphans:,} deleted ones; it will be rebuilt"
         )
     lines = {
-        "columns beyond the known ones, whose values are kept": plan.extra_columns,
-        "columns it lacks, read as NULL": plan.missing_columns,
-        "goes with the old table": [f"{item.type} {item.name}" for item in plan.unusual],
-        "left alone": [f"{item.type} {item.name}" for item in plan.kept],
+        "unknown columns, whose values are kept": plan.extra_columns,
+        "missing columns, read as NULL": plan.missing_columns,
+        "removed with the old table": [f"{item.type} {item.name}" for item in plan.unusual],
+        "unchanged": [f"{item.type} {item.name}" for item in plan.kept],
     }
     for what, names in lines.items():
         if names:
             out.print(f"  {what}: {_safe(', '.join(names))}")
 
 
-def _show_set_aside(legacy: LegacyReport, out: Console) -> None:
-    reasons = _table("Why rows would be set aside", "rows", "for example, rowid")
+def _show_quarantined(legacy: LegacyReport, out: Console) -> None:
+    reasons = _table("Reasons for quarantine", "rows", "for example, rowid")
     for field, reason, total, examples in legacy.reasons:
         reasons.add_row(f"{_safe(field)}: {_safe(reason)}", f"{total:,}", _rowids(examples))
     out.print(reasons)
     if all(total == len(examples) for _, _, total, examples in legacy.reasons):
-        return  # The table above names them all.
-    out.print("Rows that would be set aside:")
+        return  # The table above lists all of them.
+    out.print("Rows that would be quarantined:")
     for row in legacy.set_aside:
         out.print(f"  {row.source_key}  {_safe(row.reason)}")
     if len(legacy.set_aside) < legacy.quarantined:
@@ -187,7 +188,7 @@ def _table(*columns: str) -> Table:
 
 
 def _safe(text: str) -> str:
-    """Return text from a file as it may go to a terminal: no markup, no control codes."""
+    """Return text from a file without markup and control codes, for a terminal."""
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return escape_markup("".join(shown))
 
@@ -198,8 +199,3 @@ def _rowids(examples: list[int]) -> str:
 
 def _in_yellow(count: int) -> str:
     return f"[yellow]{count:,}[/yellow]" if count else "0"
-
-
-def _fail(line: str) -> NoReturn:
-    typer.echo(f"sagastore-server: {' '.join(line.split())}", err=True)
-    raise typer.Exit(1)

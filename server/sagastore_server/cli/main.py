@@ -11,11 +11,11 @@ from sagastore_server import __version__
 from sagastore_server.cli import backup, inspect, status, token
 from sagastore_server.cli import config as config_command
 from sagastore_server.config import settings
-from sagastore_server.config.options import ConfigFile, fail, takes_settings, wrong_usage
+from sagastore_server.config.options import ConfigFile, check_usage, fail, takes_settings
 
 cli = typer.Typer(
     name="sagastore-server",
-    help="SagaStore: keeps the messages of AI conversations, over gRPC.",
+    help="SagaStore: a gRPC storage service for the messages of AI conversations.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,19 +34,19 @@ def _common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Take the options before the command."""
+    """Define the options before the command."""
 
 
 @cli.command()
 @takes_settings
 def serve(*, config: ConfigFile = None, **given: str | bool | None) -> None:
-    """Serve until SIGTERM or Ctrl+C, then finish the calls under way and exit.
+    """Serve until SIGTERM or Ctrl+C, then drain the calls in progress and exit.
 
-    Every option is also SAGASTORE_<OPTION> in the environment, and a name in
-    the TOML file. The command line comes first, then the environment, then the
-    file. `sagastore-server config` shows what is in force, and why.
+    Every option can also be set by the variable SAGASTORE_<OPTION> and in the TOML file.
+    The command line takes precedence over the environment, and that over the file.
+    `sagastore-server config` shows the effective settings and their sources.
     """
-    # Half a second and more, which --help need not wait for.
+    # Imported here, because it takes half a second and --help does not need it.
     import structlog
 
     from sagastore_server import app
@@ -60,9 +60,9 @@ def serve(*, config: ConfigFile = None, **given: str | bool | None) -> None:
         logs.configure(chosen.log_level)
         for problem in settings_check.advice(given):
             structlog.get_logger(__name__).warning("setting", problem=str(problem))
-        event_loop.run(app.serve(chosen, _say))
+        event_loop.run(app.serve(chosen, _print))
     except settings.SettingsError as exc:
-        wrong_usage(exc)
+        check_usage(exc)
         fail(str(exc))
     except (app.ServerError, CannotOpenError) as exc:
         fail(str(exc))
@@ -81,8 +81,8 @@ def main() -> None:
     cli()
 
 
-def _say(text: str) -> None:
-    """Show ``text`` to a person. Programs read the log, on standard error."""
-    # Whoever does not want to read it may have closed standard output.
+def _print(text: str) -> None:
+    """Print ``text`` for people. Programs read the log, on standard error."""
+    # Standard output may be closed.
     with contextlib.suppress(OSError):
         typer.echo(text)

@@ -1,4 +1,4 @@
-"""``sagastore-server status``: whether a server serves, and if not why and what to do."""
+"""``sagastore-server status``: readiness of a running server, with reasons and remedies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sagastore_server.config.address import Address
 from sagastore_server.config.options import ConfigFile, fail
 from sagastore_server.config.settings import OFF, SettingsError, load
 
-_PATIENCE = 5.0
+_TIMEOUT = 5.0
 """Seconds that the server may take to answer."""
 
 
@@ -25,22 +25,22 @@ def status(
         typer.Option(
             "--ops",
             metavar="HOST:PORT",
-            help="Ops address of the server. Default: ops_listen, as `serve` would have it.",
+            help="Ops address of the server. Default: the setting ops_listen.",
         ),
     ] = None,
     config: ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Tell whether the server serves, and if not why and what to do.
+    """Show whether the server is ready, and if not why and what to do.
 
-    Asks its ops port. Exit status 0 if it is ready, 1 if it is not or cannot be reached.
+    Queries its ops port. Exit status 0 if it is ready, 1 if it is not or is unreachable.
     """
     address = _address(ops, config)
-    document = _asked(address)
+    document = _query(address)
     if as_json:
         typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
     else:
-        for line in _told(document, address):
+        for line in _lines(document, address):
             typer.echo(line)
     if not document["ready"]:
         raise typer.Exit(1)
@@ -57,23 +57,23 @@ def _address(given: str | None, config: ConfigFile) -> Address:
     except SettingsError as exc:
         fail(str(exc))
     if listen == OFF:
-        fail("ops_listen is off, so the server does not tell; set it to an address")
+        fail("ops_listen is off, so the server reports no status; set it to an address")
     return _reachable(Address.parse(listen))
 
 
 def _reachable(address: Address) -> Address:
-    """Return where to call a server that listens on every address of this machine."""
+    """Return an address to connect to, if the server listens on all addresses of this machine."""
     return {
-        "0.0.0.0": address._replace(host="127.0.0.1"),  # noqa: S104 - nobody listens here
+        "0.0.0.0": address._replace(host="127.0.0.1"),  # noqa: S104 - compared only
         "::": address._replace(host="::1"),
     }.get(address.host, address)
 
 
-def _asked(address: Address) -> dict[str, Any]:
-    # Without the proxies of the environment: it is this machine, or one of ours.
+def _query(address: Address) -> dict[str, Any]:
+    # Without the proxies of the environment: the server is on this machine or in its network.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"http://{address}/readyz", timeout=_PATIENCE) as answer:
+        with opener.open(f"http://{address}/readyz", timeout=_TIMEOUT) as answer:
             body = answer.read()
     except urllib.error.HTTPError as exc:
         body = exc.read()
@@ -83,23 +83,23 @@ def _asked(address: Address) -> dict[str, Any]:
         reason = getattr(exc, "reason", exc)
         why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         fail(
-            f"no server answers on {address}: {why}; see that it runs, and that this is its "
-            "ops_listen (its log says it, with the event serving)"
+            f"no server answers on {address}: {why}; check that it runs, and that this is its "
+            "ops_listen (in its log, event serving)"
         )
     try:
         document = json.loads(body)
         _check(document)
     except (ValueError, KeyError, TypeError):
-        fail(f"what answers on {address} is no SagaStore server; see its ops_listen")
+        fail(f"the program on {address} is not a SagaStore server; check ops_listen")
     found: dict[str, Any] = document
     return found
 
 
 def _check(document: Any) -> None:
-    """Look for what ``_told`` needs.
+    """Check that the document has what `_lines` needs.
 
     Raises:
-        KeyError, TypeError: It is not there.
+        KeyError, TypeError: Something is missing.
 
     """
     for name in ("ready", "phase", "reasons", "warnings"):
@@ -109,7 +109,7 @@ def _check(document: Any) -> None:
             finding[name]
 
 
-def _told(document: dict[str, Any], address: Address) -> list[str]:
+def _lines(document: dict[str, Any], address: Address) -> list[str]:
     phase = f", phase {document['phase']}" if document["phase"] else ""
     lines = [f"{'ready' if document['ready'] else 'not ready'} ({address}{phase})"]
     for kind in ("reasons", "warnings"):

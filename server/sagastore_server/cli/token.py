@@ -1,4 +1,4 @@
-"""``sagastore-server token``: make tokens, list them, and revoke them."""
+"""``sagastore-server token``: create, list and revoke tokens."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sagastore_server.security.access_rules import TOKEN_NAME, AccessError, Toke
 
 token = typer.Typer(
     name="token",
-    help="Make tokens, list them, and revoke them. A running server takes note in about a second.",
+    help="Create, list and revoke tokens. A running server applies changes within about a second.",
     no_args_is_help=True,
 )
 
 _SHOWN = 12
-"""Digits of a hash that are shown: enough to tell tokens apart."""
+"""Digits of a hash that are shown, enough to distinguish tokens."""
 
 
 class RoleName(StrEnum):
@@ -40,7 +40,7 @@ _Access = Annotated[
         "--access",
         metavar="FILE",
         show_default=False,
-        help="The access file; the one that `serve` would use if not given.",
+        help="The access file. Default: the one that `serve` would use.",
     ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -48,42 +48,45 @@ _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 @token.command("new")
 def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; shown in logs.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the caller; shown in logs.")],
     *,
-    role: Annotated[RoleName, typer.Option(help="What it may do.")],
+    role: Annotated[RoleName, typer.Option(help="Role, which defines the permissions.")],
     expires_days: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, max=36_500, show_default=False, help="It ends after N days."
+            metavar="N", min=1, max=36_500, show_default=False, help="Expires after N days."
         ),
     ] = None,
     access: _Access = None,
     config: ConfigFile = None,
 ) -> None:
-    """Make a token, print it once, and enter its hash into the access file.
+    """Create a token, print it once, and add its hash to the access file.
 
-    Standard output has the token alone: `sagastore-server token new web --role writer > web.token`.
-    Several may have one name, so that one can be replaced by another while both work.
+    Standard output has only the token: `sagastore-server token new web --role writer > web.token`.
+    Several tokens may have the same name, so that one can replace another while both are valid.
     """
     path = _path(access, config)
     if not TOKEN_NAME.fullmatch(name):
-        fail("a name has 1 to 64 letters, digits or . _ @ -, and begins with a letter or digit")
-    made = access_edit.new_token()
+        fail(
+            f"invalid name {name!r}; use 1 to 64 letters, digits or . _ @ -, "
+            "the first a letter or digit"
+        )
+    token_ = access_edit.new_token()
     expires = None
     if expires_days is not None:
         expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=expires_days)
-    entry = TokenEntry(name, Role[role.name.upper()], digest_of(made), expires)
+    entry = TokenEntry(name, Role[role.name.upper()], digest_of(token_), expires)
     try:
         access_edit.add_token(path, entry)
     except AccessError as exc:
         fail(str(exc))
-    typer.echo(made)
-    typer.echo(f"Added to {path}: {_told(entry)}. The token is not shown again.", err=True)
+    typer.echo(token_)
+    typer.echo(f"Added to {path}: {_line(entry)}. The token is not shown again.", err=True)
 
 
 @token.command("list")
 def show(*, access: _Access = None, config: ConfigFile = None, as_json: _Json = False) -> None:
-    """List the tokens: name, role, how the hash begins, and when they end."""
+    """List the tokens: name, role, start of the hash, and expiry."""
     try:
         entries = access_edit.read_rules(_path(access, config)).tokens
     except AccessError as exc:
@@ -92,26 +95,29 @@ def show(*, access: _Access = None, config: ConfigFile = None, as_json: _Json = 
         typer.echo(json.dumps([_document(entry) for entry in entries], indent=2))
         return
     for entry in entries:
-        typer.echo(_told(entry))
+        typer.echo(_line(entry))
 
 
 @token.command("revoke")
 def revoke(
     which: Annotated[
-        str, typer.Argument(metavar="NAME|HASH", help="A name, or 8 digits or more of a hash.")
+        str,
+        typer.Argument(
+            metavar="NAME|HASH", help="A name, or the first 8 or more digits of a hash."
+        ),
     ],
     *,
     access: _Access = None,
     config: ConfigFile = None,
 ) -> None:
-    """Remove all tokens of a name, or the one whose hash begins with HASH."""
+    """Remove all tokens with that name, or the one whose hash starts with HASH."""
     path = _path(access, config)
     try:
         removed = access_edit.remove_tokens(path, which)
     except AccessError as exc:
         fail(str(exc))
     for entry in removed:
-        typer.echo(f"Revoked: {_told(entry)}")
+        typer.echo(f"Revoked: {_line(entry)}")
 
 
 def _path(access: Path | None, config: Path | None) -> Path:
@@ -120,19 +126,19 @@ def _path(access: Path | None, config: Path | None) -> Path:
     except settings.SettingsError as exc:
         fail(str(exc))
     if path is None:
-        fail("which access file? Name it with --access, SAGASTORE_ACCESS, or in the configuration")
+        fail("no access file is set; use --access, SAGASTORE_ACCESS, or the configuration file")
     return path
 
 
-def _told(entry: TokenEntry) -> str:
-    end = "no end"
+def _line(entry: TokenEntry) -> str:
+    expiry = "no expiry"
     if entry.expires is not None:
-        word = "ended" if _is_over(entry) else "ends"
-        end = f"{word} {entry.expires.isoformat(sep=' ', timespec='minutes')}"
-    return f"{entry.name}  {entry.role.name.lower()}  {entry.digest.hex()[:_SHOWN]}  {end}"
+        word = "expired" if _is_expired(entry) else "expires"
+        expiry = f"{word} {entry.expires.isoformat(sep=' ', timespec='minutes')}"
+    return f"{entry.name}  {entry.role.name.lower()}  {entry.digest.hex()[:_SHOWN]}  {expiry}"
 
 
-def _is_over(entry: TokenEntry) -> bool:
+def _is_expired(entry: TokenEntry) -> bool:
     return entry.expires is not None and entry.expires <= datetime.now(UTC)
 
 
@@ -142,5 +148,5 @@ def _document(entry: TokenEntry) -> dict[str, object]:
         "role": entry.role.name.lower(),
         "sha256": entry.digest.hex()[:_SHOWN],
         "expires": None if entry.expires is None else entry.expires.isoformat(),
-        "expired": _is_over(entry),
+        "expired": _is_expired(entry),
     }

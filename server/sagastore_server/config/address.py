@@ -1,4 +1,4 @@
-"""Addresses to listen on."""
+"""Listen addresses: HOST:PORT."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _FORM = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:\[\]/]+)):(?P<
 
 
 class Address(NamedTuple):
-    """A host (name, IPv4, or IPv6 without brackets) and a port; port 0 is any free one."""
+    """A host (name, IPv4, or IPv6 without brackets) and a port; 0 is any free port."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read ``HOST:PORT``, an IPv6 host in brackets.
+        """Parse ``HOST:PORT``; an IPv6 host is in brackets.
 
         Raises:
-            ValueError: It is not of that form.
+            ValueError: The text has another form.
 
         """
         form = _FORM.fullmatch(text.strip())
@@ -30,7 +30,7 @@ class Address(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can connect to it."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:

@@ -1,4 +1,4 @@
-"""Every setting as an option of a command."""
+"""Command line options for the settings."""
 
 from __future__ import annotations
 
@@ -20,49 +20,47 @@ ConfigFile = Annotated[
         metavar="FILE",
         envvar=CONFIG_VARIABLE,
         show_envvar=False,
-        help="TOML file with settings by their names (log_level, ...).",
+        help="TOML file with settings by name (log_level, ...).",
     ),
 ]
 """The option ``--config``."""
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for each setting.
+    """Decorate a command with one option for each setting.
 
-    They arrive as its keyword arguments, as they were typed, for ``settings.load`` to
-    check; None where nothing was typed.
+    The command gets them as keyword arguments, unvalidated, for `settings.load`; None for an
+    option that was not given.
     """
     own = [
         parameter
         for parameter in inspect.signature(command, eval_str=True).parameters.values()
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
-    # Typer reads the signature, and knows nothing of **given.
+    # Typer reads the signature and ignores **given.
     signature = inspect.Signature([*own, *_parameters()])
     command.__signature__ = signature  # type: ignore[attr-defined]
     return command
 
 
-def wrong_usage(error: SettingsError) -> None:
-    """Refuse, as one does an unknown option, what is wrong on the command line.
-
-    Returns if all that is wrong is elsewhere.
+def check_usage(error: SettingsError) -> None:
+    """Report the problems that are on the command line as wrong usage (exit status 2).
 
     Raises:
-        typer.BadParameter: Something that was typed is wrong.
+        typer.BadParameter: There are such problems.
 
     """
-    told = [
+    problems = [
         f"{option_name(problem.setting)}: {problem.text}"
         for problem in error.problems
         if problem.origin == COMMAND_LINE
     ]
-    if told:
-        raise typer.BadParameter("; ".join(told))
+    if problems:
+        raise typer.BadParameter("; ".join(problems))
 
 
 def fail(line: str) -> NoReturn:
-    """End the command with one line on standard error."""
+    """Exit with status 1 and one line on standard error."""
     typer.echo(f"sagastore-server: {' '.join(line.split())}", err=True)
     raise typer.Exit(1)
 
@@ -98,5 +96,5 @@ def _help(entry: Entry) -> str:
     notes = [entry.bounds] if entry.bounds else []
     if entry.default:
         notes.append(f"default: {entry.default}")
-    # Typer takes square brackets for markup.
+    # Typer interprets square brackets as markup.
     return escape(f"{meaning} ({'; '.join(notes)})" if notes else meaning)

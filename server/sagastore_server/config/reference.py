@@ -1,4 +1,4 @@
-"""What there is to say about each setting: for the help, the documents, and editors."""
+"""Reference of the settings, for `--help`, docs/reference/configuration.md and the JSON Schema."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ GROUPS = {
     "max_request_bytes": "Limits",
     "ops_listen": "Observability",
 }
-"""The first setting of each group. The others of the group follow it in the model."""
+"""First setting of each group. The others of the group follow it in the model."""
 
 _SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 _QUOTED = re.compile(r"``(.+?)``")
 
 
 class Entry(NamedTuple):
-    """A setting, in words."""
+    """Description of a setting."""
 
     name: str
     group: str
     option: str
-    """As it is typed; for a switch both forms."""
+    """Option of the command line; for a boolean both forms."""
     metavar: str
-    """Stands for the value behind the option; empty for a switch."""
+    """Placeholder of the value of the option; empty for a boolean."""
     variable: str
     values: str
-    """Which values there are, bounds included."""
+    """Valid values, including bounds."""
     bounds: str
     default: str
     """Empty if there is none."""
     meaning: str
-    """In one line; names of settings and values stand between double backticks."""
+    """Description in one line; settings and values are in double backticks."""
 
 
 def entries(model: type[BaseModel]) -> Iterator[Entry]:
-    """Yield what there is to say about every setting, in the order of the model."""
+    """Yield the description of every setting, in the order of the model."""
     group = "Options"
     for name, field in model.model_fields.items():
         group = GROUPS.get(name, group)
@@ -73,17 +73,17 @@ def entries(model: type[BaseModel]) -> Iterator[Entry]:
 
 
 def option_name(setting: str) -> str:
-    """Return a setting's option of the command line."""
+    """Return the command line option of a setting."""
     return "--" + setting.replace("_", "-")
 
 
 def with_quotes(meaning: str, quoted: Callable[[str], str]) -> str:
-    """Return the meaning of a setting with its names and values as ``quoted`` writes them."""
+    """Return ``meaning`` with each quoted name or value replaced by ``quoted`` of it."""
     return _QUOTED.sub(lambda found: quoted(found[1]), meaning)
 
 
 def markdown(model: type[BaseModel]) -> str:
-    """Return the table of all settings."""
+    """Return a table of all settings."""
     lines = [
         "| setting | option | variable | value | default | meaning |",
         "|---|---|---|---|---|---|",
@@ -106,9 +106,9 @@ def markdown(model: type[BaseModel]) -> str:
 
 
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of the file.
+    """Return the JSON Schema (2020-12) of the configuration file.
 
-    A name may be written with ``-`` in place of ``_``, so it has both.
+    It has each name with ``_`` and with ``-``, both of which the file may use.
     """
     generated = model.model_json_schema()["properties"]
     properties = {
@@ -131,13 +131,13 @@ def json_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _property(generated: dict[str, Any], entry: Entry, field: FieldInfo) -> dict[str, Any]:
-    # TOML has no null: what may be missing is left out.
+    # TOML has no null: an optional setting is omitted.
     one = next((part for part in generated.get("anyOf", []) if part.get("type") != "null"), None)
-    said = {name: value for name, value in (one or generated).items() if name in _KEYWORDS}
-    said["description"] = with_quotes(entry.meaning, str)
+    keywords = {name: value for name, value in (one or generated).items() if name in _KEYWORDS}
+    keywords["description"] = with_quotes(entry.meaning, str)
     if entry.default and field.default_factory is None:
-        said["default"] = field.default
-    return said
+        keywords["default"] = field.default
+    return keywords
 
 
 _KEYWORDS = (
@@ -149,18 +149,18 @@ _KEYWORDS = (
     "exclusiveMinimum",
     "exclusiveMaximum",
 )
-"""What is taken of the schema that pydantic makes; the rest would repeat or surprise."""
+"""Keywords taken from the schema that pydantic generates."""
 
 
 def _default(field: FieldInfo) -> str:
     if field.default_factory is not None:
-        # Another one for each user, so the reference must not hold it.
+        # The path differs between users.
         return "sagastore.db in your data directory"
     return written(field.default)
 
 
 def written(value: object) -> str:
-    """Write a value as people read it; secrets stay hidden, what is missing is empty."""
+    """Return a value as text; a secret is masked, and None is empty."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -1,4 +1,7 @@
-"""Settings: the command line before the environment before a TOML file before defaults."""
+"""Settings of the server: their model, defaults and descriptions.
+
+Precedence: command line, environment, TOML file, default.
+"""
 
 from __future__ import annotations
 
@@ -56,15 +59,16 @@ LogLevel = Annotated[
 
 
 def default_sqlite() -> Path:
-    """Return where messages are kept if nothing else is said: the user's data directory."""
+    """Return the default store: a file in the user's data directory."""
     return platformdirs.user_data_path("sagastore", appauthor=False) / "sagastore.db"
 
 
 class Settings(BaseSettings):
-    """What the server is started with. Every field is also ``SAGASTORE_<FIELD>``.
+    """Settings of the server.
 
-    A field is an option of ``serve`` and a line of docs/configuration.md too, and both take
-    its docstring. ``GROUPS`` in ``settings_reference`` says where a group of them begins.
+    Each field is also the variable ``SAGASTORE_<FIELD>``, an option of ``serve`` and a row of
+    docs/reference/configuration.md. The docstring of the field is its description in both places.
+    `GROUPS` in `reference` names the first field of each group.
     """
 
     model_config = SettingsConfigDict(
@@ -76,72 +80,71 @@ class Settings(BaseSettings):
     )
 
     listen: HostPort = DEFAULT_LISTEN
-    """Address to listen on; port 0 takes any free port."""
+    """Address to listen on; port 0 is any free port."""
     allow_insecure: bool = False
-    """Listen beyond this machine although calls are in plain text, or callers unknown."""
+    """Accept connections from other machines without encryption or authentication."""
     drain_seconds: Seconds = Field(default=30.0, ge=0, le=3600)
-    """How long calls may go on after SIGTERM or Ctrl+C, in seconds."""
+    """Time for calls in progress after SIGTERM or Ctrl+C, in seconds."""
     sqlite: File = Field(default_factory=default_sqlite)
-    """The SQLite file; made if it is not there. A legacy memory.db is taken over."""
+    """The SQLite file; created if it does not exist. A legacy memory.db is imported."""
     postgres: Dsn | None = None
-    """Connection string of PostgreSQL, in place of a SQLite file; with both, the service can
-    move from the file to PostgreSQL. What it leaves out comes from the PG* variables. Others
-    can see a command line: a password belongs elsewhere."""
+    """Connection string of PostgreSQL, used in place of a SQLite file. With both, the service can
+    migrate from the file to PostgreSQL. Missing parts come from the PG* variables. Do not put a
+    password on the command line, which other users can see."""
     postgres_pool_min: Count = Field(default=5, ge=0, le=1000)
-    """Connections to PostgreSQL that are kept open."""
+    """Smallest size of the connection pool of PostgreSQL."""
     postgres_pool_max: Count = Field(default=20, ge=2, le=1000)
-    """Connections to PostgreSQL at most."""
+    """Largest size of the connection pool of PostgreSQL."""
     postgres_writers: Count = Field(default=2, ge=1, le=64)
-    """How many transactions may write to PostgreSQL at the same time."""
+    """Concurrent write transactions on PostgreSQL."""
     postgres_acquire_timeout: Seconds = Field(default=5.0, gt=0, le=3600)
-    """How long to wait for a connection, in seconds."""
+    """Time limit for acquiring a connection, in seconds."""
     postgres_statement_timeout: Seconds = Field(default=15.0, gt=0, le=3600)
-    """How long one statement may take, in seconds."""
+    """Time limit of a statement, in seconds."""
     postgres_statement_cache: Count = Field(default=100, ge=0, le=100_000)
-    """Prepared statements a connection keeps; 0 behind PgBouncer in transaction mode."""
+    """Prepared statements per connection; use 0 behind PgBouncer in transaction mode."""
     postgres_patience: Seconds = Field(default=1.5, ge=0.2, le=60)
-    """Seconds that PostgreSQL may be silent, while both stores are kept, before SQLite
-    answers in its place."""
+    """Time without an answer from PostgreSQL, during a migration, after which SQLite answers in
+    its place, in seconds."""
     shadow_share: Share = 0.05
-    """Share of the reads that are compared on both stores during the backfill."""
+    """Share of reads that are compared on both stores during the backfill."""
     tls_cert: InputFile | None = None
-    """The server's certificate and those that link it to its authority (PEM), which turns
-    TLS on; read again when it changes."""
+    """The server's certificate chain (PEM). Enables TLS. Reloaded when it changes."""
     tls_key: SecretFile | None = None
-    """The private key of ``tls_cert`` (PEM, without a passphrase)."""
+    """The private key of ``tls_cert`` (PEM, unencrypted)."""
     tls_client_ca: InputFile | None = None
-    """Certificates of the authorities whose clients may connect (PEM): mutual TLS."""
+    """Certificates of the authorities of client certificates (PEM). Enables mutual TLS."""
     access: InputFile | None = None
-    """File that says which tokens and client certificates may do what; read again when it
-    changes. Without it, whoever can connect may do everything."""
+    """File with the roles of tokens and client certificates. Reloaded when it changes. Without
+    it, every client that can connect has all permissions."""
     reflection: bool = True
-    """Tell callers which services and messages there are (gRPC reflection)."""
+    """Serve gRPC reflection, which lists the services and messages."""
     max_request_bytes: Bytes = Field(default=32 * MIB, ge=2 * MIB, le=512 * MIB)
-    """The largest request in bytes; a batch of 1000 real messages takes about 0.4 MiB."""
+    """Largest request in bytes; a batch of 1000 real messages has about 0.4 MiB."""
     max_calls: Count = Field(default=512, ge=1, le=100_000)
-    """Calls that are worked on at a time; more are refused with RESOURCE_EXHAUSTED."""
+    """Concurrent unary calls; further calls are rejected with RESOURCE_EXHAUSTED."""
     max_streams: Count = Field(default=64, ge=1, le=10_000)
-    """Streams (BulkSave, Export, Verify, WatchMigration) that are open at a time."""
+    """Concurrent streams (BulkSave, Export, Verify, WatchMigration)."""
     max_connections: Count = Field(default=1000, ge=1, le=100_000)
-    """Connections at a time; more are closed as they come."""
+    """Concurrent connections; further connections are closed."""
     caller_rate: Rate = Field(default=0, ge=0, le=1_000_000)
-    """Calls and batches a second that one caller may make; 0 means any number."""
+    """Calls and batches per second of one caller; 0 means no limit."""
     search_timeout: Seconds = Field(default=10.0, gt=0, le=3600)
-    """How long one search may take, in seconds."""
+    """Time limit of a search, in seconds."""
     stall_timeout: Seconds = Field(default=300.0, ge=1, le=86_400)
-    """How long a client may leave an answer of a stream unread, in seconds."""
+    """Time limit for a client to read a response of a stream, in seconds."""
     connection_age: Seconds = Field(default=3600.0, ge=0, le=604_800)
-    """Seconds after which clients are asked to connect anew, give or take a tenth; 0: never."""
+    """Age at which clients are asked to reconnect, in seconds, ± 10 %; 0 means never."""
     ops_listen: HostPortOrOff = DEFAULT_OPS_LISTEN
-    """Address of metrics, liveness and readiness (HTTP), or ``off``."""
+    """Address of the HTTP endpoint for metrics, liveness and readiness, or ``off``."""
     otlp_endpoint: Url | None = None
-    """Where traces go: an OTLP collector (gRPC), like http://127.0.0.1:4317."""
+    """OTLP collector (gRPC) that receives the traces, for example http://127.0.0.1:4317."""
     trace_share: Share = 0.1
-    """Share of the calls that are traced where the caller has not decided."""
+    """Share of calls that are traced if the caller sent no trace context."""
     log_level: LogLevel = "info"
-    """The least severe messages that are logged."""
+    """Lowest level that is logged."""
     log_calls: bool = False
-    """Log every call as it ends, not only those that fail by a fault of ours."""
+    """Log every call at its end, not only those that fail through a fault of the server."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -151,42 +154,42 @@ class Settings(BaseSettings):
         return self
 
     def _misfits(self) -> Iterator[tuple[str, str]]:
-        """Yield each setting that does not go with the others, and why."""
+        """Yield each setting that contradicts others, and why."""
         if self.tls_cert and not self.tls_key:
             yield "tls_cert", "needs tls_key, the private key of that certificate"
         if self.tls_key and not self.tls_cert:
             yield "tls_key", "needs tls_cert, the certificate of that key"
         if self.tls_client_ca and not self.tls_cert:
-            yield "tls_client_ca", "needs tls_cert and tls_key: without TLS nobody shows one"
+            yield "tls_client_ca", "needs tls_cert and tls_key: client certificates are part of TLS"
         if self.postgres_pool_min > self.postgres_pool_max:
-            # Told of the one that somebody has set.
-            named = "min" if "postgres_pool_min" in self.model_fields_set else "max"
-            told = (
+            # Names the setting that is not a default.
+            which = "min" if "postgres_pool_min" in self.model_fields_set else "max"
+            problem = (
                 f"postgres_pool_min ({self.postgres_pool_min}) must not be more than "
                 f"postgres_pool_max ({self.postgres_pool_max})"
             )
-            yield f"postgres_pool_{named}", told
+            yield f"postgres_pool_{which}", problem
 
     @property
     def names_sqlite(self) -> bool:
-        """Whether a SQLite file was asked for, as opposed to the default."""
+        """Whether ``sqlite`` is set, as opposed to the default."""
         return "sqlite" in self.model_fields_set
 
     @property
     def address(self) -> Address:
-        """``listen``, in parts."""
+        """``listen``, parsed."""
         return Address.parse(self.listen)
 
 
 def load(config: Path | None = None, **given: Any) -> Settings:
-    """Put the settings together.
+    """Load the settings from all sources.
 
     Args:
-        config: A TOML file with settings by their names, if there is one.
-        given: What the command line says; None where it says nothing.
+        config: A TOML file with settings by name, or None.
+        given: Values from the command line; None for an option that was not given.
 
     Raises:
-        SettingsError: The file cannot be read, or a setting is wrong or unknown.
+        SettingsError: The file cannot be read, or a setting is invalid or unknown.
 
     """
     settings, _, problems = examine(config, given)
@@ -198,11 +201,10 @@ def load(config: Path | None = None, **given: Any) -> Settings:
 def examine(
     config: Path | None, given: dict[str, Any]
 ) -> tuple[Settings | None, Layers, list[Problem]]:
-    """Put the settings together as ``load`` does, but collect every problem.
+    """Load the settings as `load` does, but return the problems instead of raising.
 
     Returns:
-        The settings, unless there is a problem with a value; where each was found; and the
-        problems.
+        The settings, or None if a value is invalid; the sources of the values; the problems.
 
     """
     layers = gather(Settings, config, given)

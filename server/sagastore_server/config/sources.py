@@ -1,4 +1,4 @@
-"""Where each setting comes from, and what is wrong with it."""
+"""Sources of the settings: command line, environment and TOML file, with origins and errors."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ CLIENT_VARIABLES = frozenset(
         "TRACEBACK",
     )
 )
-"""What the client's command reads. TLS_CERT and TLS_KEY are settings of the server as well."""
+"""Variables of the client's command. TLS_CERT and TLS_KEY are settings of the server as well."""
 
 _FOREIGN = re.compile(
-    # Our own tests and demonstration.
+    # Tests and the demonstration of this project.
     r"SAGASTORE_(TEST_.*|DEMO_.*|LEGACY_DB"
-    # Kubernetes tells every container of a service that is named sagastore.
+    # Kubernetes sets these in every container if a service is named sagastore.
     r"|SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP)(_.*)?)?)"
 )
 _RELATION = "relation"
@@ -49,7 +49,7 @@ _Model = TypeVar("_Model", bound=BaseSettings)
 
 
 class Origin(NamedTuple):
-    """Where a value was found."""
+    """Source of a value."""
 
     kind: str
     """``command line``, ``environment``, ``file`` or ``default``."""
@@ -65,56 +65,56 @@ DEFAULT = Origin("default")
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong. Never holds the value of a secret."""
+    """An error or a warning about a setting. Never contains the value of a secret."""
 
     setting: str
-    """The name as it was written; of the file, if the problem is the file itself."""
+    """Name of the setting as it was written, or of the file if that is the problem."""
     text: str
-    """What is wrong with it, and what to do; goes on where the name ends."""
+    """The problem and the remedy, as the continuation of the name."""
     origin: Origin | None = None
-    """Where it was found."""
+    """Source of the value."""
     is_warning: bool = False
-    """Whether the server can be started all the same."""
+    """Whether the server starts nevertheless."""
 
     def __str__(self) -> str:
         return f"{self.setting}: {self.text}"
 
 
 class SettingsError(Exception):
-    """The settings cannot be used; the line says which and why, and shows no secret."""
+    """The settings are invalid. One line: each setting and its problem, without secrets."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        """Say what the problems are."""
+        """Collect the problems in one message."""
         self.problems = tuple(problems)
-        super().__init__("bad settings: " + "; ".join(map(str, self.problems)))
+        super().__init__("invalid settings: " + "; ".join(map(str, self.problems)))
 
 
 class Layers(NamedTuple):
-    """What was found everywhere, one over the other."""
+    """The values of all sources, merged by precedence."""
 
     values: dict[str, Any]
-    """What is in force, not yet checked."""
+    """The effective values, not yet validated."""
     origins: dict[str, Origin]
-    """Where each of the values is from; what is missing here is a default."""
+    """Source of each value; a setting that is not here has its default."""
     config: Path | None
-    """The file that was read."""
+    """The file, if there is one."""
     problems: list[Problem]
-    """Unknown names, and what is wrong with the file itself."""
+    """Unknown names, and problems of the file itself."""
     in_file: dict[str, Any]
-    """What the file says, in force or not."""
+    """The values in the file, effective or not."""
 
     def origin(self, setting: str) -> Origin:
-        """Return where the value of a setting is from."""
+        """Return the source of the value of a setting."""
         return self.origins.get(setting, DEFAULT)
 
 
 def gather(model: type[BaseSettings], config: Path | None, given: Mapping[str, Any]) -> Layers:
-    """Look for settings in the file, the environment and the command line.
+    """Read the settings from the file, the environment and the command line.
 
     Args:
-        model: What settings there are.
-        config: A TOML file, if there is one.
-        given: What the command line says; None where it says nothing.
+        model: Defines the settings.
+        config: A TOML file, or None.
+        given: Values from the command line; None for an option that was not given.
 
     """
     layers = Layers({}, {}, config, [], {})
@@ -131,24 +131,24 @@ def gather(model: type[BaseSettings], config: Path | None, given: Mapping[str, A
 
 
 def validated(model: type[_Model], layers: Layers) -> tuple[_Model | None, list[Problem]]:
-    """Return the settings, or what is wrong with them."""
+    """Return the settings, or their problems."""
     try:
         return model(**layers.values), []
     except ValidationError as exc:
         problems = exc.errors(include_url=False, include_input=False)
-        return None, list(_explained(model, problems, layers))
+        return None, list(_problems(model, problems, layers))
 
 
 def relation_error(problems: Iterable[tuple[str, str]]) -> PydanticCustomError:
-    """Return what a model raises for settings that do not go together, each with its reason."""
-    return PydanticCustomError(_RELATION, "settings do not go together", {"of": list(problems)})
+    """Return the error that a model raises for settings that contradict each other."""
+    return PydanticCustomError(_RELATION, "contradictory settings", {"of": list(problems)})
 
 
 def unknown_variables(model: type[BaseModel]) -> list[Problem]:
-    """Return the variables that look like settings, and are neither ours nor the client's."""
+    """Return the variables that look like settings, but are unknown to server and client."""
     ours = {ENV_PREFIX + name.upper() for name in model.model_fields} | {CONFIG_VARIABLE}
     known = ours | CLIENT_VARIABLES
-    # What they all begin with would make them all similar.
+    # Compared without the prefix, which would make all of them similar.
     ends = {name.removeprefix(ENV_PREFIX): name for name in known}
     found = []
     for name in sorted(os.environ):
@@ -185,30 +185,30 @@ def _add_file(layers: Layers, model: type[BaseModel], config: Path) -> None:
 
 def _read(config: Path) -> dict[str, Any]:
     try:
-        # With an end to its last line, or a mistake there would be told without its number.
+        # With a final newline; without one, tomllib reports an error there without its line.
         text = config.read_text(encoding="utf-8") + "\n"
     except OSError as exc:
-        raise ValueError(f"cannot read the configuration: {exc.strerror}") from exc
+        raise ValueError(f"cannot read the configuration file: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
-        raise ValueError("the configuration is not text in UTF-8") from exc
+        raise ValueError("the configuration file is not text in UTF-8") from exc
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
-        told = str(exc).replace("at end of document", f"at line {text.count(chr(10))}, the end")
-        raise ValueError(f"the configuration is not valid TOML: {told}") from exc
+        problem = str(exc).replace("at end of document", f"at line {text.count(chr(10))}, the end")
+        raise ValueError(f"the configuration file is not valid TOML: {problem}") from exc
 
 
 def _misplaced(name: str, value: Any, layers: Layers, model: type[BaseModel]) -> str | None:
-    """Say why this cannot be in a file at all."""
+    """Return why this entry of a file is invalid, whatever its value; None if it is not."""
     setting = name.replace("-", "_")
     if isinstance(value, dict):
         inner = next(iter(value), "...").replace("-", "_")
         known = f"{setting}_{inner}" if f"{setting}_{inner}" in model.model_fields else inner
-        return f"is a table, but settings are not grouped; write {known} = ... above all tables"
+        return f"is a table, but settings have no groups; write {known} = ... above all tables"
     if setting not in model.model_fields:
         return _unknown(setting, model)
     if setting in layers.values:
-        return "is there twice, once with - and once with _"
+        return "is set twice, once with - and once with _"
     return None
 
 
@@ -221,19 +221,19 @@ def _similar(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
-def _explained(
+def _problems(
     model: type[BaseModel], errors: Iterable[ErrorDetails], layers: Layers
 ) -> Iterator[Problem]:
     for error in errors:
         if error["type"] == _RELATION:
-            for setting, told in error["ctx"]["of"]:
-                yield Problem(setting, told, layers.origin(setting))
+            for setting, problem in error["ctx"]["of"]:
+                yield Problem(setting, problem, layers.origin(setting))
         else:
             setting = str(error["loc"][0])
-            yield Problem(setting, _in_words(model, setting, error), layers.origin(setting))
+            yield Problem(setting, _message(model, setting, error), layers.origin(setting))
 
 
-def _in_words(model: type[BaseModel], setting: str, error: ErrorDetails) -> str:
+def _message(model: type[BaseModel], setting: str, error: ErrorDetails) -> str:
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":

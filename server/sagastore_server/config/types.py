@@ -1,4 +1,4 @@
-"""The kinds of values that settings have: how each is written, and what is accepted."""
+"""Types of the settings: notation, validation and description."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 OFF = "off"
-"""The address of what shall not listen."""
+"""Value of an address that disables the listener."""
 POSTGRES_SCHEMES = ("postgresql", "postgres")
 
 
 class Kind(NamedTuple):
-    """What people are told about the values of a setting, beyond their type."""
+    """Description of the values of a setting, beyond their type."""
 
     metavar: str
-    """What stands for a value in the help."""
+    """Placeholder of the value in the help."""
     what: str
-    """What a value is, in a few words that can follow "must be"."""
+    """Description of a value, as it can follow "must be"."""
     is_input: bool = False
-    """Whether it names a file that must be there."""
+    """Whether it names a file that must exist."""
     is_secret: bool = False
-    """Whether it names a file that others must not read."""
+    """Whether it names a file that other users must not read."""
 
 
 def _address(text: str) -> str:
@@ -43,7 +43,7 @@ def _at_home(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as exc:
-        raise ValueError(f"{path} begins with ~, but whose home that is cannot be found") from exc
+        raise ValueError(f"{path} begins with ~, but that user has no home directory") from exc
 
 
 def _connection_string(dsn: SecretStr) -> SecretStr:
@@ -60,8 +60,8 @@ def _web_address(text: str) -> str:
     except ValueError:
         usable = None
     if not usable:
-        # Without the value: people put credentials into such addresses.
-        raise ValueError("must be an address that begins with http:// or https://")
+        # Without the value, which may contain credentials.
+        raise ValueError("must be a URL that begins with http:// or https://")
     return text
 
 
@@ -83,11 +83,11 @@ Seconds = Annotated[float, Kind("SECONDS", "a number of seconds")]
 Share = Annotated[float, Field(ge=0, le=1), Kind("SHARE", "a number")]
 
 _SWITCH = Kind("", "true or false")
-_ANYTHING = Kind("VALUE", "a text")
+_ANY = Kind("VALUE", "a text")
 
 
 def kind(field: FieldInfo) -> Kind:
-    """Return the kind of a setting; of one that may be missing, the kind it has if it is there."""
+    """Return the kind of a setting; of an optional one, the kind of its value."""
     if field.annotation is bool:
         return _SWITCH
     inner = [
@@ -96,16 +96,16 @@ def kind(field: FieldInfo) -> Kind:
         for part in getattr(choice, "__metadata__", ())
     ]
     found = (part for part in [*field.metadata, *inner] if isinstance(part, Kind))
-    return next(found, _ANYTHING)
+    return next(found, _ANY)
 
 
 def is_switch(field: FieldInfo) -> bool:
-    """Whether a setting is either on or off."""
+    """Whether a setting is a boolean."""
     return kind(field) is _SWITCH
 
 
 def bounds(field: FieldInfo) -> str:
-    """Say which numbers are accepted, like ``from 0 to 3600``; empty where all are."""
+    """Return the accepted range, for example ``from 0 to 3600``; empty if there is none."""
     limits = {
         name: plain_number(getattr(part, name))
         for part in field.metadata
@@ -119,10 +119,10 @@ def bounds(field: FieldInfo) -> str:
 
 
 def expectation(field: FieldInfo) -> str:
-    """Say what a value must be, to follow the words "must be"."""
+    """Return the description of a valid value, as it follows "must be"."""
     return f"{kind(field).what} {bounds(field)}".rstrip()
 
 
 def plain_number(number: object) -> str:
-    """Write a number without needless digits."""
+    """Return a number without unnecessary digits."""
     return f"{number:g}" if isinstance(number, float) else str(number)

@@ -21,6 +21,9 @@ class Instruments:
     def call_shed(self, reason: str) -> None:
         """Record a call that admission control refused: ``OVERLOADED`` or ``RATE_LIMITED``."""
 
+    def task_started(self, task: str) -> None:
+        """Record that the background task of this name was started, not restarted."""
+
     def task_failed(self, task: str) -> None:
         """Record a failure of the background task ``task``."""
 

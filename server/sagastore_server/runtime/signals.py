@@ -6,38 +6,38 @@ import asyncio
 import signal
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGBREAK")
-"""SIGBREAK is Ctrl+Break, and how one process stops another, on Windows."""
+"""On Windows SIGBREAK is sent by Ctrl+Break, and by a process that stops another."""
 
 
 class StopSignals:
-    """The first signal asks for an orderly stop, the second for a quick one.
+    """Events for a graceful stop, at the first signal, and a fast one, at the second.
 
-    From the third on, signals do what they do by default: end the process.
+    From the third on, signals have their default effect: the process ends.
     """
 
     def __init__(self) -> None:
-        """Listen from now on. Needs the running event loop, in the main thread."""
+        """Install the handlers. Needs the running event loop, in the main thread."""
         self.first = asyncio.Event()
         self.second = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
         for number in self._numbers:
-            self._listen(number)
+            self._install(number)
 
-    def _listen(self, number: signal.Signals) -> None:
+    def _install(self, number: signal.Signals) -> None:
         try:
-            self._loop.add_signal_handler(number, self._came)
+            self._loop.add_signal_handler(number, self._on_signal)
         except NotImplementedError:  # on Windows
-            signal.signal(number, lambda *_: self._loop.call_soon_threadsafe(self._came))
+            signal.signal(number, lambda *_: self._loop.call_soon_threadsafe(self._on_signal))
 
-    def _came(self) -> None:
+    def _on_signal(self) -> None:
         if not self.first.is_set():
             self.first.set()
             return
         self.second.set()
-        self._forget()
+        self._restore()
 
-    def _forget(self) -> None:
+    def _restore(self) -> None:
         for number in self._numbers:
             try:
                 self._loop.remove_signal_handler(number)

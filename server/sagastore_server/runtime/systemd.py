@@ -1,7 +1,7 @@
-"""Tells systemd how the service does: the protocol of ``sd_notify(3)``, and its watchdog.
+"""systemd notifications: the protocol of ``sd_notify(3)``, and the watchdog.
 
-Datagrams to the socket that ``NOTIFY_SOCKET`` names. Without that nothing happens, so the
-same code runs under systemd and anywhere else.
+Messages are datagrams to the socket that ``NOTIFY_SOCKET`` names. Without that variable nothing
+is sent, so the same code runs with and without systemd.
 """
 
 from __future__ import annotations
@@ -14,46 +14,60 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
+
 EXTENSION = 30.0
-"""Seconds that a start asks for again and again while it goes on."""
+"""Seconds by which each message extends the start timeout."""
 
 EXTEND_EVERY = 10.0
+"""Seconds between two such messages."""
 
 _CLOSING = 30.0
-"""Seconds beyond those for calls under way that a stop may take: to empty the log."""
+"""Seconds that a stop may take beyond the drain: the write-ahead log is checkpointed."""
 
-_PATIENCE = 0.5
-"""Seconds that a datagram may wait for room in the socket."""
+_SEND_TIMEOUT = 0.5
+"""Seconds that a datagram may wait for space in the socket."""
 
 _log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """An asynchronous context in which systemd is kept informed.
+    """Sends the state of the service to systemd while the context lasts.
 
-    Two things are said by a task of the event loop, so that they are true only while the
-    loop turns: the watchdog's sign of life, twice in the time that ``WATCHDOG_USEC`` gives,
-    and, until `ready`, that the start needs longer. A loop that stands still is killed and
-    started anew. The other methods may be called from any thread.
+    Two messages are sent by tasks of the event loop, so that they stop when the loop hangs:
+
+    * the watchdog's keep-alive, twice in the time that ``WATCHDOG_USEC`` gives. Without it
+      systemd kills and restarts the service;
+    * until `ready`, an extension of the start timeout.
+
+    The other methods are safe in any thread.
     """
 
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        """Read the address, and how often the watchdog wants to hear."""
+    def __init__(
+        self,
+        environment: Mapping[str, str] = os.environ,
+        supervisor: Supervisor | None = None,
+    ) -> None:
+        """Read the address and the watchdog interval; run the tasks under ``supervisor``."""
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
         self._watchdog = _watchdog_seconds(environment)
+        self._supervisor = supervisor
         self._socket: socket.socket | None = None
         self._starting = True
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[SupervisedTask] = []
 
     async def __aenter__(self) -> Self:
-        """Begin to give signs of life."""
+        """Open the socket and start the tasks."""
         if self._address is not None:
+            supervisor = self._supervisor or Supervisor()
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.settimeout(_PATIENCE)
-            self._tasks.append(asyncio.create_task(self._extend(), name="systemd-start"))
+            self._socket.settimeout(_SEND_TIMEOUT)
+            self._tasks.append(supervisor.start("systemd-start", self._extend))
             if self._watchdog is not None:
-                watching = self._watch(self._watchdog / 2)
-                self._tasks.append(asyncio.create_task(watching, name="systemd-watchdog"))
+                every = self._watchdog / 2
+                self._tasks.append(
+                    supervisor.start("systemd-watchdog", lambda: self._keep_alive(every))
+                )
         return self
 
     async def __aexit__(
@@ -62,25 +76,23 @@ class Notifier:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Say nothing more."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Stop the tasks and close the socket."""
+        await asyncio.gather(*(task.stop() for task in self._tasks))
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def ready(self, status: str) -> None:
-        """Calls are taken: what is ordered after this service may start."""
+        """Report that calls are accepted: units ordered after this service may start."""
         self._starting = False
         self._send(f"READY=1\nSTATUS={_line(status)}")
 
     def status(self, status: str) -> None:
-        """Show a line to those who ask ``systemctl status``."""
+        """Set the line that ``systemctl status`` shows."""
         self._send(f"STATUS={_line(status)}")
 
     def stopping(self, grace: float) -> None:
-        """The service ends; calls under way have ``grace`` seconds."""
+        """Report that the service stops, and that calls in progress have ``grace`` seconds."""
         self._starting = False
         extension = _microseconds(grace + _CLOSING)
         self._send(f"STOPPING=1\nSTATUS=draining\nEXTEND_TIMEOUT_USEC={extension}")
@@ -90,38 +102,38 @@ class Notifier:
             self._send(f"EXTEND_TIMEOUT_USEC={_microseconds(EXTENSION)}")
             await asyncio.sleep(EXTEND_EVERY)
 
-    async def _watch(self, every: float) -> None:
+    async def _keep_alive(self, every: float) -> None:
         while True:
             self._send("WATCHDOG=1")
             await asyncio.sleep(every)
 
     def _send(self, text: str) -> None:
-        # Kept in a variable: the loop may close it while another thread is here.
+        # A local variable, because the event loop may close the socket meanwhile.
         channel, address = self._socket, self._address
         if channel is None or address is None:
             return
         try:
             channel.sendto(text.encode(), address)
         except OSError as exc:
-            _log.warning("systemd could not be told: %s", exc)
+            _log.warning("cannot notify systemd: %s", exc)
 
 
 def _address(name: str) -> bytes | None:
-    """Return the address of a socket: a path, or an abstract name that begins with ``@``."""
+    """Return the address of the socket: a path, or an abstract name that begins with ``@``."""
     if not name.startswith(("/", "@")):
-        return None  # Nothing, or a kind of address that this does not speak.
+        return None  # Not set, or an unsupported kind of address, such as vsock.
     encoded = os.fsencode(name)
     return b"\0" + encoded[1:] if name.startswith("@") else encoded
 
 
 def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:
-    """Return within which time the watchdog wants to hear; None: there is none for us."""
-    wanted, process = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID", "")
-    if not wanted.isdecimal() or int(wanted) == 0:
+    """Return the interval of the watchdog; None if this process has none."""
+    interval, process = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID", "")
+    if not interval.isdecimal() or int(interval) == 0:
         return None
     if process and process != str(os.getpid()):
         return None
-    return int(wanted) / 1_000_000
+    return int(interval) / 1_000_000
 
 
 def _microseconds(seconds: float) -> int:

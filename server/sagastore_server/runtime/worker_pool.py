@@ -1,10 +1,20 @@
-"""Work on many messages in other processes, so that calls need not wait for the interpreter.
+"""Pool of worker processes for CPU-bound work: text analysis and message validation.
 
-The analysis of texts and the checks of messages are Python, and only one thread of a process
-runs Python at a time: a thousand messages take it for 30 ms, in which the event loop stands
-still again and again. A process started here does nothing but that. It knows no connection and
-no secret, and no file but the copy of a legacy one that it may be told to read; it ends with
-whoever started it, however that ends.
+Both are pure Python, and one thread of a process runs Python at a time: a thousand messages take
+30 ms, during which the event loop of the server would stall again and again.
+
+A worker process
+
+* starts when there is enough work to justify it, and never keeps a caller waiting for its start;
+* has none of the server's settings in its environment, hence no tokens and no passwords, and no
+  open connection;
+* ends with the server, even if that is killed with SIGKILL;
+* is replaced after it has died or hung; meanwhile a thread of the server does the work.
+
+`concurrent.futures.ProcessPoolExecutor` gives two of these guarantees up: its processes (worker,
+fork server and resource tracker) inherit the environment with the secrets, which a worker can
+delete from `os.environ` but not from `/proc/PID/environ`, and they survive a SIGKILL of the
+server. Before Python 3.14 it also has no method to kill a worker that hangs.
 """
 
 from __future__ import annotations
@@ -25,45 +35,46 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 FEW = 50
-"""Texts that are analysed where they are, unless they are long."""
+"""Number of texts that are analysed in the calling thread, unless they are long."""
 
 SHORT = 20_000
-"""Characters, together, of texts that are not long: their analysis takes about 5 ms."""
+"""Total length, in characters, of texts that are not long: their analysis takes about 5 ms."""
 
 MANY = 3_000
-"""Texts after which a process is started, which takes as long as the analysis of about as many."""
+"""Number of texts after which a worker process starts. The start takes as long as the analysis of
+about as many."""
 
-_AGAIN = 60.0
-"""Seconds until it is tried again to start a process that could not be started, or has ended."""
+_RETRY_SECONDS = 60.0
+"""Time until a worker that failed to start, or died, is replaced."""
 
-_PATIENCE = 30.0
-"""Seconds after which a process that has not answered is ended: the largest question, of a
-thousand messages of 100,000 characters, takes about ten."""
+_TIMEOUT = 30.0
+"""Seconds after which a worker that has not answered is killed. The largest task, a thousand
+messages of 100,000 characters, takes about ten."""
 
 _NICENESS = 5
-"""Calls that somebody waits for have precedence."""
+"""Priority of the workers: below that of the server, which answers calls."""
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
 class WorkerPool:
-    """Some processes, started when they are first needed, and a thread for each."""
+    """Worker processes that start on demand, with one thread each that talks to its worker."""
 
     def __init__(self, count: int | None = None) -> None:
-        """Use ``count`` processes; None: one less than there are processors, one to four."""
+        """Use ``count`` processes; by default one less than there are CPUs, from 1 to 4."""
         self._count = count or min(4, max(1, (os.cpu_count() or 1) - 1))
-        self._mine = threading.local()
-        self._started: list[_Worker] = []
+        self._local = threading.local()
+        self._workers: list[_Worker] = []
         self._threads: ThreadPoolExecutor | None = None
 
     async def map(
         self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
     ) -> list[T]:
-        """Return ``function(*one)`` for each of ``arguments``, worked out elsewhere.
+        """Return ``function(*one)`` for each of ``arguments``, computed by a worker.
 
-        ``function`` is one of a module; it and all values can be pickled. Where no process
-        can be had, a thread of this one does the work.
+        ``function`` is a module-level function; it and all values can be pickled. While no
+        worker is available, a thread of this process does the work.
         """
         return await asyncio.wrap_future(self.submit(function, arguments))
 
@@ -73,9 +84,9 @@ class WorkerPool:
         arguments: Sequence[tuple[Any, ...]],
         texts: int | None = None,
     ) -> Future[list[T]]:
-        """Do what ``map`` does, for a thread that has something else to do meanwhile.
+        """Do what `map` does and return a future. Safe in any thread.
 
-        ``texts`` says how much work it is, where that is not a text each.
+        ``texts`` is the amount of work, in texts; by default one for each of ``arguments``.
         """
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._count, "analysis")
@@ -83,74 +94,74 @@ class WorkerPool:
 
     @property
     def at_once(self) -> int:
-        """How many questions are worked on at the same time."""
+        """Number of tasks that run at the same time."""
         return self._count
 
     async def close(self) -> None:
-        """End the processes, when they have done what they were given. New ones may be needed."""
+        """Stop the processes after the tasks in progress. Later tasks start new ones."""
         await asyncio.to_thread(self.end)
 
     def end(self) -> None:
-        """Do what ``close`` does, for a thread that may wait."""
+        """Do what `close` does, and block until it is done."""
         threads, self._threads = self._threads, None
-        started, self._started = self._started, []
+        workers, self._workers = self._workers, []
         if threads is not None:
             threads.shutdown(cancel_futures=True)
-        for analyst in started:
-            analyst.end()
+        for worker in workers:
+            worker.end()
 
     def _map(
         self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], texts: int
     ) -> list[T]:
-        analyst: _Worker | None = getattr(self._mine, "analyst", None)
-        if analyst is None:
-            analyst = self._mine.analyst = _Worker()
-            self._started.append(analyst)
-        return analyst.map(function, arguments, texts)
+        worker: _Worker | None = getattr(self._local, "worker", None)
+        if worker is None:
+            worker = self._local.worker = _Worker()
+            self._workers.append(worker)
+        return worker.map(function, arguments, texts)
 
 
 class _Worker:
-    """One process. Belongs to one thread."""
+    """One worker process. Used by one thread only."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._line: Connection | None = None
+        self._pipe: Connection | None = None
         self._ready = False
         self._not_before = 0.0
-        self._asked = 0
+        self._texts = 0
 
     def map(
         self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], texts: int
     ) -> list[T]:
-        self._asked += texts
-        line = self._usable() if self._asked >= MANY else None
-        if line is not None:
+        self._texts += texts
+        pipe = self._connected() if self._texts >= MANY else None
+        if pipe is not None:
             try:
-                with self._limited():
-                    line.send((function, arguments))
-                    found: list[T] | Exception = line.recv()
+                with self._time_limit():
+                    pipe.send((function, arguments))
+                    result: list[T] | Exception = pipe.recv()
             except (OSError, EOFError) as exc:
-                self._lost(exc)
+                self._fail(exc)
             else:
-                if isinstance(found, Exception):
-                    raise found
-                return found
+                if isinstance(result, Exception):
+                    raise result
+                return result
         return [function(*one) for one in arguments]
 
     def end(self) -> None:
-        if self._line is not None:
-            self._line.close()
-            self._line = None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
         if self._process is not None:
-            # It ends by itself when its line is cut; but nobody waits for what it is at.
+            # The closed pipe ends the worker too, but only after its current task.
             self._process.kill()
             self._process.wait()
             self._process = None
 
     @contextlib.contextmanager
-    def _limited(self) -> Iterator[None]:
-        """End the process, and with it what waits for it, if it takes too long."""
-        limit = threading.Timer(_PATIENCE, self._kill)
+    def _time_limit(self) -> Iterator[None]:
+        """Kill the worker, and so unblock the thread that waits for it, after `_TIMEOUT`."""
+        limit = threading.Timer(_TIMEOUT, self._kill)
         limit.start()
         try:
             yield
@@ -161,62 +172,66 @@ class _Worker:
         if self._process is not None:
             self._process.kill()
 
-    def _usable(self) -> Connection | None:
-        """Return the line to the process, if it has said that it is ready."""
-        if self._line is None and time.monotonic() >= self._not_before:
+    def _connected(self) -> Connection | None:
+        """Return the pipe to the worker once that has reported that it is ready."""
+        if self._pipe is None and time.monotonic() >= self._not_before:
             try:
                 self._start()
             except OSError as exc:
-                self._lost(exc)
-        if self._line is None:
+                self._fail(exc)
+        if self._pipe is None:
             return None
         if not self._ready:
             try:
-                self._ready = self._line.poll() and self._line.recv() is None
+                self._ready = self._pipe.poll() and self._pipe.recv() is None
             except (OSError, EOFError) as exc:
-                self._lost(exc)
-        return self._line if self._ready else None
+                self._fail(exc)
+        return self._pipe if self._ready else None
 
     def _start(self) -> None:
         ours, theirs = multiprocessing.Pipe()
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
+            self._process = subprocess.Popen(  # noqa: S603 - no part of it is external input
                 [sys.executable, "-m", __spec__.name, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                env=_without_settings(),
+                env=_environment(),
             )
-        self._line = ours
+        self._pipe = ours
 
-    def _lost(self, why: Exception) -> None:
-        _log.warning("texts are analysed by the server itself for now: %s", type(why).__name__)
+    def _fail(self, exc: Exception) -> None:
+        _log.warning(
+            "worker process failed (%s); the server does its work for %.0f s",
+            type(exc).__name__,
+            _RETRY_SECONDS,
+        )
         self.end()
         self._ready = False
-        self._not_before = time.monotonic() + _AGAIN
+        self._not_before = time.monotonic() + _RETRY_SECONDS
 
 
-def _without_settings() -> dict[str, str]:
-    """Return the environment without settings: some are secrets, and none is needed."""
+def _environment() -> dict[str, str]:
+    """Return the environment without settings: some are secrets, and a worker needs none."""
     return {name: value for name, value in os.environ.items() if not name.startswith("SAGASTORE_")}
 
 
-def _serve(line: Connection) -> None:
-    """Do what is asked until nobody is there to ask."""
-    line.send(None)
+def _serve(pipe: Connection) -> None:
+    """Run tasks from the pipe until its other end is closed."""
+    pipe.send(None)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            function, arguments = line.recv()
+            function, arguments = pipe.recv()
             try:
-                answer: list[object] | Exception = [function(*one) for one in arguments]
-            except Exception as exc:  # noqa: BLE001 - raised where it was asked for
-                answer = exc
-            line.send(answer)
+                result: list[object] | Exception = [function(*one) for one in arguments]
+            except Exception as exc:  # noqa: BLE001 - raised in the calling process
+                result = exc
+            pipe.send(result)
 
 
 def main() -> None:
-    """Serve on the file descriptor that the command line names."""
-    # Whoever stops the server stops it alone: what is under way there needs this to the end.
+    """Run tasks from the pipe whose file descriptor the command line names."""
+    # A signal to the process group drains the server, and its calls need the worker meanwhile.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(_NICENESS)

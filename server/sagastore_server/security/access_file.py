@@ -1,4 +1,4 @@
-"""The access file: which tokens and client certificates may do what, while it changes."""
+"""Access control by the access file, which is reloaded when it changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 
 
 class AccessFile(AccessControl):
-    """Lets in whom the file names; the file is read again when it changes."""
+    """Authenticates the tokens and client certificates that the access file lists."""
 
     is_open = False
 
@@ -36,18 +36,18 @@ class AccessFile(AccessControl):
         self._found: Rules | AccessError | None = None
         self._listeners: list[Callable[[], None]] = []
         (file,) = self._files.read()
-        self._enforce(_judged(path, file))
+        self._enforce(_checked(path, file))
 
     @property
     def rules(self) -> Rules:
-        """What is in force."""
+        """The current rules."""
         return self._rules
 
     def caller(self, token: str | None, certificate_names: Sequence[str]) -> Caller:
-        """Tell who calls: by the token if there is one, whatever the certificate says.
+        """Return the caller. A token takes precedence over the certificate.
 
         Raises:
-            UnauthenticatedError: Nobody who is named in the file, or not any more.
+            UnauthenticatedError: The file lists neither, or the token has expired.
 
         """
         if token is not None:
@@ -60,30 +60,30 @@ class AccessFile(AccessControl):
             raise UnauthenticatedError(
                 f"the server knows none of the names in this certificate: {names}"
             )
-        raise UnauthenticatedError(f"{self._wanted}, and the call came without")
+        raise UnauthenticatedError(f"{self._required}; the call has none")
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """Have ``listener`` called when callers may be no longer who they were."""
+        """Call ``listener`` after each change of the rules and each expiry of a token."""
         self._listeners.append(listener)
 
-    def look(self) -> bool:
-        """Look at the file, in any thread; tell whether to look again soon."""
-        found = self._files.look()
+    def poll(self) -> bool:
+        """Check the file, in any thread. Return whether a change has to be confirmed soon."""
+        found = self._files.poll()
         if found is not None:
             try:
-                self._found = _judged(self._path, found[0])
+                self._found = _checked(self._path, found[0])
             except AccessError as exc:
                 self._found = exc
         return self._files.is_changing
 
-    def tell(self) -> None:
-        """Enforce what the look found if it can be used, and say so in the log."""
+    def apply(self) -> None:
+        """Enforce what the last poll found, unless it is invalid, and log the result."""
         found, self._found = self._found, None
         if isinstance(found, AccessError):
-            _log.error("access file not taken over; what it said before holds", reason=str(found))
+            _log.error("access file not reloaded; the previous rules apply", reason=str(found))
         elif found is not None:
             self._enforce(found)
-            _log.info("access file taken over", file=str(self._path), **_counts(found))
+            _log.info("access file reloaded", file=str(self._path), **_counts(found))
             self._notify()
         elif time.time() >= self._next_expiry:
             self._set_next_expiry()
@@ -92,7 +92,7 @@ class AccessFile(AccessControl):
     def _bearer(self, token: str) -> Caller:
         digest = digest_of(token)
         found = None
-        # All of them, always: how long it takes tells nothing about what is in the file.
+        # Always compares with every entry: the duration reveals nothing about the file.
         for entry, stored in self._tokens:
             if hmac.compare_digest(stored, digest):
                 found = entry
@@ -106,8 +106,8 @@ class AccessFile(AccessControl):
         self._rules = rules
         self._tokens = [(entry, entry.digest) for entry in rules.tokens]
         self._certificates = {e.name: Caller(e.name, e.role) for e in rules.certificates}
-        both = "a token or a certificate that it knows" if rules.certificates else "a token"
-        self._wanted = f"the server wants {both}"
+        known = "a token or a known client certificate" if rules.certificates else "a token"
+        self._required = f"the server requires {known}"
         self._set_next_expiry()
 
     def _set_next_expiry(self) -> None:
@@ -120,8 +120,8 @@ class AccessFile(AccessControl):
             listener()
 
 
-def _judged(path: Path, file: Content) -> Rules:
-    """Read an access file, and warn of what is odd about it."""
+def _checked(path: Path, file: Content) -> Rules:
+    """Parse the file, and log warnings about its permissions and an empty file."""
     if file.problem:
         raise AccessError(f"{path} {file.problem}")
     try:
@@ -131,11 +131,11 @@ def _judged(path: Path, file: Content) -> Rules:
     except AccessError as exc:
         raise AccessError(f"{path}: {exc}") from exc
     if file.mode & 0o022:
-        _log.warning("access file can be changed by others", file=str(path), do="chmod 600")
+        _log.warning("other users can change the access file", file=str(path), do="chmod 600")
     elif file.mode & 0o044:
-        _log.warning("access file can be read by others", file=str(path), do="chmod 600")
+        _log.warning("other users can read the access file", file=str(path), do="chmod 600")
     if not rules.tokens and not rules.certificates:
-        _log.warning("access file lets nobody in", file=str(path))
+        _log.warning("access file is empty, so every call is refused", file=str(path))
     return rules
 
 

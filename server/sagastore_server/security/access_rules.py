@@ -1,8 +1,8 @@
-"""What an access file says: its entries, and the rules that they must keep.
+"""Format of the access file: its entries, and their validation.
 
-Tokens are long random strings that ``sagastore-server token new`` makes, and the file
-has their SHA-256. Salt and a slow hash protect what people think up; nobody can try
-2²⁵⁶ strings, and here every call pays for the hash.
+Tokens are random strings of 256 bits that ``sagastore-server token new`` makes; the file has their
+SHA-256. A salt and a slow hash protect passwords, which people choose. They would add nothing to
+256 random bits, and every call would pay for them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sagastore_server.interfaces.access import Role
 from sagastore_server.security.watched_files import FileError
 
 MAX_ENTRIES = 1000
-"""Tokens, and certificates, that a file may have: each call is compared with every token."""
+"""Most tokens, and most certificates, in a file: each call is compared with every token."""
 
 TOKEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -26,11 +26,11 @@ _MAX_CERTIFICATE_NAME = 512
 
 
 class AccessError(FileError):
-    """An access file cannot be used; the line says where it is wrong, and quotes no hash."""
+    """The access file is invalid. One line: the place and the problem; it quotes no hash."""
 
 
 class TokenEntry(NamedTuple):
-    """A token that may be used."""
+    """A token and its role."""
 
     name: str
     role: Role
@@ -40,29 +40,29 @@ class TokenEntry(NamedTuple):
 
 
 class CertificateEntry(NamedTuple):
-    """A name in client certificates, and what they may do."""
+    """A name in client certificates, and its role."""
 
     name: str
     role: Role
 
 
 class Rules(NamedTuple):
-    """What an access file says."""
+    """Content of an access file."""
 
     tokens: tuple[TokenEntry, ...] = ()
     certificates: tuple[CertificateEntry, ...] = ()
 
 
 def digest_of(token: str) -> bytes:
-    """Return what is kept of a token."""
+    """Return the digest of a token, as the access file has it."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
 def parse(text: str) -> Rules:
-    """Read the text of an access file.
+    """Parse the text of an access file.
 
     Raises:
-        AccessError: Something in it is wrong; the line says what, without the file's name.
+        AccessError: It is invalid. The message does not name the file.
 
     """
     try:
@@ -107,7 +107,7 @@ def _certificate(where: str, entry: Mapping[str, Any]) -> CertificateEntry:
         or not 1 <= len(name) <= _MAX_CERTIFICATE_NAME
         or not name.isprintable()
     ):
-        raise AccessError(f"{where}: name must be a name as certificates have it")
+        raise AccessError(f"{where}: name must be 1 to 512 printable characters")
     return CertificateEntry(name, _role(where, entry))
 
 

@@ -1,4 +1,4 @@
-"""Addresses without their secrets, to be shown to people."""
+"""Masking of credentials in connection strings and URLs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ MASK = "********"
 
 
 def has_password(dsn: str) -> bool:
-    """Whether a connection string holds a password."""
+    """Whether a connection string contains a password."""
     return mask_password(dsn) != dsn
 
 
 def mask_password(dsn: str) -> str:
-    """Return a connection string with its passwords masked, and all the rest.
+    """Return a connection string with its passwords masked.
 
-    Rather masks too much than too little: where a password should have been
-    percent-encoded, and was not, nobody can tell how far it goes.
+    Masks too much rather than too little: a password that is not percent-encoded, as it must be,
+    has no recognisable end.
     """
     scheme, separator, rest = dsn.partition("://")
     if not separator:
@@ -30,7 +30,7 @@ def mask_password(dsn: str) -> str:
 
 
 def mask_credentials(url: str) -> str:
-    """Return a web address without user, password, and what the query says."""
+    """Return a URL with user, password and query masked."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         return MASK

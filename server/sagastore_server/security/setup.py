@@ -1,4 +1,4 @@
-"""Who can reach the server and how: TLS and the access file, put together from the settings."""
+"""Security setup: TLS and the access file, built from the settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from sagastore_server.config.settings import Settings
+from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.security.access_file import AccessFile
 from sagastore_server.security.watched_files import FileError, Watched, watching
 
@@ -14,17 +15,18 @@ if TYPE_CHECKING:
 
 
 class SecuritySetupError(Exception):
-    """The server must not listen so; the line says what is missing and how to give it."""
+    """The security settings cannot be used. One line: what is missing, and how to provide it."""
 
 
 class SecuritySetup:
-    """TLS and the access file, where the settings name them."""
+    """TLS and the access file, as far as the settings name them."""
 
     def __init__(self, settings: Settings) -> None:
         """Read and check the files.
 
         Raises:
-            SecuritySetupError: One cannot be used, or strangers could come in, or be read.
+            SecuritySetupError: A file cannot be used, or the server would be reachable from
+                other machines without encryption or authentication.
 
         """
         _check_exposure(settings)
@@ -35,38 +37,38 @@ class SecuritySetup:
             raise SecuritySetupError(str(exc)) from exc
         if self.access and self.access.rules.certificates and settings.tls_client_ca is None:
             raise SecuritySetupError(
-                f"{settings.access} names certificates, but nobody is asked for one; "
-                "give their authority with tls_client_ca, or remove these entries"
+                f"{settings.access} has [[certificate]] entries, but the server requests no client "
+                "certificates; set tls_client_ca, or remove these entries"
             )
 
-    def watched(self) -> AbstractAsyncContextManager[None]:
-        """Take over changes of the files for as long as the context lasts."""
-        things: list[Watched] = [thing for thing in (self.tls, self.access) if thing is not None]
-        return watching(things)
+    def watched(self, supervisor: Supervisor | None = None) -> AbstractAsyncContextManager[None]:
+        """Reload changed files while the context lasts, by tasks of ``supervisor``."""
+        found: dict[str, Watched | None] = {"tls": self.tls, "access": self.access}
+        return watching({name: one for name, one in found.items() if one is not None}, supervisor)
 
 
 def _tls(settings: Settings) -> TlsFiles | None:
     cert, key = settings.tls_cert, settings.tls_key
     if cert is None or key is None:
         return None
-    # Loading it takes a tenth of a second, which those without TLS need not wait.
+    # The import takes 0.1 s, which a server without TLS saves.
     from sagastore_server.security.tls import TlsFiles  # noqa: PLC0415
 
     return TlsFiles(cert, key, settings.tls_client_ca)
 
 
 def _check_exposure(settings: Settings) -> None:
-    """Refuse to be reached from other machines in plain text, or by anybody."""
+    """Require encryption and authentication on addresses that other machines can reach."""
     if settings.address.is_loopback or settings.allow_insecure:
         return
     missing = []
     if settings.tls_cert is None:
         missing.append("TLS (tls_cert and tls_key)")
     if settings.access is None and settings.tls_client_ca is None:
-        missing.append("a way to know callers (access, or tls_client_ca)")
+        missing.append("authentication (access, or tls_client_ca)")
     if missing:
         raise SecuritySetupError(
-            f"{settings.listen} can be reached from other machines, which needs "
+            f"{settings.listen} can be reached from other machines, which requires "
             f"{' and '.join(missing)}; set that, listen on 127.0.0.1, or accept it with "
             "--allow-insecure"
         )

@@ -1,112 +1,124 @@
-"""Files that are read again when they change, while the server runs.
+"""Watcher for files that may change while the server runs: detects stable changes.
 
-They are read and compared, not looked up by their times: a clock that is coarse would
-hide a change, and a link that is moved elsewhere (as Kubernetes does with secrets) has
-the times of its old self. They are small, so that costs nothing.
+The content is read and compared, not the modification time: a coarse clock would hide a change,
+and a symbolic link that is moved (as Kubernetes does with secrets) keeps its own time. The files
+are small, so reading them costs little.
 
-A change counts once two looks have found the same: between the two files of a pair, or
-in the middle of a file that is written in place, nothing is taken over.
+A change counts once two reads in a row return the same content. So neither a file that is being
+written in place nor one half of a replaced pair is accepted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-MAX_BYTES = 1024 * 1024
-"""A file may be as large; what is larger is not what it should be."""
+from sagastore_server.runtime.supervisor import Supervisor
 
-_EVERY = 1.0
-"""Seconds between two looks."""
-_SOON = 0.2
-"""Seconds until the second look at what has changed."""
+MAX_BYTES = 1024 * 1024
+"""Largest accepted file, in bytes. Certificates and access files have a few kilobytes."""
+
+_POLL_SECONDS = 1.0
+"""Time between two polls."""
+_CONFIRM_SECONDS = 0.2
+"""Time until the poll that confirms a change."""
 
 
 class FileError(Exception):
-    """A file cannot be used; the line says which, why, and what to do. It quotes no secret."""
+    """A file cannot be used.
+
+    The message is one line: the file, the reason and the remedy. It quotes no secret.
+    """
 
 
 class Content(NamedTuple):
-    """A file, as it was found."""
+    """Content and permissions of a file at one time."""
 
     data: bytes
     mode: int
-    """Its permissions."""
+    """Permission bits."""
     problem: str = ""
-    """Why it could not be read; ends a line that begins with its name."""
+    """Why it could not be read, as the predicate of a sentence; empty if it was read."""
 
 
 class WatchedFiles:
-    """Finds out whether any of some files has changed. Not safe for several threads at once."""
+    """Detects changes of a set of files. Not safe for concurrent use."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Watch ``paths``."""
         self._paths = tuple(paths)
-        self._seen: tuple[Content, ...] = ()
-        self._judged: tuple[Content, ...] = ()
+        self._latest: tuple[Content, ...] = ()
+        self._reported: tuple[Content, ...] = ()
 
     @property
     def is_changing(self) -> bool:
-        """Whether the last look found a change that has to be confirmed by another."""
-        return self._seen != self._judged
+        """Whether the last poll found a change that another poll has to confirm."""
+        return self._latest != self._reported
 
     def read(self) -> tuple[Content, ...]:
-        """Return the files as they are now, as the first to compare with."""
-        self._seen = self._judged = tuple(map(_read, self._paths))
-        return self._judged
+        """Return the files as they are now; later polls compare with them."""
+        self._latest = self._reported = tuple(map(_read, self._paths))
+        return self._reported
 
-    def look(self) -> tuple[Content, ...] | None:
-        """Return the files if they have changed, and are the same as at the last look."""
+    def poll(self) -> tuple[Content, ...] | None:
+        """Return the files if they have changed and two polls have found the same content."""
         found = tuple(map(_read, self._paths))
-        settled, self._seen = found == self._seen, found
-        if not settled or found == self._judged:
+        settled, self._latest = found == self._latest, found
+        if not settled or found == self._reported:
             return None
-        self._judged = found
+        self._reported = found
         return found
 
 
 class Watched(Protocol):
-    """Something that follows files."""
+    """A component that reloads its files when they change."""
 
-    def look(self) -> bool:
-        """Look at the files, in any thread; tell whether to look again soon."""
+    def poll(self) -> bool:
+        """Check the files, in any thread. Return whether a change has to be confirmed soon."""
 
-    def tell(self) -> None:
-        """Pass on what the look found, on the event loop."""
+    def apply(self) -> None:
+        """Use what the last poll found. Runs on the event loop."""
 
 
 @asynccontextmanager
-async def watching(things: Sequence[Watched]) -> AsyncIterator[None]:
-    """Look at the files of ``things`` every second for as long as the context lasts."""
-    task = asyncio.create_task(_watch(things))
+async def watching(
+    components: Mapping[str, Watched], supervisor: Supervisor | None = None
+) -> AsyncIterator[None]:
+    """Poll the files of ``components`` every second while the context lasts.
+
+    Each has a separate task, named for example ``access-watcher``, so that the failure of one
+    does not keep another from reloading.
+    """
+    supervisor = supervisor or Supervisor()
+    tasks = [
+        supervisor.start(f"{name}-watcher", partial(_watch, component))
+        for name, component in components.items()
+    ]
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await asyncio.gather(*(task.stop() for task in tasks))
 
 
-async def _watch(things: Sequence[Watched]) -> None:
-    pause = _EVERY
-    while things:
+async def _watch(component: Watched) -> None:
+    pause = _POLL_SECONDS
+    while True:
         await asyncio.sleep(pause)
-        # In a thread: the files may be on a disk that is elsewhere, and slow.
-        changing = [await asyncio.to_thread(thing.look) for thing in things]
-        for thing in things:
-            thing.tell()
-        pause = _SOON if any(changing) else _EVERY
+        # In a thread, because the files may be on a slow network file system.
+        changing = await asyncio.to_thread(component.poll)
+        component.apply()
+        pause = _CONFIRM_SECONDS if changing else _POLL_SECONDS
 
 
 def _read(path: Path) -> Content:
     try:
-        # Asked first: to open a pipe would wait for whoever writes into it.
+        # Checked before opening, because opening a pipe blocks until it has a writer.
         if not stat.S_ISREG(path.stat().st_mode):
             return Content(b"", 0, "is not a file")
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """The five phases of a migration, and what each means.
 
 Everything that depends on the phase asks it; nothing compares phases by hand. The
-table that this follows is in docs/migration.md.
+table that this follows is in docs/reference/migration.md.
 """
 
 from __future__ import annotations

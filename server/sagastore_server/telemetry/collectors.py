@@ -1,4 +1,4 @@
-"""How things stand at the moment, as metrics: made of what is in memory when somebody asks."""
+"""Gauges of the current state, collected at each scrape from values in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Number = Callable[[], float]
 
 
 class AdmissionLoad(NamedTuple):
-    """How many calls are inside, and how many may be; each from any thread."""
+    """Calls and streams in progress, and their limits. Safe in any thread."""
 
     calls: Number
     max_calls: float
@@ -27,62 +27,71 @@ class AdmissionLoad(NamedTuple):
 
 
 class StoreCollector(Collector):
-    """Tells how things stand; called in the threads of the ops port."""
+    """Collects the gauges. Runs in the threads of the ops server."""
 
     def __init__(
         self,
-        doorway: AdmissionLoad,
+        admission: AdmissionLoad,
         sampler: Sampler,
         readiness: Readiness,
         certificate_ends: Number | None,
     ) -> None:
-        """Tell of these.
+        """Collect from these.
 
-        ``certificate_ends``: when the certificate ends, in seconds since 1970; None: no TLS.
+        ``certificate_ends`` is the expiry of the certificate in seconds since 1970, None without
+        TLS.
         """
-        self._doorway = doorway
+        self._admission = admission
         self._sampler = sampler
         self._readiness = readiness
         self._certificate_ends = certificate_ends
 
     def collect(self) -> Iterator[Metric]:
-        """Yield each metric."""
+        """Yield the metrics."""
         yield from self._server()
         sampler = self._sampler
-        yield from _busy(sampler.loads)
+        yield from _loads(sampler.loads)
         if sampler.snapshot is not None:
             yield from self._stores(sampler.snapshot)
             yield from _migration(sampler.snapshot)
             yield from self._journal()
 
     def _server(self) -> Iterator[Metric]:
-        admission, readiness = self._doorway, self._readiness
-        yield _gauge("sagastore_calls_in_flight", "Single calls inside.", admission.calls())
-        yield _gauge("sagastore_calls_limit", "How many there may be.", admission.max_calls)
-        yield _gauge("sagastore_streams_open", "Streams inside.", admission.streams())
-        yield _gauge("sagastore_streams_limit", "How many there may be.", admission.max_streams)
+        admission, readiness = self._admission, self._readiness
+        yield _gauge("sagastore_calls_in_flight", "Unary calls in progress.", admission.calls())
+        yield _gauge(
+            "sagastore_calls_limit", "Limit of sagastore_calls_in_flight.", admission.max_calls
+        )
+        yield _gauge("sagastore_streams_open", "Open streams.", admission.streams())
+        yield _gauge(
+            "sagastore_streams_limit", "Limit of sagastore_streams_open.", admission.max_streams
+        )
         reasons = {finding.reason for finding in readiness.reasons()}
         warnings = {finding.reason for finding in readiness.warnings()}
-        yield _gauge("sagastore_ready", "1: the server serves.", not reasons)
+        yield _gauge("sagastore_ready", "1 if the server is ready.", not reasons)
         yield _states(
-            "sagastore_not_ready", "1: why it does not.", "reason", _values(Reason), reasons
+            "sagastore_not_ready",
+            "1 if the server is not ready for this reason.",
+            "reason",
+            _values(Reason),
+            reasons,
         )
         yield _states(
             "sagastore_warning",
-            "1: what somebody should see to while it serves.",
+            "1 if this warning is active.",
             "reason",
             _values(Notice),
             warnings,
         )
         yield _gauge(
             "sagastore_event_loop_silence_seconds",
-            "Time since the event loop last went round; up to half a second is usual.",
+            "Time since the last heartbeat of the event loop; up to 0.5 s is normal.",
             readiness.silence,
         )
         if self._certificate_ends is not None:
             yield _gauge(
                 "sagastore_tls_certificate_end_timestamp_seconds",
-                "When the first of the server's certificates ends, in seconds since 1970.",
+                "Earliest expiry in the server's certificate chain, in seconds since 1970.",
                 self._certificate_ends(),
             )
 
@@ -90,9 +99,9 @@ class StoreCollector(Collector):
         inventory = self._sampler.inventory
         if inventory is None:
             return
-        up = _by_store("sagastore_store_up", "1: the store answers.")
-        messages = _by_store("sagastore_messages", "Messages stored; missing while unknown.")
-        version = _by_store("sagastore_store_schema_version", "Version of the store's schema.")
+        up = _by_store("sagastore_store_up", "1 if the store answers.")
+        messages = _by_store("sagastore_messages", "Messages stored; absent while unknown.")
+        version = _by_store("sagastore_store_schema_version", "Schema version of the store.")
         for health in inventory.stores:
             if health.store not in snapshot.phase.stores:
                 continue
@@ -105,7 +114,7 @@ class StoreCollector(Collector):
         yield from (up, messages, version)
         yield _gauge(
             "sagastore_quarantine_rows",
-            "Rows of a legacy file that no message represents faithfully.",
+            "Rows of a legacy file that no message can represent without loss.",
             inventory.quarantined,
         )
 
@@ -113,12 +122,12 @@ class StoreCollector(Collector):
         backlog = self._sampler.backlog
         yield _gauge(
             "sagastore_migration_journal_rows",
-            "Changes that SQLite has and PostgreSQL has not yet.",
+            "Journal entries that are not yet applied to PostgreSQL.",
             backlog.rows,
         )
         yield _gauge(
             "sagastore_migration_journal_lag_seconds",
-            "Age of the oldest of them.",
+            "Age of the oldest journal entry.",
             backlog.lag_seconds,
         )
 
@@ -126,19 +135,23 @@ class StoreCollector(Collector):
 _LOADS: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
     (
         "sagastore_writes_waiting",
-        "Writes that are in no transaction yet.",
+        "Writes that wait for a transaction.",
         lambda load: load.writes_waiting,
     ),
     (
         "sagastore_connections_open",
-        "Connections to the store: for reading (SQLite), for everything (PostgreSQL).",
+        "Open connections to the store; of SQLite those for reading.",
         lambda load: load.connections,
     ),
-    ("sagastore_connections_busy", "Those lent out.", lambda load: load.connections_busy),
-    ("sagastore_connections_limit", "How many there may be.", lambda load: load.connections_most),
+    ("sagastore_connections_busy", "Connections in use.", lambda load: load.connections_busy),
+    (
+        "sagastore_connections_limit",
+        "Limit of sagastore_connections_open.",
+        lambda load: load.connections_most,
+    ),
     (
         "sagastore_connections_wanted",
-        "Reads and transactions that wait for one.",
+        "Reads and transactions that wait for a connection.",
         lambda load: load.connections_wanted,
     ),
 )
@@ -147,18 +160,18 @@ _FILES: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
     ("sagastore_file_bytes", "Size of the database file.", lambda load: load.file_bytes),
     (
         "sagastore_disk_free_bytes",
-        "Room left on the disk of that file.",
+        "Free space on the disk of the database file.",
         lambda load: load.disk_free_bytes,
     ),
 )
 
 
-def _busy(loads: list[Load]) -> Iterator[Metric]:
+def _loads(loads: list[Load]) -> Iterator[Metric]:
     with_file = [load for load in loads if load.file_bytes]
-    for table, those in ((_LOADS, loads), (_FILES, with_file)):
+    for table, selected in ((_LOADS, loads), (_FILES, with_file)):
         for name, documentation, value in table:
             family = _by_store(name, documentation)
-            for load in those:
+            for load in selected:
                 family.add_metric([load.store.value], value(load))
             yield family
 
@@ -166,22 +179,26 @@ def _busy(loads: list[Load]) -> Iterator[Metric]:
 def _migration(snapshot: StatusSnapshot) -> Iterator[Metric]:
     yield _gauge(
         "sagastore_migration_phase_number",
-        "The phase, 1 (sqlite-only) to 5 (postgres-only).",
+        "Migration phase, 1 (sqlite-only) to 5 (postgres-only).",
         snapshot.phase.value,
     )
     phases = [phase.slug for phase in Phase]
     yield _states(
-        "sagastore_migration_phase", "1: the phase.", "phase", phases, {snapshot.phase.slug}
+        "sagastore_migration_phase",
+        "1 for the current phase.",
+        "phase",
+        phases,
+        {snapshot.phase.slug},
     )
-    yield _gauge("sagastore_migration_epoch", "Counts the changes of phase.", snapshot.epoch)
+    yield _gauge("sagastore_migration_epoch", "Number of phase changes.", snapshot.epoch)
     yield _gauge(
         "sagastore_migration_reads_from_fallback",
-        "1: in read-postgres, SQLite answers reads because PostgreSQL is down or behind.",
+        "1 if SQLite answers reads in read-postgres because PostgreSQL is down or behind.",
         snapshot.reads_from_fallback,
     )
     yield _gauge(
         "sagastore_migration_following",
-        "1: nothing keeps PostgreSQL from following SQLite.",
+        "1 if replication to PostgreSQL works.",
         snapshot.phase.journals and snapshot.trouble is None and not snapshot.taken_over,
     )
     yield from _backfill(snapshot)
@@ -193,24 +210,24 @@ def _backfill(snapshot: StatusSnapshot) -> Iterator[Metric]:
     states = [state.value for state in BackfillState]
     yield _states(
         "sagastore_migration_backfill_state",
-        "1: what the backfill is doing.",
+        "1 for the current state of the backfill.",
         "state",
         states,
         {backfill.state.value},
     )
     yield _gauge(
         "sagastore_migration_backfill_copied_messages",
-        "Messages that the backfill has copied.",
+        "Messages copied by the backfill.",
         backfill.copied,
     )
     yield _gauge(
         "sagastore_migration_backfill_all_messages",
-        "Messages that it has to copy in all.",
+        "Messages that the backfill copies in total.",
         backfill.total,
     )
     yield _gauge(
         "sagastore_migration_backfill_messages_per_second",
-        "How fast it copies.",
+        "Copy rate of the backfill.",
         backfill.rows_per_second,
     )
 
@@ -218,9 +235,13 @@ def _backfill(snapshot: StatusSnapshot) -> Iterator[Metric]:
 def _comparisons(snapshot: StatusSnapshot) -> Iterator[Metric]:
     shadow = snapshot.shadow
     for name, documentation, value in (
-        ("compared", "Reads compared on both stores since the backfill.", shadow.compared),
-        ("skipped", "Reads that were to be compared, and could not.", shadow.skipped),
-        ("different", "Reads that were answered differently.", shadow.different),
+        (
+            "compared",
+            "Reads compared on both stores since the start of the backfill.",
+            shadow.compared,
+        ),
+        ("skipped", "Sampled reads that could not be compared.", shadow.skipped),
+        ("different", "Reads that the stores answered differently.", shadow.different),
     ):
         yield _gauge(f"sagastore_migration_shadow_reads_{name}", documentation, value)
     last = snapshot.last_verification
@@ -232,11 +253,17 @@ def _verification(last: Verification) -> Iterator[Metric]:
     prefix = "sagastore_migration_verification"
     yield _gauge(
         f"{prefix}_end_timestamp_seconds",
-        "When the last verification ended, in seconds since 1970; missing before there is one.",
+        "End of the last verification, in seconds since 1970; absent before the first.",
         last.finished_at / 1_000_000,
     )
-    yield _gauge(f"{prefix}_compared_rows", "Rows that it compared.", last.compared)
-    yield _gauge(f"{prefix}_mismatched_rows", "Rows that differed.", last.mismatch_count)
+    yield _gauge(
+        f"{prefix}_compared_rows", "Rows that the last verification compared.", last.compared
+    )
+    yield _gauge(
+        f"{prefix}_mismatched_rows",
+        "Rows that differed in the last verification.",
+        last.mismatch_count,
+    )
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:
@@ -250,7 +277,7 @@ def _by_store(name: str, documentation: str) -> GaugeMetricFamily:
 def _states(
     name: str, documentation: str, label: str, values: Iterable[str], active: set[str]
 ) -> Metric:
-    """Return a metric with one series for each of ``values``: 1 for the active, 0 otherwise."""
+    """Return a metric with one series for each of ``values``: 1 if active, 0 otherwise."""
     family = GaugeMetricFamily(name, documentation, labels=[label])
     for value in values:
         family.add_metric([value], value in active)

@@ -1,8 +1,8 @@
-"""Counts and histograms that one thread writes and any may read.
+"""Counters and histograms with one writer thread and any number of readers.
 
-Those of ``prometheus_client`` take a lock for each number that changes, five for a Save, in
-case several threads write. Here only the event loop does, in a fifth of the time; a reader
-may see the last of thousands of values in the count and not yet in the sum.
+Those of ``prometheus_client`` take a lock for every number that changes, five for a Save, because
+several threads might write. Here the event loop is the only writer, which takes a fifth of the
+time. A reader may see the last of thousands of values in the count and not yet in the sum.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prometheus_client.utils import floatToGoString
 
 
 class Counter:
-    """A number that only grows."""
+    """A number that only increases."""
 
     __slots__ = ("value",)
 
@@ -26,71 +26,73 @@ class Counter:
 
 
 class CounterFamily(Collector):
-    """A counter: one ``Counter`` for each combination of labels."""
+    """A counter metric: one `Counter` for each combination of label values."""
 
     def __init__(self, name: str, documentation: str, labels: Sequence[str] = ()) -> None:
-        """Describe it; ``name`` without ``_total``."""
-        self._about = name, documentation
+        """Define the metric; ``name`` is without ``_total``."""
+        self._description = name, documentation
         self._names = labels
         self._counts: dict[tuple[str, ...], Counter] = {}
 
     def labels(self, *values: str) -> Counter:
-        """Return the count of these labels, which is shown from now on."""
+        """Return the counter of these label values; it is exported from now on."""
         return self._counts.setdefault(values, Counter())
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is shown."""
-        family = CounterMetricFamily(*self._about, labels=self._names)
+        """Yield the metric."""
+        family = CounterMetricFamily(*self._description, labels=self._names)
         for values, count in list(self._counts.items()):
             family.add_metric(values, count.value)
         yield family
 
 
 class Histogram:
-    """How many values fell below each bound, and their sum."""
+    """Number of values up to each bound, and their sum."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """Begin with no values; ``bounds`` are in order, and infinity is implied."""
+        """Create an empty histogram; ``bounds`` ascend, and infinity is implied."""
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Take in a value."""
-        # A value that equals a bound belongs below it.
+        """Record a value."""
+        # A value equal to a bound counts as below it.
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def read(self) -> tuple[list[int], float]:
-        """Return how many values are up to each bound, the last being infinity; and the sum."""
+        """Return the number of values up to each bound, infinity last, and their sum."""
         return list(accumulate(list(self._counts))), self._sum
 
 
 class HistogramFamily(Collector):
-    """A histogram: one ``Histogram`` for each combination of labels."""
+    """A histogram metric: one `Histogram` for each combination of label values."""
 
     def __init__(
         self, name: str, documentation: str, bounds: Sequence[float], labels: Sequence[str] = ()
     ) -> None:
-        """Describe it."""
-        self._about = name, documentation
+        """Define the metric."""
+        self._description = name, documentation
         self._bounds = bounds
-        every = (*bounds, float("inf"))
-        self._shown = [floatToGoString(bound) for bound in every]  # type: ignore[no-untyped-call]
+        all_bounds = (*bounds, float("inf"))
+        self._bound_labels = [floatToGoString(bound) for bound in all_bounds]  # type: ignore[no-untyped-call]
         self._names = labels
-        self._tallies: dict[tuple[str, ...], Histogram] = {}
+        self._histograms: dict[tuple[str, ...], Histogram] = {}
 
     def labels(self, *values: str) -> Histogram:
-        """Return the tally of these labels, which is shown from now on."""
-        return self._tallies.setdefault(values, Histogram(self._bounds))
+        """Return the histogram of these label values; it is exported from now on."""
+        return self._histograms.setdefault(values, Histogram(self._bounds))
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is shown."""
-        family = HistogramMetricFamily(*self._about, labels=self._names)
-        for values, tally in list(self._tallies.items()):
-            counts, total = tally.read()
-            buckets = [(bound, float(n)) for bound, n in zip(self._shown, counts, strict=True)]
+        """Yield the metric."""
+        family = HistogramMetricFamily(*self._description, labels=self._names)
+        for values, histogram in list(self._histograms.items()):
+            counts, total = histogram.read()
+            buckets = [
+                (bound, float(n)) for bound, n in zip(self._bound_labels, counts, strict=True)
+            ]
             family.add_metric(values, buckets, total)
         yield family

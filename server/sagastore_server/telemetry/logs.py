@@ -1,7 +1,7 @@
-"""Logs: JSON lines on standard error, or a readable form where that is a terminal.
+"""Logging setup: JSON lines on standard error, or a readable form on a terminal.
 
-One event a line, named by ``event``. Never the content of a message, nor a secret:
-tracebacks come without local variables for that reason.
+Each line is one event, named by ``event``. Logs contain no message content and no secrets; for
+that reason tracebacks come without local variables.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ def configure(level: str, stream: TextIO = sys.stderr) -> None:
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *_rendering(stream),
+                *_renderers(stream),
             ],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # It tells of every attempt to reach a database that is away, with a traceback each time,
-    # and of connections that we give up. That a database is away, we tell ourselves, once.
+    # asyncpg logs every failed connection attempt with a traceback, and every connection that is
+    # abandoned. The server logs an unavailable database itself, once.
     logging.getLogger("asyncpg").setLevel(logging.ERROR)
-    # It tells of every statement, with what goes into it: what users say and search for.
+    # aiosqlite logs every statement with its parameters, which are user data.
     logging.getLogger("aiosqlite").setLevel(logging.WARNING)
     grpc_core = logging.getLogger("grpc._cython.cygrpc")
-    if _told_without_traceback not in grpc_core.filters:
-        grpc_core.addFilter(_told_without_traceback)
+    if _without_disconnect_traceback not in grpc_core.filters:
+        grpc_core.addFilter(_without_disconnect_traceback)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -63,9 +63,9 @@ def configure(level: str, stream: TextIO = sys.stderr) -> None:
 
 
 def _with_call(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    """Add the id of the call in which the line is logged; the call's error bears it as well.
+    """Add the id of the current call, which the error of the call has as well.
 
-    Not once the call has ended: what it has set going, such as a backfill, may go on for days.
+    Not after the call has ended: a task that it started, such as a backfill, may run for days.
     """
     call = current()
     if call is not None and not call.code:
@@ -73,22 +73,22 @@ def _with_call(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDic
     return event
 
 
-def _told_without_traceback(record: logging.LogRecord) -> bool:
-    """Tell in a line for debugging that a client had gone; gRPC makes it an error with a traceback.
+def _without_disconnect_traceback(record: logging.LogRecord) -> bool:
+    """Log a client that disconnected as one debug line instead of an error with a traceback.
 
-    Its ``ExecuteBatchError`` says that an answer could not be handed to a connection, which
-    is what becomes of a connection that breaks in that instant.
+    gRPC raises ``ExecuteBatchError`` when it cannot send a response, which happens whenever a
+    connection breaks at that moment.
     """
     kind = record.exc_info[0] if record.exc_info else None
     if kind is None or kind.__name__ != "ExecuteBatchError":
         return True
-    record.msg, record.args = "the client had gone before its answer could be sent", ()
+    record.msg, record.args = "the client disconnected before its response was sent", ()
     record.exc_info = record.exc_text = None
     record.levelno, record.levelname = logging.DEBUG, "DEBUG"
     return logging.getLogger().isEnabledFor(logging.DEBUG)
 
 
-def _rendering(stream: TextIO) -> list[Processor]:
+def _renderers(stream: TextIO) -> list[Processor]:
     if stream.isatty():
         plain = structlog.dev.plain_traceback
         return [structlog.dev.ConsoleRenderer(exception_formatter=plain)]

@@ -1,9 +1,11 @@
-"""What is counted, in the words of Prometheus; docs/observability.md explains each.
+"""Prometheus metrics of events: calls, commits and failures.
 
-Names are Prometheus's convention: base units, ``_total`` for what only grows. Those of calls
-are gRPC's own (its proposal A66), so that dashboards for gRPC fit. What happens is counted as
-it happens; what *is*, is looked at when somebody asks, or was a moment ago (``sampler``).
-No label has values from outside: none of callers, ids or addresses.
+All are listed in docs/reference/observability.md.
+
+Names follow the conventions of Prometheus: base units, ``_total`` for counters. Those of calls are
+gRPC's own (proposal A66), so that dashboards for gRPC fit. Events are counted when they happen;
+the current state is collected at each scrape (`collectors`), from samples (`sampler`).
+No label has values from outside: no callers, no ids, no addresses.
 """
 
 from __future__ import annotations
@@ -26,73 +28,76 @@ CALL_SECONDS = (
     *(0.001, 0.002, 0.004, 0.006, 0.01, 0.016, 0.025, 0.04, 0.065),
     *(0.1, 0.16, 0.25, 0.5, 1, 2, 5, 10, 20),
 )
-"""A choice of the bounds in A66, closer where ours lie: a Save takes 2 to 20 ms, a read 1 to 10;
-beyond a second it matters only how many. All 41 would triple what is stored."""
+"""A subset of the bounds in A66, dense where the values lie: a Save takes 2 to 20 ms, a read 1 to
+10. All 41 bounds would triple the stored data."""
 
 COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 5)
-"""A synced commit takes 0.3 ms (NVMe) to 20 ms (disk); doubling shows on what it runs."""
+"""A synced commit takes 0.3 ms (NVMe) to 20 ms (hard disk), hence powers of two."""
 
 GROUP_WRITES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-"""Writes share a transaction; doubling tells whether they gather at all, and how far."""
+"""Group commit collects from 1 to 1024 writes, hence powers of two."""
 
 DELAY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-"""5 ms is as long as anything of ours should hold the event loop; seconds are an accident."""
+"""The server's own code should hold the event loop for 5 ms at most."""
 
 OTHER = "other"
-"""The method of calls that none of ours is called; A66 says so."""
+"""Label for unknown methods, as A66 defines it."""
 
 
 class Metrics(Instruments):
-    """Counts what happens. Each hook takes about half a microsecond."""
+    """Counts events. Each hook takes about half a microsecond."""
 
     def __init__(self, version: str, methods: Iterable[str] = ()) -> None:
-        """Count in a registry of its own; ``methods`` are shown before they are called."""
+        """Create a new registry; the series of ``methods`` exist before the first call."""
         self.registry = CollectorRegistry()
         self._known = frozenset(methods)
         self._started = CounterFamily(
-            "grpc_server_call_started", "Calls that came in.", ["grpc_method"]
+            "grpc_server_call_started", "Calls received.", ["grpc_method"]
         )
         self._duration = HistogramFamily(
             "grpc_server_call_duration_seconds",
-            "Time from when a call came in to its end; streams last as long as they are open.",
+            "Time from the arrival of a call to its end; for streams, the time that they are open.",
             CALL_SECONDS,
             ["grpc_method", "grpc_status"],
+        )
+        self._task_failures = CounterFamily(
+            "sagastore_task_failures", "Failures of background tasks.", ["task"]
         )
         self._defects = CounterFamily(
             "sagastore_internal_errors", "Calls that ended with INTERNAL."
         )
         self._shed = CounterFamily(
             "sagastore_calls_shed",
-            "Calls refused at the door because there is too much to do.",
+            "Calls rejected by admission control.",
             ["reason"],
         )
         self._writes = HistogramFamily(
             "sagastore_group_commit_writes",
-            "Writes that shared a transaction.",
+            "Writes per transaction.",
             GROUP_WRITES,
             ["store"],
         )
         self._seconds = HistogramFamily(
             "sagastore_group_commit_duration_seconds",
-            "Time that such a transaction took, synced to disk.",
+            "Duration of these transactions, including the sync to disk.",
             COMMIT_SECONDS,
             ["store"],
         )
         self._rows = CounterFamily(
             "sagastore_messages_written",
-            "Messages in these transactions, unchanged ones included.",
+            "Messages in these transactions, including unchanged ones.",
             ["store"],
         )
         self._delay = HistogramFamily(
             "sagastore_event_loop_delay_seconds",
-            "By how much the event loop was late when a timer of half a second had run out.",
+            "Delay of the event loop, measured with a timer of 0.5 s.",
             DELAY_SECONDS,
         )
         self._prepare()
         self._register(version)
 
     def _prepare(self) -> None:
-        """Make what is certain to come, because a rate needs a beginning."""
+        """Create the series that are certain to be used, because a rate needs a first value."""
         self._starts = {name: self._started.labels(name) for name in (*self._known, OTHER)}
         self._ends = {(name, "OK"): self._duration.labels(name, "OK") for name in self._known}
         self._defect = self._defects.labels()
@@ -110,12 +115,14 @@ class Metrics(Instruments):
 
     def _register(self, version: str) -> None:
         counted: tuple[Collector, ...] = (
-            *(self._started, self._duration, self._defects, self._shed),
+            *(self._started, self._duration, self._defects, self._task_failures, self._shed),
             *(self._writes, self._seconds, self._rows, self._delay),
         )
         for collector in counted:
             self.registry.register(collector)
-        build = Info("sagastore_build", "What runs.", registry=self.registry)
+        build = Info(
+            "sagastore_build", "Version of the server and of Python.", registry=self.registry
+        )
         build.info({"version": version, "python": platform.python_version()})
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -140,6 +147,14 @@ class Metrics(Instruments):
         """See the contract."""
         self._shed.labels(reason).value += 1
 
+    def task_started(self, task: str) -> None:
+        """See the contract."""
+        self._task_failures.labels(task)  # A rate needs a first value of zero.
+
+    def task_failed(self, task: str) -> None:
+        """See the contract."""
+        self._task_failures.labels(task).value += 1
+
     def group_committed(self, store: Store, writes: int, rows: int, seconds: float) -> None:
         """See the contract."""
         group, duration, messages = self._commits[store]
@@ -148,5 +163,5 @@ class Metrics(Instruments):
         messages.value += rows
 
     def loop_delayed(self, seconds: float) -> None:
-        """Note by how much the event loop was late."""
+        """Record a delay of the event loop."""
         self._late.observe(seconds)

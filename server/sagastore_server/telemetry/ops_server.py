@@ -1,7 +1,7 @@
-"""The ops port: metrics, liveness and readiness over HTTP.
+"""HTTP server of the ops port: metrics, liveness and readiness.
 
-Served by threads, not by the event loop, so that it answers while that is busy, and above
-all when it hangs. What it tells is in memory; a request waits for nothing.
+It runs in separate threads, so that it answers while the event loop is busy or hangs. All
+answers are built from values in memory; no request waits for a store.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from sagastore_server.telemetry.readiness import LIVE_WITHIN, Readiness
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-_AT_ONCE = 16
-"""Requests at a time; more connections are closed as they come."""
+_MAX_REQUESTS = 16
+"""Concurrent requests; further connections are closed immediately."""
 
-_PATIENCE = 5.0
-"""Seconds that a client may take to send its request, or to read the answer."""
+_TIMEOUT = 5.0
+"""Seconds that a client may take to send its request, and to read the response."""
 
 _JSON = "application/json"
 
 _log = structlog.get_logger(__name__)
 
-Answer = tuple[HTTPStatus, str, bytes]
+Response = tuple[HTTPStatus, str, bytes]
 """Status, content type, body."""
 
 
 class OpsServer:
-    """Listens from the beginning; answers from ``start`` to ``close``."""
+    """The ops port. It listens once created, and answers from `start` to `close`."""
 
     def __init__(self, address: Address, readiness: Readiness, registry: CollectorRegistry) -> None:
-        """Take the port.
+        """Bind the port.
 
         Raises:
-            OSError: It is in use, or not an address of this machine.
+            OSError: The port is in use, or the address is not one of this machine.
 
         """
-        pages: dict[str, Callable[[str], Answer]] = {
+        pages: dict[str, Callable[[str], Response]] = {
             "/metrics": lambda accept: _metrics(registry, accept),
             "/livez": lambda _: _livez(readiness),
             "/readyz": lambda _: _readyz(readiness),
@@ -61,21 +61,21 @@ class OpsServer:
 
     @property
     def address(self) -> Address:
-        """Where it listens."""
+        """Address that it listens on."""
         host, port = self._server.server_address[:2]
         return Address(str(host), int(port))
 
     def start(self) -> None:
-        """Answer from now on."""
+        """Start to answer requests."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening. What is being answered is answered."""
+        """Stop listening. Requests in progress are completed."""
         self._closing = True
         if not self._thread.is_alive():
             self._server.server_close()
             return
-        # Wakes the thread, which waits for a connection.
+        # Wakes the thread, which blocks in accept().
         with contextlib.suppress(OSError):
             socket.create_connection(self.address, timeout=1.0).close()
         self._thread.join(1.0)
@@ -88,17 +88,17 @@ class OpsServer:
 
 class _Server(socketserver.ThreadingMixIn, HTTPServer):
     daemon_threads = True
-    # On Windows the option means that two servers may have the same port.
+    # On Windows the option would let two servers share the port.
     allow_reuse_address = os.name != "nt"
 
-    def __init__(self, address: Address, pages: dict[str, Callable[[str], Answer]]) -> None:
+    def __init__(self, address: Address, pages: dict[str, Callable[[str], Response]]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         self.pages = pages
-        self._free = threading.BoundedSemaphore(_AT_ONCE)
+        self._free = threading.BoundedSemaphore(_MAX_REQUESTS)
         super().__init__((address.host, address.port), _Handler)
 
     def server_bind(self) -> None:
-        # HTTPServer would look up our name, which may take long and is for nothing.
+        # HTTPServer would resolve the host name, which can be slow and is not used.
         socketserver.TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -113,31 +113,35 @@ class _Server(socketserver.ThreadingMixIn, HTTPServer):
         finally:
             self._free.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - theirs
-        _log.debug("a request to the ops port broke off")
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - signature of the base class
+        _log.debug("ops request aborted")
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = _PATIENCE
+    timeout = _TIMEOUT
     server: _Server
 
     def do_GET(self) -> None:
-        """Answer."""
+        """Answer a request."""
         page = self.server.pages.get(self.path.partition("?")[0])
         if page is None:
             known = ", ".join(self.server.pages)
-            answer = HTTPStatus.NOT_FOUND, "text/plain", f"there are {known}\n".encode()
+            response = (
+                HTTPStatus.NOT_FOUND,
+                "text/plain",
+                f"not found; available: {known}\n".encode(),
+            )
         else:
             try:
-                answer = page(self.headers.get("Accept", ""))
-            except Exception as exc:  # noqa: BLE001 - whoever asks gets a status, not a broken line
-                _log.error("the ops port could not answer", path=self.path, exc_info=exc)
-                text = b"internal error; the server's log has it\n"
-                answer = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", text
-        self._send(*answer)
+                response = page(self.headers.get("Accept", ""))
+            except Exception as exc:  # noqa: BLE001 - the client gets a status instead of a closed connection
+                _log.error("ops request failed", path=self.path, exc_info=exc)
+                text = b"internal error; see the log of the server\n"
+                response = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", text
+        self._send(*response)
 
     def do_HEAD(self) -> None:
-        """Answer without a body."""
+        """Answer a request without the body."""
         self.do_GET()
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
@@ -150,28 +154,28 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def version_string(self) -> str:
-        """Tell strangers no versions."""
+        """Return a name without versions, which unauthenticated clients must not learn."""
         return "sagastore"
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - theirs
-        """Say nothing: a scrape every few seconds is no news."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - signature of the base class
+        """Log nothing: scrapes come every few seconds."""
 
 
-def _metrics(registry: CollectorRegistry, accept: str) -> Answer:
+def _metrics(registry: CollectorRegistry, accept: str) -> Response:
     encode, kind = choose_encoder(accept)
     return HTTPStatus.OK, kind, encode(registry)
 
 
-def _livez(readiness: Readiness) -> Answer:
+def _livez(readiness: Readiness) -> Response:
     silence, live = readiness.silence, readiness.live
     status = HTTPStatus.OK if live else HTTPStatus.SERVICE_UNAVAILABLE
-    detail = f"the event loop went round {silence:.1f} s ago"
+    detail = f"the last heartbeat of the event loop was {silence:.1f} s ago"
     if not live:
-        detail += f", which must not take longer than {LIVE_WITHIN:g} s"
+        detail += f"; the limit is {LIVE_WITHIN:g} s"
     return status, _JSON, _json({"live": live, "detail": detail})
 
 
-def _readyz(readiness: Readiness) -> Answer:
+def _readyz(readiness: Readiness) -> Response:
     document = readiness.document()
     status = HTTPStatus.OK if document["ready"] else HTTPStatus.SERVICE_UNAVAILABLE
     return status, _JSON, _json(document)

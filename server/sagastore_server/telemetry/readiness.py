@@ -1,30 +1,32 @@
-"""Why the server serves or does not: what ``/readyz``, ``/livez`` and ``status`` tell.
+"""Readiness and liveness of the server: `/readyz`, `/livez` and `sagastore-server status`.
 
-*Live* means that the event loop goes round; a process whose loop does not must be ended.
-*Ready* means that calls are taken and the store they need answers; a server that is not
-ready says why, and what to do. *Warnings* are what somebody should see to although calls are
-served: a disk that is full still answers reads, and another server would not write either.
+* *Live*: the event loop runs. A process whose event loop hangs must be restarted.
+* *Ready*: the server accepts calls and the store that they need answers. A server that is not
+  ready reports each reason with a remedy.
+* *Warnings* need attention, but the server stays ready, because another server would do no
+  better: with a full disk, for example, it still answers reads.
 
-Written on the event loop, read from any thread: every value is replaced as a whole.
+The event loop writes, any thread reads: every value is replaced as a whole.
 """
 
 from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from sagastore_server.runtime.supervisor import Failure, Policy
 from sagastore_server.storage.migration import StatusSnapshot
 from sagastore_server.storage.model import StoreHealth
 
 LIVE_WITHIN = 10.0
-"""Seconds within which the event loop must have gone round. Nothing of ours holds it for
-more than a few hundredths of a second; a machine that swaps may."""
+"""Seconds without a heartbeat after which the event loop counts as hung. The server's own code
+holds it for a few hundredths of a second at most; on a machine that swaps it may take longer."""
 
 FULL_BELOW = 64 * 1024 * 1024
-"""Bytes left on the disk of the SQLite file below which it is as good as full: about what its
-write-ahead log takes."""
+"""Free bytes on the disk of the SQLite file below which it counts as full: about the size of the
+write-ahead log."""
 
 
 class Reason(enum.Enum):
@@ -35,123 +37,139 @@ class Reason(enum.Enum):
     UNRESPONSIVE = "UNRESPONSIVE"
     STORE_DOWN = "STORE_DOWN"
     NOT_THE_HOLDER = "NOT_THE_HOLDER"
+    TASK_FAILED = "TASK_FAILED"
 
 
 class Notice(enum.Enum):
-    """What somebody should see to while the server serves."""
+    """A warning: the server is ready, but needs attention."""
 
     DISK_FULL = "DISK_FULL"
     FALLBACK = "FALLBACK"
     NOT_FOLLOWING = "NOT_FOLLOWING"
     BACKFILL_FAILING = "BACKFILL_FAILING"
+    TASK_FAILING = "TASK_FAILING"
 
 
 class Finding(NamedTuple):
-    """A reason, or a warning."""
+    """A reason or a warning, with its remedy."""
 
     reason: str
     detail: str
-    """What is the case, in one line."""
+    """The problem, in one line."""
     remedy: str
-    """What to do."""
+    """What to do about it."""
 
 
-class LoopProgress(NamedTuple):
-    """How far work is that has to be done before the server can serve."""
+class StartupProgress(NamedTuple):
+    """Progress of the work that precedes serving, such as a legacy import."""
 
     work: str
     done: int
     total: int
 
 
+def _no_failures() -> Sequence[Failure]:
+    return ()
+
+
 class Readiness:
-    """What is known of whether the server serves."""
+    """Readiness and liveness of the server, derived from what its components report."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin as a server that starts now."""
+        """Start in the state of a server that is starting."""
         self._clock = clock
         self._beat = clock()
-        self._opening: LoopProgress | None = LoopProgress("", 0, 0)
+        self._opening: StartupProgress | None = StartupProgress("", 0, 0)
         self._draining: Callable[[], int] | None = None
         self._drain_until = 0.0
         self._store: StoreHealth | None = None
-        self._glance: StatusSnapshot | None = None
+        self._snapshot: StatusSnapshot | None = None
         self._free: int | None = None
+        self._failing: Callable[[], Sequence[Failure]] = _no_failures
 
-    # ------------------------------------------------------------------ what is told
+    # ------------------------------------------------------------------ input
 
     def beat(self) -> None:
-        """Note that the event loop goes round."""
+        """Record that the event loop runs."""
         self._beat = self._clock()
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Note how far opening is; from any thread."""
+        """Record the progress of opening the store. Safe in any thread."""
         if self._opening is not None:
-            self._opening = LoopProgress(what, done, total)
+            self._opening = StartupProgress(what, done, total)
 
     def opened(self) -> None:
-        """Note that calls are taken from now on."""
+        """Record that the server accepts calls."""
         self._opening = None
 
     def draining(self, seconds: float, calls: Callable[[], int]) -> None:
-        """Note that no new calls are taken; ``calls`` are under way, and have ``seconds``."""
+        """Record that new calls are refused; the ``calls`` in progress have ``seconds``."""
         self._drain_until = self._clock() + seconds
         self._draining = calls
 
     def store(self, health: StoreHealth) -> None:
-        """Note how the store does without which nothing can be served."""
+        """Record the health of the store that the server depends on."""
         self._store = health
 
     def snapshot(self, snapshot: StatusSnapshot) -> None:
-        """Note where the migration stands."""
-        self._glance = snapshot
+        """Record the state of the migration."""
+        self._snapshot = snapshot
 
     def disk(self, free: int | None) -> None:
-        """Note how many bytes are left beside the SQLite file; None: there is none."""
+        """Record the free bytes on the disk of the SQLite file; None without such a file."""
         self._free = free
 
-    # ------------------------------------------------------------------ what it comes to
+    def watch_tasks(self, failing: Callable[[], Sequence[Failure]]) -> None:
+        """Report the failures that ``failing`` returns, which is called in any thread.
+
+        A failed task with the policy `RESTART` is a warning, with `FATAL` a reason.
+        """
+        self._failing = failing
+
+    # ------------------------------------------------------------------ output
 
     @property
     def silence(self) -> float:
-        """Seconds since the event loop last went round."""
+        """Seconds since the last heartbeat of the event loop."""
         return max(0.0, self._clock() - self._beat)
 
     @property
     def live(self) -> bool:
-        """Whether the event loop goes round."""
+        """Whether the event loop runs."""
         return self.silence <= LIVE_WITHIN
 
     def reasons(self) -> list[Finding]:
-        """Return why the server is not ready; nothing: it is."""
+        """Return why the server is not ready; an empty list if it is."""
         found: list[Finding] = []
         if not self.live:
             found.append(_unresponsive(self.silence))
+        found += [_task_failed(one) for one in self._failing() if one.policy is Policy.FATAL]
         if self._draining is not None:
             left = max(0.0, self._drain_until - self._clock())
             found.append(_draining(self._draining(), left))
         elif self._opening is not None:
             found.append(_starting(self._opening))
-        elif self._glance is not None and self._glance.taken_over:
+        elif self._snapshot is not None and self._snapshot.taken_over:
             found.append(_not_the_holder())
         elif self._store is not None and not self._store.healthy:
             found.append(_store_down(self._store))
         return found
 
     def warnings(self) -> list[Finding]:
-        """Return what somebody should see to."""
+        """Return the problems that leave the server ready."""
         found = []
-        snapshot = self._glance
+        snapshot = self._snapshot
         if self._free is not None and self._free < FULL_BELOW:
             found.append(_disk_full(self._free))
         if snapshot is not None and not snapshot.taken_over:
-            found += _of_migration(snapshot)
+            found += _migration_warnings(snapshot)
+        found += [_task_failing(one) for one in self._failing() if one.policy is Policy.RESTART]
         return found
 
     def document(self) -> dict[str, Any]:
-        """Return all of it, for ``/readyz``."""
+        """Return the body of `/readyz`."""
         reasons = self.reasons()
-        snapshot = self._glance
+        snapshot = self._snapshot
         return {
             "ready": not reasons,
             "phase": None if snapshot is None else snapshot.phase.slug,
@@ -164,32 +182,34 @@ class Readiness:
 def _unresponsive(silence: float) -> Finding:
     return Finding(
         Reason.UNRESPONSIVE.value,
-        f"the event loop has not gone round for {silence:.1f} s",
-        "see whether the machine swaps or has no processor left; if it stays so, restart the "
-        "server, and report it with a stack of the process",
+        f"the event loop has not responded for {silence:.1f} s",
+        "check whether the machine swaps or is out of CPU; if the problem persists, restart the "
+        "server and report it with a stack trace of the process",
     )
 
 
-def _starting(progress: LoopProgress) -> Finding:
+def _starting(progress: StartupProgress) -> Finding:
     detail = "the server is opening its store"
     if progress.work:
         share = f": {progress.done:,} of {progress.total:,}" if progress.total else ""
         detail += f"; {progress.work}{share}"
-    return Finding(Reason.STARTING.value, detail, "wait; it becomes ready by itself")
+    return Finding(
+        Reason.STARTING.value, detail, "wait; the server becomes ready once the store is open"
+    )
 
 
 def _draining(calls: int, left: float) -> Finding:
     return Finding(
         Reason.DRAINING.value,
-        f"the server is stopping; {calls:,} calls under way have up to {left:.0f} s",
-        "nothing; send calls to another server, or start this one again when it has ended",
+        f"the server is stopping; {calls:,} calls in progress have up to {left:.0f} s",
+        "none needed; send calls to another server, or restart this one after it has exited",
     )
 
 
 def _not_the_holder() -> Finding:
     return Finding(
         Reason.NOT_THE_HOLDER.value,
-        "another server has taken over this migration, and this one must not serve any more",
+        "another server has taken over this migration, so this one must not serve",
         "stop this server; send calls to the other one",
     )
 
@@ -199,43 +219,63 @@ def _store_down(health: StoreHealth) -> Finding:
     return Finding(
         Reason.STORE_DOWN.value,
         f"{name} does not answer: {health.detail}",
-        "see that it runs and can be reached; the server becomes ready by itself then",
+        "check that it runs and is reachable; the server then becomes ready automatically",
+    )
+
+
+def _task_failed(failure: Failure) -> Finding:
+    return Finding(
+        Reason.TASK_FAILED.value,
+        f"background task {failure.task} has failed and the server cannot run without it: "
+        f"{failure.error}",
+        "restart the server; if the task fails again, report it with the traceback from the log",
+    )
+
+
+def _task_failing(failure: Failure) -> Finding:
+    times = "once" if failure.failures == 1 else f"{failure.failures:,} times"
+    return Finding(
+        Notice.TASK_FAILING.value,
+        f"background task {failure.task} has failed {times} and is being restarted: "
+        f"{failure.error}",
+        "fix the cause, which the log shows with a traceback; the task restarts automatically, "
+        "with up to 30 s between attempts",
     )
 
 
 def _disk_full(free: int) -> Finding:
     return Finding(
         Notice.DISK_FULL.value,
-        f"{free / 1024 / 1024:,.0f} MiB are left on the disk of the SQLite file; writes are "
-        "refused when there is no more, reads go on",
-        "make room on that disk; writes go on by themselves then",
+        f"{free / 1024 / 1024:,.0f} MiB are free on the disk of the SQLite file; when it is full, "
+        "writes are refused and reads continue",
+        "free space on that disk; writes then resume automatically",
     )
 
 
-def _of_migration(snapshot: StatusSnapshot) -> list[Finding]:
+def _migration_warnings(snapshot: StatusSnapshot) -> list[Finding]:
     found = []
     if snapshot.reads_from_fallback:
         found.append(
             Finding(
                 Notice.FALLBACK.value,
                 "PostgreSQL is down or behind, so SQLite answers reads",
-                "see that PostgreSQL runs; it catches up and takes over by itself",
+                "check that PostgreSQL runs; it catches up and takes over automatically",
             )
         )
     if snapshot.trouble is not None:
         found.append(
             Finding(
                 Notice.NOT_FOLLOWING.value,
-                f"PostgreSQL does not follow: {snapshot.trouble.detail}",
-                "nothing is lost, the journal keeps every change; see sagastore migrate status",
+                f"replication to PostgreSQL is interrupted: {snapshot.trouble.detail}",
+                "run sagastore migrate status; the journal keeps every change, so no data is lost",
             )
         )
     if snapshot.backfill.error:
         found.append(
             Finding(
                 Notice.BACKFILL_FAILING.value,
-                f"the backfill is tried again and again: {snapshot.backfill.error}",
-                "see sagastore migrate status",
+                f"the backfill fails and is retried: {snapshot.backfill.error}",
+                "run sagastore migrate status",
             )
         )
     return found

@@ -1,4 +1,4 @@
-"""Telemetry: metrics, readiness and traces, put together from the settings."""
+"""Telemetry of the server: metrics, readiness and traces, built from the settings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sagastore_server.config.address import Address
 from sagastore_server.config.settings import OFF, Settings
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
+from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.telemetry.readiness import Readiness
@@ -26,123 +27,129 @@ _log = structlog.get_logger(__name__)
 
 
 class TelemetryError(Exception):
-    """What shall be seen cannot be shown; the line says why, and what to do."""
+    """Telemetry could not be started. The message is one line: the reason and the remedy."""
 
 
-class Subject(NamedTuple):
-    """What is looked at."""
+class Sources(NamedTuple):
+    """Where the sampled values come from."""
 
     calls: Callable[[], float]
-    """Single calls inside; from any thread."""
+    """Number of unary calls in progress. Safe in any thread."""
     streams: Callable[[], float]
-    """Streams inside; from any thread."""
+    """Number of open streams. Safe in any thread."""
     loads: Callable[[], list[Load]]
-    """How busy the stores are."""
+    """Load of the stores."""
     control: MigrationControl
     certificate_ends: Callable[[], float] | None
-    """When the certificate ends, in seconds since 1970; from any thread. None: no TLS."""
+    """Expiry of the certificate, in seconds since 1970. Safe in any thread. None without TLS."""
 
 
 class Telemetry:
-    """In this order: make it, ``begin``, ``opened``, ``draining``, ``end``.
+    """Metrics, readiness and traces of the server.
 
-    Where the ops port is off or cannot be had, nothing is counted.
+    Call in this order: the constructor, `begin`, `opened`, `draining`, `stop_sampling`, `end`.
+    Without an ops port no metrics are collected.
     """
 
     def __init__(self, settings: Settings, version: str, methods: Iterable[str]) -> None:
-        """Take the ops port, and trace from now on if the settings say so.
+        """Bind the ops port, and start tracing if the settings ask for it.
 
-        ``methods`` are the names of the RPCs, like ``sagastore.v1.StorageService/Save``.
+        ``methods`` are the names of the RPCs, for example ``sagastore.v1.StorageService/Save``.
 
         Raises:
-            TelemetryError: A port that was named cannot be had, or what traces is missing.
+            TelemetryError: ``ops_listen`` is set and unavailable, or a package is missing.
 
         """
         self._settings = settings
         self.readiness = Readiness()
-        self._traces: OpenTelemetryTracer | None = None
+        self._tracer: OpenTelemetryTracer | None = None
         self._server: OpsServer | None = None
         self._metrics: Metrics | None = None
         self._sampler: Sampler | None = None
-        self._missing = ""
-        """Why there is no ops port although one was not refused."""
+        self._unavailable = ""
+        """Why the default ops port is not available; empty if it is, or is not wanted."""
         if settings.ops_listen != OFF:
-            self._take_port(Address.parse(settings.ops_listen), version, methods)
+            self._bind(Address.parse(settings.ops_listen), version, methods)
         if settings.otlp_endpoint is not None:
-            self._trace(settings.otlp_endpoint, version)
+            self._start_tracing(settings.otlp_endpoint, version)
 
     @property
     def instruments(self) -> Instruments:
-        """What hears of calls and commits."""
+        """Receives the events that are counted."""
         return Instruments() if self._metrics is None else self._metrics
 
     @property
     def tracer(self) -> Tracer:
         """Tracer of this server; `NO_TRACER` if tracing is off."""
-        return NO_TRACER if self._traces is None else self._traces
+        return NO_TRACER if self._tracer is None else self._tracer
 
     @property
     def address(self) -> Address | None:
-        """Where the ops port is; None: there is none."""
+        """Address of the ops port; None if there is none."""
         return None if self._server is None else self._server.address
 
-    def begin(self, subject: Subject) -> None:
-        """Answer on the ops port from now on, as a server that is starting. On the event loop."""
+    def begin(self, sources: Sources, supervisor: Supervisor | None = None) -> None:
+        """Answer on the ops port from now on. Needs the running event loop.
+
+        The tasks of ``supervisor`` (default: a new one) that fail appear in readiness.
+        """
+        tasks = supervisor or Supervisor(self.instruments)
+        self.readiness.watch_tasks(lambda: tasks.failing)
         metrics, server = self._metrics, self._server
         if metrics is None or server is None:
             return
-        from sagastore_server.telemetry.collectors import StoreCollector  # noqa: PLC0415 - as in _take_port
+        from sagastore_server.telemetry.collectors import StoreCollector  # noqa: PLC0415 - as in _bind
 
         self._sampler = Sampler(
-            subject.loads, subject.control, self.readiness, metrics.loop_delayed
+            sources.loads, sources.control, self.readiness, metrics.loop_delayed, tasks
         )
-        doorway = self._doorway(subject)
+        admission = self._admission_load(sources)
         metrics.registry.register(
-            StoreCollector(doorway, self._sampler, self.readiness, subject.certificate_ends)
+            StoreCollector(admission, self._sampler, self.readiness, sources.certificate_ends)
         )
         self._sampler.start()
         server.start()
 
     def opened(self) -> None:
-        """Take note that the stores are open and calls are taken."""
+        """Record that the stores are open and the server accepts calls."""
         self.readiness.opened()
-        # Only now, lest a server that cannot start says more than why.
-        if self._missing:
+        # Only now: a server that fails to start logs its error alone.
+        if self._unavailable:
             _log.warning(
                 "no metrics",
-                reason=self._missing,
-                remedy="set ops_listen to another address if this server shall be watched",
+                reason=self._unavailable,
+                remedy="set ops_listen to a free address to collect metrics",
             )
         if self._sampler is not None:
             self._sampler.opened()
 
     def draining(self, seconds: float, calls: Callable[[], int]) -> None:
-        """Take note that the server stops: ``calls`` under way have ``seconds``."""
+        """Record that the server stops; ``calls`` counts the calls that have ``seconds`` left."""
         self.readiness.draining(seconds, calls)
 
-    async def close_eyes(self) -> None:
-        """Stop looking at the stores, which are going to be closed."""
+    async def stop_sampling(self) -> None:
+        """Stop sampling the stores. Call this before they are closed."""
         if self._sampler is not None:
             await self._sampler.stop()
 
     async def end(self) -> None:
-        """Stop answering, and send the traces that are left."""
-        await self.close_eyes()
+        """Close the ops port and send the remaining spans."""
+        await self.stop_sampling()
         if self._server is not None:
             self._server.close()
-        if self._traces is not None:
-            self._traces.close()
+        if self._tracer is not None:
+            self._tracer.close()
 
-    def _doorway(self, subject: Subject) -> AdmissionLoad:
-        from sagastore_server.telemetry.collectors import AdmissionLoad  # noqa: PLC0415 - as in _take_port
+    def _admission_load(self, sources: Sources) -> AdmissionLoad:
+        from sagastore_server.telemetry.collectors import AdmissionLoad  # noqa: PLC0415 - as in _bind
 
         settings = self._settings
         return AdmissionLoad(
-            subject.calls, settings.max_calls, subject.streams, settings.max_streams
+            sources.calls, settings.max_calls, sources.streams, settings.max_streams
         )
 
-    def _take_port(self, address: Address, version: str, methods: Iterable[str]) -> None:
-        # Half a tenth of a second, which those without an ops port need not wait.
+    def _bind(self, address: Address, version: str, methods: Iterable[str]) -> None:
+        # The imports take 0.05 s, which a server without an ops port saves.
         from sagastore_server.telemetry.metrics import Metrics  # noqa: PLC0415
         from sagastore_server.telemetry.ops_server import OpsServer  # noqa: PLC0415
 
@@ -156,25 +163,25 @@ class Telemetry:
                     f"cannot listen on {address} for metrics (ops_listen): "
                     f"{exc.strerror or exc}; choose another address, or off"
                 ) from exc
-            self._missing = f"{address} cannot be listened on: {exc.strerror or exc}"
+            self._unavailable = f"cannot listen on {address}: {exc.strerror or exc}"
             return
         self._metrics = metrics
 
-    def _trace(self, endpoint: str, version: str) -> None:
+    def _start_tracing(self, endpoint: str, version: str) -> None:
         try:
             from sagastore_server.telemetry.tracing import OpenTelemetryTracer  # noqa: PLC0415 - an extra; half a second
         except ImportError as exc:
             raise TelemetryError(
-                "otlp_endpoint needs what is not installed: "
-                "pip install 'sagastore-server[tracing]', or leave otlp_endpoint out"
+                "otlp_endpoint needs the tracing extra, which is not installed: "
+                "pip install 'sagastore-server[tracing]', or remove otlp_endpoint"
             ) from exc
-        self._traces = OpenTelemetryTracer(endpoint, self._settings.trace_share, version)
+        self._tracer = OpenTelemetryTracer(endpoint, self._settings.trace_share, version)
 
 
 def _check_exposure(address: Address, settings: Settings) -> None:
     if address.is_loopback or settings.allow_insecure:
         return
     raise TelemetryError(
-        f"ops_listen {address} can be reached from other machines, and what is told there is in "
-        "plain text and for everybody; listen on 127.0.0.1, or accept that with --allow-insecure"
+        f"ops_listen {address} can be reached from other machines, unencrypted and without "
+        "authentication; listen on 127.0.0.1, or accept that with --allow-insecure"
     )

@@ -1,7 +1,7 @@
-"""Traces: a span for each call and for each wait for a store, sent to a collector by OTLP.
+"""OpenTelemetry traces: a span for each call and each store operation, exported by OTLP.
 
-Names and attributes are OpenTelemetry's semantic conventions for RPC and databases. No span
-bears content, a query, an id or a caller. Needs the extra ``sagastore-server[tracing]``.
+Names and attributes follow OpenTelemetry's semantic conventions for RPC and databases. No span
+has content, a query, an id or a caller. Needs the extra ``sagastore-server[tracing]``.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
 _TIMEOUT = 5.0
-"""Seconds that a collector may take for a batch; then the batch is dropped."""
+"""Seconds that the collector may take to accept a batch; then the batch is dropped."""
 
-_LAST_SPANS = 2.0
-"""Seconds for what is left when the server ends."""
+_FLUSH_SECONDS = 2.0
+"""Seconds for the remaining spans when the server stops."""
 
 _FAULTS = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 )
-"""Statuses that are the server's fault, by the conventions for RPC."""
+"""Statuses that count as errors of the server in the conventions for RPC."""
 
 _CODES = (
     *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND"),
@@ -47,19 +47,19 @@ _CODES = (
     *("ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
     "UNAUTHENTICATED",
 )
-"""gRPC's statuses in the order of their numbers."""
+"""The status codes of gRPC by number."""
 
 _NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class OpenTelemetryTracer(Tracer):
-    """Makes spans and sends them, in batches, from a thread of its own.
+    """Creates spans and exports them in batches, from a background thread.
 
-    At most 2048 spans wait; where the collector does not keep up, the oldest are dropped.
+    The queue holds 2048 spans; when the collector is too slow, the oldest are dropped.
     """
 
     def __init__(self, endpoint: str, share: float, version: str) -> None:
-        """Send to ``endpoint``; of calls without a caller's decision trace ``share``, 0 to 1."""
+        """Export to ``endpoint``; sample ``share`` (0 to 1) of the calls without trace context."""
         resource = Resource.create(
             {
                 "service.name": "sagastore",
@@ -67,12 +67,12 @@ class OpenTelemetryTracer(Tracer):
                 "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
             }
         )
-        # It warns of every span that it drops. That it fails to send, it says as an error.
+        # The SDK warns of every dropped span; a failed export is an error.
         logging.getLogger("opentelemetry").setLevel(logging.ERROR)
         exporter = OTLPSpanExporter(_without_userinfo(endpoint), timeout=_TIMEOUT)
         self._exporter = exporter
-        # Which calls without a decision are traced is decided in ``call``, at once: of those
-        # that are not, there is no span to be made, and nothing to be paid.
+        # `call` decides which calls without a trace context are sampled, so that the others
+        # cost nothing: no span is created for them.
         self._provider = TracerProvider(ParentBased(ALWAYS_ON), resource, shutdown_on_exit=False)
         self._share = share
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -99,17 +99,17 @@ class OpenTelemetryTracer(Tracer):
             yield _CallSpan(span)
 
     def step(self, name: str, attributes: Attributes) -> AbstractContextManager[object]:
-        """See the contract. What is done outside of calls, or goes on after one, has no spans."""
+        """See the contract. Work outside of a call, or after its end, has no spans."""
         if not trace.get_current_span().is_recording():
             return _NOTHING
         return self._step(name, attributes)
 
     def close(self) -> None:
-        """Send what is left, if the collector takes it soon."""
-        # A thread that nobody waits for: a collector that hangs must not keep the server.
+        """Export the remaining spans, if the collector accepts them within `_FLUSH_SECONDS`."""
+        # A daemon thread: a collector that hangs must not delay the exit of the server.
         sending = threading.Thread(target=self._provider.shutdown, daemon=True)
         sending.start()
-        sending.join(_LAST_SPANS)
+        sending.join(_FLUSH_SECONDS)
         if sending.is_alive():
             self._exporter.shutdown()
 
@@ -122,17 +122,17 @@ class OpenTelemetryTracer(Tracer):
             try:
                 yield
             except BaseException as exc:
-                # Its kind only: the text may name an id.
+                # The type only: the message may contain an id.
                 span.set_attribute("error.type", type(exc).__name__)
                 span.set_status(trace.StatusCode.ERROR)
                 raise
 
 
 class _NoSpan:
-    """Stands in for the span of a call that is not traced."""
+    """Replaces the span of a call that is not sampled."""
 
     def ended(self, method: str, code: str) -> None:
-        """See ``ports.tracing.Span``."""
+        """See `interfaces.tracing.Span`."""
 
 
 _UNTRACED: AbstractContextManager[Span] = contextlib.nullcontext(_NoSpan())
@@ -145,7 +145,7 @@ class _CallSpan:
         self._span = span
 
     def ended(self, method: str, code: str) -> None:
-        """See ``ports.tracing.Span``."""
+        """See `interfaces.tracing.Span`."""
         span = self._span
         if not span.is_recording():
             return
@@ -165,6 +165,6 @@ class _CallSpan:
 
 
 def _without_userinfo(endpoint: str) -> str:
-    """Leave out a name and a password, which OTLP does not use and the exporter would log."""
+    """Remove user name and password, which OTLP does not use and the exporter would log."""
     parts = urlsplit(endpoint)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

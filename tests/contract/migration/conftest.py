@@ -1,4 +1,4 @@
-"""Every test of this folder runs over every source, or target, and does not know which."""
+"""Runs every test of this folder over every source or target."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sagastore_server.storage.replication import MigrationSource, MigrationTarget
-from tests.support.migration_ends import SOURCES, TARGETS, SourcePlace, TargetPlace, opened
+from tests.support.migration_backends import SOURCES, TARGETS, SourcePlace, TargetPlace, opened
 
 
 @pytest.fixture(params=sorted(SOURCES))

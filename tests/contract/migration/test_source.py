@@ -1,4 +1,4 @@
-"""What a source remembers, and what it does with its queue of writes."""
+"""Migration source: persistent state and the write queue."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from sagastore_server.storage.replication import (
     MigrationState,
 )
 from tests.support.drafts import draft
-from tests.support.migration_ends import SourcePlace, opened
-from tests.support.replicating import content_of, set_aside, tally
+from tests.support.migration_backends import SourcePlace, opened
+from tests.support.migration_values import content_of, set_aside, tally
 
 DUAL_WRITE = MigrationState(Phase.DUAL_WRITE, epoch=2)
 READY = MigrationState(Phase.READ_POSTGRES, epoch=5, completing=True)
@@ -88,7 +88,7 @@ async def test_count_is_exact(source: MigrationSource) -> None:
 # ------------------------------------------------------------------ durable, then told
 
 
-async def test_committed_grows_before_caller_is_told(source: MigrationSource) -> None:
+async def test_committed_increases_before_acknowledgement(source: MigrationSource) -> None:
     heard: list[int] = []
     source.on_commit(lambda: heard.append(source.committed))
 
@@ -102,7 +102,7 @@ async def test_committed_grows_before_caller_is_told(source: MigrationSource) ->
     assert heard[-1] == source.committed == 50
 
 
-async def test_listeners_hear_of_growth_only(source: MigrationSource) -> None:
+async def test_listeners_are_called_only_for_new_revisions(source: MigrationSource) -> None:
     heard: list[str] = []
     source.on_commit(lambda: heard.append("first"))
     source.on_commit(lambda: heard.append("second"))
@@ -157,7 +157,7 @@ async def test_flush_waits_for_writes_without_a_caller(source: MigrationSource) 
         assert await source.batch_get(keys) == stored
 
 
-async def test_flush_covers_what_reads_have_shown(source: MigrationSource) -> None:
+async def test_flush_covers_returned_reads(source: MigrationSource) -> None:
     done = False
 
     async def write(key: str) -> None:
@@ -177,7 +177,7 @@ async def test_flush_covers_what_reads_have_shown(source: MigrationSource) -> No
         await asyncio.gather(*writing)
 
 
-async def test_flush_returns_after_earlier_writes_are_told(source: MigrationSource) -> None:
+async def test_flush_returns_after_earlier_acknowledgements(source: MigrationSource) -> None:
     told: list[str] = []
 
     async def save(key: str) -> None:
@@ -212,7 +212,7 @@ ASIDE = [
 ]
 
 
-async def test_carried_rows_are_read_in_order(source_place: SourcePlace) -> None:
+async def test_auxiliary_rows_are_read_in_order(source_place: SourcePlace) -> None:
     async with opened(source_place.make()) as source:
         assert await source.carried() == tally(AuxiliaryRows())
     rows = AuxiliaryRows(ASIDE, FILES, EXTRAS)
@@ -230,7 +230,7 @@ async def test_carried_rows_are_read_in_order(source_place: SourcePlace) -> None
         assert await source.quarantine_count() == 2
 
 
-async def test_unrepresentable_files_are_set_aside_once(source_place: SourcePlace) -> None:
+async def test_unrepresentable_files_are_quarantined_once(source_place: SourcePlace) -> None:
     async with opened(source_place.make()) as source:
         assert await source.set_aside_files() == 0
     source_place.put(AuxiliaryRows(ASIDE, FILES), without_id=11)
@@ -293,7 +293,7 @@ async def test_archive_ends_the_source(source_place: SourcePlace) -> None:
     assert await source_place.make().archive({}) == made
 
 
-async def test_archive_finishes_writes_under_way(source_place: SourcePlace) -> None:
+async def test_archive_finishes_writes_in_progress(source_place: SourcePlace) -> None:
     async with opened(source_place.make()) as source:
         await source.set_state(READY)
         saves = [asyncio.create_task(source.save(draft(f"m{n}"))) for n in range(50)]
@@ -316,7 +316,7 @@ async def test_archive_of_closed_source(source_place: SourcePlace) -> None:
 # ------------------------------------------------------------------ as a backend, beside it all
 
 
-async def test_reads_and_writes_go_on_in_every_phase(source: MigrationSource) -> None:
+async def test_reads_and_writes_work_in_every_phase(source: MigrationSource) -> None:
     for phase in Phase:
         if not phase.writes_sqlite:
             continue

@@ -1,4 +1,4 @@
-"""The journal of a source: every change is in it, in order, and nothing else."""
+"""Journal of a source: contains every change in order, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sagastore_server.storage.replication import (
     MigrationState,
 )
 from tests.support.drafts import draft
-from tests.support.migration_ends import SourcePlace, now, opened
+from tests.support.migration_backends import SourcePlace, now, opened
 
 DUAL_WRITE = MigrationState(Phase.DUAL_WRITE, epoch=2)
 SQLITE_ONLY = MigrationState(Phase.SQLITE_ONLY, epoch=3)
@@ -24,12 +24,12 @@ MIB = 1024 * 1024
 
 
 async def _told(source: MigrationSource, after: int = 0) -> list[tuple[int, str, bool]]:
-    """Return sequence, id and whether it is forced, of every entry."""
+    """Return sequence, id and forced flag of every entry."""
     return [(one.sequence, one.id, one.forced) for one in await source.journal(after, 10_000)]
 
 
 async def _waiting(source: MigrationSource) -> tuple[int, int]:
-    """Return how many entries there are, and what was pruned."""
+    """Return the number of entries and the pruned position."""
     status = await source.journal_status(0)
     return status.rows, status.pruned
 
@@ -88,7 +88,7 @@ async def test_pruned_is_last_revision_when_journalling_begins(source: Migration
 # ------------------------------------------------------------------ entries
 
 
-async def test_entries_show_what_is_stored_now(source: MigrationSource) -> None:
+async def test_entries_contain_current_rows(source: MigrationSource) -> None:
     await source.set_state(DUAL_WRITE)
     began = now()
     await source.save(draft("a", "one"))
@@ -124,7 +124,7 @@ async def test_refused_and_empty_writes_leave_no_entry(source: MigrationSource) 
 
 
 async def test_concurrent_writes_leave_one_latest_entry_per_id(source: MigrationSource) -> None:
-    """However they share transactions."""
+    """Regardless of how they share transactions."""
     await source.set_state(DUAL_WRITE)
     writes = []
     for n in range(120):
@@ -143,7 +143,7 @@ async def test_concurrent_writes_leave_one_latest_entry_per_id(source: Migration
         assert entry.sequence == (found.revision if found else entry.buried)
 
 
-async def test_journal_is_read_in_bounded_pieces(source: MigrationSource) -> None:
+async def test_journal_reads_are_bounded(source: MigrationSource) -> None:
     await source.set_state(DUAL_WRITE)
     large = "ß" * 100_000
     await source.bulk_save([draft(f"m{n:02}", large) for n in range(40)], OnConflict.REPLACE)
@@ -191,7 +191,7 @@ async def test_prune_removes_up_to_a_sequence(source: MigrationSource) -> None:
     assert await _told(source) == [(7, "m6", False)]
 
 
-async def test_what_was_pruned_survives_reopening(source_place: SourcePlace) -> None:
+async def test_pruned_position_survives_reopening(source_place: SourcePlace) -> None:
     async with opened(source_place.make()) as source:
         await source.set_state(DUAL_WRITE)
         for n in range(4):
@@ -202,7 +202,7 @@ async def test_what_was_pruned_survives_reopening(source_place: SourcePlace) -> 
         assert await _waiting(source) == (1, 3)
 
 
-async def test_pruning_many_entries_lets_writes_in_between(source: MigrationSource) -> None:
+async def test_pruning_many_entries_interleaves_writes(source: MigrationSource) -> None:
     await source.set_state(DUAL_WRITE)
     for start in range(12):
         drafts = [draft(f"m{start:02}-{n:03}", "x") for n in range(1000)]
@@ -238,7 +238,7 @@ async def test_rejournalling_adds_later_messages_and_tombstones(source: Migratio
     assert entries["c"].message == await source.get("c")
 
 
-async def test_rejournalling_keeps_entries_that_wait(source: MigrationSource) -> None:
+async def test_rejournalling_keeps_pending_entries(source: MigrationSource) -> None:
     await source.set_state(DUAL_WRITE)
     for key in ("a", "b", "c"):
         await source.save(draft(key))
@@ -264,8 +264,8 @@ async def test_rejournalling_without_a_journal_adds_nothing(source: MigrationSou
     assert await _told(source) == []
 
 
-async def test_pruning_stops_when_entries_come_back(source: MigrationSource) -> None:
-    """A target that lost what it had confirmed gets it again, whoever prunes meanwhile."""
+async def test_pruning_stops_when_entries_return(source: MigrationSource) -> None:
+    """A target that lost confirmed changes gets them again despite concurrent pruning."""
     await source.set_state(DUAL_WRITE)
     for start in range(6):
         drafts = [draft(f"m{start:02}-{n:03}", "x") for n in range(1000)]

@@ -1,4 +1,4 @@
-"""Who may write to a target: claiming, leases, fencing, and the end of it."""
+"""Claims of a target: leases, fencing, and the end of a migration."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from sagastore_server.storage.replication import (
     TargetState,
 )
 from tests.support.drafts import draft
-from tests.support.migration_ends import TargetPlace, opened
-from tests.support.replicating import (
+from tests.support.migration_backends import TargetPlace, opened
+from tests.support.migration_values import (
     LEASE,
     MARK,
+    OTHER_LEASE,
     SOURCE,
-    STRANGER,
     SUCCESSOR,
     content_of,
     deleted,
@@ -47,7 +47,7 @@ ROW = QuarantinedRow(1, "messages/rowid=1", "because", "id", b"{}")
 
 
 async def _refused(target: MigrationTarget, lease: Lease, source: str = SOURCE) -> str:
-    """Return the one reason why a claim is refused."""
+    """Return the single reason why a claim is refused."""
     with pytest.raises(PreconditionError) as caught:
         await target.claim(lease, source, Phase.DUAL_WRITE, 2)
     (blocker,) = caught.value.blockers
@@ -68,7 +68,7 @@ async def test_opening_and_inspecting_change_nothing(target_place: TargetPlace) 
             assert target.place
 
 
-async def test_claim_makes_a_schema_without_late_indexes(target_place: TargetPlace) -> None:
+async def test_claim_creates_schema_without_late_indexes(target_place: TargetPlace) -> None:
     async with opened(target_place.make()) as target:
         record = await target.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
         assert record[:5] == (SOURCE, Phase.DUAL_WRITE, 2, *LEASE)
@@ -97,7 +97,7 @@ async def test_claim_by_the_holder_keeps_the_record(target: MigrationTarget) -> 
 
 @pytest.mark.parametrize("stored", [True, False])
 async def test_database_with_content_is_refused(target_place: TargetPlace, stored: bool) -> None:
-    """Tombstones are no content, and mean nothing to the next migration."""
+    """Tombstones do not count as content; the next migration ignores them."""
     await target_place.use_before(["m-1"] if stored else [], ["m-2"])
     async with opened(target_place.make()) as target:
         before = await target.inspect()
@@ -114,19 +114,19 @@ async def test_database_with_content_is_refused(target_place: TargetPlace, store
             assert not any(one.valid for one in await target.indexes())
 
 
-async def test_another_migration_is_refused(target: MigrationTarget) -> None:
+async def test_other_migration_is_refused(target: MigrationTarget) -> None:
     before = await record_of(target)
     assert await _refused(target, LEASE, "another source") == "OTHER_MIGRATION"
     await target.release(LEASE)
-    assert await _refused(target, STRANGER, "another source") == "OTHER_MIGRATION"
+    assert await _refused(target, OTHER_LEASE, "another source") == "OTHER_MIGRATION"
     assert (await record_of(target)).source == before.source
 
 
-async def test_concurrent_claims_make_one_record(target_place: TargetPlace) -> None:
+async def test_concurrent_claims_create_one_record(target_place: TargetPlace) -> None:
     async with opened(target_place.make()) as one, opened(target_place.make()) as other:
         results = await asyncio.gather(
             one.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2),
-            other.claim(STRANGER, SOURCE, Phase.DUAL_WRITE, 2),
+            other.claim(OTHER_LEASE, SOURCE, Phase.DUAL_WRITE, 2),
             return_exceptions=True,
         )
         (refusal,) = [result for result in results if isinstance(result, BaseException)]
@@ -137,27 +137,27 @@ async def test_concurrent_claims_make_one_record(target_place: TargetPlace) -> N
 # ------------------------------------------------------------------ leases
 
 
-async def test_lease_keeps_others_out_until_it_is_over(
+async def test_lease_blocks_others_until_it_expires(
     target_place: TargetPlace, target: MigrationTarget
 ) -> None:
-    assert await _refused(target, STRANGER) == "LEASE_HELD"
+    assert await _refused(target, OTHER_LEASE) == "LEASE_HELD"
     with pytest.raises(PreconditionError, match=r"server on here .* for another (9|10) s"):
-        await target.claim(STRANGER, SOURCE, Phase.DUAL_WRITE, 2, steal=True)
+        await target.claim(OTHER_LEASE, SOURCE, Phase.DUAL_WRITE, 2, steal=True)
     await target_place.expire_lease()
-    record = await target.claim(STRANGER, SOURCE, Phase.DUAL_WRITE, 2)
-    assert (record.holder, record.session) == STRANGER
+    record = await target.claim(OTHER_LEASE, SOURCE, Phase.DUAL_WRITE, 2)
+    assert (record.holder, record.session) == OTHER_LEASE
     with pytest.raises(FencedError):
         await target.renew(LEASE)
 
 
-async def test_expired_lease_is_held_until_it_is_taken(
+async def test_expired_lease_is_kept_until_taken(
     target_place: TargetPlace, target: MigrationTarget
 ) -> None:
     await target_place.expire_lease()
     assert (await record_of(target)).lease_seconds < 0
     assert (await target.renew(LEASE)).lease_seconds > 5
     assert (await record_of(target)).lease_seconds > 5
-    assert await _refused(target, STRANGER) == "LEASE_HELD"
+    assert await _refused(target, OTHER_LEASE) == "LEASE_HELD"
 
 
 async def test_writing_extends_the_lease(
@@ -176,7 +176,7 @@ async def test_successor_of_the_same_name_takes_over_at_once(target: MigrationTa
 
 
 async def test_released_lease_is_free(target: MigrationTarget) -> None:
-    await target.release(STRANGER)
+    await target.release(OTHER_LEASE)
     await target.renew(LEASE)
     await target.release(LEASE)
     await target.release(LEASE)
@@ -186,7 +186,7 @@ async def test_released_lease_is_free(target: MigrationTarget) -> None:
     assert record.lease_seconds <= 0
     with pytest.raises(FencedError):
         await target.renew(LEASE)
-    await target.claim(STRANGER, SOURCE, Phase.DUAL_WRITE, 2)
+    await target.claim(OTHER_LEASE, SOURCE, Phase.DUAL_WRITE, 2)
 
 
 # ------------------------------------------------------------------ fencing
@@ -210,7 +210,7 @@ async def test_stale_holder_changes_nothing(target: MigrationTarget, name: str) 
     await target.apply(LEASE, [saved(message("m-1", 3))])
     await target.claim(SUCCESSOR, SOURCE, Phase.DUAL_WRITE, 2, steal=True)
     before = await record_of(target)
-    for lease in (LEASE, STRANGER, Lease("", ""), Lease(SUCCESSOR.holder, "")):
+    for lease in (LEASE, OTHER_LEASE, Lease("", ""), Lease(SUCCESSOR.holder, "")):
         with pytest.raises(FencedError):
             await WRITES[name](target, lease)
     after = await record_of(target)
@@ -219,14 +219,14 @@ async def test_stale_holder_changes_nothing(target: MigrationTarget, name: str) 
     assert await target.quarantine_count() == 0
 
 
-async def test_released_target_is_written_by_nobody(target: MigrationTarget) -> None:
+async def test_released_target_accepts_no_writes(target: MigrationTarget) -> None:
     await target.release(LEASE)
     for lease in (LEASE, Lease("", "")):
         with pytest.raises(FencedError):
             await target.apply(lease, [saved(message())])
 
 
-async def test_only_the_lease_writes_until_the_end(
+async def test_only_lease_holder_writes_until_finish(
     target_place: TargetPlace, target: MigrationTarget
 ) -> None:
     await target.apply(LEASE, [saved(message("m-1", 1))])
@@ -292,7 +292,7 @@ async def test_set_phase_raises_the_position(target: MigrationTarget) -> None:
     assert (found.phase, found.epoch, found.applied) == (Phase.READ_POSTGRES, 4, 50)
 
 
-async def test_finishing_opens_the_store_to_everybody(
+async def test_finish_allows_other_writers(
     target_place: TargetPlace, target: MigrationTarget
 ) -> None:
     await target.carry(LEASE, AuxiliaryRows(quarantine=[ROW]), first=True)
@@ -313,7 +313,7 @@ async def test_finishing_opens_the_store_to_everybody(
     assert await _refused(target, LEASE) == "MIGRATION_FINISHED"
 
 
-async def test_revisions_after_the_end_are_above_those_of_before(
+async def test_revisions_after_finish_exceed_earlier_ones(
     target_place: TargetPlace,
 ) -> None:
     await target_place.use_before([], ["a", "b", "c"])
@@ -350,14 +350,14 @@ async def test_everything_survives_reopening(target_place: TargetPlace) -> None:
 
 
 async def _read_at_last(target: MigrationTarget) -> int:
-    """Return a revision from the first connection that is alive; each lost one may cost a try."""
+    """Return a revision from the first live connection; each lost one may cost a retry."""
     for _ in range(10):
         with contextlib.suppress(UnavailableError):
             return (await target.get("m-1")).revision
     raise AssertionError("no connection is made anew")
 
 
-async def test_listeners_hear_of_lost_connections_before_a_read_answers(
+async def test_connection_loss_is_reported_before_next_answer(
     target_place: TargetPlace, target: MigrationTarget
 ) -> None:
     heard: list[str] = []
@@ -404,7 +404,7 @@ async def test_closed_target_is_unavailable(target_place: TargetPlace, name: str
     assert not (await target.health()).healthy
 
 
-async def test_a_target_that_was_set_back_does_not_become_the_only_store(
+async def test_target_that_was_set_back_cannot_finish(
     target: MigrationTarget,
 ) -> None:
     await target.apply(LEASE, [saved(message("a", revision=3))])

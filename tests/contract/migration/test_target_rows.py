@@ -1,4 +1,4 @@
-"""Rows that come by the journal, by the backfill and by repairs: in the end all is as it was."""
+"""Rows from the journal, the backfill and repairs converge to the source's contents."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sagastore_server.storage.query import Criteria
 from sagastore_server.storage.replication import AuxiliaryRows, Entry, MigrationTarget
 from tests.support import strategies
 from tests.support.drafts import NOW, found
-from tests.support.migration_ends import TARGETS, TargetPlace
-from tests.support.replicating import (
+from tests.support.migration_backends import TARGETS, TargetPlace
+from tests.support.migration_values import (
     EXTRAS,
     FILES,
     LEASE,
@@ -45,7 +45,7 @@ async def _applied(target: MigrationTarget) -> int:
 # ------------------------------------------------------------------ the journal
 
 
-async def test_entries_are_applied_and_noted(
+async def test_entries_are_applied_and_recorded(
     target_place: TargetPlace, target: MigrationTarget
 ) -> None:
     one = message("m-1", 3, "running quickly", tags=("x", "y"), metadata='{"a": [1]}')
@@ -63,7 +63,7 @@ async def test_entries_are_applied_and_noted(
     assert await _applied(target) == 7
 
 
-async def test_last_of_several_entries_with_one_id_counts(target: MigrationTarget) -> None:
+async def test_last_entry_of_an_id_wins(target: MigrationTarget) -> None:
     entries = [
         saved(message("m-1", 9), sequence=3, forced=True),
         saved(message("m-1", 9), sequence=6),
@@ -104,7 +104,7 @@ async def test_newer_values_replace_older_ones(
     assert await target_place.tombstones() == {"m-1": 6, "m-2": 3}
 
 
-async def test_cancelled_apply_is_there_wholly_or_not_at_all(target: MigrationTarget) -> None:
+async def test_cancelled_apply_is_atomic(target: MigrationTarget) -> None:
     for turn in range(1, 60):
         batch = [saved(message(f"m-{n}", turn * 50 + n)) for n in range(50)]
         task = asyncio.create_task(target.apply(LEASE, batch))
@@ -144,7 +144,7 @@ async def test_large_batch_is_copied_with_its_mark(target: MigrationTarget) -> N
     assert await _applied(target) == 2001
 
 
-async def test_newest_of_several_rows_with_one_id_is_copied(target: MigrationTarget) -> None:
+async def test_newest_row_of_an_id_is_copied(target: MigrationTarget) -> None:
     rows = [message("m", 2, "middle"), message("m", 3, "new"), message("m", 1, "old")]
     await target.copy(LEASE, rows, MARK)
     assert (await target.get("m")).content == "new"
@@ -161,7 +161,7 @@ async def test_prepared_rows_are_guarded_when_they_are_copied(target: MigrationT
 
 
 class Source:
-    """A store with a journal, in a few lines."""
+    """Minimal store with a journal."""
 
     def __init__(self, before: Sequence[str]) -> None:
         self.state: dict[str, Message] = {}
@@ -187,7 +187,7 @@ class Source:
             self.journal.append(key)
 
     def entries(self, start: int, size: int) -> list[Entry]:
-        """Return entries with what is there now."""
+        """Return entries with their current rows."""
         numbered = list(enumerate(self.journal, self.base + 1))[start : start + size]
         return [self.entry(key, sequence) for sequence, key in numbered]
 
@@ -244,10 +244,10 @@ async def _known(place: TargetPlace, target: MigrationTarget) -> dict[str, int]:
 
 @pytest.mark.parametrize("kind", ["model", "postgresql"])
 @given(before=st.lists(keys, max_size=4), plan=st.lists(steps, max_size=25))
-async def test_nothing_old_comes_back_in_any_order(
+async def test_stale_rows_never_return_in_any_order(
     kind: str, before: list[str], plan: list[tuple[Any, ...]]
 ) -> None:
-    """Batches are read at one time and applied at another, again, and in another order."""
+    """Batches are read at one time and applied at another, repeatedly and out of order."""
     async with TARGETS[kind]() as place, place.claimed() as target:
         source = Source(before)
         rows = list(source.state.values())
@@ -281,7 +281,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-async def test_forced_entry_puts_a_message_right(
+async def test_forced_entry_restores_message(
     target_place: TargetPlace, target: MigrationTarget, kind: str
 ) -> None:
     wanted = message("m-1", 5)
@@ -296,7 +296,7 @@ async def test_forced_entry_puts_a_message_right(
 
 
 @pytest.mark.parametrize("buried", [0, 3])
-async def test_forced_entry_removes_what_is_too_much(
+async def test_forced_entry_removes_extra_message(
     target_place: TargetPlace, target: MigrationTarget, buried: int
 ) -> None:
     await target.apply(LEASE, [saved(message("m-2", 2)), saved(message("extra", 99))])
@@ -308,7 +308,7 @@ async def test_forced_entry_removes_what_is_too_much(
 # ------------------------------------------------------------------ what is carried along
 
 
-async def test_carried_rows_have_the_digest_of_the_source(target: MigrationTarget) -> None:
+async def test_auxiliary_rows_have_digest_of_source(target: MigrationTarget) -> None:
     rows = AuxiliaryRows(QUARANTINED, FILES, EXTRAS)
     assert await target.carried() == tally(AuxiliaryRows())
     await target.carry(LEASE, AuxiliaryRows(), first=True)
@@ -327,7 +327,7 @@ async def test_carried_rows_have_the_digest_of_the_source(target: MigrationTarge
     assert await target.quarantine(0, 10) == renumbered.quarantine
 
 
-async def test_carried_files_and_quarantine_are_content(target: MigrationTarget) -> None:
+async def test_auxiliary_rows_count_as_content(target: MigrationTarget) -> None:
     assert (await target.inspect()).empty
     await target.carry(LEASE, AuxiliaryRows(extras=EXTRAS), first=True)
     assert (await target.inspect()).empty
@@ -346,7 +346,7 @@ async def test_many_files_are_digested_in_order(target: MigrationTarget) -> None
 # ------------------------------------------------------------------ indexes
 
 
-async def test_late_indexes_are_built_one_after_the_other(target: MigrationTarget) -> None:
+async def test_late_indexes_are_built_sequentially(target: MigrationTarget) -> None:
     await target.copy(LEASE, [message(f"m-{n:03}", n + 1) for n in range(100)], MARK)
     names = [one.name for one in await target.indexes()]
     for number, name in enumerate(names, 1):

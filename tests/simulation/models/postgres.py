@@ -18,7 +18,7 @@ from tests.simulation.models.transaction import Transaction
 
 @dataclasses.dataclass
 class PostgresContents:
-    """What is on the disk of PostgreSQL."""
+    """Durable contents of PostgreSQL."""
 
     schema: int = 0
     """Version of the schema; 0: none yet."""
@@ -26,9 +26,9 @@ class PostgresContents:
     tombs: dict[str, int] = dataclasses.field(default_factory=dict)
     """Revision of the latest deletion, by id."""
     record: TargetRecord | None = None
-    """The migration; its ``lease_seconds`` means nothing here."""
+    """Migration record; its ``lease_seconds`` is not used."""
     lease_until: float = 0.0
-    """End of the lease by the time of the event loop, which is the clock of the database."""
+    """End of the lease, by the event loop's time, which is the clock of the database."""
     indexes: dict[str, bool] = dataclasses.field(default_factory=lambda: dict.fromkeys(LATE, True))
     """Whether an index is complete, by name."""
     quarantine: dict[str, QuarantinedRow] = dataclasses.field(default_factory=dict)
@@ -38,10 +38,10 @@ class PostgresContents:
     extras: dict[tuple[str, str], ExtraValue] = dataclasses.field(default_factory=dict)
     """By message id and name."""
     revision: int = 0
-    """The last number of the sequence of revisions that was given out."""
+    """Last revision taken from the sequence."""
 
     def snapshot(self) -> PostgresContents:
-        """Return a copy that later transactions do not change: a backup, or a standby."""
+        """Return a copy that later transactions do not change, like a backup or a standby."""
         return PostgresContents(
             **{name: copy.copy(getattr(self, name)) for name in _contents_fields()}
         )
@@ -53,41 +53,41 @@ class PostgresContents:
 
 
 class PostgresServer(PostgresContents, Latency):
-    """PostgreSQL and the network on the way to it.
+    """PostgreSQL and the network to it.
 
     Faults, set or called from outside:
 
-    * ``crash`` and ``start``: transactions are rolled back, clients get an error.
-    * ``cut``: connections are lost; a COMMIT that was sent may arrive or not.
-    * ``hold`` and ``let_go``: half-dead connections, on which nothing moves and nothing fails.
-    * ``restore``: an earlier state is back, with or without a connection error.
-    * ``fault`` "full": commits fail with probability 0.6, the rest works.
-    * ``slow``: factor for every duration.
-    * ``lag``: seconds, at most, between preparing rows and sending them.
-    * ``read_failures``: probability that a read of messages times out; all else works.
+    - ``crash`` and ``start``: transactions are rolled back, and clients get an error.
+    - ``cut``: connections are lost; a COMMIT in transit may arrive or not.
+    - ``hold`` and ``release``: half-open connections that neither deliver nor fail.
+    - ``restore``: an earlier state is restored, with or without a connection error.
+    - ``fault`` "full": commits fail with probability 0.6; the rest works.
+    - ``slow``: factor for every duration.
+    - ``lag``: maximum seconds between preparing rows and sending them.
+    - ``read_failures``: probability that a read of messages times out; the rest works.
     """
 
     def __init__(self, draw: Random, process: Process | None = None, *, scale: float = 1.0) -> None:
-        """Make an empty database, served by ``process``."""
+        """Create an empty database served by ``process``."""
         PostgresContents.__init__(self)
         Latency.__init__(self, draw, scale)
         self.process = process or Process("postgres")
         self.up = True
         self.held: asyncio.Event | None = None
-        """Set while nothing moves on the network; waiters wait for the event."""
+        """Set while the network delivers nothing; waiters wait for the event."""
         self.fault: str | None = None
         self.lag = 0.0
         self.read_failures = 0.0
         self.locks: dict[str, asyncio.Lock] = {}
         self.requests: list[Transaction] = []
-        """Transactions under way, those of lost connections included."""
+        """Transactions in progress, including those of lost connections."""
         self.commits = 0
         self._clients: list[tuple[Process, Callable[[], None]]] = []
 
     # ------------------------------------------------------------------ used by transactions
 
     async def hop(self, most: float = 0.001) -> None:
-        """Take one way over the network, in either direction."""
+        """Take one trip over the network, in either direction."""
         await asyncio.sleep(self.pause(most))
         while self.held is not None:
             await self.held.wait()
@@ -99,13 +99,14 @@ class PostgresServer(PostgresContents, Latency):
     # ------------------------------------------------------------------ faults
 
     def on_connection_loss(self, process: Process, listener: Callable[[], None]) -> None:
-        """Have ``listener`` called, in the context of ``process``, when its connections are lost.
+        """Call ``listener`` in the context of ``process`` when its connections are lost.
 
-        The next turn of its event loop hears of it: before any answer on another connection.
+        The call runs in the next iteration of its event loop, before any answer on another
+        connection.
         """
         self._clients.append((process, listener))
 
-    def _tell_of_loss(self, of: Process | None = None) -> None:
+    def _notify_connection_loss(self, of: Process | None = None) -> None:
         loop = asyncio.get_running_loop()
         self._clients = [client for client in self._clients if not client[0].dead]
         for process, listener in self._clients:
@@ -113,24 +114,24 @@ class PostgresServer(PostgresContents, Latency):
                 loop.call_soon(listener, context=process.context)
 
     def cut(self, *, of: Process | None = None, silent: bool = False) -> None:
-        """Lose the connections of a process, or all; ``silent``: the client hears nothing.
+        """Lose the connections of a process, or all; ``silent``: without an error for the client.
 
-        A transaction whose COMMIT was not sent is rolled back, after a moment in which it keeps
-        its locks. Otherwise it commits late, or not at all.
+        A transaction whose COMMIT was not sent is rolled back after a moment in which it keeps its
+        locks. Otherwise it commits late, or not at all.
         """
         for request in list(self.requests):
             if of is None or request.process is of:
                 request.lose(silent=silent)
         if not silent:
-            self._tell_of_loss(of)
+            self._notify_connection_loss(of)
 
     def crash(self) -> None:
-        """Stop at once; nothing is answered until ``start``."""
+        """Stop at once; no request is answered until ``start``."""
         self.up = False
         self._abort_all()
 
     def start(self) -> None:
-        """Answer again, with everything that was committed."""
+        """Answer again, with all committed data."""
         self.up = True
 
     def _abort_all(self) -> None:
@@ -138,15 +139,15 @@ class PostgresServer(PostgresContents, Latency):
             request.abort()
         self.requests.clear()
         self.locks = {}
-        self._tell_of_loss()
+        self._notify_connection_loss()
 
     def hold(self) -> None:
-        """Let nothing move on the network, without an error, until ``let_go``."""
+        """Deliver nothing on the network, without an error, until ``release``."""
         if self.held is None:
             self.held = asyncio.Event()
 
-    def let_go(self, lose: bool) -> None:
-        """End ``hold``; ``lose``: connections turn out to be lost."""
+    def release(self, lose: bool) -> None:
+        """End ``hold``; ``lose``: the connections turn out to be lost."""
         if self.held is not None:
             held, self.held = self.held, None
             if lose:
@@ -154,12 +155,11 @@ class PostgresServer(PostgresContents, Latency):
             held.set()
 
     def restore(self, saved: PostgresContents, *, noticed: bool = False) -> None:
-        """Go back to an earlier state, which is not changed by this.
+        """Restore an earlier state, which this does not modify.
 
-        Transactions that have begun are rolled back, with an error for the client. Requests on
-        their way to the server are carried out on the earlier state, unless ``noticed``: then
-        every connection is lost, as by a restart. Otherwise clients hear nothing, as behind a
-        pooler that connects again by itself.
+        Started transactions are rolled back, with an error for the client. Requests in transit are
+        executed on the earlier state, unless ``noticed``: then every connection is lost, as in a
+        restart. Otherwise clients get no error, as behind a pooler that reconnects transparently.
         """
         for request in list(self.requests):
             if noticed or request.begun:
@@ -167,7 +167,7 @@ class PostgresServer(PostgresContents, Latency):
         for name in _contents_fields():
             setattr(self, name, copy.copy(getattr(saved, name)))
         if noticed:
-            self._tell_of_loss()
+            self._notify_connection_loss()
 
 
 def _contents_fields() -> list[str]:

@@ -1,4 +1,4 @@
-"""ModelPostgreSQL: a model of PostgreSQL as a store in its own right, and of its connections."""
+"""ModelPostgreSQL: model of PostgreSQL as a single store, and of its connections."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ from tests.simulation.models.transaction import Read, Transaction, Write
 T = TypeVar("T")
 
 COMMAND_TIMEOUT = 17.0
-"""Seconds after which a client gives a statement up: the default of ``PostgreSQLOptions`` and the
-margin for the network (``postgresql.pool``)."""
+"""Seconds after which a client gives up a statement: the default of ``PostgreSQLOptions`` plus the
+margin for the network (``postgresql.pool``).
+"""
 
 ACQUIRE_TIMEOUT = 5.0
-"""Seconds that a client waits for a connection at most, and for one to be closed."""
+"""Maximum seconds that a client waits for a connection, and for its close."""
 
 
 class ModelPostgreSQL(SnapshotReads):
-    """The storage contract on a ``PostgresServer``, used by one process.
+    """Storage contract on a ``PostgresServer``, used by one process.
 
-    Each write is a transaction of its own. Writes are refused during a migration.
+    Each write is a separate transaction. Writes are refused during a migration.
     """
 
     def __init__(self, server: PostgresServer, process: Process, now: Callable[[], int]) -> None:
-        """Prepare to use ``server``; ``now`` is the process's wall clock, in microseconds."""
+        """Create a store on ``server``; ``now`` is the process's wall clock in microseconds."""
         self._server = server
         self.process = process
         self._now = now
@@ -60,7 +61,7 @@ class ModelPostgreSQL(SnapshotReads):
     # ------------------------------------------------------------------ opening and closing
 
     async def open(self) -> None:
-        """See the contract. Does nothing if it is open; whether it answers, calls tell."""
+        """See the contract. A no-op if open; does not check whether the server answers."""
         self.process.check_alive()
         if self._open:
             return
@@ -75,7 +76,7 @@ class ModelPostgreSQL(SnapshotReads):
             raise
 
     async def close(self) -> None:
-        """See the contract; waits for what is under way as long as the real pool does."""
+        """See the contract; waits for calls in progress as long as the real pool does."""
         self.process.check_alive()
         self._open = False
         answers = [transaction.answer for transaction in self._under_way]
@@ -85,7 +86,7 @@ class ModelPostgreSQL(SnapshotReads):
     # ------------------------------------------------------------------ transactions
 
     async def _ask(self, work: Read | Write, patience: float | None = COMMAND_TIMEOUT) -> object:
-        """Have a transaction carried out; give up after ``patience`` seconds."""
+        """Execute a transaction; give up after ``patience`` seconds."""
         self.process.check_alive()
         if not self._open:
             raise UnavailableError("the store is not open; try again")
@@ -105,7 +106,7 @@ class ModelPostgreSQL(SnapshotReads):
         return transaction.answer.result()
 
     async def _give_up(self) -> None:
-        """Tell PostgreSQL to cancel a statement, which can hang as well."""
+        """Send a cancel request for a statement; this can hang as well."""
         if self._server.held is not None:
             waiting = asyncio.ensure_future(self._server.held.wait())
             await asyncio.wait({waiting}, timeout=ACQUIRE_TIMEOUT)
@@ -127,11 +128,11 @@ class ModelPostgreSQL(SnapshotReads):
         return await self._read(lambda server: look(server.rows))
 
     async def count(self) -> int:
-        """See the contract; on a connection of its own, without a time-out."""
+        """See the contract; on a separate connection, without a time-out."""
         return await self._read(lambda server: len(server.rows), None)
 
     async def health(self) -> StoreHealth:
-        """See the contract; a database without our schema is healthy, and empty."""
+        """See the contract; a database without the schema is healthy and empty."""
         try:
             messages, schema = await self._read(lambda server: (len(server.rows), server.schema))
         except StorageError as exc:
@@ -164,13 +165,13 @@ class ModelPostgreSQL(SnapshotReads):
         await self._write([message_id], lambda changes: changes.delete(message_id, if_revision))
 
     async def _write(self, ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
-        """Carry out one write in a transaction of its own."""
+        """Execute one write in its own transaction."""
         server = self._server
         wanted = sorted(set(ids))
 
         def execute() -> Callable[[], T]:
             first = server.revision + 1
-            # As of a sequence: what a transaction took is gone, even if it is rolled back.
+            # Like a sequence: revisions taken by a transaction are lost if it is rolled back.
             server.revision += len(wanted)
             before = {key: server.rows[key] for key in wanted if key in server.rows}
             revisions = range(first, server.revision + 1)
@@ -188,7 +189,7 @@ class ModelPostgreSQL(SnapshotReads):
         return cast("T", await self._ask(Write(wanted, execute)))
 
     def _check_guard(self, changes: Changes) -> None:
-        """Refuse what the triggers refuse: statements that change rows during a migration."""
+        """Refuse statements that change rows during a migration, as the triggers do."""
         record = self._server.record
         if changes.after and record is not None and record.phase is not Phase.POSTGRES_ONLY:
             raise FencedError("the PostgreSQL store belongs to a migration from SQLite")

@@ -8,25 +8,25 @@ import contextvars
 class ProcessDeadError(BaseException):
     """A crashed process used a store.
 
-    Not an Exception, so that no handler of the code under test can turn it into an answer.
+    Derives from BaseException so that no handler of the code under test can turn it into an answer.
     """
 
 
 class Process:
-    """A process of the simulation.
+    """Process of the simulation.
 
-    Tasks and callbacks belong to it if ``PROCESS`` is this process in their context; what they
-    start inherits that. The event loop of the simulation drops callbacks of a dead process,
-    without running any ``finally``, and postpones those of a frozen one.
+    Tasks and callbacks belong to the process in ``PROCESS`` of their context, which tasks inherit.
+    The simulation's event loop drops callbacks of a dead process without running any ``finally``,
+    and postpones those of a frozen process.
     """
 
     def __init__(self, name: str) -> None:
-        """Make a process that is alive; ``name`` is for traces."""
+        """Create a live process; ``name`` appears in traces."""
         self.name = name
         self.dead = False
-        """Set by a crash, for good. A restarted server is a new process."""
+        """Set permanently by a crash. A restarted server is a new process."""
         self.frozen_until = 0.0
-        """Time of the event loop, in seconds, before which no callback runs (SIGSTOP)."""
+        """Event loop time in seconds before which no callback runs (SIGSTOP)."""
         self.clock_offset = 0.0
         """Seconds that the wall clock of this process is ahead of the true time."""
         self._context = contextvars.copy_context()
@@ -38,7 +38,7 @@ class Process:
 
     @property
     def context(self) -> contextvars.Context:
-        """A new context for a task or a callback of this process."""
+        """New context for a task or a callback of this process."""
         return self._context.copy()
 
     def check_alive(self) -> None:
@@ -48,4 +48,4 @@ class Process:
 
 
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
-"""The process that the running callback belongs to; None: the simulation itself."""
+"""Process of the running callback; None: the simulation itself."""

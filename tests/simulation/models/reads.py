@@ -11,7 +11,7 @@ from sagastore_server.storage.errors import NotFoundError
 from sagastore_server.storage.limits import page_of
 from sagastore_server.storage.model import Message, Page
 from sagastore_server.storage.query import Criteria, Scan
-from tests.support.naive import meets, stretch
+from tests.support.reference_search import meets, stretch
 
 T = TypeVar("T")
 Rows = Mapping[str, Message]
@@ -19,11 +19,11 @@ Rows = Mapping[str, Message]
 
 
 class SnapshotReads(StorageBackend):
-    """A backend whose reads see the messages of one instant within the call."""
+    """Backend whose reads see the messages of one instant within the call."""
 
     @abc.abstractmethod
     async def _look(self, look: Callable[[Rows], T]) -> T:
-        """Call ``look`` at one instant and return its result, which keeps no reference."""
+        """Call ``look`` at one instant; its result must keep no reference to the rows."""
 
     async def get(self, message_id: str) -> Message:
         """See the contract."""
@@ -64,5 +64,5 @@ class SnapshotReads(StorageBackend):
         return await self._look(lambda rows: max(rows, default=None))
 
     async def count(self) -> int:
-        """As of ``MigrationSource`` and ``MigrationTarget``."""
+        """See ``MigrationSource`` and ``MigrationTarget``."""
         return await self._look(len)

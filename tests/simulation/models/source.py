@@ -1,4 +1,4 @@
-"""ModelSource: a model of SQLiteSource for a deterministic simulation."""
+"""ModelSource: model of SQLiteSource for a deterministic simulation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sagastore_server.storage.replication import (
     MigrationSource,
     MigrationState,
 )
-from tests.simulation.models.carried import tally_of
+from tests.simulation.models.auxiliary_rows import tally_of
 from tests.simulation.models.process import Process
 from tests.simulation.models.reads import Rows, SnapshotReads
 from tests.simulation.models.source_disk import JournalRow, SourceDisk
@@ -42,32 +42,34 @@ T = TypeVar("T")
 
 
 class ModelSource(SnapshotReads, MigrationSource):
-    """The source of a migration on a ``SourceDisk``, used by one process.
+    """Source of a migration on a ``SourceDisk``, used by one process.
 
-    Behaves as SQLiteSource where that is promised, and otherwise as badly as it may: groups
-    become durable long before they are told, reads see what is durable and not yet told, a
-    commit that failed with an I/O error may be on disk all the same.
+    It keeps the guarantees of SQLiteSource, and otherwise behaves as badly as they allow:
+
+    - Groups become durable long before they are acknowledged.
+    - Reads see durable, not yet acknowledged writes.
+    - A commit that failed with an I/O error may be on disk nevertheless.
 
     Overridable for planted faults: ``_commit``, ``_journal_entries``.
     """
 
     def __init__(self, disk: SourceDisk, process: Process, now: Callable[[], int]) -> None:
-        """Prepare to use ``disk``; ``now`` is the process's wall clock, in microseconds."""
+        """Create a source on ``disk``; ``now`` is the process's wall clock in microseconds."""
         self._disk = disk
         self.process = process
         self._now = now
         self._listeners: list[Callable[[], None]] = []
         self._committed = 0
         self._durable = 0
-        """The greatest revision on disk, as far as the writer knows."""
+        """Highest revision on disk, as far as the writer knows."""
         self._uncertain = False
-        """A commit failed and the writer could not look yet what is on disk."""
+        """A commit failed, and the writer has not yet checked what is on disk."""
         self._writer: GroupWriter | None = None
         self._archiving = asyncio.Lock()
         self._sealed: MigrationState | None = None
         self._rejournalled = 0
 
-    # ------------------------------------------------------------------ what it is
+    # ------------------------------------------------------------------ identity
 
     @property
     def store_id(self) -> str:
@@ -166,13 +168,13 @@ class ModelSource(SnapshotReads, MigrationSource):
 
     async def _write(self, apply: Callable[[Changes], T], rows: int = 1) -> T:
         # The text is analysed before the write is queued, in another thread if it is long.
-        if self._disk.draw.random() < self._disk.analysed_aside:
+        if self._disk.draw.random() < self._disk.offloaded_analysis:
             await self._wait(self._disk.pause(0.02))
         return cast("T", await self._submit(Kind.WRITE, apply, rows))
 
-    async def _errand(self, run: Callable[[SourceDisk], T]) -> T:
-        """Run something in a transaction of its own between two groups."""
-        return cast("T", await self._submit(Kind.ERRAND, run))
+    async def _task(self, run: Callable[[SourceDisk], T]) -> T:
+        """Run a function in its own transaction between two groups."""
+        return cast("T", await self._submit(Kind.TASK, run))
 
     async def _submit(self, kind: Kind, run: Callable[..., object], rows: int = 1) -> object:
         return await self._ready().submit(kind, run, rows)
@@ -186,7 +188,7 @@ class ModelSource(SnapshotReads, MigrationSource):
         """Commit a group at one instant; return the outcome of each job."""
         failure = self._disk.failure()
         if failure and self._uncertain:
-            # Nothing is written, and nothing is told, before the writer knows what is on disk.
+            # The writer neither writes nor acknowledges before it knows what is on disk.
             return [failure] * len(group)
         if kind is Kind.FLUSH:
             failure = None
@@ -204,8 +206,8 @@ class ModelSource(SnapshotReads, MigrationSource):
     def _commits_all_the_same(self, kind: Kind) -> bool:
         """Draw whether a group whose COMMIT failed is on disk.
 
-        Possible for writes after an I/O error. Errands never are: callers of ``set_state``
-        take an error for "unchanged".
+        Possible for writes after an I/O error, but never for tasks: callers of ``set_state`` take
+        an error for "unchanged".
         """
         return kind is Kind.WRITE and self._disk.fault == "eio" and self._disk.draw.random() < 0.5
 
@@ -224,7 +226,7 @@ class ModelSource(SnapshotReads, MigrationSource):
         self._disk.journal.extend(rows)
 
     def _grow(self, revision: int) -> None:
-        """Hear on the event loop of the greatest revision on disk."""
+        """Record, on the event loop, the highest revision on disk."""
         if revision > self._committed:
             self._committed = revision
             for listener in self._listeners:
@@ -241,7 +243,7 @@ class ModelSource(SnapshotReads, MigrationSource):
         return await self._read(lambda disk: look(disk.messages))
 
     async def _read(self, look: Callable[[SourceDisk], T]) -> T:
-        """Return what ``look`` finds at one instant within the call."""
+        """Return the result of ``look`` at one instant within the call."""
         self._ready()
         disk = self._disk
         await self._wait(disk.pause())
@@ -282,9 +284,7 @@ class ModelSource(SnapshotReads, MigrationSource):
         """See the contract."""
         if rejournal_after is not None:
             self._rejournalled += 1
-        return await self._errand(
-            lambda disk: disk.change_state(state, rejournal_after, self._now())
-        )
+        return await self._task(lambda disk: disk.change_state(state, rejournal_after, self._now()))
 
     async def journal(self, after: int, limit: int) -> list[Entry]:
         """See the contract."""
@@ -299,7 +299,7 @@ class ModelSource(SnapshotReads, MigrationSource):
         began = self._rejournalled
         more = True
         while more and began == self._rejournalled:
-            more = await self._errand(lambda disk: disk.prune_some(upto))
+            more = await self._task(lambda disk: disk.prune_some(upto))
 
     async def requeue(self, ids: Sequence[str]) -> int:
         """See the contract."""
@@ -309,13 +309,13 @@ class ModelSource(SnapshotReads, MigrationSource):
         return last
 
     async def _force(self, ids: Sequence[str]) -> int:
-        return await self._errand(lambda disk: disk.force(ids, self._now()))
+        return await self._task(lambda disk: disk.force(ids, self._now()))
 
-    # ------------------------------------------------------------------ what is carried along
+    # ------------------------------------------------------------------ auxiliary rows
 
     async def set_aside_files(self) -> int:
         """See the contract."""
-        return await self._errand(SourceDisk.set_aside_files)
+        return await self._task(SourceDisk.set_aside_files)
 
     async def files(self, after: int, limit: int) -> list[FileRow]:
         """See the contract."""
@@ -331,10 +331,10 @@ class ModelSource(SnapshotReads, MigrationSource):
         """See the contract."""
         return await self._read(lambda disk: tally_of(disk.quarantine, disk.files, disk.extras))
 
-    # ------------------------------------------------------------------ the end
+    # ------------------------------------------------------------------ archiving
 
     async def archive(self, report: dict[str, object]) -> Archive:
-        """See the contract. Goes on if the caller is cancelled, who waits for the end of it."""
+        """See the contract. Continues if the caller is cancelled, and delays the cancellation."""
         self.process.check_alive()
         async with self._archiving:
             self._disk.lock(self)
@@ -372,12 +372,12 @@ class ModelSource(SnapshotReads, MigrationSource):
 
 
 def _nothing(_: object) -> None:
-    """Take a place in the queue of writes."""
+    """Only take a place in the write queue."""
 
 
-def _outcome(job: Job, subject: object) -> object:
-    """Run a job; a refusal is its own and spoils no neighbour."""
+def _outcome(job: Job, message_state: object) -> object:
+    """Run a job; an error affects only that job, not the rest of its group."""
     try:
-        return job.run(subject)
+        return job.run(message_state)
     except StorageError as exc:
         return exc

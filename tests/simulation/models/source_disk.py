@@ -1,4 +1,4 @@
-"""The durable half of the source model: what the SQLite file holds across a crash."""
+"""Durable half of the source model: the contents of the SQLite file across a crash."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LAST_ID = "\U0010ffff"
 
 
 class JournalRow(NamedTuple):
-    """A row of the journal; rows are ordered by sequence."""
+    """Row of the journal; rows are ordered by sequence."""
 
     sequence: int
     id: str
@@ -40,14 +40,14 @@ class JournalRow(NamedTuple):
 
 
 class SourceDisk(Latency):
-    """A SQLite file. Methods that change it are transactions: atomic and durable at once.
+    """SQLite file. Methods that change it are transactions: atomic and durable at once.
 
     Faults, set from outside:
 
-    * ``fault``: commits fail with probability ``fault_rate``, because the disk is full or
-      returns I/O errors.
-    * ``slow``: factor for every duration.
-    * ``busy_readers``: probability that a read first waits for a connection, up to 0.3 s.
+    - ``fault``: commits fail with probability ``fault_rate``, because the disk is full or returns
+      I/O errors.
+    - ``slow``: factor for every duration.
+    - ``busy_readers``: probability that a read first waits for a connection, up to 0.3 s.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SourceDisk(Latency):
         store_id: str = "store-1",
         scale: float = 1.0,
     ) -> None:
-        """Make an empty file on the machine and device that ``holder`` names."""
+        """Create an empty file on the machine and device that ``holder`` names."""
         super().__init__(draw, scale)
         self.holder = holder
         self.store_id = store_id
@@ -71,48 +71,48 @@ class SourceDisk(Latency):
         self.pruned = 0
         self.state = MigrationState()
         self.archive: Archive | None = None
-        """Set once the file is an archive."""
+        """Set when the file becomes an archive."""
         self.quarantine: list[QuarantinedRow] = []
         self.files: list[FileRow] = []
         self.unrepresentable: list[QuarantinedRow] = []
-        """Rows of ``files`` that no FileRow represents, as they will be in quarantine."""
+        """Rows of ``files`` that no FileRow represents, as quarantined later."""
         self.extras: list[ExtraValue] = []
         self.locked_by: ModelSource | None = None
-        """The store that has the file open; a crash of its process frees the file."""
+        """Store that has the file open; a crash of its process releases the lock."""
 
         self.fault: Literal["full", "eio"] | None = None
         self.fault_rate = 0.7
         self.busy_readers = 0.0
-        self.analysed_aside = 0.0
+        self.offloaded_analysis = 0.0
         """Share of writes whose text is analysed in another thread before they are queued."""
         self.rows_at_once = ROWS_AT_ONCE
         """Journal rows that one transaction removes or adds."""
         self.commits = 0
-        """Transactions since the file was made, failed ones included."""
+        """Transactions since the file was created, including failed ones."""
 
     @property
     def archived(self) -> bool:
-        """Whether the file has become an archive."""
+        """Whether the file is an archive."""
         return self.archive is not None
 
     # ------------------------------------------------------------------ the lock
 
     def lock(self, store: ModelSource) -> None:
-        """Lock the file for a store; harmless if that store has it."""
+        """Lock the file for a store; a no-op if that store has the lock."""
         owner = self.locked_by
         if owner is not None and owner is not store and not owner.process.dead:
             raise CannotOpenError("messages.db is in use by another SagaStore server")
         self.locked_by = store
 
     def unlock(self, store: ModelSource) -> None:
-        """Unlock the file; harmless if another store has it."""
+        """Unlock the file; a no-op if another store has the lock."""
         if self.locked_by is store:
             self.locked_by = None
 
     # ------------------------------------------------------------------ faults
 
     def failure(self, rate: float | None = None) -> StorageFullError | UnavailableError | None:
-        """Draw the error of the next commit; None: it succeeds."""
+        """Draw the error of the next commit; None: success."""
         rate = self.fault_rate if rate is None else rate
         if self.fault is None or self.draw.random() >= rate:
             return None
@@ -123,9 +123,9 @@ class SourceDisk(Latency):
     # ------------------------------------------------------------------ transactions
 
     def store(self, changes: Changes, revision: int) -> list[JournalRow]:
-        """Store what a group has changed; return the rows that its journal is to hold.
+        """Store the changes of a group; return the rows to journal.
 
-        ``revision`` is the last one that the group gave out.
+        ``revision`` is the last one that the group used.
         """
         rows = []
         for key, message in changes.after.items():
@@ -181,7 +181,7 @@ class SourceDisk(Latency):
         return removed >= self.rows_at_once
 
     def set_aside_files(self) -> int:
-        """Put the rows of ``unrepresentable`` into quarantine that are not there yet."""
+        """Quarantine the rows of ``unrepresentable`` that are not quarantined yet."""
         there = {row.source_key for row in self.quarantine}
         new = [row for row in self.unrepresentable if row.source_key not in there]
         first = max((row.number for row in self.quarantine), default=0) + 1
@@ -189,7 +189,7 @@ class SourceDisk(Latency):
         return len(new)
 
     def seal(self, now: int) -> None:
-        """Note POSTGRES_ONLY, as the first step of archiving does."""
+        """Store POSTGRES_ONLY, the first step of archiving."""
         if self.state.phase is not Phase.POSTGRES_ONLY:
             last = self.state._replace(
                 phase=Phase.POSTGRES_ONLY, epoch=self.state.epoch + 1, completing=False
@@ -219,5 +219,5 @@ class SourceDisk(Latency):
         return JournalStatus(len(self.journal) - start, oldest, self.pruned)
 
     def _place(self, after: int) -> int:
-        """Return how many rows have a sequence up to ``after``."""
+        """Return the number of rows with a sequence up to ``after``."""
         return bisect.bisect_right(self.journal, (after, _LAST_ID))

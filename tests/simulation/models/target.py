@@ -1,4 +1,4 @@
-"""ModelTarget: a model of PostgreSQLReplica for a deterministic simulation."""
+"""ModelTarget: model of PostgreSQLReplica for a deterministic simulation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from sagastore_server.storage.replication import (
     TargetRecord,
     TargetState,
 )
-from tests.simulation.models.carried import tally_of
+from tests.simulation.models.auxiliary_rows import tally_of
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.postgresql_store import ModelPostgreSQL
 from tests.simulation.models.transaction import Write
@@ -42,7 +42,7 @@ from tests.simulation.models.transaction import Write
 T = TypeVar("T")
 
 _RECORD = "\0record"
-"""Lock of the one row of ``migration``."""
+"""Lock of the single row of ``migration``."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Ready(PreparedRows):
 
 
 class ModelTarget(ModelPostgreSQL, MigrationTarget):
-    """The target of a migration on a ``PostgresServer``, used by one process.
+    """Target of a migration on a ``PostgresServer``, used by one process.
 
-    Overridable for planted faults: ``_holding``, ``_replaces``, ``_bury``, ``_upsert``,
-    ``apply``, ``prepare``.
+    Overridable for planted faults: ``_holding``, ``_replaces``, ``_bury``, ``_upsert``, ``apply``,
+    ``prepare``.
     """
 
     def on_connection_loss(self, listener: Callable[[], None]) -> None:
@@ -72,7 +72,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         )
 
     def _seen(self) -> TargetRecord | None:
-        """Return the record with what is left of the lease."""
+        """Return the record with the remaining time of the lease."""
         record = self._server.record
         if record is None:
             return None
@@ -113,7 +113,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
             raise PreconditionError((Blocker("TARGET_NOT_EMPTY", detail),))
 
     def _new_record(self, wanted: Claim) -> TargetRecord:
-        """Begin the migration in an empty database."""
+        """Create the migration record in an empty database."""
         server = self._server
         server.tombs.clear()
         server.extras.clear()
@@ -129,10 +129,10 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         applied: int = 0,
         check: Callable[[TargetRecord], None] | None = None,
     ) -> TargetRecord:
-        """Do ``work`` at the commit of a transaction that holds the lease.
+        """Run ``work`` at the commit of a transaction that holds the lease.
 
-        ``check`` may refuse the record as it was before. Returns the record with ``applied``
-        raised and the lease extended, but without what ``work`` has changed in it.
+        ``check`` may reject the previous record. Returns the record with ``applied`` raised and the
+        lease extended, but without the changes of ``work``.
         """
         server = self._server
 
@@ -171,7 +171,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         def commit() -> None:
             record = server.record
             if record is not None and (record.holder, record.session) == lease:
-                # The name of the last holder stays, for one that comes back after a while.
+                # The name of the last holder is kept, so that it can resume later.
                 server.record = record._replace(session="")
                 server.lease_until = asyncio.get_running_loop().time()
 
@@ -197,7 +197,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         """See the contract."""
 
         def end(server: PostgresServer) -> None:
-            # A sequence that was never used counts as 1 (setval of its last_value).
+            # An unused sequence counts as 1 (setval of its last_value).
             server.revision = max(server.revision, last_revision, 1)
             server.lease_until = asyncio.get_running_loop().time()
             _note(server, phase=Phase.POSTGRES_ONLY, epoch=epoch, holder="", session="")
@@ -243,7 +243,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         return old.revision < new.revision
 
     async def _send_later(self) -> None:
-        """Take the time between preparing rows and sending them."""
+        """Let time pass between preparing rows and sending them."""
         server = self._server
         self.process.check_alive()
         await asyncio.sleep(server.pause() + server.lag * server.draw.random() * server.scale)
@@ -280,7 +280,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         await self._holding(lease, store, check=check)
         return mark
 
-    # ------------------------------------------------------------------ what is carried along
+    # ------------------------------------------------------------------ auxiliary rows
 
     async def carry(self, lease: Lease, rows: AuxiliaryRows, *, first: bool) -> None:
         """See the contract."""
@@ -341,7 +341,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
 
 
 def _at(after: int | None, before: BackfillMark | None = None) -> Callable[[TargetRecord], None]:
-    """Return a check that the target is at a position and a backfill mark; None: at any."""
+    """Return a check of the target's position and backfill mark; None: any."""
 
     def check(record: TargetRecord) -> None:
         if after is not None and record.applied != after:
@@ -353,7 +353,7 @@ def _at(after: int | None, before: BackfillMark | None = None) -> Callable[[Targ
 
 
 def _note(server: PostgresServer, **fields: object) -> None:
-    """Change fields of the record, within a transaction that holds the lease."""
+    """Change fields of the record within a transaction that holds the lease."""
     assert server.record is not None
     server.record = server.record._replace(**fields)  # type: ignore[arg-type]
 

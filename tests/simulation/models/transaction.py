@@ -1,4 +1,4 @@
-"""A transaction of the PostgreSQL model, on the server's side."""
+"""Transaction of the PostgreSQL model, on the server side."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ if TYPE_CHECKING:
 
 
 class Read(NamedTuple):
-    """A transaction that only reads, at one instant."""
+    """Read-only transaction at one instant."""
 
     look: Callable[[], object]
-    """Returns the answer, which keeps no reference to the contents."""
+    """Return the answer, which keeps no reference to the contents."""
 
 
 class Write(NamedTuple):
-    """A transaction that writes."""
+    """Transaction that writes."""
 
     locks: Sequence[str]
-    """Rows that it locks, in this order, until it ends."""
+    """Rows that it locks, in this order, until its end."""
     execute: Callable[[], Callable[[], object]]
-    """Executes the statements, at one instant and with the locks: checks and reads, changes
-    nothing, and returns what COMMIT is to do at a later instant. Either may raise a
-    StorageError, which rolls the transaction back."""
+    """Execute the statements at one instant under the locks: checks and reads without changes.
+    Returns the function that COMMIT executes at a later instant. Either may raise a StorageError,
+    which rolls the transaction back.
+    """
 
 
 class Transaction:
-    """A request on its way to the server, its execution, and its answer.
+    """Request in transit to the server, its execution, and its answer.
 
-    A write takes two round trips: the statements, and COMMIT. The client may be gone at any
-    point. Before COMMIT was sent, that rolls back; afterwards the outcome is open.
+    A write takes two round trips: the statements, and COMMIT. The client may disappear at any
+    point: before COMMIT was sent, that rolls back; afterwards the outcome is open.
     """
 
     def __init__(self, server: PostgresServer, process: Process, work: Read | Write) -> None:
@@ -44,20 +45,20 @@ class Transaction:
         self.process = process
         self._work = work
         self._gone = False
-        """The client hears nothing any more and sends nothing any more."""
+        """The client no longer receives or sends anything."""
         self.begun = False
-        """The server has begun to execute it."""
+        """Whether the server has started to execute it."""
         self._locked: list[asyncio.Lock] = []
         loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[Any] = loop.create_future()
-        # A client that is gone never asks for it.
+        # A client that has disappeared never retrieves the answer.
         self.answer.add_done_callback(_retrieve)
         server.requests.append(self)
         context = server.process.context
         self._task = loop.create_task(self._serve(), name="transaction", context=context)
 
     def lose(self, *, silent: bool) -> None:
-        """Lose the connection; ``silent``: the client gets no error."""
+        """Lose the connection; ``silent``: without an error for the client."""
         self._gone = True
         if not silent and not self.answer.done():
             self.answer.set_exception(
@@ -110,18 +111,18 @@ class Transaction:
             self._tell(outcome)
 
     async def _commit_arrives(self) -> bool:
-        """Wait for COMMIT from the client; False: it never comes."""
+        """Wait for COMMIT from the client; False: it never arrives."""
         server = self._server
         await asyncio.sleep(server.pause(0.001))
         if self._client_is_gone():
-            # PostgreSQL notices late, and keeps the locks until then.
+            # PostgreSQL detects the loss late and keeps the locks until then.
             await asyncio.sleep(server.pause(0.05))
             return False
         await server.hop()
         return not self._client_is_gone() or server.draw.random() >= 0.5
 
     def _client_is_gone(self) -> bool:
-        # A method, because the answer changes while one of its callers waits.
+        # A method, because the value changes while one of its callers waits.
         return self._gone
 
     def _commit(self, commit: Callable[[], object]) -> object:

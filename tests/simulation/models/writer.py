@@ -1,4 +1,4 @@
-"""The writer of the source model: group commit, durable first and told later."""
+"""Writer of the source model: group commit with separate durability and acknowledgement."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from tests.simulation.models.source_disk import SourceDisk
 
 
 class Kind(enum.Enum):
-    """What a job does with the file."""
+    """Kind of a job."""
 
     WRITE = "write"
-    """Works out changes; shares a transaction with others."""
-    ERRAND = "errand"
-    """A transaction of its own between two groups."""
+    """Computes changes; shares a transaction with other writes."""
+    TASK = "task"
+    """Runs in its own transaction between two groups."""
     FLUSH = "flush"
-    """No transaction: takes a place in the queue."""
+    """Takes a place in the queue, without a transaction."""
 
 
 class Job(NamedTuple):
-    """Something that waits for the writer."""
+    """Job waiting for the writer."""
 
     kind: Kind
     run: Callable[[Any], object]
-    """Called with the group's Changes by a write, with the disk by an errand."""
+    """Called with the group's Changes for a write, with the disk for a task."""
     rows: int
     """Messages that a write touches."""
     future: asyncio.Future[Any]
 
 
-class _Told(NamedTuple):
-    """A group that is decided, on its way to the event loop."""
+class _Notification(NamedTuple):
+    """Committed group whose callers are not notified yet."""
 
     group: Sequence[Job]
     outcomes: Sequence[object]
@@ -44,49 +44,51 @@ class _Told(NamedTuple):
 
 
 Commit = Callable[[Kind, Sequence[Job]], tuple[Sequence[object], int]]
-"""Commits a group at one instant; returns an outcome for each job, and the revision to tell."""
+"""Commits a group at one instant; returns an outcome per job, and the revision to report."""
 
 
 class GroupWriter:
-    """Commits jobs in the order in which they were submitted, in groups.
+    """Commits jobs in groups, in the order of their submission.
 
-    The instant at which a group is durable and the later one at which the event loop hears of
-    it are apart, as they are with a writer thread that may be descheduled in between. Several
-    groups may be durable before the first is told of; they are told of in order.
+    A group becomes durable at one instant and the event loop learns of it later, as with a writer
+    thread that is descheduled in between. Several groups may be durable before the first is
+    reported; they are reported in order.
     """
 
     def __init__(
-        self, disk: SourceDisk, process: Process, commit: Commit, grown: Callable[[int], None]
+        self, disk: SourceDisk, process: Process, commit: Commit, on_revision: Callable[[int], None]
     ) -> None:
-        """Begin to commit; ``grown`` is called with the revision before callers are told."""
+        """Start committing; ``on_revision`` is called with the revision before callers are
+        notified.
+        """
         self._disk = disk
         self._process = process
         self._commit = commit
-        self._grown = grown
+        self._on_revision = on_revision
         self._jobs: deque[Job] = deque()
-        self._untold: deque[_Told] = deque()
-        self._tell_at = 0.0
+        self._pending: deque[_Notification] = deque()
+        self._notify_at = 0.0
         self._work = asyncio.Event()
-        self._all_told = asyncio.Event()
-        self._all_told.set()
+        self._all_notified = asyncio.Event()
+        self._all_notified.set()
         self.closing = False
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._run(), name="writer", context=process.context)
 
     @property
     def waiting(self) -> int:
-        """How many jobs are in no group yet."""
+        """Number of jobs that are not in a group yet."""
         return len(self._jobs)
 
     def submit(self, kind: Kind, run: Callable[[Any], object], rows: int) -> asyncio.Future[Any]:
-        """Queue a job. A future that is cancelled before its group begins drops the job."""
+        """Queue a job. Cancelling the future before its group begins drops the job."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._jobs.append(Job(kind, run, rows, future))
         self._work.set()
         return future
 
     async def close(self) -> None:
-        """Commit what waits, and end."""
+        """Commit the queued jobs and end."""
         self.closing = True
         self._work.set()
         await asyncio.wait({self._task})
@@ -101,14 +103,14 @@ class GroupWriter:
             elif self._jobs:
                 continue
             elif self.closing:
-                await self._all_told.wait()
+                await self._all_notified.wait()
                 return
             else:
                 self._work.clear()
                 await self._work.wait()
 
     def _next_group(self) -> list[Job]:
-        """Take the next errand, or the writes up to the next one; empty: all were cancelled."""
+        """Take the next task, or the writes before it; empty: all were cancelled."""
         if self._jobs and self._jobs[0].kind is not Kind.WRITE:
             return [self._jobs.popleft()]
         group: list[Job] = []
@@ -122,18 +124,18 @@ class GroupWriter:
 
     def _decide(self, group: list[Job]) -> None:
         outcomes, revision = self._commit(group[0].kind, group)
-        self._untold.append(_Told(group, outcomes, revision))
-        self._all_told.clear()
+        self._pending.append(_Notification(group, outcomes, revision))
+        self._all_notified.clear()
         loop = asyncio.get_running_loop()
-        self._tell_at = max(self._tell_at, loop.time() + self._disk.pause(0.001))
-        loop.call_at(self._tell_at, self._tell, context=self._process.context)
+        self._notify_at = max(self._notify_at, loop.time() + self._disk.pause(0.001))
+        loop.call_at(self._notify_at, self._tell, context=self._process.context)
 
     def _tell(self) -> None:
-        told = self._untold.popleft()
-        if not self._untold:
-            self._all_told.set()
+        told = self._pending.popleft()
+        if not self._pending:
+            self._all_notified.set()
         try:
-            self._grown(told.revision)
+            self._on_revision(told.revision)
         finally:
             for job, outcome in zip(told.group, told.outcomes, strict=True):
                 _answer(job.future, outcome)

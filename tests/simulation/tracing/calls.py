@@ -1,4 +1,4 @@
-"""Hooks on the router and on the stores behind it: what clients ask and are told."""
+"""Hooks on the router and the stores behind it: requests of clients and their answers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class ClientCalls:
-    """Notes the calls of clients on one server."""
+    """Records the calls of clients to one server."""
 
     def __init__(self, trace: Trace, live: MigratingService, process: Process) -> None:
-        """Note them from now on."""
+        """Start recording."""
         self._trace = trace
         self._live = live
         self._process = process
@@ -36,7 +36,7 @@ class ClientCalls:
         compare = shadow.compare
 
         def compared(*arguments: Any) -> None:
-            # The comparison goes on in a task of its own: no part of the read.
+            # The shadow comparison continues in a separate task, which is not part of the read.
             with setting(READS, None):
                 compare(*arguments)
 
@@ -64,7 +64,7 @@ class ClientCalls:
         *,
         delete: bool = False,
     ) -> Callable[..., Awaitable[T]]:
-        """Note the messages of a write that has passed the gate."""
+        """Record the messages of a write that has passed the fence."""
 
         async def entered(*arguments: Any, **named: Any) -> T:
             calls = WRITES.get()
@@ -77,7 +77,7 @@ class ClientCalls:
         return entered
 
     def _writing(self, write: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
-        """Note how a client's write ends."""
+        """Record how a client's write ends."""
 
         async def wrote(*arguments: Any, **named: Any) -> T:
             calls: list[Call] = []
@@ -106,7 +106,7 @@ class ClientCalls:
             self.note(kind, call=call.name)
 
     def _revisions(self, calls: list[Call]) -> dict[str, int]:
-        """Return the revision that each call was committed with, or found."""
+        """Return the revision that each call committed or found."""
         wanted = {call.name for call in calls}
         found: dict[str, int] = {}
         for event in reversed(self._trace.events):
@@ -120,7 +120,7 @@ class ClientCalls:
     def _reading(
         self, read: Callable[..., Awaitable[T]], ids_of: Callable[[Any], list[str]]
     ) -> Callable[..., Awaitable[T]]:
-        """Note what a client's read is answered with."""
+        """Record the answer of a client's read."""
 
         async def answered(*arguments: Any, **named: Any) -> T:
             calls = {key: Call(self._trace.name(), key) for key in ids_of(arguments)}

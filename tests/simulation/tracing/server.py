@@ -1,4 +1,4 @@
-"""Hooks on one server: its phase, its gate, its follower and its lease."""
+"""Hooks on one server: phase, write fence, replicator and lease."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Watched:
     """Hooks the parts of one server."""
 
     def __init__(self, trace: Trace, live: MigratingService, process: Process) -> None:
-        """Note what this server does from now on."""
+        """Start recording this server."""
         self._trace = trace
         self._live = live
         self._process = process
         self._started = False
         self.session = int(process.name.partition("-")[2])
-        trace.sessions[live._replicator.lease.session] = self.session
+        trace.sessions[live._replicator.session.lease.session] = self.session
         if self.session > 1 and trace.events[-1]["event"] != "crash":
             trace.note("crash")
         trace.note("launch", session=self.session)
         self._hook_start()
-        self._hook_gate()
-        self._hook_follower()
+        self._hook_fence()
+        self._hook_replicator()
         self._hook_guard()
         ServerStores(self, trace, live)
         ClientCalls(trace, live, process)
@@ -40,7 +40,7 @@ class Watched:
         if not self._process.dead:
             self._trace.note(kind, **fields)
 
-    # -------------------------------------------------------------- phase, gate, follower
+    # -------------------------------------------------------------- phase, fence, replicator
 
     def _hook_start(self) -> None:
         live, current_state = self._live, self._live._current_state
@@ -62,7 +62,7 @@ class Watched:
         hook(live, _meet_the_target=met, _end=ended)
         hook(current_state, enter=entered)
 
-    def _hook_gate(self) -> None:
+    def _hook_fence(self) -> None:
         gate = self._live._router._fence
         closed = gate.closed
 
@@ -81,42 +81,45 @@ class Watched:
         self._started = True
         self.note("start", phase=self._live.phase.value)
 
-    def _hook_follower(self) -> None:
+    def _hook_replicator(self) -> None:
         replicator = self._live._replicator
-        advance, stand = replicator._advance, replicator._stand
-        attach, copy = replicator._attach, replicator.copy
+        fallback, session = replicator.fallback, replicator.session
+        advance, set_status = replicator._advance, fallback.set_status
+        attach, copy = replicator._attach, session.copy
 
         def advanced(applied: int, entries: Any) -> None:
             self.note("applied", applied=applied)
             advance(applied, entries)
 
         def stood(standing: Any) -> None:
-            if standing is not replicator.replica_status:
+            if standing is not fallback.status:
                 self.note("standing", standing=standing.value)
-            stand(standing)
+            set_status(standing)
 
         async def attached() -> None:
             with setting(ATTACHING, True):
                 await attach()
 
         async def copied(messages: Any, mark: BackfillMark) -> None:
-            before = replicator.mark
+            before = session.mark
             if isinstance(messages, list):
                 self.page([], before, mark)
             await copy(messages, mark)
             self.note("mark", before=mark_of(before), after=mark_of(mark))
 
-        hook(replicator, _advance=advanced, _stand=stood, _attach=attached, copy=copied)
+        hook(replicator, _advance=advanced, _attach=attached)
+        hook(fallback, set_status=stood)
+        hook(session, copy=copied)
 
     def _hook_guard(self) -> None:
-        replicator = self._live._replicator
-        guard = replicator._guard
-        fence, contest, prove = replicator._lose_lease, guard.contest, guard.prove
+        session = self._live._replicator.session
+        guard = session.guard
+        fence, contest, prove = session.fence, guard.contest, guard.prove
 
-        def fenced(error: Any) -> None:
+        def fenced(error: Any) -> Any:
             if not self._live._current_state.state.completing:
                 self.note("fenced")
-            fence(error)
+            return fence(error)
 
         def contested(blocker: Any) -> None:
             self.note("contested")
@@ -128,7 +131,7 @@ class Watched:
             if before is not None and guard.contested is None:
                 self.note("proved")
 
-        hook(replicator, _lose_lease=fenced)
+        hook(session, fence=fenced)
         hook(guard, contest=contested, prove=proved)
 
     def page(self, ids: list[str], before: BackfillMark, after: BackfillMark) -> None:

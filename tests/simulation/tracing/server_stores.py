@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Notes(Protocol):
-    """Where a server notes its events."""
+    """Records the events of a server."""
 
     session: int
 
@@ -40,14 +40,14 @@ class Notes(Protocol):
         """Add an event."""
 
     def page(self, ids: list[str], before: BackfillMark, after: BackfillMark) -> None:
-        """Note a page that the backfill reads."""
+        """Record a page that the backfill reads."""
 
 
 class ServerStores:
-    """Notes what one server does with both stores."""
+    """Records the use of both stores by one server."""
 
     def __init__(self, server: Notes, trace: Trace, live: MigratingService) -> None:
-        """Note it from now on."""
+        """Start recording."""
         source, target = live._source, live._target
         assert isinstance(source, ModelSource)
         assert isinstance(target, ModelTarget)
@@ -64,9 +64,9 @@ class ServerStores:
         async def looked(see: Callable[[Any], T]) -> T:
             return await look(self._seeing("source", see))
 
-        def grown(revision: int) -> None:
+        def on_revision(revision: int) -> None:
             if revision > source.committed:
-                self._server.note("told", revision=revision)
+                self._server.note("committed", revision=revision)
             grow(revision)
 
         async def written(apply: Callable[[Changes], T], rows: int = 1) -> T:
@@ -76,11 +76,11 @@ class ServerStores:
             with setting(PAGE, mark):
                 return await read(mark, size)
 
-        hook(source, _look=looked, _grow=grown, _write=written)
+        hook(source, _look=looked, _grow=on_revision, _write=written)
         hook(self._live._backfill, _read=read_page)
 
     def _seeing(self, store: str, see: Callable[[Any], T]) -> Callable[[Any], T]:
-        """Note what a read of one message sees, or the page that the backfill reads."""
+        """Record what a read of one message returns, or the page that the backfill reads."""
         calls, mark = READS.get(), PAGE.get()
 
         def seen(rows: Any) -> T:
@@ -98,14 +98,14 @@ class ServerStores:
     def _snapshot(
         self, store: str, call: Call, message: Message | None, calls: dict[str, Call]
     ) -> None:
-        # A read of the target that was given up may still be carried out.
+        # A read of the target that the client gave up may still be executed.
         late = store == "target" and "source" in calls.get(call.id, call).name
         if not late:
             row = 0 if message is None else message.revision
             self._server.note("snapshot", call=call.name, row=row, **{"from": store})
 
     def _working_out(self, apply: Callable[[Changes], T]) -> Callable[[Changes], T]:
-        """Note what each message of a write comes to, in its group."""
+        """Record the effect of a write on each message of its group."""
         calls = WRITES.get() or []
 
         def worked_out(changes: Changes) -> T:
@@ -149,7 +149,7 @@ class ServerStores:
         hook(target, copy=sending(target.copy, _copy_of))
 
     def _told(self, target: ModelTarget, work: Read | Write) -> Read | Write:
-        """Note a transaction when it commits; an inspection, when it reads."""
+        """Record a transaction when it commits, and an inspection when it reads."""
         sent = SENT.get()
         if sent is None:
             return work
@@ -200,12 +200,12 @@ class ServerStores:
         more = facts.get(sent.kind, {})
         if sent.before is not None and sent.after is not None:
             more = {"before": mark_of(sent.before), "after": mark_of(sent.after), "rows": rows}
-        # Also of a server that is dead: its transaction commits late.
+        # Dead servers included: a transaction may commit late.
         self._trace.note(sent.kind, session=self._server.session, **more)
 
 
 def _revision(changes: Changes, key: str) -> int:
-    """Return the revision of the newest change of an id in a group; 0: not changed."""
+    """Return the revision of the newest change of an id in a group; 0: unchanged."""
     message = changes.after.get(key)
     if message is not None:
         return message.revision

@@ -12,7 +12,7 @@ from tests.simulation.tracing.trace import Trace, hook, mark_of
 
 
 def hook_disk(trace: Trace, disk: SourceDisk) -> None:
-    """Note the transactions of the source, and the batches that are read of its journal."""
+    """Record the transactions of the source, and the batches read from its journal."""
     store, change = disk.store, disk.change_state
 
     def stored(changes: Changes, revision: int) -> Any:
@@ -69,7 +69,7 @@ def _hook_journal(trace: Trace, disk: SourceDisk) -> None:
 
 
 def hook_postgres(trace: Trace) -> None:
-    """Note when PostgreSQL stops, starts and is set back."""
+    """Record when PostgreSQL stops, starts and is set back."""
     postgres = trace.world.postgres
     crash, start, restore = postgres.crash, postgres.start, postgres.restore
 

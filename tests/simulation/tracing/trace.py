@@ -1,4 +1,4 @@
-"""The events of a round, and what the hooks that note them share."""
+"""Trace of a round, and helpers of the hooks that record it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Event = dict[str, Any]
 
 
 class Call(NamedTuple):
-    """A write of one message, or a read of one."""
+    """Write or read of one message."""
 
     name: str
     id: str
 
 
 class Sent(NamedTuple):
-    """A transaction on its way to the target."""
+    """Transaction in transit to the target."""
 
     kind: str
     ids: tuple[str, ...] = ()
@@ -42,20 +42,20 @@ ATTACHING: contextvars.ContextVar[bool] = contextvars.ContextVar("attaching", de
 
 
 class Trace:
-    """The events of a round."""
+    """Events of a round."""
 
     def __init__(self, world: World) -> None:
-        """Begin without events."""
+        """Start without events."""
         self.world = world
         self.events: list[Event] = []
         self.sessions: dict[str, int] = {"": 0}
         """Number of the process, by the session of its lease."""
         self._numbers = itertools.count(1)
         self.written: dict[int, list[tuple[Call, bool, int]]] = {}
-        """What the writes of a group did: the call, whether it deletes, and the revision."""
+        """Effects of the writes in a group: call, whether it deletes, revision."""
 
     def begin(self, rows: dict[str, int], revision: int) -> None:
-        """Note what the file holds before the round."""
+        """Record the contents of the file before the round."""
         self.events.insert(0, {"event": "begin", "rows": rows, "revision": revision})
 
     def note(self, kind: str, **fields: Any) -> None:
@@ -64,7 +64,7 @@ class Trace:
             self.events.append({"event": kind, **fields})
 
     def name(self) -> str:
-        """Return a new name of a call."""
+        """Return a new name for a call."""
         return str(next(self._numbers))
 
     def finished(self) -> list[Event]:
@@ -76,7 +76,7 @@ class Trace:
             elif event["event"] in {"cancelled", "error"}:
                 event["event"] = "orphan" if event["call"] in later else "error"
         ended = {event["call"] for event in self.events if event["event"] == "error"}
-        # Nobody hears that such a write has changed nothing.
+        # No caller receives the answer of an unchanged orphan.
         return [
             event
             for event in self.events
@@ -98,7 +98,7 @@ def hook(owner: Any, **replacements: Any) -> None:
 def sending(
     send: Callable[..., Awaitable[T]], sent: Callable[[Any], Sent]
 ) -> Callable[..., Awaitable[T]]:
-    """Let a transaction be known by what it is for."""
+    """Attach the purpose of a transaction to its context."""
 
     async def sending(*arguments: Any, **named: Any) -> T:
         with setting(SENT, sent((arguments, named))):
@@ -109,7 +109,7 @@ def sending(
 
 @contextlib.contextmanager
 def setting(variable: contextvars.ContextVar[Any], value: Any) -> Iterator[None]:
-    """Set a variable; not by a token, as a dead coroutine may be closed in another context."""
+    """Set a variable without a token, because a dead coroutine may be closed in another context."""
     before = variable.get()
     variable.set(value)
     try:

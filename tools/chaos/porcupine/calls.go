@@ -8,7 +8,7 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// subject is one message id with everything that a history tells about it.
+// subject is one message id with all information in a history about it.
 type subject struct {
 	id      string
 	calls   []porcupine.Operation
@@ -104,7 +104,7 @@ func (c *calls) write(one *operation, id string, in request) {
 	in.repeated = attempts > 1
 	switch {
 	case one.answered():
-		out := response{revision: told(one.Answer.Revision), created: one.Answer.Created}
+		out := response{revision: revisionOf(one.Answer.Revision), created: one.Answer.Created}
 		if in.repeated {
 			out.created = nil // an earlier attempt may have created it
 		}
@@ -120,13 +120,13 @@ func (c *calls) write(one *operation, id string, in request) {
 // open adds attempts of unknown outcome, which stay open to the end of the history.
 func (c *calls) open(one *operation, id string, in request, attempts int) {
 	for range attempts {
-		c.add(one, id, in, response{open: true, revision: untold}, one.Start, never)
+		c.add(one, id, in, response{open: true, revision: unknownRevision}, one.Start, never)
 	}
 }
 
-// refusal adds what a refusal tells about the state; other refusals tell nothing.
+// refusal adds the state that a refusal implies; other refusals imply none.
 func (c *calls) refusal(one *operation, id string, in request) {
-	out := response{code: one.Code, revision: untold}
+	out := response{code: one.Code, revision: unknownRevision}
 	stored := string(one.Answer.StoredRevision)
 	switch one.Code {
 	case "NOT_FOUND":
@@ -159,14 +159,14 @@ func (c *calls) bulk(one *operation) {
 		in := request{verb: save, digest: v.Digest, label: v.Label, skip: one.Args.Skip}
 		attempts := one.attempts()
 		if one.answered() {
-			c.add(one, v.ID, in, response{changed: changed, revision: untold}, one.Start, *one.End)
+			c.add(one, v.ID, in, response{changed: changed, revision: unknownRevision}, one.Start, *one.End)
 			attempts--
 		}
 		c.open(one, v.ID, in, attempts)
 	}
 }
 
-// batchChanged tells whether a batch changed each of its messages or none, if the counts
+// batchChanged reports whether a batch changed each of its messages or none, if the counts
 // of its answer decide that.
 func batchChanged(one *operation) *bool {
 	count, answer := len(one.Args.Values), one.Answer
@@ -185,7 +185,7 @@ func batchChanged(one *operation) *bool {
 	return nil
 }
 
-// get adds what a Get or BatchGet shows, and the absence of what it does not find.
+// get adds the messages in the answer of a Get or BatchGet, and the absence of the others.
 func (c *calls) get(one *operation) {
 	missing := one.Answer.Missing
 	if one.Kind == "Get" && one.refused() && one.Code == "NOT_FOUND" {
@@ -195,7 +195,7 @@ func (c *calls) get(one *operation) {
 	}
 	c.shown(one)
 	for _, id := range missing {
-		c.add(one, id, request{verb: absent}, response{revision: untold}, one.Start, *one.End)
+		c.add(one, id, request{verb: absent}, response{revision: unknownRevision}, one.Start, *one.End)
 	}
 }
 
@@ -207,26 +207,26 @@ func (c *calls) shown(one *operation) {
 	}
 }
 
-// register returns the model of the id, with the revisions that its calls tell.
+// register returns the model of the id, with the revisions in its calls.
 func (s *subject) register() *register {
 	r := &register{initial: []state{s.initial}, revisions: map[string][]int64{}}
 	owned := map[int64]bool{}
 	for _, call := range s.calls {
 		in, out := call.Input.(request), call.Output.(response)
-		if out.code == "" && out.revision != untold {
+		if out.code == "" && out.revision != unknownRevision {
 			r.revisions[in.digest] = include(r.revisions[in.digest], out.revision)
 			owned[out.revision] = true
 		}
 	}
 	for _, call := range s.calls {
-		var told []int64
+		var known []int64
 		if out := call.Output.(response); out.code != "" {
-			told = append(told, out.revision)
+			known = append(known, out.revision)
 		}
 		if guard := call.Input.(request).guard; guard != nil {
-			told = append(told, *guard)
+			known = append(known, *guard)
 		}
-		for _, revision := range told {
+		for _, revision := range known {
 			if revision > 0 && !owned[revision] {
 				r.loose = include(r.loose, revision)
 			}
@@ -235,15 +235,15 @@ func (s *subject) register() *register {
 	return r
 }
 
-// told returns the revision of an answer, or untold.
-func told(revision *int64) int64 {
+// revisionOf returns the revision in an answer, or unknownRevision.
+func revisionOf(revision *int64) int64 {
 	if revision == nil {
-		return untold
+		return unknownRevision
 	}
 	return *revision
 }
 
-// anything returns the model of an id of which nothing is known at the beginning.
+// anything returns the model of an id with an unknown initial state.
 func (s *subject) anything() *register {
 	r := s.register()
 	r.initial = []state{nothing(0)}

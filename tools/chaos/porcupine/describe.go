@@ -22,7 +22,7 @@ func seconds(at, began int64) string { return fmt.Sprintf("%.4f s", float64(at-b
 
 // describe returns a call and its answer.
 func describe(in request, out response) string {
-	return fmt.Sprintf("%s(%s) -> %s", in.kind, in.asked(), out.told(in))
+	return fmt.Sprintf("%s(%s) -> %s", in.kind, in.asked(), out.text(in))
 }
 
 func (in request) asked() string {
@@ -39,13 +39,13 @@ func (in request) asked() string {
 	return strings.Join(parts, ", ")
 }
 
-func (out response) told(in request) string {
+func (out response) text(in request) string {
 	switch {
 	case out.open:
 		return "outcome unknown"
 	case out.nothing:
 		return out.code + ", nothing stored"
-	case out.code != "" && out.revision == untold:
+	case out.code != "" && out.revision == unknownRevision:
 		return out.code
 	case out.code != "":
 		return fmt.Sprintf("%s, stored revision %d", out.code, out.revision)
@@ -64,7 +64,7 @@ func (out response) told(in request) string {
 // written describes the answer to a write.
 func (out response) written() string {
 	parts := []string{"ok"}
-	if out.revision != untold {
+	if out.revision != unknownRevision {
 		parts = append(parts, fmt.Sprintf("revision %d", out.revision))
 	}
 	if out.created != nil {

@@ -1,4 +1,4 @@
-module example.test/secondopinion
+module example.test/porcupinecheck
 
 go 1.24
 

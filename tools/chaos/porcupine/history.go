@@ -9,7 +9,7 @@ import (
 	"os"
 )
 
-// Outcomes of an operation, as docs/history-checker.md defines them.
+// Outcomes of an operation, as docs/explanation/history-checker.md defines them.
 const (
 	outcomeOK      = "ok"
 	outcomeRefused = "refused"
@@ -103,10 +103,10 @@ func (i *item) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// answered tells whether the operation has an answer.
+// answered reports whether the operation has an answer.
 func (o *operation) answered() bool { return o.Outcome == outcomeOK }
 
-// refused tells whether the operation had no effect, for certain.
+// refused reports whether the operation had no effect, for certain.
 func (o *operation) refused() bool { return o.Outcome == outcomeRefused }
 
 // attempts returns how often the client sent the call.

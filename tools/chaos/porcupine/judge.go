@@ -110,8 +110,8 @@ func (s *subject) explain(few *subject, began int64, with options) (violation, e
 	} else {
 		text.WriteString(s.reached(few, with))
 	}
-	told, hidden := few.worthTelling()
-	for _, call := range told {
+	known, hidden := few.relevantCalls()
+	for _, call := range known {
 		found.Operations = append(found.Operations, call.Input.(request).operation)
 		text.WriteString("\n" + line(call, began))
 	}
@@ -125,9 +125,9 @@ func (s *subject) explain(few *subject, began int64, with options) (violation, e
 	return found, s.draw(with)
 }
 
-// worthTelling returns the calls of a proof without the open writes whose value no call of
+// relevantCalls returns the calls of a proof without the open writes whose value no call of
 // the proof shows, and how many those are.
-func (s *subject) worthTelling() (told []porcupine.Operation, hidden int) {
+func (s *subject) relevantCalls() (known []porcupine.Operation, hidden int) {
 	shown := map[string]bool{}
 	for _, call := range s.calls {
 		if in := call.Input.(request); in.verb == show {
@@ -140,9 +140,9 @@ func (s *subject) worthTelling() (told []porcupine.Operation, hidden int) {
 			hidden++
 			continue
 		}
-		told = append(told, call)
+		known = append(known, call)
 	}
-	return told, hidden
+	return known, hidden
 }
 
 // draw writes Porcupine's visualisation of all calls on the id.
@@ -156,7 +156,7 @@ func (s *subject) draw(with options) error {
 }
 
 // drawable returns the calls with open ends just after the last known one, and each open call
-// in a row of its own: a client goes on after a call of unknown outcome.
+// in a separate row, because a client continues after a call of unknown outcome.
 func (s *subject) drawable() []porcupine.Operation {
 	calls := slices.Clone(s.calls)
 	last, clients := int64(0), 0

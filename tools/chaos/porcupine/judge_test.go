@@ -177,7 +177,7 @@ func TestViolationsAreFound(t *testing.T) {
 			s.get(40, 50, "a", 1)
 		},
 		"delete of nothing": func(s *story) { s.remove(0, 10, "ok", "") },
-		"value that nobody wrote": func(s *story) {
+		"value that no client wrote": func(s *story) {
 			s.save(0, 10, "a", 1, "")
 			s.get(0, 10, "b", 1)
 		},

@@ -1,4 +1,4 @@
-// Command secondopinion checks histories of the chaos campaign for linearizability with
+// Command porcupinecheck checks histories of the chaos campaign for linearizability with
 // Porcupine, independently of the checker in Python. The README of this folder states what
 // it checks.
 package main
@@ -32,7 +32,7 @@ func main() {
 
 // run checks the files that the arguments name.
 func run(arguments []string, out, complaints io.Writer) error {
-	flags := flag.NewFlagSet("secondopinion", flag.ContinueOnError)
+	flags := flag.NewFlagSet("porcupinecheck", flag.ContinueOnError)
 	flags.SetOutput(complaints)
 	timeout := flags.Duration("timeout", 20*time.Second, "time limit for one id")
 	asJSON := flags.Bool("json", false, "print one JSON object for each file")

@@ -19,8 +19,8 @@ const (
 	lack               // a list, search or export does not contain the message
 )
 
-// untold is the revision where an answer tells none.
-const untold = -1
+// unknownRevision is the revision of an answer without one.
+const unknownRevision = -1
 
 // request is the input of a Porcupine operation: a call, as far as it concerns one id.
 type request struct {
@@ -39,17 +39,17 @@ type request struct {
 type response struct {
 	open     bool   // outcome unknown: the effect is possible, now or never
 	code     string // of a refusal
-	revision int64  // or untold
+	revision int64  // or unknownRevision
 	created  *bool
-	changed  *bool // whether the answer tells that the save changed the message
-	nothing  bool  // a refusal tells that nothing is stored
+	changed  *bool // whether the answer says that the save changed the message
+	nothing  bool  // a refusal implies that nothing is stored
 }
 
 // state is what is stored under one id.
 type state struct {
 	present bool
 	digest  string
-	// revision is untold if nothing is stored, or if no answer tells that of this version.
+	// revision is unknownRevision if nothing is stored, or if no answer contains that of this version.
 	revision int64
 	// floor is the highest revision known so far; every later change has a higher one.
 	floor int64
@@ -59,14 +59,14 @@ func (s state) String() string {
 	switch {
 	case !s.present:
 		return "nothing stored"
-	case s.revision == untold:
+	case s.revision == unknownRevision:
 		return fmt.Sprintf("%s at a revision above %d", short(s.digest), s.floor)
 	}
 	return fmt.Sprintf("%s at revision %d", short(s.digest), s.revision)
 }
 
-// has tells whether the state can have the revision that an answer told, if it told one.
-func (s state) has(revision int64) bool { return revision == untold || s.revision == revision }
+// has reports whether the state can have the revision in an answer, if it contains one.
+func (s state) has(revision int64) bool { return revision == unknownRevision || s.revision == revision }
 
 // register is the model of one id. It is nondeterministic in two ways: a call of unknown
 // outcome has its effect or not, and the revision of a save that tells none is any revision
@@ -113,7 +113,7 @@ func (r *register) saved(s state, in request, out response) []state {
 	if is(out.changed, false) || is(out.created, s.present) {
 		return nil
 	}
-	if out.revision != untold {
+	if out.revision != unknownRevision {
 		return keepIf(version(in.digest, out.revision), out.revision > s.floor)
 	}
 	return r.versions(in.digest, s.floor)
@@ -147,18 +147,18 @@ func refuse(s state, in request, out response) []state {
 	case "ALREADY_EXISTS":
 		return keepIf(s, s.present && s.has(out.revision))
 	case "ABORTED":
-		told := out.revision == untold || s.present && s.has(out.revision)
-		return keepIf(s, told && !matches(s, out.revision, in.guard))
+		known := out.revision == unknownRevision || s.present && s.has(out.revision)
+		return keepIf(s, known && !matches(s, out.revision, in.guard))
 	}
 	return []state{s}
 }
 
-// matches tells whether a guard that was refused is the stored revision.
-func matches(s state, told int64, guard *int64) bool {
-	return guard != nil && s.present && (*guard == told || *guard == s.revision)
+// matches reports whether a guard that was refused is the stored revision.
+func matches(s state, known int64, guard *int64) bool {
+	return guard != nil && s.present && (*guard == known || *guard == s.revision)
 }
 
-// guardHolds tells whether a write with this if_revision is accepted.
+// guardHolds reports whether a write with this if_revision is accepted.
 func guardHolds(s state, guard *int64) bool {
 	switch {
 	case guard == nil:
@@ -171,7 +171,7 @@ func guardHolds(s state, guard *int64) bool {
 
 // versions returns the states with a value whose revision is not known, but above the floor.
 func (r *register) versions(digest string, floor int64) []state {
-	all := []state{{present: true, digest: digest, revision: untold, floor: floor}}
+	all := []state{{present: true, digest: digest, revision: unknownRevision, floor: floor}}
 	for _, revision := range slices.Concat(r.revisions[digest], r.loose) {
 		if revision > floor {
 			all = append(all, version(digest, revision))
@@ -181,7 +181,7 @@ func (r *register) versions(digest string, floor int64) []state {
 }
 
 // nothing is the state after a deletion.
-func nothing(floor int64) state { return state{revision: untold, floor: floor} }
+func nothing(floor int64) state { return state{revision: unknownRevision, floor: floor} }
 
 func version(digest string, revision int64) state {
 	return state{present: true, digest: digest, revision: revision, floor: revision}
@@ -194,7 +194,7 @@ func keepIf(s state, possible bool) []state {
 	return nil
 }
 
-func is(told *bool, value bool) bool { return told != nil && *told == value }
+func is(known *bool, value bool) bool { return known != nil && *known == value }
 
 // model returns the register as a Porcupine model.
 func (r *register) model() porcupine.Model {

@@ -37,7 +37,7 @@ func (c *calls) page(one *operation) {
 		}
 		if len(among) > 0 {
 			in := request{verb: lack, among: among}
-			c.add(one, id, in, response{revision: untold}, one.Start, *one.End)
+			c.add(one, id, in, response{revision: unknownRevision}, one.Start, *one.End)
 		}
 	}
 }
@@ -71,7 +71,7 @@ func placeAfter(raw json.RawMessage) *place {
 	return &p
 }
 
-// asked tells whether a value meets the conditions of a list or search.
+// asked reports whether a value meets the conditions of a list or search.
 func asked(args arguments, v value) bool {
 	if args.Session == nil && args.Tag == nil && args.Word == nil {
 		return false // no condition that this program knows
@@ -117,7 +117,7 @@ func (c *calls) export(one *operation) {
 	for id := range c.subjects {
 		passed := one.answered() || id < items[len(items)-1].ID
 		if id > after && passed && !shown[id] {
-			c.add(one, id, request{verb: absent}, response{revision: untold}, began, *one.End)
+			c.add(one, id, request{verb: absent}, response{revision: unknownRevision}, began, *one.End)
 		}
 	}
 }

@@ -40,7 +40,7 @@ func (s *subject) shrink() *subject {
 	return &few
 }
 
-// wrong tells whether calls have no order, as far as the time suffices to find that out.
+// wrong reports whether calls have no order, as far as the time limit allows to decide.
 func (by shrinker) wrong(calls []porcupine.Operation) bool {
 	left := min(shrinkTimeout, time.Until(by.deadline))
 	return left > 0 && porcupine.CheckOperationsTimeout(by.model, calls, left) == porcupine.Illegal
@@ -116,7 +116,7 @@ func until(calls []porcupine.Operation, moment int64) []porcupine.Operation {
 			if !writes(call) {
 				continue
 			}
-			call.Output, call.Return = response{open: true, revision: untold}, never
+			call.Output, call.Return = response{open: true, revision: unknownRevision}, never
 		}
 		known = append(known, call)
 	}
@@ -130,11 +130,11 @@ func without(calls []porcupine.Operation, index int) []porcupine.Operation {
 	if !writes(rest[index]) {
 		return slices.Delete(rest, index, index+1)
 	}
-	rest[index].Output, rest[index].Return = response{open: true, revision: untold}, never
+	rest[index].Output, rest[index].Return = response{open: true, revision: unknownRevision}, never
 	return rest
 }
 
-// writes tells whether a call can change what is stored.
+// writes reports whether a call can change what is stored.
 func writes(call porcupine.Operation) bool {
 	verb := call.Input.(request).verb
 	return (verb == save || verb == remove) && call.Output.(response).code == ""

@@ -1,0 +1,75 @@
+"""The documentation: generated pages are current, links resolve, reasons are listed."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from scripts.write_reference import FOLDER, pages
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("client", "deploy", "docs", "protos", "scripts", "server", "tests", "tools")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+MENTION = re.compile(r"(?<![\w/.])docs/[\w/-]+\.(?:md|sql|svg|png)")
+
+
+def files(*suffixes: str) -> list[Path]:
+    """Return the files of the repository with one of ``suffixes``."""
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    found += ROOT.iterdir()
+    return [path for path in found if path.suffix in suffixes and path.is_file()]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of ``page``."""
+    text = CODE.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def blocker_reasons() -> set[str]:
+    """Return every reason that the server's code gives to a `Blocker` as a literal."""
+    found = set()
+    for path in (ROOT / "server").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Blocker" and node.args:
+                reason = node.args[0]
+                if isinstance(reason, ast.Constant):
+                    found.add(str(reason.value))
+    return found
+
+
+@pytest.mark.parametrize("name", ["cli.md", "errors.md"])
+def test_generated_page_is_current(name: str) -> None:
+    assert (FOLDER / name).read_text(encoding="utf-8") == pages()[name], "run: make docs"
+
+
+def test_links_between_pages_resolve() -> None:
+    broken = []
+    for page in files(".md"):
+        for target, anchor in LINK.findall(CODE.sub("", page.read_text(encoding="utf-8"))):
+            if "://" in target:
+                continue
+            path = (page.parent / target).resolve() if target else page
+            if not path.exists() or (anchor and anchor not in anchors(path)):
+                broken.append(f"{page.relative_to(ROOT)}: {target}#{anchor}")
+    assert broken == []
+
+
+def test_mentioned_pages_exist() -> None:
+    missing = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in files(".py", ".sql", ".md", ".yaml", ".yml", ".toml", ".service")
+        for name in MENTION.findall(path.read_text(encoding="utf-8"))
+        if not (ROOT / name).exists()
+    ]
+    assert missing == []
+
+
+def test_every_blocker_is_documented() -> None:
+    page = (FOLDER / "migration.md").read_text(encoding="utf-8")
+    assert {reason for reason in blocker_reasons() if f"`{reason}`" not in page} == set()
