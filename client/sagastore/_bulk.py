@@ -203,7 +203,7 @@ class _Stream:
         """Record the status with which the server ended the call.
 
         If a write fails because the server has ended the call, gRPC (issue
-        36066) replaces the server's status with an error of its own, before or
+        36066) replaces the server's status with another error, before or
         after the status arrives. gRPC runs this callback for each of the two
         once it is set, so the coroutines below complete at once.
         """

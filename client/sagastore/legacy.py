@@ -1,16 +1,17 @@
-"""Reads the rows of a legacy ARC SAGA ``memory.db``.
+"""Interpretation of the rows of a legacy ARC SAGA ``memory.db``.
 
-The one place that says what a legacy row means. A row has either one faithful
-reading, or problems: what could be read in two ways, or not at all, is never
-guessed. The server's takeover sets such a row aside in quarantine, with its raw
-values; an import reports it.
+The server's legacy import and the client's importers share this module. A row has
+either one unambiguous meaning or a list of problems; ambiguous values are never
+guessed. The server quarantines a row with problems, with its raw values; the
+client's import reports it.
 
-Values come as SQLite stores them: ``None``, ``int``, ``float``, ``bytes`` for a
-BLOB and `Text` for TEXT, which shows bytes that are not UTF-8 and embedded NULs::
+Values have the types of SQLite's storage classes: ``None``, ``int``, ``float``,
+``bytes`` for a BLOB, and `Text` for TEXT, which preserves invalid UTF-8 and embedded
+NULs::
 
     connection.text_factory = legacy.Text
 
-This module opens no file and needs the standard library only.
+This module opens no files and needs only the standard library.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ __all__ = [
 ]
 
 REQUIRED = ("id", "provider", "role", "content", "timestamp")
-"""Columns that make a table ``messages`` a legacy one."""
+"""Columns that identify a legacy table ``messages``."""
 
 OPTIONAL = ("tags", "metadata", "session_id", "created_at")
-"""Columns that some versions lack; a missing one reads as NULL."""
+"""Columns that some versions lack; a missing column means NULL."""
 
 COLUMNS = (
     "id",
@@ -54,14 +55,14 @@ COLUMNS = (
     "session_id",
     "created_at",
 )
-"""The order in which `read_row` takes the values."""
+"""The order of the values for `read_row`."""
 
 _MIN_MICROS = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z
 _MAX_MICROS = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 _MICROS = 1_000_000
-_MIN_UNIX = 1_000_000_000  # 2001-09-09; a Julian day or YYYYMMDD is far below.
-_MAX_UNIX = 4_100_000_000  # 2099-12-03; milliseconds since 1970 are far above.
+_MIN_UNIX = 1_000_000_000  # 2001-09-09; a Julian day or YYYYMMDD is much smaller.
+_MAX_UNIX = 4_100_000_000  # 2099-12-03; milliseconds since 1970 are much larger.
 _SHOWN = 40
 
 _TIME = re.compile(
@@ -76,26 +77,26 @@ _WHITESPACE = " \t\r\n"
 
 
 class Text(bytes):
-    """A value of storage class TEXT, by its bytes; a plain ``bytes`` is a BLOB."""
+    """The bytes of a TEXT value; a plain ``bytes`` is a BLOB."""
 
     __slots__ = ()
 
 
 RawValue = int | float | bytes | None
-"""A value as SQLite stores it; TEXT comes as `Text`."""
+"""A value of one of SQLite's storage classes."""
 
 
 class Problem(NamedTuple):
-    """Why a row has no faithful reading."""
+    """Why a row has no unambiguous meaning."""
 
     field: str
-    """The column at fault."""
+    """The column with the problem."""
     reason: str
-    """What is wrong with its value, in one line."""
+    """The problem of its value, in one line."""
 
 
 class LegacyMessage(NamedTuple):
-    """What a legacy row says; a field that a problem names holds a placeholder."""
+    """The values of a legacy row; a field with a problem has a placeholder."""
 
     id: str
     provider: str
@@ -105,23 +106,23 @@ class LegacyMessage(NamedTuple):
     timestamp_us: int
     """Microseconds since 1970-01-01 UTC, within the years 0001 to 9999."""
     metadata: str
-    """Text of a JSON object, as written. NaN and duplicate keys are still in it."""
+    """Text of a JSON object, unchanged; it may contain NaN and duplicate keys."""
     session_id: str | None
     created_at_us: int | None
-    """Microseconds since 1970-01-01 UTC; None where the row has none."""
+    """Microseconds since 1970-01-01 UTC; None if the row has no value."""
 
 
 class _UnreadableError(ValueError):
-    """A value has no faithful reading; the text is the reason."""
+    """A value has no unambiguous meaning; the text is the reason."""
 
 
 def read_row(values: Sequence[RawValue]) -> tuple[LegacyMessage, list[Problem]]:
     """Read a row of the legacy ``messages`` table.
 
-    ``values`` stand in the order of COLUMNS. The message is meant only where the
-    list of problems, which names every unreadable column, is empty. The limits of
-    the API (lengths, U+0000, what JSONB cannot hold) are not checked here: the
-    server does, whichever way a message comes to it.
+    ``values`` are in the order of COLUMNS. The list of problems has every invalid
+    column; the message is valid only if the list is empty. The server, not this
+    function, checks the limits of the API (lengths, U+0000, values that JSONB cannot
+    store).
     """
     message_id, provider, role, content, tags, timestamp, metadata, session, created = values
     problems: list[Problem] = []
@@ -148,28 +149,32 @@ def read_row(values: Sequence[RawValue]) -> tuple[LegacyMessage, list[Problem]]:
 
 
 def read_time(value: RawValue) -> int:
-    """Return the microseconds since 1970-01-01 UTC that a time column means.
+    """Return the value of a time column as microseconds since 1970-01-01 UTC.
 
-    Text: ``YYYY-MM-DD``, which is midnight, or with ``HH:MM[:SS[.fraction]]`` after
-    a ``T`` or a space; without an offset it is UTC; offsets are ``Z``, ``±HH``,
-    ``±HHMM``, ``±HH:MM[:SS[.ffffff]]``. Numbers: Unix seconds between 2001 and 2099,
-    a real one rounded to the microsecond. Week dates, dates without hyphens, hours
-    alone, milliseconds and Julian days are not guessed.
+    - Text: ``YYYY-MM-DD``, which means midnight, optionally followed by ``T`` or a
+      space and ``HH:MM[:SS[.fraction]]``. The offset is ``Z``, ``±HH``, ``±HHMM`` or
+      ``±HH:MM[:SS[.ffffff]]``; without an offset the time is UTC.
+    - Number: Unix seconds between 2001 and 2099; a REAL is rounded to the microsecond.
+
+    Week dates, dates without hyphens, hours without minutes, milliseconds and Julian
+    days are rejected.
 
     Raises:
-        ValueError: There is no one reading; the text says why, in one line.
+        ValueError: The value is ambiguous or not a time; the text is the reason, in one
+            line.
 
     """
     return _time(value)
 
 
 def raw_row_as_json(columns: Sequence[str], values: Sequence[RawValue]) -> str:
-    r"""Return a JSON object of a row's raw values, by column name, without loss.
+    r"""Return a row's raw values, by column name, as a lossless JSON object.
 
-    NULL is null, an INTEGER or REAL a number (a REAL always has a point or an
-    exponent), TEXT a string. A BLOB is ``{"base64": "…"}``; TEXT that is not UTF-8
-    ``{"base64": "…", "type": "text"}``; an infinite REAL ``{"real": "Infinity"}``.
-    A string may hold ``\u0000``.
+    - NULL is null, TEXT is a string, which may contain ``\u0000``.
+    - INTEGER and REAL are numbers; a REAL always has a point or an exponent. An infinite
+      REAL is ``{"real": "Infinity"}``.
+    - A BLOB is ``{"base64": "…"}``; TEXT that is not UTF-8 is
+      ``{"base64": "…", "type": "text"}``.
     """
     row = {name: _as_json(value) for name, value in zip(columns, values, strict=True)}
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
@@ -184,7 +189,7 @@ def _as_json(value: RawValue) -> Any:
                 return {"base64": base64.b64encode(value).decode(), "type": "text"}
         return {"base64": base64.b64encode(value).decode()}
     if isinstance(value, float) and not math.isfinite(value):
-        # SQLite stores NaN as NULL, so only the infinities are met.
+        # SQLite stores NaN as NULL, so only the infinities occur.
         return {"real": "Infinity" if value > 0 else "-Infinity"}
     return value
 
@@ -214,15 +219,15 @@ def _text(value: RawValue) -> str | None:
 
 
 def _ignore_number(_: str) -> None:
-    """Stand in for a number: only its place matters, and int() limits digits."""
+    """Ignore a number: its value is not needed, and int() limits the digits."""
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise _UnreadableError(f"holds {name}, which is not JSON")
+def _reject_constant(name: str) -> NoReturn:
+    raise _UnreadableError(f"contains {name}, which is not JSON")
 
 
 _TAGS = json.JSONDecoder(
-    parse_float=_ignore_number, parse_int=_ignore_number, parse_constant=_refuse_constant
+    parse_float=_ignore_number, parse_int=_ignore_number, parse_constant=_reject_constant
 )
 _METADATA = json.JSONDecoder(
     parse_float=_ignore_number, parse_int=_ignore_number, parse_constant=_ignore_number
@@ -258,7 +263,7 @@ def _decode(decoder: json.JSONDecoder, text: str) -> Any:
     except json.JSONDecodeError as exc:
         raise _UnreadableError(f"is not JSON: {exc.msg} at character {exc.pos}") from None
     except RecursionError:
-        raise _UnreadableError("is JSON nested too deeply to read") from None
+        raise _UnreadableError("is nested too deeply") from None
 
 
 def _kind(value: Any) -> str:
@@ -293,7 +298,7 @@ def _text_time(value: Text) -> int:
         return _iso_time(match, text)
     number = _NUMBER.fullmatch(text)
     if number:
-        # Where the column has no numeric affinity, a number stays text.
+        # In a column without numeric affinity, SQLite stores a number as text.
         return _unix_time(int(number[1][:30]), _micros(number[2] or "", text), text)
     raise _UnreadableError(f"is {_shown(text)}, which is not a time in ISO form")
 
@@ -311,18 +316,16 @@ def _iso_time(match: re.Match[str], text: str) -> int:
     offset = _offset(named_offset, text) if named_offset else 0
     micros = seconds * _MICROS + (_micros(fraction, text) if fraction else 0) - offset
     if not _MIN_MICROS <= micros <= _MAX_MICROS:
-        raise _UnreadableError(
-            f"is {_shown(text)}, which its offset puts outside of the years 0001 to 9999 in UTC"
-        )
+        raise _UnreadableError(f"is {_shown(text)}, which in UTC is outside the years 0001 to 9999")
     return micros
 
 
 @lru_cache(maxsize=4096)
 def _days(day: str) -> int:
-    """Return the days from 1970-01-01 to YYYY-MM-DD; the same day comes again and again.
+    """Return the days from 1970-01-01 to YYYY-MM-DD; cached, because days repeat.
 
     Raises:
-        ValueError: There is no such day.
+        ValueError: The day does not exist.
 
     """
     year, month, day_of_month = day.split("-")
@@ -352,7 +355,7 @@ def _real_time(value: float) -> int:
     if not math.isfinite(value):
         raise _UnreadableError("is an infinite number, not a time")
     numerator, denominator = value.as_integer_ratio()
-    # Exact, because a product of floats would round a second time.
+    # Exact: a product of floats would be rounded twice.
     micros = (2 * numerator * _MICROS + denominator) // (2 * denominator)
     return _unix_time(micros // _MICROS, micros % _MICROS, repr(value))
 

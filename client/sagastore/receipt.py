@@ -1,15 +1,22 @@
-"""The receipt of an archived SQLite store: what it says, and whether it is still true.
+"""Reading, writing and verification of the receipt of an archived SQLite store.
 
-When the messages of a store have moved to PostgreSQL, its file becomes a read-only
-archive, and a receipt beside it tells what is in it. The server writes both; `check`
-proves later, on any machine, that neither has changed since.
+After the migration to PostgreSQL, the server makes the SQLite file a read-only archive
+and writes a receipt of its content beside it. `check` verifies later, on any machine,
+that neither has changed.
 
-A receipt is JSON: ``format`` and ``version``; ``archived_at`` (UTC); ``file``, the name
-of the file when it was in use; ``archive``, its name now; ``bytes`` and ``sha256`` of the
-archive; ``facts``, what `facts` found in it; ``report``, what the server knew of
-PostgreSQL and of the last comparisons; ``made_by``; and ``receipt_sha256``, over all that.
+A receipt is a JSON object:
 
-This module needs the standard library only. Nothing is ever written beside an archive.
+- ``format`` and ``version``;
+- ``archived_at``, in UTC;
+- ``file``, the original name of the file, and ``archive``, its name as an archive;
+- ``bytes`` and ``sha256`` of the archive;
+- ``facts``, the content of the archive, see `facts`;
+- ``report``, the state of PostgreSQL and of the last comparisons;
+- ``made_by``, the version of the server;
+- ``receipt_sha256``, the digest of all other values.
+
+This module needs only the standard library and never writes files beside an archive,
+except the receipt.
 """
 
 from __future__ import annotations
@@ -43,11 +50,11 @@ SUFFIX = ".receipt.json"
 """The receipt of ``messages.db`` is ``messages.db.receipt.json``."""
 
 VALUE_COMPLAINTS = (
-    # Full-text indexes that do not fit their table: a legacy file's have drifted.
-    # SQLite 3.44 and later look at them.
+    # Full-text indexes that do not match their table, which legacy files have. SQLite
+    # 3.44 and later check them.
     "malformed inverted index",
     "unable to validate the inverted index",
-    # What a row holds, not how the file holds it.
+    # Values of rows, not damage of the file.
     "NULL value in ",
     "NUMERIC value in ",
     "TEXT value in ",
@@ -55,11 +62,11 @@ VALUE_COMPLAINTS = (
     "non-NUMERIC value in ",
     "CHECK constraint failed in ",
 )
-"""How lines of ``integrity_check`` begin that tell of odd values, which a legacy table may
-hold, and not of damage."""
+"""Prefixes of the lines of ``integrity_check`` that report unusual values, which a legacy
+table may contain, rather than damage."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being read, how much is done, and how much there is (0: not known)."""
+"""Called with the current step, the amount done, and the total (0 if unknown)."""
 
 _FORMAT = "sagastore-receipt"
 _VERSION = 1
@@ -79,74 +86,77 @@ _TABLES = {
     "extras": ("legacy_extra", ("message_id", "name", "value"), "ORDER BY message_id, name"),
     "tombstones": ("tombstones", ("id", "revision", "deleted_at"), "ORDER BY id"),
 }  # fmt: skip
-"""Table, columns and order of each kind; the files have whatever columns they had, in the
-table's own order."""
+"""Table, columns and order of each kind of row. For files, the columns are those of the
+table, in the order of the table."""
 
 
 class ReceiptError(Exception):
-    """There is no receipt to check, or no archive that belongs to it; the line says why."""
+    """The receipt is missing or invalid; the text is the reason, in one line."""
 
 
 class Receipt(NamedTuple):
-    """What a receipt says."""
+    """The values of a receipt."""
 
     archived_at: str
-    """When the messages had moved: ISO form, UTC."""
+    """Time of the archiving: ISO form, UTC."""
     file: str
-    """Name of the file when it was in use."""
+    """Original name of the file."""
     archive: str
-    """Name of the archive, which lies beside the receipt."""
+    """Name of the archive, in the folder of the receipt."""
     bytes: int
     sha256: str
     facts: dict[str, Any]
     report: dict[str, Any]
     made_by: str
     intact: bool = True
-    """Whether the receipt itself is as it was written."""
+    """False if the receipt has changed since it was written."""
 
 
 class Check(NamedTuple):
-    """One thing that was checked."""
+    """The result of one check."""
 
     name: str
     ok: bool
     detail: str
-    """What was found, in one line."""
+    """The finding, in one line."""
 
 
 class CheckResult(NamedTuple):
-    """What came of checking an archive against its receipt."""
+    """The result of the verification of an archive against its receipt."""
 
     archive: Path
     receipt: Path
     said: Receipt
-    """What the receipt says."""
+    """The values of the receipt."""
     checks: tuple[Check, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether everything is as the receipt says."""
+        """True if all checks passed."""
         return all(one.ok for one in self.checks)
 
 
-# ------------------------------------------------------------------ what is in a file
+# ------------------------------------------------------------------ content of a file
 
 
 def facts(connection: sqlite3.Connection, progress: Progress | None = None) -> dict[str, Any]:
-    """Return what a SagaStore file holds, for a receipt.
+    """Return the facts of a SagaStore file, for a receipt.
 
-    ``integrity_check`` is ``ok`` or the first damage. Each kind of row has ``rows`` and
-    ``sha256``: over every row as `sagastore.legacy.raw_row_as_json` with a line feed
-    behind it. Messages, extra values and tombstones are in the order of the bytes of
-    their ids, quarantine by number, files as they lie in their table. The messages'
-    columns are id, provider, role, content, tags, timestamp, metadata, session_id,
-    created_at and revision. Memory stays flat.
+    - ``integrity_check`` is ``ok`` or the first damage.
+    - Each kind of row has ``rows``, the number of rows, and ``sha256``, the digest of all
+      rows: each row as `sagastore.legacy.raw_row_as_json`, followed by a line feed.
+    - Messages, extra values and tombstones are ordered by the bytes of their ids, the
+      quarantine by number, files by their order in the table.
+    - The columns of a message are id, provider, role, content, tags, timestamp,
+      metadata, session_id, created_at and revision.
+
+    Memory use does not depend on the size of the file.
 
     Raises:
-        sqlite3.Error: It cannot be read.
+        sqlite3.Error: The file cannot be read.
 
     """
-    tell = progress or _unheard
+    notify = progress or _ignore_progress
     usual = connection.text_factory
     connection.text_factory = Text
     try:
@@ -156,16 +166,16 @@ def facts(connection: sqlite3.Connection, progress: Progress | None = None) -> d
             "store_id": _text(state.get(Text(b"store_id"))),
             "schema_version": version,
             "revision": state.get(Text(b"revision")),
-            "integrity_check": _integrity(connection, tell),
-            **{kind: _table_facts(connection, kind, tell) for kind in _TABLES},
+            "integrity_check": _integrity(connection, notify),
+            **{kind: _table_facts(connection, kind, notify) for kind in _TABLES},
         }
     finally:
         connection.text_factory = usual
 
 
-def _integrity(connection: sqlite3.Connection, tell: Progress) -> str:
-    tell("checking every page", 0, 0)
-    # Without a limit: a hundred odd values must not hide a damaged page.
+def _integrity(connection: sqlite3.Connection, notify: Progress) -> str:
+    notify("checking every page", 0, 0)
+    # Without a limit: by default, a hundred unusual values would hide a damaged page.
     for (line,) in connection.execute("PRAGMA integrity_check(2147483647)"):
         text = _text(line)
         if text != "ok" and not text.startswith(VALUE_COMPLAINTS):
@@ -173,7 +183,7 @@ def _integrity(connection: sqlite3.Connection, tell: Progress) -> str:
     return "ok"
 
 
-def _table_facts(connection: sqlite3.Connection, kind: str, tell: Progress) -> dict[str, Any]:
+def _table_facts(connection: sqlite3.Connection, kind: str, notify: Progress) -> dict[str, Any]:
     table, columns, order = _TABLES[kind]
     if not columns:
         listed = connection.execute(f"PRAGMA main.table_xinfo({table})")
@@ -183,7 +193,7 @@ def _table_facts(connection: sqlite3.Connection, kind: str, tell: Progress) -> d
     for row in connection.execute(f"SELECT {names} FROM main.{table} {order}"):  # noqa: S608 - quoted
         digest.update(raw_row_as_json(columns, row).encode() + b"\n")
         if rows % _REPORT_EVERY == 0:
-            tell(f"reading {kind}", rows, 0)
+            notify(f"reading {kind}", rows, 0)
         rows += 1
     return {"rows": rows, "sha256": digest.hexdigest()}
 
@@ -192,33 +202,33 @@ def sha256_of(path: Path, progress: Progress | None = None) -> str:
     """Return the SHA-256 of a file.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
 
     """
-    tell = progress or _unheard
+    notify = progress or _ignore_progress
     digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:
         total = os.fstat(file.fileno()).st_size
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             done += len(chunk)
-            tell("reading the file", done, total)
+            notify("reading the file", done, total)
     return digest.hexdigest()
 
 
-# ------------------------------------------------------------------ the receipt itself
+# ------------------------------------------------------------------ receipts
 
 
 def receipt_path(file: Path) -> Path:
-    """Return where the receipt of ``file`` is, or would be."""
+    """Return the path of the receipt of ``file``."""
     return file.with_name(file.name + SUFFIX)
 
 
 def write_receipt(path: Path, receipt: Receipt) -> None:
-    """Write a receipt, so that it is there wholly or not at all, also after a loss of power.
+    """Write a receipt atomically and durably.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The receipt cannot be written.
 
     """
     document = {"format": _FORMAT, "version": _VERSION, **receipt._asdict()}
@@ -240,10 +250,10 @@ def write_receipt(path: Path, receipt: Receipt) -> None:
 
 
 def read_receipt(path: Path) -> Receipt:
-    """Return what a receipt says.
+    """Return the values of a receipt.
 
     Raises:
-        ReceiptError: It is not there, cannot be read, or is no receipt.
+        ReceiptError: The file is missing, unreadable or not a receipt.
 
     """
     try:
@@ -256,8 +266,8 @@ def read_receipt(path: Path) -> Receipt:
         raise ReceiptError(f"{path} is not a receipt of SagaStore")
     if found.get("version") != _VERSION:
         raise ReceiptError(
-            f"{path} has version {found.get('version')!r}, and this program knows version "
-            f"{_VERSION}; use a newer one"
+            f"{path} has version {found.get('version')!r}, but this program supports only "
+            f"version {_VERSION}; use a newer sagastore"
         )
     return _receipt_of(path, found)
 
@@ -268,12 +278,12 @@ def _receipt_of(path: Path, found: dict[str, Any]) -> Receipt:
     for name, value in values.items():
         if not isinstance(value, kinds.get(name, str)):
             raise ReceiptError(
-                f"{path} is not a receipt of SagaStore: its {name} is missing or odd"
+                f"{path} is not a receipt of SagaStore: {name} is missing or has the wrong type"
             )
     if Path(str(values["archive"])).name != values["archive"]:
-        raise ReceiptError(f"{path} names an archive that is not beside it; put both in one folder")
+        raise ReceiptError(f"{path} names an archive in another folder; put both into one folder")
     said = found.pop("receipt_sha256", None)
-    return Receipt(**values, intact=said == _digest_of(found))  # type: ignore[arg-type]  # looked at above
+    return Receipt(**values, intact=said == _digest_of(found))  # type: ignore[arg-type]  # checked above
 
 
 def _digest_of(document: dict[str, Any]) -> str:
@@ -281,28 +291,28 @@ def _digest_of(document: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# ------------------------------------------------------------------ checking
+# ------------------------------------------------------------------ verification
 
 
 def check(path: Path, progress: Progress | None = None) -> CheckResult:
-    """Check an archive against its receipt; ``path`` may be either, the other is beside it.
+    """Verify an archive against its receipt in the same folder; ``path`` is either of them.
 
-    Everything is read anew: the file's size and SHA-256, its integrity, and the facts.
+    The size, SHA-256, integrity and facts of the archive are computed again.
 
     Raises:
-        ReceiptError: ``path`` or its receipt is missing, unreadable, or no receipt.
+        ReceiptError: ``path`` or the receipt is missing, unreadable or not a receipt.
 
     """
     receipt = _receipt_for(path)
     said = read_receipt(receipt)
     archive = receipt.with_name(said.archive)
     return CheckResult(
-        archive, receipt, said, tuple(_checks(archive, receipt, said, progress or _unheard))
+        archive, receipt, said, tuple(_checks(archive, receipt, said, progress or _ignore_progress))
     )
 
 
 def _receipt_for(path: Path) -> Path:
-    """Return the receipt that ``path`` is, or that belongs to it."""
+    """Return ``path`` if it is a receipt, else the receipt of the archive ``path``."""
     if path.name.endswith(SUFFIX):
         return path
     usual = receipt_path(path.with_name(_ARCHIVE.sub("", path.name)))
@@ -313,10 +323,10 @@ def _receipt_for(path: Path) -> Path:
                     continue
             return beside
     if path.is_file() and not _is_database(path):
-        return path  # A receipt under another name, or it will be said that it is none.
+        return path  # A renamed receipt; anything else is reported when it is read.
     if not path.exists():
         raise ReceiptError(f"{path} does not exist")
-    raise ReceiptError(f"{path} has no receipt beside it (looked for {usual.name})")
+    raise ReceiptError(f"{path} has no receipt in its folder (expected {usual.name})")
 
 
 def _is_database(path: Path) -> bool:
@@ -327,37 +337,37 @@ def _is_database(path: Path) -> bool:
         raise ReceiptError(f"{path} cannot be read: {exc.strerror or exc}") from exc
 
 
-def _checks(archive: Path, receipt: Path, said: Receipt, tell: Progress) -> Iterator[Check]:
+def _checks(archive: Path, receipt: Path, said: Receipt, notify: Progress) -> Iterator[Check]:
     yield Check(
-        "receipt", said.intact, "as it was written" if said.intact else "changed since it was made"
+        "receipt", said.intact, "unchanged" if said.intact else "changed since it was written"
     )
     if not archive.is_file():
-        detail = f"{said.archive} is not there"
+        detail = f"{said.archive} does not exist"
         if receipt.with_name(said.file).is_file():
             detail += (
-                f", but {said.file} is: the archiving was interrupted; start the server once "
+                f", but {said.file} does: archiving was interrupted; start the server once "
                 "with --sqlite and --postgres"
             )
         yield Check("archive", False, detail)
         return
-    yield Check("archive", True, f"{said.archive} is there")
-    yield _beside(archive)
-    yield from _file_checks(archive, said, tell)
-    yield from _fact_checks(archive, said, tell)
+    yield Check("archive", True, f"{said.archive} exists")
+    yield _log_check(archive)
+    yield from _file_checks(archive, said, notify)
+    yield from _fact_checks(archive, said, notify)
 
 
-def _beside(archive: Path) -> Check:
-    """Look for what a program leaves that has written to the archive."""
+def _log_check(archive: Path) -> Check:
+    """Check for logs, which a program leaves after it has written to the archive."""
     logs = [archive.with_name(archive.name + suffix) for suffix in ("-wal", "-journal")]
     found = [log.name for log in logs if log.exists()]
     if found:
-        return Check("log", False, f"{', '.join(found)} lies beside it: it was opened for writing")
-    return Check("log", True, "no unfinished writes beside it")
+        return Check("log", False, f"{', '.join(found)} exists: the archive was opened for writing")
+    return Check("log", True, "no log of unfinished writes")
 
 
-def _file_checks(archive: Path, said: Receipt, tell: Progress) -> Iterator[Check]:
+def _file_checks(archive: Path, said: Receipt, notify: Progress) -> Iterator[Check]:
     try:
-        size, digest = archive.stat().st_size, sha256_of(archive, tell)
+        size, digest = archive.stat().st_size, sha256_of(archive, notify)
     except OSError as exc:
         yield Check("sha256", False, f"cannot be read: {exc.strerror or exc}")
         return
@@ -365,10 +375,10 @@ def _file_checks(archive: Path, said: Receipt, tell: Progress) -> Iterator[Check
     yield _equal("sha256", said.sha256, digest)
 
 
-def _fact_checks(archive: Path, said: Receipt, tell: Progress) -> Iterator[Check]:
+def _fact_checks(archive: Path, said: Receipt, notify: Progress) -> Iterator[Check]:
     try:
         with _opened(archive) as connection:
-            found = facts(connection, tell)
+            found = facts(connection, notify)
     except (sqlite3.Error, ValueError) as exc:
         yield Check("integrity_check", False, f"cannot be read: {' '.join(str(exc).split())}")
         return
@@ -387,7 +397,7 @@ def _same_rows(name: str, said: object, found: dict[str, Any]) -> Check:
     if said == found:
         return Check(name, True, rows)
     if isinstance(said, dict) and said.get("rows") == found["rows"]:
-        return Check(name, False, f"{rows}, as many as it says, but not the same")
+        return Check(name, False, f"{rows}, the number in the receipt, but with other content")
     count = said.get("rows") if isinstance(said, dict) else None
     return Check(name, False, f"{rows}, but the receipt says {count}")
 
@@ -400,14 +410,14 @@ def _equal(name: str, said: object, found: object) -> Check:
 
 @contextlib.contextmanager
 def _opened(archive: Path) -> Iterator[sqlite3.Connection]:
-    # Immutable: neither locks nor side files, and a log beside it does not count.
+    # Immutable: no locks, no files beside the archive, and a log is ignored.
     uri = f"{archive.resolve().as_uri()}?mode=ro&immutable=1"
     with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
         connection.execute("PRAGMA query_only = ON")
         yield connection
 
 
-# ------------------------------------------------------------------ small things
+# ------------------------------------------------------------------ helpers
 
 
 def _text(value: object) -> str:
@@ -423,5 +433,5 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _unheard(what: str, done: int, total: int) -> None:
-    """Stand in for a listener."""
+def _ignore_progress(what: str, done: int, total: int) -> None:
+    """Do nothing; the default callback."""

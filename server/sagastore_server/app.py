@@ -104,8 +104,8 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 # ---------------------------------------------------------------- composition
-# The one supervisor, the instruments and the tracer of the process are passed on here. A component
-# that takes a supervisor gets it in one of the functions of this section.
+# The process has one supervisor, one set of instruments and one tracer. The functions of this
+# section pass them to the components; `serve` passes them to what it starts, such as telemetry.
 
 
 def _components(

@@ -1,4 +1,4 @@
-"""Runs `sagastore` in a process of its own, and makes what it reads."""
+"""Runs `sagastore` in a subprocess and creates its input files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _started: list[subprocess.Popen[str]] = []
 
 
 class Sagastore:
-    """The command, with a home of its own and a server to talk to."""
+    """The command, with a private home folder and a server."""
 
     def __init__(self, target: str, home: Path) -> None:
         self.home = home

@@ -38,7 +38,7 @@ def abort(context: Context, code: grpc.StatusCode, text: str, *details: Any) -> 
 
 
 class ScriptedMigration(migration_pb2_grpc.MigrationServiceServicer):
-    """Stands where the test puts it; ``requests`` tells what was asked."""
+    """A migration service with a scripted state; ``requests`` has the requests received."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -53,7 +53,7 @@ class ScriptedMigration(migration_pb2_grpc.MigrationServiceServicer):
 
     @property
     def state(self) -> pb.Migration:
-        """Where the migration stands; setting it tells everybody who watches."""
+        """The state of the migration; setting it notifies all watchers."""
         return self._state
 
     @state.setter

@@ -40,7 +40,7 @@ def sqlite_only(*blockers: pb.Blocker) -> pb.Migration:
 
 
 def dual_write() -> pb.Migration:
-    """Return the second phase, with writes under way."""
+    """Return a state in dual-write with writes in the journal."""
     return pb.Migration(
         phase=pb.PHASE_DUAL_WRITE,
         epoch=2,

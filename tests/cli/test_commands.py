@@ -15,7 +15,7 @@ def _save(cli: Sagastore, id: str, content: str = "hello world", *more: str) -> 
     cli.ok("save", "--provider", "openai", "--role", "user", "--id", id, *more, content)
 
 
-def test_save_says_id_revision_and_whether_it_is_new(cli: Sagastore) -> None:
+def test_save_prints_id_revision_and_created(cli: Sagastore) -> None:
     args = ("save", "--provider", "openai", "--role", "user", "--id", "save-1", "hello")
     first = cli.json(*args)
     assert list(first) == ["id", "revision", "created", "durable_on"]
@@ -26,7 +26,7 @@ def test_save_says_id_revision_and_whether_it_is_new(cli: Sagastore) -> None:
     assert text.startswith(f"save-1  revision {first['revision']}, not created")
 
 
-def test_save_and_get_keep_every_field(cli: Sagastore) -> None:
+def test_save_and_get_preserve_every_field(cli: Sagastore) -> None:
     metadata = '{"n": 12345678901234567890123456789, "x": 0.1, "big": 1234567890.12345678901}'
     _save(
         cli,
@@ -59,7 +59,7 @@ def test_content_comes_from_standard_input(cli: Sagastore) -> None:
     assert cli.json("get", "stdin-1")["content"] == "first\nsecond 漢 é"
 
 
-def test_if_revision_refuses_in_one_line(cli: Sagastore) -> None:
+def test_if_revision_mismatch_is_reported_in_one_line(cli: Sagastore) -> None:
     _save(cli, "guard-1")
     args = ("--provider", "openai", "--role", "user", "--id", "guard-1", "other")
     done = cli.run("save", "--if-revision", "0", *args)
@@ -68,7 +68,7 @@ def test_if_revision_refuses_in_one_line(cli: Sagastore) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_get_of_several_names_those_missing(cli: Sagastore) -> None:
+def test_get_reports_missing_ids(cli: Sagastore) -> None:
     _save(cli, "several-1")
     done = cli.run("--json", "get", "several-1", "several-none")
     assert done.returncode == 1
@@ -76,7 +76,7 @@ def test_get_of_several_names_those_missing(cli: Sagastore) -> None:
     assert done.stderr == "sagastore: no message has the id 'several-none'\n"
 
 
-def test_delete(cli: Sagastore) -> None:
+def test_delete_removes_messages_and_reports_unknown_ids(cli: Sagastore) -> None:
     _save(cli, "delete-1")
     done = cli.run("delete", "delete-1", "delete-none")
     assert (done.returncode, done.stdout) == (1, "deleted delete-1\n")
@@ -84,7 +84,7 @@ def test_delete(cli: Sagastore) -> None:
     assert cli.run("get", "delete-1").returncode == 1
 
 
-def test_list_in_order_and_limited(own_cli: Sagastore) -> None:
+def test_list_is_ordered_and_limited(own_cli: Sagastore) -> None:
     own_cli.ok("import", SAMPLE)
     session = sample()[0]["session_id"]
     expected = [m["id"] for m in sample() if m["session_id"] == session]
@@ -96,7 +96,7 @@ def test_list_in_order_and_limited(own_cli: Sagastore) -> None:
     assert "there are more" in done.stderr
 
 
-def test_search_by_words_and_filters(own_cli: Sagastore) -> None:
+def test_search_applies_words_and_filters(own_cli: Sagastore) -> None:
     own_cli.ok("import", SAMPLE)
     hits = own_cli.lines("search", "reservation", "--role", "user", "--limit", "0")
     assert hits
@@ -114,24 +114,24 @@ def test_search_by_words_and_filters(own_cli: Sagastore) -> None:
     text = own_cli.run("search", "reservation", "--limit", "2")
     assert "\x02" not in text.stdout
     assert "there are more" in text.stderr
-    assert "nothing matches" in own_cli.run("search", "xyzzy").stderr
+    assert "no messages match" in own_cli.run("search", "xyzzy").stderr
 
 
-def test_ping(cli: Sagastore) -> None:
+def test_ping_prints_health_and_stores(cli: Sagastore) -> None:
     answer = cli.json("ping")
     assert answer["status"] == "SERVING"
     assert answer["phase"] == "sqlite-only"
     assert "serving" in cli.ok("ping")
 
 
-def test_options_before_and_after_the_command(cli: Sagastore) -> None:
+def test_common_options_work_before_and_after_the_command(cli: Sagastore) -> None:
     _save(cli, "options-1")
     target = cli.env.pop("SAGASTORE_TARGET")
     before = cli.ok("--target", target, "--json", "get", "options-1")
     assert cli.ok("get", "options-1", "--json", "--target", target) == before
 
 
-def test_a_server_that_is_not_there(cli: Sagastore) -> None:
+def test_unreachable_server_is_reported_in_one_line(cli: Sagastore) -> None:
     done = cli.run("--target", "127.0.0.1:1", "get", "x")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
@@ -151,20 +151,20 @@ def test_a_server_that_is_not_there(cli: Sagastore) -> None:
         ("import", "x", "--batch-size", "1001"),
     ],
 )
-def test_wrong_use_is_2(args: tuple[str, ...]) -> None:
+def test_usage_error_exits_with_2(args: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr
 
 
-def test_a_token_never_leaves_in_plain_text(cli: Sagastore) -> None:
+def test_token_is_not_sent_in_plain_text(cli: Sagastore) -> None:
     done = cli.run("--target", "db.example:1", "ping", SAGASTORE_TOKEN="s3cret")
     assert done.returncode == 1
     assert "--tls" in done.stderr
     assert "s3cret" not in done.stderr
 
 
-def test_a_token_file_that_is_not_there(cli: Sagastore) -> None:
+def test_missing_token_file_is_reported(cli: Sagastore) -> None:
     done = cli.run("--token-file", "nowhere", "ping")
     assert (done.returncode, done.stderr) == (
         1,
@@ -182,11 +182,11 @@ def test_help_has_examples(name: str) -> None:
     assert "sagastore" in examples
 
 
-def test_version(cli: Sagastore) -> None:
+def test_version_is_printed(cli: Sagastore) -> None:
     assert cli.ok("--version") == f"sagastore {__version__}\n"
 
 
-def test_without_the_extra_one_line_says_what_to_install(cli: Sagastore) -> None:
+def test_missing_extra_is_reported_with_install_command(cli: Sagastore) -> None:
     script = (
         "import importlib.util as u, sagastore.cli as c\n"
         "c.find_spec = lambda name: None if name == 'rich' else u.find_spec(name)\n"

@@ -18,9 +18,7 @@ def _export(cli: Sagastore, name: str = "export.jsonl") -> Path:
     return path
 
 
-def test_import_and_export_give_back_what_went_in(
-    own_cli: Sagastore, server_process: ServerFactory
-) -> None:
+def test_import_and_export_round_trip(own_cli: Sagastore, server_process: ServerFactory) -> None:
     summary = own_cli.json("import", SAMPLE)
     counts = {"read": 400, "saved": 400, "unchanged": 0, "skipped": 0, "rejected": 0}
     assert summary == summary | counts
@@ -36,7 +34,7 @@ def test_import_and_export_give_back_what_went_in(
     assert _export(other, "third.jsonl").read_bytes() == first.read_bytes()
 
 
-def test_the_same_import_again_changes_nothing(own_cli: Sagastore) -> None:
+def test_repeated_import_changes_nothing(own_cli: Sagastore) -> None:
     own_cli.ok("import", SAMPLE)
     before = own_cli.lines("list", sample()[0]["session_id"])
     assert own_cli.json("import", SAMPLE)["unchanged"] == 400
@@ -52,7 +50,7 @@ def test_conflicts_replace_or_skip(own_cli: Sagastore, tmp_path: Path) -> None:
     assert_ledger(_export(own_cli), sample())
 
 
-def test_standard_input_in_every_shape(own_cli: Sagastore) -> None:
+def test_standard_input_accepts_every_format(own_cli: Sagastore) -> None:
     text = SAMPLE.read_bytes()
     assert own_cli.json("import", "-", stdin=text)["saved"] == 400
     assert own_cli.json("import", "-", stdin=gzip.compress(text))["unchanged"] == 400
@@ -71,7 +69,7 @@ def test_lines_without_ids_are_stored_once(own_cli: Sagastore, tmp_path: Path) -
     assert len(by_id(_export(own_cli))) == 50
 
 
-def test_rejected_rows_are_listed_and_written_down(own_cli: Sagastore, tmp_path: Path) -> None:
+def test_rejected_rows_are_listed_and_written_to_file(own_cli: Sagastore, tmp_path: Path) -> None:
     good = [json.dumps(message) for message in sample()[:30]]
     bad = [
         "{",
@@ -104,20 +102,22 @@ def test_rejected_rows_are_listed_and_written_down(own_cli: Sagastore, tmp_path:
     assert own_cli.run("import", path, "--strict").returncode == 1
 
 
-def test_the_file_of_rejects_is_not_the_file_that_is_read(cli: Sagastore, tmp_path: Path) -> None:
+def test_rejects_file_must_differ_from_the_source(cli: Sagastore, tmp_path: Path) -> None:
     path = Path(shutil.copy(SAMPLE, tmp_path / "x.jsonl"))
     done = cli.run("import", path, "--rejects", path)
     assert done.returncode == 1
     assert path.read_bytes() == SAMPLE.read_bytes()
 
 
-def test_only_bad_rows(cli: Sagastore, tmp_path: Path) -> None:
+def test_file_with_only_invalid_rows_is_rejected_row_by_row(cli: Sagastore, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text("{}\n" * 5_000, encoding="utf-8")
     assert cli.json("import", path)["rejected"] == 5_000
 
 
-def test_very_many_bad_rows_between_good_ones(own_cli: Sagastore, tmp_path: Path) -> None:
+def test_many_invalid_rows_between_valid_rows_are_imported(
+    own_cli: Sagastore, tmp_path: Path
+) -> None:
     first, second, *_ = (json.dumps(message) + "\n" for message in sample())
     path = tmp_path / "bad.jsonl"
     path.write_text(first + "{}\n" * 55_000 + second, encoding="utf-8")
@@ -125,7 +125,7 @@ def test_very_many_bad_rows_between_good_ones(own_cli: Sagastore, tmp_path: Path
     assert (summary["saved"], summary["rejected"]) == (2, 55_000)
 
 
-def test_databases(own_cli: Sagastore, tmp_path: Path) -> None:
+def test_databases_are_imported(own_cli: Sagastore, tmp_path: Path) -> None:
     legacy = legacy_database(tmp_path / "memory.db")
     rejects = tmp_path / "rejects.jsonl"
     summary = own_cli.json("import", legacy, "--rejects", rejects)
@@ -138,7 +138,9 @@ def test_databases(own_cli: Sagastore, tmp_path: Path) -> None:
     assert text.count('"metadata": {"n": 1.50}') == 4
 
 
-def test_the_file_of_a_server_that_runs(own_cli: Sagastore, server_process: ServerFactory) -> None:
+def test_database_of_a_running_server_is_imported(
+    own_cli: Sagastore, server_process: ServerFactory
+) -> None:
     own_cli.ok("import", SAMPLE)
     other = Sagastore(
         server_process(sqlite=own_cli.home / "other.db").start().address, own_cli.home
@@ -147,12 +149,12 @@ def test_the_file_of_a_server_that_runs(own_cli: Sagastore, server_process: Serv
     assert_ledger(_export(other), sample())
 
 
-def test_batches_of_any_size(own_cli: Sagastore) -> None:
+def test_batch_size_does_not_change_the_result(own_cli: Sagastore) -> None:
     assert own_cli.json("import", SAMPLE, "--batch-size", "1")["saved"] == 400
     assert own_cli.json("import", SAMPLE, "--batch-size", "399")["unchanged"] == 400
 
 
-def test_large_messages(own_cli: Sagastore, tmp_path: Path) -> None:
+def test_large_messages_are_imported(own_cli: Sagastore, tmp_path: Path) -> None:
     messages = [
         message | {"content": f"{n} " + "漢" * 99_000} for n, message in enumerate(many(15))
     ]

@@ -1,4 +1,4 @@
-"""`sagastore migrate`: the phase, and the rows that a takeover set aside."""
+"""`sagastore migrate status` and `quarantine` against a real server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.conftest import ServerFactory
 from tests.support.legacy_db import PLAIN, legacy_db
 
 
-def test_status_and_quarantine_of_a_legacy_file(
+def test_status_and_quarantine_show_a_legacy_file(
     server_process: ServerFactory, tmp_path: Path
 ) -> None:
     rows = [
@@ -40,6 +40,6 @@ def test_status_and_quarantine_of_a_legacy_file(
     assert "there are more" in shown.stderr
 
 
-def test_an_empty_quarantine_says_so(cli: Sagastore) -> None:
+def test_empty_quarantine_is_reported(cli: Sagastore) -> None:
     assert "no rows" in cli.ok("migrate", "quarantine")
     assert cli.ok("migrate", "quarantine", "--json") == ""

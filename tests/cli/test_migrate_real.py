@@ -47,7 +47,7 @@ def _next(cli: Sagastore) -> str:
     return " ".join(last.split())
 
 
-def test_from_the_first_phase_to_the_last(
+def test_migration_runs_from_the_first_phase_to_the_last(
     cli: Sagastore, server: ServerProcess, tmp_path: Path
 ) -> None:
     assert _next(cli) == "next sagastore migrate to dual-write"
@@ -65,7 +65,7 @@ def test_from_the_first_phase_to_the_last(
     assert documents[-1]["backfill"]["state"] == "done"
     assert cli.json("migrate", "verify")["mismatch_count"] == 0
     assert _next(cli) == (
-        "next sagastore migrate quarantine and then: to read-postgres --accept-quarantine"
+        "next sagastore migrate quarantine then: to read-postgres --accept-quarantine"
     )
     done = cli.run("migrate", "to", "read-postgres")
     assert done.returncode == 1
@@ -82,7 +82,7 @@ def test_from_the_first_phase_to_the_last(
     assert (state["phase"], state["reads_from"]) == ("read-postgres", "postgresql")
 
     terminal = Terminal(cli, "migrate", "to", "postgres-only")
-    terminal.wait_for("Go on? [y/N]")
+    terminal.wait_for("Continue? [y/N]")
     terminal.type("y\n")
     assert terminal.end() == 0
     assert _next(cli) == "next nothing: the migration is complete"
@@ -101,7 +101,7 @@ def _check_receipt(cli: Sagastore, folder: Path) -> None:
     archive = Path(document["archive"])
     text = cli.ok("migrate", "receipt", archive)
     assert "FAILED" not in text
-    assert text.endswith("Everything is as the receipt says.\n")
+    assert text.endswith("The archive matches its receipt.\n")
     terminal = Terminal(cli, "migrate", "receipt", path)
     assert terminal.end() == 0
 
@@ -120,7 +120,7 @@ def _check_receipt(cli: Sagastore, folder: Path) -> None:
     assert "sha256" in {one["name"] for one in failed["checks"] if not one["ok"]}
 
 
-def test_a_watch_survives_the_server(cli: Sagastore, server: ServerProcess) -> None:
+def test_watch_survives_a_server_restart(cli: Sagastore, server: ServerProcess) -> None:
     process = cli.start("migrate", "watch", "--until", "dual-write")
     assert process.stdout is not None
     assert process.stdout.readline().split("  ")[1].startswith("sqlite-only")
@@ -149,7 +149,7 @@ def test_a_watch_survives_the_server(cli: Sagastore, server: ServerProcess) -> N
         (lambda path: path.write_text("{}"), "is not a receipt of SagaStore"),
     ],
 )
-def test_what_is_no_receipt_is_one_line(make: object, reason: str, tmp_path: Path) -> None:
+def test_invalid_receipt_is_reported_in_one_line(make: object, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     assert callable(make)
     make(path)

@@ -40,7 +40,7 @@ def _lines(page: str) -> list[str]:
     return [" ".join(line.split()) for line in page.splitlines()]
 
 
-def test_before_the_migration(shown: Shown) -> None:
+def test_status_in_sqlite_only(shown: Shown) -> None:
     assert shown(states.sqlite_only()) == (
         "[sqlite-only] > dual-write > backfill > read-postgres > postgres-only\n"
         "\n"
@@ -54,14 +54,14 @@ def test_before_the_migration(shown: Shown) -> None:
     )
 
 
-def test_writes_follow(shown: Shown) -> None:
+def test_status_in_dual_write(shown: Shown) -> None:
     lines = _lines(shown(states.dual_write()))
     assert lines[0] == "sqlite-only > [dual-write] > backfill > read-postgres > postgres-only"
     assert "journal 12 writes wait for PostgreSQL, the first 0.2 s old" in lines
     assert lines[-1] == "next sagastore migrate to backfill"
 
 
-def test_rows_are_copied(shown: Shown) -> None:
+def test_status_during_backfill(shown: Shown) -> None:
     assert shown(states.backfill()) == (
         "sqlite-only > dual-write > [backfill] > read-postgres > postgres-only\n"
         "\n"
@@ -75,14 +75,14 @@ def test_rows_are_copied(shown: Shown) -> None:
         "verification  not done yet\n"
         "quarantine    1 row\n"
         "\n"
-        "In the way to read-postgres:\n"
+        "Blockers to read-postgres:\n"
         "  - BACKFILL_NOT_DONE: what it is; what to do\n"
         "\n"
         "next          sagastore migrate watch --until-backfill-done\n"
     )
 
 
-def test_a_backfill_that_does_not_run(shown: Shown) -> None:
+def test_status_of_paused_and_failed_backfill(shown: Shown) -> None:
     lines = _lines(shown(states.backfill(pb.Backfill.STATE_PAUSED)))
     assert "paused, copying rows" in lines
     assert lines[-1] == "next sagastore migrate resume"
@@ -96,7 +96,7 @@ def test_a_backfill_that_does_not_run(shown: Shown) -> None:
     assert "%" not in shown(almost)
 
 
-def test_what_was_compared(shown: Shown) -> None:
+def test_status_shows_verification_and_shadow_reads(shown: Shown) -> None:
     lines = _lines(shown(states.copied()))
     assert "backfill done, 56,086 rows" in lines
     assert "verification 2023-11-14 22:13:32 UTC, 56,086 rows compared, no mismatch" in lines
@@ -104,7 +104,7 @@ def test_what_was_compared(shown: Shown) -> None:
     assert lines[-1] == "next sagastore migrate to read-postgres"
 
     lines = _lines(shown(states.differing()))
-    found = "56,086 rows compared, 3 mismatches, 2 put back into the journal"
+    found = "56,086 rows compared, 3 mismatches, 2 queued for repair"
     assert f"verification 2023-11-14 22:13:32 UTC, {found}" in lines
     answers = "2023-11-14 22:13:20 UTC Search(0): SQLite a@3, b@4, PostgreSQL nothing"
     at = lines.index("shadow reads 120 compared, 5 answered differently, 2 not compared")
@@ -117,11 +117,11 @@ def test_what_was_compared(shown: Shown) -> None:
     assert lines[-1] == "next sagastore migrate watch --until-ready"
 
 
-def test_postgresql_is_read(shown: Shown) -> None:
+def test_status_in_read_postgres(shown: Shown) -> None:
     lines = _lines(shown(states.read_postgres()))
     assert lines[0] == STEPS.format("backfill > [read-postgres]")
     assert "reads from PostgreSQL" in lines
-    assert lines[-1] == "next sagastore migrate to postgres-only (no way back from there)"
+    assert lines[-1] == "next sagastore migrate to postgres-only (cannot be reversed)"
 
     lines = _lines(shown(states.fallback()))
     assert "reads from the fallback, SQLite: PostgreSQL is down or behind" in lines
@@ -130,17 +130,17 @@ def test_postgresql_is_read(shown: Shown) -> None:
     assert "- POSTGRES_UNAVAILABLE: it is down; start it" in lines
 
 
-def test_after_the_migration(shown: Shown) -> None:
+def test_status_in_postgres_only(shown: Shown) -> None:
     lines = _lines(shown(states.postgres_only()))
     assert lines[0].endswith("> [postgres-only]")
     assert not any(line.startswith(("journal", "sqlite ")) for line in lines)
     assert lines[-1] == "next nothing: the migration is complete"
 
 
-def test_a_phase_of_a_newer_server(shown: Shown) -> None:
+def test_status_of_unknown_phase(shown: Shown) -> None:
     lines = _lines(shown(pb.Migration()))
-    assert lines[0] == "a phase that this version of sagastore does not know: update it"
-    assert lines[-1] == "next update this command"
+    assert lines[0] == "unknown phase; update sagastore"
+    assert lines[-1] == "next update sagastore"
 
 
 @pytest.mark.parametrize(
@@ -150,23 +150,23 @@ def test_a_phase_of_a_newer_server(shown: Shown) -> None:
         (states.copied(states.blocker("JOURNAL_LAG")), "watch --until-ready"),
         (
             states.copied(states.blocker("QUARANTINE_NOT_ACCEPTED")),
-            "quarantine and then: to read-postgres --accept-quarantine",
+            "quarantine then: to read-postgres --accept-quarantine",
         ),
         (
             states.sqlite_only(states.blocker("TARGET_NOT_EMPTY")),
-            "to dual-write --dry-run when that is mended",
+            "to dual-write --dry-run when the problem is solved",
         ),
         (
             states.sqlite_only(states.blocker("SOMETHING_NEW")),
-            "to dual-write --dry-run when that is mended",
+            "to dual-write --dry-run when the problem is solved",
         ),
     ],
 )
-def test_the_next_command(shown: Shown, state: pb.Migration, expected: str) -> None:
+def test_next_command_depends_on_blockers(shown: Shown, state: pb.Migration, expected: str) -> None:
     assert _lines(shown(state))[-1] == f"next sagastore migrate {expected}"
 
 
-def test_the_next_command_names_the_server(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_command_has_the_target(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     state = states.sqlite_only()
     command = "migrate to dual-write"
     assert f"sagastore --target db.example:1 {command}" in shown(state, "db.example:1")
@@ -174,9 +174,7 @@ def test_the_next_command_names_the_server(shown: Shown, monkeypatch: pytest.Mon
     assert f"sagastore {command}" in shown(state, "db.example:1")
 
 
-def test_what_a_server_says_cannot_steer_a_terminal(
-    shown: Shown, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_status_sanitizes_text_of_the_server(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     state = states.backfill(pb.Backfill.STATE_FAILED, error="a\x1b[2Jb\nc")
     state.blockers_to_next[0].detail = "d\x1b[31me"
     state.stores[1].healthy, state.stores[1].detail = False, "f\x9b31mg"
@@ -190,7 +188,7 @@ def test_what_a_server_says_cannot_steer_a_terminal(
         assert "\u241b[2Jb c" in page
 
 
-def test_a_narrow_terminal(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_wraps_on_a_narrow_terminal(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "50"}.items():
         monkeypatch.setenv(name, value)
     rows = without_steering(shown(states.differing())).splitlines()
@@ -199,7 +197,7 @@ def test_a_narrow_terminal(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> Non
     assert rows[at + 1].startswith(" " * 14)
 
 
-def test_on_a_terminal_alarms_are_red(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_status_alarms_are_red_on_a_terminal(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.state = states.fallback()
     terminal = Terminal(told, "migrate", "status")
     assert terminal.end() == 0
@@ -212,7 +210,7 @@ def test_on_a_terminal_alarms_are_red(scripted: ScriptedMigration, told: Sagasto
     assert told.ok("migrate", "status") == terminal.text
 
 
-def test_json(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_status_json_has_all_fields(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.state = states.differing()
     text = told.ok("migrate", "status", "--json")
     document = json.loads(text)

@@ -51,7 +51,7 @@ def test_lines_become_messages() -> None:
 
 
 @pytest.mark.parametrize("module", [gzip, lzma, bz2])
-def test_compression_is_seen_through(module: Any, tmp_path: Path) -> None:
+def test_compressed_files_are_decompressed(module: Any, tmp_path: Path) -> None:
     path = tmp_path / "no-suffix"
     path.write_bytes(module.compress(SAMPLE.read_bytes()))
     assert _ids(_read(path)) == [message["id"] for message in sample()]
@@ -65,7 +65,7 @@ def test_compression_is_seen_through(module: Any, tmp_path: Path) -> None:
     again.close()
 
 
-def test_reading_goes_on_at_any_place() -> None:
+def test_reading_resumes_at_any_position() -> None:
     rows = _read(SAMPLE)
     for index in (0, 1, 200, 398):
         source = open_source(str(SAMPLE))
@@ -74,7 +74,7 @@ def test_reading_goes_on_at_any_place() -> None:
         assert rest == rows[index + 1 :]
 
 
-def test_line_ends_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
+def test_line_ends_blank_lines_and_byte_order_mark_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "windows.jsonl"
     line = b'{"id":"%d","provider":"p","role":"r","content":"c"}'
     path.write_bytes(b"\xef\xbb\xbf" + line % 1 + b"\r\n\r\n  \n" + line % 2)
@@ -113,18 +113,20 @@ def test_u2028_does_not_end_a_line(tmp_path: Path) -> None:
         (b'{"provider":"p","role":"r","content":"c","content":"d"}', "line", "has the key"),
     ],
 )
-def test_what_is_wrong_is_named(line: bytes, field: str, reason: str) -> None:
+def test_invalid_line_is_reported_with_field_and_reason(
+    line: bytes, field: str, reason: str
+) -> None:
     ((found, text),) = _problems(line)
     assert found == field
     assert text.startswith(reason)
 
 
-def test_all_that_is_wrong_is_named() -> None:
+def test_all_problems_of_a_line_are_reported() -> None:
     problems = _problems(b'{"provider":1,"content":"c","tags":{},"other":1}')
     assert [field for field, _ in problems] == ["provider", "role", "tags", "other"]
 
 
-def test_what_the_server_chose_is_ignored_and_null_is_absent() -> None:
+def test_server_fields_are_ignored_and_null_is_absent() -> None:
     line = (
         b'{"provider":"p","role":"r","content":"c","revision":5,"created_at":"x",'
         b'"tags":null,"metadata":null,"session_id":null,"timestamp":null,"id":null}'
@@ -135,14 +137,14 @@ def test_what_the_server_chose_is_ignored_and_null_is_absent() -> None:
     assert (message.revision, message.created_at, message.timestamp) == (0, None, None)
 
 
-def test_a_line_without_an_id_always_gets_the_same() -> None:
+def test_line_without_id_gets_a_stable_id() -> None:
     line = b'{"provider":"p","role":"r","content":"c"}'
     ids = [m.id for m in (read_line(line, n)[0] for n in (1, 1, 2)) if m is not None]
     assert ids[0] == ids[1] != ids[2]
     assert ids[0][14] == "5"
 
 
-def test_a_line_without_end_takes_no_memory_and_spoils_nothing() -> None:
+def test_endless_line_is_rejected_with_bounded_memory() -> None:
     good = b'{"id":"%d","provider":"p","role":"r","content":"c"}\n'
     text = good % 1 + b"x" * (3 * MAX_LINE) + b"\n" + good % 2
     source = JsonLines("x", io.BytesIO(text), None)
@@ -153,7 +155,7 @@ def test_a_line_without_end_takes_no_memory_and_spoils_nothing() -> None:
     assert rows[2].after == (len(text), 3)
 
 
-def test_raw_lines_are_kept_as_they_are() -> None:
+def test_raw_lines_are_unchanged() -> None:
     source = JsonLines("x", io.BytesIO(), None)
     assert source.raw_json(b'{"a": 1.50}') == '{"a": 1.50}'
     assert json.loads(source.raw_json(b'{"a": 1')) == '{"a": 1'
@@ -170,18 +172,18 @@ def test_raw_lines_are_kept_as_they_are() -> None:
         (b"SQLite format 3\x00 but no", "cannot read"),
     ],
 )
-def test_what_is_no_source_is_refused_at_once(content: bytes, reason: str, tmp_path: Path) -> None:
+def test_unsupported_file_is_rejected(content: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(CommandError, match=reason):
         open_source(str(path))
 
 
-def test_a_compressed_file_that_ends_early(tmp_path: Path) -> None:
+def test_truncated_compressed_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "cut.gz"
     path.write_bytes(gzip.compress(SAMPLE.read_bytes() * 9)[:-50_000])
     source = open_source(str(path))
-    with pytest.raises(CommandError, match="cannot read on in"):
+    with pytest.raises(CommandError, match="cannot read"):
         list(source.rows(None))
     source.close()
 
@@ -202,7 +204,7 @@ def test_legacy_rows_are_read_or_rejected(tmp_path: Path) -> None:
     assert (first.timestamp.isoformat(), first.tags) == ("2025-01-02T01:04:05+00:00", ("a", "b"))
 
 
-def test_a_legacy_file_of_an_older_version(tmp_path: Path) -> None:
+def test_legacy_file_of_an_older_version_is_read(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE messages (ID, Provider, role, content, timestamp)")
@@ -213,7 +215,7 @@ def test_a_legacy_file_of_an_older_version(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["delete", "wal"])
 @pytest.mark.parametrize("make", [legacy_database, store_database])
-def test_reading_a_database_leaves_no_trace(make: Any, mode: str, tmp_path: Path) -> None:
+def test_reading_a_database_creates_no_files(make: Any, mode: str, tmp_path: Path) -> None:
     path = make(tmp_path / "data.db", journal_mode=mode)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     source = open_source(str(path))
@@ -223,7 +225,7 @@ def test_reading_a_database_leaves_no_trace(make: Any, mode: str, tmp_path: Path
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_a_store_is_read_while_its_server_writes(tmp_path: Path) -> None:
+def test_store_is_read_while_its_server_writes(tmp_path: Path) -> None:
     path = store_database(tmp_path / "data.db", journal_mode="wal")
     source = open_source(str(path))
     rows = source.rows(None)
@@ -239,7 +241,7 @@ def test_a_store_is_read_while_its_server_writes(tmp_path: Path) -> None:
     later.close()
 
 
-def test_a_database_left_in_the_middle_of_a_write_is_read_from_a_copy(tmp_path: Path) -> None:
+def test_database_with_an_interrupted_write_is_read_from_a_copy(tmp_path: Path) -> None:
     path = legacy_database(tmp_path / "memory.db", journal_mode="wal")
     writer = sqlite3.connect(path)
     writer.execute("UPDATE messages SET content = 'from the log' WHERE id = 'm1'")
@@ -253,12 +255,12 @@ def test_a_database_left_in_the_middle_of_a_write_is_read_from_a_copy(tmp_path: 
     message = next(source.rows(None)).message
     assert message is not None
     assert message.content == "from the log"
-    assert "in the middle of a write" in source.notes[0]
+    assert "has an interrupted write" in source.notes[0]
     source.close()
     assert sorted(file.name for file in (tmp_path / "left").iterdir()) == left
 
 
-def test_a_store_with_text_that_is_none_is_a_line(tmp_path: Path) -> None:
+def test_store_with_invalid_text_is_reported_in_one_line(tmp_path: Path) -> None:
     path = store_database(tmp_path / "data.db")
     with sqlite3.connect(path) as connection:
         connection.execute("DROP TRIGGER messages_update_guard")
@@ -270,14 +272,14 @@ def test_a_store_with_text_that_is_none_is_a_line(tmp_path: Path) -> None:
     source.close()
 
 
-def test_a_store_keeps_the_spelling_of_numbers(tmp_path: Path) -> None:
+def test_store_preserves_the_spelling_of_numbers(tmp_path: Path) -> None:
     rows = _read(store_database(tmp_path / "data.db"))
     message = rows[0].message
     assert message is not None
     assert str(message.metadata["n"]) == "1.50"
 
 
-def test_a_database_of_something_else(tmp_path: Path) -> None:
+def test_unknown_database_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE messages (id, text)")
@@ -286,7 +288,7 @@ def test_a_database_of_something_else(tmp_path: Path) -> None:
         open_source(str(path))
 
 
-def test_a_compressed_database(tmp_path: Path) -> None:
+def test_compressed_database_is_read(tmp_path: Path) -> None:
     path = tmp_path / "memory.db.xz"
     path.write_bytes(lzma.compress(legacy_database(tmp_path / "memory.db").read_bytes()))
     assert _ids(_read(path)) == ["m1", "m2", "m3"]

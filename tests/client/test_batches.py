@@ -39,12 +39,12 @@ def test_every_message_is_sent_once_in_order(contents: list[str], size: int) -> 
 
 
 @given(st.integers(0, 2**40))
-def test_varint(value: int) -> None:
+def test_varint_matches_protobuf(value: int) -> None:
     pb = storage_pb2.BulkSaveRequest.FromString(b"\x08" + _varint(value))
     assert pb.sequence == value
 
 
-def test_ids_are_kept_and_given() -> None:
+def test_ids_are_preserved_or_assigned() -> None:
     (batch,) = cut([message(id="mine"), message()])
     mine, given_id = (m.id for m in request(batch).messages)
     assert mine == "mine"
@@ -52,14 +52,14 @@ def test_ids_are_kept_and_given() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1000])
-def test_large_messages_are_cut_by_bytes(size: int) -> None:
+def test_batches_are_limited_by_bytes(size: int) -> None:
     batches = cut([message("x" * 900_000) for _ in range(7)], size)
     assert [b.count for b in batches] == ([1] * 7 if size == 1 else [2, 2, 2, 1])
     assert all(len(b.payload or b"") < 2_200_000 for b in batches)
     assert [b.first_position for b in batches] == [0, 1, 2, 3, 4, 5, 6][:: 1 if size == 1 else 2]
 
 
-def test_what_cannot_be_sent_is_rejected_here_and_spoils_nothing() -> None:
+def test_invalid_message_is_rejected_without_affecting_others() -> None:
     messages = [
         message("ok"),
         message("\ud800", id="bad"),
@@ -77,20 +77,20 @@ def test_what_cannot_be_sent_is_rejected_here_and_spoils_nothing() -> None:
     assert ack.saved + ack.unchanged + ack.skipped + len(ack.rejected) == ack.count
 
 
-def test_a_batch_of_which_nothing_is_sent() -> None:
+def test_batch_of_rejected_messages_has_no_payload() -> None:
     (batch,) = cut([message("\ud800")])
     assert batch.payload is None
     assert batch.count == 1
 
 
-def test_positions_of_rejections_in_later_batches() -> None:
+def test_rejections_have_input_positions_in_later_batches() -> None:
     batches = cut([message() for _ in range(5)], 2)
     answer = storage_pb2.BulkSaveResponse()
     answer.rejected.add(index=1)
     assert batches[1].acknowledged(answer).rejected[0].position == 3
 
 
-def test_wrong_arguments() -> None:
+def test_batcher_rejects_invalid_arguments() -> None:
     for size in (0, 1001):
         with pytest.raises(ValueError, match="batch_size must be 1 to 1000"):
             Batcher(size, OnConflict.REPLACE)
@@ -100,7 +100,7 @@ def test_wrong_arguments() -> None:
         batcher.add("x")  # type: ignore[arg-type]
 
 
-def test_tally() -> None:
+def test_tally_sums_batches() -> None:
     tally = Tally()
     assert tally.add(BulkAck(0, 3, 1, 1, 1, ())).acknowledged == 3
     progress = tally.add(BulkAck(3, 2, 2, 0, 0, ()))

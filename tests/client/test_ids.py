@@ -10,7 +10,7 @@ import pytest
 from sagastore import _ids, new_id
 
 
-def test_is_a_uuid_of_version_7_and_of_now() -> None:
+def test_new_id_is_a_current_uuid_of_version_7() -> None:
     before = time.time_ns() // 1_000_000
     id = uuid.UUID(new_id())
     after = time.time_ns() // 1_000_000
@@ -19,19 +19,19 @@ def test_is_a_uuid_of_version_7_and_of_now() -> None:
     assert before <= id.int >> 80 <= after + 1
 
 
-def test_rises_within_a_millisecond() -> None:
+def test_ids_ascend_within_a_millisecond() -> None:
     ids = [new_id() for _ in range(20_000)]
     assert ids == sorted(ids)
     assert len(set(ids)) == len(ids)
 
 
-def test_rises_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_ascend_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     first = new_id()
     monkeypatch.setattr(time, "time_ns", lambda: 1_000_000_000)
     assert new_id() > first
 
 
-def test_rises_past_the_end_of_the_random_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_ascend_past_the_end_of_the_random_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time_ns", lambda: 5_000_000_000)
     source = _ids._Source()
     first = source.next()
@@ -58,7 +58,7 @@ def test_threads_never_share_an_id() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_forked_child_goes_its_own_way() -> None:
+def test_forked_child_generates_other_ids() -> None:
     new_id()
     source = _ids._source
     _ids._after_fork()

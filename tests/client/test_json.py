@@ -23,21 +23,21 @@ objects = st.dictionaries(st.text(), values, max_size=5)
 
 
 @given(objects)
-def test_what_is_written_is_read(value: dict[str, Any]) -> None:
+def test_dumps_and_loads_round_trip(value: dict[str, Any]) -> None:
     text = _json.dumps(value)
     assert _json.loads(text) == value
     assert json.loads(text) == value
 
 
 @given(objects)
-def test_the_careful_writer_writes_what_the_fast_one_does(value: dict[str, Any]) -> None:
+def test_slow_writer_equals_fast_writer(value: dict[str, Any]) -> None:
     parts: list[str] = []
     _json._write(value, "metadata", parts)
     assert json.loads("".join(parts)) == json.loads(_json.dumps(value))
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**40), max_value=10**40))
-def test_no_digit_is_lost(number: Decimal) -> None:
+def test_decimal_keeps_every_digit(number: Decimal) -> None:
     if number.adjusted() < -10_000:
         number = Decimal(0)
     text = _json.dumps({"n": number})
@@ -60,7 +60,7 @@ def test_no_digit_is_lost(number: Decimal) -> None:
         ("-0", 0),
     ],
 )
-def test_numbers(text: str, value: float | Decimal) -> None:
+def test_numbers_have_the_exact_type(text: str, value: float | Decimal) -> None:
     read = _json.loads(f'{{"n":{text}}}')["n"]
     assert read == value
     assert type(read) is type(value)
@@ -75,7 +75,7 @@ def long_ints_refused() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("long_ints_refused")
-def test_an_int_too_long_for_python() -> None:
+def test_long_int_is_read_as_decimal() -> None:
     text = '{"n":' + "9" * 5000 + ',"f":1.5}'
     value = _json.loads(text)
     assert value == {"n": Decimal("9" * 5000), "f": 1.5}
@@ -101,7 +101,7 @@ def _cycle() -> dict[str, Any]:
         (_cycle(), "nested too deeply, or contains itself"),
     ],
 )
-def test_values_that_cannot_be_stored(value: dict[str, Any], message: str) -> None:
+def test_dumps_rejects_values_that_cannot_be_stored(value: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _json.dumps(value)
 
@@ -117,12 +117,12 @@ def test_values_that_cannot_be_stored(value: dict[str, Any], message: str) -> No
         ({"a": {1, 2}}, "metadata.a: set is not a JSON value"),
     ],
 )
-def test_values_that_json_does_not_have(value: dict[Any, Any], message: str) -> None:
+def test_dumps_rejects_values_without_json_form(value: dict[Any, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         _json.dumps(value)
 
 
-def test_any_mapping_is_an_object() -> None:
+def test_dumps_accepts_any_mapping() -> None:
     value = MappingProxyType({"a": MappingProxyType({"b": (1, 2)})})
     assert _json.dumps(value) == '{"a":{"b":[1,2]}}'
 
@@ -131,7 +131,7 @@ def test_any_mapping_is_an_object() -> None:
     "text",
     ["NaN", '{"a":Infinity}', "{'a':1}", '{"a":1} x', "", "1e999999999999999999999", "[" * 100_000],
 )
-def test_what_is_not_json(text: str) -> None:
+def test_loads_rejects_invalid_json(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         _json.loads(text)
 
@@ -208,13 +208,13 @@ def test_exponent_out_of_range_is_reported_in_any_decimal_context() -> None:
             _json.loads("1e99999999999999999999")
 
 
-def test_depth() -> None:
+def test_loads_rejects_deep_nesting() -> None:
     with pytest.raises(ValueError, match="too deeply"):
         _json.loads("[" * 100_000)
     assert _json.loads("[" * 500 + "]" * 500)
 
 
-def test_duplicate_keys() -> None:
+def test_duplicate_keys_are_rejected_as_written() -> None:
     assert _json.loads('{"a":1,"a":2}') == {"a": 2}
     with pytest.raises(ValueError, match="has the key 'a' twice"):
         _json.loads_as_written('{"b":[{"a":1,"a":2}]}')
@@ -233,5 +233,5 @@ def test_duplicate_keys() -> None:
         ('{"a":null}', "{}", False),
     ],
 )
-def test_same(left: str, right: str, equal: bool) -> None:
+def test_same_compares_by_value(left: str, right: str, equal: bool) -> None:
     assert _json.same(left, right) is equal

@@ -34,14 +34,14 @@ messages = st.builds(
 
 
 @given(messages)
-def test_the_wire_changes_nothing(message: Message) -> None:
+def test_messages_round_trip_through_protobuf(message: Message) -> None:
     pb = _convert.message_to_pb(message, "id")
     again = _convert.message_from_pb(message_pb2.Message.FromString(pb.SerializeToString()))
     assert again == dataclasses.replace(message, id="id")
 
 
 @given(moments)
-def test_times_are_exact(moment: datetime) -> None:
+def test_times_are_exact_to_the_microsecond(moment: datetime) -> None:
     seconds, nanos = _time.to_wire(moment, "t")
     assert _time.from_wire(seconds, nanos) == moment
     theirs = Timestamp()
@@ -49,7 +49,7 @@ def test_times_are_exact(moment: datetime) -> None:
     assert (theirs.seconds, theirs.nanos) == (seconds, nanos)
 
 
-def test_times_at_the_edges() -> None:
+def test_times_out_of_range_are_rejected() -> None:
     first = datetime.min.replace(tzinfo=UTC)
     last = datetime.max.replace(tzinfo=UTC)
     assert _time.from_wire(*_time.to_wire(first, "t")) == first
@@ -61,21 +61,21 @@ def test_times_at_the_edges() -> None:
             _time.to_wire(moment, "t")
 
 
-def test_times_in_the_hour_that_comes_twice() -> None:
+def test_times_in_a_repeated_hour_are_exact() -> None:
     zone = ZoneInfo("Europe/Berlin")
     once = datetime(2024, 10, 27, 2, 30, tzinfo=zone, fold=0)
     twice = datetime(2024, 10, 27, 2, 30, tzinfo=zone, fold=1)
     assert _time.to_wire(twice, "t")[0] - _time.to_wire(once, "t")[0] == 3600
 
 
-def test_defaults() -> None:
+def test_message_defaults() -> None:
     message = Message("openai", "user", "hello", tags=["a"])
     assert message.tags == ("a",)
     assert (message.id, message.metadata, message.revision) == ("", {}, 0)
     assert (message.timestamp, message.session_id, message.created_at) == (None, None, None)
 
 
-def test_naive_times_are_refused() -> None:
+def test_naive_times_are_rejected() -> None:
     naive = datetime.fromisoformat("2024-01-01")
     with pytest.raises(ValueError, match=r"timestamp: 2024-01-01T00:00:00 has no time zone"):
         Message("a", "b", "c", timestamp=naive)
@@ -83,7 +83,7 @@ def test_naive_times_are_refused() -> None:
         Message("a", "b", "c", created_at=naive)
 
 
-def test_common_mistakes() -> None:
+def test_common_mistakes_are_reported() -> None:
     with pytest.raises(TypeError, match="the one string 'abc'"):
         Message("a", "b", "c", tags="abc")
     with pytest.raises(TypeError, match="metadata: expected a mapping, got str"):
@@ -118,7 +118,7 @@ def test_a_message_is_a_value() -> None:
         ({"timestamp": datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))}, "timestamp"),
     ],
 )
-def test_what_has_no_wire_form_names_its_field(changes: dict[str, Any], field: str) -> None:
+def test_invalid_value_is_reported_with_its_field(changes: dict[str, Any], field: str) -> None:
     values = {"provider": "a", "role": "b", "content": "c"} | changes
     message = Message(**values)
     with pytest.raises(InvalidArgumentError) as caught:
@@ -129,7 +129,7 @@ def test_what_has_no_wire_form_names_its_field(changes: dict[str, Any], field: s
 
 
 @given(messages)
-def test_a_stored_message_is_recognized(message: Message) -> None:
+def test_same_message_recognizes_the_stored_message(message: Message) -> None:
     sent = _convert.message_to_pb(message, "id")
     stored = message_pb2.Message()
     stored.CopyFrom(sent)
@@ -149,7 +149,7 @@ def test_none_and_empty_session_differ() -> None:
     assert _convert.message_from_pb(empty).session_id == ""
 
 
-def test_highlight() -> None:
+def test_highlight_marks_words_and_escapes_text() -> None:
     result = SearchResult(Message("a", "b", "c"), 1.0, "a <b> \x02word\x03 & more")
     assert result.highlight() == "a <b> **word** & more"
     assert result.highlight("[", "]") == "a <b> [word] & more"
@@ -157,7 +157,7 @@ def test_highlight() -> None:
     assert escaped == "a &lt;b> <em>word</em> & more"
 
 
-def test_values_of_a_newer_server() -> None:
+def test_unknown_enum_values_are_read() -> None:
     assert Phase(99) is Phase.UNKNOWN
     assert Store(99) is Store.UNKNOWN
     assert MismatchKind("NEW") is MismatchKind.UNKNOWN
@@ -165,7 +165,7 @@ def test_values_of_a_newer_server() -> None:
         Phase("x")  # type: ignore[arg-type]
 
 
-def test_phases_as_people_type_them() -> None:
+def test_phase_names_are_parsed() -> None:
     assert Phase.parse("read-postgres") is Phase.READ_POSTGRES
     assert Phase.READ_POSTGRES.label == "read-postgres"
     assert str(Phase.DUAL_WRITE) == "DUAL_WRITE"

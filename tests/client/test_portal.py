@@ -1,4 +1,4 @@
-"""The loop on a thread of its own: what is let go there, or too late, does no harm."""
+"""The background thread of the blocking client, and the release of abandoned iterators."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Numbers:
             self.closed.set()
 
 
-def test_one_portal_for_all_threads() -> None:
+def test_portal_is_shared_by_all_threads() -> None:
     found: list[Portal] = []
     threads = [threading.Thread(target=lambda: found.append(get_portal())) for _ in range(8)]
     for thread in threads:
@@ -37,7 +37,7 @@ def test_one_portal_for_all_threads() -> None:
     assert set(found) == {get_portal()}
 
 
-def test_an_iterator_is_closed_where_it_is_left() -> None:
+def test_abandoned_iterator_is_closed() -> None:
     numbers = Numbers()
     iterator = get_portal().iterate(numbers.items())
     assert [next(iterator), next(iterator)] == [0, 1]
@@ -45,7 +45,7 @@ def test_an_iterator_is_closed_where_it_is_left() -> None:
     assert numbers.closed.is_set()
 
 
-def test_an_iterator_may_be_collected_on_the_loops_own_thread() -> None:
+def test_iterator_can_be_collected_on_the_background_thread() -> None:
     """The garbage collector runs in whatever thread it is due."""
     numbers = Numbers()
     held: list[Iterator[int]] = [get_portal().iterate(numbers.items())]
@@ -58,7 +58,7 @@ def test_an_iterator_may_be_collected_on_the_loops_own_thread() -> None:
     assert numbers.closed.wait(60)
 
 
-def test_errors_come_through() -> None:
+def test_errors_are_raised_in_the_calling_thread() -> None:
     async def fail() -> None:
         raise LookupError("gone")
 
@@ -66,7 +66,7 @@ def test_errors_come_through() -> None:
         get_portal().run(fail())
 
 
-def test_it_cannot_wait_for_itself() -> None:
+def test_call_on_the_background_thread_is_rejected() -> None:
     async def inner() -> None:
         """Do nothing."""
 

@@ -33,7 +33,7 @@ address = sys.argv[1]
 HELLO = Message("openai", "user", "hello")
 """
 
-# A call to somebody who accepts the connection and says nothing.
+# A call to a server that accepts the connection and does not respond.
 SILENCE = """
 import socket, warnings
 warnings.simplefilter("ignore", ResourceWarning)  # The sockets of this test itself.
@@ -47,15 +47,15 @@ def ask():
 """
 
 
-def test_a_client_that_nobody_closes(shared_server: ServerProcess) -> None:
+def test_unclosed_client_exits_cleanly(shared_server: ServerProcess) -> None:
     run("client = Client(address); client.save(HELLO)", shared_server)
 
 
-def test_a_client_that_was_never_used(shared_server: ServerProcess) -> None:
+def test_unused_client_exits_cleanly(shared_server: ServerProcess) -> None:
     run("Client(address)", shared_server)
 
 
-def test_iterators_that_nobody_finishes(shared_server: ServerProcess) -> None:
+def test_abandoned_iterators_exit_cleanly(shared_server: ServerProcess) -> None:
     program = """
 client = Client(address)
 for _ in range(3):
@@ -68,7 +68,7 @@ next(acks)
     run(program, shared_server)
 
 
-def test_an_end_in_the_middle_of_a_call(shared_server: ServerProcess) -> None:
+def test_exit_during_a_call_is_clean(shared_server: ServerProcess) -> None:
     program = (
         SILENCE
         + """
@@ -79,7 +79,7 @@ assert silence.accept()
     run(program, shared_server)
 
 
-def test_loops_and_blocking_clients_side_by_side(shared_server: ServerProcess) -> None:
+def test_event_loops_and_blocking_clients_coexist(shared_server: ServerProcess) -> None:
     program = """
 async def use(client):
     for _ in range(50):
@@ -101,7 +101,7 @@ with Client(address) as blocking, Client(address) as other:
     run(program, shared_server)
 
 
-def test_a_fork_after_use_is_said_and_does_not_hang(shared_server: ServerProcess) -> None:
+def test_use_after_fork_is_reported(shared_server: ServerProcess) -> None:
     program = """
 import signal, warnings
 warnings.simplefilter("ignore")  # Python itself warns of forks beside threads.
@@ -133,7 +133,7 @@ client.health()
     assert "Traceback" not in done.stderr
 
 
-def test_a_client_made_after_the_fork(shared_server: ServerProcess) -> None:
+def test_client_created_after_the_fork_works(shared_server: ServerProcess) -> None:
     program = """
 child = os.fork()
 if child == 0:

@@ -1,4 +1,4 @@
-"""What the library offers is a promise: changing this list is changing the promise."""
+"""The public API of the library; a change of this list is a change of the API."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ METHODS = [
 MIGRATION_METHODS = ["change_phase", "control_backfill", "get", "quarantine", "verify", "watch"]
 
 
-def test_names() -> None:
+def test_public_names_are_exported() -> None:
     assert sorted(sagastore.__all__) == sorted(NAMES)
     assert sorted(dir(sagastore)) == sorted(NAMES)
 
@@ -100,7 +100,7 @@ def test_name_can_be_imported(name: str) -> None:
     assert getattr(sagastore, name) is not None
 
 
-def test_unknown_name() -> None:
+def test_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = sagastore.nonsense
 
@@ -114,7 +114,7 @@ def _public(thing: object) -> list[str]:
     return sorted(n for n in dir(thing) if not n.startswith("_"))
 
 
-def test_methods() -> None:
+def test_clients_have_the_public_methods() -> None:
     sync = sagastore.Client("127.0.0.1:1")
     assert _public(sync) == METHODS
     assert _public(sagastore.AsyncClient("127.0.0.1:1")) == METHODS
@@ -124,7 +124,7 @@ def test_methods() -> None:
 
 
 @pytest.mark.parametrize("name", ["__init__", *METHODS])
-def test_both_clients_take_the_same(name: str) -> None:
+def test_both_clients_have_the_same_parameters(name: str) -> None:
     if name == "migration":
         pairs = [
             (getattr(sagastore.AsyncMigrationClient, n), getattr(sagastore.MigrationClient, n))
@@ -140,7 +140,7 @@ def test_both_clients_take_the_same(name: str) -> None:
             assert ours[parameter].kind == theirs[parameter].kind
 
 
-def test_everything_public_is_described() -> None:
+def test_public_names_have_docstrings() -> None:
     for name in NAMES:
         thing = getattr(sagastore, name)
         if inspect.isclass(thing) or inspect.isroutine(thing):
@@ -159,6 +159,6 @@ def test_importing_the_protocol_stays_cheap() -> None:
     assert done.stdout.strip() == "['sagastore._version', 'sagastore.v1']"
 
 
-def test_version_is_the_distributions() -> None:
+def test_version_equals_the_distribution() -> None:
     file = Path(__file__).parents[2] / "client" / "pyproject.toml"
     assert tomllib.loads(file.read_text())["project"]["version"] == sagastore.__version__

@@ -1,4 +1,4 @@
-"""The examples that people copy first."""
+"""The examples of the client's README."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def examples() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_first_example_works(running_server: ServerProcess) -> None:
+def test_readme_first_example_works(running_server: ServerProcess) -> None:
     program = examples()[0].replace("127.0.0.1:50051", running_server.address)
     exec(compile(program, "README.md", "exec"), {})  # noqa: S102 - it is ours
 
 
-def test_all_examples_are_python() -> None:
+def test_readme_examples_are_valid_python() -> None:
     for example in examples():
         compile(example, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)

@@ -54,7 +54,7 @@ FULL = Message(
 )
 
 
-async def test_a_message_comes_back_as_it_was(driver: Driver) -> None:
+async def test_message_round_trips(driver: Driver) -> None:
     saved = await driver.call("save", FULL)
     assert saved.created
     assert saved.durable_on == {Store.SQLITE}
@@ -72,7 +72,7 @@ async def test_saving_again_changes_nothing(driver: Driver) -> None:
     assert (again.id, again.revision, again.created) == (first.id, first.revision, False)
 
 
-async def test_revisions_guard(driver: Driver) -> None:
+async def test_if_revision_prevents_lost_updates(driver: Driver) -> None:
     id = new_id()
     first = await driver.call("save", replace(FULL, id=id), if_revision=0)
     with pytest.raises(AlreadyExistsError, match=id):
@@ -92,7 +92,7 @@ async def test_revisions_guard(driver: Driver) -> None:
         await driver.call("delete", id)
 
 
-async def test_every_broken_rule_is_named(driver: Driver) -> None:
+async def test_every_violation_is_reported(driver: Driver) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         await driver.call("save", Message("", "user", " ", tags=[""]))
     fields = [violation.field for violation in caught.value.violations]
@@ -116,7 +116,7 @@ async def test_any_number_of_ids_can_be_read(driver: Driver) -> None:
         await driver.call("batch_get", "abc")
 
 
-async def test_batches_too_large_for_one_answer_are_read_in_parts(driver: Driver) -> None:
+async def test_oversized_batch_get_is_divided(driver: Driver) -> None:
     prefix = new_id()
     ids = [f"{prefix}-{i}" for i in range(100)]
     await driver.call("bulk_save", [Message("p", "r", "€" * 100_000, id=id) for id in ids])
@@ -124,7 +124,7 @@ async def test_batches_too_large_for_one_answer_are_read_in_parts(driver: Driver
     assert [message.id for message in found.messages] == ids
 
 
-async def test_a_session_is_listed_in_pages(driver: Driver) -> None:
+async def test_session_is_listed_in_pages(driver: Driver) -> None:
     session = new_id()
     start = datetime(2026, 1, 1, tzinfo=UTC)
     messages = [
@@ -145,7 +145,7 @@ async def test_a_session_is_listed_in_pages(driver: Driver) -> None:
     assert await driver.all("list", "nobody's") == []
 
 
-async def test_a_search_holds_all_conditions(driver: Driver) -> None:
+async def test_search_applies_all_conditions(driver: Driver) -> None:
     session = new_id()
     at = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -180,7 +180,7 @@ async def test_a_search_holds_all_conditions(driver: Driver) -> None:
     assert page.items[0].score > 0
 
 
-async def test_what_cannot_be_sent_is_refused_before(driver: Driver) -> None:
+async def test_invalid_message_is_rejected_before_sending(driver: Driver) -> None:
     naive = datetime(2026, 1, 1)  # noqa: DTZ001 - that is the mistake
     with pytest.raises(InvalidArgumentError, match=r"start: .* has no time zone"):
         await driver.all("search", start=naive)
@@ -196,14 +196,14 @@ async def test_what_cannot_be_sent_is_refused_before(driver: Driver) -> None:
         await driver.call("get", "x", timeout=0)
 
 
-async def test_health_tells_how_the_server_is(driver: Driver) -> None:
+async def test_health_returns_the_serving_status(driver: Driver) -> None:
     assert await driver.call("health") is ServingStatus.SERVING
     assert await driver.call("health", "sagastore.v1.StorageService") is ServingStatus.SERVING
     with pytest.raises(NotFoundError):
         await driver.call("health", "nobody.Service")
 
 
-async def test_where_the_migration_stands(driver: Driver) -> None:
+async def test_migration_state_is_returned(driver: Driver) -> None:
     now = await driver.call("migration.get")
     assert now.phase is Phase.SQLITE_ONLY
     assert [store.store for store in now.stores] == [Store.SQLITE]
@@ -216,7 +216,7 @@ async def test_where_the_migration_stands(driver: Driver) -> None:
     ("name", "arguments"),
     [("change_phase", (Phase.DUAL_WRITE,)), ("control_backfill", ()), ("verify", ())],
 )
-async def test_with_one_store_there_is_nothing_to_steer(
+async def test_single_store_rejects_migration_commands(
     driver: Driver, name: str, arguments: tuple[Any, ...]
 ) -> None:
     method = driver.all if name == "verify" else driver.call
@@ -228,7 +228,7 @@ async def test_with_one_store_there_is_nothing_to_steer(
         assert blocker.detail in str(caught.value)
 
 
-async def test_with_one_store_a_watch_tells_what_get_tells(driver: Driver) -> None:
+async def test_single_store_watch_equals_get(driver: Driver) -> None:
     async def first(client: AsyncClient) -> Migration:
         async with aclosing(client.migration.watch()) as states:
             return await anext(states)
@@ -255,7 +255,7 @@ def make(request: pytest.FixtureRequest) -> type[AsyncClient] | type[Client]:
 ONCE = RetryPolicy(max_attempts=1)
 
 
-async def test_connection_refused_names_the_address_and_what_to_do(
+async def test_connection_refused_is_reported_with_address_and_hint(
     make: type[AsyncClient] | type[Client], refusing_address: str
 ) -> None:
     driver = Driver(make(refusing_address, retry=ONCE))
@@ -273,20 +273,20 @@ async def test_connection_refused_names_the_address_and_what_to_do(
     await driver.call("close")
 
 
-async def test_a_missing_socket_is_named(tmp_path: Any) -> None:
+async def test_missing_socket_is_reported(tmp_path: Any) -> None:
     async with AsyncClient(f"unix:{tmp_path}/none", retry=ONCE) as client:
         with pytest.raises(UnavailableError, match=f"unix:{tmp_path}/none: no such socket"):
             await client.get("x")
 
 
-async def test_tls_to_a_plain_server_says_so(shared_server: ServerProcess) -> None:
+async def test_tls_to_a_plain_text_port_is_reported(shared_server: ServerProcess) -> None:
     async with AsyncClient(shared_server.address, tls=True, retry=ONCE) as client:
         with pytest.raises(UnavailableError, match="does not use TLS on this port; leave out tls"):
             await client.get("x")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot stop a process for a while")
-async def test_a_server_that_does_not_answer_ends_at_the_deadline(
+async def test_unresponsive_server_ends_at_the_deadline(
     make: type[AsyncClient] | type[Client], running_server: ServerProcess
 ) -> None:
     driver = Driver(make(running_server.address, timeout=0.5))
@@ -304,7 +304,7 @@ async def test_a_server_that_does_not_answer_ends_at_the_deadline(
     await driver.call("close")
 
 
-async def test_a_blocking_client_works_inside_a_running_loop(shared_server: ServerProcess) -> None:
+async def test_blocking_client_works_inside_a_running_loop(shared_server: ServerProcess) -> None:
     async with AsyncClient(shared_server.address) as client:
         with Client(shared_server.address) as blocking:
             for number in range(20):
@@ -312,7 +312,7 @@ async def test_a_blocking_client_works_inside_a_running_loop(shared_server: Serv
                 assert (await client.get(id)).content == f"n{number}"
 
 
-def test_threads_share_a_blocking_client(shared_server: ServerProcess) -> None:
+def test_blocking_client_is_shared_by_threads(shared_server: ServerProcess) -> None:
     results: list[list[str]] = [[] for _ in range(8)]
     with Client(shared_server.address) as client:
 
@@ -329,7 +329,7 @@ def test_threads_share_a_blocking_client(shared_server: ServerProcess) -> None:
     assert results == [[f"n{number}" for number in range(25)]] * 8
 
 
-async def test_tasks_share_a_client(shared_server: ServerProcess) -> None:
+async def test_async_client_is_shared_by_tasks(shared_server: ServerProcess) -> None:
     async with AsyncClient(shared_server.address) as client:
         saved = await asyncio.gather(
             *(client.save(Message("p", "r", f"n{number}")) for number in range(200))
@@ -338,7 +338,7 @@ async def test_tasks_share_a_client(shared_server: ServerProcess) -> None:
     assert [m.content for m in read.messages] == [f"n{number}" for number in range(200)]
 
 
-async def test_a_closed_client_says_so(shared_server: ServerProcess) -> None:
+async def test_closed_client_is_reported(shared_server: ServerProcess) -> None:
     client = AsyncClient(shared_server.address)
     await client.health()
     await client.close()
@@ -352,7 +352,7 @@ async def test_a_closed_client_says_so(shared_server: ServerProcess) -> None:
         blocking.health()
 
 
-async def test_iterators_can_be_left_early(driver: Driver) -> None:
+async def test_iterators_can_be_abandoned(driver: Driver) -> None:
     session = new_id()
     messages = [
         Message("p", "r", f"n{i}", id=f"{session}-{i}", session_id=session) for i in range(30)

@@ -47,7 +47,7 @@ def is_rejected(number: int) -> bool:
     return number % 100 == 50
 
 
-async def test_five_thousand_with_rejects_and_progress(own_driver: Driver) -> None:
+async def test_bulk_save_reports_rejects_and_progress(own_driver: Driver) -> None:
     progress: list[BulkProgress] = []
     result = await own_driver.call(
         "bulk_save", mixed(5000), batch_size=300, on_progress=progress.append
@@ -67,7 +67,7 @@ async def test_five_thousand_with_rejects_and_progress(own_driver: Driver) -> No
     ]
 
 
-async def test_saving_all_again_changes_nothing(own_driver: Driver) -> None:
+async def test_repeated_bulk_save_changes_nothing(own_driver: Driver) -> None:
     messages = [message(number) for number in range(2500)]
     await own_driver.call("bulk_save", messages)
     again = await own_driver.call("bulk_save", iter(messages))
@@ -82,7 +82,7 @@ async def test_saving_all_again_changes_nothing(own_driver: Driver) -> None:
     assert (await own_driver.call("get", message(1).id)).content == "last"
 
 
-async def test_nothing_is_saved_of_nothing(own_driver: Driver) -> None:
+async def test_empty_bulk_save_saves_nothing(own_driver: Driver) -> None:
     result = await own_driver.call("bulk_save", [])
     assert (result.total, result.rejected) == (0, ())
     assert await own_driver.all("export") == []
@@ -100,7 +100,7 @@ async def test_acknowledgements_cover_the_input_in_order(own_driver: Driver) -> 
     assert position == 2050
 
 
-async def test_an_asynchronous_input_is_read_no_further_than_it_is_acknowledged(
+async def test_async_input_is_read_with_backpressure(
     client: AsyncClient,
 ) -> None:
     read = 0
@@ -121,7 +121,7 @@ async def test_an_asynchronous_input_is_read_no_further_than_it_is_acknowledged(
     assert acknowledged == 3000
 
 
-async def test_large_messages_are_cut_into_batches_by_bytes(own_driver: Driver) -> None:
+async def test_large_messages_are_divided_by_bytes(own_driver: Driver) -> None:
     messages = [message(number, "€" * 100_000) for number in range(30)]
     acks: list[BulkAck] = await own_driver.all("bulk_save_stream", messages)
     assert len(acks) > 1
@@ -130,7 +130,7 @@ async def test_large_messages_are_cut_into_batches_by_bytes(own_driver: Driver) 
     assert [m.id for batch in batches for m in batch.messages] == [m.id for m in messages]
 
 
-async def test_the_input_may_fail(own_driver: Driver) -> None:
+async def test_input_error_is_raised(own_driver: Driver) -> None:
     def source() -> Iterator[Message]:
         yield message(1)
         raise OSError("the file is gone")
@@ -145,7 +145,7 @@ async def test_the_input_may_fail(own_driver: Driver) -> None:
         await own_driver.call("bulk_save", [], max_in_flight=0)
 
 
-async def test_an_export_continues_from_any_token(own_driver: Driver) -> None:
+async def test_export_continues_from_any_token(own_driver: Driver) -> None:
     await own_driver.call("bulk_save", map(message, range(1000)))
     batches = await own_driver.all("export_batches", batch_size=300)
     everything = [m for batch in batches for m in batch.messages]
@@ -192,7 +192,7 @@ async def everything(address: str) -> list[tuple[str, str]]:
 LEDGER = [(message(number).id, f"content {number}") for number in range(5000)]
 
 
-async def test_a_bulk_save_survives_a_kill(running_server: ServerProcess) -> None:
+async def test_bulk_save_survives_a_killed_server(running_server: ServerProcess) -> None:
     killer = Killer(running_server)
     positions: list[int] = []
     async with AsyncClient(running_server.address) as client:
@@ -208,7 +208,7 @@ async def test_a_bulk_save_survives_a_kill(running_server: ServerProcess) -> Non
     assert await everything(running_server.address) == LEDGER
 
 
-def test_a_blocking_bulk_save_survives_a_kill(running_server: ServerProcess) -> None:
+def test_blocking_bulk_save_survives_a_killed_server(running_server: ServerProcess) -> None:
     killer = Killer(running_server)
 
     def progress(now: BulkProgress) -> None:
@@ -223,7 +223,7 @@ def test_a_blocking_bulk_save_survives_a_kill(running_server: ServerProcess) -> 
         assert [(m.id, m.content) for m in client.export()] == LEDGER
 
 
-async def test_what_was_acknowledged_before_a_kill_is_there(running_server: ServerProcess) -> None:
+async def test_acknowledged_messages_survive_a_killed_server(running_server: ServerProcess) -> None:
     acknowledged = 0
 
     def progress(now: BulkProgress) -> None:
@@ -240,7 +240,7 @@ async def test_what_was_acknowledged_before_a_kill_is_there(running_server: Serv
     assert (await everything(running_server.address))[:acknowledged] == LEDGER[:acknowledged]
 
 
-async def test_an_export_survives_a_kill(running_server: ServerProcess) -> None:
+async def test_export_survives_a_killed_server(running_server: ServerProcess) -> None:
     killer = Killer(running_server)
     large = "x" * 20_000  # More than the connection's buffers hold.
     async with AsyncClient(running_server.address) as client:
@@ -254,7 +254,7 @@ async def test_an_export_survives_a_kill(running_server: ServerProcess) -> None:
     assert exported == [id for id, _ in LEDGER[:2000]]
 
 
-def test_a_blocking_export_survives_a_kill(running_server: ServerProcess) -> None:
+def test_blocking_export_survives_a_killed_server(running_server: ServerProcess) -> None:
     killer = Killer(running_server)
     with Client(running_server.address) as client:
         client.bulk_save(message(number, "x" * 20_000) for number in range(2000))
@@ -267,7 +267,7 @@ def test_a_blocking_export_survives_a_kill(running_server: ServerProcess) -> Non
     assert exported == [id for id, _ in LEDGER[:2000]]
 
 
-async def test_a_server_that_stays_away_ends_a_transfer(running_server: ServerProcess) -> None:
+async def test_transfer_ends_if_the_server_does_not_return(running_server: ServerProcess) -> None:
     def progress(_: BulkProgress) -> None:
         if running_server.alive:
             running_server.kill9()
@@ -299,14 +299,14 @@ async def _while_saving(client: AsyncClient, disturb: Callable[[], Any]) -> set[
     return {id for ids in await asyncio.gather(*tasks) for id in ids}
 
 
-async def test_calls_go_on_through_an_orderly_restart(running_server: ServerProcess) -> None:
+async def test_calls_survive_an_orderly_restart(running_server: ServerProcess) -> None:
     async with AsyncClient(running_server.address, retry=PATIENT) as client:
         await client.health()
         saved = await _while_saving(client, running_server.restart)
     assert {id for id, _ in await everything(running_server.address)} == saved
 
 
-async def test_calls_go_on_through_a_kill(running_server: ServerProcess) -> None:
+async def test_calls_survive_a_killed_server(running_server: ServerProcess) -> None:
     def kill() -> None:
         running_server.kill9()
         running_server.start()
@@ -317,7 +317,7 @@ async def test_calls_go_on_through_a_kill(running_server: ServerProcess) -> None
     assert {id for id, _ in await everything(running_server.address)} == saved
 
 
-async def test_a_bulk_save_goes_on_through_an_orderly_restart(
+async def test_bulk_save_survives_an_orderly_restart(
     running_server: ServerProcess,
 ) -> None:
     restarting: asyncio.Task[ServerProcess] | None = None
@@ -340,7 +340,7 @@ async def test_a_bulk_save_goes_on_through_an_orderly_restart(
     assert await everything(running_server.address) == LEDGER[:3000]
 
 
-async def test_a_dead_address_does_not_matter_beside_a_live_one(
+async def test_unreachable_address_is_skipped(
     shared_server: ServerProcess, refusing_address: str
 ) -> None:
     once = RetryPolicy(max_attempts=1)
@@ -352,7 +352,7 @@ async def test_a_dead_address_does_not_matter_beside_a_live_one(
         assert blocking.bulk_save(Message("p", "user", "c") for _ in range(10)).saved == 10
 
 
-async def test_all_addresses_dead_is_said(refusing_address: str) -> None:
+async def test_all_unreachable_addresses_are_reported(refusing_address: str) -> None:
     async with AsyncClient([refusing_address, "127.0.0.1:1"]) as client:
         with pytest.raises(UnavailableError, match="connection refused; is the server running"):
             await client.get("x")

@@ -27,7 +27,7 @@ def test_backoff_uses_its_whole_range() -> None:
     assert max(waits) > 3.5
 
 
-def test_gives_up() -> None:
+def test_delay_is_none_when_retries_are_exhausted() -> None:
     policy = RetryPolicy(max_attempts=3)
     assert delay_before_retry(policy, UnavailableError("x"), 2) is not None
     assert delay_before_retry(policy, UnavailableError("x"), 3) is None
@@ -35,7 +35,7 @@ def test_gives_up() -> None:
     assert delay_before_retry(policy, ResourceExhaustedError("x"), 1) is None
 
 
-def test_waits_as_long_as_the_server_says() -> None:
+def test_delay_includes_the_server_delay() -> None:
     policy = RetryPolicy(initial_backoff=0.0)
     error = ResourceExhaustedError("x", retry_after=7.0)
     assert delay_before_retry(policy, error, 1) == 7.0
@@ -52,12 +52,12 @@ def test_waits_as_long_as_the_server_says() -> None:
         {"multiplier": math.nan},
     ],
 )
-def test_policies_that_make_no_sense(values: dict[str, float]) -> None:
+def test_invalid_policies_are_rejected(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):
         RetryPolicy(**values)  # type: ignore[arg-type]
 
 
-async def test_deadline() -> None:
+async def test_deadline_counts_down() -> None:
     endless = Deadline(math.inf)
     assert endless.remaining() is None
     assert endless.leaves_room_for(1e9)
@@ -71,14 +71,14 @@ async def test_deadline() -> None:
             Deadline(timeout)
 
 
-def test_history() -> None:
+def test_history_records_uncertain_attempts() -> None:
     history = History()
     history.note(ResourceExhaustedError("refused, so it did not happen"))
     unsent = UnavailableError("no connection")
     unsent.unsent = True
     history.note(unsent)
     for reason in ("SERVER_STARTING", "SERVER_DRAINING"):
-        history.note(UnavailableError("turned away at the door", reason=reason))
+        history.note(UnavailableError("rejected on admission", reason=reason))
     before = history.uncertain
     assert not before
     history.note(UnavailableError("the connection broke"))
@@ -87,7 +87,7 @@ def test_history() -> None:
     assert history.uncertain
 
 
-async def test_retry_before_and_after_progress() -> None:
+async def test_stream_retry_before_and_after_progress() -> None:
     policy = RetryPolicy(max_attempts=2, initial_backoff=0.0, max_backoff=0.0)
     retry = StreamRetry(policy, 60.0)
     await retry.pause(UnavailableError("x"), "Export")
@@ -100,7 +100,7 @@ async def test_retry_before_and_after_progress() -> None:
         await retry.pause(InternalError("x"), "Export")
 
 
-async def test_retry_ends() -> None:
+async def test_stream_retry_ends_without_progress() -> None:
     retry = StreamRetry(RetryPolicy(initial_backoff=0.0, max_backoff=0.0), 0.05)
     retry.progress()
     paused = 0
@@ -116,7 +116,7 @@ async def test_retry_ends() -> None:
     assert 1 <= paused <= 5
 
 
-async def test_no_retries_means_none() -> None:
+async def test_stream_retry_is_disabled_by_the_policy() -> None:
     retry = StreamRetry(RetryPolicy(max_attempts=1), 60.0)
     retry.progress()
     with pytest.raises(UnavailableError):

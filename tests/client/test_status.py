@@ -48,7 +48,7 @@ def failed(
         (Code.CANCELLED, errors.SagaStoreError),
     ],
 )
-def test_one_exception_for_each_kind(
+def test_status_codes_map_to_exceptions(
     code: grpc.StatusCode, kind: type[errors.SagaStoreError]
 ) -> None:
     error = failed(code, "why", error_info("REASON", a="b"))
@@ -58,7 +58,7 @@ def test_one_exception_for_each_kind(
     assert str(error) == "why"
 
 
-def test_field_violations() -> None:
+def test_field_violations_are_read() -> None:
     bad = error_details_pb2.BadRequest()
     bad.field_violations.add(field="message.content", description="is blank", reason="BLANK")
     bad.field_violations.add(field="message.role", description="is required")
@@ -71,7 +71,7 @@ def test_field_violations() -> None:
     assert str(error) == "message.content is blank: message.role: is required"
 
 
-def test_precondition_violations() -> None:
+def test_precondition_violations_are_read() -> None:
     failure = error_details_pb2.PreconditionFailure()
     failure.violations.add(type="JOURNAL", subject="phase", description="writes are waiting")
     error = failed(Code.FAILED_PRECONDITION, "not now", error_info("X"), failure)
@@ -82,7 +82,7 @@ def test_precondition_violations() -> None:
     assert str(error) == "not now: writes are waiting"
 
 
-def test_retry_info_and_reference() -> None:
+def test_retry_info_and_reference_are_read() -> None:
     request = error_details_pb2.RequestInfo(request_id="abc")
     error = failed(Code.UNAVAILABLE, "down", error_info("X"), retry_info(1.25), request)
     assert (error.retry_after, error.reference) == (1.25, "abc")
@@ -95,12 +95,12 @@ def test_other_details_are_kept() -> None:
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff\xff\xff", b"\x1a\x03abc"])
-def test_details_that_cannot_be_read(raw: bytes) -> None:
+def test_undecodable_details_are_ignored(raw: bytes) -> None:
     error = failed(Code.NOT_FOUND, "gone", raw=raw)
     assert isinstance(error, errors.NotFoundError)
 
 
-def test_always_one_line() -> None:
+def test_error_text_is_one_line() -> None:
     assert str(failed(Code.ABORTED, "a\n  b\tc", error_info("X"))) == "a b c"
 
 
@@ -121,7 +121,7 @@ def test_always_one_line() -> None:
         ),
     ],
 )
-def test_transport_errors_in_words_that_help(text: str, line: str) -> None:
+def test_transport_errors_have_helpful_texts(text: str, line: str) -> None:
     error = failed(Code.UNAVAILABLE, text, raw=b"")
     assert isinstance(error, errors.UnavailableError)
     assert error.unsent
@@ -144,7 +144,7 @@ def test_broken_connections_are_transient(code: grpc.StatusCode, text: str) -> N
     assert is_transient(error)
 
 
-def test_what_is_transient() -> None:
+def test_transient_errors_are_recognized() -> None:
     assert is_transient(failed(Code.UNAVAILABLE, "x", error_info("X")))
     assert is_transient(failed(Code.RESOURCE_EXHAUSTED, "x", error_info("X"), retry_info(0)))
     assert not is_transient(failed(Code.RESOURCE_EXHAUSTED, "message larger than max", raw=b""))
@@ -166,7 +166,7 @@ def test_errors_can_be_pickled() -> None:
     assert str(again) == str(error)
 
 
-def test_lives_beside_googleapis_in_either_order() -> None:
+def test_private_messages_coexist_with_googleapis() -> None:
     """Two packages that bring google.rpc cannot both be loaded; ours stays apart."""
     ours = "from sagastore import _wire; _wire.message_class('google.rpc.Status')"
     theirs = "from google.rpc import error_details_pb2; from grpc_health.v1 import health_pb2"

@@ -28,12 +28,12 @@ from sagastore._target import Address, parse_targets
         ("ipv4:127.0.0.1:1,127.0.0.2:2", "ipv4:127.0.0.1:1,127.0.0.2:2", True),
     ],
 )
-def test_addresses(text: str, target: str, loopback: bool) -> None:
+def test_addresses_are_parsed(text: str, target: str, loopback: bool) -> None:
     (address,) = parse_targets(text)
     assert (address.target, address.loopback) == (target, loopback)
 
 
-def test_several() -> None:
+def test_several_addresses_are_parsed() -> None:
     expected = (
         Address("a:1", "dns:///a:1", False),
         Address("b:50051", "dns:///b:50051", False),
@@ -48,7 +48,7 @@ def test_several() -> None:
         *("a:b:c", "[a]:1", "two words:1", "a/b:1", "user@a:1", "a?b"),
     ],
 )
-def test_malformed(text: str) -> None:
+def test_malformed_addresses_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="target"):
         parse_targets(text)
     with pytest.raises(ValueError, match="target"):
@@ -59,7 +59,7 @@ TOKEN = "s3cret"
 
 
 @pytest.mark.parametrize("client", [AsyncClient, Client])
-def test_tokens_do_not_cross_networks_in_plain_text(client: type[Any]) -> None:
+def test_token_is_not_sent_in_plain_text(client: type[Any]) -> None:
     with pytest.raises(ValueError, match=r"plain text; use tls=") as caught:
         client(["localhost", "example.org"], token=TOKEN)
     assert TOKEN not in str(caught.value)
@@ -69,13 +69,13 @@ def test_tokens_do_not_cross_networks_in_plain_text(client: type[Any]) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "naïve"])
-def test_tokens_that_cannot_be_sent(token: str) -> None:
+def test_invalid_tokens_are_rejected(token: str) -> None:
     with pytest.raises(ValueError, match="printable ASCII") as caught:
         AsyncClient(token=token)
     assert not token or token not in str(caught.value)
 
 
-def test_tls_hides_its_key(tmp_path: Path) -> None:
+def test_tls_repr_hides_the_key(tmp_path: Path) -> None:
     assert "key" not in repr(TLS(cert=b"c", key=b"k"))
     with pytest.raises(ValueError, match="cert and key belong together"):
         TLS(cert=b"c")
@@ -85,6 +85,6 @@ def test_tls_hides_its_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])
-def test_timeouts_that_make_no_sense(timeout: float) -> None:
+def test_invalid_timeouts_are_rejected(timeout: float) -> None:
     with pytest.raises(ValueError, match="timeout must be greater than 0"):
         AsyncClient(timeout=timeout)

@@ -38,7 +38,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 @pytest.fixture(scope="module")
 def secured(pki: Pki) -> Iterator[ServerProcess]:
-    """Serve over TLS, for clients with a certificate only, who may read; a token may write."""
+    """Serve over TLS with client certificates, which may read; a token may write."""
     access = write_access(
         pki.folder / "access.toml",
         entry("certificate", CLIENT, "reader"),
@@ -75,7 +75,7 @@ async def refused(secured: ServerProcess, tls: TLS | bool, token: Token | None =
     return line
 
 
-async def test_certificates_of_both_sides_and_a_token(secured: ServerProcess, pki: Pki) -> None:
+async def test_mutual_tls_with_token_works(secured: ServerProcess, pki: Pki) -> None:
     message = Message("openai", "user", "over TLS", id="m")
     async with AsyncClient(secured.address, tls=pki.client()) as client:
         with pytest.raises(PermissionDeniedError):
@@ -86,7 +86,9 @@ async def test_certificates_of_both_sides_and_a_token(secured: ServerProcess, pk
         assert (await asyncio.to_thread(blocking.get, "m")).content == "over TLS"
 
 
-async def test_certificates_as_paths_bytes_and_text(secured: ServerProcess, pki: Pki) -> None:
+async def test_certificates_are_accepted_as_paths_bytes_and_text(
+    secured: ServerProcess, pki: Pki
+) -> None:
     leaf = pki.issue(CLIENT)
     files = [pki.ca, pki.write("c.pem", chain(leaf)), pki.write("c.key", key(leaf))]
     for ca, cert, private in (
@@ -100,7 +102,9 @@ async def test_certificates_as_paths_bytes_and_text(secured: ServerProcess, pki:
                 await client.get("unknown")
 
 
-async def test_what_is_likely_is_said(secured: ServerProcess, pki: Pki) -> None:
+async def test_closed_connection_is_reported_with_likely_cause(
+    secured: ServerProcess, pki: Pki
+) -> None:
     full = pki.client()
     foreign = Pki(pki.folder / "foreign")
     plain = "closed the connection; does the server require TLS (tls=True)?"
@@ -121,12 +125,14 @@ async def test_what_is_likely_is_said(secured: ServerProcess, pki: Pki) -> None:
     assert (await refused(secured, other)).endswith(other_name)
 
 
-async def test_tls_to_a_plain_port(running_server: ServerProcess, pki: Pki) -> None:
+async def test_tls_to_a_plain_text_port_is_reported(
+    running_server: ServerProcess, pki: Pki
+) -> None:
     line = await refused(running_server, pki.client(), "secret")
     assert line.endswith("the server does not use TLS on this port; leave out tls")
 
 
-def test_a_token_from_a_file(tmp_path: Path) -> None:
+def test_token_file_is_read_for_each_call(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("first\n")
     token = TokenFile(path)
@@ -145,7 +151,7 @@ def test_a_token_from_a_file(tmp_path: Path) -> None:
             TokenFile(path)
 
 
-def test_the_command_over_tls(command: Sagastore, tmp_path: Path) -> None:
+def test_command_works_over_tls(command: Sagastore, tmp_path: Path) -> None:
     token = tmp_path / "web.token"
     token.write_text("secret\n")
     save = ("save", "--provider", "p", "--role", "user", "--id", "by-command", "hello")
@@ -161,17 +167,17 @@ def test_the_command_over_tls(command: Sagastore, tmp_path: Path) -> None:
         assert "secret" not in run.stderr
 
 
-def test_the_command_says_which_option_is_missing(command: Sagastore, tmp_path: Path) -> None:
+def test_command_reports_the_missing_option(command: Sagastore, tmp_path: Path) -> None:
     run = command.run("get", "x", SAGASTORE_TLS_CERT="", SAGASTORE_TLS_KEY="")
     assert run.returncode == 1
     assert run.stderr.endswith("does it require a client certificate (--tls-cert, --tls-key)?\n")
     (tmp_path / "empty").touch()
-    with pytest.raises(CommandError, match="empty: holds no token: one line of printable ASCII"):
+    with pytest.raises(CommandError, match="empty is not a token: one line of printable ASCII"):
         Settings(token_file=tmp_path / "empty").client()
 
 
-def test_the_command_reads_its_token_again(tmp_path: Path) -> None:
-    """A watch goes on after the token that it began with is gone."""
+def test_command_rereads_its_token(tmp_path: Path) -> None:
+    """A watch continues after its first token is revoked."""
     access = write_access(tmp_path / "access.toml", entry("token", "ops", "admin", token="one"))
     server = ServerProcess(tmp_path / "saga.db", env=environment(access=access))
     try:

@@ -67,7 +67,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install it into an environment of its own; return the interpreter there."""
+    """Install the wheel into a new environment; return its interpreter."""
     home = tmp_path_factory.mktemp("clean") / "venv"
     venv.create(home, with_pip=False, symlinks=sys.platform != "win32")
     interpreter = home / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
@@ -87,20 +87,20 @@ def _tell(python: Path, program: str, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_wheel_holds_the_protocol_and_the_types(wheel: Path) -> None:
+def test_wheel_contains_protocol_and_types(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "sagastore/py.typed" in names
     for stem in ("message", "storage", "migration"):
         for ending in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi"):
             assert f"sagastore/v1/{stem}{ending}" in names
-    strangers = {
+    unexpected = {
         name for name in names if not name.startswith(("sagastore/", "sagastore-0", "sagastore-1"))
     }
-    assert strangers == set()
+    assert unexpected == set()
     assert not [name for name in names if "test" in name]
 
 
-def test_it_installs_what_it_needs_and_no_more(python: Path) -> None:
+def test_wheel_installs_only_its_dependencies(python: Path) -> None:
     program = """
 import importlib.metadata as m, json
 print(json.dumps(sorted(d.metadata["Name"].lower() for d in m.distributions())))
@@ -115,7 +115,7 @@ print(json.dumps(sorted(d.metadata["Name"].lower() for d in m.distributions())))
     }
 
 
-def test_it_imports_nothing_beyond_what_it_needs(python: Path) -> None:
+def test_wheel_imports_only_its_dependencies(python: Path) -> None:
     program = """
 import json, sys
 import sagastore
@@ -129,7 +129,7 @@ print(json.dumps([n for n, f in places.items() if f and "site-packages" in f]))
     assert set(_tell(python, program)) <= {"sagastore", "grpc", "google", "typing_extensions"}
 
 
-def test_a_type_checker_sees_its_types(python: Path, tmp_path: Path) -> None:
+def test_wheel_types_are_visible_to_type_checkers(python: Path, tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(USER, encoding="utf-8")
     (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\n", encoding="utf-8")
     done = _run(
@@ -147,7 +147,7 @@ def test_a_type_checker_sees_its_types(python: Path, tmp_path: Path) -> None:
     assert any('incompatible type "int"; expected "str"' in line for line in lines[2:])
 
 
-def test_it_saves_and_gets(python: Path, shared_server: ServerProcess) -> None:
+def test_installed_wheel_saves_and_gets(python: Path, shared_server: ServerProcess) -> None:
     program = """
 import asyncio, json, sys
 from sagastore import AsyncClient, Client, Message

@@ -1,4 +1,4 @@
-"""Stubs for a test's own server."""
+"""Stubs of a server that belongs to one test."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from sagastore.v1 import storage_pb2_grpc
 
 @pytest.fixture
 def running_storage(channel: grpc.Channel) -> storage_pb2_grpc.StorageServiceStub:
-    """Call StorageService of a server of the test's own."""
+    """Return a stub of the test's server."""
     return storage_pb2_grpc.StorageServiceStub(channel)

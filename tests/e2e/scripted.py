@@ -1,4 +1,4 @@
-"""A server whose migration says what the tests want it to say."""
+"""A server with a scripted `MigrationControl`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EVERYTHING = MigrationStatus(
     phase=Phase.BACKFILL,
     epoch=7,
     backfill=BackfillStatus(
-        BackfillState.PAUSED, "building idx_messages_tags 40 %", 11, 22, 3.5, 4.5, "tried again"
+        BackfillState.PAUSED, "building idx_messages_tags 40 %", 11, 22, 3.5, 4.5, "retried"
     ),
     journal_rows=33,
     journal_lag_seconds=0.25,
@@ -60,19 +60,19 @@ NOTHING = MigrationStatus(
 
 
 class Scripted(MigrationControl):
-    """Answers ``answer``, or raises ``error``, and remembers what it was asked."""
+    """Returns ``answer`` or raises ``error``, and records its arguments."""
 
     def __init__(self) -> None:
         self.answer = EVERYTHING
         self.error: StorageError | None = None
-        self.asked: list[object] = []
+        self.arguments: list[object] = []
         self.watched = asyncio.Event()
         self.more = asyncio.Event()
-        """Watchers and verifications wait for it after their first answer."""
-        self.given: Callable[[], None] = lambda: None
-        """Called before each answer of a watch."""
+        """Watchers and verifications wait for it after their first item."""
+        self.before_item: Callable[[], None] = lambda: None
+        """Called before each item of a watch."""
         self.ended = 0
-        """Watches and verifications that have ended, in whatever way."""
+        """Number of watches and verifications that have ended."""
 
     def snapshot(self) -> StatusSnapshot:
         status = self._answered()
@@ -90,7 +90,7 @@ class Scripted(MigrationControl):
     async def watch(self) -> AsyncIterator[MigrationStatus]:
         try:
             while True:
-                self.given()
+                self.before_item()
                 yield self._answered()
                 self.watched.set()
                 await self.more.wait()
@@ -118,16 +118,16 @@ class Scripted(MigrationControl):
         finally:
             self.ended += 1
 
-    def _answered(self, *asked: object) -> MigrationStatus:
-        if asked:
-            self.asked.append(asked)
+    def _answered(self, *arguments: object) -> MigrationStatus:
+        if arguments:
+            self.arguments.append(arguments)
         if self.error is not None:
             raise self.error
         return self.answer
 
 
 class Timed(MemoryStorage):
-    """Remembers what a save was asked for beyond the message."""
+    """Records the durability timeouts of saves."""
 
     within: Sequence[float | None] = ()
     error: StorageError | None = None

@@ -1,4 +1,4 @@
-"""`sagastore-server backup` and `restore`, beside a server that serves."""
+"""`sagastore-server backup` and `restore`, while a server is running."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refused(folder: Path, *options: str) -> str:
 
 
 class Writing:
-    """Saves messages one after the other, and counts those that were acknowledged."""
+    """Saves messages in sequence, and counts the acknowledged ones."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.count = 0
@@ -79,7 +79,7 @@ def saved_in(server: ServerProcess) -> list[str]:
         return [one.id for answer in answers for one in answer.messages]
 
 
-def test_a_backup_while_the_server_is_written_to(server_process: ServerFactory) -> None:
+def test_backup_of_a_server_under_writes_is_consistent(server_process: ServerFactory) -> None:
     server = server_process().start()
     folder, store = server.sqlite.parent, str(server.sqlite)
     with Writing(server) as writing:
@@ -90,7 +90,7 @@ def test_a_backup_while_the_server_is_written_to(server_process: ServerFactory) 
         after = writing.count
     assert done.returncode == 0, done
     said = json.loads(done.stdout)
-    # What was acknowledged before it began is in it, and nothing out of order.
+    # It holds every message acknowledged before it began, and a prefix of the later ones.
     assert before <= said["messages"] <= after + 1
     assert said["revision"] == said["messages"]
     assert (said["phase"], said["verified"]) == ("sqlite-only", True)
@@ -109,12 +109,12 @@ def test_a_backup_while_the_server_is_written_to(server_process: ServerFactory) 
     assert f"The previous store is now {store}.replaced" in done.stdout
     assert saved_in(server.restart()) == [f"{n:06}" for n in range(said["messages"])]
     server.terminate()
-    # Nothing was lost for good: the old file has what the killed server had acknowledged.
+    # The replaced file still holds every message that the killed server acknowledged.
     old = server_process(sqlite=Path(f"{store}.replaced")).start()
     assert len(saved_in(old)) == writing.count
 
 
-def test_settings_name_the_store_as_they_do_for_the_server(tmp_path: Path) -> None:
+def test_backup_finds_the_store_by_the_server_settings(tmp_path: Path) -> None:
     async def make(path: Path) -> None:
         async with opened(lambda: SQLiteStorage(path)) as store:
             await store.save(draft("a"))
@@ -126,12 +126,12 @@ def test_settings_name_the_store_as_they_do_for_the_server(tmp_path: Path) -> No
     assert done.stdout.startswith("backup.db: 1 messages, revision 1, phase sqlite-only, ")
     assert ", verified, in " in done.stdout
     line = refused(tmp_path, "backup", "backup.db", "--config", str(config))
-    assert line == "sagastore-server: backup.db exists already; a backup never replaces a file"
+    assert line == "sagastore-server: backup.db already exists; a backup never replaces a file"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent to one process there")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_no_half_backup(tmp_path: Path, number: signal.Signals) -> None:
+def test_interrupted_backup_leaves_no_file(tmp_path: Path, number: signal.Signals) -> None:
     async def make(path: Path) -> None:
         async with opened(lambda: SQLiteStorage(path)) as store:
             for part in range(4):

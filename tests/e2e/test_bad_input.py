@@ -1,4 +1,4 @@
-"""What breaks a rule is INVALID_ARGUMENT, names every field at fault, and is never INTERNAL."""
+"""Invalid requests return INVALID_ARGUMENT with every invalid field, and never INTERNAL."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ NAMES = [f"{field}-{index}" for index, (_, field) in enumerate(BAD_MESSAGES)]
 
 
 @pytest.mark.parametrize(("fields", "field"), BAD_MESSAGES, ids=NAMES)
-def test_save_names_the_field(
+def test_save_reports_the_invalid_field(
     storage: StorageServiceStub, fields: dict[str, Any], field: str
 ) -> None:
     request = storage_pb2.SaveRequest(message=message(**fields))
@@ -81,7 +81,7 @@ def test_save_names_the_field(
 
 
 @pytest.mark.parametrize(("fields", "field"), [*BAD_MESSAGES, ({"id": ""}, "id")])
-def test_bulk_save_rejects_the_message_and_keeps_the_others(
+def test_bulk_save_rejects_only_invalid_messages(
     storage: StorageServiceStub, fields: dict[str, Any], field: str
 ) -> None:
     good = [message(), message()]
@@ -97,7 +97,7 @@ def test_bulk_save_rejects_the_message_and_keeps_the_others(
     assert not found.missing_ids
 
 
-def test_all_rules_that_a_save_breaks_are_named_together(storage: StorageServiceStub) -> None:
+def test_save_reports_all_violations_together(storage: StorageServiceStub) -> None:
     broken = message(
         provider="", tags=["", "ok", "x" * 300], metadata_json="[1]", timestamp=at(0, 1)
     )
@@ -113,7 +113,7 @@ def test_all_rules_that_a_save_breaks_are_named_together(storage: StorageService
     }
 
 
-def test_all_rules_that_a_message_of_a_batch_breaks_are_one_line(
+def test_bulk_save_reports_all_violations_in_one_line(
     storage: StorageServiceStub,
 ) -> None:
     (answer,) = storage.BulkSave(iter([batch(1, message(provider="", role="", content=""))]))
@@ -123,14 +123,14 @@ def test_all_rules_that_a_message_of_a_batch_breaks_are_one_line(
         assert field in rejected.reason
 
 
-def test_very_many_violations_still_fit_into_an_answer(storage: StorageServiceStub) -> None:
+def test_violations_are_truncated_to_fit_a_response(storage: StorageServiceStub) -> None:
     broken = message(tags=["\N{GRINNING FACE}" * 300] * 512)
     fields = invalid_fields(lambda: storage.Save(storage_pb2.SaveRequest(message=broken)))
     assert "message.tags[0]" in fields
-    assert "more fields" in list(fields.values())[-1]
+    assert "more invalid fields" in list(fields.values())[-1]
 
 
-def test_a_save_without_a_message(storage: StorageServiceStub) -> None:
+def test_save_without_message_is_rejected(storage: StorageServiceStub) -> None:
     assert list(invalid_fields(lambda: storage.Save(storage_pb2.SaveRequest()))) == ["message"]
 
 
@@ -182,7 +182,7 @@ BAD_REQUESTS: list[tuple[str, Any, list[str]]] = [
 
 
 @pytest.mark.parametrize(("method", "request_", "fields"), BAD_REQUESTS)
-def test_unary_requests_name_their_fields(
+def test_unary_requests_report_invalid_fields(
     storage: StorageServiceStub, method: str, request_: Any, fields: list[str]
 ) -> None:
     call: Callable[[Any], Any] = getattr(storage, method)
@@ -196,7 +196,7 @@ def test_unary_requests_name_their_fields(
         (storage_pb2.ExportRequest(resume_token="garbage"), "resume_token"),
     ],
 )
-def test_export_names_its_fields(
+def test_export_reports_invalid_fields(
     storage: StorageServiceStub, request_: storage_pb2.ExportRequest, field: str
 ) -> None:
     assert list(invalid_fields(lambda: list(storage.Export(request_)))) == [field]
@@ -209,14 +209,14 @@ def test_export_names_its_fields(
         (migration_pb2.ListQuarantineRequest(page_token="garbage"), "page_token"),
     ],
 )
-def test_list_quarantine_names_its_fields(
+def test_list_quarantine_reports_invalid_fields(
     migration: MigrationServiceStub, request_: migration_pb2.ListQuarantineRequest, field: str
 ) -> None:
     assert list(invalid_fields(lambda: migration.ListQuarantine(request_))) == [field]
 
 
 @pytest.mark.parametrize("count", [0, 1001])
-def test_a_batch_of_no_or_too_many_messages_ends_the_stream(
+def test_bulk_save_batch_of_invalid_size_ends_the_stream(
     storage: StorageServiceStub, count: int
 ) -> None:
     before, after = message(), message()
@@ -233,24 +233,24 @@ def test_a_batch_of_no_or_too_many_messages_ends_the_stream(
     assert list(found.missing_ids) == [after.id]
 
 
-def test_an_unknown_on_conflict_ends_the_stream(storage: StorageServiceStub) -> None:
+def test_bulk_save_unknown_on_conflict_ends_the_stream(storage: StorageServiceStub) -> None:
     bad = batch(1, message(), on_conflict=9)
     assert list(invalid_fields(lambda: list(storage.BulkSave(iter([bad]))))) == ["on_conflict"]
 
 
 def unary(channel: grpc.Channel, method: str) -> Callable[[bytes], Any]:
-    """Return what calls ``method`` with bytes of our own making."""
+    """Return a function that calls ``method`` with raw bytes."""
     raw: grpc.UnaryUnaryMultiCallable[Any, Any] = channel.unary_unary(f"/sagastore.v1.{method}")
     return raw
 
 
 def not_utf8(serialized: bytes) -> bytes:
-    """Put a lone surrogate in UTF-8 clothes where the text MARK stands."""
+    """Replace the text MARK by a lone surrogate, encoded as in UTF-8."""
     assert b"MARK" in serialized
     return serialized.replace(b"MARK", b"\xed\xa0\x80K")
 
 
-def test_text_that_is_not_utf8_names_its_fields(shared_channel: grpc.Channel) -> None:
+def test_invalid_utf8_is_reported_by_field(shared_channel: grpc.Channel) -> None:
     save = unary(shared_channel, "StorageService/Save")
     broken = message(content="MARK", tags=["ok", "MARK"], session_id="MARK")
     request = not_utf8(storage_pb2.SaveRequest(message=broken).SerializeToString())
@@ -261,7 +261,7 @@ def test_text_that_is_not_utf8_names_its_fields(shared_channel: grpc.Channel) ->
     assert list(invalid_fields(lambda: search(request))) == ["query"]
 
 
-def test_text_that_is_not_utf8_spoils_only_its_message(
+def test_bulk_save_invalid_utf8_rejects_only_its_message(
     shared_channel: grpc.Channel, storage: StorageServiceStub
 ) -> None:
     good = [message(), message()]
@@ -279,14 +279,14 @@ def test_text_that_is_not_utf8_spoils_only_its_message(
 
 
 @pytest.mark.parametrize("request_", [b"\xff", b"\x0a\x05abc", b"\x0b", b"\x0a\x80\x80\x80"])
-def test_bytes_that_are_no_request(shared_channel: grpc.Channel, request_: bytes) -> None:
+def test_unparsable_request_is_rejected(shared_channel: grpc.Channel, request_: bytes) -> None:
     for method in ("StorageService/Save", "StorageService/List", "MigrationService/ChangePhase"):
         call = unary(shared_channel, method)
         assert list(invalid_fields(lambda call=call: call(request_))) == ["request"]  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("extra", [0, 1])
-def test_the_largest_request(storage: StorageServiceStub, extra: int) -> None:
+def test_request_of_maximum_size_is_accepted(storage: StorageServiceStub, extra: int) -> None:
     overhead = storage_pb2.SaveRequest(message=message(content="x" * 33_000_000)).ByteSize()
     size = 32 * MEGABYTE - (overhead - 33_000_000) + extra
     request = storage_pb2.SaveRequest(message=message(content="x" * size))
@@ -299,7 +299,7 @@ def test_the_largest_request(storage: StorageServiceStub, extra: int) -> None:
         assert list(invalid_fields(lambda: storage.Save(request))) == ["message.content"]
 
 
-def test_a_batch_above_the_request_limit(storage: StorageServiceStub) -> None:
+def test_bulk_save_above_request_limit_is_refused(storage: StorageServiceStub) -> None:
     first, huge = message(), message(content="x" * 33 * MEGABYTE)
     answers: list[storage_pb2.BulkSaveResponse] = []
     with refused(grpc.StatusCode.RESOURCE_EXHAUSTED) as caught:
@@ -308,7 +308,7 @@ def test_a_batch_above_the_request_limit(storage: StorageServiceStub) -> None:
     storage.Get(storage_pb2.GetRequest(id=first.id))
 
 
-def test_a_batch_get_above_the_answer_limit(storage: StorageServiceStub) -> None:
+def test_batch_get_above_response_limit_is_refused(storage: StorageServiceStub) -> None:
     ids = [new_id() for _ in range(3)]
     for message_id in ids:
         large = message(
@@ -345,7 +345,7 @@ class TestPageTokens:
             request = storage_pb2.ListRequest(session_id=session, page_token=bad)
             assert list(invalid_fields(lambda r=request: storage.List(r))) == ["page_token"]  # type: ignore[misc]
 
-    def test_a_token_of_another_request(self, storage: StorageServiceStub) -> None:
+    def test_token_of_another_request_is_rejected(self, storage: StorageServiceStub) -> None:
         session = new_id()
         token = self.token(storage, session)
         calls: list[Callable[[], Any]] = [

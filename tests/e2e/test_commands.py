@@ -1,4 +1,4 @@
-"""`sagastore-server` as it is typed: settings, refusals, exit statuses."""
+"""The `sagastore-server` command line: settings, errors, exit statuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.server_process import STARTUP_SECONDS, clean_environment, ser
 def run(
     tmp_path: Path, *options: str, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `serve`, which is expected to refuse."""
+    """Run `serve`, which is expected to fail."""
     return subprocess.run(
         serve_command(*options),
         env=clean_environment(tmp_path) | (env or {}),
@@ -31,7 +31,7 @@ def run(
 
 
 def refusal(result: subprocess.CompletedProcess[str]) -> str:
-    """Expect exit status 1 with one clear line, and return it."""
+    """Expect exit status 1 with a one-line error, and return the line."""
     assert result.returncode == 1, result
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
@@ -42,17 +42,17 @@ def refusal(result: subprocess.CompletedProcess[str]) -> str:
 DSN = "postgresql://me:secret@127.0.0.1:1/saga"
 
 
-def test_both_stores_with_a_postgresql_that_does_not_answer(
+def test_serve_with_both_stores_starts_without_postgresql(
     server_process: ServerFactory,
 ) -> None:
-    """The file has everything, so it is served; that PostgreSQL is away is logged."""
+    """The file holds every message, so it is served; the missing PostgreSQL is logged."""
     server = server_process(env={"SAGASTORE_POSTGRES": DSN}).start()
     assert "sqlite-only" in server.wait_for_event("serving")["store"]
     assert server.terminate() == 0
     assert "secret" not in "".join(server.stderr)
 
 
-def test_a_postgresql_that_does_not_answer(tmp_path: Path) -> None:
+def test_serve_with_unreachable_postgresql_fails(tmp_path: Path) -> None:
     env = {"SAGASTORE_POSTGRES": DSN}
     line = refusal(run(tmp_path, "--listen", "127.0.0.1:0", env=env))
     assert "PostgreSQL" in line
@@ -60,18 +60,18 @@ def test_a_postgresql_that_does_not_answer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.test:0"])
-def test_other_machines_are_kept_out(tmp_path: Path, address: str) -> None:
+def test_serve_refuses_exposure_by_default(tmp_path: Path, address: str) -> None:
     line = refusal(run(tmp_path, "--listen", address))
     assert address in line
     assert "--allow-insecure" in line
 
 
-def test_other_machines_are_let_in_where_that_is_asked_for(server_process: ServerFactory) -> None:
+def test_allow_insecure_permits_exposure(server_process: ServerFactory) -> None:
     server = server_process("--allow-insecure", "--listen", "0.0.0.0:0")
     assert server.start().address.startswith("0.0.0.0:")
 
 
-def test_an_address_of_no_interface(tmp_path: Path) -> None:
+def test_listen_on_foreign_address_fails(tmp_path: Path) -> None:
     line = refusal(run(tmp_path, "--allow-insecure", "--listen", "192.0.2.1:1"))
     assert "cannot listen on 192.0.2.1:1" in line
 
@@ -87,14 +87,14 @@ def test_an_address_of_no_interface(tmp_path: Path) -> None:
         ["surplus"],
     ],
 )
-def test_wrong_usage(tmp_path: Path, options: list[str]) -> None:
+def test_invalid_options_are_refused(tmp_path: Path, options: list[str]) -> None:
     result = run(tmp_path, *options)
     assert result.returncode == 2
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
 
 
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("not a database, " * 1000)
     assert str(text) in refusal(run(tmp_path, "--listen", "127.0.0.1:0", "--sqlite", str(text)))
@@ -102,12 +102,12 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing/folder/saga.db", "."])
-def test_a_file_that_cannot_be(tmp_path: Path, name: str) -> None:
+def test_unusable_file_path_is_refused(tmp_path: Path, name: str) -> None:
     refusal(run(tmp_path, "--listen", "127.0.0.1:0", "--sqlite", str(tmp_path / name)))
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ("listen = ", "not valid TOML"),
         ("lisden = '127.0.0.1:1'", "lisden"),
@@ -115,20 +115,20 @@ def test_a_file_that_cannot_be(tmp_path: Path, name: str) -> None:
         ("drain_seconds = 'soon'", "drain_seconds"),
     ],
 )
-def test_a_bad_configuration_file(tmp_path: Path, content: str, told: str) -> None:
+def test_invalid_configuration_file_is_refused(tmp_path: Path, content: str, expected: str) -> None:
     config = tmp_path / "saga.toml"
     config.write_text(content)
     line = refusal(run(tmp_path, "--config", str(config)))
-    assert told in line
+    assert expected in line
     assert "secret" not in line
 
 
-def test_a_configuration_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_configuration_file_is_refused(tmp_path: Path) -> None:
     assert "nowhere.toml" in refusal(run(tmp_path, env={"SAGASTORE_CONFIG": "nowhere.toml"}))
 
 
-def test_settings_come_from_everywhere(server_process: ServerFactory, tmp_path: Path) -> None:
-    """The command line before the environment before the file."""
+def test_settings_precedence_of_sources(server_process: ServerFactory, tmp_path: Path) -> None:
+    """The command line overrides the environment, which overrides the file."""
     config = tmp_path / "saga.toml"
     config.write_text(
         f"sqlite = '{(tmp_path / 'unused.db').as_posix()}'\nlog-level = 'debug'\nlisten = '[::1]:1'"
@@ -139,7 +139,7 @@ def test_settings_come_from_everywhere(server_process: ServerFactory, tmp_path: 
     assert sorted(tmp_path.glob("unused*")) == []
 
 
-def test_without_options_the_file_is_in_the_data_directory(
+def test_default_file_is_in_the_data_directory(
     server_process: ServerFactory, tmp_path: Path
 ) -> None:
     server = server_process(env={"SAGASTORE_LISTEN": "127.0.0.1:0"})
@@ -159,7 +159,7 @@ def test_logs_are_json_and_hold_no_content(server_process: ServerFactory) -> Non
     assert "private" not in "".join(server.stderr)
 
 
-def test_the_installed_command() -> None:
+def test_installed_command_prints_its_version() -> None:
     command = Path(sys.executable).with_name("sagastore-server")
     result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.startswith("sagastore-server ")

@@ -46,7 +46,7 @@ def config(*options: str) -> Result:
 def process(
     place: Path, *options: str, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `config` as it is typed. Checking sets up logs, so it wants a process of its own."""
+    """Run `config` in a process, because its check configures logging."""
     return subprocess.run(
         [sys.executable, "-m", "sagastore_server", "config", *options],
         env=clean_environment(place) | (env or {}),
@@ -66,7 +66,7 @@ def shown(*options: str) -> dict[str, Any]:
 
 
 def three_values(name: str) -> list[Any]:
-    """Three values that the setting accepts, whatever the others are."""
+    """Three values that the setting accepts with any other settings."""
     field = Settings.model_fields[name]
     if is_switch(field):
         return [True, False, True]
@@ -90,8 +90,10 @@ def as_option(name: str, value: object) -> str:
     return f"--{option}={value}"
 
 
-def test_every_setting_from_every_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line before the environment before the file before the default."""
+def test_config_reports_the_source_of_every_setting(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line, then the environment, the file, and the default."""
     values = {name: three_values(name) for name in Settings.model_fields}
     lines = [f"{name.replace('_', '-')} = {as_toml(value[0])}" for name, value in values.items()]
     (place / "saga.toml").write_text("\n".join(lines))
@@ -120,7 +122,7 @@ def test_every_setting_from_every_place(place: Path, monkeypatch: pytest.MonkeyP
         assert row == {"value": values[name][2], "origin": "command line", "origin_name": None}
 
 
-def test_the_table_of_a_real_process(place: Path) -> None:
+def test_config_table_of_a_process(place: Path) -> None:
     (place / "saga.toml").write_text("max-calls = 7\notlp_endpoint = 'http://me:hush@collector'")
     env = {"SAGASTORE_CONFIG": "saga.toml", "SAGASTORE_POSTGRES": DSN + "?sslpassword=hush"}
     result = process(place, "--no-reflection", env=env)
@@ -139,8 +141,8 @@ def test_the_table_of_a_real_process(place: Path) -> None:
     assert found["postgres"] == [dsn, "environment SAGASTORE_POSTGRES"]
 
 
-def test_the_table_of_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value that looks like markup is shown as it is."""
+def test_config_table_escapes_markup(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that looks like markup is printed unchanged."""
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}.items():
         monkeypatch.setenv(name, value)
     result = config("--sqlite", "[bold]x.db", "--postgres", DSN)
@@ -149,7 +151,7 @@ def test_the_table_of_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch) -
     assert SHOWN_DSN in result.stdout
 
 
-def test_wrong_settings_are_not_shown(place: Path) -> None:
+def test_config_with_invalid_settings_fails(place: Path) -> None:
     (place / "saga.toml").write_text("listne = 'x'")
     result = config("--config", "saga.toml")
     assert result.exit_code == 1
@@ -160,7 +162,7 @@ def test_wrong_settings_are_not_shown(place: Path) -> None:
     assert config("--max-calls", "0").exit_code == 2
 
 
-def test_check_tells_everything(place: Path) -> None:
+def test_check_reports_every_problem(place: Path) -> None:
     file = place / "saga.toml"
     file.write_text(f"listne = 'x'\npostgres = '{DSN}'\nmax-calls = 0\nlog_level = 'loud'")
     file.chmod(0o644)
@@ -181,7 +183,7 @@ warning: postgres: other users can read this password; run chmod o-r saga.toml (
     )
 
 
-def test_check_warns_of_what_others_can_read(place: Path) -> None:
+def test_check_warns_of_readable_secrets(place: Path) -> None:
     result = process(place, "--check", "--postgres", DSN)
     assert result.returncode == 0
     warning, good = result.stdout.splitlines()
@@ -190,7 +192,7 @@ def test_check_warns_of_what_others_can_read(place: Path) -> None:
     assert "hush" not in result.stdout
 
 
-def test_check_for_programs(place: Path) -> None:
+def test_check_json_output(place: Path) -> None:
     bad = process(place, "--check", "--json", "--tls-key", "k")
     assert bad.returncode == 1
     assert json.loads(bad.stdout) == {
@@ -207,7 +209,7 @@ def test_check_for_programs(place: Path) -> None:
     }
 
 
-def test_the_schema() -> None:
+def test_schema_output_is_json_schema() -> None:
     schema = json.loads(config("--schema").stdout)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["additionalProperties"] is False
@@ -221,24 +223,24 @@ def test_the_schema() -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "config"])
-def test_help_has_every_setting(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_lists_every_setting(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    told = CliRunner().invoke(cli, [command, "--help"]).stdout
+    output = CliRunner().invoke(cli, [command, "--help"]).stdout
     for name in Settings.model_fields:
-        assert f"--{name.replace('_', '-')} " in told
-    assert "--no-log-calls" in told
-    assert "``" not in told
+        assert f"--{name.replace('_', '-')} " in output
+    assert "--no-log-calls" in output
+    assert "``" not in output
 
 
-def test_serve_warns_of_what_it_did_not_understand_and_of_a_password(
+def test_serve_warns_of_unknown_settings_and_passwords(
     server_process: ServerFactory,
 ) -> None:
     server = server_process("--postgres", DSN, env={"SAGASTORE_MAX_CALSL": "3"}).start()
     assert server.terminate() == 0
-    told = [event for event in server.events if event["event"] == "setting"]
-    assert [event["level"] for event in told] == ["warning", "warning"]
-    assert "did you mean SAGASTORE_MAX_CALLS?" in told[0]["problem"]
-    assert told[1]["problem"].startswith(
+    warnings = [event for event in server.events if event["event"] == "setting"]
+    assert [event["level"] for event in warnings] == ["warning", "warning"]
+    assert "did you mean SAGASTORE_MAX_CALLS?" in warnings[0]["problem"]
+    assert warnings[1]["problem"].startswith(
         "postgres: other users of this machine can see the password"
     )
     assert "hush" not in "".join(server.stderr)

@@ -1,7 +1,7 @@
-"""kill -9 while everything is written: what was acknowledged is there, what was not is whole.
+"""SIGKILL under writes: acknowledged writes are stored, and every other write completely or not.
 
-Clients keep a ledger of what they sent and of what was acknowledged. After each
-kill the file is opened again, and the store is compared with the ledger.
+Clients keep a ledger of sent and acknowledged writes. After each kill the test opens the file
+again and compares the store with the ledger.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tests.support.messages import batch, message
 from tests.support.server_process import ServerProcess
 
 MARK = "ledgermark"
-"""A word in every message, to find them all by."""
+"""A word in every message; a search for it finds all of them."""
 
 BATCH = 40
 """Messages in a batch."""
 
 READ_AHEAD = 4
-"""Batches of a stream that the server takes in before it answers."""
+"""Batches of a stream that the server reads ahead of its responses."""
 
 KILLS = 3
 CALLS_BEFORE_KILL = 150
@@ -33,13 +33,13 @@ BATCHES_BEFORE_KILL = 10
 
 
 class Ledger:
-    """What was sent and what was acknowledged, by id and version (-1: deleted)."""
+    """Sent and acknowledged versions by id (-1: deleted)."""
 
     def __init__(self) -> None:
         self.sent: dict[str, int] = {}
         self.acknowledged: dict[str, int] = {}
         self.batches: list[list[str]] = []
-        """The ids of each batch, every one in one batch only."""
+        """The ids of each batch; an id is in one batch only."""
         self._grown = threading.Condition()
         self.over = False
         self._calls = self._batches = 0
@@ -52,18 +52,18 @@ class Ledger:
             self._grown.notify_all()
 
     def wait_for_turn(self, sequence: int) -> None:
-        """Hold a stream back while it is far ahead of the clients that save one by one."""
+        """Delay a stream while it is far ahead of the clients that use unary calls."""
         with self._grown:
             self._grown.wait_for(lambda: sequence <= READ_AHEAD + self._calls // 8 or self.over)
 
     def end(self) -> None:
-        """Let nobody wait any longer."""
+        """Wake every waiting client."""
         with self._grown:
             self.over = True
             self._grown.notify_all()
 
     def wait_for_more(self, calls: int, batches: int) -> None:
-        """Wait until so many more calls and batches are acknowledged than are now."""
+        """Wait until that many more calls and batches are acknowledged."""
         with self._grown:
             calls, batches = calls + self._calls, batches + self._batches
             assert self._grown.wait_for(
@@ -75,7 +75,7 @@ Writer = Callable[[StorageServiceStub, Ledger, str], None]
 
 
 def version_of(message_id: str, version: int) -> message_pb2.Message:
-    """Return the one message that ``version`` of ``message_id`` can be."""
+    """Return the only possible message for ``version`` of ``message_id``."""
     return message(
         id=message_id,
         content=f"{MARK} {message_id.replace('-', ' ')} version v{version} ",
@@ -86,7 +86,7 @@ def version_of(message_id: str, version: int) -> message_pb2.Message:
 
 
 def save_and_delete(storage: StorageServiceStub, ledger: Ledger, name: str) -> None:
-    """Save messages, change each twice, and delete one in five, until the server is gone."""
+    """Save messages, change each twice, and delete one in five, until the server is killed."""
     for number in itertools.count():
         message_id = f"{name}-{number}"
         for version in range(3):
@@ -101,7 +101,7 @@ def save_and_delete(storage: StorageServiceStub, ledger: Ledger, name: str) -> N
 
 
 def bulk_save(storage: StorageServiceStub, ledger: Ledger, name: str) -> None:
-    """Stream batches until the server is gone."""
+    """Stream batches until the server is killed."""
     under_way: dict[int, list[str]] = {}
 
     def batches() -> Iterator[storage_pb2.BulkSaveRequest]:
@@ -119,7 +119,7 @@ def bulk_save(storage: StorageServiceStub, ledger: Ledger, name: str) -> None:
 
 
 def write_until_killed(server: ServerProcess, ledger: Ledger, prefix: str) -> None:
-    """Let six clients write, and end the server in the middle of it."""
+    """Write with six clients, and kill the server meanwhile."""
     surprises: list[BaseException] = []
 
     def client(work: Writer, name: str) -> None:
@@ -129,7 +129,7 @@ def write_until_killed(server: ServerProcess, ledger: Ledger, prefix: str) -> No
         except grpc.RpcError as exc:
             if exc.code() is not grpc.StatusCode.UNAVAILABLE:
                 surprises.append(exc)
-        except BaseException as exc:  # noqa: BLE001 - told by the test's own thread
+        except BaseException as exc:  # noqa: BLE001 - raised in the test's thread
             surprises.append(exc)
 
     works: list[Writer] = [*[save_and_delete] * 4, *[bulk_save] * 2]
@@ -151,7 +151,7 @@ def write_until_killed(server: ServerProcess, ledger: Ledger, prefix: str) -> No
 
 
 def everything(storage: StorageServiceStub) -> dict[str, message_pb2.Message]:
-    """Return all that is stored, by id."""
+    """Return every stored message by id."""
     exported = [
         found for answer in storage.Export(storage_pb2.ExportRequest()) for found in answer.messages
     ]
@@ -173,7 +173,7 @@ def searched(storage: StorageServiceStub) -> list[str]:
 
 
 def compare(storage: StorageServiceStub, ledger: Ledger) -> None:
-    """Hold what is stored against the ledger."""
+    """Compare the stored messages with the ledger."""
     stored = everything(storage)
     for message_id, version in ledger.acknowledged.items():
         last_sent = ledger.sent[message_id]
@@ -195,7 +195,7 @@ def compare(storage: StorageServiceStub, ledger: Ledger) -> None:
     assert sorted(searched(storage)) == sorted(stored)
 
 
-def test_kill_9_under_load(server_process: ServerFactory) -> None:
+def test_acknowledged_writes_survive_sigkill(server_process: ServerFactory) -> None:
     server, ledger = server_process(), Ledger()
     for kill in range(KILLS):
         server.start()

@@ -1,4 +1,4 @@
-"""Whatever is sent: an answer or INVALID_ARGUMENT, never INTERNAL."""
+"""Random requests get a response or INVALID_ARGUMENT, and never INTERNAL."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PLAUSIBLE = st.builds(
 
 
 def accepted(call: Callable[[], Any]) -> Any:
-    """Return the answer, or None where the request was refused as it should be."""
+    """Return the response, or None if the request was correctly rejected."""
     try:
         return call()
     except grpc.RpcError as exc:
@@ -62,7 +62,7 @@ def accepted(call: Callable[[], Any]) -> Any:
 
 @over_the_socket
 @given(sent=PLAUSIBLE)
-def test_save_and_get(storage: StorageServiceStub, sent: Any) -> None:
+def test_save_of_random_message_round_trips(storage: StorageServiceStub, sent: Any) -> None:
     answer = accepted(lambda: storage.Save(storage_pb2.SaveRequest(message=sent)))
     if answer is not None:
         found = storage.Get(storage_pb2.GetRequest(id=answer.id)).message
@@ -71,30 +71,30 @@ def test_save_and_get(storage: StorageServiceStub, sent: Any) -> None:
         assert found.HasField("session_id") == sent.HasField("session_id")
         if sent.HasField("timestamp"):
             assert found.timestamp == sent.timestamp
-        # What comes out can go in, and is the same.
+        # Saving the returned message again changes nothing.
         again = storage.Save(storage_pb2.SaveRequest(message=found))
         assert (again.revision, again.created) == (answer.revision, False)
 
 
 @over_the_socket
 @given(sent=st.lists(PLAUSIBLE, min_size=1, max_size=10))
-def test_bulk_save_counts_every_message(storage: StorageServiceStub, sent: list[Any]) -> None:
+def test_bulk_save_counts_every_random_message(
+    storage: StorageServiceStub, sent: list[Any]
+) -> None:
     (answer,) = storage.BulkSave(iter([batch(1, *sent)]))
-    told = answer.saved + answer.unchanged + answer.skipped + len(answer.rejected)
-    assert told == len(sent)
+    counted = answer.saved + answer.unchanged + answer.skipped + len(answer.rejected)
+    assert counted == len(sent)
 
 
 @over_the_socket
 @given(query=QUERIES)
-def test_any_text_is_a_query(storage: StorageServiceStub, query: str) -> None:
+def test_any_text_is_a_valid_query(storage: StorageServiceStub, query: str) -> None:
     storage.Search(storage_pb2.SearchRequest(query=query, page_size=3))
 
 
 @over_the_socket
 @given(content=TEXT)
-def test_what_was_saved_is_found_by_its_own_words(
-    storage: StorageServiceStub, content: str
-) -> None:
+def test_saved_message_is_found_by_its_words(storage: StorageServiceStub, content: str) -> None:
     session, marker = new_id(), "fuzzmark"
     one = message(content=f"{marker} {content}", session_id=session)
     if accepted(lambda: storage.Save(storage_pb2.SaveRequest(message=one))) is not None:
@@ -120,13 +120,17 @@ def test_what_was_saved_is_found_by_its_own_words(
         order=st.integers(0, 3) | st.integers(-(2**31), 2**31 - 1),
     )
 )
-def test_search(storage: StorageServiceStub, request: Any) -> None:
+def test_search_of_random_request_never_fails_internally(
+    storage: StorageServiceStub, request: Any
+) -> None:
     accepted(lambda: storage.Search(request))
 
 
 @over_the_socket
 @given(data=st.binary(max_size=300), method=st.sampled_from(["Save", "Search", "BatchGet", "List"]))
-def test_any_bytes(shared_channel: grpc.Channel, data: bytes, method: str) -> None:
+def test_random_bytes_never_fail_internally(
+    shared_channel: grpc.Channel, data: bytes, method: str
+) -> None:
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = shared_channel.unary_unary(
         f"/sagastore.v1.StorageService/{method}"
     )

@@ -1,4 +1,4 @@
-"""A client in another language, of code that plain protoc generates from protos/.
+"""A Go client, whose code plain protoc generates from protos/.
 
 Not part of every run, because the first build compiles Go's own library and gRPC:
 `make test-go`.
@@ -25,7 +25,7 @@ BUILD_SECONDS = 540
 
 
 def protoc() -> list[str]:
-    """Return what starts protoc: an installed one, or that of `make proto`."""
+    """Return the protoc command: an installed one, or the one of `make proto`."""
     if shutil.which("protoc"):
         return ["protoc"]
     scripts = "Scripts" if sys.platform == "win32" else "bin"
@@ -37,7 +37,7 @@ def protoc() -> list[str]:
 
 @pytest.mark.go
 @pytest.mark.timeout(BUILD_SECONDS + 60)
-def test_a_client_in_go(tmp_path: Path, running_server: ServerProcess) -> None:
+def test_go_client_calls_the_server(tmp_path: Path, running_server: ServerProcess) -> None:
     if shutil.which("go") is None:
         pytest.skip("needs Go")
     client = tmp_path / "client"

@@ -1,4 +1,4 @@
-"""How a server begins, how it ends, and what it leaves behind."""
+"""Start, drain and stop of a server process, and the files that it leaves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.server_process import ServerProcess
 
 
 class OpenStream:
-    """A BulkSave stream that is fed and read batch by batch."""
+    """A BulkSave stream that is written and read batch by batch."""
 
     def __init__(self, storage: StorageServiceStub) -> None:
         self._batches: queue.SimpleQueue[storage_pb2.BulkSaveRequest | None] = queue.SimpleQueue()
@@ -37,12 +37,12 @@ class OpenStream:
         assert (answer.sequence, answer.saved) == (self._sent, 1)
 
     def finish(self) -> None:
-        """Send no more, and see the stream end well."""
+        """Close the request stream, and expect the stream to end with OK."""
         self._batches.put(None)
         assert list(self._answers) == []
 
     def next_answer(self) -> storage_pb2.BulkSaveResponse:
-        """Wait for an answer that should not come."""
+        """Expect the stream to end with an error."""
         try:
             return next(self._answers)
         finally:
@@ -54,18 +54,18 @@ class OpenStream:
 
 
 def stored(server: ServerProcess, *ids: str) -> bool:
-    """Start the server again and look whether it has the messages."""
+    """Start the server again and expect the messages."""
     with server.restart().channel() as channel:
         found = StorageServiceStub(channel).BatchGet(storage_pb2.BatchGetRequest(ids=ids))
     return not found.missing_ids
 
 
 def files_beside(database: Path) -> list[str]:
-    """Return the names of SQLite's side files that are left."""
+    """Return the names of the remaining SQLite side files."""
     return [name for name in ("-wal", "-shm") if Path(f"{database}{name}").exists()]
 
 
-def test_a_drain_lets_a_stream_finish_and_refuses_new_calls(
+def test_drain_finishes_streams_and_refuses_new_calls(
     running_server: ServerProcess, channel: grpc.Channel
 ) -> None:
     storage, health = StorageServiceStub(channel), health_pb2_grpc.HealthStub(channel)
@@ -90,7 +90,7 @@ def test_a_drain_lets_a_stream_finish_and_refuses_new_calls(
     assert stored(running_server, first.id, second.id)
 
 
-def test_a_drain_ends_a_stream_that_does_not_end(server_process: ServerFactory) -> None:
+def test_drain_ends_open_stream_after_its_batch(server_process: ServerFactory) -> None:
     server = server_process("--drain-seconds", "1").start()
     with server.channel() as channel:
         one = message()
@@ -106,7 +106,7 @@ def test_a_drain_ends_a_stream_that_does_not_end(server_process: ServerFactory) 
     assert stored(server, one.id)
 
 
-def test_a_drain_does_not_wait_for_a_reader_that_reads_no_more(
+def test_drain_does_not_wait_for_stalled_reader(
     server_process: ServerFactory,
 ) -> None:
     server = server_process("--drain-seconds", "1").start()
@@ -121,7 +121,7 @@ def test_a_drain_does_not_wait_for_a_reader_that_reads_no_more(
     assert files_beside(server.sqlite) == []
 
 
-def test_a_second_signal_ends_calls_at_once(server_process: ServerFactory) -> None:
+def test_second_signal_ends_calls_at_once(server_process: ServerFactory) -> None:
     server = server_process("--drain-seconds", "3600").start()
     with server.channel() as channel:
         one = message()
@@ -139,14 +139,14 @@ def test_a_second_signal_ends_calls_at_once(server_process: ServerFactory) -> No
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl+C cannot be sent to one process there")
-def test_ctrl_c_drains_too(running_server: ServerProcess) -> None:
+def test_sigint_drains(running_server: ServerProcess) -> None:
     assert running_server._process is not None
     running_server._process.send_signal(signal.SIGINT)
     assert running_server.wait() == 0
     assert [event["event"] for event in running_server.events] == ["serving", "draining", "stopped"]
 
 
-def test_a_second_server_on_the_file_names_the_first(
+def test_second_server_on_a_file_reports_the_first(
     running_server: ServerProcess, server_process: ServerFactory
 ) -> None:
     second = server_process()
@@ -155,12 +155,12 @@ def test_a_second_server_on_the_file_names_the_first(
     (line,) = second.stderr
     assert str(running_server.sqlite) in line
     assert f"process {running_server.pid} " in line
-    # The first one does not mind.
+    # The first server is not affected.
     with running_server.channel() as channel:
         StorageServiceStub(channel).Save(storage_pb2.SaveRequest(message=message()))
 
 
-def test_a_port_in_use(server_process: ServerFactory, tmp_path: Path) -> None:
+def test_port_in_use_is_refused(server_process: ServerFactory, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -174,7 +174,7 @@ def test_a_port_in_use(server_process: ServerFactory, tmp_path: Path) -> None:
     assert not server.sqlite.exists()
 
 
-def test_the_port_of_another_server(
+def test_port_of_another_server_is_refused(
     running_server: ServerProcess, server_process: ServerFactory, tmp_path: Path
 ) -> None:
     second = server_process(sqlite=tmp_path / "new.db")
@@ -184,7 +184,7 @@ def test_the_port_of_another_server(
     assert len(second.stderr) == 1
 
 
-def test_a_channel_finds_a_server_that_was_restarted(
+def test_channel_reconnects_to_restarted_server(
     running_server: ServerProcess, channel: grpc.Channel
 ) -> None:
     storage, one = StorageServiceStub(channel), message()
@@ -196,7 +196,7 @@ def test_a_channel_finds_a_server_that_was_restarted(
     assert other.revision > revision
 
 
-def test_page_tokens_outlive_a_restart(
+def test_page_tokens_survive_a_restart(
     running_server: ServerProcess, channel: grpc.Channel
 ) -> None:
     storage = StorageServiceStub(channel)

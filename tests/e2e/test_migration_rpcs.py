@@ -1,4 +1,4 @@
-"""MigrationService over gRPC, with a control that says what the tests want it to say."""
+"""MigrationService over gRPC, with a scripted `MigrationControl`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def read_all(call: Any) -> None:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait until ``holds`` does; the test's time limit ends a wait in vain."""
+    """Wait until ``holds()`` is true; the time limit of the test applies."""
     while not holds():  # noqa: ASYNC110 - what is waited for sends no event
         await asyncio.sleep(0)
 
@@ -63,20 +63,20 @@ def preconditions(error: aio.AioRpcError) -> list[tuple[str, str, str]]:
     return [(found.type, found.subject, found.description) for found in failure.violations]
 
 
-def test_the_numbers_of_the_phases_are_the_protocols() -> None:
+def test_phase_values_match_the_protocol() -> None:
     assert {phase.value: int(number) for phase, number in PHASES.items()} == {
         number: number for number in migration_pb2.Phase.values() if number
     }
 
 
-async def test_every_field_arrives(served: Served) -> None:
+async def test_get_migration_returns_every_field(served: Served) -> None:
     answer = await served.migration.GetMigration(migration_pb2.GetMigrationRequest())
     found = answer.migration
     assert (found.phase, found.epoch) == (migration_pb2.PHASE_BACKFILL, 7)
     copy = found.backfill
     assert copy.state == migration_pb2.Backfill.STATE_PAUSED
     assert (copy.step, copy.copied, copy.total) == ("building idx_messages_tags 40 %", 11, 22)
-    assert (copy.rows_per_second, copy.eta_seconds, copy.error) == (3.5, 4.5, "tried again")
+    assert (copy.rows_per_second, copy.eta_seconds, copy.error) == (3.5, 4.5, "retried")
     assert (found.journal_rows, found.journal_lag_seconds, found.quarantined) == (33, 0.25, 44)
     last = found.last_verification
     assert last.started_at.ToMicroseconds() == 1_000_000
@@ -102,7 +102,7 @@ async def test_every_field_arrives(served: Served) -> None:
     assert names == set(migration_pb2.Migration.DESCRIPTOR.fields_by_name), "none was forgotten"
 
 
-async def test_what_there_is_not_is_unset(served: Served) -> None:
+async def test_get_migration_leaves_absent_values_unset(served: Served) -> None:
     served.control.answer = NOTHING
     answer = await served.migration.GetMigration(migration_pb2.GetMigrationRequest())
     assert answer.migration.phase == migration_pb2.PHASE_SQLITE_ONLY
@@ -110,7 +110,7 @@ async def test_what_there_is_not_is_unset(served: Served) -> None:
     assert not answer.migration.HasField("verifying")
 
 
-async def test_the_name_of_a_file_that_is_no_text(served: Served) -> None:
+async def test_lone_surrogates_in_details_are_replaced(served: Served) -> None:
     served.control.answer = NOTHING._replace(
         blockers_to_next=(Blocker("SOMETHING", "see caf\udce9.db"),)
     )
@@ -125,26 +125,26 @@ async def test_the_name_of_a_file_that_is_no_text(served: Served) -> None:
 
 
 @pytest.mark.parametrize("phase", list(Phase))
-async def test_change_phase(served: Served, phase: Phase) -> None:
+async def test_change_phase_passes_its_request(served: Served, phase: Phase) -> None:
     request = migration_pb2.ChangePhaseRequest(phase=PHASES[phase], accept_quarantine=True)
     answer = await served.migration.ChangePhase(request)
     assert answer.migration.epoch == 7
     request = migration_pb2.ChangePhaseRequest(phase=PHASES[phase], dry_run=True)
     await served.migration.ChangePhase(request)
-    assert served.control.asked == [(phase, False, True), (phase, True, False)]
+    assert served.control.arguments == [(phase, False, True), (phase, True, False)]
 
 
 @pytest.mark.parametrize(("number", "reason"), [(0, "is required"), (6, "is 6, not a known value")])
-async def test_change_to_no_phase(served: Served, number: int, reason: str) -> None:
+async def test_change_phase_rejects_unknown_phase(served: Served, number: int, reason: str) -> None:
     request = migration_pb2.ChangePhaseRequest()
     request.phase = number  # type: ignore[assignment]  # a newer client's number
     refusal, _ = await refused(served.migration.ChangePhase(request))
     assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.fields == {"phase": reason}
-    assert not served.control.asked
+    assert not served.control.arguments
 
 
-async def test_a_change_that_is_blocked_names_every_blocker(served: Served) -> None:
+async def test_blocked_change_phase_reports_every_blocker(served: Served) -> None:
     blockers = Blocker("JOURNAL_BEHIND", "3 changes wait"), Blocker("NOT_VERIFIED", "verify first")
     served.control.error = PreconditionError(blockers)
     request = migration_pb2.ChangePhaseRequest(phase=migration_pb2.PHASE_READ_POSTGRES)
@@ -158,7 +158,7 @@ async def test_a_change_that_is_blocked_names_every_blocker(served: Served) -> N
     ]
 
 
-async def test_very_many_blockers_still_fit_into_an_answer(served: Served) -> None:
+async def test_blockers_are_truncated_to_fit_a_response(served: Served) -> None:
     blockers = tuple(Blocker(f"REASON_{number}", "ä" * 5000) for number in range(500))
     served.control.error = PreconditionError(blockers)
     request = migration_pb2.ChangePhaseRequest(phase=migration_pb2.PHASE_READ_POSTGRES)
@@ -172,11 +172,13 @@ async def test_very_many_blockers_still_fit_into_an_answer(served: Served) -> No
 @pytest.mark.parametrize(
     ("error", "retry_after"),
     [
-        (UnavailableError("PostgreSQL is away", retry_after=2.0), 2.0),
+        (UnavailableError("PostgreSQL is unavailable", retry_after=2.0), 2.0),
         (FencedError("another server holds the migration"), 1.0),
     ],
 )
-async def test_outages(served: Served, error: StorageError, retry_after: float) -> None:
+async def test_outage_returns_unavailable_and_retry_after(
+    served: Served, error: StorageError, retry_after: float
+) -> None:
     served.control.error = error
     request = migration_pb2.ChangePhaseRequest(phase=migration_pb2.PHASE_READ_POSTGRES)
     refusal, _ = await refused(served.migration.ChangePhase(request))
@@ -185,7 +187,7 @@ async def test_outages(served: Served, error: StorageError, retry_after: float) 
 
 
 @pytest.mark.parametrize(
-    ("fields", "asked"),
+    ("fields", "arguments"),
     [
         ({}, (None, None, None)),
         ({"paused": True}, (True, None, None)),
@@ -194,13 +196,13 @@ async def test_outages(served: Served, error: StorageError, retry_after: float) 
         ({"max_rows_per_second": 2_000_000_000}, (None, None, 2_000_000_000)),
     ],
 )
-async def test_control_backfill(
-    served: Served, fields: dict[str, Any], asked: tuple[object, ...]
+async def test_control_backfill_passes_its_request(
+    served: Served, fields: dict[str, Any], arguments: tuple[object, ...]
 ) -> None:
     request = migration_pb2.ControlBackfillRequest(**fields)
     answer = await served.migration.ControlBackfill(request)
     assert answer.migration.epoch == 7
-    assert served.control.asked == [asked]
+    assert served.control.arguments == [arguments]
 
 
 @pytest.mark.parametrize(
@@ -212,17 +214,17 @@ async def test_control_backfill(
         ({"batch_size": -5, "max_rows_per_second": -1}, ["batch_size", "max_rows_per_second"]),
     ],
 )
-async def test_control_backfill_beyond_its_limits(
+async def test_control_backfill_rejects_values_beyond_limits(
     served: Served, fields: dict[str, int], wrong: list[str]
 ) -> None:
     request = migration_pb2.ControlBackfillRequest(paused=True, **fields)
     refusal, _ = await refused(served.migration.ControlBackfill(request))
     assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
     assert list(refusal.fields) == wrong
-    assert not served.control.asked
+    assert not served.control.arguments
 
 
-async def test_a_verification_tells_how_far_it_is(served: Served) -> None:
+async def test_verify_streams_progress(served: Served) -> None:
     served.control.more.set()
     call = served.migration.Verify(migration_pb2.VerifyRequest(repair=True))
     first, last = [answer async for answer in call]
@@ -232,11 +234,11 @@ async def test_a_verification_tells_how_far_it_is(served: Served) -> None:
     assert mismatch.fields == ["content"]
     assert (last.compared, last.mismatch_count, last.done) == (1000, 1, True)
     assert not last.mismatches
-    assert served.control.asked == [(True,)]
+    assert served.control.arguments == [(True,)]
     assert served.control.ended == 1
 
 
-async def test_a_verification_that_cannot_be(served: Served) -> None:
+async def test_verify_fails_with_the_error_of_its_control(served: Served) -> None:
     served.control.error = PreconditionError((Blocker("ONE_STORE", "there is one store"),))
     call = served.migration.Verify(migration_pb2.VerifyRequest())
     refusal, error = await refused(call.read())
@@ -244,7 +246,7 @@ async def test_a_verification_that_cannot_be(served: Served) -> None:
     assert preconditions(error) == [("ONE_STORE", "migration", "there is one store")]
 
 
-async def test_a_verification_that_is_given_up_ends(served: Served) -> None:
+async def test_cancelled_verify_ends(served: Served) -> None:
     call = served.migration.Verify(migration_pb2.VerifyRequest())
     await call.read()
     await served.control.watched.wait()
@@ -253,7 +255,7 @@ async def test_a_verification_that_is_given_up_ends(served: Served) -> None:
     await until(lambda: not served.server.calls_in_progress)
 
 
-async def test_a_verification_ends_when_streams_must_end(served: Served) -> None:
+async def test_drain_ends_verify(served: Served) -> None:
     call = served.migration.Verify(migration_pb2.VerifyRequest())
     await call.read()
     await served.control.watched.wait()
@@ -264,7 +266,7 @@ async def test_a_verification_ends_when_streams_must_end(served: Served) -> None
     assert served.control.ended == 1
 
 
-async def test_a_watcher_hears_of_every_change(served: Served) -> None:
+async def test_watch_migration_streams_every_change(served: Served) -> None:
     call = served.migration.WatchMigration(migration_pb2.WatchMigrationRequest())
     for epoch in range(7, 12):
         answer = await call.read()
@@ -276,7 +278,7 @@ async def test_a_watcher_hears_of_every_change(served: Served) -> None:
     await until(lambda: served.control.ended == 1)
 
 
-async def test_no_watcher_holds_up_a_drain(served: Served) -> None:
+async def test_drain_does_not_wait_for_watchers(served: Served) -> None:
     calls = [
         served.migration.WatchMigration(migration_pb2.WatchMigrationRequest()) for _ in range(3)
     ]
@@ -295,8 +297,10 @@ async def test_no_watcher_holds_up_a_drain(served: Served) -> None:
 
 
 @pytest.mark.parametrize("turns", range(12))
-async def test_a_stream_that_ends_in_its_first_answer_tells_why(served: Served, turns: int) -> None:
-    """End it so many turns of the loop after the answer was given to gRPC."""
+async def test_stream_ended_during_first_response_reports_its_status(
+    served: Served, turns: int
+) -> None:
+    """The stream ends ``turns`` iterations of the loop after gRPC received the response."""
     loop = asyncio.get_running_loop()
 
     def drain_after(turns: int) -> None:
@@ -306,15 +310,15 @@ async def test_a_stream_that_ends_in_its_first_answer_tells_why(served: Served, 
             drains.append(loop.create_task(served.server.drain(3600)))
 
     drains: list[asyncio.Task[bool]] = []
-    served.control.given = lambda: drain_after(turns)
+    served.control.before_item = lambda: drain_after(turns)
     call = served.migration.WatchMigration(migration_pb2.WatchMigrationRequest())
     refusal, _ = await refused(read_all(call))
     assert refusal.reason == "SERVER_DRAINING"
     assert await drains[0]
 
 
-async def test_a_watcher_that_reads_nothing_does_not_hold_up_a_drain(served: Served) -> None:
-    # Enough to fill what the transport takes without being read.
+async def test_drain_does_not_wait_for_stalled_watcher(served: Served) -> None:
+    # Enough to fill the flow control window.
     text = "x" * 200_000
     served.control.answer = EVERYTHING._replace(
         blockers_to_next=tuple(Blocker("LONG", text) for _ in range(15))
@@ -327,7 +331,7 @@ async def test_a_watcher_that_reads_nothing_does_not_hold_up_a_drain(served: Ser
     assert await served.server.drain(3600)
 
 
-async def test_a_watch_fails_as_its_control_does(served: Served) -> None:
+async def test_watch_migration_fails_with_the_error_of_its_control(served: Served) -> None:
     served.control.error = UnavailableError("the journal cannot be read")
     call = served.migration.WatchMigration(migration_pb2.WatchMigrationRequest())
     refusal, _ = await refused(call.read())
@@ -337,7 +341,7 @@ async def test_a_watch_fails_as_its_control_does(served: Served) -> None:
 @pytest.mark.parametrize(
     "durability", [storage_pb2.DURABILITY_UNSPECIFIED, storage_pb2.DURABILITY_PRIMARY]
 )
-async def test_a_usual_save_waits_for_nobody(
+async def test_save_with_primary_durability_has_no_wait(
     served: Served, durability: storage_pb2.Durability.ValueType
 ) -> None:
     request = storage_pb2.SaveRequest(message=message(), durability=durability)
@@ -345,9 +349,9 @@ async def test_a_usual_save_waits_for_nobody(
     assert served.backend.within == (None,)
 
 
-async def test_a_save_to_both_has_the_time_that_its_caller_has(served: Served) -> None:
+async def test_save_to_both_stores_waits_until_the_deadline(served: Served) -> None:
     request = storage_pb2.SaveRequest(message=message(), durability=storage_pb2.DURABILITY_BOTH)
-    # gRPC sends 100 s and more in whole seconds, rounded up; less in tenths.
+    # gRPC rounds a timeout of 100 s or more up to whole seconds, and a shorter one to tenths.
     answer = await served.storage.Save(request, timeout=99)
     assert answer.durable_on == [storage_pb2.STORE_SQLITE, storage_pb2.STORE_POSTGRESQL]
     await served.storage.Save(request)
@@ -357,7 +361,7 @@ async def test_a_save_to_both_has_the_time_that_its_caller_has(served: Served) -
     assert without == 30
 
 
-async def test_a_save_to_both_that_cannot_be_had(served: Served) -> None:
+async def test_save_to_both_stores_fails_while_one_is_unavailable(served: Served) -> None:
     served.backend.error = UnavailableError("it is stored in SQLite, and follows")
     request = storage_pb2.SaveRequest(message=message(), durability=storage_pb2.DURABILITY_BOTH)
     refusal, _ = await refused(served.storage.Save(request, timeout=30))
@@ -365,7 +369,7 @@ async def test_a_save_to_both_that_cannot_be_had(served: Served) -> None:
     assert refusal.message == "it is stored in SQLite, and follows"
 
 
-async def test_a_drain_that_has_begun_is_not_opened_by_a_watcher(served: Served) -> None:
+async def test_drained_server_refuses_migration_calls(served: Served) -> None:
     assert await served.server.drain(1)
     assert served.server._lifecycle.state is LifecycleState.DRAINING
     call = served.migration.GetMigration(migration_pb2.GetMigrationRequest())

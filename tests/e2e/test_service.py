@@ -1,4 +1,4 @@
-"""What is served beside the RPCs of storage: health, reflection, MigrationService."""
+"""Health, reflection and MigrationService of a server with one store."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def test_health_is_serving(shared_channel: grpc.Channel, service: str) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_health_of_an_unknown_service(shared_channel: grpc.Channel) -> None:
+def test_health_of_unknown_service_is_not_found(shared_channel: grpc.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(shared_channel)
     with refused(grpc.StatusCode.NOT_FOUND):
         stub.Check(health_pb2.HealthCheckRequest(service="nothing"))
 
 
 class Reflection:
-    """What a client knows that has no generated code."""
+    """A client without generated code, which uses reflection."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
@@ -89,20 +89,20 @@ def test_reflection_lists_the_services(shared_channel: grpc.Channel) -> None:
     }
 
 
-def test_a_client_without_generated_code(shared_channel: grpc.Channel) -> None:
+def test_reflection_serves_a_client_without_generated_code(shared_channel: grpc.Channel) -> None:
     pool = Reflection(shared_channel).pool_with("sagastore.v1.StorageService")
     service = pool.FindServiceByName("sagastore.v1.StorageService")
 
     def call(method_name: str, request: dict[str, object]) -> dict[str, object]:
         method = service.methods_by_name[method_name]
-        asked = message_factory.GetMessageClass(method.input_type)
+        request_class = message_factory.GetMessageClass(method.input_type)
         answered = message_factory.GetMessageClass(method.output_type)
         invoke: grpc.UnaryUnaryMultiCallable[object, object] = shared_channel.unary_unary(
             f"/{service.full_name}/{method_name}",
-            request_serializer=asked.SerializeToString,  # type: ignore[arg-type]
+            request_serializer=request_class.SerializeToString,  # type: ignore[arg-type]
             response_deserializer=answered.FromString,
         )
-        answer = invoke(json_format.ParseDict(request, asked()))
+        answer = invoke(json_format.ParseDict(request, request_class()))
         return json_format.MessageToDict(answer)  # type: ignore[arg-type]
 
     message_id = new_id()
@@ -113,7 +113,7 @@ def test_a_client_without_generated_code(shared_channel: grpc.Channel) -> None:
     assert sent.items() <= found.items()
 
 
-def test_the_migration_stands_at_its_beginning(
+def test_get_migration_of_a_new_file_is_sqlite_only(
     running_storage: StorageServiceStub, channel: grpc.Channel
 ) -> None:
     running_storage.Save(storage_pb2.SaveRequest(message=message()))
@@ -132,7 +132,7 @@ def test_the_migration_stands_at_its_beginning(
     assert store.schema_version > 0
 
 
-def test_with_one_store_there_is_nowhere_to_go(migration: MigrationServiceStub) -> None:
+def test_change_phase_with_one_store_is_refused(migration: MigrationServiceStub) -> None:
     calls: list[Callable[[], object]] = [
         lambda: migration.ChangePhase(
             migration_pb2.ChangePhaseRequest(phase=migration_pb2.PHASE_DUAL_WRITE)
@@ -146,12 +146,12 @@ def test_with_one_store_there_is_nowhere_to_go(migration: MigrationServiceStub) 
         assert caught.refusal.reason == "BLOCKED"
 
 
-def test_to_be_in_the_phase_already_is_success(migration: MigrationServiceStub) -> None:
+def test_change_to_the_current_phase_succeeds(migration: MigrationServiceStub) -> None:
     request = migration_pb2.ChangePhaseRequest(phase=migration_pb2.PHASE_SQLITE_ONLY)
     assert migration.ChangePhase(request).migration.phase == migration_pb2.PHASE_SQLITE_ONLY
 
 
-def test_a_watcher_hears_at_least_every_second_until_the_server_stops(
+def test_watch_migration_sends_every_second_until_the_drain(
     running_server: ServerProcess, channel: grpc.Channel
 ) -> None:
     watch = MigrationServiceStub(channel).WatchMigration(migration_pb2.WatchMigrationRequest())
@@ -164,7 +164,7 @@ def test_a_watcher_hears_at_least_every_second_until_the_server_stops(
     assert running_server.wait() == 0
 
 
-def test_a_legacy_file_is_served_and_its_quarantine_listed(
+def test_legacy_file_is_served_with_its_quarantine(
     server_process: ServerFactory, tmp_path: Path
 ) -> None:
     file = tmp_path / "memory.db"

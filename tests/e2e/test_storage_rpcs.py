@@ -1,4 +1,4 @@
-"""Every RPC of StorageService as it is meant to be used, over a real socket."""
+"""Every RPC of StorageService with valid requests, over a real socket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def get(storage: StorageServiceStub, message_id: str) -> message_pb2.Message:
     return storage.Get(storage_pb2.GetRequest(id=message_id)).message
 
 
-def test_what_was_saved_comes_back(storage: StorageServiceStub) -> None:
+def test_saved_message_round_trips(storage: StorageServiceStub) -> None:
     sent = message(
         content="Grüße 😀\n\ttabs and \x01 controls",
         tags=["b", "a", "a", "ünï"],
@@ -45,7 +45,7 @@ def test_what_was_saved_comes_back(storage: StorageServiceStub) -> None:
     assert found == sent
 
 
-def test_no_session_and_an_empty_one_are_different(storage: StorageServiceStub) -> None:
+def test_absent_session_differs_from_empty_session(storage: StorageServiceStub) -> None:
     without, empty = message(), message(session_id="")
     save(storage, without)
     save(storage, empty)
@@ -58,7 +58,7 @@ def test_no_session_and_an_empty_one_are_different(storage: StorageServiceStub) 
     [(-62_135_596_800, 0), (-1, 999_999_000), (0, 0), (253_402_300_799, 999_999_000)],
     ids=["year 1", "just before 1970", "epoch", "year 9999"],
 )
-def test_times_at_the_ends_of_the_range(
+def test_timestamps_at_the_limits_round_trip(
     storage: StorageServiceStub, seconds: int, nanos: int
 ) -> None:
     sent = message(timestamp=at(seconds, nanos))
@@ -68,14 +68,14 @@ def test_times_at_the_ends_of_the_range(
     assert found.timestamp == sent.timestamp
 
 
-def test_the_server_assigns_growing_uuid7s(storage: StorageServiceStub) -> None:
+def test_save_assigns_increasing_uuid7s(storage: StorageServiceStub) -> None:
     ids = [save(storage, message(id="")).id for _ in range(20)]
     assert ids == sorted(ids)
     assert len(set(ids)) == 20
     assert {uuid.UUID(assigned).version for assigned in ids} == {7}
 
 
-def test_saving_again_changes_nothing(storage: StorageServiceStub) -> None:
+def test_saving_the_same_message_again_is_idempotent(storage: StorageServiceStub) -> None:
     sent = message(metadata_json='{"a":1}', timestamp=at(5))
     first = save(storage, sent)
     sent.metadata_json = '{ "a" : 1 }'
@@ -92,14 +92,14 @@ def test_saving_again_changes_nothing(storage: StorageServiceStub) -> None:
     assert not third.created
 
 
-def test_an_unset_time_is_now(storage: StorageServiceStub) -> None:
+def test_save_without_timestamp_uses_the_current_time(storage: StorageServiceStub) -> None:
     sent = message()
     save(storage, sent)
     found = get(storage, sent.id)
     assert found.timestamp == found.created_at
 
 
-def test_if_revision_guards_a_save(storage: StorageServiceStub) -> None:
+def test_save_checks_if_revision(storage: StorageServiceStub) -> None:
     sent = message()
     guarded = storage_pb2.SaveRequest(message=sent, if_revision=0)
     revision = storage.Save(guarded).revision
@@ -120,21 +120,21 @@ def test_if_revision_guards_a_save(storage: StorageServiceStub) -> None:
     assert storage.Save(guarded).revision > revision
 
 
-def test_if_revision_of_a_message_that_is_not_there(storage: StorageServiceStub) -> None:
+def test_save_with_if_revision_of_missing_message_fails(storage: StorageServiceStub) -> None:
     with refused(grpc.StatusCode.ABORTED) as caught:
         storage.Save(storage_pb2.SaveRequest(message=message(), if_revision=7))
     assert "stored_revision" not in caught.refusal.metadata
 
 
 @pytest.mark.parametrize("durability", storage_pb2.Durability.values())
-def test_every_durability_is_the_one_store(
+def test_save_with_one_store_ignores_durability(
     storage: StorageServiceStub, durability: storage_pb2.Durability.ValueType
 ) -> None:
     answer = storage.Save(storage_pb2.SaveRequest(message=message(), durability=durability))
     assert list(answer.durable_on) == [storage_pb2.STORE_SQLITE]
 
 
-def test_delete(storage: StorageServiceStub) -> None:
+def test_delete_removes_a_message_once(storage: StorageServiceStub) -> None:
     sent = message()
     revision = save(storage, sent).revision
     storage.Delete(storage_pb2.DeleteRequest(id=sent.id))
@@ -151,7 +151,7 @@ def test_delete(storage: StorageServiceStub) -> None:
     assert again.revision > revision
 
 
-def test_if_revision_guards_a_delete(storage: StorageServiceStub) -> None:
+def test_delete_checks_if_revision(storage: StorageServiceStub) -> None:
     sent = message()
     revision = save(storage, sent).revision
     with refused(grpc.StatusCode.ABORTED):
@@ -159,7 +159,7 @@ def test_if_revision_guards_a_delete(storage: StorageServiceStub) -> None:
     storage.Delete(storage_pb2.DeleteRequest(id=sent.id, if_revision=revision))
 
 
-def test_batch_get_answers_in_the_order_asked(storage: StorageServiceStub) -> None:
+def test_batch_get_returns_messages_in_request_order(storage: StorageServiceStub) -> None:
     known = [message() for _ in range(3)]
     for sent in known:
         save(storage, sent)
@@ -172,7 +172,7 @@ def test_batch_get_answers_in_the_order_asked(storage: StorageServiceStub) -> No
     assert list(answer.missing_ids) == [unknown[1], unknown[0], unknown[1]]
 
 
-def test_batch_get_takes_a_thousand_ids(storage: StorageServiceStub) -> None:
+def test_batch_get_accepts_a_thousand_ids(storage: StorageServiceStub) -> None:
     sent = message()
     save(storage, sent)
     ids = [new_id() for _ in range(999)] + [sent.id]
@@ -183,7 +183,7 @@ def test_batch_get_takes_a_thousand_ids(storage: StorageServiceStub) -> None:
 
 def test_list_pages_a_session_in_order(storage: StorageServiceStub) -> None:
     session = new_id()
-    # Two messages at each moment: the id decides between them.
+    # Two messages per timestamp: their ids decide the order.
     sent = [message(session_id=session, timestamp=at(1000 + n // 2)) for n in range(11)]
     for one in reversed(sent):
         save(storage, one)
@@ -204,7 +204,7 @@ def test_list_pages_a_session_in_order(storage: StorageServiceStub) -> None:
         assert ids == (expected[::-1] if newest_first else expected)
 
 
-def test_a_page_that_is_just_full_is_the_last(storage: StorageServiceStub) -> None:
+def test_full_last_page_has_no_token(storage: StorageServiceStub) -> None:
     session = new_id()
     for _ in range(3):
         save(storage, message(session_id=session))
@@ -213,7 +213,7 @@ def test_a_page_that_is_just_full_is_the_last(storage: StorageServiceStub) -> No
     assert not page.next_page_token
 
 
-def test_large_messages_make_short_pages(storage: StorageServiceStub) -> None:
+def test_large_messages_shorten_pages(storage: StorageServiceStub) -> None:
     session = new_id()
     content = "\N{GRINNING FACE}" * 100_000
     for n in range(12):
@@ -230,7 +230,7 @@ def test_large_messages_make_short_pages(storage: StorageServiceStub) -> None:
     assert seconds == list(range(12))
 
 
-def test_search_by_every_condition(storage: StorageServiceStub) -> None:
+def test_search_filters_by_every_condition(storage: StorageServiceStub) -> None:
     marker = f"m{uuid.uuid4().hex}"
     sent = message(
         content=f"The {marker} dragons were flying",
@@ -277,7 +277,7 @@ def test_search_by_every_condition(storage: StorageServiceStub) -> None:
         assert not answer.results, conditions
 
 
-def test_search_orders_and_marks(storage: StorageServiceStub) -> None:
+def test_search_orders_and_highlights(storage: StorageServiceStub) -> None:
     marker = f"m{uuid.uuid4().hex}"
     for seconds, content in enumerate((f"{marker} {marker}", f"{marker} and more words", marker)):
         save(storage, message(content=content, timestamp=at(seconds)))
@@ -297,7 +297,9 @@ def test_search_orders_and_marks(storage: StorageServiceStub) -> None:
 
 
 @pytest.mark.parametrize("order", storage_pb2.Order.values())
-def test_search_pages(storage: StorageServiceStub, order: storage_pb2.Order.ValueType) -> None:
+def test_search_pages_return_every_match_once(
+    storage: StorageServiceStub, order: storage_pb2.Order.ValueType
+) -> None:
     marker = f"m{uuid.uuid4().hex}"
     sent = [message(content=f"{marker} word " * (n + 1)) for n in range(9)]
     list(storage.BulkSave(iter([batch(1, *sent)])))
@@ -313,7 +315,7 @@ def test_search_pages(storage: StorageServiceStub, order: storage_pb2.Order.Valu
     assert sorted(ids) == sorted(one.id for one in sent)
 
 
-def test_any_text_is_a_query(storage: StorageServiceStub) -> None:
+def test_any_text_is_a_valid_query(storage: StorageServiceStub) -> None:
     texts = [
         '"', '""', "'", "a\"b", "NEAR(a b)", "a NEAR b", "*", "a*", "*a", "-", "--", "-a", "OR",
         "a OR", "OR a", "AND", "NOT a", "(", ")", "(a", "a)", "content:a", "{a b}:c", "^a", "a+b",
@@ -325,7 +327,7 @@ def test_any_text_is_a_query(storage: StorageServiceStub) -> None:
         storage.Search(storage_pb2.SearchRequest(query=text, page_size=1))
 
 
-def test_export_gives_every_message_once_by_id(running_storage: StorageServiceStub) -> None:
+def test_export_returns_every_message_once_by_id(running_storage: StorageServiceStub) -> None:
     sent = [message() for _ in range(25)]
     list(running_storage.BulkSave(iter([batch(1, *sent)])))
     answers = list(running_storage.Export(storage_pb2.ExportRequest(batch_size=10)))
@@ -334,13 +336,13 @@ def test_export_gives_every_message_once_by_id(running_storage: StorageServiceSt
     assert ids == sorted(one.id for one in sent)
 
 
-def test_export_goes_on_where_it_broke(running_storage: StorageServiceStub) -> None:
+def test_export_resumes_after_interruption(running_storage: StorageServiceStub) -> None:
     sent = [message(id=f"{n:03}") for n in range(20)]
     list(running_storage.BulkSave(iter([batch(1, *sent)])))
     call = running_storage.Export(storage_pb2.ExportRequest(batch_size=6))
     first = next(iter(call))
     call.cancel()
-    # What is deleted meanwhile is gone; what is written behind the end is not waited for.
+    # The export skips messages deleted meanwhile, and excludes ids written beyond its end.
     running_storage.Delete(storage_pb2.DeleteRequest(id="010"))
     save(running_storage, message(id="999"))
     rest = running_storage.Export(
@@ -358,7 +360,7 @@ def test_export_resumed_at_its_end_is_empty(running_storage: StorageServiceStub)
     assert list(running_storage.Export(again)) == []
 
 
-def test_writers_go_on_while_an_export_waits(running_storage: StorageServiceStub) -> None:
+def test_stalled_export_does_not_block_writers(running_storage: StorageServiceStub) -> None:
     content = "x" * 100_000
     sent = [message(id=f"{n:03}", content=content) for n in range(200)]
     for start in range(0, 200, 50):

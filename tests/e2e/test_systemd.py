@@ -1,4 +1,4 @@
-"""What systemd is told, over a real socket; and the files it is given."""
+"""systemd notifications over a real socket, and the unit and configuration files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy/systemd"
 
 
 class Manager:
-    """The other end: what systemd hears."""
+    """The receiving socket in place of systemd's."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -40,18 +40,18 @@ class Manager:
         self._socket.settimeout(STARTUP_SECONDS)
 
     def next(self) -> dict[str, str]:
-        """Return the next datagram, by name."""
+        """Return the next datagram as a dictionary."""
         lines = self._socket.recv(4096).decode().splitlines()
         return dict(line.split("=", 1) for line in lines)
 
     def next_with(self, name: str) -> dict[str, str]:
-        """Return the next one that says something of that kind."""
-        while name not in (heard := self.next()):
+        """Return the next datagram that has the key."""
+        while name not in (datagram := self.next()):
             pass
-        return heard
+        return datagram
 
-    def heard(self) -> list[dict[str, str]]:
-        """Return what has come so far."""
+    def received(self) -> list[dict[str, str]]:
+        """Return the datagrams received so far."""
         found: list[dict[str, str]] = []
         self._socket.setblocking(False)
         try:
@@ -68,7 +68,7 @@ class Manager:
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
-    # Another folder than the test's: a socket's path has at most 107 bytes.
+    # Not in tmp_path, because the path of a socket has at most 107 bytes.
     where = {"path": f"/tmp/sagastore-{os.getpid()}-{time.monotonic_ns()}",  # noqa: S108 - see above
              "abstract": f"@sagastore-{os.getpid()}-{tmp_path.name}"}  # fmt: skip
     address = where[request.param]
@@ -79,11 +79,11 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
         Path(address).unlink()
 
 
-async def test_a_service_from_start_to_end(manager: Manager) -> None:
+async def test_notifier_sends_each_state(manager: Manager) -> None:
     async with Notifier({"NOTIFY_SOCKET": manager.address}) as notifier:
         await asyncio.sleep(0)
         assert manager.next() == {"EXTEND_TIMEOUT_USEC": "30000000"}
-        # Progress comes from the thread that opens a file.
+        # The thread that opens a file reports progress.
         await asyncio.to_thread(notifier.status, "taking over:\n1,000 of 2,000 rows")
         assert manager.next() == {"STATUS": "taking over: 1,000 of 2,000 rows"}
         notifier.ready("serving")
@@ -95,10 +95,10 @@ async def test_a_service_from_start_to_end(manager: Manager) -> None:
             "EXTEND_TIMEOUT_USEC": "60000000",
         }
     notifier.status("too late, and no error")
-    assert manager.heard() == []
+    assert manager.received() == []
 
 
-async def test_signs_of_life_come_from_the_loop(manager: Manager) -> None:
+async def test_watchdog_stops_with_the_event_loop(manager: Manager) -> None:
     environment = {
         "NOTIFY_SOCKET": manager.address,
         "WATCHDOG_USEC": "20000",
@@ -107,14 +107,14 @@ async def test_signs_of_life_come_from_the_loop(manager: Manager) -> None:
     async with Notifier(environment):
         for _ in range(3):
             await asyncio.to_thread(manager.next_with, "WATCHDOG")
-        # A loop that stands still says nothing, however long that lasts.
-        manager.heard()
+        # A blocked event loop sends nothing.
+        manager.received()
         time.sleep(0.1)  # noqa: ASYNC251 - that is the point
-        assert manager.heard() == []
+        assert manager.received() == []
         await asyncio.to_thread(manager.next_with, "WATCHDOG")
 
 
-async def test_a_long_start_asks_for_more_time(
+async def test_long_start_extends_the_timeout(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(systemd, "EXTEND_EVERY", 0.01)
@@ -124,7 +124,7 @@ async def test_a_long_start_asks_for_more_time(
         notifier.ready("serving")
         await asyncio.to_thread(manager.next_with, "READY")
         await asyncio.sleep(0.05)
-        assert manager.heard() == []
+        assert manager.received() == []
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,12 @@ async def test_a_long_start_asks_for_more_time(
         {},
         {"NOTIFY_SOCKET": ""},
         {"NOTIFY_SOCKET": "vsock:2:1234"},
-        {"NOTIFY_SOCKET": "/nobody/listens/here"},
-        {"NOTIFY_SOCKET": "/nobody/listens/here", "WATCHDOG_USEC": "no number"},
-        {"NOTIFY_SOCKET": "/nobody/listens/here", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"},
+        {"NOTIFY_SOCKET": "/missing/socket"},
+        {"NOTIFY_SOCKET": "/missing/socket", "WATCHDOG_USEC": "no number"},
+        {"NOTIFY_SOCKET": "/missing/socket", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"},
     ],
 )
-async def test_without_systemd_nothing_happens(environment: dict[str, str]) -> None:
+async def test_notifier_without_systemd_does_nothing(environment: dict[str, str]) -> None:
     async with Notifier(environment) as notifier:
         await asyncio.sleep(0)
         notifier.status("starting")
@@ -147,25 +147,25 @@ async def test_without_systemd_nothing_happens(environment: dict[str, str]) -> N
 
 
 @pytest.mark.parametrize("manager", ["abstract"], indirect=True)
-def test_the_server_tells_systemd(manager: Manager, server_process: ServerFactory) -> None:
+def test_server_notifies_systemd(manager: Manager, server_process: ServerFactory) -> None:
     environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "200000"}
     server = server_process(env=environment)
     server.spawn()
     ready = manager.next_with("READY")
     assert ready["STATUS"].startswith("serving ")
-    # Ready means that calls are taken.
+    # Ready means that calls are accepted.
     address = server.wait_for_event("serving")["address"]
     server.address = address
     assert address in ready["STATUS"]
     with server.channel() as channel:
         StorageServiceStub(channel).Save(storage_pb2.SaveRequest(message=message()), timeout=60)
     manager.next_with("WATCHDOG")
-    # A process that is stopped gives no sign of life: systemd would restart it.
+    # A stopped process sends no watchdog message, so systemd would restart it.
     os.kill(server.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, server.pid, os.WSTOPPED | os.WNOWAIT)
-    manager.heard()
+    manager.received()
     time.sleep(0.3)
-    assert manager.heard() == []
+    assert manager.received() == []
     os.kill(server.pid, signal.SIGCONT)
     manager.next_with("WATCHDOG")
     server.ask_to_stop()
@@ -186,7 +186,7 @@ def unit() -> dict[str, list[str]]:
     return found
 
 
-def test_the_unit_fits_the_server() -> None:
+def test_unit_file_matches_the_server() -> None:
     said = unit()
     drain = Settings.model_fields["drain_seconds"].default
     assert int(said["TimeoutStopSec"][0]) > drain + 30
@@ -194,12 +194,12 @@ def test_the_unit_fits_the_server() -> None:
     assert int(said["WatchdogSec"][0]) >= 10
 
 
-def test_the_example_of_a_configuration_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_configuration_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("SAGASTORE_")]:
         monkeypatch.delenv(name)
     file = DEPLOY / "sagastore.toml"
     assert load(file).listen == "127.0.0.1:50051"
-    # What is commented out are settings that there are.
+    # Commented-out lines are valid settings.
     lines = file.read_text(encoding="utf-8").splitlines()
     offered = tomllib.loads(
         "\n".join(line[1:] for line in lines if line.startswith("#") and " = " in line)
@@ -214,7 +214,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
         pytest.skip("there is no systemd-analyze here")
     assert analyze.stdout
     text = (DEPLOY / "sagastore.service").read_text(encoding="utf-8")
-    # The program is not where it will be.
+    # The program is not installed at the path of the unit.
     copy = tmp_path / "sagastore.service"
     copy.write_text(text.replace("/opt/sagastore/bin/sagastore-server", "/bin/true"))
     done = subprocess.run(

@@ -27,8 +27,8 @@ class Server:
         port = self.server.add_insecure_port("127.0.0.1:0")
         await self.server.start()
         async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call: Any = channel.unary_unary("/s/m")
-            yield call
+            method: Any = channel.unary_unary("/s/m")
+            yield method
         await self.server.stop(None)
 
     async def _method(self, request: bytes, _: object) -> bytes:

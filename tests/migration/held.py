@@ -182,7 +182,7 @@ class Commits:
 @contextmanager
 def held_commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Commits]:
     """Let a test hold up the groups of every SQLite writer; all go on at the end."""
-    commits, attempt = Commits(), SQLiteGroupWriter._attempt
+    commits, attempt = Commits(), SQLiteGroupWriter._commit_once
 
     def waiting(self: SQLiteGroupWriter, group: Any) -> Any:
         if not commits.open.is_set():
@@ -190,7 +190,7 @@ def held_commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Commits]:
         commits.open.wait()
         return attempt(self, group)
 
-    monkeypatch.setattr(SQLiteGroupWriter, "_attempt", waiting)
+    monkeypatch.setattr(SQLiteGroupWriter, "_commit_once", waiting)
     try:
         yield commits
     finally:

@@ -55,14 +55,14 @@ async def test_flush_waits_for_a_commit_that_the_event_loop_has_not_heard_of(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Readers of the file see it already."""
-    told, tell = threading.Event(), SQLiteGroupWriter._tell
+    told, tell = threading.Event(), SQLiteGroupWriter._report
 
     def late(self: SQLiteGroupWriter, group: Sequence[Any], outcomes: list[Any]) -> None:
         told.wait()
         tell(self, group, outcomes)
 
     async with opened_source(place.path) as source:
-        monkeypatch.setattr(SQLiteGroupWriter, "_tell", late)
+        monkeypatch.setattr(SQLiteGroupWriter, "_report", late)
         save = asyncio.create_task(source.save(draft("m", "one")))
         while not (seen := await source.batch_get(["m"])):
             pass

@@ -17,6 +17,8 @@ from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import CannotOpenError, FencedError, PreconditionError
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
+from tests.migration.following import until
+from tests.migration.held import held
 from tests.support.drafts import draft
 from tests.support.migrating_service import backfilled, change, opened_live, refused, walk_to
 from tests.support.postgres import execute, fresh_schema
@@ -105,7 +107,7 @@ async def test_a_change_goes_on_without_its_caller(
         await service.backend.close()
     gc.collect()
     (line,) = caplog.messages
-    assert line.startswith("phase not changed, and its caller has gone: ")
+    assert line.startswith("phase not changed, and the caller has disconnected: ")
     assert "messages" in line
 
 
@@ -312,3 +314,29 @@ async def test_a_server_that_was_taken_over_serves_nothing(place: Place, tmp_pat
         with pytest.raises(FencedError):
             await service.backend.get("m-1")
         assert not (await service.backend.health()).healthy
+
+
+async def test_refused_change_accepts_no_quarantine(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The accepted count is committed together with the phase."""
+
+    async def count() -> int:
+        return 3
+
+    async with held(place) as one:
+        await one.backend.save(draft("m", "one"))
+        await walk_to(one.control, Phase.BACKFILL)
+        await backfilled(one.control)
+        monkeypatch.setattr(one.source, "quarantine_count", count)
+        monkeypatch.setattr("sagastore_server.migration.transitions.NEAR_WITHIN", 0.05)
+        one.target.applying.close()
+        await one.backend.save(draft("m", "two"))
+        with pytest.raises(PreconditionError, match="did not catch up"):
+            await change(one.control, Phase.READ_POSTGRES)
+        assert one.service._current_state.state == await one.source.state()
+        assert (await one.source.state()).accepted_quarantine != 3
+        one.target.applying.open()
+        await until(lambda: one.service._fallback.applied >= one.source.committed)
+        await change(one.control, Phase.READ_POSTGRES)
+        assert (await one.source.state()).accepted_quarantine == 3

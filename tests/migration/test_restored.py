@@ -13,7 +13,7 @@ from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.sqlite.backend import SQLiteStorage
-from sagastore_server.sqlite.backup.backup import BackupError, back_up
+from sagastore_server.sqlite.backup.create import BackupError, back_up
 from sagastore_server.sqlite.backup.restore import restore
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import CannotOpenError

@@ -30,7 +30,7 @@ from tests.support.migrating_service import (
 
 async def _followed(one: Held) -> None:
     """Wait until PostgreSQL has every write."""
-    assert await one.service._replicator.reach(one.source.committed, 30.0)
+    assert await one.service._replicator.fallback.reach(one.source.committed, 30.0)
 
 
 async def _equal(one: Held) -> None:
@@ -70,8 +70,8 @@ async def test_set_back_is_noticed_while_nothing_is_applied(place: Place, phase:
             await unblocked(one.control)
         await _changed_after(one, backup)
         await backup.restore()
-        attachments = one.service._replicator._attachments
-        await until(lambda: one.service._replicator._attachments > attachments)
+        attachments = one.service._replicator.session.attachments
+        await until(lambda: one.service._replicator.session.attachments > attachments)
         await _followed(one)
         assert [await one.stored(id) for id in ("m", "new", "gone")] == ["two", "new", ""]
         if phase is not Phase.DUAL_WRITE:
@@ -107,12 +107,12 @@ async def test_set_back_in_the_middle_of_the_backfill(place: Place) -> None:
         await one.target.let_pass(3)
         await backup.take()
         await one.target.let_pass(3)
-        copied = one.service._replicator.mark.copied
+        copied = one.service._replicator.session.mark.copied
         assert 0 < copied < len(drafts)
         await backup.restore()
         one.target.copying.open()
         await unblocked(one.control)
-        assert one.service._replicator.mark.state is BackfillState.DONE
+        assert one.service._replicator.session.mark.state is BackfillState.DONE
         assert len(await one.target.batch_get([one.id for one in drafts])) == len(drafts)
         await _equal(one)
 
@@ -128,12 +128,12 @@ async def test_set_back_to_before_this_server(place: Place) -> None:
         await eventually_current(one.control)
         await one.backend.save(draft("m", "two"))
         await backup.restore(lease_seconds=0.5)
-        await until(lambda: one.service._replicator._guard.contested is not None)
+        await until(lambda: one.service._replicator.session.guard.contested is not None)
         # Until the lease has run out it might be another server's.
-        with pytest.raises(UnavailableError, match="is being found out"):
+        with pytest.raises(UnavailableError, match="checking whether"):
             await one.backend.save(draft("m", "three"))
-        await until(lambda: one.service._replicator.attached)
-        assert not one.service._replicator.fenced
+        await until(lambda: one.service._replicator.fallback.attached)
+        assert not one.service._replicator.session.fenced
         await one.backend.save(draft("m", "four"))
         await eventually_current(one.control)
         assert await one.text() == await one.stored("m") == "four"
@@ -154,7 +154,8 @@ async def test_read_after_lost_connections_is_not_answered_by_what_was_set_back(
         one.target.renewing.close()
         await one.target.renewing.reached.wait()
         await backup.restore(cut=True)
-        assert one.service._replicator.attached or one.service._replicator._anew
+        replicator = one.service._replicator
+        assert replicator.fallback.attached or replicator.session.must_reattach
         # The follower itself asks nothing for as long as it is held up.
         for _ in range(5):
             assert await one.text() == "two"
@@ -212,9 +213,9 @@ async def test_deletion_lost_in_a_second_dual_write_is_applied_again(place: Plac
         await _followed(one)
         await change(one.control, Phase.SQLITE_ONLY)
         await change(one.control, Phase.DUAL_WRITE)
-        await until(lambda: one.service._replicator.attached)
+        await until(lambda: one.service._replicator.fallback.attached)
         await backup.restore(lease_seconds=0.0)
-        await until(lambda: one.service._replicator.attached)
+        await until(lambda: one.service._replicator.fallback.attached)
         await one.backend.save(draft("next", "next"))
         await _followed(one)
         assert [await one.stored(id) for id in ("m", "gone", "next")] == ["two", "", "next"]
@@ -231,11 +232,10 @@ async def test_lease_that_was_given_back_stops_nobody_in_sqlite_only(place: Plac
         await one.target.copying.reached.wait()
         await change(one.control, Phase.DUAL_WRITE)
         await change(one.control, Phase.SQLITE_ONLY)
-        heard = one.service._backfill._replicator.lose
+        heard = one.service._backfill._replicator.lease_lost
         one.target.copying.open()
-        await until(
-            lambda: one.service._replicator._copies_begun == one.service._replicator._copies_ended
-        )
+        session = one.service._replicator.session
+        await until(lambda: session.copies_started == session.copies_ended)
         heard(FencedError("the lease was given back"))
         await one.backend.save(draft("after", "after"))
         assert await one.text("after") == "after"

@@ -61,7 +61,7 @@ async def test_read_that_postgresql_failed_waits_for_postgresql(place: Place) ->
         for _ in range(3):
             assert await one.text() == "one"
             assert not failed.done()
-        assert one.service._replicator.current
+        assert one.service._replicator.fallback.current
         one.target.applying.open()
         assert await failed == "two"
         assert (await save).durable_on == BOTH  # type: ignore[attr-defined]
@@ -100,6 +100,6 @@ async def test_postgresql_that_falls_back_lets_such_a_read_go(place: Place) -> N
         one.target.reads_fail = True
         failed = asyncio.create_task(one.text())
         await one.target.applying.reached.wait()
-        one.service._replicator.fall_back("the test says so")
+        one.service._replicator.fallback.fall_back("the test says so")
         assert await failed == await one.text() == "two"
         assert (await save).durable_on == (Store.SQLITE,)  # type: ignore[attr-defined]

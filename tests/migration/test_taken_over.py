@@ -31,7 +31,7 @@ async def test_server_that_learns_of_its_successor_acknowledges_nothing(place: P
         for id in ("b", "c"):
             with pytest.raises(REFUSED):
                 await one.backend.save(draft(id))
-        await until(lambda: one.service._replicator.fenced)
+        await until(lambda: one.service._replicator.session.fenced)
         with pytest.raises(FencedError):
             await one.backend.save(draft("d"))
         with pytest.raises(FencedError):
@@ -46,12 +46,12 @@ async def test_server_that_stood_still_proves_its_lease_first(place: Place, phas
         await walk_to(one.control, phase)
         one.target.renewing.close()
         one.clock.ahead += PAUSE
-        with pytest.raises(UnavailableError, match="stood still for"):
+        with pytest.raises(UnavailableError, match="was paused for"):
             await one.backend.save(draft("b"))
-        with pytest.raises(UnavailableError, match="stood still for"):
+        with pytest.raises(UnavailableError, match="was paused for"):
             await one.backend.batch_get(["a"])
         one.target.renewing.open()
-        await until(lambda: one.service._replicator._guard.contested is None)
+        await until(lambda: one.service._replicator.session.guard.contested is None)
         assert Store.SQLITE in (await one.backend.save(draft("b"))).durable_on
         assert sorted(await one.backend.batch_get(["a", "b"])) == ["a", "b"]
 
@@ -69,7 +69,7 @@ async def test_write_under_way_while_the_server_stood_still_is_not_acknowledged(
             one.target.applying.close()
             one.clock.ahead += PAUSE
             commits.open.set()
-            with pytest.raises(UnavailableError, match="stood still for"):
+            with pytest.raises(UnavailableError, match="was paused for"):
                 await save
             assert await one.source.batch_get(["a"])
 
@@ -83,7 +83,7 @@ async def test_server_that_stood_still_while_it_was_replaced_is_fenced(place: Pl
         with pytest.raises(UnavailableError):
             await one.backend.save(draft("a"))
         one.target.renewing.open()
-        await until(lambda: one.service._replicator.fenced)
+        await until(lambda: one.service._replicator.session.fenced)
         with pytest.raises(FencedError):
             await one.backend.save(draft("a"))
 
@@ -102,14 +102,14 @@ async def test_backfill_that_learns_of_the_successor_first(place: Place) -> None
         one.target.copying.open()
         await until(
             lambda: (
-                one.service._replicator._guard.contested is not None
-                or one.service._replicator.fenced
+                one.service._replicator.session.guard.contested is not None
+                or one.service._replicator.session.fenced
             )
         )
         with pytest.raises(REFUSED):
             await one.backend.save(draft("a"))
         one.target.renewing.open()
-        await until(lambda: one.service._replicator.fenced)
+        await until(lambda: one.service._replicator.session.fenced)
 
 
 async def test_backfill_goes_on_after_it_has_heard_of_a_lost_lease_first(place: Place) -> None:
@@ -127,7 +127,7 @@ async def test_backfill_goes_on_after_it_has_heard_of_a_lost_lease_first(place: 
         one.target.renewing.close()
         await backup.restore(lease_seconds=0.5)
         one.target.copying.open()
-        await until(lambda: one.service._replicator._guard.contested is not None)
+        await until(lambda: one.service._replicator.session.guard.contested is not None)
         one.target.renewing.open()
         await unblocked(one.control)
         assert len(await one.target.batch_get([one.id for one in drafts])) == len(drafts)

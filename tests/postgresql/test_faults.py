@@ -232,7 +232,7 @@ def test_startup_reports_missing_database(postgres: PostgresProcess, tmp_path: P
     server = ServerProcess(tmp_path / "unused.db", postgres=dsn)
     server.spawn()
     assert server.wait() == 1
-    assert "there is no such database; create it first" in "\n".join(server.stderr)
+    assert "the database does not exist; create it first" in "\n".join(server.stderr)
 
 
 def test_restart_keeps_all_messages(server: ServerProcess) -> None:

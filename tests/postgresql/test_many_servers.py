@@ -188,7 +188,7 @@ async def test_contended_write_succeeds_or_is_aborted(
         if gets_on:
             assert not (await one.save(draft("m", "second"))).created
         else:
-            with pytest.raises(UnavailableError, match="again and again; try again"):
+            with pytest.raises(UnavailableError, match="conflicted with other writes; try again"):
                 await one.save(draft("m", "second"))
         assert (await one.get("m")).content == ("second" if gets_on else "first")
 

@@ -160,7 +160,7 @@ async def test_prepared_statements_fail_at_startup(pooler: PgBouncer, database: 
     line = await refusal(pooler.dsn(database), 100)
     assert "as PgBouncer does; set postgres_statement_cache to 0" in line
     line = await refusal(with_parameter(pooler.dsn(database), "search_path", "public"), 0)
-    assert "leave search_path out of the connection string" in line
+    assert "remove search_path from the connection string" in line
 
 
 async def test_pooler_that_drops_settings_is_detected(pooler: PgBouncer, database: str) -> None:
@@ -168,7 +168,7 @@ async def test_pooler_that_drops_settings_is_detected(pooler: PgBouncer, databas
     dropped = "statement_timeout,idle_in_transaction_session_timeout,jit"
     with pgbouncer_before(server_dsn(), f"ignore_startup_parameters = {dropped}") as lenient:
         line = await refusal(lenient.dsn(database), 100)
-        assert line.endswith("as PgBouncer can; set postgres_statement_cache to 0")
+        assert line.endswith("session settings of this server; set postgres_statement_cache to 0")
 
 
 # ------------------------------------------------------------------ the migration

@@ -15,8 +15,8 @@ from sagastore_server.postgresql.search import (
     FIRST_BLOCK,
     SearchStatement,
     compile_search,
-    guesses,
     next_block,
+    planner_must_guess,
 )
 from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.base import StorageBackend
@@ -98,7 +98,7 @@ async def test_search_uses_index(dsn: str) -> None:
         for name, case in CASES.items():
             if case.rows > ROWS:
                 continue
-            block = 0 if guesses(case.criteria) else None
+            block = 0 if planner_must_guess(case.criteria) else None
             nodes = await _explained(backend, compile_search(case.criteria, case.scan, block))
             used = {node["Index Name"] for node in nodes if "Index Name" in node}
             scans = [n for n in nodes if n["Node Type"] == "Seq Scan"]
@@ -126,7 +126,7 @@ async def test_prefix_scan_is_bounded(dsn: str) -> None:
         await execute(dsn, "VACUUM ANALYZE messages")
         for query in PREFIXES:
             criteria, scan = Criteria(parse_query(query)), Scan(True, 50)
-            assert guesses(criteria)
+            assert planner_must_guess(criteria)
             near, lookup = [
                 await _explained(backend, compile_search(criteria, scan, block))
                 for block in (FIRST_BLOCK, 0)

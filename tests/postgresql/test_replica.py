@@ -76,9 +76,9 @@ async def test_opening_and_inspecting_create_nothing(dsn: str) -> None:
 async def test_foreign_tables_are_refused(dsn: str) -> None:
     await execute(dsn, "CREATE TABLE messages (id INTEGER)")
     async with opened_replica(dsn) as replica:
-        with pytest.raises(CannotOpenError, match=r"did not make \(messages\)"):
+        with pytest.raises(CannotOpenError, match=r"did not create \(messages\)"):
             await replica.inspect()
-        with pytest.raises(CannotOpenError, match=r"did not make \(messages\)"):
+        with pytest.raises(CannotOpenError, match=r"did not create \(messages\)"):
             await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
     assert await fetched(dsn, "SELECT to_regclass('sagastore_schema')::text") == [(None,)]
 
@@ -115,7 +115,7 @@ async def test_older_schema_is_upgraded_with_data(dsn: str) -> None:
     async with opened_replica(dsn) as replica:
         found = await replica.inspect()
         assert (found.schema_version, found.empty, found.record) == (1, False, None)
-        with pytest.raises(PreconditionError, match="holds messages and files already"):
+        with pytest.raises(PreconditionError, match="already contains messages and files"):
             await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
         assert (await replica.inspect()).schema_version == 1
     async with opened_plain(dsn) as backend:
@@ -172,7 +172,7 @@ async def test_failed_open_can_be_retried() -> None:
         replica = replica_on(process.dsn, acquire_timeout=5)
         try:
             process.stop()
-            with pytest.raises(CannotOpenError, match="is it running"):
+            with pytest.raises(CannotOpenError, match="check that it is running"):
                 await replica.open()
             with pytest.raises(UnavailableError):
                 await replica.inspect()

@@ -179,7 +179,7 @@ async def test_newer_incompatible_schema_is_refused(dsn: str) -> None:
 
 async def test_foreign_tables_are_unchanged(dsn: str) -> None:
     await execute(dsn, "CREATE TABLE messages (id INTEGER)")
-    with pytest.raises(CannotOpenError, match=r"did not make \(messages\)"):
+    with pytest.raises(CannotOpenError, match=r"did not create \(messages\)"):
         await backend_on(dsn).open()
     await execute(dsn, "INSERT INTO messages VALUES (1)")
     async with opened(lambda: _Nothing(dsn)) as nothing:

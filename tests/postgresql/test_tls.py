@@ -84,9 +84,9 @@ async def test_server_certificate_is_verified(secured: Secured, pki: Pki) -> Non
     await connection.close()
     foreign = Pki(pki.folder / "foreign").ca
     for dsn, told in (
-        (secured.dsn("verify-full", pki.ca, host="127.0.0.1"), "certificate is not accepted (IP"),
-        (secured.dsn("verify-full", foreign), "certificate is not accepted (unable to get local"),
-        (secured.dsn("disable"), "refuses the user or the password"),
+        (secured.dsn("verify-full", pki.ca, host="127.0.0.1"), "certificate is not trusted (IP"),
+        (secured.dsn("verify-full", foreign), "certificate is not trusted (unable to get local"),
+        (secured.dsn("disable"), "rejects the user or the password"),
     ):
         with pytest.raises(CannotOpenError) as caught:
             await stored(dsn)

@@ -1,4 +1,4 @@
-"""Servers that know their callers."""
+"""Fixtures: certificates, and a server with access control."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 @pytest.fixture(scope="module")
 def mutual(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Run a server that wants certificates, and knows some, and a token for each role."""
+    """Run a server with mutual TLS, three known certificates and a token for each role."""
     folder = tmp_path_factory.mktemp("mutual")
     access = write_access(
         folder / "access.toml",

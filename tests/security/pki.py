@@ -1,4 +1,4 @@
-"""Certificates to test with."""
+"""Certificates and access files for tests."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sagastore import TLS
 from sagastore_server.security.access_rules import digest_of
 
 CLIENT = "client.example"
-"""The name in clients' certificates."""
+"""Name in client certificates."""
 
 
 class Pki:
-    """An authority, with its files in a folder."""
+    """A certificate authority with its files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -26,28 +26,28 @@ class Pki:
         self.ca = self.write("ca.pem", self.authority.cert_pem.bytes())
 
     def write(self, name: str, data: bytes, mode: int = 0o600) -> Path:
-        """Put a file in its place all at once, as a careful operator does."""
+        """Replace a file atomically, as a careful operator does."""
         draft = self.folder / f"{name}.new"
         draft.write_bytes(data)
         draft.chmod(mode)
         return draft.replace(self.folder / name)
 
     def issue(self, *names: str, **options: Any) -> trustme.LeafCert:
-        """Make a certificate and a key."""
+        """Issue a certificate with its key."""
         return self.authority.issue_cert(*names, **options)
 
     def expired(self, *names: str) -> trustme.LeafCert:
-        """Make a certificate that ended yesterday."""
+        """Issue a certificate that expired yesterday."""
         ended = datetime.now(UTC) - timedelta(days=1)
         return self.issue(*names, not_before=ended - timedelta(days=9), not_after=ended)
 
     def server(self, leaf: trustme.LeafCert | None = None) -> tuple[Path, Path]:
-        """Write the files of a server, the certificate first."""
+        """Write the certificate and the key of a server, and return their paths."""
         leaf = leaf or self.issue("localhost", "127.0.0.1")
         return self.write("server.pem", chain(leaf)), self.write("server.key", key(leaf))
 
     def client(self, leaf: trustme.LeafCert | None = None) -> TLS:
-        """Return what a client with a certificate connects with."""
+        """Return the TLS options of a client with a certificate."""
         leaf = leaf or self.issue(CLIENT)
         return TLS(ca=self.ca, cert=chain(leaf), key=key(leaf))
 
@@ -67,7 +67,7 @@ def entry(kind: str, name: str, role: str, token: str = "", more: str = "") -> s
 
 
 def write_access(path: Path, *entries: str) -> Path:
-    """Write an access file, all at once."""
+    """Replace an access file atomically."""
     draft = path.with_name(f"{path.name}.new")
     draft.write_text("\n".join(entries))
     draft.chmod(0o600)
@@ -77,7 +77,7 @@ def write_access(path: Path, *entries: str) -> Path:
 def environment(
     tls: tuple[Path, Path] | None = None, client_ca: Path | None = None, access: Path | None = None
 ) -> dict[str, str]:
-    """Return the settings of a server."""
+    """Return environment variables with the settings of a server."""
     cert, private = tls or (None, None)
     given = {"TLS_CERT": cert, "TLS_KEY": private, "TLS_CLIENT_CA": client_ca, "ACCESS": access}
     return {

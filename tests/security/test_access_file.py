@@ -1,4 +1,4 @@
-"""What an access file may say, how it is changed, and how callers are compared with it."""
+"""Access file: format, editing, and the comparison of tokens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ token_lists = st.lists(tokens, max_size=6, unique_by=lambda token: token.digest)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "problem"),
     [
         ("[[token]", "is not valid TOML"),
         ("tokens = []", "the file: unknown key 'tokens'; known are token, certificate"),
@@ -68,44 +68,44 @@ token_lists = st.lists(tokens, max_size=6, unique_by=lambda token: token.digest)
         ("[[certificate]]\n" * (MAX_ENTRIES + 1), "has 1,001 entries [[certificate]]"),
     ],
 )
-def test_mistakes_are_told_in_one_line(text: str, told: str) -> None:
+def test_invalid_file_is_reported_in_one_line(text: str, problem: str) -> None:
     with pytest.raises(AccessError) as caught:
         parse(text)
     line = str(caught.value)
-    assert told in line
+    assert problem in line
     assert "\n" not in line
     assert HASH not in line
     assert "my-own-password" not in line
 
 
-def test_all_that_can_be_said() -> None:
+def test_parse_reads_all_fields() -> None:
     text = GOOD + "expires = 2030-01-01T00:00:00+01:00\n" + entry("certificate", "CN x", "admin")
     moment = datetime.fromisoformat("2030-01-01T00:00:00+01:00")
     assert parse(text) == Rules(
         (TokenEntry("web", Role.WRITER, digest_of("a"), moment),),
         (CertificateEntry("CN x", Role.ADMIN),),
     )
-    assert parse("") == parse("# nobody\n") == Rules()
+    assert parse("") == parse("# empty\n") == Rules()
 
 
 @settings(deadline=None)
 @given(st.text() | st.lists(st.sampled_from([*"[]=\"'\n{},", "token", GOOD, "1"])).map("".join))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_parse_accepts_or_rejects_any_text(text: str) -> None:
     try:
         rules = parse(text)
     except AccessError:
         return
-    # Nobody gets in who has no entry of their own.
+    # Every accepted token has an entry.
     assert len(rules.tokens) <= text.count("sha256")
 
 
-@settings(deadline=None, max_examples=25)  # Each writes files that reach the disk.
+@settings(deadline=None, max_examples=25)  # Each example syncs files to disk.
 @given(token_lists, st.data())
-def test_what_the_command_writes_is_what_was_meant(
+def test_edit_changes_only_the_given_entries(
     tmp_path_factory: pytest.TempPathFactory, entries: list[TokenEntry], data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("edit") / "access.toml"
-    path.write_text("# ours\n" + entry("certificate", "c.example", "reader"))
+    path.write_text("# header\n" + entry("certificate", "c.example", "reader"))
     for token in entries:
         add_token(path, token)
         if data.draw(st.booleans()):
@@ -122,11 +122,11 @@ def test_what_the_command_writes_is_what_was_meant(
         assert list(access_edit.read_rules(path).tokens) == [e for e in entries if e not in gone]
     after = path.read_text()
     assert after.count("# a remark") == remarks
-    assert after.startswith("# ours\n")
+    assert after.startswith("# header\n")
     assert access_edit.read_rules(path).certificates == before.certificates
 
 
-def test_files_that_are_written_otherwise_are_left_alone(tmp_path: Path) -> None:
+def test_edit_refuses_other_forms_of_toml(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     text = f"token = [{{name = 'web', role = 'writer', sha256 = '{HASH}'}}]\n"
     path.write_text(text)
@@ -159,7 +159,7 @@ sha256 = "{digest_of("b").hex()}"
 """
 
 
-def test_comments_and_order_survive_a_revocation(tmp_path: Path) -> None:
+def test_revocation_keeps_comments_and_order(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
     path.write_text(INTERLEAVED)
     remove_tokens(path, "web")
@@ -191,7 +191,7 @@ except AccessError as exc:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit for the size of files")
 @pytest.mark.parametrize("change", ["add", "remove"])
-def test_full_disk_leaves_the_file_intact(tmp_path: Path, change: str) -> None:
+def test_edit_on_full_disk_leaves_the_file_intact(tmp_path: Path, change: str) -> None:
     """The system writes the first 1,000 of 2,300 bytes and reports that, as on a full disk."""
     text = [entry("token", f"n{n}", "reader", token=f"t{n}") for n in range(20)]
     path = write_access(tmp_path / "access.toml", *text)
@@ -209,7 +209,9 @@ def test_full_disk_leaves_the_file_intact(tmp_path: Path, change: str) -> None:
     assert list(tmp_path.iterdir()) == [path]  # No draft is left, which would block later changes.
 
 
-def test_failed_rename_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edit_with_failed_rename_leaves_no_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_access(tmp_path / "access.toml", GOOD)
 
     def refuse(self: Path, target: Path) -> Path:
@@ -223,16 +225,16 @@ def test_failed_rename_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.Monke
     remove_tokens(path, "web")
 
 
-def test_a_token_is_not_taken_for_its_name(tmp_path: Path) -> None:
-    """Somebody may type the token itself; then it is not said again."""
+def test_revocation_does_not_accept_or_repeat_a_token(tmp_path: Path) -> None:
+    """An error does not repeat a token that was given in place of its name."""
     path = write_access(tmp_path / "access.toml", entry("token", "web", "writer", token="a"))
-    for which in (new_token(), "", HASH[:7], "nobody"):
+    for which in (new_token(), "", HASH[:7], "unknown"):
         with pytest.raises(AccessError) as caught:
             remove_tokens(path, which)
         assert str(caught.value) == (f"{path} has no token with that name or hash")
 
 
-def test_owner_permissions_and_links_are_kept(tmp_path: Path) -> None:
+def test_edit_keeps_owner_permissions_and_links(tmp_path: Path) -> None:
     real, link = tmp_path / "real.toml", tmp_path / "access.toml"
     link.symlink_to(real)
     entry_ = TokenEntry("x", Role.READER, digest_of("b"))
@@ -247,10 +249,10 @@ def test_owner_permissions_and_links_are_kept(tmp_path: Path) -> None:
         add_token(link, entry_)
 
 
-def test_tokens_are_compared_with_all_entries(
+def test_token_is_compared_with_all_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many comparisons, whichever entry it is, and if it is none."""
+    """The number of comparisons does not depend on which entry matches, or whether one does."""
     made = [new_token() for _ in range(20)]
     assert len(set(made)) == 20
     text = [entry("token", f"n{n}", "reader", token=token) for n, token in enumerate(made)]

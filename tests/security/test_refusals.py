@@ -1,4 +1,4 @@
-"""Who is not let in, and who may not do what: over a real socket, against a real server."""
+"""Authentication and authorization, over a socket against a real server."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def writes(client: Client) -> list[Callable[[], object]]:
     ]
 
 
-def steers(client: Client) -> list[Callable[[], object]]:
+def migrates(client: Client) -> list[Callable[[], object]]:
     def watch() -> None:
         for _ in client.migration.watch():
             break
@@ -77,19 +77,21 @@ def fail(calls: list[Callable[[], object]], kind: type[Exception], match: str) -
             call()
 
 
-def test_a_reader(mutual: ServerProcess, pki: Pki) -> None:
+def test_reader_may_only_read(mutual: ServerProcess, pki: Pki) -> None:
     with connect(mutual, pki.client(), "reader-token") as client:
         succeed(reads(client))
         refusal = "'the-reader' has the role reader; this method requires "
         fail(writes(client), PermissionDeniedError, f"{refusal}writer")
-        fail(steers(client), PermissionDeniedError, f"{refusal}admin")
+        fail(migrates(client), PermissionDeniedError, f"{refusal}admin")
 
 
-def test_a_writer(mutual: ServerProcess, pki: Pki) -> None:
+def test_writer_may_not_migrate(mutual: ServerProcess, pki: Pki) -> None:
     with connect(mutual, pki.client(), "writer-token") as client:
         succeed(writes(client) + reads(client))
         fail(
-            steers(client), PermissionDeniedError, "has the role writer; this method requires admin"
+            migrates(client),
+            PermissionDeniedError,
+            "has the role writer; this method requires admin",
         )
         with pytest.raises(PermissionDeniedError):
             client.migration.change_phase(Phase.DUAL_WRITE)
@@ -97,10 +99,10 @@ def test_a_writer(mutual: ServerProcess, pki: Pki) -> None:
             list(client.migration.verify())
 
 
-def test_an_admin(mutual: ServerProcess, pki: Pki) -> None:
+def test_admin_may_do_everything(mutual: ServerProcess, pki: Pki) -> None:
     with connect(mutual, pki.client(), "admin-token") as client:
-        calls = steers(client)
-        # There is nothing to migrate here, which is said to those who may ask.
+        calls = migrates(client)
+        # Not the backfill: without a migration it fails with another error.
         succeed([*writes(client), *reads(client), calls[0], calls[2], calls[3]])
 
 
@@ -110,10 +112,10 @@ def test_an_admin(mutual: ServerProcess, pki: Pki) -> None:
         ("client.example", (False, False)),
         ("other.example CN=The Writer", (True, False)),
         ("10.0.0.7", (True, True)),
-        ("client.example 10.0.0.7", (True, True)),  # What any of its names may do.
+        ("client.example 10.0.0.7", (True, True)),  # The highest role counts.
     ],
 )
-def test_certificates_have_roles(
+def test_certificate_has_the_highest_role_of_its_names(
     mutual: ServerProcess, pki: Pki, names: str, may: tuple[bool, bool]
 ) -> None:
     alternative, _, common_name = names.partition(" CN=")
@@ -127,26 +129,26 @@ def test_certificates_have_roles(
                 fail([call], PermissionDeniedError, "has the role")
 
 
-def test_a_token_decides_beside_a_certificate(mutual: ServerProcess, pki: Pki) -> None:
+def test_token_takes_precedence_over_a_certificate(mutual: ServerProcess, pki: Pki) -> None:
     admin = pki.client(pki.issue("10.0.0.7"))
     with connect(mutual, admin, "reader-token") as client:
         fail(writes(client), PermissionDeniedError, "'the-reader'")
     with connect(mutual, admin, "wrong-token") as client:
         fail(reads(client) + writes(client), UnauthenticatedError, "does not know this token")
     with connect(mutual, admin, "old-token") as client:
-        fail(reads(client) + steers(client), UnauthenticatedError, "of 'old' has expired")
+        fail(reads(client) + migrates(client), UnauthenticatedError, "of 'old' has expired")
 
 
-def test_a_certificate_that_is_not_in_the_file(mutual: ServerProcess, pki: Pki) -> None:
-    stranger = pki.client(pki.issue("stranger.example"))
-    with connect(mutual, stranger) as client:
+def test_unknown_certificate_is_unauthenticated(mutual: ServerProcess, pki: Pki) -> None:
+    unknown = pki.client(pki.issue("unknown.example"))
+    with connect(mutual, unknown) as client:
         fail(
-            reads(client) + writes(client) + steers(client),
+            reads(client) + writes(client) + migrates(client),
             UnauthenticatedError,
-            "knows none of the names in this certificate: 'stranger.example'",
+            "knows none of the names in this certificate: 'unknown.example'",
         )
         assert client.health() is ServingStatus.SERVING
-    with connect(mutual, stranger, "writer-token") as client:
+    with connect(mutual, unknown, "writer-token") as client:
         succeed(writes(client))
 
 
@@ -154,7 +156,9 @@ def test_a_certificate_that_is_not_in_the_file(mutual: ServerProcess, pki: Pki) 
     "header",
     ["Basic d3JpdGVyOng=", "writer-token", "Bearer", "Bearer ", "Bearer writer-token x", "bearer"],
 )
-def test_other_authorizations(mutual: ServerProcess, pki: Pki, header: str) -> None:
+def test_malformed_authorization_is_unauthenticated(
+    mutual: ServerProcess, pki: Pki, header: str
+) -> None:
     for metadata in (
         [("authorization", header)],
         [("authorization", "Bearer writer-token"), ("authorization", header)],
@@ -164,19 +168,19 @@ def test_other_authorizations(mutual: ServerProcess, pki: Pki, header: str) -> N
         assert "writer-token" not in text
 
 
-def test_the_kind_of_authorization_is_read_in_any_case(mutual: ServerProcess, pki: Pki) -> None:
+def test_authorization_scheme_is_case_insensitive(mutual: ServerProcess, pki: Pki) -> None:
     code, _ = _get(mutual, pki.client(), [("authorization", "BEARER reader-token")])
     assert code is grpc.StatusCode.NOT_FOUND
 
 
-def test_nothing_is_read_of_those_who_are_not_let_in(mutual: ServerProcess, pki: Pki) -> None:
-    """The request is no message at all; who may not call does not even learn that."""
-    stranger = pki.client(pki.issue("stranger.example"))
-    assert _get(mutual, stranger, [], b"\xff\xff")[0] is grpc.StatusCode.UNAUTHENTICATED
+def test_unauthenticated_request_is_not_parsed(mutual: ServerProcess, pki: Pki) -> None:
+    """The request is no valid message, which only an authenticated caller learns."""
+    unknown = pki.client(pki.issue("unknown.example"))
+    assert _get(mutual, unknown, [], b"\xff\xff")[0] is grpc.StatusCode.UNAUTHENTICATED
     assert _get(mutual, pki.client(), [], b"\xff\xff")[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_clients_without_an_acceptable_certificate(mutual: ServerProcess, pki: Pki) -> None:
+def test_untrusted_certificate_fails_the_handshake(mutual: ServerProcess, pki: Pki) -> None:
     foreign = Pki(pki.folder / "foreign")
     for tls in (
         TLS(ca=pki.ca),
@@ -189,7 +193,7 @@ def test_clients_without_an_acceptable_certificate(mutual: ServerProcess, pki: P
                 client.health()
 
 
-def test_plain_text(mutual: ServerProcess) -> None:
+def test_plaintext_client_is_refused(mutual: ServerProcess) -> None:
     with connect(mutual, False, "admin-token") as client:
         fail(reads(client), UnavailableError, "does the server expect TLS")
 
@@ -197,7 +201,9 @@ def test_plain_text(mutual: ServerProcess) -> None:
 @pytest.mark.parametrize(
     "version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 )
-def test_versions_of_tls(mutual: ServerProcess, pki: Pki, version: ssl.TLSVersion) -> None:
+def test_tls_1_2_is_the_lowest_version(
+    mutual: ServerProcess, pki: Pki, version: ssl.TLSVersion
+) -> None:
     leaf = pki.issue("client.example")
     file = pki.write("both.pem", key(leaf) + chain(leaf))
     context = ssl.create_default_context(cafile=str(pki.ca))
@@ -215,13 +221,13 @@ def test_versions_of_tls(mutual: ServerProcess, pki: Pki, version: ssl.TLSVersio
                 assert secured.version() == version.name.replace("_", ".")
 
 
-def test_the_log_has_no_secrets_and_no_lines_of_grpc(mutual: ServerProcess) -> None:
+def test_log_has_no_secrets_and_no_lines_of_grpc(mutual: ServerProcess) -> None:
     assert mutual.alive
     assert len(mutual.events) == len(mutual.stderr), mutual.stderr
     assert not [line for line in mutual.stderr if "-token" in line or "PRIVATE" in line]
 
 
-def test_reflection_can_be_closed(mutual: ServerProcess, pki: Pki) -> None:
+def test_reflection_can_be_disabled(mutual: ServerProcess, pki: Pki) -> None:
     with grpc.secure_channel(mutual.address, pki.client().credentials()) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         asked = reflection_pb2.ServerReflectionRequest(list_services="")

@@ -1,4 +1,4 @@
-"""Tokens and certificates change while the server runs, and what that does to those who call."""
+"""Reload of tokens and certificates while clients are connected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from typing import Any
 import grpc
 import pytest
 
-from sagastore import TLS, AsyncClient, Client, Message, RetryPolicy, TokenFile, UnavailableError
+from sagastore import (
+    TLS,
+    AsyncClient,
+    Client,
+    Message,
+    RetryPolicy,
+    TokenFile,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from sagastore.v1 import (
     migration_pb2,
     migration_pb2_grpc,
@@ -37,13 +46,13 @@ class Guarded:
         self.server = ServerProcess(folder / "saga.db", env=environment(access=self.access))
 
     def change(self, *entries: str) -> None:
-        """Write the file, and wait until it is enforced."""
+        """Write the file, and wait until it is reloaded."""
         times = events(self.server, "access file reloaded") + 1
         write_access(self.access, *entries)
         self.logged("access file reloaded", times)
 
     def logged(self, name: str, times: int) -> None:
-        """Wait until the log has an event as often as that."""
+        """Wait until the log has an event ``times`` times."""
         wait(lambda: events(self.server, name) >= times)
 
 
@@ -57,7 +66,7 @@ def wait(condition: Callable[[], object]) -> None:
         if condition():
             return
         done.wait(0.02)
-    raise AssertionError("it did not come to that")
+    raise AssertionError("the condition was not met")
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +81,14 @@ def server_and_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarde
 
 @pytest.fixture
 def guarded(server_and_file: Guarded) -> Guarded:
-    """Return the server with the file as it was at first."""
+    """Return the server with its original access file."""
     if server_and_file.access.read_text() != "\n".join((GONE, OTHER)):
         server_and_file.change(GONE, OTHER)
     return server_and_file
 
 
 class Streams:
-    """All kinds of streams, opened by one caller."""
+    """One stream of each kind, opened by one caller."""
 
     def __init__(self, channel: grpc.Channel, token: str) -> None:
         self._metadata = [("authorization", f"Bearer {token}")]
@@ -88,7 +97,7 @@ class Streams:
         self._idle = threading.Event()
         first = batch(1, message(id="streamed"))
         self.watch = self._open(migration.WatchMigration, migration_pb2.WatchMigrationRequest())
-        # Much more than fits on the way: the server waits in the middle of it.
+        # More than the buffers hold, so that the server blocks in the middle.
         self.export = self._open(storage.Export, storage_pb2.ExportRequest(batch_size=100))
         self.bulk = self._open(storage.BulkSave, self._one_and_then_nothing(first))
         for stream in (self.watch, self.export, self.bulk):
@@ -104,7 +113,7 @@ class Streams:
         self._idle.wait(STARTUP_SECONDS)
 
     def codes(self) -> list[grpc.StatusCode]:
-        """Return what each ends with."""
+        """Return the status code of each stream."""
         for stream in (self.watch, self.export, self.bulk):
             with suppress(grpc.RpcError):
                 for _ in stream:
@@ -119,12 +128,12 @@ class Streams:
 
 
 def fill(address: str) -> None:
-    """Store what takes an export some time."""
+    """Store enough messages that an export takes some time."""
     with Client(address, token="other-token") as client:
         client.bulk_save(Message("openai", "user", "x" * 4_000, id=f"{n:05}") for n in range(4_000))
 
 
-def test_streams_end_with_their_token(guarded: Guarded) -> None:
+def test_stream_ends_when_its_token_is_revoked(guarded: Guarded) -> None:
     fill(guarded.server.address)
     with guarded.server.channel() as channel, guarded.server.channel() as another:
         gone, other = Streams(channel, "gone-token"), Streams(another, "other-token")
@@ -133,7 +142,7 @@ def test_streams_end_with_their_token(guarded: Guarded) -> None:
         next(other.watch)
         assert sum(len(answer.messages) for answer in other.export) > 3_000
         other.cancel()
-        # Who may do less than before loses what is too much, and keeps the rest.
+        # A lower role ends the streams that it does not permit, and no others.
         fewer = Streams(another, "other-token")
         guarded.change(entry("token", "other", "reader", token="other-token"))
         assert sum(len(answer.messages) for answer in fewer.export) > 3_000
@@ -144,7 +153,7 @@ def test_streams_end_with_their_token(guarded: Guarded) -> None:
         fewer.cancel()
 
 
-def test_streams_end_when_their_token_expires(guarded: Guarded) -> None:
+def test_stream_ends_when_its_token_expires(guarded: Guarded) -> None:
     end = (datetime.now(UTC) + timedelta(seconds=4)).isoformat()
     brief = entry("token", "brief", "admin", token="brief-token", more=f"expires = {end}")
     guarded.change(OTHER, brief)
@@ -160,7 +169,7 @@ def test_streams_end_when_their_token_expires(guarded: Guarded) -> None:
         assert "UNAUTHENTICATED" in str(caught.value)
 
 
-def test_a_broken_file_opens_nothing(guarded: Guarded) -> None:
+def test_invalid_access_file_is_not_reloaded(guarded: Guarded) -> None:
     refused = "access file not reloaded; the previous rules apply"
     good = events(guarded.server, "access file reloaded")
     for number, text in enumerate(("[[token]", GONE + "rolle = 1"), 1):
@@ -179,8 +188,31 @@ def test_a_broken_file_opens_nothing(guarded: Guarded) -> None:
                 stub.Get(storage_pb2.GetRequest(id="x"), metadata=metadata)
 
 
-async def test_clients_follow_their_token_file(guarded: Guarded, tmp_path: Path) -> None:
-    """A stream that was begun with a token that is gone goes on with the one that came."""
+def test_token_is_revoked_after_a_certificate_without_expiry(tmp_path: Path) -> None:
+    """In a time zone east of Greenwich the end of the year 9999 has no local time."""
+    pki = Pki(tmp_path / "pki")
+    access = write_access(tmp_path / "access.toml", GONE, OTHER)
+    settings = environment(pki.server(), None, access) | {"TZ": "Asia/Tokyo"}
+    server = ServerProcess(tmp_path / "saga.db", env=settings)
+    try:
+        server.start()
+        end = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+        pki.server(pki.issue("localhost", "127.0.0.1", not_after=end))
+        wait(lambda: events(server, "certificate reloaded") == 1)
+        write_access(access, OTHER)
+        wait(lambda: events(server, "access file reloaded") == 1)
+        tls = TLS(ca=pki.ca)
+        with (
+            Client(server.address, tls=tls, token="gone-token", retry=ONCE) as client,
+            pytest.raises(UnauthenticatedError),
+        ):
+            client.get("x")
+    finally:
+        server.close()
+
+
+async def test_client_continues_with_a_new_token_file(guarded: Guarded, tmp_path: Path) -> None:
+    """A stream that was opened with a revoked token continues with the new one."""
     file = tmp_path / "token"
     file.write_text("gone-token")
     numbers = iter(range(10_000_000))
@@ -201,7 +233,7 @@ async def test_clients_follow_their_token_file(guarded: Guarded, tmp_path: Path)
             await anext(watch)
         stop.set()
         result = await saving
-        # The batches under way were sent again, and some may have been there already.
+        # The batches in flight were sent again, and some may have been stored before.
         assert result.saved + result.unchanged == result.total == next(numbers)
         stored = {message.id async for message in client.export()}
         assert {f"follow-{n}" for n in range(result.total)} <= stored
@@ -209,7 +241,7 @@ async def test_clients_follow_their_token_file(guarded: Guarded, tmp_path: Path)
 
 
 class Load:
-    """Callers who connect anew all the time, and some who stay connected. None may fail."""
+    """Callers that reconnect for each call, and callers that stay connected. None may fail."""
 
     def __init__(self, address: str, token_file: Path) -> None:
         self.address = address
@@ -231,7 +263,7 @@ class Load:
         await asyncio.gather(*self._tasks)
 
     async def settle(self) -> None:
-        """Wait until every caller has begun anew since now."""
+        """Wait until every reconnecting caller has reconnected."""
         before = self.connections
         while self.connections < before + 9 and not self.failures:  # noqa: ASYNC110 - tasks count
             await asyncio.sleep(0.01)
@@ -255,16 +287,16 @@ class Load:
         try:
             await client.save(Message("openai", "user", f"hello {self.calls}", id=id))
             await client.get(id)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it must not be
+        except Exception as exc:  # noqa: BLE001 - any error fails the test
             self.failures.append(f"{type(exc).__name__}: {exc}")
         self.calls += 1
 
 
-async def test_rotation_under_load(tmp_path: Path) -> None:
+async def test_rotation_under_load_fails_no_call(tmp_path: Path) -> None:
     """No valid caller fails while tokens, certificates and authorities are replaced."""
     old, new = Pki(tmp_path / "old"), Pki(tmp_path / "new")
     both = old.ca.read_bytes() + new.ca.read_bytes()
-    # As Kubernetes has it: files are links through a link that is moved.
+    # As in Kubernetes: the files are reached through a symbolic link that is replaced.
     live = tmp_path / "live"
     versions = {name: tmp_path / name for name in ("v1", "v2")}
     for folder, pki in (("v1", old), ("v2", new)):
@@ -307,7 +339,7 @@ async def test_rotation_under_load(tmp_path: Path) -> None:
         await load.settle()
         write_access(access, second)
         await logged("access file reloaded", 2)
-        # The certificate of another authority, of which the files come one after the other.
+        # A certificate of another authority, whose files are replaced one after the other.
         assert not await only_new_is_trusted()
         (versions["v1"] / "server.pem").write_bytes((versions["v2"] / "server.pem").read_bytes())
         await logged("certificate not reloaded")
@@ -315,14 +347,14 @@ async def test_rotation_under_load(tmp_path: Path) -> None:
         (versions["v1"] / "server.key").write_bytes((versions["v2"] / "server.key").read_bytes())
         await logged("certificate reloaded")
         assert await only_new_is_trusted()
-        # Another one, by moving the link.
+        # Another one, by replacing the link.
         leaf = new.issue("127.0.0.1", "localhost")
         (versions["v2"] / "server.pem").write_bytes(chain(leaf))
         (versions["v2"] / "server.key").write_bytes(key(leaf))
         (tmp_path / "moving").symlink_to(versions["v2"])
         (tmp_path / "moving").replace(live)
         await logged("certificate reloaded", 2)
-        # Clients get certificates of the new authority, then the old one is dropped.
+        # Clients get certificates of the new authority, then the old one is removed.
         load.tls = TLS(ca=new.ca, cert=chain(leaf := new.issue(CLIENT)), key=key(leaf))
         await load.settle()
         old.write("clients.pem", new.ca.read_bytes())

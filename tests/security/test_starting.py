@@ -1,4 +1,4 @@
-"""What a server refuses to start with, each in one line; and what it takes over."""
+"""Checks of TLS and access files at startup, and the reload of TLS files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ BROKEN_KEY = b"-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "problem"),
     [
         ("server.pem", lambda _: b"\x30\x82\x01", "is not PEM"),
         ("server.pem", lambda pki: key(pki.issue("a")), "contains no certificate"),
@@ -71,17 +71,17 @@ BROKEN_KEY = b"-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----\n"
         ("ca.pem", lambda pki: chain(pki.expired("a")), "every certificate in"),
     ],
 )
-def test_files_that_cannot_be_used(
-    pki: Pki, name: str, data: Callable[[Pki], bytes], told: str
+def test_invalid_file_is_refused(
+    pki: Pki, name: str, data: Callable[[Pki], bytes], problem: str
 ) -> None:
     cert, private = pki.server()
     (pki.folder / name).write_bytes(data(pki))
     line = refusal(tls_cert=cert, tls_key=private, tls_client_ca=pki.ca)
     assert str(pki.folder / name) in line
-    assert told in line
+    assert problem in line
 
 
-def test_certificates_out_of_their_time(pki: Pki) -> None:
+def test_certificate_outside_its_validity_is_refused(pki: Pki) -> None:
     cert, private = pki.server(pki.expired("a"))
     assert f"{cert} expired on 20" in refusal(tls_cert=cert, tls_key=private)
     begin = datetime.now(UTC) + timedelta(days=2)
@@ -96,12 +96,12 @@ def test_certificates_out_of_their_time(pki: Pki) -> None:
         ed25519.Ed25519PrivateKey.generate(),
         ec.generate_private_key(ec.SECP521R1()),
         ec.generate_private_key(ec.SECP256K1()),
-        rsa.generate_private_key(65537, 1024),  # noqa: S505 - that is what is refused
+        rsa.generate_private_key(65537, 1024),  # noqa: S505 - the weak key under test
     ],
     ids=["ed25519", "p521", "k256", "rsa1024"],
 )
-def test_keys_that_cannot_be_served_with(pki: Pki, private: Any) -> None:
-    """With some gRPC does not start, and does not say why; with some every handshake fails."""
+def test_unsupported_key_is_refused(pki: Pki, private: Any) -> None:
+    """With some of them gRPC fails to start without an error, with some every handshake fails."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a")])
     now = datetime.now(UTC)
     certificate = (
@@ -112,11 +112,11 @@ def test_keys_that_cannot_be_served_with(pki: Pki, private: Any) -> None:
     )
     cert = pki.write("server.pem", certificate.public_bytes(Encoding.PEM))
     data = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    told = refusal(tls_cert=cert, tls_key=pki.write("server.key", data))
-    assert "has an unsupported kind of key; use RSA with at least 2048 bits" in told
+    problem = refusal(tls_cert=cert, tls_key=pki.write("server.key", data))
+    assert "has an unsupported kind of key; use RSA with at least 2048 bits" in problem
 
 
-def test_files_that_cannot_be_read(pki: Pki) -> None:
+def test_unreadable_file_is_refused(pki: Pki) -> None:
     cert, private = pki.server()
     missing = pki.folder / "missing"
     assert refusal(tls_cert=missing, tls_key=private).endswith("No such file or directory")
@@ -132,7 +132,7 @@ def test_files_that_cannot_be_read(pki: Pki) -> None:
     )
 
 
-def test_listening_beyond_this_machine(pki: Pki) -> None:
+def test_public_address_requires_tls_and_authentication(pki: Pki) -> None:
     cert, private = pki.server()
     access = write_access(pki.folder / "access.toml", entry("token", "x", "reader", token="t"))
     tls: dict[str, Any] = {"tls_cert": cert, "tls_key": private}
@@ -149,7 +149,7 @@ def test_listening_beyond_this_machine(pki: Pki) -> None:
     SecuritySetup(Settings(listen="127.0.0.1:1", access=access))
 
 
-def test_a_server_that_may_not_start_says_so_in_one_line(pki: Pki) -> None:
+def test_server_exits_with_one_line(pki: Pki) -> None:
     cert, _ = pki.server()
     settings = environment((cert, pki.write("other.key", key(pki.issue("a")))))
     done = subprocess.run(
@@ -164,36 +164,36 @@ def test_a_server_that_may_not_start_says_so_in_one_line(pki: Pki) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def look(files: TlsFiles, times: int = 2) -> None:
+def reload(files: TlsFiles, times: int = 2) -> None:
     for _ in range(times):
         files.poll()
         files.apply()
 
 
-def test_only_a_pair_is_taken_over(pki: Pki) -> None:
+def test_reload_needs_a_matching_pair(pki: Pki) -> None:
     files = TlsFiles(*pki.server(), pki.ca)
     first = files.material()
     assert "PRIVATE" not in repr(first)
     next_leaf = pki.issue("localhost", not_after=datetime.now(UTC) + timedelta(days=60))
     pki.write("server.pem", chain(next_leaf))
-    look(files)
+    reload(files)
     assert files.material() is first
     pki.write("server.key", key(next_leaf))
-    assert files.poll()  # A change is confirmed by a second look.
+    assert files.poll()  # A change is confirmed by a second reload.
     files.apply()
     assert files.material() is first
-    look(files, 1)
+    reload(files, 1)
     assert files.material().key == key(next_leaf)
     assert 59 < (files.ends - time.time()) / 86_400 < 60.1
-    # What cannot be used changes nothing, and nor does what is used already.
+    # Neither an invalid certificate nor the current one causes a reload.
     pki.server(pki.expired("localhost"))
-    look(files)
+    reload(files)
     (pki.folder / "server.key").unlink()
-    look(files)
+    reload(files)
     taken = files.material()
     assert taken.key == key(next_leaf)
     pki.server(next_leaf)
-    look(files)
+    reload(files)
     assert files.material() is taken
 
 
@@ -208,10 +208,10 @@ def test_certificate_without_expiry_is_reloaded_in_any_time_zone(
         files = TlsFiles(*pki.server())
         leaf = pki.issue("localhost", not_after=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
         pki.server(leaf)
-        look(files)
+        reload(files)
         assert files.material().key == key(leaf)
         (pki.folder / "server.key").write_bytes(BROKEN_KEY)
-        look(files)
+        reload(files)
         assert files.material().key == key(leaf)
     finally:
         monkeypatch.undo()
@@ -222,24 +222,26 @@ def test_certificate_without_expiry_is_reloaded_in_any_time_zone(
     assert logged.count("9999-12-31T23:59:59+00:00") == 2
 
 
-def test_certificate_with_a_date_that_is_none_is_refused(pki: Pki) -> None:
+def test_certificate_with_invalid_date_is_refused(pki: Pki) -> None:
     leaf = pki.issue("localhost", not_after=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
     der = x509.load_pem_x509_certificate(leaf.cert_chain_pems[0].bytes()).public_bytes(Encoding.DER)
     odd = der.replace(b"99991231235959Z", b"00001231235959Z")
     assert odd != der
     cert = pki.write("odd.pem", ssl.DER_cert_to_PEM_cert(odd).encode())
-    told = refusal(tls_cert=cert, tls_key=pki.write("odd.key", key(leaf)))
-    assert str(cert) in told
-    assert "invalid" in told
+    problem = refusal(tls_cert=cert, tls_key=pki.write("odd.key", key(leaf)))
+    assert str(cert) in problem
+    assert "invalid" in problem
 
 
-def test_authorities_may_hold_one_that_has_ended(pki: Pki) -> None:
+def test_expired_authority_beside_a_valid_one_is_accepted(pki: Pki) -> None:
     ended = Pki(pki.folder / "ended")
     both = chain(ended.expired("ca.example")) + pki.ca.read_bytes()
     TlsFiles(*pki.server(), pki.write("both.pem", both))
 
 
-def test_the_end_is_warned_of(pki: Pki, capsys: pytest.CaptureFixture[str]) -> None:
+def test_certificate_that_expires_soon_is_logged(
+    pki: Pki, capsys: pytest.CaptureFixture[str]
+) -> None:
     soon = datetime.now(UTC) + timedelta(days=20)
     TlsFiles(*pki.server(pki.issue("localhost", not_after=soon)))
     assert "certificate expires soon" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""``sagastore-server token``, as people use it."""
+"""The command ``sagastore-server token``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_token_from_its_making_to_its_end(tmp_path: Path) -> None:
+def test_token_works_until_it_is_revoked(tmp_path: Path) -> None:
     made = run(tmp_path, "new", "web", "--role", "writer", "--expires-days", "90")
     assert made.returncode == 0, made.stderr
     token = made.stdout.strip()

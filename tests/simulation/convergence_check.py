@@ -122,7 +122,9 @@ class ConvergenceCheck:
             return
         self._compare()
         reads = live.phase is Phase.READ_POSTGRES
-        if reads and not await self._eventually(lambda: live._replicator.current, CONVERGE_SECONDS):
+        if reads and not await self._eventually(
+            lambda: live._replicator.fallback.current, CONVERGE_SECONDS
+        ):
             world.violation("PostgreSQL did not resume answering reads")
 
     def _has_converged(self, live: MigratingService) -> bool:
@@ -131,8 +133,8 @@ class ConvergenceCheck:
         replicator = live._replicator
         # The last revisions may be those of repairs whose entries are pruned. PostgreSQL may also
         # have been set back last of all, and not be attached again yet.
-        lagging = not replicator.attached or replicator.applied < disk.revision
-        if record is None or lagging or record.applied != replicator.position:
+        lagging = not replicator.fallback.attached or replicator.fallback.applied < disk.revision
+        if record is None or lagging or record.applied != replicator.session.position:
             return False
         if disk.journal_status(record.applied).rows:
             return False
@@ -143,8 +145,8 @@ class ConvergenceCheck:
         world, replicator = self._world, live._replicator
         return (
             f"no convergence within {CONVERGE_SECONDS:g} s: {live.phase.slug}, "
-            f"{replicator.replica_status.value}, fenced {replicator.fenced}, "
-            f"trouble {replicator.trouble}, "
+            f"{replicator.fallback.status.value}, fenced {replicator.session.fenced}, "
+            f"trouble {replicator.session.trouble}, "
             f"record {world.postgres.record}, SQLite at {world.disk.revision}, "
             f"{len(world.disk.journal)} entries, backfill {live._backfill.status}"
         )

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from sagastore_server.migration.fallback import ReplicaStatus
 from sagastore_server.migration.migrating_service import MigratingService
-from sagastore_server.migration.replicator import ReplicaStatus
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.phase import Phase
 
@@ -33,7 +33,7 @@ class Watcher:
     def look(self) -> None:
         """Check the invariants if the state has changed since the last call."""
         replicator = self._replicator
-        now = (replicator.replica_status, replicator.applied, self._live.phase)
+        now = (replicator.fallback.status, replicator.fallback.applied, self._live.phase)
         if now == self._seen:
             return
         before, self._seen = self._seen, now
@@ -64,7 +64,7 @@ class Watcher:
         taken = record is not None and record.holder != world.disk.holder
         if not in_force or record is None or record.phase is Phase.POSTGRES_ONLY or taken:
             return
-        if world.set_back_undetected(self._replicator._attachments):
+        if world.set_back_undetected(self._replicator.session.attachments):
             return
         world.counts[f"asserted {name}"] += 1
         for lack in lacking(world, upto):

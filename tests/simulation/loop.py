@@ -18,6 +18,7 @@ import contextlib
 import contextvars
 import heapq
 import random
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -204,7 +205,9 @@ class SimulationLoop(asyncio.BaseEventLoop):
             if not task.done():
                 # `finally` blocks run now, on the stores of a finished round; their errors are
                 # irrelevant.
-                with contextlib.suppress(BaseException):
+                with warnings.catch_warnings(), contextlib.suppress(BaseException):
+                    # A `finally` that creates a coroutine finds no running loop to await it.
+                    warnings.simplefilter("ignore", RuntimeWarning)
                     task.get_coro().close()
         self._queue.clear()
         self._timers.clear()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from sagastore_server.migration import attachment, migrating_service
-from sagastore_server.migration.lease import LeaseGuard
+from sagastore_server.migration.lease import LeaseGuard, TargetSession
 from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.router import Router, _NoAnswerError
 from sagastore_server.storage.changes import Changes
@@ -291,7 +291,7 @@ def _acknowledge_unproved() -> None:
         phase = self._current_state.phase
         if not (phase.reads_postgres and phase.writes_sqlite):
             return False
-        return bool(await self._replicator.confirm(self._source.committed))
+        return bool(await self._fallback.confirm(self._source.committed))
 
     _replace(Router, "_confirmed", confirmed)
 
@@ -320,18 +320,18 @@ def _trust_set_back() -> None:
         return await copy(self, lease, rows, mark)
 
     async def renew(self: Any) -> None:
-        await self._timed(self._target.renew(self.lease))
+        await self.request(self._target.renew(self.lease))
 
     _replace(ModelTarget, "apply", applied)
     _replace(ModelTarget, "copy", copied)
-    _replace(Replicator, "_renew", renew)
+    _replace(TargetSession, "renew", renew)
 
 
 @_plant(
     "connection-loss-unheard", "a lost connection does not trigger a check of PostgreSQL", "restore"
 )
 def _connection_loss_unheard() -> None:
-    _replace(Replicator, "_suspect", lambda self: None)
+    _replace(Replicator, "_connection_lost", lambda self: None)
 
 
 # ---------------------------------------------------------------------- misconfiguration

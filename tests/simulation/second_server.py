@@ -50,10 +50,14 @@ async def _until_fenced(world: World, second_server: MigratingService) -> None:
     """Check that the first server detects the takeover."""
     first = world.service.live
     until = world.loop.time() + FENCE_SECONDS
-    while first is not None and not first._replicator.fenced and world.loop.time() < until:
+    while first is not None and not first._replicator.session.fenced and world.loop.time() < until:
         await asyncio.sleep(0.05)
-    if second_server._replicator.attached and first is not None and not first._replicator.fenced:
-        standing = first._replicator.replica_status.value
-        world.violation(f"the first server did not detect the takeover: {standing}")
+    if (
+        second_server._replicator.fallback.attached
+        and first is not None
+        and not first._replicator.session.fenced
+    ):
+        status = first._replicator.fallback.status.value
+        world.violation(f"the first server did not detect the takeover: {status}")
     # Clients continue for a moment; none of their writes may be acknowledged.
     await asyncio.sleep(0.5)

@@ -150,6 +150,7 @@ def _tuning(rng: Random) -> Tuning:
         near_entries=max(1, batch // 2),
         gather_seconds=rng.choice((0.0, 0.02, 0.1)),
         return_seconds=rng.choice((0.02, 0.5)),
+        return_most=2.0,
         prune_seconds=rng.choice((0.02, 1.0)),
         reconnect_first=rng.choice((0.01, 0.1)),
         reconnect_most=rng.choice((0.2, 2.0)),
@@ -204,7 +205,9 @@ def _narrowed(settings: Settings, rng: Random) -> Settings:
             "disk_slow": rng.choice((1.0, 10.0)),
             "lag": rng.choice((0.02, 0.1, 0.3)),
             "operate_every": 1.0,
-            "tuning": settings.tuning._replace(return_seconds=0.02, reconnect_first=0.01),
+            "tuning": settings.tuning._replace(
+                return_seconds=0.02, return_most=0.1, reconnect_first=0.01
+            ),
         },
         "last": {
             "begins": Phase.READ_POSTGRES,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sagastore_server.migration.replicator import Replicator
+from sagastore_server.migration.fallback import Fallback
 from sagastore_server.migration.router import Router
 from tests.simulation.models.target import ModelTarget
 from tests.simulation.recording import record
@@ -55,7 +55,7 @@ async def _now(self: Router) -> None:
 def test_premature_acknowledgement_is_rejected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Replicator, "confirm", _at_once)
+    monkeypatch.setattr(Fallback, "confirm", _at_once)
     assert kind(first_rejected("flap", range(1, 6))) == "ack"
 
 

@@ -145,7 +145,7 @@ class World:
         self.counts["acknowledgements checked"] += 1
         record = self.postgres.record
         other = record is not None and record.holder not in {"", self.disk.holder}
-        if live._replicator.fenced or (other and live.phase.writes_sqlite):
+        if live._replicator.session.fenced or (other and live.phase.writes_sqlite):
             self.violation("NoAckAfterTakeOver: a fenced server acknowledged a write")
 
     def check_durable(self, id: str, revision: int) -> None:
@@ -165,7 +165,7 @@ class World:
         self.set_back += 1
         self._set_back_at = self.loop.time()
         live = self.service.live
-        self._attachments_then = 0 if live is None else live._replicator._attachments
+        self._attachments_then = 0 if live is None else live._replicator.session.attachments
 
     def recently_set_back(self) -> bool:
         """Return whether the server may not have detected the set-back yet."""

@@ -151,12 +151,12 @@ async def test_earlier_archive_and_receipt_are_kept(path: Path) -> None:
 
 
 async def test_missing_file_cannot_be_archived(path: Path) -> None:
-    with pytest.raises(UnavailableError, match="it is not there"):
+    with pytest.raises(UnavailableError, match="it does not exist"):
         await SQLiteSource(path).archive({})
     async with opened_source(path) as source:
         made = await source.archive({})
     made.path.rename(path.with_name("taken away"))
-    with pytest.raises(UnavailableError, match=r"neither is messages\.db\.archive"):
+    with pytest.raises(UnavailableError, match=r"neither it nor messages\.db\.archive"):
         await source.archive({})
 
 

@@ -41,8 +41,8 @@ async def test_file_under_migration_requires_postgresql(path: Path, phase: Phase
     before = contents_of(path.parent)
     line = await _refusal(SQLiteStorage(path), CannotOpenError)
     assert line == (
-        f"{path} is in phase {phase.slug} of a migration to PostgreSQL; start with --postgres as "
-        "well, or go back to sqlite-only first"
+        f"{path} is in phase {phase.slug} of a migration to PostgreSQL; also set --postgres, or "
+        "return to phase sqlite-only first"
     )
     assert contents_of(path.parent) == before
     assert look_into(path).refusal == line.removeprefix(f"{path} ")
@@ -62,7 +62,7 @@ async def test_unreadable_state_is_refused(path: Path) -> None:
             plain.execute("REPLACE INTO store_state VALUES ('migration', ?)", (text,))
             plain.commit()
         for store in (SQLiteStorage(path), SQLiteSource(path)):
-            assert "an operator must restore it" in await _refusal(store, CannotOpenError)
+            assert "restore the store from a backup" in await _refusal(store, CannotOpenError)
         assert "cannot be served" in str(look_into(path).refusal)
 
 
@@ -81,7 +81,7 @@ async def test_archive_is_refused(path: Path) -> None:
     before = contents_of(path.parent)
     for store in (SQLiteStorage(archive), SQLiteSource(archive)):
         line = await _refusal(store, MovedError)
-        assert line.startswith(f"{archive} was archived: the messages live in PostgreSQL since 20")
+        assert line.startswith(f"{archive} was archived: the messages are in PostgreSQL since 20")
         assert line.endswith(" UTC; start with --postgres alone")
     assert contents_of(path.parent) == before
     # A copy that can be written to is still the archive.
@@ -98,7 +98,7 @@ async def test_missing_file_with_receipt_is_refused(path: Path) -> None:
     before = contents_of(path.parent)
     for store in (SQLiteStorage(path), SQLiteSource(path)):
         line = await _refusal(store, MovedError)
-        assert line.startswith(f"{path} is not there: its messages moved to PostgreSQL at 20")
+        assert line.startswith(f"{path} does not exist: its messages moved to PostgreSQL at 20")
         assert "the file is now messages.db.archive; start with --postgres alone" in line
         assert "move messages.db.receipt.json away" in line
     assert contents_of(path.parent) == before

@@ -18,7 +18,7 @@ import pytest
 
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.backup import restore as restoring
-from sagastore_server.sqlite.backup.backup import BackupError, back_up
+from sagastore_server.sqlite.backup.create import BackupError, back_up
 from sagastore_server.sqlite.backup.restore import restore
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.model import OnConflict
@@ -134,7 +134,7 @@ async def test_backup_keeps_permissions_and_existing_files(path: Path) -> None:
     back_up(path, target, silent)
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     before = contents_of(path.parent)
-    with pytest.raises(BackupError, match="exists already"):
+    with pytest.raises(BackupError, match="already exists"):
         back_up(path, target, silent)
     other = path.with_name("other.db")
     other.with_name("other.db.partial").write_text("another backup")
@@ -146,7 +146,7 @@ async def test_backup_keeps_permissions_and_existing_files(path: Path) -> None:
     def take_the_name(what: str, done: int, total: int) -> None:
         other.write_text("somebody was faster")
 
-    with pytest.raises(BackupError, match="exists already"):
+    with pytest.raises(BackupError, match="already exists"):
         back_up(path, other, take_the_name)
     assert other.read_text() == "somebody was faster"
     assert not other.with_name("other.db.partial").exists()
@@ -247,7 +247,7 @@ async def test_full_disk_leaves_no_backup(
 ) -> None:
     async with opened(lambda: SQLiteStorage(path)) as store:
         await fill(store, "one", 600)
-    with pytest.raises(BackupError, match="are needed; make room"):
+    with pytest.raises(BackupError, match="are needed; free space"):
         back_up(path, small_disk / "backup.db", silent)
     # It may also fill up after the look at what is free.
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((4096,) * 10))
@@ -284,7 +284,7 @@ async def test_restore_refuses_store_in_use(backup: Path, store: SQLiteStorage, 
     for replace in (False, True):
         with pytest.raises(BackupError, match="in use by another SagaStore server"):
             restore(backup, path, replace=replace, progress=silent)
-    with pytest.raises(BackupError, match="is in use, or was"):
+    with pytest.raises(BackupError, match="is in use by a server, or was"):
         restore(path, path.with_name("new.db"), replace=False, progress=silent)
     await store.save(draft("still", "text"))
 
@@ -300,7 +300,7 @@ async def test_restore_refuses_file_open_elsewhere(backup: Path, path: Path) -> 
 
 
 async def test_restore_keeps_old_file(backup: Path, path: Path) -> None:
-    with pytest.raises(BackupError, match="the very file"):
+    with pytest.raises(BackupError, match="the file to be replaced"):
         restore(backup, backup, replace=True, progress=silent)
     await killed(path.with_name("former.db"), path)
     path.chmod(0o640)

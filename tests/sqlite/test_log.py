@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import resource
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
+from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.search.parser import parse_query
 from sagastore_server.sqlite import checkpoint, connection
 from sagastore_server.sqlite.backend import SQLiteStorage
@@ -18,6 +21,7 @@ from sagastore_server.sqlite.wal_file import NO_LOG, read_log
 from sagastore_server.storage.model import OnConflict
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support.drafts import draft, found
+from tests.support.waiting import until
 
 MIB = 1 << 20
 
@@ -130,7 +134,7 @@ async def test_log_restarts_without_truncating_file(
     assert length == 32 + before.size == 32 + before.frames * (24 + 4096)
     assert _in_use(store) == before.size
     async with store._readers.none_reading(1.0):
-        assert await store._checkpointer._empty()
+        assert await store._checkpointer._restart()
     assert (_in_use(store), read_log(log)) == (0, before)
     await store.save(draft("m-1"))
     after = read_log(log)
@@ -234,7 +238,7 @@ async def test_cancelled_read_releases_log(small: SQLiteStorage, path: Path) -> 
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     async with small._readers.none_reading(1.0):
-        assert await small._checkpointer._empty()
+        assert await small._checkpointer._restart()
     assert _in_use(small) == 0
     assert len(await found(small, "words")) == 200
 
@@ -245,3 +249,91 @@ async def test_readers_are_served_fairly(small: SQLiteStorage) -> None:
     async with _constant_reading(small):
         for _ in range(20):
             await asyncio.gather(*(small.get(f"1-{n}") for n in range(10)))
+
+
+@contextmanager
+def _file_size_limit(size: int) -> Iterator[None]:
+    """Let every write of this process beyond ``size`` bytes of a file fail with EFBIG."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+
+@pytest.mark.parametrize("passive", [True, False], ids=["passive", "restart"])
+async def test_checkpointer_reports_an_io_error_and_recovers(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    passive: bool,
+) -> None:
+    """The database file cannot grow, so copying the log into it fails, in either step."""
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.01)
+    monkeypatch.setattr(checkpoint, "PASSIVE_BYTES", 3600 * MIB)
+    monkeypatch.setattr(checkpoint, "LARGE_BYTES", 3600 * MIB)
+    supervisor = Supervisor(first_pause=0.01, longest_pause=0.05)
+    store = SQLiteStorage(path, supervisor=supervisor)
+    await store.open()
+    await _write(store, 0)
+    if not passive:
+        monkeypatch.setattr(store._checkpointer, "_passive", _nothing)
+    assert _in_use(store) > 64 * 1024
+    with caplog.at_level(logging.ERROR), _file_size_limit(64 * 1024):
+        monkeypatch.setattr(checkpoint, "PASSIVE_BYTES" if passive else "LARGE_BYTES", 4096)
+        await until(lambda: supervisor.failing != () and supervisor.failing[0].failures >= 3)
+        (failure,) = supervisor.failing
+        assert (await store.get("0-0")).id == "0-0"
+    assert failure.task == "sqlite-checkpointer"
+    assert "disk" in failure.error
+    logged = [one for one in caplog.records if "sqlite-checkpointer" in one.getMessage()]
+    assert len(logged) >= 3
+    assert [bool(one.exc_info) for one in logged] == [True] + [False] * (len(logged) - 1)
+    await until(lambda: _in_use(store) == 0)
+    assert _size(path) > 64 * 1024
+    await store.close()
+    assert supervisor.failing == ()
+
+
+async def test_checkpointer_reports_an_unreadable_log_and_recovers(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log's name leads to itself: opening it fails with ELOOP, for root as well."""
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.01)
+    monkeypatch.setattr(checkpoint, "PASSIVE_BYTES", 3600 * MIB)
+    supervisor = Supervisor(first_pause=0.01, longest_pause=0.05)
+    store = SQLiteStorage(path, supervisor=supervisor)
+    await store.open()
+    await _write(store, 0)
+    before = _in_use(store)
+    log = path.with_name(path.name + "-wal")
+    kept = log.with_name("kept")
+    log.rename(kept)
+    log.symlink_to(log.name)
+    await until(lambda: supervisor.failing != ())
+    assert "write-ahead log" in supervisor.failing[0].error
+    assert _in_use(store) == before
+    kept.replace(log)
+    monkeypatch.setattr(checkpoint, "PASSIVE_BYTES", 4096)
+    await until(lambda: _in_use(store) == 0)
+    await store.close()
+
+
+async def test_closing_a_store_is_no_failure_of_the_checkpointer(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoint, "LARGE_BYTES", 4096)
+    supervisor = Supervisor()
+    for number in range(10):
+        store = SQLiteStorage(path, supervisor=supervisor)
+        await store.open()
+        await asyncio.gather(*(store.save(draft(f"{number}-{n}")) for n in range(20)))
+        await store.close()
+    assert supervisor.failing == ()
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+async def _nothing() -> None:
+    """Stand in for a passive checkpoint."""

@@ -209,7 +209,7 @@ async def test_conflicting_object_name_is_reported(path: Path) -> None:
     _old_file(path, 1)
     with closing(sqlite3.connect(path)) as plain:
         plain.execute("CREATE TABLE Journal (entry)")
-    with pytest.raises(CannotOpenError, match=r"table named Journal of its own.*rename it first"):
+    with pytest.raises(CannotOpenError, match=r"its table Journal has a name.*rename it first"):
         await SQLiteStorage(path).open()
     with closing(sqlite3.connect(path)) as plain:
         assert plain.execute("PRAGMA user_version").fetchone() == (1,)

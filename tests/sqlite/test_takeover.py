@@ -319,9 +319,9 @@ def test_every_journal_mode_is_imported(path: Path, mode: str) -> None:
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        ("CREATE TABLE quarantine (x)", "table named quarantine of its own"),
-        ("CREATE VIEW tombstones AS SELECT 1", "view named tombstones"),
-        ("DROP TABLE files; CREATE VIEW files AS SELECT 1", "view named files"),
+        ("CREATE TABLE quarantine (x)", "its table quarantine has a name"),
+        ("CREATE VIEW tombstones AS SELECT 1", "its view tombstones has a name"),
+        ("DROP TABLE files; CREATE VIEW files AS SELECT 1", "its view files has a name"),
     ],
 )
 def test_conflicting_names_are_refused(path: Path, more: str, line: str) -> None:

@@ -107,8 +107,9 @@ def test_import_survives_kill_at_any_statement(path: Path, original: Path) -> No
 
 
 def test_import_survives_kill_at_any_time(path: Path, original: Path) -> None:
-    script = "import pathlib, sys; from sagastore_server.sqlite import takeover; print(flush=True);"
-    script += "importer.take_over(pathlib.Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    script = "import pathlib, sys; from sagastore_server.sqlite.legacy import importer;"
+    script += "print(flush=True); importer.take_over(pathlib.Path(sys.argv[1]));"
+    script += "print(flush=True); sys.stdin.read()"
     for milliseconds in range(0, 400, 400 // ATTEMPTS):
         for file in path.parent.iterdir():
             file.unlink()
@@ -118,7 +119,7 @@ def test_import_survives_kill_at_any_time(path: Path, original: Path) -> None:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         ) as process:  # fmt: skip
             assert process.stdout is not None
-            process.stdout.readline()
+            assert process.stdout.readline() == b"\n"
             time.sleep(milliseconds / 1000)
             process.kill()
         assert_whole(path, original)
@@ -133,8 +134,8 @@ def test_import_fails_cleanly_at_file_size_limit(path: Path, original: Path) -> 
             [sys.executable, "-c", _FAILING, str(path), str(limit)],
             capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
-        assert result.stdout.startswith("refused: cannot take over"), result
-        assert "the disk is full or fails" in result.stdout
+        assert result.stdout.startswith("refused: cannot import"), result
+        assert "the disk is full or faulty" in result.stdout
         assert len(result.stdout.splitlines()) == 1
         assert not path.with_name("memory.db-journal").exists()
         assert digest(path) == digest(original)
@@ -175,19 +176,19 @@ def test_import_fails_cleanly_on_full_disk(
 ) -> None:
     path = Path(shutil.copy(original, small_disk / "memory.db"))
     before = contents_of(small_disk)
-    with pytest.raises(CannotOpenError, match=r"need up to \d+ MB of disk, \d+ MB are free"):
+    with pytest.raises(CannotOpenError, match=r"need up to \d+ MB of disk space, \d+ MB are free"):
         take_over(path)
     assert contents_of(small_disk) == before
     # Others may fill the disk after the check.
     monkeypatch.setattr("sagastore_server.sqlite.legacy.copy._check_room", lambda *_: None)
-    with pytest.raises(CannotOpenError, match="the disk is full or fails"):
+    with pytest.raises(CannotOpenError, match="the disk is full or faulty"):
         take_over(path)
     assert digest(path) == digest(original)
     (small_disk / "ballast").write_bytes(b"x" * (original.stat().st_size // 2))
     shutil.copy(original, path)
     small_disk.joinpath("memory.db.before-sagastore").unlink(missing_ok=True)
     small_disk.joinpath("ballast").write_bytes(b"x" * (original.stat().st_size * 3 // 4))
-    with pytest.raises(CannotOpenError, match="the disk is full or fails"):
+    with pytest.raises(CannotOpenError, match="the disk is full or faulty"):
         take_over(path)
     assert sorted(contents_of(small_disk)) == ["ballast", "memory.db"]
     assert digest(path) == digest(original)
@@ -201,7 +202,7 @@ def test_corrupt_copy_aborts_import(path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("sagastore_server.sqlite.legacy.copy._write", torn)
     before = contents_of(path.parent)
-    with pytest.raises(CannotOpenError, match="the disk cannot be trusted"):
+    with pytest.raises(CannotOpenError, match="check the disk"):
         take_over(path)
     assert contents_of(path.parent) == before
 
@@ -211,7 +212,7 @@ def test_lost_row_aborts_import(
 ) -> None:
     """The counts before the commit detect a bug of the import."""
     monkeypatch.setattr(
-        "sagastore_server.sqlite.legacy.importer._Takeover._set_aside", lambda *_: None
+        "sagastore_server.sqlite.legacy.importer._Takeover._quarantine", lambda *_: None
     )
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE messages SET content = '' WHERE id = 'm7'")

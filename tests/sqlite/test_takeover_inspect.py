@@ -229,7 +229,7 @@ def test_newer_schema_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "new.db"
     script(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 999")(path)
     assert classify(path)[:2] == (Kind.SAGASTORE, 999)
-    assert "knows up to" in str(look_into(path).refusal)
+    assert "supports up to" in str(look_into(path).refusal)
 
 
 def test_missing_disk_space_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,8 @@ import asyncpg
 from sagastore_server import app
 from sagastore_server.migration import auxiliary_rows
 from sagastore_server.migration.current_state import CurrentState
+from sagastore_server.migration.fallback import Fallback, ReplicaStatus
 from sagastore_server.migration.migrating_service import MigratingService
-from sagastore_server.migration.replicator import ReplicaStatus, Replicator
 from sagastore_server.migration.router import Router
 from sagastore_server.migration.tuning import Tuning
 from sagastore_server.migration.write_fence import WriteFence
@@ -195,10 +195,10 @@ def _caller(frame: FrameType | None) -> str:
         module = frame.f_globals.get("__name__", "")
         if module.startswith(("sagastore.", "sagastore_server.")):
             run = frame.f_locals.get("run")
-            if frame.f_code is SQLiteGroupWriter._transact.__code__ and run is not None:
+            if frame.f_code is SQLiteGroupWriter._run_in_transaction.__code__ and run is not None:
                 return _name_of(run)
             name = frame.f_code.co_name
-            if name == "_attempt":
+            if name == "_commit_once":
                 return "writes"
             if not name.startswith(("_", "<")) and not module.endswith((".pool", ".queries")):
                 if name not in {"once", "run"}:
@@ -287,16 +287,17 @@ def _build_index(name: str, _: object) -> str:
 
 
 def _mark_memory(boundaries: Boundaries) -> None:
-    enter, stand, closed = CurrentState.enter, Replicator._stand, WriteFence.closed
+    enter, closed = CurrentState.enter, WriteFence.closed
+    set_status = Fallback.set_status
 
     def entered(self: CurrentState, state: MigrationState) -> None:
         enter(self, state)
         boundaries.enter(state)
         boundaries.passed("in force", "after")
 
-    def stood(self: Replicator, standing: ReplicaStatus) -> None:
-        before = self.replica_status
-        stand(self, standing)
+    def stood(self: Fallback, standing: ReplicaStatus) -> None:
+        before = self.status
+        set_status(self, standing)
         if standing is not before:
             boundaries.passed(f"follower({standing.value})", "after")
 
@@ -308,5 +309,5 @@ def _mark_memory(boundaries: Boundaries) -> None:
             boundaries.passed("fence", "opening")
 
     _replace(CurrentState, "enter", entered)
-    _replace(Replicator, "_stand", stood)
+    _replace(Fallback, "set_status", stood)
     _replace(WriteFence, "closed", fenced)

@@ -1,4 +1,4 @@
-"""An OTLP collector that keeps what it is sent."""
+"""An OTLP collector that keeps the spans it receives."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _WITHIN = 100.0
 
 
 class Collector(services.TraceServiceServicer):
-    """Listens on a port of its own."""
+    """An OTLP collector on a free port."""
 
     def __init__(self) -> None:
         self.requests: list[messages.ExportTraceServiceRequest] = []
-        self._came = threading.Condition()
+        self._received = threading.Condition()
         self._server = grpc.server(ThreadPoolExecutor(1))
         services.add_TraceServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
         self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -42,14 +42,14 @@ class Collector(services.TraceServiceServicer):
     def Export(
         self, request: messages.ExportTraceServiceRequest, context: Any
     ) -> messages.ExportTraceServiceResponse:
-        with self._came:
+        with self._received:
             self.requests.append(request)
-            self._came.notify_all()
+            self._received.notify_all()
         return messages.ExportTraceServiceResponse()
 
     @property
     def spans(self) -> list[Span]:
-        """All that has come so far."""
+        """All spans received so far."""
         return [
             span
             for request in list(self.requests)
@@ -59,10 +59,10 @@ class Collector(services.TraceServiceServicer):
         ]
 
     def wait_for(self, name: str, trace_id: int | None = None, status: int | None = None) -> Span:
-        """Wait for a span; of a trace, or of a call that ended with a status, if they are given."""
+        """Wait for a span, optionally of a given trace or with a given status code."""
         found: list[Span] = []
 
-        def has_come() -> bool:
+        def received() -> bool:
             found[:] = [
                 span
                 for span in self.spans
@@ -72,12 +72,12 @@ class Collector(services.TraceServiceServicer):
             ]
             return bool(found)
 
-        with self._came:
-            assert self._came.wait_for(has_come, _WITHIN), [span.name for span in self.spans]
+        with self._received:
+            assert self._received.wait_for(received, _WITHIN), [span.name for span in self.spans]
         return found[0]
 
     def resource(self) -> dict[str, str]:
-        """Return what is told of the server."""
+        """Return the attributes of the resource."""
         attributes = self.requests[0].resource_spans[0].resource.attributes
         return {one.key: one.value.string_value for one in attributes}
 

@@ -1,4 +1,4 @@
-"""What is told on the ops port, read as its users do."""
+"""Client for the ops port."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.server_process import ServerProcess
 
 ON = {"SAGASTORE_OPS_LISTEN": "127.0.0.1:0"}
-"""In the environment of a server: have an ops port, whichever is free."""
+"""Environment of a server with an ops port on any free port."""
 
 _WITHIN = 100.0
 
 
 class Answered(NamedTuple):
-    """An answer of the ops port."""
+    """A response of the ops port."""
 
     status: int
     body: bytes
@@ -34,12 +34,12 @@ class Answered(NamedTuple):
 
     @property
     def reasons(self) -> list[str]:
-        """Why the server is not ready."""
+        """Reasons why the server is not ready."""
         return [finding["reason"] for finding in self.document["reasons"]]
 
 
 def get(address: str, path: str, method: str = "GET") -> Answered:
-    """Ask the ops port at ``address``."""
+    """Send a request to the ops port at ``address``."""
     connection = http.client.HTTPConnection(address, timeout=60)
     with contextlib.closing(connection):
         connection.request(method, path)
@@ -63,7 +63,7 @@ def names(address: str) -> set[str]:
 
 
 def ops_of(server: ServerProcess) -> str:
-    """Return where the ops port of a server is that serves."""
+    """Return the address of the ops port of a running server."""
     address: str = server.wait_for_event("serving")["ops"]
     return address
 
@@ -72,13 +72,13 @@ def eventually(condition: Callable[[], object]) -> None:
     """Wait until ``condition`` holds."""
     until = time.monotonic() + _WITHIN
     while not condition():
-        assert time.monotonic() < until, "it did not come about"
+        assert time.monotonic() < until, "the condition was not met"
         time.sleep(0.02)
 
 
 @contextmanager
 def taken_port() -> Iterator[int]:
-    """Listen on a port of this machine for as long as the context lasts."""
+    """Occupy a port of this machine while the context lasts."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 

@@ -1,8 +1,8 @@
-"""A server whose event loop stops for good at SIGUSR1.
+"""A server whose event loop hangs forever after SIGUSR1.
 
 Usage: ``python -m tests.telemetry.stuck_server …``.
 
-Live means that the loop has gone round within half a second here, not ten.
+Its limit for liveness is 0.7 seconds instead of 10.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sagastore_server.telemetry import readiness
 
 
 def stop(*_: object) -> None:
-    """Hold the main thread, and the event loop with it."""
+    """Block the main thread, and so the event loop."""
     threading.Event().wait()
 
 

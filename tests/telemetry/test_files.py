@@ -1,4 +1,4 @@
-"""The dashboard, the alerts and the documentation speak of what a server really tells."""
+"""The dashboard, the alerts and the documentation match the metrics of a real server."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ needs_promtool = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return what a server with TLS tells in the middle of a migration, after a verification."""
-    return asyncio.run(_told(tmp_path_factory.mktemp("migrating")))
+def exposition(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the metrics of a server with TLS during a migration, after a verification."""
+    return asyncio.run(_exposition(tmp_path_factory.mktemp("migrating")))
 
 
-async def _told(folder: Path) -> str:
+async def _exposition(folder: Path) -> str:
     pki = Pki(folder / "pki")
     cert, key = pki.server()
     async with fresh_schema() as dsn:
@@ -66,8 +66,8 @@ def metrics(ops: str) -> bytes:
     return get(ops, "/metrics").body
 
 
-def samples(told: str) -> set[str]:
-    families = text_string_to_metric_families(told)
+def samples(exposition: str) -> set[str]:
+    families = text_string_to_metric_families(exposition)
     return {sample.name for family in families for sample in family.samples}
 
 
@@ -85,27 +85,27 @@ def dashboard_expressions() -> list[str]:
 
 def alert_expressions() -> list[str]:
     text = (PROMETHEUS / "alerts.yml").read_text(encoding="utf-8")
-    # Without what is said to people, of which some looks like a metric.
+    # Without the texts, of which some look like metrics.
     return [re.sub(r"(?m)^ +(summary|description): .*$", "", text)]
 
 
-def test_every_metric_that_is_used_exists(told: str) -> None:
-    there = samples(told)
+def test_used_metrics_exist(exposition: str) -> None:
+    exported_names = samples(exposition)
     for expression in (*dashboard_expressions(), *alert_expressions()):
-        assert used(expression) - there == set(), expression
+        assert used(expression) - exported_names == set(), expression
     assert len(used(" ".join(dashboard_expressions()))) > 40
 
 
-def test_every_metric_is_documented_and_every_documented_one_exists(told: str) -> None:
+def test_documented_metrics_are_the_exported_ones(exposition: str) -> None:
     text = (ROOT / "docs" / "reference" / "observability.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     documented = {name for row in rows for name in METRIC.findall(row)}
-    exported = {PARTS.sub("", name) for name in samples(told)}
+    exported = {PARTS.sub("", name) for name in samples(exposition)}
     assert documented == exported
 
 
-def test_names_follow_the_conventions(told: str) -> None:
-    for family in text_string_to_metric_families(told):
+def test_metric_names_follow_the_conventions(exposition: str) -> None:
+    for family in text_string_to_metric_families(exposition):
         assert family.documentation, family.name
         if family.name.startswith("sagastore_"):
             total = any(sample.name.endswith("_total") for sample in family.samples)
@@ -113,13 +113,13 @@ def test_names_follow_the_conventions(told: str) -> None:
             assert not re.search(r"(milli|micro|nano|kilo|mega|minutes|hours)", family.name)
 
 
-def test_every_metric_of_ours_is_on_the_dashboard(told: str) -> None:
-    ours = {PARTS.sub("", name) for name in samples(told) if name.startswith("sagastore_")}
+def test_dashboard_shows_every_metric(exposition: str) -> None:
+    ours = {PARTS.sub("", name) for name in samples(exposition) if name.startswith("sagastore_")}
     shown = {PARTS.sub("", name) for name in used(" ".join(dashboard_expressions()))}
     assert ours - shown == set()
 
 
-def test_the_dashboard_can_be_imported() -> None:
+def test_dashboard_is_valid() -> None:
     document: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     panels = document["panels"]
     rows = [panel["title"] for panel in panels if panel["type"] == "row"]
@@ -147,14 +147,14 @@ def test_the_dashboard_can_be_imported() -> None:
         ("test", "rules", "alerts_test.yml"),
     ],
 )
-def test_promtool(check: tuple[str, ...]) -> None:
+def test_prometheus_files_pass_promtool(check: tuple[str, ...]) -> None:
     done = subprocess.run(
         ["promtool", *check], cwd=PROMETHEUS, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_has_a_test() -> None:
+def test_alerts_have_tests() -> None:
     alerts = (PROMETHEUS / "alerts.yml").read_text(encoding="utf-8")
     tests = (PROMETHEUS / "alerts_test.yml").read_text(encoding="utf-8")
     for name in re.findall(r"- alert: (\w+)", alerts):
@@ -162,9 +162,13 @@ def test_every_alert_has_a_test() -> None:
 
 
 @needs_promtool
-def test_the_metrics_pass_promtools_lint(told: str) -> None:
+def test_metrics_pass_the_lint_of_promtool(exposition: str) -> None:
     done = subprocess.run(
-        ["promtool", "check", "metrics"], input=told, capture_output=True, text=True, check=False
+        ["promtool", "check", "metrics"],
+        input=exposition,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     complaints = [line for line in done.stderr.splitlines() if line.startswith("sagastore")]
     assert complaints == []

@@ -1,4 +1,4 @@
-"""What is logged: which call a line belongs to, and nothing that is nobody's business."""
+"""Logs: the id of the call in each line, and no secrets or content."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tests.support.server_process import ServerProcess
 
 ServerFactory = Callable[..., ServerProcess]
 PLANTED = "planted0f3c"
-"""Is in everything that must not be in a log."""
+"""Part of every value that must not be in a log."""
 
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """Log into memory, at debug level, and leave logging as it was."""
+    """Log into memory at debug level, and restore the logging afterwards."""
     root, before = logging.getLogger(), structlog.get_config()
     handlers, level = root.handlers[:], root.level
     stream = io.StringIO()
@@ -50,7 +50,7 @@ def lines(log: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.getvalue().splitlines()]
 
 
-def test_lines_within_a_call_bear_its_id(log: io.StringIO) -> None:
+def test_line_within_a_call_has_its_id(log: io.StringIO) -> None:
     async def serve(named: str) -> str:
         call = call_context.begin("a.Service/Method")
         call.read_id = lambda: named
@@ -78,7 +78,7 @@ def test_lines_within_a_call_bear_its_id(log: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("level", ["debug", "info"])
-def test_a_client_that_has_gone_is_no_error(log: io.StringIO, level: str) -> None:
+def test_disconnected_client_is_no_error(log: io.StringIO, level: str) -> None:
     logs.configure(level, log)
     grpc_core = logging.getLogger("grpc._cython.cygrpc")
     for failure in (cygrpc.ExecuteBatchError("Failed"), RuntimeError("a defect")):
@@ -95,7 +95,7 @@ def test_a_client_that_has_gone_is_no_error(log: io.StringIO, level: str) -> Non
     assert all("exception" not in line for line in gone)
 
 
-def test_errors_and_the_log_name_a_call_alike(server_process: ServerFactory) -> None:
+def test_error_and_log_have_the_same_call_id(server_process: ServerFactory) -> None:
     server = server_process("--log-calls").start()
     with server.channel() as channel:
         stub = storage_pb2_grpc.StorageServiceStub(channel)
@@ -113,14 +113,14 @@ def test_errors_and_the_log_name_a_call_alike(server_process: ServerFactory) -> 
     assert {event["code"] for event in logged} == {"NOT_FOUND"}
 
 
-def test_people_are_shown_the_reference_of_a_defect_only() -> None:
+def test_reference_is_shown_for_internal_errors_only() -> None:
     assert explain(NotFoundError("no message", reference="abc")) == "no message"
     assert explain(InternalError("a defect", reference="abc")) == "a defect (reference abc)"
     assert explain(InternalError("see abc", reference="abc")) == "see abc"
 
 
-async def test_no_line_has_a_secret_or_a_content(tmp_path: Path) -> None:
-    """A whole migration, with failures, at the level that says most."""
+async def test_migration_logs_no_secret_and_no_content(tmp_path: Path) -> None:
+    """A complete migration, with failures, at debug level."""
     access = tmp_path / "access.toml"
     token = f"{PLANTED}-token"
     digest = digest_of(token).hex()
@@ -157,13 +157,13 @@ async def _use(server: ServerProcess, token: str) -> None:
         for phase in filter(None, Phase):
             await go_to(client, phase)
             await _talk(client, f"{PLANTED}-{phase.value}")
-    async with AsyncClient(address, token=f"{PLANTED}-wrong-token") as stranger:
+    async with AsyncClient(address, token=f"{PLANTED}-wrong-token") as unknown:
         with pytest.raises(SagaStoreError):
-            await stranger.get("m")
+            await unknown.get("m")
 
 
 async def _talk(client: AsyncClient, word: str) -> None:
-    """Do everything that is done with messages, also what is refused."""
+    """Make every kind of call, including ones that fail."""
     message = Message(
         f"{word}p", f"{word}r", word, id=word, tags=[word], metadata={word: word}, session_id=word
     )

@@ -1,4 +1,4 @@
-"""What is counted, and where it can be had."""
+"""Metrics, and the HTTP server of the ops port."""
 
 from __future__ import annotations
 
@@ -44,33 +44,33 @@ def test_calls_and_commits_are_counted(watched: ServerProcess) -> None:
         with pytest.raises(AlreadyExistsError):
             client.save(Message("a", "user", "x", id="c0"), if_revision=0)
         assert client.get("c0").content == "hello"
-    # A call is counted as ended a moment after its caller has the answer.
+    # A call is counted as ended shortly after its caller has the response.
     eventually(lambda: scrape(ops)[ended("Get", "OK")] == before[ended("Get", "OK")] + 1)
     after = scrape(ops)
 
-    def grown(series: str) -> float:
+    def increase(series: str) -> float:
         return after[series] - before.get(series, 0.0)
 
-    assert grown(started("Save")) == 4
-    assert grown(ended("Save", "OK")) == 3
-    assert grown(ended("Save", "ALREADY_EXISTS")) == 1
-    assert grown(started("BulkSave")) == grown(ended("BulkSave", "OK")) == 1
-    assert grown('sagastore_group_commit_writes_sum{store="sqlite"}') == 5
-    # The save that was refused is one that touched a row.
-    assert grown('sagastore_messages_written_total{store="sqlite"}') == 13
-    commits = grown('sagastore_group_commit_duration_seconds_count{store="sqlite"}')
+    assert increase(started("Save")) == 4
+    assert increase(ended("Save", "OK")) == 3
+    assert increase(ended("Save", "ALREADY_EXISTS")) == 1
+    assert increase(started("BulkSave")) == increase(ended("BulkSave", "OK")) == 1
+    assert increase('sagastore_group_commit_writes_sum{store="sqlite"}') == 5
+    # The rejected save counts, because it touched a row.
+    assert increase('sagastore_messages_written_total{store="sqlite"}') == 13
+    commits = increase('sagastore_group_commit_duration_seconds_count{store="sqlite"}')
     assert 1 <= commits <= 5
     eventually(lambda: scrape(ops)['sagastore_messages{store="sqlite"}'] >= 12)
 
 
-def test_every_method_is_there_from_the_beginning(watched: ServerProcess) -> None:
+def test_every_method_has_a_series_from_the_start(watched: ServerProcess) -> None:
     series = scrape(ops_of(watched))
     for name in METHODS:
         assert f'grpc_server_call_started_total{{grpc_method="{name}"}}' in series
     assert len(METHODS) == 14
 
 
-def test_nothing_that_callers_choose_becomes_a_label(watched: ServerProcess) -> None:
+def test_labels_have_no_values_from_callers(watched: ServerProcess) -> None:
     with watched.channel() as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
             f"/{SERVICE}/Planted", request_serializer=None, response_deserializer=None
@@ -113,7 +113,7 @@ async def test_task_failures_are_counted_from_zero() -> None:
     assert failures() == 2
 
 
-def test_calls_under_way_and_calls_refused(server_process: ServerFactory) -> None:
+def test_open_streams_and_rejected_calls_are_counted(server_process: ServerFactory) -> None:
     server = server_process("--max-streams", "1", env=ON).start()
     ops = ops_of(server)
     with contextlib.ExitStack() as stack:
@@ -130,16 +130,16 @@ def test_calls_under_way_and_calls_refused(server_process: ServerFactory) -> Non
         assert scrape(ops)['sagastore_calls_shed_total{reason="OVERLOADED"}'] >= 1
         call.cancel()
         eventually(lambda: scrape(ops)["sagastore_streams_open"] == 0)
-        # gRPC tells of the cancellation and of the end of the requests in either order.
+        # gRPC reports the cancellation and the end of the requests in either order.
         either = [ended("BulkSave", code) for code in ("CANCELLED", "OK")]
         eventually(lambda: sum(scrape(ops).get(name, 0) for name in either) == 1)
 
 
-def test_the_certificate_is_only_there_with_tls(watched: ServerProcess) -> None:
+def test_certificate_expiry_is_exported_with_tls_only(watched: ServerProcess) -> None:
     assert "sagastore_tls_certificate_end_timestamp_seconds" not in scrape(ops_of(watched))
 
 
-def test_other_pages_and_methods(watched: ServerProcess) -> None:
+def test_ops_server_rejects_other_pages_and_methods(watched: ServerProcess) -> None:
     ops = ops_of(watched)
     assert get(ops, "/").status == 404
     assert b"/metrics, /livez, /readyz" in get(ops, "/").body
@@ -147,7 +147,7 @@ def test_other_pages_and_methods(watched: ServerProcess) -> None:
     assert get(ops, "/metrics", "HEAD") == (200, b"")
 
 
-def test_half_requests_keep_nobody_waiting(watched: ServerProcess) -> None:
+def test_incomplete_requests_do_not_block_others(watched: ServerProcess) -> None:
     ops = ops_of(watched)
     host, _, port = ops.rpartition(":")
     with contextlib.ExitStack() as stack:
@@ -158,15 +158,15 @@ def test_half_requests_keep_nobody_waiting(watched: ServerProcess) -> None:
             line.sendall(b"GET /metrics HTTP/1.0\r\nHost: ")
         assert get(ops, "/livez").status == 200
         more = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(40)]
-        # Those beyond what is served at once are closed at once, not kept.
+        # Connections beyond the limit are closed immediately.
         more[-1].settimeout(10)
         assert more[-1].recv(1) == b""
     eventually(lambda: _answers(ops))
 
 
-def test_the_default_port_is_left_to_who_has_it(server_process: ServerFactory) -> None:
+def test_occupied_default_port_disables_metrics(server_process: ServerFactory) -> None:
     with contextlib.ExitStack() as stack:
-        # Another server of this machine may have it, which is just as well.
+        # Another server of this machine may occupy it, which serves the purpose.
         with contextlib.suppress(OSError):
             stack.enter_context(socket.create_server(("127.0.0.1", 9464)))
         server = server_process(env={"SAGASTORE_OPS_LISTEN": ""}).start()
@@ -178,7 +178,7 @@ def test_the_default_port_is_left_to_who_has_it(server_process: ServerFactory) -
             client.save(Message("a", "user", "hello"))
 
 
-def test_a_port_that_was_named_must_be_had(server_process: ServerFactory) -> None:
+def test_occupied_configured_port_fails_the_start(server_process: ServerFactory) -> None:
     with taken_port() as port:
         server = server_process("--ops-listen", f"127.0.0.1:{port}")
         server.spawn()
@@ -190,7 +190,7 @@ def test_a_port_that_was_named_must_be_had(server_process: ServerFactory) -> Non
     )
 
 
-def test_other_machines_are_let_in_on_request_only(server_process: ServerFactory) -> None:
+def test_public_ops_address_needs_allow_insecure(server_process: ServerFactory) -> None:
     server = server_process("--ops-listen", "0.0.0.0:0")
     server.spawn()
     assert server.wait() == 1
@@ -200,7 +200,7 @@ def test_other_machines_are_let_in_on_request_only(server_process: ServerFactory
     assert get(ops_of(server), "/livez").status == 200
 
 
-def test_metrics_can_be_off(running_server: ServerProcess) -> None:
+def test_ops_port_can_be_disabled(running_server: ServerProcess) -> None:
     assert running_server.wait_for_event("serving")["ops"] == "off"
 
 
@@ -217,7 +217,7 @@ def _answers(ops: str) -> bool:
         return False
 
 
-def test_histograms_are_those_of_the_library() -> None:
+def test_histogram_equals_that_of_prometheus_client() -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     bounds = (0.001, 0.25, 1, 10)
     tallies = HistogramFamily("h", "text", bounds, ["label"])

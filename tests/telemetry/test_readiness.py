@@ -1,4 +1,4 @@
-"""Why a server serves or does not: /readyz, /livez and the command."""
+"""Readiness and liveness: /readyz, /livez and the command ``status``."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from tests.telemetry.ops import ON, Answered, eventually, free_port, get, ops_of
 ServerFactory = Callable[..., ServerProcess]
 
 SERVICES = ("", "StorageService", "MigrationService")
-GLANCE = StatusSnapshot(Phase.READ_POSTGRES, 4, BackfillStatus(BackfillState.DONE))
+SNAPSHOT = StatusSnapshot(Phase.READ_POSTGRES, 4, BackfillStatus(BackfillState.DONE))
 
 
 def status(*options: str, env: dict[str, str] | None = None) -> Result:
-    """Run the command, in this process: loading it anew takes a second each time."""
+    """Run the command in this process, because starting one takes a second."""
     ours = {name: None for name in os.environ if name.startswith("SAGASTORE_")}
     return CliRunner().invoke(cli, ["status", *options], env={**ours, **(env or {})})
 
 
 def healths(server: ServerProcess) -> dict[str, bool]:
-    """Return which services say that they serve, by ``grpc.health.v1``."""
+    """Return the services that are SERVING according to ``grpc.health.v1``."""
     with server.channel() as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         names = {name: f"sagastore.v1.{name}" if name else "" for name in SERVICES}
@@ -50,11 +50,11 @@ def healths(server: ServerProcess) -> dict[str, bool]:
         }
 
 
-# ------------------------------------------------------------------ what is concluded
+# ------------------------------------------------------------------ the class Readiness
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that tests set."""
 
     now = 100.0
 
@@ -70,7 +70,7 @@ def warnings(readiness: Readiness) -> list[str]:
     return [finding.reason for finding in readiness.warnings()]
 
 
-def test_a_start_tells_what_it_does() -> None:
+def test_start_reports_its_progress() -> None:
     readiness = Readiness()
     assert reasons(readiness) == ["STARTING"]
     readiness.progress("taking over", 1200, 3000)
@@ -78,7 +78,7 @@ def test_a_start_tells_what_it_does() -> None:
     assert document["progress"] == {"work": "taking over", "done": 1200, "total": 3000}
     assert "taking over: 1,200 of 3,000" in document["reasons"][0]["detail"]
     readiness.opened()
-    readiness.progress("a word that comes late", 1, 1)
+    readiness.progress("a late report", 1, 1)
     assert readiness.document() == {
         "ready": True,
         "phase": None,
@@ -88,7 +88,7 @@ def test_a_start_tells_what_it_does() -> None:
     }
 
 
-def test_a_loop_that_hangs() -> None:
+def test_hung_event_loop_is_not_ready() -> None:
     clock = Clock()
     readiness = Readiness(clock)
     readiness.opened()
@@ -100,7 +100,7 @@ def test_a_loop_that_hangs() -> None:
     assert reasons(readiness) == []
 
 
-def test_a_drain_tells_how_long_it_takes() -> None:
+def test_drain_reports_the_remaining_time() -> None:
     clock = Clock()
     readiness = Readiness(clock)
     readiness.draining(30.0, lambda: 7)
@@ -110,30 +110,30 @@ def test_a_drain_tells_how_long_it_takes() -> None:
     assert "7 calls in progress have up to 26 s" in finding.detail
 
 
-def test_a_migration_that_another_server_has_taken_over() -> None:
+def test_server_that_lost_the_migration_is_not_ready() -> None:
     readiness = Readiness()
     readiness.opened()
-    readiness.snapshot(GLANCE._replace(taken_over=True, reads_from_fallback=True))
+    readiness.snapshot(SNAPSHOT._replace(taken_over=True, reads_from_fallback=True))
     readiness.store(StoreHealth(Store.SQLITE, False, "taken over", -1, 0))
     assert reasons(readiness) == ["NOT_THE_HOLDER"]
     assert warnings(readiness) == []
 
 
-def test_what_does_not_keep_it_from_serving() -> None:
+def test_warnings_leave_the_server_ready() -> None:
     readiness = Readiness()
     readiness.opened()
     readiness.snapshot(
-        GLANCE._replace(
+        SNAPSHOT._replace(
             reads_from_fallback=True,
-            trouble=Blocker("POSTGRES_UNAVAILABLE", "it is away"),
-            backfill=BackfillStatus(BackfillState.RUNNING, error="it is full"),
+            trouble=Blocker("POSTGRES_UNAVAILABLE", "PostgreSQL is unavailable"),
+            backfill=BackfillStatus(BackfillState.RUNNING, error="the disk is full"),
         )
     )
     readiness.disk(1000)
     assert reasons(readiness) == []
     assert warnings(readiness) == ["DISK_FULL", "FALLBACK", "NOT_FOLLOWING", "BACKFILL_FAILING"]
     readiness.disk(None)
-    readiness.snapshot(GLANCE)
+    readiness.snapshot(SNAPSHOT)
     assert warnings(readiness) == []
 
 
@@ -141,7 +141,7 @@ def failure(task: str, policy: Policy, failures: int = 1) -> Failure:
     return Failure(task, policy, "OSError: disk full", failures)
 
 
-def test_task_that_is_restarted_is_a_warning() -> None:
+def test_restarted_task_is_a_warning() -> None:
     readiness = Readiness()
     readiness.opened()
     failing = [failure("access-watcher", Policy.RESTART, 3)]
@@ -156,7 +156,7 @@ def test_task_that_is_restarted_is_a_warning() -> None:
     assert readiness.document()["warnings"] == []
 
 
-def test_task_that_the_server_needs_is_a_reason() -> None:
+def test_failed_fatal_task_is_a_reason() -> None:
     readiness = Readiness()
     readiness.opened()
     readiness.watch_tasks(lambda: (failure("sqlite-writer", Policy.FATAL),))
@@ -171,20 +171,20 @@ def test_task_that_the_server_needs_is_a_reason() -> None:
 # ------------------------------------------------------------------ real servers
 
 
-def test_a_server_that_serves(watched: ServerProcess) -> None:
+def test_running_server_is_live_and_ready(watched: ServerProcess) -> None:
     ops = ops_of(watched)
     assert get(ops, "/livez").document["live"]
     answered = get(ops, "/readyz")
     assert (answered.status, answered.document["phase"]) == (200, "sqlite-only")
-    told = status("--ops", ops)
-    assert (told.exit_code, told.stderr) == (0, "")
-    assert told.stdout == f"ready ({ops}, phase sqlite-only)\n"
+    result = status("--ops", ops)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"ready ({ops}, phase sqlite-only)\n"
     as_json = status("--json", env={"SAGASTORE_OPS_LISTEN": ops})
     assert as_json.exit_code == 0
     assert json.loads(as_json.stdout) == answered.document
 
 
-def test_a_takeover_tells_how_far_it_is(tmp_path: Path, server_process: ServerFactory) -> None:
+def test_legacy_import_reports_its_progress(tmp_path: Path, server_process: ServerFactory) -> None:
     file = legacy_db(tmp_path / "memory.db", numbered(20_000))
     ops = f"127.0.0.1:{free_port()}"
     server = server_process("--ops-listen", ops, sqlite=file)
@@ -205,12 +205,12 @@ def test_a_takeover_tells_how_far_it_is(tmp_path: Path, server_process: ServerFa
     assert any(step["total"] >= 20_000 and step["done"] > 0 for step in progress)
 
 
-def test_a_server_that_stops(server_process: ServerFactory) -> None:
+def test_stopping_server_is_draining(server_process: ServerFactory) -> None:
     server = server_process(env=ON).start()
     ops = ops_of(server)
     end = threading.Event()
     with server.channel() as channel:
-        call = storage_pb2_grpc.StorageServiceStub(channel).BulkSave(_waiting(end))
+        call = storage_pb2_grpc.StorageServiceStub(channel).BulkSave(_blocked(end))
         eventually(lambda: b"sagastore_streams_open 1" in get(ops, "/metrics").body)
         server.ask_to_stop()
         eventually(lambda: get(ops, "/readyz").status == 503)
@@ -223,7 +223,7 @@ def test_a_server_that_stops(server_process: ServerFactory) -> None:
     assert server.wait() == 0
 
 
-def test_a_postgresql_that_goes_away(tmp_path: Path) -> None:
+def test_unavailable_postgresql_makes_the_server_not_ready(tmp_path: Path) -> None:
     with postgres_process() as postgres:
         server = ServerProcess(tmp_path / "unused", env=ON, postgres=postgres.dsn)
         try:
@@ -232,9 +232,9 @@ def test_a_postgresql_that_goes_away(tmp_path: Path) -> None:
             postgres.stop()
             eventually(lambda: get(ops, "/readyz").reasons == ["STORE_DOWN"])
             assert healths(server) == {"": False, "StorageService": False, "MigrationService": True}
-            told = status("--ops", ops)
-            assert told.exit_code == 1
-            first, second, third = told.stdout.splitlines()
+            result = status("--ops", ops)
+            assert result.exit_code == 1
+            first, second, third = result.stdout.splitlines()
             assert first == f"not ready ({ops}, phase postgres-only)"
             assert second.startswith("  STORE_DOWN: PostgreSQL does not answer: ")
             assert third.startswith("    to do: check that it runs")
@@ -248,7 +248,7 @@ def test_a_postgresql_that_goes_away(tmp_path: Path) -> None:
             server.close()
 
 
-def test_a_loop_that_is_stuck_is_noticed_from_outside(tmp_path: Path) -> None:
+def test_hung_server_reports_unresponsive(tmp_path: Path) -> None:
     server = StuckServer(tmp_path / "sagastore.db", env=ON)
     try:
         ops = ops_of(server.start())
@@ -263,51 +263,51 @@ def test_a_loop_that_is_stuck_is_noticed_from_outside(tmp_path: Path) -> None:
         server.close()
 
 
-# ------------------------------------------------------------------ the command elsewhere
+# ------------------------------------------------------------------ the command without a server
 
 
-def test_nobody_answers() -> None:
-    told = status("--ops", f"127.0.0.1:{free_port()}")
-    assert (told.exit_code, told.stdout) == (1, "")
-    (line,) = told.stderr.splitlines()
+def test_status_without_a_server_fails() -> None:
+    result = status("--ops", f"127.0.0.1:{free_port()}")
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
     assert line.startswith("sagastore-server: no server answers on 127.0.0.1:")
 
 
-def test_something_else_answers(watched: ServerProcess) -> None:
-    told = status("--ops", watched.address)
-    assert (told.exit_code, told.stdout) == (1, "")
-    (line,) = told.stderr.splitlines()
+def test_status_of_another_program_fails(watched: ServerProcess) -> None:
+    result = status("--ops", watched.address)
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
     assert "is not a SagaStore server" in line
 
 
-def test_the_ops_port_is_off() -> None:
-    told = status(env={"SAGASTORE_OPS_LISTEN": "off"})
-    assert (told.exit_code, told.stdout) == (1, "")
-    assert told.stderr.count("\n") == 1
-    assert "ops_listen is off" in told.stderr
+def test_status_with_ops_port_off_fails() -> None:
+    result = status(env={"SAGASTORE_OPS_LISTEN": "off"})
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1
+    assert "ops_listen is off" in result.stderr
 
 
-def test_an_address_that_is_none() -> None:
+def test_status_rejects_an_invalid_address() -> None:
     assert status("--ops", "127.0.0.1:99999").exit_code == 2
 
 
-def test_a_server_on_every_address_is_asked_on_this_machine(
+def test_status_of_a_wildcard_address_uses_loopback(
     server_process: ServerFactory,
 ) -> None:
-    every = "0.0.0.0"  # noqa: S104 - what it is about
+    every = "0.0.0.0"  # noqa: S104 - the address under test
     server = server_process("--ops-listen", f"{every}:0", "--allow-insecure").start()
     port = ops_of(server).rpartition(":")[2]
     assert status(env={"SAGASTORE_OPS_LISTEN": f"{every}:{port}"}).exit_code == 0
 
 
 class StuckServer(ServerProcess):
-    """A server that can be made to hang."""
+    """A server that a signal makes hang."""
 
     def command(self, *options: str) -> list[str]:
         """See the base."""
         return [sys.executable, "-m", "tests.telemetry.stuck_server", "serve", *options]
 
 
-def _waiting(end: threading.Event) -> Iterator[storage_pb2.BulkSaveRequest]:
+def _blocked(end: threading.Event) -> Iterator[storage_pb2.BulkSaveRequest]:
     end.wait()
     yield from ()

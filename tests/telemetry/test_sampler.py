@@ -1,4 +1,4 @@
-"""The sampler's tasks fail and restart independently of each other."""
+"""Sampler: its tasks fail and restart independently of each other."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_failing_sample_leaves_the_heartbeat_and_the_other_samples() -> No
         await until(lambda: readiness.silence < beat)  # A newer heartbeat has come.
         assert readiness.live
         assert sampler.inventory is not None
-        # The sample comes back by itself once its cause is gone.
+        # The restarted task samples again once the cause is gone.
         control.snapshots = SNAPSHOT
         await until(lambda: sampler.snapshot is SNAPSHOT)
 

@@ -1,4 +1,4 @@
-"""Traces, as a collector gets them over a socket."""
+"""Traces, as a collector receives them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ ServerFactory = Callable[..., ServerProcess]
 SERVICE = "sagastore.v1.StorageService"
 SECRET = "planted-4f1c"
 SERVER, CLIENT = 2, 3
-"""Kinds of spans, by their numbers in the protocol."""
+"""Span kinds by their number in the protocol."""
 ERROR = 2
 
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    """Run a collector, for all tests of this module."""
+    """Run a collector for all tests of this module."""
     with Collector() as running:
         yield running
 
@@ -41,14 +41,14 @@ def collector() -> Iterator[Collector]:
 def traced(
     collector: Collector, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
-    """Run a server that traces what its callers trace."""
+    """Run a server that traces only what its callers trace."""
     server = ServerProcess(tmp_path_factory.mktemp("traced") / "sagastore.db", env=to(collector))
     with closing(server):
         yield server.start()
 
 
 def to(collector: Collector, share: float = 0.0) -> dict[str, str]:
-    """Return what makes a server send traces at once."""
+    """Return the environment of a server that exports its spans immediately."""
     return {
         "SAGASTORE_OTLP_ENDPOINT": collector.endpoint,
         "SAGASTORE_TRACE_SHARE": str(share),
@@ -60,7 +60,7 @@ def tracer() -> trace.Tracer:
     return TracerProvider().get_tracer("test")
 
 
-def test_a_call_belongs_to_the_trace_of_its_caller(
+def test_call_belongs_to_the_trace_of_its_caller(
     traced: ServerProcess, collector: Collector
 ) -> None:
     with Client(traced.address) as client, tracer().start_as_current_span("work") as outer:
@@ -94,7 +94,9 @@ def test_a_call_belongs_to_the_trace_of_its_caller(
     assert b"SELECT" not in everything
 
 
-async def test_the_asynchronous_client_too(traced: ServerProcess, collector: Collector) -> None:
+async def test_async_client_sends_its_trace_context(
+    traced: ServerProcess, collector: Collector
+) -> None:
     state = TraceState([("vendor", "x")])
     with tracer().start_as_current_span("work") as outer:
         there = outer.get_span_context()
@@ -106,12 +108,14 @@ async def test_the_asynchronous_client_too(traced: ServerProcess, collector: Col
     assert saved.trace_state == "vendor=x"
 
 
-def test_a_caller_that_does_not_record(traced: ServerProcess, collector: Collector) -> None:
+def test_unsampled_caller_is_not_traced(traced: ServerProcess, collector: Collector) -> None:
     unsampled = TracerProvider(ALWAYS_OFF).get_tracer("test")
     with Client(traced.address) as client:
         with unsampled.start_as_current_span("work") as silent:
             client.save(Message("a", "user", "hello"))
-        client.save(Message("a", "user", "hello"))  # In no trace, of which none are recorded.
+        client.save(
+            Message("a", "user", "hello")
+        )  # Without trace context; the share of these is 0.
         with tracer().start_as_current_span("work") as heard:
             client.save(Message("a", "user", "hello"))
     collector.wait_for(f"{SERVICE}/Save", heard.get_span_context().trace_id)
@@ -120,7 +124,7 @@ def test_a_caller_that_does_not_record(traced: ServerProcess, collector: Collect
     assert not [span for span in collector.spans if not span.parent_span_id]
 
 
-def test_headers_that_are_no_trace(traced: ServerProcess) -> None:
+def test_invalid_trace_context_is_ignored(traced: ServerProcess) -> None:
     with traced.channel() as channel:
         stub = storage_pb2_grpc.StorageServiceStub(channel)
         for header in ("", "x", "00-0-0-0", "ff-" + "1" * 32 + "-" + "1" * 16 + "-01", "é"):
@@ -134,7 +138,7 @@ def test_headers_that_are_no_trace(traced: ServerProcess) -> None:
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_postgresql_and_what_fails(tmp_path: Path) -> None:
+async def test_postgresql_spans_are_exported_at_the_end(tmp_path: Path) -> None:
     async with fresh_schema() as dsn:
         with Collector() as collector:
             server = ServerProcess(tmp_path / "unused", env=to(collector, 1.0), postgres=dsn)
@@ -144,7 +148,7 @@ async def test_postgresql_and_what_fails(tmp_path: Path) -> None:
                     await client.get("p1")
                     with pytest.raises(InvalidArgumentError):
                         await client.get("x" * 1000)
-                # What has not been sent yet is sent at the end.
+                # The remaining spans are exported at the end.
                 assert server.terminate() == 0
             commit = collector.wait_for("postgresql.commit")
             assert attributes(commit) == {"db.system.name": "postgresql"}
@@ -152,7 +156,7 @@ async def test_postgresql_and_what_fails(tmp_path: Path) -> None:
             collector.wait_for("postgresql.read")
 
 
-def test_a_collector_that_is_away_is_felt_by_nobody(server_process: ServerFactory) -> None:
+def test_unavailable_collector_affects_no_call(server_process: ServerFactory) -> None:
     away = f"http://name:{SECRET}@127.0.0.1:{free_port()}"
     server = server_process(env={"SAGASTORE_OTLP_ENDPOINT": away}).start()
     with Client(server.address) as client:
@@ -162,11 +166,11 @@ def test_a_collector_that_is_away_is_felt_by_nobody(server_process: ServerFactor
     assert "Traceback" not in "\n".join(server.stderr)
 
 
-def test_without_the_extra(tmp_path: Path) -> None:
+def test_missing_extra_fails_the_start(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['opentelemetry'] = None; from sagastore_server.cli import main"
     )
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", f"{script}; main.main()", "serve", "--listen", "127.0.0.1:0"],
         env=clean_environment(tmp_path)
         | {"SAGASTORE_OTLP_ENDPOINT": "http://127.0.0.1:1", "SAGASTORE_OPS_LISTEN": "off"},
@@ -175,18 +179,18 @@ def test_without_the_extra(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert told.returncode == 1
-    (line,) = told.stderr.splitlines()
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
     assert "pip install 'sagastore-server[tracing]'" in line
 
 
-def test_a_client_without_opentelemetry_loads_none_of_it() -> None:
+def test_client_does_not_load_opentelemetry() -> None:
     script = "import sys, sagastore; from sagastore._trace import trace_headers as of; print(of())"
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", f"{script}; print('opentelemetry' in sys.modules)"],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    assert told.stdout.split() == ["()", "False"]
+    assert result.stdout.split() == ["()", "False"]

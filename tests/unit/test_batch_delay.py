@@ -1,4 +1,4 @@
-"""The pause between groups: none for a few, longer for many, never long."""
+"""BatchDelay: no pause for a few calls, longer for many, bounded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore_server.storage.batch_delay import FEW, LONGEST, PER_CALL, BatchDelay
+from sagastore_server.runtime.batch_delay import FEW, LONGEST, PER_CALL, BatchDelay
 
 
 def test_there_is_none_at_first() -> None:

@@ -1,4 +1,4 @@
-"""BulkSave's pipeline, over a store whose batches end when the test says so."""
+"""BulkSave streams over a store whose batches end when the test releases them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.messages import batch, message
 
 
 class SlowStorage(MemoryStorage):
-    """Begins a batch when told to store it, and ends it when ``let`` is called."""
+    """Holds each batch until the test calls `let` with its name."""
 
     def __init__(self) -> None:
         super().__init__(MemoryState())
@@ -53,7 +53,7 @@ class SlowStorage(MemoryStorage):
 
 
 class Stream:
-    """A stream under test: requests go in, answers come out."""
+    """A BulkSave stream with a queue of requests and a list of responses."""
 
     def __init__(self, storage: SlowStorage, lifecycle: Lifecycle, worker_pool: WorkerPool) -> None:
         self.taken = 0
@@ -117,12 +117,12 @@ async def stream(
 
 
 async def settled() -> None:
-    """Wait until nothing moves any more without something from outside."""
+    """Wait until every task waits for the test."""
     for _ in range(50):
         await asyncio.sleep(0)
 
 
-async def test_answers_come_in_order(storage: SlowStorage, stream: Stream) -> None:
+async def test_responses_are_in_request_order(storage: SlowStorage, stream: Stream) -> None:
     for name in "abc":
         stream.send(name)
     stream.end()
@@ -136,9 +136,7 @@ async def test_answers_come_in_order(storage: SlowStorage, stream: Stream) -> No
     assert stream.answers == [0, 1, 2]
 
 
-async def test_no_more_is_read_than_a_few_batches_ahead(
-    storage: SlowStorage, stream: Stream
-) -> None:
+async def test_reader_stops_at_the_read_ahead_limit(storage: SlowStorage, stream: Stream) -> None:
     names = [f"b{number}" for number in range(20)]
     for name in names:
         stream.send(name)
@@ -153,7 +151,7 @@ async def test_no_more_is_read_than_a_few_batches_ahead(
     assert stream.answers == list(range(20))
 
 
-async def test_batches_that_share_an_id_wait_for_each_other(
+async def test_batches_that_share_an_id_are_stored_in_order(
     storage: SlowStorage, stream: Stream
 ) -> None:
     stream.send("a", "x", "y")
@@ -170,7 +168,7 @@ async def test_batches_that_share_an_id_wait_for_each_other(
     assert (await storage.get("y")).content == "b"
 
 
-async def test_a_batch_that_breaks_a_rule_ends_the_stream_behind_those_before(
+async def test_invalid_batch_ends_the_stream_after_earlier_responses(
     storage: SlowStorage, stream: Stream
 ) -> None:
     stream.send("a")
@@ -185,7 +183,7 @@ async def test_a_batch_that_breaks_a_rule_ends_the_stream_behind_those_before(
     assert stream.answers == [0, 1]
 
 
-async def test_a_failing_store_ends_the_stream_behind_those_before(
+async def test_store_failure_ends_the_stream_after_earlier_responses(
     storage: SlowStorage, stream: Stream
 ) -> None:
     storage.full = {"b"}
@@ -202,7 +200,7 @@ async def test_a_failing_store_ends_the_stream_behind_those_before(
     assert storage.cancelled == ["c"]
 
 
-async def test_a_cancelled_stream_ends_its_batches(storage: SlowStorage, stream: Stream) -> None:
+async def test_cancelled_stream_cancels_its_batches(storage: SlowStorage, stream: Stream) -> None:
     for name in "abc":
         stream.send(name)
     await settled()
@@ -212,7 +210,7 @@ async def test_a_cancelled_stream_ends_its_batches(storage: SlowStorage, stream:
     assert storage.cancelled == ["a", "b", "c"]
 
 
-async def test_a_drain_answers_what_was_read(
+async def test_drain_answers_the_batches_that_were_read(
     storage: SlowStorage, stream: Stream, lifecycle: Lifecycle
 ) -> None:
     names = [f"b{number}" for number in range(10)]
@@ -229,7 +227,9 @@ async def test_a_drain_answers_what_was_read(
     assert not await drain
 
 
-async def test_a_large_batch_lets_others_have_a_turn(storage: SlowStorage, stream: Stream) -> None:
+async def test_large_batch_does_not_block_the_event_loop(
+    storage: SlowStorage, stream: Stream
+) -> None:
     turns = 0
 
     async def other() -> None:
@@ -247,7 +247,7 @@ async def test_a_large_batch_lets_others_have_a_turn(storage: SlowStorage, strea
     await stream.task
 
 
-async def test_a_large_batch_is_checked_as_its_messages_are(worker_pool: WorkerPool) -> None:
+async def test_batch_validation_equals_validation_of_its_messages(worker_pool: WorkerPool) -> None:
     messages = [
         message(
             id=f"m-{number}" if number % 7 else "",
@@ -262,11 +262,11 @@ async def test_a_large_batch_is_checked_as_its_messages_are(worker_pool: WorkerP
             one.timestamp.FromMicroseconds(number * 1_000_003)
         if number % 19 == 0:
             one.timestamp.nanos = 1
-    alone = [await validate_batch(batch(0, one), worker_pool) for one in messages]
+    separate = [await validate_batch(batch(0, one), worker_pool) for one in messages]
     together = await validate_batch(batch(0, *messages), worker_pool)
-    assert together.drafts == [draft for single in alone for draft in single.drafts]
+    assert together.drafts == [draft for single in separate for draft in single.drafts]
     expected = []
-    for number, single in enumerate(alone):
+    for number, single in enumerate(separate):
         for rejected in single.rejected:
             rejected.index = number
             expected.append(rejected)

@@ -1,4 +1,4 @@
-"""Health and reflection, on a server of their own."""
+"""Health and reflection services on a real socket."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def refusal(call: Any) -> Refusal:
     return refusal_of(caught.value)
 
 
-async def test_check_and_list(health: Health, channel: aio.Channel) -> None:
+async def test_check_and_list_return_the_status(health: Health, channel: aio.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     for status in (NOT_SERVING, SERVING):
         for name in ("", NAME):
@@ -63,25 +63,25 @@ async def test_check_and_list(health: Health, channel: aio.Channel) -> None:
         health.set(SERVING)
 
 
-async def test_a_name_that_nobody_has(channel: aio.Channel) -> None:
+async def test_unknown_service_is_not_found(channel: aio.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
-    told = await refusal(stub.Check(health_pb2.HealthCheckRequest(service="n" * 5000)))
-    assert (told.code, told.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
-    assert len(told.message) < 200
+    refused = await refusal(stub.Check(health_pb2.HealthCheckRequest(service="n" * 5000)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
+    assert len(refused.message) < 200
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x02\xff\xff"])
-async def test_what_cannot_be_read(channel: aio.Channel, data: bytes) -> None:
+async def test_unparsable_request_is_invalid(channel: aio.Channel, data: bytes) -> None:
     call: Any = channel.unary_unary(CHECK)
-    told = await refusal(call(data))
-    assert (told.code, told.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    refused = await refusal(call(data))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     stream: Any = channel.stream_stream(path)
-    told = await refusal(stream(iter([data])).read())
-    assert (told.code, told.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    refused = await refusal(stream(iter([data])).read())
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
-async def test_watch_tells_every_change(health: Health, channel: aio.Channel) -> None:
+async def test_watch_streams_every_change(health: Health, channel: aio.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     watching = stub.Watch(health_pb2.HealthCheckRequest(service=NAME))
     unknown = stub.Watch(health_pb2.HealthCheckRequest(service="nothing"))
@@ -93,17 +93,17 @@ async def test_watch_tells_every_change(health: Health, channel: aio.Channel) ->
         assert (await watching.read()).status == status
 
 
-async def test_watchers_beyond_the_limit_are_refused(channel: aio.Channel) -> None:
+async def test_excess_watchers_are_refused(channel: aio.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     watching = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
     await asyncio.gather(*(one.read() for one in watching))
-    told = await refusal(stub.Watch(health_pb2.HealthCheckRequest()).read())
-    assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    refused = await refusal(stub.Watch(health_pb2.HealthCheckRequest()).read())
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
     answer = await stub.Check(health_pb2.HealthCheckRequest())
     assert answer.status == NOT_SERVING
 
 
-async def test_reflection(channel: aio.Channel) -> None:
+async def test_reflection_describes_the_services(channel: aio.Channel) -> None:
     requests = (
         reflection_pb2.ServerReflectionRequest(list_services=""),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol="no.such.Thing"),

@@ -1,4 +1,4 @@
-"""UUIDv7s that grow."""
+"""UUIDv7 generator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sagastore_server.rpc import ids
 from sagastore_server.rpc.ids import IdSource
 
 
-def test_ids_are_uuid7s_of_now() -> None:
+def test_ids_are_uuid7s_of_the_current_time() -> None:
     before = time.time_ns() // 1_000_000
     made = uuid.UUID(IdSource().new())
     after = time.time_ns() // 1_000_000
@@ -18,7 +18,7 @@ def test_ids_are_uuid7s_of_now() -> None:
     assert before <= made.int >> 80 <= after
 
 
-def test_ids_grow() -> None:
+def test_ids_increase_even_if_the_clock_is_set_back() -> None:
     source = IdSource()
     made = [source.new() for _ in range(20_000)]
     assert made == sorted(set(made))
@@ -29,7 +29,7 @@ def test_ids_grow() -> None:
     assert source.new() > made[-1]
 
 
-def test_a_full_counter_borrows_from_the_future() -> None:
+def test_full_counter_advances_the_timestamp() -> None:
     source = IdSource()
     first = source.new()
     source._millis += 1000

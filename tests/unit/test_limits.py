@@ -1,4 +1,4 @@
-"""The size of a message as pages count it, against the bytes that it takes on the wire."""
+"""`Message.size`, which limits pages, against the size on the wire."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _message(char: str, *, long: bool) -> Message:
 
 @pytest.mark.parametrize("char", ["x", "é", "你", WIDE])
 @pytest.mark.parametrize("long", [False, True])
-def test_a_size_is_never_too_small(char: str, long: bool) -> None:
+def test_message_size_is_an_upper_bound_of_the_wire_size(char: str, long: bool) -> None:
     message = _message(char, long=long)
     page = storage_pb2.ListResponse()
     convert.fill(page.messages.add(), message)

@@ -1,4 +1,4 @@
-"""Passwords in addresses are never shown, however the address is written."""
+"""Masking hides every password in connection strings and URLs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from sagastore_server.security.masking import MASK, has_password, mask_credentia
         ("host=db password=secret", MASK),
     ],
 )
-def test_connection_strings(dsn: str, shown: str | None) -> None:
+def test_password_in_connection_string_is_masked(dsn: str, shown: str | None) -> None:
     assert mask_password(dsn) == (shown or dsn)
     assert has_password(dsn) is (shown is not None and shown != dsn)
 
 
 @given(st.text(min_size=1).map(lambda text: f"<{text}>"))
-def test_no_password_is_shown(password: str) -> None:
+def test_masked_text_never_contains_the_password(password: str) -> None:
     assert password not in mask_password(f"postgresql://me:{password}@db/saga")
     assert password not in mask_password(f"postgresql://me@db/?x=1&password={quote(password)}")
     assert password not in mask_credentials(f"https://me:{password}@collector:4317")
@@ -50,5 +50,5 @@ def test_no_password_is_shown(password: str) -> None:
         ("secret", MASK),
     ],
 )
-def test_web_addresses(url: str, shown: str) -> None:
+def test_credentials_in_url_are_masked(url: str, shown: str) -> None:
     assert mask_credentials(url) == shown

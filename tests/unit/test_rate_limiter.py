@@ -1,4 +1,4 @@
-"""Rates and pressure: who is turned away, and for how long."""
+"""Rate limiter and load shedding: which calls are refused, and for how long."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sagastore_server.rpc.rate_limiter import RateLimiter
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -26,9 +26,7 @@ STEPS = st.lists(
 
 
 @given(STEPS, st.sampled_from([0.5, 1.0, 3.0, 10.0]))
-def test_nobody_is_let_in_more_often_than_the_rate_allows(
-    steps: list[tuple[str, float]], rate: float
-) -> None:
+def test_rate_limiter_never_exceeds_the_rate(steps: list[tuple[str, float]], rate: float) -> None:
     clock = Clock()
     rates = RateLimiter(rate, clock)
     begin, taken = clock.now, {"a": 0, "b": 0}
@@ -40,21 +38,21 @@ def test_nobody_is_let_in_more_often_than_the_rate_allows(
             allowed = max(1.0, rate) + rate * (clock.now - begin)
             assert taken[caller] <= allowed + 1e-6
             continue
-        # Who waits as long as they were told is let in, and not much earlier.
+        # A caller is accepted exactly after the returned wait.
         assert 0 < wait <= 1 / rate
         clock.now += wait + 1e-9
         assert rates.take(caller) == 0
         taken[caller] += 1
 
 
-def test_callers_do_not_share_a_bucket() -> None:
+def test_rate_limiter_has_a_bucket_per_caller() -> None:
     rates = RateLimiter(1, Clock())
     assert rates.take("a") == 0
     assert rates.take("a") > 0
     assert rates.take("b") == 0
 
 
-def test_strangers_are_forgotten_in_the_end() -> None:
+def test_rate_limiter_drops_the_least_recent_callers() -> None:
     rates = RateLimiter(1, Clock())
     assert rates.take("first") == 0
     for number in range(20_000):
@@ -63,7 +61,7 @@ def test_strangers_are_forgotten_in_the_end() -> None:
 
 
 class Load:
-    """What gRPC would tell."""
+    """Call counts as gRPC reports them."""
 
     def __init__(self) -> None:
         self.outstanding = 0
@@ -72,38 +70,38 @@ class Load:
         return CallCounts(1_000_000 + self.outstanding, 1_000_000)
 
 
-def turned_away(load_shedder: LoadShedder, calls: int = 3000) -> float:
-    """Return the share of the calls that are turned away."""
+def refused_share(load_shedder: LoadShedder, calls: int = 3000) -> float:
+    """Return the share of the calls that are refused."""
     return sum(load_shedder.should_refuse() for _ in range(calls)) / calls
 
 
-def test_nobody_is_turned_away_up_to_the_limit() -> None:
+def test_load_shedder_accepts_calls_up_to_the_limit() -> None:
     load = Load()
     load_shedder = LoadShedder(100, load)
     for outstanding in (0, 99, 100):
         load.outstanding = outstanding
         load_shedder.sample(0.2)
-        assert turned_away(load_shedder) == 0
+        assert refused_share(load_shedder) == 0
 
 
-def test_more_are_turned_away_the_more_there_are_and_never_most() -> None:
+def test_load_shedder_refuses_a_growing_share_up_to_its_maximum() -> None:
     load = Load()
     load_shedder = LoadShedder(100, load)
     shares = []
     for outstanding in (120, 150, 200, 1000, 100_000):
         load.outstanding = outstanding
         load_shedder.sample(0.2)
-        shares.append(turned_away(load_shedder))
+        shares.append(refused_share(load_shedder))
     assert shares[0] < shares[1] <= shares[2] * 1.2
     assert 0 < shares[0] < 0.2
     # Refusing costs as well: a server that refuses most calls serves none.
     assert all(share < 0.4 for share in shares)
     load.outstanding = 0
     load_shedder.sample(0.2)
-    assert turned_away(load_shedder) == 0
+    assert refused_share(load_shedder) == 0
 
 
-def test_the_wait_grows_with_those_who_were_sent_away_and_shrinks_again() -> None:
+def test_retry_after_follows_the_number_of_refused_callers() -> None:
     load = Load()
     load_shedder = LoadShedder(100, load)
 
@@ -126,7 +124,7 @@ def test_the_wait_grows_with_those_who_were_sent_away_and_shrinks_again() -> Non
     assert load_shedder.retry_after() < 0.5
 
 
-def test_those_refused_together_do_not_come_back_together() -> None:
+def test_retry_after_has_jitter() -> None:
     load_shedder = LoadShedder(100, Load())
     waits = [load_shedder.retry_after() for _ in range(1000)]
     assert max(waits) > 1.5 * min(waits)

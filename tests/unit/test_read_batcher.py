@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from sagastore_server.storage import batch_delay
-from sagastore_server.storage.read_batcher import MOST, ReadBatcher
+from sagastore_server.runtime import batch_delay
+from sagastore_server.runtime.read_batcher import MOST, ReadBatcher
 
 
 class Store:

@@ -231,10 +231,10 @@ def test_an_archive_that_is_gone(folder: Path) -> None:
     (folder / ARCHIVE).rename(folder / "elsewhere")
     result = check(folder / RECEIPT)
     assert _failed(result) == {"archive"}
-    assert result.checks[-1].detail == "memory.db.archive is not there"
+    assert result.checks[-1].detail == "memory.db.archive does not exist"
     (folder / "elsewhere").rename(folder / "memory.db")
     detail = check(folder / RECEIPT).checks[-1].detail
-    assert "memory.db is: the archiving was interrupted; start the server" in detail
+    assert "memory.db does: archiving was interrupted; start the server" in detail
 
 
 @pytest.mark.parametrize(
@@ -245,8 +245,14 @@ def test_an_archive_that_is_gone(folder: Path) -> None:
         (b"[" * 100_000, "is not a receipt: it is not JSON"),
         (b"[]", "is not a receipt of SagaStore"),
         (b'{"format": "other"}', "is not a receipt of SagaStore"),
-        (b'{"format": "sagastore-receipt", "version": 2}', "knows version 1; use a newer one"),
-        (b'{"format": "sagastore-receipt", "version": 1}', "its archived_at is missing or odd"),
+        (
+            b'{"format": "sagastore-receipt", "version": 2}',
+            "supports only version 1; use a newer sagastore",
+        ),
+        (
+            b'{"format": "sagastore-receipt", "version": 1}',
+            "archived_at is missing or has the wrong type",
+        ),
     ],
 )
 def test_what_is_no_receipt(folder: Path, content: bytes, why: str) -> None:
@@ -259,7 +265,7 @@ def test_what_is_no_receipt(folder: Path, content: bytes, why: str) -> None:
 
 def test_a_receipt_that_names_a_file_elsewhere(folder: Path) -> None:
     _rewrite(folder / RECEIPT, lambda document: document.update(archive="../other"))
-    with pytest.raises(ReceiptError, match="not beside it"):
+    with pytest.raises(ReceiptError, match="in another folder"):
         check(folder / RECEIPT)
 
 
@@ -271,7 +277,7 @@ def test_what_is_missing(folder: Path) -> None:
     with pytest.raises(ReceiptError):
         check(folder)
     (folder / RECEIPT).unlink()
-    with pytest.raises(ReceiptError, match=r"no receipt beside it \(looked for memory\.db\.rec"):
+    with pytest.raises(ReceiptError, match=r"no receipt in its folder \(expected memory\.db\.rec"):
         check(folder / ARCHIVE)
 
 

@@ -1,10 +1,11 @@
-"""The server in this process, over stores that fail in every way there is."""
+"""RpcServer over a store that fails or blocks, on a real socket."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -14,9 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from sagastore.v1 import storage_pb2
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
+from sagastore_server.interfaces.tracing import Span, Tracer
 from sagastore_server.migration.single_store import SingleStore
 from sagastore_server.rpc.lifecycle import LifecycleState
-from sagastore_server.rpc.server import CannotListenError, RpcServer
+from sagastore_server.rpc.server import CannotListenError, RpcServer, ServerOptions
 from sagastore_server.storage.errors import (
     CannotOpenError,
     CorruptStoreError,
@@ -35,7 +37,7 @@ SECRET = "near 'sekret': syntax error in /var/lib/saga.db"
 
 
 class FailingStorage(MemoryStorage):
-    """Raises ``error`` from ``get``, if there is one; or waits at ``admission`` if set."""
+    """Its `get` waits for ``admission`` if set, and raises ``error`` if set."""
 
     error: Exception | None = None
     admission: asyncio.Event | None = None
@@ -50,13 +52,32 @@ class FailingStorage(MemoryStorage):
         return await super().get(message_id)
 
 
+class RecordingTracer(Tracer):
+    """Records the method and the status code of each span of a call."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, str]] = []
+
+    @contextmanager
+    def call(self, metadata: Mapping[str, str]) -> Iterator[Span]:
+        yield self
+
+    def ended(self, method: str, code: str) -> None:
+        self.spans.append((method, code))
+
+
 class Served:
     """A server, its store, and a client."""
 
     def __init__(self) -> None:
         self.backend = FailingStorage(MemoryState())
         self.backend.arrived = asyncio.Event()
-        self.server = RpcServer(self.backend, SingleStore(self.backend, Phase.SQLITE_ONLY))
+        self.tracer = RecordingTracer()
+        self.server = RpcServer(
+            self.backend,
+            SingleStore(self.backend, Phase.SQLITE_ONLY),
+            ServerOptions(tracer=self.tracer),
+        )
         self.address = ""
 
     async def start(self) -> None:
@@ -85,7 +106,7 @@ class Served:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait until ``holds`` does; the test's time limit ends a wait in vain."""
+    """Wait until ``holds()`` is true; the time limit of the test applies."""
     while not holds():  # noqa: ASYNC110 - what is waited for sends no event
         await asyncio.sleep(0)
 
@@ -98,7 +119,7 @@ async def served() -> AsyncIterator[Served]:
     await served.close()
 
 
-async def test_while_starting(served: Served) -> None:
+async def test_starting_server_refuses_calls(served: Served) -> None:
     assert await served.health() == health_pb2.HealthCheckResponse.NOT_SERVING
     refusal = await served.get()
     assert refusal.code is grpc.StatusCode.UNAVAILABLE
@@ -112,12 +133,14 @@ async def test_while_starting(served: Served) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "retry_after"),
     [
-        (UnavailableError("the store is away", retry_after=2.5), "UNAVAILABLE", 2.5),
+        (UnavailableError("the store is unavailable", retry_after=2.5), "UNAVAILABLE", 2.5),
         (StorageFullError("the disk is full"), "RESOURCE_EXHAUSTED", 5.0),
         (FencedError("another server holds the migration"), "UNAVAILABLE", 1.0),
     ],
 )
-async def test_outages(served: Served, error: StorageError, code: str, retry_after: float) -> None:
+async def test_outage_returns_its_status_and_retry_after(
+    served: Served, error: StorageError, code: str, retry_after: float
+) -> None:
     await served.server.start_accepting()
     served.backend.error = error
     refusal = await served.get()
@@ -137,7 +160,7 @@ async def test_outages(served: Served, error: StorageError, code: str, retry_aft
         (CannotOpenError(SECRET), "CANNOT_OPEN"),
     ],
 )
-async def test_defects_tell_a_reference_and_nothing_else(
+async def test_defect_reveals_only_a_reference(
     served: Served, error: Exception, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await served.server.start_accepting()
@@ -152,7 +175,7 @@ async def test_defects_tell_a_reference_and_nothing_else(
     assert "sekret" not in repr(refusal)
 
 
-async def test_a_call_under_way_is_waited_for(served: Served) -> None:
+async def test_drain_waits_for_a_call_in_progress(served: Served) -> None:
     await served.server.start_accepting()
     served.backend.admission = asyncio.Event()
     call = asyncio.ensure_future(served.get())
@@ -171,7 +194,7 @@ async def test_a_call_under_way_is_waited_for(served: Served) -> None:
     assert served.server.calls_in_progress == 0
 
 
-async def test_a_call_that_is_given_up_ends(served: Served) -> None:
+async def test_cancelled_call_ends(served: Served) -> None:
     await served.server.start_accepting()
     served.backend.admission = asyncio.Event()
     call = served.storage.Get(storage_pb2.GetRequest(id="x"))
@@ -180,7 +203,7 @@ async def test_a_call_that_is_given_up_ends(served: Served) -> None:
     await until(lambda: not served.server.calls_in_progress)
 
 
-async def test_a_deadline_ends_the_work(served: Served) -> None:
+async def test_expired_deadline_ends_the_call(served: Served) -> None:
     await served.server.start_accepting()
     served.backend.admission = asyncio.Event()
     refusal = await served.refused(
@@ -190,7 +213,7 @@ async def test_a_deadline_ends_the_work(served: Served) -> None:
     await until(lambda: not served.server.calls_in_progress)
 
 
-async def test_a_broken_bulk_stream_leaves_nothing(served: Served) -> None:
+async def test_cancelled_bulk_stream_leaves_no_tasks(served: Served) -> None:
     await served.server.start_accepting()
 
     async def endless() -> AsyncIterator[storage_pb2.BulkSaveRequest]:
@@ -207,9 +230,16 @@ async def test_a_broken_bulk_stream_leaves_nothing(served: Served) -> None:
     await until(lambda: not any("BulkStream" in repr(task) for task in asyncio.all_tasks()))
 
 
-async def test_a_port_is_taken_once(served: Served) -> None:
+async def test_second_server_on_a_port_cannot_listen(served: Served) -> None:
     backend = MemoryStorage(MemoryState())
     second = RpcServer(backend, SingleStore(backend, Phase.SQLITE_ONLY))
     with pytest.raises(CannotListenError):
         await second.start(served.address)
     await second.stop()
+
+
+async def test_calls_have_a_span_and_health_checks_have_none(served: Served) -> None:
+    await served.server.start_accepting()
+    await served.health()
+    assert (await served.get()).code is grpc.StatusCode.NOT_FOUND
+    assert served.tracer.spans == [("sagastore.v1.StorageService/Get", "NOT_FOUND")]

@@ -1,4 +1,4 @@
-"""Where settings come from, and what is said of wrong ones."""
+"""Settings: sources, precedence, validation and reference."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def file(tmp_path: Path, content: str) -> Path:
     return path
 
 
-def test_defaults() -> None:
+def test_defaults_are_used_without_sources() -> None:
     settings = load()
     assert settings.listen == "127.0.0.1:50051"
     assert settings.sqlite.name == "sagastore.db"
@@ -45,7 +45,7 @@ def test_defaults() -> None:
     assert settings.drain_seconds == 30
 
 
-def test_the_command_line_before_the_environment_before_the_file(
+def test_command_line_overrides_environment_overrides_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = file(tmp_path, "listen = 'file:1'\nsqlite = 'file.db'\ndrain-seconds = 3")
@@ -59,20 +59,20 @@ def test_the_command_line_before_the_environment_before_the_file(
     assert settings.log_level == "info"
 
 
-def test_home_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_directory_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAGASTORE_SQLITE", "~/saga.db")
     assert load().sqlite == Path.home() / "saga.db"
 
 
-def test_all_problems_are_told_in_one_line_without_values(tmp_path: Path) -> None:
+def test_error_lists_all_problems_without_values(tmp_path: Path) -> None:
     config = file(tmp_path, "drain_seconds = 'secret'\nunknown = 'secret'\npostgres = ['secret']")
     with pytest.raises(SettingsError) as caught:
         load(config, log_level="secret")
-    told = str(caught.value)
+    message = str(caught.value)
     for name in ("drain_seconds", "unknown", "postgres", "log_level"):
-        assert name in told
-    assert "secret" not in told
-    assert "\n" not in told
+        assert name in message
+    assert "secret" not in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_all_problems_are_told_in_one_line_without_values(tmp_path: Path) -> Non
         ("127.8.8.8:0", "127.8.8.8", 0, True),
         ("[::1]:1", "::1", 1, True),
         ("localhost:65535", "localhost", 65535, True),
-        ("0.0.0.0:1", "0.0.0.0", 1, False),  # noqa: S104 - an address to be judged
+        ("0.0.0.0:1", "0.0.0.0", 1, False),  # noqa: S104 - the address under test
         ("[::]:1", "::", 1, False),
         ("saga.example:443", "saga.example", 443, False),
     ],
 )
-def test_addresses(text: str, host: str, port: int, loopback: bool) -> None:
+def test_address_is_parsed(text: str, host: str, port: int, loopback: bool) -> None:
     address = Address.parse(text)
     assert address == (host, port)
     assert str(address) == text
@@ -97,13 +97,13 @@ def test_addresses(text: str, host: str, port: int, loopback: bool) -> None:
 @pytest.mark.parametrize(
     "text", ["", "host", ":1", "host:", "host:x", "host:65536", "::1:1", "a b:1", "unix:/x:1"]
 )
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_address_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="is not HOST:PORT"):
         Address.parse(text)
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"tls_cert": "c"}, "tls_cert: needs tls_key"),
         ({"tls_key": "k"}, "tls_key: needs tls_cert"),
@@ -118,33 +118,33 @@ def test_what_is_no_address(text: str) -> None:
         ({"search_timeout": "0"}, "search_timeout: must be a number of seconds above 0, up to"),
         ({"shadow_share": "nan"}, "shadow_share: must be a number from 0 to 1"),
         ({"reflection": "perhaps"}, "reflection: must be true or false"),
-        ({"sqlite": "~nobody-of-that-name/x"}, "sqlite: ~nobody-of-that-name/x begins with ~"),
+        ({"sqlite": "~no-such-user/x"}, "sqlite: ~no-such-user/x begins with ~"),
     ],
 )
-def test_what_a_wrong_value_is_told(given: dict[str, str], told: str) -> None:
+def test_invalid_value_is_reported(given: dict[str, str], message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(None, **given)
     (problem,) = caught.value.problems
-    assert str(problem).startswith(told)
+    assert str(problem).startswith(message)
     assert problem.origin == COMMAND_LINE
     assert "hush" not in str(caught.value)
 
 
-def test_every_pair_that_does_not_fit_is_told() -> None:
+def test_every_contradiction_is_reported() -> None:
     with pytest.raises(SettingsError) as caught:
         load(tls_client_ca="ca", postgres_pool_min=21)
-    told = {problem.setting for problem in caught.value.problems}
-    assert told == {"tls_client_ca", "postgres_pool_min"}
+    message = {problem.setting for problem in caught.value.problems}
+    assert message == {"tls_client_ca", "postgres_pool_min"}
 
 
-def test_what_fits() -> None:
+def test_valid_combinations_are_accepted() -> None:
     settings = load(tls_cert="c", tls_key="k", tls_client_ca="ca", ops_listen="OFF")
     assert settings.ops_listen == "off"
     assert load(otlp_endpoint="https://collector.example:4317").otlp_endpoint
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("listne = 1", "listne: unknown setting; did you mean listen?"),
         ("LOG-LEVEL = 'info'", "LOG-LEVEL: unknown setting; did you mean log_level?"),
@@ -163,15 +163,15 @@ def test_what_fits() -> None:
         ("listen = 'a:1'\nlisten = 'b:2'", "at line 2"),
     ],
 )
-def test_what_is_told_of_a_file(tmp_path: Path, content: str, told: str) -> None:
+def test_invalid_file_is_reported(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(file(tmp_path, content))
     (problem,) = caught.value.problems
-    assert told in str(problem)
+    assert message in str(problem)
     assert str(problem.origin) == f"file {tmp_path / 'saga.toml'}"
 
 
-def test_files_that_are_no_text(tmp_path: Path) -> None:
+def test_file_that_is_no_text_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "saga.toml").write_bytes(b"sqlite = '\xff'")
     with pytest.raises(SettingsError, match="is not text in UTF-8"):
         load(tmp_path / "saga.toml")
@@ -179,7 +179,7 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_variables_that_look_like_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_variables_are_reported_with_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "SAGASTORE_MAX_CALSL",
         "SAGASTORE_TARGT",
@@ -201,8 +201,8 @@ def test_variables_that_look_like_settings(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
-def test_the_variables_of_the_client_are_known() -> None:
-    """The server may not import the client's command, so the names are written twice."""
+def test_variables_of_the_client_are_known() -> None:
+    """The server must not import the client's command, so both have the names."""
     sources = (ROOT / "client/sagastore").rglob("*.py")
     used = {
         name
@@ -212,31 +212,35 @@ def test_the_variables_of_the_client_are_known() -> None:
     assert used == CLIENT_VARIABLES
 
 
-def test_every_setting_is_described_and_in_a_group() -> None:
+def test_every_setting_has_a_description_and_a_group() -> None:
     described = list(entries(Settings))
     assert [entry.name for entry in described if not entry.meaning] == []
     assert [entry.name for entry in described if entry.metavar == "VALUE"] == []
     assert list(dict.fromkeys(entry.group for entry in described)) == list(GROUPS.values())
 
 
-def test_the_document_has_what_the_settings_are() -> None:
+def test_configuration_page_is_up_to_date() -> None:
     """If not: make docs."""
     page = PAGE.read_text(encoding="utf-8")
     assert with_generated_table(page) == page
 
 
-def test_the_schema_has_the_bounds_that_are_checked() -> None:
+def test_schema_has_the_validated_bounds() -> None:
     schema = json_schema(Settings)
     assert set(Settings.model_fields) <= set(schema["properties"])
     for name in Settings.model_fields:
-        said = schema["properties"][name]
-        assert said["description"]
-        assert said["type"] in {"string", "integer", "number", "boolean"}
-        if said["type"] in {"integer", "number"}:
-            assert {"minimum", "exclusiveMinimum"} & set(said)
-            assert said["default"] <= said["maximum"]
-            below = said["exclusiveMinimum"] if "exclusiveMinimum" in said else said["minimum"] - 1
-            for value in (said["maximum"] + 1, below):
+        property_ = schema["properties"][name]
+        assert property_["description"]
+        assert property_["type"] in {"string", "integer", "number", "boolean"}
+        if property_["type"] in {"integer", "number"}:
+            assert {"minimum", "exclusiveMinimum"} & set(property_)
+            assert property_["default"] <= property_["maximum"]
+            below = (
+                property_["exclusiveMinimum"]
+                if "exclusiveMinimum" in property_
+                else property_["minimum"] - 1
+            )
+            for value in (property_["maximum"] + 1, below):
                 with pytest.raises(SettingsError, match=f"{name}: must be"):
                     load(**{name: value})
         if "_" in name:
@@ -244,7 +248,7 @@ def test_the_schema_has_the_bounds_that_are_checked() -> None:
             assert dashed == {"$ref": f"#/properties/{name}"}
 
 
-def test_files_that_are_missing_are_found(tmp_path: Path) -> None:
+def test_check_finds_missing_files(tmp_path: Path) -> None:
     given = {"tls_cert": "nowhere.pem", "tls_key": str(tmp_path), "sqlite": "no/folder/x.db"}
     assert [str(problem) for problem in check(None, given)] == [
         "tls_cert: nowhere.pem does not exist",
@@ -253,30 +257,30 @@ def test_files_that_are_missing_are_found(tmp_path: Path) -> None:
     ]
 
 
-def test_files_are_looked_into(tmp_path: Path) -> None:
+def test_check_reads_the_access_file(tmp_path: Path) -> None:
     (problem,) = check(None, {"access": str(file(tmp_path, "nonsense"))})
     assert problem.setting == "access"
     assert not problem.is_warning
 
 
-def test_whom_the_settings_let_in_is_looked_at() -> None:
+def test_check_finds_a_public_address() -> None:
     (problem,) = check(None, {"listen": "0.0.0.0:1"})
     assert str(problem).startswith("listen: 0.0.0.0:1 can be reached from other machines")
     assert check(None, {"listen": "0.0.0.0:1", "allow_insecure": True}) == []
 
 
 @pytest.mark.parametrize(("mode", "warnings"), [(0o644, 1), (0o640, 0), (0o600, 0)])
-def test_a_password_that_others_can_read(tmp_path: Path, mode: int, warnings: int) -> None:
+def test_check_warns_of_a_readable_password(tmp_path: Path, mode: int, warnings: int) -> None:
     config = file(tmp_path, "postgres = 'postgresql://me:hush@db/saga'")
     config.chmod(mode)
     problems = check(config, {})
     assert len(problems) == warnings
     assert all(problem.is_warning and "hush" not in str(problem) for problem in problems)
-    # Another one that is in force does not take it out of the file.
+    # An override does not remove it from the file.
     assert check(config, {"postgres": "postgresql://me@db/saga"}) == problems
 
 
-def test_a_private_key_that_others_can_read(tmp_path: Path) -> None:
+def test_check_warns_of_a_readable_private_key(tmp_path: Path) -> None:
     key = tmp_path / "key.pem"
     key.write_text("x")
     key.chmod(0o644)

@@ -100,6 +100,32 @@ async def test_fatal_task_is_reported_and_not_restarted() -> None:
     assert supervisor.failing == (failure,)
 
 
+async def test_cancelled_future_counts_as_a_failure() -> None:
+    """Otherwise the task would end without a trace, because its own cancellation looks the same."""
+    runs: list[asyncio.Future[None]] = []
+
+    async def wait() -> None:
+        runs.append(asyncio.get_running_loop().create_future())
+        await runs[-1]
+
+    supervisor = Supervisor(first_pause=0.001)
+    task = supervisor.start("replicator", wait)
+    await until(lambda: len(runs) == 1)
+    runs[0].cancel()
+    await until(lambda: len(runs) == 2)
+    assert [failure.error for failure in supervisor.failing] == ["CancelledError"]
+    await task.stop()
+    assert len(runs) == 2
+
+
+async def test_failing_tasks_may_share_a_name() -> None:
+    supervisor = Supervisor(first_pause=3600)
+    supervisor.start("writer", Failing(9), Policy.FATAL)
+    supervisor.start("writer", Failing(9), Policy.RESTART)
+    await until(lambda: len(supervisor.failing) == 2)
+    await supervisor.close()
+
+
 async def test_task_that_returns_is_done() -> None:
     async def once() -> None:
         """Return at once."""

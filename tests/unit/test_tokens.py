@@ -1,4 +1,4 @@
-"""Page tokens: what goes in comes out, and nothing else does."""
+"""Page tokens: positions round-trip, and any other token is rejected."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ def refused(token: str, shape: tuple[type, ...] | None = None, key: bytes = KEY)
 
 
 @given(PLACES)
-def test_a_place_comes_back(place: list[Scalar]) -> None:
+def test_position_round_trips(place: list[Scalar]) -> None:
     assert decode(KEY, encode(KEY, place), "page_token") == tuple(place)
 
 
-def test_the_longest_place_fits() -> None:
+def test_longest_position_round_trips() -> None:
     position = (-(2**62), "\x01" * 129)
     place = (*position, *position, 1 / 3, *position)
     assert decode(KEY, encode(KEY, place), "page_token") == place
 
 
 @given(st.text(max_size=200))
-def test_garbage(text: str) -> None:
+def test_random_text_is_rejected(text: str) -> None:
     refused(text)
 
 
 @given(st.binary(max_size=100))
-def test_garbage_in_base64(data: bytes) -> None:
+def test_random_base64_is_rejected(data: bytes) -> None:
     refused(base64.urlsafe_b64encode(b"\x01" + data).decode().rstrip("="))
 
 
 @given(st.data())
-def test_an_altered_token(data: st.DataObject) -> None:
+def test_altered_token_is_rejected(data: st.DataObject) -> None:
     token = encode(KEY, [1_700_000_000_000_000, "some id"])
     at = data.draw(st.integers(0, len(token) - 1))
     other = data.draw(st.sampled_from("ABCabc019-_=.é"))
@@ -57,7 +57,7 @@ def test_an_altered_token(data: st.DataObject) -> None:
         refused(altered)
 
 
-def test_a_token_of_another_request() -> None:
+def test_token_of_another_request_is_rejected() -> None:
     for key in (request_key("List", "session", True), request_key("Search", "session", False)):
         refused(encode(KEY, [1, "x"]), key=key)
 
@@ -67,15 +67,15 @@ def test_a_token_of_another_request() -> None:
     [b"{}", b"[[1]]", b"[true]", b"[NaN]", b"[1e999]", b"[9223372036854775808]", b"[", b"1",
      b'["\\ud800"]', b'["\\u0000"]', b"[" * 5000, b"\xff"],
 )  # fmt: skip
-def test_a_forged_token_with_a_harmful_place(forged: bytes) -> None:
-    """Anyone can compute the digest, so what is inside is checked too."""
+def test_forged_token_with_unsafe_position_is_rejected(forged: bytes) -> None:
+    """A caller can compute the digest, so the position is validated too."""
     from sagastore_server.rpc import tokens  # noqa: PLC0415 - the forger's view
 
     digest = tokens._digest(KEY, forged)
     refused(base64.urlsafe_b64encode(b"\x01" + digest + forged).decode().rstrip("="))
 
 
-def test_a_place_of_another_shape() -> None:
+def test_position_of_another_shape_is_rejected() -> None:
     token = encode(KEY, [1, "x"])
     assert decode(KEY, token, "page_token", (int, str)) == (1, "x")
     refused(token, (str, str))

@@ -1,4 +1,4 @@
-"""What is told of requests that protobuf refuses."""
+"""Decoder of requests that protobuf rejects."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def broken(data: bytes) -> InvalidText:
     return result
 
 
-def test_a_request_is_parsed() -> None:
+def test_valid_request_is_parsed() -> None:
     request = storage_pb2.BulkSaveRequest(sequence=3)
     assert decode(request.SerializeToString()) == request
 
 
-def test_broken_strings_are_named_and_replaced() -> None:
+def test_invalid_strings_are_reported_and_replaced() -> None:
     request = storage_pb2.BulkSaveRequest(sequence=-1, on_conflict=storage_pb2.ON_CONFLICT_SKIP)
     request.messages.add(id="fine", content="ünï", tags=["a"])
     request.messages.add(id="XXXX", tags=["a", "XXXX", "XXXX"]).timestamp.seconds = 5
@@ -38,7 +38,7 @@ def test_broken_strings_are_named_and_replaced() -> None:
     assert result.repaired == request
 
 
-def test_unknown_fields_of_every_kind_are_passed_over() -> None:
+def test_unknown_fields_of_every_type_are_skipped() -> None:
     request = storage_pb2.BulkSaveRequest()
     request.messages.add(id="XXXX")
     unknown = (
@@ -48,7 +48,7 @@ def test_unknown_fields_of_every_kind_are_passed_over() -> None:
     assert [violation.field for violation in broken(data).violations] == ["messages[0].id"]
 
 
-def test_what_cannot_be_read_at_all() -> None:
+def test_unparsable_bytes_are_reported() -> None:
     for data in (b"\xff", b"\x0b", b"\x12\x7f", b"\x80" * 11, b"\x12\x02\x0a\x05"):
         result = broken(data)
         assert [violation.field for violation in result.violations] == ["request"]
@@ -56,14 +56,14 @@ def test_what_cannot_be_read_at_all() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_either_a_request_or_explained(data: bytes) -> None:
+def test_any_bytes_are_parsed_or_reported(data: bytes) -> None:
     result = decode(data)
     if isinstance(result, InvalidText):
         assert result.violations
 
 
 @given(st.data())
-def test_a_request_with_bytes_changed(data: st.DataObject) -> None:
+def test_corrupted_request_is_parsed_or_reported(data: st.DataObject) -> None:
     request = storage_pb2.BulkSaveRequest(sequence=1)
     for number in range(3):
         request.messages.add(id=str(number), content="content", tags=["a", "b"], session_id="s")

@@ -71,7 +71,7 @@ async def test_exception_of_a_task_is_raised(worker_pool: WorkerPool) -> None:
     assert await worker_pool.map(len, [("abc",)]) == [3]
 
 
-async def test_dead_worker_is_done_without(worker_pool: WorkerPool) -> None:
+async def test_dead_worker_does_not_fail_a_task(worker_pool: WorkerPool) -> None:
     os.kill(await worker_pid(worker_pool), signal.SIGKILL)
     assert await worker_pool.map(len, [("abc",)]) == [3]
     assert await worker_pool.map(os.getpid, [()]) == [os.getpid()]

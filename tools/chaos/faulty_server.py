@@ -84,7 +84,7 @@ def set_commits(switches: FaultSwitches) -> None:
     """Delay commits of SQLite, as on a slow disk, and report them a little late."""
     from sagastore_server.sqlite.writer import SQLiteGroupWriter  # noqa: PLC0415
 
-    attempt = SQLiteGroupWriter._attempt
+    attempt = SQLiteGroupWriter._commit_once
 
     def slowly(self: SQLiteGroupWriter, group: Any) -> Any:
         time.sleep(switches["commits wait"])
@@ -93,7 +93,7 @@ def set_commits(switches: FaultSwitches) -> None:
         time.sleep(switches["commits wait"] / 4)
         return outcomes
 
-    SQLiteGroupWriter._attempt = slowly  # type: ignore[method-assign]
+    SQLiteGroupWriter._commit_once = slowly  # type: ignore[method-assign]
 
 
 def main() -> None:

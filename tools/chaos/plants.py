@@ -19,8 +19,9 @@ from typing import Any
 
 from sagastore_server.migration import attachment, migrating_service
 from sagastore_server.migration.cutover import Cutover
+from sagastore_server.migration.fallback import Fallback, ReplicaStatus
 from sagastore_server.migration.migrating_service import MigratingService
-from sagastore_server.migration.replicator import ReplicaStatus, Replicator
+from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.router import Router, _NoAnswerError
 from sagastore_server.migration.write_fence import WriteFence
 from sagastore_server.postgresql.queries import MIGRATION
@@ -67,7 +68,7 @@ def put(name: str) -> None:
 def _ack_before_commit() -> None:
     def attempt(self: Any, group: list[Any]) -> list[Any]:
         connection, now = self._connection, time.time_ns() // 1000
-        self._be_certain()
+        self._reload_if_uncertain()
         connection.execute("BEGIN IMMEDIATE")
         ids = {key for one in group for key in one.ids}
         batch = Batch(connection, self._counters, now, ids, {})
@@ -78,7 +79,7 @@ def _ack_before_commit() -> None:
             except StorageError as exc:
                 outcomes.append(exc)
         counters = batch.flush()
-        self._tell(group, outcomes)
+        self._report(group, outcomes)
         time.sleep(FSYNC)
         connection.execute("COMMIT")
         self._counters = counters
@@ -87,12 +88,12 @@ def _ack_before_commit() -> None:
     def run(self: Any) -> None:
         while (item := self._next()) is not None:
             if hasattr(item, "in_transaction"):
-                self._tell([item], [self._errand(item)])
+                self._report([item], [self._run_task(item)])
             elif group := self._group(item):
                 self._commit(group)
-                self._tell([], [])
+                self._report([], [])
 
-    replace(SQLiteGroupWriter, "_attempt", attempt)
+    replace(SQLiteGroupWriter, "_commit_once", attempt)
     replace(SQLiteGroupWriter, "_run", run)
 
 
@@ -255,10 +256,10 @@ def _fence_without_draining() -> None:
     async def catch_up(self: Any, commit: Callable[[], Any], within: float) -> bool:
         async with self._write_fence.closed(within):
             await commit()
-            self._stand(ReplicaStatus.CURRENT)
+            self.set_status(ReplicaStatus.CURRENT)
             return True
 
-    replace(Replicator, "catch_up", catch_up)
+    replace(Fallback, "catch_up", catch_up)
 
 
 @plant("fence-stays-open", "writes are not held while the phase changes")
@@ -284,10 +285,10 @@ def _stale_fallback() -> None:
 
 @plant("confirm-too-soon", "in READ_POSTGRES a write does not wait for PostgreSQL")
 def _confirm_too_soon() -> None:
-    async def confirm(self: Any, sequence: int) -> bool:
+    async def confirm(self: Any, position: int) -> bool:
         return bool(self.current)
 
-    replace(Replicator, "confirm", confirm)
+    replace(Fallback, "confirm", confirm)
 
 
 @plant("claim-both", "durable_on always contains both stores")
@@ -303,18 +304,18 @@ def _claim_both() -> None:
 
 @plant("return-too-soon", "PostgreSQL answers reads after an outage before it has caught up")
 def _return_too_soon() -> None:
-    def approach(self: Any, entries: int) -> None:
+    def consider_return(self: Any, entries: int) -> None:
         phase = self._current_state.phase
         if phase.reads_postgres and phase.writes_sqlite and self.attached:
-            self._stand(ReplicaStatus.CURRENT)
+            self.set_status(ReplicaStatus.CURRENT)
 
     attach = Replicator._attach
 
     async def attached(self: Any) -> None:
         await attach(self)
-        approach(self, 0)
+        consider_return(self.fallback, 0)
 
-    replace(Replicator, "_approach", approach)
+    replace(Fallback, "consider_return", consider_return)
     replace(Replicator, "_attach", attached)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
+from sagastore_server.migration.lease import TargetSession
 from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.router import Router
 from sagastore_server.postgresql.replica import PostgreSQLReplica
@@ -22,7 +23,7 @@ def _release_at_once(*, failed: bool) -> None:
     asked = ContextVar[bool]("asked")
 
     async def read(self: Router, name: str, read: Any) -> Any:
-        token = asked.set(self._current_state.phase.reads_postgres and self._replicator.current)
+        token = asked.set(self._current_state.phase.reads_postgres and self._fallback.current)
         try:
             return await read_before(self, name, read)
         finally:
@@ -32,7 +33,7 @@ def _release_at_once(*, failed: bool) -> None:
         if asked.get() is not failed:
             await release_before(self)
         elif self._writes_sqlite():
-            self._replicator.check_holder()
+            self._fallback.check_lease()
 
     replace(Router, "_read", read)
     replace(Router, "_release", release)
@@ -70,7 +71,7 @@ def _acknowledge_unproved() -> None:
     async def confirmed(self: Router) -> bool:
         if not self._writes_sqlite() or not self._current_state.phase.reads_postgres:
             return False
-        return await self._replicator.confirm(self._source.committed)
+        return await self._fallback.confirm(self._source.committed)
 
     replace(Router, "_confirmed", confirmed)
 
@@ -84,16 +85,16 @@ def _trust_set_back() -> None:
     ) -> Any:
         return await holding(self, lease, work, applied)
 
-    async def renew(self: Replicator) -> None:
-        await self._timed(self._target.renew(self.lease))
+    async def renew(self: TargetSession) -> None:
+        await self.request(self._target.renew(self.lease))
 
     replace(PostgreSQLReplica, "_holding", trusting)
-    replace(Replicator, "_renew", renew)
+    replace(TargetSession, "renew", renew)
 
 
 @plant("connection-loss-unheard", "a lost connection to PostgreSQL is not followed by a comparison")
 def _connection_loss_unheard() -> None:
-    def suspect(self: Replicator) -> None:
+    def connection_lost(self: Replicator) -> None:
         """Trust the next answer."""
 
-    replace(Replicator, "_suspect", suspect)
+    replace(Replicator, "_connection_lost", connection_lost)

@@ -61,7 +61,7 @@ CommitWriteInTargetAt(c, next) ==
                                      ELSE NoCall]
   /\ UNCHANGED <<targetUp, backup, inFlight, server, reads, floor, broken, faults>>
 
-(* Replicator.confirm: while the target is current it must have applied the change first. *)
+(* Fallback.confirm: while the target is current it must have applied the change first. *)
 Confirmed(revision) == (server.phase = ReadPostgres /\ Current) => server.applied >= revision
 
 CommitWriteInTarget(c) ==
@@ -123,7 +123,7 @@ EndRead(c) ==
   /\ reads' = [reads EXCEPT ![c] = NoRead]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, server, writes, absences, faults>>
 
-(* Replicator.fall_back: reads of the target in progress are sent to the source. *)
+(* Fallback.fall_back: reads of the target in progress are sent to the source. *)
 ReadsFallBack ==
   [c \in Readers |-> IF reads[c].state = "asked" /\ reads[c].from = "target" /\ server.phase # PostgresOnly
                      THEN [reads[c] EXCEPT !.from = "source"] ELSE reads[c]]

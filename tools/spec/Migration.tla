@@ -15,14 +15,14 @@ Detach ==
   /\ server' = Detached /\ LetGo
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken>>
 
-(* Replicator._suspect: a connection is lost, so the target is compared before it answers reads. *)
+(* Replicator._connection_lost: a connection is lost, so the target is compared before it answers reads. *)
 (* Transactions that were sent are still awaited.                                               *)
 LoseConnection ==
   /\ Included("lost connections") /\ server.up /\ Attached /\ Spend("cuts", MaxCuts)
   /\ server' = Detached /\ reads' = ReadsFallBack
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, writes, floor, absences, broken>>
 
-(* Replicator._watch_silence: no answer within `patience`, so the source serves alone. *)
+(* Fallback.watch_silence: no answer within `patience`, so the source serves alone. *)
 FallSilent ==
   /\ server.up /\ Current /\ Spend("cuts", MaxCuts)
   /\ server' = [server EXCEPT !.standing = "following"]

@@ -10,7 +10,7 @@ Drained == server.applied >= server.committed \/ Mistake("no-drain")
 CloseGate(goal) == [server EXCEPT !.step = "closed", !.goal = goal]
 OpenGate == [server EXCEPT !.step = "none", !.goal = "none", !.inspected = NotInspected]
 
-(* Transitions._begin takes the target, then closes the fence. *)
+(* Transitions._to_dual_write claims the target, then closes the fence. *)
 ClaimForDualWrite ==
   /\ server.up /\ Stable /\ server.phase = SqliteOnly /\ ~Attached /\ ~TakenOver
   /\ targetUp /\ target.phase # PostgresOnly /\ target.holder # OtherServer
@@ -26,7 +26,7 @@ BeginDualWrite ==
   /\ server' = CloseGate("dual write")
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* Transitions._switch and Replicator._return: both use Replicator.catch_up. *)
+(* Transitions._to_read_postgres and Fallback._return: both use Fallback.catch_up. *)
 BeginReadPostgres ==
   /\ server.up /\ Stable /\ server.phase = Backfill /\ Steps /\ server.mark = Ids
   /\ Spend("moves", MaxMoves)
@@ -89,7 +89,7 @@ EnterPhase ==
        !.standing = IF @ = "current" THEN "following" ELSE @]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* Replicator.catch_up: the target has every committed change, so it may answer reads. *)
+(* Fallback.catch_up: the target has every committed change, so it may answer reads. *)
 MakeCurrent ==
   /\ server.up /\ server.step = "changed" /\ server.goal \in {"read postgres", "return"}
   /\ server.phase = ReadPostgres /\ source.phase = ReadPostgres /\ Attached /\ Drained

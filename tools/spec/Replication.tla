@@ -74,7 +74,7 @@ HearCommit(t) ==
   /\ inFlight' = inFlight \ {t}
   /\ UNCHANGED <<source, target, targetUp, backup, clients, faults>>
 
-(* Replicator._detach: nothing more is applied, and the source answers reads. *)
+(* Fallback.detach: nothing more is applied, and the source answers reads. *)
 Detached == [server EXCEPT !.standing = "detached", !.inspected = NotInspected]
 LetGo == inFlight' = Forsaken(Replication) /\ reads' = ReadsFallBack
 
@@ -87,7 +87,7 @@ HearMismatch(t) ==
   /\ inFlight' = Forsaken(Replication) \ {[t EXCEPT !.wait = FALSE]} /\ reads' = ReadsFallBack
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
-(* Replicator._renew: MigrationTarget.renew shows that the target was set back. *)
+(* TargetSession.renew: MigrationTarget.renew shows that the target was set back. *)
 HearSetBack ==
   /\ server.up /\ Attached /\ targetUp
   /\ \/ target.holder = server.incarnation /\ target.applied < server.position
@@ -96,8 +96,8 @@ HearSetBack ==
   /\ server' = Detached /\ LetGo
   /\ UNCHANGED <<source, target, targetUp, backup, writes, floor, absences, broken, faults>>
 
-(* Replicator._lose: a transaction, or renew, is refused because of the lease. The server serves *)
-(* nothing until it knows whether another server has it (attachment.outlive).                   *)
+(* Replicator.lease_lost: a transaction, or renew, is refused because of the lease. The server serves *)
+(* nothing until it knows whether another server has it (attachment.wait_for_lost_lease).                   *)
 HearLeaseLost ==
   /\ server.up /\ Attached /\ targetUp /\ target.holder # server.incarnation
   /\ server.goal # "last step"
@@ -109,7 +109,7 @@ HearLeaseLost ==
 
 MayAttach ==
   /\ server.up /\ Journals(server.phase) /\ ~server.fenced
-  /\ ~Attached \/ (Included("reattach") /\ ~Current)      \* Replicator.attach_anew
+  /\ ~Attached \/ (Included("reattach") /\ ~Current)      \* TargetSession.reattach
   /\ server.step # "asking"
   /\ targetUp /\ target.phase # PostgresOnly /\ target.applied <= source.revision
 

@@ -84,10 +84,10 @@ Down(incarnation) ==
    incarnation |-> incarnation,  \* number of the process; names the session of the lease
    phase |-> 0,                  \* phase in force: migration/current_state.py
    committed |-> 0,                   \* MigrationSource.committed: committed revisions known to the event loop
-   standing |-> "detached",      \* Replicator.replica_status: detached, following or current
-   applied |-> 0,                \* Replicator.applied
+   standing |-> "detached",      \* Fallback.status: detached, following or current
+   applied |-> 0,                \* Fallback.applied
    position |-> 0,               \* target's `applied` as last heard: what the next apply follows
-   mark |-> {},                  \* Replicator.mark: ids that the backfill has copied, as last heard
+   mark |-> {},                  \* TargetSession.mark: ids that the backfill has copied, as last heard
    inspected |-> NotInspected,   \* progress of attaching
    step |-> "none",              \* fence: none (open), closed, changed (durable), asking
    goal |-> "none",              \* what the fence is for

@@ -1,4 +1,4 @@
-"""The `sagastore` command; `pip install 'sagastore[cli]'` brings what it needs."""
+"""The `sagastore` command; `pip install 'sagastore[cli]'` installs its dependencies."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def main() -> None:
             "pip install 'sagastore[cli]'\n"
         )
         raise SystemExit(1)
-    # gRPC's core writes lines of its own to standard error; what it has to say
-    # the library says better.
+    # gRPC's core writes to standard error; the errors of the library have the same
+    # information.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from sagastore.cli.app import app

@@ -1,4 +1,4 @@
-"""The commands and their options; what they do is imported when they run."""
+"""The commands and their options; a command imports its implementation when it runs."""
 
 from __future__ import annotations
 
@@ -57,12 +57,10 @@ def _common(
         typer.Option(
             metavar="HOST:PORT",
             envvar="SAGASTORE_TARGET",
-            help="The server, or several joined by commas.",
+            help="The server, or several separated by commas.",
         ),
     ] = DEFAULT_TARGET,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, or JSON Lines, for programs.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON or JSON Lines.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     timeout: Annotated[
         float | None,
@@ -71,8 +69,8 @@ def _common(
             min=0.001,
             envvar="SAGASTORE_TIMEOUT",
             show_default=False,
-            help="How long to wait for an answer (10), or in import and export without any "
-            "progress (60).",
+            help="Timeout of a call (default 10); in import and export, maximum time without "
+            "progress (default 60).",
         ),
     ] = None,
     token_file: Annotated[
@@ -81,7 +79,7 @@ def _common(
             metavar="FILE",
             envvar="SAGASTORE_TOKEN_FILE",
             rich_help_panel=_CONNECTION,
-            help="File with the bearer token; without it, the token is `$SAGASTORE_TOKEN`.",
+            help="File with the bearer token. Default: the token in `$SAGASTORE_TOKEN`.",
         ),
     ] = None,
     allow_insecure_token: Annotated[
@@ -108,7 +106,7 @@ def _common(
             metavar="FILE",
             envvar="SAGASTORE_TLS_CA",
             rich_help_panel=_CONNECTION,
-            help="Certificates of the authorities to trust (PEM).",
+            help="Certificates of the trusted authorities (PEM).",
         ),
     ] = None,
     tls_cert: Annotated[
@@ -117,7 +115,7 @@ def _common(
             metavar="FILE",
             envvar="SAGASTORE_TLS_CERT",
             rich_help_panel=_CONNECTION,
-            help="Our own certificate (PEM), with --tls-key.",
+            help="Client certificate (PEM); requires --tls-key.",
         ),
     ] = None,
     tls_key: Annotated[
@@ -126,7 +124,7 @@ def _common(
             metavar="FILE",
             envvar="SAGASTORE_TLS_KEY",
             rich_help_panel=_CONNECTION,
-            help="Its private key (PEM).",
+            help="Private key of the client certificate (PEM).",
         ),
     ] = None,
     tls_server_name: Annotated[
@@ -135,14 +133,14 @@ def _common(
             metavar="NAME",
             envvar="SAGASTORE_TLS_SERVER_NAME",
             rich_help_panel=_CONNECTION,
-            help="The name in the server's certificate, if it is not the one in --target.",
+            help="The name in the server's certificate, if it differs from --target.",
         ),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Keep, find and move the messages of AI conversations in a SagaStore server."""
+    """Store, search and migrate the messages of AI conversations in a SagaStore server."""
     del version
     ctx.obj = Settings(
         target=target,
@@ -171,30 +169,32 @@ def _common(
 def save(
     ctx: typer.Context,
     content: Annotated[
-        str, typer.Argument(metavar="CONTENT|-", help="What was said; - reads standard input.")
+        str, typer.Argument(metavar="CONTENT|-", help="The text; - reads standard input.")
     ],
     *,
     provider: Annotated[
-        str, typer.Option(metavar="NAME", help="Who ran the model: openai, anthropic, google, ...")
+        str,
+        typer.Option(metavar="NAME", help="Provider of the model: openai, anthropic, google, ..."),
     ],
     role: Annotated[
-        str, typer.Option(metavar="NAME", help="Who spoke: user, assistant, system, tool, ...")
+        str,
+        typer.Option(metavar="NAME", help="Role of the author: user, assistant, system, tool, ..."),
     ],
     id: Annotated[
-        str, typer.Option(metavar="ID", help="Its id; without one it gets a new one.")
+        str, typer.Option(metavar="ID", help="Id of the message. Default: a new id.")
     ] = "",
     session: Annotated[
-        str | None, typer.Option(metavar="ID", help="The conversation it belongs to.")
+        str | None, typer.Option(metavar="ID", help="Id of the conversation.")
     ] = None,
     tag: Annotated[
-        list[str] | None, typer.Option(metavar="TAG", help="A label; may be given several times.")
+        list[str] | None, typer.Option(metavar="TAG", help="A label; can be repeated.")
     ] = None,
     timestamp: Annotated[
         datetime | None,
         typer.Option(
             metavar="TIME",
             parser=point_in_time,
-            help="When it was said, in ISO form; without an offset it is UTC. Default: now.",
+            help="Time of the message in ISO form; UTC without an offset. Default: now.",
         ),
     ] = None,
     metadata: Annotated[dict[str, Any] | None, _Metadata] = None,
@@ -203,16 +203,19 @@ def save(
         typer.Option(
             metavar="N",
             min=0,
-            help="Only if this revision is the stored one; 0: only if the id is new.",
+            help="Save only if this is the stored revision; 0: only if the id is new.",
         ),
     ] = None,
     durability: Annotated[
-        Durability, typer.Option(help="When it counts as done: on one store, or on every one.")
+        Durability,
+        typer.Option(
+            help="Return when the primary store has the write, or when both stores have it."
+        ),
     ] = Durability.primary,
 ) -> Job:
     """Store one message.
 
-    The same message again changes nothing; another one with the same id replaces it.
+    Saving an identical message changes nothing; a different message with the same id replaces it.
     """
     from sagastore.cli import write_commands
 
@@ -244,7 +247,7 @@ def get(
     ctx: typer.Context,
     ids: Annotated[list[str], typer.Argument(metavar="ID", help="Ids of messages.")],
 ) -> Job:
-    """Show messages by id, with everything that is known of them."""
+    """Show all fields of messages by id."""
     from sagastore.cli import read_commands
 
     return read_commands.get(ctx.obj, ids)
@@ -265,7 +268,7 @@ def list_(
     session: Annotated[str, typer.Argument(metavar="SESSION", help="Id of the conversation.")],
     *,
     newest: Annotated[bool, typer.Option("--newest", help="Newest first.")] = False,
-    limit: Annotated[int, typer.Option(metavar="N", min=0, help="At most so many; 0: all.")] = 0,
+    limit: Annotated[int, typer.Option(metavar="N", min=0, help="Maximum number; 0: all.")] = 0,
 ) -> Job:
     """Show the messages of a session, oldest first."""
     from sagastore.cli import read_commands
@@ -283,7 +286,7 @@ def list_(
 
     sagastore search --tag hotels --metadata '{"turn": 0}' --limit 5
 
-    sagastore search --order newest -- "-italian pizza"   (after -- nothing is an option)
+    sagastore search --order newest -- "-italian pizza"   (no options after --)
 """,
 )
 def search(
@@ -293,24 +296,25 @@ def search(
         typer.Argument(
             metavar="QUERY",
             show_default=False,
-            help='Words that must all be there, "a phrase", -excluded, prefix*, OR.',
+            help='Words that must all match, "a phrase", -excluded, prefix*, OR.',
         ),
     ] = "",
     *,
     tag: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TAG", rich_help_panel=_FILTERS, help="With this tag; given twice: with both."
+            metavar="TAG", rich_help_panel=_FILTERS, help="Has this tag; repeat for several tags."
         ),
     ] = None,
     provider: Annotated[
-        str, typer.Option(metavar="NAME", rich_help_panel=_FILTERS, help="Of this provider.")
+        str, typer.Option(metavar="NAME", rich_help_panel=_FILTERS, help="Has this provider.")
     ] = "",
     role: Annotated[
-        str, typer.Option(metavar="NAME", rich_help_panel=_FILTERS, help="Of this role.")
+        str, typer.Option(metavar="NAME", rich_help_panel=_FILTERS, help="Has this role.")
     ] = "",
     session: Annotated[
-        str | None, typer.Option(metavar="ID", rich_help_panel=_FILTERS, help="Of this session.")
+        str | None,
+        typer.Option(metavar="ID", rich_help_panel=_FILTERS, help="Belongs to this session."),
     ] = None,
     since: Annotated[
         datetime | None,
@@ -318,13 +322,13 @@ def search(
             metavar="TIME",
             parser=moment,
             rich_help_panel=_FILTERS,
-            help="Said at this time or later: ISO form (UTC without an offset), or 30m, 12h, 7d.",
+            help="At or after this time: ISO form (UTC without an offset), or 30m, 12h, 7d ago.",
         ),
     ] = None,
     until: Annotated[
         datetime | None,
         typer.Option(
-            metavar="TIME", parser=moment, rich_help_panel=_FILTERS, help="Said before this time."
+            metavar="TIME", parser=moment, rich_help_panel=_FILTERS, help="Before this time."
         ),
     ] = None,
     metadata: Annotated[
@@ -333,15 +337,16 @@ def search(
             metavar="JSON",
             parser=json_object,
             rich_help_panel=_FILTERS,
-            help="With metadata that contain this object.",
+            help="Metadata contains this object.",
         ),
     ] = None,
-    order: Annotated[Order, typer.Option(help="Best matches first, or by time.")] = Order.relevance,
-    limit: Annotated[int, typer.Option(metavar="N", min=0, help="At most so many; 0: all.")] = 20,
+    order: Annotated[Order, typer.Option(help="By relevance, or by time.")] = Order.relevance,
+    limit: Annotated[int, typer.Option(metavar="N", min=0, help="Maximum number; 0: all.")] = 20,
 ) -> Job:
     """Find messages by words and filters.
 
-    Case, accents and English endings do not count. Without words, the filters decide alone.
+    Case, accents and English endings are ignored. Without QUERY, all messages that pass the
+    filters match.
     """
     from sagastore.cli import read_commands
 
@@ -367,12 +372,12 @@ def delete(
     *,
     if_revision: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Only if this revision is the stored one."),
+        typer.Option(metavar="N", min=1, help="Delete only if this is the stored revision."),
     ] = None,
 ) -> Job:
-    """Remove messages."""
+    """Delete messages."""
     if if_revision is not None and len(ids) > 1:
-        raise typer.BadParameter("--if-revision goes with one id")
+        raise typer.BadParameter("--if-revision requires exactly one id")
     from sagastore.cli import write_commands
 
     return write_commands.delete(ctx.obj, ids, if_revision=if_revision)
@@ -382,7 +387,7 @@ def delete(
     app, epilog="Example:\n\n    sagastore --target db.example:50051 ping\n", no_args_is_help=False
 )
 def ping(ctx: typer.Context) -> Job:
-    """Tell whether the server serves, how fast it answers, and what it holds."""
+    """Show whether the server is serving, its latency, and the number of messages."""
     from sagastore.cli import read_commands
 
     return read_commands.ping(ctx.obj)
@@ -406,38 +411,39 @@ def import_(
         str,
         typer.Argument(
             metavar="FILE|-",
-            help="A memory.db of ARC SAGA, a file of a SagaStore server, or JSON Lines; also "
-            "compressed by xz, gzip or bzip2; - reads standard input.",
+            help="A memory.db of ARC SAGA, a file of a SagaStore server, or JSON Lines. Can be "
+            "compressed with xz, gzip or bzip2; - reads standard input.",
         ),
     ],
     *,
     on_conflict: Annotated[
-        OnConflict, typer.Option(help="What happens to an id that is stored already.")
+        OnConflict, typer.Option(help="What to do if an id is already stored.")
     ] = OnConflict.replace_,
     batch_size: Annotated[
-        int, typer.Option(metavar="N", min=1, max=1000, help="Messages in a batch.")
+        int, typer.Option(metavar="N", min=1, max=1000, help="Messages per batch.")
     ] = 1000,
     rejects: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Write the rows that cannot be stored, and why, to this file."
-        ),
+        typer.Option(metavar="FILE", help="Write rejected rows and the reasons to this file."),
     ] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew, also after an interruption.")
+        bool,
+        typer.Option(
+            "--restart", help="Start from the beginning instead of resuming an interrupted run."
+        ),
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 if a row was rejected.")
+        bool, typer.Option("--strict", help="Exit with status 1 if a row was rejected.")
     ] = False,
 ) -> Job:
-    """Load messages from a file.
+    """Import messages from a file.
 
-    An import that was interrupted, however it was, goes on where it stopped when the same
-    command is run again; nothing is lost, and nothing is stored twice. The file is only read.
+    Run the same command again to resume an interrupted import; no message is lost or stored
+    twice. The file is not changed.
 
     A line of JSON Lines is an object with id, provider, role, content, tags, timestamp (ISO
     form, UTC without an offset), metadata, session_id; only provider, role and content are
-    required. Rows that cannot be stored are listed at the end, and spoil no other.
+    required. Rejected rows are listed at the end and do not affect other rows.
     """
     from sagastore.cli import import_command
 
@@ -464,14 +470,17 @@ def export(
     ],
     *,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew, also after an interruption.")
+        bool,
+        typer.Option(
+            "--restart", help="Start from the beginning instead of resuming an interrupted run."
+        ),
     ] = False,
 ) -> Job:
-    """Write every message to a file, as JSON Lines in the order of their ids.
+    """Write all messages to a file, as JSON Lines in the order of their ids.
 
-    `import` takes the file. The same messages give the same bytes. FILE appears when it is
-    complete; until then it is FILE.part, with which an interrupted export goes on when the same
-    command is run again. Nobody who writes has to wait.
+    `import` reads the file. The same messages always give the same bytes. FILE is created when
+    the export is complete; until then the data is in FILE.part. Run the same command again to
+    resume an interrupted export. Writers are not blocked.
     """
     from sagastore.cli import export_command
 

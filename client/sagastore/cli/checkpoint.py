@@ -1,4 +1,4 @@
-"""How far an import has come, kept so that the next run goes on from there."""
+"""The checkpoint of an import, from which an interrupted import resumes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VERSION = 1
 
 @dataclass(slots=True)
 class Counts:
-    """What has become of the rows so far."""
+    """Numbers of rows by their result."""
 
     read: int = 0
     saved: int = 0
@@ -32,18 +32,17 @@ class Counts:
 
 @dataclass(slots=True)
 class Checkpoint:
-    """A place in a source before which every row is dealt with.
+    """A position in a source; all rows before it are processed.
 
     Attributes:
-        position: The place.
-        progress: How much of the source lies before it.
-        counts: What became of the rows before it.
-        seconds: How long that took.
-        rejects_bytes: Size of the file of rejected rows at that place.
-        first_rejects: The first of them: key, field, reason.
-        witnesses: Ids of messages that must be in the store, if it is still the
-            one that they were sent to.
-        saved_at: When it was written, in seconds since 1970.
+        position: The position.
+        progress: How much of the source is before it.
+        counts: The results of the rows before it.
+        seconds: Duration of the import up to it.
+        rejects_bytes: Size of the rejects file at the position.
+        first_rejects: The first rejected rows: key, field, reason.
+        witnesses: Ids of messages that the server must still have.
+        saved_at: Time of writing, in seconds since 1970.
     """
 
     position: Position
@@ -57,7 +56,7 @@ class Checkpoint:
 
 
 class CheckpointFile:
-    """The checkpoint of one import: of a source, into a target, with its options."""
+    """The checkpoint file of one combination of source, target and options."""
 
     def __init__(
         self, folder: Path, identity: dict[str, Any], target: str, options: dict[str, Any]
@@ -68,10 +67,10 @@ class CheckpointFile:
         self._about = {"target": target, "options": options}
 
     def load(self) -> Checkpoint | None:
-        """Return the checkpoint; None where there is none that can be used.
+        """Return the checkpoint; None if there is no valid one.
 
         Raises:
-            SourceChangedError: There is one, of other content of the source.
+            SourceChangedError: The source has changed since the checkpoint.
         """
         try:
             values = json.loads(self.path.read_text(encoding="utf-8"))
@@ -89,10 +88,10 @@ class CheckpointFile:
         return checkpoint
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint, wholly or not at all.
+        """Write the checkpoint atomically.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
         """
         checkpoint.saved_at = time.time()
         state = asdict(checkpoint)
@@ -101,20 +100,20 @@ class CheckpointFile:
         write_atomically(self.path, json.dumps(values, ensure_ascii=False, indent=1))
 
     def remove(self) -> None:
-        """Forget it."""
+        """Delete the checkpoint."""
         with contextlib.suppress(OSError):
             self.path.unlink()
 
 
 class SourceChangedError(Exception):
-    """The source is not what it was when the checkpoint was written."""
+    """The source has changed since the checkpoint was written."""
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file; a crash leaves the old one or the new one.
+    """Replace a small file atomically.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -1,4 +1,4 @@
-"""The options that every command takes, before its name or after it."""
+"""The options that every command accepts, before or after its name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sagastore.cli.settings import Settings
 __all__ = ["Job", "command"]
 
 Job = Coroutine[Any, Any, int]
-"""What a command does; the result is its exit status."""
+"""The coroutine of a command; it returns the exit status."""
 
 _PANEL = "Common options"
 
@@ -26,18 +26,18 @@ _TARGET = Annotated[
 ]
 _JSON = Annotated[
     bool,
-    typer.Option("--json", help="Print JSON, for programs.", rich_help_panel=_PANEL),
+    typer.Option("--json", help="Print JSON.", rich_help_panel=_PANEL),
 ]
 
 
 def command(
     app: typer.Typer, *, epilog: str, name: str | None = None, no_args_is_help: bool = True
 ) -> Callable[[Callable[..., Job]], Callable[..., None]]:
-    """Return a decorator that makes a function a command of `app`.
+    """Return a decorator that registers a function as a command of `app`.
 
-    The function takes the `typer.Context`, whose `obj` are the `Settings`, and
-    its own parameters, by name; it returns what to run. Whatever goes wrong, also
-    while it is called, ends in one line and an exit status.
+    The function receives the `typer.Context`, whose `obj` is the `Settings`, and its
+    parameters by name; it returns the coroutine to run. Any error, also during that
+    call, becomes one line on standard error and an exit status.
     """
 
     def decorate(function: Callable[..., Job]) -> Callable[..., None]:
@@ -57,7 +57,7 @@ def command(
 
 
 def _show_options(run: Callable[..., None], function: Callable[..., Job]) -> None:
-    """Give the wrapper the parameters of the function, and the common ones."""
+    """Set the signature of the wrapper: the function's parameters and the common ones."""
     hints = get_type_hints(function, include_extras=True)
     hints |= {"target": _TARGET, "as_json": _JSON, "return": None}
     own = list(inspect.signature(function).parameters.values())

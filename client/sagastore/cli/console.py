@@ -1,4 +1,4 @@
-"""Where people read: wrapped and in colour on a terminal, plain and whole elsewhere."""
+"""Human-readable output: wrapped and coloured on a terminal, plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ Part = str | tuple[str, str]
 
 
 class Row(NamedTuple):
-    """A line of a page: a label, and a text that hangs behind it where it is wrapped."""
+    """A line of a page: a label and a text with a hanging indent."""
 
     label: str
     parts: tuple[Part, ...]
     hang: int = 0
-    """Columns before the text: at least those of the label."""
+    """Width of the label column."""
 
 
 class Screen(Protocol):
-    """Standard output, for people. Makes all text harmless itself."""
+    """Human-readable standard output; sanitizes all text."""
 
     is_terminal: bool
 
     def line(self, *parts: Part, indent: int = 0) -> None:
-        """Print one paragraph, every line of it indented."""
+        """Print one paragraph with all lines indented."""
 
     def page(self, rows: Iterable[Row]) -> None:
-        """Print rows, each of them one line where nothing has to be wrapped."""
+        """Print rows."""
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table."""
 
 
 def screen() -> Screen:
-    """Return standard output: a terminal, or anything else."""
+    """Return the screen for standard output, which may be a terminal."""
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
-        # A character that cannot be shown must not end the command.
+        # An unencodable character must not end the command.
         reconfigure(errors="backslashreplace")
     if sys.stdout.isatty() or os.environ.get("FORCE_COLOR"):
         return _Terminal()
@@ -55,12 +55,12 @@ def screen() -> Screen:
 
 
 class _Plain:
-    """A file or a pipe: nothing is cut, nothing wrapped, nothing coloured."""
+    """A file or a pipe: no truncation, wrapping or colours."""
 
     is_terminal = False
 
     def line(self, *parts: Part, indent: int = 0) -> None:
-        """Print one paragraph, every line of it indented."""
+        """Print one paragraph with all lines indented."""
         text = "".join(part if isinstance(part, str) else part[0] for part in parts)
         margin = " " * indent
         for row in printable(text).split("\n"):
@@ -82,7 +82,7 @@ class _Plain:
 
 
 class _Terminal:
-    """A terminal: wrapped between words; colours as it and NO_COLOR allow."""
+    """A terminal: wraps between words; uses colours unless NO_COLOR is set."""
 
     is_terminal = True
 
@@ -90,7 +90,7 @@ class _Terminal:
         self._console = terminal_console()
 
     def line(self, *parts: Part, indent: int = 0) -> None:
-        """Print one paragraph, wrapped between words, every line of it indented."""
+        """Print one paragraph, wrapped between words, with all lines indented."""
         from rich.text import Text
 
         text = Text()
@@ -109,11 +109,11 @@ class _Terminal:
             yield row
 
     def page(self, rows: Iterable[Row]) -> None:
-        """Print rows, wrapped between words behind their labels."""
+        """Print rows, wrapped between words after their labels."""
         self._console.print(layout(self._console, rows), soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print a table, its cells folded to the width of the terminal."""
+        """Print a table whose cells are folded to the width of the terminal."""
         from rich.table import Table
         from rich.text import Text
 
@@ -126,19 +126,19 @@ class _Terminal:
 
 
 def terminal_console() -> Console:
-    """Return rich's console on standard output, which takes all text as it is."""
+    """Return a rich console on standard output that does not interpret text."""
     from rich.console import Console
 
     class QuietConsole(Console):
         def on_broken_pipe(self) -> None:
-            # rich would end the process; `execute` does, with the right status.
+            # rich would end the process; `execute` ends it with the correct status.
             raise BrokenPipeError
 
     return QuietConsole(highlight=False, markup=False, emoji=False)
 
 
 def layout(console: Console, rows: Iterable[Row]) -> Text:
-    """Return a page as lines that fit the console."""
+    """Return a page as lines that fit into the console."""
     from rich.text import Text
 
     lines: list[Text] = []

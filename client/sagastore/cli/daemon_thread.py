@@ -1,4 +1,4 @@
-"""Runs what a pipe may hold up for ever, so that the command can still be stopped."""
+"""Blocking calls in a daemon thread, which does not prevent the command from exiting."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 async def run_in_daemon_thread(function: Callable[[], T]) -> T:
-    """Run a function in a thread for which nobody waits once the task is cancelled.
+    """Run a function that may block forever, such as a write to a pipe.
 
-    A loop waits for its own threads when it ends, and Python for others that are no
-    daemons. What the function has in hand may be half done then: it must hold no
-    lock that the rest of the command, or the end of the process, needs.
+    If the task is cancelled, the thread is abandoned: an event loop waits for the threads
+    of its executor when it closes, and Python waits for non-daemon threads at exit. The
+    function must not hold locks that the rest of the command or the exit needs.
 
     Raises:
-        Exception: What the function raised.
+        Exception: The exception of the function.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
@@ -39,9 +39,9 @@ async def run_in_daemon_thread(function: Callable[[], T]) -> T:
         error: Exception | None = None
         try:
             result = function()
-        except Exception as exc:  # noqa: BLE001 - raised again where the outcome is awaited
+        except Exception as exc:  # noqa: BLE001 - raised where the result is awaited
             error = exc
-        with contextlib.suppress(RuntimeError):  # The loop has ended meanwhile.
+        with contextlib.suppress(RuntimeError):  # The loop is closed.
             loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=run, name="sagastore-io", daemon=True).start()

@@ -1,4 +1,4 @@
-"""The command that writes everything a server holds into a file."""
+"""The `export` command."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ _COUNT_SECONDS = 5.0
 
 
 class _Sink(Protocol):
-    """Where an export goes."""
+    """The destination of an export."""
 
     name: str
 
     def begin(self) -> State:
-        """Return how far an earlier run came."""
+        """Return the state of an earlier run."""
 
     async def write(self, batch: Batch) -> None:
-        """Take a batch."""
+        """Write a batch."""
 
     def pause(self) -> str:
-        """Keep what is there for the next run; return how to go on."""
+        """Save the state for the next run; return how to resume."""
 
     async def finish(self) -> None:
-        """Make it what it was to become."""
+        """Complete the destination."""
 
 
 class _Stream:
-    """Standard output, or a file that is none: a pipe, a device."""
+    """Standard output, a pipe or a device."""
 
     def __init__(self, path: Path | None) -> None:
         self.name = "standard output" if path is None else str(path)
@@ -53,11 +53,11 @@ class _Stream:
         self._fd: int | None = None
 
     def begin(self) -> State:
-        """Return the very beginning: what was written is out of reach."""
+        """Return the start: a stream cannot be resumed."""
         return State()
 
     async def write(self, batch: Batch) -> None:
-        """Write the batch at once, or as soon as somebody reads it."""
+        """Write the batch; waits until a reader accepts it."""
         await run_in_daemon_thread(partial(self._write, batch.lines))
 
     def _write(self, lines: bytes) -> None:
@@ -68,22 +68,22 @@ class _Stream:
 
     def _opened(self) -> int:
         if self._fd is None:
-            # Not sys.stdout, whose lock the end of the process needs. A pipe with a
-            # name opens once somebody reads it.
+            # Not sys.stdout, whose lock the exit of the process needs. Opening a named
+            # pipe waits for a reader.
             self._fd = 1 if self._path is None else os.open(self._path, os.O_WRONLY)
         return self._fd
 
     def pause(self) -> str:
-        """Say that there is no way to go on."""
-        return "what was written is not complete"
+        """Return that the output is incomplete."""
+        return "the output is incomplete"
 
     async def finish(self) -> None:
-        """Let who reads a pipe see its end, also where there was nothing to write."""
+        """Open a pipe even without messages, so that its reader sees the end."""
         await run_in_daemon_thread(self._opened)
 
 
 async def export_file(settings: Settings, file: str, *, restart: bool) -> int:
-    """Write every message, ordered by id; return the exit status."""
+    """Write all messages, ordered by id; return the exit status."""
     sink = _sink(settings, file, restart=restart)
     export = _Export(settings, sink)
     async with settings.client() as client:
@@ -95,7 +95,7 @@ async def export_file(settings: Settings, file: str, *, restart: bool) -> int:
 def _sink(settings: Settings, file: str, *, restart: bool) -> _Sink:
     if file == "-":
         return _Stream(None)
-    # A link stays, and what it leads to is replaced.
+    # A symbolic link remains; its target is replaced.
     path = Path(file).expanduser().resolve()
     if path.is_dir():
         raise CommandError(f"cannot write {file}: it is a directory")
@@ -114,19 +114,19 @@ class _Export:
         self._begun = time.monotonic()
 
     async def run(self, client: AsyncClient) -> None:
-        """Write what is not written yet.
+        """Write the remaining messages.
 
         Raises:
-            StoppedError: Somebody asked to stop.
-            CommandError: The server cannot be reached, or the file not written.
+            StoppedError: The command was interrupted.
+            CommandError: The server cannot be reached, or the file cannot be written.
         """
         start = self._sink.begin()
         self._messages = self._before = start.messages
         self._bytes = start.bytes
         if start.messages:
             complain(
-                f"going on after the {start.messages:,} messages of the run before; "
-                "--restart begins anew"
+                f"resuming after {start.messages:,} messages of the interrupted run; "
+                "--restart starts from the beginning"
             )
         try:
             await self._write_all(client, start.resume_token)
@@ -158,7 +158,7 @@ class _Export:
                 meter.update(self._messages, self._messages)
 
     async def _meter(self, client: AsyncClient) -> Meter:
-        # A bar between the lines on one terminal would garble both.
+        # On one terminal, a progress bar would mix with the lines.
         mixed = isinstance(self._sink, _Stream) and sys.stdout.isatty()
         quiet = self._settings.quiet or mixed
         return Meter(
@@ -170,7 +170,7 @@ class _Export:
         )
 
     def show_summary(self, *, to_stdout: bool) -> None:
-        """Say what has been written; not among the messages."""
+        """Print the summary, on standard error if the messages are on standard output."""
         seconds = time.monotonic() - self._begun
         rate = (self._messages - self._before) / seconds if seconds > 0 else 0.0
         if to_stdout:
@@ -199,9 +199,9 @@ class _Export:
 
 
 async def _count(client: AsyncClient) -> int | None:
-    """Return how many messages there are about; None where nobody says."""
+    """Return the approximate number of messages; None if it is unknown."""
     try:
         state = await client.migration.get(timeout=_COUNT_SECONDS)
     except SagaStoreError:
-        return None  # If it matters, the export itself will say so.
+        return None  # The export itself reports errors that matter.
     return next((store.messages for store in state.stores if store.messages is not None), None)

@@ -1,4 +1,4 @@
-"""How a command ends: with a status, and at most one line of complaint."""
+"""Errors and exit statuses of commands; an error is one line on standard error."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _INTERRUPTED = 130
 _TERMINATED = 143
 _BROKEN_PIPE = 141
 
-# What the library calls its arguments, and what the options are called here.
-_OUR_WORDS = (
+# Argument names in errors of the library, and the names of the options.
+_OPTION_NAMES = (
     ("leave out tls", "leave out --tls"),
     ("see TLS(ca=...)", "see --tls-ca"),
     ("see TLS(server_name=...)", "see --tls-server-name"),
@@ -32,11 +32,11 @@ _OUR_WORDS = (
 
 
 class CommandError(Exception):
-    """The command cannot go on; the text is the line that says why, and what to do."""
+    """The command failed; the text is one line with the reason and what to do."""
 
 
 class StoppedError(Exception):
-    """Somebody asked the command to stop; the text says how to go on."""
+    """The command was interrupted; the text says how to resume it."""
 
 
 def complain(line: str) -> None:
@@ -47,37 +47,37 @@ def complain(line: str) -> None:
 
 
 def explain(error: SagaStoreError) -> str:
-    """Return an error of the library as a line for people at a terminal."""
+    """Return an error of the library as one line with option names."""
     text = str(error)
-    for theirs, ours in _OUR_WORDS:
-        text = text.replace(theirs, ours)
+    for argument, option in _OPTION_NAMES:
+        text = text.replace(argument, option)
     if isinstance(error, UnauthenticatedError):
         text = f"{text}; set SAGASTORE_TOKEN or --token-file"
-    # Every error has one; only that of a defect leads on to something in the server's log.
+    # Every error has a reference; the server logs details only for internal errors.
     if isinstance(error, InternalError) and error.reference and error.reference not in text:
         text = f"{text} (reference {error.reference})"
     return text
 
 
 def terminated() -> bool:
-    """Tell whether it was SIGTERM that asked the command to stop."""
+    """Report whether SIGTERM interrupted the command."""
     return _Stop.by_sigterm
 
 
 def execute(job: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
-    """Run a command to its end, and leave with its exit status.
+    """Run a command and exit with its status.
 
     Raises:
         SystemExit: Always.
     """
     status = 1
     try:
-        # Called before there is a loop, so that what it reads can be interrupted.
+        # Called without a running event loop, so that Ctrl+C interrupts reads.
         status = _run(job())
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has had enough, and that is all right. What is
-        # still buffered must not be tried again when Python ends.
+        # The reader has closed the pipe, which is not an error. Python must not flush
+        # the buffered output again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = _BROKEN_PIPE
     except StoppedError as exc:
@@ -96,18 +96,18 @@ def execute(job: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
     except (typer.BadParameter, typer.Exit):
         raise
     except Exception as exc:
-        # A person gets a line, never a traceback.
+        # Users get one line, not a traceback.
         if os.environ.get("SAGASTORE_TRACEBACK"):
             raise
         complain(
-            f"a defect of this program: {type(exc).__name__}: {exc}; "
-            "SAGASTORE_TRACEBACK=1 shows where, for a report"
+            f"internal error: {type(exc).__name__}: {exc}; "
+            "set SAGASTORE_TRACEBACK=1 to show the traceback, and report it"
         )
     raise SystemExit(status)
 
 
 class _Stop:
-    """Remembers what asked us to stop."""
+    """Records the signal that interrupted the command."""
 
     by_sigterm = False
 
@@ -121,7 +121,7 @@ def _run(job: Coroutine[Any, Any, int]) -> int:
             if task is not None:
                 task.cancel()
 
-        # Not everywhere: Windows has no SIGTERM to speak of.
+        # Windows does not support signal handlers of the event loop.
         with contextlib.suppress(NotImplementedError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
         return await job

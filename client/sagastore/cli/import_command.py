@@ -1,4 +1,4 @@
-"""The command that loads a file into a server."""
+"""The `import` command."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from sagastore.importers.base import Position
 __all__ = ["ImportOptions", "import_file"]
 
 _CHECKPOINT_SECONDS = 1.0
-_WITNESSES = 8
-# Rows that are read and not settled yet. Messages are few, since the library
-# bounds what is in flight; but any number of bad rows may come between them.
+_SAMPLE_IDS = 8
+# Rows that are read but not acknowledged. The client limits the messages in flight, but
+# any number of invalid rows may be between them.
 _MAX_PENDING = 50_000
 
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """The options of the command."""
+    """The options of `import`."""
 
     file: str
     on_conflict: str = "replace"
@@ -45,12 +45,12 @@ class ImportOptions:
 
 
 def import_file(settings: Settings, options: ImportOptions) -> Coroutine[Any, Any, int]:
-    """Open a file, and return what loads it; that returns the exit status.
+    """Open a file; return the coroutine that imports it and returns the exit status.
 
     Raises:
-        CommandError: The file cannot be read, or is nothing that can be imported.
+        CommandError: The file cannot be read, or its format is not supported.
     """
-    # Not in the loop: standard input may let us wait, and Ctrl+C must end that.
+    # Without a running event loop, so that Ctrl+C interrupts a read of standard input.
     return _load(settings, options, open_source(options.file))
 
 
@@ -73,7 +73,7 @@ def _check_rejects(source: Source, options: ImportOptions) -> None:
     if options.rejects is None or identity is None:
         return
     if options.rejects.resolve() == Path(identity["path"]):
-        raise CommandError("--rejects names the file that is imported; give another one")
+        raise CommandError("--rejects is the file to import; use another file")
 
 
 def _state_folder() -> Path:
@@ -82,8 +82,8 @@ def _state_folder() -> Path:
     return platformdirs.user_state_path("sagastore", appauthor=False) / "imports"
 
 
-def _in_our_words(reject: RejectedMessage) -> Problem:
-    """Name the field as files do, and not again in the reason."""
+def _problem_of(reject: RejectedMessage) -> Problem:
+    """Return the problem with the field names of import files."""
     field = "metadata" if reject.field == "metadata_json" else reject.field
     reason = reject.reason.replace("metadata_json", "metadata")
     return Problem(field, reason.removeprefix(field).lstrip(": ") or reason)
@@ -101,14 +101,14 @@ class _Import:
         self._client = client
         self._rejects = Rejects(source, options.rejects)
         self._pending: deque[Row] = deque()
-        self._witnesses: list[str] = []
+        self._sample_ids: list[str] = []
         self._begun = time.monotonic()
         self._seconds_before = 0.0
         self._read_before = 0
         self.counts = Counts()
         self._position: Position | None = None
         self._done = 0
-        # The first one at once: from the first batch on there is something to keep.
+        # The first checkpoint is written after the first batch.
         self._last_checkpoint = -math.inf
         self._file = self._checkpoint_file()
 
@@ -124,12 +124,11 @@ class _Import:
         return CheckpointFile(_state_folder(), identity, self._settings.target, options)
 
     async def run(self) -> None:
-        """Load everything that is not loaded yet.
+        """Import all rows after the checkpoint.
 
         Raises:
-            StoppedError: Somebody asked to stop.
-            SagaStoreError: The server cannot be reached, or refuses.
-            CommandError: The source cannot be read on.
+            StoppedError: The command was interrupted.
+            CommandError: The server cannot be reached, or the source cannot be read.
         """
         start = await self._find_start()
         total = await asyncio.to_thread(self._source.total, start)
@@ -145,9 +144,9 @@ class _Import:
             await self._transfer(start, meter)
             finished = True
         except (asyncio.CancelledError, KeyboardInterrupt):
-            raise StoppedError(self._how_to_go_on("interrupted")) from None
+            raise StoppedError(self._with_resume_hint("interrupted")) from None
         except SagaStoreError as exc:
-            raise CommandError(self._how_to_go_on(explain(exc))) from None
+            raise CommandError(self._with_resume_hint(explain(exc))) from None
         finally:
             meter.close()
             self._end(finished=finished)
@@ -160,7 +159,7 @@ class _Import:
         self.counts = checkpoint.counts
         self._read_before = checkpoint.counts.read
         self._seconds_before = checkpoint.seconds
-        self._witnesses = checkpoint.witnesses
+        self._sample_ids = checkpoint.witnesses
         self._position = checkpoint.position
         self._done = checkpoint.progress
         self._rejects.open(
@@ -168,32 +167,30 @@ class _Import:
         )
         ago = duration(max(0.0, time.time() - checkpoint.saved_at))
         complain(
-            f"going on after the {self.counts.read:,} messages of a run that ended {ago} ago; "
-            "--restart begins anew"
+            f"resuming after {self.counts.read:,} messages of a run that ended {ago} ago; "
+            "--restart starts from the beginning"
         )
         return checkpoint.position
 
     async def _usable_checkpoint(self) -> Checkpoint | None:
-        """Return where to go on, if all that counts as done is certainly done."""
+        """Return the checkpoint if the source, the rejects file and the server still match it."""
         if self._file is None or self._options.restart:
             return None
-        again = "beginning anew, which doubles nothing"
+        again = "starting from the beginning, which stores nothing twice"
         try:
             checkpoint = self._file.load()
         except SourceChangedError:
-            complain(f"{self._source.name} has changed since it was interrupted; {again}")
+            complain(f"{self._source.name} has changed since the interrupted run; {again}")
             return None
         if checkpoint is None:
             return None
         if not self._rejects.has(checkpoint.rejects_bytes):
-            complain(f"{self._options.rejects} is not what the run before wrote; {again}")
+            complain(f"{self._options.rejects} has changed since the interrupted run; {again}")
             return None
         if checkpoint.witnesses:
             found = await self._client.batch_get(checkpoint.witnesses)
             if found.missing_ids:
-                complain(
-                    f"{self._settings.target} no longer has all that the run before stored; {again}"
-                )
+                complain(f"{self._settings.target} lacks messages of the interrupted run; {again}")
                 return None
         return checkpoint
 
@@ -204,7 +201,7 @@ class _Import:
                 exhausted = await self._segment(rows, meter)
 
     async def _segment(self, rows: AsyncGenerator[Row, None], meter: Meter) -> bool:
-        """Send rows until there are no more, or too many wait; return whether there are none."""
+        """Send rows until the source ends or too many are pending; return True at the end."""
         exhausted = False
 
         async def messages() -> AsyncGenerator[Message, None]:
@@ -235,11 +232,11 @@ class _Import:
         return exhausted
 
     def _acknowledge(self, ack: BulkAck) -> None:
-        """Settle the rows of a batch, and the bad ones between and behind them."""
+        """Count the rows of a batch and the invalid rows between and after them."""
         self.counts.saved += ack.saved
         self.counts.unchanged += ack.unchanged
         self.counts.skipped += ack.skipped
-        refused = {r.position - ack.first_position: r for r in ack.rejected}
+        rejected = {r.position - ack.first_position: r for r in ack.rejected}
         position = 0
         stored: list[str] = []
         while self._pending and (position < ack.count or self._pending[0].message is None):
@@ -247,13 +244,13 @@ class _Import:
             if row.message is None:
                 self._settle(row, row.problems)
                 continue
-            reject = refused.get(position)
+            reject = rejected.get(position)
             position += 1
             if reject is None:
                 stored.append(row.message.id)
                 self._settle(row, ())
             else:
-                self._settle(row, (_in_our_words(reject),))
+                self._settle(row, (_problem_of(reject),))
         self._remember(stored)
 
     def _settle(self, row: Row, problems: tuple[Problem, ...]) -> None:
@@ -264,11 +261,11 @@ class _Import:
         self._position, self._done = row.after, row.progress
 
     def _remember(self, stored: list[str]) -> None:
-        """Keep some ids by which the store is known again: the first, and the latest."""
+        """Keep the first and the latest ids, to check on resume that the server has them."""
         if stored:
             ends = [stored[0], stored[len(stored) // 2], stored[-1]]
-            kept = [*self._witnesses, *ends]
-            self._witnesses = [*kept[:1], *kept[1:][-_WITNESSES:]]
+            kept = [*self._sample_ids, *ends]
+            self._sample_ids = [*kept[:1], *kept[1:][-_SAMPLE_IDS:]]
 
     def _report(self, meter: Meter) -> None:
         meter.update(self._done, self.counts.read)
@@ -287,13 +284,13 @@ class _Import:
             self._seconds(),
             size,
             self._rejects.first,
-            self._witnesses,
+            self._sample_ids,
         )
         try:
             self._file.save(checkpoint)
         except OSError as exc:
-            # The import itself is not worse for it.
-            complain(f"cannot note how far it is ({exc.strerror}): {self._file.path}")
+            # The import continues; it only cannot be resumed.
+            complain(f"cannot write the checkpoint {self._file.path}: {exc.strerror}")
             self._file = None
 
     def _end(self, *, finished: bool) -> None:
@@ -308,16 +305,16 @@ class _Import:
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._begun
 
-    def _how_to_go_on(self, why: str) -> str:
+    def _with_resume_hint(self, why: str) -> str:
         if not self.counts.read:
             return why
-        done = f"{why}; {self.counts.read:,} messages are dealt with"
+        done = f"{why}; {self.counts.read:,} messages are processed"
         if self._file is None:
-            return f"{done}; importing all of it again doubles nothing"
-        return f"{done}; run the same command again to go on from there"
+            return f"{done}; importing the whole file again stores nothing twice"
+        return f"{done}; run the same command again to resume"
 
     def summary(self) -> import_summary.Summary:
-        """Return what has become of everything."""
+        """Return the summary of the import."""
         seconds = time.monotonic() - self._begun
         read = self.counts.read - self._read_before
         return import_summary.Summary(

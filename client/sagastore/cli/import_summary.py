@@ -1,4 +1,4 @@
-"""What an import has done, for people and for programs."""
+"""The summary of an import, as text or JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Summary", "show"]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The outcome of an import, its interrupted runs included."""
+    """The result of an import, including its interrupted runs."""
 
     source: str
     kind: str
@@ -32,7 +32,7 @@ class Summary:
 
 
 def show(settings: Settings, summary: Summary) -> None:
-    """Print the outcome."""
+    """Print the summary."""
     if settings.as_json:
         _show_json(summary)
     else:
@@ -63,7 +63,7 @@ def _show(summary: Summary) -> None:
         out.table("Rejected", ("row", "field", "reason"), summary.first_rejects)
         more = summary.rejected - len(summary.first_rejects)
         where = f"all are in {summary.rejects_file}" if summary.rejects_file else ""
-        hint = where or ("--rejects FILE writes all of them down" if more else "")
+        hint = where or ("--rejects FILE writes all of them to a file" if more else "")
         text = "; ".join(filter(None, (f"{more:,} more" if more else "", hint)))
         if text:
             out.line(text)

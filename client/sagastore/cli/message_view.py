@@ -1,4 +1,4 @@
-"""Messages for people."""
+"""Human-readable output of messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROLES = {
 }
 _OTHER_ROLE = "bold blue"
 _FAINT = "dim"
-# Not by colour alone: it must be seen with NO_COLOR, too.
+# Not only a colour, for NO_COLOR.
 _MARKED = "bold underline yellow"
 _INDENT = 4
 _LABEL = 10
@@ -28,7 +28,7 @@ _SHORT_JSON = 72
 
 
 def in_session(out: Screen, message: Message) -> None:
-    """Print a message among others of its session."""
+    """Print a message in a list of its session."""
     out.line(*_head(message))
     out.line(message.content, indent=_INDENT)
     _foot(out, message)
@@ -36,7 +36,7 @@ def in_session(out: Screen, message: Message) -> None:
 
 
 def hit(out: Screen, result: SearchResult) -> None:
-    """Print a match, the matching words marked."""
+    """Print a search result with the matching words highlighted."""
     message = result.message
     session = () if message.session_id is None else ("  ", label(message.session_id))
     out.line(*_head(message), *session)
@@ -46,7 +46,7 @@ def hit(out: Screen, result: SearchResult) -> None:
 
 
 def whole(out: Screen, message: Message) -> None:
-    """Print everything about one message."""
+    """Print all fields of a message."""
     fields = {
         "id": label(message.id),
         "provider": label(message.provider),
@@ -89,10 +89,9 @@ def _foot(out: Screen, message: Message) -> None:
 
 
 def _marked(result: SearchResult) -> Iterator[Part]:
-    """Yield the snippet with its marks as a style.
+    """Yield the snippet with the matching words highlighted.
 
-    The marks are the two control characters that the snippet's text cannot hold
-    itself.
+    The two control characters that mark the words cannot occur in the text.
     """
     for index, part in enumerate(result.snippet.split("\x02")):
         inside, mark, outside = part.partition("\x03")
@@ -104,7 +103,7 @@ def _marked(result: SearchResult) -> Iterator[Part]:
 
 
 def pretty_json(value: Mapping[str, Any]) -> str:
-    """Return metadata for people: in one line if it is short, without loss of digits."""
+    """Return metadata for display, in one line if it is short, with all digits."""
     line = _inline(value)
     return line if len(line) <= _SHORT_JSON else "\n".join(_block(value, ""))
 
@@ -119,7 +118,7 @@ def _inline(value: Any) -> str:
 
 
 def _scalar(value: Any) -> str:
-    # The library writes mappings only: `{"":` before the value and `}` after it.
+    # `dumps` writes only mappings: remove `{"":` before the value and `}` after it.
     return _json.dumps({"": value})[4:-1]
 
 

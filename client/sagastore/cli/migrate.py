@@ -1,4 +1,4 @@
-"""`sagastore migrate`: the options of its commands; what they do is imported when they run."""
+"""The `sagastore migrate` commands and their options."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ __all__ = ["migrate"]
 
 migrate = typer.Typer(
     name="migrate",
-    help="Watch and steer the move from SQLite to PostgreSQL. It goes through the phases "
-    "sqlite-only, dual-write, backfill, read-postgres and postgres-only, one at a time, while the "
-    "service runs; back again from all but the last.",
+    help="Watch and control the live migration from SQLite to PostgreSQL. Its phases are "
+    "sqlite-only, dual-write, backfill, read-postgres and postgres-only. Each change goes to the "
+    "next or the previous phase; postgres-only cannot be reversed.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 
 _BatchSize = Annotated[
-    int | None, typer.Option(metavar="N", min=1, max=10_000, help="Rows copied in one transaction.")
+    int | None, typer.Option(metavar="N", min=1, max=10_000, help="Rows copied per transaction.")
 ]
 _MaxRows = Annotated[
     int | None,
-    typer.Option(metavar="N", min=0, help="Rows copied in a second at most; 0 lifts the limit."),
+    typer.Option(metavar="N", min=0, help="Maximum rows copied per second; 0 removes the limit."),
 ]
 
 
 @command(migrate, no_args_is_help=False, epilog="Example: `sagastore migrate status`")
 def status(ctx: typer.Context) -> Job:
-    """Show where the migration stands, what is in its way, and what to type next."""
+    """Show the state of the migration, the blockers, and the next command."""
     from sagastore.cli import status_commands
 
     return status_commands.status(ctx.obj)
@@ -56,32 +56,31 @@ def watch(
     *,
     until: Annotated[
         PhaseName | None,
-        typer.Option(help="End when this phase, or a later one, is in force."),
+        typer.Option(help="Exit when this phase or a later one is reached."),
     ] = None,
     until_backfill_done: Annotated[
         bool,
         typer.Option(
-            "--until-backfill-done", help="End when all rows are copied and all indexes built."
+            "--until-backfill-done", help="Exit when all rows are copied and all indexes are built."
         ),
     ] = False,
     until_ready: Annotated[
         bool,
         typer.Option(
             "--until-ready",
-            help="End when nothing is in the way of the next phase but rows in quarantine, "
-            "which no waiting accepts.",
+            help="Exit when nothing blocks the next phase, except quarantined rows, which an "
+            "operator must accept.",
         ),
     ] = False,
 ) -> Job:
-    """Show where the migration stands, and go on showing it.
+    """Show the state of the migration continuously.
 
-    On a terminal the page of `status`, kept up to date; elsewhere a line for each change, and for
-    progress every few seconds; with `--json` everything the server tells, a document a line.
+    On a terminal, the page of `status` is updated in place. Elsewhere, each change is a line, and
+    progress is a line every few seconds. With `--json`, each update of the server is a JSON line.
 
-    Ctrl+C ends it. With an `--until…` it ends by itself, with 0, as soon as all that is given
-    holds; Ctrl+C is then a failure (130). A backfill that fails is tried again by the server, so
-    waiting goes on. It survives a restart of the server, and gives up, with 1, after `--timeout`
-    seconds (60) without news.
+    Ctrl+C ends it. With `--until…` options it exits with 0 as soon as all of them hold, and Ctrl+C
+    is a failure (130). It continues after a failed backfill, which the server retries, and after a
+    restart of the server. It exits with 1 after `--timeout` seconds (60) without an update.
     """
     from sagastore.cli import status_watch
 
@@ -104,30 +103,30 @@ def watch(
 )
 def to(
     ctx: typer.Context,
-    phase: Annotated[PhaseName, typer.Argument(help="The next phase, or the one before.")],
+    phase: Annotated[PhaseName, typer.Argument(help="The next or the previous phase.")],
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell whether it is possible now.")
+        bool, typer.Option("--dry-run", help="Only check whether the change is possible now.")
     ] = False,
     accept_quarantine: Annotated[
         bool,
         typer.Option(
             "--accept-quarantine",
-            help="Rows in quarantine do not stand in the way; `quarantine` lists them.",
+            help="Continue although rows are in quarantine; `quarantine` lists them.",
         ),
     ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask before going to postgres-only.")
+        bool, typer.Option("--yes", "-y", help="Do not ask for confirmation of postgres-only.")
     ] = False,
 ) -> Job:
-    """Go to another phase, without a restart: one forward, or one back.
+    """Change to the next or the previous phase, without a restart.
 
-    What is in the way is listed on standard error, with what to do about it; nothing has changed
-    then, and the exit status is 1. To be in the phase already is success.
+    If the change is blocked, the blockers and their remedies are listed on standard error, nothing
+    has changed, and the exit status is 1. If the phase is already reached, the command succeeds.
 
-    There is no way back from postgres-only; on a terminal you are asked before. It verifies and
-    archives the SQLite file, which takes minutes if that is large; `--timeout` is 600 seconds here.
-    The server ends what it has begun, even if nobody waits for it any more.
+    The change to postgres-only cannot be reversed; on a terminal it requires confirmation. It
+    verifies and archives the SQLite file, which takes minutes for a large file; `--timeout` is 600
+    seconds here. The server completes a change that has started, even if this command stops.
     """
     from sagastore.cli import phase_commands
 
@@ -138,7 +137,7 @@ def to(
 
 @command(migrate, no_args_is_help=False, epilog="Example: `sagastore migrate pause`")
 def pause(ctx: typer.Context) -> Job:
-    """Hold the backfill. Writes still go to both stores."""
+    """Pause the backfill. Writes still go to both stores."""
     from sagastore.cli import phase_commands
 
     return phase_commands.control_backfill(ctx.obj, paused=True)
@@ -157,7 +156,7 @@ def pause(ctx: typer.Context) -> Job:
 def resume(
     ctx: typer.Context, *, batch_size: _BatchSize = None, max_rows_per_second: _MaxRows = None
 ) -> Job:
-    """Let the backfill go on where it was, at another pace if one is given."""
+    """Resume the backfill, optionally with other limits."""
     from sagastore.cli import phase_commands
 
     return phase_commands.control_backfill(
@@ -177,7 +176,7 @@ def resume(
 def throttle(
     ctx: typer.Context, *, batch_size: _BatchSize = None, max_rows_per_second: _MaxRows = None
 ) -> Job:
-    """Set the pace of the backfill, whether it runs or is paused. What is not given stays."""
+    """Set the limits of the backfill. Omitted limits do not change."""
     if batch_size is None and max_rows_per_second is None:
         raise typer.BadParameter("give --batch-size, --max-rows-per-second, or both")
     from sagastore.cli import phase_commands
@@ -202,17 +201,15 @@ def verify(
     *,
     repair: Annotated[
         bool,
-        typer.Option(
-            "--repair", help="Put rows that differ back into the journal; SQLite is right."
-        ),
+        typer.Option("--repair", help="Copy differing rows from SQLite to PostgreSQL again."),
     ] = False,
 ) -> Job:
-    """Compare every field of every row of the two stores, while writes go on.
+    """Compare every field of every row of the two stores while writes continue.
 
-    Exits with 0 only if nothing differs. Rows that `--repair` put back into the journal are copied
-    in a moment; only the next `verify` can tell that they agree then, so the status is 1 here, too.
+    Exits with 0 only if nothing differs. `--repair` queues rows that differ for replication and
+    also exits with 1, because only the next `verify` can show that they are equal.
 
-    Gives up after `--timeout` seconds (300) without progress.
+    Exits with 1 after `--timeout` seconds (300) without progress.
     """
     from sagastore.cli import verify_command
 
@@ -231,13 +228,13 @@ def verify(
 def receipt(
     ctx: typer.Context,
     file: Annotated[
-        Path, typer.Argument(help="The receipt, or the archive; the other one lies beside it.")
+        Path, typer.Argument(help="The receipt or the archive; both must be in one folder.")
     ],
 ) -> Job:
-    """Check that an archived SQLite file is still what its receipt says.
+    """Verify an archived SQLite file against its receipt.
 
-    It reads the whole file anew, and needs no server. The exit status is 0 only if everything is as
-    it was when the receipt was written.
+    Reads the whole file and does not need a server. The exit status is 0 only if neither file has
+    changed since the receipt was written.
     """
     from sagastore.cli import receipt_command
 
@@ -249,12 +246,12 @@ def quarantine(
     ctx: typer.Context,
     *,
     limit: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Rows shown at most; 0 shows all.")
+        int, typer.Option(metavar="N", min=0, help="Maximum number of rows; 0: all.")
     ] = 50,
 ) -> Job:
-    """List the rows that no message can represent faithfully, and why.
+    """List the quarantined rows of a legacy file, which no message can represent, with reasons.
 
-    They came with a legacy file. `--json` prints their raw values as well.
+    `--json` also prints their raw values.
     """
     from sagastore.cli import status_commands
 

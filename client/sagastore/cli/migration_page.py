@@ -1,4 +1,4 @@
-"""Where a migration stands, as a page that is read in five seconds."""
+"""The status page of a migration."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def page(state: Migration, target: str) -> list[Row]:
     """Return the page.
 
     Args:
-        state: Where the migration stands.
-        target: The server, which the commands to type next must name.
+        state: The state of the migration.
+        target: The server, for the next command.
     """
     return [
         Row("", _steps(state.phase)),
@@ -56,18 +56,18 @@ def page(state: Migration, target: str) -> list[Row]:
 
 
 def program(target: str) -> str:
-    """Return how this command is called for that server: what to type can be copied."""
+    """Return the command with its --target option, so that it can be copied."""
     default = os.environ.get("SAGASTORE_TARGET") or DEFAULT_TARGET
     return "sagastore" if target == default else f"sagastore --target {target}"
 
 
 def store_name(store: Store) -> str:
-    """Return a store's name as people write it."""
+    """Return the display name of a store."""
     return _NAMES[store]
 
 
 def phase_after(phase: Phase) -> Phase | None:
-    """Return the next phase; None after the last, and where the phase is unknown."""
+    """Return the next phase; None if `phase` is the last one or unknown."""
     return None if phase in {Phase.UNKNOWN, Phase.POSTGRES_ONLY} else Phase(phase + 1)
 
 
@@ -76,9 +76,9 @@ def _field(name: str, *parts: Part) -> Row:
 
 
 def _steps(phase: Phase) -> tuple[Part, ...]:
-    """Return the phases in a line; the one in force stands out, also without colour."""
+    """Return all phases in a line; the current one is in brackets."""
     if phase is Phase.UNKNOWN:
-        return (("a phase that this version of sagastore does not know: update it", "red"),)
+        return (("unknown phase; update sagastore", "red"),)
     parts: list[Part] = []
     for step in PHASES:
         if parts:
@@ -115,7 +115,7 @@ def _fields(state: Migration) -> Iterator[tuple[str, tuple[Part, ...]]]:
 
 
 def reads(state: Migration) -> Part:
-    """Return where reads come from; the fallback is an alarm."""
+    """Return the store that serves reads; the fallback is highlighted."""
     if state.reads_from_fallback:
         return "from the fallback, SQLite: PostgreSQL is down or behind", "bold red"
     return f"from {_NAMES[state.reads_from]}"
@@ -142,12 +142,12 @@ def _backfill(backfill: Backfill) -> Iterator[tuple[str, tuple[Part, ...]]]:
 
 
 def copied(backfill: Backfill) -> str:
-    """Return how many rows are copied."""
+    """Return the number of copied rows."""
     return f"{backfill.copied:,} of {backfill.total:,} rows"
 
 
 def pace(backfill: Backfill) -> Iterator[str]:
-    """Yield what a backfill is at, how fast, and how long that will take, where known."""
+    """Yield the step, the rate and the time left of a backfill, if known."""
     if backfill.step:
         yield backfill.step
     if backfill.rows_per_second > 0:
@@ -159,7 +159,7 @@ def pace(backfill: Backfill) -> Iterator[str]:
 def _bar(done: int, total: int) -> str:
     if total <= 0:
         return ""
-    # Down, not to the nearest: 100 % means that nothing is left.
+    # Rounded down: 100 % means that nothing is left.
     part = min(max(done / total, 0.0), 1.0)
     filled = int(part * _BAR)
     return f"[{'#' * filled}{'-' * (_BAR - filled)}] {int(part * 100):3} %  "
@@ -179,7 +179,7 @@ def _verification(state: Migration) -> tuple[Part, ...]:
         return ("not done yet",)
     when = f"{show_time(last.finished_at)} UTC, {last.compared:,} rows compared, "
     found: Part = (_mismatches(last.mismatch_count), _bad(last.mismatch_count) or "green")
-    repaired = f", {last.repaired:,} put back into the journal" if last.repaired else ""
+    repaired = f", {last.repaired:,} queued for repair" if last.repaired else ""
     return when, found, repaired
 
 
@@ -209,8 +209,8 @@ def _difference(found: ShadowDifference) -> tuple[Part, ...]:
 def _what_next(state: Migration, target: str) -> Iterator[Row]:
     following = phase_after(state.phase)
     if state.blockers_to_next:
-        way = f"to {following.label}" if following else "the next phase"
-        yield Row("", (f"In the way {way}:",))
+        way = f"to {following.label}" if following else "to the next phase"
+        yield Row("", (f"Blockers {way}:",))
         for blocker in state.blockers_to_next:
             yield Row("  - ", ((blocker.reason, "yellow"), f": {blocker.detail}"), 4)
         yield Row("", ())

@@ -1,4 +1,4 @@
-"""Where a migration stands, as JSON: the same fields in the same order everywhere."""
+"""JSON form of a migration, with the same fields in the same order in all commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["blockers", "facts", "mismatch"]
 
 
 def facts(state: Migration) -> dict[str, Any]:
-    """Return all that is known of a migration; what is unknown is None."""
+    """Return the state of a migration; unknown values are None."""
     backfill, last, now = state.backfill, state.last_verification, state.verifying
     return {
         "phase": state.phase.label,
@@ -56,12 +56,12 @@ def facts(state: Migration) -> dict[str, Any]:
 
 
 def blockers(found: tuple[Blocker, ...]) -> list[dict[str, Any]]:
-    """Return what stands in the way."""
+    """Return unmet preconditions."""
     return [{"reason": blocker.reason, "detail": blocker.detail} for blocker in found]
 
 
 def mismatch(found: Mismatch) -> dict[str, Any]:
-    """Return a row that differs."""
+    """Return a row that differs between the stores."""
     return {"id": found.id, "kind": found.kind.value, "fields": list(found.fields)}
 
 

@@ -1,4 +1,4 @@
-"""What an operator types next."""
+"""The command that an operator should run next."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ __all__ = ["NextStep", "next_step"]
 
 _WAIT = "watch --until-ready"
 
-# By what stands in the way; the first that is there decides. Whatever must be mended
-# outside of the service comes first, since nothing else helps before.
+# The command for each blocker; the first one present decides. Problems outside the
+# service come first, because other commands do not help before they are solved.
 _COMMANDS = {
     "NOT_THE_HOLDER": "",
     "POSTGRES_NOT_USABLE": "",
@@ -32,29 +32,29 @@ _COMMANDS = {
 
 
 class NextStep(NamedTuple):
-    """What to do."""
+    """A command and a remark."""
 
     command: str
-    """Words after `sagastore migrate`; empty where no command helps."""
+    """The arguments of `sagastore migrate`; empty if no command helps."""
     remark: str
-    """Why, or what else, to be printed behind it."""
+    """Text to print after the command."""
 
 
 def next_step(state: Migration) -> NextStep:
-    """Return what brings the migration forward from here."""
+    """Return the next step of the migration."""
     if state.phase is Phase.UNKNOWN:
-        return NextStep("", "update this command")
+        return NextStep("", "update sagastore")
     if state.phase is Phase.POSTGRES_ONLY:
         return NextStep("", "nothing: the migration is complete")
     following = Phase(state.phase + 1).label
     reasons = {blocker.reason for blocker in state.blockers_to_next}
     if not reasons:
         last = Phase(state.phase + 1) is Phase.POSTGRES_ONLY
-        return NextStep(f"to {following}", "  (no way back from there)" if last else "")
-    return _against(state, reasons, following)
+        return NextStep(f"to {following}", "  (cannot be reversed)" if last else "")
+    return _for_blockers(state, reasons, following)
 
 
-def _against(state: Migration, reasons: set[str], following: str) -> NextStep:
+def _for_blockers(state: Migration, reasons: set[str], following: str) -> NextStep:
     reason = next((known for known in _COMMANDS if known in reasons), "")
     command = _COMMANDS.get(reason, "")
     if reason == "BACKFILL_NOT_DONE":
@@ -65,7 +65,7 @@ def _against(state: Migration, reasons: set[str], following: str) -> NextStep:
     elif reason in {"NOT_VERIFIED", "VERIFICATION_MISMATCH", "SHADOW_READS_DIFFER"}:
         command = _WAIT if state.verifying is not None else command
     elif reason == "QUARANTINE_NOT_ACCEPTED":
-        return NextStep(command, f"  and then: to {following} --accept-quarantine")
+        return NextStep(command, f"  then: to {following} --accept-quarantine")
     if command:
         return NextStep(command, "")
-    return NextStep(f"to {following} --dry-run", "  when that is mended")
+    return NextStep(f"to {following} --dry-run", "  when the problem is solved")

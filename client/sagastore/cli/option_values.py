@@ -1,4 +1,4 @@
-"""The values that options take."""
+"""Types and parsers of option values."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ class PhaseName(StrEnum):
 
     @property
     def phase(self) -> Phase:
-        """The phase in the library's words."""
+        """The phase as the library's enumeration."""
         from sagastore import Phase
 
         return Phase.parse(self.value)
 
 
 def point_in_time(text: str) -> datetime:
-    """Read a time.
+    """Parse a time.
 
     Raises:
-        typer.BadParameter: It is none.
+        typer.BadParameter: The text is not a time.
     """
     try:
         return parse_time(text)
@@ -77,10 +77,10 @@ def point_in_time(text: str) -> datetime:
 
 
 def moment(text: str) -> datetime:
-    """Read a time, or how long ago.
+    """Parse a time or an age.
 
     Raises:
-        typer.BadParameter: It is neither.
+        typer.BadParameter: The text is neither.
     """
     try:
         return parse_moment(text)
@@ -89,10 +89,10 @@ def moment(text: str) -> datetime:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Read a JSON object.
+    """Parse a JSON object.
 
     Raises:
-        typer.BadParameter: It is none.
+        typer.BadParameter: The text is not a JSON object.
     """
     try:
         value = _json.loads_as_written(text)

@@ -8,5 +8,5 @@ __all__ = ["print_json"]
 
 
 def print_json(line: str) -> None:
-    """Print a line of JSON: always UTF-8, whatever the terminal is set to."""
+    """Print a line of JSON, always in UTF-8, regardless of the locale."""
     sys.stdout.buffer.write(line.encode() + b"\n")

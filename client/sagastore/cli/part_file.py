@@ -1,4 +1,4 @@
-"""A file that is there whole or not at all, and can be continued after an interruption."""
+"""A file that appears only when complete and can be resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _TAIL = 65_536
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A place in an export.
+    """A position in an export.
 
     Attributes:
         messages: Messages before it.
         bytes: Bytes before it.
-        tail: Digest of the last of them, by which they are known again.
-        resume_token: Asks the server for what comes after it.
+        tail: Digest of the last bytes, to detect a changed file.
+        resume_token: Token for the messages after it.
     """
 
     messages: int = 0
@@ -41,16 +41,16 @@ class State:
 
 
 class PartFile:
-    """Writes `FILE.part`, which becomes `FILE` in the end.
+    """Writes `FILE.part`, which is renamed to `FILE` when it is complete.
 
-    Beside it, `FILE.part.state` says up to where it is complete. A later run with
-    the same target cuts it back to there and goes on.
+    `FILE.part.state` has the position up to which the data is durable. A later run with
+    the same target truncates the file to that position and continues.
 
     Args:
-        name: What people know the file by.
+        name: The name for messages to the user.
         path: The file.
-        target: The server; the part of another one is not continued.
-        restart: Begin anew in any case.
+        target: The server; an export from another server is not resumed.
+        restart: Start from the beginning.
     """
 
     def __init__(self, name: str, path: Path, target: str, *, restart: bool) -> None:
@@ -65,17 +65,17 @@ class PartFile:
         self._saved_at = -math.inf
 
     def begin(self) -> State:
-        """Return how far an earlier run came.
+        """Return the state of an earlier run.
 
         Raises:
-            CommandError: The file cannot be written, or another process does so.
+            CommandError: The file cannot be written, or another process is writing it.
         """
         try:
             # Not "wb": another process may be writing it.
             self._file = os.fdopen(os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
             _lock(self._file, self.name)
             if os.fstat(self._file.fileno()).st_ino != self._part.stat().st_ino:
-                # Another export has finished since, and what we hold is its result.
+                # Another export has finished in the meantime; this is its result.
                 raise CommandError(f"another export has just written {self.name}; try again")
             if not self._restart:
                 self._state = self._usable_state(self._file)
@@ -95,15 +95,17 @@ class PartFile:
         except (OSError, ValueError, KeyError, TypeError):
             return State()
         if target != self._target:
-            complain(f"{self._part} was begun from {target}; beginning anew")
+            complain(f"{self._part} is from {target}; starting from the beginning")
             return State()
         if _tail(file, state.bytes) != state.tail:
-            complain(f"{self._part} is not what the run before wrote; beginning anew")
+            complain(
+                f"{self._part} has changed since the interrupted run; starting from the beginning"
+            )
             return State()
         return state
 
     async def write(self, batch: Batch) -> None:
-        """Append a batch; now and then, note how far the file is complete."""
+        """Append a batch; save the state periodically."""
         file = self._open_file()
         file.write(batch.lines)
         state = self._state
@@ -118,11 +120,11 @@ class PartFile:
 
     def _open_file(self) -> IO[bytes]:
         if self._file is None:
-            raise ValueError("not begun")
+            raise ValueError("`begin` was not called")
         return self._file
 
     def _save(self) -> None:
-        """Put the file on the disk first, and then that it is there."""
+        """Sync the file first, then write the state."""
         self._saved_at = time.monotonic()
         file = self._open_file()
         file.flush()
@@ -133,18 +135,18 @@ class PartFile:
         write_atomically(self._state_path, json.dumps(values))
 
     def pause(self) -> str:
-        """Keep what is there for the next run; return how to go on."""
+        """Save the state for the next run; return how to resume."""
         try:
             self._save()
         except OSError:
-            return "run the same command again when that is mended"
+            return "run the same command again when the problem is solved"
         return (
             f"{self._state.messages:,} messages are in {self.name}.part; "
-            "run the same command again to go on from there"
+            "run the same command again to resume"
         )
 
     async def finish(self) -> None:
-        """Put it in its place, wholly."""
+        """Sync the file and rename it to its final name."""
         file = self._open_file()
         file.truncate()
         file.flush()
@@ -156,7 +158,7 @@ class PartFile:
 
 
 def _tail(file: IO[bytes], end: int) -> str:
-    """Return a digest of the last bytes before a place."""
+    """Return a digest of the last bytes before a position."""
     start = max(0, end - _TAIL)
     file.seek(start)
     data = file.read(end - start)
@@ -164,10 +166,10 @@ def _tail(file: IO[bytes], end: int) -> str:
 
 
 def _lock(file: IO[bytes], name: str) -> None:
-    """Keep other exports away from the file for as long as it is open.
+    """Lock the file against other exports while it is open.
 
     Raises:
-        CommandError: One has it already.
+        CommandError: Another export has locked it.
     """
     try:
         import fcntl
@@ -177,11 +179,11 @@ def _lock(file: IO[bytes], name: str) -> None:
     try:
         flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise CommandError(f"another export is writing {name}; wait for it, or stop it") from None
+        raise CommandError(f"another export is writing {name}; wait for it or stop it") from None
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put the new name on the disk, where the system has a way to."""
+    """Sync the folder, if the system supports it."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -27,46 +27,46 @@ from sagastore.cli.settings import Settings
 __all__ = ["change_phase", "control_backfill"]
 
 _FORWARD = {
-    Phase.DUAL_WRITE: "Every write now goes into the journal, too, and PostgreSQL follows.",
-    Phase.BACKFILL: "The rows that were there before are being copied; then indexes are built "
-    "and all is compared.",
-    Phase.READ_POSTGRES: "PostgreSQL answers reads now; every write is in both stores, and SQLite "
-    "stays the fallback.",
-    Phase.POSTGRES_ONLY: "PostgreSQL alone has the messages now; the SQLite file is archived, with "
-    "a receipt beside it: sagastore migrate receipt FILE checks both.",
+    Phase.DUAL_WRITE: "Every write is now also journaled and replicated to PostgreSQL.",
+    Phase.BACKFILL: "Existing rows are being copied; then indexes are built and all rows are "
+    "compared.",
+    Phase.READ_POSTGRES: "PostgreSQL now serves reads; every write goes to both stores, and SQLite "
+    "is the fallback.",
+    Phase.POSTGRES_ONLY: "PostgreSQL is now the only store. The SQLite file is archived with a "
+    "receipt; to verify both, run: sagastore migrate receipt FILE",
 }
 _BACK = {
-    Phase.SQLITE_ONLY: "PostgreSQL no longer follows.",
-    Phase.DUAL_WRITE: "The backfill has stopped; every write still goes to PostgreSQL, too.",
-    Phase.BACKFILL: "SQLite answers reads again; PostgreSQL still follows.",
+    Phase.SQLITE_ONLY: "Writes are no longer replicated to PostgreSQL.",
+    Phase.DUAL_WRITE: "The backfill has stopped; writes are still replicated to PostgreSQL.",
+    Phase.BACKFILL: "SQLite serves reads again; writes are still replicated to PostgreSQL.",
 }
 
 
 def change_phase(
     settings: Settings, wanted: Phase, *, dry_run: bool, accept_quarantine: bool, sure: bool
 ) -> Coroutine[Any, Any, int]:
-    """Ask where there is no way back, and return what changes the phase.
+    """Ask for confirmation if necessary; return the coroutine that changes the phase.
 
     Raises:
-        CommandError: The answer was no.
+        CommandError: The user did not confirm.
     """
-    # Before there is an event loop, so that the question can be interrupted.
+    # Without a running event loop, so that Ctrl+C interrupts the question.
     if wanted is Phase.POSTGRES_ONLY and not dry_run and not sure:
-        _make_sure(settings.target)
+        _confirm(settings.target)
     return _change_phase(settings, wanted, dry_run, accept_quarantine)
 
 
-def _make_sure(target: str) -> None:
-    """Ask, if there is somebody to ask."""
+def _confirm(target: str) -> None:
+    """Ask for confirmation on a terminal; do nothing elsewhere."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
     sys.stderr.write(
-        f"There is no way back from postgres-only: {one_line(target)} will archive its SQLite file "
-        "and never use it again.\nGo on? [y/N] "
+        f"postgres-only cannot be reversed: {one_line(target)} will archive its SQLite file "
+        "and never use it again.\nContinue? [y/N] "
     )
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        raise CommandError("nothing was changed")
+        raise CommandError("not confirmed; nothing has changed")
 
 
 async def _change_phase(
@@ -75,16 +75,16 @@ async def _change_phase(
     async with settings.client() as client:
         before = await client.migration.get()
         try:
-            after = await _ask(settings, client, wanted, dry_run, accept_quarantine)
+            after = await _request(settings, client, wanted, dry_run, accept_quarantine)
         except FailedPreconditionError as exc:
-            _refused(settings, before.phase, wanted, dry_run, exc)
+            _show_blockers(settings, before.phase, wanted, dry_run, exc)
             return 1
         except (DeadlineExceededError, UnavailableError) as exc:
             if dry_run:
                 raise
             status = f"{migration_page.program(settings.target)} migrate status"
             raise CommandError(
-                f"{explain(exc)}; whether the phase has changed, or still does, tells: {status}"
+                f"{explain(exc)}; the change may still complete; to check, run: {status}"
             ) from None
     if settings.as_json:
         _print_change(before.phase, wanted, dry_run, state=after)
@@ -93,10 +93,10 @@ async def _change_phase(
     return 0
 
 
-async def _ask(
+async def _request(
     settings: Settings, client: AsyncClient, wanted: Phase, dry_run: bool, accept_quarantine: bool
 ) -> Migration:
-    with _waiting(settings, f"going to {wanted.label}"):
+    with _waiting(settings, f"changing to {wanted.label}"):
         return await client.migration.change_phase(
             wanted,
             dry_run=dry_run,
@@ -107,7 +107,7 @@ async def _ask(
 
 @contextlib.contextmanager
 def _waiting(settings: Settings, text: str) -> Iterator[None]:
-    """Show people at a terminal that something is going on."""
+    """Show a spinner on a terminal."""
     if settings.quiet or not sys.stderr.isatty():
         yield
         return
@@ -117,16 +117,16 @@ def _waiting(settings: Settings, text: str) -> Iterator[None]:
         yield
 
 
-def _refused(
+def _show_blockers(
     settings: Settings, before: Phase, wanted: Phase, dry_run: bool, error: FailedPreconditionError
 ) -> None:
-    # Without details there is the line at least.
+    # An error without details becomes one blocker.
     found = error.blockers or (Blocker(error.reason or "BLOCKED", str(error)),)
     if settings.as_json:
         _print_change(before, wanted, dry_run, blockers=found)
     sys.stdout.flush()
-    would = "would be refused" if dry_run else "was refused, and nothing has changed"
-    complain(f"{before.label} -> {wanted.label} {would}:")
+    result = "would be blocked" if dry_run else "is blocked; nothing has changed"
+    complain(f"{before.label} -> {wanted.label} {result}:")
     for blocker in found:
         sys.stderr.write(f"  - {one_line(blocker.reason)}: {one_line(blocker.detail)}\n")
     sys.stderr.flush()
@@ -156,10 +156,10 @@ def _show_change(
 ) -> None:
     out = screen()
     if before is wanted:
-        out.line(("Already there", "bold"), f": {wanted.label} is the phase in force.")
+        out.line(("No change", "bold"), f": {wanted.label} is already the current phase.")
     elif dry_run:
         way = f"{before.label} -> {wanted.label}"
-        out.line((way, "bold"), " is possible now. Nothing was changed: this was a dry run.")
+        out.line((way, "bold"), " is possible now. Dry run: nothing has changed.")
     else:
         out.line((f"{before.label} -> {wanted.label}", "bold"), ": ", ("done", "green"))
         meaning = (_FORWARD if wanted > before else _BACK).get(wanted)
@@ -176,7 +176,7 @@ async def control_backfill(
     batch_size: int | None = None,
     max_rows_per_second: int | None = None,
 ) -> int:
-    """Pause, resume or throttle the backfill, and tell how it is then."""
+    """Pause, resume or throttle the backfill, and print its state."""
     async with settings.client() as client:
         state = await client.migration.control_backfill(
             paused=paused, batch_size=batch_size, max_rows_per_second=max_rows_per_second
@@ -185,9 +185,9 @@ async def control_backfill(
         print_json(records.document(migration_record.facts(state)))
         return 0
     backfill = state.backfill
-    said = (backfill.state.label, "bold")
+    label = (backfill.state.label, "bold")
     parts = (f": {migration_page.copied(backfill)}", *_pace(state))
-    screen().page([Row("backfill ", (said, *parts), len("backfill "))])
+    screen().page([Row("backfill ", (label, *parts), len("backfill "))])
     return 0
 
 

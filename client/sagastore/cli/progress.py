@@ -1,4 +1,4 @@
-"""How far a transfer is: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a transfer: a bar on a terminal, periodic lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _WIDE = 70
 
 
 class Meter:
-    """Shows rows, rate and time left on standard error.
+    """Displays rows, rate and time left on standard error.
 
     Args:
-        verb: What is done, for example `importing`.
-        total: The whole, in units; None where it is unknown.
-        done: Units done before.
-        rows: Rows done before.
+        verb: The operation, for example `importing`.
+        total: Total units; None if unknown.
+        done: Units already done at the start.
+        rows: Rows already done at the start.
         quiet: Show nothing.
-        unit: What is counted, and its short form for rates.
+        unit: Name of the rows, and its short form for rates.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Meter:
             self._bar = _Bar(verb, total, done)
 
     def update(self, done: int, rows: int) -> None:
-        """Take in how far it is."""
+        """Update the progress."""
         now = time.monotonic()
         self._samples.append((now, done, rows))
         while now - self._samples[0][0] > _WINDOW_SECONDS and len(self._samples) > 2:
@@ -75,16 +75,16 @@ class Meter:
         return text
 
     def close(self) -> None:
-        """Take the bar away; the summary says the rest."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 class _Bar:
-    """rich's progress bar, with our text behind it."""
+    """A rich progress bar followed by a status text."""
 
     def __init__(self, verb: str, total: int | None, done: int) -> None:
-        # Slow to import, and needed on a terminal only.
+        # Slow to import, and needed only on a terminal.
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -113,22 +113,22 @@ class _Bar:
         self._progress.start()
 
     def update(self, done: int, status: str) -> None:
-        """Move it."""
+        """Update the bar."""
         self._progress.update(self._task, completed=done, status=status)
 
     def close(self) -> None:
-        """Take it away."""
+        """Remove the bar."""
         self._progress.stop()
 
 
 def rate_of(rows: float, seconds: float, unit: str = "msg") -> str:
-    """Return a rate for people."""
+    """Return a rate for display."""
     rate = rows / seconds if seconds > 0 else 0.0
     return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:,.1f} {unit}/s"
 
 
 def duration(seconds: float) -> str:
-    """Return a time span for people: `0.4 s`, `42 s`, `3:05 min`, `2:07:30 h`."""
+    """Return a duration for display: `0.4 s`, `42 s`, `3:05 min`, `2:07:30 h`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

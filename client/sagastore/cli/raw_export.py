@@ -1,8 +1,8 @@
-"""Everything a server holds, as lines of JSON.
+"""Export of messages as JSON Lines without decoding their metadata.
 
-Below `AsyncClient.export_batches`, because a `Message` holds metadata as Python
-values, where 1.50 is 1.5. Here the text that the server sends goes into the line as
-it is: it is JSON already, in one spelling for each value.
+It does not use `AsyncClient.export_batches`, because a `Message` has its metadata as
+Python values, where 1.50 is 1.5. The JSON text from the server, which is canonical, is
+written unchanged.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Batch(NamedTuple):
-    """Some messages.
+    """A batch of messages as JSON Lines.
 
     Attributes:
-        lines: A line for each, with its end.
-        messages: How many they are.
-        resume_token: Continues after them.
+        lines: The lines, each with its newline.
+        messages: Number of messages.
+        resume_token: Token for the messages after the batch.
     """
 
     lines: bytes
@@ -39,15 +39,15 @@ class Batch(NamedTuple):
 async def export_lines(
     client: AsyncClient, resume_token: str, stream_timeout: float
 ) -> AsyncGenerator[Batch, None]:
-    """Yield all messages, ordered by id (bytes), over as many streams as it takes.
+    """Yield all messages, ordered by the UTF-8 bytes of the id; resume broken streams.
 
     Args:
-        client: Where from.
-        resume_token: Where to begin: that of a batch, or "".
+        client: The client.
+        resume_token: Where to start: the token of a batch, or "".
         stream_timeout: Maximum seconds between responses.
 
     Raises:
-        SagaStoreError: The stream cannot be had.
+        SagaStoreError: The export failed.
     """
     token = resume_token
     responses = client._caller.stream(
@@ -64,7 +64,7 @@ async def export_lines(
 
 
 def line_of(message: message_pb2.Message) -> str:
-    """Return the line of a message: the fields that an import takes, in their order."""
+    """Return a message as a JSON line, with the fields that an import reads."""
     text = encode_basestring
     session = text(message.session_id) if message.HasField("session_id") else "null"
     return json_safe(

@@ -1,4 +1,4 @@
-"""The commands that read: get, list, search, ping."""
+"""The `get`, `list`, `search` and `ping` commands."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def list_session(
         count, more = await _print_some(pager, limit, show)
     if not settings.as_json:
         if not count:
-            _note(f"no messages in the session {session_id!r}")
+            _note(f"the session {session_id!r} has no messages")
         elif more:
             _note(f"{count:,} shown; there are more")
     return 0
@@ -58,14 +58,14 @@ async def search(settings: Settings, query: str, *, limit: int, **conditions: An
         )
         count, more = await _print_some(pager, limit, _printer(settings, records.hit_line, "hit"))
     if not count and not settings.as_json:
-        _note("nothing matches")
+        _note("no messages match")
     elif more:
         _note(f"{count:,} shown; there are more: --limit N shows N, --limit 0 all")
     return 0
 
 
 def _page_size(limit: int) -> int:
-    # One more than wanted tells whether there are more.
+    # One more than the limit, to know whether there are more.
     return min(limit + 1, _PAGE) if limit else _FIRST_PAGE
 
 
@@ -102,15 +102,15 @@ async def _print_some(
 
 
 async def ping(settings: Settings) -> int:
-    """Tell whether the server serves, how fast it answers, and what it holds."""
+    """Print the health of the server, its latency, and its number of messages."""
     async with settings.client() as client:
-        await client.health()  # Connects, which must not count.
+        await client.health()  # Connects; the time is not measured.
         began = time.perf_counter()
         status = await client.health()
         millis = (time.perf_counter() - began) * 1000
         facts = await _facts(client) if status is ServingStatus.SERVING else {}
     if status is not ServingStatus.SERVING:
-        raise CommandError(f"{settings.target} answers, but does not serve: {status.name}")
+        raise CommandError(f"{settings.target} responds but is not serving: {status.name}")
     if settings.as_json:
         answer = {"target": settings.target, "status": status.name, "millis": round(millis, 3)}
         print_json(records.document(answer | facts))
@@ -122,9 +122,9 @@ async def ping(settings: Settings) -> int:
     if "phase" in facts:
         out.line(f"phase {facts['phase']}", indent=2)
     for store in facts.get("stores", ()):
-        held = "" if store["messages"] is None else f", {store['messages']:,} messages"
+        count = "" if store["messages"] is None else f", {store['messages']:,} messages"
         detail = store["detail"] or ("healthy" if store["healthy"] else "not healthy")
-        out.line(f"{store['store']}: {detail}{held}", indent=2)
+        out.line(f"{store['store']}: {detail}{count}", indent=2)
     return 0
 
 
@@ -132,7 +132,7 @@ async def _facts(client: AsyncClient) -> dict[str, Any]:
     try:
         state = await client.migration.get()
     except SagaStoreError:
-        return {}  # Not everybody who may read may see this.
+        return {}  # The caller may lack the permission.
     return {
         "phase": state.phase.label,
         "stores": [

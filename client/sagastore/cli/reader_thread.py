@@ -1,4 +1,4 @@
-"""Reads a source in a thread, so that reading and sending do not wait for each other."""
+"""Reading of a source in a thread, in parallel to sending."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class _ReaderThread:
         self._stopped = False
 
     def start(self) -> None:
-        # A thread of our own, and not one of the loop's: a loop waits for its
-        # threads when it ends, and this one may be waiting for a pipe.
+        # Not a thread of the loop's executor: the loop waits for these when it closes,
+        # and this thread may be blocked on a pipe.
         threading.Thread(target=self._run, name="reader", daemon=True).start()
 
     def taken(self) -> None:
-        """Make room for another chunk."""
+        """Allow the thread to read another chunk."""
         self._room.release()
 
     def stop(self) -> None:
-        """Let the thread end."""
+        """Ask the thread to end."""
         self._stopped = True
         self._room.release()
 
@@ -46,12 +46,12 @@ class _ReaderThread:
                 if self._stopped:
                     return
                 self._pass_on(chunk)
-        except Exception as exc:  # noqa: BLE001 - raised again where the rows are awaited
+        except Exception as exc:  # noqa: BLE001 - raised where the rows are awaited
             result = exc
         self._pass_on(result)
 
     def _take(self) -> list[Row]:
-        """Return some rows; fewer where they are large, so that memory stays flat."""
+        """Return some rows, limited by number and by bytes."""
         chunk: list[Row] = []
         size = 0
         for row in self._rows:
@@ -65,7 +65,7 @@ class _ReaderThread:
         try:
             self._loop.call_soon_threadsafe(self.chunks.put_nowait, item)
         except RuntimeError:
-            self._stopped = True  # The loop has ended; so may we.
+            self._stopped = True  # The loop is closed.
 
 
 def _size(raw: Any) -> int:
@@ -75,7 +75,7 @@ def _size(raw: Any) -> int:
 
 
 async def read_ahead(rows: Iterator[Row]) -> AsyncGenerator[Row, None]:
-    """Yield the rows, read in a thread a little ahead."""
+    """Yield the rows; a thread reads a few chunks ahead."""
     reader = _ReaderThread(rows)
     reader.start()
     try:

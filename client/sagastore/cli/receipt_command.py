@@ -1,4 +1,4 @@
-"""`sagastore migrate receipt`: whether an archived file is still what its receipt says."""
+"""The `migrate receipt` command."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["receipt"]
 
 
 def receipt(settings: Settings, path: Path) -> Coroutine[Any, Any, int]:
-    """Check the file, and return what prints the outcome.
+    """Verify the archive; return the coroutine that prints the result.
 
     Raises:
-        CommandError: There is nothing to check.
+        CommandError: The receipt or the archive is missing or invalid.
     """
-    # Before there is an event loop: reading a large file must stop at Ctrl+C.
+    # Without a running event loop, so that Ctrl+C interrupts the read.
     try:
         with _listener(settings) as progress:
             result = receipts.check(path.expanduser(), progress)
@@ -43,8 +43,8 @@ async def _report(settings: Settings, result: receipts.CheckResult) -> int:
     if failed:
         sys.stdout.flush()
         complain(
-            f"{failed} of {len(result.checks)} checks failed: this is not the archive that the "
-            "receipt was written for, or one of them has been changed"
+            f"{failed} of {len(result.checks)} checks failed: the archive or the receipt has "
+            "changed, or they do not belong together"
         )
     return 1 if failed else 0
 
@@ -79,12 +79,12 @@ def _show(result: receipts.CheckResult) -> None:
         out.page([Row("", (verdict, f"{one.name:<{width}}", one.detail))])
     if result.ok:
         out.line("")
-        out.line(("Everything is as the receipt says.", "bold green"))
+        out.line(("The archive matches its receipt.", "bold green"))
 
 
 @contextlib.contextmanager
 def _listener(settings: Settings) -> Iterator[receipts.Progress | None]:
-    """Yield what shows people at a terminal how far it is."""
+    """Yield a progress callback on a terminal, None elsewhere."""
     if settings.quiet or not sys.stderr.isatty():
         yield None
         return

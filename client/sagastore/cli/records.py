@@ -1,4 +1,4 @@
-"""Messages as JSON: the same fields in the same order everywhere."""
+"""JSON form of messages, with the same fields in the same order in all commands."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["document", "hit_line", "iso", "message_line"]
 
 
 def document(value: dict[str, Any]) -> str:
-    """Return one JSON document, in one line; times are written in ISO form."""
+    """Return a JSON document in one line."""
     return json_safe(_json.dumps(value, "output"))
 
 
 def message_line(message: Message) -> str:
-    """Return a message with what the server knows of it."""
+    """Return a message with the fields that the server sets."""
     return document(_full(message))
 
 
 def hit_line(hit: SearchResult) -> str:
-    """Return a match: the message, and how it matched."""
+    """Return a search result: the message, its score and its snippet."""
     return document(_full(hit.message) | {"score": hit.score, "snippet": hit.snippet})
 
 

@@ -1,4 +1,4 @@
-"""Rows that were not stored: counted, listed, and written down where asked."""
+"""The rejected rows of an import, which are counted, listed and optionally written to a file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sagastore.importers.base import Problem, Row, Source
 __all__ = ["LISTED", "Rejects"]
 
 LISTED = 20
-"""How many are shown; the file has them all."""
+"""Maximum number of rows to list; the file has all of them."""
 
 
 class Rejects:
-    """Collects them, in the order of the source.
+    """Collects rejected rows in the order of the source.
 
     Args:
-        source: Where the rows are from.
-        path: The file to write them to; None: none.
+        source: The source of the rows.
+        path: The file to write; None for no file.
     """
 
     def __init__(self, source: Source, path: Path | None) -> None:
@@ -32,7 +32,7 @@ class Rejects:
         self.count = 0
 
     def open(self, size: int = 0, first: list[list[str]] | None = None, count: int = 0) -> None:
-        """Begin, or go on where the file had a size: what came later comes again.
+        """Open the file, or resume: truncate it to `size`.
 
         Raises:
             CommandError: The file cannot be written.
@@ -48,7 +48,7 @@ class Rejects:
             raise CommandError(f"cannot write {self._path}: {exc.strerror}") from None
 
     def has(self, size: int) -> bool:
-        """Tell whether the file still holds what was written to it."""
+        """Report whether the file still has at least `size` bytes."""
         if self._path is None:
             return True
         try:
@@ -57,7 +57,7 @@ class Rejects:
             return False
 
     def add(self, row: Row, problems: tuple[Problem, ...]) -> None:
-        """Take in a row, and what is wrong with it."""
+        """Add a row with its problems."""
         self.count += 1
         first = problems[0]
         reason = first.reason
@@ -70,12 +70,12 @@ class Rejects:
 
     def _line(self, row: Row, field: str, reason: str) -> bytes:
         head = records.document({"source_key": row.key, "field": field, "reason": reason})
-        # Raw text: it is JSON already, and reading it could change numbers.
+        # The text is already JSON; decoding it could change numbers.
         raw = self._source.raw_json(row.raw)
         return f'{head[:-1]},"row":{raw}}}\n'.encode(errors="backslashreplace")
 
     def flush(self) -> int:
-        """Put on the disk what was added; return the file's size."""
+        """Sync the file; return its size."""
         if self._file is None:
             return 0
         self._file.flush()

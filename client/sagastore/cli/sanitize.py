@@ -1,7 +1,7 @@
-"""Text from elsewhere, made harmless for a terminal.
+"""Sanitizing of untrusted text for terminals.
 
-Messages may hold anything, also the escape sequences that move a cursor, set the
-title of a window or answer in the place of the person who reads.
+Messages may contain escape sequences, which can move the cursor, set the title of the
+window or simulate input.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import re
 
 __all__ = ["json_safe", "label", "one_line", "printable", "unbroken"]
 
-# Control characters, those that set the direction of what follows, and the two
-# separators at which some terminals and many programs break lines. A tab and a
-# newline are the text's own.
+# Control characters except tab and newline, characters that set the text direction,
+# and the two separators at which some terminals and programs break lines.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _LINE_BREAKS = re.compile(r"\r\n?|\n")
 _C1 = re.compile("[\x7f-\x9f]")
@@ -28,7 +27,7 @@ def _visible(match: re.Match[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the text with whatever could steer a terminal made visible instead."""
+    """Return the text with control characters replaced by visible ones."""
     if text.isascii() and text.isprintable():
         return text
     if "\r" in text:
@@ -37,23 +36,23 @@ def printable(text: str) -> str:
 
 
 def label(text: str) -> str:
-    """Return the text as `printable` does, with tabs and newlines made visible, too."""
+    """Like `printable`; also replaces tabs and newlines by visible characters."""
     return printable(text).replace("\n", "\u240a").replace("\t", "\u2409")
 
 
 def unbroken(text: str) -> str:
-    """Return the text as `printable` does, without breaks of lines."""
+    """Like `printable`; also replaces line breaks by spaces."""
     return printable(_LINE_BREAKS.sub(" ", text))
 
 
 def one_line(text: str) -> str:
-    """Return the text as `printable` does, in one line."""
+    """Like `unbroken`; also strips white space."""
     return unbroken(text.strip())
 
 
 def json_safe(text: str) -> str:
-    """Escape the control characters that JSON allows inside of strings.
+    """Escape the control characters that JSON allows in strings.
 
-    The value stays the same; a terminal that takes C1 controls stays as it is.
+    The value does not change. Some terminals interpret C1 control characters.
     """
     return _C1.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

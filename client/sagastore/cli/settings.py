@@ -1,4 +1,4 @@
-"""What all commands share: where the server is, how to reach it, and what to print."""
+"""Settings of all commands: the server, the connection and the output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STREAM_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options before the command."""
+    """The values of the common options."""
 
     target: str = DEFAULT_TARGET
     as_json: bool = False
@@ -38,14 +38,14 @@ class Settings:
 
     @property
     def stream_timeout(self) -> float:
-        """Seconds without progress after which a transfer gives up."""
+        """Maximum seconds without progress of a transfer."""
         return _STREAM_SECONDS if self.timeout is None else self.timeout
 
     def client(self) -> AsyncClient:
         """Return a client for these settings.
 
         Raises:
-            CommandError: The settings contradict each other, or a file cannot be read.
+            CommandError: The settings are inconsistent, or a file cannot be read.
         """
         from sagastore import AsyncClient
 
@@ -58,22 +58,21 @@ class Settings:
                 allow_insecure_token=self.allow_insecure_token,
             )
         except ValueError as exc:
-            raise CommandError(_in_our_words(str(exc))) from None
+            raise CommandError(_with_option_names(str(exc))) from None
 
     def _tls(self) -> TLS | bool:
-        """Return how to secure the connection; one of the files given implies that it is."""
+        """Return the TLS settings; any --tls-... option enables TLS."""
         from sagastore import TLS
 
         files = (self.tls_ca, self.tls_cert, self.tls_key)
         if self.tls_server_name is None and all(path is None for path in files):
             return self.tls
-        # Read now: a file that is missing is better reported by its own name than
-        # by whatever the first call would fail with.
+        # Read now, so that the error for a missing file has its name.
         ca, cert, key = (None if path is None else _read(path) for path in files)
         return TLS(ca, cert, key, self.tls_server_name)
 
     def _token(self) -> Token | None:
-        """Return the token: never an argument, which every user of the machine could see."""
+        """Return the token; never from an argument, which all users of the machine can see."""
         if self.token_file is None:
             return os.environ.get("SAGASTORE_TOKEN") or None
         from sagastore import TokenFile
@@ -84,7 +83,7 @@ class Settings:
             raise CommandError(f"cannot read {self.token_file}: {exc.strerror}") from None
         except ValueError:
             raise CommandError(
-                f"{self.token_file}: holds no token: one line of printable ASCII without spaces"
+                f"{self.token_file} is not a token: one line of printable ASCII without spaces"
             ) from None
 
 
@@ -95,12 +94,12 @@ def _read(path: Path) -> bytes:
         raise CommandError(f"cannot read {path}: {exc.strerror}") from None
 
 
-def _in_our_words(text: str) -> str:
-    """Name options where the library names arguments."""
-    for theirs, ours in (
+def _with_option_names(text: str) -> str:
+    """Replace the argument names of the library with option names."""
+    for argument, option in (
         ("use tls=..., or allow_insecure_token=True", "use --tls, or --allow-insecure-token"),
         ("TLS: cert and key", "--tls-cert and --tls-key"),
         ("target: ", "--target: "),
     ):
-        text = text.replace(theirs, ours)
+        text = text.replace(argument, option)
     return text

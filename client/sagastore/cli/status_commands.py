@@ -1,4 +1,4 @@
-"""`sagastore migrate status` and `quarantine`."""
+"""The `migrate status` and `migrate quarantine` commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["quarantine", "status"]
 
 
 async def status(settings: Settings) -> int:
-    """Print where the migration stands."""
+    """Print the state of the migration."""
     async with settings.client() as client:
         state = await client.migration.get()
     if settings.as_json:
@@ -29,7 +29,7 @@ async def status(settings: Settings) -> int:
 
 
 async def quarantine(settings: Settings, limit: int) -> int:
-    """Print the rows in quarantine."""
+    """Print the quarantined rows."""
     rows: list[QuarantinedRow] = []
     more = False
     async with settings.client() as client, aclosing(aiter(client.migration.quarantine())) as found:
@@ -48,7 +48,7 @@ async def quarantine(settings: Settings, limit: int) -> int:
 
 
 def _as_json(row: QuarantinedRow) -> str:
-    """Splice the raw values in as the server spells them."""
+    """Insert the raw values unchanged."""
     head = records.document(
         {"source_key": row.source_key, "field": row.field, "reason": row.reason}
     )

@@ -1,4 +1,4 @@
-"""`sagastore migrate watch`."""
+"""The `migrate watch` command."""
 
 from __future__ import annotations
 
@@ -22,54 +22,53 @@ from sagastore.cli.times import show_time, utc_now
 __all__ = ["Until", "watch"]
 
 _SILENT_SECONDS = 4.0
-"""The server tells at least every second."""
+"""Seconds; the server sends an update at least every second."""
 _LINE_SECONDS = 5.0
-"""Between lines that tell of progress alone."""
+"""Seconds between lines that show only progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Until:
-    """What to wait for: everything that is given."""
+    """The conditions to wait for; all must hold."""
 
     phase: Phase | None = None
-    """This phase, or a later one."""
+    """This phase or a later one is reached."""
     backfill_done: bool = False
-    """All rows are copied, all indexes built."""
+    """All rows are copied and all indexes are built."""
     ready: bool = False
-    """Nothing stands between the phase and the next."""
+    """Nothing blocks the next phase, except quarantined rows."""
 
     @property
     def given(self) -> bool:
-        """True when there is something to wait for."""
+        """True if there is a condition."""
         return self.phase is not None or self.backfill_done or self.ready
 
     def reached(self, state: Migration) -> bool:
-        """Tell whether all of it holds."""
+        """Report whether all conditions hold; False if there are none."""
         if not self.given:
             return False
         copied = state.backfill.state is BackfillState.DONE or state.phase > Phase.BACKFILL
         return (
             (self.phase is None or state.phase >= self.phase)
             and (copied or not self.backfill_done)
-            and not (self.ready and _to_wait_for(state))
+            and not (self.ready and _has_transient_blockers(state))
         )
 
 
 class _View(Protocol):
-    """Shows what is watched."""
+    """Displays the state of the migration."""
 
     def show(self, state: Migration) -> None:
-        """Take in news."""
+        """Display a state."""
 
     def silent(self, seconds: float) -> None:
-        """Take in that there has been no news for so long."""
+        """Display that there was no update for some seconds."""
 
 
 async def watch(settings: Settings, until: Until) -> int:
-    """Show where the migration stands until everything waited for holds, or for ever.
+    """Show the state of the migration until all conditions hold.
 
-    Without anything to wait for, an interruption is the way to end it, and no
-    failure.
+    Without conditions, an interruption ends the command successfully.
     """
     try:
         with _view(settings) as view:
@@ -81,34 +80,34 @@ async def watch(settings: Settings, until: Until) -> int:
 
 
 async def _follow(settings: Settings, view: _View, until: Until) -> None:
-    heard = time.monotonic()
+    last_update = time.monotonic()
 
-    async def mind_the_silence() -> None:
+    async def report_silence() -> None:
         while True:
             await asyncio.sleep(1)
-            silence = time.monotonic() - heard
+            silence = time.monotonic() - last_update
             if silence >= _SILENT_SECONDS:
                 view.silent(silence)
 
     async with settings.client() as client:
         states = client.migration.watch(timeout=settings.stream_timeout)
-        minding = asyncio.create_task(mind_the_silence())
+        reporting = asyncio.create_task(report_silence())
         try:
             async with aclosing(states):
                 async for state in states:
-                    heard = time.monotonic()
+                    last_update = time.monotonic()
                     view.show(state)
                     if until.reached(state):
                         return
         finally:
-            minding.cancel()
+            reporting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await minding
+                await reporting
 
 
 @contextlib.contextmanager
 def _view(settings: Settings) -> Iterator[_View]:
-    """Yield what fits standard output: a program, a terminal, or a file."""
+    """Yield the view for the output: JSON, a terminal, or plain lines."""
     if settings.as_json:
         yield _JsonLines()
     elif sys.stdout.isatty():
@@ -119,30 +118,30 @@ def _view(settings: Settings) -> Iterator[_View]:
 
 
 class _Silence:
-    """Says once that there is no news, and once that there is again."""
+    """Reports the start and the end of a period without updates once each."""
 
     def __init__(self) -> None:
-        self._said = False
+        self._reported = False
 
-    def news(self) -> None:
-        if self._said:
-            self._said = False
-            complain("the server is there again")
+    def end(self) -> None:
+        if self._reported:
+            self._reported = False
+            complain("the server responds again")
 
     def silent(self, seconds: float) -> None:
-        if not self._said:
-            self._said = True
-            complain(f"no news from the server for {seconds:.0f} s; still trying")
+        if not self._reported:
+            self._reported = True
+            complain(f"no update from the server for {seconds:.0f} s; still trying")
 
 
 class _JsonLines:
-    """All that the server tells, a document a line."""
+    """Prints each update as a JSON line."""
 
     def __init__(self) -> None:
         self._silence = _Silence()
 
     def show(self, state: Migration) -> None:
-        self._silence.news()
+        self._silence.end()
         print_json(records.document(migration_record.facts(state)))
         sys.stdout.buffer.flush()
 
@@ -151,7 +150,7 @@ class _JsonLines:
 
 
 class _Lines:
-    """A line for each change, and for mere progress now and then."""
+    """Prints a line for each change, and for progress periodically."""
 
     def __init__(self) -> None:
         self._silence = _Silence()
@@ -161,13 +160,13 @@ class _Lines:
         self._at = 0.0
 
     def show(self, state: Migration) -> None:
-        self._silence.news()
+        self._silence.end()
         text = "; ".join(_summary(state))
-        changed = _essence(state) != self._shown
+        changed = _important_values(state) != self._shown
         now = time.monotonic()
         if not changed and (text == self._text or now - self._at < _LINE_SECONDS):
             return
-        self._shown, self._text, self._at = _essence(state), text, now
+        self._shown, self._text, self._at = _important_values(state), text, now
         self._out.page([Row("", (f"{show_time(utc_now())}  {text}",))])
         sys.stdout.flush()
 
@@ -175,8 +174,8 @@ class _Lines:
         self._silence.silent(seconds)
 
 
-def _essence(state: Migration) -> tuple[object, ...]:
-    """Return what people must hear of at once."""
+def _important_values(state: Migration) -> tuple[object, ...]:
+    """Return the values whose changes are printed immediately."""
     return (
         state.phase,
         state.epoch,
@@ -195,7 +194,7 @@ def _essence(state: Migration) -> tuple[object, ...]:
 def _summary(state: Migration) -> Iterator[str]:
     yield f"{state.phase.label}, epoch {state.epoch}"
     if state.reads_from_fallback:
-        yield "READS COME FROM THE FALLBACK, SQLITE"
+        yield "READS ARE SERVED BY THE FALLBACK, SQLITE"
     for store in state.stores:
         if not store.healthy:
             yield f"{store.store.label}: {store.detail or 'not healthy'}"
@@ -220,11 +219,11 @@ def _summary(state: Migration) -> Iterator[str]:
     if following is not None:
         reasons = ", ".join(blocker.reason for blocker in state.blockers_to_next)
         way = f"to {following.label}"
-        yield f"in the way {way}: {reasons}" if reasons else f"nothing in the way {way}"
+        yield f"blockers {way}: {reasons}" if reasons else f"no blockers {way}"
 
 
 class _Live:
-    """A page that is written over again and again."""
+    """Displays a page that is updated in place."""
 
     def __init__(self, target: str, update: Callable[[list[Row]], None]) -> None:
         self._target = target
@@ -237,14 +236,14 @@ class _Live:
 
     def silent(self, seconds: float) -> None:
         if self._page:
-            alarm = f"no news from the server for {seconds:.0f} s; still trying"
+            alarm = f"no update from the server for {seconds:.0f} s; still trying"
             self._update([*self._page, Row("", ((alarm, "bold red"),))])
 
 
 @contextlib.contextmanager
 def _live() -> Iterator[Callable[[list[Row]], None]]:
-    """Yield what shows a page in place of the one before; the last one stays."""
-    # Slow to import, and needed on a terminal only.
+    """Yield a function that replaces the displayed page; the last page remains."""
+    # Slow to import, and needed only on a terminal.
     from rich.live import Live
 
     from sagastore.cli.console import layout, terminal_console
@@ -254,6 +253,6 @@ def _live() -> Iterator[Callable[[list[Row]], None]]:
         yield lambda rows: live.update(layout(console, rows), refresh=True)
 
 
-def _to_wait_for(state: Migration) -> bool:
-    """Tell whether waiting could help: that the quarantine is accepted is for the operator."""
+def _has_transient_blockers(state: Migration) -> bool:
+    """Report whether a blocker may disappear; accepting the quarantine needs an operator."""
     return any(one.reason != "QUARANTINE_NOT_ACCEPTED" for one in state.blockers_to_next)

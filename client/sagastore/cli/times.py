@@ -1,4 +1,4 @@
-"""Times as people and files write them, and as they are shown: UTC unless said otherwise."""
+"""Parsing and display of times; UTC unless there is an offset."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 def from_micros(micros: int) -> datetime:
-    """Return the time so many microseconds after 1970, in UTC."""
+    """Return the time of microseconds since 1970, in UTC."""
     return _EPOCH + timedelta(microseconds=micros)
 
 
 def parse_time(text: str) -> datetime:
-    """Read a time in ISO form; without an offset it is UTC.
+    """Parse a time in ISO form; without an offset it is UTC.
 
     Raises:
-        ValueError: It is not one; the text says why.
+        ValueError: The text is not a time; the error says why.
     """
-    # The same reading as in a legacy file, except for bare numbers: in a file
-    # of JSON these are more likely milliseconds or a slip than seconds.
+    # The rules of legacy files, except for bare numbers: in JSON these may be
+    # milliseconds.
     if "-" not in text:
         raise ValueError(f"is {text[:40]!r}, which is not a time in ISO form")
     try:
@@ -36,10 +36,10 @@ def parse_time(text: str) -> datetime:
 
 
 def parse_moment(text: str, now: datetime | None = None) -> datetime:
-    """Read a time in ISO form, or how long ago: `90s`, `30m`, `12h`, `7d`, `2w`.
+    """Parse a time in ISO form, or an age: `90s`, `30m`, `12h`, `7d`, `2w`.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: The text is neither.
     """
     ago = _AGO.fullmatch(text.strip())
     if ago is None:
@@ -48,7 +48,7 @@ def parse_moment(text: str, now: datetime | None = None) -> datetime:
 
 
 def show_time(value: datetime | None, *, exact: bool = False) -> str:
-    """Return a time for people: UTC, to the second, or as exact as it is."""
+    """Return a time for display: UTC, to the second, or with all digits if `exact`."""
     if value is None:
         return "-"
     text = value.astimezone(UTC).replace(tzinfo=None).isoformat(" ")
@@ -56,5 +56,5 @@ def show_time(value: datetime | None, *, exact: bool = False) -> str:
 
 
 def utc_now() -> datetime:
-    """Return the time it is, in UTC."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)

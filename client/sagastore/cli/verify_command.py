@@ -1,4 +1,4 @@
-"""`sagastore migrate verify`."""
+"""The `migrate verify` command."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["verify"]
 
 
 async def verify(settings: Settings, *, repair: bool) -> int:
-    """Compare the two stores, and print what differs.
+    """Compare the two stores and print the rows that differ.
 
-    Exits with 1 if anything differs: also if it is being repaired, since only
-    another verification can tell that it has been.
+    Returns 1 if any row differs, even with `repair`, because only another
+    verification can confirm the repair.
     """
     began = time.monotonic()
     found: list[Mismatch] = []
@@ -39,12 +39,12 @@ async def verify(settings: Settings, *, repair: bool) -> int:
     else:
         _show(last, found, seconds)
     if last.mismatch_count:
-        complain(_what_now(settings, last, repair))
+        complain(_next_command(settings, last, repair))
     return 1 if last.mismatch_count else 0
 
 
 async def _compare(settings: Settings, repair: bool, found: list[Mismatch]) -> VerifyProgress:
-    """Run a verification to its end, collecting what differs."""
+    """Run a verification; add the mismatches to `found`."""
     timeout = VERIFY_TIMEOUT if settings.timeout is None else settings.timeout
     meter: Meter | None = None
     try:
@@ -67,7 +67,7 @@ async def _compare(settings: Settings, repair: bool, found: list[Mismatch]) -> V
     finally:
         if meter is not None:
             meter.close()
-    raise CommandError("the server ended the verification before it was done; verify again")
+    raise CommandError("the server ended the verification early; run the command again")
 
 
 def _show(last: VerifyProgress, found: list[Mismatch], seconds: float) -> None:
@@ -86,13 +86,14 @@ def _show(last: VerifyProgress, found: list[Mismatch], seconds: float) -> None:
     out.line(f"{last.compared:,} rows compared in {duration(seconds)}: ", result)
 
 
-def _what_now(settings: Settings, last: VerifyProgress, repair: bool) -> str:
+def _next_command(settings: Settings, last: VerifyProgress, repair: bool) -> str:
     command = f"{migration_page.program(settings.target)} migrate verify"
     if repair:
         return (
-            f"{last.repaired:,} of {last.mismatch_count:,} rows that differ were put back into the "
-            f"journal; whether they agree now, tells: {command}"
+            f"{last.repaired:,} of {last.mismatch_count:,} differing rows were queued for repair; "
+            f"to verify them, run: {command}"
         )
     return (
-        f"{last.mismatch_count:,} rows differ; to copy them from SQLite again: {command} --repair"
+        f"{last.mismatch_count:,} rows differ; to copy them from SQLite again, run: "
+        f"{command} --repair"
     )

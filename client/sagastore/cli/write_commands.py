@@ -1,4 +1,4 @@
-"""The commands that change: save, delete."""
+"""The `save` and `delete` commands."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def save(
     if_revision: int | None,
     durability: str,
 ) -> Coroutine[Any, Any, int]:
-    """Read the content where it is piped in, and return what stores the message.
+    """Read the content from standard input if it is `-`; return the coroutine that saves.
 
     Raises:
-        CommandError: Standard input is no text.
+        CommandError: Standard input is not UTF-8.
     """
     message = Message(
         provider,
@@ -58,7 +58,7 @@ async def _save(
 
 
 def _standard_input() -> str:
-    """Return what is piped in, without the newline that ends its last line."""
+    """Return standard input without the newline at its end."""
     if sys.stdin.isatty():
         complain("reading the content from standard input; end with Ctrl+D")
     try:
@@ -81,13 +81,13 @@ def _print_result(settings: Settings, result: SaveResult) -> None:
         return
     from sagastore.cli.console import screen
 
-    kind = "created" if result.created else "not created: the id was there"
+    kind = "created" if result.created else "not created: the id existed"
     durable = f", durable on {' and '.join(stores)}" if stores else ""
     screen().line((result.id, "bold"), f"  revision {result.revision}, {kind}{durable}")
 
 
 async def delete(settings: Settings, ids: Sequence[str], *, if_revision: int | None) -> int:
-    """Remove messages; those that are not there are named."""
+    """Delete messages and report unknown ids."""
     status = 0
     async with settings.client() as client:
         for id in ids:

@@ -1,4 +1,11 @@
-"""What an import reads: files of JSON Lines and databases, told apart by their content."""
+"""Readers of the files that an import accepts, which are detected by their content.
+
+- JSON Lines, also compressed.
+- The `memory.db` of ARC SAGA.
+- The SQLite file of a SagaStore server.
+
+`open_source` returns a `Source`, which yields one `Row` for each message or invalid row.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every source of an import offers."""
+"""The interface of a source: the rows of a file to import."""
 
 from __future__ import annotations
 
@@ -19,62 +19,62 @@ class Position(NamedTuple):
     """A place between two rows of a source."""
 
     offset: int
-    """Where reading goes on: a byte of the text, or a rowid. What it means is the source's."""
+    """Where reading continues: a byte offset in text, or a rowid in a database."""
     number: int
-    """Rows before it; lines, where the source is text."""
+    """Number of rows, or of lines in text, before the position."""
 
 
 class Problem(NamedTuple):
-    """Why a row is no message."""
+    """Why a row cannot become a message."""
 
     field: str
     reason: str
 
 
 class Row(NamedTuple):
-    """A row of a source: a message, or what is wrong with it."""
+    """A row of a source: a message, or the problems of the row."""
 
     key: str
-    """Where it stands, for people: `line 17`, `messages/rowid=17`."""
+    """The place of the row, for display: `line 17`, `messages/rowid=17`."""
     raw: Any
-    """What stands there, for `Source.raw_json`."""
+    """The raw content, for `Source.raw_json`."""
     message: Message | None
-    """None where there are problems."""
+    """None if there are problems."""
     problems: tuple[Problem, ...]
     after: Position
-    """The place behind it."""
+    """The position after the row."""
     progress: int
-    """How much of the source lies before that place, in the units of `Source.total`."""
+    """How much of the source is before `after`, in the unit of `Source.total`."""
 
 
 class Source(Protocol):
-    """Something that rows are read from, once, from first to last."""
+    """A sequence of rows that can be read once."""
 
     name: str
-    """What people know it by."""
+    """The name for messages to the user."""
     kind: str
-    """What it is, for people."""
+    """The format, for display."""
     notes: list[str]
-    """What people should know before the import begins."""
+    """Notes to print before the import starts."""
 
     def identity(self) -> dict[str, Any] | None:
-        """Return what tells whether it is still the same; None: it cannot be resumed."""
+        """Return values that change when the source changes; None if it cannot be resumed."""
 
     def total(self, start: Position | None) -> int | None:
-        """Return its size in units of progress; None where that is unknown."""
+        """Return the size in units of progress; None if it is unknown."""
 
     def rows(self, start: Position | None) -> Iterator[Row]:
-        """Yield the rows from a place on."""
+        """Yield the rows from a position on; None means from the start."""
 
     def raw_json(self, raw: Any) -> str:
         """Return a row's raw content as JSON."""
 
     def close(self) -> None:
-        """Free what it holds; the source is of no use afterwards."""
+        """Release all resources; the source cannot be used afterwards."""
 
 
 def file_identity(path: Path) -> dict[str, Any]:
-    """Return what tells whether a file has changed, without reading all of it."""
+    """Return values that change when a file changes, without reading all of it."""
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         head = file.read(HEAD_BYTES)

@@ -1,4 +1,4 @@
-"""SQLite databases: a legacy ARC SAGA `memory.db`, or the file of a SagaStore server."""
+"""Readers of SQLite databases: a legacy ARC SAGA `memory.db`, or a SagaStore server's file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sagastore.importers.base import Position, Problem, Row, file_identity
 __all__ = ["APPLICATION_ID", "Database", "LegacyDatabase", "StoreDatabase", "open_database"]
 
 APPLICATION_ID: Final = 0x53414741
-"""`SAGA`: what marks the file of a SagaStore server."""
+"""`SAGA`, the application id of a SagaStore server's file."""
 
 _FIRST_ROWID: Final = -(1 << 63)
 _LAST_ROWID: Final = (1 << 63) - 1
 _PAGE: Final = 200
 _BUSY_SECONDS: Final = 30.0
-# SQLite waits for locks where Ctrl+C is not heard: we come back from there often.
+# Ctrl+C has no effect while SQLite waits for a lock, so each wait is short.
 _BUSY_SLICE_SECONDS: Final = 0.1
 _STORE_COLUMNS: Final = (
     "id",
@@ -42,13 +42,13 @@ _STORE_COLUMNS: Final = (
 
 
 class _File:
-    """A database opened so that reading leaves no trace.
+    """A database opened so that reading does not create or change files.
 
-    Opening a file in WAL mode makes two more beside it, which a reader that may
-    not write cannot take away again. Where nobody has the file open, so that they
-    are not there, it is therefore opened as immutable, without locks; should
-    somebody open it later, the reading since is repeated in the ordinary way.
-    What was left in the middle of a write is read from a copy.
+    - A database in WAL mode that no process has open is opened as immutable,
+      without locks. Otherwise SQLite would create two files beside it, which a
+      reader without write access cannot remove. If another process opens the
+      database later, the read is repeated in the normal mode.
+    - A database with an interrupted write is read from a copy.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,7 +75,7 @@ class _File:
         return self._connect(self._path, "mode=ro&immutable=1" if is_wal else "mode=ro")
 
     def _make_copy(self) -> Path:
-        """Copy the file and what SQLite needs to finish or undo the write."""
+        """Copy the database and the log that SQLite needs to finish or undo the write."""
         self.copied = True
         self._copy = tempfile.TemporaryDirectory(prefix="sagastore-")
         for suffix in ("", "-wal", "-journal"):
@@ -120,13 +120,13 @@ class _File:
             self._connection = self._open()
 
     def columns(self, table: str) -> dict[str, str]:
-        """Return the names of a table's columns, by their lower case."""
+        """Return the names of a table's columns by their lower-case form."""
         found = self.fetch("SELECT name FROM pragma_table_info(?)", (table,))
         return {name.lower(): name for (name,) in found}
 
     def close(self) -> None:
-        """Close it, and remove the copy, if one was made; not while another thread reads."""
-        # That may be waiting for a lock, and ends soon. The end of the process does the rest.
+        """Close the database and remove the copy, unless another thread is reading."""
+        # That thread may be waiting for a lock; the end of the process closes the file.
         self._closing = True
         if not self._reading.acquire(blocking=False):
             return
@@ -139,16 +139,16 @@ class _File:
 
 
 def _is_busy(error: sqlite3.Error) -> bool:
-    # Python's own errors, about text that it cannot decode, have no code.
+    # Errors of the Python module, such as undecodable text, have no code.
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF == sqlite3.SQLITE_BUSY
 
 
 class Database(abc.ABC):
-    """What both kinds have in common: rows by rowid, a page at a time.
+    """Base class of the readers; reads rows by rowid in pages.
 
-    Each page is a statement of its own: no lock is held while rows are on their
-    way, and rows that are added meanwhile are read, too.
+    Each page is a separate statement, so no lock is held while rows are sent, and
+    rows that are added during the import are read too.
     """
 
     kind = "database"
@@ -161,17 +161,17 @@ class Database(abc.ABC):
         self._identity = identity
         self._file = file
         if file.copied:
-            self.notes.append(f"{name} was left in the middle of a write; reading a copy of it")
+            self.notes.append(f"{name} has an interrupted write; reading a copy")
 
     def identity(self) -> dict[str, Any] | None:
-        """Return what tells whether it is still the same; None: it cannot be resumed.
+        """Return values that change when the file changes; None if it cannot be resumed.
 
-        VACUUM gives rowids anew, and changes this.
+        They also change on VACUUM, which renumbers the rows.
         """
         return None if self._identity is None else file_identity(self._identity)
 
     def total(self, start: Position | None) -> int | None:
-        """Return the number of rows, those before `start` included."""
+        """Return the number of rows, including those before `start`."""
         offset, number = start or (_FIRST_ROWID, 0)
         where = "SELECT count(*) FROM messages WHERE rowid >= ?"
         with _named(self.name):
@@ -179,7 +179,7 @@ class Database(abc.ABC):
         return int(count) + number
 
     def rows(self, start: Position | None) -> Iterator[Row]:
-        """Yield the rows from a place on."""
+        """Yield the rows from a position on."""
         offset, number = start or (_FIRST_ROWID, 0)
         sql = f"{self._select()} WHERE rowid >= ? ORDER BY rowid LIMIT {_PAGE}"
         while offset <= _LAST_ROWID:
@@ -201,11 +201,11 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def _select(self) -> str:
-        """Return the statement for the rows, up to its conditions."""
+        """Return the SELECT statement without its WHERE clause."""
 
     @abc.abstractmethod
     def _read(self, values: list[Any]) -> tuple[Message | None, list[Problem]]:
-        """Return the message of a row, or what stands in its way."""
+        """Return the message of a row, or its problems."""
 
     @abc.abstractmethod
     def raw_json(self, raw: Any) -> str:
@@ -219,7 +219,7 @@ class Database(abc.ABC):
 
 
 class LegacyDatabase(Database):
-    """A `memory.db` of ARC SAGA; rows mean what `sagastore.legacy` says."""
+    """Reader of a `memory.db` of ARC SAGA; `sagastore.legacy` interprets the rows."""
 
     kind = "ARC SAGA database"
     _text_factory = legacy.Text
@@ -230,15 +230,15 @@ class LegacyDatabase(Database):
         if file.columns("files"):
             ((files,),) = file.fetch("SELECT count(*) FROM files")
             if files:
-                self.notes.append(f"import takes messages; {name} also holds {files:,} files")
+                self.notes.append(f"{name} also contains {files:,} files, which are not imported")
 
     def _select(self) -> str:
-        # Optional columns may be missing, which is the same as NULL.
+        # A missing optional column means NULL.
         names = [
             f'"{self._columns[name]}"' if name in self._columns else "NULL"
             for name in legacy.COLUMNS
         ]
-        return f"SELECT rowid, {', '.join(names)} FROM messages"  # noqa: S608 - names of the list
+        return f"SELECT rowid, {', '.join(names)} FROM messages"  # noqa: S608 - names from a constant
 
     def _read(self, values: list[Any]) -> tuple[Message | None, list[Problem]]:
         row, found = legacy.read_row(values)
@@ -249,7 +249,7 @@ class LegacyDatabase(Database):
         except ValueError as exc:
             problems.append(Problem("metadata", str(exc)))
         if not row.id and not any(problem.field == "id" for problem in problems):
-            # The library would make one up, and another one the next time.
+            # The client would assign a different id on every import.
             problems.append(Problem("id", "is empty"))
         if problems:
             return None, problems
@@ -271,7 +271,7 @@ class LegacyDatabase(Database):
 
 
 class StoreDatabase(Database):
-    """The file of a SagaStore server, which may run or not."""
+    """Reader of the file of a SagaStore server, which may be running."""
 
     kind = "SagaStore database"
 
@@ -280,17 +280,15 @@ class StoreDatabase(Database):
         missing = set(_STORE_COLUMNS) - set(file.columns("messages"))
         if missing:
             raise CommandError(
-                f"{name} is of a SagaStore version that this one does not know "
-                f"(no column {min(missing)}); import it with a newer sagastore, or export it"
+                f"{name} belongs to an unsupported version of SagaStore "
+                f"(no column {min(missing)}); use a newer sagastore, or export from the server"
             )
         ((quarantined,),) = file.fetch("SELECT count(*) FROM quarantine")
         if quarantined:
-            self.notes.append(
-                f"{quarantined:,} rows in the quarantine of {name} are no messages, and stay there"
-            )
+            self.notes.append(f"{quarantined:,} quarantined rows of {name} are not imported")
 
     def _select(self) -> str:
-        return f"SELECT rowid, {', '.join(_STORE_COLUMNS)} FROM messages"  # noqa: S608 - no input
+        return f"SELECT rowid, {', '.join(_STORE_COLUMNS)} FROM messages"  # noqa: S608 - names from a constant
 
     def _read(self, values: list[Any]) -> tuple[Message | None, list[Problem]]:
         id, provider, role, content, tags, timestamp, metadata, session_id = values
@@ -312,7 +310,7 @@ class StoreDatabase(Database):
 
 
 class _named:  # noqa: N801 - reads as a function
-    """Say of which file an error of SQLite speaks."""
+    """Convert an error of SQLite to a CommandError with the name of the file."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -324,21 +322,21 @@ class _named:  # noqa: N801 - reads as a function
         if isinstance(error, sqlite3.Error):
             text = str(error)
             if "locked" in text:
-                text = f"{text}; another program keeps it to itself, try again when that has ended"
+                text = f"{text}; another program has locked it; try again later"
             raise CommandError(f"cannot read {self._name}: {text}") from None
 
 
 def open_database(name: str, path: Path, identity: Path | None) -> Database:
-    """Open a database of either kind.
+    """Open a legacy database or a SagaStore database.
 
     Args:
-        name: What people know it by.
+        name: The name for messages to the user.
         path: The database.
-        identity: The file that tells whether it is still the same; None where it
-            cannot be resumed.
+        identity: The file that identifies the source; None if the import cannot be
+            resumed.
 
     Raises:
-        CommandError: It is neither, or cannot be read.
+        CommandError: The file is another database, or cannot be read.
     """
     with _named(name):
         file = _File(path)
@@ -355,4 +353,4 @@ def open_database(name: str, path: Path, identity: Path | None) -> Database:
         file.close()
     lacking = ", ".join(sorted(set(legacy.REQUIRED) - columns.keys()))
     what = f"its table messages has no {lacking}" if columns else "it has no table messages"
-    raise CommandError(f"{name} is a SQLite database, but not of ARC SAGA or SagaStore: {what}")
+    raise CommandError(f"{name} is a SQLite database, but not one of ARC SAGA or SagaStore: {what}")

@@ -1,4 +1,4 @@
-"""What a file is, by what is in it; its name does not matter."""
+"""Detection of a file's format by its content, not by its name."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _UTF8_BOM: Final = b"\xef\xbb\xbf"
 
 
 def open_source(file: str) -> Source:
-    """Open what is to be imported.
+    """Open a file to import.
 
     Args:
         file: A path, or `-` for standard input.
 
     Raises:
-        CommandError: It cannot be read, or is nothing that can be imported.
+        CommandError: The file cannot be read, or its format is not supported.
     """
     if file == "-":
         return _recognize("standard input", _standard_input(), None)
@@ -57,7 +57,7 @@ def open_source(file: str) -> Source:
 
 
 def _standard_input() -> IO[bytes]:
-    # Not sys.stdin: the reading thread may hold its lock when the process ends.
+    # Not sys.stdin: the reader thread may hold its lock when the process ends.
     try:
         raw = io.FileIO(0, closefd=False)
         return raw if raw.seekable() else cast("IO[bytes]", _Pipe(raw))
@@ -66,7 +66,7 @@ def _standard_input() -> IO[bytes]:
 
 
 class _Pipe(io.RawIOBase):
-    """A pipe whose first read brings enough to recognize what is in it."""
+    """A pipe whose first read returns enough bytes to detect the format."""
 
     def __init__(self, raw: io.FileIO) -> None:
         super().__init__()
@@ -101,17 +101,17 @@ def _recognize(name: str, raw: IO[bytes], path: Path | None) -> Source:
         if head.startswith(_SQLITE):
             if text is not outer or path is None:
                 return _spooled(name, text, path)
-            # Before SQLite opens it: closing it later would take SQLite's locks away.
+            # Before SQLite opens it: closing the file later would release SQLite's locks.
             raw.close()
             return open_database(name, path, path)
         _check_is_text(name, head)
         stack.pop_all()
-    # Where compressed, only the file below tells how far reading has come.
+    # For compressed text, only the compressed file tells the progress.
     return JsonLines(name, text, path, None if text is outer else raw)
 
 
 def _decompressed(file: io.BufferedReader) -> io.BufferedReader:
-    """Return the text behind a compression, or the file itself."""
+    """Return the decompressed text, or the file itself if it is not compressed."""
     head = file.peek(6)
     for mark, opener in _COMPRESSED.items():
         if head.startswith(mark):
@@ -120,7 +120,7 @@ def _decompressed(file: io.BufferedReader) -> io.BufferedReader:
 
 
 def _spooled(name: str, text: io.BufferedReader, path: Path | None) -> Source:
-    """Make a file of a database that is piped in or compressed: SQLite reads files only."""
+    """Copy a piped or compressed database to a temporary file, which SQLite requires."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sagastore-"))
         copy = Path(folder) / "import.db"
@@ -135,19 +135,19 @@ def _spooled(name: str, text: io.BufferedReader, path: Path | None) -> Source:
 
 
 def _check_is_text(name: str, head: bytes) -> None:
-    """Refuse, before anything is sent, what cannot be JSON Lines.
+    """Reject text that cannot be JSON Lines before anything is sent.
 
     Raises:
-        CommandError: It is something else; the line says what to do about it.
+        CommandError: The text has another format; the error says what to do.
     """
     if head.startswith(_UTF16):
-        raise CommandError(f"{name} is UTF-16 text; import takes UTF-8")
+        raise CommandError(f"{name} is UTF-16 text; convert it to UTF-8")
     start = head.removeprefix(_UTF8_BOM).lstrip(_WHITESPACE)
     if start.startswith(b"["):
         tool = "jq -c '.[]' FILE | sagastore import -"
-        raise CommandError(f"{name} is a JSON array; import takes one object a line: {tool}")
+        raise CommandError(f"{name} is a JSON array; import expects one object per line: {tool}")
     if start and not start.startswith(b"{"):
         raise CommandError(
-            f"{name} is neither JSON Lines nor a SQLite database: it begins with "
+            f"{name} is neither JSON Lines nor a SQLite database: it starts with "
             f"{start[:20].decode('utf-8', 'backslashreplace')!r}"
         )

@@ -1,4 +1,4 @@
-"""JSON Lines: one message a line."""
+"""Reader of JSON Lines: one message per line."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from sagastore.importers.base import Position, Problem, Row, file_identity
 __all__ = ["BROKEN", "MAX_LINE", "JsonLines", "read_line"]
 
 MAX_LINE: Final = 8 * 1024 * 1024
-"""Longer than any message that a server takes, however it is escaped."""
+"""Bytes; longer than any valid message, even with every character escaped."""
 
 BROKEN: Final = (OSError, EOFError, lzma.LZMAError, zlib.error)
-"""What reading a damaged or compressed file may raise."""
+"""Exceptions that reading a damaged or compressed file can raise."""
 
 _BOM: Final = b"\xef\xbb\xbf"
 _KEPT_OF_A_LONG_LINE: Final = 1000
@@ -35,14 +35,14 @@ _MISSING: Final = object()
 
 
 class JsonLines:
-    """Lines of a file or of standard input, also decompressed ones.
+    """The lines of a file or of standard input.
 
     Args:
-        name: What people know it by.
-        text: The lines.
-        path: The file; None where it is not one that can be read again.
-        compressed: The file below `text`, where that is decompressed: only there
-            is it known how much is left.
+        name: The name for messages to the user.
+        text: The lines, decompressed.
+        path: The file; None if it cannot be read again.
+        compressed: The compressed file, if `text` is decompressed; its position
+            tells the progress.
     """
 
     kind = "JSON Lines"
@@ -55,26 +55,26 @@ class JsonLines:
         self._text = text
         self._path = path
         self._compressed = compressed
-        # How much is left is known of a file only, not of a pipe.
+        # The progress is known for a file, not for a pipe.
         self._measured = text if compressed is None else compressed
         self._reading = threading.Lock()
 
     def identity(self) -> dict[str, Any] | None:
-        """Return what tells whether it is still the same; None: it cannot be resumed."""
+        """Return values that change when the source changes; None if it cannot be resumed."""
         return None if self._path is None else file_identity(self._path)
 
     def total(self, start: Position | None) -> int | None:
-        """Return its size in bytes, as they lie on the disk."""
+        """Return the size on disk in bytes."""
         del start
         if not self._measured.seekable():
             return None
         return os.fstat(self._measured.fileno()).st_size
 
     def rows(self, start: Position | None) -> Iterator[Row]:
-        """Yield the rows from a place on; empty lines are none."""
+        """Yield the rows from a position on; empty lines are skipped."""
         offset, number = start or (0, 0)
         if offset:
-            # Decompressed text is read up to there; that is much faster than sending it.
+            # For decompressed text, this reads up to the offset; sending is much slower.
             self._text.seek(offset)
         while line := self._read(MAX_LINE + 1):
             size = len(line)
@@ -104,7 +104,7 @@ class JsonLines:
             with self._reading:
                 return self._text.readline(size)
         except BROKEN as exc:
-            raise CommandError(f"cannot read on in {self.name}: {exc}") from None
+            raise CommandError(f"cannot read {self.name}: {exc}") from None
 
     def _progress(self, offset: int) -> int:
         if self._compressed is None or not self._compressed.seekable():
@@ -120,7 +120,7 @@ class JsonLines:
         return size
 
     def raw_json(self, raw: bytes) -> str:
-        """Return the line itself where it is JSON, and as a string where it is not."""
+        """Return the line if it is JSON, else the line as a JSON string."""
         try:
             text = raw.decode()
         except UnicodeDecodeError:
@@ -132,13 +132,13 @@ class JsonLines:
         return text
 
     def close(self) -> None:
-        """Close the file, unless another thread is waiting for more of it."""
-        # Closing would wait as well: for ever, where a pipe brings nothing more. What
-        # is left open, the end of the process closes.
+        """Close the file, unless another thread is reading it."""
+        # Closing would wait for that thread, which may be blocked on a pipe forever.
+        # The end of the process closes the file.
         if not self._reading.acquire(blocking=False):
             return
         try:
-            # A decompressing reader forgets the file below it without closing it.
+            # A decompressing reader does not close the compressed file.
             self._measured.close()
             self._text.close()
         finally:
@@ -146,10 +146,10 @@ class JsonLines:
 
 
 def read_line(line: bytes, number: int) -> tuple[Message | None, tuple[Problem, ...]]:
-    """Read one line: a message, or everything that is wrong with it.
+    """Parse one line; return the message, or all problems.
 
-    A line without an id gets one that depends on its content and its number
-    only, so that importing a file twice stores nothing twice.
+    A line without an id gets an id that depends only on its content and number,
+    so importing a file twice does not store a message twice.
     """
     try:
         values = _json.loads_as_written(line.decode())
@@ -160,11 +160,11 @@ def read_line(line: bytes, number: int) -> tuple[Message | None, tuple[Problem, 
     if not isinstance(values, dict):
         return None, (Problem("line", f"is {_kind(values)}, not a JSON object"),)
     reading = _Reading(values)
-    message = reading.message(lambda: _made_up_id(line, number))
+    message = reading.message(lambda: _derived_id(line, number))
     return (None, tuple(reading.problems)) if reading.problems else (message, ())
 
 
-def _made_up_id(line: bytes, number: int) -> str:
+def _derived_id(line: bytes, number: int) -> str:
     digest = hashlib.sha1(_NAMESPACE.bytes, usedforsecurity=False)
     digest.update(b"%d\n" % number)
     digest.update(line)
@@ -172,18 +172,18 @@ def _made_up_id(line: bytes, number: int) -> str:
 
 
 class _UnreadableError(ValueError):
-    """A value is not what its field takes; the text is the reason."""
+    """A value is invalid for its field; the text is the reason."""
 
 
 class _Reading:
-    """Reads the values of one line, and collects what is wrong with them."""
+    """Reads the values of one line and collects the problems."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
         self.problems: list[Problem] = []
 
     def message(self, make_id: Callable[[], str]) -> Message:
-        """Return the message; it means something only where there are no problems."""
+        """Return the message, which is valid only if there are no problems."""
         take = self._take
         message = Message(
             id=take("id", _text, None) or make_id(),

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from sagastore_server.config import settings
 from sagastore_server.config.options import fail
-from sagastore_server.sqlite.backup.backup import BackupError, Contents, back_up
-from sagastore_server.sqlite.backup.backup import Progress as Report
+from sagastore_server.sqlite.backup.create import BackupError, Contents, back_up
+from sagastore_server.sqlite.backup.create import Progress as Report
 from sagastore_server.sqlite.backup.restore import restore as restore_backup
 from sagastore_server.storage.phase import Phase
 

@@ -50,7 +50,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the caller; shown in logs.")],
     *,
-    role: Annotated[RoleName, typer.Option(help="Permissions.")],
+    role: Annotated[RoleName, typer.Option(help="Role, which defines the permissions.")],
     expires_days: Annotated[
         int | None,
         typer.Option(

@@ -123,7 +123,7 @@ def check(found: TargetRecord, source: MigrationSource, current_state: CurrentSt
         )
 
 
-async def outlive(target: MigrationTarget, lease: Lease, within: float) -> None:
+async def wait_for_lost_lease(target: MigrationTarget, lease: Lease, within: float) -> None:
     """Wait until a lease that this server lost, if it did, is held by nobody.
 
     It may have been lost because the target was set back to before this server: the record

@@ -17,7 +17,8 @@ from sagastore_server.migration.auxiliary_rows import carry_all
 from sagastore_server.migration.current_state import MigrationContext
 from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.throttle import Throttle
-from sagastore_server.migration.timeouts import abandon
+from sagastore_server.migration.timeouts import abandon, stop_within
+from sagastore_server.runtime.supervisor import SupervisedTask, awaited
 from sagastore_server.storage.errors import FencedError, StorageError, UnavailableError
 from sagastore_server.storage.migration import BackfillState, BackfillStatus
 from sagastore_server.storage.model import Message
@@ -57,34 +58,36 @@ class Backfill:
         self._target = context.target
         self._current_state = context.current_state
         self._replicator = replicator
+        self._session = replicator.session
+        self._fallback = replicator.fallback
         self._throttle = throttle
         self._when_done = when_done
         self._clock = context.environment.clock
         self._tuning = context.tuning
+        self._supervisor = context.supervisor
         self._step = ""
         self._error = ""
         self._ahead: _Page | None = None
         """Read while the page before it was stored."""
         self._rested = 0.0
         """Seconds of the last rest."""
-        self._task: asyncio.Task[None] | None = None
+        self._task: SupervisedTask | None = None
 
     def start(self) -> None:
         """Begin to look for work; harmless if it runs."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="backfill")
+            self._task = self._supervisor.start("backfill", self._run)
 
     async def stop(self) -> None:
         """End; what is under way is repeated at the next start."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait({task}, timeout=self._tuning.backfill_idle_seconds)
+            await stop_within([task], self._tuning.backfill_idle_seconds)
 
     @property
     def status(self) -> BackfillStatus:
         """How far it is."""
-        mark = self._replicator.mark
+        mark = self._session.mark
         rate = self._throttle.rate
         left = max(0, mark.total - mark.copied)
         return BackfillStatus(
@@ -114,13 +117,13 @@ class Backfill:
         return (
             phase.completes_copy
             and not paused
-            and self._replicator.attached
-            and self._replicator.mark.state is not BackfillState.DONE
+            and self._fallback.attached
+            and self._session.mark.state is not BackfillState.DONE
         )
 
     async def _run(self) -> None:
         pause = self._tuning.backfill_retry_first
-        while not self._replicator.fenced:
+        while not self._session.fenced:
             if not self._may_work:
                 await self._current_state.changed(self._tuning.backfill_idle_seconds)
                 continue
@@ -130,26 +133,29 @@ class Backfill:
                 self._error = ""
             except FencedError as exc:
                 # The follower finds out whether this server has to end.
-                self._replicator.lose(exc)
+                self._replicator.lease_lost(exc)
                 await asyncio.sleep(pause)
             except StorageError as exc:
                 await self._failed(str(exc), pause)
                 pause = min(2 * pause, self._tuning.backfill_retry_most)
-            except Exception as exc:  # noqa: BLE001 - it must be told, and be tried again
-                _log.error("the backfill failed, trying again", exc_info=exc)
-                await self._failed("an internal error; the log has it", pause)
-                pause = min(2 * pause, self._tuning.backfill_retry_most)
+            except Exception:
+                # The supervisor logs the error and restarts the backfill.
+                self._note_error("an internal error; see the server's log")
+                raise
 
     async def _failed(self, why: str, pause: float) -> None:
         if why != self._error:
-            _log.warning("the backfill is tried again: %s", why)
-        self._error = why
-        self._current_state.tell()
+            _log.warning("the backfill failed and is retried: %s", why)
+        self._note_error(why)
         await asyncio.sleep(pause)
+
+    def _note_error(self, why: str) -> None:
+        self._error = why
+        self._current_state.notify()
 
     async def _advance(self) -> None:
         """Do the next piece of work."""
-        mark = self._replicator.mark
+        mark = self._session.mark
         if mark.state is BackfillState.PENDING:
             await self._begin()
         elif not mark.carried:
@@ -174,8 +180,8 @@ class Backfill:
     async def carry(self) -> None:
         """Carry over what is no message: quarantine, files, extra values."""
         self._step = "carrying quarantine and files"
-        await carry_all(self._source, self._target, self._replicator.lease)
-        await self._note(self._replicator.mark._replace(carried=True))
+        await carry_all(self._source, self._target, self._session.lease)
+        await self._note(self._session.mark._replace(carried=True))
 
     async def _copy(self, mark: BackfillMark) -> None:
         self._step = "copying messages"
@@ -195,7 +201,7 @@ class Backfill:
         """Store a page; meanwhile read the next one, unless it would be old by its turn."""
         reading: asyncio.Task[_Page] | None = None
         if after.cursor < after.upto and self._rested < _FRESH:
-            reading = asyncio.create_task(self._read(after, size), name="backfill reads on")
+            reading = awaited(self._read(after, size))
         try:
             await self._apply(after, page.prepared)
             self._ahead = None if reading is None else await reading
@@ -228,10 +234,10 @@ class Backfill:
     async def _build(self, name: str) -> None:
         def progress(share: float) -> None:
             self._step = f"building {name} ({share:.0%})"
-            self._current_state.tell()
+            self._current_state.notify()
 
         progress(0.0)
-        building = asyncio.create_task(self._target.build_index(name, progress))
+        building = awaited(self._target.build_index(name, progress))
         try:
             # A pause or a way back does not wait for the end of a build.
             while not building.done() and self._may_work:
@@ -254,6 +260,6 @@ class Backfill:
         await self._apply(mark, [])
 
     async def _apply(self, mark: BackfillMark, messages: list[Message] | PreparedRows) -> None:
-        if not self._replicator.attached:
+        if not self._fallback.attached:
             raise UnavailableError("PostgreSQL is not reached at the moment")
-        await self._replicator.copy(messages, mark)
+        await self._session.copy(messages, mark)

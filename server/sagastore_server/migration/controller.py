@@ -1,4 +1,4 @@
-"""Steers a migration: changes of phase, verification, and where it all stands."""
+"""Migration controller: changes of phase, backfill control, verification and status."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.shadow import ShadowReader
 from sagastore_server.migration.transitions import Transitions
 from sagastore_server.migration.verifications import Verifications
+from sagastore_server.runtime.supervisor import awaited
 from sagastore_server.storage.errors import Blocker, PreconditionError, StorageError
 from sagastore_server.storage.migration import (
     BackfillState,
@@ -31,20 +32,20 @@ from sagastore_server.storage.migration import (
 from sagastore_server.storage.phase import Phase
 
 _WATCH_WITHIN = 1.0
-"""Seconds after which a watcher hears again, even if nothing has changed."""
+"""Seconds after which a watcher gets the status even if nothing has changed."""
 
 _WATCH_PAUSE = 0.1
-"""Seconds between two words to a watcher: changes may come by the thousand."""
+"""Seconds between two updates to a watcher: there may be thousands of changes per second."""
 
 _log = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
-    """What a migration consists of beside its two ends."""
+    """The parts of a migration besides its two stores."""
 
     replicator: Replicator
     backfill: Backfill
-    gates: Preconditions
+    preconditions: Preconditions
     transitions: Transitions
     cutover: Cutover
     verifications: Verifications
@@ -53,16 +54,17 @@ class Parts(NamedTuple):
 
 
 class Controller(MigrationControl):
-    """The one who decides; everybody else does what the phase says."""
+    """Implements `MigrationControl`. The only component that changes the phase."""
 
     def __init__(self, context: MigrationContext, parts: Parts) -> None:
-        """Steer ``parts``."""
+        """Prepare to control ``parts``."""
         self._source = context.source
         self._clock = context.environment.clock
         self._current_state = context.current_state
-        self._replicator = parts.replicator
+        self._session = parts.replicator.session
+        self._fallback = parts.replicator.fallback
         self._backfill = parts.backfill
-        self._gates = parts.gates
+        self._preconditions = parts.preconditions
         self._transitions = parts.transitions
         self._cutover = parts.cutover
         self._verifications = parts.verifications
@@ -73,46 +75,46 @@ class Controller(MigrationControl):
 
     async def status(self) -> MigrationStatus:
         """See the contract."""
-        seen = self.snapshot()
-        waiting = await self.backlog()
+        snapshot = self.snapshot()
+        backlog = await self.backlog()
         return MigrationStatus(
-            phase=seen.phase,
-            epoch=seen.epoch,
-            backfill=seen.backfill,
-            journal_rows=waiting.rows,
-            journal_lag_seconds=waiting.lag_seconds,
+            phase=snapshot.phase,
+            epoch=snapshot.epoch,
+            backfill=snapshot.backfill,
+            journal_rows=backlog.rows,
+            journal_lag_seconds=backlog.lag_seconds,
             quarantined=await self._stores.quarantined(),
-            last_verification=seen.last_verification,
-            blockers_to_next=tuple(await self._blockers_to_next(seen.phase)),
+            last_verification=snapshot.last_verification,
+            blockers_to_next=tuple(await self._blockers_to_next(snapshot.phase)),
             stores=await self._stores.health(),
-            shadow=seen.shadow,
-            reads_from_fallback=seen.reads_from_fallback,
+            shadow=snapshot.shadow,
+            reads_from_fallback=snapshot.reads_from_fallback,
             verifying=self._verifications.progress,
         )
 
     def snapshot(self) -> StatusSnapshot:
         """See the contract."""
-        state, replicator = self._current_state.state, self._replicator
+        state, session = self._current_state.state, self._session
         phase = state.phase
-        alone = phase is Phase.SQLITE_ONLY
+        single = phase is Phase.SQLITE_ONLY
         return StatusSnapshot(
             phase=phase,
             epoch=state.epoch,
-            backfill=BackfillStatus(BackfillState.PENDING) if alone else self._backfill.status,
+            backfill=BackfillStatus(BackfillState.PENDING) if single else self._backfill.status,
             last_verification=state.last_verification,
             shadow=self._shadow.status,
             reads_from_fallback=phase.reads_postgres
             and phase.writes_sqlite
-            and not replicator.current,
-            taken_over=replicator.fenced,
-            trouble=replicator.trouble if phase.journals else None,
+            and not self._fallback.current,
+            taken_over=session.fenced,
+            trouble=session.trouble if phase.journals else None,
         )
 
     async def backlog(self) -> Backlog:
         """See the contract."""
         if not self._current_state.phase.journals:
             return Backlog()
-        journal = await self._source.journal_status(self._replicator.applied)
+        journal = await self._source.journal_status(self._fallback.applied)
         lag = 0.0 if journal.oldest is None else (self._clock.now() - journal.oldest) / 1_000_000
         return Backlog(journal.rows, max(0.0, lag))
 
@@ -138,7 +140,7 @@ class Controller(MigrationControl):
             return await self.status()
         if self._changing:
             raise _refused(
-                [Blocker("CHANGE_UNDER_WAY", "another change of phase is under way; wait for it")]
+                [Blocker("CHANGE_UNDER_WAY", "another change of phase is in progress; wait for it")]
             )
         self._changing = True
         change = self._spawn(
@@ -147,7 +149,7 @@ class Controller(MigrationControl):
         try:
             await asyncio.shield(change)
         except asyncio.CancelledError:
-            change.add_done_callback(_tell_who_has_gone)
+            change.add_done_callback(_log_abandoned_change)
             raise
         return await self.status()
 
@@ -158,7 +160,9 @@ class Controller(MigrationControl):
         async with self._current_state.changing:
             state = self._current_state.state
             if not state.phase.copies:
-                line = f"the phase is {state.phase.slug}; only in backfill is there one to control"
+                line = (
+                    f"no backfill to control in phase {state.phase.slug}; change to backfill first"
+                )
                 raise _refused([Blocker("NOT_IN_BACKFILL", line)])
             wanted: dict[str, Any] = {
                 "paused": paused,
@@ -173,14 +177,14 @@ class Controller(MigrationControl):
         """See the contract."""
         phase = self._current_state.phase
         if not phase.journals:
-            line = f"in {phase.slug} there is one store, and nothing to compare it with"
+            line = f"nothing to compare: phase {phase.slug} has one store"
             raise _refused([Blocker("ONE_STORE", line)])
         async with aclosing(self._verifications.run(repair=repair)) as steps:
             async for progress in steps:
                 yield progress
 
     async def close(self) -> None:
-        """End what is under way, as soon as it is safe."""
+        """Let a change in progress end, for a second at most, then cancel it."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_WATCH_WITHIN)
         for task in list(self._tasks):
@@ -190,7 +194,7 @@ class Controller(MigrationControl):
 
     async def _change(self, wanted: Phase, *, dry_run: bool, accept_quarantine: bool) -> None:
         try:
-            blockers = await self._gates.blockers(
+            blockers = await self._preconditions.blockers(
                 wanted, self._shadow.status, accept_quarantine=accept_quarantine
             )
             if blockers:
@@ -198,12 +202,12 @@ class Controller(MigrationControl):
             if dry_run:
                 return
             before = self._current_state.phase
-            if accept_quarantine:
-                await self._accept_quarantine()
+            # Committed together with the phase, so that a refused change accepts nothing.
+            accepted = await self._source.quarantine_count() if accept_quarantine else None
             if wanted is Phase.POSTGRES_ONLY:
-                await self._cutover.complete()
+                await self._cutover.complete(accepted)
             else:
-                await self._transitions.go(wanted)
+                await self._transitions.change(wanted, accepted)
             _log.info(
                 "phase changed: %s to %s, epoch %d",
                 before.slug,
@@ -212,34 +216,28 @@ class Controller(MigrationControl):
             )
         finally:
             self._changing = False
-            self._current_state.tell()
-
-    async def _accept_quarantine(self) -> None:
-        count = await self._source.quarantine_count()
-        async with self._current_state.changing:
-            state = self._current_state.state._replace(accepted_quarantine=count)
-            await self._current_state.commit(self._source, state)
+            self._current_state.notify()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+        task = awaited(work)
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
         return task
 
-    # ------------------------------------------------------------------ where it stands
+    # ------------------------------------------------------------------ status
 
     async def _blockers_to_next(self, phase: Phase) -> list[Blocker]:
         following = phase.following
         if following is None:
             return self._cutover.unfinished
-        return await self._gates.blockers(following, self._shadow.status)
+        return await self._preconditions.blockers(following, self._shadow.status)
 
 
-def _tell_who_has_gone(change: asyncio.Task[None]) -> None:
-    """Log how a change ended whose caller did not wait, unless it is logged as done."""
+def _log_abandoned_change(change: asyncio.Task[None]) -> None:
+    """Log why a change failed whose caller has disconnected."""
     error = None if change.cancelled() else change.exception()
     if isinstance(error, StorageError):
-        _log.warning("phase not changed, and its caller has gone: %s", error)
+        _log.warning("phase not changed, and the caller has disconnected: %s", error)
     elif error is not None:
         _log.error("internal error in a change of phase", exc_info=error)
 

@@ -1,4 +1,4 @@
-"""The phase in force, for all who act by it, and word of every change."""
+"""Current migration state, with change notification, and the context that all parts share."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 from typing import NamedTuple
 
+from sagastore_server.migration.timeouts import uninterrupted
 from sagastore_server.migration.tuning import DEFAULT_TUNING, Tuning
 from sagastore_server.migration.write_fence import WriteFence
+from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import (
@@ -18,17 +20,17 @@ from sagastore_server.storage.replication import (
 
 
 class CurrentState:
-    """What is remembered of the migration, in memory as on disk.
+    """The migration state in force: the source's file holds the same, and is written first.
 
-    Everything that depends on the phase reads it here, at the moment when it matters;
-    on the event loop, where nothing else runs between two awaits.
+    Code that depends on the phase reads it here when it needs it, on the event loop, where
+    nothing else runs between two awaits.
     """
 
     def __init__(self) -> None:
-        """Begin as a store that knows of no migration."""
+        """Start with the state of a store without a migration."""
         self.state = MigrationState()
         self.changing = asyncio.Lock()
-        """Held by whoever changes the state: one change at a time."""
+        """Held while the state is changed: one change at a time."""
         self._change = asyncio.Event()
 
     @property
@@ -39,22 +41,30 @@ class CurrentState:
     async def commit(
         self, source: MigrationSource, state: MigrationState, rejournal_after: int | None = None
     ) -> None:
-        """Put ``state`` in force: on disk first."""
+        """Write ``state`` to the source, then put it in force.
+
+        Disk and memory change together: a cancellation of the caller is raised after both.
+        """
+        await uninterrupted(self._commit(source, state, rejournal_after))
+
+    async def _commit(
+        self, source: MigrationSource, state: MigrationState, rejournal_after: int | None
+    ) -> None:
         await source.set_state(state, rejournal_after)
         self.enter(state)
 
     def enter(self, state: MigrationState) -> None:
         """Put ``state``, which is durable, in force."""
         self.state = state
-        self.tell()
+        self.notify()
 
-    def tell(self) -> None:
-        """Wake all who wait for a change."""
+    def notify(self) -> None:
+        """Wake all callers of `changed`."""
         self._change.set()
         self._change = asyncio.Event()
 
     async def changed(self, within: float) -> None:
-        """Wait for the next change, but no longer than ``within`` seconds."""
+        """Wait for the next notification, for ``within`` seconds at most."""
         change = self._change
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):
@@ -62,12 +72,14 @@ class CurrentState:
 
 
 class MigrationContext(NamedTuple):
-    """Both ends of a migration, and what all parts of it share."""
+    """Both stores of a migration, and what all of its parts share."""
 
     source: MigrationSource
     target: MigrationTarget
     current_state: CurrentState
     fence: WriteFence
     """Every write passes it."""
+    supervisor: Supervisor
+    """Runs the background tasks."""
     environment: Environment = SYSTEM_ENVIRONMENT
     tuning: Tuning = DEFAULT_TUNING

@@ -1,9 +1,14 @@
-"""The last step: PostgreSQL becomes the only store, and the SQLite file an archive.
+"""Cutover: PostgreSQL becomes the only store, and the SQLite file becomes an archive.
 
-In an order that a crash can interrupt anywhere. First the source notes that the step
-has begun; from then on a server that starts asks PostgreSQL before it does anything.
-Then PostgreSQL takes over, in one transaction: that is the point of no return. Then the
-file is archived, which can be done again.
+The order makes a crash at any point recoverable:
+
+1. The source records that the cutover has begun (`MigrationState.completing`). A server that
+   starts then asks PostgreSQL before it serves.
+2. PostgreSQL takes over, in one transaction. This is the point of no return.
+3. The file is archived. This step can be repeated.
+
+Rows that changed since the last full verification are compared before the write fence is closed,
+until few are left, and the rest behind the fence.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from datetime import UTC, datetime
 from sagastore_server.migration.current_state import MigrationContext
 from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.timeouts import bounded
-from sagastore_server.migration.transitions import BEHIND, FENCE_WITHIN
+from sagastore_server.migration.transitions import BEHIND, FENCE_WITHIN, accepting
 from sagastore_server.migration.verifications import Verifications
 from sagastore_server.migration.write_fence import FenceTimeoutError
 from sagastore_server.storage.errors import (
@@ -31,17 +36,17 @@ from sagastore_server.storage.replication import (
 )
 
 HELD_WITHIN = 8.0
-"""Seconds that the last comparison may take, since writes are held for so long: less than
-the 10 s that the client library waits unless told otherwise."""
+"""Seconds that the comparison behind the write fence may take: less than the client library's
+default deadline of 10 s, so that writes held meanwhile do not fail."""
 
 ROUNDS = 5
-"""How often what has changed meanwhile is compared before writes are held in any case."""
+"""Comparisons of the rows changed meanwhile, at most, before the fence is closed anyway."""
 
 ASK_EVERY = 1.0
-"""Seconds between two questions to a PostgreSQL that did not say whether it took over."""
+"""Seconds between requests to a PostgreSQL that has not confirmed whether it took over."""
 
 FINISH_WITHIN = 20.0
-"""Seconds that PostgreSQL has to take over."""
+"""Seconds that the transaction of the takeover may take."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,58 +60,66 @@ class Cutover:
         replicator: Replicator,
         verifications: Verifications,
     ) -> None:
-        """Complete the migration between these."""
+        """Prepare to complete the migration."""
         self._source = context.source
         self._target = context.target
         self._current_state = context.current_state
         self._replicator = replicator
+        self._session = replicator.session
+        self._fallback = replicator.fallback
         self._fence = context.fence
         self._clock = context.environment.clock
         self._few = context.tuning.final_rows
         self._verifications = verifications
         self.unfinished: list[Blocker] = []
-        """What is left to do by hand, in POSTGRES_ONLY: an archive that could not be made."""
+        """Manual work left in POSTGRES_ONLY: an archive that could not be created."""
 
-    async def complete(self) -> None:
-        """Change to POSTGRES_ONLY, whose gates are open.
+    async def complete(self, accepted: int | None = None) -> None:
+        """Change to POSTGRES_ONLY, whose preconditions hold.
+
+        The caller is answered only when it is certain whether PostgreSQL has taken over; writes
+        are held until then.
+
+        Args:
+            accepted: Number of quarantined rows that the operator accepts, committed together
+                with the phase; None: leave it as it is.
 
         Raises:
             PreconditionError: The last comparison found a difference; nothing has changed.
-            UnavailableError: A store failed, and nothing has changed; or PostgreSQL did
-                not say whether it has taken over, and no write is taken until it does.
+            UnavailableError: A store failed, and nothing has changed.
 
         """
         compared = await self._compare_ahead()
         try:
             async with self._current_state.changing, self._fence.closed(FENCE_WITHIN):
-                report = await self._take_over(compared)
+                report = await self._take_over(compared, accepted)
         except FenceTimeoutError:
             raise UnavailableError(
-                "writes under way did not end in time, so the phase was not changed; try again"
+                "pending writes did not end in time, so the phase was not changed; retry"
             ) from None
         await self._replicator.stop()
         await self.archive(report)
 
     async def archive(self, report: dict[str, object]) -> None:
-        """Archive the file; should that fail, say so, and let it be done at the next start."""
+        """Archive the file; if that fails, report it in `unfinished`. The next start retries."""
         try:
             made = await self._source.archive({"store_id": self._source.store_id, **report})
         except StorageError as exc:
             _log.error("the migration is complete, but the file is not archived: %s", exc)
-            line = f"{exc}; the next start with --sqlite and --postgres tries again"
+            line = f"{exc}; the next start with --sqlite and --postgres retries"
             self.unfinished = [Blocker("NOT_ARCHIVED", line)]
             return
         self.unfinished = []
         _log.info("archived: %s, receipt: %s", made.path, made.receipt)
 
-    # ------------------------------------------------------------------ before the fence
+    # ------------------------------------------------------------------ before the fence is closed
 
     async def _compare_ahead(self) -> int:
-        """Compare what has changed since the last full verification, until little is left."""
+        """Compare rows changed since the full verification until few are left; return the count."""
         if not self._verifications.covered or self._replicator.touched is None:
-            # A restart, or very many changes: what has changed is not known any more.
+            # After a restart or too many changes, the changed rows are not known.
             async for _ in self._verifications.run(repair=False):
-                self._current_state.tell()
+                self._current_state.notify()
             _refuse_mismatches(self._current_state.state)
         compared = 0
         for _ in range(ROUNDS):
@@ -117,35 +130,37 @@ class Cutover:
         return compared
 
     async def _compare_touched(self) -> int:
-        """Compare what has changed since this was last called; return how much it was.
+        """Compare the rows changed since the last call, and return their number.
 
-        Should that not come to a good end, a full verification precedes the next attempt:
-        nobody remembers any more what was to be compared.
+        If this fails, the next attempt begins with a full verification, because the ids that
+        were to be compared are lost.
         """
         ids = self._replicator.touched
         covered, self._verifications.covered = self._verifications.covered, False
-        if ids is None:  # More than are remembered.
+        if ids is None:  # More than are recorded.
             raise PreconditionError((BEHIND,))
         self._replicator.watch_changes()
         mismatches = await self._verifications.check(list(ids)) if ids else []
         if mismatches:
-            raise _refusal(f"{len(mismatches):,} rows that changed lately differ")
+            raise _refusal(f"{len(mismatches):,} recently changed rows differ")
         self._verifications.covered = covered
         return len(ids)
 
-    # ------------------------------------------------------------------ behind the fence
+    # ------------------------------------------------------------------ while the fence is closed
 
-    async def _take_over(self, compared: int) -> dict[str, object]:
+    async def _take_over(self, compared: int, accepted: int | None) -> dict[str, object]:
         state = self._current_state.state
-        # Goes through the queue of writes: what is behind it, was refused or has ended.
-        await self._current_state.commit(self._source, state._replace(completing=True))
         try:
+            # This commit goes through the write queue, so no write is queued when it returns.
+            await self._current_state.commit(self._source, state._replace(completing=True))
             checking = self._final_check(compared)
             report = await bounded(checking, HELD_WITHIN, self._target.place)
         except BaseException:
             await self._current_state.commit(self._source, state)
             raise
-        last = state._replace(phase=Phase.POSTGRES_ONLY, epoch=state.epoch + 1, completing=True)
+        last = accepting(state, accepted)._replace(
+            phase=Phase.POSTGRES_ONLY, epoch=state.epoch + 1, completing=True
+        )
         if not await self._finish(last.epoch):
             await self._current_state.commit(self._source, state)
             raise UnavailableError("PostgreSQL did not take over, so the phase was not changed")
@@ -153,7 +168,7 @@ class Cutover:
         return report
 
     async def _final_check(self, compared: int) -> dict[str, object]:
-        if not await self._replicator.reach(self._source.committed, FENCE_WITHIN):
+        if not await self._fallback.reach(self._source.committed, FENCE_WITHIN):
             raise PreconditionError((BEHIND,))
         rows = await self._compare_touched()
         ours, theirs = await self._source.count(), await self._target.count()
@@ -173,20 +188,20 @@ class Cutover:
         return _report(self._current_state.state, postgresql, compared, rows, now)
 
     async def _finish(self, epoch: int) -> bool:
-        """Let PostgreSQL take over; tell whether it has.
+        """Let PostgreSQL take over; return whether it has.
 
-        Whoever asks is answered only once that is certain: a write that went to SQLite
-        after PostgreSQL had taken over would be lost.
+        Returns only once that is certain: a write that SQLite accepted after PostgreSQL had
+        taken over would be lost.
         """
-        replicator = self._replicator
-        # What was set back since the last comparison must not become the only store.
+        session = self._session
+        # A target that was set back since the last comparison must not become the only store.
         finish = self._target.finish(
-            replicator.lease, epoch, self._source.committed, replicator.position, replicator.mark
+            session.lease, epoch, self._source.committed, session.position, session.mark
         )
         try:
             await bounded(finish, FINISH_WITHIN, self._target.place)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it may have happened
-            _log.warning("PostgreSQL did not say whether it has taken over: %s", exc)
+        except Exception as exc:  # noqa: BLE001 - the commit may have happened
+            _log.warning("PostgreSQL has not confirmed whether it has taken over: %s", exc)
             return await self._has_finished()
         return True
 
@@ -194,15 +209,15 @@ class Cutover:
         while True:
             try:
                 return await bounded(self._ask(), FINISH_WITHIN, self._target.place)
-            except Exception as exc:  # noqa: BLE001 - nothing may be concluded from it
-                _log.warning("no writes are taken until PostgreSQL answers: %s", exc)
+            except Exception as exc:  # noqa: BLE001 - no error proves either outcome
+                _log.warning("writes are held until PostgreSQL answers: %s", exc)
                 await asyncio.sleep(ASK_EVERY)
 
     async def _ask(self) -> bool:
-        """Ask PostgreSQL whether it has taken over, and will not yet do so."""
+        """Return whether PostgreSQL has taken over, once no commit of that is pending."""
         try:
-            # Waits for a commit that is still under way: it has locked the record.
-            await self._target.renew(self._replicator.lease)
+            # Waits for a pending commit, which has locked the record.
+            await self._target.renew(self._session.lease)
         except FencedError:
             found = await self._target.inspect()
             return found.record is not None and found.record.phase is Phase.POSTGRES_ONLY
@@ -213,7 +228,7 @@ def _refuse_mismatches(state: MigrationState) -> None:
     last = state.last_verification
     if last is None or last.mismatch_count:
         count = 0 if last is None else last.mismatch_count
-        raise _refusal(f"the verification before the last step found {count:,} rows that differ")
+        raise _refusal(f"the verification before the cutover found {count:,} rows that differ")
 
 
 def _refusal(what: str) -> PreconditionError:
@@ -228,7 +243,7 @@ def _report(
     compared_last: int,
     now: int,
 ) -> dict[str, object]:
-    """Return what the receipt says of PostgreSQL and of the comparisons."""
+    """Return the receipt's sections on PostgreSQL and on the comparisons."""
     last = state.last_verification
     verification = last and {
         "started_at": _utc(last.started_at),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from sagastore_server.migration.current_state import CurrentState
+from sagastore_server.runtime.supervisor import awaited
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Clock
 from sagastore_server.storage.model import Store, StoreHealth
@@ -56,7 +57,7 @@ class _Watched:
         if self._clock.monotonic() - self._asked_at < FRESH_FOR:
             return self._last
         if self._asking is None:
-            self._asking = asyncio.create_task(self._store.health())
+            self._asking = awaited(self._store.health())
         # What hangs goes on being asked, by this one task; several may wait for it.
         asking = self._asking
         done, _ = await asyncio.wait({asking}, timeout=ANSWER_WITHIN)

@@ -24,6 +24,7 @@ from sagastore_server.migration.transitions import Transitions
 from sagastore_server.migration.tuning import DEFAULT_TUNING, Tuning
 from sagastore_server.migration.verifications import Verifications
 from sagastore_server.migration.write_fence import WriteFence
+from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment
 from sagastore_server.storage.errors import (
@@ -63,26 +64,35 @@ class Options(NamedTuple):
 class MigratingService:
     """Both stores behind one backend, and what steers them. Needs a running event loop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - callers name the last ones
         self,
         source: MigrationSource,
         target: MigrationTarget,
         options: Options = Options(),  # noqa: B008 - a named tuple never changes
         environment: Environment = SYSTEM_ENVIRONMENT,
         tuning: Tuning = DEFAULT_TUNING,
+        supervisor: Supervisor | None = None,
     ) -> None:
-        """Prepare to move from ``source`` to ``target``."""
+        """Prepare to migrate from ``source`` to ``target``."""
         self._source = source
         self._target = target
         self._current_state = CurrentState()
         self._clock, self._tuning = environment.clock, tuning
+        supervisor = supervisor or Supervisor(clock=environment.clock)
+        self._supervisor = supervisor
         context = MigrationContext(
-            source, target, self._current_state, WriteFence(), environment, tuning
+            source, target, self._current_state, WriteFence(), supervisor, environment, tuning
         )
         throttle = Throttle(clock=self._clock.monotonic)
         self._replicator = replicator = Replicator(context, options.patience)
+        self._session, self._fallback = replicator.session, replicator.fallback
         self._shadow = shadow = ShadowReader(
-            source, target, replicator.reach, share=options.shadow_share, environment=environment
+            source,
+            target,
+            replicator.fallback.reach,
+            share=options.shadow_share,
+            environment=environment,
+            supervisor=supervisor,
         )
         self._verifications = verifications = Verifications(context, replicator, shadow)
         self._backfill = Backfill(context, replicator, throttle, self._backfill_done)
@@ -99,7 +109,7 @@ class MigratingService:
         )
         self._controller = Controller(context, parts)
         self._router = Router(context, replicator, shadow, throttle, self)
-        self._tending: asyncio.Task[None] | None = None
+        self._caretaker: SupervisedTask | None = None
 
     @property
     def backend(self) -> StorageBackend:
@@ -119,7 +129,7 @@ class MigratingService:
     @property
     def can_go_away(self) -> bool:
         """Whether the service may be unable to serve for a while, as a file never is."""
-        return self._replicator.fenced or not self.phase.writes_sqlite
+        return self._session.fenced or not self.phase.writes_sqlite
 
     @property
     def place(self) -> str:
@@ -149,16 +159,31 @@ class MigratingService:
             raise
 
     async def close(self) -> None:
-        """End all that goes on, and close the stores."""
-        if self._tending is not None:
-            self._tending.cancel()
-        await self._controller.close()
-        await self._verifications.close()
-        await self._shadow.close()
-        await self._backfill.stop()
-        await self._replicator.stop()
-        await self._source.close()
-        await self._target.close()
+        """Stop all background tasks, then close both stores.
+
+        Every step runs, even if an earlier one fails. The first error is raised at the end.
+        """
+        if self._caretaker is not None:
+            self._caretaker.cancel()
+        steps = (
+            self._controller.close,
+            self._verifications.close,
+            self._shadow.close,
+            self._backfill.stop,
+            self._replicator.stop,
+            self._source.close,
+            self._target.close,
+        )
+        errors: list[BaseException] = []
+        for step in steps:
+            try:
+                await step()
+            except BaseException as exc:  # noqa: BLE001 - the stores must be closed
+                errors.append(exc)
+        for error in errors[1:]:
+            _log.error("closing the migration failed again: %s", error, exc_info=error)
+        if errors:
+            raise errors[0]
 
     # ------------------------------------------------------------------ opening
 
@@ -186,10 +211,10 @@ class MigratingService:
             await self._current_state.changed(0.1)
 
     def _is_coming_back(self) -> bool:
-        if not self.phase.journals or self._replicator.trouble is not None:
+        if not self.phase.journals or self._session.trouble is not None:
             return False
         return not (
-            self._replicator.current if self.phase.reads_postgres else self._replicator.attached
+            self._fallback.current if self.phase.reads_postgres else self._fallback.attached
         )
 
     def _start(self) -> None:
@@ -197,7 +222,9 @@ class MigratingService:
         self._backfill.start()
         if self.phase.journals:
             self._replicator.start()
-        self._tending = asyncio.create_task(self._tend(), name="migration-caretaker")
+        self._caretaker = self._supervisor.start(
+            "migration-caretaker", self._verify_complete_copies
+        )
 
     async def _refuse_a_new_file_beside_messages(self) -> None:
         """A mistyped path must not look like an empty service."""
@@ -271,7 +298,7 @@ class MigratingService:
             return found
         with contextlib.suppress(PreconditionError):  # It has been finished, for one.
             await self._target.claim(
-                self._replicator.lease, record.source, state.phase, state.epoch, steal=True
+                self._session.lease, record.source, state.phase, state.epoch, steal=True
             )
         return await self._target.inspect()
 
@@ -333,7 +360,7 @@ class MigratingService:
             return None
 
     def _end(self, record: TargetRecord) -> None:
-        self._replicator.mark = record.backfill
+        self._session.mark = record.backfill
         self._current_state.enter(
             self._current_state.state._replace(phase=Phase.POSTGRES_ONLY, epoch=record.epoch)
         )
@@ -347,14 +374,14 @@ class MigratingService:
             state = self._current_state.state._replace(last_verification=None)
             await self._current_state.commit(self._source, state)
 
-    async def _tend(self) -> None:
+    async def _verify_complete_copies(self) -> None:
         """See to it that a copy which is complete is verified, also after a restart."""
         while True:
             await self._current_state.changed(self._tuning.caretaker_seconds)
             if (
                 self.phase.completes_copy
-                and self._replicator.attached
-                and self._replicator.mark.state is BackfillState.DONE
+                and self._fallback.attached
+                and self._session.mark.state is BackfillState.DONE
                 and self._current_state.state.last_verification is None
                 and self._verifications.progress is None
             ):

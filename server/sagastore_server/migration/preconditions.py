@@ -39,7 +39,8 @@ class Preconditions:
         self._source = context.source
         self._target = context.target
         self._current_state = context.current_state
-        self._replicator = replicator
+        self._session = replicator.session
+        self._fallback = replicator.fallback
 
     async def blockers(
         self, wanted: Phase, shadow: ShadowStatus, *, accept_quarantine: bool = False
@@ -50,7 +51,7 @@ class Preconditions:
             return []
         if wanted is not phase.following:
             return [_wrong_order(phase, wanted)]
-        if self._replicator.fenced:
+        if self._session.fenced:
             return [Blocker("NOT_THE_HOLDER", "another server has taken over this migration")]
         if wanted is Phase.DUAL_WRITE:
             return await self._target_is_ours_to_take()
@@ -64,7 +65,7 @@ class Preconditions:
         if wanted is Phase.READ_POSTGRES:
             found += _shadow_agrees(shadow)
             found += await self._lag_is_small()
-        if wanted is Phase.POSTGRES_ONLY and not found and not self._replicator.current:
+        if wanted is Phase.POSTGRES_ONLY and not found and not self._fallback.current:
             found.append(
                 Blocker(
                     "POSTGRES_BEHIND",
@@ -91,10 +92,10 @@ class Preconditions:
         return await self._target.inspect()
 
     def _not_followed(self) -> list[Blocker]:
-        trouble = self._replicator.trouble
+        trouble = self._session.trouble
         if trouble is not None:
             return [trouble]
-        if not self._replicator.attached:
+        if not self._fallback.attached:
             return [
                 Blocker(
                     "JOURNAL_NOT_APPLIED",
@@ -105,7 +106,7 @@ class Preconditions:
         return []
 
     def _backfill_is_done(self) -> list[Blocker]:
-        mark = self._replicator.mark
+        mark = self._session.mark
         if mark.state is BackfillState.DONE:
             return []
         hint = "wait for it" if self._current_state.phase.copies else "go back to backfill"
@@ -165,7 +166,7 @@ class Preconditions:
         ]
 
     async def _lag_is_small(self) -> list[Blocker]:
-        rows = (await self._source.journal_status(self._replicator.applied)).rows
+        rows = (await self._source.journal_status(self._fallback.applied)).rows
         if rows <= LAG_LIMIT:
             return []
         return [

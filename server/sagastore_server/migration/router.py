@@ -12,6 +12,7 @@ from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.shadow import ShadowReader
 from sagastore_server.migration.throttle import Throttle
 from sagastore_server.migration.timeouts import abandon
+from sagastore_server.runtime.supervisor import awaited
 from sagastore_server.storage.base import Indexer, PreparedTerms, StorageBackend
 from sagastore_server.storage.errors import (
     AlreadyExistsError,
@@ -79,7 +80,8 @@ class Router(StorageBackend):
         self._source = context.source
         self._target = context.target
         self._current_state = context.current_state
-        self._replicator = replicator
+        self._session = replicator.session
+        self._fallback = replicator.fallback
         self._shadow = shadow
         self._throttle = throttle
         self._lifecycle = lifecycle
@@ -109,7 +111,7 @@ class Router(StorageBackend):
         if everywhere_within is not None and self._current_state.phase.journals:
             result = await self._everywhere(result, everywhere_within)
             if self._writes_sqlite():
-                self._replicator.check_holder()
+                self._fallback.check_lease()
         return result
 
     @property
@@ -151,7 +153,7 @@ class Router(StorageBackend):
         try:
             if not self._current_state.phase.writes_sqlite:
                 return await write(self._target)
-            self._replicator.check_holder()
+            self._fallback.check_lease()
             began = self._clock.monotonic()
             result = await write(self._source)
             self._throttle.note_foreground(self._clock.monotonic() - began)
@@ -165,18 +167,18 @@ class Router(StorageBackend):
             return False
         on_both = False
         if self._current_state.phase.reads_postgres:
-            on_both = await self._replicator.confirm(self._source.committed)
+            on_both = await self._fallback.confirm(self._source.committed)
         if self._writes_sqlite():
-            self._replicator.check_holder()
+            self._fallback.check_lease()
         return on_both
 
     async def _everywhere(self, result: SaveResult, within: float) -> SaveResult:
         sequence = self._source.committed
         state = self._current_state.state
-        if result.revision <= state.base and self._replicator.mark.state is not BackfillState.DONE:
+        if result.revision <= state.base and self._session.mark.state is not BackfillState.DONE:
             # Unchanged, and from before the journal: the backfill has perhaps not come to it.
             sequence = await self._source.requeue([result.id])
-        if await self._replicator.reach(sequence, within):
+        if await self._fallback.reach(sequence, within):
             return result._replace(durable_on=BOTH)
         if not self._current_state.phase.journals:
             return result
@@ -222,7 +224,7 @@ class Router(StorageBackend):
     async def health(self) -> StoreHealth:
         """See the contract: of the store without which the phase cannot go on."""
         health = await self._primary.health()
-        if self._replicator.fenced:
+        if self._session.fenced:
             return health._replace(healthy=False, detail=TAKEN_OVER)
         return health
 
@@ -246,8 +248,8 @@ class Router(StorageBackend):
         """
         if not self._writes_sqlite():
             return await read(self._target)
-        self._replicator.check_holder()
-        if self._current_state.phase.reads_postgres and self._replicator.current:
+        self._fallback.check_lease()
+        if self._current_state.phase.reads_postgres and self._fallback.current:
             try:
                 return await self._read_target(read)
             except _NoAnswerError:
@@ -287,10 +289,10 @@ class Router(StorageBackend):
             FencedError, UnavailableError: As ``Replicator.check_holder``.
 
         """
-        if self._current_state.phase.reads_postgres and self._replicator.current:
-            await self._replicator.confirm(await self._flushed())
+        if self._current_state.phase.reads_postgres and self._fallback.current:
+            await self._fallback.confirm(await self._flushed())
         if self._writes_sqlite():
-            self._replicator.check_holder()
+            self._fallback.check_lease()
 
     async def _flushed(self) -> int:
         """Return a sequence that is not below anything that SQLite has shown."""
@@ -304,7 +306,7 @@ class Router(StorageBackend):
 
     def _compares(self, phase: Phase) -> bool:
         """Tell whether PostgreSQL should have what SQLite has, and is not read yet."""
-        return phase.copies and self._replicator.mark.state is BackfillState.DONE
+        return phase.copies and self._session.mark.state is BackfillState.DONE
 
     async def _read_target(self, read: Read[T]) -> T:
         """Read from PostgreSQL.
@@ -316,9 +318,9 @@ class Router(StorageBackend):
             _NotAnsweredError: It failed, or was given up; SQLite has everything as well.
 
         """
-        task = asyncio.ensure_future(read(self._target))
+        task = awaited(_call(read, self._target))
         answer = asyncio.shield(task)
-        under_way = self._replicator.reads_under_way
+        under_way = self._fallback.pending_reads
         under_way[answer] = None
         try:
             found = await answer
@@ -336,7 +338,7 @@ class Router(StorageBackend):
         finally:
             del under_way[answer]
         if self._writes_sqlite():
-            self._replicator.check_holder()
+            self._fallback.check_lease()
         return found
 
     async def _read_and_compare(self, name: str, read: Read[T]) -> T:
@@ -347,3 +349,7 @@ class Router(StorageBackend):
             raise
         self._shadow.compare(name, read, answer)
         return answer
+
+
+async def _call(read: Read[T], store: StorageBackend) -> T:
+    return await read(store)

@@ -8,12 +8,15 @@ difference, and logged, is ids and revisions: never the text of a message.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import NamedTuple
 
 from sagastore_server.migration.diff import Divergence, Reach
+from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment
 from sagastore_server.storage.errors import NotFoundError, StorageError
@@ -54,6 +57,7 @@ class ShadowReader:
         share: float,
         max_waiting: int = 64,
         environment: Environment = SYSTEM_ENVIRONMENT,
+        supervisor: Supervisor | None = None,
     ) -> None:
         """Prepare to compare ``share`` (0 to 1) of the reads; not started.
 
@@ -64,10 +68,12 @@ class ShadowReader:
         self._reach = reach
         self._share = share
         self._clock, self._randomness = environment
+        self._supervisor = supervisor or Supervisor(clock=environment.clock)
         self._max_waiting = max_waiting
         self._active = False
         self._free = asyncio.Semaphore(_AT_ONCE)
-        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._tasks: dict[int, SupervisedTask] = {}
+        self._numbers = itertools.count()
         self._tally = _Tally()
 
     def start(self) -> None:
@@ -85,10 +91,9 @@ class ShadowReader:
     async def close(self) -> None:
         """Stop, and end what is under way."""
         self.stop()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        tasks = list(self._tasks.values())
+        await asyncio.gather(*(task.stop() for task in tasks))
+        self._tasks.clear()
 
     def wanted(self) -> bool:
         """Tell, by chance, whether the next read is one to compare."""
@@ -115,21 +120,23 @@ class ShadowReader:
             self._tally.skipped += 1
             return
         comparison = _Comparison(read, run, _reduced(answer), self._tally)
-        task = asyncio.create_task(self._compare(comparison), name="shadow-read")
-        self._tasks[task] = None
-        task.add_done_callback(self._tasks.pop)
+        number = next(self._numbers)
+        run_it = partial(self._compare, number, comparison)
+        self._tasks[number] = self._supervisor.start("shadow-read", run_it)
 
-    async def _compare(self, comparison: _Comparison) -> None:
+    async def _compare(self, number: int, comparison: _Comparison) -> None:
         tally = comparison.tally
         try:
             async with self._free:
                 compared = await self._settle(comparison)
         except StorageError:
-            # A store that is away, or a fence, is no difference. Others tell of it.
+            # An unavailable store or a lost lease is no difference, and is reported elsewhere.
             compared = False
-        except Exception as exc:  # noqa: BLE001 - a background task has nobody to tell
+        except Exception as exc:  # noqa: BLE001 - a restart would fail on the same answer
             _log.error("a shadow read failed: %s", comparison.read, exc_info=exc)
             compared = False
+        finally:
+            self._tasks.pop(number, None)
         if compared:
             tally.compared += 1
         else:

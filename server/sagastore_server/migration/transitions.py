@@ -1,4 +1,4 @@
-"""The changes of phase that have a way back. Each either happens or changes nothing."""
+"""Reversible changes of phase. Each is atomic: it is committed, or nothing has changed."""
 
 from __future__ import annotations
 
@@ -23,33 +23,32 @@ from sagastore_server.storage.replication import (
 )
 
 FENCE_WITHIN = 2.0
-"""Seconds that writes are held at most for each step of a change. The usual is a few
-hundredths; what takes longer gives up, and changes nothing."""
+"""Seconds for which the write fence may be closed in each step of a change. Usual are a few
+hundredths; a step that takes longer is given up, and nothing has changed."""
 
 CLAIM_WITHIN = 30.0
-"""Seconds that making the schema and taking the target may take."""
+"""Seconds that creating the schema and claiming the target may take."""
 
 FOLLOW_WITHIN = 10.0
-"""Seconds within which the journal should be followed once the target is taken."""
+"""Seconds to wait for the replicator to attach once the target is claimed."""
 
 NEAR_WITHIN = 60.0
-"""Seconds within which the target should come near the end of the journal before writes
-are held at all."""
+"""Seconds for the target to come near the end of the journal before the fence is closed."""
 
 BEHIND = Blocker(
     "POSTGRES_BEHIND",
-    "PostgreSQL did not catch up with the journal in time, so the phase was not changed; try "
-    "again, at a quieter time if need be",
+    "PostgreSQL did not catch up with the journal in time, so the phase was not changed; retry, "
+    "with fewer writes if necessary",
 )
 
 _log = logging.getLogger(__name__)
 
 
 class Transitions:
-    """Carries out changes of phase whose gates are open.
+    """Carries out changes of phase whose preconditions hold.
 
-    The source commits a phase first, and that moment is the change. The target is told
-    next; should that fail, it hears of it when it is reached again.
+    The change happens when the source commits the phase. The target is updated next; if that
+    fails, the next attachment updates it.
     """
 
     def __init__(
@@ -57,114 +56,127 @@ class Transitions:
         context: MigrationContext,
         replicator: Replicator,
     ) -> None:
-        """Change the phase of these."""
+        """Prepare to change the phase of both stores."""
         self._source = context.source
         self._target = context.target
         self._current_state = context.current_state
         self._replicator = replicator
+        self._session = replicator.session
+        self._fallback = replicator.fallback
         self._fence = context.fence
 
-    async def go(self, wanted: Phase) -> None:
-        """Change to ``wanted``, which is next to the phase in force.
+    async def change(self, wanted: Phase, accepted: int | None = None) -> None:
+        """Change to ``wanted``, which is adjacent to the phase in force.
+
+        Args:
+            wanted: The phase.
+            accepted: Number of quarantined rows that the operator accepts, committed together
+                with the phase; None: leave it as it is.
 
         Raises:
-            PreconditionError: Something came in between; nothing has changed.
+            PreconditionError: A precondition no longer holds; nothing has changed.
             UnavailableError: A store failed; nothing has changed.
 
         """
         before = self._current_state.phase
         if wanted is Phase.DUAL_WRITE and before is Phase.SQLITE_ONLY:
-            await self._begin()
+            await self._to_dual_write(accepted)
         elif wanted is Phase.BACKFILL and before is Phase.DUAL_WRITE:
-            await self._to_backfill()
+            await self._to_backfill(accepted)
         elif wanted is Phase.READ_POSTGRES:
-            await self._switch()
+            await self._to_read_postgres(accepted)
         else:
-            await self._back(wanted)
+            await self._back(wanted, accepted)
 
-    async def _begin(self) -> None:
-        """From SQLITE_ONLY to DUAL_WRITE: take the target, then journal every write."""
+    async def _to_dual_write(self, accepted: int | None) -> None:
+        """From SQLITE_ONLY to DUAL_WRITE: claim the target, then journal every write."""
         state = self._current_state.state
         record = await bounded(
             self._target.claim(
-                self._replicator.lease, self._source.store_id, state.phase, state.epoch, steal=True
+                self._session.lease, self._source.store_id, state.phase, state.epoch, steal=True
             ),
             CLAIM_WITHIN,
             self._target.place,
         )
         try:
             async with self._current_state.changing, self._fence.closed(FENCE_WITHIN):
-                # Writes whose callers have gone may still wait in the queue. Each has to be
-                # either counted below `base`, or in the journal.
+                # The queue may still hold writes whose callers were cancelled. Each must be
+                # either at or below `base`, or in the journal.
                 committed = await self._source.flush()
                 rejournal = record.applied if _has_been_used(record) else None
                 base = committed if rejournal is None else record.applied
-                await self._commit(Phase.DUAL_WRITE, base=base, rejournal_after=rejournal)
+                state = self._next(Phase.DUAL_WRITE, accepted)
+                state = state._replace(base=base, last_verification=None, restored=-1)
+                await self._current_state.commit(self._source, state, rejournal)
         except FenceTimeoutError:
             await bounded(
-                self._target.release(self._replicator.lease), FENCE_WITHIN, self._target.place
+                self._target.release(self._session.lease), FENCE_WITHIN, self._target.place
             )
             raise _busy() from None
         self._replicator.start()
-        # From here on the phase is DUAL_WRITE, whether or not the target answers.
-        if not await self._replicator.followed(FOLLOW_WITHIN):
-            _log.warning("PostgreSQL does not follow yet")
+        # The phase is DUAL_WRITE from here on, even if the target does not answer.
+        if not await self._fallback.wait_until_attached(FOLLOW_WITHIN):
+            _log.warning("replication to PostgreSQL has not started yet")
 
-    async def _to_backfill(self) -> None:
-        mark = self._replicator.mark
+    async def _to_backfill(self, accepted: int | None) -> None:
+        """From DUAL_WRITE to BACKFILL: copy, or repair a finished copy that lacks an index."""
+        mark = self._session.mark
         indexes = await bounded(self._target.indexes(), FENCE_WITHIN, self._target.place)
         async with self._current_state.changing:
-            await self._commit(Phase.BACKFILL)
+            await self._commit(Phase.BACKFILL, accepted)
         if mark.state is BackfillState.DONE and not all(index.valid for index in indexes):
             again: BackfillMark = mark._replace(state=BackfillState.RUNNING)
-            await self._replicator.copy([], again)
-        await self._tell_target()
+            await self._session.copy([], again)
+        await self._notify_target()
 
-    async def _switch(self) -> None:
-        """From BACKFILL to READ_POSTGRES: hold the writes, drain the journal, change."""
-        if not await self._replicator.reach(self._source.committed, NEAR_WITHIN):
+    async def _to_read_postgres(self, accepted: int | None) -> None:
+        """From BACKFILL to READ_POSTGRES: close the fence, drain the journal, commit."""
+        if not await self._fallback.reach(self._source.committed, NEAR_WITHIN):
             raise _behind()
 
         async def change() -> None:
-            await self._commit(Phase.READ_POSTGRES)
-            await self._tell_target()
+            await self._commit(Phase.READ_POSTGRES, accepted)
+            await self._notify_target()
 
         try:
             async with self._current_state.changing:
-                current = await self._replicator.catch_up(change, FENCE_WITHIN)
+                current = await self._fallback.catch_up(change, FENCE_WITHIN)
         except FenceTimeoutError:
             raise _busy() from None
         if not current and self._current_state.phase is not Phase.READ_POSTGRES:
             raise _behind()
 
-    async def _back(self, wanted: Phase) -> None:
-        """One phase back: SQLite has had every write, so nothing need be waited for."""
+    async def _back(self, wanted: Phase, accepted: int | None) -> None:
+        """One phase back: SQLite has every write, so there is nothing to wait for."""
         async with self._current_state.changing:
-            await self._commit(wanted)
-            self._replicator.part()
-        await self._tell_target()
+            await self._commit(wanted, accepted)
+            self._fallback.stop_waiting()
+        await self._notify_target()
         if not wanted.journals:
             await self._replicator.stop()
 
-    async def _commit(
-        self, phase: Phase, *, base: int | None = None, rejournal_after: int | None = None
-    ) -> None:
-        state: MigrationState = self._current_state.state
-        state = state._replace(phase=phase, epoch=state.epoch + 1)
-        if base is not None:
-            state = state._replace(base=base, last_verification=None, restored=-1)
-        await self._current_state.commit(self._source, state, rejournal_after)
+    async def _commit(self, phase: Phase, accepted: int | None) -> None:
+        await self._current_state.commit(self._source, self._next(phase, accepted))
 
-    async def _tell_target(self) -> None:
+    def _next(self, phase: Phase, accepted: int | None) -> MigrationState:
+        state = accepting(self._current_state.state, accepted)
+        return state._replace(phase=phase, epoch=state.epoch + 1)
+
+    async def _notify_target(self) -> None:
         state = self._current_state.state
-        if not self._replicator.attached:
+        if not self._fallback.attached:
             return
-        telling = self._target.set_phase(self._replicator.lease, state.phase, state.epoch, 0)
+        notifying = self._target.set_phase(self._session.lease, state.phase, state.epoch, 0)
         try:
-            await bounded(telling, FENCE_WITHIN / 4, self._target.place)
+            await bounded(notifying, FENCE_WITHIN / 4, self._target.place)
         except StorageError as exc:
-            _log.warning("PostgreSQL does not know the phase yet: %s", exc)
-            self._replicator.attach_anew()
+            _log.warning("the phase could not be stored in PostgreSQL yet: %s", exc)
+            self._session.reattach()
+
+
+def accepting(state: MigrationState, accepted: int | None) -> MigrationState:
+    """Return ``state`` with the number of quarantined rows that the operator accepts."""
+    return state if accepted is None else state._replace(accepted_quarantine=accepted)
 
 
 def _has_been_used(record: TargetRecord) -> bool:
@@ -173,7 +185,7 @@ def _has_been_used(record: TargetRecord) -> bool:
 
 def _busy() -> UnavailableError:
     return UnavailableError(
-        "writes under way did not end in time, so the phase was not changed; try again"
+        "pending writes did not end in time, so the phase was not changed; retry"
     )
 
 

@@ -22,7 +22,10 @@ class Tuning(NamedTuple):
     """Seconds for which changes are collected while no write waits for the target: a
     transaction costs the same for a few changes as for fifty."""
     return_seconds: float = 0.5
-    """Seconds between two attempts to make the target current again after a fallback."""
+    return_most: float = 30.0
+    """Seconds between attempts to make the target current again after a fallback: doubled from
+    the first value up to the second, since each attempt holds all writes. A target that stays
+    current for `return_most` starts with the first value again."""
     prune_seconds: float = 1.0
     """Seconds between two removals of journal entries that the target has confirmed."""
     reconnect_first: float = 0.1

@@ -11,7 +11,9 @@ from sagastore_server.migration.auxiliary_rows import carry_all
 from sagastore_server.migration.current_state import MigrationContext
 from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.shadow import ShadowReader
+from sagastore_server.migration.timeouts import stop_within
 from sagastore_server.migration.verifier import Verifier
+from sagastore_server.runtime.supervisor import SupervisedTask
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.migration import (
     BackfillState,
@@ -41,11 +43,14 @@ class Verifications:
         self._target = context.target
         self._current_state = context.current_state
         self._clock = context.environment.clock
+        self._supervisor = context.supervisor
         self._page = context.tuning.verifier_page
         self._replicator = replicator
+        self._session = replicator.session
+        self._fallback = replicator.fallback
         self._shadow = shadow
         self._turn = asyncio.Lock()
-        self._automatic: asyncio.Task[None] | None = None
+        self._automatic: SupervisedTask | None = None
         self.progress: VerifyProgress | None = None
         """How far the one that runs is."""
         self.covered = False
@@ -62,7 +67,7 @@ class Verifications:
             yield VerifyProgress(0, 0, (), 0, 0, done=False)
         try:
             verifier = self._verifier()
-            complete = self._replicator.mark.state is BackfillState.DONE
+            complete = self._session.mark.state is BackfillState.DONE
             self._replicator.watch_changes()
             self.covered = False
             async with aclosing(verifier.run(repair)) as steps:
@@ -83,14 +88,13 @@ class Verifications:
 
     def start_automatic(self) -> None:
         """Verify once in the background, as after every backfill."""
-        if self._automatic is None or self._automatic.done():
-            self._automatic = asyncio.create_task(self._verify_alone(), name="verification")
+        if self._automatic is None or self._automatic.done:
+            self._automatic = self._supervisor.start("automatic-verification", self._verify_alone)
 
     async def close(self) -> None:
         """End what runs in the background."""
         if self._automatic is not None:
-            self._automatic.cancel()
-            await asyncio.wait({self._automatic}, timeout=1.0)
+            await stop_within([self._automatic], 1.0)
 
     async def _my_turn(self) -> bool:
         try:
@@ -102,14 +106,14 @@ class Verifications:
 
     def _verifier(self) -> Verifier:
         async def recarry() -> None:
-            await carry_all(self._source, self._target, self._replicator.lease)
+            await carry_all(self._source, self._target, self._session.lease)
 
         return Verifier(
             self._source,
             self._target,
-            self._replicator.reach,
+            self._fallback.reach,
             self._is_expected,
-            compare_carried=self._replicator.mark.carried,
+            compare_carried=self._session.mark.carried,
             recarry=recarry,
             page=self._page,
             clock=self._clock,
@@ -117,13 +121,13 @@ class Verifications:
 
     def _is_expected(self, row: Message) -> bool:
         """Tell whether the target should have a row by now."""
-        mark, base = self._replicator.mark, self._current_state.state.base
+        mark, base = self._session.mark, self._current_state.state.base
         if mark.state is BackfillState.DONE or row.revision > base:
             return True
         return mark.state is BackfillState.RUNNING and row.id <= mark.cursor
 
     async def _remember(self, result: Verification, *, complete: bool) -> None:
-        if complete is not (self._replicator.mark.state is BackfillState.DONE):
+        if complete is not (self._session.mark.state is BackfillState.DONE):
             return  # Begun before the copy was complete, ended after: proves nothing.
         async with self._current_state.changing:
             state = self._current_state.state
@@ -143,8 +147,8 @@ class Verifications:
     async def _verify_alone(self) -> None:
         try:
             async for _ in self.run(repair=False):
-                self._current_state.tell()
+                self._current_state.notify()
         except StorageError as exc:
             _log.warning("the verification was given up: %s", exc)
         finally:
-            self._current_state.tell()
+            self._current_state.notify()

@@ -27,6 +27,7 @@ from sagastore_server.migration.diff import (
     mismatch_of,
 )
 from sagastore_server.migration.tuning import DEFAULT_TUNING
+from sagastore_server.runtime.supervisor import awaited
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Clock
 from sagastore_server.storage.errors import UnavailableError
@@ -448,7 +449,7 @@ class _Walk:
 
     async def window(self) -> list[_Pair]:
         """Return the next rows, side by side where both stores have the id."""
-        fills = [asyncio.ensure_future(self._stores.read(side.fill)) for side in self._sides]
+        fills = [awaited(self._stores.read(side.fill)) for side in self._sides]
         try:
             await asyncio.gather(*fills)
         finally:

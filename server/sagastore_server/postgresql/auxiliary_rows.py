@@ -1,4 +1,4 @@
-"""Rows that are no messages and go along: quarantine, legacy files, extra values."""
+"""Auxiliary rows in the migration target: quarantine, legacy files, extra values."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from sagastore_server.storage.auxiliary_rows import (
 from sagastore_server.storage.replication import AuxiliaryRows, AuxiliaryTally, Tally
 
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-"""Begins the transaction of ``tally``: all of one moment."""
+"""Begins the transaction of ``tally``, which needs one snapshot."""
 
 _AT_A_TIME = 50
-"""Rows that are fetched together; the text of a file may be large."""
+"""Rows per fetch; the text of a file may be large."""
 
 
 async def store(connection: Connection, rows: AuxiliaryRows, *, first: bool) -> None:
-    """Store rows, in a transaction that holds the lease; ``first`` removes all others."""
+    """Store rows, in a transaction that holds the lease; ``first`` removes the existing ones."""
     if first:
-        await connection.execute(MIGRATION["drop_carried"])
-    await _store(connection, "carry_quarantine", list(map(quarantine_values, rows.quarantine)))
-    await _store(connection, "carry_files", list(map(file_values, rows.files)))
-    await _store(connection, "carry_extras", list(map(extra_values, rows.extras)))
+        await connection.execute(MIGRATION["delete_auxiliary_rows"])
+    await _store(connection, "upsert_quarantine", list(map(quarantine_values, rows.quarantine)))
+    await _store(connection, "upsert_files", list(map(file_values, rows.files)))
+    await _store(connection, "upsert_extras", list(map(extra_values, rows.extras)))
 
 
 async def _store(connection: Connection, statement: str, rows: Sequence[Sequence[Any]]) -> None:
@@ -38,8 +38,8 @@ async def _store(connection: Connection, statement: str, rows: Sequence[Sequence
 
 
 async def tally(connection: Connection) -> AuxiliaryTally:
-    """Count and digest what is here, in a transaction begun with ``BEGIN``."""
-    # Sorting them may take longer than any statement of the service.
+    """Count and digest the auxiliary rows, in a transaction begun with ``BEGIN``."""
+    # Sorting all rows may take longer than the statement timeout.
     await connection.execute("SET LOCAL statement_timeout = 0")
     return AuxiliaryTally(
         await _tally(connection, "all_quarantine"),

@@ -1,4 +1,4 @@
-"""PostgreSQLStorage: the storage contract on one PostgreSQL database."""
+"""PostgreSQLStorage: `StorageBackend` on one PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from typing import Any, TypeVar
 
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, sqlstate, translated, translating
-from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.options import PostgreSQLOptions, display_address
 from sagastore_server.postgresql.pool import Pool
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.rows import SearchColumns, message_from_row, search_columns_of
 from sagastore_server.postgresql.schema import prepare
-from sagastore_server.postgresql.search import FIRST_BLOCK, compile_search, guesses, next_block
-from sagastore_server.postgresql.target import shown
+from sagastore_server.postgresql.search import (
+    FIRST_BLOCK,
+    compile_search,
+    next_block,
+    planner_must_guess,
+)
 from sagastore_server.postgresql.writer import PostgreSQLGroupWriter
+from sagastore_server.runtime.read_batcher import ReadBatcher
+from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.base import Indexer, PreparedTerms, StorageBackend
 from sagastore_server.storage.changes import Changes
@@ -42,29 +48,39 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
-from sagastore_server.storage.read_batcher import ReadBatcher
 
-_COUNT_ANEW = 0.02
-"""Seconds: where counting takes less, the count is always fresh."""
+_COUNT_ALWAYS = 0.02
+"""Seconds. If counting takes less, every request counts."""
 
 _COUNT_PAUSE = 50
-"""Otherwise it may be this many times as old as counting takes: 2 % of one processor."""
+"""Otherwise a count is reused for this multiple of the time it took: 2 % of one processor."""
 
 _T = TypeVar("_T")
 _NONE: Mapping[str, SearchColumns] = MappingProxyType({})
 
 
 class PostgreSQLStorage(StorageBackend):
-    """Keeps messages in a PostgreSQL database, which any number of servers may share.
+    """`StorageBackend` on a PostgreSQL database, which any number of servers may share.
 
-    A write returns after its transaction is committed with ``synchronous_commit``.
-    Writes that wait together share a transaction (``writer``). A row is locked before
-    its revision is taken, so revisions grow whoever writes (``batch``).
+    * A write returns after its transaction is committed with ``synchronous_commit``.
+    * Writes that wait together share a transaction (``writer``).
+    * A row is locked before its revision is assigned, so the revisions of an id grow, whichever
+      server writes (``batch``).
     """
 
-    def __init__(self, options: PostgreSQLOptions, *, tracer: Tracer = NO_TRACER) -> None:
-        """Prepare to keep messages in a database; ``open`` connects to it."""
+    def __init__(
+        self,
+        options: PostgreSQLOptions,
+        supervisor: Supervisor | None = None,
+        *,
+        tracer: Tracer = NO_TRACER,
+    ) -> None:
+        """Create a store on a database, to which only ``open`` connects.
+
+        ``supervisor`` runs the background tasks of the store; ``tracer`` records its spans.
+        """
         self._options = options
+        self._supervisor = supervisor or Supervisor()
         self._tracer = tracer
         self._pool = Pool(options, tracer)
         self._gets = ReadBatcher(self._get_together)
@@ -78,8 +94,8 @@ class PostgreSQLStorage(StorageBackend):
 
     @property
     def place(self) -> str:
-        """Where the messages are: host and database, never user or password."""
-        return f"PostgreSQL at {shown(self._options.dsn)}"
+        """Host and database, without user and password."""
+        return f"PostgreSQL at {display_address(self._options.dsn)}"
 
     async def open(self) -> None:
         """See the contract: creates or upgrades the schema."""
@@ -95,10 +111,13 @@ class PostgreSQLStorage(StorageBackend):
         self._start_writer()
 
     def _start_writer(self) -> None:
-        patience = 2 * self._options.acquire_timeout
         self._writer = PostgreSQLGroupWriter(
-            *(self._pool, self._worker_pool, self._options.writers, patience),
+            self._pool,
+            self._worker_pool,
+            self._options.writers,
+            2 * self._options.acquire_timeout,
             on_group=self._on_group,
+            supervisor=self._supervisor,
             tracer=self._tracer,
         )
 
@@ -121,7 +140,7 @@ class PostgreSQLStorage(StorageBackend):
         return await self._write((draft.id,), lambda changes: changes.save(draft, if_revision))
 
     @property
-    def search_columns_of(self) -> Indexer:
+    def indexer(self) -> Indexer:
         """See the contract."""
         return search_columns_of
 
@@ -169,19 +188,19 @@ class PostgreSQLStorage(StorageBackend):
         """See the contract."""
         if criteria.text is not None and not criteria.text.alternatives:
             return Page([], more=False)
-        # A search may take seconds. Half of the connections are left to what does not.
+        # A search can take seconds. Half of the connections remain for short requests.
         async with self._searching:
-            if not guesses(criteria):
-                return await self._searched(criteria, scan, None)
+            if not planner_must_guess(criteria):
+                return await self._search_block(criteria, scan, None)
             block = FIRST_BLOCK
             while block:
-                page = await self._searched(criteria, scan, block)
+                page = await self._search_block(criteria, scan, block)
                 if page.more:
                     return page
                 block = next_block(block, len(page.messages), scan.limit + 1)
-            return await self._searched(criteria, scan, 0)
+            return await self._search_block(criteria, scan, 0)
 
-    async def _searched(self, criteria: Criteria, scan: Scan, block: int | None) -> Page:
+    async def _search_block(self, criteria: Criteria, scan: Scan, block: int | None) -> Page:
         compiled = compile_search(criteria, scan, block)
         rows = await self._pool.planned_rows(*compiled)
         return page_of(map(message_from_row, rows), scan.limit)
@@ -240,13 +259,13 @@ class PostgreSQLStorage(StorageBackend):
         ]
 
     async def _messages(self) -> int:
-        """Return how many messages there are: counting reads an index from end to end."""
+        """Return the number of messages, cached because counting reads a whole index."""
         began = time.monotonic()
         if began < self._count_valid_until:
             return self._count
         self._count = await self._pool.value(QUERIES["count_messages"])
         took = time.monotonic() - began
-        if took > _COUNT_ANEW:
+        if took > _COUNT_ALWAYS:
             self._count_valid_until = began + _COUNT_PAUSE * took
         return self._count
 
@@ -263,17 +282,18 @@ class PostgreSQLStorage(StorageBackend):
 
 
 def cannot_open(place: str, error: BaseException) -> CannotOpenError:
-    """Say why a database cannot be used, without a word of the driver's that could be secret."""
+    """Return why a database cannot be used, without the driver's text, which may have secrets."""
     if isinstance(error, CannotOpenError):
         return error
     state = sqlstate(error)
     reasons = {
-        "08P01": f"{place} takes no settings with a connection, as PgBouncer does; set "
-        "postgres_statement_cache to 0, and leave search_path out of the connection string",
-        "28": f"{place} refuses the user or the password",
-        "3D000": f"{place}: there is no such database; create it first",
-        "42501": f"{place}: the role may not do what is needed; see docs/how-to/postgresql.md",
-        "53300": f"{place} has no connection left; raise its limit or make the pool smaller",
+        "08P01": f"{place} rejects connection settings, as PgBouncer does; set "
+        "postgres_statement_cache to 0 and remove search_path from the connection string",
+        "28": f"{place} rejects the user or the password; check the connection string",
+        "3D000": f"{place}: the database does not exist; create it first",
+        "42501": f"{place}: the role lacks a privilege; grant those in docs/how-to/postgresql.md",
+        "53300": f"{place} has too many connections; raise max_connections or lower "
+        "postgres_pool_max",
     }
     for beginning, line in reasons.items():
         if state.startswith(beginning):
@@ -281,12 +301,12 @@ def cannot_open(place: str, error: BaseException) -> CannotOpenError:
     if isinstance(error, ssl.SSLCertVerificationError):
         why = error.verify_message.rstrip(".")
         return CannotOpenError(
-            f"{place}: its certificate is not accepted ({why}); see sslrootcert and the host in "
+            f"{place}: its certificate is not trusted ({why}); check sslrootcert and the host in "
             "the connection string"
         )
     if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-        return CannotOpenError(f"cannot connect to {place}; is it running, and reachable?")
+        return CannotOpenError(f"cannot connect to {place}; check that it is running and reachable")
     if isinstance(error, ValueError):
-        return CannotOpenError("the connection string of PostgreSQL cannot be read")
-    told = error if isinstance(error, StorageError) else translated(error)
-    return CannotOpenError(f"cannot use {place}: {told}")
+        return CannotOpenError("the connection string of PostgreSQL is invalid; check its syntax")
+    public = error if isinstance(error, StorageError) else translated(error)
+    return CannotOpenError(f"cannot use {place}: {public}")

@@ -1,4 +1,4 @@
-"""A group of writes as statements: what is stored is locked and read, then changed at once."""
+"""SQL of one group of writes: locks and reads the stored rows, then writes all changes."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ DURABLE_ON = (Store.POSTGRESQL,)
 _NONE: Mapping[str, SearchColumns] = MappingProxyType({})
 
 COPY_FROM = 100
-"""New rows from which on COPY beats INSERT."""
+"""New rows from which COPY is faster than INSERT."""
 
 
 class LostRaceError(Exception):
-    """Another server was quicker with one of our new ids: nothing may be committed."""
+    """Another server wrote one of the new ids first: the transaction must not commit."""
 
 
 async def load(connection: Connection, ids: Iterable[Sequence[str]]) -> Changes:
-    """Lock and read what is stored under the ids of each write, within a transaction.
+    """Lock and read the rows of the ids of each write, in an open transaction.
 
     Raises:
-        LostRaceError: The numbers taken are not above those that are stored.
+        LostRaceError: The revisions taken are not greater than the stored ones.
 
     """
     distinct = [set(write) for write in ids]
@@ -59,14 +59,18 @@ async def flush(
     *,
     copy: bool,
 ) -> None:
-    """Write what has changed, within the transaction of ``load``.
+    """Write the changes, in the transaction of ``load``.
 
-    ``known`` is what is to be indexed of some of the contents; ``worker_pool`` make the rest.
-    ``copy`` allows COPY, which cannot tell which row stood in its way.
+    Args:
+        connection: The connection of the transaction.
+        changes: The changes.
+        worker_pool: Computes the search columns that are not known.
+        known: Search columns by content, as far as they are known.
+        copy: Whether COPY is allowed, whose errors do not name the conflicting row.
 
     Raises:
-        LostRaceError: An id that was free when it was looked up is free no longer, or
-            was used and freed again under a greater revision.
+        LostRaceError: Another server saved a new id since ``load``, or saved and deleted it under
+            a greater revision.
 
     """
     stored = changes.before
@@ -110,7 +114,7 @@ async def _change(connection: Connection, rows: list[Row], query: str) -> None:
 
 
 def columns_of(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Return the columns of rows, of which there is at least one: what ``unnest`` takes."""
+    """Return the columns of rows, for ``unnest``. There must be at least one row."""
     return [list(column) for column in zip(*rows, strict=True)]
 
 
@@ -119,8 +123,8 @@ async def rows_of(
 ) -> list[Row]:
     """Return rows in the order of their ids, in which every transaction locks them.
 
-    Sorts ``messages``. ``known`` is what is to be indexed of some contents; of the others
-    ``worker_pool`` have to do with many or long ones.
+    It sorts ``messages``. ``known`` are search columns by content; ``worker_pool`` computes
+    missing ones if they are many or long.
     """
     messages.sort()
     missing = [(one.content,) for one in messages if one.content not in known]

@@ -1,7 +1,8 @@
-"""Translates the errors of asyncpg and the network into the contract's.
+"""Translation of the errors of asyncpg and the network into those of the contract.
 
-No driver error leaves this room, and no line made here names a host, a user, a
-statement or a secret: what PostgreSQL itself said stays in ``__cause__``, for the log.
+* No driver error leaves the package.
+* No message names a host, a user, a statement or a secret. PostgreSQL's own message stays in
+  ``__cause__``, for the log.
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ DRIVER_ERRORS = (
     OSError,  # TimeoutError and ConnectionError are OSErrors, too
     EOFError,
 )
-"""What can come out of asyncpg, programming errors aside."""
+"""Errors that asyncpg raises, apart from programming errors."""
 
 AGAIN = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
-"""A transaction that lost against another one and may simply be run again."""
+"""Errors of a transaction that conflicted with another one and can be retried."""
 
-# By SQLSTATE, the longest beginning first (documentation, appendix A).
+# SQLSTATE prefixes (PostgreSQL documentation, appendix A).
 _FULL = ("53100",)
 _CORRUPT = ("XX001", "XX002")
 _READ_ONLY = ("25006",)
 _TIMEOUT = ("57014",)
 _AWAY = ("08", "57P", "53", "58", "55P03", "28", "3D000")
 _DATA = ("22", "23", "54")
-_GUARDED = ("SG001",)  # Ours: see make_guard in migration.sql.
+_GUARDED = ("SG001",)  # Raised by make_guard in migration.sql.
 
 
 def sqlstate(error: BaseException) -> str:
-    """Return the five characters by which PostgreSQL names an error, or nothing."""
+    """Return the SQLSTATE of an error, or an empty string."""
     return str(getattr(error, "sqlstate", None) or "")
 
 
 def is_connection_loss(error: BaseException) -> bool:
-    """Tell whether the connection is gone, so that another one may do better."""
+    """Return whether the connection is lost, so that a retry on another one may succeed."""
     if isinstance(error, asyncpg.PostgresError):
         return sqlstate(error).startswith(("08", "57P"))
     if isinstance(error, TimeoutError):
@@ -60,7 +61,7 @@ def is_connection_loss(error: BaseException) -> bool:
 
 
 def is_data_error(error: BaseException) -> bool:
-    """Tell whether a single bad value causes it, as opposed to the state of the store."""
+    """Return whether one bad value is the cause, in contrast to the state of the store."""
     if isinstance(error, asyncpg.DataError | asyncpg.exceptions.UnsupportedClientFeatureError):
         return True
     if isinstance(error, asyncpg.PostgresError):
@@ -69,25 +70,25 @@ def is_data_error(error: BaseException) -> bool:
 
 
 def translated(error: BaseException) -> StorageError:
-    """Return the contract's error for one of the driver's."""
+    """Return the contract's error for an error of the driver."""
     state = sqlstate(error)
     if hasattr(error, "detail"):
-        # Quotes the row at fault, and with it a message: not for the log.
+        # It quotes the row, and thus the content of a message: keep it out of the log.
         error.detail = None
     if state.startswith(_FULL):
         return StorageFullError(
-            "the disk of the PostgreSQL store is full; nothing was stored, "
-            "try again when there is room"
+            "the disk of the PostgreSQL store is full; nothing was stored; free disk space and try "
+            "again"
         )
     if state.startswith(_CORRUPT):
-        return CorruptStoreError("the PostgreSQL store is damaged; an operator must look at it")
+        return CorruptStoreError("the PostgreSQL store is damaged; restore it from a backup")
     if state.startswith(_GUARDED):
         return FencedError(
-            "the PostgreSQL store belongs to a migration from SQLite that another server holds, "
-            "so this one must not write to it; write through that server until it is finished"
+            "the PostgreSQL store is the target of a migration that another server holds; write "
+            "through that server until the migration is finished"
         )
     return _unavailable(error, state) or StorageError(
-        "the PostgreSQL store could not carry out the request"
+        "the PostgreSQL store failed to run the request; see the server's log"
     )
 
 
@@ -96,13 +97,13 @@ def _unavailable(error: BaseException, state: str) -> UnavailableError | None:
     if isinstance(error, TimeoutError) or state.startswith(_TIMEOUT):
         line = "the PostgreSQL store did not answer in time; try again"
     elif isinstance(error, AGAIN):
-        line = "other writes were in the way again and again; try again"
+        line = "the write repeatedly conflicted with other writes; try again"
     elif state.startswith(_READ_ONLY):
-        line = "the PostgreSQL store cannot be written: it is read-only"
+        line = "the PostgreSQL store is read-only; connect to the primary"
     elif state.startswith(_AWAY) or isinstance(error, OSError | EOFError):
         line = "the PostgreSQL store cannot be reached; try again"
     elif isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
-        # A connection that was lost, or closed, under the hands of a call.
+        # The connection was lost or closed during the call.
         line = "the connection to the PostgreSQL store was lost; try again"
     return UnavailableError(line, retry_after=RETRY_AFTER) if line else None
 

@@ -1,7 +1,7 @@
-"""The indexes that are built after the rows are there, and how far that is.
+"""Late indexes: built after a migration has copied the rows, with progress.
 
-Their definitions have one home, the files of ``schema/``, which make them at once where
-there are no rows yet. A table without them takes rows several times as fast.
+Inserting into a table without them is several times as fast. Their definitions are in the files
+of ``schema/`` only; a new store without a migration gets them from there at once.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import NamedTuple
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.schema import STEPS
+from sagastore_server.runtime.supervisor import awaited
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.replication import IndexState
 
 _DEFINITION = re.compile(r"^CREATE INDEX (\w+) (ON messages [^;]+);$", re.MULTILINE)
 
 _LOOK_EVERY = 0.5
-"""Seconds between two looks at how far a build is."""
+"""Seconds between two queries of the progress of a build."""
 
 
 def _load() -> dict[str, str]:
@@ -30,9 +31,9 @@ def _load() -> dict[str, str]:
 
 
 LATE = _load()
-"""What follows ``CREATE INDEX name``, by name, in the order of building."""
+"""The text after ``CREATE INDEX name``, by name, in the order of building."""
 
-# What the phases of pg_stat_progress_create_index are of a whole: from where to where.
+# Phases of pg_stat_progress_create_index: the share of the whole at their start and end.
 _SHARES = (
     ("building index: scanning table", 0.0, 0.4),
     ("building index: sorting live tuples", 0.4, 0.4),
@@ -58,7 +59,7 @@ class IndexProgress(NamedTuple):
 
     @property
     def share(self) -> float:
-        """How much of the build is done, from 0 to 1, roughly."""
+        """Approximate share of the build that is done, from 0 to 1."""
         for beginning, low, high in _SHARES:
             if (self.phase or "").startswith(beginning):
                 return low + (high - low) * self._within
@@ -76,37 +77,42 @@ class IndexProgress(NamedTuple):
 
 
 async def states(pool: Pool) -> list[IndexState]:
-    """Return which of the indexes are there, and complete, in the order of building."""
+    """Return whether each index exists and is complete, in the order of building."""
     found = dict(await pool.rows(MIGRATION["indexes"], list(LATE)))
     return [IndexState(name, bool(found.get(name))) for name in LATE]
 
 
 async def drop(connection: Connection) -> None:
-    """Drop those that are there, within a transaction that has locked the table."""
-    # Not IF EXISTS, which would find an index of that name in a later schema of the search_path.
+    """Drop the existing ones, in a transaction that has locked the table."""
+    # Not IF EXISTS: it would also find an index of that name in another schema of the search_path.
     found = [row[0] for row in await connection.fetch(MIGRATION["indexes"], list(LATE))]
     if found:
         await connection.execute(f"DROP INDEX {', '.join(found)}")
 
 
 async def build(pool: Pool, name: str, progress: Callable[[float], None]) -> None:
-    """Build an index without blocking writes, unless it is there and complete.
+    """Build an index without blocking writes, unless it exists and is complete.
 
-    ``progress`` hears the share that is done, which never falls. A build that a server
-    before this one left running is waited for; one that was left incomplete is removed.
+    It waits for a build that an earlier server process left running, and drops an incomplete
+    index first.
+
+    Args:
+        pool: The connections.
+        name: Name of the index.
+        progress: Called with the share that is done, which never decreases.
 
     Raises:
-        KeyError: No index of this name is built late.
+        KeyError: There is no late index of this name.
 
     """
     definition = LATE[name]
-    watch = asyncio.create_task(_watch(pool, name, progress))
+    watch = awaited(_report_progress(pool, name, progress), name="postgresql-index-progress")
     try:
         async with pool.dedicated() as connection:
-            while await pool.rows(MIGRATION["build_progress"], name):  # noqa: ASYNC110 - the database tells nobody
+            while await pool.rows(MIGRATION["build_progress"], name):  # noqa: ASYNC110 - PostgreSQL has no event for it
                 await asyncio.sleep(_LOOK_EVERY)
             valid = dict(await connection.fetch(MIGRATION["indexes"], list(LATE))).get(name)
-            # Each on its own: neither can run within a transaction.
+            # Separate statements, because neither can run in a transaction.
             if valid is False:
                 await connection.execute(f"DROP INDEX CONCURRENTLY {name}")
             if not valid:
@@ -117,8 +123,8 @@ async def build(pool: Pool, name: str, progress: Callable[[float], None]) -> Non
     progress(1.0)
 
 
-async def _watch(pool: Pool, name: str, progress: Callable[[float], None]) -> None:
-    """Tell how far a build is, until cancelled."""
+async def _report_progress(pool: Pool, name: str, progress: Callable[[float], None]) -> None:
+    """Report the progress of a build until cancelled."""
     furthest = 0.0
     while True:
         with contextlib.suppress(StorageError):

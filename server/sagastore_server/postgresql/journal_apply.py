@@ -1,7 +1,7 @@
-"""Puts into this store what another one has: changes as journalled, and older rows.
+"""Application of journal entries and of copied rows to the migration target.
 
-All statements run within a transaction that holds the lease (``lease.hold``), so one of
-these transactions follows the other, and nobody else writes.
+All statements run in a transaction that holds the lease (``lease.hold``). So these transactions
+run one at a time, and there is no other writer.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ class TombstoneWrite(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadyEntries(PreparedRows):
-    """Rows as PostgreSQL takes them, each id once."""
+    """Rows in the form for PostgreSQL, one per id."""
 
     rows: list[Row]
 
 
 class Steps(NamedTuple):
-    """What a batch of entries comes to, ready to be sent."""
+    """SQL arguments for a batch of entries."""
 
     forgotten: list[str]
-    """Ids of which nothing may remain, before the rest is done."""
+    """Ids whose row and tombstone are removed first, because their entry is ``forced``."""
     burials: list[TombstoneWrite]
     rows: list[Row]
 
 
 async def steps_of(entries: Iterable[Entry], worker_pool: WorkerPool) -> Steps:
-    """Work out what to do; of several entries with one id the last counts."""
+    """Return the steps for the entries. Of several entries with one id, the last counts."""
     latest: dict[str, Entry] = {}
     for entry in entries:
         former = latest.get(entry.id)
@@ -64,7 +64,7 @@ async def steps_of(entries: Iterable[Entry], worker_pool: WorkerPool) -> Steps:
 
 
 async def run(connection: Connection, steps: Steps) -> None:
-    """Bring the rows to the state of the entries, unless they have a newer one."""
+    """Apply the steps; newer rows stay."""
     if steps.forgotten:
         await connection.execute(MIGRATION["forget"], steps.forgotten)
     if steps.burials:
@@ -73,7 +73,7 @@ async def run(connection: Connection, steps: Steps) -> None:
 
 
 async def fill(connection: Connection, rows: Sequence[Row]) -> None:
-    """Store rows that were read some time ago: those that are new by COPY."""
+    """Store rows of the backfill. New ids use COPY; newer rows stay."""
     ids = [row[0] for row in rows]
     known = {row[0] for row in await connection.fetch(MIGRATION["known"], ids)}
     fresh = [row for row in rows if row[0] not in known]
@@ -85,7 +85,7 @@ async def fill(connection: Connection, rows: Sequence[Row]) -> None:
 
 
 async def rows_once(messages: Iterable[Message], worker_pool: WorkerPool) -> list[Row]:
-    """Return the rows of messages; of several with one id, the newest."""
+    """Return the rows of messages. Of several with one id, the newest counts."""
     latest: dict[str, Message] = {}
     for message in messages:
         if message.id not in latest or latest[message.id].revision < message.revision:

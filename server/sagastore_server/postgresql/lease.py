@@ -1,4 +1,4 @@
-"""Who may write while messages are being moved here: the record of the migration."""
+"""Lease on the migration target: the record of the migration, and the only permission to write."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import BackfillMark, Lease, TargetRecord
 
 LEASE_SECONDS = 10.0
-"""How long a holder that says nothing keeps others out; by the clock of the database."""
+"""Seconds after which the lease of a silent holder expires, by the clock of the database."""
 
 GUARDED = ("messages", "tombstones", "quarantine", "files", "legacy_extra")
-"""The tables that only the holder may write."""
+"""Tables that only the holder of the lease may write."""
 
 
 class Claim(NamedTuple):
-    """Who asks for the target, and for what."""
+    """Request for the lease."""
 
     lease: Lease
     source: str
     phase: Phase
     epoch: int
     steal: bool
-    """A former holder of the same name is dead."""
+    """The former holder of the same name is known to be dead."""
 
 
 def record_from_row(row: Sequence[Any]) -> TargetRecord:
@@ -56,39 +56,39 @@ def record_from_row(row: Sequence[Any]) -> TargetRecord:
 async def hold(
     connection: Connection, lease: Lease, applied: int = 0, after: int | None = None
 ) -> TargetRecord:
-    """Prove the lease and lock the record, first of all in a transaction.
+    """Check the lease and lock the record, as the first statement of a transaction.
 
-    The lease is held for longer, and ``applied`` raised. From then on the transaction
-    may write messages.
+    It extends the lease and raises the stored position to ``applied``. The transaction may then
+    write messages.
 
     Raises:
-        FencedError: Somebody else has it.
-        TargetSetBackError: ``applied`` was not ``after``.
+        FencedError: Another holder has the lease.
+        TargetSetBackError: The stored position is not ``after``.
 
     """
     row = await connection.fetchrow(MIGRATION["hold"], *lease, LEASE_SECONDS, applied, after)
     if row is None:
         if after is not None:
-            # Which of the two conditions failed: the lease, or the position.
+            # Either the lease or the position differs: checking the lease alone shows which.
             record = await hold(connection, lease)
             raise set_back(f"change {record.applied}", f"change {after}")
         raise FencedError(
-            "another server has taken over the migration to PostgreSQL; this one must not write "
-            "any more: stop it"
+            "another server holds the lease of the migration to PostgreSQL, so this one must not "
+            "write; stop this server"
         )
     return record_from_row(row)
 
 
 def set_back(found: str, expected: str) -> TargetSetBackError:
-    """Return the error for a target that is at another position than this server left it."""
+    """Return the error for a target that is not at the position where this server left it."""
     return TargetSetBackError(
-        f"PostgreSQL is at {found} and not at {expected}, where this server left it (was a backup "
-        "restored?); the server compares both stores again by itself"
+        f"PostgreSQL is at {found} and not at {expected}, where this server left it, possibly "
+        "because a backup was restored; the server compares both stores again automatically"
     )
 
 
 def check_mark(found: BackfillMark, before: BackfillMark | None) -> None:
-    """Compare the mark in the record with the one that a copy goes on from.
+    """Compare the stored backfill mark with the expected one.
 
     Raises:
         TargetSetBackError: They differ.
@@ -103,7 +103,7 @@ def _place(mark: BackfillMark) -> str:
 
 
 async def note_mark(connection: Connection, mark: BackfillMark) -> None:
-    """Note how far the backfill is, in a transaction that holds the lease."""
+    """Store the backfill mark, in a transaction that holds the lease."""
     await connection.execute(MIGRATION["set_mark"], mark.state.value, *mark[1:])
 
 
@@ -113,7 +113,7 @@ async def take(connection: Connection, claim: Claim, place: str) -> TargetRecord
     Raises:
         PreconditionError: LEASE_HELD, TARGET_NOT_EMPTY, OTHER_MIGRATION or
             MIGRATION_FINISHED.
-        CannotOpenError: Somebody else's tables, or a schema that this server cannot use.
+        CannotOpenError: Foreign tables, or a schema that this server cannot use.
 
     """
     await upgrade(connection)
@@ -129,8 +129,8 @@ async def take(connection: Connection, claim: Claim, place: str) -> TargetRecord
 
 
 async def _begin(connection: Connection, claim: Claim, place: str) -> None:
-    """Make the record, if the store is empty."""
-    # Before the lock, so that a store in use is not even held up; and behind it, to be sure.
+    """Create the record if the store is empty."""
+    # Checked before the lock, so that a store in use is not blocked, and after it, to be safe.
     await _check_empty(connection, place)
     await connection.execute(MIGRATION["lock_tables"])
     await _check_empty(connection, place)
@@ -144,23 +144,23 @@ async def _check_empty(connection: Connection, place: str) -> None:
     if found:
         _refuse(
             "TARGET_NOT_EMPTY",
-            f"{place} holds {' and '.join(found)} already that did not come from this SQLite "
-            "file; give the migration an empty database, or a schema of its own",
+            f"{place} already contains {' and '.join(found)} that did not come from this SQLite "
+            "file; use an empty database or a separate schema",
         )
 
 
 def _check(record: TargetRecord, claim: Claim, place: str) -> None:
-    """Refuse what is not this holder's to take."""
+    """Refuse a claim that conflicts with the record."""
     if record.source != claim.source:
         _refuse(
             "OTHER_MIGRATION",
-            f"{place} holds the migration of another SQLite file; give the server the database, "
-            "or the file, that belong together",
+            f"{place} is the target of another SQLite file; use the database and the file that "
+            "belong together",
         )
     if record.phase is Phase.POSTGRES_ONLY:
         _refuse(
             "MIGRATION_FINISHED",
-            f"the migration to {place} is finished and the messages are there; start with "
+            f"the migration to {place} is finished, so the messages are in PostgreSQL; start with "
             "--postgres alone",
         )
     former = Lease(record.holder, record.session)
@@ -168,9 +168,9 @@ def _check(record: TargetRecord, claim: Claim, place: str) -> None:
     if former not in {claim.lease, Lease("", "")} and not dead and record.lease_seconds > 0:
         _refuse(
             "LEASE_HELD",
-            f"the server on {host_of(former.holder)} holds the migration to {place} for another "
-            f"{math.ceil(record.lease_seconds)} s; stop it, or wait until it has been silent "
-            "that long",
+            f"the server on {host_of(former.holder)} holds the lease of the migration to {place} "
+            f"for another {math.ceil(record.lease_seconds)} s; stop that server, or wait until the "
+            "lease expires",
         )
 
 

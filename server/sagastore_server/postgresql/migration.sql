@@ -1,4 +1,4 @@
--- Statements of the live migration, by name. Read by queries.py.
+-- Statements of the live migration by name. Loaded by queries.py.
 
 -- name: record
 SELECT source, phase, epoch, holder, session,
@@ -13,9 +13,9 @@ SELECT source, phase, epoch, holder, session,
 FROM migration FOR UPDATE
 
 -- name: hold
--- Proves the lease, holds it for longer, and lets this transaction past the guard. The lock
--- on the row is kept until the end: so of all such transactions one runs at a time, and one
--- that hangs cannot commit after another server has taken over.
+-- Checks and extends the lease, and lets this transaction pass the guard. The lock on the row is
+-- held until the end of the transaction, so these transactions run one at a time, and one that
+-- hangs cannot commit after another server has taken the lease.
 WITH held AS (
     UPDATE migration
     SET lease_until = clock_timestamp() + $3::float8 * interval '1 second',
@@ -37,8 +37,8 @@ VALUES ($1, $2, $3, $4, $5, clock_timestamp())
 UPDATE migration SET holder = $1, session = $2
 
 -- name: release
--- The name of the last holder stays: one that comes back after a while learns from it that
--- another server was there meanwhile.
+-- The name of the last holder stays, so that a returning server detects that another one was active
+-- meanwhile.
 UPDATE migration SET session = '', lease_until = clock_timestamp()
 WHERE holder = $1 AND session = $2
 
@@ -50,7 +50,7 @@ UPDATE migration SET backfill_state = $1, backfill_carried = $2, backfill_cursor
     backfill_upto = $4, backfill_copied = $5, backfill_total = $6
 
 -- name: contents
--- What there is, by name; tombstones are no contents.
+-- Names of the kinds of contents that exist. Tombstones do not count.
 SELECT name FROM (VALUES
     (1, 'messages', EXISTS (SELECT FROM messages)),
     (2, 'files', EXISTS (SELECT FROM files)),
@@ -58,18 +58,18 @@ SELECT name FROM (VALUES
 ) AS kind (number, name, there) WHERE there ORDER BY number
 
 -- name: lock_tables
--- At once as strong as it will be needed, messages first, as every writer does.
+-- The strongest lock that the transaction needs, to avoid an upgrade; messages first, as every writer.
 LOCK TABLE messages, tombstones, quarantine, files, legacy_extra IN ACCESS EXCLUSIVE MODE
 
 -- name: clear_leftovers
--- Of messages that were deleted before: their revisions mean nothing to the next source.
+-- Rows of deleted messages: their revisions are unrelated to those of the new source.
 DELETE FROM tombstones;
 DELETE FROM legacy_extra
 
 -- name: make_guard
--- Nobody writes messages without the lease until the migration is finished, whatever server
--- it is. Costs a look at one row for each statement, not for each row. Names are qualified,
--- because the function runs with the search_path of whoever writes.
+-- Until the migration is finished, a statement without the lease cannot write messages, whichever
+-- server sends it. The guard reads one row per statement, not per row. Names are qualified because
+-- the function runs with the search_path of the writer.
 DO $make$
 DECLARE
     guarded TEXT;
@@ -98,8 +98,8 @@ END
 $make$
 
 -- name: drop_guard
--- Where a long read is in the way, or the role may not, it stays: it lets everybody write once
--- the phase is 5, and goes when a server starts.
+-- If a long read or a missing privilege prevents the removal, the guard stays: in phase 5 it permits
+-- every write, and the next server start removes it.
 DO $drop$
 BEGIN
     PERFORM set_config('lock_timeout', '500ms', true);
@@ -111,13 +111,13 @@ END
 $drop$
 
 -- name: guards
--- How many tables are guarded.
+-- Number of guarded tables.
 SELECT count(*) FROM pg_trigger AS t
 JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE t.tgname = 'sagastore_guard' AND n.nspname = current_schema()
 
 -- name: forget
--- Whatever is known of some ids.
+-- Removes the rows and the tombstones of some ids.
 WITH forgotten AS (DELETE FROM tombstones WHERE id = ANY($1::text[]))
 DELETE FROM messages WHERE id = ANY($1::text[])
 
@@ -150,22 +150,22 @@ ON CONFLICT (id) DO UPDATE SET provider = excluded.provider, role = excluded.rol
 WHERE messages.revision < excluded.revision
 
 -- name: known
--- Those of some ids that are, or were, here.
+-- Those of some ids that have a row or a tombstone.
 SELECT id FROM messages WHERE id = ANY($1::text[])
 UNION SELECT id FROM tombstones WHERE id = ANY($1::text[])
 
--- name: drop_carried
+-- name: delete_auxiliary_rows
 DELETE FROM quarantine;
 DELETE FROM files;
 DELETE FROM legacy_extra
 
--- name: carry_quarantine
+-- name: upsert_quarantine
 INSERT INTO quarantine (number, source_key, reason, field, row)
 SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[])
 ON CONFLICT (source_key) DO UPDATE SET number = excluded.number, reason = excluded.reason,
     field = excluded.field, row = excluded.row
 
--- name: carry_files
+-- name: upsert_files
 INSERT INTO files (id, filename, filepath, file_type, extracted_text, tags, file_size, uploaded_at,
     metadata, created_at, extra)
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
@@ -175,11 +175,11 @@ ON CONFLICT (id) DO UPDATE SET filename = excluded.filename, filepath = excluded
     file_size = excluded.file_size, uploaded_at = excluded.uploaded_at, metadata = excluded.metadata,
     created_at = excluded.created_at, extra = excluded.extra
 
--- name: carry_extras
+-- name: upsert_extras
 INSERT INTO legacy_extra (message_id, name, value) SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
 ON CONFLICT (message_id, name) DO UPDATE SET value = excluded.value
 
--- The columns and the order of these are those of storage/auxiliary_rows.py.
+-- Columns and order of the next three as in storage/auxiliary_rows.py.
 
 -- name: all_quarantine
 SELECT number, source_key, reason, field, row FROM quarantine ORDER BY number
@@ -193,7 +193,7 @@ FROM files ORDER BY id COLLATE "C"
 SELECT message_id, name, value FROM legacy_extra ORDER BY message_id COLLATE "C", name COLLATE "C"
 
 -- name: indexes
--- Which of our indexes there are, and which of them are complete.
+-- The existing late indexes, and whether they are complete.
 SELECT c.relname, i.indisvalid AND i.indisready FROM pg_index AS i
 JOIN pg_class AS c ON c.oid = i.indexrelid
 JOIN pg_class AS t ON t.oid = i.indrelid
@@ -201,7 +201,7 @@ JOIN pg_namespace AS n ON n.oid = t.relnamespace
 WHERE t.relname = 'messages' AND n.nspname = current_schema() AND c.relname = ANY($1::text[])
 
 -- name: build_progress
--- Of whoever builds the index of this name.
+-- Progress of the build of an index, by any connection.
 SELECT p.phase, p.blocks_done, p.blocks_total, p.tuples_done, p.tuples_total
 FROM pg_stat_progress_create_index AS p
 JOIN pg_class AS c ON c.oid = p.index_relid
@@ -212,7 +212,7 @@ WHERE p.datname = current_database() AND c.relname = $1 AND n.nspname = current_
 UPDATE migration SET phase = 5, epoch = $1, holder = '', session = '', lease_until = clock_timestamp()
 
 -- name: raise_numbers
--- The next revision is above all that the source gave out; so are the numbers of the quarantine.
+-- The next revision is greater than every revision of the source, as are new quarantine numbers.
 SELECT setval('message_revisions', greatest(last_value, $1::bigint)),
     setval(pg_get_serial_sequence('quarantine', 'number'),
         (SELECT coalesce(max(number), 0) + 1 FROM quarantine), false)

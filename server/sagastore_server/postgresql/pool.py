@@ -1,7 +1,10 @@
-"""Connections to PostgreSQL, and how they are lent out.
+"""Connection pool for PostgreSQL, with a time limit for every operation.
 
-Whoever needs one waits for a bounded time; a statement takes a bounded time; and a
-peer that is gone without a word is noticed, so no call hangs on a database that is away.
+* Acquiring a connection has a timeout.
+* A statement has a timeout.
+* TCP keepalive detects an unreachable peer.
+
+So no call hangs if the database is unreachable.
 """
 
 from __future__ import annotations
@@ -17,55 +20,55 @@ import asyncpg
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql.errors import is_connection_loss, translating
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.rows import as_it_is, decode_time, encode_time
+from sagastore_server.postgresql.rows import decode_time, encode_time, unchanged
 from sagastore_server.storage.errors import CannotOpenError, UnavailableError
 
 Connection = Any
-"""An asyncpg connection, which has no published types."""
+"""An asyncpg connection. asyncpg has no type annotations."""
 
 _NETWORK_MARGIN = 2.0
-"""Seconds beyond the statement timeout after which the network is to blame."""
+"""Seconds after the statement timeout at which the network counts as failed."""
 
 _CLOSE_TIMEOUT = 5.0
-"""Seconds for reads under way when the pool is closed."""
+"""Seconds that running reads have to finish when the pool closes."""
 
 _KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-"""A dead peer is noticed after 30 s on an idle connection."""
+"""Detects a dead peer after 30 s on an idle connection."""
 
 _UNACKNOWLEDGED_MS = 20_000
-"""The same for what was sent and not acknowledged (TCP_USER_TIMEOUT)."""
+"""The same for data that was sent and not acknowledged (TCP_USER_TIMEOUT)."""
 
 _SYSTEM = {"db.system.name": "postgresql"}
-"""What spans say of the database."""
+"""Attributes of the spans."""
 
 _SOURCE = "SELECT source FROM pg_settings WHERE name = 'statement_timeout'"
-_OF_THE_SESSION = {"client", "session"}
-"""Where a setting comes from that a connection began with."""
+_SESSION_SOURCES = {"client", "session"}
+"""Sources in pg_settings of a setting that was sent with the connection."""
 
 T = TypeVar("T")
 
 
 class Pool:
-    """Lends out connections that know our types."""
+    """Pool of connections with the type codecs of this package."""
 
     def __init__(self, options: PostgreSQLOptions, tracer: Tracer = NO_TRACER) -> None:
-        """Prepare to connect; ``open`` does."""
+        """Create a pool; only ``open`` connects."""
         self._options = options
         self._tracer = tracer
         self._pool: Any = None
         self._closing = False
         self.on_loss: list[Callable[[], None]] = []
-        """Called when PostgreSQL, or the network, has ended a connection."""
+        """Called when PostgreSQL or the network has ended a connection."""
         self.waiting = 0
-        """How many wait for a connection."""
+        """Number of callers that wait for a connection."""
 
     async def open(self) -> None:
-        """Connect; also again, after ``close``.
+        """Connect. It can be called again after ``close``.
 
         Raises:
-            CannotOpenError: A pooler in between keeps no session, and is not expected.
-            asyncpg.PostgresError, OSError, ...: See ``errors.DRIVER_ERRORS``, and
-                ValueError for a connection string that cannot be read.
+            CannotOpenError: A connection pooler drops session settings.
+            asyncpg.PostgresError, OSError, ...: See ``errors.DRIVER_ERRORS``; ValueError for an
+                invalid connection string.
 
         """
         options = self._options
@@ -96,7 +99,7 @@ class Pool:
             await self._require_a_session()
 
     async def close(self) -> None:
-        """Refuse new work, wait a moment for what is under way, and disconnect."""
+        """Refuse new work, wait up to `_CLOSE_TIMEOUT` for running work, and disconnect."""
         self._closing = True
         pool, self._pool = self._pool, None
         if pool is None:
@@ -108,7 +111,7 @@ class Pool:
             pool.terminate()
 
     async def rows(self, sql: str, *arguments: Any) -> list[Any]:
-        """Return the rows of a statement that only reads, prepared once a connection."""
+        """Return the rows of a read-only statement, prepared once per connection."""
 
         async def read(connection: Connection) -> list[Any]:
             found: list[Any] = await connection.fetch(sql, *arguments)
@@ -117,9 +120,9 @@ class Pool:
         return await self._read(read)
 
     async def planned_rows(self, sql: str, arguments: Sequence[Any]) -> list[Any]:
-        """As ``rows``, planned anew for these very arguments.
+        """As ``rows``, with a new plan for these arguments.
 
-        A plan made once for all arguments suits neither rare nor common words.
+        A generic plan is slow for rare words or for common ones.
         """
 
         async def read(connection: Connection) -> list[Any]:
@@ -130,16 +133,17 @@ class Pool:
         return await self._read(read)
 
     async def value(self, sql: str, *arguments: Any) -> Any:
-        """Return the one value of a statement that only reads."""
+        """Return the single value of a read-only statement; None without rows."""
         rows = await self.rows(sql, *arguments)
         return rows[0][0] if rows else None
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """Lend out a connection.
+        """Acquire a connection for the context.
 
         Raises:
-            UnavailableError: None is to be had in time, or the pool is closing.
+            UnavailableError: The pool is closing.
+            TimeoutError: No connection was free within the timeout.
 
         """
         pool = self._pool
@@ -157,16 +161,16 @@ class Pool:
 
     @property
     def use(self) -> tuple[int, int, int]:
-        """How many connections are open, are lent out, and may be."""
+        """Open connections, connections in use, and the maximum."""
         pool = self._pool
         size, idle = (0, 0) if pool is None else (pool.get_size(), pool.get_idle_size())
         return size, size - idle, self._options.pool_max
 
     @contextlib.asynccontextmanager
     async def dedicated(self) -> AsyncIterator[Connection]:
-        """Make a connection beside the pool, for a statement that may take hours.
+        """Open a connection outside the pool, for a statement that can take hours.
 
-        Behind PgBouncer the role must have no ``statement_timeout`` for that.
+        With PgBouncer, the role must have no ``statement_timeout``.
 
         Raises:
             UnavailableError: The pool is closing.
@@ -188,12 +192,12 @@ class Pool:
             await self._prepare(connection)
             yield connection
         finally:
-            # What runs is cancelled; if not even that can be said in time, the rest is let go.
+            # Cancels a running statement. After the timeout the connection is dropped.
             with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 await connection.close(timeout=_CLOSE_TIMEOUT)
 
     def local_settings(self) -> str:
-        """Return what a transaction must set where a session cannot be relied on."""
+        """Return the settings of a transaction if session settings cannot be relied on."""
         if self._options.statement_cache:
             return ""
         return (
@@ -207,7 +211,7 @@ class Pool:
             try:
                 return await self._read_once(read)
             except Exception as exc:
-                # The connection had died while it was idle: the next one is alive.
+                # The connection had died while idle: retry once on another one.
                 if not is_connection_loss(exc) or self._closing:
                     raise
             return await self._read_once(read)
@@ -217,19 +221,19 @@ class Pool:
             if self._options.statement_cache:
                 with self._tracer.step("postgresql.read", _SYSTEM):
                     return await read(connection)
-            # Behind PgBouncer only a transaction keeps its statements together.
+            # With PgBouncer, only a transaction keeps its statements on one connection.
             with self._tracer.step("postgresql.read", _SYSTEM):
                 async with self.transaction(connection, "BEGIN READ ONLY"):
                     return await read(connection)
 
     @contextlib.asynccontextmanager
     async def transaction(self, connection: Connection, begin: str) -> AsyncIterator[None]:
-        """Run a transaction; it is rolled back if anything is raised within."""
+        """Run a transaction; roll it back if the context raises."""
         await connection.execute(begin + self.local_settings())
         try:
             yield
         except BaseException:
-            # What fails here, ends the connection, which ends the transaction.
+            # If the rollback fails, the connection ends, and with it the transaction.
             with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 if not connection.is_closed():
                     await connection.execute("ROLLBACK")
@@ -241,12 +245,12 @@ class Pool:
         return int(self._options.statement_timeout * 1000)
 
     async def _require_a_session(self) -> None:
-        """Refuse a pooler that was told to drop our settings: it exchanges sessions, too."""
+        """Refuse a pooler that ignores session settings, because it also shares sessions."""
         async with self.connection() as connection:
-            if await connection.fetchval(_SOURCE) not in _OF_THE_SESSION:
+            if await connection.fetchval(_SOURCE) not in _SESSION_SOURCES:
                 raise CannotOpenError(
-                    "something between this server and PostgreSQL drops the settings of "
-                    "connections, as PgBouncer can; set postgres_statement_cache to 0"
+                    "a connection pooler, for example PgBouncer, drops the session settings of "
+                    "this server; set postgres_statement_cache to 0"
                 )
 
     def _session_settings(self) -> dict[str, str]:
@@ -255,13 +259,13 @@ class Pool:
             settings |= {
                 "statement_timeout": str(self._timeout_ms),
                 "idle_in_transaction_session_timeout": str(self._timeout_ms),
-                # Compiling takes longer than any statement of ours.
+                # Compilation takes longer than the statements themselves.
                 "jit": "off",
             }
         return settings
 
     async def _prepare(self, connection: Connection) -> None:
-        """Teach a new connection our types, within one transaction (see PgBouncer)."""
+        """Set the codecs of a new connection, in one transaction because of PgBouncer."""
         async with self.transaction(connection, "BEGIN READ ONLY"):
             await connection.set_type_codec(
                 "timestamptz",
@@ -273,16 +277,16 @@ class Pool:
             await connection.set_type_codec(
                 "tsvector",
                 schema="pg_catalog",
-                encoder=as_it_is,
-                decoder=as_it_is,
+                encoder=unchanged,
+                decoder=unchanged,
                 format="binary",
             )
         connection.add_termination_listener(lambda _: self._ended(connection))
 
     def _ended(self, connection: Connection) -> None:
-        """Tell of a connection that this side has not ended.
+        """Report a connection that this side has not ended.
 
-        asyncpg connects again where it finds a lost connection in the pool, without a word.
+        asyncpg itself replaces a lost connection in the pool without reporting it.
         """
         if not connection.ended_here and not self._closing:
             for listener in self.on_loss:
@@ -290,7 +294,7 @@ class Pool:
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection that notices a dead peer, and knows whether this side has ended it."""
+    """Connection with TCP keepalive that records whether this side has ended it."""
 
     __slots__ = ("ended_here",)
 
@@ -300,12 +304,12 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no t
         _keep_alive(transport.get_extra_info("socket"))
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
-        """End the connection in good order."""
+        """Close the connection gracefully."""
         self.ended_here = True
         await super().close(timeout=timeout)
 
     def terminate(self) -> None:
-        """End the connection at once."""
+        """Close the connection immediately."""
         self.ended_here = True
         super().terminate()
 
@@ -315,11 +319,11 @@ def _keep_alive(sock: Any) -> None:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (*_KEEPALIVE, ("TCP_USER_TIMEOUT", _UNACKNOWLEDGED_MS)):
-        # Not every system has every one of them.
+        # Not every system has all of these options.
         if hasattr(socket, name):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def _no_reset(_: Connection) -> None:
-    """Spare the round trip that resets a connection: we leave nothing behind in it."""
+    """Skip the reset of a connection and its round trip: no session state is left in it."""

@@ -1,5 +1,5 @@
--- Statements that do not change, by name. Read by queries.py.
--- The columns of a message stand in the order of storage.model.Message.
+-- Static statements by name. Loaded by queries.py.
+-- The columns of a message have the order of storage.model.Message.
 
 -- name: batch_get
 SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision
@@ -10,8 +10,8 @@ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
 
 -- name: lock
--- Locks the rows in the order of their ids, and takes $2 numbers for revisions: after the
--- locks, because the second branch is executed after the first. They are the last row.
+-- Locks the rows in the order of their ids, then takes $2 revisions: the second branch of the UNION
+-- runs after the first. The revisions are the last row.
 WITH locked AS MATERIALIZED (
     SELECT id, provider, role, content, tags::text AS tags, timestamp, metadata::text AS metadata,
         session_id, created_at, revision
@@ -55,8 +55,8 @@ SELECT * FROM unnest($1::text[], $2::bigint[], $3::timestamptz[])
 ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, deleted_at = excluded.deleted_at
 
 -- name: outlived
--- Whether one of the ids just inserted was deleted, since its number was taken, under a
--- greater one. A statement of its own: it must see what was committed meanwhile.
+-- Whether an inserted id was deleted under a greater revision after its own was taken. A separate
+-- statement, because it must see what was committed meanwhile.
 SELECT EXISTS (SELECT FROM tombstones WHERE id = ANY($1::text[]) AND revision >= $2::bigint)
 
 -- name: scan_ids
@@ -93,13 +93,13 @@ INSERT INTO store_state (name, value) VALUES ($1, $2)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
 
 -- name: foreign_tables
--- Tables where ours would be, in the schema that statements without a schema go to.
+-- Tables with names of SagaStore in the current schema.
 SELECT relname FROM pg_class
 WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
     AND relname = ANY($1::text[]) ORDER BY relname
 
 -- name: has_versions
--- Not by to_regclass: what it remembers may be older than the lock that was waited for.
+-- Not to_regclass: its cache may be older than the lock that was waited for.
 SELECT EXISTS (
     SELECT FROM pg_class
     WHERE relname = 'sagastore_schema'
@@ -113,7 +113,7 @@ SELECT version, compatible_from FROM sagastore_schema ORDER BY version DESC LIMI
 INSERT INTO sagastore_schema (version, compatible_from) VALUES ($1, $2)
 
 -- name: lock_schema
--- One server at a time changes the schema; released with the transaction.
+-- One server at a time changes the schema. The end of the transaction releases the lock.
 SELECT pg_advisory_xact_lock(hashtextextended('sagastore schema ' || current_schema(), 0))
 
 -- name: texts_after

@@ -1,4 +1,4 @@
-"""PostgreSQLReplica: the store that the messages of another one are moved into."""
+"""PostgreSQLReplica: `MigrationTarget` on one PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from sagastore_server.postgresql.queries import MIGRATION, QUERIES
 from sagastore_server.postgresql.schema import (
     MIGRATES_FROM,
     SCHEMA_VERSION,
-    check_room,
     check_server,
+    check_table_names,
     refresh_terms,
     version_of,
 )
+from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.model import Message, Store, StoreHealth
 from sagastore_server.storage.phase import Phase
@@ -52,21 +53,29 @@ T = TypeVar("T")
 
 
 class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
-    """Follows another store, and is a store like any other once that has ended.
+    """Migration target, and a normal `PostgreSQLStorage` after ``finish``.
 
-    Every transaction that writes begins by proving the lease, which locks the one row
-    of ``migration`` (``lease.hold``). So they run one after the other, whoever holds
-    the lease; and triggers refuse all other writers until ``finish``.
+    Every writing transaction starts with a check of the lease, which locks the single row of
+    ``migration`` (``lease.hold``). So:
+
+    * these transactions run one at a time, whichever server holds the lease;
+    * triggers refuse all other writers until ``finish``.
     """
 
-    def __init__(self, options: PostgreSQLOptions, *, tracer: Tracer = NO_TRACER) -> None:
-        """As of ``PostgreSQLStorage``."""
-        super().__init__(options, tracer=tracer)
+    def __init__(
+        self,
+        options: PostgreSQLOptions,
+        supervisor: Supervisor | None = None,
+        *,
+        tracer: Tracer = NO_TRACER,
+    ) -> None:
+        """As ``PostgreSQLStorage``."""
+        super().__init__(options, supervisor, tracer=tracer)
         self._opening = asyncio.Lock()
 
     async def open(self) -> None:
-        """See the contract. Does nothing if it is open; whether it answers, calls tell."""
-        # One after the other: who fails closes what was opened, which must be its own.
+        """See the contract. Does nothing if the store is open, even if it does not answer."""
+        # One at a time: a failed attempt closes the pool, which must not be another attempt's.
         async with self._opening:
             if self._writer is None:
                 await self._open()
@@ -85,7 +94,7 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         self._start_writer()
 
     async def health(self) -> StoreHealth:
-        """See the contract; a database without our schema is healthy, and empty."""
+        """See the contract; a database without the schema is healthy and empty."""
         if not self._schema_version:
             try:
                 there = await self._pool.value(QUERIES["has_versions"])
@@ -251,14 +260,19 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         after: int | None = None,
         before: BackfillMark | None = None,
     ) -> TargetRecord:
-        """Do ``work`` in a transaction that holds the lease; return the record from before.
+        """Run ``work`` in a transaction that holds the lease; return the previous record.
 
-        ``after`` and ``before`` are the journal position and the backfill mark that the record
-        must have; None: any.
+        Unlike other reads and writes, it is not retried if an idle connection had died: the new
+        connection may lead to a restored database, or to a standby that lacks the last commits.
+        The replicator must inspect the target first.
 
-        Not begun again on another connection, should one have died while it was idle, as
-        other reads and writes are: what answers next may be a database that was restored,
-        or a standby that lacks the last commits. Whoever follows must look before it goes on.
+        Args:
+            lease: The lease.
+            work: Runs in the transaction.
+            applied: New journal position, if it is greater than the stored one.
+            after: Journal position that the record must have; None for any.
+            before: Backfill mark that the record must have; None for any.
+
         """
         with translating():
             async with (
@@ -272,13 +286,13 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
 
 
 async def _nothing(_: Connection) -> None:
-    """Do no more than hold the lease."""
+    """Do nothing but hold the lease."""
 
 
 async def _inspected(connection: Connection) -> TargetState:
     version = await version_of(connection)
     if version == 0:
-        await check_room(connection)
+        await check_table_names(connection)
         return TargetState(0, True, None)
     record = None
     if version >= MIGRATES_FROM:

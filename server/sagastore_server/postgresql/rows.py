@@ -1,4 +1,4 @@
-"""Between rows and messages, and what a row holds for search."""
+"""Conversion between messages and rows, and the search columns of a row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.model import Message, NewMessage
 
 _EPOCH = 946_684_800_000_000
-"""Microseconds from 1970-01-01, where ours begin, to 2000-01-01, where PostgreSQL's do."""
+"""Microseconds from 1970-01-01, the epoch of messages, to 2000-01-01, that of PostgreSQL."""
 
 COLUMNS = (
     "id",
@@ -33,11 +33,11 @@ COLUMNS = (
 Row = tuple[Any, ...]
 
 SearchColumns = tuple[str, bytes]
-"""What a row holds for search: its ``terms`` and ``search``."""
+"""The columns ``terms`` and ``search``."""
 
 
 def encode_time(micros: int) -> tuple[int]:
-    """Return what asyncpg sends for a time, exact for every year from 0001 to 9999."""
+    """Return asyncpg's form of a time. Exact for the years 0001 to 9999."""
     return (micros - _EPOCH,)
 
 
@@ -49,15 +49,15 @@ def decode_time(value: tuple[int]) -> int:
 def tsvector(lexemes: Iterable[str]) -> bytes:
     """Return the binary form of a tsvector without positions (``tsvectorrecv``).
 
-    A count, then each lexeme with a zero byte behind it and zero positions, sorted by
-    their bytes, as PostgreSQL keeps them.
+    The form is a count, then each lexeme with a terminating zero byte and zero positions. The
+    lexemes are sorted by their bytes.
     """
     ordered = sorted(lexemes)
     return struct.pack(">i", len(ordered)) + "".join([one + "\0\0\0" for one in ordered]).encode()
 
 
-def as_it_is(value: bytes) -> bytes:
-    """Encode and decode what is in its binary form already."""
+def unchanged(value: bytes) -> bytes:
+    """Encode or decode a value that already has its binary form."""
     return value
 
 
@@ -68,19 +68,19 @@ def message_from_row(row: Sequence[Any]) -> Message:
 
 
 def row_of(message: Message, searched: SearchColumns) -> Row:
-    """Return the row of a message, ``COLUMNS`` says in which order.
+    """Return the row of a message in the order of ``COLUMNS``.
 
-    ``searched`` is what ``search_columns`` returns of its content.
+    ``searched`` is the result of ``search_columns`` for its content.
     """
     return (*message[:4], canonical_tags(message.tags), *message[5:], *searched)
 
 
 def search_columns_of(draft: NewMessage) -> SearchColumns:
-    """Return ``search_columns`` of a draft: ``StorageBackend.search_columns_of`` of this store."""
+    """Return the search columns of a draft: the ``StorageBackend.indexer`` of this store."""
     return search_columns(draft.content)
 
 
 def search_columns(content: str) -> SearchColumns:
-    """Return ``terms`` and ``search`` of a text: the one way from text to what is indexed."""
+    """Return ``terms`` and ``search`` of a text. The only code that computes them."""
     stems, words = analyze(content)
     return f" {' '.join(stems)} ", tsvector({*stems, *["=" + word for word in words]})

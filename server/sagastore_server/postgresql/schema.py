@@ -1,4 +1,4 @@
-"""Brings a database into the state that this server expects, or refuses it."""
+"""Schema of a PostgreSQL store: creates or upgrades it, or refuses the database."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.phase import Phase
 
 _OLDEST_SERVER = 130000
-"""``server_version_num`` of the oldest PostgreSQL whose planner knows our operators (13)."""
+"""``server_version_num`` of PostgreSQL 13, the oldest whose planner supports the operators used."""
 
 _REINDEX_ROWS = 500
 
 COMPATIBLE_FROM = {1: 1, 2: 2}
-"""By version of the schema: the oldest server version that can use it as well."""
+"""By schema version: the oldest schema version whose servers can use it."""
 
 _TABLES = (
     "messages",
@@ -35,7 +35,7 @@ _TABLES = (
 )
 
 MIGRATES_FROM = 2
-"""The version of the schema that can tell of a migration."""
+"""The first schema version with a record of a migration."""
 
 
 class Step(NamedTuple):
@@ -59,13 +59,13 @@ SCHEMA_VERSION = STEPS[-1].number
 
 
 async def prepare(pool: Pool, place: str) -> int:
-    """Create or upgrade the schema where needed, and return its version.
+    """Create or upgrade the schema if needed, and return its version.
 
-    Servers that start together do it one after the other. A server whose role may not
-    create anything can start on a schema that is there. ``place`` names the database.
+    Servers that start together run it one after the other. On an up-to-date schema it needs no
+    CREATE privilege. ``place`` is the name of the database in error messages.
 
     Raises:
-        CannotOpenError: The database is not ours to use; it is as it was.
+        CannotOpenError: The database cannot be used; it is as it was.
 
     """
     async with pool.connection() as connection:
@@ -76,7 +76,7 @@ async def prepare(pool: Pool, place: str) -> int:
         if version < SCHEMA_VERSION:
             async with pool.transaction(connection, QUERIES["begin"]):
                 version = await upgrade(connection)
-                # A migration may have begun while the lock was waited for.
+                # A migration may have started while this server waited for the lock.
                 await _refuse_target(connection, version, place)
         if finished:
             await _drop_guard(pool, connection)
@@ -85,7 +85,7 @@ async def prepare(pool: Pool, place: str) -> int:
 
 
 async def _refuse_target(connection: Connection, version: int, place: str) -> bool:
-    """Refuse a database whose truth is elsewhere; tell whether a migration has ended here."""
+    """Refuse a migration target; return whether a migration to this database has finished."""
     record = None
     if version >= MIGRATES_FROM:
         record = await connection.fetchrow(MIGRATION["record"])
@@ -95,48 +95,48 @@ async def _refuse_target(connection: Connection, version: int, place: str) -> bo
     if phase is Phase.POSTGRES_ONLY:
         return True
     raise CannotOpenError(
-        f"{place} is the target of a migration in phase {phase.slug}; the messages are in the "
-        f"SQLite file{' on ' + host if host else ''} that it comes from; start with --sqlite as "
-        "well, or finish the migration first"
+        f"{place} is the target of a migration in phase {phase.slug}; the messages are in its "
+        f"SQLite file{' on ' + host if host else ''}; also set --sqlite, or finish the migration "
+        "first"
     )
 
 
 def host_of(holder: str) -> str:
-    """Return the machine in the name of a holder, ``host:device:inode``."""
+    """Return the host of a holder, ``host:device:inode``."""
     return holder.rsplit(":", 2)[0]
 
 
 async def _drop_guard(pool: Pool, connection: Connection) -> None:
-    """Remove a guard that was left because somebody was reading when the migration ended."""
+    """Remove a guard that a long read prevented from being removed when the migration ended."""
     async with pool.transaction(connection, QUERIES["begin"]):
         if await connection.fetchval(MIGRATION["guards"]):
             await connection.execute(MIGRATION["drop_guard"])
 
 
 async def check_server(connection: Connection) -> None:
-    """Refuse a PostgreSQL that this server cannot work with.
+    """Refuse an unsupported PostgreSQL server or database.
 
     Raises:
-        CannotOpenError: It is too old, or the database has another encoding than UTF8.
+        CannotOpenError: The server is too old, or the encoding of the database is not UTF8.
 
     """
     number = int(await connection.fetchval("SELECT current_setting('server_version_num')"))
     if number < _OLDEST_SERVER:
         raise CannotOpenError(
-            f"PostgreSQL {number // 10000} is too old for SagaStore; 13 or newer is needed"
+            f"PostgreSQL {number // 10000} is too old; SagaStore needs 13 or newer"
         )
     encoding = await connection.fetchval("SELECT current_setting('server_encoding')")
     if encoding != "UTF8":
         raise CannotOpenError(
-            f"the database has the encoding {encoding}; SagaStore needs one with UTF8"
+            f"the database has the encoding {encoding}; SagaStore needs a database in UTF8"
         )
 
 
 async def version_of(connection: Connection) -> int:
-    """Return the version of the schema, 0 for none.
+    """Return the schema version, or 0 without a schema.
 
     Raises:
-        CannotOpenError: This server cannot use it.
+        CannotOpenError: This server cannot use the schema.
 
     """
     if not await connection.fetchval(QUERIES["has_versions"]):
@@ -147,24 +147,25 @@ async def version_of(connection: Connection) -> int:
     version, compatible_from = row
     if compatible_from > SCHEMA_VERSION:
         raise CannotOpenError(
-            f"the schema of the database has version {version}, and needs a server that knows "
-            f"{compatible_from} or newer; this one knows {SCHEMA_VERSION}: run a newer server"
+            f"the schema of the database has version {version}, which needs a server that supports "
+            f"version {compatible_from} or newer; this one supports up to {SCHEMA_VERSION}: run a "
+            "newer server"
         )
     return int(version)
 
 
 async def upgrade(connection: Connection) -> int:
-    """Apply the steps that are missing, within a transaction; return the version then.
+    """Apply the missing steps, in an open transaction; return the resulting version.
 
     Raises:
-        CannotOpenError: Somebody else's tables, or a schema that this server cannot use.
+        CannotOpenError: Foreign tables, or a schema that this server cannot use.
 
     """
     await connection.execute(QUERIES["lock_schema"])
-    # Another server may have done it while this one waited for the lock.
+    # Another server may have applied them while this one waited for the lock.
     version = await version_of(connection)
     if version == 0:
-        await check_room(connection)
+        await check_table_names(connection)
     for number, sql in STEPS:
         if number > version:
             await connection.execute(sql)
@@ -175,33 +176,33 @@ async def upgrade(connection: Connection) -> int:
     return max(version, SCHEMA_VERSION)
 
 
-async def check_room(connection: Connection) -> None:
-    """Refuse a database where others have tables of our names.
+async def check_table_names(connection: Connection) -> None:
+    """Refuse a database with foreign tables whose names SagaStore needs.
 
     Raises:
-        CannotOpenError: It names them.
+        CannotOpenError: There are such tables.
 
     """
     found = [row[0] for row in await connection.fetch(QUERIES["foreign_tables"], list(_TABLES))]
     if found:
         raise CannotOpenError(
-            f"the database has tables that SagaStore did not make ({', '.join(found)}); "
-            "give it a database, or a schema, of its own"
+            f"the database has tables that SagaStore did not create ({', '.join(found)}); use "
+            "another database or a separate schema"
         )
 
 
 Enter = Callable[[Connection], Awaitable[object]]
-"""What a transaction does first."""
+"""Runs first in each transaction."""
 
 
 async def _nothing(_: Connection) -> None:
-    """Enter a transaction that needs nothing first."""
+    """Do nothing."""
 
 
 async def refresh_terms(pool: Pool, connection: Connection, enter: Enter = _nothing) -> None:
-    """Make the terms anew if another analysis made them; can be interrupted and repeated.
+    """Recompute the terms if another analysis version computed them.
 
-    Every transaction begins with ``enter``.
+    It can be interrupted and repeated. Every transaction starts with ``enter``.
     """
     if await connection.fetchval(QUERIES["get_state"], "analysis") == FINGERPRINT:
         return
@@ -214,7 +215,7 @@ async def refresh_terms(pool: Pool, connection: Connection, enter: Enter = _noth
 
 
 async def _refresh_some(connection: Connection, after: str) -> str | None:
-    """Make the terms of the next rows; return the last id, or None at the end."""
+    """Recompute the terms of the next rows; return the last id, or None at the end."""
     rows = await connection.fetch(QUERIES["texts_after"], after, _REINDEX_ROWS)
     if not rows:
         return None

@@ -1,16 +1,17 @@
-"""Compiles search criteria into one PostgreSQL statement.
+"""Compiler from search criteria to one PostgreSQL statement.
 
-Words and prefixes become one ``tsquery`` of quoted lexemes: what a caller typed cannot
-reach the syntax of either SQL or ``tsquery``, because terms hold letters and digits
-only, and everything is a parameter. A phrase is looked up by its words and checked
-against ``terms``: positions in a ``tsvector`` end at 16,383, and at 256 for one lexeme.
+Callers cannot inject syntax. Words and prefixes become one ``tsquery`` of quoted lexemes; terms
+contain letters and digits only, and every value is a parameter. A phrase is looked up by its
+words and then checked against ``terms``, because a ``tsvector`` has no positions above 16,383 and
+at most 256 positions per lexeme.
 
-The planner chooses between a walk in chronological order, which ends when the page is full,
-and the index of words. It knows how frequent words are, and guesses that of prefixes: for one
-that nothing begins with it may walk a million rows in vain. So a search for a prefix
-(``guesses``) looks at a block of the first rows in order; if that does not fill the page, at
-the larger one that should, as dense as matches are; and if there are too few for that, all
-matches are looked up, in a way that cannot walk.
+The planner chooses between a walk in chronological order, which stops when the page is full, and
+the index of words. It has statistics for words but not for prefixes: for a prefix without matches
+it may walk a million rows. So a search with a prefix (`planner_must_guess`) has up to three steps:
+
+1. Read a block of the first rows in order.
+2. If that does not fill the page, read one larger block, sized by the density of the matches.
+3. If the density is too low for that, look up all matches with a statement that cannot walk.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _COLUMNS = (
     "created_at, revision"
 )
 _WEIGHT = "(octet_length(m.content) + pg_column_size(m.metadata) / 4 + 1024)::bigint"
-"""At most ``Message.size``, so that rows left out by it could not have been in the page."""
+"""At most ``Message.size``, so a row that it excludes cannot belong to the page."""
 
 _OPTIONS = """WITH options AS MATERIALIZED (
     SELECT query::tsquery, string_to_array(wanted, '|') AS wanted,
@@ -46,7 +47,7 @@ _OPTIONS = """WITH options AS MATERIALIZED (
 )
 """
 
-# A subquery, not a join: the planner must not think of beginning with it.
+# A subquery instead of a join, so that the planner cannot start with it.
 _HOLDS = """(
     SELECT true FROM options AS o
     WHERE (o.query IS NULL OR m.search @@ o.query)
@@ -57,13 +58,13 @@ _HOLDS = """(
 
 
 FIRST_BLOCK = 2000
-"""Rows of the first block: reading them takes a few milliseconds, about as long as a page."""
+"""Rows of the first block. Reading them takes a few milliseconds, about as long as a page."""
 
 _LARGEST_BLOCK = 50_000
-"""Rows of a block beyond which, at a million messages, looking up all matches takes less time."""
+"""Rows of a block above which a lookup of all matches is faster, with a million messages."""
 
 _SPARE = 1.5
-"""How much larger the next block is than one that would do, were matches as dense everywhere."""
+"""Factor by which the next block exceeds the size that the measured density requires."""
 
 
 class SearchStatement(NamedTuple):
@@ -74,7 +75,7 @@ class SearchStatement(NamedTuple):
 
 
 class _Parameters:
-    """Collects values, and says how a statement names them."""
+    """Parameters of a statement, with their placeholders."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -84,9 +85,9 @@ class _Parameters:
         return f"${len(self.values)}"
 
 
-def guesses(criteria: Criteria) -> bool:
-    """Tell whether PostgreSQL would have to guess how many messages match."""
-    # The rows of a session are few: whatever the planner does with them is right.
+def planner_must_guess(criteria: Criteria) -> bool:
+    """Return whether the planner has no statistics for the number of matches."""
+    # A session has few rows, so every plan is fast.
     if criteria.text is None or criteria.session_id is not None:
         return False
     leaves = (leaf for option in criteria.text.alternatives for leaf in option.required)
@@ -94,7 +95,7 @@ def guesses(criteria: Criteria) -> bool:
 
 
 def next_block(block: int, found: int, wanted: int) -> int:
-    """Return the rows of the block to look at after one that held ``found``; 0: look all up."""
+    """Return the rows of the block after one with ``found`` matches; 0 for a lookup of all."""
     if block != FIRST_BLOCK or not found:
         return 0
     size = int(_SPARE * block * wanted / found)
@@ -102,13 +103,17 @@ def next_block(block: int, found: int, wanted: int) -> int:
 
 
 def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> SearchStatement:
-    """Return the statement that finds what ``criteria`` asks, as far as ``scan`` says.
+    """Return the statement that finds the messages of ``criteria`` within ``scan``.
 
-    It yields one row more than the page holds where there is one, and not many more:
-    rows are left out that cannot be in the page because of the bytes before them.
+    It yields at least one row more than the page if there is one, and few more: it excludes rows
+    that the size of the preceding rows keeps out of the page.
 
-    With a ``block`` it looks at so many rows only, the first in order; with 0 at all, and
-    never by a walk in order; with None PostgreSQL decides.
+    Args:
+        criteria: The conditions.
+        scan: Direction, position and limit.
+        block: Number of first rows in order to read; 0 for all rows without a walk in order;
+            None to let the planner decide.
+
     """
     parameters = _Parameters()
     options, conditions = _text(criteria.text, parameters)
@@ -123,11 +128,11 @@ def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> 
         )
     else:
         conditions += place
-    # No index is in the order of an expression.
+    # The expression prevents a walk: no index has its order.
     moment = "(m.timestamp + interval '0')" if block == 0 else "m.timestamp"
     where = _where(conditions)
     limit = parameters.add(scan.limit + 1)
-    # The parts joined here are constants of this module; every value is a parameter.
+    # Safe to join: the parts are constants of this module, and every value is a parameter.
     sql = f"""{options}SELECT {_COLUMNS} FROM (
     SELECT *, sum(weight) OVER (
         ORDER BY timestamp {direction}, id {direction} ROWS UNBOUNDED PRECEDING
@@ -146,7 +151,7 @@ def _where(conditions: Sequence[str]) -> str:
 
 
 def _place(criteria: Criteria, scan: Scan, parameters: _Parameters) -> list[str]:
-    """Return the conditions that say where in the order to look."""
+    """Return the conditions on session, time and position."""
     ahead, back = ("<", ">=") if scan.newest_first else (">", "<=")
     conditions = _compared(
         parameters,
@@ -164,7 +169,7 @@ def _place(criteria: Criteria, scan: Scan, parameters: _Parameters) -> list[str]
 
 
 def _further(criteria: Criteria, parameters: _Parameters) -> list[str]:
-    """Return the conditions on what a message holds, its text aside."""
+    """Return the conditions on the fields of a message other than its text."""
     return _compared(
         parameters,
         ("provider", "=", criteria.provider, "text"),
@@ -193,7 +198,7 @@ def _metadata(metadata: str | None) -> str | None:
 
 
 def _clamped(position: Position) -> Position:
-    """Return a position that PostgreSQL can hold, on the same side of every message."""
+    """Return a position that PostgreSQL can represent, with the same order to every message."""
     moment = min(max(position.timestamp, MIN_TIMESTAMP - 1), MAX_TIMESTAMP + 1)
     return Position(moment, position.id)
 
@@ -221,7 +226,7 @@ def _text(text: TextQuery | None, parameters: _Parameters) -> tuple[str, list[st
 
 
 def tsquery(option: Alternative) -> str | None:
-    """Return what every match has and has not in ``search``; None: nothing can be said."""
+    """Return the ``tsquery`` that every match meets in ``search``; None if there is none."""
     parts = [_leaf(leaf) for leaf in option.required]
     excluded = [_leaf(leaf) for leaf in option.excluded if not _phrases(leaf)]
     if excluded:
@@ -236,12 +241,12 @@ def _leaf(leaf: Leaf) -> str:
 
 
 def _prefix(text: str) -> str:
-    # Only ASCII words have a stem of their own, so only they are indexed as written.
+    # Only ASCII words are stemmed, so only their unstemmed form is indexed separately.
     return f"('{text}':* | '={text}':*)" if text.isascii() else f"'{text}':*"
 
 
 def _phrases(leaf: Leaf) -> bool:
-    """Tell whether a leaf must be checked against ``terms``."""
+    """Return whether a leaf must be checked against ``terms``."""
     return isinstance(leaf, Phrase) and len(leaf.terms) > 1
 
 
@@ -251,7 +256,7 @@ def _checked(leaves: tuple[Leaf, ...]) -> str | None:
 
 
 def _join(operator: str, parts: Sequence[str]) -> str:
-    """Join parts as a balanced tree: PostgreSQL walks it recursively, on a small stack."""
+    """Join parts as a balanced tree, because PostgreSQL evaluates it recursively."""
     if len(parts) == 1:
         return parts[0]
     middle = len(parts) // 2

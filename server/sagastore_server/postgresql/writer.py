@@ -1,9 +1,14 @@
-"""Group commit: writes that wait together share a transaction.
+"""Group commit for PostgreSQL: writes that wait together share a transaction.
 
-While a transaction is under way, the next writes gather; so the database decides how large
-the groups are, and a single write waits for nobody. Another is begun beside it when it is that
-of a large batch, when it takes long, or when much waits. A write is acknowledged after its
-transaction has been committed.
+Writes that arrive during a transaction form the next group, so the latency of the database
+determines the size of the groups, and a single write on an idle store starts at once. A second
+transaction starts concurrently in three cases:
+
+* the running transaction writes a large batch (`LARGE_ROWS`);
+* it takes longer than `SHORT_SECONDS`;
+* at least `LARGE_ROWS` rows are waiting.
+
+A write is acknowledged after its transaction has committed.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from sagastore_server.postgresql.errors import (
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.rows import SearchColumns
+from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import StorageError, UnavailableError
@@ -36,23 +42,23 @@ from sagastore_server.storage.load import OnGroup, unheard
 from sagastore_server.storage.model import Store
 
 MAX_GROUP_ROWS = 1000
-"""Rows after which a group takes no more: bounds how long a single save can wait."""
+"""Rows at which a group is complete. Bounds the time that a single save can wait."""
 
 LARGE_ROWS = 256
-"""Rows that are worth a transaction beside another, and of one that is worth another beside it.
-What is less is better added to the next: a transaction costs as much as dozens of rows."""
+"""Rows from which a concurrent transaction pays off, whether they are waiting or being written.
+Fewer rows join the next group instead: a transaction costs as much as dozens of rows."""
 
 SHORT_SECONDS = 0.05
-"""After which another is begun in any case: a transaction that waits for a lock, say, must hold
-up no others."""
+"""Seconds after which another transaction starts in any case: the running one may be waiting for a
+lock."""
 
 MIN_ATTEMPTS = 8
-"""How often at least a group that lost against other servers is tried. Each time somebody else
-has got on, so it is tried for as long as a write may wait to begin, as well."""
+"""Minimum number of attempts for a group that conflicts with other servers. Each conflict means
+that another server made progress, so attempts also continue until ``patience`` has passed."""
 
 _LONGEST_PAUSE = 0.1
-"""Seconds before a group is tried again, at most: what always stands in its way, as a sequence
-behind its table does, is to take little time from others."""
+"""Maximum seconds between two attempts. A permanent conflict, such as a sequence that is behind its
+table, should take little time from other groups."""
 
 T = TypeVar("T")
 _Outcome = object
@@ -63,20 +69,25 @@ class _Write(NamedTuple):
     ids: Sequence[str]
     apply: Callable[[Changes], object]
     known: Mapping[str, SearchColumns]
-    """What is to be indexed of some contents, made beforehand."""
+    """Search columns of contents, as far as they are known."""
     future: asyncio.Future[Any]
 
 
 class _Attempt:
-    """How far an attempt to commit a group came."""
+    """Progress of an attempt to commit a group."""
 
     def __init__(self) -> None:
         self.committing = False
-        """Whether COMMIT was sent: from then on a lost connection leaves the outcome open."""
+        """Whether COMMIT was sent. After that, a lost connection leaves the outcome unknown."""
 
 
 class PostgreSQLGroupWriter:
-    """Applies writes in groups, a few transactions at a time."""
+    """Writer of a PostgreSQL store. Applies writes in groups, in a few concurrent transactions.
+
+    * A group that fails because of one bad value is retried write by write, so the others succeed.
+    * A group that conflicts with another server, or finds a dead connection before COMMIT, is
+      retried. After COMMIT was sent it is not.
+    """
 
     def __init__(
         self,
@@ -86,12 +97,21 @@ class PostgreSQLGroupWriter:
         patience: float,
         *,
         on_group: OnGroup = unheard,
+        supervisor: Supervisor | None = None,
         tracer: Tracer = NO_TRACER,
     ) -> None:
-        """Write through ``pool`` with up to ``writers`` transactions at a time.
+        """Start ``writers`` background tasks, each of which runs one transaction at a time.
 
-        A write that has not begun after ``patience`` seconds is given up, and a group that
-        began so long ago is not begun anew. ``on_group`` hears of each group that was committed.
+        Args:
+            pool: The connections.
+            worker_pool: Computes search columns.
+            writers: Maximum number of concurrent transactions.
+            patience: Seconds after which a write that has not started fails, and after which a
+                group is not retried.
+            on_group: Called for each committed group.
+            supervisor: Runs the background tasks.
+            tracer: Records a span for each write.
+
         """
         self._pool = pool
         self._worker_pool = worker_pool
@@ -100,27 +120,34 @@ class PostgreSQLGroupWriter:
         self._patience = patience
         self._waiting: deque[_Write] = deque()
         self._rows = 0
-        """How many rows the writes that wait touch."""
+        """Rows of the waiting writes."""
         self._short: set[object] = set()
-        """Transactions under way whose end is worth waiting for."""
+        """Running transactions that are expected to end soon."""
         self._idle: list[asyncio.Future[None]] = []
         self._overdue: asyncio.TimerHandle | None = None
-        """Begins another transaction; runs while something may wait too long."""
+        """Timer that starts another transaction after `SHORT_SECONDS`."""
         self._closing = False
-        self._tasks = [asyncio.create_task(self._run()) for _ in range(writers)]
+        supervisor = supervisor or Supervisor()
+        self._tasks = [
+            supervisor.start(f"postgresql-writer-{number}", self._run)
+            for number in range(1, writers + 1)
+        ]
 
     async def submit(
         self, ids: Sequence[str], apply: Callable[[Changes], T], known: Mapping[str, SearchColumns]
     ) -> T:
         """Run ``apply`` in a group and return its result once it is committed.
 
-        ``ids`` are those that it touches; ``known`` is what is to be indexed of some of the
-        contents that it stores. A caller that is cancelled before the group begins has
-        written nothing.
+        A caller that is cancelled before the group begins has written nothing.
+
+        Args:
+            ids: The ids that ``apply`` touches.
+            apply: Applies the write.
+            known: Search columns by content, as far as they are known.
 
         Raises:
-            StorageError: Whatever ``apply`` raises; StorageFullError,
-                UnavailableError or CorruptStoreError if the group cannot be committed.
+            StorageError: Any error of ``apply``; StorageFullError, UnavailableError or
+                CorruptStoreError if the group cannot be committed.
 
         """
         if self._closing:
@@ -130,7 +157,7 @@ class PostgreSQLGroupWriter:
         self._waiting.append(write)
         self._rows += len(ids)
         self._begin_soon(loop)
-        overdue = loop.call_later(self._patience, self._give_up, write)
+        overdue = loop.call_later(self._patience, self._expire, write)
         try:
             with self._tracer.step("postgresql.commit", {"db.system.name": "postgresql"}):
                 return cast("T", await write.future)
@@ -139,23 +166,23 @@ class PostgreSQLGroupWriter:
 
     @property
     def waiting(self) -> int:
-        """How many writes are in no group yet."""
+        """Number of writes that are in no group yet."""
         return len(self._waiting)
 
     async def close(self) -> None:
-        """Commit what is waiting, refuse what comes, and end."""
+        """Refuse new writes, commit the waiting ones, and end the background tasks."""
         self._closing = True
         if self._overdue is not None:
             self._overdue.cancel()
         self._wake(len(self._idle))
-        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*(task.wait() for task in self._tasks))
 
-    def _give_up(self, write: _Write) -> None:
-        # A write that is under way is no longer in the queue, and has its own time limits.
+    def _expire(self, write: _Write) -> None:
+        # A write that has started is not in the queue; its transaction has its own time limits.
         if write in self._waiting:
             self._waiting.remove(write)
             self._rows -= len(write.ids)
-            _deliver(write, UnavailableError("the PostgreSQL store does not keep up; try again"))
+            _deliver(write, UnavailableError("the PostgreSQL store is overloaded; try again"))
 
     async def _run(self) -> None:
         while True:
@@ -176,7 +203,7 @@ class PostgreSQLGroupWriter:
                 await idle
 
     def _begin_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        """See to it that a transaction is begun for what waits, now or when it is time to."""
+        """Start a transaction for the waiting writes, now or after `SHORT_SECONDS`."""
         if not self._short or self._rows >= LARGE_ROWS:
             self._wake(1)
         elif self._overdue is None:
@@ -209,15 +236,15 @@ class PostgreSQLGroupWriter:
         return group
 
     async def _commit(self, group: list[_Write]) -> None:
-        """Commit a group and tell every caller, whatever happens."""
+        """Commit a group and give every caller its result or error."""
         try:
             outcomes = await self._outcomes(group)
-        except Exception as exc:  # noqa: BLE001 - every caller must be told, whatever it is
+        except Exception as exc:  # noqa: BLE001 - every error goes to the callers
             if len(group) > 1 and is_data_error(exc):
                 for write in group:
                     await self._commit([write])
                 return
-            outcomes = [_failure(exc)] * len(group)
+            outcomes = [_public_error(exc)] * len(group)
         except BaseException:
             for write in group:
                 write.future.cancel()
@@ -232,18 +259,18 @@ class PostgreSQLGroupWriter:
             number += 1
             attempt = _Attempt()
             try:
-                return await self._attempt(group, attempt, copy=number == 1)
+                return await self._commit_once(group, attempt, copy=number == 1)
             except (LostRaceError, asyncpg.UniqueViolationError, *AGAIN) as exc:
                 if number >= MIN_ATTEMPTS and (self._closing or time.monotonic() >= until):
                     raise
-                _log.debug("a group of writes begins anew: %s", type(exc).__name__)
+                _log.debug("retrying a group of writes: %s", type(exc).__name__)
             except Exception as exc:
-                # An idle connection had died: nothing was sent that could have been committed.
+                # The connection had died while idle: no COMMIT was sent.
                 if attempt.committing or number > 1 or not is_connection_loss(exc):
                     raise
             await asyncio.sleep(_pause_after(number))
 
-    async def _attempt(
+    async def _commit_once(
         self, group: list[_Write], attempt: _Attempt, *, copy: bool
     ) -> list[_Outcome]:
         began = time.perf_counter()
@@ -270,24 +297,24 @@ class PostgreSQLGroupWriter:
 
 
 def _pause_after(number: int) -> float:
-    """Return the seconds before a group is tried again: none at first, then more and more."""
+    """Return the seconds before the next attempt: 0 after the first, then up to a growing limit."""
     longest = _LONGEST_PAUSE * min(1.0, (number - 1) / MIN_ATTEMPTS)
-    return random.uniform(0, longest)  # noqa: S311 - no secret
+    return random.uniform(0, longest)  # noqa: S311 - not a secret
 
 
 def _outcome(write: _Write, changes: Changes) -> _Outcome:
-    """Apply one write; a refusal is its own and spoils no neighbour."""
+    """Apply one write. Its error does not affect the other writes of the group."""
     try:
         return write.apply(changes)
     except StorageError as exc:
         return exc
 
 
-def _failure(error: Exception) -> Exception:
+def _public_error(error: Exception) -> Exception:
     if isinstance(error, StorageError):
         return error
     if isinstance(error, LostRaceError):
-        return UnavailableError("other writes were in the way again and again; try again")
+        return UnavailableError("the write repeatedly conflicted with other writes; try again")
     public = translated(error)
     public.__cause__ = error
     return public

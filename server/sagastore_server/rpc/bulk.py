@@ -1,13 +1,13 @@
 """BulkSave streams: batches are stored concurrently and answered in order, with backpressure.
 
-A batch passes four states. A task or the call itself moves it to the next one:
+A batch passes four states:
 
 1. *read*: the reader task takes it from the stream once fewer than `READ_AHEAD` batches are
-   unanswered, and starts its validation;
-2. *validated*: by a task per batch, in a worker process if the batch is large;
-3. *storing*: the starter task begins to store batches in the order sent. A batch that shares an
-   id with an earlier one waits until that one is stored, because a backend promises no order
-   between calls;
+   unanswered;
+2. *validating*: a task per batch checks its messages, in a worker process if the batch is large;
+3. *storing*: the starter task takes validated batches in the order sent and starts a task that
+   stores each. A batch that shares an id with an earlier one waits until that one is stored,
+   because a backend promises no order between calls;
 4. *answered*: the call yields the responses in the order sent, each once its batch is durable.
 
 A stream ends in one of four ways:

@@ -1,8 +1,8 @@
 """Validation of one message of a batch, with its index terms; runs in a worker process.
 
 The process receives the message in protobuf and does everything with it in one step, so that a
-message crosses the process boundary once. A module of its own, without gRPC, because the process
-imports it and does not need gRPC.
+message crosses the process boundary once. The module is separate from `bulk` so that the process
+imports it without gRPC.
 """
 
 from __future__ import annotations

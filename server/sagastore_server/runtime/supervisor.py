@@ -124,6 +124,11 @@ class Supervisor:
             timer = asyncio.get_running_loop().call_later(HEALTHY_AFTER, self._recover, task)
             try:
                 await main()
+            except asyncio.CancelledError as exc:
+                if _cancelled_from_outside():
+                    raise
+                # Something that the task awaited was cancelled, for example a future.
+                failure = self._note(task, policy, exc)
             except Exception as exc:  # noqa: BLE001 - the supervisor handles every error
                 failure = self._note(task, policy, exc)
             else:
@@ -137,9 +142,9 @@ class Supervisor:
             pause = self._first_pause * 2 ** min(failure.failures - 1, 30)
             await asyncio.sleep(min(pause, self._longest_pause))
 
-    def _note(self, task: SupervisedTask, policy: Policy, exc: Exception) -> Failure:
+    def _note(self, task: SupervisedTask, policy: Policy, exc: BaseException) -> Failure:
         before = self._failures.get(task)
-        error = f"{type(exc).__name__}: {exc}".replace("\n", " ")
+        error = " ".join(f"{type(exc).__name__}: {exc}".split()).removesuffix(":")
         failure = Failure(task.name, policy, error, 1 if before is None else before.failures + 1)
         self._instruments.task_failed(task.name)
         again = before is not None and before.error == error
@@ -157,7 +162,14 @@ class Supervisor:
             self._publish()
 
     def _publish(self) -> None:
-        self.failing = tuple(sorted(self._failures.values()))
+        found = self._failures.values()
+        self.failing = tuple(sorted(found, key=lambda failure: (failure.task, failure.error)))
+
+
+def _cancelled_from_outside() -> bool:
+    """Return whether the current task itself was cancelled."""
+    current = asyncio.current_task()
+    return current is None or current.cancelling() > 0
 
 
 class SupervisedTask:
@@ -181,6 +193,11 @@ class SupervisedTask:
         """Request the stop without waiting for it."""
         if self._task is not None:
             self._task.cancel()
+
+    async def wait(self) -> None:
+        """Wait until the task has ended, without stopping it. Raises nothing that it raised."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
 
     async def stop(self) -> None:
         """Cancel the task and wait until it has ended. Does nothing if it has."""

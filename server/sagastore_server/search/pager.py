@@ -1,13 +1,27 @@
-"""Search page by page, over any backend.
+"""Keyset pagination of search results, over any backend.
 
-NEWEST and OLDEST walk chronological order. RELEVANCE ranks within windows: the
-newest matches that one scan returns are sorted by their score, then the ones
-before them, and so on. Ranking everything would take time in proportion to the
-matches, a million of them for a common word; and the place of a message would
-change with every write.
+NEWEST and OLDEST have one state: the position of the last message returned. RELEVANCE ranks
+within windows: it sorts the newest `WINDOW` matches by score, then the `WINDOW` before them, and
+so on. A cursor of RELEVANCE (`_Place`) is in one of two states:
 
-A cursor names positions, never rows or offsets, so it is stable under concurrent
-writes and means the same on every backend.
+* before a window: ``above`` is set (or None for the newest message), ``bottom`` is None. The next
+  page reads a window and thereby fixes its bottom.
+* within a window: ``above`` and ``bottom`` enclose the window, and ``score`` and ``last`` are
+  those of the last message returned. The next page reads the same window again, ranks it again,
+  and continues after ``last``.
+
+A page that reaches the end of a window continues in the next one. Both bounds are fixed when the
+first page of a window ends, so messages written above the window do not enter it; messages written
+into it later are ranked with it.
+
+Guarantees:
+
+* A cursor contains positions, no offsets and no row numbers. It stays valid under concurrent
+  writes and means the same on every backend.
+* A score depends on the query and the message alone (``search.ranking``), so a second ranking of
+  a window gives the same order.
+
+Ranking all matches instead would take time in proportion to them, a million for a common word.
 """
 
 from __future__ import annotations
@@ -23,11 +37,11 @@ from sagastore_server.storage.model import Message, Position
 from sagastore_server.storage.query import Criteria, Hit, Scan, TextQuery
 
 WINDOW = 500
-"""Messages ranked together at most; fewer where they are large (``storage.limits``)."""
+"""Messages that are ranked together; fewer if they are large (``storage.limits``)."""
 
 T = TypeVar("T")
 Cursor = tuple[int | float | str | None, ...]
-"""Where the next page begins: fit for JSON, the same for every backend."""
+"""Start of the next page, as JSON values; the same for every backend."""
 
 
 class Order(enum.Enum):
@@ -39,33 +53,34 @@ class Order(enum.Enum):
 
 
 class Runner(Protocol):
-    """Works on texts, beside whatever must not be held up by it."""
+    """Executor of text analysis that must not block the event loop."""
 
     async def __call__(
         self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
     ) -> list[T]:
-        """Return ``function(*one)`` for each of ``arguments``, of which the last is a text."""
+        """Return ``function(*one)`` for each of ``arguments``; the last argument is a text."""
 
 
 async def run_here(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
-    """Work on them at once."""
+    """Run the analysis in the caller."""
     return [function(*one) for one in arguments]
 
 
 class InvalidCursorError(ValueError):
-    """The cursor was not made by this module."""
+    """The cursor does not come from this module."""
 
 
 class _Place(NamedTuple):
-    """Where a page of ranked windows begins."""
+    """Start of a page of ranked windows; see the module for its two states."""
 
     above: Position | None
-    """The window begins behind this position; None: with the newest message."""
+    """The window begins after this position; None: with the newest message."""
     bottom: Position | None = None
-    """The last position of the window; None: the window is yet to be read."""
+    """The last position of the window; None: the window has not been read."""
     score: float = 0.0
+    """Score of ``last``."""
     last: Position | None = None
-    """Score and position of the last message shown of the window."""
+    """Position of the last message returned from the window."""
 
 
 async def search_page(
@@ -79,10 +94,10 @@ async def search_page(
 ) -> tuple[list[Hit], Cursor | None]:
     """Return a page of hits, and the cursor of the next page or None.
 
-    ``run`` runs the analysis of what was found, which for long texts takes long.
+    ``run`` executes scoring and snippets, which take long for long texts.
 
     Raises:
-        InvalidCursorError: ``cursor`` is not one of this module's.
+        InvalidCursorError: ``cursor`` does not come from this module.
         StorageError: As the backend's ``search``.
 
     """
@@ -125,28 +140,27 @@ async def _ranked(
     while place is not None:
         window, below = await _read_window(backend, criteria, place)
         scores = await run(score, [(text, message.content) for message in window])
-        rest = _behind(place, _ranked_by(scores, window))
+        rest = _after(place, _ranked_by(scores, window))
         for rank in rest:
             room -= rank[1].size
             if len(chosen) == page_size or (chosen and room < 0):
-                return await _shown(text, chosen, run), _resume(place, window, chosen)
+                return await _hits(text, chosen, run), _resume(place, window, chosen)
             chosen.append(rank)
         place = None if below is None else _Place(below)
         if place is not None and len(chosen) == page_size:
-            return await _shown(text, chosen, run), _cursor(place)
-    return await _shown(text, chosen, run), None
+            return await _hits(text, chosen, run), _cursor(place)
+    return await _hits(text, chosen, run), None
 
 
 async def _read_window(
     backend: StorageBackend, criteria: Criteria, place: _Place
 ) -> tuple[list[Message], Position | None]:
-    """Return the window's messages, and its bottom where matches may follow it."""
+    """Return the messages of the window, and its bottom if matches may follow it."""
     page = await backend.search(criteria, Scan(True, WINDOW, place.above, place.bottom))
     window = page.messages
     if place.bottom is None:
         return window, window[-1].position if page.more else None
-    # Messages written into the window since it was first read can make it longer
-    # than one scan.
+    # Messages written into the window since the first read can make it longer than one scan.
     while page.more:
         page = await backend.search(criteria, Scan(True, WINDOW, window[-1].position, place.bottom))
         window += page.messages
@@ -160,11 +174,11 @@ def _ranked_by(scores: list[float], window: list[Message]) -> list[tuple[float, 
 
 
 def _rank_order(rank: tuple[float, Message]) -> tuple[float, Position]:
-    # Python orders strings by code point, which is the order of their UTF-8 bytes.
+    # Python orders strings by code point, which equals the order of their UTF-8 bytes.
     return rank[0], rank[1].position
 
 
-def _behind(place: _Place, ranked: list[tuple[float, Message]]) -> list[tuple[float, Message]]:
+def _after(place: _Place, ranked: list[tuple[float, Message]]) -> list[tuple[float, Message]]:
     if place.last is None:
         return ranked
     last = (place.score, place.last)
@@ -176,26 +190,25 @@ def _resume(
     window: list[Message],
     chosen: list[tuple[float, Message]],
 ) -> Cursor:
-    """Return the cursor behind the last message chosen, within this window."""
+    """Return the cursor after the last message chosen, within this window."""
     value, last = chosen[-1][0], chosen[-1][1].position
     if place.above is not None and last >= place.above:
-        # The page ended with the window before: this one is yet to begin.
+        # The page ended with the previous window: nothing of this one was returned.
         return _cursor(_Place(place.above))
     bottom = place.bottom or window[-1].position
     return _cursor(_Place(place.above or _just_above(window), bottom, value, last))
 
 
 def _just_above(window: list[Message]) -> Position:
-    """Return a position behind which the window begins, and nothing above it.
+    """Return the position after which the window begins.
 
-    No id holds U+0000, so nothing sorts between an id and that id with U+0001.
-    The window is closed at its top this way: what is written above it later does
-    not make it grow.
+    No id contains U+0000, so no id sorts between an id and the same id followed by U+0001. This
+    fixes the top of the window: messages written above it later do not enter it.
     """
     return Position(window[0].timestamp, window[0].id + "\x01")
 
 
-async def _shown(text: TextQuery, chosen: list[tuple[float, Message]], run: Runner) -> list[Hit]:
+async def _hits(text: TextQuery, chosen: list[tuple[float, Message]], run: Runner) -> list[Hit]:
     extracts = await run(snippet, [(text, message.content) for _, message in chosen])
     return [
         Hit(message, value, extract)

@@ -92,7 +92,7 @@ async def watching(
 ) -> AsyncIterator[None]:
     """Poll the files of ``components`` every second while the context lasts.
 
-    Each has a task of its own, named for example ``access-watcher``, so that the failure of one
+    Each has a separate task, named for example ``access-watcher``, so that the failure of one
     does not keep another from reloading.
     """
     supervisor = supervisor or Supervisor()

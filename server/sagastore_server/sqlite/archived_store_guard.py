@@ -1,7 +1,7 @@
-"""Refuses a file that is under migration, or whose messages have moved for good.
+"""Guard that refuses a file under migration or a file whose messages have moved to PostgreSQL.
 
-A server that was started with yesterday's configuration would write behind the back of
-the migration, or begin an empty store where the old one was.
+Without it, a server started with an outdated configuration would write without the knowledge of
+the migration, or create an empty store in place of the archived one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sagastore_server.storage.replication import MigrationState
 
 
 class StoreRecord(NamedTuple):
-    """What a file of ours remembers of a migration."""
+    """Migration state stored in a SagaStore file."""
 
     state: MigrationState
     moved: ArchiveMark | None
@@ -29,13 +29,13 @@ class StoreRecord(NamedTuple):
 
 
 def remembered(path: Path, *, recover: bool) -> StoreRecord | None:
-    """Return what the file remembers; None if it is not ours, or cannot be read.
+    """Return the migration state of the file; None if it is unreadable or not a SagaStore file.
 
-    What is wrong with such a file is told by opening it. ``recover`` is for the one who
-    owns it; see ``files.open_read_only``.
+    Opening such a file reports what is wrong with it. Set ``recover`` only if the caller owns
+    the file; see ``files.open_read_only``.
 
     Raises:
-        CannotOpenError: It is ours, and what it says of a migration cannot be read.
+        CannotOpenError: It is a SagaStore file and its migration state is unreadable.
 
     """
     try:
@@ -50,11 +50,11 @@ def remembered(path: Path, *, recover: bool) -> StoreRecord | None:
 
 
 def remembered_by(connection: sqlite3.Connection) -> StoreRecord | None:
-    """Return what an open database remembers; None if it is not ours.
+    """Return the migration state of an open database; None if it is not a SagaStore file.
 
     Raises:
-        CorruptStoreError: What it says of a migration cannot be read.
-        sqlite3.Error: It cannot be read.
+        CorruptStoreError: The migration state is unreadable.
+        sqlite3.Error: The database is unreadable.
 
     """
     if scalar(connection, "PRAGMA application_id") != APPLICATION_ID:
@@ -64,10 +64,10 @@ def remembered_by(connection: sqlite3.Connection) -> StoreRecord | None:
 
 
 def refuse_by_name(path: Path) -> None:
-    """Refuse what can be told to have moved without owning it.
+    """Refuse an archived store before the file is locked.
 
-    That is a missing file with a receipt in its place, and an archive: a file that
-    nobody may write to, so that no server has it open.
+    Two cases need no lock: the file is missing and has a receipt, and an archive, which is
+    read-only, so no server has it open.
 
     Raises:
         MovedError: The messages are in PostgreSQL.
@@ -80,7 +80,7 @@ def refuse_by_name(path: Path) -> None:
         _refuse_receipt(path, receipt_path(real))
         return
     except OSError:
-        return  # Opening it says why.
+        return  # Opening it reports the error.
     if stat.S_ISREG(mode) and not mode & 0o222:
         found = remembered(path, recover=False)
         if found is not None and is_archive(real, found):
@@ -88,64 +88,64 @@ def refuse_by_name(path: Path) -> None:
 
 
 def is_archive(real: Path, found: StoreRecord) -> bool:
-    """Tell an archive from a file that is yet to be made one: it has another name now."""
+    """Return whether the file is an archive: it then has another name than the recorded one."""
     return found.moved is not None and found.moved.file != real.name
 
 
 def refuse_if_migrating(path: Path, found: StoreRecord) -> None:
-    """Refuse to use a file without the PostgreSQL that its migration goes to.
+    """Refuse a file that needs the PostgreSQL database of its migration.
 
     Raises:
         MovedError: The messages are in PostgreSQL.
-        CannotOpenError: The phase is another than SQLITE_ONLY.
+        CannotOpenError: The phase is not SQLITE_ONLY.
 
     """
     if found.state.phase is Phase.POSTGRES_ONLY:
         raise moved(path, found)
-    if (reason := why_not_alone(found)) is not None:
+    if (reason := requires_postgresql(found)) is not None:
         raise CannotOpenError(f"{path} {reason}")
 
 
-def why_not_alone(found: StoreRecord) -> str | None:
-    """Say why the file cannot be served without PostgreSQL, to follow its name; None: it can."""
+def requires_postgresql(found: StoreRecord) -> str | None:
+    """Return why the file needs PostgreSQL, as a predicate of its name; None if it does not."""
     phase = found.state.phase
     if phase is Phase.SQLITE_ONLY:
         return None
     if phase is Phase.POSTGRES_ONLY:
         since = "" if found.moved is None else f" since {_readable(found.moved.at)}"
-        return f"was archived: the messages live in PostgreSQL{since}; start with --postgres alone"
+        return f"was archived: the messages are in PostgreSQL{since}; start with --postgres alone"
     return (
-        f"is in phase {phase.slug} of a migration to PostgreSQL; start with --postgres as well, "
-        "or go back to sqlite-only first"
+        f"is in phase {phase.slug} of a migration to PostgreSQL; also set --postgres, or return "
+        "to phase sqlite-only first"
     )
 
 
 def moved(path: Path, found: StoreRecord) -> MovedError:
-    """Return the refusal of a file whose messages have moved."""
-    return MovedError(f"{path} {why_not_alone(found)}", found.store_id)
+    """Return the error for a file whose messages have moved."""
+    return MovedError(f"{path} {requires_postgresql(found)}", found.store_id)
 
 
 def _refuse_receipt(path: Path, receipt: Path) -> None:
     if not receipt.exists():
         return
-    begin_anew = f"or move {receipt.name} away to begin an empty store at this path"
+    new_store = f"or move {receipt.name} away to create an empty store at this path"
     try:
         said = read_receipt(receipt)
     except ReceiptError as exc:
         raise MovedError(
-            f"{path} is not there, but a receipt of its archiving is, and {exc}; "
-            f"start with --postgres alone, {begin_anew}"
+            f"{path} does not exist, but the receipt of its archive does, and {exc}; "
+            f"start with --postgres alone, {new_store}"
         ) from exc
     raise MovedError(
-        f"{path} is not there: its messages moved to PostgreSQL at "
+        f"{path} does not exist: its messages moved to PostgreSQL at "
         f"{_readable(said.archived_at)}, and the file is now {said.archive}; "
-        f"start with --postgres alone, {begin_anew}",
+        f"start with --postgres alone, {new_store}",
         _store_id(receipt, said),
     )
 
 
 def _store_id(receipt: Path, said: Receipt) -> str:
-    """Return which store a receipt is of; empty if neither it nor its archive tells."""
+    """Return the store id of an archived file; empty if neither archive nor receipt has it."""
     archive = remembered(receipt.with_name(said.archive), recover=False)
     return str(said.report.get("store_id", "")) if archive is None else archive.store_id
 

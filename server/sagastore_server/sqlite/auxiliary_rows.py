@@ -1,6 +1,6 @@
-"""Reads what is carried along: quarantine, legacy files, extra values of messages.
+"""Reader of the auxiliary rows: quarantine, legacy files, and extra values of messages.
 
-Page by page, so that no read transaction stays open and memory stays flat.
+It reads page by page, so that no read transaction stays open and memory use is constant.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from sagastore_server.storage.replication import AuxiliaryTally, ExtraValue, Fil
 
 PAGE_ROWS = 500
 PAGE_BYTES = MOST_READ
-"""Values read at once; a single row may hold more."""
+"""Bytes of values read at once; a single row may be larger."""
 
 _BEFORE_ALL = -(2**63)
 
 
 class AuxiliaryRowReader:
-    """Reads what is carried along from one open file."""
+    """Reads the auxiliary rows of one open store."""
 
     def __init__(self, readers: ReaderPool) -> None:
         """Read through ``readers``."""
@@ -35,7 +35,7 @@ class AuxiliaryRowReader:
         self._files: LegacyFiles | None = None
 
     async def files(self, after: int, limit: int) -> list[FileRow]:
-        """As ``MigrationSource.files``; fewer than ``limit`` where rows are large."""
+        """As ``MigrationSource.files``; fewer than ``limit`` if rows are large."""
         table = await self._table()
         while rows := await self._some(table.by_number, (after, limit)):
             found = [one for row in rows if isinstance(one := table.read(row), FileRow)]
@@ -45,7 +45,7 @@ class AuxiliaryRowReader:
         return []
 
     async def extras(self, after: tuple[str, str], limit: int) -> list[ExtraValue]:
-        """As ``MigrationSource.extras``; fewer than ``limit`` where values are large."""
+        """As ``MigrationSource.extras``; fewer than ``limit`` if values are large."""
         rows = await self._some(QUERIES["extras"], (*after, limit))
         return [ExtraValue(key, name, _value_as_json(*value)) for key, name, *value in rows]
 
@@ -58,12 +58,12 @@ class AuxiliaryRowReader:
         )
 
     async def set_aside_files(self, writer: SQLiteGroupWriter) -> int:
-        """As ``MigrationSource.set_aside_files``; rows are written by ``writer``."""
+        """As ``MigrationSource.set_aside_files``; ``writer`` writes the rows."""
         table = await self._table()
         count, after = 0, _BEFORE_ALL
         while rows := await self._some(table.by_number, (after, PAGE_ROWS)):
-            odd = [one for row in rows if isinstance(one := table.read(row), SetAside)]
-            count += await _insert(writer, odd)
+            rejected = [one for row in rows if isinstance(one := table.read(row), SetAside)]
+            count += await _insert(writer, rejected)
             after = rows[-1][0]
         if table.has_ids and not await self._value("files_unique_by_id"):
             count += await self._set_aside_repeated(writer, table)
@@ -85,8 +85,8 @@ class AuxiliaryRowReader:
                     (
                         Blocker(
                             "FILES_WITHOUT_ROWID",
-                            "the table files has no rowid, so its rows cannot be named; stop the "
-                            "server and copy them into a table as the legacy application makes it",
+                            "the table files has no rowid, so its rows cannot be identified; "
+                            "stop the server and copy them into a table with a rowid",
                         ),
                     )
                 )

@@ -15,6 +15,8 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
+from sagastore_server.runtime.read_batcher import ReadBatcher
+from sagastore_server.runtime.supervisor import Supervisor, awaited
 from sagastore_server.runtime.worker_pool import FEW, SHORT, WorkerPool
 from sagastore_server.sqlite import index_terms
 from sagastore_server.sqlite.archived_store_guard import (
@@ -56,7 +58,6 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
-from sagastore_server.storage.read_batcher import ReadBatcher
 from sagastore_server.storage.validation import MAX_TIMESTAMP, MIN_TIMESTAMP
 
 _OLDEST = Position(MIN_TIMESTAMP - 1, "")
@@ -68,20 +69,31 @@ _log = logging.getLogger(__name__)
 
 
 class SQLiteStorage(StorageBackend):
-    """Keeps messages in one file that this process owns while it is open.
+    """`StorageBackend` on one SQLite file, which this process owns while it is open.
 
-    WAL with ``synchronous=FULL``: a write returns after its transaction is synced.
-    Writes that wait together share a transaction (``writer``); reads have their own
-    connections (``readers``), which never wait for the writer, nor it for them.
-    A legacy ``memory.db`` is taken over when it is opened (``takeover``).
+    * A write returns after its transaction is synced to disk (WAL, ``synchronous=FULL``).
+    * Writes that wait together share a transaction (``writer``).
+    * Reads have their own connections (``readers``). Readers and the writer never wait for each
+      other, except briefly while the log restarts (``checkpoint``).
+    * ``open`` imports a legacy ``memory.db`` (``legacy``).
     """
 
     def __init__(
-        self, path: Path, progress: Progress | None = None, *, tracer: Tracer = NO_TRACER
+        self,
+        path: Path,
+        progress: Progress | None = None,
+        supervisor: Supervisor | None = None,
+        *,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
-        """Prepare to keep messages in the file at ``path``; ``open`` touches it.
+        """Create a store on the file at ``path``, which only ``open`` touches.
 
-        ``progress`` hears of long work while opening, from another thread.
+        Args:
+            path: The database file.
+            progress: Called during long work in ``open``, from another thread.
+            supervisor: Runs the background tasks of the store.
+            tracer: Records the spans of reads and commits.
+
         """
         self._path = path
         self._progress = progress or _unheard
@@ -91,19 +103,19 @@ class SQLiteStorage(StorageBackend):
         self._gets = ReadBatcher(self._get_together)
         self._worker_pool = WorkerPool()
         self._searching = asyncio.Semaphore(READERS - 1)
-        self._checkpointer = Checkpointer(path, self._readers)
+        self._checkpointer = Checkpointer(path, self._readers, supervisor)
         self._connection: sqlite3.Connection | None = None
         self._writer: SQLiteGroupWriter | None = None
         self._on_group: OnGroup = unheard
         self._abandoned = threading.Event()
 
     async def open(self) -> None:
-        """See the contract: creates, upgrades or takes over the file.
+        """See the contract: creates or upgrades the file, or imports a legacy one.
 
         Raises:
             MovedError: Its messages have moved to PostgreSQL.
-            CannotOpenError: As the contract says; also a file under migration, which only
-                ``SQLiteSource`` may use.
+            CannotOpenError: As in the contract; also if the file is under migration. Only
+                ``SQLiteSource`` may use such a file.
 
         """
         refuse_by_name(self._path)
@@ -148,7 +160,7 @@ class SQLiteStorage(StorageBackend):
     async def _index_many(
         self, drafts: Sequence[NewMessage], terms: PreparedTerms | None
     ) -> dict[IndexedFields, index_terms.FtsColumns]:
-        """Return the terms of drafts, or nothing where the writer has them as quickly."""
+        """Return the terms of drafts; empty if the writer computes them as quickly."""
         if terms is not None and terms.by is index_terms.indexed_columns:
             return dict(zip(map(indexed_fields, drafts), terms.of, strict=True))
         if len(drafts) < FEW and sum(len(draft.content) for draft in drafts) < SHORT:
@@ -197,7 +209,7 @@ class SQLiteStorage(StorageBackend):
         if criteria.text is not None and not criteria.text.alternatives:
             return Page([], more=False)
         compiled = compile_search(criteria, scan)
-        # A search may take seconds. One connection is always left to reads that do not.
+        # A search can take seconds. One connection remains for short reads.
         async with self._searching:
             return await self._search(compiled, scan.limit)
 
@@ -206,12 +218,12 @@ class SQLiteStorage(StorageBackend):
         return page if page is not None else await self._readers.page(*compiled.whole, limit)
 
     async def _in_blocks(self, compiled: Compiled, limit: int) -> Page | None:
-        """Search block by block; None: all matches are to be looked up."""
+        """Search block by block; None if a lookup of all matches is faster. See ``search``."""
         rows = self._open_writer().last_number
         block = first_block(rows)
         if compiled.expression is None:
             return None
-        # To count what begins with a prefix takes as long as to look at a block.
+        # Counting the matches of a prefix takes as long as reading a block.
         counts = iter((0 if compiled.has_prefix else some(limit), enough(rows, limit)))
         while block:
             statement = compiled.of_block(block, next(counts, 0))
@@ -276,19 +288,20 @@ class SQLiteStorage(StorageBackend):
         ]
 
     async def checkpoint(self) -> None:
-        """Empty the write-ahead log if it is large enough; happens by itself too."""
+        """Checkpoint the write-ahead log if its size requires it; also runs in the background."""
         await self._checkpointer.run_once()
 
     async def _open_owned(self) -> None:
-        """Open what ``_close_connections`` closes."""
+        """Open everything that ``_close_connections`` closes."""
         self._connection = await self._open_file()
         self._writer = SQLiteGroupWriter(
-            self._connection, self._has_committed, self._on_group, self._tracer
+            self._connection, self._on_commit, self._on_group, self._tracer
         )
         await self._readers.open()
         await self._checkpointer.open(self._writer)
 
     async def _close_connections(self) -> None:
+        await self._checkpointer.stop()  # It uses the writer, which refuses work once it closes.
         if self._writer is not None:
             await self._writer.close()
             self._writer = None
@@ -300,15 +313,15 @@ class SQLiteStorage(StorageBackend):
             self._connection = None
 
     def _admit(self, path: Path, found: StoreRecord) -> None:
-        """Refuse what this class cannot use, before anything is changed."""
+        """Refuse a file that this class cannot use, before anything is changed."""
         refuse_if_migrating(path, found)
 
-    def _has_committed(self, revision: int) -> None:
-        """Hear of the greatest revision on disk; see ``SQLiteGroupWriter``."""
+    def _on_commit(self, revision: int) -> None:
+        """Handle a new greatest revision on disk; see ``SQLiteGroupWriter``."""
 
     async def _open_file(self) -> sqlite3.Connection:
-        """Open the file in a thread; if the caller gives up, end that before returning."""
-        work = asyncio.create_task(
+        """Open the file in a thread. If the caller is cancelled, stop the thread first."""
+        work = awaited(
             asyncio.to_thread(
                 open_for_writing, self._path, self._report_unless_abandoned, self._admit
             )
@@ -324,7 +337,7 @@ class SQLiteStorage(StorageBackend):
 
     def _report_unless_abandoned(self, what: str, done: int, total: int) -> None:
         if self._abandoned.is_set():
-            # Rolls back what is under way: nobody waits for it any more.
+            # The caller is gone; the exception rolls the transaction back.
             raise UnavailableError("the server was stopped while it opened the file")
         self._progress(what, done, total)
 
@@ -347,11 +360,11 @@ class SQLiteStorage(StorageBackend):
 
 
 def _unheard(what: str, done: int, total: int) -> None:
-    """Stand in for a listener."""
+    """Ignore the progress."""
 
 
 def _on_disk(path: Path) -> dict[str, int]:
-    """Return the size of a file and the room beside it, as fields of a ``Load``."""
+    """Return the size of a file and the free space of its disk, as fields of a ``Load``."""
     try:
         free = shutil.disk_usage(path.parent).free
         return {"file_bytes": path.stat().st_size, "disk_free_bytes": free}
@@ -360,9 +373,9 @@ def _on_disk(path: Path) -> dict[str, int]:
 
 
 def _close_tidily(connection: sqlite3.Connection) -> None:
-    """Empty the log and close; SQLite removes the side files with its last connection."""
+    """Truncate the log and close. SQLite removes the side files with its last connection."""
     try:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except sqlite3.Error as exc:
-        _log.warning("the file was closed without a checkpoint, which loses nothing: %s", exc)
+        _log.warning("the file was closed without a checkpoint; no write is lost: %s", exc)
     connection.close()

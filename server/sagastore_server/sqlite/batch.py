@@ -1,4 +1,4 @@
-"""A group of writes as statements: what is stored is read, then changed at once."""
+"""Batch: the SQL of one group of writes. Reads the stored rows, then writes all changes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from sagastore_server.storage.model import Message, Store
 
 DURABLE_ON = (Store.SQLITE,)
 _INSERTS = frozenset({"unindex", "insert", "index", "bury", "journal"})
-"""Statements that insert rows; the full-text index is told of what goes by inserting."""
+"""Statements that insert rows. FTS5 also removes an entry by an INSERT (``unindex``)."""
 
 
 class Counters(NamedTuple):
-    """What a group goes on from."""
+    """State at the start of a group."""
 
     revision: int
-    """The last one given out."""
+    """The last revision assigned."""
     number: int
-    """The last one given out."""
+    """The last row number assigned."""
     journals: bool
     """Whether changes are journalled."""
 
@@ -47,10 +47,15 @@ class Batch:
         ids: Iterable[str],
         terms: Mapping[IndexedFields, FtsColumns],
     ) -> None:
-        """Read what is stored under ``ids``, within a transaction of ``connection``.
+        """Read the rows of ``ids``, in an open transaction of ``connection``.
 
-        ``ids`` are all that will be touched; ``now`` is in microseconds; ``terms`` are those
-        that are known already.
+        Args:
+            connection: The writing connection.
+            counters: State after the previous group.
+            now: The current time in microseconds.
+            ids: All ids that the group touches.
+            terms: Index terms that are known already.
+
         """
         self._connection = connection
         self._terms = terms
@@ -60,13 +65,10 @@ class Batch:
         self._numbers: dict[str, int] = {}
         self._rows: dict[str, list[tuple[object, ...]]] = {}
         self.changes = Changes(self._stored(ids), self._revisions, now, DURABLE_ON)
-        """To be worked out before ``flush``."""
+        """Apply the writes to it before ``flush``."""
 
     def flush(self) -> Counters:
-        """Write what has changed, and return the last numbers given out.
-
-        Nothing is executed where nothing has changed.
-        """
+        """Write the changes and return the new counters. Without changes nothing is executed."""
         for message_id, message in self.changes.after.items():
             before = self.changes.before.get(message_id)
             if message is None:
@@ -96,7 +98,7 @@ class Batch:
             self._connection.executemany(QUERIES[name], rows)
 
     def _entries(self) -> list[tuple[object, ...]]:
-        """Return a journal entry for each message that changes."""
+        """Return a journal entry for each changed message."""
         changes = self.changes
         return [
             (changes.buried[key] if message is None else message.revision, key, changes.now)

@@ -1,4 +1,4 @@
-"""Opens connections, all with the same settings."""
+"""Factory of connections with uniform settings."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     import aiosqlite
 
 BUSY_TIMEOUT_MS = 10_000
-"""How long a connection waits for another's lock, in milliseconds."""
+"""Milliseconds that a connection waits for a lock."""
 
 WRITER_CACHE_KIB = 64 * 1024
 READER_CACHE_KIB = 16 * 1024
 
 LOG_BYTES = 64 * 1024 * 1024
-"""How long the file of the log stays, at most, when the log begins anew (``checkpoint``)."""
+"""Largest length of the log file after the log restarts (``checkpoint``)."""
 
 
 def writer_connection(path: Path) -> sqlite3.Connection:
-    """Open the one connection that writes: WAL, every commit on disk before it returns.
+    """Open the only writing connection: WAL, and every commit is synced before it returns.
 
-    The caller's threads take turns; SQLite's own checkpoints are off, because
-    ``checkpoint`` does them.
+    Several threads may use it, one at a time. SQLite's automatic checkpoints are off; the
+    checkpointer replaces them.
     """
     connection = sqlite3.connect(
         path, isolation_level=None, check_same_thread=False, cached_statements=STATEMENTS
@@ -45,7 +45,7 @@ def writer_connection(path: Path) -> sqlite3.Connection:
 
 
 async def prepare_reader(connection: aiosqlite.Connection) -> None:
-    """Make a connection fit for reading: it cannot write, and knows our functions."""
+    """Make a connection read-only and register the SQL functions."""
     await connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     await connection.execute("PRAGMA query_only = ON")
     await connection.execute(f"PRAGMA cache_size = -{READER_CACHE_KIB}")
@@ -53,7 +53,7 @@ async def prepare_reader(connection: aiosqlite.Connection) -> None:
 
 
 _read_json = json.JSONDecoder().raw_decode
-"""What ``json.loads`` does for a text without spaces around it, as ours are, in half the time."""
+"""Equals ``json.loads`` for a text without surrounding spaces, as stored here, in half the time."""
 
 
 def message_from_row(row: Sequence[Any]) -> Message:

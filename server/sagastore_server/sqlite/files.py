@@ -1,9 +1,8 @@
-"""What a database file is, told without touching it; and the schema of our own.
+"""Classification of database files without changing them, and the schema of SagaStore files.
 
-Nothing here, and nothing that looks at a file before it is ours, may open it in
-any way but through SQLite while a connection of this process has it open: POSIX
-drops all of a process's locks on a file as soon as the process closes any
-descriptor of it (SQLite's "How To Corrupt", 2.2).
+While a connection of this process has a file open, open the file through SQLite only. POSIX
+drops all locks of a process on a file as soon as the process closes any descriptor of it
+(SQLite's "How To Corrupt", 2.2).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from sagastore.receipt import VALUE_COMPLAINTS
 from sagastore_server.storage.errors import CannotOpenError
 
 APPLICATION_ID = 0x53414741
-"""``SAGA`` in the header of every file that is ours (offset 68, big-endian)."""
+"""``SAGA``: the application id of SagaStore files (header offset 68, big-endian)."""
 
 MAGIC = b"SQLite format 3\x00"
 
@@ -35,7 +34,7 @@ _SHOWN_TABLES = 5
 
 
 class Kind(enum.Enum):
-    """The kinds of file that a server may be given."""
+    """Kind of a file given to the server."""
 
     MISSING = "missing"
     EMPTY = "empty"
@@ -47,21 +46,21 @@ class Kind(enum.Enum):
 
 
 class FileState(NamedTuple):
-    """What a file is."""
+    """Kind and schema version of a file."""
 
     kind: Kind
     schema_version: int = 0
-    """Of a file that is ours; 0 for every other kind."""
+    """Schema version of a SagaStore file; 0 for every other kind."""
     detail: str = ""
-    """For a kind that cannot be used: why, to follow the file's name in a sentence."""
+    """Why the kind cannot be used, as a predicate of the file's name."""
 
 
-# ------------------------------------------------------------------ our schema
+# ------------------------------------------------------------------ schema
 
 
 @cache
 def schema_steps() -> dict[int, str]:
-    """Return the schema's steps by number: the SQL of ``schema/NNNN_*.sql``, in order."""
+    """Return the SQL of the schema steps by number, in order: ``schema/NNNN_*.sql``."""
     folder = resources.files(__package__) / "schema"
     steps = {
         int(file.name[:4]): file.read_text(encoding="utf-8")
@@ -72,13 +71,13 @@ def schema_steps() -> dict[int, str]:
 
 
 SCHEMA_VERSION = max(schema_steps())
-"""The schema that this server writes; ``user_version`` of its files."""
+"""Schema version of this server; ``user_version`` of its files."""
 
 
 def apply_step(connection: sqlite3.Connection, number: int) -> None:
-    """Run one step of the schema inside the caller's transaction.
+    """Run one schema step in the caller's transaction.
 
-    Also marks the file as ours, at this version; SQLite rolls both back with the
+    It also sets the application id and the version, which SQLite rolls back with the
     transaction. The connection needs ``register_owner_function``.
     """
     for statement in _statements(schema_steps()[number]):
@@ -89,7 +88,7 @@ def apply_step(connection: sqlite3.Connection, number: int) -> None:
 
 @cache
 def names_made_by(first: int, last: int) -> frozenset[str]:
-    """Return the names, in lower case, of what the steps from ``first`` to ``last`` make."""
+    """Return the lower-case names of the schema objects of steps ``first`` to ``last``."""
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         register_owner_function(connection)
         before: set[str] = set()
@@ -105,7 +104,7 @@ def _names(connection: sqlite3.Connection) -> set[str]:
 
 
 def register_owner_function(connection: sqlite3.Connection) -> None:
-    """Let ``connection`` through the guard triggers that shut out other writers."""
+    """Let ``connection`` pass the guard triggers, which refuse all other writers."""
     connection.create_function("sagastore_server_owns_this_file", 0, lambda: 1, deterministic=True)
 
 
@@ -114,7 +113,7 @@ def _statements(script: str) -> Iterator[str]:
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
-        # Knows that the statements inside of a trigger do not end it.
+        # complete_statement does not split at the statements inside a trigger.
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
@@ -126,18 +125,17 @@ def _statements(script: str) -> Iterator[str]:
 
 
 def classify(path: Path, *, check: bool = False, recover: bool = False) -> FileState:
-    """Tell what the file at ``path`` is, changing neither it nor its folder.
+    """Classify the file at ``path`` without changing it or its folder.
 
     Args:
         path: The file; it need not exist.
-        check: Also look at every page (``quick_check``), in time proportional to the
-            file; what is damaged is then CORRUPT even where its schema is readable.
-        recover: For the one who owns the file: if its last writer was killed, let
-            SQLite roll the unfinished transaction back in place, rather than in a
-            temporary copy.
+        check: Also check every page (``quick_check``), in time proportional to the size. A
+            damaged file is then CORRUPT even if its schema is readable.
+        recover: Set only by the owner of the file. If the last writer was killed, SQLite rolls
+            the unfinished transaction back in place instead of in a temporary copy.
 
     Raises:
-        CannotOpenError: It cannot be read: no permission, a folder, locked.
+        CannotOpenError: The file is unreadable: no permission, a folder, or locked.
 
     """
     try:
@@ -162,10 +160,10 @@ def classify(path: Path, *, check: bool = False, recover: bool = False) -> FileS
 
 @contextlib.contextmanager
 def open_read_only(path: Path, *, recover: bool = False) -> Iterator[sqlite3.Connection]:
-    """Open a database for reading, leaving no trace: no ``-wal``, ``-shm`` or new time.
+    """Open a database for reading without side effects: no ``-wal``, ``-shm`` or new mtime.
 
-    Where SQLite would have to write to read (a writer was killed), the database is
-    read from a temporary copy, or with ``recover`` in place.
+    If SQLite must write before it can read, because a writer was killed, the context uses a
+    temporary copy, or the file itself with ``recover``.
 
     Raises:
         sqlite3.Error: It is not a database, damaged, or locked.
@@ -187,13 +185,13 @@ def open_read_only(path: Path, *, recover: bool = False) -> Iterator[sqlite3.Con
 
 
 def damage(connection: sqlite3.Connection, *, full: bool) -> str | None:
-    """Return the first damage of the database, in SQLite's words, or None.
+    """Return the first damage that SQLite reports, or None.
 
-    ``full`` also compares every index with its table. Neither full-text indexes nor
-    the values in rows count.
+    ``full`` also compares every index with its table. Full-text indexes and the values in rows
+    are not checked.
     """
     check = "integrity_check" if full else "quick_check"
-    # Without a limit: a hundred odd values must not hide a damaged page.
+    # Without a limit: complaints about a hundred values must not hide a damaged page.
     lines = connection.execute(f"PRAGMA {check}(2147483647)")
     try:
         for (line,) in lines:
@@ -203,7 +201,7 @@ def damage(connection: sqlite3.Connection, *, full: bool) -> str | None:
     except sqlite3.DatabaseError as exc:
         if not exc.sqlite_errorname.startswith("SQLITE_CORRUPT"):
             raise
-        return str(exc)  # Damaged so badly that the check itself stops.
+        return str(exc)  # The damage ends the check itself.
     return None
 
 
@@ -221,18 +219,18 @@ def quoted(name: str) -> str:
 def _read_only_options(path: Path) -> str:
     wal = path.with_name(path.name + "-wal")
     if wal.exists() and wal.stat().st_size:
-        # Reads the log beside a living writer, and builds its own index of the log
-        # beside a dead one (SQLite's src/os_unix.c); never writes to either.
+        # Reads the log while a writer runs; if the writer was killed, builds a private index of
+        # the log (SQLite's src/os_unix.c). Writes to neither file.
         return "mode=ro&readonly_shm=1"
     with path.open("rb") as file:
         header = file.read(20)
-    # A WAL database without a log has no writer; opening it in the usual way would
-    # make the side files. Any other mode locks the file itself, as it should.
+    # A WAL database without a log has no writer, and a normal open would create the side files.
+    # In every other journal mode the open locks the file itself, as required.
     return "immutable=1" if header[18:20] == bytes([_WAL_FORMAT] * 2) else "mode=ro"
 
 
 def connect(path: Path, options: str) -> sqlite3.Connection:
-    """Open a database for queries only, with options of a SQLite URI; touches it by SQLite alone.
+    """Open a database for queries only, through SQLite, with the options of a SQLite URI.
 
     Raises:
         sqlite3.Error: It is not a database, damaged, or locked.
@@ -264,10 +262,10 @@ def _scratch_copy(path: Path, stack: contextlib.ExitStack) -> Path:
 
 
 def state_of(connection: sqlite3.Connection, *, check: bool = False) -> FileState:
-    """Tell what an open database is; see ``classify``.
+    """Classify an open database; see ``classify``.
 
     Raises:
-        sqlite3.Error: It cannot be read.
+        sqlite3.Error: The database is unreadable.
 
     """
     if check:
@@ -306,7 +304,7 @@ def _judged_by_tables(connection: sqlite3.Connection, version: int) -> FileState
 
 
 def _missing_columns(connection: sqlite3.Connection) -> list[str] | None:
-    """Return which columns keep ``messages`` from being legacy; None: no such table."""
+    """Return the columns that ``messages`` lacks as a legacy table; None if there is no table."""
     row = connection.execute(
         "SELECT sql FROM sqlite_master WHERE type = 'table' AND lower(name) = 'messages'"
     ).fetchone()
@@ -320,10 +318,10 @@ def _in_utf8(connection: sqlite3.Connection, kind: Kind) -> FileState:
     (encoding,) = connection.execute("PRAGMA encoding").fetchone()
     if encoding == "UTF-8":
         return FileState(kind)
-    # The encoding of a file cannot be changed, and it orders ids by other bytes.
+    # The encoding of a file cannot be changed, and UTF-16 orders ids differently.
     return FileState(
         Kind.FOREIGN,
-        detail=f"keeps its text as {encoding}; make a copy in UTF-8 "
+        detail=f"stores its text as {encoding}; make a copy in UTF-8 "
         "(sqlite3 OLD .dump | sqlite3 NEW) and use that",
     )
 
@@ -333,11 +331,11 @@ def _judged_by_error(path: Path, error: sqlite3.DatabaseError) -> FileState:
     if name.startswith("SQLITE_NOTADB"):
         return FileState(Kind.NOT_A_DATABASE, detail="is not a SQLite database, or is encrypted")
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_ERROR")):
-        # Of reading the schema alone, SQLITE_ERROR means that it does not parse.
+        # Only the schema was read, so SQLITE_ERROR means that it does not parse.
         return FileState(Kind.CORRUPT, detail=f"is damaged: {_one_line(str(error))}")
     if name.startswith("SQLITE_BUSY"):
         raise CannotOpenError(
-            f"{path} is being written by another program; stop that first"
+            f"{path} is being written by another program; stop that program first"
         ) from error
     raise CannotOpenError(f"{path} cannot be read: {_one_line(str(error))}") from error
 

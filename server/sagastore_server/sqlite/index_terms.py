@@ -1,7 +1,7 @@
-"""What the full-text index holds of a message: the one way from a row to its terms.
+"""Index terms: the only code that computes the columns of ``messages_fts`` from a message.
 
-Every writer of ``messages_fts`` goes through here, so that an index built by the
-takeover of a legacy file equals one built message by message.
+Every writer of ``messages_fts`` uses it, so an index built by the legacy import equals one built
+message by message.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from sagastore_server.search.facts import metadata_facts, tag_fact
 from sagastore_server.storage.model import Message, NewMessage
 
 IndexedFields = tuple[str, Sequence[str], str]
-"""What is searched of a message: its content, tags and metadata, the last as canonical JSON."""
+"""The searchable fields of a message: content, tags, and metadata as canonical JSON."""
 
 FtsColumns = tuple[str, str, str]
 """The ``stems``, ``words`` and ``facts`` of a message."""
 
 
 def indexed_fields(message: NewMessage | Message) -> IndexedFields:
-    """Return what ``fts_columns`` takes."""
+    """Return the arguments of ``fts_columns``."""
     return message.content, message.tags, message.metadata
 
 
 def indexed_columns(draft: NewMessage) -> FtsColumns:
-    """Return the terms of a draft: ``StorageBackend.indexed_columns`` of this store."""
+    """Return the terms of a draft: the ``StorageBackend.indexer`` of this store."""
     return fts_columns(*indexed_fields(draft))
 
 

@@ -1,7 +1,7 @@
-"""The journal: what has changed, kept in the transactions of the changes themselves.
+"""Change journal: an entry per change, written in the transaction of the change itself.
 
-The functions here run on the writing connection, in a transaction between two groups;
-``batch`` writes the entries of a group. See schema/0002_journal.sql.
+These functions run on the writing connection, in a transaction between two groups. ``batch``
+writes the entries of a group. See schema/0002_journal.sql.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.storage.replication import Entry, MigrationState
 
 ROWS_AT_ONCE = 5000
-"""Entries that one transaction removes or adds: writes wait for it, some milliseconds."""
+"""Entries that one transaction removes or adds. Writes wait for it, some milliseconds."""
 
 
 def change_state(
     connection: sqlite3.Connection, state: MigrationState, rejournal_after: int | None
 ) -> int:
-    """Remember ``state`` and what follows from it; see ``MigrationSource.set_state``.
+    """Store ``state`` and apply its consequences; see ``MigrationSource.set_state``.
 
-    While there is a journal it has every change behind ``pruned``, but for those that
-    were rejournalled. So where journalling begins, ``pruned`` is the last revision.
+    The journal contains every change after ``pruned``, apart from entries journalled again. So
+    when journalling begins, ``pruned`` is the last revision.
     """
     revision = last_revision(connection)
     journalled = load_state(connection).phase.journals
@@ -50,7 +50,7 @@ def change_state(
 
 
 def force(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
-    """Add ``forced`` entries for ``ids``; return the last sequence given out."""
+    """Add ``forced`` entries for ``ids``; return the last sequence assigned."""
     first = last_revision(connection) + 1
     now = time.time_ns() // 1000
     entries = [(first + place, key, now) for place, key in enumerate(ids)]
@@ -61,7 +61,7 @@ def force(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
 
 
 def prune_some(connection: sqlite3.Connection, upto: int) -> bool:
-    """Remove the first entries up to ``upto``; tell whether there may be more."""
+    """Remove the first entries up to ``upto``; return whether there may be more."""
     (last,) = connection.execute(QUERIES["prunable"], (upto, ROWS_AT_ONCE)).fetchone()
     if last is None:
         return False
@@ -72,7 +72,7 @@ def prune_some(connection: sqlite3.Connection, upto: int) -> bool:
 
 
 def last_revision(connection: sqlite3.Connection) -> int:
-    """Return the greatest revision given out."""
+    """Return the greatest revision assigned."""
     (revision,) = connection.execute(QUERIES["get_state"], ("revision",)).fetchone()
     return int(revision)
 

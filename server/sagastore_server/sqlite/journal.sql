@@ -1,5 +1,4 @@
--- The statements of a migration, by name: its journal, and what is carried along. Read by
--- queries.py.
+-- Statements of the live migration by name: journal and auxiliary rows. Loaded by queries.py.
 
 -- name: journal
 INSERT INTO journal (sequence, id, written_at) VALUES (?, ?, ?)

@@ -1,4 +1,4 @@
-"""What a file remembers of a migration: the rows of ``store_state`` that tell of it."""
+"""Migration state of a SagaStore file: its rows in the table ``store_state``."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _PHASES = {phase.slug: phase for phase in Phase}
 
 
 class ArchiveMark(NamedTuple):
-    """That the messages have moved elsewhere for good."""
+    """Mark in a file whose messages have moved to PostgreSQL."""
 
     at: str
-    """When, in ISO form, UTC."""
+    """Time of the move, ISO 8601, UTC."""
     file: str
-    """The name that the file had then; under another one it is the archive."""
+    """Name of the file at that time. A file with the mark and another name is the archive."""
 
 
 def load_state(connection: sqlite3.Connection) -> MigrationState:
-    """Return what is remembered; the default where nothing is.
+    """Return the stored migration state, or the default if there is none.
 
     Raises:
-        CorruptStoreError: What is there is not what a server wrote.
-        sqlite3.Error: It cannot be read.
+        CorruptStoreError: The stored value is invalid.
+        sqlite3.Error: The database is unreadable.
 
     """
     text = read_value(connection, _STATE)
@@ -41,16 +41,16 @@ def load_state(connection: sqlite3.Connection) -> MigrationState:
 
 
 def save_state(connection: sqlite3.Connection, state: MigrationState) -> None:
-    """Remember ``state``, in the caller's transaction."""
+    """Store ``state`` in the caller's transaction."""
     write_value(connection, _STATE, _as_json(state))
 
 
 def load_moved(connection: sqlite3.Connection) -> ArchiveMark | None:
-    """Return when and from where the messages have moved, if they have.
+    """Return the mark of a file whose messages have moved, or None.
 
     Raises:
-        CorruptStoreError: What is there is not what a server wrote.
-        sqlite3.Error: It cannot be read.
+        CorruptStoreError: The stored value is invalid.
+        sqlite3.Error: The database is unreadable.
 
     """
     text = read_value(connection, _MOVED)
@@ -64,7 +64,7 @@ def load_moved(connection: sqlite3.Connection) -> ArchiveMark | None:
 
 
 def save_moved(connection: sqlite3.Connection, moved: ArchiveMark) -> None:
-    """Remember that the messages have moved, in the caller's transaction."""
+    """Store the mark in the caller's transaction."""
     write_value(connection, _MOVED, json.dumps(moved._asdict()))
 
 
@@ -75,18 +75,18 @@ def load_pruned(connection: sqlite3.Connection) -> int:
 
 
 def save_pruned(connection: sqlite3.Connection, sequence: int) -> None:
-    """Remember up to which sequence the journal may have gaps, in the caller's transaction."""
+    """Store the sequence up to which the journal may have gaps, in the caller's transaction."""
     write_value(connection, _PRUNED, sequence)
 
 
 def read_value(connection: sqlite3.Connection, name: str) -> object:
-    """Return a fact about the store; None where it is not known."""
+    """Return a value of ``store_state``, or None."""
     row = connection.execute(QUERIES["get_state"], (name,)).fetchone()
     return None if row is None else row[0]
 
 
 def write_value(connection: sqlite3.Connection, name: str, value: str | int) -> None:
-    """Note a fact about the store, in the caller's transaction."""
+    """Store a value of ``store_state`` in the caller's transaction."""
     connection.execute(QUERIES["set_state"], (name, value))
 
 
@@ -94,7 +94,7 @@ def state_from_json(text: str) -> MigrationState:
     """Return the state that ``save_state`` wrote.
 
     Raises:
-        CorruptStoreError: It did not.
+        CorruptStoreError: The text is invalid.
 
     """
     try:
@@ -120,5 +120,5 @@ def _as_json(state: MigrationState) -> str:
 
 def _unreadable() -> CorruptStoreError:
     return CorruptStoreError(
-        "what the SQLite store remembers of a migration cannot be read; an operator must restore it"
+        "the migration state of the SQLite store is unreadable; restore the store from a backup"
     )

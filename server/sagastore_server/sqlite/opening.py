@@ -1,6 +1,6 @@
-"""Brings a file of any kind into the state that the writer expects, or refuses it.
+"""Opening of a database file for writing: creates, imports or upgrades it, or refuses it.
 
-What the file is, is found out without touching it; see ``files``.
+The file is classified before anything is changed; see ``files``.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of the step, the rows done and all rows (0: unknown)."""
+"""Called with the name of the step, the rows done and the total rows (0: unknown)."""
 
 _OLDEST_SQLITE = (3, 37, 0)
-"""STRICT tables came with SQLite 3.37 (release history, 2021-11-27)."""
+"""First version with STRICT tables (release history, 2021-11-27)."""
 
 _REPORT_EVERY = 1000
 
@@ -41,8 +41,8 @@ _RESTORE = "restore a backup, or recover what can be read (sqlite3 OLD .recover 
 _ANOTHER = "nothing was changed in it; give the server another file with --sqlite"
 
 _SMALL = 64 * 1024 * 1024
-"""Bytes up to which every page of a file is checked when it is opened. That takes about
-6 ms a MiB; a server on a large file is to be up within a second."""
+"""Bytes up to which every page of a file is checked when it is opened. The check takes about 6 ms
+per MiB, and a server with a large file should start within a second."""
 
 
 def open_for_writing(
@@ -50,18 +50,22 @@ def open_for_writing(
 ) -> sqlite3.Connection:
     """Return the writing connection to a file that is ready for use.
 
-    Creates a missing file, takes over a legacy one, brings an older schema up to
-    date, and rebuilds a search index of another analysis. Each happens in one
-    transaction. The caller owns the file. ``admit`` hears what a file of ours remembers
-    of a migration, before anything is changed, and may refuse it.
+    It creates a missing file, imports a legacy one, upgrades an older schema, and rebuilds the
+    search index of another analysis version, each in one transaction.
+
+    Args:
+        path: The file; the caller owns it.
+        progress: Called during long work.
+        admit: Called with the migration state of a SagaStore file before anything is changed. It
+            may raise an error to refuse the file.
 
     Raises:
-        CannotOpenError: The file is not ours to use; it is as it was.
+        CannotOpenError: The file cannot be used; it is as it was.
 
     """
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         raise CannotOpenError(
-            f"this Python has SQLite {sqlite3.sqlite_version}; 3.37 or newer is needed"
+            f"this Python has SQLite {sqlite3.sqlite_version}; SagaStore needs 3.37 or newer"
         )
     admit = admit or _admit_all
     found = remembered(path, recover=True)
@@ -72,7 +76,7 @@ def open_for_writing(
     try:
         connection = writer_connection(path)
         register_owner_function(connection)
-        # Again, should it not have been readable a moment ago.
+        # Again: it may have been unreadable before SQLite recovered it.
         found = remembered_by(connection)
         if found is not None:
             admit(path, found)
@@ -88,25 +92,25 @@ def open_for_writing(
 
 
 def _check_kind(path: Path, progress: Progress) -> None:
-    """Refuse what is not ours, and take over what the legacy application wrote."""
+    """Refuse a foreign file; import a legacy one."""
     found = classify(path, check=_is_small(path), recover=True)
     if found.kind in {Kind.MISSING, Kind.EMPTY}:
         if not path.parent.is_dir():
             raise CannotOpenError(f"cannot create {path}: its folder does not exist")
     elif found.kind is Kind.LEGACY:
-        take_over(path, progress=lambda done, total: progress("taking over", done, total))
+        take_over(path, progress=lambda done, total: progress("importing", done, total))
     elif found.kind is not Kind.SAGASTORE:
         advice = _RESTORE if found.kind is Kind.CORRUPT else _ANOTHER
         raise CannotOpenError(f"cannot use {path}: it {found.detail}; {advice}")
     elif found.schema_version > SCHEMA_VERSION:
         raise CannotOpenError(
-            f"cannot use {path}: its schema has version {found.schema_version}, this server "
-            f"knows up to {SCHEMA_VERSION}; run the newer server that wrote it"
+            f"cannot use {path}: its schema version {found.schema_version} is newer than "
+            f"{SCHEMA_VERSION}, the newest that this server supports; run the server that wrote it"
         )
 
 
 def _admit_all(path: Path, found: StoreRecord) -> None:
-    """Stand in for a judge."""
+    """Admit the file."""
 
 
 def _is_small(path: Path) -> bool:
@@ -114,7 +118,7 @@ def _is_small(path: Path) -> bool:
 
 
 def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
-    """Apply the schema steps that the file lacks, each in its own transaction."""
+    """Apply the missing schema steps, each in one transaction."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for number in range(version + 1, SCHEMA_VERSION + 1):
         with _transaction(connection):
@@ -127,9 +131,10 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _require_free_names(connection: sqlite3.Connection, path: Path, number: int) -> None:
-    """Refuse a file that has something of its own under a name that a step needs.
+    """Refuse a file with a foreign schema object whose name the step needs.
 
-    What a takeover left alone, say. Step 1 makes ``files`` only if it is missing.
+    A legacy import keeps unknown objects, for example. Step 1 creates ``files`` only if it is
+    missing.
     """
     if number == 1:
         return
@@ -137,16 +142,16 @@ def _require_free_names(connection: sqlite3.Connection, path: Path, number: int)
     for kind, name in connection.execute("SELECT type, name FROM sqlite_master"):
         if name.lower() in needed:
             raise CannotOpenError(
-                f"cannot use {path}: it has a {kind} named {name} of its own, a name that this "
-                "version of SagaStore needs; rename it first"
+                f"cannot use {path}: its {kind} {name} has a name that this version of SagaStore "
+                "needs; rename it first"
             )
 
 
 def _refresh_index(connection: sqlite3.Connection, progress: Progress) -> None:
-    """Build the search index anew if another analysis built it.
+    """Rebuild the search index if another analysis version built it.
 
-    Otherwise it would hold terms that this analysis never asks for, and a deletion,
-    which must name the terms that were inserted, would damage it.
+    The old terms would not match the terms of new queries. A deletion must name the terms that
+    were inserted, so with other terms it would damage the index.
     """
     row = connection.execute(QUERIES["get_state"], ("analysis",)).fetchone()
     if row is not None and row[0] == FINGERPRINT:

@@ -1,7 +1,7 @@
-"""One process owns a file: a second one is told which.
+"""Exclusive ownership of a database file by one server process.
 
-SQLite itself would let several processes write. The server must not: the numbers
-that it gives out, and later the phase of a migration, live in its memory.
+SQLite would let several processes write. SagaStore must not: a server keeps the next revision
+and the migration phase in memory.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from sagastore_server.storage.errors import CannotOpenError
 
 
 class Ownership:
-    """The lock on a database file, held from ``acquire`` to ``release``.
+    """Lock on a database file, held from ``acquire`` to ``release``.
 
-    The operating system drops it when the process ends, however it ends. Beside
-    the lock a small file names the owner; it is a hint for people, never trusted.
+    The operating system releases it when the process ends for any reason. The file
+    ``NAME.owner`` names the owner for error messages only; the lock does not depend on it.
     """
 
     def __init__(self, path: Path) -> None:
-        """Prepare to own the database at ``path``."""
+        """Create the lock of the database at ``path`` without acquiring it."""
         self._path = path
-        # The file that links lead to is the one that is owned.
+        # Lock the target of symbolic links, so that every path to the file has one lock.
         real = path.resolve()
         self._lock = FileLock(real.with_name(real.name + ".lock"), timeout=0, thread_local=False)
         self._owner = real.with_name(real.name + ".owner")
 
     def acquire(self) -> None:
-        """Take the file; harmless if it is held.
+        """Acquire the lock; does nothing if it is held.
 
         Raises:
-            CannotOpenError: Another process has it, or its folder cannot be written.
+            CannotOpenError: Another process holds it, or the folder is not writable.
 
         """
         if self._lock.is_locked:
             return
-        # The lock would create it; a mistyped path is not an order to do so.
+        # FileLock would create the folder, which for a mistyped path is wrong.
         if not self._owner.parent.is_dir():
             raise CannotOpenError(f"cannot create {self._path}: its folder does not exist")
         try:
@@ -50,7 +50,7 @@ class Ownership:
         except Timeout:
             raise CannotOpenError(
                 f"{self._path} is in use by another SagaStore server ({self._named_owner()}); "
-                "stop that one first, or give this one another file"
+                "stop that server first, or use another file"
             ) from None
         except OSError as exc:
             raise CannotOpenError(
@@ -61,7 +61,7 @@ class Ownership:
             self._owner.write_text(json.dumps(_this_process()), encoding="utf-8")
 
     def release(self) -> None:
-        """Give the file free; harmless if it is not held."""
+        """Release the lock; does nothing if it is not held."""
         if self._lock.is_locked:
             with contextlib.suppress(OSError):
                 self._owner.unlink()
@@ -72,7 +72,7 @@ class Ownership:
             owner = json.loads(self._owner.read_text(encoding="utf-8"))
             return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
         except (OSError, ValueError, KeyError, TypeError):
-            return "it is just starting or stopping"
+            return "which is starting or stopping"
 
 
 def _this_process() -> dict[str, object]:

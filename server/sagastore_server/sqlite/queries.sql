@@ -1,6 +1,5 @@
--- Statements that do not change, by name. Read by queries.py.
--- The columns of a message stand in the order of storage.model.Message, with
--- `number` last where it is wanted.
+-- Static statements by name. Loaded by queries.py.
+-- The columns of a message have the order of storage.model.Message; `number`, if selected, is last.
 
 -- name: get
 SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision

@@ -1,7 +1,7 @@
-"""Connections for reading, apart from the writer: neither waits for the other.
+"""Pool of read-only connections. Readers and the writer do not wait for each other.
 
-A read holds its transaction only while its statement runs, never between two calls
-of a client, so that the write-ahead log can be emptied.
+A read transaction lasts as long as its statement, never between two calls of a client, so that
+the checkpointer can restart the write-ahead log.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from sagastore_server.storage.limits import page_of
 from sagastore_server.storage.model import Page
 
 READERS = 4
-"""Connections, each with a thread. SQLite reads without the GIL."""
+"""Connections, each with a thread. SQLite releases the GIL while it reads."""
 
 _FEW = 64
-"""Rows that are fetched whatever they weigh: at most about 80 MiB, were all of the largest size."""
+"""Rows that are fetched regardless of their size: at most about 80 MiB, if all have the maximum."""
 
 MOST_READ = 4 * 1024 * 1024
-"""Characters and bytes that a statement of many rows yields at most, but for the row that goes
-beyond. Never less than what a page holds (``storage.limits``), so that the page is full then."""
+"""Characters and bytes after which a statement with many rows ends, with the row that exceeds them.
+Not less than a page (``storage.limits``), so that the page is full then."""
 
 _NOTHING = "SELECT 1 WHERE 0"
 _NO_LIMIT = 2**31 - 1
@@ -40,10 +40,10 @@ Row = tuple[Any, ...]
 
 
 class _Cursor(sqlite3.Cursor):
-    """Fetches many rows in one turn of its thread, and no more than are to be in memory.
+    """Cursor that fetches many rows in one call, with a limit on their size.
 
-    In turns of a few rows each, a thread that waits for its turn, and for the interpreter,
-    takes longer for 500 rows than SQLite does.
+    A call per few rows would switch threads and wait for the GIL each time, which for 500 rows
+    takes longer than SQLite does.
     """
 
     def fetchmany(self, size: int | None = 1) -> list[Any]:
@@ -63,61 +63,60 @@ _SIZED = (str, bytes)
 
 
 class _Connection(sqlite3.Connection):
-    """Makes cursors that know when to stop."""
+    """Connection with size-limited cursors."""
 
     def cursor(self, factory: Callable[[sqlite3.Connection], Any] | None = None) -> Any:
         return super().cursor(factory or _Cursor)
 
 
 class _Reader(NamedTuple):
-    """A connection with the one cursor that its longer reads go through.
+    """A connection with one cursor, which all its longer reads share.
 
-    A cursor of its own for each read could be left open: when a read is cancelled just as
-    its cursor arrives, nobody holds the cursor but the exception, and that for as long as
-    somebody holds the exception. Until then its snapshot stays, and SQLite interrupts every
-    later statement of the connection as well. This one cursor lets go of its statement
-    whenever it is given the next.
+    A new cursor per read could stay open: if a read is cancelled at the moment its cursor
+    arrives, only the exception refers to the cursor. As long as that exception lives, the
+    cursor keeps its snapshot, and SQLite interrupts every later statement of the connection.
+    The shared cursor ends its statement when it gets the next.
     """
 
     connection: aiosqlite.Connection
     cursor: aiosqlite.Cursor
 
     async def rows(self, sql: str, parameters: Sequence[Any], most: int) -> list[Any]:
-        """Return the rows of a statement that yields up to ``most``, or the first of them.
+        """Return the rows of a statement that yields up to ``most`` rows.
 
-        If these are not all, they exceed MOST_READ. Few take one turn of the thread in all.
+        The result is incomplete only if it exceeds MOST_READ. Few rows take a single call.
         """
         if most <= _FEW:
             return list(await self.connection.execute_fetchall(sql, parameters))
         await self.cursor.execute(sql, parameters)
         return list(await self.cursor.fetchmany(most))
 
-    async def let_go(self) -> None:
-        """End the statement, if one is open."""
+    async def end_statement(self) -> None:
+        """End the statement if one is open."""
         await self.cursor.execute(_NOTHING)
 
 
 class ReaderPool:
-    """Lends out read-only connections, first come, first served."""
+    """Pool of read-only connections, assigned in the order of the requests."""
 
     def __init__(self, path: Path, tracer: Tracer = NO_TRACER) -> None:
-        """Prepare to read the file at ``path``; ``open`` opens it."""
+        """Create a pool for the file at ``path``, which only ``open`` opens."""
         self._path = path
         self._tracer = tracer
         self._idle: list[_Reader] = []
-        # Counts the idle connections, and is fair: a queue would give a connection back
-        # to the task that just released it, before those who wait.
+        # Counts the idle connections and is fair: with a queue, the task that just released a
+        # connection would get it again before the waiting tasks.
         self._turns = asyncio.Semaphore(0)
         self._all: list[_Reader] = []
         self.waiting = 0
-        """How many reads wait for a connection."""
+        """Number of reads that wait for a connection."""
         self._closing = False
         self._holding = asyncio.Lock()
         self._admitting = asyncio.Event()
         self._admitting.set()
 
     async def open(self) -> None:
-        """Open the connections; after a failure, ``close`` closes those that were."""
+        """Open the connections. After a failure, ``close`` closes those that are open."""
         for _ in range(READERS):
             connection = await aiosqlite.connect(
                 self._path, isolation_level=None, factory=_Connection
@@ -128,7 +127,7 @@ class ReaderPool:
             await prepare_reader(connection)
 
     async def close(self) -> None:
-        """Refuse new reads, interrupt those that run, and close the connections."""
+        """Refuse new reads, interrupt the running ones, and close the connections."""
         self._closing = True
         taken: list[_Reader] = []
         for reader in self._all:
@@ -137,21 +136,21 @@ class ReaderPool:
         self._all = []
         for reader in taken:
             await reader.connection.close()
-            # Who waits for it learns that the pool is closing.
+            # Wakes the next waiting read, which then raises UnavailableError.
             self._release(reader)
 
     @property
     def size(self) -> int:
-        """How many connections are open."""
+        """Number of open connections."""
         return len(self._all)
 
     @property
     def busy(self) -> int:
-        """How many of them are lent out."""
+        """Number of connections in use."""
         return max(0, len(self._all) - len(self._idle))
 
     async def rows(self, sql: str, parameters: Iterable[Any] = ()) -> list[Row]:
-        """Return all rows of a statement that returns few."""
+        """Return all rows of a statement with few rows."""
         parameters = tuple(parameters)
 
         async def read(reader: _Reader) -> list[Row]:
@@ -176,14 +175,14 @@ class ReaderPool:
         return taken
 
     async def page(self, sql: str, parameters: Iterable[Any], limit: int) -> Page:
-        """Return a page of a statement's messages; it yields up to ``limit + 1``."""
+        """Return a page of the messages of a statement that yields up to ``limit + 1`` rows."""
         rows = await self._up_to(sql, parameters, limit + 1)
         return page_of(map(message_from_row, rows), limit)
 
     async def page_of_block(
         self, sql: str, parameters: Iterable[Any], limit: int
     ) -> tuple[Page, int]:
-        """Return a page as ``page`` does, and how many rows the block has; see ``search``."""
+        """Return a page, as ``page`` does, and the size of the block; see ``search``."""
         rows = await self._up_to(sql, parameters, limit + 1)
         size: int = rows[0][-1]
         found = (message_from_row(row) for row in rows if row[0] is not None)
@@ -195,10 +194,9 @@ class ReaderPool:
 
     @contextlib.asynccontextmanager
     async def none_reading(self, patience: float) -> AsyncIterator[None]:
-        """Hold back new reads, and wait until none is running.
+        """Block new reads and wait until none is running.
 
-        A read that still runs after ``patience`` seconds is interrupted, and begins
-        anew afterwards.
+        A read that still runs after ``patience`` seconds is interrupted and restarted afterwards.
         """
         async with self._holding:
             taken: list[_Reader] = []
@@ -231,15 +229,15 @@ class ReaderPool:
                 with translating(), self._tracer.step("sqlite.read", {"db.system.name": "sqlite"}):
                     return await read(reader)
             except asyncio.CancelledError:
-                # Nobody waits for the answer: do not let the statement run on.
+                # The caller is gone: stop the statement.
                 await reader.connection.interrupt()
-                await asyncio.shield(reader.let_go())
+                await asyncio.shield(reader.end_statement())
                 raise
             except InterruptedReadError:
-                await reader.let_go()
+                await reader.end_statement()
             except BaseException:
                 with contextlib.suppress(aiosqlite.Error):
-                    await reader.let_go()
+                    await reader.end_statement()
                 raise
             finally:
                 self._release(reader)
@@ -262,7 +260,7 @@ class ReaderPool:
 
 
 def _weight(value: object) -> int:
-    """Return about how many bytes a value takes, never too few."""
+    """Return an upper bound for the bytes of a value."""
     if isinstance(value, str):
         return len(value) if value.isascii() else 4 * len(value)
     return len(value) if isinstance(value, bytes) else 8

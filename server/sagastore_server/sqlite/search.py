@@ -1,18 +1,24 @@
-"""Compiles search criteria into one SQLite statement.
+"""Compiler from search criteria to SQLite statements, and the sizes of the blocks they read.
 
-Text, tags and metadata become one FTS5 expression of quoted terms: what a caller
-typed cannot reach FTS5's syntax, because terms hold letters and digits only, nor
-SQL, because the expression is a parameter. Tags and metadata are then checked
-exactly (see ``search.facts``).
+A search is in one of three states. `SQLiteStorage._search` moves from one to the next, and each
+gives the same rows:
 
-Two plans give the same rows. If the expression matches few rows, they are looked up
-and sorted. If it matches many, a page is among the first rows in chronological order: a
-block of these is taken, held against the matches in the stretch of row numbers that it
-spans, and read in order until the page is full. Rows are numbered as they come, which is
-about the order of their times, so that stretch is short; if it is not, the block is found as
-surely, and in more time. Should a block hold too few matches, because these lie elsewhere, a
-larger one is taken, and in the end all matches are looked up. Asking the index row by row
-instead takes 0.2 to 0.5 ms a row at a million messages, a hundred times as long.
+1. Walk. The criteria have no FTS5 expression (`Compiled.expression` is None): read the rows in
+   chronological order by an index and check each.
+2. Block. The expression matches many rows, so a page is probably among the first rows in
+   chronological order. Take a block of these rows, intersect it with the matches in the range of
+   row numbers that it spans, and read in order until the page is full. If the block has too few
+   matches, take a larger one (`next_block`).
+3. Lookup. The expression matches few rows, or a block would have more than a quarter of all rows:
+   look up all matches and sort them.
+
+Row numbers grow with the time of insertion, which is about the chronological order, so the range
+of a block is short. If it is long, the result is the same and takes more time. Probing the index
+row by row instead takes 0.2 to 0.5 ms per row with a million messages, a hundred times as long.
+
+Callers cannot inject syntax. Text, tags and metadata become one FTS5 expression of quoted terms;
+terms contain letters and digits only, and the expression is a parameter of the SQL. The facts of
+tags and metadata are hashes, so the rows are also checked exactly (see ``search.facts``).
 """
 
 from __future__ import annotations
@@ -34,13 +40,13 @@ from sagastore_server.storage.query import (
 )
 
 _FIRST = 400
-"""Rows of the first block: it may hold a page, and shows how dense the matches are."""
+"""Rows of the first block. It may fill the page, and it measures the density of the matches."""
 
 _SPARE = 1.5
-"""How much larger the next block is than one that would do, were they as dense everywhere."""
+"""Factor by which the next block exceeds the size that the measured density requires."""
 
 _GROWTH = (2, 64)
-"""How much larger than the one before it is at least and at most."""
+"""Least and greatest factor between a block and the next."""
 
 _COLUMNS = (
     "m.id, m.provider, m.role, m.content, m.tags, m.timestamp, m.metadata, m.session_id, "
@@ -48,8 +54,8 @@ _COLUMNS = (
 )
 _PROBE = "EXISTS (SELECT 1 FROM messages_fts WHERE rowid = m.number AND messages_fts MATCH ?)"
 _SET = "m.number IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?)"
-"""In place of the probe where there is a prefix: FTS5 merges all words that begin with it
-before it looks at a row, which is to be done once, not for each row."""
+"""Replaces the probe if there is a prefix. FTS5 merges all words with the prefix before it reads a
+row; this way it does so once instead of once per row."""
 
 _BLOCK = (
     "WITH counted AS MATERIALIZED (SELECT count(*) = ? AS enough FROM"
@@ -61,7 +67,7 @@ _BLOCK = (
     " min(number) AS lowest, max(number) AS highest FROM block) "
     "SELECT m.*, span.size FROM span LEFT JOIN ({page}) AS m ON true{by_time}"
 )
-"""The outer join tells how many rows the block has where it holds no match, too."""
+"""The outer join returns the size of the block even if the block has no match."""
 
 _MATCHES = (
     "number IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?"
@@ -72,7 +78,7 @@ _PAGE = (
     "SELECT {columns} FROM messages m"
     " WHERE m.number IN (SELECT number FROM block m WHERE m.{matches}{order})"
 )
-"""The page of a block where the index decides alone: no row is read beyond it."""
+"""The page of a block if the index decides alone: no row outside the page is read."""
 
 _CHECKED_PAGE = (
     "SELECT {columns} FROM messages m{index} WHERE {session}"
@@ -81,9 +87,9 @@ _CHECKED_PAGE = (
     " (SELECT +timestamp, +id FROM block ORDER BY timestamp DESC, id DESC LIMIT 1)"
     " AND m.{matches}{further}{order}"
 )
-"""The page of a block where rows are to be read and checked: walks the block a second time, and
-no further than until the page is full. A plus keeps the affinity of a column out of the
-comparison, with which the index would serve for the time alone."""
+"""The page of a block if rows must be read and checked. It walks the block a second time and stops
+when the page is full. The unary plus removes the affinity of a column from the comparison; with
+the affinity SQLite would use the index for the timestamp only."""
 
 _ALL_TAGS = "NOT EXISTS (SELECT value FROM json_each(?) EXCEPT SELECT value FROM json_each(m.tags))"
 
@@ -96,29 +102,29 @@ class SearchStatement(NamedTuple):
 
 
 _ROWS, _LEAST = object(), object()
-"""Stand for the number of rows in a block, and for that of the matches that there must be."""
+"""Placeholders for the rows of a block and for the matches that it needs."""
 
 
 class Compiled(NamedTuple):
-    """A search, ready to run by each plan."""
+    """The statements of one search, for each state."""
 
     expression: str | None
-    """The FTS5 expression that every match meets; None: the index cannot help."""
+    """The FTS5 expression that every match meets; None if the index cannot help."""
     whole: SearchStatement
-    """Looks up and sorts all matches, or, where the index cannot help, walks the whole order."""
+    """Looks up and sorts all matches, or walks all rows if the index cannot help."""
     block: SearchStatement | None
-    """Looks at the first rows in order; see ``of_block``."""
+    """Reads the first rows in order; see ``of_block``."""
     has_prefix: bool = False
-    """Whether the expression has a prefix: FTS5 merges all words that begin with it, each time."""
+    """Whether the expression has a prefix: FTS5 then merges all words with it for each query."""
 
     def of_block(self, rows: int, least: int = 0) -> SearchStatement:
-        """Return what looks at the first ``rows`` in order, where the index helps.
+        """Return the statement that reads a block of the first ``rows`` in order.
 
-        Behind the columns of a message each row has how many rows the block has. There is one
-        row at least: without an id if the block holds no match. Matches are counted up to
-        ``least``; if there are fewer, nothing is looked at, and the number of rows is -1.
+        Each row of the result has the columns of a message and then the size of the block. There
+        is at least one row; its id is NULL if the block has no match. The statement first counts
+        the matches up to ``least``: if there are fewer, it reads no block and the size is -1.
         """
-        assert self.block is not None  # noqa: S101 - whoever asks has looked at the expression
+        assert self.block is not None  # noqa: S101 - it is set if there is an expression
         known = {_ROWS: rows, _LEAST: least}
         parameters = [
             known[one] if one is _ROWS or one is _LEAST else one for one in self.block.parameters
@@ -127,27 +133,26 @@ class Compiled(NamedTuple):
 
 
 def some(wanted: int) -> int:
-    """Return how many matches take as long to be looked up as the first block, or longer."""
+    """Return the matches from which a lookup takes at least as long as the first block."""
     return max(_FIRST, wanted + 1)
 
 
 def enough(rows: int, wanted: int) -> int:
-    """Return how many matches are many: so many that further blocks are better than a lookup.
+    """Return the matches from which further blocks are faster than a lookup.
 
-    Looking up and sorting a match takes about five microseconds, a row of a block two, at a
-    million messages. ``wanted * rows / matches`` rows hold a page, if the matches are as dense
-    everywhere.
+    With a million messages, looking up and sorting a match takes about 5 µs and a row of a block
+    2 µs. If the density is the same everywhere, ``wanted * rows / matches`` rows fill a page.
     """
     return math.isqrt(wanted * rows) + 1
 
 
 def first_block(rows: int) -> int:
-    """Return how large the first block is; 0: a lookup is better."""
+    """Return the rows of the first block; 0 if a lookup is faster."""
     return _at_most_a_quarter(_FIRST, rows)
 
 
 def next_block(block: int, found: int, rows: int, wanted: int) -> int:
-    """Return how large the one after a block that held ``found`` is; 0: a lookup is better."""
+    """Return the rows of the block after one with ``found`` matches; 0 if a lookup is faster."""
     least, most = _GROWTH
     size = int(_SPARE * block * wanted / found) if found else most * block
     return _at_most_a_quarter(min(max(size, least * block), most * block), rows)
@@ -158,13 +163,13 @@ def _at_most_a_quarter(block: int, rows: int) -> int:
 
 
 def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
-    """Return the statements that find what ``criteria`` asks, as far as ``scan`` says."""
+    """Return the statements that find the messages of ``criteria`` within ``scan``."""
     expression = _expression(criteria)
     place, further = _place(criteria, scan), _further(criteria)
     where, parameters = [*place.parts, *further.parts], [*place.values, *further.values]
     order, index = _order(scan), _walk_index(criteria)
     exclusions, excluded = _exclusions(criteria.text)
-    # The parts joined here are constants of this module; every value is a parameter.
+    # Safe to join: the parts are constants of this module, and every value is a parameter.
     if expression is None:
         walk = SearchStatement(
             f"SELECT {_COLUMNS} FROM messages m{index}"  # noqa: S608
@@ -178,7 +183,7 @@ def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
         [expression, *parameters, *excluded, scan.limit + 1],
     )
     block = _block(criteria, scan, expression)
-    # A text that may match by what it does not hold is no part of the expression.
+    # A text that may match by an exclusion alone is not part of the expression.
     has_prefix = not exclusions and _has_prefix(criteria.text)
     return Compiled(expression, lookup, block, has_prefix)
 
@@ -217,7 +222,7 @@ def _where(conditions: list[str]) -> str:
 
 
 def _walk_index(criteria: Criteria) -> str:
-    """Name the index to walk: the planner has no statistics, and sorts otherwise."""
+    """Return the index to walk. Without statistics the planner would sort instead."""
     name = "idx_messages_timestamp" if criteria.session_id is None else "idx_messages_session"
     return f" INDEXED BY {name}"
 
@@ -237,7 +242,7 @@ class _Conditions(NamedTuple):
 
 
 def _place(criteria: Criteria, scan: Scan) -> _Conditions:
-    """Return the conditions that the index which is walked decides."""
+    """Return the conditions that the walked index decides."""
     ahead, back = ("<", ">=") if scan.newest_first else (">", "<=")
     return _conditions(
         ("m.session_id = ?", _one(criteria.session_id)),
@@ -249,7 +254,7 @@ def _place(criteria: Criteria, scan: Scan) -> _Conditions:
 
 
 def _further(criteria: Criteria) -> _Conditions:
-    """Return the conditions for which a row has to be read."""
+    """Return the conditions that need the row."""
     tags = json.dumps(list(criteria.tags), ensure_ascii=False) if criteria.tags else None
     metadata = None if criteria.metadata == "{}" else criteria.metadata
     return _conditions(
@@ -272,7 +277,7 @@ def _one(value: str | int | None) -> tuple[str | int, ...] | None:
 
 
 def _expression(criteria: Criteria) -> str | None:
-    """Return what every match has in the index, or None if that cannot be said."""
+    """Return the FTS5 expression that every match meets, or None if there is none."""
     parts = [f'facts : "{tag_fact(tag)}"' for tag in dict.fromkeys(criteria.tags)]
     wanted = metadata_facts(criteria.metadata) if criteria.metadata else []
     if wanted and wanted != [OVERFLOW]:
@@ -288,10 +293,10 @@ def _all_require(text: TextQuery) -> bool:
 
 
 def _exclusions(text: TextQuery | None) -> tuple[list[str], list[str]]:
-    """Return the condition for a text that may match by what it does not hold.
+    """Return the condition for a text with alternatives that only exclude.
 
-    FTS5 has no "everything but". Alternatives that only exclude hold unless each of
-    them finds something, so however many there are, one probe tells.
+    FTS5 has no unary NOT. The alternatives that only exclude hold unless each of them finds
+    something, so one probe decides for all of them.
     """
     if text is None or _all_require(text):
         return [], []

@@ -1,4 +1,4 @@
-"""SQLiteSource: the SQLite store as the one that is moved away from."""
+"""SQLiteSource: `MigrationSource` on one SQLite file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sagastore.receipt import receipt_path
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
+from sagastore_server.runtime.supervisor import Supervisor, awaited
 from sagastore_server.sqlite.archived_store_guard import StoreRecord, is_archive, moved, remembered
 from sagastore_server.sqlite.auxiliary_rows import AuxiliaryRowReader
 from sagastore_server.sqlite.backend import SQLiteStorage
@@ -42,20 +43,28 @@ JOURNAL_BYTES = MOST_READ
 
 
 class SQLiteSource(SQLiteStorage, MigrationSource):
-    """A SQLite store that can be followed, and become an archive.
+    """SQLite store with a journal of its changes, which can become an archive.
 
-    Opens a file in any phase up to READ_POSTGRES. A file in POSTGRES_ONLY that has not
-    become an archive yet, because a crash prevented it, is opened *sealed*: ``state``,
-    ``store_id``, ``place``, ``holder`` and ``archive`` work, all else is unavailable. An
-    archive, and a missing file with a receipt in its place, are refused with MovedError.
+    ``open`` depends on the phase of the file:
+
+    * up to READ_POSTGRES: normal operation;
+    * POSTGRES_ONLY, but a crash prevented the archiving: the store opens *sealed*. ``state``,
+      ``store_id``, ``place``, ``holder`` and ``archive`` work; all other methods raise
+      UnavailableError;
+    * an archive, or no file but its receipt: MovedError.
     """
 
     def __init__(
-        self, path: Path, progress: Progress | None = None, *, tracer: Tracer = NO_TRACER
+        self,
+        path: Path,
+        progress: Progress | None = None,
+        supervisor: Supervisor | None = None,
+        *,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         """As ``SQLiteStorage``."""
-        super().__init__(path, progress, tracer=tracer)
-        self._carried = AuxiliaryRowReader(self._readers)
+        super().__init__(path, progress, supervisor, tracer=tracer)
+        self._auxiliary_rows = AuxiliaryRowReader(self._readers)
         self._listeners: list[Callable[[], None]] = []
         self._last_committed = 0
         self._sealed: MigrationState | None = None
@@ -63,9 +72,10 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
         self._store_id = ""
         self._holder = ""
         self._rejournalled = 0
-        """Counts the times that entries came back; a ``prune`` of before must not go on."""
+        """Number of times that entries were journalled again. A ``prune`` that began earlier
+        must stop then."""
 
-    # -------------------------------------------------------------- what it is
+    # -------------------------------------------------------------- identity
 
     @property
     def store_id(self) -> str:
@@ -79,7 +89,7 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
 
     @property
     def is_new(self) -> bool:
-        """See the contract; a receipt tells that there was one."""
+        """See the contract; False if there is a receipt of an archived file."""
         real = self._path.resolve()
         return not real.exists() and not receipt_path(real).exists()
 
@@ -99,7 +109,8 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
 
     async def flush(self) -> int:
         """See the contract."""
-        # Commits are told to the event loop in order, and this is told after them.
+        # The writer reports commits and tasks to the event loop in order, so all earlier commits
+        # are known when this returns.
         await self._open_writer().flush()
         return self._last_committed
 
@@ -115,8 +126,8 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
     async def set_state(self, state: MigrationState, rejournal_after: int | None = None) -> int:
         """See the contract.
 
-        To rejournal, and to empty a journal, takes time in proportion to the messages or
-        entries there are; writes wait for it.
+        Journalling again takes time in proportion to the messages, emptying the journal in
+        proportion to its entries. Writes wait meanwhile.
         """
         if rejournal_after is not None:
             self._rejournalled += 1
@@ -135,7 +146,7 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
         return JournalStatus(*rows[0])
 
     async def prune(self, upto: int) -> None:
-        """See the contract; ends early if entries are journalled again meanwhile."""
+        """See the contract; stops early if entries are journalled again meanwhile."""
         began = self._rejournalled
         more = True
         while more and began == self._rejournalled:
@@ -154,37 +165,37 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
         count: int = await self._value("count_messages")
         return count
 
-    # -------------------------------------------------------------- what is carried along
+    # -------------------------------------------------------------- auxiliary rows
 
     async def set_aside_files(self) -> int:
         """See the contract.
 
         Raises:
-            PreconditionError: The rows of the table cannot be named.
+            PreconditionError: The table has no rowid, so its rows cannot be identified.
 
         """
-        return await self._carried.set_aside_files(self._open_writer())
+        return await self._auxiliary_rows.set_aside_files(self._open_writer())
 
     async def files(self, after: int, limit: int) -> list[FileRow]:
-        """See the contract; fewer than ``limit`` where rows are large."""
-        return await self._carried.files(after, limit)
+        """See the contract; fewer than ``limit`` if rows are large."""
+        return await self._auxiliary_rows.files(after, limit)
 
     async def extras(self, after: tuple[str, str], limit: int) -> list[ExtraValue]:
-        """See the contract; fewer than ``limit`` where values are large."""
-        return await self._carried.extras(after, limit)
+        """See the contract; fewer than ``limit`` if values are large."""
+        return await self._auxiliary_rows.extras(after, limit)
 
     async def carried(self) -> AuxiliaryTally:
         """See the contract."""
-        return await self._carried.carried()
+        return await self._auxiliary_rows.carried()
 
-    # -------------------------------------------------------------- the end
+    # -------------------------------------------------------------- archiving
 
     async def archive(self, report: dict[str, object]) -> Archive:
         """See the contract.
 
-        Afterwards, and after a failure, the store is closed; ``archive`` and ``state``
-        still work. Takes time in proportion to the file. Goes on if the caller is
-        cancelled, who then waits for the end of it.
+        The store is closed afterwards, also after a failure; ``archive`` and ``state`` still
+        work. Takes time in proportion to the size of the file. A cancelled caller waits until
+        the archiving has ended.
         """
         async with self._archiving:
             self._ownership.acquire()
@@ -195,18 +206,18 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
                 self._ownership.release()
 
     async def close(self) -> None:
-        """See the contract; waits for an archiving that is under way."""
+        """See the contract; waits for a running ``archive``."""
         async with self._archiving:
             await super().close()
 
     async def _archive(self, report: dict[str, object]) -> Archive:
-        work = asyncio.create_task(
+        work = awaited(
             asyncio.to_thread(archive_file, self._path.resolve(), report, self._sealed_as)
         )
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            # The file must not be given free while it is being renamed.
+            # The lock must not be released while the file is being renamed.
             await asyncio.gather(work, return_exceptions=True)
             raise
 
@@ -226,11 +237,11 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
         self._holder = await asyncio.to_thread(_holder_of, self._path)
 
     def _admit(self, path: Path, found: StoreRecord) -> None:
-        """Let every file through: ``_open_owned`` has judged it, or it could not be read."""
+        """Admit every file but one in POSTGRES_ONLY that ``_open_owned`` could not read."""
         if found.state.phase is Phase.POSTGRES_ONLY:
             raise moved(path, found)
 
-    def _has_committed(self, revision: int) -> None:
+    def _on_commit(self, revision: int) -> None:
         self._last_committed = revision
         for listener in self._listeners:
             listener()

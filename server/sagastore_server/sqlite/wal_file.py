@@ -1,12 +1,12 @@
-"""How much of a write-ahead log is in use, read from the file itself.
+"""Reader of the write-ahead log file: how much of it is in use.
 
-SQLite begins the log anew at its start and leaves the file as long as it is, because to
-overwrite is cheaper than to append: the size of the file does not change, so a commit need not
-sync that as well. So the size of the file says little. What is in use are the frames that bear
-the salts of the header, in a row from the start (sqlite.org/fileformat2.html, 4.1 and 4.2).
+The length of the file does not say. When SQLite restarts the log it keeps the file's length and
+overwrites it from the start, because overwriting is cheaper than appending: a commit does not
+have to sync a new length. The part in use is the run of frames at the start whose salts equal
+those of the header (sqlite.org/fileformat2.html, 4.1 and 4.2).
 
-The file may be opened and closed freely: SQLite's locks are on the database and on the
-``-shm`` file, never on this one.
+Opening and closing this file is safe: SQLite's locks are on the database and on the ``-shm``
+file, never on the log.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _LARGEST_PAGE = 65_536
 
 
 class WalUsage(NamedTuple):
-    """The log at one moment; approximately, while somebody writes."""
+    """The part of the log that is in use. Approximate during a write."""
 
     salts: bytes
-    """Others each time that it begins anew; empty where there is no log."""
+    """Random values that change with each restart of the log; empty if there is no log."""
     frames: int
     """Pages in use."""
     frame_size: int
-    """Bytes of each."""
+    """Bytes of one frame."""
 
     @property
     def size(self) -> int:
@@ -43,10 +43,15 @@ NO_LOG = WalUsage(b"", 0, 0)
 
 
 def read_log(path: Path) -> WalUsage:
-    """Look at the log in the file at ``path``."""
+    """Return the usage of the log in the file at ``path``; `NO_LOG` if there is none.
+
+    Raises:
+        OSError: The file exists and cannot be read.
+
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
+    except FileNotFoundError:
         return NO_LOG
     try:
         header = os.pread(descriptor, _HEADER, 0)
@@ -57,14 +62,12 @@ def read_log(path: Path) -> WalUsage:
         length = os.fstat(descriptor).st_size
         frames = _in_use(descriptor, header[_SALTS], frame_size, (length - _HEADER) // frame_size)
         return WalUsage(header[_SALTS], frames, frame_size)
-    except OSError:
-        return NO_LOG
     finally:
         os.close(descriptor)
 
 
 def _in_use(descriptor: int, salts: bytes, frame_size: int, most: int) -> int:
-    """Return how many frames bear the salts, by bisection: all up to one, and none behind it."""
+    """Return how many frames have the salts, by bisection: they are a run from the start."""
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2

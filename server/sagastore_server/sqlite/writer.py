@@ -1,9 +1,10 @@
-"""The one writer: a thread that commits everything that is waiting in one transaction.
+"""Group commit for SQLite: one thread that commits all waiting writes in one transaction.
 
-While one transaction is being synced to disk, the next writes gather; so the disk
-decides how large the groups are, and a single write waits for nobody. This thread
-talks to ``sqlite3`` itself: a group must run as one piece on the connection's
-thread, which aiosqlite, with a hop between threads for every statement, does not do.
+Writes that arrive while a transaction is synced to disk form the next group, so the latency of
+the disk determines the size of the groups, and a single write on an idle store starts at once.
+
+The thread uses ``sqlite3`` directly. With aiosqlite every statement would switch threads, and
+a group must run in one piece.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sagastore_server.storage.load import OnGroup, unheard
 from sagastore_server.storage.model import Store
 
 MAX_GROUP_ROWS = 2000
-"""Rows after which a group takes no more: bounds how long a single save can wait."""
+"""Rows at which a group is complete. Bounds the time that a single save can wait."""
 
 T = TypeVar("T")
 _NONE: Mapping[IndexedFields, FtsColumns] = MappingProxyType({})
@@ -43,7 +44,7 @@ _DATA_ERRORS = (
     ValueError,
     OverflowError,
 )
-"""What a single bad row causes, as opposed to a full disk or a lost file."""
+"""Errors that one bad row can cause, in contrast to a full disk or a lost file."""
 
 
 class _Write(NamedTuple):
@@ -60,7 +61,7 @@ class _Task(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """A group that was committed."""
+    """Statistics of a committed group."""
 
     writes: int
     rows: int
@@ -68,7 +69,11 @@ class _Group(NamedTuple):
 
 
 class SQLiteGroupWriter:
-    """Applies writes in the order in which they are submitted, in groups."""
+    """The only writer of a SQLite store. Applies writes in the order of submission, in groups.
+
+    * A group that fails because of one bad row is retried write by write, so the others succeed.
+    * After a failed transaction, no group starts before the committed counters are read again.
+    """
 
     def __init__(
         self,
@@ -77,26 +82,30 @@ class SQLiteGroupWriter:
         on_group: OnGroup = unheard,
         tracer: Tracer = NO_TRACER,
     ) -> None:
-        """Take over ``connection``: only this object uses it until ``close`` returns.
+        """Start the thread. It alone uses ``connection`` until ``close`` returns.
 
-        ``on_commit`` is called on the event loop with ``committed`` when that has grown,
-        once for each group, before the callers of the group are told. ``on_group`` hears of
-        each group, there as well.
+        Args:
+            connection: The writing connection.
+            on_commit: Called on the event loop with the new ``committed``, once per group, before
+                the callers of the group get their results.
+            on_group: Called on the event loop for each committed group.
+            tracer: Records a span for each write.
+
         """
         self._connection = connection
         self._on_commit = on_commit
         self._on_group = on_group
         self._tracer = tracer
         self._waiting: queue.SimpleQueue[_Write | _Task | None] = queue.SimpleQueue()
-        self._put_back: list[_Task | None] = []
-        """What ended a group and is next; the thread's own."""
+        self._next_items: list[_Task | None] = []
+        """The item that ended a group and is next. Used by the thread only."""
         self._counters = _read_counters(connection)
         self._groups: list[_Group] = []
-        """Committed, and not told of yet; the thread's own."""
+        """Committed groups that are not reported yet. Used by the thread only."""
         self._uncertain = False
-        """What was committed must be read again before the next group."""
+        """A transaction failed: read the counters again before the next group."""
         self.committed = self._counters.revision
-        """The greatest revision on disk; the event loop's own."""
+        """The greatest revision on disk. Used by the event loop only."""
         self._loop = asyncio.get_running_loop()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
@@ -110,12 +119,16 @@ class SQLiteGroupWriter:
     ) -> T:
         """Run ``apply`` in the next group and return its result once it is on disk.
 
-        ``ids`` are those that it touches; ``terms`` are known of what it writes. A caller
-        that is cancelled before the group begins has written nothing.
+        A caller that is cancelled before the group begins has written nothing.
+
+        Args:
+            ids: The ids that ``apply`` touches.
+            apply: Applies the write.
+            terms: Index terms of contents it stores, as far as they are known.
 
         Raises:
-            StorageError: Whatever ``apply`` raises; StorageFullError,
-                UnavailableError or CorruptStoreError if the group cannot be committed.
+            StorageError: Any error of ``apply``; StorageFullError, UnavailableError or
+                CorruptStoreError if the group cannot be committed.
 
         """
         if self._closing:
@@ -127,16 +140,16 @@ class SQLiteGroupWriter:
 
     @property
     def last_number(self) -> int:
-        """About how many rows there are: the number of the last, among those on disk."""
+        """The greatest row number on disk; approximately the number of rows."""
         return self._counters.number
 
     @property
     def waiting(self) -> int:
-        """How many writes are in no group yet."""
+        """Number of writes that are in no group yet."""
         return self._waiting.qsize()
 
     async def run_between_groups(self, run: Callable[[sqlite3.Connection], T]) -> T:
-        """Run something on the connection while no transaction is under way on it.
+        """Call ``run`` with the connection while no transaction is open.
 
         Raises:
             StorageError: As ``submit``.
@@ -145,10 +158,10 @@ class SQLiteGroupWriter:
         return await self._send(run, in_transaction=False)
 
     async def run_in_transaction(self, run: Callable[[sqlite3.Connection], T]) -> T:
-        """Run something in a transaction of its own between two groups.
+        """Call ``run`` in a separate transaction between two groups.
 
-        It may give out revisions, or change the state of the migration: the next group
-        goes on from what it has stored.
+        ``run`` may assign revisions or change the migration state. The next group uses the
+        values that it stored.
 
         Raises:
             StorageError: As ``submit``; nothing has changed.
@@ -157,13 +170,13 @@ class SQLiteGroupWriter:
         return await self._send(run, in_transaction=True)
 
     async def flush(self) -> None:
-        """Wait until everything submitted before is on disk, or has failed, and is told.
+        """Wait until every write submitted before has its result.
 
         Raises:
-            StorageError: As ``submit``; what is on disk is not known.
+            StorageError: As ``submit``; the state on disk is unknown.
 
         """
-        await self.run_between_groups(lambda _: self._be_certain())
+        await self.run_between_groups(lambda _: self._reload_if_uncertain())
 
     async def _send(self, run: Callable[[sqlite3.Connection], T], *, in_transaction: bool) -> T:
         if self._closing:
@@ -173,7 +186,7 @@ class SQLiteGroupWriter:
         return cast("T", await future)
 
     async def close(self) -> None:
-        """Commit what is waiting, refuse what comes, and end the thread."""
+        """Refuse new writes, commit the waiting ones, and end the thread."""
         if not self._closing:
             self._closing = True
             self._waiting.put(None)
@@ -182,17 +195,17 @@ class SQLiteGroupWriter:
     def _run(self) -> None:
         while (item := self._next()) is not None:
             if isinstance(item, _Task):
-                self._tell([item], [self._errand(item)])
+                self._report([item], [self._run_task(item)])
             elif group := self._group(item):
-                self._tell(group, self._commit(group))
+                self._report(group, self._commit(group))
 
     def _next(self) -> _Write | _Task | None:
-        if self._put_back:
-            return self._put_back.pop()
+        if self._next_items:
+            return self._next_items.pop()
         return self._waiting.get()
 
     def _group(self, first: _Write) -> list[_Write]:
-        """Return ``first`` and the writes that wait behind it, as far as a group goes."""
+        """Return ``first`` and the writes waiting behind it, up to the size of a group."""
         group: list[_Write] = []
         rows = 0
         item: _Write | _Task | None = first
@@ -206,12 +219,12 @@ class SQLiteGroupWriter:
                 item = self._waiting.get_nowait()
             except queue.Empty:
                 return group
-        self._put_back.append(item)
+        self._next_items.append(item)
         return group
 
-    def _tell(self, group: Sequence[_Write | _Task], outcomes: list[_Outcome]) -> None:
+    def _report(self, group: Sequence[_Write | _Task], outcomes: list[_Outcome]) -> None:
         groups, self._groups = self._groups, []
-        # The loop is gone only if the process is ending without close().
+        # The loop is closed only if the process ends without close().
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(
                 self._deliver, group, outcomes, self._counters.revision, groups
@@ -233,15 +246,15 @@ class SQLiteGroupWriter:
         for committed in groups:
             self._on_group(Store.SQLITE, *committed)
 
-    def _errand(self, errand: _Task) -> _Outcome:
+    def _run_task(self, task: _Task) -> _Outcome:
         try:
-            if errand.in_transaction:
-                return self._transact(errand.run)
-            return errand.run(self._connection)
-        except Exception as exc:  # noqa: BLE001 - the caller must be told, whatever it is
-            return _failure(exc)
+            if task.in_transaction:
+                return self._run_in_transaction(task.run)
+            return task.run(self._connection)
+        except Exception as exc:  # noqa: BLE001 - every error goes to the caller
+            return _public_error(exc)
 
-    def _transact(self, run: Callable[[sqlite3.Connection], object]) -> object:
+    def _run_in_transaction(self, run: Callable[[sqlite3.Connection], object]) -> object:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             outcome = run(self._connection)
@@ -252,16 +265,16 @@ class SQLiteGroupWriter:
 
     def _commit(self, group: list[_Write]) -> list[_Outcome]:
         try:
-            return self._attempt(group)
-        except Exception as exc:  # noqa: BLE001 - every caller must be told, whatever it is
+            return self._commit_once(group)
+        except Exception as exc:  # noqa: BLE001 - every error goes to the callers
             self._recover()
             if len(group) > 1 and isinstance(exc, _DATA_ERRORS):
                 return [outcome for write in group for outcome in self._commit([write])]
-            return [_failure(exc)] * len(group)
+            return [_public_error(exc)] * len(group)
 
-    def _attempt(self, group: list[_Write]) -> list[_Outcome]:
+    def _commit_once(self, group: list[_Write]) -> list[_Outcome]:
         connection = self._connection
-        self._be_certain()
+        self._reload_if_uncertain()
         began = time.perf_counter()
         connection.execute("BEGIN IMMEDIATE")
         ids = {key for write in group for key in write.ids}
@@ -278,14 +291,14 @@ class SQLiteGroupWriter:
         return outcomes
 
     def _recover(self) -> None:
-        """Leave a failed transaction, and learn what really was committed."""
+        """Roll back a failed transaction and read what was committed."""
         self._uncertain = True
         with contextlib.suppress(sqlite3.Error, StorageError):
-            self._be_certain()
+            self._reload_if_uncertain()
 
-    def _be_certain(self) -> None:
-        # Nothing may be written before this succeeds: a revision could be given out
-        # twice, or a change be missing from the journal.
+    def _reload_if_uncertain(self) -> None:
+        # Nothing may be written before this succeeds: a revision could be assigned twice, or a
+        # change could be missing from the journal.
         if self._uncertain:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -300,14 +313,14 @@ def _read_counters(connection: sqlite3.Connection) -> Counters:
 
 
 def _outcome(write: _Write, changes: Changes) -> _Outcome:
-    """Apply one write; a refusal is its own and spoils no neighbour."""
+    """Apply one write. Its error does not affect the other writes of the group."""
     try:
         return write.apply(changes)
     except StorageError as exc:
         return exc
 
 
-def _failure(error: Exception) -> Exception:
+def _public_error(error: Exception) -> Exception:
     if isinstance(error, sqlite3.Error):
         public = translated(error)
         public.__cause__ = error

@@ -1,4 +1,6 @@
-"""Prometheus metrics of events: calls, commits and failures. docs/reference/observability.md lists all.
+"""Prometheus metrics of events: calls, commits and failures.
+
+All are listed in docs/reference/observability.md.
 
 Names follow the conventions of Prometheus: base units, ``_total`` for counters. Those of calls are
 gRPC's own (proposal A66), so that dashboards for gRPC fit. Events are counted when they happen;

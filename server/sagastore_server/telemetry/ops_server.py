@@ -1,6 +1,6 @@
 """HTTP server of the ops port: metrics, liveness and readiness.
 
-It runs in threads of its own, so that it answers while the event loop is busy or hangs. All
+It runs in separate threads, so that it answers while the event loop is busy or hangs. All
 answers are built from values in memory; no request waits for a store.
 """
 

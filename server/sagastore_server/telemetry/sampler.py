@@ -1,6 +1,6 @@
 """Sampler: heartbeat of the event loop, and periodic samples for metrics and readiness.
 
-Each of these is a background task of its own, so that the failure of one does not stop another.
+Each of these is a separate background task, so that the failure of one does not stop another.
 Liveness in particular depends on the heartbeat alone:
 
 * heartbeat, every `BEAT_EVERY` seconds;

@@ -1,4 +1,4 @@
-"""Single calls that fail, against a server that fails exactly so."""
+"""Unary calls against a server with scripted failures."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def saved(revision: int = 1, *, created: bool = True) -> Any:
     )
 
 
-async def test_repeats_what_is_unavailable(script: Script, client: AsyncClient) -> None:
+async def test_unavailable_call_is_retried(script: Script, client: AsyncClient) -> None:
     script.play("Save", unavailable(), unavailable(None), saved(created=False))
     result = await client.save(HELLO)
     sent = [request.message.id for request in script.requests]
@@ -63,14 +63,14 @@ async def test_repeats_what_is_unavailable(script: Script, client: AsyncClient) 
     assert result.durable_on == {Store.SQLITE}
 
 
-async def test_waits_as_long_as_the_server_says(script: Script, client: AsyncClient) -> None:
+async def test_retry_waits_for_the_server_delay(script: Script, client: AsyncClient) -> None:
     script.play("Get", unavailable(0.3), FOUND)
     start = time.monotonic()
     await client.get("x")
     assert time.monotonic() - start >= 0.3
 
 
-async def test_gives_up_after_the_last_attempt(script: Script, client: AsyncClient) -> None:
+async def test_call_fails_after_the_last_attempt(script: Script, client: AsyncClient) -> None:
     script.play("Get", unavailable())
     with pytest.raises(UnavailableError, match="the store is down") as caught:
         await client.get("x")
@@ -80,14 +80,16 @@ async def test_gives_up_after_the_last_attempt(script: Script, client: AsyncClie
     assert caught.value.__suppress_context__
 
 
-async def test_no_retries_when_none_are_wanted(script: Script) -> None:
+async def test_call_is_not_retried_without_retries(script: Script) -> None:
     script.play("Get", unavailable(), FOUND)
     async with AsyncClient(script.address, retry=RetryPolicy(max_attempts=1)) as client:
         with pytest.raises(UnavailableError):
             await client.get("x")
 
 
-async def test_overload_is_repeated_and_size_is_not(script: Script, client: AsyncClient) -> None:
+async def test_overload_is_retried_and_size_limit_is_not(
+    script: Script, client: AsyncClient
+) -> None:
     overloaded = refuse(Code.RESOURCE_EXHAUSTED, "overloaded", retry_info(0))
     script.play("Get", overloaded, FOUND)
     await client.get("x")
@@ -100,7 +102,7 @@ async def test_overload_is_repeated_and_size_is_not(script: Script, client: Asyn
 
 
 @pytest.mark.parametrize("code", [Code.INTERNAL, Code.FAILED_PRECONDITION, Code.NOT_FOUND])
-async def test_other_errors_are_not_repeated(
+async def test_other_errors_are_not_retried(
     script: Script, client: AsyncClient, code: grpc.StatusCode
 ) -> None:
     script.play("Get", refuse(code), FOUND)
@@ -109,7 +111,7 @@ async def test_other_errors_are_not_repeated(
     assert len(script.requests) == 1
 
 
-async def test_the_timeout_is_for_all_attempts(script: Script, client: AsyncClient) -> None:
+async def test_timeout_covers_all_attempts(script: Script, client: AsyncClient) -> None:
     script.play("Get", unavailable(0.2), unavailable(0.2), hang())
     # Long enough for a busy machine to come to the third attempt, which alone would hang
     # for ever: that it is given up shows that the time of the others was counted.
@@ -118,7 +120,7 @@ async def test_the_timeout_is_for_all_attempts(script: Script, client: AsyncClie
     assert len(script.requests) == 3
 
 
-async def test_a_wait_beyond_the_timeout_is_not_begun(script: Script, client: AsyncClient) -> None:
+async def test_retry_beyond_the_timeout_is_not_started(script: Script, client: AsyncClient) -> None:
     script.play("Get", unavailable(30))
     start = time.monotonic()
     with pytest.raises(UnavailableError) as caught:
@@ -127,7 +129,7 @@ async def test_a_wait_beyond_the_timeout_is_not_begun(script: Script, client: As
     assert caught.value.retry_after == 30
 
 
-async def test_the_server_learns_the_time_that_is_left(script: Script, client: AsyncClient) -> None:
+async def test_server_receives_the_remaining_time(script: Script, client: AsyncClient) -> None:
     left: list[float] = []
 
     async def note(_: Any, context: Any) -> Any:
@@ -174,7 +176,7 @@ async def test_closing_the_client_ends_its_calls(script: Script, client: AsyncCl
 
 
 def stored(**changes: Any) -> Any:
-    """Answer with what the save under way sent, changed."""
+    """Respond with a changed copy of the message of the current save."""
 
     async def step(request: storage_pb2.GetRequest, _: Any) -> storage_pb2.GetResponse:
         message = message_pb2.Message(
@@ -198,7 +200,7 @@ MOVED = refuse(Code.ABORTED, "the revision is another")
 
 
 @pytest.mark.parametrize(("if_revision", "refusal"), [(0, EXISTS), (4, MOVED)])
-async def test_a_guarded_save_recognizes_its_own_work(
+async def test_conditional_save_recognizes_its_own_write(
     script: Script, client: AsyncClient, if_revision: int, refusal: Any
 ) -> None:
     script.play("Save", unavailable(), refusal, saved(9, created=False))
@@ -210,7 +212,7 @@ async def test_a_guarded_save_recognizes_its_own_work(
 
 
 @pytest.mark.parametrize("get", [stored(content="of another"), stored(metadata_json=""), NOT_FOUND])
-async def test_a_guarded_save_does_not_take_the_work_of_others_for_its_own(
+async def test_conditional_save_does_not_claim_another_write(
     script: Script, client: AsyncClient, get: Any
 ) -> None:
     script.play("Save", unavailable(), EXISTS)
@@ -219,14 +221,14 @@ async def test_a_guarded_save_does_not_take_the_work_of_others_for_its_own(
         await client.save(HELLO, if_revision=0)
 
 
-async def test_a_guarded_save_that_was_overtaken(script: Script, client: AsyncClient) -> None:
+async def test_overtaken_conditional_save_is_aborted(script: Script, client: AsyncClient) -> None:
     script.play("Save", unavailable(), MOVED)
     script.play("Get", stored())
     with pytest.raises(AbortedError):
         await client.save(HELLO, if_revision=4)
 
 
-async def test_a_first_refusal_is_a_refusal(script: Script, client: AsyncClient) -> None:
+async def test_rejected_first_attempt_is_raised(script: Script, client: AsyncClient) -> None:
     script.play("Save", EXISTS)
     with pytest.raises(AlreadyExistsError):
         await client.save(HELLO, if_revision=0)
@@ -235,10 +237,10 @@ async def test_a_first_refusal_is_a_refusal(script: Script, client: AsyncClient)
     script.play("Save", overloaded, EXISTS)
     with pytest.raises(AlreadyExistsError):
         await client.save(HELLO, if_revision=0)
-    assert len(script.requests) == 3, "nothing to look up: the first attempt was turned away"
+    assert len(script.requests) == 3, "no read: the first attempt was rejected"
 
 
-async def test_a_repeated_delete_that_finds_nothing_has_succeeded(
+async def test_retried_delete_that_finds_nothing_succeeds(
     script: Script, client: AsyncClient
 ) -> None:
     script.play("Delete", unavailable(), NOT_FOUND)
@@ -248,7 +250,7 @@ async def test_a_repeated_delete_that_finds_nothing_has_succeeded(
         await client.delete("x")
 
 
-async def test_a_repeated_change_of_phase(script: Script, client: AsyncClient) -> None:
+async def test_retried_phase_change_succeeds(script: Script, client: AsyncClient) -> None:
     done = answer(migration_pb2.ChangePhaseResponse(migration=at_phase(2)))
     script.play("ChangePhase", unavailable(), done)
     now = await client.migration.change_phase(Phase.DUAL_WRITE)
@@ -259,7 +261,7 @@ async def test_a_repeated_change_of_phase(script: Script, client: AsyncClient) -
         await client.migration.change_phase(Phase.BACKFILL)
 
 
-async def test_an_answer_that_is_too_large_is_asked_for_in_halves(
+async def test_oversized_response_is_requested_in_halves(
     script: Script, client: AsyncClient
 ) -> None:
     sizes: list[int] = []
@@ -288,7 +290,7 @@ async def test_an_answer_that_is_too_large_is_asked_for_in_halves(
         await client.batch_get("abc")
 
 
-async def test_a_page_is_asked_for_with_the_token_of_the_one_before(
+async def test_page_is_requested_with_the_previous_token(
     script: Script, client: AsyncClient
 ) -> None:
     pages = [("a", "1"), ("", "2"), ("b", "")]
@@ -302,7 +304,7 @@ async def test_a_page_is_asked_for_with_the_token_of_the_one_before(
     script.play("List", page)
     pager = client.list("s", page_size=7, newest_first=True)
     assert [m.id async for m in pager] == ["a", "b"]
-    assert [m.id async for m in pager] == ["a", "b"], "each iteration begins anew"
+    assert [m.id async for m in pager] == ["a", "b"], "each iteration starts at the first page"
     assert [len(p.items) async for p in pager.pages()] == [1, 0, 1]
     assert (await pager.page("2")).items[0].id == "b"
     assert {(r.session_id, r.page_size, r.newest_first) for r in script.requests} == {
@@ -310,7 +312,7 @@ async def test_a_page_is_asked_for_with_the_token_of_the_one_before(
     }
 
 
-async def test_the_token_goes_with_each_call(script: Script) -> None:
+async def test_token_is_sent_with_each_call(script: Script) -> None:
     script.play("Get", FOUND)
     tokens = iter(["one", "two"])
     async with AsyncClient(script.address, token=lambda: next(tokens)) as client:
@@ -321,7 +323,7 @@ async def test_the_token_goes_with_each_call(script: Script) -> None:
     assert script.metadata[0]["user-agent"].startswith("sagastore-python/")
 
 
-async def test_an_error_never_tells_the_token(script: Script) -> None:
+async def test_errors_never_contain_the_token(script: Script) -> None:
     script.play("Get", refuse(Code.UNAUTHENTICATED, "who are you?"))
     async with AsyncClient(script.address, token="s3cret") as client:
         with pytest.raises(SagaStoreError) as caught:
@@ -329,12 +331,12 @@ async def test_an_error_never_tells_the_token(script: Script) -> None:
     assert "s3cret" not in f"{caught.value!r}{vars(caught.value)}{client!r}"
 
 
-async def test_a_server_of_another_kind(script: Script, client: AsyncClient) -> None:
+async def test_other_server_is_reported(script: Script, client: AsyncClient) -> None:
     with pytest.raises(UnimplementedError, match="is it a SagaStore server"):
         await client.health()
 
 
-async def test_nobody_is_there() -> None:
+async def test_unreachable_server_is_reported() -> None:
     async with AsyncClient("127.0.0.1:1", retry=QUICK) as client:
         with pytest.raises(UnavailableError) as caught:
             await client.get("x")
@@ -343,7 +345,7 @@ async def test_nobody_is_there() -> None:
     assert caught.value.unsent
 
 
-async def test_the_name_is_unknown() -> None:
+async def test_unknown_host_is_reported() -> None:
     async with AsyncClient("nosuch.invalid:1", retry=RetryPolicy(max_attempts=1)) as client:
         with pytest.raises(UnavailableError, match=r"cannot reach nosuch\.invalid:1"):
             await client.get("x")
@@ -352,7 +354,7 @@ async def test_the_name_is_unknown() -> None:
 # Several addresses.
 
 
-async def test_calls_are_spread_over_all_addresses(script: Script) -> None:
+async def test_calls_are_balanced_over_all_addresses(script: Script) -> None:
     other = Script()
     server = await serve(other)
     for each in (script, other):
@@ -380,7 +382,7 @@ async def test_calls_are_spread_over_all_addresses(script: Script) -> None:
         await again.stop(None)
 
 
-async def test_an_address_where_nobody_is_costs_nothing(script: Script) -> None:
+async def test_unreachable_address_costs_no_attempt(script: Script) -> None:
     script.play("Get", FOUND)
     async with AsyncClient(f"127.0.0.1:1,{script.address}", retry=QUICK) as client:
         for _ in range(10):
@@ -388,20 +390,20 @@ async def test_an_address_where_nobody_is_costs_nothing(script: Script) -> None:
     assert len(script.requests) == 10
 
 
-async def test_all_addresses_are_down() -> None:
+async def test_all_addresses_down_is_reported() -> None:
     async with AsyncClient("127.0.0.1:1,127.0.0.1:2", retry=QUICK) as client:
         with pytest.raises(UnavailableError, match=r"cannot reach 127\.0\.0\.1:[12]"):
             await client.get("x")
 
 
-async def test_one_client_for_each_loop(script: Script, client: AsyncClient) -> None:
+async def test_client_is_bound_to_one_loop(script: Script, client: AsyncClient) -> None:
     script.play("Get", FOUND)
     await client.get("x")
     with pytest.raises(RuntimeError, match="create one client for each loop"):
         await asyncio.to_thread(lambda: asyncio.run(client.get("x")))
 
 
-async def test_details_of_a_defect(script: Script, client: AsyncClient) -> None:
+async def test_internal_error_has_a_reference(script: Script, client: AsyncClient) -> None:
     script.play("Get", refuse(Code.INTERNAL, "internal error"))
     with pytest.raises(InternalError) as caught:
         await client.get("x")

@@ -100,12 +100,12 @@ OURS = Migration(
 )
 
 
-async def test_every_field(script: Script, client: AsyncClient) -> None:
+async def test_migration_fields_are_converted(script: Script, client: AsyncClient) -> None:
     script.play("GetMigration", answer(pb.GetMigrationResponse(migration=WIRE)))
     assert await client.migration.get() == OURS
 
 
-async def test_nothing_is_known_yet(script: Script, client: AsyncClient) -> None:
+async def test_migration_without_values_is_converted(script: Script, client: AsyncClient) -> None:
     script.play("GetMigration", answer(pb.GetMigrationResponse()))
     now = await client.migration.get()
     assert now.phase is Phase.UNKNOWN
@@ -116,14 +116,14 @@ async def test_nothing_is_known_yet(script: Script, client: AsyncClient) -> None
 
 @pytest.mark.parametrize("fallback", [False, True])
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.UNKNOWN])
-def test_where_reads_come_from(phase: Phase, fallback: bool) -> None:
+def test_reads_from_depends_on_phase_and_fallback(phase: Phase, fallback: bool) -> None:
     fallback = fallback and phase is Phase.READ_POSTGRES
     postgresql = phase in {Phase.READ_POSTGRES, Phase.POSTGRES_ONLY} and not fallback
     state = replace(OURS, phase=phase, reads_from_fallback=fallback)
     assert state.reads_from is (Store.POSTGRESQL if postgresql else Store.SQLITE)
 
 
-async def test_a_refusal_names_every_blocker(script: Script, client: AsyncClient) -> None:
+async def test_failed_precondition_has_every_blocker(script: Script, client: AsyncClient) -> None:
     failure = error_details_pb2.PreconditionFailure()
     for number in (1, 2):
         failure.violations.add(type=f"R{number}", subject="migration", description=f"d{number}")
@@ -136,7 +136,9 @@ async def test_a_refusal_names_every_blocker(script: Script, client: AsyncClient
     assert len(script.requests) == 1
 
 
-async def test_only_what_is_given_changes(script: Script, client: AsyncClient) -> None:
+async def test_control_backfill_sends_only_given_values(
+    script: Script, client: AsyncClient
+) -> None:
     script.play("ControlBackfill", answer(pb.ControlBackfillResponse(migration=WIRE)))
     assert await client.migration.control_backfill(paused=False, batch_size=5) == OURS
     (request,) = script.requests
@@ -146,7 +148,7 @@ async def test_only_what_is_given_changes(script: Script, client: AsyncClient) -
         await client.migration.control_backfill(batch_size=2**40)
 
 
-async def test_a_dry_run(script: Script, client: AsyncClient) -> None:
+async def test_dry_run_is_sent(script: Script, client: AsyncClient) -> None:
     refused = refuse(grpc.StatusCode.FAILED_PRECONDITION, "not now")
     script.play("ChangePhase", unavailable(), refused)
     with pytest.raises(FailedPreconditionError):
@@ -155,7 +157,7 @@ async def test_a_dry_run(script: Script, client: AsyncClient) -> None:
     assert (asked.phase, asked.dry_run, asked.accept_quarantine) == (3, True, True)
 
 
-async def test_watching_goes_on_over_a_restart(script: Script, client: AsyncClient) -> None:
+async def test_watch_continues_after_a_restart(script: Script, client: AsyncClient) -> None:
     async def once(request: Any, context: Any) -> AsyncIterator[Any]:
         yield pb.WatchMigrationResponse(migration=at_phase(len(script.requests)))
         await unavailable()(request, context)
@@ -170,7 +172,7 @@ async def test_watching_goes_on_over_a_restart(script: Script, client: AsyncClie
     assert seen == [Phase.SQLITE_ONLY, Phase.DUAL_WRITE, Phase.BACKFILL]
 
 
-async def test_watching_goes_on_when_the_server_ends_the_stream(
+async def test_watch_continues_when_the_server_ends_the_stream(
     script: Script, client: AsyncClient
 ) -> None:
     async def end(_: Any, __: Any) -> AsyncIterator[Any]:
@@ -184,7 +186,7 @@ async def test_watching_goes_on_when_the_server_ends_the_stream(
     assert len(script.requests) == 22
 
 
-async def test_watching_gives_up(script: Script, client: AsyncClient) -> None:
+async def test_watch_ends_after_its_timeout(script: Script, client: AsyncClient) -> None:
     script.play("WatchMigration", unavailable())
     with pytest.raises(UnavailableError):
         await anext(client.migration.watch())
@@ -207,7 +209,7 @@ async def test_watching_gives_up(script: Script, client: AsyncClient) -> None:
             await anext(states)
 
 
-async def test_verification(script: Script, client: AsyncClient) -> None:
+async def test_verification_progress_is_yielded(script: Script, client: AsyncClient) -> None:
     async def compare(_: Any, __: Any) -> AsyncIterator[Any]:
         missing = pb.Mismatch(id="x", kind="MISSING")
         different = pb.Mismatch(id="y", kind="DIFFERENT", fields=["tags"])
@@ -232,7 +234,7 @@ async def test_verification(script: Script, client: AsyncClient) -> None:
     assert script.requests[0].repair
 
 
-async def test_quarantine(script: Script, client: AsyncClient) -> None:
+async def test_quarantine_is_paged(script: Script, client: AsyncClient) -> None:
     row = pb.QuarantinedRow(
         source_key="messages/rowid=5", reason="r", field="id", row=b'{"id": null, "n": 1.5}'
     )

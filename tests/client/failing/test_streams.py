@@ -44,7 +44,7 @@ def contents(batches: list[storage_pb2.BulkSaveRequest]) -> list[str]:
     return [m.content for batch in batches for m in batch.messages]
 
 
-async def test_bulk_save(script: Script, client: AsyncClient) -> None:
+async def test_bulk_save_returns_totals(script: Script, client: AsyncClient) -> None:
     batches: list[storage_pb2.BulkSaveRequest] = []
     script.play("BulkSave", save_all(batches))
     seen: list[BulkProgress] = []
@@ -54,12 +54,12 @@ async def test_bulk_save(script: Script, client: AsyncClient) -> None:
     assert contents(batches) == [f"{i}" for i in range(25)]
 
 
-async def test_nothing_to_save(client: AsyncClient) -> None:
+async def test_empty_bulk_save_returns_zero(client: AsyncClient) -> None:
     result = await client.bulk_save([])
     assert result.total == 0
 
 
-async def test_bulk_save_of_an_async_iterable(script: Script, client: AsyncClient) -> None:
+async def test_bulk_save_accepts_an_async_iterable(script: Script, client: AsyncClient) -> None:
     async def slowly() -> AsyncIterator[Message]:
         for message in messages(7):
             await asyncio.sleep(0)
@@ -71,7 +71,7 @@ async def test_bulk_save_of_an_async_iterable(script: Script, client: AsyncClien
     assert [(a.first_position, a.count, a.saved) for a in acks] == [(0, 3, 3), (3, 3, 3), (6, 1, 1)]
 
 
-async def test_a_broken_bulk_save_is_continued(script: Script, client: AsyncClient) -> None:
+async def test_broken_bulk_save_is_continued(script: Script, client: AsyncClient) -> None:
     batches: list[storage_pb2.BulkSaveRequest] = []
     script.play(
         "BulkSave",
@@ -87,7 +87,7 @@ async def test_a_broken_bulk_save_is_continued(script: Script, client: AsyncClie
     assert list(dict.fromkeys(contents(batches))) == [f"{i}" for i in range(100)]
 
 
-async def test_a_bulk_save_goes_on_though_every_stream_breaks(
+async def test_bulk_save_continues_although_every_stream_breaks(
     script: Script, client: AsyncClient
 ) -> None:
     batches: list[storage_pb2.BulkSaveRequest] = []
@@ -96,7 +96,7 @@ async def test_a_bulk_save_goes_on_though_every_stream_breaks(
     assert [(a.first_position, a.saved) for a in acks] == [(i, 10) for i in range(0, 50, 10)]
 
 
-async def test_never_more_in_flight_than_asked(script: Script, client: AsyncClient) -> None:
+async def test_max_in_flight_is_respected(script: Script, client: AsyncClient) -> None:
     taken = 0
     received = 0
 
@@ -122,7 +122,7 @@ async def test_never_more_in_flight_than_asked(script: Script, client: AsyncClie
     assert most <= 15
 
 
-async def test_a_bulk_save_outlasts_more_failures_than_a_call_may_have(
+async def test_bulk_save_survives_more_failures_than_a_call(
     script: Script, client: AsyncClient
 ) -> None:
     batches: list[storage_pb2.BulkSaveRequest] = []
@@ -133,7 +133,7 @@ async def test_a_bulk_save_outlasts_more_failures_than_a_call_may_have(
     assert result.saved == 30
 
 
-async def test_a_bulk_save_to_nobody_fails_soon() -> None:
+async def test_bulk_save_to_unreachable_server_fails_soon() -> None:
     async with AsyncClient("127.0.0.1:1", retry=QUICK) as client:
         start = time.monotonic()
         with pytest.raises(UnavailableError, match="connection refused"):
@@ -141,20 +141,22 @@ async def test_a_bulk_save_to_nobody_fails_soon() -> None:
         assert time.monotonic() - start < 10
 
 
-async def test_a_bulk_save_that_gets_no_answer(script: Script, client: AsyncClient) -> None:
+async def test_bulk_save_without_response_times_out(script: Script, client: AsyncClient) -> None:
     script.play("BulkSave", hang())
     with pytest.raises(DeadlineExceededError, match=r"BulkSave: no response from .* for 0.3 s"):
         await client.bulk_save(messages(3), timeout=0.3)
 
 
-async def test_a_bulk_save_that_is_refused(script: Script, client: AsyncClient) -> None:
+async def test_rejected_bulk_save_is_raised(script: Script, client: AsyncClient) -> None:
     script.play("BulkSave", refuse(Code.INVALID_ARGUMENT, "no"))
     with pytest.raises(InvalidArgumentError):
         await client.bulk_save(messages(3))
     assert len(script.requests) == 1
 
 
-async def test_a_server_that_answers_out_of_order(script: Script, client: AsyncClient) -> None:
+async def test_out_of_order_response_is_an_internal_error(
+    script: Script, client: AsyncClient
+) -> None:
     async def wrong(requests: Any, _: Any) -> AsyncIterator[Any]:
         async for _ in requests:
             yield storage_pb2.BulkSaveResponse(sequence=77)
@@ -164,7 +166,9 @@ async def test_a_server_that_answers_out_of_order(script: Script, client: AsyncC
         await client.bulk_save(messages(3))
 
 
-async def test_a_stream_that_the_server_ends_early(script: Script, client: AsyncClient) -> None:
+async def test_bulk_save_continues_after_an_early_stream_end(
+    script: Script, client: AsyncClient
+) -> None:
     async def leave(requests: Any, _: Any) -> AsyncIterator[Any]:
         async for request in requests:
             yield storage_pb2.BulkSaveResponse(sequence=request.sequence, saved=1)
@@ -175,7 +179,7 @@ async def test_a_stream_that_the_server_ends_early(script: Script, client: Async
     assert result.saved == 4
 
 
-async def test_what_cannot_be_sent_is_reported_in_its_place(
+async def test_invalid_message_is_reported_at_its_position(
     script: Script, client: AsyncClient
 ) -> None:
     batches: list[storage_pb2.BulkSaveRequest] = []
@@ -191,7 +195,7 @@ async def test_what_cannot_be_sent_is_reported_in_its_place(
     ]
 
 
-async def test_an_input_that_fails(script: Script, client: AsyncClient) -> None:
+async def test_input_error_is_raised(script: Script, client: AsyncClient) -> None:
     def source() -> Any:
         yield from messages(10)
         raise KeyError("the file is broken")
@@ -201,7 +205,7 @@ async def test_an_input_that_fails(script: Script, client: AsyncClient) -> None:
         await client.bulk_save(source(), batch_size=5)
 
 
-async def test_a_bulk_save_that_nobody_waits_for(script: Script, client: AsyncClient) -> None:
+async def test_abandoned_bulk_save_ends_its_call(script: Script, client: AsyncClient) -> None:
     ended = asyncio.Event()
 
     async def watch(requests: Any, _: Any) -> AsyncIterator[Any]:
@@ -260,7 +264,7 @@ def export(ids: list[str], *, break_after: int | None = None) -> Any:
     return streaming(generate)
 
 
-async def test_a_broken_export_is_continued(script: Script, client: AsyncClient) -> None:
+async def test_broken_export_is_continued(script: Script, client: AsyncClient) -> None:
     ids = [f"{i:03}" for i in range(50)]
     script.play(
         "Export",
@@ -274,19 +278,19 @@ async def test_a_broken_export_is_continued(script: Script, client: AsyncClient)
     assert {r.batch_size for r in script.requests} == {9}
 
 
-async def test_an_export_begins_where_it_is_told(script: Script, client: AsyncClient) -> None:
+async def test_export_starts_at_its_resume_token(script: Script, client: AsyncClient) -> None:
     script.play("Export", export(["a", "b", "c"]))
     batches = [b async for b in client.export_batches(resume_token="a")]
     assert [(b.messages[0].id, b.resume_token) for b in batches] == [("b", "b"), ("c", "c")]
 
 
-async def test_an_export_that_goes_silent(script: Script, client: AsyncClient) -> None:
+async def test_export_without_response_times_out(script: Script, client: AsyncClient) -> None:
     script.play("Export", hang())
     with pytest.raises(DeadlineExceededError, match="Export: no response"):
         [m async for m in client.export(timeout=0.3)]
 
 
-async def test_a_slow_reader_is_no_silence(script: Script, client: AsyncClient) -> None:
+async def test_slow_reader_does_not_time_out(script: Script, client: AsyncClient) -> None:
     script.play("Export", export(["a", "b", "c"], break_after=1), export(["a", "b", "c"]))
     found = []
     async for message in client.export(timeout=0.4):
@@ -295,7 +299,7 @@ async def test_a_slow_reader_is_no_silence(script: Script, client: AsyncClient) 
     assert found == ["a", "b", "c"]
 
 
-async def test_an_export_that_nobody_reads_on(script: Script, client: AsyncClient) -> None:
+async def test_abandoned_export_ends_its_call(script: Script, client: AsyncClient) -> None:
     ended = asyncio.Event()
 
     async def endless(_: Any, __: Any) -> AsyncIterator[Any]:
@@ -314,7 +318,7 @@ async def test_an_export_that_nobody_reads_on(script: Script, client: AsyncClien
     await asyncio.wait_for(ended.wait(), 10)
 
 
-async def test_a_verification_is_not_begun_twice(script: Script, client: AsyncClient) -> None:
+async def test_verification_is_not_restarted(script: Script, client: AsyncClient) -> None:
     async def half(request: Any, context: Any) -> AsyncIterator[Any]:
         yield migration_pb2.VerifyResponse(compared=1, total=2)
         await unavailable()(request, context)
@@ -332,7 +336,7 @@ async def test_a_verification_is_not_begun_twice(script: Script, client: AsyncCl
     assert len(script.requests) == 2
 
 
-async def test_no_retries_of_streams_when_none_are_wanted(script: Script) -> None:
+async def test_streams_are_not_retried_without_retries(script: Script) -> None:
     script.play("BulkSave", save_all([], stop_after=1))
     script.play("Export", export(["a", "b"], break_after=1))
     async with AsyncClient(script.address, retry=RetryPolicy(max_attempts=1)) as client:
@@ -343,7 +347,7 @@ async def test_no_retries_of_streams_when_none_are_wanted(script: Script) -> Non
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])
-async def test_the_servers_own_error_is_reported(
+async def test_bulk_save_reports_the_server_error(
     script: Script, client: AsyncClient, after: int
 ) -> None:
     """Not the one that gRPC makes of a write that fails because of it."""

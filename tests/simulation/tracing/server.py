@@ -24,7 +24,7 @@ class Watched:
         self._process = process
         self._started = False
         self.session = int(process.name.partition("-")[2])
-        trace.sessions[live._replicator.lease.session] = self.session
+        trace.sessions[live._replicator.session.lease.session] = self.session
         if self.session > 1 and trace.events[-1]["event"] != "crash":
             trace.note("crash")
         trace.note("launch", session=self.session)
@@ -83,40 +83,43 @@ class Watched:
 
     def _hook_replicator(self) -> None:
         replicator = self._live._replicator
-        advance, stand = replicator._advance, replicator._stand
-        attach, copy = replicator._attach, replicator.copy
+        fallback, session = replicator.fallback, replicator.session
+        advance, set_status = replicator._advance, fallback.set_status
+        attach, copy = replicator._attach, session.copy
 
         def advanced(applied: int, entries: Any) -> None:
             self.note("applied", applied=applied)
             advance(applied, entries)
 
         def stood(standing: Any) -> None:
-            if standing is not replicator.replica_status:
+            if standing is not fallback.status:
                 self.note("standing", standing=standing.value)
-            stand(standing)
+            set_status(standing)
 
         async def attached() -> None:
             with setting(ATTACHING, True):
                 await attach()
 
         async def copied(messages: Any, mark: BackfillMark) -> None:
-            before = replicator.mark
+            before = session.mark
             if isinstance(messages, list):
                 self.page([], before, mark)
             await copy(messages, mark)
             self.note("mark", before=mark_of(before), after=mark_of(mark))
 
-        hook(replicator, _advance=advanced, _stand=stood, _attach=attached, copy=copied)
+        hook(replicator, _advance=advanced, _attach=attached)
+        hook(fallback, set_status=stood)
+        hook(session, copy=copied)
 
     def _hook_guard(self) -> None:
-        replicator = self._live._replicator
-        guard = replicator._guard
-        fence, contest, prove = replicator._lose_lease, guard.contest, guard.prove
+        session = self._live._replicator.session
+        guard = session.guard
+        fence, contest, prove = session.fence, guard.contest, guard.prove
 
-        def fenced(error: Any) -> None:
+        def fenced(error: Any) -> Any:
             if not self._live._current_state.state.completing:
                 self.note("fenced")
-            fence(error)
+            return fence(error)
 
         def contested(blocker: Any) -> None:
             self.note("contested")
@@ -128,7 +131,7 @@ class Watched:
             if before is not None and guard.contested is None:
                 self.note("proved")
 
-        hook(replicator, _lose_lease=fenced)
+        hook(session, fence=fenced)
         hook(guard, contest=contested, prove=proved)
 
     def page(self, ids: list[str], before: BackfillMark, after: BackfillMark) -> None:

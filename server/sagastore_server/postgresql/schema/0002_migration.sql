@@ -1,10 +1,10 @@
--- What a store keeps that another one is being moved into. Servers that do not know
--- this step must not use it: they would write behind the migration's back.
+-- State of a migration target. Servers without this step must not use the store: they would write
+-- during the migration.
 
--- The migration that the messages came, or are coming, by: one row at most. Until the
--- phase is 5 the truth is in the SQLite file that `holder` names. `lease_until` is by this
--- database's clock. `applied` is the sequence up to which the journal is here, committed
--- with the rows themselves; so is how far the copying of older rows is (`backfill_…`).
+-- The migration to this store, at most one row. Until phase 5 the SQLite file that `holder` names is
+-- authoritative. `lease_until` uses the clock of this database. `applied` is the journal sequence up
+-- to which changes are applied; it is committed with the rows, as is the progress of the backfill
+-- (`backfill_…`).
 CREATE TABLE migration (
     one BOOLEAN PRIMARY KEY DEFAULT true CHECK (one),
     source TEXT NOT NULL,
@@ -22,7 +22,7 @@ CREATE TABLE migration (
     backfill_total BIGINT NOT NULL DEFAULT 0
 );
 
--- Values, as JSON, of columns that a legacy `messages` table had beyond the known ones.
+-- JSON values of the unknown columns of a legacy `messages` table.
 CREATE TABLE legacy_extra (
     message_id TEXT COLLATE "C" NOT NULL,
     name TEXT COLLATE "C" NOT NULL,
@@ -30,5 +30,5 @@ CREATE TABLE legacy_extra (
     PRIMARY KEY (message_id, name)
 );
 
--- Further columns of a legacy `files` table, as a JSON object.
+-- Unknown columns of a legacy `files` table, as a JSON object.
 ALTER TABLE files ADD COLUMN extra TEXT NOT NULL DEFAULT '{}';

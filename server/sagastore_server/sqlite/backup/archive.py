@@ -1,9 +1,15 @@
-"""Turns the file of a store whose messages have moved into an archive with a receipt.
+"""Archiving: turns the file of a store whose messages have moved into an archive with a receipt.
 
-The steps, in an order that can be interrupted anywhere and begun again: the file says
-POSTGRES_ONLY, so that nobody serves it any more; it becomes one self-contained,
-read-only file; it is checked; the receipt is written; the file gets its new name. Until
-that last step the file is where it was, and the next attempt does again what is missing.
+The steps, in order:
+
+1. Record POSTGRES_ONLY in the file, so that no server serves it any more.
+2. Merge the log into the file and make the file read-only.
+3. Check the file.
+4. Write the receipt.
+5. Rename the file.
+
+Each step can be interrupted. Until the rename the file keeps its name, and the next attempt
+performs the missing steps.
 """
 
 from __future__ import annotations
@@ -51,14 +57,16 @@ _READ_ONLY = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 def archive_file(
     path: Path, report: dict[str, object], sealed: Callable[[MigrationState], None]
 ) -> Archive:
-    """Archive the file at ``path``, which has no links in it; go on where a crash ended it.
+    """Archive the file at ``path``, or finish an interrupted attempt.
 
-    The caller owns it, and has no connection to it. ``sealed`` hears what the file says
-    of its migration from then on, as soon as it does.
+    Args:
+        path: The file, without symbolic links. The caller owns it and has no connection to it.
+        report: Goes into the receipt.
+        sealed: Called with the final migration state as soon as it is recorded.
 
     Raises:
-        StorageError: It cannot be done now; says what to do. The file is where it was,
-            or has been archived.
+        StorageError: It is not possible now; the message says what to do. The file keeps its
+            name, or has been archived.
 
     """
     receipt = receipt_path(path)
@@ -78,23 +86,23 @@ def archive_file(
 
 
 def _archived(path: Path, receipt: Path) -> Archive:
-    """Return the archive that an earlier attempt has made."""
+    """Return the archive of an earlier attempt."""
     try:
         archive = receipt.with_name(read_receipt(receipt).archive)
     except ReceiptError as exc:
-        raise UnavailableError(f"cannot archive {path}: it is not there, and {exc}") from exc
+        raise UnavailableError(f"cannot archive {path}: it does not exist, and {exc}") from exc
     if not archive.exists():
         raise UnavailableError(
-            f"cannot archive {path}: it is not there, and neither is {archive.name}, which its "
-            "receipt names; look where they were moved to"
+            f"cannot archive {path}: neither it nor {archive.name}, which its receipt names, "
+            "exists; move the archive back"
         )
     return Archive(archive, receipt)
 
 
 def _seal(path: Path, sealed: Callable[[MigrationState], None]) -> str:
-    """Note POSTGRES_ONLY and bring everything into the one file; return since when.
+    """Record POSTGRES_ONLY and merge the log into the file; return the time of the move.
 
-    A file that was sealed before may be read-only already, and is not touched.
+    A file that was sealed before may already be read-only, and is not changed.
     """
     if not path.stat().st_mode & stat.S_IWUSR:
         with contextlib.closing(connect(path, "immutable=1")) as connection:
@@ -107,7 +115,7 @@ def _seal(path: Path, sealed: Callable[[MigrationState], None]) -> str:
         state, moved = _note_move(connection, path.name)
         sealed(state)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        # Fails while another program has the file open; that one would lose the log.
+        # Fails while another program has the file open, because that program needs the log.
         connection.execute("PRAGMA journal_mode = DELETE")
     return moved.at
 
@@ -154,8 +162,7 @@ def _facts(path: Path) -> dict[str, object]:
     if found["integrity_check"] != "ok":
         raise CorruptStoreError(
             f"cannot archive {path}: it is damaged ({found['integrity_check']}); the messages are "
-            "in PostgreSQL. Keep the file as it is, or restore a backup of it, which can be "
-            "archived then"
+            "in PostgreSQL. Keep the file as it is, or restore a backup of it and archive that"
         )
     return found
 
@@ -174,7 +181,7 @@ def _finish(
         report=report,
         made_by=f"sagastore-server {__version__}",
     )
-    _make_way(receipt)
+    _keep_earlier_receipt(receipt)
     write_receipt(receipt, said)
     path.rename(archive)
     sync_folder(path.parent)
@@ -189,8 +196,8 @@ def _free_name(path: Path) -> Path:
     return archive
 
 
-def _make_way(receipt: Path) -> None:
-    """Keep the receipt of an earlier archive: it gets that one's name."""
+def _keep_earlier_receipt(receipt: Path) -> None:
+    """Keep the receipt of an earlier archive under the name of that archive."""
     if not receipt.exists():
         return
     try:
@@ -206,13 +213,13 @@ def _failed(path: Path, error: Exception, name: str) -> StorageError:
     if name in FULL:
         return StorageFullError(f"cannot archive {path}: the disk is full; make room")
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        why = "another program has it open; end that one"
+        why = "another program has it open; end that program"
     elif name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
-        why = "the server may not write to it or to its folder; change that"
+        why = "the server has no permission to write to it or to its folder; grant it"
     elif name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return CorruptStoreError(
             f"cannot archive {path}: it is damaged; the messages are in PostgreSQL. Keep the file "
-            "as it is, or restore a backup of it, which can be archived then"
+            "as it is, or restore a backup of it and archive that"
         )
     else:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())

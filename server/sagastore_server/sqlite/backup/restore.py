@@ -1,8 +1,8 @@
-"""Puts a backup in the place of a store, so that a crash leaves the one or the other.
+"""Restore: replaces a store by a copy of a backup, atomically with respect to crashes.
 
-What must never happen is that SQLite applies the log of the old file to the new one: a
-``-wal`` is applied to whatever database has its name. So the old log is brought into the
-old file, or moved away with it, before the new file gets the name.
+SQLite applies a ``-wal`` file to the database of that name, whichever database it is, so the log
+of the old file must never meet the new one. Before the new file gets the name, the old log is
+merged into the old file, or renamed together with it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import NamedTuple
 
 from sagastore.receipt import receipt_path
 from sagastore_server.sqlite.archived_store_guard import moved, remembered
-from sagastore_server.sqlite.backup.backup import (
+from sagastore_server.sqlite.backup.create import (
     BackupError,
     Contents,
     Progress,
     contents_of,
     copy_store,
+    file_errors,
     new_file,
     require_store,
-    telling,
 )
 from sagastore_server.sqlite.files import open_read_only
 from sagastore_server.sqlite.legacy.copy import sync_folder
@@ -35,7 +35,7 @@ from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.phase import Phase
 
 REPLACED = ".replaced"
-"""``messages.db`` is kept as ``messages.db.replaced``, or ``.replaced-2`` if that is taken."""
+"""``messages.db`` is kept as ``messages.db.replaced``, or ``.replaced-2`` if that exists."""
 
 _RESTORING = ".restoring"
 _SIDE_FILES = ("-wal", "-shm", "-journal")
@@ -43,41 +43,41 @@ _BUSY_TIMEOUT_MS = 5000
 
 
 class RestoreReport(NamedTuple):
-    """What was restored."""
+    """Result of a restore."""
 
     file: Path
     contents: Contents
-    """Of the file as it is now."""
+    """Contents of the restored file."""
     replaced: Path | None
-    """Where the file that was there is now; None: there was none."""
+    """The previous file under its new name; None if there was none."""
     seconds: float
 
 
 def restore(backup: Path, path: Path, *, replace: bool, progress: Progress) -> RestoreReport:
-    """Make a copy of the store in ``backup`` the store at ``path``.
+    """Put a copy of the store in ``backup`` at ``path``.
 
-    The copy is verified before anything else is touched. With ``replace`` a file that is
-    there is kept under another name. May be interrupted anywhere, and called again.
+    The copy is verified before any other file changes. ``replace`` allows ``path`` to exist; the
+    existing file is kept under another name. The call can be interrupted and repeated.
 
     Raises:
-        BackupError: It cannot be done; ``path`` is as it was.
-        KeyboardInterrupt: As raised by ``progress``; the same holds.
+        BackupError: It is not possible; ``path`` is as it was.
+        KeyboardInterrupt: Raised by ``progress``; ``path`` is as it was.
 
     """
     began = time.monotonic()
     real = path.resolve()
     _require_other_file(backup, real)
-    with telling(f"cannot restore {path}"), _owned(path):
+    with file_errors(f"cannot restore {path}"), _owned(path):
         _refuse_target(path, real, replace=replace)
         partial = real.with_name(real.name + _RESTORING)
-        partial.unlink(missing_ok=True)  # Of a restore that was killed: the file is ours.
+        partial.unlink(missing_ok=True)  # Left by a killed restore.
         with _opened(backup) as source, new_file(partial, _mode(backup, real)):
             contents = contents_of(source)
             _refuse_archive(backup, contents)
             copy_store(source, partial, contents, progress)
-            _give_to_the_owner(partial, real)
+            _set_owner(partial, real)
             restored = _final_contents(partial)
-            replaced = _set_aside(real) if _anything_at(real) else None
+            replaced = _keep_replaced(real) if _anything_at(real) else None
             partial.replace(real)
             sync_folder(real.parent)
     return RestoreReport(path, restored, replaced, time.monotonic() - began)
@@ -85,27 +85,27 @@ def restore(backup: Path, path: Path, *, replace: bool, progress: Progress) -> R
 
 @contextlib.contextmanager
 def _owned(path: Path) -> Iterator[None]:
-    """Keep servers out; fails with the line that names the one that has the file."""
+    """Lock the file against servers; the error of a locked file names the server."""
     ownership = Ownership(path)
     ownership.acquire()
     try:
         real = path.resolve()
-        _give_to_the_owner(real.with_name(real.name + ".lock"), real)
+        _set_owner(real.with_name(real.name + ".lock"), real)
         yield
     finally:
         ownership.release()
 
 
 def _require_other_file(backup: Path, real: Path) -> None:
-    with telling(f"cannot restore {backup}"):
+    with file_errors(f"cannot restore {backup}"):
         if backup.stat().st_size == 0:
-            raise BackupError(f"{backup} is empty; it is not a backup")
+            raise BackupError(f"{backup} is empty, so it is not a backup")
         if real.exists() and backup.samefile(real):
-            raise BackupError(f"{backup} is the very file that is to be replaced")
+            raise BackupError(f"{backup} is the file to be replaced; name the backup")
     if backup.with_name(backup.name + "-shm").exists():
         raise BackupError(
-            f"{backup} is in use, or was when its server was killed; make a backup of it first "
-            "(sagastore-server backup), and restore that"
+            f"{backup} is in use by a server, or was when that server was killed; make a backup of "
+            "it first (sagastore-server backup), and restore that"
         )
 
 
@@ -113,17 +113,17 @@ def _refuse_target(path: Path, real: Path, *, replace: bool) -> None:
     if real.exists():
         if not replace:
             raise BackupError(
-                f"{path} exists; --replace puts the backup in its place, and keeps it beside"
+                f"{path} exists; --replace replaces it and keeps it under another name"
             )
-        with contextlib.suppress(CannotOpenError):  # Damaged, which is a reason to restore.
+        with contextlib.suppress(CannotOpenError):  # A damaged file may be replaced.
             found = remembered(real, recover=True)
             if found is not None and found.state.phase is Phase.POSTGRES_ONLY:
                 raise BackupError(str(moved(path, found)))
     elif receipt_path(real).exists():
         raise BackupError(
-            f"{path} was archived: its messages have moved to PostgreSQL, which may have later "
-            f"ones; start with --postgres alone, or move {receipt_path(real).name} away to go on "
-            "from the backup regardless"
+            f"{path} was archived: its messages have moved to PostgreSQL, which may have newer "
+            f"ones; start with --postgres alone, or move {receipt_path(real).name} away to restore "
+            "the backup regardless"
         )
 
 
@@ -137,7 +137,7 @@ def _refuse_archive(backup: Path, contents: Contents) -> None:
 
 @contextlib.contextmanager
 def _opened(backup: Path) -> Iterator[sqlite3.Connection]:
-    with telling(f"cannot restore {backup}"), open_read_only(backup) as connection:
+    with file_errors(f"cannot restore {backup}"), open_read_only(backup) as connection:
         require_store(connection, backup)
         connection.execute("BEGIN")
         yield connection
@@ -153,46 +153,46 @@ def _mode(backup: Path, real: Path) -> int:
     return stat.S_IMODE(like.stat().st_mode) & 0o777 | stat.S_IWUSR
 
 
-def _give_to_the_owner(path: Path, real: Path) -> None:
-    """For root: whose the old file, or the folder, is shall be able to use the new one."""
+def _set_owner(path: Path, real: Path) -> None:
+    """As root, give the file the owner of the old file or of the folder."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         like = (real if real.exists() else real.parent).stat()
         os.chown(path, like.st_uid, like.st_gid)
 
 
-# ------------------------------------------------------------------ the old file
+# ------------------------------------------------------------------ the previous file
 
 
 def _anything_at(real: Path) -> bool:
     return any(_beside(real, suffix).exists() for suffix in ("", *_SIDE_FILES))
 
 
-def _set_aside(real: Path) -> Path:
-    """Keep the old file, complete, under another name; return that.
+def _keep_replaced(real: Path) -> Path:
+    """Keep the old file and its log under another name, and return that name.
 
-    It keeps its old name as well until the new file takes it: a server that starts in
-    between finds the old store, not an empty place. Its log, where that could not be
-    brought into it, goes first, and on disk, before the new file can get the name.
+    The old name remains until the new file replaces it, so a server that starts meanwhile finds
+    the old store. A log that could not be merged is renamed, and the rename is synced, before the
+    new file gets the name.
     """
-    aside = _free_name(real)
+    kept = _free_name(real)
     if real.exists():
         _complete(real)
         try:
-            os.link(real, aside)
+            os.link(real, kept)
         except OSError:
-            real.rename(aside)  # A file system without links.
+            real.rename(kept)  # A file system without hard links.
     for suffix in _SIDE_FILES:
         if _beside(real, suffix).exists():
-            _beside(real, suffix).rename(_beside(aside, suffix))
+            _beside(real, suffix).rename(_beside(kept, suffix))
     sync_folder(real.parent)
-    return aside
+    return kept
 
 
 def _complete(real: Path) -> None:
-    """Bring the log of the old file into it, unless it is too damaged for that.
+    """Merge the log into the old file, unless the file is too damaged.
 
     Raises:
-        BackupError: Another program has it open.
+        BackupError: Another program has the file open.
 
     """
     uri = f"{real.as_uri()}?mode=rw"
@@ -203,15 +203,15 @@ def _complete(real: Path) -> None:
             old.execute("PRAGMA journal_mode = DELETE")
     except sqlite3.Error as exc:
         if exc.sqlite_errorname.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            raise BackupError(f"another program has {real} open; end that one first") from exc
+            raise BackupError(f"another program has {real} open; end that program first") from exc
 
 
 def _free_name(real: Path) -> Path:
-    aside, number = real.with_name(real.name + REPLACED), 1
-    while _anything_at(aside):
+    kept, number = real.with_name(real.name + REPLACED), 1
+    while _anything_at(kept):
         number += 1
-        aside = real.with_name(f"{real.name}{REPLACED}-{number}")
-    return aside
+        kept = real.with_name(f"{real.name}{REPLACED}-{number}")
+    return kept
 
 
 def _beside(path: Path, suffix: str) -> Path:

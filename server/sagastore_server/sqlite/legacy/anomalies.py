@@ -1,4 +1,4 @@
-"""What is unusual about the rows of a legacy file, counted by kind."""
+"""Anomalies: counts of unusual values in the rows of a legacy file, by kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sagastore.legacy import COLUMNS, Problem, RawValue, Text
 from sagastore_server.sqlite.legacy.table import LegacyTable, RowVerdict
 
 EXAMPLES = 3
-"""Rowids named for each kind."""
+"""Example rowids per kind."""
 
 _NUMBERS = re.compile(r"\d[\d,.]*|'.*'|\".*\"", re.DOTALL)
 _SIGN = re.compile(rb"[+-]")
@@ -20,23 +20,23 @@ _DATE = 10
 
 
 class Anomaly(NamedTuple):
-    """A kind of value that some rows have; most are read without loss."""
+    """A kind of unusual value. Most kinds are read without loss."""
 
     what: str
     total: int
     examples: list[int]
-    """Rowids of the first of them."""
+    """Rowids of the first rows."""
 
 
 class ReasonGroup(NamedTuple):
-    """Rows that are set aside for reasons of one kind."""
+    """Rows that go to quarantine for reasons of one kind."""
 
     field: str
     reason: str
-    """As it reads for the first of them."""
+    """The reason of the first row."""
     total: int
     examples: list[int]
-    """Rowids of the first of them."""
+    """Rowids of the first rows."""
 
 
 class _Tally:
@@ -53,12 +53,12 @@ class _Tally:
 
 
 class Anomalies:
-    """Counts what is odd, row by row."""
+    """Counts anomalies and quarantine reasons, row by row."""
 
     def __init__(self, table: LegacyTable) -> None:
-        """Begin with none."""
+        """Create empty counts for ``table``."""
         self._table = table
-        self._oddities = _Tally()
+        self._anomalies = _Tally()
         self._groups = _Tally()
         self._firsts: dict[str, Problem] = {}
 
@@ -66,19 +66,19 @@ class Anomalies:
         """Count one row."""
         rowid = verdict.row.rowid
         for what in self._of_row(verdict):
-            self._oddities.add(what, rowid)
+            self._anomalies.add(what, rowid)
         for problem in verdict.problems:
-            # Positions, lengths and quotations differ from row to row.
+            # Group reasons that differ only in positions, lengths and quotations.
             key = f"{problem.field}\n{_NUMBERS.sub('#', problem.reason)}"
             self._firsts.setdefault(key, problem)
             self._groups.add(key, rowid)
 
-    def oddities(self) -> list[Anomaly]:
-        """Return the kinds that were met, by name."""
-        return [Anomaly(what, *found) for what, found in sorted(self._oddities.found.items())]
+    def anomalies(self) -> list[Anomaly]:
+        """Return the anomalies found, by name."""
+        return [Anomaly(what, *found) for what, found in sorted(self._anomalies.found.items())]
 
     def reasons(self) -> list[ReasonGroup]:
-        """Return why rows are set aside, the most frequent first."""
+        """Return the quarantine reasons, the most frequent first."""
         groups = [
             ReasonGroup(*self._firsts[key], *found) for key, found in self._groups.found.items()
         ]
@@ -88,7 +88,7 @@ class Anomalies:
         known = self._table.known(verdict.row)
         unread = {problem.field for problem in verdict.problems}
         for column, value in zip(COLUMNS, known, strict=True):
-            # How an unreadable time is written is told by the reason.
+            # For an unreadable time, the quarantine reason describes the format.
             if column not in unread or column not in _TIMES:
                 yield from _of_value(column, value)
         if self._table.extra:
@@ -116,7 +116,7 @@ def _of_value(column: str, value: RawValue) -> Iterator[str]:
 
 
 def _of_time(column: str, value: RawValue) -> Iterator[str]:
-    """Tell how a time is written; ``created_at`` usually has a space and no offset."""
+    """Return unusual formats of a time. ``created_at`` usually has a space and no offset."""
     if not isinstance(value, bytes):
         yield f"{column} is a number"
     elif not isinstance(value, Text):

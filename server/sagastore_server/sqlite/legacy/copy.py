@@ -1,4 +1,4 @@
-"""The verified copy that is made before a legacy file is changed."""
+"""Verified copy of a legacy file, made before the import changes the file."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from sagastore_server.sqlite.files import connect, damage, open_read_only, quote
 from sagastore_server.storage.errors import CannotOpenError
 
 SUFFIX = ".before-sagastore"
-"""The copy of ``memory.db`` is ``memory.db.before-sagastore``, beside it."""
+"""The copy of ``memory.db`` is ``memory.db.before-sagastore``, in the same folder."""
 
 _PARTIAL = ".partial"
 _PAGES_AT_ONCE = 4096
 
 _GROWTH = 2
-"""Room that the takeover is given beside the copy, in sizes of the file.
+"""Disk space required for the import besides the copy, in multiples of the file size.
 
-The new tables and their index stand beside the old ones until the end (1.0 of the
-file with 200,000 messages of dialogue), and the rollback journal keeps what was
-changed of the old pages (0.2).
+The new tables and their index coexist with the old ones until the end (1.0 times the file with
+200,000 dialogue messages), and the rollback journal keeps the changed pages (0.2).
 """
 
 _SPARE_BYTES = 16 * 1024 * 1024
 
 
 def bytes_needed(connection: sqlite3.Connection, *, with_copy: bool = True) -> int:
-    """Return the free bytes that a takeover asks of the disk; it seldom uses them all."""
+    """Return the free bytes that an import requires; it rarely uses them all."""
     pages = scalar(connection, "PRAGMA page_count")
     size = pages * scalar(connection, "PRAGMA page_size")
     return size * (_GROWTH + with_copy) + _SPARE_BYTES
@@ -42,15 +41,18 @@ def bytes_free(path: Path) -> int:
 
 
 def verified_copy(path: Path, original: sqlite3.Connection) -> Path:
-    """Return a copy beside ``path`` that was read back and found equal.
+    """Return a copy in the folder of ``path``, read back and compared with the original.
 
-    A copy that is there already, from an earlier attempt, is kept if it is equal;
-    if it is not, it is kept as well, and the new one gets a number. ``original`` is
-    a connection that keeps other writers out; ``path`` has no links in it.
+    An existing copy of an earlier attempt is reused if it is equal. A different one is kept, and
+    the name of the new copy gets a number.
+
+    Args:
+        path: The legacy file, without symbolic links.
+        original: A connection to it that holds the write lock.
 
     Raises:
-        CannotOpenError: There is no room, or what was written reads back otherwise.
-        sqlite3.Error: The file cannot be read, or the copy not written.
+        CannotOpenError: The disk has too little space, or the copy differs when read back.
+        sqlite3.Error: The file cannot be read, or the copy cannot be written.
         OSError: The copy cannot be written.
 
     """
@@ -78,10 +80,9 @@ def verified_copy(path: Path, original: sqlite3.Connection) -> Path:
 
 
 def fingerprint(connection: sqlite3.Connection, table: str | None = None) -> bytes:
-    """Return a digest of every value, with its storage class, of one table or of all.
+    """Return a digest of every value and its storage class, of one table or of all.
 
-    Of all tables means the schema and each ordinary table; what virtual tables
-    keep is not looked at.
+    All tables are the schema and each ordinary table, without the contents of virtual tables.
     """
     usual = connection.text_factory
     digest = blake2b(digest_size=32)
@@ -101,7 +102,7 @@ def fingerprint(connection: sqlite3.Connection, table: str | None = None) -> byt
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a renamed file's new name survive a loss of power, where that can be asked for."""
+    """Sync a folder, so that a rename in it survives a power loss, if the system supports that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -114,8 +115,8 @@ def _check_room(path: Path, needed: int) -> None:
     free = bytes_free(path)
     if free < needed:
         raise CannotOpenError(
-            f"cannot take over {path}: the takeover and the copy need up to {_megabytes(needed)} "
-            f"of disk, {_megabytes(free)} are free; make room, or move the file"
+            f"cannot import {path}: the import and the copy need up to {_megabytes(needed)} "
+            f"of disk space, {_megabytes(free)} are free; free space or move the file"
         )
 
 
@@ -124,15 +125,15 @@ def _megabytes(count: int) -> str:
 
 
 def _write(path: Path, partial: Path) -> None:
-    # As private as the original from the first byte on.
+    # The permissions of the original from the first byte on.
     mode = path.stat().st_mode & 0o777
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
-    # Not `open_read_only`: closing its look at the header would drop our locks.
+    # Not `open_read_only`: it opens the file to read the header, and closing it drops our locks.
     with (
         contextlib.closing(connect(path, "mode=ro")) as source,
         contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as copy,
     ):
-        # Nobody reads it before it is complete and synced, all of it at once.
+        # No durability needed: the copy is synced once, and is not used before.
         copy.execute("PRAGMA journal_mode = OFF")
         copy.execute("PRAGMA synchronous = OFF")
         source.backup(copy, pages=_PAGES_AT_ONCE)
@@ -143,12 +144,12 @@ def _write(path: Path, partial: Path) -> None:
 def _require_copy(path: Path, wanted: bytes) -> None:
     if not _is_copy(path, wanted):
         raise CannotOpenError(
-            f"what was written to {path} reads back otherwise; the disk cannot be trusted"
+            f"the copy {path} differs from the original when read back; check the disk"
         )
 
 
 def _is_copy(path: Path, wanted: bytes) -> bool:
-    """Tell whether the file at ``path`` is sound and holds what ``wanted`` tells of."""
+    """Return whether the file at ``path`` is undamaged and has the fingerprint ``wanted``."""
     try:
         with open_read_only(path) as connection:
             return damage(connection, full=True) is None and fingerprint(connection) == wanted
@@ -167,11 +168,11 @@ def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
 
 def _select_all(table: str, columns: list[str]) -> str:
     classes = ", ".join(f"typeof({quoted(column)}), {quoted(column)}" for column in columns)
-    # The table's own order, whatever indexes there are.
+    # NOT INDEXED: the order of the table, which does not depend on indexes.
     return f"SELECT {classes} FROM main.{quoted(table)} NOT INDEXED"  # noqa: S608 - quoted
 
 
 def _digest_rows(connection: sqlite3.Connection, sql: str, digest: blake2b) -> None:
     for row in connection.execute(sql):
-        # repr of NULL, numbers and bytes has one spelling for each value.
+        # repr is unique for each value of NULL, numbers and bytes.
         digest.update(repr(row).encode() + b"\n")

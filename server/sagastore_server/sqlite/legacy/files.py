@@ -1,7 +1,7 @@
-"""The legacy table ``files``: which rows both stores can represent, and what the others are.
+"""Reader of the legacy table ``files``: rows that both stores can represent, and all others.
 
-A server only ever makes this table, or finds it; nothing writes to it (see the guards in
-the schema), so what is read page by page is of one piece.
+Nothing writes to this table (see the guards in the schema), so reading it page by page gives a
+consistent result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ABSENT = -1
 
 
 class SetAside(NamedTuple):
-    """A row that goes to quarantine, as its columns there."""
+    """A row for the table ``quarantine``."""
 
     source_key: str
     reason: str
@@ -31,14 +31,14 @@ class SetAside(NamedTuple):
 
 
 class LegacyFiles:
-    """Reads rows of ``files``, whatever columns the table has."""
+    """Reads rows of ``files`` with any set of columns."""
 
     def __init__(self, columns: Sequence[str]) -> None:
-        """Read the table with these columns, in their order."""
+        """Create a reader of the table with these columns, in this order."""
         self._columns = tuple(columns)
         places = {name.lower(): place for place, name in enumerate(columns)}
         self.has_ids = "id" in places
-        """Whether there is a column of ids at all; without, every row is set aside."""
+        """Whether there is a column ``id``. Without it, every row goes to quarantine."""
         self._places = [places.get(name, _ABSENT) for name in _COLUMNS]
         self._further = [
             place for place, name in enumerate(columns) if name.lower() not in _COLUMNS
@@ -57,13 +57,13 @@ class LegacyFiles:
 
     @property
     def by_number(self) -> str:
-        """The statement for rows behind a rowid, in order, at most so many."""
+        """SQL for rows after a rowid, in order, with a limit."""
         rowid = f"f.{self._rowid}"
         return f"{self._select} WHERE {rowid} > ? ORDER BY {rowid} LIMIT ?"
 
     @property
     def by_id(self) -> str:
-        """The statement for rows behind an id (its bytes) and rowid, in order, at most so many."""
+        """SQL for rows after an id (its bytes) and rowid, in order, with a limit."""
         if not self.has_ids:
             return f"{self._select} WHERE 0 AND (?, ?, ?) IS NULL"
         key = f"f.id COLLATE BINARY, f.{self._rowid}"
@@ -74,10 +74,7 @@ class LegacyFiles:
 
     @property
     def later_of_an_id(self) -> str:
-        """The statement for the rowids of rows whose id an earlier row has.
-
-        Rows in quarantine do not count.
-        """
+        """SQL for the rowids of rows whose id an earlier row has, without rows in quarantine."""
         rowid = f"f.{self._rowid}"
         return (
             "SELECT number, first FROM ("  # noqa: S608 - quoted
@@ -90,13 +87,13 @@ class LegacyFiles:
 
     @property
     def one(self) -> str:
-        """The statement for the row with a rowid."""
+        """SQL for the row with a rowid."""
         return f"{self._select} WHERE f.{self._rowid} = ?"
 
     def read(self, row: Sequence[Any]) -> FileRow | SetAside | None:
-        """Return what a row of ``by_number`` or ``by_id`` is.
+        """Return the result of a row of ``by_number`` or ``by_id``.
 
-        None: it was set aside for what other rows hold.
+        None: the row is in quarantine because another row has its id.
         """
         number, quarantined = row[:2]
         values = _raw(row)
@@ -120,12 +117,12 @@ class LegacyFiles:
         return FileRow._make((number, *plain, further))
 
     def repeated(self, row: Sequence[Any], first: int) -> SetAside:
-        """Return what a row of ``one`` is set aside as, whose id the row ``first`` has."""
+        """Return the quarantine row for a row of ``one`` whose id the row ``first`` has."""
         values = _raw(row)
         return self._set_aside(row[0], values, [Problem("id", f"is taken by rowid {first}")])
 
     def key(self, row: Sequence[Any]) -> tuple[bytes, int]:
-        """Return what ``by_id`` goes on behind."""
+        """Return the key after which ``by_id`` continues."""
         place = [name.lower() for name in self._columns].index("id")
         return row[3 + 2 * place], row[0]
 
@@ -147,7 +144,7 @@ def _raw(row: Sequence[Any]) -> list[RawValue]:
 
 
 def _problem(name: str, value: RawValue, *, absent: bool) -> str | None:
-    """Return why no ``FileRow`` holds the value; None: one does."""
+    """Return why a ``FileRow`` cannot represent the value, or None if it can."""
     if value is None:
         if name not in _REQUIRED:
             return None

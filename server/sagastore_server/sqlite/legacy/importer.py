@@ -1,8 +1,9 @@
-"""Takes a legacy ARC SAGA file over in place: all of it in one transaction, or nothing.
+"""Legacy import: converts an ARC SAGA ``memory.db`` into a SagaStore file, in place.
 
-A verified copy is made first. Killed at any instant, the process leaves either the
-legacy file (SQLite rolls the transaction back when the file is next opened) or the
-taken-over one. Memory stays flat however many rows there are.
+* A verified copy is made first.
+* The import is one transaction. If the process is killed, the file is either the legacy file
+  (SQLite rolls back when the file is next opened) or the imported one.
+* Memory use does not depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -42,31 +43,32 @@ _BUSY_TIMEOUT_MS = 10_000
 
 
 class TakeoverReport(NamedTuple):
-    """What a takeover did."""
+    """Result of a legacy import."""
 
     rows: int
-    """Rows of the legacy table: those served and those set aside."""
+    """Rows of the legacy table: served and quarantined."""
     served: int
     quarantined: int
     files: int
-    """Rows of the legacy files table, which stays as it is."""
+    """Rows of the legacy table ``files``, which does not change."""
     copy: Path
-    """The verified copy of the file as it was."""
+    """Verified copy of the original file."""
     seconds: float
 
 
 def take_over(path: Path, *, progress: RowProgress | None = None) -> TakeoverReport:
-    """Turn the legacy file at ``path`` into a SagaStore file.
+    """Convert the legacy file at ``path`` into a SagaStore file.
 
-    The caller keeps other SagaStore servers out; SQLite's own lock keeps out
-    everyone else. ``messages`` becomes ours, row by row in the order of rowids; a
-    row without a faithful reading goes to quarantine, raw. The legacy full-text
-    indexes are dropped: nothing kept them in step, and nothing could. ``files`` and
-    every table that we do not know stay.
+    The caller holds the lock against other servers; SQLite's lock excludes other programs.
+
+    * The rows of ``messages`` are converted in the order of their rowids. A row that cannot be
+      read without loss goes to quarantine with its raw values.
+    * The legacy full-text indexes are dropped, because nothing kept them up to date.
+    * ``files`` and all unknown tables stay.
 
     Raises:
-        CannotOpenError: It cannot be done, in one line that says why; the file is as
-            it was. A copy that was complete by then stays.
+        CannotOpenError: It is not possible; the message says why. The file is as it was. A
+            completed copy stays.
 
     """
     began = time.monotonic()
@@ -76,14 +78,14 @@ def take_over(path: Path, *, progress: RowProgress | None = None) -> TakeoverRep
             report = _Takeover(connection, real, progress or _ignore).run(began)
         sync_folder(real.parent)
     except sqlite3.Error as exc:
-        raise CannotOpenError(f"cannot take over {path}: {_explained(exc)}") from exc
+        raise CannotOpenError(f"cannot import {path}: {_explained(exc)}") from exc
     except OSError as exc:
-        raise CannotOpenError(f"cannot take over {path}: {exc.strerror or exc}") from exc
+        raise CannotOpenError(f"cannot import {path}: {exc.strerror or exc}") from exc
     return report
 
 
 class _Takeover:
-    """One takeover, from the lock to the commit."""
+    """One import, from the lock to the commit."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path, progress: RowProgress) -> None:
         self._connection = connection
@@ -93,9 +95,9 @@ class _Takeover:
         self._quarantined = 0
 
     def run(self, began: float) -> TakeoverReport:
-        """Do it, or roll back and raise."""
+        """Run the import; roll it back if it raises."""
         execute = self._connection.execute
-        # From here on nobody else writes, so the copy is of what is taken over.
+        # From here on no other program writes, so the copy equals what is imported.
         execute("BEGIN IMMEDIATE")
         try:
             self._require_sound_legacy_file()
@@ -113,12 +115,12 @@ class _Takeover:
         state = state_of(self._connection)
         if state.kind is not Kind.LEGACY:
             raise CannotOpenError(
-                f"cannot take over {self._path}: {state.detail or f'it is {state.kind.value}'}"
+                f"cannot import {self._path}: {state.detail or f'it is {state.kind.value}'}"
             )
         damaged = damage(self._connection, full=True)
         if damaged:
             raise CannotOpenError(
-                f"cannot take over {self._path}: SQLite finds it damaged "
+                f"cannot import {self._path}: it is damaged "
                 f"({damaged}); restore a backup, or recover it into a new file "
                 "(sqlite3 OLD .recover | sqlite3 NEW)"
             )
@@ -126,10 +128,10 @@ class _Takeover:
     def _convert(self, plan: Plan, copy: Path, began: float) -> TakeoverReport:
         files = fingerprint(self._connection, "files") if plan.has_files else None
         rows = scalar(self._connection, "SELECT count(*) FROM main.messages NOT INDEXED")
-        plan.clear_the_way(self._connection, _ASIDE)
+        plan.apply(self._connection, _ASIDE)
         for number in schema_steps():
             apply_step(self._connection, number)
-        self._carry_rows(LegacyTable(self._connection, _ASIDE), copy, rows)
+        self._convert_rows(LegacyTable(self._connection, _ASIDE), copy, rows)
         self._connection.execute(f"DROP TABLE main.{_ASIDE}")
         self._require_nothing_lost(rows, files)
         report = TakeoverReport(
@@ -143,28 +145,28 @@ class _Takeover:
         self._write_state(plan, report)
         return report
 
-    def _carry_rows(self, table: LegacyTable, copy: Path, total: int) -> None:
+    def _convert_rows(self, table: LegacyTable, copy: Path, total: int) -> None:
         done = 0
         self._progress(0, total)
         with contextlib.closing(RowJudge(table, self._connection)) as judge:
             for rows in ReadyRows(self._connection, table, copy).batches():
                 for row in rows:
-                    judge.look_for_twins(row.id, row.rowid, row.problems)
+                    judge.check_unique_id(row.id, row.rowid, row.problems)
                 self._serve([row for row in rows if not row.problems], table)
-                self._set_aside([row for row in rows if row.problems], table)
+                self._quarantine([row for row in rows if row.problems], table)
                 done += len(rows)
                 self._progress(done, total)
 
     def _serve(self, served: list[ReadyRow], table: LegacyTable) -> None:
         numbered = list(enumerate(served, self._served + 1))
         self._served += len(served)
-        # The revision is the number: rows get theirs in the order in which they were written.
+        # The revision equals the row number: both follow the order of insertion.
         messages = [(*row.columns, number, number) for number, row in numbered]
         insert_all(self._connection, "insert", messages)
         terms = [(number, *row.terms) for number, row in numbered if row.terms is not None]
         insert_all(self._connection, "index", terms)
         for column in table.extra:
-            # Copied by SQLite itself: Python could not bind text that is not UTF-8.
+            # SQLite copies the values, because Python cannot bind text that is not UTF-8.
             self._connection.executemany(
                 f"INSERT INTO main.legacy_extra SELECT ?, ?, {quoted(column)}"  # noqa: S608 - quoted
                 f" FROM main.{quoted(table.name)} NOT INDEXED"
@@ -172,7 +174,7 @@ class _Takeover:
                 ((row.id, column, row.rowid) for row in served),
             )
 
-    def _set_aside(self, rows: list[ReadyRow], table: LegacyTable) -> None:
+    def _quarantine(self, rows: list[ReadyRow], table: LegacyTable) -> None:
         self._quarantined += len(rows)
         for row in rows:
             (raw,) = table.between(self._connection, row.rowid, row.rowid)
@@ -183,23 +185,25 @@ class _Takeover:
             )  # fmt: skip
 
     def _require_nothing_lost(self, rows: int, files: bytes | None) -> None:
-        """Count again in the new tables, and compare the files with what they were.
+        """Count the rows of the new tables, and compare ``files`` with its original.
 
         Raises:
-            CannotOpenError: Something is missing, which only a bug could bring about.
+            CannotOpenError: Rows are missing, which indicates a bug.
 
         """
         served = scalar(self._connection, "SELECT count(*) FROM main.messages NOT INDEXED")
-        aside = scalar(self._connection, "SELECT count(*) FROM main.quarantine NOT INDEXED")
-        if served + aside != rows or (served, aside) != (self._served, self._quarantined):
+        quarantined = scalar(self._connection, "SELECT count(*) FROM main.quarantine NOT INDEXED")
+        if served + quarantined != rows or (served, quarantined) != (
+            self._served,
+            self._quarantined,
+        ):
             raise CannotOpenError(
-                f"cannot take over {self._path}: of {rows:,} rows {served:,} would be served and "
-                f"{aside:,} set aside, which does not add up; please report this"
+                f"cannot import {self._path}: of {rows:,} rows {served:,} would be served and "
+                f"{quarantined:,} quarantined, which does not add up; report this bug"
             )
         if files is not None and fingerprint(self._connection, "files") != files:
             raise CannotOpenError(
-                f"cannot take over {self._path}: its files table would not stay as it is; "
-                "please report this"
+                f"cannot import {self._path}: its table files would change; report this bug"
             )
 
     def _write_state(self, plan: Plan, report: TakeoverReport) -> None:
@@ -229,15 +233,15 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None)
     try:
         connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-        # The deletion of the journal, which is the commit, must be on disk as well.
+        # EXTRA: the deletion of the rollback journal, which is the commit, is synced as well.
         connection.execute("PRAGMA synchronous = EXTRA")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         connection.execute("PRAGMA trusted_schema = ON")
-        # References of other tables, views and triggers to messages stay as they are
-        # while the table is set aside, and dropping it deletes nothing elsewhere.
+        # Other tables, views and triggers keep their references to ``messages`` while the table
+        # has another name, and dropping it deletes no rows elsewhere.
         connection.execute("PRAGMA legacy_alter_table = ON")
         connection.execute("PRAGMA foreign_keys = OFF")
-        # Else dropping the old table would overwrite, and first journal, all of it.
+        # ON would make the drop of the old table journal and overwrite all its pages.
         connection.execute("PRAGMA secure_delete = OFF")
         register_owner_function(connection)
     except BaseException:
@@ -249,13 +253,13 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _explained(error: sqlite3.Error) -> str:
     name = getattr(error, "sqlite_errorname", None) or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return "another program is using it; stop the legacy application first"
+        return "another program uses it; stop the legacy application first"
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
-        return f"the disk is full or fails ({error})"
+        return f"the disk is full or faulty ({error}); free space or check the disk"
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
-        return "the server may not write to it or to its folder"
+        return "the server has no permission to write to it or to its folder; grant it"
     return " ".join(str(error).split())
 
 
 def _ignore(done: int, total: int) -> None:
-    """Take the place of a progress callback that nobody gave."""
+    """Ignore the progress."""

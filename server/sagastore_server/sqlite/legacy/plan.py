@@ -1,4 +1,4 @@
-"""What a takeover does to the tables of a legacy file, known before it does it."""
+"""Plan of a legacy import: which schema objects of the file it drops, keeps and renames."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class SchemaObject(NamedTuple):
     type: str
     name: str
     sql: str
-    """The statement that made it."""
+    """The CREATE statement."""
 
 
 class Plan(NamedTuple):
-    """What of the legacy schema goes and what stays."""
+    """Schema objects of a legacy file that an import drops or keeps."""
 
     text_indexes: tuple[str, ...]
-    """Legacy full-text tables: dropped, since nothing ever kept them in step."""
+    """Legacy full-text tables: dropped, because nothing kept them up to date."""
     dropped: tuple[SchemaObject, ...]
-    """Indexes and triggers on ``messages``: they go with the table."""
+    """Indexes and triggers on ``messages``: dropped with the table."""
     kept: tuple[SchemaObject, ...]
-    """What we do not know: left alone."""
+    """Unknown objects: kept."""
     has_files: bool
     extra_columns: tuple[str, ...]
     missing_columns: tuple[str, ...]
@@ -41,11 +41,11 @@ class Plan(NamedTuple):
 
     @property
     def unusual(self) -> tuple[SchemaObject, ...]:
-        """Those dropped that the legacy application did not make itself."""
+        """Dropped objects that the legacy application did not create."""
         return tuple(found for found in self.dropped if found.name not in _LEGACY_INDEXES)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is worth remembering."""
+        """Return the record for ``store_state``."""
         return {
             "extra_columns": list(self.extra_columns),
             "missing_columns": list(self.missing_columns),
@@ -54,21 +54,21 @@ class Plan(NamedTuple):
             "user_version": self.user_version,
         }
 
-    def clear_the_way(self, connection: sqlite3.Connection, aside: str) -> None:
-        """Drop what goes, and rename ``messages`` to ``aside``, in the caller's transaction."""
-        for name in self.text_indexes:
-            _drop_text_index(connection, name)
+    def apply(self, connection: sqlite3.Connection, name: str) -> None:
+        """Drop the objects and rename ``messages`` to ``name``, in the caller's transaction."""
+        for text_index in self.text_indexes:
+            _drop_text_index(connection, text_index)
         for found in self.dropped:
             connection.execute(f"DROP {found.type} main.{quoted(found.name)}")
-        connection.execute(f"ALTER TABLE main.messages RENAME TO {quoted(aside)}")
+        connection.execute(f"ALTER TABLE main.messages RENAME TO {quoted(name)}")
 
 
 def make_plan(connection: sqlite3.Connection) -> Plan:
-    """Look through the schema of a legacy file.
+    """Make the plan for a legacy file.
 
     Raises:
-        CannotOpenError: It has something of its own under a name that we need, or
-            rows that cannot be named.
+        CannotOpenError: A schema object has a name that SagaStore needs, or ``messages`` has no
+            rowid.
 
     """
     found = [
@@ -106,7 +106,7 @@ def _is_text_index(item: SchemaObject) -> bool:
 
 
 def _is_ours(item: SchemaObject, table: str) -> bool:
-    """Tell the tables that the takeover is about, and what belongs to files."""
+    """Return whether it is one of the legacy tables, or an index of ``files``."""
     if item.type == "table":
         return item.name.lower() in {"messages", "files"}
     return item.type == "index" and table.lower() == "files"
@@ -117,8 +117,7 @@ def _require_free_names(kept: list[SchemaObject]) -> None:
     for item in kept:
         if item.name.lower() in needed:
             raise CannotOpenError(
-                f"it has a {item.type} named {item.name} of its own, a name that SagaStore needs; "
-                "rename it first"
+                f"its {item.type} {item.name} has a name that SagaStore needs; rename it first"
             )
 
 
@@ -126,17 +125,17 @@ def _drop_text_index(connection: sqlite3.Connection, name: str) -> None:
     try:
         connection.execute(f"DROP TABLE main.{quoted(name)}")
     except sqlite3.DatabaseError:
-        # Its own tables are in disorder, so that FTS5 does not even open it: take
-        # the entry away by hand, then what remains are tables like any other.
-        _forget(connection, name)
+        # FTS5 cannot open the index because its internal tables are damaged. Remove its schema
+        # entry; the remaining internal tables are ordinary ones.
+        _remove_schema_entry(connection, name)
     for suffix in _SHADOWS:
         connection.execute(f"DROP TABLE IF EXISTS main.{quoted(name + suffix)}")
 
 
-def _forget(connection: sqlite3.Connection, name: str) -> None:
+def _remove_schema_entry(connection: sqlite3.Connection, name: str) -> None:
     connection.execute("PRAGMA writable_schema = ON")
     try:
         connection.execute("DELETE FROM main.sqlite_master WHERE name = ?", (name,))
     finally:
-        # Also reads the schema anew.
+        # RESET also reloads the schema.
         connection.execute("PRAGMA writable_schema = RESET")

@@ -1,4 +1,4 @@
-"""Looks into a database file without touching it, and tells what a server would do."""
+"""Inspection of a database file, without changing it: what a server would do with the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sagastore_server.sqlite.archived_store_guard import remembered_by, why_not_alone
+from sagastore_server.sqlite.archived_store_guard import remembered_by, requires_postgresql
 from sagastore_server.sqlite.files import (
     SCHEMA_VERSION,
     FileState,
@@ -26,8 +26,7 @@ from sagastore_server.sqlite.legacy.table import LegacyTable, RowJudge
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
 
 RowProgress = Callable[[int, int], None]
-"""Called with the rows done and all rows, at the start and after every thousand."""
-"""Called with the rows done and all rows."""
+"""Called with the rows done and the total rows, at the start and after each batch."""
 
 
 class SetAside(NamedTuple):
@@ -39,47 +38,47 @@ class SetAside(NamedTuple):
 
 
 class LegacyReport(NamedTuple):
-    """What a takeover would do to a legacy file."""
+    """What an import would do to a legacy file."""
 
     rows: int
     served: int
     quarantined: int
     reasons: list[ReasonGroup]
-    """Of the rows set aside. A row with two problems counts in two groups."""
+    """Quarantine reasons. A row with two problems counts in two groups."""
     set_aside: list[SetAside]
-    """The first of them, or all, as the caller asked."""
+    """Rows that would go to quarantine: all, or the first ones up to the caller's limit."""
     oddities: list[Anomaly]
     files: int | None
-    """Rows of the files table; None where there is none."""
+    """Rows of the table ``files``; None without one."""
     plan: Plan
     index_lacks: int
-    """Messages that the legacy full-text index does not know."""
+    """Messages that are missing from the legacy full-text index."""
     index_orphans: int
-    """Entries of that index whose message is gone."""
+    """Entries of that index without a message."""
     bytes_needed: int
     bytes_free: int
 
 
 class StoreReport(NamedTuple):
-    """What is in a file that is ours."""
+    """Contents of a SagaStore file."""
 
     messages: int
     quarantined: int
     revision: int
     store_id: str
     takeover: dict[str, Any] | None
-    """How it was taken over; None for a file that was ours from the beginning."""
+    """Record of the legacy import; None if the file was not imported."""
 
 
 class FileReport(NamedTuple):
-    """What a file is, and whether a server of this version can serve it."""
+    """Kind of a file, and whether this version can serve it."""
 
     path: Path
     size: int
     """Bytes of the main file."""
     state: FileState
     refusal: str | None
-    """Why it cannot be served, to follow the file's name; None where it can."""
+    """Why it cannot be served, as a predicate of the file's name; None if it can."""
     legacy: LegacyReport | None = None
     store: StoreReport | None = None
 
@@ -87,14 +86,17 @@ class FileReport(NamedTuple):
 def look_into(
     path: Path, *, limit: int | None = None, progress: RowProgress | None = None
 ) -> FileReport:
-    """Report on the file at ``path``, changing neither it nor its folder.
+    """Report on the file at ``path`` without changing it or its folder.
 
-    ``limit`` is how many of the rows that would be set aside are listed; None: all.
-    A large legacy file is read once as a whole, which takes about as long as the
-    rows of a takeover do.
+    A legacy file is read completely, which takes about as long as an import of its rows.
+
+    Args:
+        path: The file.
+        limit: Number of rows listed of those that would go to quarantine; None for all.
+        progress: Called for the rows of a legacy file.
 
     Raises:
-        CannotOpenError: It cannot be read.
+        CannotOpenError: The file is unreadable.
 
     """
     state = classify(path)
@@ -111,7 +113,7 @@ def look_into(
             if state.kind is Kind.SAGASTORE:
                 found = remembered_by(connection)
                 return report._replace(
-                    store=_store(connection), refusal=found and why_not_alone(found)
+                    store=_store(connection), refusal=found and requires_postgresql(found)
                 )
             return _with_legacy(report, connection, limit, progress)
     except CorruptStoreError as exc:
@@ -127,7 +129,8 @@ def _refusal(state: FileState) -> str | None:
         return "does not exist; a server would create it"
     if state.kind is Kind.SAGASTORE and state.schema_version > SCHEMA_VERSION:
         return (
-            f"has schema version {state.schema_version}, this server knows up to {SCHEMA_VERSION}"
+            f"has schema version {state.schema_version}, and this server supports up to "
+            f"{SCHEMA_VERSION}"
         )
     return state.detail or None
 
@@ -153,13 +156,13 @@ def _with_legacy(
     try:
         plan = make_plan(connection)
     except CannotOpenError as exc:
-        return report._replace(refusal=f"cannot be taken over: {exc}")
+        return report._replace(refusal=f"cannot be imported: {exc}")
     legacy = _legacy(report.path, connection, plan, limit, progress)
     refusal = None
     if legacy.bytes_free < legacy.bytes_needed:
         refusal = (
-            f"cannot be taken over: that needs up to {legacy.bytes_needed:,} bytes of disk, "
-            f"{legacy.bytes_free:,} are free"
+            f"cannot be imported: that needs up to {legacy.bytes_needed:,} bytes of disk space, "
+            f"and {legacy.bytes_free:,} are free; free space or move the file"
         )
     return report._replace(legacy=legacy, refusal=refusal)
 
@@ -175,14 +178,14 @@ def _legacy(
     rows = scalar(connection, "SELECT count(*) FROM messages NOT INDEXED")
     files = scalar(connection, "SELECT count(*) FROM files") if plan.has_files else None
     lacks, orphans = _drift(connection)
-    oddities = Anomalies(table)
+    anomalies = Anomalies(table)
     served, done = 0, 0
     set_aside: list[SetAside] = []
     with contextlib.closing(RowJudge(table, connection)) as judge:
         for batch in table.rows(connection):
             for row in batch:
                 verdict = judge.verdict(row)
-                oddities.add(verdict)
+                anomalies.add(verdict)
                 if not verdict.problems:
                     served += 1
                 elif limit is None or len(set_aside) < limit:
@@ -195,9 +198,9 @@ def _legacy(
         done,
         served,
         done - served,
-        oddities.reasons(),
+        anomalies.reasons(),
         set_aside,
-        oddities.oddities(),
+        anomalies.anomalies(),
         files,
         plan,
         lacks,
@@ -208,7 +211,7 @@ def _legacy(
 
 
 def _drift(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return how many messages the full-text index lacks, and how many it has too many."""
+    """Return the messages missing from the legacy full-text index, and its orphaned entries."""
     try:
         return (
             scalar(

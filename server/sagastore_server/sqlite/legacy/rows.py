@@ -1,7 +1,7 @@
-"""The rows of a legacy file, read and made ready to be stored: most of the work of a takeover.
+"""Parallel reader of the rows of a legacy file: converts them in worker processes.
 
-Other processes do it. They read the verified copy by themselves, so that nothing but the
-bounds of a batch goes there, and what comes back needs only to be inserted.
+This is most of the work of an import. The workers read the verified copy, so a request contains
+only the bounds of a batch, and a result only needs to be inserted.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.model import NewMessage
 
 _AHEAD = 3
-"""Batches beside those that other processes read, at most."""
+"""Batches buffered beyond those that the workers are reading."""
 
 
 class ReadyRow(NamedTuple):
-    """A row, read."""
+    """A converted row."""
 
     rowid: int
     id: str
     problems: list[Problem]
-    """Why it cannot be served, if it cannot."""
+    """Why it cannot be served; empty if it can."""
     columns: tuple[object, ...]
-    """What ``messages`` holds of it, as far as the row tells; empty where there are problems."""
+    """Its values for ``messages``, without number and revision; empty if there are problems."""
     terms: FtsColumns | None
-    """What the search index holds of it; None where there are problems."""
+    """Its values for the search index; None if there are problems."""
 
 
 _Packed = tuple[Any, ...]
-"""The fields of a ``ReadyRow``: a class of our own takes several times as long to be sent."""
+"""The fields of a ``ReadyRow``. Pickling the class takes several times as long as a tuple."""
 
 
 class ReadyRows:
-    """Reads all rows of a table, some batches ahead."""
+    """Reads all rows of a table, some batches in advance."""
 
     def __init__(self, connection: sqlite3.Connection, table: LegacyTable, copy: Path) -> None:
-        """Read ``table`` through ``connection``; ``copy`` is a file with the same rows."""
+        """Create a reader of ``table``; ``copy`` is a file with the same rows."""
         self._connection = connection
         self._table = table
         self._copy = str(copy)
 
     def batches(self) -> Iterator[list[ReadyRow]]:
-        """Yield the rows in the order of their rowids."""
+        """Yield the rows in batches, in the order of their rowids."""
         worker_pool = WorkerPool()
         ahead: deque[tuple[list[int], Future[list[list[_Packed]]]]] = deque()
         try:
             for rowids in self._table.rowids(self._connection):
                 bounds = (self._copy, rowids[0], rowids[-1])
                 if sum(not reading.done() for _, reading in ahead) > worker_pool.at_once:
-                    # They have enough to do: this one is read here.
+                    # All workers are busy: read this batch here.
                     reading = Future[list[list[_Packed]]]()
                     reading.set_result([read_copy(*bounds)])
                 else:
@@ -74,10 +74,10 @@ class ReadyRows:
             worker_pool.end()
 
     def _checked(self, rowids: list[int], reading: Future[list[list[_Packed]]]) -> list[ReadyRow]:
-        """Return what was read of the copy, if its rows have the rowids of the original.
+        """Return the rows of the copy if their rowids equal those of the original.
 
-        The copy was found equal in all values; but of the rowids nothing is known there, if
-        it is from an earlier attempt.
+        The verification compared all values but no rowids, and a copy of an earlier attempt may
+        have others. Then the rows are read from the original.
         """
         (found,) = reading.result()
         if [row[0] for row in found] != rowids:
@@ -86,10 +86,7 @@ class ReadyRows:
 
 
 def read_copy(path: str, first: int, last: int) -> list[_Packed]:
-    """Read the rows from ``first`` to ``last`` of the legacy file at ``path``.
-
-    Nobody may write to it.
-    """
+    """Read the rows from ``first`` to ``last`` of a legacy file that no program writes to."""
     with contextlib.closing(connect(Path(path), "mode=ro&immutable=1")) as connection:
         return _read_rows(connection, LegacyTable(connection), first, last)
 

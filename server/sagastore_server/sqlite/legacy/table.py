@@ -1,7 +1,6 @@
-"""The legacy ``messages`` table: its columns, its rows in order, a verdict on each.
+"""Reader of the legacy table ``messages``: columns, rows in order, and a verdict on each row.
 
-Takeover and inspection both read through here, so that the one does what the
-other announced.
+Import and inspection both use it, so that an import does what the inspection reported.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from sagastore_server.storage.model import NewMessage
 from sagastore_server.storage.validation import Violations
 
 BATCH = 1000
-"""Rows of a batch at most."""
+"""Maximum rows of a batch."""
 
 BATCH_BYTES = 4 * 1024 * 1024
 """Bytes of text and blobs after which a batch is complete."""
 
 
 class LegacyRow(NamedTuple):
-    """A row as it stands in the file."""
+    """A row with its raw values."""
 
     rowid: int
     values: tuple[RawValue, ...]
@@ -41,26 +40,26 @@ class LegacyRow(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a row says by itself, whatever other rows there are."""
+    """A converted row, without regard to other rows."""
 
     draft: NewMessage
-    """Meant only where there are no problems."""
+    """Valid only if there are no problems."""
     created_at: int | None
     problems: list[Problem]
 
 
 class RowVerdict(NamedTuple):
-    """What becomes of a row: it is served if it has no problems, else set aside."""
+    """Result of a row: served if it has no problems, else quarantined."""
 
     row: LegacyRow
     draft: NewMessage
-    """Meant only where there are no problems."""
+    """Valid only if there are no problems."""
     created_at: int | None
     problems: list[Problem]
 
     @property
     def source_key(self) -> str:
-        """Where the row came from."""
+        """Source of the row."""
         return source_key(self.row.rowid)
 
     @property
@@ -70,7 +69,7 @@ class RowVerdict(NamedTuple):
 
 
 def source_key(rowid: int) -> str:
-    """Return how a row is called in quarantine."""
+    """Return the identifier of a row in quarantine."""
     return f"messages/rowid={rowid}"
 
 
@@ -80,13 +79,13 @@ def reason_of(problems: Sequence[Problem]) -> str:
 
 
 class LegacyTable:
-    """The columns of a legacy ``messages`` table, under whatever name it stands now."""
+    """A legacy ``messages`` table, which may have another name during the import."""
 
     def __init__(self, connection: sqlite3.Connection, name: str = "messages") -> None:
-        """Look at the table's columns.
+        """Read the columns of the table.
 
         Raises:
-            CannotOpenError: Its rows cannot be told apart.
+            CannotOpenError: It has no rowid.
 
         """
         self.name = name
@@ -96,15 +95,15 @@ class LegacyTable:
         places = {column.lower(): index for index, column in enumerate(self.columns)}
         self.extra = tuple(column for column in self.columns if column.lower() not in COLUMNS)
         self.missing = tuple(column for column in OPTIONAL if column not in places)
-        # A missing column reads the NULL that `known` finds behind the last value.
+        # A missing column has index -1: the NULL that `known` appends to the values.
         self._known = itemgetter(*(places.get(column, -1) for column in COLUMNS))
         self.rowid = self._rowid_name(connection)
 
     def rows(self, connection: sqlite3.Connection) -> Iterator[list[LegacyRow]]:
         """Read all rows by rowid, in batches.
 
-        While the iterator lives, TEXT comes as ``legacy.Text`` from every query on
-        ``connection``.
+        Until the iterator is closed, every query on ``connection`` returns TEXT as
+        ``legacy.Text``.
         """
         usual = connection.text_factory
         connection.text_factory = Text
@@ -124,7 +123,7 @@ class LegacyTable:
 
     def rowids(self, connection: sqlite3.Connection) -> Iterator[list[int]]:
         """Return the rowids of all rows in order, in batches as large as those of ``rows``."""
-        # The cast has length count bytes, of whatever it is.
+        # The cast makes length count bytes for every type.
         sizes = [f"coalesce(length(CAST({quoted(column)} AS BLOB)), 0)" for column in self.columns]
         batch: list[int] = []
         size = 0
@@ -149,7 +148,7 @@ class LegacyTable:
             connection.text_factory = usual
 
     def _select(self, *what: str, where: str = "1") -> str:
-        # NOT INDEXED: the table itself, in its own order; an index may be out of step.
+        # NOT INDEXED: read the table itself, because an index may be inconsistent with it.
         return (
             f"SELECT {', '.join([self.rowid, *what])} FROM main.{quoted(self.name)}"  # noqa: S608 - quoted
             f" NOT INDEXED WHERE {where} ORDER BY {self.rowid}"
@@ -175,14 +174,14 @@ class LegacyTable:
                 break  # WITHOUT ROWID
             return name
         raise CannotOpenError(
-            "its table messages has no rowid, so its rows cannot be named; "
-            "copy them into a table as the legacy application makes it"
+            "its table messages has no rowid, so its rows cannot be identified; "
+            "copy them into a table with a rowid"
         )
 
     def ids_may_collide(self, connection: sqlite3.Connection) -> bool:
-        """Tell whether two rows may have ids that become the same text.
+        """Return whether two rows may have ids that become the same text.
 
-        They cannot where SQLite holds them unique and all are TEXT already.
+        They cannot if the column has a unique index and all ids are TEXT.
         """
         if not any(
             self._is_unique_by_id(connection, index[1])
@@ -203,13 +202,13 @@ class LegacyTable:
 
 
 class RowJudge:
-    """Reads rows one after another, and finds ids that come twice."""
+    """Converts rows one by one and detects duplicate ids."""
 
     def __init__(self, table: LegacyTable, connection: sqlite3.Connection) -> None:
-        """Begin with the first row of ``table``, which ``connection`` reads."""
+        """Create a judge of the rows of ``table``, which ``connection`` reads."""
         self._table = table
-        # A database of its own, because the inspected one cannot be written; its
-        # name is empty, so it lives in memory and spills to a temporary file.
+        # A separate database, because the inspected one is read-only. An empty name means memory
+        # that spills to a temporary file.
         self._taken = None
         if table.ids_may_collide(connection):
             self._taken = sqlite3.connect("", isolation_level=None)
@@ -221,18 +220,18 @@ class RowJudge:
             self._taken.execute("BEGIN")
 
     def close(self) -> None:
-        """Forget the ids."""
+        """Discard the recorded ids."""
         if self._taken is not None:
             self._taken.close()
 
     def verdict(self, row: LegacyRow) -> RowVerdict:
-        """Judge one row; the id of a row without problems counts as taken from now on."""
+        """Return the verdict on a row, and record its id if it has no problems."""
         draft, created_at, problems = read(self._table.known(row))
-        self.look_for_twins(draft.id, row.rowid, problems)
+        self.check_unique_id(draft.id, row.rowid, problems)
         return RowVerdict(row, draft, created_at, problems)
 
-    def look_for_twins(self, message_id: str, rowid: int, problems: list[Problem]) -> None:
-        """Add a problem where an earlier row has the id; do what ``verdict`` does about ids."""
+    def check_unique_id(self, message_id: str, rowid: int, problems: list[Problem]) -> None:
+        """Add a problem if an earlier row has the id; else record the id."""
         if self._taken is not None:
             self._check_id(self._taken, message_id, rowid, problems)
 
@@ -272,7 +271,7 @@ def _add_violations(problems: list[Problem], violations: Violations) -> None:
     """Add broken limits, except of fields that could not be read at all."""
     unread = {problem.field for problem in problems}
     for field, reason in violations.found:
-        # The API's name of the field says how it is sent; the column's is shorter.
+        # Use the name of the column instead of the API field.
         column = "metadata" if field == "metadata_json" else field
         if column.partition("[")[0] not in unread:
             problems.append(Problem(column, reason))

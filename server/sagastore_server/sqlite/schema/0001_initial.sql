@@ -1,8 +1,8 @@
--- The store as it begins. Applied in one transaction, with user_version = 1.
+-- Initial schema. Applied in one transaction, with user_version = 1.
 
--- One row a message. `number` is the rowid under a name of its own, so that
--- VACUUM does not renumber it: the full-text index refers to it. Times are
--- microseconds since 1970-01-01 UTC. `tags` and `metadata` are canonical JSON.
+-- One row per message. `number` is a named alias of the rowid, because VACUUM renumbers an unnamed
+-- rowid and the full-text index refers to it. Times are microseconds since 1970-01-01 UTC. `tags`
+-- and `metadata` are canonical JSON.
 CREATE TABLE messages (
     number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -17,27 +17,26 @@ CREATE TABLE messages (
     revision INTEGER NOT NULL
 ) STRICT;
 
--- A session in order; all messages in order.
+-- Chronological order of a session, and of all messages.
 CREATE INDEX idx_messages_session ON messages (session_id, timestamp, id) WHERE session_id IS NOT NULL;
 CREATE INDEX idx_messages_timestamp ON messages (timestamp, id);
 
--- What search looks up, by messages.number: the terms of the content (stemmed, and
--- as written where the stem differs) and a token for each tag and each value of the
--- metadata. The server makes the tokens (see search/), so the tokenizer only splits
--- at spaces. It keeps no copy of the text.
+-- Full-text index by messages.number: the stems of the content, the words whose stem differs, and
+-- a token for each tag and each metadata value. The server computes the tokens (see search/), so
+-- the tokenizer only splits at spaces. The index stores no copy of the text.
 CREATE VIRTUAL TABLE messages_fts USING fts5 (
     stems, words, facts, content = '', columnsize = 0, tokenize = 'ascii'
 );
 
--- What was deleted, and at which revision. A revision here that is lower than the
--- message's tells of an earlier life of the id.
+-- Tombstones: the revision of the last deletion of an id. If the message exists with a greater
+-- revision, the id was saved again later.
 CREATE TABLE tombstones (
     id TEXT PRIMARY KEY,
     revision INTEGER NOT NULL,
     deleted_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Rows of a legacy file that no message represents faithfully, with their raw values.
+-- Rows of a legacy file that no message represents without loss, with their raw values.
 CREATE TABLE quarantine (
     number INTEGER PRIMARY KEY,
     source_key TEXT NOT NULL UNIQUE,
@@ -54,8 +53,8 @@ CREATE TABLE legacy_extra (
     PRIMARY KEY (message_id, name)
 ) STRICT, WITHOUT ROWID;
 
--- Files that the legacy application kept. Not served; carried along. A legacy file
--- brings its own table, which stays as it is.
+-- Files of the legacy application. Not served; a migration copies them. A legacy import keeps the
+-- existing table.
 CREATE TABLE IF NOT EXISTS files (
     id TEXT PRIMARY KEY,
     filename TEXT NOT NULL,
@@ -69,16 +68,16 @@ CREATE TABLE IF NOT EXISTS files (
     created_at DATETIME DEFAULT CURRENT_TIMESTAMP
 );
 
--- Facts about the store itself: `revision` (the last one given out), `analysis` (what
--- the full-text index was built by), `store_id`, `takeover` (JSON, if there was one).
+-- State of the store: `revision` (the last one assigned), `analysis` (analysis version of the
+-- full-text index), `store_id`, `takeover` (JSON, if the file was imported).
 CREATE TABLE store_state (
     name TEXT PRIMARY KEY,
     value ANY NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Shuts out every other writer: only the server's writing connection defines the
--- function. The legacy application, or a person with a shell, gets the error "no such
--- function: sagastore_server_owns_this_file" instead of writing behind our back.
+-- Guard triggers that refuse every other writer: only the server's writing connection defines the
+-- function. The legacy application, or the sqlite3 shell, gets the error "no such function:
+-- sagastore_server_owns_this_file".
 CREATE TRIGGER messages_insert_guard BEFORE INSERT ON messages
 BEGIN SELECT sagastore_server_owns_this_file(); END;
 CREATE TRIGGER messages_update_guard BEFORE UPDATE ON messages

@@ -1,6 +1,6 @@
--- The guards of steps 1 and 2, without a call for each row. SQLite looks for the function when
--- it prepares a statement, so that other writers are shut out as before. It is Python's, and
--- calling it would make the writing thread wait for the interpreter at each row.
+-- The guards of steps 1 and 2 without a function call per row. SQLite resolves the function when it
+-- prepares a statement, so other writers are still refused. A call of the function, which is written
+-- in Python, would make the writing thread wait for the GIL at each row.
 DROP TRIGGER messages_insert_guard;
 CREATE TRIGGER messages_insert_guard BEFORE INSERT ON messages WHEN 0
 BEGIN SELECT sagastore_server_owns_this_file(); END;

@@ -18,7 +18,7 @@ from tests.cli.terminal import Terminal
 
 
 class Watching:
-    """A watch in a process of its own, its output read as it comes."""
+    """`migrate watch` in a subprocess whose output is read continuously."""
 
     def __init__(self, cli: Sagastore, *args: str) -> None:
         self.lines: list[str] = []
@@ -47,7 +47,7 @@ class Watching:
         return status, stderr
 
 
-def test_lines_tell_of_changes_only(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_watch_prints_a_line_per_change(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.state = states.sqlite_only()
     watching = Watching(told, "--until", "read-postgres")
     watching.wait_for("sqlite-only")
@@ -59,21 +59,21 @@ def test_lines_tell_of_changes_only(scripted: ScriptedMigration, told: Sagastore
     assert watching.end() == (0, "")
     text = [line.partition("  ")[2].rstrip() for line in watching.lines]
     assert text == [
-        "sqlite-only, epoch 1; nothing in the way to dual-write",
-        "dual-write, epoch 2; journal 12 rows; nothing in the way to backfill",
+        "sqlite-only, epoch 1; no blockers to dual-write",
+        "dual-write, epoch 2; journal 12 rows; no blockers to backfill",
         (
             "backfill, epoch 3; backfill running: 20,193 of 56,086 rows, copying rows, "
-            "5,512 rows/s, 6.5 s left; in the way to read-postgres: BACKFILL_NOT_DONE"
+            "5,512 rows/s, 6.5 s left; blockers to read-postgres: BACKFILL_NOT_DONE"
         ),
         (
-            "read-postgres, epoch 4; READS COME FROM THE FALLBACK, SQLITE; "
+            "read-postgres, epoch 4; READS ARE SERVED BY THE FALLBACK, SQLITE; "
             "postgresql: connection refused; journal 12,000 rows; "
-            "in the way to postgres-only: POSTGRES_UNAVAILABLE"
+            "blockers to postgres-only: POSTGRES_UNAVAILABLE"
         ),
     ]
 
 
-def test_json_lines_are_the_documents_of_status(
+def test_watch_json_lines_equal_status_documents(
     scripted: ScriptedMigration, told: Sagastore
 ) -> None:
     scripted.state = states.verifying()
@@ -102,7 +102,7 @@ def test_json_lines_are_the_documents_of_status(
         ),
     ],
 )
-def test_it_ends_when_that_is_reached(
+def test_watch_ends_when_its_condition_holds(
     condition: tuple[str, ...],
     before: Any,
     after: Any,
@@ -117,7 +117,9 @@ def test_it_ends_when_that_is_reached(
     assert watching.end() == (0, "")
 
 
-def test_a_backfill_that_failed_is_waited_for(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_watch_continues_after_a_failed_backfill(
+    scripted: ScriptedMigration, told: Sagastore
+) -> None:
     scripted.state = states.backfill(pb.Backfill.STATE_FAILED, error="no room left")
     watching = Watching(told, "--until-backfill-done")
     watching.wait_for("backfill failed: 20,193 of 56,086 rows, copying rows, no room left")
@@ -127,7 +129,7 @@ def test_a_backfill_that_failed_is_waited_for(scripted: ScriptedMigration, told:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("condition", [(), ("--until", "postgres-only")])
-def test_somebody_stops_it(
+def test_watch_can_be_interrupted(
     number: signal.Signals,
     condition: tuple[str, ...],
     scripted: ScriptedMigration,
@@ -144,7 +146,7 @@ def test_somebody_stops_it(
         assert stderr.count("\n") == 1
 
 
-def test_it_survives_a_restart_of_the_server(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_watch_survives_a_server_restart(scripted: ScriptedMigration, told: Sagastore) -> None:
     watching = Watching(told, "--until", "dual-write")
     watching.wait_for("sqlite-only")
     scripted.stop()
@@ -156,7 +158,7 @@ def test_it_survives_a_restart_of_the_server(scripted: ScriptedMigration, told: 
     assert len(watching.lines) == 2
 
 
-def test_it_says_that_there_is_no_news_and_gives_up(
+def test_watch_reports_missing_updates_and_gives_up(
     scripted: ScriptedMigration, told: Sagastore
 ) -> None:
     watching = Watching(told, "--json")
@@ -166,11 +168,11 @@ def test_it_says_that_there_is_no_news_and_gives_up(
         stderr = watching.process.stderr
         assert stderr is not None
         said = stderr.readline()
-        assert said.startswith("sagastore: no news from the server for ")
+        assert said.startswith("sagastore: no update from the server for ")
         assert said.endswith("; still trying\n")
     finally:
         scripted.start()
-    assert stderr.readline() == "sagastore: the server is there again\n"
+    assert stderr.readline() == "sagastore: the server responds again\n"
     watching.process.send_signal(signal.SIGINT)
     assert watching.end() == (0, "")
 
@@ -187,13 +189,15 @@ def test_it_says_that_there_is_no_news_and_gives_up(
     assert stderr_text.count("\n") == 1
 
 
-def test_a_server_that_is_not_there(told: Sagastore) -> None:
+def test_watch_reports_an_unreachable_server(told: Sagastore) -> None:
     done = told.run("--target", "127.0.0.1:1", "migrate", "watch")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
 
 
-def test_a_reader_that_has_enough(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_watch_ends_when_its_output_pipe_is_closed(
+    scripted: ScriptedMigration, told: Sagastore
+) -> None:
     process = told.start("migrate", "watch", "--json")
     assert process.stdout is not None
     assert process.stderr is not None
@@ -204,9 +208,7 @@ def test_a_reader_that_has_enough(scripted: ScriptedMigration, told: Sagastore) 
     assert process.wait(timeout=60) == 141
 
 
-def test_a_terminal_shows_one_page_that_changes(
-    scripted: ScriptedMigration, told: Sagastore
-) -> None:
+def test_watch_updates_one_page_on_a_terminal(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.state = states.backfill()
     terminal = Terminal(told, "migrate", "watch")
     terminal.wait_for("--until-backfill-done")
@@ -221,13 +223,13 @@ def test_a_terminal_shows_one_page_that_changes(
     assert terminal.raw.rindex("\x1b[?25h") > terminal.raw.rindex("\x1b[?25l")
 
 
-def test_a_terminal_says_that_there_is_no_news(
+def test_watch_reports_missing_updates_on_a_terminal(
     scripted: ScriptedMigration, told: Sagastore
 ) -> None:
     terminal = Terminal(told, "migrate", "watch", "--until", "backfill")
     terminal.wait_for("[sqlite-only]")
     scripted.stop()
-    terminal.wait_for("no news from the server for")
+    terminal.wait_for("no update from the server for")
     scripted.state = states.backfill()
     scripted.start()
     assert terminal.end() == 0

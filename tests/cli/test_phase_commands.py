@@ -27,9 +27,9 @@ def _break(context: Context) -> None:
     abort(context, grpc.StatusCode.UNAVAILABLE, "PostgreSQL is down")
 
 
-def test_to_the_next_phase(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_change_to_the_next_phase_is_printed(scripted: ScriptedMigration, told: Sagastore) -> None:
     text = told.ok("migrate", "to", "dual-write")
-    assert text.startswith("sqlite-only -> dual-write: done\nEvery write now goes into the journal")
+    assert text.startswith("sqlite-only -> dual-write: done\nEvery write is now also journaled")
     assert "sqlite-only > [dual-write] >" in text
     assert text.endswith("next          sagastore migrate to backfill\n")
     (request,) = scripted.requests
@@ -39,18 +39,20 @@ def test_to_the_next_phase(scripted: ScriptedMigration, told: Sagastore) -> None
 @pytest.mark.parametrize(
     ("phase", "meaning"),
     [
-        ("sqlite-only", "PostgreSQL no longer follows"),
+        ("sqlite-only", "Writes are no longer replicated to PostgreSQL"),
         ("dual-write", "The backfill has stopped"),
-        ("backfill", "SQLite answers reads again"),
+        ("backfill", "SQLite serves reads again"),
     ],
 )
-def test_back(phase: str, meaning: str, scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_change_to_the_previous_phase_is_printed(
+    phase: str, meaning: str, scripted: ScriptedMigration, told: Sagastore
+) -> None:
     scripted.state = states.read_postgres()
     text = told.ok("migrate", "to", phase)
     assert text.startswith(f"read-postgres -> {phase}: done\n{meaning}")
 
 
-def test_a_change_as_json(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_change_is_printed_as_json(scripted: ScriptedMigration, told: Sagastore) -> None:
     document = told.json("migrate", "to", "dual-write", "--accept-quarantine")
     assert document.pop("migration") == told.json("migrate", "status")
     assert document == {
@@ -63,31 +65,35 @@ def test_a_change_as_json(scripted: ScriptedMigration, told: Sagastore) -> None:
     assert scripted.requests[0].accept_quarantine
 
 
-def test_already_there(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_change_to_the_current_phase_succeeds(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.state = states.backfill()
-    assert told.ok("migrate", "to", "backfill").startswith("Already there: backfill is the phase")
+    assert told.ok("migrate", "to", "backfill").startswith(
+        "No change: backfill is already the current phase"
+    )
     assert told.json("migrate", "to", "backfill")["changed"] is False
 
 
-def test_a_dry_run(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_dry_run_changes_nothing(scripted: ScriptedMigration, told: Sagastore) -> None:
     text = told.ok("migrate", "to", "dual-write", "--dry-run")
-    assert text.startswith("sqlite-only -> dual-write is possible now. Nothing was changed")
+    assert text.startswith(
+        "sqlite-only -> dual-write is possible now. Dry run: nothing has changed"
+    )
     document = told.json("migrate", "to", "dual-write", "--dry-run")
     assert (document["dry_run"], document["changed"]) == (True, False)
     assert all(request.dry_run for request in scripted.requests)
     scripted.refuse = _refuse
     done = told.run("migrate", "to", "dual-write", "--dry-run")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("sagastore: sqlite-only -> dual-write would be refused:\n")
+    assert done.stderr.startswith("sagastore: sqlite-only -> dual-write would be blocked:\n")
 
 
-def test_a_refusal_lists_what_is_in_the_way(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_blocked_change_lists_blockers(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.state = states.backfill()
     scripted.refuse = _refuse
     done = told.run("migrate", "to", "read-postgres")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "sagastore: backfill -> read-postgres was refused, and nothing has changed:\n"
+        "sagastore: backfill -> read-postgres is blocked; nothing has changed:\n"
         "  - BACKFILL_NOT_DONE: 20 of 30; wait\n"
         "  - NOT_VERIFIED: never compared\n"
     )
@@ -98,31 +104,31 @@ def test_a_refusal_lists_what_is_in_the_way(scripted: ScriptedMigration, told: S
     assert (document["changed"], document["migration"]) == (False, None)
 
 
-def test_an_outage_during_a_change(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_outage_during_a_change_is_reported(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.refuse = _break
     done = told.run("migrate", "to", "dual-write")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "sagastore: PostgreSQL is down; whether the phase has changed, or still does, tells: "
+        "sagastore: PostgreSQL is down; the change may still complete; to check, run: "
         "sagastore migrate status\n"
     )
     assert len(scripted.requests) > 1
 
 
-def test_the_last_phase_is_asked_for_on_a_terminal(
+def test_last_phase_requires_confirmation_on_a_terminal(
     scripted: ScriptedMigration, told: Sagastore
 ) -> None:
     scripted.state = states.read_postgres()
     command = ("migrate", "to", "postgres-only")
     for answer, status in (("\n", 1), ("n\n", 1), ("\x03", 130)):
         terminal = Terminal(told, *command)
-        terminal.wait_for("Go on? [y/N]")
+        terminal.wait_for("Continue? [y/N]")
         terminal.type(answer)
         assert terminal.end() == status
     assert scripted.requests == []
 
     terminal = Terminal(told, *command)
-    terminal.wait_for("Go on? [y/N]")
+    terminal.wait_for("Continue? [y/N]")
     terminal.type("y\n")
     assert terminal.end() == 0
     assert "read-postgres -> postgres-only: done" in terminal.text
@@ -131,10 +137,10 @@ def test_the_last_phase_is_asked_for_on_a_terminal(
     for more in ("--yes", "--dry-run"):
         terminal = Terminal(told, *command, more)
         assert terminal.end() == 0
-        assert "Go on?" not in terminal.text
+        assert "Continue?" not in terminal.text
 
 
-def test_the_last_phase_is_not_asked_for_elsewhere(
+def test_last_phase_is_not_confirmed_without_a_terminal(
     scripted: ScriptedMigration, told: Sagastore
 ) -> None:
     scripted.state = states.read_postgres()
@@ -143,7 +149,9 @@ def test_the_last_phase_is_not_asked_for_elsewhere(
     assert "next          nothing: the migration is complete\n" in done.stdout
 
 
-def test_pause_resume_and_throttle(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_backfill_can_be_paused_resumed_and_throttled(
+    scripted: ScriptedMigration, told: Sagastore
+) -> None:
     scripted.state = states.backfill(pb.Backfill.STATE_PAUSED)
     text = told.ok("migrate", "pause")
     assert text == "backfill paused: 20,193 of 56,086 rows, copying rows\n"
@@ -165,7 +173,7 @@ def test_pause_resume_and_throttle(scripted: ScriptedMigration, told: Sagastore)
     assert done.stderr == "sagastore: 20 of 30; wait; never compared\n"
 
 
-def test_a_verification_without_a_mismatch(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_verify_without_mismatch_succeeds(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.verification = [
         pb.VerifyResponse(compared=5, total=10),
         pb.VerifyResponse(compared=10, total=10, done=True),
@@ -183,7 +191,7 @@ def test_a_verification_without_a_mismatch(scripted: ScriptedMigration, told: Sa
     assert "no mismatch" in terminal.text
 
 
-def test_mismatches_are_listed_and_fail(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_verify_lists_mismatches_and_fails(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.verification = [
         pb.VerifyResponse(
             compared=5,
@@ -212,13 +220,13 @@ def test_mismatches_are_listed_and_fail(scripted: ScriptedMigration, told: Sagas
         "10 rows compared in "
     )
     assert done.stderr == (
-        "sagastore: 1,003 rows differ; to copy them from SQLite again: "
+        "sagastore: 1,003 rows differ; to copy them from SQLite again, run: "
         "sagastore migrate verify --repair\n"
     )
     scripted.verification[-1].repaired = 1003
     done = told.run("migrate", "verify", "--repair", "--json")
     assert done.returncode == 1
-    assert "whether they agree now, tells: sagastore migrate verify" in done.stderr
+    assert "to verify them, run: sagastore migrate verify" in done.stderr
     document = json.loads(done.stdout)
     assert document["repaired"] == 1003
     assert document["mismatches"][1] == {
@@ -229,13 +237,11 @@ def test_mismatches_are_listed_and_fail(scripted: ScriptedMigration, told: Sagas
     assert [request.repair for request in scripted.requests] == [False, True]
 
 
-def test_a_verification_that_does_not_end_well(
-    scripted: ScriptedMigration, told: Sagastore
-) -> None:
+def test_verify_reports_an_early_end(scripted: ScriptedMigration, told: Sagastore) -> None:
     scripted.verification = [pb.VerifyResponse(compared=5, total=10)]
     done = told.run("migrate", "verify")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "ended the verification before it was done" in done.stderr
+    assert "ended the verification early" in done.stderr
     scripted.refuse = _refuse
     done = told.run("migrate", "verify")
     assert (done.returncode, done.stdout) == (1, "")
@@ -256,7 +262,7 @@ def test_a_verification_that_does_not_end_well(
         ("nonsense",),
     ],
 )
-def test_wrong_use_is_2(args: tuple[str, ...]) -> None:
+def test_usage_error_exits_with_2(args: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, ["migrate", *args])
     assert (result.exit_code, result.stdout) == (2, "") or args == ("to",)
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""What is harmless, what is exact, what is a time."""
+"""Sanitizing, JSON numbers, times and other text output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NASTY = "a\x1b[2J\x1b]0;title\x07b\x9b31mc\x7fd\u202ee\x00f\rg\u2028h"
 STEERING = [chr(c) for c in (*range(9), *range(11, 32), *range(0x7F, 0xA0), 0x2028, 0x202E, 0x2066)]
 
 
-def test_nothing_that_steers_a_terminal_is_printable() -> None:
+def test_printable_replaces_terminal_control_characters() -> None:
     assert printable("".join(STEERING)).isprintable()
     assert printable("a\x1b[31mb") == "a\u241b[31mb"
     assert printable("a\r\nb\tc") == "a\nb\tc"
@@ -34,20 +34,20 @@ def test_nothing_that_steers_a_terminal_is_printable() -> None:
 
 
 @given(st.text())
-def test_printable_text_holds_no_control_characters(text: str) -> None:
+def test_printable_text_has_no_control_characters(text: str) -> None:
     assert not set(printable(text)) & set(STEERING)
     assert printable(label(text)).replace("\n", "") == label(text)
 
 
 @given(st.dictionaries(st.text(), st.text()))
-def test_json_for_a_terminal_is_the_same_json(value: dict[str, str]) -> None:
+def test_json_safe_preserves_the_value(value: dict[str, str]) -> None:
     text = json_safe(json.dumps(value, ensure_ascii=False))
     assert json.loads(text) == value
     assert not set(text) & {chr(c) for c in (*range(32), *range(0x7F, 0xA0))}
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_messages_cannot_steer_a_terminal(
+def test_message_view_sanitizes_text(
     terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
@@ -70,7 +70,7 @@ def test_messages_cannot_steer_a_terminal(
     assert not set(printed) & set(STEERING)
 
 
-def test_markup_is_text(
+def test_rich_markup_is_printed_as_text(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -83,7 +83,7 @@ def test_markup_is_text(
     assert "#[b]t[/b]" in printed
 
 
-def test_a_narrow_terminal_wraps_and_indents(
+def test_narrow_terminal_wraps_and_indents(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "20"}.items():
@@ -94,7 +94,7 @@ def test_a_narrow_terminal_wraps_and_indents(
     assert all(row.startswith("    ") and row == row.rstrip() for row in rows)
 
 
-def test_a_pipe_gets_lines_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_pipe_output_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     text = "word " * 5000 + "end\tx"
     screen().line((text, "bold red"), indent=2)
     assert capsys.readouterr().out == f"  {text}\n"
@@ -116,7 +116,7 @@ def test_numbers_keep_their_spelling(text: str, written: str) -> None:
     assert _json.dumps(_json.loads_as_written(text)) == written
 
 
-def test_a_float_that_is_exact_stays_a_float() -> None:
+def test_exact_float_stays_a_float() -> None:
     assert _json.loads_as_written("[0.5, 1.5, 1.50]") == [0.5, 1.5, Decimal("1.50")]
     assert type(_json.loads_as_written("1.5")) is float
 
@@ -131,12 +131,12 @@ def test_a_float_that_is_exact_stays_a_float() -> None:
         ("[" * 100_000, "nested too deeply"),
     ],
 )
-def test_json_that_is_refused(text: str, reason: str) -> None:
+def test_invalid_json_is_rejected_with_reason(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         _json.loads_as_written(text)
 
 
-def test_times() -> None:
+def test_times_are_parsed_and_displayed() -> None:
     assert parse_time("2025-01-02").isoformat() == "2025-01-02T00:00:00+00:00"
     assert parse_time("2025-01-02 03:04:05.5+02:00").isoformat() == (
         "2025-01-02T01:04:05.500000+00:00"
@@ -152,13 +152,13 @@ def test_times() -> None:
     assert show_time(parse_time("2025-01-02T03:04:05.6Z"), exact=True).endswith("05.600000")
 
 
-def test_durations() -> None:
+def test_durations_are_displayed() -> None:
     assert [duration(s) for s in (0.04, 9.94, 9.96, 59.6, 61, 3599.7, 7265)] == [
         *("0.0 s", "9.9 s", "10 s", "1:00 min", "1:01 min", "1:00:00 h", "2:01:05 h")
     ]
 
 
-def test_short_metadata_stay_in_one_line_and_long_ones_keep_their_numbers() -> None:
+def test_metadata_display_preserves_numbers() -> None:
     assert message_view.pretty_json({"a": [1, {"b": None}]}) == '{"a": [1, {"b": null}]}'
     value: dict[str, Any] = {"key": ["x" * 60, Decimal("1.50")], "empty": {}, "t": True}
     text = message_view.pretty_json(value)
@@ -166,7 +166,7 @@ def test_short_metadata_stay_in_one_line_and_long_ones_keep_their_numbers() -> N
     assert _json.loads_as_written(text) == value
 
 
-def test_an_exported_line_has_what_an_import_takes() -> None:
+def test_exported_line_has_the_fields_of_an_import() -> None:
     message = message_pb2.Message(
         id="i", provider="p", role="r", content='q"\u2028\x85é', metadata_json='{"n": 1.50}'
     )

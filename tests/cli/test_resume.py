@@ -64,7 +64,7 @@ def _has_open(process: subprocess.Popen[str], path: Path) -> bool:
 
 
 def _waiting_in(pipe: IO[str] | None) -> int:
-    """Return how many bytes of a pipe nobody has read."""
+    """Return the number of unread bytes of a pipe."""
     assert pipe is not None
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
@@ -76,7 +76,7 @@ def _interrupt_export(cli: Sagastore, path: Path) -> None:
     for _ in range(10):
         status, stderr = _interrupted(cli.start("export", path), part)
         if status == 130:
-            assert "run the same command again to go on from there" in stderr
+            assert "run the same command again to resume" in stderr
             assert (path.read_bytes() if path.exists() else None) == before
             return
         path.unlink()
@@ -92,7 +92,7 @@ def _interrupted(process: subprocess.Popen[str], part: Path) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_an_import_goes_on_where_it_was(
+def test_import_resumes_at_its_checkpoint(
     number: signal.Signals, own_cli: Sagastore, tmp_path: Path
 ) -> None:
     messages = many(COUNT)
@@ -105,13 +105,13 @@ def test_an_import_goes_on_where_it_was(
         assert status == -signal.SIGKILL
     else:
         assert status == 128 + number
-        assert "run the same command again to go on from there" in stderr
+        assert "run the same command again to resume" in stderr
     position = _position(own_cli)
     assert 0 < position < COUNT
 
     done = own_cli.run("--json", "import", path)
     assert done.returncode == 0
-    assert f"going on after the {position:,} messages" in done.stderr
+    assert f"resuming after {position:,} messages" in done.stderr
     summary = json.loads(done.stdout)
     assert summary["resumed_after"] == position
     assert summary["read"] == summary["saved"] + summary["unchanged"] == COUNT
@@ -120,9 +120,7 @@ def test_an_import_goes_on_where_it_was(
     assert_ledger(_export(own_cli), messages)
 
 
-def test_an_import_outlives_a_server_that_is_killed(
-    running_server: ServerProcess, tmp_path: Path
-) -> None:
+def test_import_survives_a_killed_server(running_server: ServerProcess, tmp_path: Path) -> None:
     cli = Sagastore(running_server.address, tmp_path)
     messages = many(COUNT)
     path = write_lines(tmp_path / "many.jsonl", messages)
@@ -138,7 +136,7 @@ def test_an_import_outlives_a_server_that_is_killed(
     assert_ledger(_export(cli), messages)
 
 
-def test_rejects_of_a_resumed_import_are_complete(own_cli: Sagastore, tmp_path: Path) -> None:
+def test_resumed_import_has_complete_rejects(own_cli: Sagastore, tmp_path: Path) -> None:
     messages = many(COUNT)
     path = tmp_path / "mixed.jsonl"
     with path.open("w", encoding="utf-8") as file:
@@ -161,7 +159,7 @@ def test_rejects_of_a_resumed_import_are_complete(own_cli: Sagastore, tmp_path: 
     assert keys == [f"line {number + 1}" for number in range(0, COUNT, 50)]
 
 
-def test_a_checkpoint_is_not_believed_when_things_have_changed(
+def test_checkpoint_is_ignored_after_a_change(
     running_server: ServerProcess, server_process: ServerFactory, tmp_path: Path
 ) -> None:
     cli = Sagastore(running_server.address, tmp_path)
@@ -175,7 +173,7 @@ def test_a_checkpoint_is_not_believed_when_things_have_changed(
     (note,) = cli.checkpoints
     noted = note.read_bytes()
     done = cli.run("--json", "import", path, "--restart")
-    assert "going on" not in done.stderr
+    assert "resuming" not in done.stderr
     assert json.loads(done.stdout)["resumed_after"] == 0
 
     # The server is another one now, without what was stored before.
@@ -185,7 +183,7 @@ def test_a_checkpoint_is_not_believed_when_things_have_changed(
     other.start()
     note.write_bytes(noted)
     done = cli.run("--json", "import", path)
-    assert "no longer has all that the run before stored" in done.stderr
+    assert "lacks messages of the interrupted run" in done.stderr
     assert json.loads(done.stdout)["saved"] == COUNT
     assert_ledger(_export(cli), messages)
 
@@ -193,7 +191,7 @@ def test_a_checkpoint_is_not_believed_when_things_have_changed(
     note.write_bytes(noted)
     write_lines(path, messages[: COUNT // 2])
     done = cli.run("--json", "import", path)
-    assert "has changed since it was interrupted" in done.stderr
+    assert "has changed since the interrupted run" in done.stderr
     assert json.loads(done.stdout)["unchanged"] == COUNT // 2
 
     # The note is damaged.
@@ -203,7 +201,7 @@ def test_a_checkpoint_is_not_believed_when_things_have_changed(
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_import_is_interrupted_while_a_pipe_brings_nothing(
+def test_import_can_be_interrupted_while_a_pipe_is_idle(
     number: signal.Signals, compressed: bool, own_cli: Sagastore, tmp_path: Path
 ) -> None:
     messages = many(4000)
@@ -226,12 +224,12 @@ def test_an_import_is_interrupted_while_a_pipe_brings_nothing(
     finally:
         os.close(writing)
     assert status == 128 + number
-    assert "importing all of it again doubles nothing" in stderr
+    assert "importing the whole file again stores nothing twice" in stderr
     own_cli.ok("import", "-", stdin=text)
     assert_ledger(_export(own_cli), messages)
 
 
-def test_an_import_is_interrupted_while_a_database_is_locked(
+def test_import_can_be_interrupted_while_a_database_is_locked(
     own_cli: Sagastore, tmp_path: Path
 ) -> None:
     path = legacy_database(tmp_path / "memory.db")
@@ -240,20 +238,18 @@ def test_an_import_is_interrupted_while_a_database_is_locked(
         process = own_cli.start("import", path)
         wait_until(lambda: _has_open(process, path))
         process.send_signal(signal.SIGINT)
-        # It would give up by itself after thirty.
+        # It would give up after 30 s.
         status, stderr = _end(process, seconds=25)
     assert (status, stderr) == (130, "sagastore: interrupted\n")
 
 
-def test_a_source_that_nobody_can_note_is_imported_all_the_same(
-    own_cli: Sagastore, tmp_path: Path
-) -> None:
+def test_import_continues_without_a_checkpoint_folder(own_cli: Sagastore, tmp_path: Path) -> None:
     path = legacy_database(tmp_path / "memory.db")
     own_cli.env["XDG_STATE_HOME"] = str(path)
     assert own_cli.json("import", path)["saved"] == 3
 
 
-def test_an_export_goes_on_where_it_was(own_cli: Sagastore, tmp_path: Path) -> None:
+def test_export_resumes_at_its_checkpoint(own_cli: Sagastore, tmp_path: Path) -> None:
     messages = many(COUNT)
     own_cli.ok("import", write_lines(tmp_path / "many.jsonl", messages))
     whole = _export(own_cli).read_bytes()
@@ -267,13 +263,13 @@ def test_an_export_goes_on_where_it_was(own_cli: Sagastore, tmp_path: Path) -> N
 
     done = own_cli.run("--json", "export", path)
     assert done.returncode == 0
-    assert "going on after the" in done.stderr
+    assert "resuming after" in done.stderr
     assert json.loads(done.stdout)["messages"] == COUNT
     assert path.read_bytes() == whole
     assert not list(tmp_path.glob("out.jsonl.*"))
 
 
-def test_a_part_that_is_not_ours_is_not_continued(own_cli: Sagastore, tmp_path: Path) -> None:
+def test_part_file_of_another_export_is_not_resumed(own_cli: Sagastore, tmp_path: Path) -> None:
     messages = many(COUNT)
     own_cli.ok("import", write_lines(tmp_path / "many.jsonl", messages))
     path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
@@ -282,11 +278,11 @@ def test_a_part_that_is_not_ours_is_not_continued(own_cli: Sagastore, tmp_path: 
     data[-100] ^= 1
     part.write_bytes(data)
     done = own_cli.run("export", path)
-    assert "beginning anew" in done.stderr
+    assert "starting from the beginning" in done.stderr
     assert_ledger(path, messages)
 
 
-def test_a_reader_that_has_enough_is_no_error(own_cli: Sagastore, tmp_path: Path) -> None:
+def test_closed_output_pipe_is_not_an_error(own_cli: Sagastore, tmp_path: Path) -> None:
     own_cli.ok("import", write_lines(tmp_path / "many.jsonl", many(3000)))
     process = own_cli.start("export", "-")
     assert process.stdout is not None
@@ -300,7 +296,7 @@ def test_a_reader_that_has_enough_is_no_error(own_cli: Sagastore, tmp_path: Path
 
 @pytest.mark.parametrize("opened", [True, False])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_export_is_interrupted_while_nobody_reads_it(
+def test_export_can_be_interrupted_while_its_pipe_is_blocked(
     number: signal.Signals, opened: bool, own_cli: Sagastore, tmp_path: Path
 ) -> None:
     own_cli.ok("import", write_lines(tmp_path / "many.jsonl", many(3000)))
@@ -316,10 +312,10 @@ def test_an_export_is_interrupted_while_nobody_reads_it(
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     assert process.stderr is not None
-    assert process.stderr.read().startswith("sagastore: interrupted; what was written is not")
+    assert process.stderr.read().startswith("sagastore: interrupted; the output is incomplete")
 
 
-def test_an_export_is_interrupted_before_the_server_has_answered(tmp_path: Path) -> None:
+def test_export_can_be_interrupted_before_the_first_response(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         cli = Sagastore(f"127.0.0.1:{silent.getsockname()[1]}", tmp_path)
         process = cli.start("export", tmp_path / "out.jsonl")
@@ -330,11 +326,11 @@ def test_an_export_is_interrupted_before_the_server_has_answered(tmp_path: Path)
             status, stderr = _end(process)
     assert status == 130
     assert stderr.startswith("sagastore: interrupted; 0 messages are in ")
-    assert "run the same command again to go on from there" in stderr
+    assert "run the same command again to resume" in stderr
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_an_export_into_a_pipe_with_a_name(count: int, own_cli: Sagastore, tmp_path: Path) -> None:
+def test_export_writes_to_a_named_pipe(count: int, own_cli: Sagastore, tmp_path: Path) -> None:
     messages = many(count)
     own_cli.ok("import", write_lines(tmp_path / "many.jsonl", messages))
     pipe, read = tmp_path / "pipe", tmp_path / "read.jsonl"
@@ -347,7 +343,7 @@ def test_an_export_into_a_pipe_with_a_name(count: int, own_cli: Sagastore, tmp_p
     assert_ledger(read, messages)
 
 
-def test_a_full_disk_is_one_line(own_cli: Sagastore) -> None:
+def test_full_disk_is_reported_in_one_line(own_cli: Sagastore) -> None:
     own_cli.ok("save", "--provider", "p", "--role", "r", "x")
     done = own_cli.run("export", "/dev/full")
     assert done.returncode == 1

@@ -1,8 +1,9 @@
-"""Reads of single rows, gathered: those that come while others are read go together.
+"""ReadBatcher: concurrent reads of single rows, combined into one request.
 
-A hop to a thread, or a round trip to a database, costs many times the reading of a row. An
-idle store is asked at once; a busy one is asked for all that has come since, when it has answered
-and those who were answered have had time to ask for more (``pacing``).
+A thread hop or a round trip to a database costs many times the read of a row. If no request is
+pending, a read starts one at once. Otherwise reads are collected, and one request for all of them
+starts when the pending one is answered and its callers have had time to send their next read
+(`batch_delay.py`).
 """
 
 from __future__ import annotations
@@ -14,40 +15,41 @@ from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
 
-from sagastore_server.storage.batch_delay import BatchDelay
+from sagastore_server.runtime.batch_delay import BatchDelay
+from sagastore_server.runtime.supervisor import awaited
 
 MOST = 100
-"""Keys that are asked for together, which bounds what is in memory for one answer."""
+"""Keys in one request at most, which bounds the memory of an answer."""
 
 PATIENCE = 0.02
-"""Seconds after which a question is asked although another is under way: one that gets no
-answer must hold up no others. Sooner, two at a time are smaller ones, and cost more than they
-save, with few callers as with many."""
+"""Seconds after which a request starts although another is pending: a request that hangs must
+not delay others. A shorter time makes requests smaller, which costs more than it saves, with few
+callers as with many."""
 
 T = TypeVar("T")
 
 
 class ReadBatcher(Generic[T]):
-    """Asks for keys together. Belongs to one event loop."""
+    """Combines reads by key. Belongs to one event loop."""
 
     def __init__(self, fetch: Callable[[list[str]], Awaitable[Mapping[str, T]]]) -> None:
-        """Ask ``fetch``, which returns what it finds of up to ``MOST`` keys."""
+        """Read with ``fetch``, which returns the rows found among up to ``MOST`` keys."""
         self._fetch = fetch
         self._waiting: dict[str, list[asyncio.Future[T | None]]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._late: set[asyncio.Task[None]] = set()
-        """Those of them that the next question has not waited for any longer."""
-        self._asked = 0
-        """How many keys the last question was for."""
+        """Running requests that the next one does not wait for, because they are late."""
+        self._batch_size = 0
+        """Number of keys in the last request."""
         self._pace = BatchDelay()
         self._next: asyncio.Handle | None = None
-        """Begins the next question; there is one while keys wait."""
+        """Starts the next request; set while keys are waiting."""
 
     async def get(self, key: str) -> T | None:
-        """Return what is found under ``key``, as of some moment after the call began.
+        """Return the row of ``key``, read at some time after this call began; None: no row.
 
         Raises:
-            StorageError: What ``fetch`` raises, which concerns all keys of a question.
+            StorageError: ``fetch`` failed. All reads of the request get this error.
 
         """
         loop = asyncio.get_running_loop()
@@ -58,7 +60,7 @@ class ReadBatcher(Generic[T]):
         return await future
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Not at once: more calls may lie ready in this turn of the loop.
+        # Not at once: more calls may be ready in this iteration of the loop.
         if self._running <= self._late:
             self._next = self._pace.call(loop, partial(self._begin, loop))
         else:
@@ -71,9 +73,9 @@ class ReadBatcher(Generic[T]):
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         waiting = self._waiting
         batch = {key: waiting.pop(key) for key in list(islice(waiting, MOST))}
-        # No part of the call that happened to come first: neither its name nor its trace.
-        task = loop.create_task(self._ask(batch), context=Context())
-        self._asked = len(batch)
+        # An empty context: the request belongs to no single call, so it has no call's trace.
+        task = awaited(self._request(batch), context=Context())
+        self._batch_size = len(batch)
         self._running.add(task)
         task.add_done_callback(self._ended)
         self._next = None
@@ -84,12 +86,12 @@ class ReadBatcher(Generic[T]):
         self._running.discard(task)
         self._late.discard(task)
         loop = task.get_loop()
-        self._pace.answered(self._asked + len(self._waiting), loop.time())
+        self._pace.answered(self._batch_size + len(self._waiting), loop.time())
         if self._next is not None and self._running <= self._late:
             self._next.cancel()
             self._schedule(loop)
 
-    async def _ask(self, batch: dict[str, list[asyncio.Future[T | None]]]) -> None:
+    async def _request(self, batch: dict[str, list[asyncio.Future[T | None]]]) -> None:
         callers = [(key, future) for key, futures in batch.items() for future in futures]
         try:
             found = await self._fetch(list(batch))
@@ -97,7 +99,7 @@ class ReadBatcher(Generic[T]):
             for _, future in callers:
                 future.cancel()
             raise
-        except Exception as exc:  # noqa: BLE001 - every caller must be told, whatever it is
+        except Exception as exc:  # noqa: BLE001 - every caller gets the error
             for _, future in callers:
                 if not future.done():
                     future.set_exception(exc)

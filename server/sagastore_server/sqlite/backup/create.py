@@ -1,7 +1,7 @@
-"""A copy of a store while a server serves it: of one moment, verified, one file.
+"""Online backup: a verified copy of a store in one file, made while a server serves the store.
 
-The copy is read through SQLite in a read transaction of its own. In WAL mode that neither
-waits for the server nor makes it wait; the log cannot be emptied until it ends.
+The copy is read in one read transaction. In WAL mode it does not wait for the server, nor the
+server for it; the server cannot restart its log until the transaction ends.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PARTIAL = ".partial"
 """``FILE.partial`` becomes ``FILE`` once it is complete and verified."""
 
 PAGES_AT_ONCE = 1024
-"""Pages between two moments at which the copy can be interrupted: 4 MiB, some milliseconds."""
+"""Pages copied between two calls of ``progress``, which can interrupt: 4 MiB, some milliseconds."""
 
 _STEPS_AT_ONCE = 100_000
 _SPARE_BYTES = 1024 * 1024
@@ -44,39 +44,39 @@ _FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNLINKABLE = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much is done, and how much there is (0: not known).
+"""Called with the step, the amount done and the total amount (0: unknown).
 
-Called often, and never once the work can be seen: what it raises leaves nothing behind.
+It is called often, but not after the result is visible. An exception from it leaves no files.
 """
 
 
 class BackupError(Exception):
-    """A backup was not made, or not restored; nothing was changed. The line says why."""
+    """A backup was not made, or not restored. Nothing was changed. The message says why."""
 
 
 class Contents(NamedTuple):
-    """What a store holds, told of one moment."""
+    """Contents of a store, read in one transaction."""
 
     store_id: str
     messages: int
     quarantined: int
     tombstones: int
     revision: int
-    """The last one given out."""
+    """The last revision assigned."""
     schema_version: int
     phase: Phase
-    """Of the migration; SQLITE_ONLY where there is none."""
+    """Phase of the migration; SQLITE_ONLY without one."""
     epoch: int
     restored: int
     """See ``MigrationState``."""
 
     def matches(self, other: Contents) -> bool:
-        """Tell whether ``other`` is a copy of this."""
+        """Return whether ``other`` is a copy of this."""
         return self._replace(restored=0) == other._replace(restored=0)
 
 
 class BackupReport(NamedTuple):
-    """What a backup is of."""
+    """Result of a backup."""
 
     file: Path
     bytes: int
@@ -87,33 +87,35 @@ class BackupReport(NamedTuple):
 def back_up(path: Path, target: Path, progress: Progress) -> BackupReport:
     """Copy the store at ``path`` to the new file ``target``.
 
-    A server may serve the store, in any phase of a migration. The copy is of the moment at
-    which this begins. It has all that the store has in one file, with the store's
-    permissions or fewer, and is checked page by page, with its search index, before it gets
-    its name. It also notes that it is a backup: see ``MigrationState.restored``.
+    A server may serve the store, in any phase of a migration.
+
+    * The copy has the state of the store at the start of the call, in one file.
+    * It has the permissions of the store, or fewer.
+    * Its pages and its search index are verified before it gets its name.
+    * It is marked as a backup: see ``MigrationState.restored``.
 
     Raises:
         BackupError: It cannot be made; ``target`` is as it was.
-        KeyboardInterrupt: As raised by ``progress``; the same holds.
+        KeyboardInterrupt: Raised by ``progress``; ``target`` is as it was.
 
     """
     began = time.monotonic()
     if target.exists() or target.is_symlink():
-        raise BackupError(f"{target} exists already; a backup never replaces a file")
-    with telling(f"cannot back up {path}"), _reading(path) as source:
+        raise BackupError(f"{target} already exists; a backup never replaces a file")
+    with file_errors(f"cannot back up {path}"), _reading(path) as source:
         require_store(source, path)
-        source.execute("BEGIN")  # What is read from here on is of one moment.
+        source.execute("BEGIN")  # All later reads see the same state.
         contents = contents_of(source)
         if contents.phase is Phase.POSTGRES_ONLY:
             raise BackupError(
-                f"cannot back up {path}: its messages have moved to PostgreSQL, and it is an "
-                "archive that does not change any more; copy it as it is, with its receipt"
+                f"cannot back up {path}: it is an archive, since its messages have moved to "
+                "PostgreSQL; copy the file and its receipt"
             )
         partial = target.with_name(target.name + PARTIAL)
         mode = stat.S_IMODE(path.stat().st_mode) & 0o777
-        with telling(f"cannot write {partial}"), new_file(partial, mode):
+        with file_errors(f"cannot write {partial}"), new_file(partial, mode):
             size = copy_store(source, partial, contents, progress)
-            source.execute("ROLLBACK")  # The server may empty its log again.
+            source.execute("ROLLBACK")  # Now the server can restart its log.
             _give_name(partial, target)
     return BackupReport(target, size, contents, time.monotonic() - began)
 
@@ -121,20 +123,20 @@ def back_up(path: Path, target: Path, progress: Progress) -> BackupReport:
 def copy_store(
     source: sqlite3.Connection, partial: Path, contents: Contents, progress: Progress
 ) -> int:
-    """Copy a store into the empty file ``partial``; return how many bytes that are.
+    """Copy a store into the empty file ``partial``; return the size of the copy in bytes.
 
-    The file is verified, synced, and no longer in WAL mode: nothing belongs to it but itself.
+    The copy is verified, synced, and not in WAL mode, so that it is a single file.
 
     Raises:
-        BackupError: There is no room, or the copy is not what ``contents`` says.
-        sqlite3.Error, OSError: It cannot be read or written.
+        BackupError: The disk has too little space, or the copy differs from ``contents``.
+        sqlite3.Error, OSError: A file cannot be read or written.
 
     """
     needed = scalar(source, "PRAGMA page_count") * scalar(source, "PRAGMA page_size")
     _require_room(partial, needed + _SPARE_BYTES)
     uri = f"{partial.resolve().as_uri()}?mode=rw"
     with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as copy:
-        # Until it has its name it is nothing that a crash could spoil.
+        # No durability needed: after a crash the file without its final name is discarded.
         copy.execute("PRAGMA journal_mode = OFF")
         copy.execute("PRAGMA synchronous = OFF")
         source.backup(
@@ -153,11 +155,11 @@ def copy_store(
 
 
 def contents_of(connection: sqlite3.Connection) -> Contents:
-    """Tell what a store holds, in the caller's transaction.
+    """Return the contents of a store, in the caller's transaction.
 
     Raises:
-        CorruptStoreError: What it remembers of a migration cannot be read.
-        sqlite3.Error: It cannot be read.
+        CorruptStoreError: The migration state is unreadable.
+        sqlite3.Error: The database is unreadable.
 
     """
     state = load_state(connection)
@@ -175,30 +177,30 @@ def contents_of(connection: sqlite3.Connection) -> Contents:
 
 
 def require_store(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse what is not a store that this version can serve.
+    """Refuse a file that is no store of a supported version.
 
     Raises:
-        BackupError: It is not.
-        sqlite3.Error: It cannot be read.
+        BackupError: The file is refused.
+        sqlite3.Error: The database is unreadable.
 
     """
     found = state_of(connection)
     if found.kind is Kind.LEGACY:
         raise BackupError(
-            f"{path} is a legacy memory.db, not a SagaStore file; the server keeps a copy of it "
-            "when it takes it over"
+            f"{path} is a legacy memory.db, not a SagaStore file; the server makes a copy of it "
+            "when it imports the file"
         )
     if found.kind is not Kind.SAGASTORE:
         raise BackupError(f"{path} is not a SagaStore file: it {found.detail or 'is empty'}")
     if found.schema_version > SCHEMA_VERSION:
         raise BackupError(
-            f"{path} has schema version {found.schema_version}, this program knows up to "
-            f"{SCHEMA_VERSION}; use the newer one that wrote it"
+            f"{path} has schema version {found.schema_version}, and this program supports up to "
+            f"{SCHEMA_VERSION}; use the newer program that wrote it"
         )
 
 
 def note_backup(connection: sqlite3.Connection) -> None:
-    """Note in a copy which revision it ends at, unless an earlier backup has."""
+    """Record in a copy its last revision, unless an earlier backup recorded one."""
     state = load_state(connection)
     if state.restored < 0:
         last = scalar(connection, "SELECT value FROM store_state WHERE name = 'revision'")
@@ -209,10 +211,10 @@ def note_backup(connection: sqlite3.Connection) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path, mode: int) -> Iterator[None]:
-    """Make an empty file, and remove it unless the context ends well.
+    """Create an empty file, and remove it if the context raises.
 
     Raises:
-        FileExistsError: It is there already.
+        FileExistsError: The file exists.
 
     """
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
@@ -225,27 +227,27 @@ def new_file(path: Path, mode: int) -> Iterator[None]:
 
 
 def explained(error: sqlite3.Error | OSError) -> str:
-    """Say what an error of SQLite or of the system means, for a person."""
+    """Return the meaning of an error of SQLite or of the operating system."""
     name = getattr(error, "sqlite_errorname", "") or ""
     if name in FULL or getattr(error, "errno", None) in _FULL_DISK:
-        return "the disk is full; make room, or choose another disk"
+        return "the disk is full; free space or choose another disk"
     if isinstance(error, FileExistsError):
-        return "it exists; another backup is writing it, or one was killed: then remove it"
+        return "it exists: another backup is writing it, or was killed; in that case remove it"
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return "it is damaged, or not a SQLite database"
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
         return (
-            "it cannot be opened; run this as the user of the server, who may write to the file "
-            "and its folder"
+            "it cannot be opened; run this as the user of the server, which needs write permission "
+            "for the file and its folder"
         )
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return "another program keeps it locked; end that one, or try again"
+        return "another program has locked it; end that program, or try again"
     return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
 @contextlib.contextmanager
-def telling(what: str) -> Iterator[None]:
-    """Turn what may go wrong with files into a BackupError that begins with ``what``."""
+def file_errors(what: str) -> Iterator[None]:
+    """Turn errors of files into a BackupError that begins with ``what``."""
     try:
         yield
     except CorruptStoreError as exc:
@@ -260,7 +262,7 @@ def telling(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a store beside its server. Not immutable: the locks of a reader are the point."""
+    """Open a store that a server may serve. Not immutable, because a reader's locks are needed."""
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise BackupError(f"{path} is not a SQLite database")
@@ -270,21 +272,21 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 def _verify(copy: sqlite3.Connection, path: Path, wanted: Contents, progress: Progress) -> None:
     step = "verifying"
-    # SQLite turns what its handler raises into a statement that was interrupted.
+    # SQLite turns an exception of its progress handler into an interrupted statement.
     copy.set_progress_handler(lambda: progress(step, 0, 0), _STEPS_AT_ONCE)
     damaged = damage(copy, full=True)
     if damaged:
         raise BackupError(
-            f"the copy {path.name} is damaged ({damaged}), and so is the store, or a disk; check "
-            "the store with: sagastore-server inspect"
+            f"the copy {path.name} is damaged ({damaged}), so the store or a disk is damaged; "
+            "check the store with: sagastore-server inspect"
         )
     step = "verifying the search index"
     progress(step, 0, 0)
-    # Compares what the index keeps with its own checksums; it has no table to compare with.
+    # The index has no content table; the check compares it with its own checksums.
     copy.execute("INSERT INTO messages_fts (messages_fts) VALUES ('integrity-check')")
     found = contents_of(copy)
     if not wanted.matches(found):
-        raise BackupError(f"the copy {path.name} does not hold what the store does; a disk fails")
+        raise BackupError(f"the copy {path.name} differs from the store; check the disks")
 
 
 def _require_room(path: Path, needed: int) -> None:
@@ -295,22 +297,22 @@ def _require_room(path: Path, needed: int) -> None:
     if free < needed:
         raise BackupError(
             f"the disk of {path.parent} has {free / 1e6:,.1f} MB free, and {needed / 1e6:,.1f} MB "
-            "are needed; make room, or choose another disk"
+            "are needed; free space or choose another disk"
         )
 
 
 def _give_name(partial: Path, target: Path) -> None:
-    """Rename, but never over a file that came there meanwhile."""
+    """Rename without replacing a file that was created meanwhile."""
     try:
         os.link(partial, target)
     except FileExistsError:
-        raise BackupError(f"{target} exists already; a backup never replaces a file") from None
+        raise BackupError(f"{target} already exists; a backup never replaces a file") from None
     except OSError as exc:
         if exc.errno not in _UNLINKABLE:
             raise
-        # A file system without links.
+        # A file system without hard links.
         if target.exists():
-            raise BackupError(f"{target} exists already; a backup never replaces a file") from None
+            raise BackupError(f"{target} already exists; a backup never replaces a file") from None
         partial.rename(target)
     else:
         partial.unlink()
