@@ -32,13 +32,8 @@ _SETTINGS = {
 }
 
 _KILLED = {9, 15}
-_DEFECT_MARKERS = (
-    "internal error",
-    "Traceback",
-    "following failed",
-    "replication failed",
-    "backfill failed",
-)
+_DEFECT_MARKERS = ("internal error", "Traceback", "background task")
+"""Texts in the log of unexpected errors; retried storage errors are none."""
 
 
 @dataclass
