@@ -106,8 +106,10 @@ class Demo:
         self._page.doing("reading all messages")
         async for message in operator.export():
             self._checker.known(message)
-        aside = (await operator.migration.get()).quarantined
-        self._page.say(f"{len(self._checker.ids):,} messages served, {aside:,} rows in quarantine")
+        quarantined_rows = (await operator.migration.get()).quarantined
+        self._page.say(
+            f"{len(self._checker.ids):,} messages served, {quarantined_rows:,} rows in quarantine"
+        )
         settings = Settings(
             seed=1,
             writers=4,
@@ -226,14 +228,14 @@ class Demo:
     ) -> bool:
         """Compare PostgreSQL with the acknowledged writes, and the archive with both."""
         self._page.doing("comparing PostgreSQL with the acknowledged writes and with the archive")
-        aside, aside_files = 0, 0
+        quarantined_rows, aside_files = 0, 0
         async for row in operator.migration.quarantine(page_size=500):
-            aside += 1
+            quarantined_rows += 1
             aside_files += row.source_key.startswith("files/")
         final = FinalState(self._file.with_name("memory.db.archive"))
         await final.read(self._dsn)
         final.compare(self._checker.changed_since(moment))
-        final.compare_counts(aside, self._files - aside_files)
+        final.compare_counts(quarantined_rows, self._files - aside_files)
         settled, stored = self._checker.settled(), final.values()
         right = sum(stored.get(id) == settled.get(id) for id in self._checker.ids)
         unknown = stored.keys() - settled.keys() - set(self._checker.ids)
@@ -248,7 +250,7 @@ class Demo:
                 "Found in PostgreSQL as acknowledged": f"{right:,}"
                 + (" (all)" if whole else " (NOT ALL)"),
                 "Messages in PostgreSQL": f"{len(stored):,}",
-                "In quarantine": f"{aside:,}",
+                "In quarantine": f"{quarantined_rows:,}",
                 "Archive": f"{len(final.messages):,} messages, receipt and SHA-256 verified",
             }
         )

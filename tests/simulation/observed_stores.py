@@ -47,7 +47,7 @@ class ObservedDisk(SourceDisk):
 
     observe: Observer | None = None
 
-    def _tell(self, kind: str, **facts: Any) -> None:
+    def _emit(self, kind: str, **facts: Any) -> None:
         if self.observe is not None:
             self.observe(self.holder, kind, **facts)
 
@@ -56,7 +56,7 @@ class ObservedDisk(SourceDisk):
         rows = super().store(changes, revision)
         if rows:
             changed = [(row.id, row.sequence, changes.after[row.id] is None) for row in rows]
-            self._tell(
+            self._emit(
                 "source commit",
                 changes=changed,
                 revision=self.revision,
@@ -67,7 +67,7 @@ class ObservedDisk(SourceDisk):
     def change_state(self, state: MigrationState, rejournal_after: int | None, now: int) -> int:
         """See ``SourceDisk``."""
         revision = super().change_state(state, rejournal_after, now)
-        self._tell(
+        self._emit(
             "source state",
             phase=state.phase.value,
             epoch=state.epoch,
@@ -82,7 +82,7 @@ class ObservedDisk(SourceDisk):
     def force(self, ids: Sequence[str], now: int) -> int:
         """See ``SourceDisk``."""
         revision = super().force(ids, now)
-        self._tell("requeue", ids=list(ids), revision=revision)
+        self._emit("requeue", ids=list(ids), revision=revision)
         return revision
 
     def prune_some(self, upto: int) -> bool:
@@ -90,7 +90,7 @@ class ObservedDisk(SourceDisk):
         before = len(self.journal)
         more = super().prune_some(upto)
         if len(self.journal) != before:
-            self._tell("prune", upto=self.pruned, rows=before - len(self.journal))
+            self._emit("prune", upto=self.pruned, rows=before - len(self.journal))
         return more
 
 
@@ -157,13 +157,13 @@ class ObservedTarget(ModelTarget):
     ) -> TargetRecord:
         kind, ids = _KIND.get()
 
-        def told(server: PostgresServer) -> None:
+        def observed_work(server: PostgresServer) -> None:
             work(server)
-            self._tell(kind, ids)
+            self._emit(kind, ids)
 
-        return await super()._holding(lease, told, applied, check)
+        return await super()._holding(lease, observed_work, applied, check)
 
-    def _tell(self, kind: str, ids: Iterable[str] = ()) -> None:
+    def _emit(self, kind: str, ids: Iterable[str] = ()) -> None:
         server, record = self._server, self._server.record
         if self._observe is None or record is None:
             return
@@ -189,7 +189,7 @@ class ObservedTarget(ModelTarget):
     ) -> TargetRecord:
         """See the contract."""
         record = await super().claim(lease, source, phase, epoch, steal=steal)
-        self._tell("claim")
+        self._emit("claim")
         return record
 
     async def set_phase(

@@ -119,7 +119,7 @@ def _ack_before_commit() -> None:
     ) -> object:
         if kind is not Kind.WRITE:
             return await original(self, kind, run, rows)
-        self._ready().submit(kind, run, rows).add_done_callback(_heard)
+        self._ready().submit(kind, run, rows).add_done_callback(_ignore_result)
         revisions = itertools.count(self._disk.revision + 1)
         return run(Changes(self._disk.messages, revisions, self._now(), (Store.SQLITE,)))
 
@@ -155,7 +155,7 @@ def _postgres_ack_before_commit() -> None:
 
     async def write(self: ModelTarget, ids: Sequence[str], apply: Callable[[Changes], Any]) -> Any:
         work = asyncio.ensure_future(original(self, ids, apply))
-        work.add_done_callback(_heard)
+        work.add_done_callback(_ignore_result)
         await asyncio.sleep(ANSWER_SECONDS)
         if work.done():
             return work.result()
@@ -166,7 +166,7 @@ def _postgres_ack_before_commit() -> None:
     _replace(ModelTarget, "_write", write)
 
 
-def _heard(work: asyncio.Future[Any]) -> None:
+def _ignore_result(work: asyncio.Future[Any]) -> None:
     if not work.cancelled():
         work.exception()
 

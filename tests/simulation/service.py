@@ -181,18 +181,18 @@ class Service:
         if not call.begun:
             task.cancel()
             return
-        told: asyncio.Future[None] = self._world.loop.create_future()
-        self._calls[told] = None
+        notified: asyncio.Future[None] = self._world.loop.create_future()
+        self._calls[notified] = None
 
-        def tell() -> None:
+        def notify() -> None:
             task.cancel()
-            if not told.done():
-                told.set_result(None)
+            if not notified.done():
+                notified.set_result(None)
 
-        self._world.loop.call_soon(tell, context=process.context)
-        await asyncio.wait({told})
-        self._calls.pop(told, None)
-        told.cancelled() or told.exception()
+        self._world.loop.call_soon(notify, context=process.context)
+        await asyncio.wait({notified})
+        self._calls.pop(notified, None)
+        notified.cancelled() or notified.exception()
 
     @staticmethod
     def _was_killed(process: Process) -> bool:
@@ -279,7 +279,7 @@ class _Call:
                 self._world.acknowledged(live)
         self._note("answered", answer=result)
 
-        def tell() -> None:
+        def notify() -> None:
             if answer.done():
                 return
             if isinstance(result, Exception):
@@ -289,7 +289,7 @@ class _Call:
 
         # In transit, the answer does not depend on the process any more.
         delay = self._world.network.random() ** 3 * 0.002
-        self._world.loop.call_later(delay, tell, context=contextvars.Context())
+        self._world.loop.call_later(delay, notify, context=contextvars.Context())
 
     def _note(self, kind: str, **facts: Any) -> None:
         self._world.note(self._client, f"{self._what} {kind}", call=self._number, **facts)

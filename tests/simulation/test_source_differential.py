@@ -107,7 +107,7 @@ def _write(source: MigrationSource, write: tuple[Any, ...]) -> Coroutine[Any, An
     return call
 
 
-async def _told(source: MigrationSource, call: Awaitable[object]) -> tuple[object, int]:
+async def _answered(source: MigrationSource, call: Awaitable[object]) -> tuple[object, int]:
     """Return the answer of a call, and the committed revision at that time."""
     return await answer_of(call), source.committed
 
@@ -125,8 +125,8 @@ async def _group(
         assert source._writer is not None
         holding = asyncio.create_task(source._writer.run_between_groups(lambda _: may_go.wait()))
     # The model begins no group before all tasks of one loop iteration have run.
-    tasks = [asyncio.create_task(_told(source, _write(source, write))) for write, _ in group]
-    flush = asyncio.create_task(_told(source, source.flush()))
+    tasks = [asyncio.create_task(_answered(source, _write(source, write))) for write, _ in group]
+    flush = asyncio.create_task(_answered(source, source.flush()))
     # Each task runs until it waits for its answer; the held task came first.
     await asyncio.sleep(0)
     for task, (_, stays) in zip(tasks, group, strict=True):
@@ -147,14 +147,14 @@ class _Pair:
         self.model = ModelSourcePlace()
         self.steps = Steps()
         self.sources: list[MigrationSource] = []
-        self.heard: list[list[int]] = []
+        self.revisions_seen: list[list[int]] = []
 
     async def open(self) -> None:
         self.sources = [self.real.make(), self.model.make()]
-        self.heard = [[], []]
-        for source, heard in zip(self.sources, self.heard, strict=True):
+        self.revisions_seen = [[], []]
+        for source, revisions_seen in zip(self.sources, self.revisions_seen, strict=True):
             await source.open()
-            source.on_commit(_hear(source, heard))
+            source.on_commit(_listener(source, revisions_seen))
 
     async def close(self) -> None:
         for source in self.sources:
@@ -195,7 +195,7 @@ class _Pair:
     async def compare(self) -> None:
         await self.both(lambda one: one.flush())
         await self.both(lambda one: one.state())
-        assert self.heard[1] == self.heard[0]
+        assert self.revisions_seen[1] == self.revisions_seen[0]
         assert self.sources[1].committed == self.sources[0].committed
         assert _content(self.model.disk) == content(self.real.path)
         await self.both(lambda one: one.journal(0, 1000))
@@ -215,8 +215,8 @@ class _Pair:
         assert [one.is_new for one in self.sources] == [False, False]
 
 
-def _hear(source: MigrationSource, heard: list[int]) -> Callable[[], None]:
-    return lambda: heard.append(source.committed)
+def _listener(source: MigrationSource, revisions_seen: list[int]) -> Callable[[], None]:
+    return lambda: revisions_seen.append(source.committed)
 
 
 async def _archive(source: MigrationSource) -> None:

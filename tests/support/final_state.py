@@ -64,9 +64,13 @@ class FinalState:
                 self.messages[row[0]] = (*row[:5], _time(row[5]), *row[6:8], _time(row[8]), row[9])
             for name, statement in _OTHERS.items():
                 self._here[name] = set(connection.execute(statement))
-            aside = {key for _, key, *_ in self._here["quarantine"] if key.startswith("files/")}
+            quarantined_files = {
+                key for _, key, *_ in self._here["quarantine"] if key.startswith("files/")
+            }
             rows = connection.execute(_FILES.replace("SELECT", "SELECT rowid,")).fetchall()
-            self._here["files"] = {row[1:] for row in rows if f"files/rowid={row[0]}" not in aside}
+            self._here["files"] = {
+                row[1:] for row in rows if f"files/rowid={row[0]}" not in quarantined_files
+            }
 
     def values(self) -> dict[str, Value]:
         """Return the messages of PostgreSQL as clients see them."""
@@ -94,13 +98,13 @@ class FinalState:
 
     def compare_counts(self, quarantined: int, files: int) -> None:
         """Compare the receipt with both sides and with the expected counts."""
-        facts, told = self.receipt.facts, self.receipt.report["postgresql"]
-        assert facts["messages"]["rows"] == told["messages"] == len(self.messages)
+        facts, reported = self.receipt.facts, self.receipt.report["postgresql"]
+        assert facts["messages"]["rows"] == reported["messages"] == len(self.messages)
         for name, rows in {"quarantine": quarantined, "files": files}.items():
-            there = (told[name], len(self._there[name]))
+            there = (reported[name], len(self._there[name]))
             assert there == (rows, rows), f"{name}: {there}, not {rows}"
         assert facts["quarantine"]["rows"] == quarantined
-        assert facts["extras"]["rows"] == told["extras"] == len(self._there["legacy_extra"])
+        assert facts["extras"]["rows"] == reported["extras"] == len(self._there["legacy_extra"])
         assert self.receipt.report["verification"]["mismatches"] == 0
 
 

@@ -45,11 +45,11 @@ def fill(bench: Bench, server: Served, name: str, count: int, *others: int) -> S
     with bench.file(".frames") as frames:
         write_frames(frames, batches(name, 0, count))
         taken = Processor(server.pid, *others)
-        told = _run("bulk_client", server.address, str(frames))
-        share = taken.seconds() / told["seconds"]
-    if told["saved"] != count:
-        raise RuntimeError(f"{count} messages were sent, {told['saved']} of them saved")
-    return Sample(count / told["seconds"], share, f"client: {told['processor']:.1f} cores")
+        result = _run("bulk_client", server.address, str(frames))
+        share = taken.seconds() / result["seconds"]
+    if result["saved"] != count:
+        raise RuntimeError(f"{count} messages were sent, {result['saved']} of them saved")
+    return Sample(count / result["seconds"], share, f"client: {result['processor']:.1f} cores")
 
 
 def _rows(
@@ -63,14 +63,14 @@ def _rows(
     found = bench.alternate(sides)
     sunk = min(sample.value for sample in found.pop("sink"))
     note = f"upper bound of the client, against a server that stores nothing: {sunk:,.0f} {UNIT}"
-    told = {
+    result = {
         "inside": "terms computed in the loop",
         "before": "terms computed in advance",
     }
     return [
         compared(
             name,
-            f"{what}, {told[terms]}",
+            f"{what}, {result[terms]}",
             {side: _without_notes(samples, terms) for side, samples in found.items()},
             ("SagaStore", f"bare, terms {terms}"),
             UNIT,
@@ -105,8 +105,8 @@ def _bulk_sink(bench: Bench) -> Callable[[int], Sample]:
         count = bulk_count(bench, number)
         with bench.file(".frames") as frames:
             write_frames(frames, batches(f"bulk-{number}", 0, count))
-            told = _run("bulk_client", bench.echo.address, str(frames))
-        return Sample(count / told["seconds"])
+            result = _run("bulk_client", bench.echo.address, str(frames))
+        return Sample(count / result["seconds"])
 
     return measure
 
@@ -117,8 +117,8 @@ def _bare(bench: Bench, loop: list[str], terms: str) -> Callable[[int], Sample]:
 
 def bare(loop: list[str], terms: str, name: str, count: int) -> Sample:
     """Insert new messages with a plain driver loop and return the throughput."""
-    told = _run(*loop, terms, name, str(count))
-    return Sample(count / told["seconds"])
+    result = _run(*loop, terms, name, str(count))
+    return Sample(count / result["seconds"])
 
 
 def _run(module: str, *options: str) -> dict[str, float]:
@@ -129,5 +129,5 @@ def _run(module: str, *options: str) -> dict[str, float]:
         cwd=ROOT,
         check=True,
     )
-    told: dict[str, float] = json.loads(done.stdout)
-    return told
+    result: dict[str, float] = json.loads(done.stdout)
+    return result

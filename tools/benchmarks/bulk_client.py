@@ -68,8 +68,8 @@ async def main() -> None:
             slots.release()
         seconds = time.perf_counter() - began
         processor = (time.process_time() - used) / seconds
-    told = {"seconds": seconds, "saved": saved, "processor": processor}
-    sys.stdout.write(json.dumps(told))
+    result = {"seconds": seconds, "saved": saved, "processor": processor}
+    sys.stdout.write(json.dumps(result))
 
 
 if __name__ == "__main__":

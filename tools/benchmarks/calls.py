@@ -79,9 +79,9 @@ def save_dual(bench: Bench) -> list[Row]:
     what = "Save in DUAL_WRITE"
     hand_made = "by hand, both"
 
-    def row(told: str, over: str, under: str, target: Target | None = None) -> Row:
+    def row(label: str, over: str, under: str, target: Target | None = None) -> Row:
         notes = (lag,) if target else ()
-        return compared("save-dual", told, found, (over, under), UNIT, target=target, notes=notes)
+        return compared("save-dual", label, found, (over, under), UNIT, target=target, notes=notes)
 
     return [
         row(f"{what} ÷ SQLITE_ONLY, 64 in flight", "DUAL_WRITE", "SQLITE_ONLY", at_least(0.85)),
@@ -132,11 +132,11 @@ def _saves(
         )
         for in_flight in IN_FLIGHT
     ]
-    beside = [
+    references = [
         (f"{what} ÷ by hand, 64 in flight", ("SagaStore, 64", "by hand, 64")),
         ("by hand ÷ echo, 64 in flight", ("by hand, 64", "echo, 64")),
     ]
-    return rows + [compared(name, told, found, pair, UNIT) for told, pair in beside]
+    return rows + [compared(name, label, found, pair, UNIT) for label, pair in references]
 
 
 def _of(bench: Bench, served: Processes, name: str, in_flight: int) -> Callable[[int], Sample]:

@@ -81,8 +81,8 @@ def summary(found: list[Pair]) -> str:
 
 def _formatted(row: dict[str, Any]) -> str:
     median, low, high = (row[key] for key in ("median", "min", "max"))
-    told = number(median, row["unit"])
-    return told if low == high else f"{told} ({number(low)} - {number(high)})"
+    text = number(median, row["unit"])
+    return text if low == high else f"{text} ({number(low)} - {number(high)})"
 
 
 def _read(path: Path) -> dict[str, Any]:

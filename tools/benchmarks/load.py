@@ -141,8 +141,10 @@ class Generator:
     def _version(self) -> str:
         if self._ghz is None:
             return ""
-        told = subprocess.run([self._ghz, "--version"], capture_output=True, text=True, check=False)
-        return (told.stdout or told.stderr).strip().removeprefix("v")
+        output = subprocess.run(
+            [self._ghz, "--version"], capture_output=True, text=True, check=False
+        )
+        return (output.stdout or output.stderr).strip().removeprefix("v")
 
 
 def _options(proto: tuple[str, str], method: str) -> list[str]:
@@ -173,15 +175,15 @@ def _by_ghz(ghz: Path, address: str, options: Iterable[str], work: Path) -> Load
         said = (done.stdout + done.stderr).strip().splitlines()
         raise LoadError(f"ghz failed: {said[-1] if said else done.returncode}")
     processor = (_children_seconds() - before) / (time.monotonic() - began)
-    told = json.loads(report.read_text(encoding="utf-8"))
-    return Load(told["total"] / 1e9, [_call(one) for one in told["details"] or ()], processor)
+    output = json.loads(report.read_text(encoding="utf-8"))
+    return Load(output["total"] / 1e9, [_call(one) for one in output["details"] or ()], processor)
 
 
-def _call(told: dict[str, Any]) -> Call:
+def _call(output: dict[str, Any]) -> Call:
     # ghz records the end of a call, not its start.
-    ended = datetime.fromisoformat(told["timestamp"])
-    failure = "" if told["status"] == "OK" else f"{told['status']}: {told['error']}"
-    return Call(ended.timestamp(), told["latency"] / 1e9, failure)
+    ended = datetime.fromisoformat(output["timestamp"])
+    failure = "" if output["status"] == "OK" else f"{output['status']}: {output['error']}"
+    return Call(ended.timestamp(), output["latency"] / 1e9, failure)
 
 
 def _by_python(address: str, method: str, data: Path, in_flight: int, rate: int) -> Load:

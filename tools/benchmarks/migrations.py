@@ -111,7 +111,7 @@ def backfill_latency(bench: Bench) -> list[Row]:
     """Measure Saves at a fixed rate while the backfill runs, and while it is paused."""
     made, sizes = stores(bench), bench.sizes
     without: list[float] = []
-    beside: list[float] = []
+    running: list[float] = []
     copied_rows = 0
     with ExitStack() as stack:
         file = stack.enter_context(copied(bench, made.alone))
@@ -120,7 +120,7 @@ def backfill_latency(bench: Bench) -> list[Row]:
         change_phases(server.address, Phase.DUAL_WRITE)
         change_to(server.address, Phase.BACKFILL)
         for number in range(sizes.rounds + 1):
-            for paused, found in ((True, without), (False, beside)):
+            for paused, found in ((True, without), (False, running)):
                 control_backfill(server.address, paused=paused)
                 load = _steady(bench, server.address, f"{number}-{paused}", sizes.slice)
                 if number:
@@ -140,9 +140,9 @@ def backfill_latency(bench: Bench) -> list[Row]:
         Row(
             "backfill-latency",
             what,
-            ratios(beside, without),
+            ratios(running, without),
             at_most(2),
-            {"backfill running": beside, "paused": without},
+            {"backfill running": running, "paused": without},
             "ms",
             (f"at {sizes.rate} calls/s; {copied_rows:,} rows copied meanwhile, unthrottled",),
         )

@@ -155,8 +155,8 @@ def _measure(
     }
     for what, value in measured.items():
         found.setdefault(what, []).append(value)
-    told = ", ".join(f"{what} {value:,.0f}" for what, value in measured.items())
-    bench.say(f"{name}: {told}")
+    summary = ", ".join(f"{what} {value:,.0f}" for what, value in measured.items())
+    bench.say(f"{name}: {summary}")
     return calls + bulk
 
 

@@ -82,14 +82,14 @@ def _side(name: str, values: Sequence[float], unit: str) -> str:
 
 
 def _commit() -> str:
-    told = subprocess.run(
+    output = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    return told.stdout.strip() or "unknown"
+    return output.stdout.strip() or "unknown"
 
 
 def _processor() -> str:

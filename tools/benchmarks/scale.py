@@ -41,8 +41,8 @@ def memory(bench: Bench) -> list[Row]:
                 (f"peak growth from first to second half: at most {growth:.0f} MiB",),
             )
         )
-    told = {what: [made.rows / seconds] for what, seconds in made.seconds.items()}
-    rows.append(Row("memory", "throughput of these steps", [], None, told, "messages/s"))
+    rates = {what: [made.rows / seconds] for what, seconds in made.seconds.items()}
+    rows.append(Row("memory", "throughput of these steps", [], None, rates, "messages/s"))
     return rows
 
 

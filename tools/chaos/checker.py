@@ -126,10 +126,10 @@ class _Judge:
             if decision.verdict is not Verdict.NO:
                 return
             # Further contradictions show once these witnesses are removed.
-            gone = self._report_contradiction(id, calls, reported)
-            if not gone:
+            witnesses = self._report_contradiction(id, calls, reported)
+            if not witnesses:
                 return
-            calls = [call for call in calls if call not in gone]
+            calls = [call for call in calls if call not in witnesses]
 
     def _report_contradiction(
         self, id: str, calls: Sequence[Call], reported: set[Kind]

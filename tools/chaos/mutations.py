@@ -106,8 +106,8 @@ def _forget(history: History, id: str, item: Shown) -> bool:
             continue
         _replace_items(operation, left)
         if operation.kind == "BatchGet":
-            gone = {*operation.answer["missing"], id}
-            missing = [one for one in operation.args["ids"] if one in gone]
+            absent = {*operation.answer["missing"], id}
+            missing = [one for one in operation.args["ids"] if one in absent]
             operation.answer = {**operation.answer, "missing": missing}
     return True
 

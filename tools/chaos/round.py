@@ -32,13 +32,8 @@ _SETTINGS = {
 }
 
 _KILLED = {9, 15}
-_DEFECT_MARKERS = (
-    "internal error",
-    "Traceback",
-    "following failed",
-    "replication failed",
-    "backfill failed",
-)
+_DEFECT_MARKERS = ("internal error", "Traceback", "background task")
+"""Texts in the log of unexpected errors; retried storage errors are none."""
 
 
 @dataclass
@@ -97,7 +92,7 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
     watching = asyncio.create_task(operator.watch(), name="watch")
     working = asyncio.create_task(workload.run(stop), name="workload")
     store_inspection = asyncio.create_task(
-        inspect_store(cluster, history, plan.rng("peek")), name="peeking"
+        inspect_store(cluster, history, plan.rng("peek")), name="store inspection"
     )
     try:
         history.mark("round begins", begins=plan.begins.label)

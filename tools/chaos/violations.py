@@ -74,9 +74,10 @@ class Violation:
         """Return one line, followed by a line for each operation and event."""
         about = f" of {self.id}" if self.id else ""
         lines = [
-            (operation.start, say(operation, self.began, self.id)) for operation in self.operations
+            (operation.start, describe(operation, self.began, self.id))
+            for operation in self.operations
         ]
-        lines += [(mark.at, _say_mark(mark, self.began)) for mark in self.marks]
+        lines += [(mark.at, _describe_mark(mark, self.began)) for mark in self.marks]
         details = "".join(f"\n  {line}" for _, line in sorted(lines))
         return f"{self.kind}{about}: {self.what}{details}"
 
@@ -104,7 +105,7 @@ def _between(history: History, proof: Sequence[Operation]) -> tuple[Mark, ...]:
     return tuple(mark for mark in history.marks if first <= mark.at <= last)
 
 
-def say(operation: Operation, began: int, id: str = "") -> str:
+def describe(operation: Operation, began: int, id: str = "") -> str:
     """Return an operation in one line; long answers are reduced to ``id`` or a few messages."""
     until = "…" if operation.end is None else _seconds(operation.end, began)
     span = f"{_seconds(operation.start, began)}–{until}"
@@ -122,7 +123,7 @@ def say(operation: Operation, began: int, id: str = "") -> str:
     )
 
 
-def _say_mark(mark: Mark, began: int) -> str:
+def _describe_mark(mark: Mark, began: int) -> str:
     facts = " ".join(f"{name}={value}" for name, value in mark.facts.items())
     return f"{_seconds(mark.at, began)}  -- {mark.kind} {facts}"
 

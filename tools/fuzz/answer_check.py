@@ -55,7 +55,7 @@ class Answer(NamedTuple):
     message: str = ""
     details: bytes | None = None
     """Value of ``grpc-status-details-bin``, if present."""
-    heard: bool = False
+    answered: bool = False
     """Whether a stream received answers before; a long one may then reach its deadline."""
 
 
@@ -87,7 +87,7 @@ def _wrong_without_details(one: Input, answer: Answer) -> str | None:
     known = _LIBRARY.get(answer.code)
     if known is None or not known.fullmatch(answer.message):
         return f"{answer.code.name} without ErrorInfo: {answer.message}"
-    proper = not answer.heard and (one.must_answer or not one.steps)
+    proper = not answer.answered and (one.must_answer or not one.steps)
     if answer.code is StatusCode.DEADLINE_EXCEEDED and proper and one.deadline >= PATIENT:
         return f"no answer within {one.deadline} s"
     if answer.code is StatusCode.CANCELLED and not (one.behaviour or one.steps or one.streams):

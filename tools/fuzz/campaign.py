@@ -30,7 +30,8 @@ _ENOUGH = 20
 """Number of failures after which the campaign ends."""
 _IDLE_BYTES = (b"", b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00")
 _WRONG_IN_LOG = re.compile(
-    r"internal error|Traceback|never retrieved|never awaited|was destroyed but|Segmentation"
+    r"internal error|Traceback|background task|never retrieved|never awaited|"
+    r"was destroyed but|Segmentation"
 )
 _OF_THE_LIBRARY = re.compile(
     r"Invalid encoding on |ExecuteBatchError raised in core|Failed sending error status|"

@@ -91,7 +91,7 @@ async def answer_of(under_way: Any) -> Answer:
     code, message = await under_way.code(), await under_way.details() or ""
     if message == _STATUS_UNKNOWN:
         return Answer(grpc.StatusCode.CANCELLED, "the client did not receive the status")
-    return Answer(code, message, details, heard=under_way in _ANSWERED)
+    return Answer(code, message, details, answered=under_way in _ANSWERED)
 
 
 async def _wait(under_way: Any, one: Input) -> None:

@@ -28,12 +28,12 @@ async def send(address: str, one: Input) -> list[Answer]:
     A closed connection, or no response at all, is not an answer.
     """
     async with connected(address) as (reader, writer):
-        heard = _Reader(reader)
+        responses = _ResponseReader(reader)
         # After the server has closed the connection, every further step fails.
         with contextlib.suppress(ConnectionError):
             for what, value in one.steps:
-                await _step(writer, heard, what, value)
-        return heard.answers
+                await _step(writer, responses, what, value)
+        return responses.answers
 
 
 @contextlib.asynccontextmanager
@@ -50,7 +50,7 @@ async def connected(
 
 
 async def _step(
-    writer: asyncio.StreamWriter, heard: _Reader, what: str, value: bytes | int
+    writer: asyncio.StreamWriter, responses: _ResponseReader, what: str, value: bytes | int
 ) -> None:
     if isinstance(value, int):
         if what == "half-close":
@@ -60,7 +60,7 @@ async def _step(
         else:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(value / 1000):
-                    await heard.until_closed()
+                    await responses.until_closed()
     elif what == "slowly":
         for byte in value:
             writer.write(bytes([byte]))
@@ -73,7 +73,7 @@ async def _step(
                 await writer.drain()
 
 
-class _Reader:
+class _ResponseReader:
     """Reads frames and collects the statuses in them."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:

@@ -60,8 +60,8 @@ class Report:
         lines = []
         for label in sorted({label for label, _ in self.statuses}):
             counts = {code: n for (name, code), n in self.statuses.items() if name == label}
-            told = ", ".join(f"{code} {count:,}" for code, count in sorted(counts.items()))
-            lines.append(f"    {label:24} {told}")
+            summary = ", ".join(f"{code} {count:,}" for code, count in sorted(counts.items()))
+            lines.append(f"    {label:24} {summary}")
         return lines
 
     def as_json(self) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Transaction:
         await asyncio.sleep(self._server.pause())
         outcome = _run(work.look)
         await self._server.hop()
-        self._tell(outcome)
+        self._deliver(outcome)
 
     async def _write(self, work: Write) -> None:
         server = self._server
@@ -102,13 +102,13 @@ class Transaction:
         commit = _run(work.execute)
         await server.hop()
         if not callable(commit):
-            self._tell(commit)
+            self._deliver(commit)
         elif await self._commit_arrives():
             await asyncio.sleep(server.pause(0.005))
             outcome = self._commit(commit)
             self._unlock()
             await server.hop()
-            self._tell(outcome)
+            self._deliver(outcome)
 
     async def _commit_arrives(self) -> bool:
         """Wait for COMMIT from the client; False: it never arrives."""
@@ -136,7 +136,7 @@ class Transaction:
         while self._locked:
             self._locked.pop().release()
 
-    def _tell(self, outcome: object) -> None:
+    def _deliver(self, outcome: object) -> None:
         if self._gone or self.answer.done():
             return
         if isinstance(outcome, StorageError):

@@ -128,16 +128,16 @@ class GroupWriter:
         self._all_notified.clear()
         loop = asyncio.get_running_loop()
         self._notify_at = max(self._notify_at, loop.time() + self._disk.pause(0.001))
-        loop.call_at(self._notify_at, self._tell, context=self._process.context)
+        loop.call_at(self._notify_at, self._notify, context=self._process.context)
 
-    def _tell(self) -> None:
-        told = self._pending.popleft()
+    def _notify(self) -> None:
+        notification = self._pending.popleft()
         if not self._pending:
             self._all_notified.set()
         try:
-            self._on_revision(told.revision)
+            self._on_revision(notification.revision)
         finally:
-            for job, outcome in zip(told.group, told.outcomes, strict=True):
+            for job, outcome in zip(notification.group, notification.outcomes, strict=True):
                 _answer(job.future, outcome)
 
 

@@ -127,7 +127,7 @@ class ServerStores:
             return await look(self._seeing("target", see))
 
         async def asked(work: Read | Write, patience: float | None = 17.0) -> object:
-            return await ask(self._told(target, work), patience)
+            return await ask(self._traced(target, work), patience)
 
         async def written(ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
             return await write(ids, self._working_out(apply))
@@ -148,7 +148,7 @@ class ServerStores:
         hook(target, apply=sending(target.apply, _apply_of))
         hook(target, copy=sending(target.copy, _copy_of))
 
-    def _told(self, target: ModelTarget, work: Read | Write) -> Read | Write:
+    def _traced(self, target: ModelTarget, work: Read | Write) -> Read | Write:
         """Record a transaction when it commits, and an inspection when it reads."""
         sent = SENT.get()
         if sent is None:
