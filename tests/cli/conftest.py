@@ -1,4 +1,4 @@
-"""The `sagastore` command, as people run it."""
+"""Fixtures that run the `sagastore` command."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def scripted() -> Iterator[ScriptedMigration]:
 
 
 @pytest.fixture
-def told(scripted: ScriptedMigration, tmp_path: Path) -> Sagastore:
+def scripted_cli(scripted: ScriptedMigration, tmp_path: Path) -> Sagastore:
     """Run the command on the scripted server."""
     return Sagastore(scripted.address, tmp_path)

@@ -1,6 +1,6 @@
-"""A server of MigrationService that says what a test wants said, over a real socket.
+"""A MigrationService with scripted responses, over a real socket.
 
-The real one cannot be asked for every oddity that the command must show well.
+The real server cannot produce every state that the command must display.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a migration can stand, for tests that look at how it is shown."""
+"""States of a migration, for tests of their display."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole migration, as an operator goes through it: the command, the server, PostgreSQL."""
+"""A whole migration with the command, a real server and PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of `sagastore migrate status`, in each phase and oddity."""
+"""The page of `sagastore migrate status` in all states."""
 
 from __future__ import annotations
 
@@ -197,22 +197,24 @@ def test_status_wraps_on_a_narrow_terminal(shown: Shown, monkeypatch: pytest.Mon
     assert rows[at + 1].startswith(" " * 14)
 
 
-def test_status_alarms_are_red_on_a_terminal(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_status_alarms_are_red_on_a_terminal(
+    scripted: ScriptedMigration, scripted_cli: Sagastore
+) -> None:
     scripted.state = states.fallback()
-    terminal = Terminal(told, "migrate", "status")
+    terminal = Terminal(scripted_cli, "migrate", "status")
     assert terminal.end() == 0
     assert "\x1b[1;31mfrom the fallback" in terminal.raw
     assert "\x1b[1;7m[read-postgres]" in terminal.raw
-    plain = Terminal(told, "migrate", "status", NO_COLOR="1")
+    plain = Terminal(scripted_cli, "migrate", "status", NO_COLOR="1")
     assert plain.end() == 0
     assert "31m" not in plain.raw
     assert plain.text == terminal.text
-    assert told.ok("migrate", "status") == terminal.text
+    assert scripted_cli.ok("migrate", "status") == terminal.text
 
 
-def test_status_json_has_all_fields(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_status_json_has_all_fields(scripted: ScriptedMigration, scripted_cli: Sagastore) -> None:
     scripted.state = states.differing()
-    text = told.ok("migrate", "status", "--json")
+    text = scripted_cli.ok("migrate", "status", "--json")
     document = json.loads(text)
     assert text.count("\n") == 1
     assert list(document) == [
@@ -239,11 +241,11 @@ def test_status_json_has_all_fields(scripted: ScriptedMigration, told: Sagastore
         "VERIFICATION_MISMATCH",
     ]
     scripted.state = states.fallback()
-    document = told.json("migrate", "status")
+    document = scripted_cli.json("migrate", "status")
     assert (document["reads_from"], document["reads_from_fallback"]) == ("sqlite", True)
     assert document["stores"][1]["messages"] is None
     scripted.state = states.verifying()
-    assert told.json("migrate", "status")["verifying"] == {
+    assert scripted_cli.json("migrate", "status")["verifying"] == {
         "compared": 28_043,
         "total": 56_086,
         "mismatch_count": 1,

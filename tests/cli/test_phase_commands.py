@@ -27,8 +27,10 @@ def _break(context: Context) -> None:
     abort(context, grpc.StatusCode.UNAVAILABLE, "PostgreSQL is down")
 
 
-def test_change_to_the_next_phase_is_printed(scripted: ScriptedMigration, told: Sagastore) -> None:
-    text = told.ok("migrate", "to", "dual-write")
+def test_change_to_the_next_phase_is_printed(
+    scripted: ScriptedMigration, scripted_cli: Sagastore
+) -> None:
+    text = scripted_cli.ok("migrate", "to", "dual-write")
     assert text.startswith("sqlite-only -> dual-write: done\nEvery write is now also journaled")
     assert "sqlite-only > [dual-write] >" in text
     assert text.endswith("next          sagastore migrate to backfill\n")
@@ -45,16 +47,16 @@ def test_change_to_the_next_phase_is_printed(scripted: ScriptedMigration, told: 
     ],
 )
 def test_change_to_the_previous_phase_is_printed(
-    phase: str, meaning: str, scripted: ScriptedMigration, told: Sagastore
+    phase: str, meaning: str, scripted: ScriptedMigration, scripted_cli: Sagastore
 ) -> None:
     scripted.state = states.read_postgres()
-    text = told.ok("migrate", "to", phase)
+    text = scripted_cli.ok("migrate", "to", phase)
     assert text.startswith(f"read-postgres -> {phase}: done\n{meaning}")
 
 
-def test_change_is_printed_as_json(scripted: ScriptedMigration, told: Sagastore) -> None:
-    document = told.json("migrate", "to", "dual-write", "--accept-quarantine")
-    assert document.pop("migration") == told.json("migrate", "status")
+def test_change_is_printed_as_json(scripted: ScriptedMigration, scripted_cli: Sagastore) -> None:
+    document = scripted_cli.json("migrate", "to", "dual-write", "--accept-quarantine")
+    assert document.pop("migration") == scripted_cli.json("migrate", "status")
     assert document == {
         "from": "sqlite-only",
         "to": "dual-write",
@@ -65,48 +67,54 @@ def test_change_is_printed_as_json(scripted: ScriptedMigration, told: Sagastore)
     assert scripted.requests[0].accept_quarantine
 
 
-def test_change_to_the_current_phase_succeeds(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_change_to_the_current_phase_succeeds(
+    scripted: ScriptedMigration, scripted_cli: Sagastore
+) -> None:
     scripted.state = states.backfill()
-    assert told.ok("migrate", "to", "backfill").startswith(
+    assert scripted_cli.ok("migrate", "to", "backfill").startswith(
         "No change: backfill is already the current phase"
     )
-    assert told.json("migrate", "to", "backfill")["changed"] is False
+    assert scripted_cli.json("migrate", "to", "backfill")["changed"] is False
 
 
-def test_dry_run_changes_nothing(scripted: ScriptedMigration, told: Sagastore) -> None:
-    text = told.ok("migrate", "to", "dual-write", "--dry-run")
+def test_dry_run_changes_nothing(scripted: ScriptedMigration, scripted_cli: Sagastore) -> None:
+    text = scripted_cli.ok("migrate", "to", "dual-write", "--dry-run")
     assert text.startswith(
         "sqlite-only -> dual-write is possible now. Dry run: nothing has changed"
     )
-    document = told.json("migrate", "to", "dual-write", "--dry-run")
+    document = scripted_cli.json("migrate", "to", "dual-write", "--dry-run")
     assert (document["dry_run"], document["changed"]) == (True, False)
     assert all(request.dry_run for request in scripted.requests)
     scripted.refuse = _refuse
-    done = told.run("migrate", "to", "dual-write", "--dry-run")
+    done = scripted_cli.run("migrate", "to", "dual-write", "--dry-run")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("sagastore: sqlite-only -> dual-write would be blocked:\n")
 
 
-def test_blocked_change_lists_blockers(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_blocked_change_lists_blockers(
+    scripted: ScriptedMigration, scripted_cli: Sagastore
+) -> None:
     scripted.state = states.backfill()
     scripted.refuse = _refuse
-    done = told.run("migrate", "to", "read-postgres")
+    done = scripted_cli.run("migrate", "to", "read-postgres")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         "sagastore: backfill -> read-postgres is blocked; nothing has changed:\n"
         "  - BACKFILL_NOT_DONE: 20 of 30; wait\n"
         "  - NOT_VERIFIED: never compared\n"
     )
-    again = told.run("migrate", "to", "read-postgres", "--json")
+    again = scripted_cli.run("migrate", "to", "read-postgres", "--json")
     assert (again.returncode, again.stderr) == (1, done.stderr)
     document = json.loads(again.stdout)
     assert [blocker["reason"] for blocker in document["blockers"]] == [r for r, _ in FOUND]
     assert (document["changed"], document["migration"]) == (False, None)
 
 
-def test_outage_during_a_change_is_reported(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_outage_during_a_change_is_reported(
+    scripted: ScriptedMigration, scripted_cli: Sagastore
+) -> None:
     scripted.refuse = _break
-    done = told.run("migrate", "to", "dual-write")
+    done = scripted_cli.run("migrate", "to", "dual-write")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         "sagastore: PostgreSQL is down; the change may still complete; to check, run: "
@@ -116,18 +124,18 @@ def test_outage_during_a_change_is_reported(scripted: ScriptedMigration, told: S
 
 
 def test_last_phase_requires_confirmation_on_a_terminal(
-    scripted: ScriptedMigration, told: Sagastore
+    scripted: ScriptedMigration, scripted_cli: Sagastore
 ) -> None:
     scripted.state = states.read_postgres()
     command = ("migrate", "to", "postgres-only")
     for answer, status in (("\n", 1), ("n\n", 1), ("\x03", 130)):
-        terminal = Terminal(told, *command)
+        terminal = Terminal(scripted_cli, *command)
         terminal.wait_for("Continue? [y/N]")
         terminal.type(answer)
         assert terminal.end() == status
     assert scripted.requests == []
 
-    terminal = Terminal(told, *command)
+    terminal = Terminal(scripted_cli, *command)
     terminal.wait_for("Continue? [y/N]")
     terminal.type("y\n")
     assert terminal.end() == 0
@@ -135,32 +143,32 @@ def test_last_phase_requires_confirmation_on_a_terminal(
     assert len(scripted.requests) == 1
 
     for more in ("--yes", "--dry-run"):
-        terminal = Terminal(told, *command, more)
+        terminal = Terminal(scripted_cli, *command, more)
         assert terminal.end() == 0
         assert "Continue?" not in terminal.text
 
 
 def test_last_phase_is_not_confirmed_without_a_terminal(
-    scripted: ScriptedMigration, told: Sagastore
+    scripted: ScriptedMigration, scripted_cli: Sagastore
 ) -> None:
     scripted.state = states.read_postgres()
-    done = told.run("migrate", "to", "postgres-only")
+    done = scripted_cli.run("migrate", "to", "postgres-only")
     assert (done.returncode, done.stderr) == (0, "")
     assert "next          nothing: the migration is complete\n" in done.stdout
 
 
 def test_backfill_can_be_paused_resumed_and_throttled(
-    scripted: ScriptedMigration, told: Sagastore
+    scripted: ScriptedMigration, scripted_cli: Sagastore
 ) -> None:
     scripted.state = states.backfill(pb.Backfill.STATE_PAUSED)
-    text = told.ok("migrate", "pause")
+    text = scripted_cli.ok("migrate", "pause")
     assert text == "backfill paused: 20,193 of 56,086 rows, copying rows\n"
     scripted.state = states.backfill()
-    text = told.ok("migrate", "resume")
+    text = scripted_cli.ok("migrate", "resume")
     assert text.startswith("backfill running: 20,193 of 56,086 rows, copying rows, 5,512 rows/s")
-    told.ok("migrate", "resume", "--batch-size", "200", "--max-rows-per-second", "0")
-    document = told.json("migrate", "throttle", "--max-rows-per-second", "500")
-    assert document == told.json("migrate", "status")
+    scripted_cli.ok("migrate", "resume", "--batch-size", "200", "--max-rows-per-second", "0")
+    document = scripted_cli.json("migrate", "throttle", "--max-rows-per-second", "500")
+    assert document == scripted_cli.json("migrate", "status")
     assert scripted.requests == [
         pb.ControlBackfillRequest(paused=True),
         pb.ControlBackfillRequest(paused=False),
@@ -168,30 +176,34 @@ def test_backfill_can_be_paused_resumed_and_throttled(
         pb.ControlBackfillRequest(max_rows_per_second=500),
     ]
     scripted.refuse = _refuse
-    done = told.run("migrate", "pause")
+    done = scripted_cli.run("migrate", "pause")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "sagastore: 20 of 30; wait; never compared\n"
 
 
-def test_verify_without_mismatch_succeeds(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_verify_without_mismatch_succeeds(
+    scripted: ScriptedMigration, scripted_cli: Sagastore
+) -> None:
     scripted.verification = [
         pb.VerifyResponse(compared=5, total=10),
         pb.VerifyResponse(compared=10, total=10, done=True),
     ]
-    done = told.run("migrate", "verify")
+    done = scripted_cli.run("migrate", "verify")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("10 rows compared in ")
     assert done.stdout.endswith(" s: no mismatch\n")
-    document = told.json("migrate", "verify")
+    document = scripted_cli.json("migrate", "verify")
     assert document.pop("seconds") >= 0
     assert document == {"compared": 10, "mismatch_count": 0, "repaired": 0, "mismatches": []}
-    terminal = Terminal(told, "migrate", "verify")
+    terminal = Terminal(scripted_cli, "migrate", "verify")
     assert terminal.end() == 0
     assert "verifying" in terminal.text
     assert "no mismatch" in terminal.text
 
 
-def test_verify_lists_mismatches_and_fails(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_verify_lists_mismatches_and_fails(
+    scripted: ScriptedMigration, scripted_cli: Sagastore
+) -> None:
     scripted.verification = [
         pb.VerifyResponse(
             compared=5,
@@ -209,7 +221,7 @@ def test_verify_lists_mismatches_and_fails(scripted: ScriptedMigration, told: Sa
             mismatch_count=1003,
         ),
     ]
-    done = told.run("migrate", "verify")
+    done = scripted_cli.run("migrate", "verify")
     assert done.returncode == 1
     assert done.stdout.startswith(
         "Differing rows:\n"
@@ -224,7 +236,7 @@ def test_verify_lists_mismatches_and_fails(scripted: ScriptedMigration, told: Sa
         "sagastore migrate verify --repair\n"
     )
     scripted.verification[-1].repaired = 1003
-    done = told.run("migrate", "verify", "--repair", "--json")
+    done = scripted_cli.run("migrate", "verify", "--repair", "--json")
     assert done.returncode == 1
     assert "to verify them, run: sagastore migrate verify" in done.stderr
     document = json.loads(done.stdout)
@@ -237,13 +249,13 @@ def test_verify_lists_mismatches_and_fails(scripted: ScriptedMigration, told: Sa
     assert [request.repair for request in scripted.requests] == [False, True]
 
 
-def test_verify_reports_an_early_end(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_verify_reports_an_early_end(scripted: ScriptedMigration, scripted_cli: Sagastore) -> None:
     scripted.verification = [pb.VerifyResponse(compared=5, total=10)]
-    done = told.run("migrate", "verify")
+    done = scripted_cli.run("migrate", "verify")
     assert (done.returncode, done.stdout) == (1, "")
     assert "ended the verification early" in done.stderr
     scripted.refuse = _refuse
-    done = told.run("migrate", "verify")
+    done = scripted_cli.run("migrate", "verify")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "sagastore: 20 of 30; wait; never compared\n"
 

@@ -1,4 +1,4 @@
-"""Whatever ends a transfer in its middle, the same command again completes it."""
+"""Interrupted imports and exports, and their resumption by the same command."""
 
 from __future__ import annotations
 

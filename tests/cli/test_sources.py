@@ -1,4 +1,4 @@
-"""What an import reads, and what it says about what it cannot."""
+"""The importers: formats, invalid rows and unsupported files."""
 
 from __future__ import annotations
 
@@ -111,6 +111,11 @@ def test_u2028_does_not_end_a_line(tmp_path: Path) -> None:
         (b'{"provider":"p","role":"r","content":"c","metadata":[]}', "metadata", "is a list"),
         (b'{"provider":"p","role":"r","content":"c","mood":1}', "mood", "is not a field"),
         (b'{"provider":"p","role":"r","content":"c","content":"d"}', "line", "has the key"),
+        (
+            b'{"provider":"p","role":"r","content":"c","metadata":{"n":1e99999999999999999999}}',
+            "line",
+            "contains the number 1e99999999999999999999, whose exponent is out of range",
+        ),
     ],
 )
 def test_invalid_line_is_reported_with_field_and_reason(

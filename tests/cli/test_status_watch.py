@@ -1,4 +1,4 @@
-"""`sagastore migrate watch`: what it shows, when it ends, and what it survives."""
+"""`sagastore migrate watch`: output, conditions and reconnection."""
 
 from __future__ import annotations
 
@@ -47,9 +47,11 @@ class Watching:
         return status, stderr
 
 
-def test_watch_prints_a_line_per_change(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_watch_prints_a_line_per_change(
+    scripted: ScriptedMigration, scripted_cli: Sagastore
+) -> None:
     scripted.state = states.sqlite_only()
-    watching = Watching(told, "--until", "read-postgres")
+    watching = Watching(scripted_cli, "--until", "read-postgres")
     watching.wait_for("sqlite-only")
     scripted.state = states.dual_write()
     watching.wait_for("dual-write, epoch 2")
@@ -74,11 +76,11 @@ def test_watch_prints_a_line_per_change(scripted: ScriptedMigration, told: Sagas
 
 
 def test_watch_json_lines_equal_status_documents(
-    scripted: ScriptedMigration, told: Sagastore
+    scripted: ScriptedMigration, scripted_cli: Sagastore
 ) -> None:
     scripted.state = states.verifying()
-    expected = told.json("migrate", "status")
-    watching = Watching(told, "--json", "--until-ready")
+    expected = scripted_cli.json("migrate", "status")
+    watching = Watching(scripted_cli, "--json", "--until-ready")
     wait_until(lambda: len(watching.lines) >= 2)
     scripted.state = states.copied()
     assert watching.end() == (0, "")
@@ -107,10 +109,10 @@ def test_watch_ends_when_its_condition_holds(
     before: Any,
     after: Any,
     scripted: ScriptedMigration,
-    told: Sagastore,
+    scripted_cli: Sagastore,
 ) -> None:
     scripted.state = before
-    watching = Watching(told, *condition)
+    watching = Watching(scripted_cli, *condition)
     watching.wait_for("epoch")
     assert watching.process.poll() is None
     scripted.state = after
@@ -118,10 +120,10 @@ def test_watch_ends_when_its_condition_holds(
 
 
 def test_watch_continues_after_a_failed_backfill(
-    scripted: ScriptedMigration, told: Sagastore
+    scripted: ScriptedMigration, scripted_cli: Sagastore
 ) -> None:
     scripted.state = states.backfill(pb.Backfill.STATE_FAILED, error="no room left")
-    watching = Watching(told, "--until-backfill-done")
+    watching = Watching(scripted_cli, "--until-backfill-done")
     watching.wait_for("backfill failed: 20,193 of 56,086 rows, copying rows, no room left")
     scripted.state = states.copied()
     assert watching.end()[0] == 0
@@ -133,9 +135,9 @@ def test_watch_can_be_interrupted(
     number: signal.Signals,
     condition: tuple[str, ...],
     scripted: ScriptedMigration,
-    told: Sagastore,
+    scripted_cli: Sagastore,
 ) -> None:
-    watching = Watching(told, *condition)
+    watching = Watching(scripted_cli, *condition)
     watching.wait_for("sqlite-only")
     watching.process.send_signal(number)
     status, stderr = watching.end()
@@ -146,8 +148,10 @@ def test_watch_can_be_interrupted(
         assert stderr.count("\n") == 1
 
 
-def test_watch_survives_a_server_restart(scripted: ScriptedMigration, told: Sagastore) -> None:
-    watching = Watching(told, "--until", "dual-write")
+def test_watch_survives_a_server_restart(
+    scripted: ScriptedMigration, scripted_cli: Sagastore
+) -> None:
+    watching = Watching(scripted_cli, "--until", "dual-write")
     watching.wait_for("sqlite-only")
     scripted.stop()
     assert watching.process.poll() is None
@@ -159,9 +163,9 @@ def test_watch_survives_a_server_restart(scripted: ScriptedMigration, told: Saga
 
 
 def test_watch_reports_missing_updates_and_gives_up(
-    scripted: ScriptedMigration, told: Sagastore
+    scripted: ScriptedMigration, scripted_cli: Sagastore
 ) -> None:
-    watching = Watching(told, "--json")
+    watching = Watching(scripted_cli, "--json")
     wait_until(lambda: watching.lines)
     scripted.stop()
     try:
@@ -176,8 +180,8 @@ def test_watch_reports_missing_updates_and_gives_up(
     watching.process.send_signal(signal.SIGINT)
     assert watching.end() == (0, "")
 
-    told.env["SAGASTORE_TIMEOUT"] = "1"
-    watching = Watching(told)
+    scripted_cli.env["SAGASTORE_TIMEOUT"] = "1"
+    watching = Watching(scripted_cli)
     watching.wait_for("sqlite-only")
     scripted.stop()
     try:
@@ -189,16 +193,16 @@ def test_watch_reports_missing_updates_and_gives_up(
     assert stderr_text.count("\n") == 1
 
 
-def test_watch_reports_an_unreachable_server(told: Sagastore) -> None:
-    done = told.run("--target", "127.0.0.1:1", "migrate", "watch")
+def test_watch_reports_an_unreachable_server(scripted_cli: Sagastore) -> None:
+    done = scripted_cli.run("--target", "127.0.0.1:1", "migrate", "watch")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
 
 
 def test_watch_ends_when_its_output_pipe_is_closed(
-    scripted: ScriptedMigration, told: Sagastore
+    scripted: ScriptedMigration, scripted_cli: Sagastore
 ) -> None:
-    process = told.start("migrate", "watch", "--json")
+    process = scripted_cli.start("migrate", "watch", "--json")
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()
@@ -208,9 +212,11 @@ def test_watch_ends_when_its_output_pipe_is_closed(
     assert process.wait(timeout=60) == 141
 
 
-def test_watch_updates_one_page_on_a_terminal(scripted: ScriptedMigration, told: Sagastore) -> None:
+def test_watch_updates_one_page_on_a_terminal(
+    scripted: ScriptedMigration, scripted_cli: Sagastore
+) -> None:
     scripted.state = states.backfill()
-    terminal = Terminal(told, "migrate", "watch")
+    terminal = Terminal(scripted_cli, "migrate", "watch")
     terminal.wait_for("--until-backfill-done")
     scripted.state = states.read_postgres()
     terminal.wait_for("[read-postgres]")
@@ -224,9 +230,9 @@ def test_watch_updates_one_page_on_a_terminal(scripted: ScriptedMigration, told:
 
 
 def test_watch_reports_missing_updates_on_a_terminal(
-    scripted: ScriptedMigration, told: Sagastore
+    scripted: ScriptedMigration, scripted_cli: Sagastore
 ) -> None:
-    terminal = Terminal(told, "migrate", "watch", "--until", "backfill")
+    terminal = Terminal(scripted_cli, "migrate", "watch", "--until", "backfill")
     terminal.wait_for("[sqlite-only]")
     scripted.stop()
     terminal.wait_for("no update from the server for")

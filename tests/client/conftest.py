@@ -1,4 +1,4 @@
-"""Clients of real servers, asynchronous and blocking, behind one face."""
+"""Asynchronous and blocking clients of real servers, behind one interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client does to the process that it lives in: how it ends, forks and is interrupted."""
+"""Exit, fork and interruption of a process with a client."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ client.health()
 child = os.fork()
 if child == 0:
     signal.alarm(20)
-    told = []
+    messages = []
     for attempt in (client.health, lambda: Client(address).health(), client.close,
                     lambda: asyncio.run(AsyncClient(address).health())):
         try:
             attempt()
         except RuntimeError as error:
-            told.append(str(error))
-    os._exit(0 if len(told) == 3 and all("fork" in line for line in told) else 1)
+            messages.append(str(error))
+    os._exit(0 if len(messages) == 3 and all("fork" in line for line in messages) else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 client.health()
 """

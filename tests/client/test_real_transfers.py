@@ -1,4 +1,4 @@
-"""Bulk saves and exports against a real server, also one that dies on the way."""
+"""Bulk saves and exports against a real server, which some tests kill."""
 
 from __future__ import annotations
 

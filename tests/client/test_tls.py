@@ -1,4 +1,4 @@
-"""TLS, client certificates and tokens, over a real socket, to a real server."""
+"""TLS, client certificates and tokens against a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel, installed where nothing else is."""
+"""The wheel in an empty environment."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return interpreter
 
 
-def _tell(python: Path, program: str, *arguments: str) -> Any:
+def _run_program(python: Path, program: str, *arguments: str) -> Any:
     """Run a program that prints JSON, with warnings as errors."""
     done = _run(python, "-I", "-W", "error", "-c", program, *arguments, cwd=python.parent)
     assert done.returncode == 0, done.stderr
@@ -105,7 +105,7 @@ def test_wheel_installs_only_its_dependencies(python: Path) -> None:
 import importlib.metadata as m, json
 print(json.dumps(sorted(d.metadata["Name"].lower() for d in m.distributions())))
 """
-    installed = set(_tell(python, program))
+    installed = set(_run_program(python, program))
     assert installed <= {
         "sagastore",
         "grpcio",
@@ -126,7 +126,12 @@ places = {n.partition(".")[0]: getattr(m, "__file__", None) for n, m in sys.modu
 print(json.dumps([n for n, f in places.items() if f and "site-packages" in f]))
 """
     # "google" itself is a namespace, without a file.
-    assert set(_tell(python, program)) <= {"sagastore", "grpc", "google", "typing_extensions"}
+    assert set(_run_program(python, program)) <= {
+        "sagastore",
+        "grpc",
+        "google",
+        "typing_extensions",
+    }
 
 
 def test_wheel_types_are_visible_to_type_checkers(python: Path, tmp_path: Path) -> None:
@@ -160,4 +165,4 @@ with Client(sys.argv[1]) as client:
     saved = client.save(Message("openai", "user", "from a wheel", metadata={"n": 1}))
     print(json.dumps([client.get(saved.id).metadata, asyncio.run(read(saved.id))]))
 """
-    assert _tell(python, program, shared_server.address) == [{"n": 1}, "from a wheel"]
+    assert _run_program(python, program, shared_server.address) == [{"n": 1}, "from a wheel"]

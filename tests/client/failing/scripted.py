@@ -1,7 +1,7 @@
-"""A server that does what a test tells it, over a real socket.
+"""A server with scripted behaviour, over a real socket.
 
-It speaks the real protocol, and fails at the exact moment that a test is about,
-which the real server cannot be asked to do.
+It uses the real protocol and fails at the exact moment that a test needs, which the
+real server cannot do.
 """
 
 from __future__ import annotations

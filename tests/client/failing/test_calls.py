@@ -113,8 +113,8 @@ async def test_other_errors_are_not_retried(
 
 async def test_timeout_covers_all_attempts(script: Script, client: AsyncClient) -> None:
     script.play("Get", unavailable(0.2), unavailable(0.2), hang())
-    # Long enough for a busy machine to come to the third attempt, which alone would hang
-    # for ever: that it is given up shows that the time of the others was counted.
+    # Long enough for a busy machine to reach the third attempt, which hangs forever; its
+    # timeout proves that the time of the other attempts counts.
     with pytest.raises(DeadlineExceededError, match=r"no response .* the store is down"):
         await client.get("x", timeout=4)
     assert len(script.requests) == 3

@@ -1,4 +1,4 @@
-"""Everything that the migration's calls carry, and what breaks on the way."""
+"""Migration calls against a server with scripted failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams that break, against a server that breaks them exactly so."""
+"""Streams against a server with scripted failures."""
 
 from __future__ import annotations
 
