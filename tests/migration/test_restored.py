@@ -97,7 +97,7 @@ async def test_where_postgresql_has_gone_on_it_is_refused(place: Place, phase: P
     # Without PostgreSQL it cannot be known; writes would take the numbers of lost ones.
     line = await refusal(place, NOWHERE)
     assert line.startswith(f"{place.path} was restored from a backup, and PostgreSQL at 127.0.0.1")
-    assert "must be asked once" in line
+    assert "must be compared once" in line
     assert "is older than what PostgreSQL has seen of it" in await refusal(place, place.dsn)
     # No start makes it forget that.
     assert await restored_note(place.path) == 2
@@ -152,7 +152,7 @@ async def test_numbers_that_are_given_out_again_do_not_hide_it(place: Place) -> 
         await change(service.control, Phase.SQLITE_ONLY)
     put_back(backup, place)
     line = await refusal(place, NOWHERE)
-    assert line.endswith("start again, or leave out --postgres to serve the file alone")
+    assert line.endswith("start again, or omit --postgres to serve the file alone")
     assert "is older" in await refusal(place, place.dsn)
     # Alone it may be served, and is now ahead by numbers.
     async with opened(lambda: SQLiteStorage(place.path)) as alone:

@@ -327,7 +327,7 @@ def _trust_old_phase() -> None:
     async def resume(self: Any) -> None:
         """Believe what the file says."""
 
-    replace(MigratingService, "_resume_the_last_step", resume)
+    replace(MigratingService, "_resume_cutover", resume)
     for module in (migrating_service, attachment):
         replace(module, "check", lambda *_: None)
 
