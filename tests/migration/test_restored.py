@@ -96,8 +96,7 @@ async def test_where_postgresql_has_gone_on_it_is_refused(place: Place, phase: P
     put_back(backup, place)
     # Without PostgreSQL it cannot be known; writes would take the numbers of lost ones.
     line = await refusal(place, NOWHERE)
-    assert line.startswith(f"{place.path} was restored from a backup, and PostgreSQL at 127.0.0.1")
-    assert "must be compared once" in line
+    assert line.startswith(f"{place.path} was restored from a backup, and must be compared once")
     assert "is older than its replica in PostgreSQL" in await refusal(place, place.dsn)
     # No start makes it forget that.
     assert await restored_note(place.path) == 2
