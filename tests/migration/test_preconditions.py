@@ -202,7 +202,7 @@ async def test_a_new_file_beside_a_database_in_use(place: Place, tmp_path: Path)
     async with opened_live(*place) as service:
         await walk_to(service.control, Phase.POSTGRES_ONLY)
     mistyped = tmp_path / "mistyped.db"
-    with pytest.raises(CannotOpenError, match="leave out --sqlite"):
+    with pytest.raises(CannotOpenError, match="omit --sqlite"):
         async with opened_live(mistyped, place.dsn):
             pass
     assert not mistyped.exists()
@@ -233,7 +233,7 @@ async def test_archived_file_with_postgresql_of_another_migration_is_refused(
             await walk_to(service.control, Phase.POSTGRES_ONLY)
         if not archive_is_there:
             place.path.with_name(f"{place.path.name}.archive").unlink()
-        with pytest.raises(CannotOpenError, match="is not where they went"):
+        with pytest.raises(CannotOpenError, match="is not that database"):
             async with opened_live(place.path, other):
                 pass
     async with opened_live(*place) as service:

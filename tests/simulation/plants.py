@@ -352,7 +352,7 @@ def _serve_new_file() -> None:
     async def unasked(self: Any) -> None:
         """Skip the check."""
 
-    _replace(migrating_service.MigratingService, "_refuse_a_new_file_beside_messages", unasked)
+    _replace(migrating_service.MigratingService, "_refuse_new_file_beside_messages", unasked)
 
 
 @_plant("any-archive", "an archived file is served from any finished PostgreSQL", "mistakes")

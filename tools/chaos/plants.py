@@ -327,7 +327,7 @@ def _trust_old_phase() -> None:
     async def resume(self: Any) -> None:
         """Trust the phase in the file."""
 
-    replace(MigratingService, "_resume_the_last_step", resume)
+    replace(MigratingService, "_resume_cutover", resume)
     for module in (migrating_service, attachment):
         replace(module, "check", lambda *_: None)
 

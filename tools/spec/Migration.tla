@@ -86,7 +86,7 @@ Start ==
   /\ server' = Started(source.phase)
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* MigratingService._resume_the_last_step: claiming ends a finish in progress. *)
+(* MigratingService._resume_cutover: claiming ends a finish in progress. *)
 StartInLastStep ==
   /\ ~server.up /\ (source.completing \/ source.phase = PostgresOnly)
   /\ targetUp /\ target.holder # OtherServer

@@ -1,5 +1,5 @@
-"""The live move from one store to another, made of contracts only.
+"""Live migration from one store to another, without downtime.
 
-What is here knows a source and a target (``storage.replication``) and what may be asked
-of a migration (``storage.migration``), and no database.
+The package knows the stores by their contracts (``storage.replication``) and no database. It
+implements ``storage.migration.MigrationControl``.
 """

@@ -1,7 +1,7 @@
-"""Finds out whether the target is the one that this migration goes to, and takes it.
+"""Attachment: checks that the target belongs to this migration, claims it, reconciles both stores.
 
-Also where the two stores are brought together again after a crash between them, or
-after one of them was restored from a backup.
+Reconciliation is needed after a crash between two commits, and after one of the stores was
+restored from a backup.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sagastore_server.storage.replication import (
 
 _log = logging.getLogger(__name__)
 
-LOOK_EVERY = 3.0
-"""Seconds between two looks at a lease that was lost: a server renews it more often."""
+INSPECT_EVERY = 3.0
+"""Seconds between inspections of a lost lease; a live server renews it more often."""
 
 
 async def attach(
@@ -37,14 +37,15 @@ async def attach(
     *,
     again: bool = False,
 ) -> TargetRecord:
-    """Take the target, and make both stores agree on the phase.
+    """Claim the target, and store the phase in force in it.
 
-    ``again``: this server has held it before. If another one did since then, the two have
-    acknowledged different writes, and this one must not go on.
+    ``again``: this server has held the lease before. If another server has held it since then,
+    the two have acknowledged different writes, and this one must stop.
 
     Raises:
-        PreconditionError: It is not ours to take, or the source is older than it.
-        StorageError: It cannot be reached.
+        PreconditionError: The target belongs to another migration or server, or is newer than
+            the source.
+        StorageError: The target is unavailable.
 
     """
     await target.open()
@@ -53,36 +54,36 @@ async def attach(
     if found.record is None:
         _refuse(
             "TARGET_UNKNOWN",
-            f"{target.place} knows nothing of this migration; give the right --postgres, or go "
-            "back to sqlite-only and begin again",
+            f"{target.place} has no record of this migration; give the right --postgres, or change "
+            "back to sqlite-only and start again",
         )
     if again and found.record.holder not in {"", lease.holder}:
         _refuse("LEASE_LOST", TAKEN_OVER)
-    # The target may have a commit that the event loop has not heard of yet.
+    # The target may have a commit that the event loop has not processed yet.
     await source.flush()
     check(found.record, source, current_state)
     await forget_restoration(source, current_state)
-    # Whoever held it under the name of this file is dead: the file is locked, by us.
+    # A former holder with the same name is dead: this server has locked the file.
     record = await target.claim(lease, source.store_id, state.phase, state.epoch, steal=True)
     base = await _reconcile(source, current_state, record)
-    # Should it have been set back meanwhile, this must not declare applied what it lost.
+    # A compare-and-set: a target that was set back meanwhile has lost changes.
     return await target.set_phase(lease, state.phase, state.epoch, base, after=record.applied)
 
 
 async def _reconcile(
     source: MigrationSource, current_state: CurrentState, record: TargetRecord
 ) -> int:
-    """Return up to which sequence the target needs nothing from the journal."""
+    """Return the sequence up to which the target needs no journal entries."""
     applied = record.applied
     if applied == 0 and record.backfill.state is BackfillState.PENDING:
-        # Nothing was ever stored there. What is older than the journal, the backfill copies;
-        # of a target that has rows it could not take away what was deleted.
+        # The target is empty, so the backfill copies everything older than the journal. From a
+        # target with rows, it could not remove those that were deleted.
         applied = current_state.state.base
     pruned = (await source.journal_status(applied)).pruned
     if applied < pruned:
         _log.warning(
-            "PostgreSQL has lost changes %d to %d, which it had confirmed (was a backup "
-            "restored?); they are journalled again",
+            "PostgreSQL has lost the confirmed changes %d to %d (was a backup restored?); they are "
+            "journalled again",
             applied + 1,
             pruned,
         )
@@ -92,52 +93,52 @@ async def _reconcile(
 
 
 def check(found: TargetRecord, source: MigrationSource, current_state: CurrentState) -> None:
-    """Compare what the target remembers with the source.
+    """Compare the target's record with the source.
 
-    A source that was restored from a backup counts as old as that backup: what it has been
-    given since has the numbers of changes that were lost.
+    A source that was restored from a backup counts as old as that backup: its later changes
+    reuse the revisions of lost changes.
 
     Raises:
-        PreconditionError: It remembers another source, or a later state of this one.
+        PreconditionError: The record is of another source, or of a later state of this one.
 
     """
     if found.source != source.store_id:
         _refuse(
             "OTHER_MIGRATION",
-            "PostgreSQL holds the migration of another SQLite file; give the server the "
-            "database, or the file, that belong together",
+            "PostgreSQL holds the migration of another SQLite file; give the server the file and "
+            "the database that belong together",
         )
     epoch, last = current_state.state.epoch, committed(source, current_state)
     if found.phase is Phase.POSTGRES_ONLY:
         _refuse(
             "SOURCE_IS_OLD",
-            f"the messages of {source.place} have moved to PostgreSQL for good, so this is an old "
-            "copy of the file; start with --postgres alone",
+            f"the migration of {source.place} is complete, so this is an old copy of the file; "
+            "start with --postgres alone",
         )
     if found.epoch > epoch or found.applied > last:
         _refuse(
             "SOURCE_IS_OLD",
-            f"{source.place} is older than what PostgreSQL has seen of it (epoch {epoch} against "
-            f"{found.epoch}, change {last} against {found.applied}): it seems to be a "
-            "copy or a restored backup; put the newest file back, or give it an empty database",
+            f"{source.place} is older than its replica in PostgreSQL (epoch {epoch}, PostgreSQL "
+            f"has {found.epoch}; change {last}, PostgreSQL has {found.applied}): it seems to be a "
+            "copy or a restored backup; restore the newest file, or give it an empty database",
         )
 
 
 async def wait_for_lost_lease(target: MigrationTarget, lease: Lease, within: float) -> None:
-    """Wait until a lease that this server lost, if it did, is held by nobody.
+    """Wait until the lease, if this server has lost it, has expired.
 
-    It may have been lost because the target was set back to before this server: the record
-    names an earlier server on the same file then, which is gone, and does not renew it. A
-    lease that is renewed has a server.
+    The lease is also lost if the target was set back to before this server: the record then has
+    the lease of an earlier server on the same file, which does not renew it. A lease that is
+    renewed belongs to a live server.
 
     Args:
         target: Where the lease is.
         lease: What this server held.
-        within: Seconds that one question may take.
+        within: Seconds that one request may take.
 
     Raises:
         PreconditionError: LEASE_LOST: another server has taken over.
-        StorageError: The target cannot be asked.
+        StorageError: The target is unavailable.
 
     """
     last = float("inf")
@@ -146,20 +147,20 @@ async def wait_for_lost_lease(target: MigrationTarget, lease: Lease, within: flo
         record = (await bounded(target.inspect(), within, target.place)).record
         if record is None or (record.holder, record.session) == lease or record.lease_seconds <= 0:
             return
-        if record.holder != lease.holder or record.lease_seconds > last - LOOK_EVERY / 2:
+        if record.holder != lease.holder or record.lease_seconds > last - INSPECT_EVERY / 2:
             _refuse("LEASE_LOST", TAKEN_OVER)
         last = record.lease_seconds
-        await asyncio.sleep(min(LOOK_EVERY, last))
+        await asyncio.sleep(min(INSPECT_EVERY, last))
 
 
 def committed(source: MigrationSource, current_state: CurrentState) -> int:
-    """Return the last change that the target may know of."""
+    """Return the last change that the target may have."""
     restored = current_state.state.restored
     return source.committed if restored < 0 else restored
 
 
 async def forget_restoration(source: MigrationSource, current_state: CurrentState) -> None:
-    """Note that the target has seen nothing later than the backup the source came from."""
+    """Record that the target has no change later than the backup of the source."""
     if current_state.state.restored >= 0:
         async with current_state.changing:
             await current_state.commit(source, current_state.state._replace(restored=-1))

@@ -1,4 +1,4 @@
-"""Carries over the rows that are no messages."""
+"""Copies the auxiliary rows (quarantine, files, extra values) to the target."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sagastore_server.storage.replication import (
 )
 
 _ROWS = 200
-"""Rows a transaction. A file's row may hold megabytes of text."""
+"""Rows per transaction. A single file may have megabytes of text."""
 
 
 async def carry_all(source: MigrationSource, target: MigrationTarget, lease: Lease) -> None:
-    """Make the target's quarantine, files and extra values those of the source.
+    """Replace the target's quarantine, files and extra values by those of the source.
 
-    Begins anew whenever it is called, so that it can be broken off anywhere.
+    Each call starts from the beginning, so it can be interrupted at any point.
     """
     await target.carry(lease, AuxiliaryRows(), first=True)
     number = 0

@@ -1,9 +1,9 @@
-"""Copies what was there before the journal, in batches, and builds the indexes.
+"""Backfill: copies the rows that are older than the journal, in batches, and builds the indexes.
 
-The copy goes by id, which no VACUUM changes, and the place where it is stands in the
-target, committed together with the rows. A row that changes meanwhile is in the journal
-too; which of the two comes first does not matter, because the target never replaces a
-newer revision nor brings back what was deleted.
+- The copy is in the order of ids, which no VACUUM changes. Its position (`BackfillMark`) is in
+  the target, committed together with the rows, so a restart resumes there.
+- A row that changes during the copy is in the journal as well. The order of the two does not
+  matter: the target neither replaces a newer revision nor restores a deleted row.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from sagastore_server.storage.model import Message
 from sagastore_server.storage.replication import BackfillMark, PreparedRows
 
 _FRESH = 2.0
-"""Seconds for which a page that was read ahead is used. It does no harm if it is older, as
-the target knows what is newer; but then it is copied in vain."""
+"""Seconds for which a prefetched page is used. An older one would be harmless, since the target
+ignores old revisions, but probably useless."""
 
 _log = logging.getLogger(__name__)
 
 
 class _Page(NamedTuple):
-    """Some rows, read and made ready to be stored."""
+    """A page of rows, prepared for the target."""
 
     place: tuple[str, str, int]
-    """The id behind which they begin, the last that may be among them, and how many at most."""
+    """The id before the first row, the highest id allowed, and the maximum number of rows."""
     read_at: float
     rows: int
     cursor: str
-    """The id behind which the next page begins."""
+    """The id before the first row of the next page."""
     prepared: PreparedRows
 
 
 class Backfill:
-    """Runs in BACKFILL until all is copied and indexed; later if PostgreSQL was set back."""
+    """Runs in BACKFILL until all rows are copied and indexed, and after a set-back."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Backfill:
         throttle: Throttle,
         when_done: Callable[[], Awaitable[None]],
     ) -> None:
-        """Prepare to copy; ``when_done`` is called each time that a copy is complete."""
+        """Prepare to copy; ``when_done`` is called whenever a copy is complete."""
         self._source = context.source
         self._target = context.target
         self._current_state = context.current_state
@@ -68,25 +68,25 @@ class Backfill:
         self._step = ""
         self._error = ""
         self._ahead: _Page | None = None
-        """Read while the page before it was stored."""
-        self._rested = 0.0
-        """Seconds of the last rest."""
+        """Prefetched while the page before it was stored."""
+        self._throttled = 0.0
+        """Seconds of the last pause of the throttle."""
         self._task: SupervisedTask | None = None
 
     def start(self) -> None:
-        """Begin to look for work; harmless if it runs."""
+        """Start. Does nothing if it runs."""
         if self._task is None:
             self._task = self._supervisor.start("backfill", self._run)
 
     async def stop(self) -> None:
-        """End; what is under way is repeated at the next start."""
+        """Stop. A batch in progress is repeated after the next start."""
         task, self._task = self._task, None
         if task is not None:
             await stop_within([task], self._tuning.backfill_idle_seconds)
 
     @property
     def status(self) -> BackfillStatus:
-        """How far it is."""
+        """The progress."""
         mark = self._session.mark
         rate = self._throttle.rate
         left = max(0, mark.total - mark.copied)
@@ -132,7 +132,7 @@ class Backfill:
                 pause = self._tuning.backfill_retry_first
                 self._error = ""
             except FencedError as exc:
-                # The follower finds out whether this server has to end.
+                # The replicator finds out whether another server has the lease.
                 self._replicator.lease_lost(exc)
                 await asyncio.sleep(pause)
             except StorageError as exc:
@@ -154,7 +154,7 @@ class Backfill:
         self._current_state.notify()
 
     async def _advance(self) -> None:
-        """Do the next piece of work."""
+        """Do the next step."""
         mark = self._session.mark
         if mark.state is BackfillState.PENDING:
             await self._begin()
@@ -169,17 +169,17 @@ class Backfill:
 
     async def _begin(self) -> None:
         self._step = "preparing"
-        aside = await self._source.set_aside_files()
-        if aside:
-            _log.warning("files set aside in quarantine: %d", aside)
+        quarantined = await self._source.set_aside_files()
+        if quarantined:
+            _log.warning("files moved to quarantine: %d", quarantined)
         upto = await self._source.last_id()
         total = await self._source.count()
-        _log.info("backfill begins: %d messages", total)
+        _log.info("backfill started: %d messages", total)
         await self._note(BackfillMark(BackfillState.RUNNING, upto=upto or "", total=total))
 
     async def carry(self) -> None:
-        """Carry over what is no message: quarantine, files, extra values."""
-        self._step = "carrying quarantine and files"
+        """Copy the auxiliary rows: quarantine, files, extra values."""
+        self._step = "copying quarantine and files"
         await carry_all(self._source, self._target, self._session.lease)
         await self._note(self._session.mark._replace(carried=True))
 
@@ -192,15 +192,15 @@ class Backfill:
             page = await self._page(mark, size)
             copied = mark.copied + page.rows
             after = mark._replace(cursor=page.cursor, copied=copied, total=max(mark.total, copied))
-            await self._copy_and_read_on(after, page, size)
+            await self._copy_and_prefetch(after, page, size)
         worked = self._clock.monotonic() - began
         await self._throttle.rest(page.rows, worked)
-        self._rested = self._clock.monotonic() - began - worked
+        self._throttled = self._clock.monotonic() - began - worked
 
-    async def _copy_and_read_on(self, after: BackfillMark, page: _Page, size: int) -> None:
-        """Store a page; meanwhile read the next one, unless it would be old by its turn."""
+    async def _copy_and_prefetch(self, after: BackfillMark, page: _Page, size: int) -> None:
+        """Store a page; prefetch the next one unless the throttle pauses for too long."""
         reading: asyncio.Task[_Page] | None = None
-        if after.cursor < after.upto and self._rested < _FRESH:
+        if after.cursor < after.upto and self._throttled < _FRESH:
             reading = awaited(self._read(after, size))
         try:
             await self._apply(after, page.prepared)
@@ -212,7 +212,7 @@ class Backfill:
             raise
 
     async def _page(self, mark: BackfillMark, size: int) -> _Page:
-        """Return the next page: the one that was read ahead, if that is of now and of here."""
+        """Return the next page: the prefetched one if it is recent and at the right position."""
         page, self._ahead = self._ahead, None
         place = (mark.cursor, mark.upto, size)
         if page is None or page.place != place or self._clock.monotonic() - page.read_at > _FRESH:
@@ -222,7 +222,7 @@ class Backfill:
     async def _read(self, mark: BackfillMark, size: int) -> _Page:
         read_at = self._clock.monotonic()
         found = await self._source.scan_ids(mark.cursor, mark.upto, size)
-        # Nothing left up to the end: what was there has been deleted meanwhile.
+        # No rows are left up to `upto`: they have been deleted meanwhile.
         cursor = found.messages[-1].id if found.more else mark.upto
         prepared = await self._target.prepare(found.messages)
         place = (mark.cursor, mark.upto, size)
@@ -239,7 +239,7 @@ class Backfill:
         progress(0.0)
         building = awaited(self._target.build_index(name, progress))
         try:
-            # A pause or a way back does not wait for the end of a build.
+            # Pausing and changing back do not wait for the end of a build.
             while not building.done() and self._may_work:
                 await asyncio.wait({building}, timeout=self._tuning.backfill_idle_seconds / 4)
         finally:
@@ -251,7 +251,7 @@ class Backfill:
     async def _end(self, mark: BackfillMark) -> None:
         self._step = "refreshing the planner's statistics"
         await self._target.refresh_statistics()
-        # Rows that were deleted before their turn are not to be copied any more.
+        # Rows deleted before their turn are subtracted from the total.
         await self._note(mark._replace(state=BackfillState.DONE, total=mark.copied))
         _log.info("backfill done: %d messages copied, all indexes built", mark.copied)
         await self._when_done()
@@ -261,5 +261,5 @@ class Backfill:
 
     async def _apply(self, mark: BackfillMark, messages: list[Message] | PreparedRows) -> None:
         if not self._fallback.attached:
-            raise UnavailableError("PostgreSQL is not reached at the moment")
+            raise UnavailableError("PostgreSQL is not attached at the moment; the step is repeated")
         await self._session.copy(messages, mark)

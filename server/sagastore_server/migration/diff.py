@@ -1,7 +1,7 @@
-"""Comparing what two stores hold, while both are being written to.
+"""Comparison of two stores during writes: lasting differences against transient ones.
 
-A difference that is seen once says nothing: the journal may not have come to it. What
-is here tells a difference that lasts from one that passes.
+A difference that is seen once proves nothing, because the journal may not be applied so far.
+`Divergence` decides which differences last.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from sagastore_server.storage.model import Message
 from sagastore_server.storage.replication import AuxiliaryTally
 
 Reach = Callable[[int, float], Awaitable[bool]]
-"""Waits until the journal has been applied up to a sequence, for so many seconds; tells
-whether it was."""
+"""Waits until the journal is applied up to a sequence, for a number of seconds; returns whether
+it is."""
 
 MISSING, EXTRA, DIFFERENT = "MISSING", "EXTRA", "DIFFERENT"
 
 _CARRIED = {"quarantine": "quarantine", "files": "files", "extras": "legacy_extra"}
-"""Kinds of what is carried along, and how they are called in a report."""
+"""Kinds of auxiliary rows, and their names in reports."""
 
 
 def fields_that_differ(one: Message, other: Message) -> tuple[str, ...]:
-    """Name the fields whose values differ, in their order."""
+    """Return the names of the fields that differ, in order."""
     values = zip(Message._fields, one, other, strict=True)
     return tuple(name for name, a, b in values if a != b)
 
 
 def mismatch_of(message_id: str, truth: Message | None, copy: Message | None) -> Mismatch:
-    """Describe how ``copy`` differs from ``truth``; they do differ."""
+    """Describe how ``copy`` differs from ``truth``; they must differ."""
     if truth is None:
         return Mismatch(message_id, EXTRA, ())
     if copy is None:
@@ -38,7 +38,7 @@ def mismatch_of(message_id: str, truth: Message | None, copy: Message | None) ->
 
 
 def carried_mismatches(truth: AuxiliaryTally, copy: AuxiliaryTally) -> Iterator[Mismatch]:
-    """Describe how what was carried along differs, kind by kind."""
+    """Yield a mismatch for each kind of auxiliary rows that differs."""
     for kind, name in _CARRIED.items():
         one, other = getattr(truth, kind), getattr(copy, kind)
         fields = tuple(
@@ -49,27 +49,28 @@ def carried_mismatches(truth: AuxiliaryTally, copy: AuxiliaryTally) -> Iterator[
 
 
 class Divergence:
-    """Tells whether a difference lasts, from looking at both stores again and again.
+    """Decides whether a difference lasts, from repeated observations of both stores.
 
-    A look is: the truth; then, once everything committed by then has been applied, the
-    copy; then the truth again. It shows a difference if the truth was the same both
-    times and the copy was not that. But a message that did not exist at either time may
-    have existed in between, and a commit can be seen a moment before its sequence is
-    known. So two looks in a row, a pause between them, must show the same difference:
-    the second cannot be explained by anything that the first one met.
+    An observation reads the source, waits until everything committed by then is applied, reads
+    the target, and reads the source again. It shows a difference if both reads of the source are
+    equal and the target differs.
+
+    One observation can be wrong: a message may have existed only between the two reads of the
+    source, and a commit is visible shortly before its sequence is known. So two consecutive
+    observations, with a pause between them, must show the same difference.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing seen."""
+        """Start without observations."""
         self.looks = 0
-        """How often it was looked."""
+        """Number of observations."""
         self._last: int | None = None
 
     def look(self, truth: object, copy: object, again: object) -> bool | None:
-        """Judge by a further look.
+        """Add an observation.
 
         Returns:
-            True: a lasting difference. False: none. None: look again, after a pause.
+            True: a lasting difference. False: none. None: observe again after `pause`.
 
         """
         self.looks += 1
@@ -78,7 +79,7 @@ class Divergence:
         if truth != again:
             self._last = None
             return None
-        # Of values that may be large, what is kept until the next look is a hash.
+        # The values may be large, so only a hash is kept until the next observation.
         seen = hash((truth, copy))
         if seen == self._last:
             return True
@@ -87,5 +88,5 @@ class Divergence:
 
     @property
     def pause(self) -> float:
-        """Seconds until it makes sense to look again; grows while nothing settles."""
+        """Seconds until the next observation; grows with their number."""
         return min(0.02 * 2.0 ** min(self.looks - 1, 10), 2.0)

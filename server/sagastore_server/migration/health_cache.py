@@ -1,4 +1,4 @@
-"""How the stores do, asked so that a store which hangs keeps nobody waiting."""
+"""HealthCache: the health of both stores, with a time limit for a store that hangs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Clock
 from sagastore_server.storage.model import Store, StoreHealth
 
 ANSWER_WITHIN = 1.0
-"""Seconds that a store has to say how it does."""
+"""Seconds that a health check may take."""
 
 FRESH_FOR = 0.5
-"""Seconds for which an answer is given again instead of asking anew."""
+"""Seconds for which a result is reused."""
 
 
 class HealthCache:
-    """Asks both stores how they do."""
+    """Checks the health of both stores."""
 
     def __init__(
         self,
@@ -27,46 +27,46 @@ class HealthCache:
         current_state: CurrentState,
         clock: Clock = SYSTEM_ENVIRONMENT.clock,
     ) -> None:
-        """Watch these; in POSTGRES_ONLY the second alone."""
-        self._source = _Watched(source, Store.SQLITE, clock)
-        self._target = _Watched(target, Store.POSTGRESQL, clock)
+        """Check ``source`` and ``target``; in POSTGRES_ONLY only ``target``."""
+        self._source = _CachedStore(source, Store.SQLITE, clock)
+        self._target = _CachedStore(target, Store.POSTGRESQL, clock)
         self._current_state = current_state
 
     async def health(self) -> tuple[StoreHealth, ...]:
-        """Return how the stores do that the service is configured with."""
+        """Return the health of the stores in use."""
         if not self._current_state.phase.writes_sqlite:
             return (await self._target.health(),)
         return tuple(await asyncio.gather(self._source.health(), self._target.health()))
 
     async def quarantined(self) -> int:
-        """Return how many rows are in quarantine; the last count known where a store hangs."""
+        """Return the number of rows in quarantine; if the store hangs, the last known number."""
         watched = self._source if self._current_state.phase.writes_sqlite else self._target
         return await watched.quarantined()
 
 
-class _Watched:
+class _CachedStore:
     def __init__(self, store: StorageBackend, name: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._last = StoreHealth(name, False, "not reached yet", -1, 0)
-        self._asked_at = -FRESH_FOR
-        self._asking: asyncio.Task[StoreHealth] | None = None
+        self._last = StoreHealth(name, False, "not checked yet", -1, 0)
+        self._checked_at = -FRESH_FOR
+        self._pending: asyncio.Task[StoreHealth] | None = None
         self._quarantined = 0
 
     async def health(self) -> StoreHealth:
-        if self._clock.monotonic() - self._asked_at < FRESH_FOR:
+        if self._clock.monotonic() - self._checked_at < FRESH_FOR:
             return self._last
-        if self._asking is None:
-            self._asking = awaited(self._store.health())
-        # What hangs goes on being asked, by this one task; several may wait for it.
-        asking = self._asking
-        done, _ = await asyncio.wait({asking}, timeout=ANSWER_WITHIN)
+        if self._pending is None:
+            self._pending = awaited(self._store.health())
+        # A check that hangs goes on in this task, which later callers share.
+        pending = self._pending
+        done, _ = await asyncio.wait({pending}, timeout=ANSWER_WITHIN)
         if not done:
-            line = f"it has not answered for {ANSWER_WITHIN:g} s; see that it runs"
+            line = f"no answer within {ANSWER_WITHIN:g} s; check that it runs"
             return self._last._replace(healthy=False, detail=line)
-        if asking is self._asking:
-            self._last, self._asking = asking.result(), None
-            self._asked_at = self._clock.monotonic()
+        if pending is self._pending:
+            self._last, self._pending = pending.result(), None
+            self._checked_at = self._clock.monotonic()
         return self._last
 
     async def quarantined(self) -> int:

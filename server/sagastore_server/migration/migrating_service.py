@@ -1,4 +1,20 @@
-"""A service that has both stores: puts the parts together, opens and closes them."""
+"""MigratingService: the composition root of a migration, and its start.
+
+`MigratingService` builds one object of every part and passes each what it needs:
+
+- *Shared*: `MigrationContext` (both stores, `CurrentState`, the write fence, the supervisor).
+- *Data*: `Router` is the backend that calls reach; `Replicator` applies the journal; `Backfill`
+  copies older rows; `Verifications` and `ShadowReader` compare.
+- *Control*: `Controller` changes the phase by way of `Preconditions`, `Transitions` and `Cutover`.
+
+A start is in one of these situations, and `_open` handles them in this order:
+
+1. The file does not exist: refused if PostgreSQL has messages, since the path may be mistyped.
+2. The file is an archive: PostgreSQL is the only store.
+3. The cutover was interrupted: PostgreSQL alone knows whether it took over.
+4. Otherwise PostgreSQL is compared with the file. A start is refused if PostgreSQL has seen later
+   changes than the file, or if another server holds the lease.
+"""
 
 from __future__ import annotations
 
@@ -43,26 +59,26 @@ from sagastore_server.storage.replication import (
 )
 
 LOOK_WITHIN = 5.0
-"""Seconds that a start waits for PostgreSQL where it can do without."""
+"""Seconds to wait for PostgreSQL at a start that does not need it."""
 
 READY_WITHIN = 2.0
-"""Seconds that a start in the middle of a migration waits for PostgreSQL to be followed, or to
-answer reads, before it serves without."""
+"""Seconds to wait at a start during a migration until replication runs, or in READ_POSTGRES until
+PostgreSQL answers reads. After that the server serves from SQLite."""
 
 _log = logging.getLogger(__name__)
 
 
 class Options(NamedTuple):
-    """What an operator can set."""
+    """Settings of a migration."""
 
     shadow_share: float = 0.05
     """Share of the reads that are compared in BACKFILL, 0 to 1."""
     patience: float = 1.5
-    """Seconds that PostgreSQL may be silent before SQLite answers in its place."""
+    """Seconds for which PostgreSQL may be silent before SQLite answers in its place."""
 
 
 class MigratingService:
-    """Both stores behind one backend, and what steers them. Needs a running event loop."""
+    """Both stores behind one backend, and the migration's control. Needs a running event loop."""
 
     def __init__(  # noqa: PLR0917 - callers name the last ones
         self,
@@ -113,12 +129,12 @@ class MigratingService:
 
     @property
     def backend(self) -> StorageBackend:
-        """Where messages are stored and found."""
+        """The backend that serves calls."""
         return self._router
 
     @property
     def control(self) -> MigrationControl:
-        """What operators ask."""
+        """The operators' interface."""
         return self._controller
 
     @property
@@ -128,21 +144,21 @@ class MigratingService:
 
     @property
     def can_go_away(self) -> bool:
-        """Whether the service may be unable to serve for a while, as a file never is."""
+        """Whether the service may be temporarily unable to serve, unlike a file."""
         return self._session.fenced or not self.phase.writes_sqlite
 
     @property
     def place(self) -> str:
-        """Where the messages are, for people."""
+        """The location of the messages, for logs and errors."""
         if not self.phase.writes_sqlite:
             return self._target.place
         return f"{self._source.place} ({self.phase.slug}, {self._target.place})"
 
     async def open(self) -> None:
-        """Open the stores of the phase, and bring them together after a crash.
+        """Open the stores of the phase, and reconcile them after a crash.
 
         Raises:
-            CannotOpenError: Going on would risk a message; the line says what to do.
+            CannotOpenError: Serving could lose messages; the text says what to do.
 
         """
         try:
@@ -151,7 +167,7 @@ class MigratingService:
             await self.close()
             raise
         except StorageError as exc:
-            # Whatever a store says, a person who starts a server gets one line.
+            # Every failure of a start is reported as one line.
             await self.close()
             raise CannotOpenError(str(exc)) from exc
         except BaseException:
@@ -189,28 +205,28 @@ class MigratingService:
 
     async def _open(self) -> None:
         if self._source.is_new:
-            await self._refuse_a_new_file_beside_messages()
+            await self._refuse_new_file_beside_messages()
         try:
             await self._source.open()
         except MovedError as exc:
-            await self._open_after_the_end(exc)
+            await self._open_archived(exc)
             return
         state = await self._source.state()
         self._current_state.enter(state)
         if state.completing or state.phase is Phase.POSTGRES_ONLY:
-            await self._resume_the_last_step()
+            await self._resume_cutover()
         if self.phase.writes_sqlite:
-            await self._meet_the_target()
+            await self._check_target()
             self._start()
-            await self._come_back()
+            await self._wait_until_ready()
 
-    async def _come_back(self) -> None:
-        """Begin where the service was before, if PostgreSQL is soon to be had."""
+    async def _wait_until_ready(self) -> None:
+        """Wait for replication to run as before the restart, if PostgreSQL is available soon."""
         until = self._clock.monotonic() + READY_WITHIN
-        while self._is_coming_back() and self._clock.monotonic() < until:
+        while self._is_becoming_ready() and self._clock.monotonic() < until:
             await self._current_state.changed(0.1)
 
-    def _is_coming_back(self) -> bool:
+    def _is_becoming_ready(self) -> bool:
         if not self.phase.journals or self._session.trouble is not None:
             return False
         return not (
@@ -226,54 +242,54 @@ class MigratingService:
             "migration-caretaker", self._verify_complete_copies
         )
 
-    async def _refuse_a_new_file_beside_messages(self) -> None:
-        """A mistyped path must not look like an empty service."""
-        found = await self._look()
+    async def _refuse_new_file_beside_messages(self) -> None:
+        """Refuse to start on a mistyped path, which would look like an empty service."""
+        found = await self._inspect()
         if found is None:
             return
         if found.record is None and found.empty:
             return
         if found.record is None or found.record.phase is Phase.POSTGRES_ONLY:
             raise CannotOpenError(
-                f"{self._source.place} does not exist, and {self._target.place} holds messages of "
-                "its own; to serve those, leave out --sqlite; to move a SQLite file there, give "
-                "the file that exists, and an empty database"
+                f"{self._source.place} does not exist, and {self._target.place} holds messages; to "
+                "serve those, omit --sqlite; to migrate a SQLite file, give the path of an "
+                "existing file, and an empty database"
             )
         raise CannotOpenError(
             f"{self._source.place} does not exist, and {self._target.place} belongs to the "
             "migration of another SQLite file; give the path of that file, or an empty database"
         )
 
-    async def _open_after_the_end(self, moved: MovedError) -> None:
-        """The file was archived; PostgreSQL is the only store."""
+    async def _open_archived(self, moved: MovedError) -> None:
+        """Serve from PostgreSQL alone: the file was archived."""
         await self._target.open()
         record = (await self._target.inspect()).record
         finished = record is not None and record.phase is Phase.POSTGRES_ONLY
         if record is None or not finished or moved.store_id not in {"", record.source}:
-            raise CannotOpenError(f"{moved}; {self._target.place} is not where they went")
+            raise CannotOpenError(f"{moved}; {self._target.place} is not that database")
         self._end(record)
-        _log.warning("%s; --sqlite is of no use any more, leave it out", moved)
+        _log.warning("%s; --sqlite has no effect any more, omit it", moved)
 
-    async def _resume_the_last_step(self) -> None:
-        """A crash came into the last step: PostgreSQL knows whether it took over."""
+    async def _resume_cutover(self) -> None:
+        """Complete or undo an interrupted cutover: PostgreSQL knows whether it took over."""
         try:
             await self._target.open()
             found = await self._inspect_settled()
         except StorageError as exc:
             raise CannotOpenError(
-                "the last step of the migration was interrupted, and PostgreSQL alone knows "
-                f"whether it was done: {exc}"
+                "the cutover was interrupted, and only PostgreSQL knows whether it was completed, "
+                f"but: {exc}"
             ) from exc
         record, state = found.record, self._current_state.state
         if record is None or record.source != self._source.store_id:
             raise CannotOpenError(
-                "the last step of the migration was interrupted, and this PostgreSQL knows "
-                "nothing of it; give the right --postgres"
+                "the cutover was interrupted, and this PostgreSQL has no record of it; give the "
+                "right --postgres"
             )
         if state.restored >= 0:
             check(record, self._source, self._current_state)
         if record.phase is Phase.POSTGRES_ONLY:
-            _log.warning("the last step was interrupted; archiving the file now")
+            _log.warning("the cutover was interrupted; archiving the file now")
             self._end(record)
             await self._cutover.archive({"resumed_after_a_crash": True})
         elif state.phase is Phase.POSTGRES_ONLY:
@@ -285,10 +301,10 @@ class MigratingService:
             await self._current_state.commit(self._source, state._replace(completing=False))
 
     async def _inspect_settled(self) -> TargetState:
-        """Look once no commit of the server that died can be under way any more.
+        """Inspect the target when no commit of the crashed server is pending any more.
 
-        A commit may take long, and "not yet" is not "never". Claiming waits for it,
-        because it has locked the record.
+        A pending commit of the takeover could still succeed. `claim` waits for it, because the
+        commit has locked the record.
         """
         found = await self._target.inspect()
         record, state = found.record, self._current_state.state
@@ -296,40 +312,40 @@ class MigratingService:
             return found
         if Phase.POSTGRES_ONLY in {record.phase, state.phase}:
             return found
-        with contextlib.suppress(PreconditionError):  # It has been finished, for one.
+        with contextlib.suppress(PreconditionError):  # For example, it has been finished.
             await self._target.claim(
                 self._session.lease, record.source, state.phase, state.epoch, steal=True
             )
         return await self._target.inspect()
 
-    async def _meet_the_target(self) -> None:
-        """Refuse to start where PostgreSQL has seen more than the file, or serves another."""
-        found = await self._look()
+    async def _check_target(self) -> None:
+        """Refuse to start if PostgreSQL has seen later changes, or another server uses it."""
+        found = await self._inspect()
         if found is None and self._current_state.state.restored >= 0:
-            self._refuse_unasked()
+            self._refuse_unchecked()
         if found is None or found.record is None:
             return
         record = found.record
         if record.source != self._source.store_id:
             if record.phase is Phase.POSTGRES_ONLY or not self.phase.journals:
-                return  # A blocker, not a danger: nothing is written there.
-            _log.error("PostgreSQL belongs to another migration; it is left alone")
+                return  # A blocker, but harmless: nothing is written there.
+            _log.error("PostgreSQL belongs to another migration; it is not used")
             return
         check(record, self._source, self._current_state)
         await forget_restoration(self._source, self._current_state)
         await self._wait_for_the_lease(record)
 
-    def _refuse_unasked(self) -> NoReturn:
-        """Without PostgreSQL nobody knows whether a restored file lacks later changes."""
-        alone = "" if self.phase.journals else ", or leave out --postgres to serve the file alone"
+    def _refuse_unchecked(self) -> NoReturn:
+        """Refuse to start: only PostgreSQL knows whether a restored file lacks later changes."""
+        alone = "" if self.phase.journals else ", or omit --postgres to serve the file alone"
         raise CannotOpenError(
-            f"{self._source.place} was restored from a backup, and {self._target.place} must be "
-            "asked once whether it has seen later changes, but cannot be used now; see that it "
-            f"runs, and start again{alone}"
+            f"{self._source.place} was restored from a backup, and must be compared once with "
+            f"{self._target.place}, which is unavailable; check that it runs, and start "
+            f"again{alone}"
         )
 
     async def _wait_for_the_lease(self, record: TargetRecord) -> None:
-        """Wait until a server that is gone does not hold PostgreSQL any more."""
+        """Wait until the lease of a crashed server has expired."""
         waited = 0.0
         while self._is_held_by_another(record):
             if waited > LEASE_WITHIN:
@@ -337,7 +353,7 @@ class MigratingService:
             pause = min(max(record.lease_seconds, 0.2), 2.0)
             await asyncio.sleep(pause)
             waited += pause
-            found = await self._look()
+            found = await self._inspect()
             if found is None or found.record is None:
                 return
             record = found.record
@@ -346,17 +362,17 @@ class MigratingService:
         ours = record.holder in {"", self._source.holder}
         return self.phase.journals and not ours and record.lease_seconds > 0
 
-    async def _look(self) -> TargetState | None:
-        """Return what is in PostgreSQL; None where it does not answer, or cannot be used."""
+    async def _inspect(self) -> TargetState | None:
+        """Return what is in PostgreSQL; None if it is unavailable or cannot be used."""
 
-        async def look() -> TargetState:
+        async def inspect() -> TargetState:
             await self._target.open()
             return await self._target.inspect()
 
         try:
-            return await bounded(look(), LOOK_WITHIN, self._target.place)
+            return await bounded(inspect(), LOOK_WITHIN, self._target.place)
         except StorageError as exc:
-            _log.warning("PostgreSQL is not to be had: %s", exc)
+            _log.warning("PostgreSQL is unavailable: %s", exc)
             return None
 
     def _end(self, record: TargetRecord) -> None:
@@ -368,14 +384,14 @@ class MigratingService:
     # ------------------------------------------------------------------ while it runs
 
     async def _backfill_done(self) -> None:
-        """A copy is complete: what was compared before proves nothing of it."""
+        """Discard earlier comparisons: they prove nothing about the completed copy."""
         self._shadow.reset()
         async with self._current_state.changing:
             state = self._current_state.state._replace(last_verification=None)
             await self._current_state.commit(self._source, state)
 
     async def _verify_complete_copies(self) -> None:
-        """See to it that a copy which is complete is verified, also after a restart."""
+        """Start the verification of a complete copy, also after a restart."""
         while True:
             await self._current_state.changed(self._tuning.caretaker_seconds)
             if (
@@ -391,6 +407,6 @@ class MigratingService:
 def _refuse_second(record: TargetRecord) -> NoReturn:
     host = record.holder.partition(":")[0]
     raise CannotOpenError(
-        f"another server, on {host}, holds this migration in PostgreSQL; a migration has one "
-        "server: stop that one first"
+        f"another server, on {host}, holds the lease of this migration in PostgreSQL, and a "
+        "migration has one server; stop that one first"
     )

@@ -1,4 +1,4 @@
-"""What must hold before a phase may be entered: every blocker, by name, with what to do."""
+"""Preconditions of a change of phase. Every unmet one is reported as a blocker."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from sagastore_server.storage.replication import (
 )
 
 LAG_LIMIT = 10_000
-"""Changes that may wait before the change to READ_POSTGRES: what the target applies in a
-few seconds. The fence itself begins only once the end of the journal is near."""
+"""Journal entries that may be pending before the change to READ_POSTGRES: as many as the target
+applies in a few seconds. The fence is closed only near the end of the journal."""
 
 ANSWER_WITHIN = 3.0
-"""Seconds that the target has to answer a question of a gate."""
+"""Seconds for the target to answer a request of a precondition."""
 
 
 class Preconditions:
-    """Tells what stands between two phases. Asks, and changes nothing."""
+    """Checks the preconditions of a change of phase. Read-only."""
 
     def __init__(
         self,
         context: MigrationContext,
         replicator: Replicator,
     ) -> None:
-        """Judge by these."""
+        """Prepare to check a migration."""
         self._source = context.source
         self._target = context.target
         self._current_state = context.current_state
@@ -45,7 +45,7 @@ class Preconditions:
     async def blockers(
         self, wanted: Phase, shadow: ShadowStatus, *, accept_quarantine: bool = False
     ) -> list[Blocker]:
-        """Return what stands between the phase in force and ``wanted``; empty: nothing."""
+        """Return the blockers of a change to ``wanted``; empty: it may happen."""
         phase = self._current_state.phase
         if wanted is phase.preceding:
             return []
@@ -54,8 +54,8 @@ class Preconditions:
         if self._session.fenced:
             return [Blocker("NOT_THE_HOLDER", "another server has taken over this migration")]
         if wanted is Phase.DUAL_WRITE:
-            return await self._target_is_ours_to_take()
-        found = self._not_followed()
+            return await self._target_is_available()
+        found = self._journal_is_applied()
         if wanted in {Phase.READ_POSTGRES, Phase.POSTGRES_ONLY}:
             found += self._backfill_is_done()
             if not found:
@@ -75,9 +75,9 @@ class Preconditions:
             )
         return found
 
-    async def _target_is_ours_to_take(self) -> list[Blocker]:
+    async def _target_is_available(self) -> list[Blocker]:
         try:
-            found = await bounded(self._look(), ANSWER_WITHIN, self._target.place)
+            found = await bounded(self._inspect(), ANSWER_WITHIN, self._target.place)
         except PreconditionError as exc:
             return list(exc.blockers)
         except CannotOpenError as exc:
@@ -87,11 +87,11 @@ class Preconditions:
         await self._source.flush()
         return judge(found, self._source, self._current_state, self._target.place)
 
-    async def _look(self) -> TargetState:
+    async def _inspect(self) -> TargetState:
         await self._target.open()
         return await self._target.inspect()
 
-    def _not_followed(self) -> list[Blocker]:
+    def _journal_is_applied(self) -> list[Blocker]:
         trouble = self._session.trouble
         if trouble is not None:
             return [trouble]
@@ -99,8 +99,7 @@ class Preconditions:
             return [
                 Blocker(
                     "JOURNAL_NOT_APPLIED",
-                    "the journal is not being applied yet; wait a moment, and see that "
-                    "PostgreSQL runs",
+                    "the journal is not applied yet; check that PostgreSQL runs, and retry",
                 )
             ]
         return []
@@ -111,7 +110,7 @@ class Preconditions:
             return []
         hint = "wait for it" if self._current_state.phase.copies else "go back to backfill"
         if self._current_state.state.paused:
-            hint = "it is paused: resume it (sagastore migrate resume)"
+            hint = "it is paused; resume it with sagastore migrate resume"
         far = f"has copied {mark.copied:,} of {mark.total:,} messages"
         if mark.total and mark.copied >= mark.total:
             far = "has copied all messages and builds the indexes"
@@ -139,8 +138,8 @@ class Preconditions:
             return [
                 Blocker(
                     "NOT_VERIFIED",
-                    "the stores have not been compared since the backfill; one comparison begins "
-                    "by itself when it is done, or run: sagastore migrate verify",
+                    "the stores have not been compared since the backfill; a verification starts "
+                    "automatically after it, or run: sagastore migrate verify",
                 )
             ]
         if last.mismatch_count:
@@ -160,7 +159,7 @@ class Preconditions:
         return [
             Blocker(
                 "QUARANTINE_NOT_ACCEPTED",
-                f"{count:,} rows are in quarantine and are not served; look at them (sagastore "
+                f"{count:,} rows are in quarantine and are not served; inspect them (sagastore "
                 "migrate quarantine), then accept them with --accept-quarantine",
             )
         ]
@@ -181,7 +180,7 @@ class Preconditions:
 def judge(
     found: TargetState, source: MigrationSource, current_state: CurrentState, place: str
 ) -> list[Blocker]:
-    """Tell whether a target that was found may be taken for this migration."""
+    """Return why the target cannot be claimed for this migration; empty: it can."""
     record = found.record
     if record is None:
         if found.empty:
@@ -189,15 +188,15 @@ def judge(
         return [
             Blocker(
                 "TARGET_NOT_EMPTY",
-                f"{place} holds messages of its own; give the migration an empty database",
+                f"{place} holds messages already; give the migration an empty database",
             )
         ]
     if record.source != source.store_id:
         return [
             Blocker(
                 "OTHER_MIGRATION",
-                f"{place} belongs to the migration of another SQLite file; give this one a "
-                "database of its own",
+                f"{place} belongs to the migration of another SQLite file; give this one an "
+                "empty database",
             )
         ]
     older = record.epoch > current_state.state.epoch or record.applied > committed(
@@ -207,8 +206,8 @@ def judge(
         return [
             Blocker(
                 "SOURCE_IS_OLD",
-                f"{source.place} is older than what {place} has seen of it; it seems to be a copy "
-                "or a restored backup",
+                f"{source.place} is older than its replica in {place}; it seems to be a copy or a "
+                "restored backup; use the newest file",
             )
         ]
     return []
@@ -222,19 +221,16 @@ def _shadow_agrees(shadow: ShadowStatus) -> list[Blocker]:
             "SHADOW_READS_DIFFER",
             f"{shadow.different:,} of {shadow.compared:,} reads compared were answered "
             "differently; see sagastore migrate status, then verify: a verification without a "
-            "mismatch begins the count anew",
+            "mismatch resets the count",
         )
     ]
 
 
 def _wrong_order(phase: Phase, wanted: Phase) -> Blocker:
     if phase is Phase.POSTGRES_ONLY:
-        return Blocker(
-            "NO_WAY_BACK", "postgres-only is the last phase, and there is no way back from it"
-        )
+        return Blocker("NO_WAY_BACK", "postgres-only is the last phase and cannot be left")
     ways = [way.slug for way in (phase.preceding, phase.following) if way is not None]
     return Blocker(
         "NOT_THE_NEXT_PHASE",
-        f"from {phase.slug} one can go to {' or '.join(ways)}, one step at a time, not to "
-        f"{wanted.slug}",
+        f"cannot change from {phase.slug} to {wanted.slug}; the next steps are {' or '.join(ways)}",
     )

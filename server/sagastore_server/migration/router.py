@@ -1,4 +1,4 @@
-"""The router: a storage backend made of two, whatever the phase."""
+"""Router: the storage backend that combines both stores according to the phase."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from sagastore_server.storage.query import Criteria, Scan
 BOTH = (Store.SQLITE, Store.POSTGRESQL)
 
 _OUTAGES = (UnavailableError, CorruptStoreError, StorageFullError)
-"""What a read of PostgreSQL may fail with and SQLite may do better."""
+"""Errors of a read of PostgreSQL after which SQLite answers."""
 
 _REFUSALS = (AlreadyExistsError, NotFoundError, RevisionMismatchError)
 
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 class StoreLifecycle(Protocol):
-    """What opens and closes the stores of a router."""
+    """Opens and closes the stores of a router."""
 
     async def open(self) -> None:
         """Open them."""
@@ -59,14 +59,14 @@ class StoreLifecycle(Protocol):
 
 
 class _NoAnswerError(Exception):
-    """PostgreSQL did not answer a read."""
+    """PostgreSQL did not answer a read, and SQLite must."""
 
 
 Read = Callable[[StorageBackend], Awaitable[T]]
 
 
 class Router(StorageBackend):
-    """Sends each call to the stores of the phase, and acknowledges as the phase says."""
+    """Routes each call to the stores of the phase, and acknowledges writes accordingly."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Router(StorageBackend):
         self._clock = context.environment.clock
 
     async def open(self) -> None:
-        """See the contract: opens both stores, and brings them together after a crash."""
+        """See the contract: opens both stores, and reconciles them after a crash."""
         await self._lifecycle.open()
 
     async def close(self) -> None:
@@ -100,12 +100,12 @@ class Router(StorageBackend):
 
     async def save(
         self,
-        draft: NewMessage,
+        message: NewMessage,
         if_revision: int | None = None,
         everywhere_within: float | None = None,
     ) -> SaveResult:
         """See the contract; ``durable_on`` follows the phase."""
-        result, on_both = await self._write(lambda store: store.save(draft, if_revision))
+        result, on_both = await self._write(lambda store: store.save(message, if_revision))
         if on_both:
             return result._replace(durable_on=BOTH)
         if everywhere_within is not None and self._current_state.phase.journals:
@@ -121,29 +121,29 @@ class Router(StorageBackend):
 
     async def bulk_save(
         self,
-        drafts: Sequence[NewMessage],
+        messages: Sequence[NewMessage],
         on_conflict: OnConflict,
         terms: PreparedTerms | None = None,
     ) -> BulkResult:
         """See the contract."""
-        return (await self._write(lambda store: store.bulk_save(drafts, on_conflict, terms)))[0]
+        return (await self._write(lambda store: store.bulk_save(messages, on_conflict, terms)))[0]
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""
         await self._write(lambda store: store.delete(message_id, if_revision))
 
     async def _write(self, write: Read[T]) -> tuple[T, bool]:
-        """Write, and tell whether PostgreSQL has it beside SQLite.
+        """Write, and return the result and whether PostgreSQL has the write as well as SQLite.
 
         Raises:
-            FencedError, UnavailableError: Another server has taken over meanwhile, or may
-                have: what it goes on with does not have this write.
+            FencedError, UnavailableError: Another server has, or may have, taken over meanwhile;
+                its data may lack this write.
 
         """
         try:
             result = await self._write_primary(write)
         except _REFUSALS:
-            # A refusal tells of what SQLite has. The caller may look for it next.
+            # A refusal reveals what SQLite has, and the next read must not be older.
             await self._confirmed()
             raise
         return result, await self._confirmed()
@@ -162,7 +162,7 @@ class Router(StorageBackend):
             self._fence.leave()
 
     async def _confirmed(self) -> bool:
-        """Wait until PostgreSQL has what was just written, if the phase asks for it."""
+        """Wait until PostgreSQL has the last write, if the phase requires it."""
         if not self._writes_sqlite():
             return False
         on_both = False
@@ -176,15 +176,15 @@ class Router(StorageBackend):
         sequence = self._source.committed
         state = self._current_state.state
         if result.revision <= state.base and self._session.mark.state is not BackfillState.DONE:
-            # Unchanged, and from before the journal: the backfill has perhaps not come to it.
+            # Unchanged, and older than the journal: the backfill may not have copied it yet.
             sequence = await self._source.requeue([result.id])
         if await self._fallback.reach(sequence, within):
             return result._replace(durable_on=BOTH)
         if not self._current_state.phase.journals:
             return result
         raise UnavailableError(
-            f"message {result.id!r} is stored in SQLite, and PostgreSQL does not have it yet; it "
-            "follows by itself, and saving it again is safe"
+            f"message {result.id!r} is stored in SQLite and not in PostgreSQL yet; it is "
+            "replicated automatically, and saving it again is safe"
         )
 
     # ------------------------------------------------------------------ reads
@@ -222,7 +222,7 @@ class Router(StorageBackend):
         return await self._primary.quarantine_count()
 
     async def health(self) -> StoreHealth:
-        """See the contract: of the store without which the phase cannot go on."""
+        """See the contract: the health of the primary store of the phase."""
         health = await self._primary.health()
         if self._session.fenced:
             return health._replace(healthy=False, detail=TAKEN_OVER)
@@ -242,9 +242,9 @@ class Router(StorageBackend):
         return self._source if self._current_state.phase.writes_sqlite else self._target
 
     async def _read(self, name: str, read: Read[T]) -> T:
-        """Read from the store that the phase names, or from the other one if that fails.
+        """Read from the store of the phase, or from the other one if that fails.
 
-        An answer of SQLite is handed out only under the condition of ``_release``.
+        An answer of SQLite is returned only under the condition of ``_release``.
         """
         if not self._writes_sqlite():
             return await read(self._target)
@@ -262,13 +262,13 @@ class Router(StorageBackend):
         except UnavailableError:
             if self._writes_sqlite():
                 raise
-            # The last step has closed SQLite meanwhile.
+            # The cutover has closed SQLite meanwhile.
             return await read(self._target)
         await self._release()
         return answer
 
     def _writes_sqlite(self) -> bool:
-        """Tell whether SQLite has every write, by the phase as it is now."""
+        """Return whether SQLite has every write in the current phase."""
         return self._current_state.phase.writes_sqlite
 
     async def _read_source(self, name: str, read: Read[T]) -> T:
@@ -277,16 +277,15 @@ class Router(StorageBackend):
         return await read(self._source)
 
     async def _release(self) -> None:
-        """Wait until an answer of SQLite may be handed out.
+        """Wait until an answer of SQLite may be returned.
 
-        While PostgreSQL answers reads, it must first have all that the answer may show.
-        Otherwise the next read, which goes to PostgreSQL, would be older than this one: the
-        answer may show writes that are in SQLite only, and not acknowledged. Such answers
-        come from a read that began before PostgreSQL became current, or that PostgreSQL
-        alone failed to answer.
+        While PostgreSQL answers reads, it must first have everything that the answer may show.
+        The answer may show writes that only SQLite has and that are not acknowledged; the next
+        read, from PostgreSQL, would then be older than this one. This concerns reads that began
+        before PostgreSQL became current, and reads that only PostgreSQL failed to answer.
 
         Raises:
-            FencedError, UnavailableError: As ``Replicator.check_holder``.
+            FencedError, UnavailableError: As ``Fallback.check_lease``.
 
         """
         if self._current_state.phase.reads_postgres and self._fallback.current:
@@ -295,33 +294,33 @@ class Router(StorageBackend):
             self._fallback.check_lease()
 
     async def _flushed(self) -> int:
-        """Return a sequence that is not below anything that SQLite has shown."""
+        """Return a sequence that covers everything SQLite has shown."""
         try:
             return await self._source.flush()
         except UnavailableError:
             if self._writes_sqlite():
                 raise
-            # The last step has come in between, and PostgreSQL has everything.
+            # The cutover has happened meanwhile, and PostgreSQL has everything.
             return 0
 
     def _compares(self, phase: Phase) -> bool:
-        """Tell whether PostgreSQL should have what SQLite has, and is not read yet."""
+        """Return whether PostgreSQL has a complete copy and is not read yet."""
         return phase.copies and self._session.mark.state is BackfillState.DONE
 
     async def _read_target(self, read: Read[T]) -> T:
         """Read from PostgreSQL.
 
-        A read that hangs is given up when the follower finds PostgreSQL silent. It runs
-        in a task of its own, because giving up a statement can hang as well.
+        A read that hangs is abandoned when the watchdog finds PostgreSQL silent. It runs in its
+        own task, because cancelling a statement can hang as well.
 
         Raises:
-            _NotAnsweredError: It failed, or was given up; SQLite has everything as well.
+            _NoAnswerError: The read failed or was abandoned; SQLite has everything as well.
 
         """
         task = awaited(_call(read, self._target))
         answer = asyncio.shield(task)
-        under_way = self._fallback.pending_reads
-        under_way[answer] = None
+        pending = self._fallback.pending_reads
+        pending[answer] = None
         try:
             found = await answer
         except asyncio.CancelledError:
@@ -331,12 +330,12 @@ class Router(StorageBackend):
                 raise
             raise _NoAnswerError from None
         except _OUTAGES as exc:
-            # Whether PostgreSQL is away is for the follower to find out.
+            # The watchdog finds out whether PostgreSQL is unavailable.
             if not self._writes_sqlite():
                 raise
             raise _NoAnswerError from exc
         finally:
-            del under_way[answer]
+            del pending[answer]
         if self._writes_sqlite():
             self._fallback.check_lease()
         return found

@@ -1,8 +1,8 @@
-"""Shadow reads: a sample of the reads that SQLite answers, compared with PostgreSQL.
+"""Shadow reads: a sample of the reads that SQLite answers is repeated on PostgreSQL and compared.
 
-In the background, a few at once, and only as long as few wait. An answer is kept as
-its ids, revisions and a hash, so that large answers do not pile up. What is noted of a
-difference, and logged, is ids and revisions: never the text of a message.
+- Comparisons run in the background, a few at a time; if too many are pending, reads are skipped.
+- An answer is stored as ids, revisions and a hash, so that large answers use little memory.
+- Reports and logs have ids and revisions, never the text of a message.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from sagastore_server.storage.model import Message, Page
 from sagastore_server.storage.replication import MigrationSource, MigrationTarget
 
 MOST_KEPT = 10
-"""Differences that are remembered; all are counted."""
+"""Differences that are stored; all are counted."""
 
 _AT_ONCE = 2
 """Comparisons at a time."""
 
 _LOOKS = 8
-"""Looks after which an answer that keeps changing is not compared."""
+"""Observations after which an answer that keeps changing is skipped."""
 
 _REACH_SECONDS = 5.0
-"""Seconds for which the journal is waited for."""
+"""Seconds to wait for the journal to be applied."""
 
 _SHOWN = 5
-"""Messages that the line about a difference names at most."""
+"""Messages in the text of a difference at most."""
 
 Run = Callable[[StorageBackend], Awaitable[object]]
-"""The read, to be made on a store."""
+"""The read, as a function of a store."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class ShadowReader:
     ) -> None:
         """Prepare to compare ``share`` (0 to 1) of the reads; not started.
 
-        Beyond ``max_waiting`` comparisons that wait or are made, reads are skipped.
+        If ``max_waiting`` comparisons are pending, further reads are skipped.
         """
         self._source = source
         self._target = target
@@ -77,40 +77,40 @@ class ShadowReader:
         self._tally = _Tally()
 
     def start(self) -> None:
-        """Compare from now on."""
+        """Accept reads."""
         self._active = True
 
     def stop(self) -> None:
-        """Take no further reads; those that were taken are compared."""
+        """Accept no further reads; accepted ones are still compared."""
         self._active = False
 
     def reset(self) -> None:
-        """Forget what was found; what is being compared now counts no more."""
+        """Reset the counts. Comparisons in progress are not counted."""
         self._tally = _Tally()
 
     async def close(self) -> None:
-        """Stop, and end what is under way."""
+        """Stop, and cancel comparisons in progress."""
         self.stop()
         tasks = list(self._tasks.values())
         await asyncio.gather(*(task.stop() for task in tasks))
         self._tasks.clear()
 
     def wanted(self) -> bool:
-        """Tell, by chance, whether the next read is one to compare."""
+        """Return, at random, whether to compare the next read."""
         return self._active and self._randomness.fraction() < self._share
 
     @property
     def status(self) -> ShadowStatus:
-        """What was found since the beginning or the last ``reset``."""
+        """Results since the start or the last ``reset``."""
         tally = self._tally
         return ShadowStatus(tally.compared, tally.skipped, tally.different, tuple(tally.latest))
 
     def compare(self, read: str, run: Run, answer: object) -> None:
-        """Compare, in the background, a read that the source has answered.
+        """Compare a read that the source has answered, in the background.
 
         Args:
-            read: Names it, without the text of any message.
-            run: Makes it.
+            read: Name of the read, without the text of any message.
+            run: Performs it on a store.
             answer: A Message, a Page, messages by id, or the NotFoundError that it raised.
 
         """
@@ -143,34 +143,34 @@ class ShadowReader:
             tally.skipped += 1
 
     async def _settle(self, comparison: _Comparison) -> bool:
-        """Compare until the answers agree or stay different; False: neither."""
+        """Compare until the answers agree or lastingly differ; False: neither."""
         if not await self._caught_up(comparison.answer):
             return False
-        if await self._asked(self._target, comparison) == comparison.answer:
+        if await self._read(self._target, comparison) == comparison.answer:
             return True
-        suspicion = Divergence()
-        while suspicion.looks < _LOOKS:
-            truth = await self._asked(self._source, comparison)
+        divergence = Divergence()
+        while divergence.looks < _LOOKS:
+            truth = await self._read(self._source, comparison)
             if not await self._caught_up(truth):
                 return False
-            copy = await self._asked(self._target, comparison)
-            again = await self._asked(self._source, comparison)
-            verdict = suspicion.look(truth, copy, again)
+            copy = await self._read(self._target, comparison)
+            again = await self._read(self._source, comparison)
+            verdict = divergence.look(truth, copy, again)
             if verdict is not None:
                 if verdict:
                     self._note(comparison, truth, copy, self._clock.now())
                 return True
-            await asyncio.sleep(suspicion.pause)
+            await asyncio.sleep(divergence.pause)
         return False
 
     async def _caught_up(self, answer: _Answer) -> bool:
         newest = max((row.revision for row in answer.rows), default=0)
-        # A deletion shows no revision of its own, so what is on disk has to be known.
+        # An answer does not show the revision of a deletion, so everything on disk must be applied.
         flushed = await self._source.flush()
         return await self._reach(max(flushed, newest), _REACH_SECONDS)
 
     @staticmethod
-    async def _asked(store: StorageBackend, comparison: _Comparison) -> _Answer:
+    async def _read(store: StorageBackend, comparison: _Comparison) -> _Answer:
         try:
             return _reduced(await comparison.run(store))
         except NotFoundError as exc:
@@ -183,14 +183,14 @@ class ShadowReader:
         comparison.tally.different += 1
         comparison.tally.latest.append(difference)
         _log.warning(
-            "a read is answered differently: %s; SQLite: %s; PostgreSQL: %s",
+            "shadow read differs: %s; SQLite: %s; PostgreSQL: %s",
             comparison.read,
             *shown,
         )
 
 
 class _Tally:
-    """What was found between two resets."""
+    """Results between two resets."""
 
     def __init__(self) -> None:
         self.compared = 0
@@ -243,7 +243,7 @@ def _row(message: Message) -> _Row:
 
 
 def _shown(answer: _Answer, other: _Answer) -> str:
-    """Say what ``answer`` has and ``other`` has not, in one line."""
+    """Describe in one line what ``answer`` has and ``other`` lacks."""
     if not answer.found:
         return "not found"
     count = len(answer.rows)

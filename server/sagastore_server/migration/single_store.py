@@ -1,4 +1,4 @@
-"""What there is to say of a migration where there is one store."""
+"""SingleStore: `MigrationControl` for a server with one store."""
 
 from __future__ import annotations
 
@@ -25,19 +25,16 @@ _FIRST_EPOCH = 1
 
 _NO_TARGET = Blocker(
     "POSTGRES_NOT_CONFIGURED",
-    "the server was started without --postgres, so there is nowhere to go; start it with "
-    "--sqlite and --postgres",
+    "the server has no migration target; start it with --sqlite and --postgres",
 )
-_NO_WAY_BACK = Blocker(
-    "NO_WAY_BACK", "postgres-only is the last phase, and there is no way back from it"
-)
+_NO_WAY_BACK = Blocker("NO_WAY_BACK", "postgres-only is the last phase and cannot be left")
 
 
 class SingleStore(MigrationControl):
-    """A service of one store: in the first phase, or in the last."""
+    """A server with one store: in SQLITE_ONLY or POSTGRES_ONLY. Refuses every change."""
 
     def __init__(self, backend: StorageBackend, phase: Phase) -> None:
-        """Tell of ``backend``, the only store of ``phase``."""
+        """Report on ``backend``, the only store of ``phase``."""
         self._backend = backend
         self._phase = phase
 
@@ -80,7 +77,7 @@ class SingleStore(MigrationControl):
     async def change_phase(
         self, phase: Phase, *, dry_run: bool, accept_quarantine: bool
     ) -> MigrationStatus:
-        """Refuse, unless it is the phase that it is in."""
+        """Refuse, unless ``phase`` is in force."""
         del dry_run, accept_quarantine
         if phase is not self._phase:
             self._refuse()
@@ -97,7 +94,7 @@ class SingleStore(MigrationControl):
         """Refuse."""
         del repair
         raise PreconditionError(
-            (Blocker("ONE_STORE", "there is one store, and nothing to compare it with"),)
+            (Blocker("ONE_STORE", "the server has one store; there is nothing to compare"),)
         )
         yield  # type: ignore[unreachable]  # makes this a generator
 

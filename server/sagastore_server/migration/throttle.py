@@ -1,9 +1,11 @@
-"""How fast the backfill may go, so that those who use the service do not feel it.
+"""Throttle: the pause between batches of the backfill, so that it does not slow down the service.
 
-Two brakes, of which the stronger counts. One is set by the operator: rows per second.
-The other finds its own strength: writes of users are timed, and those that met a batch
-of the backfill are compared with those that did not. While they are much slower, the
-rests between batches grow; otherwise the rests shrink, down to none when nobody writes.
+The longer of two pauses applies:
+
+- the operator's limit, in rows per second;
+- an adaptive pause. Foreground writes are timed, and those that overlap a batch are compared with
+  the others. While they are much slower, the pause grows; otherwise it shrinks, down to zero when
+  there are no writes.
 """
 
 from __future__ import annotations
@@ -16,51 +18,51 @@ from contextlib import contextmanager
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT
 
 TARGET_RATIO = 1.5
-"""How much slower writes may be while a batch is at work. Twice as slow is what is
-promised of the slowest; the difference is the margin."""
+"""Accepted latency ratio of writes that overlap a batch. The documented bound for slow writes is
+2.0; the difference is the margin."""
 
 MAX_REST = 8.0
-"""Rest after a batch at most, as a multiple of the time that the batch took."""
+"""Longest pause after a batch, as a multiple of the batch's duration."""
 
 _PROBE = 0.1
-"""The least rest while there are users: without any, nothing tells how fast they would be."""
+"""Shortest pause during foreground writes: without one, there is no baseline latency."""
 
 _UNKNOWN = 0.5
-"""The rest until both kinds of writes have been seen often enough."""
+"""Pause until there are enough samples of both kinds of writes."""
 
 _GROW, _SHRINK = 1.5, 0.8
-"""What the rest is multiplied with after a batch that was felt, and one that was not."""
+"""Factors of the pause after a batch that slowed writes down, and after one that did not."""
 
 _NONE_BELOW = 0.02
-"""A rest that is as good as none."""
+"""A pause below this counts as zero."""
 
 _SAMPLES = 512
-"""Writes of each kind that are remembered."""
+"""Samples of each kind at most."""
 
 _ENOUGH = 30
-"""Writes of a kind from which something can be concluded."""
+"""Samples of a kind that are enough for a decision."""
 
 _RECENT = 30.0
-"""Seconds after which a write tells nothing of the present any more."""
+"""Seconds after which a sample is discarded."""
 
 _QUIET = 2.0
-"""Seconds without a write after which nobody is there to be disturbed."""
+"""Seconds without a foreground write after which the service counts as idle."""
 
 _QUANTILE = 0.9
-"""Slow writes are what people feel; the very slowest are too few to steer by."""
+"""Quantile of the latencies that are compared; higher ones have too few samples."""
 
 _SLICE = 0.5
-"""Seconds after which a rest looks whether the operator has changed the limit."""
+"""Seconds after which a pause checks whether the operator has changed the limit."""
 
 _LEAST = 0.001
-"""The shortest sleep, lest a rounding error be slept away in many."""
+"""Shortest sleep in seconds; prevents many tiny sleeps after a rounding error."""
 
 _RATE_WINDOW = 10.0
-"""Seconds over which the speed is measured."""
+"""Seconds over which the rate is measured."""
 
 
 class Throttle:
-    """Paces one backfill. Belongs to one event loop."""
+    """Throttles one backfill. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -69,12 +71,12 @@ class Throttle:
         clock: Callable[[], float] = SYSTEM_ENVIRONMENT.clock.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """Begin without a rest; ``max_rows_per_second`` 0 is no limit."""
+        """Start without a pause; ``max_rows_per_second`` 0 is no limit."""
         self._limit = max_rows_per_second
         self._clock = clock
         self._sleep = sleep
         self._tokens = 0.0
-        """Rows that may be copied at once; negative: rows that were copied too early."""
+        """Rows that may be copied at once; negative: rows copied ahead of the limit."""
         self._filled_at = clock()
         self._factor = 0.0
         self._working = False
@@ -86,17 +88,17 @@ class Throttle:
         """Begin, end and rows of the latest batches."""
 
     def set_rate(self, max_rows_per_second: int) -> None:
-        """Set the limit, 0 for none; a rest that is too long for it ends soon."""
+        """Set the limit, 0 for none; it applies to a pause in progress as well."""
         self._limit = max_rows_per_second
 
     @property
     def factor(self) -> float:
-        """The present rest, as a multiple of a batch's time: 0 to ``MAX_REST``."""
+        """The current pause, as a multiple of a batch's duration: 0 to ``MAX_REST``."""
         return self._factor
 
     @property
     def rate(self) -> float:
-        """Rows per second, recently; goes down while nothing is copied."""
+        """Recent rows per second; falls while nothing is copied."""
         if not self._batches:
             return 0.0
         now = self._clock()
@@ -105,7 +107,7 @@ class Throttle:
         return rows / max(now - self._batches[0][0], 1e-3)
 
     def note_foreground(self, seconds: float) -> None:
-        """Note that a user's write has ended, which took ``seconds``."""
+        """Record the latency of a foreground write that has just ended."""
         now = self._clock()
         self._noted_at = now
         met_a_batch = self._working or self._worked_until >= now - seconds
@@ -144,25 +146,25 @@ class Throttle:
             wait = self._left(now, until)
 
     def _left(self, now: float, until: float) -> float:
-        """Return the seconds that are still to be rested."""
+        """Return the remaining seconds of the pause."""
         debt = -self._tokens / self._limit if self._limit > 0 else 0.0
         return max(until - now, debt)
 
     def _fill(self, now: float) -> None:
-        """Give what may be copied for the time that has passed: that of a second at most."""
+        """Refill the tokens for the time that has passed, up to one second's worth."""
         passed, self._filled_at = now - self._filled_at, now
         limit = self._limit
         self._tokens = min(self._tokens + passed * limit, float(limit)) if limit > 0 else 0.0
 
     def _adjust(self, now: float) -> None:
-        """Find the rest that the users need."""
+        """Adapt the pause to the foreground latencies."""
         if now - self._noted_at > _QUIET:
             factor = self._factor * _SHRINK
             self._factor = factor if factor >= _NONE_BELOW else 0.0
             return
         busy, idle = self._busy.slow(now), self._idle.slow(now)
         if busy is None or idle is None:
-            # Long rests let few writes meet a batch; so they must not last.
+            # With long pauses, few writes overlap a batch, so the pause must shrink.
             self._factor = max(self._factor * _SHRINK, _UNKNOWN)
         elif busy > TARGET_RATIO * idle:
             self._factor = min(max(self._factor, _PROBE) * _GROW, MAX_REST)
@@ -170,13 +172,13 @@ class Throttle:
             self._factor = max(self._factor * _SHRINK, _PROBE)
 
     def _forget_batches(self, now: float) -> None:
-        # The latest stays, however long ago it was.
+        # Keep the latest, regardless of its age.
         while len(self._batches) > 1 and self._batches[0][1] < now - _RATE_WINDOW:
             self._batches.popleft()
 
 
 class _Latencies:
-    """How long the latest writes of a kind took."""
+    """Latencies of the latest writes of a kind."""
 
     def __init__(self) -> None:
         self._latest: deque[tuple[float, float]] = deque(maxlen=_SAMPLES)
@@ -185,7 +187,7 @@ class _Latencies:
         self._latest.append((now, seconds))
 
     def slow(self, now: float) -> float | None:
-        """Return what a slow one took, recently; None: there were too few."""
+        """Return the recent latency at the quantile; None: too few samples."""
         latest = self._latest
         while latest and latest[0][0] < now - _RECENT:
             latest.popleft()

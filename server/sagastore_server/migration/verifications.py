@@ -1,4 +1,4 @@
-"""Runs verifications, one at a time, and remembers how the last one ended."""
+"""Verifications: runs one verification at a time, and stores the result of the last one."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from sagastore_server.storage.migration import (
 from sagastore_server.storage.model import Message
 
 _WAIT_SLICE = 0.5
-"""Seconds between two words to somebody who waits for another verification to end."""
+"""Seconds between progress reports to a caller that waits for another verification."""
 
 _log = logging.getLogger(__name__)
 
 
 class Verifications:
-    """Starts them, and takes down what they find."""
+    """Serializes verifications, and commits their results to the migration state."""
 
     def __init__(
         self,
@@ -52,15 +52,15 @@ class Verifications:
         self._turn = asyncio.Lock()
         self._automatic: SupervisedTask | None = None
         self.progress: VerifyProgress | None = None
-        """How far the one that runs is."""
+        """Progress of the verification that runs; None: none runs."""
         self.covered = False
-        """Whether ``replicator.touched`` has all that changed since the last one began."""
+        """Whether ``Replicator.touched`` has all ids changed since the last verification began."""
 
     async def run(self, *, repair: bool) -> AsyncGenerator[VerifyProgress, None]:
-        """Verify, when it is this one's turn; until then tell that nothing is compared yet.
+        """Verify as soon as no other verification runs; until then yield empty progress.
 
         Raises:
-            UnavailableError: A store failed on the way; nothing is concluded.
+            UnavailableError: A store failed; there is no result.
 
         """
         while not await self._my_turn():
@@ -74,7 +74,7 @@ class Verifications:
                 async for progress in steps:
                     self.progress = progress
                     if progress.done:
-                        # Before the caller hears that it is done: it may ask what follows.
+                        # Before the caller gets "done", since it may act on the result at once.
                         await self._remember(verifier.result, complete=complete)
                         self.progress = None
                     yield progress
@@ -83,16 +83,18 @@ class Verifications:
             self._turn.release()
 
     async def check(self, ids: list[str]) -> list[Mismatch]:
-        """Compare the rows with these ids; return those that stay different."""
+        """Compare the rows with these ids; return the lasting differences."""
         return await self._verifier().check(ids)
 
     def start_automatic(self) -> None:
-        """Verify once in the background, as after every backfill."""
+        """Verify once in the background, as after each backfill."""
         if self._automatic is None or self._automatic.done:
-            self._automatic = self._supervisor.start("automatic-verification", self._verify_alone)
+            self._automatic = self._supervisor.start(
+                "automatic-verification", self._verify_in_background
+            )
 
     async def close(self) -> None:
-        """End what runs in the background."""
+        """Stop the automatic verification."""
         if self._automatic is not None:
             await stop_within([self._automatic], 1.0)
 
@@ -120,7 +122,7 @@ class Verifications:
         )
 
     def _is_expected(self, row: Message) -> bool:
-        """Tell whether the target should have a row by now."""
+        """Return whether the target should have ``row`` by now."""
         mark, base = self._session.mark, self._current_state.state.base
         if mark.state is BackfillState.DONE or row.revision > base:
             return True
@@ -128,7 +130,7 @@ class Verifications:
 
     async def _remember(self, result: Verification, *, complete: bool) -> None:
         if complete is not (self._session.mark.state is BackfillState.DONE):
-            return  # Begun before the copy was complete, ended after: proves nothing.
+            return  # Started before the copy was complete: proves nothing about the rest.
         async with self._current_state.changing:
             state = self._current_state.state
             if state.phase.journals:
@@ -138,17 +140,17 @@ class Verifications:
             self.covered = True
             self._shadow.reset()
         _log.info(
-            "verification: %d rows compared, %d differ, %d put back",
+            "verification: %d rows compared, %d differ, %d repaired",
             result.compared,
             result.mismatch_count,
             result.repaired,
         )
 
-    async def _verify_alone(self) -> None:
+    async def _verify_in_background(self) -> None:
         try:
             async for _ in self.run(repair=False):
                 self._current_state.notify()
         except StorageError as exc:
-            _log.warning("the verification was given up: %s", exc)
+            _log.warning("the automatic verification was given up: %s", exc)
         finally:
             self._current_state.notify()

@@ -1,12 +1,12 @@
-"""Compares every row of the two stores while both are written to, and repairs.
+"""Verifier: compares every row of both stores during writes, and repairs differences.
 
-The verifier walks both stores by ranges of ids. A row that differs is no more than
-suspected until it was looked at again, as ``comparing.Divergence`` tells, with the
-journal having caught up: what is reported stays different. A row that changes faster
-than it can be looked at is looked at until it holds still, or was seen equal once.
+The verifier scans both stores by ranges of ids. A row that differs becomes a suspect, and is
+observed again with the journal applied, as `diff.Divergence` requires: only lasting differences
+are reported. A row that changes faster than it can be observed is observed until it is stable, or
+was equal once.
 
-No transaction is held between two pages, and memory stays flat: what is under
-suspicion is remembered by its id, and read again.
+No transaction stays open between two pages, and memory is bounded: a suspect is stored by its id,
+and read again.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from sagastore_server.storage.model import Message
 from sagastore_server.storage.replication import AuxiliaryTally, MigrationSource, MigrationTarget
 
 MOST_LISTED = 1000
-"""Mismatches that are listed; all are counted."""
+"""Mismatches listed at most; all are counted."""
 
 _LOOK_BYTES = 4 * 1024 * 1024
-"""Bytes of rows that are looked at again in one go, by their size when they were last seen."""
+"""Bytes of suspects observed together, by their last known size."""
 
 _UNSEEN_BYTES = 16 * 1024
-"""What a row counts for whose size is not known."""
+"""Assumed bytes of a row of unknown size."""
 
 _MANY = 2000
-"""Rows under suspicion at which the walk waits until fewer are."""
+"""Suspects at which the scan waits until there are fewer."""
 
 _PROGRESS_EVERY = 0.25
-"""Seconds between two reports at least."""
+"""Seconds between two progress reports at least."""
 
 _REACH_SLICE = 5.0
-"""Seconds for which the journal is waited for in one go."""
+"""Seconds of one wait for the journal."""
 
 _RETRY_EVERY = 0.5
-"""Seconds between two attempts to read a store that is away."""
+"""Seconds between attempts to read an unavailable store."""
 
 _RESTLESS = 12
-"""Looks after which a row that keeps changing is worth a line in the log."""
+"""Observations after which a row that keeps changing is logged."""
 
 _log = logging.getLogger(__name__)
 _by_id = attrgetter("id")
@@ -67,8 +67,8 @@ T = TypeVar("T")
 class Verifier:
     """Compares a source with its target, once.
 
-    Works while writes go on, as long as the journal is being applied. A store that is
-    away for less than ``patience`` seconds is waited for.
+    Works during writes, as long as the journal is applied. Waits up to ``patience`` seconds for
+    an unavailable store.
     """
 
     def __init__(
@@ -87,17 +87,17 @@ class Verifier:
         """Prepare to compare.
 
         Args:
-            source: The truth.
-            target: What should be the same.
+            source: The authoritative store.
+            target: The store that should be equal.
             reach: Waits until the target has applied the source's journal.
-            is_expected: Tells of a row of the source whether the target should have it
-                by now; what the backfill has not copied yet is no mismatch.
-            compare_carried: Quarantine, files and extra values have been carried, and
-                are compared at the end.
-            recarry: Carries them again, for a repair.
-            patience: Seconds for which a store may be away, or the journal behind.
-            page: Rows read of each store at once, and ids put back at once.
-            clock: Tells the time.
+            is_expected: Returns whether the target should have a row of the source by now; a
+                row that the backfill has not copied yet is no mismatch.
+            compare_carried: Whether the auxiliary rows have been copied, and are compared at
+                the end.
+            recarry: Copies them again, for a repair.
+            patience: Seconds for which a store may be unavailable, or the journal behind.
+            page: Rows read from each store at once, and ids requeued at once.
+            clock: The clock.
 
         """
         self._source = source
@@ -112,10 +112,10 @@ class Verifier:
 
     @property
     def result(self) -> Verification:
-        """What the comparison came to.
+        """The result of the comparison.
 
         Raises:
-            RuntimeError: It has not ended.
+            RuntimeError: The comparison has not ended.
 
         """
         if self._result is None:
@@ -123,15 +123,14 @@ class Verifier:
         return self._result
 
     async def run(self, repair: bool) -> AsyncGenerator[VerifyProgress, None]:
-        """Compare every field of every row that there is now; tell how far it is.
+        """Compare every field of every row that exists now, and yield the progress.
 
-        With ``repair``, what stays different is put back into the journal, the source
-        being right. Rows that the backfill has not copied yet are not compared, and not
-        counted.
+        With ``repair``, lasting differences are added to the journal again; the source is
+        authoritative. Rows that the backfill has not copied yet are neither compared nor counted.
 
         Raises:
-            UnavailableError: A store was away, or the journal behind, for too long;
-                nothing is concluded.
+            UnavailableError: A store was unavailable, or the journal behind, for too long; there
+                is no result.
 
         """
         began, revision = self._clock.now(), self._source.committed
@@ -163,7 +162,7 @@ class Verifier:
         yield report.progress(done=True)
 
     async def check(self, ids: Iterable[str]) -> list[Mismatch]:
-        """Compare the rows with these ids; return those that stay different.
+        """Compare the rows with these ids; return the lasting differences.
 
         Raises:
             UnavailableError: As ``run``.
@@ -188,7 +187,7 @@ class Verifier:
         return max(0, *(health.messages for health in healths))
 
     def _sift(self, window: list[_Pair], suspects: _Suspects, report: _Report) -> None:
-        """Suspect the rows that differ."""
+        """Add the rows that differ to the suspects."""
         for key, truth, copy in window:
             if self._is_awaited(truth, copy):
                 continue
@@ -197,11 +196,11 @@ class Verifier:
                 suspects.add(key, _size(truth, copy))
 
     def _is_awaited(self, truth: Message | None, copy: Message | None) -> bool:
-        """Tell whether the backfill has yet to copy the row."""
+        """Return whether the backfill has yet to copy the row."""
         return truth is not None and copy is None and not self._is_expected(truth)
 
     async def _looked_at(self, ids: Sequence[str]) -> list[_Look]:
-        """Look at rows once, in the order that ``Divergence`` needs."""
+        """Observe rows once, in the order that ``Divergence`` requires."""
         before = await self._stores.read(lambda: self._source.batch_get(ids))
         newest = max((row.revision for row in before.values()), default=0)
         await self._stores.caught_up(newest)
@@ -244,7 +243,7 @@ class Verifier:
             report.repaired += len(kinds)
 
     async def _requeue(self, report: _Report, at_least: int) -> None:
-        """Put what differs back into the journal, once there is enough of it."""
+        """Add differing rows to the journal again, once there are enough."""
         ids = report.to_repair
         while ids and len(ids) >= at_least:
             batch = ids[: self._page]
@@ -254,7 +253,7 @@ class Verifier:
 
 
 class _Pair(NamedTuple):
-    """What both stores have under an id."""
+    """The row of an id in both stores."""
 
     id: str
     truth: Message | None
@@ -262,7 +261,7 @@ class _Pair(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """What one look at a row saw."""
+    """One observation of a row."""
 
     id: str
     truth: Message | None
@@ -271,7 +270,7 @@ class _Look(NamedTuple):
 
 
 class _Patient:
-    """Reads stores that may be away for a while, and waits for the journal."""
+    """Reads with retries from stores that may be unavailable, and waits for the journal."""
 
     def __init__(
         self, source: MigrationSource, reach: Reach, patience: float, clock: Clock
@@ -282,7 +281,7 @@ class _Patient:
         self._patience = patience
 
     async def read(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Call something that may be repeated, until it is answered."""
+        """Repeat an idempotent call until it is answered."""
         began = self._clock.monotonic()
         while True:
             try:
@@ -293,7 +292,7 @@ class _Patient:
             await asyncio.sleep(_RETRY_EVERY)
 
     async def caught_up(self, newest: int) -> None:
-        """Wait until everything that is committed now, and ``newest``, has been applied.
+        """Wait until everything committed now, and ``newest``, is applied.
 
         A deletion that was read shows no revision, and may be on disk long before it is known.
         """
@@ -306,11 +305,11 @@ class _Patient:
                     f"lacked changes that SQLite has for {self._patience:g} s; see that it runs, "
                     "and verify again"
                 )
-            await asyncio.sleep(0.01)  # Should it have answered at once.
+            await asyncio.sleep(0.01)  # In case it has answered at once.
 
 
 class _Report:
-    """What is told while it goes on."""
+    """Progress and mismatches of a running verification."""
 
     def __init__(self, total: int, clock: Clock) -> None:
         self._clock = clock
@@ -319,18 +318,18 @@ class _Report:
         self.mismatch_count = 0
         self.repaired = 0
         self.to_repair: list[str] = []
-        """Ids that differ and were not put back yet."""
+        """Differing ids that are not in the journal again yet."""
         self._fresh: list[Mismatch] = []
         self._listed = 0
         self._next = 0.0
 
     def take(self, mismatch: Mismatch) -> None:
-        """Note a row that differs."""
+        """Record a row that differs."""
         self.note(mismatch)
         self.to_repair.append(mismatch.id)
 
     def note(self, mismatch: Mismatch) -> None:
-        """Count, and list, something that differs."""
+        """Count and list a mismatch."""
         self.mismatch_count += 1
         if self._listed < MOST_LISTED:
             self._listed += 1
@@ -338,11 +337,11 @@ class _Report:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to tell."""
+        """Whether a progress report is due."""
         return self._clock.monotonic() >= self._next
 
     def progress(self, *, done: bool = False) -> VerifyProgress:
-        """Tell how far it is, with the mismatches since this was last asked."""
+        """Return the progress, with the mismatches since the previous report."""
         self._next = self._clock.monotonic() + _PROGRESS_EVERY
         fresh, self._fresh = tuple(self._fresh), []
         total = max(self.total, self.compared)
@@ -351,7 +350,7 @@ class _Report:
 
 
 class _Suspect:
-    """A row that differed when it was last seen."""
+    """A row that differed at its last observation."""
 
     __slots__ = ("due", "size", "suspicion")
 
@@ -359,11 +358,11 @@ class _Suspect:
         self.suspicion = Divergence()
         self.size = size
         self.due = 0.0
-        """When to look at it next."""
+        """Time of the next observation."""
 
 
 class _Suspects:
-    """Rows that are looked at until they are found the same, or to stay different."""
+    """Rows that are observed until they are equal or lastingly differ."""
 
     def __init__(
         self,
@@ -382,11 +381,11 @@ class _Suspects:
         return len(self._all)
 
     def add(self, message_id: str, size: int) -> None:
-        """Suspect a row."""
+        """Add a row."""
         self._all.setdefault(message_id, _Suspect(size))
 
     async def work(self, *, wait: bool) -> None:
-        """Look once at each row that it is time for; ``wait`` until there is one."""
+        """Observe each row that is due once; ``wait`` until one is."""
         if not self._all:
             return
         if wait:
@@ -400,7 +399,7 @@ class _Suspects:
                 self._judge(look)
 
     def _group(self, due: list[str]) -> list[str]:
-        """Take from ``due`` as many as are read in one go."""
+        """Take as many rows from ``due`` as are read together."""
         room, taken = _LOOK_BYTES, 0
         while taken < min(len(due), self._page) and (room > 0 or not taken):
             room -= self._all[due[taken]].size
@@ -416,7 +415,7 @@ class _Suspects:
             suspect.due = self._clock.monotonic() + suspect.suspicion.pause
             suspect.size = _size(look.truth, look.copy)
             if suspect.suspicion.looks == _RESTLESS:
-                _log.info("message %r keeps changing; it is compared again and again", look.id)
+                _log.info("message %r keeps changing; its comparison is repeated", look.id)
             return
         del self._all[look.id]
         if verdict:
@@ -424,7 +423,7 @@ class _Suspects:
 
 
 class _Walk:
-    """Goes through both stores by id, a stretch of all ids at a time."""
+    """Scans both stores by id, one range of ids at a time."""
 
     def __init__(
         self, stores: _Patient, source: StorageBackend, target: StorageBackend, page: int
@@ -435,7 +434,7 @@ class _Walk:
         self._sides = (self._truth, self._copy)
 
     async def begin(self) -> None:
-        """Find out where the walk ends: what has a greater id is newer, and in the journal."""
+        """Determine the last id to scan; rows with greater ids are newer, and in the journal."""
         lasts = [await self._stores.read(side.store.last_id) for side in self._sides]
         upto = max((last for last in lasts if last is not None), default=None)
         for side in self._sides:
@@ -444,11 +443,11 @@ class _Walk:
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing left."""
+        """Whether the scan is complete."""
         return all(side.read_all and not side.rows for side in self._sides)
 
     async def window(self) -> list[_Pair]:
-        """Return the next rows, side by side where both stores have the id."""
+        """Return the next rows, paired by id."""
         fills = [awaited(self._stores.read(side.fill)) for side in self._sides]
         try:
             await asyncio.gather(*fills)
@@ -462,19 +461,19 @@ class _Walk:
 
 
 class _Side:
-    """One store, as far as it was read."""
+    """The rows read from one store."""
 
     def __init__(self, store: StorageBackend, page: int) -> None:
         self._page = page
         self.store = store
         self.upto = ""
         self.rows: list[Message] = []
-        """Read, and not taken yet."""
+        """Rows read and not taken yet."""
         self.read_all = False
         self._after = ""
 
     async def fill(self) -> None:
-        """Read on where nothing is left."""
+        """Read the next page if no row is left."""
         if self.rows or self.read_all:
             return
         page = await self.store.scan_ids(self._after, self.upto, self._page)
@@ -485,12 +484,12 @@ class _Side:
 
     @property
     def bound(self) -> str:
-        """The id up to which all that the store has was read."""
+        """The id up to which the store has been read completely."""
         return self.upto if self.read_all else self.rows[-1].id
 
     def take(self, bound: str) -> dict[str, Message]:
-        """Take the rows up to an id."""
-        # Python compares strings by code points, which is the order of their UTF-8 bytes.
+        """Remove and return the rows up to an id."""
+        # Python compares strings by code points: the order of their UTF-8 bytes.
         end = bisect_right(self.rows, bound, key=_by_id)
         taken = {row.id: row for row in self.rows[:end]}
         self.rows = self.rows[end:]

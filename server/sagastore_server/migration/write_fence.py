@@ -1,4 +1,4 @@
-"""Lets writes through, and holds them for the moment in which a phase changes."""
+"""Write fence: holds new writes while the phase changes or the target becomes current."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from collections.abc import AsyncIterator
 
 
 class FenceTimeoutError(Exception):
-    """Writes under way did not end in time; the gate is open again."""
+    """Pending writes did not end in time; the fence is open again."""
 
 
 class WriteFence:
-    """Counts the writes inside; closed, it makes new ones wait. None is refused."""
+    """Counts pending writes. While it is closed, new writes wait; none is refused."""
 
     def __init__(self) -> None:
-        """Begin open."""
+        """Create an open fence."""
         self._inside = 0
         self._open = asyncio.Event()
         self._open.set()
         self._empty = asyncio.Event()
 
     async def enter(self) -> None:
-        """Go inside; waits while the gate is closed."""
+        """Begin a write; waits while the fence is closed."""
         while not self._open.is_set():
             await self._open.wait()
         self._inside += 1
 
     def leave(self) -> None:
-        """Go outside again."""
+        """End a write."""
         self._inside -= 1
         if not self._inside:
             self._empty.set()
 
     @contextlib.asynccontextmanager
     async def closed(self, within: float) -> AsyncIterator[None]:
-        """Close the gate, and wait until nobody is inside; open it at the end.
+        """Close the fence, and wait for pending writes; open it on exit.
 
         Raises:
-            FenceTimeoutError: Somebody still was after ``within`` seconds.
+            FenceTimeoutError: Writes were still pending after ``within`` seconds.
 
         """
         self._open.clear()

@@ -1,4 +1,4 @@
-"""The storage contract: what every backend promises, and the words it is said in.
+"""The storage contract: interfaces, data model and errors that all backends share.
 
-This room imports the standard library only, and no other room of the server.
+This package imports the standard library only, and no other package of the server.
 """

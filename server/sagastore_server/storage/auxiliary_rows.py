@@ -1,4 +1,4 @@
-"""Counts and digests what is carried along, equally on every store.
+"""Counts and digests of auxiliary rows, computed identically for every store.
 
 Rows are fed in the order and with the columns given below; two stores that hold the
 same rows then have the same digest, whatever their databases are.
@@ -16,7 +16,7 @@ Value = str | int | None
 
 
 class AuxiliaryTallier:
-    """Takes rows one after another and sums them up; memory stays flat.
+    """Computes a tally from a stream of rows in constant memory.
 
     The rows of each kind, and the order in which they are added:
 
@@ -35,37 +35,37 @@ class AuxiliaryTallier:
     """
 
     def __init__(self) -> None:
-        """Begin with no rows."""
+        """Start without rows."""
         self._rows = 0
         self._digest = hashlib.sha256()
 
     def add(self, row: tuple[Value, ...]) -> None:
-        """Take the next row."""
+        """Add the next row."""
         self._rows += 1
         self._digest.update(b"%d\n" % len(row) + b"".join(map(_spelled, row)))
 
     def add_all(self, rows: Iterable[tuple[Value, ...]]) -> None:
-        """Take the next rows."""
+        """Add the next rows."""
         for row in rows:
             self.add(row)
 
     def tally(self) -> Tally:
-        """Return the sum of what was added so far; the digest in lower-case hexadecimals."""
+        """Return the tally of the rows added so far; the digest in lower-case hexadecimal."""
         return Tally(self._rows, self._digest.hexdigest())
 
 
 def quarantine_values(row: QuarantinedRow) -> tuple[Value, ...]:
-    """Return what is digested of a row in quarantine."""
+    """Return the digested values of a quarantined row."""
     return (*row[:4], row.row.decode())
 
 
 def file_values(row: FileRow) -> tuple[Value, ...]:
-    """Return what is digested of a file."""
+    """Return the digested values of a file."""
     return row[1:]
 
 
 def extra_values(row: ExtraValue) -> tuple[Value, ...]:
-    """Return what is digested of an extra value."""
+    """Return the digested values of an extra value."""
     return tuple(row)
 
 

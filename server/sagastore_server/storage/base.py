@@ -1,19 +1,19 @@
-"""The storage contract.
+"""StorageBackend: the storage contract.
 
-One interface for everything above storage: SQLite, PostgreSQL, and the router of
-the live migration, which is a backend made of two. ``tests/contract`` holds every
-implementation to what is written here.
+SQLite, PostgreSQL and the router of the live migration, which combines both, implement it.
+``tests/contract`` verifies every implementation.
 
-Guarantees that hold for every method:
+Guarantees of every method:
 
-* Values given were checked by ``validation``; values returned are canonical.
-* A write returns only after its store has committed it to disk. A write that
-  raises, or is cancelled, is stored wholly or not at all, and may be repeated.
-* After a write has returned, every read that begins later sees it.
-* Ids compare by their UTF-8 bytes; chronological order is by timestamp, then id.
-* ``UnavailableError`` (store down or closing), ``StorageFullError`` (disk full) and
-  ``CorruptStoreError`` may come from every method; other errors are named.
-* Methods may run concurrently, and may be cancelled at any time.
+* **Values**: arguments have passed ``validation``; returned values are canonical.
+* **Durability**: a write returns only after its store has committed it to disk.
+* **Atomicity**: a write that raises, or is cancelled, is stored completely or not at all. It
+  may be repeated.
+* **Read-your-writes**: a read that begins after a write has returned sees the write.
+* **Order**: ids compare by their UTF-8 bytes; chronological order is by timestamp, then id.
+* **Errors**: every method may raise ``UnavailableError`` (store down or closing),
+  ``StorageFullError`` (disk full) and ``CorruptStoreError``. Its docstring names all others.
+* **Concurrency**: methods may run concurrently, and may be cancelled at any time.
 """
 
 from __future__ import annotations
@@ -36,44 +36,44 @@ from sagastore_server.storage.model import (
 from sagastore_server.storage.query import Criteria, Scan
 
 Indexer = Callable[[NewMessage], Any]
-"""Makes what a store's search index holds of a draft: a function of a module, so that it can be
-called in another process, and pure. What it returns is that store's own business."""
+"""Computes the search index terms of a new message. A pure module-level function, so that another
+process can call it. Only the store that provides it interprets the result."""
 
 
 class PreparedTerms(NamedTuple):
-    """What a search index is to hold of some drafts, made beforehand."""
+    """Search index terms of new messages, computed in advance."""
 
     by: Indexer
-    """Who made it; a store takes nobody's but its own."""
+    """The function that computed them; a store ignores terms of another function."""
     of: list[Any]
-    """What ``by`` returned of each draft."""
+    """The result of ``by`` for each message."""
 
 
 class StorageBackend(abc.ABC):
-    """Keeps messages durably and finds them."""
+    """Stores messages durably, and reads and searches them."""
 
     @property
     def indexer(self) -> Indexer | None:
-        """What makes the terms that ``bulk_save`` takes, if it takes any.
+        """Computes the terms that ``bulk_save`` accepts; None: it accepts none.
 
-        After a change of phase it may be another.
+        A change of phase may change it.
         """
         return None
 
     @abc.abstractmethod
     async def open(self) -> None:
-        """Make the store ready: create, take over or upgrade its schema.
+        """Open the store: create, import or upgrade its schema.
 
-        Once, before any other method.
+        Called once, before any other method.
 
         Raises:
-            CannotOpenError: It cannot be used; it is as it was before.
+            CannotOpenError: The store cannot be used; it is unchanged.
 
         """
 
     @abc.abstractmethod
     async def close(self) -> None:
-        """Finish the writes under way, refuse new ones, and leave the store tidy.
+        """Finish pending writes, refuse new ones, and close the store.
 
         Safe to call twice, and after a failed ``open``.
         """
@@ -81,27 +81,30 @@ class StorageBackend(abc.ABC):
     @abc.abstractmethod
     async def save(
         self,
-        draft: NewMessage,
+        message: NewMessage,
         if_revision: int | None = None,
         everywhere_within: float | None = None,
     ) -> SaveResult:
         """Store one message.
 
-        The same message again changes nothing and returns the stored revision; a
-        different one replaces it under a new, greater revision. ``created_at`` is
-        the moment of the first save since the id last did not exist. A draft
-        without a timestamp takes the stored one, or now.
+        Guarantees:
 
-        ``if_revision`` 0 requires the id to be new; another value must be the
-        stored revision. It is checked first: a repeated save with a stale
-        ``if_revision`` fails even if nothing would change.
+        * Saving an identical message changes nothing and returns the stored revision.
+        * A different message replaces the stored one under a new, greater revision.
+        * ``created_at`` is the time of the first save since the id last did not exist.
+        * A message without a timestamp gets the stored timestamp, or else the current time.
 
-        ``everywhere_within`` asks that every store of the phase has committed the
-        message, within so many seconds. A backend of one store has nothing to add.
+        Args:
+            message: The message.
+            if_revision: 0 requires the id to be new; another value must be the stored
+                revision. It is checked first: a repeated save with a stale value fails even if
+                nothing would change.
+            everywhere_within: Seconds within which every store of the phase must have committed
+                the message; None: the phase decides. A backend of one store ignores it.
 
         Raises:
-            UnavailableError: Also when ``everywhere_within`` has passed; the message
-                is stored where ``durable_on`` would have said, and follows elsewhere.
+            UnavailableError: Also if ``everywhere_within`` has passed. SQLite has the message
+                then, and PostgreSQL gets it later.
             AlreadyExistsError: ``if_revision`` is 0 and the id exists.
             RevisionMismatchError: ``if_revision`` is not the stored revision.
 
@@ -110,20 +113,29 @@ class StorageBackend(abc.ABC):
     @abc.abstractmethod
     async def bulk_save(
         self,
-        drafts: Sequence[NewMessage],
+        messages: Sequence[NewMessage],
         on_conflict: OnConflict,
         terms: PreparedTerms | None = None,
     ) -> BulkResult:
-        """Store up to 1000 messages, all of them or none.
+        """Store up to 1000 messages atomically.
 
-        Of several drafts with one id the last counts; the others are skipped.
-        Each is otherwise treated as by ``save``. ``terms``, one for each draft, save the
-        store from making them; those of another store are made anew.
+        Guarantees:
+
+        * All messages are stored, or none.
+        * Of several messages with the same id, the last one is stored and the others are skipped.
+        * Each message is otherwise handled as by ``save``.
+
+        Args:
+            messages: The messages.
+            on_conflict: What to do with a message whose id exists.
+            terms: Precomputed index terms, one for each message. Terms of another store are
+                ignored.
+
         """
 
     @abc.abstractmethod
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
-        """Remove a message, leaving a tombstone with a greater revision.
+        """Delete a message, and store a tombstone with a greater revision.
 
         Raises:
             NotFoundError: No message has the id.
@@ -142,35 +154,36 @@ class StorageBackend(abc.ABC):
 
     @abc.abstractmethod
     async def batch_get(self, message_ids: Sequence[str]) -> dict[str, Message]:
-        """Return those of up to 1000 messages that exist, by id."""
+        """Return up to 1000 messages by id; ids that do not exist are omitted."""
 
     @abc.abstractmethod
     async def list_session(self, session_id: str, scan: Scan) -> Page:
-        """Return a session's messages in chronological order, as ``scan`` says.
+        """Return a page of a session's messages in chronological order.
 
-        No more than ``scan.limit``, and no more than fit into one response (see
-        ``limits``), but at least one if there is one. ``Page.more`` tells whether
-        the stretch goes on.
+        * The page has at most ``scan.limit`` messages, and at most as many as fit into one
+          response (see ``limits``), but at least one if any match.
+        * ``Page.more`` is true if more messages match.
         """
 
     @abc.abstractmethod
     async def search(self, criteria: Criteria, scan: Scan) -> Page:
-        """Return the messages that meet ``criteria``, in chronological order.
+        """Return a page of the messages that match ``criteria``, in chronological order.
 
-        As many as ``list_session`` does. Every backend returns the same messages
-        to the same criteria.
+        * The size of the page is limited as for ``list_session``.
+        * Every backend returns the same messages for the same criteria.
         """
 
     @abc.abstractmethod
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
-        """Return messages with ``after < id <= upto``, ordered by id.
+        """Return a page of messages with ``after < id <= upto``, ordered by id.
 
-        As many as ``list_session`` does. Holds no transaction open afterwards.
+        * The size of the page is limited as for ``list_session``.
+        * No transaction stays open afterwards.
         """
 
     @abc.abstractmethod
     async def last_id(self) -> str | None:
-        """Return the greatest id stored, or None from an empty store."""
+        """Return the greatest id; None if the store is empty."""
 
     @abc.abstractmethod
     async def quarantine(self, after: int, limit: int) -> list[QuarantinedRow]:
@@ -178,19 +191,19 @@ class StorageBackend(abc.ABC):
 
     @abc.abstractmethod
     async def quarantine_count(self) -> int:
-        """Return how many rows are in quarantine."""
+        """Return the number of quarantined rows."""
 
     @abc.abstractmethod
     async def health(self) -> StoreHealth:
-        """Ask the store how it does. Never raises; answers within seconds."""
+        """Check the store. Never raises; returns within seconds."""
 
     def observe(self, on_group: OnGroup) -> None:
-        """Let ``on_group`` hear of each group of writes that is committed; before ``open``."""
+        """Call ``on_group`` after each group commit. Must be set before ``open``."""
         del on_group
 
     def loads(self) -> list[Load]:
-        """Tell how busy each store is; one that is not open is left out.
+        """Return the load of each open store.
 
-        Asks no database: looks at what is in memory, and at the sizes of files.
+        Queries no database: reads memory and file sizes only.
         """
         return []

@@ -24,7 +24,7 @@ class Clock(Protocol):
 
 
 class Randomness(Protocol):
-    """A source of chance."""
+    """A source of randomness."""
 
     def fraction(self) -> float:
         """Return a number from 0 up to, but not including, 1. Not fit for secrets."""
@@ -58,11 +58,11 @@ class SystemRandomness:
 
 
 class Environment(NamedTuple):
-    """What a component takes from outside besides its stores."""
+    """External inputs of a component besides its stores."""
 
     clock: Clock
     randomness: Randomness
 
 
 SYSTEM_ENVIRONMENT = Environment(SystemClock(), SystemRandomness())
-"""Both without state of their own, so one instance serves the whole process."""
+"""Both are stateless, so one instance serves the whole process."""

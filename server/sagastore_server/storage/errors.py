@@ -1,4 +1,4 @@
-"""What can go wrong in storage, in the contract's own words.
+"""Errors of the storage contract.
 
 Backends translate every driver error into one of these, with ``raise … from``:
 no driver exception leaves its room. ``str(error)`` is a public line, fit for
@@ -12,37 +12,37 @@ from typing import NamedTuple
 
 
 class Violation(NamedTuple):
-    """One broken rule of a request."""
+    """A violated rule of a request."""
 
     field: str
-    """The field at fault, as a path: ``message.tags[3]``."""
+    """The invalid field, as a path: ``message.tags[3]``."""
     reason: str
     """What is wrong and what is allowed, in one line."""
 
 
 class Blocker(NamedTuple):
-    """Something that stands in the way of what was asked."""
+    """An unmet precondition."""
 
     reason: str
     """A stable name, in UPPER_SNAKE_CASE."""
     detail: str
-    """What it is and what to do, in one line."""
+    """The cause and what to do, in one line."""
 
 
 class StorageError(Exception):
-    """Base of everything that the storage contract raises."""
+    """Base class of the errors of the storage contract."""
 
     reason = "STORAGE_ERROR"
     """A stable name for programs, in UPPER_SNAKE_CASE."""
 
 
 class InvalidRequestError(StorageError):
-    """The request breaks rules; all of them are listed."""
+    """The request is invalid; all violations are listed."""
 
     reason = "INVALID_REQUEST"
 
     def __init__(self, violations: tuple[Violation, ...]) -> None:
-        """Keep ``violations``, of which there is at least one."""
+        """Store ``violations``; there must be at least one."""
         super().__init__("; ".join(f"{v.field}: {v.reason}" for v in violations))
         self.violations = violations
 
@@ -53,18 +53,18 @@ class NotFoundError(StorageError):
     reason = "MESSAGE_NOT_FOUND"
 
     def __init__(self, message_id: str) -> None:
-        """Name the id that was asked for."""
+        """Report the requested id."""
         super().__init__(f"no message has the id {message_id!r}")
         self.message_id = message_id
 
 
 class AlreadyExistsError(StorageError):
-    """The id was required to be new and is not."""
+    """The id was required to be new and exists."""
 
     reason = "MESSAGE_EXISTS"
 
     def __init__(self, message_id: str, revision: int) -> None:
-        """Name the id and the revision that is stored."""
+        """Report the id and the stored revision."""
         super().__init__(
             f"a message with the id {message_id!r} exists, at revision {revision}; "
             "if_revision 0 asks for a new one"
@@ -79,7 +79,7 @@ class RevisionMismatchError(StorageError):
     reason = "REVISION_MISMATCH"
 
     def __init__(self, message_id: str, expected: int, stored: int | None) -> None:
-        """Name the id, the revision expected, and the one stored (None: no message)."""
+        """Report the id, the expected revision and the stored one (None: no message)."""
         found = "no message is stored" if stored is None else f"revision {stored} is stored"
         super().__init__(
             f"message {message_id!r}: if_revision is {expected}, but {found}; "
@@ -91,43 +91,43 @@ class RevisionMismatchError(StorageError):
 
 
 class PreconditionError(StorageError):
-    """What was asked is not possible now; every blocker is named, and nothing has changed."""
+    """Preconditions are not met. All blockers are listed, and nothing has changed."""
 
     reason = "BLOCKED"
 
     def __init__(self, blockers: tuple[Blocker, ...]) -> None:
-        """Keep ``blockers``, of which there is at least one."""
+        """Store ``blockers``; there must be at least one."""
         super().__init__("; ".join(blocker.detail for blocker in blockers))
         self.blockers = blockers
 
 
 class FencedError(StorageError):
-    """Another server holds the migration now. This one must not write any more."""
+    """Another server has taken over the migration. This one must not write."""
 
     reason = "NOT_THE_HOLDER"
 
 
 class ResponseTooLargeError(StorageError):
-    """The answer would be larger than one response may be."""
+    """The answer exceeds the size limit of a response."""
 
     reason = "RESPONSE_TOO_LARGE"
 
 
 class StorageFullError(StorageError):
-    """The disk is full. Nothing of the request was stored; it may be sent again."""
+    """The disk is full. Nothing was stored; the request may be retried."""
 
     reason = "STORAGE_FULL"
     retry_after = 5.0
-    """Seconds after which trying again makes sense."""
+    """Seconds after which a retry makes sense."""
 
 
 class UnavailableError(StorageError):
-    """A store cannot be reached or is closing. The request may be sent again."""
+    """A store is unavailable or closing. The request may be retried."""
 
     reason = "STORE_UNAVAILABLE"
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
-        """Say which store and why; ``retry_after`` is in seconds."""
+        """Report the store and the cause; ``retry_after`` is in seconds."""
         super().__init__(message)
         self.retry_after = retry_after
 
@@ -143,13 +143,13 @@ class TargetSetBackError(UnavailableError):
 
 
 class CorruptStoreError(StorageError):
-    """The store answered something that it cannot hold. An operator must look."""
+    """The store returned invalid data. An operator must inspect it."""
 
     reason = "STORE_CORRUPT"
 
 
 class CannotOpenError(StorageError):
-    """The store cannot be opened; the line says why and what to do.
+    """The store cannot be opened; the text says why and what to do.
 
     Raised while starting only. Nothing was changed.
     """
@@ -158,11 +158,11 @@ class CannotOpenError(StorageError):
 
 
 class MovedError(CannotOpenError):
-    """The store's messages live elsewhere since a migration was completed."""
+    """The migration of this store is complete; its messages are in another store."""
 
     reason = "MOVED"
 
     def __init__(self, message: str, store_id: str = "") -> None:
-        """Tell of the store with ``store_id``; empty: it is not known any more."""
+        """Report the store with ``store_id``; empty: unknown."""
         super().__init__(message)
         self.store_id = store_id

@@ -1,4 +1,4 @@
-"""How much one answer may hold."""
+"""Size limits of responses."""
 
 from __future__ import annotations
 

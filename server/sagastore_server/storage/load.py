@@ -1,4 +1,4 @@
-"""How busy a store is, and word of what it commits: for those who watch."""
+"""Load of a store, and notification of its group commits, for metrics."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from sagastore_server.storage.model import Store
 
 
 class Load(NamedTuple):
-    """How busy a store is at the moment. What does not apply is 0."""
+    """Current load of a store. A value that does not apply is 0."""
 
     store: Store
     writes_waiting: int
-    """Writes that are in no transaction yet."""
+    """Queued writes, not in a transaction yet."""
     connections: int
-    """Connections open: for reading (SQLite), or for everything (PostgreSQL)."""
+    """Open connections: for reads (SQLite), or for all work (PostgreSQL)."""
     connections_busy: int
-    """Those lent out."""
+    """Connections in use."""
     connections_most: int
-    """How many there may be."""
+    """Connections at most."""
     connections_wanted: int
-    """Those who wait for one."""
+    """Callers that wait for a connection."""
     log_bytes: int = 0
-    """Size of the write-ahead log that is ours to empty (SQLite)."""
+    """Bytes of the write-ahead log (SQLite)."""
     file_bytes: int = 0
-    """Size of the database file (SQLite)."""
+    """Bytes of the database file (SQLite)."""
     disk_free_bytes: int = 0
-    """Room left on the disk of that file (SQLite)."""
+    """Free bytes on the disk of that file (SQLite)."""
 
 
 OnGroup = Callable[[Store, int, int, float], None]
-"""Hears of a transaction that was committed: the store, the writes and the messages in it,
-and the seconds that it took. On the event loop; must be quick, and must not raise."""
+"""Called after each group commit with the store, the numbers of writes and messages, and the
+duration in seconds. Runs on the event loop; must be fast, and must not raise."""
 
 
 def unheard(store: Store, writes: int, rows: int, seconds: float) -> None:
-    """Stand in for a listener."""
+    """Do nothing."""

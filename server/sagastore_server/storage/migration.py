@@ -1,4 +1,4 @@
-"""What can be asked of a migration, and what it answers: the contract behind MigrationService."""
+"""MigrationControl: the contract behind the gRPC MigrationService, and its data types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sagastore_server.storage.phase import Phase
 
 
 class BackfillState(enum.Enum):
-    """What the copying of existing rows is doing."""
+    """State of the backfill, which copies existing rows."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -24,21 +24,21 @@ class BackfillState(enum.Enum):
 
 
 class BackfillStatus(NamedTuple):
-    """How far the copying is."""
+    """Progress of the backfill."""
 
     state: BackfillState
     step: str = ""
-    """What is being done, for people: ``copying rows``, ``building idx_messages_tags 40 %``."""
+    """The current step, in plain text: ``copying rows``, ``building idx_messages_tags 40 %``."""
     copied: int = 0
     total: int = 0
     rows_per_second: float = 0.0
     eta_seconds: float = 0.0
     error: str = ""
-    """Why it failed or is being tried again, in one line."""
+    """Why it failed or is retried, in one line."""
 
 
 class Verification(NamedTuple):
-    """A comparison of the two stores that ended."""
+    """Result of a completed comparison of the two stores."""
 
     started_at: int
     """Microseconds since 1970-01-01 UTC."""
@@ -47,11 +47,11 @@ class Verification(NamedTuple):
     mismatch_count: int
     repaired: int
     revision: int
-    """The last revision given out when it began: later changes were not all compared."""
+    """The last revision when it began; not all later changes were compared."""
 
 
 class Mismatch(NamedTuple):
-    """A row that differs between the stores and stayed different."""
+    """A lasting difference between the stores in one row."""
 
     id: str
     kind: str
@@ -60,12 +60,12 @@ class Mismatch(NamedTuple):
 
 
 class VerifyProgress(NamedTuple):
-    """How far a verification is."""
+    """Progress of a verification."""
 
     compared: int
     total: int
     mismatches: tuple[Mismatch, ...]
-    """Those found since the progress before; at most 1000 in all are listed."""
+    """Found since the previous progress report; at most 1000 in total are listed."""
     mismatch_count: int
     repaired: int
     done: bool
@@ -77,32 +77,32 @@ class ShadowDifference(NamedTuple):
     at: int
     """Microseconds since 1970-01-01 UTC."""
     read: str
-    """Which read, without the text of any message: ``Search(query …)``."""
+    """The read, without the text of any message: ``Search(query …)``."""
     sqlite: str
-    """What SQLite answered: ids and revisions."""
+    """The answer of SQLite: ids and revisions."""
     postgresql: str
 
 
 class ShadowStatus(NamedTuple):
-    """What comparing a sample of the reads has shown since the backfill was done."""
+    """Results of the shadow reads since the backfill completed."""
 
     compared: int = 0
     skipped: int = 0
-    """Not compared: too many waited, or the messages kept changing."""
+    """Not compared: too many were pending, or the messages kept changing."""
     different: int = 0
     differences: tuple[ShadowDifference, ...] = ()
     """The latest of them, at most 10."""
 
 
 class MigrationStatus(NamedTuple):
-    """Where a migration stands."""
+    """Status of a migration."""
 
     phase: Phase
     epoch: int
     """Counts the changes of phase, from 1."""
     backfill: BackfillStatus
     journal_rows: int
-    """Changes that SQLite has and PostgreSQL has not yet."""
+    """Changes that PostgreSQL lacks."""
     journal_lag_seconds: float
     """Age of the oldest of them."""
     quarantined: int
@@ -117,7 +117,7 @@ class MigrationStatus(NamedTuple):
 
 
 class StatusSnapshot(NamedTuple):
-    """What is known of a migration without asking a store; as in ``MigrationStatus``."""
+    """The part of ``MigrationStatus`` that is in memory."""
 
     phase: Phase
     epoch: int
@@ -126,35 +126,35 @@ class StatusSnapshot(NamedTuple):
     shadow: ShadowStatus = ShadowStatus()
     reads_from_fallback: bool = False
     taken_over: bool = False
-    """Another server has gone on with this migration; this one must end."""
+    """Whether another server has taken over the migration; this one must be stopped."""
     trouble: Blocker | None = None
-    """Why PostgreSQL does not follow; None: it does, or need not."""
+    """Why the journal is not applied; None: it is applied, or the phase has none."""
 
 
 class Backlog(NamedTuple):
-    """What PostgreSQL has not yet; as in ``MigrationStatus``."""
+    """Replication lag; the part of ``MigrationStatus`` that reads the journal."""
 
     rows: int = 0
     lag_seconds: float = 0.0
 
 
 class Inventory(NamedTuple):
-    """What the stores of the phase have. Counting takes longer the more there is."""
+    """Health and row counts of the stores. Counting time grows with the number of rows."""
 
     stores: tuple[StoreHealth, ...]
     quarantined: int
 
 
 class MigrationControl(abc.ABC):
-    """Watches and steers a migration."""
+    """Reports on a migration and controls it."""
 
     @abc.abstractmethod
     def snapshot(self) -> StatusSnapshot:
-        """Tell what is in memory; waits for nothing."""
+        """Return the status that is in memory, without waiting."""
 
     @abc.abstractmethod
     async def backlog(self) -> Backlog:
-        """Tell what waits in the journal.
+        """Return the replication lag.
 
         Raises:
             StorageError: The journal cannot be read.
@@ -163,32 +163,35 @@ class MigrationControl(abc.ABC):
 
     @abc.abstractmethod
     async def inventory(self) -> Inventory:
-        """Ask the stores of the phase how they do, and what they have.
+        """Return health and row counts of the stores of the phase.
 
         Raises:
-            StorageError: What is in quarantine cannot be counted.
+            StorageError: The quarantined rows cannot be counted.
 
         """
 
     @abc.abstractmethod
     async def status(self) -> MigrationStatus:
-        """Tell where it stands. Answers within seconds, whatever hangs."""
+        """Return the status within seconds, even if a store hangs."""
 
     @abc.abstractmethod
     def watch(self) -> AsyncIterator[MigrationStatus]:
-        """Tell where it stands, again on every change and at least once a second."""
+        """Yield the status now, after each change, and at least once a second."""
 
     @abc.abstractmethod
     async def change_phase(
         self, phase: Phase, *, dry_run: bool, accept_quarantine: bool
     ) -> MigrationStatus:
-        """Go to the next phase, or one back; to be in ``phase`` already is success.
+        """Change to the next or the previous phase.
 
-        A change that has begun goes on if the caller is cancelled.
+        * If ``phase`` is in force already, the call succeeds without a change.
+        * A change that has begun is not interrupted if the caller is cancelled.
+        * ``accept_quarantine`` accepts the rows in quarantine, and is committed with the phase.
+        * ``dry_run`` checks the preconditions only.
 
         Raises:
-            PreconditionError: Every blocker is named; nothing has changed.
-            UnavailableError: A store failed on the way; the phase in force is the old one.
+            PreconditionError: Has every blocker; nothing has changed.
+            UnavailableError: A store failed; nothing has changed.
 
         """
 
@@ -196,7 +199,7 @@ class MigrationControl(abc.ABC):
     async def control_backfill(
         self, *, paused: bool | None, batch_size: int | None, max_rows_per_second: int | None
     ) -> MigrationStatus:
-        """Pause, resume or throttle the backfill; None leaves a setting as it is.
+        """Pause, resume or throttle the backfill; None leaves a setting unchanged.
 
         Raises:
             PreconditionError: The phase is not BACKFILL.
@@ -205,10 +208,10 @@ class MigrationControl(abc.ABC):
 
     @abc.abstractmethod
     def verify(self, *, repair: bool) -> AsyncIterator[VerifyProgress]:
-        """Compare every field of every row of both stores while writes go on.
+        """Compare every field of every row of both stores during normal operation.
 
         Raises:
             PreconditionError: The phase has one store only.
-            UnavailableError: A store failed on the way; nothing is concluded.
+            UnavailableError: A store failed; there is no result.
 
         """

@@ -18,14 +18,14 @@ class Store(enum.Enum):
 
 
 class OnConflict(enum.Enum):
-    """What a bulk write does with an id that is stored already."""
+    """How a bulk write handles an id that exists."""
 
     REPLACE = "replace"
     SKIP = "skip"
 
 
 class NewMessage(NamedTuple):
-    """A message to be stored: valid (see ``validation``), ids assigned."""
+    """A message to store: valid (see ``validation``), with an id."""
 
     id: str
     provider: str
@@ -33,9 +33,9 @@ class NewMessage(NamedTuple):
     content: str
     tags: tuple[str, ...]
     timestamp: int | None
-    """Microseconds since 1970-01-01 UTC; None: keep the stored time, else now."""
+    """Microseconds since 1970-01-01 UTC; None: the stored time, or else the current time."""
     metadata: str
-    """Canonical JSON text (see ``jsontext``)."""
+    """Canonical JSON text (see ``canonical_json``)."""
     session_id: str | None
 
 
@@ -55,7 +55,7 @@ class Message(NamedTuple):
     timestamp: int
     """Microseconds since 1970-01-01 UTC, negative before."""
     metadata: str
-    """Canonical JSON text (see ``jsontext``)."""
+    """Canonical JSON text (see ``canonical_json``)."""
     session_id: str | None
     created_at: int | None
     """Microseconds since 1970-01-01 UTC; None where a legacy row had none."""
@@ -63,38 +63,38 @@ class Message(NamedTuple):
 
     @property
     def position(self) -> Position:
-        """Where the message stands in chronological order."""
+        """The position of the message in chronological order."""
         return Position(self.timestamp, self.id)
 
     @property
     def size(self) -> int:
-        """Roughly the bytes that the message takes in a response; never too few."""
+        """Upper bound of the bytes of the message in a response."""
         text = len(self.content) if self.content.isascii() else 4 * len(self.content)
         tags = sum(4 * len(tag) + 4 for tag in self.tags)
         return text + tags + 4 * len(self.metadata) + _REST
 
 
 class Page(NamedTuple):
-    """A stretch of messages that were read."""
+    """A page of messages."""
 
     messages: list[Message]
     more: bool
-    """True where the stretch goes on behind the last of them."""
+    """Whether more messages follow."""
 
 
 class Position(NamedTuple):
-    """A place in chronological order: by time, then by the bytes of the id."""
+    """A position in chronological order: by timestamp, then by the bytes of the id."""
 
     timestamp: int
     id: str
 
 
 class SaveResult(NamedTuple):
-    """What a save did."""
+    """Result of a save."""
 
     id: str
     revision: int
-    """The revision that is stored now."""
+    """The stored revision."""
     created: bool
     """True when the id did not exist before."""
     durable_on: tuple[Store, ...]
@@ -102,23 +102,23 @@ class SaveResult(NamedTuple):
 
 
 class BulkResult(NamedTuple):
-    """What became of a bulk write; the three add up to the drafts given."""
+    """Result of a bulk write; the three counts add up to the messages given."""
 
     saved: int
     unchanged: int
     skipped: int
-    """Ids that exist (OnConflict.SKIP), or that came again later in the batch."""
+    """Messages whose id exists (OnConflict.SKIP) or is repeated later in the batch."""
 
 
 class QuarantinedRow(NamedTuple):
-    """A row that no message represents faithfully."""
+    """A row that cannot be represented as a message without loss."""
 
     number: int
-    """Grows in the order in which rows were set aside."""
+    """Increases in the order of quarantining."""
     source_key: str
-    """Where it came from: ``messages/rowid=20029``."""
+    """Its origin: ``messages/rowid=20029``."""
     reason: str
-    """Why it was set aside: every reason, in one line."""
+    """Every reason for the quarantine, in one line."""
     field: str
     """The first field at fault."""
     row: bytes
@@ -126,13 +126,13 @@ class QuarantinedRow(NamedTuple):
 
 
 class StoreHealth(NamedTuple):
-    """How a store does."""
+    """Health of a store."""
 
     store: Store
     healthy: bool
     detail: str
-    """Why not, in one line; empty when healthy."""
+    """Why it is unhealthy, in one line; empty if healthy."""
     messages: int
-    """Messages stored, as of a moment ago; -1 while unknown."""
+    """Number of messages, possibly a little old; -1: unknown."""
     schema_version: int
-    """0 while unknown."""
+    """0: unknown."""

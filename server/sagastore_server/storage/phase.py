@@ -14,7 +14,7 @@ _BOTH = (Store.SQLITE, Store.POSTGRESQL)
 
 
 class Phase(enum.IntEnum):
-    """Where a migration from SQLite to PostgreSQL stands; the numbers are the protocol's."""
+    """Phase of a migration from SQLite to PostgreSQL; the numbers are those of the protocol."""
 
     SQLITE_ONLY = 1
     DUAL_WRITE = 2
@@ -29,12 +29,12 @@ class Phase(enum.IntEnum):
 
     @property
     def journals(self) -> bool:
-        """Whether a change of SQLite is journalled, for PostgreSQL to follow."""
+        """Whether SQLite journals its changes for PostgreSQL."""
         return self in {Phase.DUAL_WRITE, Phase.BACKFILL, Phase.READ_POSTGRES}
 
     @property
     def copies(self) -> bool:
-        """Whether the rows from before dual write are being copied."""
+        """Whether the backfill copies the rows older than the journal."""
         return self is Phase.BACKFILL
 
     @property
@@ -47,17 +47,17 @@ class Phase(enum.IntEnum):
 
     @property
     def reads_postgres(self) -> bool:
-        """Whether PostgreSQL answers reads, as long as it is up and has every write."""
+        """Whether PostgreSQL answers reads while it is available and has every write."""
         return self >= Phase.READ_POSTGRES
 
     @property
     def writes_sqlite(self) -> bool:
-        """Whether every write goes to SQLite first; there is a way back as long as it does."""
+        """Whether every write goes to SQLite first. Such a phase is reversible."""
         return self is not Phase.POSTGRES_ONLY
 
     @property
     def stores(self) -> tuple[Store, ...]:
-        """The stores that the phase keeps messages in."""
+        """The stores that hold messages in this phase."""
         if self is Phase.SQLITE_ONLY:
             return (Store.SQLITE,)
         return (Store.POSTGRESQL,) if self is Phase.POSTGRES_ONLY else _BOTH
@@ -69,5 +69,5 @@ class Phase(enum.IntEnum):
 
     @property
     def preceding(self) -> Phase | None:
-        """The phase that one can go back to."""
+        """The previous phase, if it can be returned to."""
         return None if self in {Phase.SQLITE_ONLY, Phase.POSTGRES_ONLY} else Phase(self - 1)

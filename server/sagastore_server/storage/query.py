@@ -1,4 +1,4 @@
-"""What a search asks for: a small tree that each backend compiles.
+"""Search criteria: a small expression tree that each backend compiles.
 
 ``search.parser`` makes these from text; nothing else does. All terms are
 already analysed (see ``search.analysis``), so that a backend compares them as
@@ -13,13 +13,13 @@ from sagastore_server.storage.model import Message, Position
 
 
 class Phrase(NamedTuple):
-    """Stemmed terms that stand side by side; one term is a plain word."""
+    """Adjacent stemmed terms; a single term is a plain word."""
 
     terms: tuple[str, ...]
 
 
 class Prefix(NamedTuple):
-    """The beginning of a term, either stemmed or as it was written."""
+    """A prefix of a term, stemmed or unstemmed."""
 
     text: str
 
@@ -28,14 +28,14 @@ Leaf = Phrase | Prefix
 
 
 class Alternative(NamedTuple):
-    """Holds where all of ``required`` match and none of ``excluded`` does."""
+    """Matches if all of ``required`` match and none of ``excluded`` does."""
 
     required: tuple[Leaf, ...]
     excluded: tuple[Leaf, ...]
 
 
 class TextQuery(NamedTuple):
-    """Holds where one of its alternatives holds; none at all matches nothing."""
+    """Matches if one of its alternatives matches; without alternatives, it matches nothing."""
 
     alternatives: tuple[Alternative, ...]
 
@@ -47,7 +47,7 @@ class TextQuery(NamedTuple):
 
 
 class Criteria(NamedTuple):
-    """The conditions of a search; all that are not None must hold."""
+    """The conditions of a search; all that are not None must match."""
 
     text: TextQuery | None = None
     tags: tuple[str, ...] = ()
@@ -72,12 +72,12 @@ class Hit(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """A stretch of chronological order to be read."""
+    """A range of chronological order to read."""
 
     newest_first: bool
     limit: int
-    """Messages wanted at most."""
+    """Messages at most."""
     after: Position | None = None
-    """Begin behind this position, in the direction of the scan."""
+    """Start after this position, in the direction of the scan."""
     until: Position | None = None
     """Stop at this position, inclusive."""

@@ -1,12 +1,12 @@
-"""The contracts of the two ends of a live migration.
+"""MigrationSource and MigrationTarget: the contracts of the two stores of a live migration.
 
-``MigrationSource`` is the store that is moved away from, ``MigrationTarget`` the one
-that is moved to. What is between them (``migration/``) knows nothing else of either.
+The package ``migration`` knows the stores by these contracts only.
 
-The source is the truth until the last phase: it has every acknowledged write, so the
-phase that it holds is the phase in force. The target holds what only it can know: how
-much of the source it has. That is committed together with the rows themselves, so that
-it is true after any crash, and even after the target was restored from a backup.
+* **The source is authoritative** until the last phase: it has every acknowledged write, and the
+  phase stored in it is the phase in force.
+* **The target stores its own progress**: which part of the source it has. The progress is
+  committed together with the rows, so it is correct after any crash, and even after the target
+  was restored from a backup.
 """
 
 from __future__ import annotations
@@ -21,57 +21,57 @@ from sagastore_server.storage.migration import BackfillState, Verification
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
 
-# ------------------------------------------------------------------ what the source keeps
+# ------------------------------------------------------------------ state of the source
 
 
 class MigrationState(NamedTuple):
-    """What the source remembers of a migration, on disk."""
+    """The migration state that the source stores."""
 
     phase: Phase = Phase.SQLITE_ONLY
     epoch: int = 1
     base: int = 0
-    """The last revision given out when journalling began, or up to which the target had
-    everything then: what is above is in the journal, the rest is for the backfill."""
+    """The last revision when journalling began, or the position that the target had then. Later
+    changes are in the journal; the backfill copies the others."""
     completing: bool = False
-    """The last step has begun: the target may hold POSTGRES_ONLY, and must be asked."""
+    """The cutover has begun: the target may be in POSTGRES_ONLY, and must be asked at a start."""
     paused: bool = False
     batch_size: int = 1000
     max_rows_per_second: int = 0
     accepted_quarantine: int = -1
-    """How many rows in quarantine the operator has accepted; -1: never asked."""
+    """Number of quarantined rows that the operator has accepted; -1: none yet."""
     last_verification: Verification | None = None
     restored: int = -1
-    """For a file that came from a backup: the last revision of that backup. What the target
-    has of it must not be later, and is looked at before anything is served; then it is -1."""
+    """For a file restored from a backup: the last revision of that backup; otherwise -1. A start
+    is refused if the target has a later one. Set to -1 after that check."""
 
 
 class Entry(NamedTuple):
-    """A change that the journal tells of, with what is stored under the id *now*."""
+    """A journal entry, with the row that is stored under the id *now*."""
 
     sequence: int
-    """Grows from entry to entry; the revision that the change was given."""
+    """The revision of the change; increases from entry to entry."""
     id: str
     message: Message | None
-    """None: there is none."""
+    """None: the row was deleted."""
     buried: int
     """The revision of the id's latest deletion; 0: never deleted."""
     forced: bool
     """From a repair: replaces whatever the target has, even at a greater revision."""
     written_at: int
-    """When, in microseconds since 1970-01-01 UTC."""
+    """Microseconds since 1970-01-01 UTC."""
 
 
 class JournalStatus(NamedTuple):
-    """What waits in the journal."""
+    """Pending entries of the journal."""
 
     rows: int
     oldest: int | None
-    """When the first of them was written, in microseconds; None: nothing waits."""
+    """When the first of them was written, in microseconds since 1970-01-01 UTC; None: no entry."""
     pruned: int
-    """The greatest sequence ever pruned: what the target had confirmed."""
+    """The greatest sequence ever pruned. The target had confirmed it."""
 
 
-# ------------------------------------------------------------------ what is carried along
+# ------------------------------------------------------------------ auxiliary rows
 
 
 class FileRow(NamedTuple):
@@ -103,7 +103,7 @@ class ExtraValue(NamedTuple):
 
 
 class AuxiliaryRows(NamedTuple):
-    """Rows that are no messages and go along."""
+    """Rows other than messages that a migration copies."""
 
     quarantine: Sequence[QuarantinedRow] = ()
     files: Sequence[FileRow] = ()
@@ -111,14 +111,14 @@ class AuxiliaryRows(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """How many rows, and a SHA-256 over all of them in the order of their keys."""
+    """Number of rows, and a SHA-256 over all of them in the order of their keys."""
 
     rows: int
     digest: str
 
 
 class AuxiliaryTally(NamedTuple):
-    """What a store has of each kind; equal on both stores when all was carried."""
+    """Tally of each kind; equal in both stores after a complete copy."""
 
     quarantine: Tally
     files: Tally
@@ -126,54 +126,54 @@ class AuxiliaryTally(NamedTuple):
 
 
 class Archive(NamedTuple):
-    """What became of the source's file."""
+    """The archive of the source's file."""
 
     path: Path
     receipt: Path
 
 
 class MigrationSource(StorageBackend):
-    """A store that others can follow: the side that is moved away from."""
+    """The store that is migrated from: a backend with a journal of its changes."""
 
     @property
     @abc.abstractmethod
     def store_id(self) -> str:
-        """The identity of the store's content; survives restarts, and copies of the file."""
+        """Identity of the store's content; the same after a restart, and in copies of the file."""
 
     @property
     @abc.abstractmethod
     def place(self) -> str:
-        """Where the store's file is, for people."""
+        """Location of the file, for logs and errors."""
 
     @property
     @abc.abstractmethod
     def is_new(self) -> bool:
-        """Whether ``open`` would create it. False also where it has moved for good."""
+        """Whether ``open`` would create the file. False for a file that was archived."""
 
     @property
     @abc.abstractmethod
     def holder(self) -> str:
-        """Names this very file on this very machine: ``host:device:inode``. Not a copy of it."""
+        """Identity of this file on this machine, ``host:device:inode``; differs for a copy."""
 
     @property
     @abc.abstractmethod
     def committed(self) -> int:
         """The greatest revision on disk.
 
-        Has grown before the caller of the write is told, on the event loop.
+        It is updated on the event loop before the write returns.
         """
 
     @abc.abstractmethod
     def on_commit(self, listener: Callable[[], None]) -> None:
-        """Have ``listener`` called on the event loop whenever ``committed`` has grown."""
+        """Call ``listener`` on the event loop whenever ``committed`` has increased."""
 
     @abc.abstractmethod
     async def flush(self) -> int:
         """Wait until every write submitted before this call is durable or has failed.
 
         Returns:
-            ``committed``. A read that ended before the call has shown nothing later, even
-            of a commit that was not yet known on the event loop.
+            ``committed``. A read that ended before the call has seen nothing later, not even
+            a commit that the event loop had not processed yet.
 
         Raises:
             UnavailableError: The store is closing.
@@ -182,55 +182,56 @@ class MigrationSource(StorageBackend):
 
     @abc.abstractmethod
     async def state(self) -> MigrationState:
-        """Return what is remembered of the migration; the default for a new store."""
+        """Return the stored migration state; the default for a new store."""
 
     @abc.abstractmethod
     async def set_state(self, state: MigrationState, rejournal_after: int | None = None) -> int:
-        """Remember ``state``, in one transaction with all that follows from it.
+        """Store ``state`` and its consequences in one transaction.
 
-        From then on each change is journalled if ``state.phase.journals``; otherwise the
-        journal is emptied. ``rejournal_after`` puts every change with a greater revision
-        into the journal again (messages and tombstones), for a target that lacks them;
-        ``pruned`` is set back to it.
+        * If ``state.phase.journals``, every later change is journalled; otherwise the journal is
+          emptied.
+        * ``rejournal_after`` adds every change with a greater revision to the journal again
+          (messages and tombstones), for a target that lacks them, and resets ``pruned`` to it.
 
         Returns:
-            The greatest revision given out before.
+            The greatest revision assigned before.
 
         """
 
     @abc.abstractmethod
     async def journal(self, after: int, limit: int) -> list[Entry]:
-        """Return the next entries behind the sequence ``after``, in order.
+        """Return the next entries after the sequence ``after``, in order.
 
-        At most ``limit``, and no more than about 4 MiB of messages, but at least one if
-        there is one. All of them, and the messages, are of one moment.
+        * At most ``limit`` entries and about 4 MiB of messages, but at least one entry if any
+          follows.
+        * Entries and messages are of one snapshot.
         """
 
     @abc.abstractmethod
     async def journal_status(self, after: int) -> JournalStatus:
-        """Tell what is behind the sequence ``after``."""
+        """Return the status of the entries after the sequence ``after``."""
 
     @abc.abstractmethod
     async def prune(self, upto: int) -> None:
-        """Forget entries up to the sequence ``upto``, some thousands at a time."""
+        """Delete entries up to the sequence ``upto``, some thousands per transaction."""
 
     @abc.abstractmethod
     async def requeue(self, ids: Sequence[str]) -> int:
-        """Put ids into the journal as ``forced`` entries; return the last sequence.
+        """Add ids to the journal as ``forced`` entries; return the last sequence.
 
-        The revisions of the messages stay what they are.
+        The revisions of the messages do not change.
         """
 
     @abc.abstractmethod
     async def count(self) -> int:
-        """Count the messages, exactly and now."""
+        """Return the exact number of messages."""
 
     @abc.abstractmethod
     async def set_aside_files(self) -> int:
-        """Put rows of ``files`` that no ``FileRow`` represents into quarantine, once.
+        """Move rows of ``files`` that no ``FileRow`` can represent to quarantine.
 
         Returns:
-            How many were set aside now.
+            Number of rows moved by this call; 0 if it is repeated.
 
         """
 
@@ -240,122 +241,120 @@ class MigrationSource(StorageBackend):
 
     @abc.abstractmethod
     async def extras(self, after: tuple[str, str], limit: int) -> list[ExtraValue]:
-        """Return the extra values behind ``(message_id, name)``, in order."""
+        """Return the extra values after ``(message_id, name)``, in order."""
 
     @abc.abstractmethod
     async def carried(self) -> AuxiliaryTally:
-        """Count and digest what is carried along."""
+        """Count and digest auxiliary rows."""
 
     @abc.abstractmethod
     async def archive(self, report: dict[str, object]) -> Archive:
         """Close the store and turn its file into a read-only archive with a receipt.
 
-        ``report`` is what the receipt says besides what can be read from the file.
-        May be called again, on a store that is closed or was just opened, to finish what
-        a crash interrupted.
+        * ``report`` has the parts of the receipt that are not in the file.
+        * The call may be repeated, on a closed or newly opened store, to finish after a crash.
 
         Raises:
-            StorageError: The file cannot be archived; says what to do. It is as it was,
-                or has been archived.
+            StorageError: The file cannot be archived; the text says what to do. The file is
+                unchanged, or archived.
 
         """
 
 
-# ------------------------------------------------------------------ what the target keeps
+# ------------------------------------------------------------------ state of the target
 
 
 class BackfillMark(NamedTuple):
-    """How far the copying of existing rows is."""
+    """Progress of the backfill, as stored in the target."""
 
     state: BackfillState = BackfillState.PENDING
-    """PENDING, RUNNING or DONE: pauses and failures are not remembered here."""
+    """PENDING, RUNNING or DONE; pauses and failures are not stored here."""
     carried: bool = False
-    """Quarantine, files and extra values are there."""
+    """Whether quarantine, files and extra values have been copied."""
     cursor: str = ""
-    """Every row that the backfill has to copy and whose id is not greater is there."""
+    """Every row of the backfill up to this id has been copied."""
     upto: str = ""
-    """The last id to copy; what came later is in the journal."""
+    """The last id to copy; later rows are in the journal."""
     copied: int = 0
     total: int = 0
 
 
 class TargetRecord(NamedTuple):
-    """What the target remembers of a migration."""
+    """The migration record that the target stores."""
 
     source: str
     """``store_id`` of the source."""
     phase: Phase
     epoch: int
     holder: str
-    """The file and machine whose server may write, or was the last that might; empty: none."""
+    """``MigrationSource.holder`` of the last server with the lease; empty: none yet."""
     session: str
-    """The server process that holds it, by a random name; empty: nobody does."""
+    """Random token of the server process with the lease; empty: released."""
     lease_seconds: float
-    """How long the holder still has; negative: that is over."""
+    """Seconds until the lease expires; negative: it has expired."""
     applied: int
     """The sequence up to which the journal was applied."""
     backfill: BackfillMark
 
 
 class TargetState(NamedTuple):
-    """What is found in the target before it is claimed."""
+    """Contents of the target before it is claimed."""
 
     schema_version: int
-    """0: none yet."""
+    """0: no schema."""
     empty: bool
-    """There is no message, no file and nothing in quarantine."""
+    """Whether there are no messages, files and quarantined rows."""
     record: TargetRecord | None
 
 
 class Lease(NamedTuple):
-    """Proves to the target who writes; each transaction checks it."""
+    """Identifies the writing server; every transaction of the target checks it."""
 
     holder: str
     session: str
 
 
 class IndexState(NamedTuple):
-    """One of the indexes that are built after the copy."""
+    """An index that is built after the copy."""
 
     name: str
     valid: bool
-    """There, and usable."""
+    """Whether it exists and is usable."""
 
 
 class PreparedRows:
-    """Rows that a target has made ready to be stored; each target has its own kind."""
+    """Rows prepared for storage; each target has its own subclass."""
 
 
 class MigrationTarget(StorageBackend):
-    """A store that follows another: the side that is moved to.
+    """The store that is migrated to: it applies the journal of the source.
 
-    Methods that take a ``Lease`` raise FencedError, and have changed nothing, when
-    another holder has taken over. Each is one transaction.
-
-    ``open`` connects and checks, and creates nothing; it may be called again after it
-    failed. What ``StorageBackend`` says of writes holds in POSTGRES_ONLY alone.
+    * Every method with a ``Lease`` is one transaction. If another server has taken over, it
+      raises FencedError and changes nothing.
+    * ``open`` connects and checks, and creates nothing. It may be repeated after a failure.
+    * The guarantees of ``StorageBackend`` for writes hold in POSTGRES_ONLY only.
     """
 
     @property
     @abc.abstractmethod
     def place(self) -> str:
-        """Where the store is, for people; never a secret."""
+        """Location of the store, for logs and errors; has no secrets."""
 
     @abc.abstractmethod
     def on_connection_loss(self, listener: Callable[[], None]) -> None:
-        """Have ``listener`` called on the event loop when a connection was found lost.
+        """Call ``listener`` on the event loop when a connection is lost.
 
-        It is called before the answer of a read that is repeated on another connection: what
-        answers there may be a database that was restored, or a standby.
+        It is called before a read that is repeated on another connection returns: that
+        connection may lead to a restored database, or to a standby.
         """
 
     @abc.abstractmethod
     async def inspect(self) -> TargetState:
-        """Tell what is there; changes nothing.
+        """Return the contents of the target, without changes.
 
         Raises:
-            CannotOpenError: Somebody else's tables, or a schema that this server does
-                not know; the line says what to do.
+            CannotOpenError: The database has foreign tables, or an unknown schema; the text
+                says what to do.
 
         """
 
@@ -363,15 +362,14 @@ class MigrationTarget(StorageBackend):
     async def claim(
         self, lease: Lease, source: str, phase: Phase, epoch: int, *, steal: bool = False
     ) -> TargetRecord:
-        """Take the target for a migration, or take it over from a holder that is gone.
+        """Take the lease on the target for a migration.
 
-        Creates or upgrades the schema; a new one without the indexes that are built
-        late. The record is made (with ``phase`` and ``epoch``) if there is none.
-        From then on nobody without the lease can write messages, whatever server it
-        is; the database itself sees to that until ``finish``.
-
-        ``steal``: the caller knows that a former holder of the same name is dead.
-        A lease of another name is waited for by the caller, not here.
+        * Creates or upgrades the schema; a new one lacks the indexes that are built later.
+        * Creates the record, with ``phase`` and ``epoch``, if there is none.
+        * From now on until ``finish``, the database itself rejects writes of messages without
+          the lease.
+        * With ``steal``, a lease with the same ``holder`` is taken over: the caller knows that
+          its server is dead. The caller, not this method, waits for the lease of another holder.
 
         Raises:
             PreconditionError: LEASE_HELD, TARGET_NOT_EMPTY or OTHER_MIGRATION.
@@ -381,17 +379,17 @@ class MigrationTarget(StorageBackend):
 
     @abc.abstractmethod
     async def renew(self, lease: Lease) -> TargetRecord:
-        """Hold the lease for longer, and return the record."""
+        """Renew the lease, and return the record."""
 
     @abc.abstractmethod
     async def release(self, lease: Lease) -> None:
-        """Give the lease back; harmless if it is lost."""
+        """Release the lease. Does nothing if it is lost."""
 
     @abc.abstractmethod
     async def set_phase(
         self, lease: Lease, phase: Phase, epoch: int, base: int, after: int | None = None
     ) -> TargetRecord:
-        """Note a phase that is in force; raises ``applied`` to ``base`` if it is below.
+        """Store the phase in force, and raise ``applied`` to ``base`` if it is lower.
 
         With ``after`` it is a compare-and-set of the target's position.
 
@@ -402,12 +400,12 @@ class MigrationTarget(StorageBackend):
 
     @abc.abstractmethod
     async def apply(self, lease: Lease, entries: Sequence[Entry], after: int | None = None) -> None:
-        """Apply journal entries and note the sequence of the last, in one transaction.
+        """Apply journal entries and store the sequence of the last, in one transaction.
 
-        No older value replaces a newer one and nothing deleted comes back, unless
-        the entry is ``forced``. Entries that were applied already do no harm.
-
-        With ``after`` it is a compare-and-set of the target's position.
+        * An older revision never replaces a newer one, and a deleted row is never restored,
+          unless the entry is ``forced``.
+        * Applying an entry twice has no effect.
+        * With ``after`` it is a compare-and-set of the target's position.
 
         Raises:
             TargetSetBackError: ``applied`` is not ``after``; nothing has changed.
@@ -416,7 +414,7 @@ class MigrationTarget(StorageBackend):
 
     @abc.abstractmethod
     async def prepare(self, messages: Sequence[Message]) -> PreparedRows:
-        """Work out what ``copy`` needs, which may be under way with other rows meanwhile."""
+        """Prepare rows for ``copy``. May run during a ``copy`` of other rows."""
 
     @abc.abstractmethod
     async def copy(
@@ -426,7 +424,7 @@ class MigrationTarget(StorageBackend):
         mark: BackfillMark,
         before: BackfillMark | None = None,
     ) -> BackfillMark:
-        """Store existing rows, unless newer or deleted ones are known, and note ``mark``.
+        """Store existing rows, except those with a newer revision or a tombstone, and ``mark``.
 
         With ``before`` it is a compare-and-set of the mark.
 
@@ -440,30 +438,30 @@ class MigrationTarget(StorageBackend):
 
     @abc.abstractmethod
     async def carry(self, lease: Lease, rows: AuxiliaryRows, *, first: bool) -> None:
-        """Store rows that are no messages; ``first`` removes what was carried before."""
+        """Store auxiliary rows; ``first`` deletes those that were copied before."""
 
     @abc.abstractmethod
     async def carried(self) -> AuxiliaryTally:
-        """Count and digest what was carried."""
+        """Return count and digest of the auxiliary rows."""
 
     @abc.abstractmethod
     async def count(self) -> int:
-        """Count the messages, exactly and now."""
+        """Return the exact number of messages."""
 
     @abc.abstractmethod
     async def indexes(self) -> list[IndexState]:
-        """Return the indexes that are built late, in the order of building."""
+        """Return the indexes that are built after the copy, in the order of building."""
 
     @abc.abstractmethod
     async def build_index(self, name: str, progress: Callable[[float], None]) -> None:
-        """Build one of them without blocking writes; an invalid one is dropped first.
+        """Build an index without blocking writes; an invalid one is dropped first.
 
-        ``progress`` hears the share that is done, from 0 to 1, now and then.
+        ``progress`` is called with the completed share, from 0 to 1.
         """
 
     @abc.abstractmethod
     async def refresh_statistics(self) -> None:
-        """Let the planner know how the rows are distributed."""
+        """Refresh the statistics of the query planner."""
 
     @abc.abstractmethod
     async def finish(
@@ -474,13 +472,14 @@ class MigrationTarget(StorageBackend):
         after: int | None = None,
         before: BackfillMark | None = None,
     ) -> None:
-        """Become the only store, in one transaction: POSTGRES_ONLY, open to any server.
+        """Become the only store, in one transaction: POSTGRES_ONLY, without a lease.
 
-        Revisions given out from then on are greater than ``last_revision``. With ``after``
-        and ``before`` it is a compare-and-set of the position and of the backfill mark.
+        * Later revisions are greater than ``last_revision``.
+        * With ``after`` and ``before`` it is a compare-and-set of the position and of the
+          backfill mark.
 
         Raises:
-            TargetSetBackError: Position or mark are others; nothing has changed.
-            UnavailableError: It may have happened or not; ask ``inspect``.
+            TargetSetBackError: The position or the mark differs; nothing has changed.
+            UnavailableError: The outcome is unknown; call ``inspect``.
 
         """

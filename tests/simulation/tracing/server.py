@@ -44,7 +44,7 @@ class Watched:
 
     def _hook_start(self) -> None:
         live, current_state = self._live, self._live._current_state
-        meet, end, enter = live._meet_the_target, live._end, current_state.enter
+        meet, end, enter = live._check_target, live._end, current_state.enter
 
         async def met() -> None:
             self._start()
@@ -59,7 +59,7 @@ class Watched:
             if self._started:
                 self.note("phase", phase=state.phase.value)
 
-        hook(live, _meet_the_target=met, _end=ended)
+        hook(live, _check_target=met, _end=ended)
         hook(current_state, enter=entered)
 
     def _hook_fence(self) -> None:
