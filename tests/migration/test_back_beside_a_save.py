@@ -54,7 +54,7 @@ class EmptiedUnderItsReader(SQLiteSource):
         return last
 
 
-async def test_what_the_journal_lacks_is_not_taken_for_applied(place: Place) -> None:
+async def test_replicator_missing_journal_entries_are_not_counted_as_applied(place: Place) -> None:
     """Found by the campaign (seed 8005): the save was told that PostgreSQL has it."""
     source = EmptiedUnderItsReader(place)
     options = PostgreSQLOptions(place.dsn, pool_min=1, pool_max=8)

@@ -87,7 +87,9 @@ async def contents(dsn: str) -> dict[str, str]:
         await connection.close()
 
 
-async def test_what_changes_after_it_was_read_ahead(place: Place, pages: Pages) -> None:
+async def test_backfill_prefetched_row_that_changes_keeps_newest(
+    place: Place, pages: Pages
+) -> None:
     async with opened_live(*place) as service:
 
         async def change_what_was_read(number: int) -> None:
@@ -115,7 +117,7 @@ async def test_what_changes_after_it_was_read_ahead(place: Place, pages: Pages) 
         assert len(pages.read) == pages.stored == 3
 
 
-async def test_a_page_that_cannot_be_stored_comes_again(place: Place, pages: Pages) -> None:
+async def test_backfill_retries_failed_page(place: Place, pages: Pages) -> None:
     async with opened_live(*place) as service:
 
         async def fail_once(number: int) -> None:

@@ -59,7 +59,7 @@ async def until_one_waits(watching: asyncpg.Connection, server: CrashingServer) 
         await asyncio.sleep(0.01)
 
 
-async def test_the_next_server_waits_until_it_is_certain(place: Place, tmp_path: Path) -> None:
+async def test_cutover_in_doubt_is_resolved_by_next_server(place: Place, tmp_path: Path) -> None:
     patience = {"SAGASTORE_POSTGRES_STATEMENT_TIMEOUT": "100"}
     server = CrashingServer(place.path, place.dsn, tmp_path / "trace", (SENT,), **patience)
     commits = await asyncpg.connect(place.dsn)

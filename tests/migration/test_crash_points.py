@@ -113,16 +113,18 @@ async def migrate(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 
 @pytest.mark.parametrize("point", CHOSEN)
-async def test_killed_at(migrate: Migrate, point: str) -> None:
+async def test_crash_at_point_loses_nothing(migrate: Migrate, point: str) -> None:
     await migrate(point)
 
 
 @pytest.mark.parametrize("points", CHOSEN_AGAIN, ids=", ".join)
-async def test_killed_again_while_it_recovers(migrate: Migrate, points: tuple[str, ...]) -> None:
+async def test_crash_during_recovery_loses_nothing(
+    migrate: Migrate, points: tuple[str, ...]
+) -> None:
     await migrate(*points)
 
 
-async def test_the_list_has_every_step(migrate: Migrate) -> None:
+async def test_crash_points_cover_every_step(migrate: Migrate) -> None:
     """A step that is new, or has another name, must not go untested."""
     outcome = await migrate()
     assert outcome.crashes == 0

@@ -16,7 +16,7 @@ from tests.support.postgres import server_dsn
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_demonstration(tmp_path: Path) -> None:
+def test_demo_completes(tmp_path: Path) -> None:
     dsn = server_dsn()
     command = [sys.executable, "-m", "scripts.demo", "--rows", "1000", "--calls", "30"]
     done = subprocess.run(

@@ -78,7 +78,7 @@ async def write_until_alone(service: MigratingService, seed: int) -> list[str]:
     raise AssertionError("the disk was not full")
 
 
-async def test_a_full_disk_of_postgresql(
+async def test_postgresql_full_disk_loses_nothing(
     postgres: PostgresProcess, small_disk: Path, tmp_path: Path
 ) -> None:
     async with opened_live(tmp_path / "messages.db", postgres.dsn) as service:

@@ -27,7 +27,7 @@ class SlowStorage(MemoryStorage):
         return await super().health()
 
 
-async def test_those_who_ask_together_get_one_answer() -> None:
+async def test_health_cache_shares_concurrent_checks() -> None:
     source, target = SlowStorage(), SlowStorage()
     for store in (source, target):
         await store.open()

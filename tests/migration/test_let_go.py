@@ -42,7 +42,7 @@ class SlowToSay(PostgreSQLReplica):
             raise
 
 
-async def test_a_sign_of_life_asked_for_while_postgresql_takes_over(place: Place) -> None:
+async def test_cutover_renewal_during_takeover_does_not_fence(place: Place) -> None:
     options = PostgreSQLOptions(place.dsn, pool_min=1, pool_max=8)
     service = MigratingService(SQLiteSource(place.path), SlowToSay(options))
     try:

@@ -92,7 +92,7 @@ async def check_return(service: MigratingService) -> None:
         assert progress.mismatch_count == 0
 
 
-async def test_killed_and_started_again(
+async def test_outage_killed_postgresql_returns(
     postgres: PostgresProcess, service: MigratingService
 ) -> None:
     postgres.kill9()
@@ -101,13 +101,15 @@ async def test_killed_and_started_again(
     await check_return(service)
 
 
-async def test_frozen_and_thawed(postgres: PostgresProcess, service: MigratingService) -> None:
+async def test_outage_frozen_postgresql_returns(
+    postgres: PostgresProcess, service: MigratingService
+) -> None:
     with frozen(postgres):
         await check_fallback(service)
     await check_return(service)
 
 
-async def test_a_freeze_in_the_middle_of_reads_and_writes(
+async def test_outage_freeze_during_calls_is_answered_by_sqlite(
     postgres: PostgresProcess, service: MigratingService
 ) -> None:
     """Calls under way when it freezes are answered by SQLite, not by a time limit."""
@@ -121,7 +123,7 @@ async def test_a_freeze_in_the_middle_of_reads_and_writes(
 
 
 @pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.BACKFILL])
-async def test_away_before_it_is_read(
+async def test_outage_before_read_postgres_is_caught_up(
     postgres: PostgresProcess, tmp_path: Path, phase: Phase
 ) -> None:
     async with opened_live(tmp_path / "messages.db", postgres.dsn) as service:
@@ -138,7 +140,7 @@ async def test_away_before_it_is_read(
         assert await service.backend.batch_get(["m-0002"]) == {}
 
 
-async def test_back_while_it_is_away_and_forward_again(
+async def test_outage_allows_phase_back_and_forward(
     postgres: PostgresProcess, service: MigratingService
 ) -> None:
     postgres.kill9()
@@ -152,7 +154,9 @@ async def test_back_while_it_is_away_and_forward_again(
     assert (await service.backend.get("old")).content == "changed in sqlite-only"
 
 
-async def test_started_while_it_is_away(postgres: PostgresProcess, tmp_path: Path) -> None:
+async def test_outage_at_start_serves_from_sqlite(
+    postgres: PostgresProcess, tmp_path: Path
+) -> None:
     path = tmp_path / "messages.db"
     async with opened_live(path, postgres.dsn) as service:
         await service.backend.save(draft("old"))
@@ -164,7 +168,9 @@ async def test_started_while_it_is_away(postgres: PostgresProcess, tmp_path: Pat
         await check_return(service)
 
 
-async def test_restored_from_an_older_backup(postgres: PostgresProcess, tmp_path: Path) -> None:
+async def test_outage_with_older_backup_is_rejournalled(
+    postgres: PostgresProcess, tmp_path: Path
+) -> None:
     """What it had confirmed and lost is journalled again, from what SQLite has."""
     path = tmp_path / "messages.db"
     data, backup = Path(postgres.dsn.partition("host=")[2]) / "data", tmp_path / "backup"

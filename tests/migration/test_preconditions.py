@@ -36,7 +36,7 @@ NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
         (Phase.READ_POSTGRES, Phase.DUAL_WRITE),
     ],
 )
-async def test_one_step_at_a_time(place: Place, at: Phase, wanted: Phase) -> None:
+async def test_phase_change_by_two_steps_is_refused(place: Place, at: Phase, wanted: Phase) -> None:
     async with opened_live(*place) as service:
         await walk_to(service.control, at)
         epoch = (await service.control.status()).epoch
@@ -45,13 +45,13 @@ async def test_one_step_at_a_time(place: Place, at: Phase, wanted: Phase) -> Non
         assert (status.phase, status.epoch) == (at, epoch)
 
 
-async def test_there_is_no_way_back_from_the_last_phase(place: Place) -> None:
+async def test_postgres_only_cannot_be_left(place: Place) -> None:
     async with opened_live(*place) as service:
         await walk_to(service.control, Phase.POSTGRES_ONLY)
         assert await refused(service.control, Phase.READ_POSTGRES) == ["NO_WAY_BACK"]
 
 
-async def test_postgresql_cannot_be_reached(tmp_path: Path) -> None:
+async def test_unreachable_postgresql_is_a_blocker(tmp_path: Path) -> None:
     async with opened_live(tmp_path / "messages.db", NOWHERE) as service:
         await service.backend.save(draft())
         assert await refused(service.control, Phase.DUAL_WRITE) == ["POSTGRES_NOT_USABLE"]
@@ -60,7 +60,7 @@ async def test_postgresql_cannot_be_reached(tmp_path: Path) -> None:
         assert [one.reason for one in status.blockers_to_next] == ["POSTGRES_NOT_USABLE"]
 
 
-async def test_somebody_elses_table(place: Place) -> None:
+async def test_foreign_table_is_a_blocker(place: Place) -> None:
     await execute(place.dsn, "CREATE TABLE messages (id int)")
     async with opened_live(*place) as service:
         assert await refused(service.control, Phase.DUAL_WRITE) == ["POSTGRES_NOT_USABLE"]
@@ -81,7 +81,7 @@ class LateReplica(PostgreSQLReplica):
         await super().open()
 
 
-async def test_a_change_goes_on_without_its_caller(
+async def test_phase_change_survives_cancelled_caller(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     await execute(place.dsn, "CREATE TABLE messages (id int)")
@@ -111,7 +111,7 @@ async def test_a_change_goes_on_without_its_caller(
     assert "messages" in line
 
 
-async def test_a_schema_too_new(place: Place) -> None:
+async def test_newer_schema_is_a_blocker(place: Place) -> None:
     backend = PostgreSQLStorage(PostgreSQLOptions(place.dsn, pool_min=1))
     await backend.open()
     await backend.close()
@@ -120,7 +120,7 @@ async def test_a_schema_too_new(place: Place) -> None:
         assert await refused(service.control, Phase.DUAL_WRITE) == ["POSTGRES_NOT_USABLE"]
 
 
-async def test_a_database_with_messages_of_its_own(place: Place) -> None:
+async def test_database_with_messages_is_a_blocker(place: Place) -> None:
     async with opened_live(*place) as service:
         backend = PostgreSQLStorage(PostgreSQLOptions(place.dsn, pool_min=1))
         await backend.open()
@@ -130,7 +130,7 @@ async def test_a_database_with_messages_of_its_own(place: Place) -> None:
         assert (await service.control.status()).phase is Phase.SQLITE_ONLY
 
 
-async def test_the_migration_of_another_file(place: Place, tmp_path: Path) -> None:
+async def test_migration_of_another_file_is_a_blocker(place: Place, tmp_path: Path) -> None:
     async with opened_live(tmp_path / "other.db", place.dsn) as service:
         await service.backend.save(draft("m-1"))
     async with opened_live(*place) as service:
@@ -139,7 +139,7 @@ async def test_the_migration_of_another_file(place: Place, tmp_path: Path) -> No
         assert await refused(service.control, Phase.DUAL_WRITE) == ["OTHER_MIGRATION"]
 
 
-async def test_a_backfill_that_is_not_done(place: Place) -> None:
+async def test_unfinished_backfill_is_a_blocker(place: Place) -> None:
     async with opened_live(*place) as service:
         await service.backend.save(draft())
         await walk_to(service.control, Phase.DUAL_WRITE)
@@ -153,7 +153,7 @@ async def test_a_backfill_that_is_not_done(place: Place) -> None:
             assert "BACKFILL_NOT_DONE" in reasons
 
 
-async def test_rows_that_differ(place: Place) -> None:
+async def test_differing_rows_are_a_blocker(place: Place) -> None:
     async with opened_live(*place) as service:
         await service.backend.save(draft("m-1"))
         await walk_to(service.control, Phase.BACKFILL)
@@ -168,7 +168,7 @@ async def test_rows_that_differ(place: Place) -> None:
         await walk_to(service.control, Phase.READ_POSTGRES)
 
 
-async def test_nothing_is_completed_over_a_difference(place: Place) -> None:
+async def test_cutover_with_differing_row_is_refused(place: Place) -> None:
     async with opened_live(*place) as service:
         await service.backend.save(draft("m-1"))
         await walk_to(service.control, Phase.READ_POSTGRES)
@@ -180,7 +180,7 @@ async def test_nothing_is_completed_over_a_difference(place: Place) -> None:
         assert (await service.backend.save(draft("m-3"))).created
 
 
-async def test_one_store_has_nothing_to_compare(place: Place) -> None:
+async def test_verify_with_one_store_is_refused(place: Place) -> None:
     async with opened_live(*place) as service:
         with pytest.raises(PreconditionError):
             await anext(aiter(service.control.verify(repair=False)))
@@ -190,7 +190,7 @@ async def test_one_store_has_nothing_to_compare(place: Place) -> None:
             )
 
 
-async def test_postgresql_alone_before_the_end(place: Place) -> None:
+async def test_postgres_only_server_before_cutover_is_refused(place: Place) -> None:
     async with opened_live(*place) as service:
         await walk_to(service.control, Phase.READ_POSTGRES)
     alone = PostgreSQLStorage(PostgreSQLOptions(place.dsn, pool_min=1))
@@ -198,7 +198,7 @@ async def test_postgresql_alone_before_the_end(place: Place) -> None:
         await alone.open()
 
 
-async def test_a_new_file_beside_a_database_in_use(place: Place, tmp_path: Path) -> None:
+async def test_new_file_beside_database_in_use_is_refused(place: Place, tmp_path: Path) -> None:
     async with opened_live(*place) as service:
         await walk_to(service.control, Phase.POSTGRES_ONLY)
     mistyped = tmp_path / "mistyped.db"
@@ -240,7 +240,7 @@ async def test_archived_file_with_postgresql_of_another_migration_is_refused(
         assert (await service.backend.get("m-1")).id == "m-1"
 
 
-async def test_an_old_copy_of_the_file(place: Place, tmp_path: Path) -> None:
+async def test_old_copy_of_file_is_refused(place: Place, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     async with opened_live(*place) as service:
         await service.backend.save(draft())
@@ -258,7 +258,7 @@ async def test_an_old_copy_of_the_file(place: Place, tmp_path: Path) -> None:
             pass
 
 
-async def test_the_wrong_database_in_the_middle(place: Place) -> None:
+async def test_wrong_database_during_migration_is_not_used(place: Place) -> None:
     """SQLite has everything, so it serves; the database that knows nothing is left alone."""
     async with opened_live(*place) as service:
         await walk_to(service.control, Phase.DUAL_WRITE)
@@ -275,7 +275,7 @@ async def test_the_wrong_database_in_the_middle(place: Place) -> None:
         assert (await service.backend.get("m-2")).id == "m-2"
 
 
-async def test_a_service_of_one_store_says_what_is_missing(place: Place) -> None:
+async def test_single_store_reports_missing_option(place: Place) -> None:
     backend = PostgreSQLStorage(PostgreSQLOptions(place.dsn, pool_min=1))
     first, last = SingleStore(backend, Phase.SQLITE_ONLY), SingleStore(backend, Phase.POSTGRES_ONLY)
     assert await refused(first, Phase.DUAL_WRITE) == ["POSTGRES_NOT_CONFIGURED"]
@@ -287,7 +287,7 @@ async def tamper(dsn: str, sql: str) -> None:
     await execute(dsn, f"SET session_replication_role = replica; {sql}")
 
 
-async def test_a_copy_beside_the_living_file(place: Place, tmp_path: Path) -> None:
+async def test_copy_of_file_in_use_is_refused(place: Place, tmp_path: Path) -> None:
     """Of two servers on copies of one file the first goes on, and the second does not start."""
     copy = tmp_path / "copy.db"
     async with opened_live(*place) as service:
@@ -301,7 +301,7 @@ async def test_a_copy_beside_the_living_file(place: Place, tmp_path: Path) -> No
         await service.backend.save(draft("m-2"))
 
 
-async def test_a_server_that_was_taken_over_serves_nothing(place: Place, tmp_path: Path) -> None:
+async def test_fenced_server_serves_nothing(place: Place, tmp_path: Path) -> None:
     async with opened_live(*place) as service:
         await walk_to(service.control, Phase.DUAL_WRITE)
         taking = "UPDATE migration SET holder = 'elsewhere:1:1', session = 'theirs'"

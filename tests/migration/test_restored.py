@@ -86,7 +86,7 @@ async def followed(service: MigratingService) -> None:
 
 
 @pytest.mark.parametrize("phase", JOURNALLING)
-async def test_where_postgresql_has_gone_on_it_is_refused(place: Place, phase: Phase) -> None:
+async def test_restored_file_older_than_postgresql_is_refused(place: Place, phase: Phase) -> None:
     async with opened_live(place.path, place.dsn) as service:
         await save(service.backend, "a", "b")
         await walk_to(service.control, phase)
@@ -103,7 +103,7 @@ async def test_where_postgresql_has_gone_on_it_is_refused(place: Place, phase: P
 
 
 @pytest.mark.parametrize("phase", JOURNALLING)
-async def test_where_nothing_came_after_it_goes_on(place: Place, phase: Phase) -> None:
+async def test_restored_file_without_later_changes_is_served(place: Place, phase: Phase) -> None:
     async with opened_live(place.path, place.dsn) as service:
         await save(service.backend, "a", "b")
         await walk_to(service.control, phase)
@@ -123,7 +123,7 @@ async def test_where_nothing_came_after_it_goes_on(place: Place, phase: Phase) -
         await save(service.backend, "d")
 
 
-async def test_what_postgresql_had_not_heard_of_is_lost_on_both_sides(place: Place) -> None:
+async def test_restored_file_loses_unreplicated_changes_in_both_stores(place: Place) -> None:
     async with opened_live(place.path, place.dsn) as service:
         await save(service.backend, "a")
         await walk_to(service.control, Phase.BACKFILL)
@@ -140,7 +140,7 @@ async def test_what_postgresql_had_not_heard_of_is_lost_on_both_sides(place: Pla
         assert (await service.backend.get("a")).content == "a new"
 
 
-async def test_numbers_that_are_given_out_again_do_not_hide_it(place: Place) -> None:
+async def test_restored_file_with_reused_revisions_is_refused(place: Place) -> None:
     """The case that no look at revisions alone would find."""
     async with opened_live(place.path, place.dsn) as service:
         await save(service.backend, "a")
@@ -159,7 +159,7 @@ async def test_numbers_that_are_given_out_again_do_not_hide_it(place: Place) -> 
     assert "is older" in await refusal(place, place.dsn)
 
 
-async def test_a_phase_that_postgresql_did_not_hear_of_does_not_hide_it_either(
+async def test_restored_file_with_unreplicated_phase_is_refused(
     place: Place,
 ) -> None:
     async with opened_live(place.path, place.dsn) as service:
@@ -178,7 +178,7 @@ async def test_a_phase_that_postgresql_did_not_hear_of_does_not_hide_it_either(
     assert "is older" in await refusal(place, place.dsn)
 
 
-async def test_a_new_migration_of_a_restored_file(place: Place) -> None:
+async def test_restored_file_starts_new_migration(place: Place) -> None:
     async with opened_live(place.path, place.dsn) as service:
         await save(service.backend, "a")
         backup = await asyncio.to_thread(take, place)
@@ -195,7 +195,7 @@ async def test_a_new_migration_of_a_restored_file(place: Place) -> None:
         await equal(service.control, ["a", "b", "c"], service)
 
 
-async def test_an_empty_database_in_place_of_one_that_has_gone_on(place: Place) -> None:
+async def test_restored_file_with_empty_database_starts_again(place: Place) -> None:
     """What a refusal offers: go back, and begin again elsewhere."""
     async with opened_live(place.path, place.dsn) as service:
         await save(service.backend, "a")
@@ -215,7 +215,7 @@ async def test_an_empty_database_in_place_of_one_that_has_gone_on(place: Place) 
     assert await restored_note(place.path) == -1
 
 
-async def test_after_the_last_step(place: Place) -> None:
+async def test_restore_after_cutover_is_refused(place: Place) -> None:
     async with opened_live(place.path, place.dsn) as service:
         await save(service.backend, "a")
         await walk_to(service.control, Phase.READ_POSTGRES)
@@ -245,7 +245,7 @@ async def test_after_the_last_step(place: Place) -> None:
         restore(archive, place.path, replace=True, progress=lambda *_: None)
 
 
-async def test_postgresql_goes_on_alone_where_the_file_is_lost(place: Place) -> None:
+async def test_lost_file_leaves_postgresql_serving(place: Place) -> None:
     """docs/sql/promote.sql, as docs/how-to/backup.md says to run it."""
     promote = PROMOTE.read_text(encoding="utf-8")
     async with opened_live(place.path, place.dsn) as service:

@@ -62,7 +62,7 @@ async def _begun(one: Held, phase: Phase) -> None:
 
 
 @pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.BACKFILL, Phase.READ_POSTGRES])
-async def test_set_back_is_noticed_while_nothing_is_applied(place: Place, phase: Phase) -> None:
+async def test_set_back_is_detected_while_idle(place: Place, phase: Phase) -> None:
     backup = Backup(place.dsn)
     async with held(place) as one:
         await _begun(one, phase)
@@ -78,7 +78,7 @@ async def test_set_back_is_noticed_while_nothing_is_applied(place: Place, phase:
             await _equal(one)
 
 
-async def test_set_back_is_noticed_by_the_next_change(place: Place) -> None:
+async def test_set_back_is_detected_by_next_change(place: Place) -> None:
     """It must not be applied on top of what lacks the changes before it."""
     backup = Backup(place.dsn)
     async with held(place) as one:
@@ -93,7 +93,7 @@ async def test_set_back_is_noticed_by_the_next_change(place: Place) -> None:
         assert [await one.stored(id) for id in ("m", "new", "next")] == ["two", "new", "next"]
 
 
-async def test_set_back_in_the_middle_of_the_backfill(place: Place) -> None:
+async def test_set_back_during_backfill_is_detected(place: Place) -> None:
     backup = Backup(place.dsn)
     drafts = [draft(f"m-{number:03}") for number in range(200)]
     async with held(place) as one:
@@ -117,7 +117,7 @@ async def test_set_back_in_the_middle_of_the_backfill(place: Place) -> None:
         await _equal(one)
 
 
-async def test_set_back_to_before_this_server(place: Place) -> None:
+async def test_set_back_before_this_session_waits_for_lease_expiry(place: Place) -> None:
     """The record names a session that is over: it is waited for, and nobody has taken over."""
     backup = Backup(place.dsn)
     async with held(place) as one:
@@ -221,7 +221,7 @@ async def test_deletion_lost_in_a_second_dual_write_is_applied_again(place: Plac
         assert [await one.stored(id) for id in ("m", "gone", "next")] == ["two", "", "next"]
 
 
-async def test_lease_that_was_given_back_stops_nobody_in_sqlite_only(place: Place) -> None:
+async def test_released_lease_does_not_stop_sqlite_only(place: Place) -> None:
     """What was under way in the backfill hears of it when the target is not followed any more."""
     drafts = [draft(f"m-{number:03}") for number in range(60)]
     async with held(place) as one:

@@ -68,7 +68,7 @@ async def done(shadow: ShadowReader, count: int) -> ShadowStatus:
     return shadow.status
 
 
-async def test_answers_that_agree(pair: Following) -> None:
+async def test_shadow_equal_answers_are_counted(pair: Following) -> None:
     async with started(pair) as shadow:
         for name in READS:
             await read(pair, shadow, name)
@@ -79,7 +79,7 @@ async def test_answers_that_agree(pair: Following) -> None:
 @pytest.mark.parametrize(
     "change", ["DELETE FROM messages", "UPDATE messages SET content = content || ' and more'"]
 )
-async def test_a_lasting_difference_is_noted_without_any_text(
+async def test_shadow_difference_is_reported_without_text(
     pair: Following, name: str, change: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     stored = (await pair.source.get("m-003")).revision
@@ -100,7 +100,7 @@ async def test_a_lasting_difference_is_noted_without_any_text(
     assert "secret" not in told
 
 
-async def test_what_only_the_target_finds_is_different(pair: Following) -> None:
+async def test_shadow_extra_message_is_different(pair: Following) -> None:
     await pair.source.delete("m-003")
     await pair.settle()
     await pair.plant(
@@ -114,7 +114,7 @@ async def test_what_only_the_target_finds_is_different(pair: Following) -> None:
     assert difference.postgresql == "1 message; only here: m-003@17"
 
 
-async def test_a_message_in_another_place(pair: Following) -> None:
+async def test_shadow_order_difference_is_reported(pair: Following) -> None:
     await pair.plant("UPDATE messages SET timestamp = '2000-01-01' WHERE id = 'm-049'")
     async with started(pair) as shadow:
         await read(pair, shadow, "List")
@@ -124,7 +124,7 @@ async def test_a_message_in_another_place(pair: Following) -> None:
     assert difference.postgresql.startswith("50 messages and more; only here: ")
 
 
-async def test_the_latest_differences_are_kept_and_all_counted(pair: Following) -> None:
+async def test_shadow_keeps_latest_differences_and_counts_all(pair: Following) -> None:
     await pair.plant("DELETE FROM messages WHERE id = 'm-003'")
     async with started(pair) as shadow:
         for number in range(MOST_KEPT + 3):
@@ -136,7 +136,7 @@ async def test_the_latest_differences_are_kept_and_all_counted(pair: Following) 
         assert shadow.status == ShadowStatus()
 
 
-async def test_a_target_that_lags_is_waited_for(pair: Following) -> None:
+async def test_shadow_waits_for_lagging_target(pair: Following) -> None:
     async with started(pair) as shadow:
         pair.pause()
         await pair.source.save(draft("m-003", "newer"))
@@ -149,7 +149,7 @@ async def test_a_target_that_lags_is_waited_for(pair: Following) -> None:
         assert await done(shadow, len(READS)) == ShadowStatus(compared=len(READS))
 
 
-async def test_a_message_that_changed_after_the_answer(pair: Following) -> None:
+async def test_shadow_message_changed_after_answer_is_equal(pair: Following) -> None:
     async with started(pair) as shadow:
         pair.pause()
         await read(pair, shadow, "Get")
@@ -182,7 +182,7 @@ async def test_writers_cause_no_false_alarm(pair: Following) -> None:
     await asyncio.gather(*writers, return_exceptions=True)
 
 
-async def test_beyond_what_may_wait_reads_are_skipped(pair: Following) -> None:
+async def test_shadow_skips_reads_beyond_limit(pair: Following) -> None:
     async with started(pair, max_waiting=3) as shadow:
         pair.pause()
         await pair.source.save(draft("m-003", "newer"))
@@ -193,7 +193,7 @@ async def test_beyond_what_may_wait_reads_are_skipped(pair: Following) -> None:
         assert await done(shadow, 5) == ShadowStatus(compared=3, skipped=2)
 
 
-async def test_a_target_that_fails_is_no_difference(pair: Following) -> None:
+async def test_shadow_failing_target_is_no_difference(pair: Following) -> None:
     await pair.target.close()
     async with started(pair) as shadow:
         for name in READS:
@@ -201,7 +201,7 @@ async def test_a_target_that_fails_is_no_difference(pair: Following) -> None:
         assert await done(shadow, len(READS)) == ShadowStatus(skipped=len(READS))
 
 
-async def test_a_read_with_a_defect_is_logged(
+async def test_shadow_failing_read_is_logged(
     pair: Following, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(store: StorageBackend) -> object:
@@ -214,7 +214,7 @@ async def test_a_read_with_a_defect_is_logged(
     assert "a shadow read failed: Broken" in caplog.text
 
 
-async def test_only_a_share_is_wanted_and_only_while_it_runs(pair: Following) -> None:
+async def test_shadow_compares_share_while_started(pair: Following) -> None:
     async with started(pair, share=0.3) as shadow:
         count = sum(shadow.wanted() for _ in range(10_000))
         assert 2_500 < count < 3_500
@@ -230,7 +230,7 @@ async def test_only_a_share_is_wanted_and_only_while_it_runs(pair: Following) ->
         assert await done(shadow, 1) == ShadowStatus(compared=1)
 
 
-async def test_what_was_under_way_at_a_reset_does_not_count(pair: Following) -> None:
+async def test_shadow_reset_discards_pending_comparisons(pair: Following) -> None:
     await pair.plant("DELETE FROM messages WHERE id = 'm-003'")
     async with started(pair) as shadow:
         pair.pause()
@@ -242,7 +242,7 @@ async def test_what_was_under_way_at_a_reset_does_not_count(pair: Following) -> 
         assert shadow.status == ShadowStatus()
 
 
-async def test_the_end_waits_for_nothing(pair: Following) -> None:
+async def test_shadow_close_cancels_comparisons(pair: Following) -> None:
     before = asyncio.all_tasks()
     async with started(pair) as shadow:
         pair.pause()

@@ -90,7 +90,7 @@ async def test_missing_message_is_reported_only_once_postgresql_misses_it(place:
         await deletion
 
 
-async def test_postgresql_that_falls_back_lets_such_a_read_go(place: Place) -> None:
+async def test_fallback_releases_waiting_read(place: Place) -> None:
     """From then on every read is answered by SQLite, so none is older."""
     async with held(place) as one:
         await one.backend.save(draft("m", "one"))

@@ -21,7 +21,7 @@ PAUSE = 6.0
 """Seconds: longer than a server may stand still without having to prove its lease."""
 
 
-async def test_server_that_learns_of_its_successor_acknowledges_nothing(place: Place) -> None:
+async def test_taken_over_server_acknowledges_nothing(place: Place) -> None:
     async with held(place) as one:
         await one.backend.save(draft("a"))
         await walk_to(one.control, Phase.READ_POSTGRES)
@@ -40,7 +40,7 @@ async def test_server_that_learns_of_its_successor_acknowledges_nothing(place: P
 
 
 @pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.READ_POSTGRES])
-async def test_server_that_stood_still_proves_its_lease_first(place: Place, phase: Phase) -> None:
+async def test_paused_server_proves_its_lease_first(place: Place, phase: Phase) -> None:
     async with held(place) as one:
         await one.backend.save(draft("a"))
         await walk_to(one.control, phase)
@@ -56,7 +56,7 @@ async def test_server_that_stood_still_proves_its_lease_first(place: Place, phas
         assert sorted(await one.backend.batch_get(["a", "b"])) == ["a", "b"]
 
 
-async def test_write_under_way_while_the_server_stood_still_is_not_acknowledged(
+async def test_pending_write_of_paused_server_is_not_acknowledged(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with held(place) as one:
@@ -74,7 +74,7 @@ async def test_write_under_way_while_the_server_stood_still_is_not_acknowledged(
             assert await one.source.batch_get(["a"])
 
 
-async def test_server_that_stood_still_while_it_was_replaced_is_fenced(place: Place) -> None:
+async def test_paused_server_that_was_replaced_is_fenced(place: Place) -> None:
     async with held(place) as one:
         await walk_to(one.control, Phase.DUAL_WRITE)
         one.target.renewing.close()
@@ -88,7 +88,7 @@ async def test_server_that_stood_still_while_it_was_replaced_is_fenced(place: Pl
             await one.backend.save(draft("a"))
 
 
-async def test_backfill_that_learns_of_the_successor_first(place: Place) -> None:
+async def test_backfill_detects_takeover_first(place: Place) -> None:
     """It asks the follower to find out, and copies nothing more."""
     async with held(place) as one:
         drafts = [draft(f"m-{number:03}") for number in range(60)]
@@ -112,7 +112,7 @@ async def test_backfill_that_learns_of_the_successor_first(place: Place) -> None
         await until(lambda: one.service._replicator.session.fenced)
 
 
-async def test_backfill_goes_on_after_it_has_heard_of_a_lost_lease_first(place: Place) -> None:
+async def test_backfill_continues_after_contested_lease(place: Place) -> None:
     """PostgreSQL was set back to before this server claimed it: nobody else is there."""
     backup = Backup(place.dsn)
     drafts = [draft(f"m-{number:03}") for number in range(60)]

@@ -173,7 +173,7 @@ def postgres() -> Iterator[PostgresProcess]:
 
 
 @pytest.mark.parametrize("outage", [stopped, killed, hung])
-async def test_postgresql_away_in_every_phase_that_has_both(
+async def test_load_with_postgresql_outage_in_each_phase(
     tmp_path: Path, postgres: PostgresProcess, outage: Outage
 ) -> None:
     async with serving(tmp_path, postgres.dsn, FEW_ROWS) as service:
@@ -206,7 +206,7 @@ async def test_postgresql_away_in_every_phase_that_has_both(
 
 
 @pytest.mark.parametrize("outage", [stopped, killed, hung])
-async def test_postgresql_away_when_it_is_the_only_store(
+async def test_load_with_outage_of_only_store(
     tmp_path: Path, postgres: PostgresProcess, outage: Outage
 ) -> None:
     """Calls fail then, and the retries of the client library bridge it."""

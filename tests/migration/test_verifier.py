@@ -53,7 +53,7 @@ async def fill(pair: Following, count: int = 30) -> None:
     await pair.settle()
 
 
-async def test_stores_that_are_equal(pair: Following) -> None:
+async def test_verifier_equal_stores(pair: Following) -> None:
     await fill(pair, 1234)
     checked = verifier(pair)
     with pytest.raises(RuntimeError, match="not ended"):
@@ -66,7 +66,7 @@ async def test_stores_that_are_equal(pair: Following) -> None:
     assert 0 < result.started_at <= result.finished_at
 
 
-async def test_stores_that_are_empty(pair: Following) -> None:
+async def test_verifier_empty_stores(pair: Following) -> None:
     assert await run(pair) == [
         VerifyProgress(0, 0, (), 0, 0, done=False),
         VerifyProgress(0, 0, (), 0, 0, done=True),
@@ -106,7 +106,7 @@ PLANTED: dict[str, tuple[str, Mismatch]] = {
 
 
 @pytest.mark.parametrize("name", PLANTED)
-async def test_each_kind_of_difference_is_found_and_repaired(pair: Following, name: str) -> None:
+async def test_verifier_finds_and_repairs_each_difference(pair: Following, name: str) -> None:
     await fill(pair)
     sql, mismatch = PLANTED[name]
     await pair.plant(sql)
@@ -125,7 +125,7 @@ async def test_each_kind_of_difference_is_found_and_repaired(pair: Following, na
     assert listed(await run(pair)) == []
 
 
-async def test_several_fields_are_named_in_their_order(pair: Following) -> None:
+async def test_verifier_reports_fields_in_order(pair: Following) -> None:
     await fill(pair)
     await pair.plant("UPDATE messages SET role = 'tool', revision = 0, content = 'x', tags = '[]'")
     found = listed(await run(pair))
@@ -133,7 +133,7 @@ async def test_several_fields_are_named_in_their_order(pair: Following) -> None:
     assert {one.fields for one in found} == {("role", "content", "tags", "revision")}
 
 
-async def test_long_stretches_that_one_side_lacks(pair: Following) -> None:
+async def test_verifier_finds_long_missing_ranges(pair: Following) -> None:
     await fill(pair, 3000)
     await pair.plant("DELETE FROM messages WHERE id >= 'm-00600' AND id < 'm-01900'")
     await pair.plant(
@@ -150,7 +150,7 @@ async def test_long_stretches_that_one_side_lacks(pair: Following) -> None:
     assert listed(await run(pair)) == []
 
 
-async def test_pages_are_cut_by_bytes(pair: Following) -> None:
+async def test_verifier_limits_pages_by_bytes(pair: Following) -> None:
     await save_all(pair.source, [draft(f"m-{n:02}", "é" * 90_000) for n in range(40)])
     await pair.settle()
     await pair.plant("DELETE FROM messages WHERE id IN ('m-03', 'm-20', 'm-39')")
@@ -161,7 +161,7 @@ async def test_pages_are_cut_by_bytes(pair: Following) -> None:
     assert found == {"m-03": "MISSING", "m-20": "MISSING", "m-39": "MISSING", "m-38": "DIFFERENT"}
 
 
-async def test_ids_compare_by_their_bytes(pair: Following) -> None:
+async def test_verifier_compares_ids_by_bytes(pair: Following) -> None:
     await save_all(pair.source, [draft(f"{odd}{n:03}") for odd in ODD for n in range(100)])
     await pair.settle()
     progress = await run(pair)
@@ -172,7 +172,7 @@ async def test_ids_compare_by_their_bytes(pair: Following) -> None:
     assert sorted(one.id for one in listed(await run(pair))) == sorted(gone)
 
 
-async def test_what_the_backfill_has_not_copied_is_no_mismatch(pair: Following) -> None:
+async def test_verifier_ignores_rows_not_copied_yet(pair: Following) -> None:
     await fill(pair, 700)
     await pair.plant("DELETE FROM messages WHERE id >= 'm-00400'")
 
@@ -215,7 +215,7 @@ async def running(*works: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_writers_cause_no_false_alarm_and_hide_nothing(pair: Following) -> None:
+async def test_verifier_is_exact_during_writes(pair: Following) -> None:
     await fill(pair, 1500)
     await save_all(pair.source, [draft(f"quiet-{n}") for n in range(3)])
     await pair.settle()
@@ -235,7 +235,7 @@ async def test_writers_cause_no_false_alarm_and_hide_nothing(pair: Following) ->
         assert listed(await run(pair)) == []
 
 
-async def test_rows_that_come_and_go_are_no_mismatch(pair: Following) -> None:
+async def test_verifier_ignores_transient_rows(pair: Following) -> None:
     await fill(pair, 100)
 
     async def flicker(number: int) -> None:
@@ -248,7 +248,7 @@ async def test_rows_that_come_and_go_are_no_mismatch(pair: Following) -> None:
             assert listed(await run(pair)) == []
 
 
-async def test_a_journal_that_lags_is_waited_for(pair: Following) -> None:
+async def test_verifier_waits_for_lagging_journal(pair: Following) -> None:
     await fill(pair)
     pair.pause()
     await pair.source.save(draft("m-00003", "newer"))
@@ -261,7 +261,7 @@ async def test_a_journal_that_lags_is_waited_for(pair: Following) -> None:
     assert listed(await checking) == []
 
 
-async def test_a_journal_that_stands_still_concludes_nothing(pair: Following) -> None:
+async def test_verifier_fails_on_stalled_journal(pair: Following) -> None:
     await fill(pair)
     pair.pause()
     await pair.source.save(draft("m-00003", "newer"))
@@ -274,7 +274,7 @@ async def test_a_journal_that_stands_still_concludes_nothing(pair: Following) ->
         await checked.check(["m-00003"])
 
 
-async def test_a_target_that_is_away_concludes_nothing(pair: Following) -> None:
+async def test_verifier_fails_on_unavailable_target(pair: Following) -> None:
     await fill(pair)
     await pair.target.close()
     checked = verifier(pair, patience=0.1)
@@ -282,7 +282,7 @@ async def test_a_target_that_is_away_concludes_nothing(pair: Following) -> None:
         [progress async for progress in checked.run(False)]
 
 
-async def test_a_target_that_is_away_for_a_moment_is_waited_for(pair: Following) -> None:
+async def test_verifier_waits_for_short_outage(pair: Following) -> None:
     await fill(pair)
     await pair.plant(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -291,7 +291,7 @@ async def test_a_target_that_is_away_for_a_moment_is_waited_for(pair: Following)
     assert listed(await run(pair)) == []
 
 
-async def test_a_verification_that_is_given_up_leaves_nothing(pair: Following) -> None:
+async def test_cancelled_verification_leaves_no_state(pair: Following) -> None:
     await fill(pair, 2000)
     before = asyncio.all_tasks()
     checking = verifier(pair).run(False)
@@ -311,7 +311,7 @@ UPDATE messages SET mood = 'fine' WHERE id = 'good-1';
 """
 
 
-async def test_what_is_carried_along_is_compared(place: Place) -> None:
+async def test_verifier_compares_auxiliary_rows(place: Place) -> None:
     good = [{**PLAIN, "id": f"good-{n}"} for n in range(5)]
     bad = [{**PLAIN, "id": f"bad-{n}", "metadata": '{"x": NaN}'} for n in range(3)]
     legacy_db(place.path, [*good, *bad], more=LEGACY)
@@ -337,7 +337,7 @@ async def test_what_is_carried_along_is_compared(place: Place) -> None:
         assert listed(await run(pair, compare_carried=True)) == []
 
 
-async def test_many_ids_are_checked(pair: Following) -> None:
+async def test_verifier_checks_many_ids(pair: Following) -> None:
     await fill(pair, 1200)
     await pair.plant("DELETE FROM messages WHERE id IN ('m-00000', 'm-01199')")
     ids = [f"m-{n:05}" for n in range(1200)]
@@ -346,14 +346,14 @@ async def test_many_ids_are_checked(pair: Following) -> None:
     assert await verifier(pair).check([]) == []
 
 
-def test_every_field_is_compared() -> None:
+def test_verifier_compares_every_field() -> None:
     one = Message("i", "p", "r", "c", ("t",), 1, "{}", "s", 2, 3)
     other = Message("I", "P", "R", "C", ("T",), 0, "[]", None, None, 0)
     assert fields_that_differ(one, other) == Message._fields
     assert fields_that_differ(one, one._replace()) == ()
 
 
-def test_one_look_convicts_nobody() -> None:
+def test_divergence_needs_two_observations() -> None:
     suspicion = Divergence()
     assert suspicion.look("a", "b", "a") is None
     assert suspicion.look("a", "c", "a") is None, "another difference than before"
@@ -363,13 +363,13 @@ def test_one_look_convicts_nobody() -> None:
 
 
 @pytest.mark.parametrize(("truth", "copy", "again"), [("a", "a", "a"), ("a", "b", "b")])
-def test_equal_once_is_equal(truth: str, copy: str, again: str) -> None:
+def test_divergence_equal_once_is_equal(truth: str, copy: str, again: str) -> None:
     suspicion = Divergence()
     assert suspicion.look("a", "x", "a") is None
     assert suspicion.look(truth, copy, again) is False
 
 
-def test_pauses_grow_and_end_growing() -> None:
+def test_divergence_pause_grows_to_limit() -> None:
     suspicion, pauses = Divergence(), []
     for _ in range(50):
         suspicion.look("a", "b", "c")

@@ -52,7 +52,7 @@ async def check_some(backend: StorageBackend, name: str) -> None:
     assert await found(backend, f"again {name.split('-', maxsplit=1)[0]}") != []
 
 
-async def test_every_phase_reads_what_earlier_phases_wrote(place: Place) -> None:
+async def test_every_phase_reads_earlier_writes(place: Place) -> None:
     names: list[str] = []
     async with opened_live(*place) as service:
         for phase in Phase:
@@ -65,7 +65,7 @@ async def test_every_phase_reads_what_earlier_phases_wrote(place: Place) -> None
         assert len(page.messages) == 7 * len(names)
 
 
-async def test_the_same_with_a_restart_in_each_phase(place: Place) -> None:
+async def test_every_phase_reads_earlier_writes_after_restart(place: Place) -> None:
     names: list[str] = []
     for phase in Phase:
         async with opened_live(*place) as service:
@@ -110,7 +110,7 @@ async def test_postgresql_equals_sqlite_field_by_field(place: Place) -> None:
         assert await all_of(service.backend) == sqlite
 
 
-async def test_revisions_go_on_growing(place: Place) -> None:
+async def test_revisions_increase_across_phases(place: Place) -> None:
     async with opened_live(*place) as service:
         revision = 0
         for phase in Phase:
@@ -122,7 +122,7 @@ async def test_revisions_go_on_growing(place: Place) -> None:
 
 
 @pytest.mark.parametrize("phase", list(Phase))
-async def test_where_a_message_is_durable(place: Place, phase: Phase) -> None:
+async def test_durable_on_follows_the_phase(place: Place, phase: Phase) -> None:
     async with opened_live(*place) as service:
         await service.backend.save(draft("old"))
         await walk_to(service.control, phase)
@@ -135,7 +135,7 @@ async def test_where_a_message_is_durable(place: Place, phase: Phase) -> None:
             assert usual == (phase.stores[0],)
 
 
-async def test_everywhere_holds_for_what_the_backfill_has_not_copied(place: Place) -> None:
+async def test_everywhere_covers_rows_not_copied_yet(place: Place) -> None:
     async with opened_live(*place) as service:
         await service.backend.save(draft("old"))
         await walk_to(service.control, Phase.DUAL_WRITE)
@@ -144,7 +144,7 @@ async def test_everywhere_holds_for_what_the_backfill_has_not_copied(place: Plac
         assert again.durable_on == (Store.SQLITE, Store.POSTGRESQL)
 
 
-async def test_no_write_fails_and_none_is_lost_while_phases_change(place: Place) -> None:
+async def test_phase_changes_lose_no_write(place: Place) -> None:
     async with opened_live(*place) as service:
         acknowledged: dict[str, str] = {}
         stop = asyncio.Event()
@@ -169,7 +169,7 @@ async def test_no_write_fails_and_none_is_lost_while_phases_change(place: Place)
         assert messages == acknowledged
 
 
-async def test_to_be_there_already_is_success(place: Place) -> None:
+async def test_change_to_current_phase_succeeds(place: Place) -> None:
     async with opened_live(*place) as service:
         await walk_to(service.control, Phase.BACKFILL)
         epoch = (await service.control.status()).epoch
@@ -177,7 +177,7 @@ async def test_to_be_there_already_is_success(place: Place) -> None:
         assert (await service.control.status()).epoch == epoch
 
 
-async def test_a_dry_run_changes_nothing(place: Place) -> None:
+async def test_dry_run_changes_nothing(place: Place) -> None:
     async with opened_live(*place) as service:
         before = await service.control.status()
         after = await service.control.change_phase(
@@ -189,7 +189,7 @@ async def test_a_dry_run_changes_nothing(place: Place) -> None:
         assert service.phase is Phase.SQLITE_ONLY
 
 
-async def test_the_backfill_can_be_paused_and_throttled(place: Place) -> None:
+async def test_backfill_can_be_paused_and_throttled(place: Place) -> None:
     async with opened_live(*place) as service:
         drafts = [draft(f"m-{n:04}", timestamp=NOW + n) for n in range(300)]
         await service.backend.bulk_save(drafts, OnConflict.REPLACE)
@@ -210,6 +210,6 @@ async def test_the_backfill_can_be_paused_and_throttled(place: Place) -> None:
         assert status.backfill.copied == status.backfill.total == 300
 
 
-async def test_a_service_that_nobody_opened_can_be_closed(place: Place) -> None:
+async def test_unopened_service_can_be_closed(place: Place) -> None:
     service: MigratingService = live(*place)
     await service.backend.close()
