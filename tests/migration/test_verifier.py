@@ -266,7 +266,7 @@ async def test_verifier_fails_on_stalled_journal(pair: Following) -> None:
     pair.pause()
     await pair.source.save(draft("m-00003", "newer"))
     checked = verifier(pair, patience=0.1)
-    with pytest.raises(UnavailableError, match="nothing is concluded"):
+    with pytest.raises(UnavailableError, match="without a result"):
         [progress async for progress in checked.run(True)]
     with pytest.raises(RuntimeError):
         _ = checked.result

@@ -58,7 +58,7 @@ class _CachedStore:
             return self._last
         if self._pending is None:
             self._pending = awaited(self._store.health())
-        # A check that hangs goes on in this task, which later callers share.
+        # A check that hangs continues in this task, which later callers share.
         pending = self._pending
         done, _ = await asyncio.wait({pending}, timeout=ANSWER_WITHIN)
         if not done:

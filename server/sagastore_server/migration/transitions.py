@@ -24,7 +24,7 @@ from sagastore_server.storage.replication import (
 
 FENCE_WITHIN = 2.0
 """Seconds for which the write fence may be closed in each step of a change. Usual are a few
-hundredths; a step that takes longer is given up, and nothing has changed."""
+hundredths; a step that takes longer fails, and nothing has changed."""
 
 CLAIM_WITHIN = 30.0
 """Seconds that creating the schema and claiming the target may take."""

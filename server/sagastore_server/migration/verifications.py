@@ -151,6 +151,6 @@ class Verifications:
             async for _ in self.run(repair=False):
                 self._current_state.notify()
         except StorageError as exc:
-            _log.warning("the automatic verification was given up: %s", exc)
+            _log.warning("the automatic verification failed: %s", exc)
         finally:
             self._current_state.notify()

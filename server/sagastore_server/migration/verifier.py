@@ -301,9 +301,8 @@ class _Patient:
         while not await self._reach(mark, min(_REACH_SLICE, self._patience)):
             if self._clock.monotonic() - began > self._patience:
                 raise UnavailableError(
-                    "the comparison was given up, and nothing is concluded: PostgreSQL has "
-                    f"lacked changes that SQLite has for {self._patience:g} s; see that it runs, "
-                    "and verify again"
+                    "verification stopped without a result: PostgreSQL has not caught up with "
+                    f"SQLite for {self._patience:g} s; check that it runs, and verify again"
                 )
             await asyncio.sleep(0.01)  # In case it has answered at once.
 

@@ -1,9 +1,8 @@
 """Errors of the storage contract.
 
 Backends translate every driver error into one of these, with ``raise … from``:
-no driver exception leaves its room. ``str(error)`` is a public line, fit for
-callers: it names no SQL, no driver, no path and no secret. Causes stay in
-``__cause__``, for the log.
+no driver exception leaves its package. ``str(error)`` is one public line: it has no
+SQL, no driver name, no path and no secret. Causes are in ``__cause__``, for the log.
 """
 
 from __future__ import annotations
@@ -133,10 +132,10 @@ class UnavailableError(StorageError):
 
 
 class TargetSetBackError(UnavailableError):
-    """The target does not hold the position that this server left it at.
+    """The target does not have the position that it confirmed to this server.
 
-    It was restored from a backup, or another copy of it answers. Nothing of the request was
-    stored; whoever follows it has to attach again.
+    It was restored from a backup, or a standby answers. Nothing was stored; the replicator must
+    attach the target again.
     """
 
     reason = "TARGET_SET_BACK"

@@ -17,7 +17,7 @@ One message is at most about 1.9 MiB by ``Message.size``, which never counts too
 def page_of(messages: Iterable[Message], limit: int) -> Page:
     """Return a page of the first messages: up to ``limit`` and MAX_PAGE_BYTES, but at least one.
 
-    No more of ``messages`` is taken than tells whether the page is all there is.
+    Takes at most one message more than the page holds, to set ``Page.more``.
     """
     room = MAX_PAGE_BYTES
     taken: list[Message] = []

@@ -39,9 +39,9 @@ class Phase(enum.IntEnum):
 
     @property
     def completes_copy(self) -> bool:
-        """Whether a copy that is not complete goes on.
+        """Whether an incomplete copy is continued.
 
-        In READ_POSTGRES as well: a PostgreSQL that was set back may lack a part of it again.
+        True in READ_POSTGRES as well: a target that was set back may lack a part of the copy.
         """
         return self in {Phase.BACKFILL, Phase.READ_POSTGRES}
 

@@ -155,7 +155,7 @@ class Violations:
         ``prefix`` goes before the field names, as in ``message.``; ``timestamp``
         is in microseconds and has been checked by ``timestamp`` above.
         """
-        # Most messages are plain, and their fields are named for nobody.
+        # Most messages are valid, so their field names are computed only on demand.
         if not is_plain(message_id, MAX_ID):
             self.text(prefix + "id", message_id, MAX_ID, required=True)
         if not is_plain(provider, MAX_PROVIDER):
