@@ -96,10 +96,10 @@ MakeCurrent ==
   /\ server' = [OpenGate EXCEPT !.standing = "current"]
   /\ UNCHANGED <<source, target, targetUp, backup, inFlight, clients, faults>>
 
-(* A step took too long: the fence opens. *)
+(* A step took too long: the fence opens. Attaching, if it has begun meanwhile, continues. *)
 GiveUp ==
   /\ server.up /\ server.step \in {"closed", "changed"} /\ source.phase = server.phase
-  /\ server' = OpenGate
+  /\ server' = [OpenGate EXCEPT !.inspected = IF server.goal = "dual write" THEN @ ELSE server.inspected]
   /\ source' = [source EXCEPT !.completing = FALSE]
   /\ UNCHANGED <<target, targetUp, backup, inFlight, clients, faults>>
 

@@ -145,8 +145,9 @@ ClaimEvent(e) ==
      /\ target.holder # OtherServer
      /\ target' = [target EXCEPT !.holder = e.session]
      /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
-  \* A claim that the server has abandoned commits late.
-  \/ /\ server.up /\ e.session = server.incarnation /\ server.inspected.stage \notin {"found", "begin"}
+  \* A claim commits late that the server has abandoned, or that a killed process of the same file sent.
+  \/ /\ \/ server.up /\ e.session = server.incarnation /\ server.inspected.stage \notin {"found", "begin"}
+        \/ e.session < server.incarnation
      /\ target.phase # PostgresOnly /\ target.holder # OtherServer
      /\ target' = [target EXCEPT !.holder = e.session]
      /\ UNCHANGED <<source, targetUp, backup, inFlight, server, clients, faults>>
