@@ -32,7 +32,7 @@ from tests.support.legacy_sample import count_rows, legacy_sample
 from tests.support.migration_control import change, until_ready
 from tests.support.postgres import PostgresProcess, execute, with_parameter
 from tests.support.server_process import ServerProcess
-from tests.support.traffic import FOUND_WORDS, STUBBORN, WORDS, Settings, Traffic
+from tests.support.traffic import FOUND_WORDS, RETRYING, WORDS, Settings, Traffic
 from tests.support.traffic_clients import traffic
 
 POSTGRES = "SAGASTORE_DEMO_POSTGRES"
@@ -87,7 +87,7 @@ class Demo:
                 f"imported and served after {time.monotonic() - began:.1f} s, "
                 f"at {self._server.address}"
             )
-            async with AsyncClient(self._server.address, timeout=120, retry=STUBBORN) as operator:
+            async with AsyncClient(self._server.address, timeout=120, retry=RETRYING) as operator:
                 return await self._migrate(operator)
         finally:
             self._server.close()
@@ -114,7 +114,7 @@ class Demo:
             seed=1,
             writers=4,
             readers=2,
-            retry=STUBBORN,
+            retry=RETRYING,
             timeout=60,
             everywhere=False,
             rest=REST,

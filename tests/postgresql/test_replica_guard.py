@@ -100,7 +100,7 @@ async def test_postgresql_only_start_is_refused_during_migration(dsn: str) -> No
                 await plain(dsn).open()
         await replica.release(LEASE)
         with pytest.raises(
-            CannotOpenError, match=r"in phase sqlite-only; .* on here that it comes"
+            CannotOpenError, match=r"in phase sqlite-only; .* on here; also set --sqlite"
         ):
             await plain(dsn).open()
         await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)

@@ -195,7 +195,7 @@ def test_untrusted_certificate_fails_the_handshake(mutual: ServerProcess, pki: P
 
 def test_plaintext_client_is_refused(mutual: ServerProcess) -> None:
     with connect(mutual, False, "admin-token") as client:
-        fail(reads(client), UnavailableError, "does the server expect TLS")
+        fail(reads(client), UnavailableError, "does the server require TLS")
 
 
 @pytest.mark.parametrize(
