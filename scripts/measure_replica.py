@@ -17,11 +17,14 @@ from typing import Any
 from sagastore_server.postgresql import journal_apply
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.rows import COLUMNS
+from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.replication import BackfillMark
-from tests.postgresql.targets import LEASE, claimed, finish, message, saved
+from tests.postgresql.targets import claimed
 from tests.support.drafts import as_draft
+from tests.support.migration_values import LEASE, finish, message, saved
 from tests.support.postgres import execute, fresh_schema
 
 BATCH = 1000
@@ -40,7 +43,7 @@ def text(number: int) -> Message:
 async def staging(connection: Any, rows: list[Any]) -> None:
     """Store rows through a temporary table."""
     await connection.execute("CREATE TEMP TABLE new (LIKE messages) ON COMMIT DROP")
-    await connection.copy_records_to_table("new", records=rows, columns=journal_apply.COLUMNS)
+    await connection.copy_records_to_table("new", records=rows, columns=COLUMNS)
     head, _, tail = STAGING.partition("FROM unnest(")
     await connection.execute(f"{head} FROM new {tail[tail.index('WHERE NOT') :]}")
 
@@ -56,7 +59,11 @@ async def copying(rows: int) -> None:
     messages = list(map(text, range(rows)))
     began = time.perf_counter()
     starts = range(0, rows, BATCH)
-    batches = [await journal_apply.rows_once(messages[start : start + BATCH]) for start in starts]
+    pool = WorkerPool()
+    batches = [
+        await journal_apply.rows_once(messages[start : start + BATCH], pool) for start in starts
+    ]
+    await pool.close()
     print_measurement("analysis alone", rows / (time.perf_counter() - began), "rows/s")
     for store in (upsert, staging, journal_apply.fill):
         for late in (True, False):

@@ -113,7 +113,7 @@ def _retry_delay(error: aio.AioRpcError) -> float | None:
             retry = error_details_pb2.RetryInfo()
             for detail in status_pb2.Status.FromString(value).details:
                 if detail.Unpack(retry):
-                    return retry.retry_delay.ToMilliseconds() / 1000
+                    return float(retry.retry_delay.ToMilliseconds()) / 1000
     return None
 
 

