@@ -31,7 +31,7 @@ def test_demo_completes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No data was lost." in done.stdout
     assert re.search(r"^  Failed +0$", done.stdout, re.MULTILINE)
-    assert re.search(r"^  kill -9 .* rows; started again$", done.stdout, re.MULTILINE)
+    assert re.search(r"^  kill -9 .* rows; restarted$", done.stdout, re.MULTILINE)
     assert list(tmp_path.iterdir()) == []
     assert asyncio.run(schemas_left(dsn)) == 0
 
