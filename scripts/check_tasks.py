@@ -2,7 +2,7 @@
 
     python -m scripts.check_tasks
 
-A task that nobody supervises dies silently: its failure is neither logged nor counted nor visible
+An unsupervised task dies silently: its failure is neither logged nor counted nor visible
 in readiness. `create_task` and `ensure_future` are therefore refused outside
 `runtime/supervisor.py`, whether called on `asyncio`, on a loop or on a task group.
 """

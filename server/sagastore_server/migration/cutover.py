@@ -2,7 +2,7 @@
 
 The order makes a crash at any point recoverable:
 
-1. The source records that the cutover has begun (`MigrationState.completing`). A server that
+1. The source records that the cutover has started (`MigrationState.completing`). A server that
    starts then asks PostgreSQL before it serves.
 2. PostgreSQL takes over, in one transaction. This is the point of no return.
 3. The file is archived. This step can be repeated.

@@ -185,7 +185,7 @@ class MigrationControl(abc.ABC):
         """Change to the next or the previous phase.
 
         * If ``phase`` is in force already, the call succeeds without a change.
-        * A change that has begun is not interrupted if the caller is cancelled.
+        * A started change is not interrupted if the caller is cancelled.
         * ``accept_quarantine`` accepts the rows in quarantine, and is committed with the phase.
         * ``dry_run`` checks the preconditions only.
 

@@ -33,7 +33,7 @@ class MigrationState(NamedTuple):
     """The last revision when journalling began, or the position that the target had then. Later
     changes are in the journal; the backfill copies the others."""
     completing: bool = False
-    """The cutover has begun: the target may be in POSTGRES_ONLY, and must be asked at a start."""
+    """The cutover has started: the target may be in POSTGRES_ONLY, and must be asked at a start."""
     paused: bool = False
     batch_size: int = 1000
     max_rows_per_second: int = 0
