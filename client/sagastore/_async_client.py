@@ -207,6 +207,7 @@ class AsyncClient(AsyncReads):
         messages: Iterable[Message] | AsyncIterable[Message],
         *,
         on_conflict: OnConflict = OnConflict.REPLACE,
+        keep_created_at: bool = False,
         batch_size: int = 1000,
         max_in_flight: int = 4,
         on_progress: Callable[[BulkProgress], object] | None = None,
@@ -221,6 +222,8 @@ class AsyncClient(AsyncReads):
         Args:
             messages: The messages, in order.
             on_conflict: What to do with a message whose id is already stored.
+            keep_created_at: Whether an id that is new gets the `created_at` of
+                its message, if it has one, for an import or a restore.
             batch_size: Messages per batch, 1 to 1000.
             max_in_flight: Maximum number of batches without acknowledgement.
             on_progress: Called with the counts after each acknowledgement.
@@ -234,6 +237,7 @@ class AsyncClient(AsyncReads):
         acks = self.bulk_save_stream(
             messages,
             on_conflict=on_conflict,
+            keep_created_at=keep_created_at,
             batch_size=batch_size,
             max_in_flight=max_in_flight,
             timeout=timeout,
@@ -250,6 +254,7 @@ class AsyncClient(AsyncReads):
         messages: Iterable[Message] | AsyncIterable[Message],
         *,
         on_conflict: OnConflict = OnConflict.REPLACE,
+        keep_created_at: bool = False,
         batch_size: int = 1000,
         max_in_flight: int = 4,
         timeout: float = STREAM_TIMEOUT,
@@ -271,6 +276,8 @@ class AsyncClient(AsyncReads):
         Args:
             messages: The messages, in order.
             on_conflict: What to do with a message whose id is already stored.
+            keep_created_at: Whether an id that is new gets the `created_at` of
+                its message, if it has one, for an import or a restore.
             batch_size: Messages per batch, 1 to 1000.
             max_in_flight: Maximum number of batches without acknowledgement.
             timeout: Maximum seconds between acknowledgements.
@@ -280,7 +287,7 @@ class AsyncClient(AsyncReads):
                 are stored is unknown; saving them again is safe.
             TypeError: An item is not a Message.
         """
-        batcher = Batcher(batch_size, on_conflict)
+        batcher = Batcher(batch_size, on_conflict, keep_created_at=keep_created_at)
         sender = await self._bulk_sender(max_in_flight, timeout)
         try:
             async with aclosing(_batches(batcher, messages)) as batches:

@@ -48,6 +48,7 @@ _WRITE_FAILED = "Internal error from Core"
 _SEQUENCE_TAG = b"\x08"
 _MESSAGE_TAG = b"\x12"
 _ON_CONFLICT_TAG = b"\x18"
+_KEEP_CREATED_AT = b"\x20\x01"
 
 
 def _varint(value: int) -> bytes:
@@ -106,11 +107,16 @@ class Batch:
 class Batcher:
     """Divides messages into batches, limited by number and by bytes."""
 
-    def __init__(self, batch_size: int, on_conflict: OnConflict) -> None:
+    def __init__(
+        self, batch_size: int, on_conflict: OnConflict, *, keep_created_at: bool = False
+    ) -> None:
         if not 1 <= batch_size <= _MAX_MESSAGES:
             raise ValueError(f"batch_size must be 1 to {_MAX_MESSAGES}, not {batch_size}")
         self._batch_size = batch_size
         self._tail = _ON_CONFLICT_TAG + _varint(int(on_conflict))
+        if keep_created_at:
+            self._tail += _KEEP_CREATED_AT
+        self._keep_created_at = keep_created_at
         self._position = 0
         self._sequence = 0
         self._begin()
@@ -135,7 +141,9 @@ class Batcher:
         id = message.id or new_id()
         full = None
         try:
-            data = message_to_pb(message, id).SerializeToString()
+            data = message_to_pb(
+                message, id, keep_created_at=self._keep_created_at
+            ).SerializeToString()
         except InvalidArgumentError as exc:
             violation = exc.violations[0]
             self._reject(id, violation.field, violation.description)

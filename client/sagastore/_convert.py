@@ -62,8 +62,12 @@ def naming(field: str) -> Iterator[None]:
         raise invalid(field, str(exc)) from None
 
 
-def message_to_pb(message: Message, id: str) -> message_pb2.Message:
+def message_to_pb(
+    message: Message, id: str, *, keep_created_at: bool = False
+) -> message_pb2.Message:
     """Return the protobuf message for a message with the given id.
+
+    It has `created_at` only with `keep_created_at`.
 
     Raises:
         InvalidArgumentError: A value cannot be encoded; the error names its
@@ -83,6 +87,9 @@ def message_to_pb(message: Message, id: str) -> message_pb2.Message:
         if message.timestamp is not None:
             stamp = pb.timestamp
             stamp.seconds, stamp.nanos = _time.to_wire(message.timestamp, "timestamp")
+        if keep_created_at and message.created_at is not None:
+            stamp = pb.created_at
+            stamp.seconds, stamp.nanos = _time.to_wire(message.created_at, "created_at")
     except (TypeError, ValueError) as exc:
         raise _explain(message, id, exc) from None
     return pb
@@ -104,7 +111,7 @@ def _explain(message: Message, id: str, cause: Exception) -> InvalidArgumentErro
     if isinstance(cause, UnicodeEncodeError):
         return invalid("metadata", "contains a lone surrogate, which is not text")
     field = str(cause).partition(":")[0].partition(".")[0].partition("[")[0]
-    return invalid(field if field in ("metadata", "timestamp") else "message", str(cause))
+    return invalid(field if field in ("metadata", "timestamp", "created_at") else "message", str(cause))
 
 
 def _text_problem(value: object) -> str:
@@ -143,6 +150,7 @@ def message_from_pb(pb: message_pb2.Message) -> Message:
         pb.session_id if has("session_id") else None,
         created_at,
         pb.revision,
+        pb.sequence,
     )
 
 

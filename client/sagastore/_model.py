@@ -55,6 +55,8 @@ class Message:
         created_at: Time when the id was first stored. Set by the server.
         revision: Increases with every change of the message; 0 before it is
             stored. Set by the server.
+        sequence: Order in which messages were first stored; it orders messages
+            with equal timestamps. 0 before it is stored. Set by the server.
     """
 
     provider: str
@@ -67,6 +69,7 @@ class Message:
     session_id: str | None
     created_at: datetime | None
     revision: int
+    sequence: int
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class Message:
         session_id: str | None = None,
         created_at: datetime | None = None,
         revision: int = 0,
+        sequence: int = 0,
     ) -> None:
         """Create a message; see the class for the meaning of each value.
 
@@ -110,6 +114,7 @@ class Message:
             session_id,
             created_at,
             revision,
+            sequence,
         )
 
     def __hash__(self) -> int:
@@ -129,6 +134,7 @@ _set_metadata = Message.__dict__["metadata"].__set__
 _set_session_id = Message.__dict__["session_id"].__set__
 _set_created_at = Message.__dict__["created_at"].__set__
 _set_revision = Message.__dict__["revision"].__set__
+_set_sequence = Message.__dict__["sequence"].__set__
 
 
 def _fill(  # noqa: PLR0917 - keywords cost time here
@@ -143,6 +149,7 @@ def _fill(  # noqa: PLR0917 - keywords cost time here
     session_id: str | None,
     created_at: datetime | None,
     revision: int,
+    sequence: int,
 ) -> Message:
     """Set all values of a new message without validation."""
     _set_provider(message, provider)
@@ -155,6 +162,7 @@ def _fill(  # noqa: PLR0917 - keywords cost time here
     _set_session_id(message, session_id)
     _set_created_at(message, created_at)
     _set_revision(message, revision)
+    _set_sequence(message, sequence)
     return message
 
 

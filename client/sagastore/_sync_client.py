@@ -167,6 +167,7 @@ class Client:
         messages: Iterable[Message],
         *,
         on_conflict: OnConflict = OnConflict.REPLACE,
+        keep_created_at: bool = False,
         batch_size: int = 1000,
         max_in_flight: int = 4,
         on_progress: Callable[[BulkProgress], object] | None = None,
@@ -181,6 +182,8 @@ class Client:
         Args:
             messages: The messages, in order.
             on_conflict: What to do with a message whose id is already stored.
+            keep_created_at: Whether an id that is new gets the `created_at` of
+                its message, if it has one, for an import or a restore.
             batch_size: Messages per batch, 1 to 1000.
             max_in_flight: Maximum number of batches without acknowledgement.
             on_progress: Called with the counts after each acknowledgement.
@@ -194,6 +197,7 @@ class Client:
         acks = self.bulk_save_stream(
             messages,
             on_conflict=on_conflict,
+            keep_created_at=keep_created_at,
             batch_size=batch_size,
             max_in_flight=max_in_flight,
             timeout=timeout,
@@ -210,6 +214,7 @@ class Client:
         messages: Iterable[Message],
         *,
         on_conflict: OnConflict = OnConflict.REPLACE,
+        keep_created_at: bool = False,
         batch_size: int = 1000,
         max_in_flight: int = 4,
         timeout: float = STREAM_TIMEOUT,
@@ -231,6 +236,8 @@ class Client:
         Args:
             messages: The messages, in order.
             on_conflict: What to do with a message whose id is already stored.
+            keep_created_at: Whether an id that is new gets the `created_at` of
+                its message, if it has one, for an import or a restore.
             batch_size: Messages per batch, 1 to 1000.
             max_in_flight: Maximum number of batches without acknowledgement.
             timeout: Maximum seconds between acknowledgements.
@@ -240,7 +247,7 @@ class Client:
                 are stored is unknown; saving them again is safe.
             TypeError: An item is not a Message.
         """
-        batcher = Batcher(batch_size, on_conflict)
+        batcher = Batcher(batch_size, on_conflict, keep_created_at=keep_created_at)
         sender = self._portal.run(self._async._bulk_sender(max_in_flight, timeout))
         try:
             with closing(_batches(batcher, messages)) as batches:

@@ -59,7 +59,14 @@ async def test_message_round_trips(driver: Driver) -> None:
     assert saved.created
     assert saved.durable_on == {Store.SQLITE}
     read = await driver.call("get", saved.id)
-    assert read == replace(FULL, id=saved.id, created_at=read.created_at, revision=saved.revision)
+    assert read == replace(
+        FULL,
+        id=saved.id,
+        created_at=read.created_at,
+        revision=saved.revision,
+        sequence=read.sequence,
+    )
+    assert read.sequence > 0
     assert read.timestamp.microsecond == 123_457
     assert read.timestamp.tzinfo is UTC
     assert isinstance(read.metadata["exact"], Decimal)

@@ -91,7 +91,7 @@ criteria = st.builds(
     st.none() | times,
     st.none() | metadata,
 )
-positions = st.none() | st.builds(Position, times, ids)
+positions = st.none() | st.builds(Position, times, st.integers(0, 60))
 scans = st.builds(Scan, st.booleans(), st.integers(1, 9), positions, positions)
 
 

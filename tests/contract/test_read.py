@@ -13,6 +13,8 @@ from sagastore_server.storage.query import Criteria, Scan
 from tests.support.drafts import NOW, draft, found, save_all, walk
 from tests.support.reference_search import stretch
 
+MAX_INT64 = 2**63 - 1
+
 # In UTF-16 the emoji, a pair of surrogates, would stand before U+FFEE; in UTF-8, by
 # which ids compare, it stands behind. "B" before "a", "a" before "a1", "ä" decomposed
 # before composed.
@@ -124,8 +126,9 @@ async def test_every_range_direction_and_limit(
     ]
     await save_all(backend, drafts)
     everything = list((await backend.batch_get([one.id for one in drafts])).values())
-    ends = [None, Position(NOW - 1, "x"), Position(NOW, ""), Position(NOW, "\uffee")]
-    ends += [Position(NOW, "\U0001f6000"), Position(NOW + 1, "a1"), Position(NOW + 2, "")]
+    second, last = (one.sequence for one in (everything[1], everything[-1]))
+    ends = [None, Position(NOW - 1, last), Position(NOW, 0), Position(NOW, second)]
+    ends += [Position(NOW, last), Position(NOW + 1, last - 1), Position(NOW + 2, 0)]
     for newest_first, after, until in itertools.product([False, True], ends, ends):
         expected = stretch(everything, Scan(newest_first, 100, after, until))
         for limit in (1, 2, 3, 8, 9):
@@ -149,19 +152,20 @@ async def test_pages_have_no_gap_or_overlap(backend: StorageBackend) -> None:
             assert len(pages) == -(-60 // limit)
 
 
-@pytest.mark.parametrize("way", ["list", "search", "words", "scan"])
+@pytest.mark.parametrize("way", ["list", "search", "words", "ids", "sequences"])
 async def test_page_of_large_messages_ends_early(backend: StorageBackend, way: str) -> None:
     content = "word " + "\xe9" * 99_000
     ids = [f"m-{number:02}" for number in range(20)]
     await save_all(backend, [draft(name, content, timestamp=NOW) for name in ids])
     seen: list[str] = []
-    more = True
+    after, more = None, True
     while more:
-        after = Position(NOW, seen[-1]) if seen else None
         if way == "list":
             page = await backend.list_session("s-1", Scan(False, 20, after))
-        elif way == "scan":
+        elif way == "ids":
             page = await backend.scan_ids(seen[-1] if seen else "", "z", 20)
+        elif way == "sequences":
+            page = await backend.scan_sequences(after.sequence if after else 0, MAX_INT64, 20)
         else:
             criteria = Criteria(parse_query("word") if way == "words" else None)
             page = await backend.search(criteria, Scan(False, 20, after))
@@ -169,7 +173,7 @@ async def test_page_of_large_messages_ends_early(backend: StorageBackend, way: s
         assert 1 < len(sizes) < 20
         assert sum(sizes) <= MAX_PAGE_BYTES
         seen += [message.id for message in page.messages]
-        more = page.more
+        after, more = page.messages[-1].position, page.more
     assert seen == ids
 
 

@@ -138,7 +138,7 @@ async def test_verifier_finds_long_missing_ranges(pair: Following) -> None:
     await pair.plant("DELETE FROM messages WHERE id >= 'm-00600' AND id < 'm-01900'")
     await pair.plant(
         "INSERT INTO messages SELECT 'm-02500-' || n, provider, role, content, tags, timestamp, "
-        "metadata, session_id, created_at, revision, terms, search "
+        "metadata, session_id, created_at, revision, sequence, terms, search "
         "FROM messages, generate_series(1, 1200) AS n WHERE id = 'm-02500'"
     )
     progress = await run(pair, repair=True)
@@ -347,8 +347,8 @@ async def test_verifier_checks_many_ids(pair: Following) -> None:
 
 
 def test_verifier_compares_every_field() -> None:
-    one = Message("i", "p", "r", "c", ("t",), 1, "{}", "s", 2, 3)
-    other = Message("I", "P", "R", "C", ("T",), 0, "[]", None, None, 0)
+    one = Message("i", "p", "r", "c", ("t",), 1, "{}", "s", 2, 3, 4)
+    other = Message("I", "P", "R", "C", ("T",), 0, "[]", None, None, 0, 0)
     assert fields_that_differ(one, other) == Message._fields
     assert fields_that_differ(one, one._replace()) == ()
 

@@ -31,10 +31,10 @@ ROWS = int(os.environ.get("SAGASTORE_TEST_ROWS", "20000"))
 # Words of very different frequency: w0 in every row, w9999 in few.
 _FILL = """
 INSERT INTO messages (id, provider, role, content, tags, timestamp, metadata, session_id,
-    created_at, revision, terms, search)
+    created_at, revision, sequence, terms, search)
 SELECT 'm-' || lpad(n::text, 8, '0'), 'openai', 'user', 'text ' || n,
     jsonb_build_array('tag' || n % 5000, 'all'), to_timestamp({start} + n),
-    jsonb_build_object('turn', n % 20, 'dialogue', n / 20), 'session-' || n / 20, now(), n,
+    jsonb_build_object('turn', n % 20, 'dialogue', n / 20), 'session-' || n / 20, now(), n, n,
     ' common w' || n % 10000 || ' v' || n % 10000 || ' half' || n % 2 || ' ',
     array_to_tsvector(ARRAY['common', 'w' || n % 10000, 'v' || n % 10000, 'half' || n % 2])
 FROM generate_series(1, {rows}) AS n
@@ -67,12 +67,12 @@ CASES = {
     "everything": Case(Criteria(), "idx_messages_timestamp"),
     "oldest first": Case(Criteria(), "idx_messages_timestamp", Scan(False, 50)),
     "next page": Case(
-        Criteria(), "idx_messages_timestamp", Scan(True, 50, Position(NOW + 5_000_000_000, "m"))
+        Criteria(), "idx_messages_timestamp", Scan(True, 50, Position(NOW + 5_000_000_000, 1))
     ),
     "session, next page": Case(
         Criteria(session_id="session-77"),
         "idx_messages_session",
-        Scan(False, 5, Position(NOW + 1_545_000_000, "m")),
+        Scan(False, 5, Position(NOW + 1_545_000_000, 1)),
     ),
 }
 
@@ -138,7 +138,7 @@ async def test_prefix_scan_is_bounded(dsn: str) -> None:
 
 
 async def test_both_plans_return_same_rows(dsn: str) -> None:
-    late = Position(NOW + 17_500_000_000, "m")
+    late = Position(NOW + 17_500_000_000, 1)
     scans = (Scan(True, 50), Scan(False, 50), Scan(True, 3), Scan(True, 50, late))
     options = PostgreSQLOptions(dsn, pool_min=1, statement_timeout=600)
     async with opened(lambda: PostgreSQLStorage(options)) as backend:

@@ -323,4 +323,5 @@ def client_message(message: Message) -> ClientMessage:
         session_id=message.session_id,
         created_at=None if created is None else _EPOCH + created * _MICROSECOND,
         revision=message.revision,
+        sequence=message.sequence,
     )

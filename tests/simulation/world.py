@@ -261,7 +261,8 @@ class World:
         for number in range(settings.old_messages):
             disk.revision += 1
             old = draft(f"old-{number:03d}", new_value(next(self.serials), None))
-            message = Message(**old._asdict(), created_at=EPOCH * 1_000_000, revision=disk.revision)
+            order = (EPOCH * 1_000_000, disk.revision, disk.revision)
+            message = Message(*old[:8], *order)  # type: ignore[arg-type]
             disk.messages[message.id] = message
             self.checker.known(client_message(message))
         numbers = range(1, settings.carried + 1)

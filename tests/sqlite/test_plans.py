@@ -44,8 +44,8 @@ SCANS = [
     Scan(True, 20),
     Scan(False, 20),
     Scan(True, 500),
-    Scan(True, 7, Position(NOW + 150, "m-0150"), Position(NOW + 20, "m-0020")),
-    Scan(False, 7, Position(NOW + 20, "m-0020"), Position(NOW + 150, "m-0150")),
+    Scan(True, 7, Position(NOW + 150, 151), Position(NOW + 20, 21)),
+    Scan(False, 7, Position(NOW + 20, 21), Position(NOW + 150, 151)),
 ]
 
 

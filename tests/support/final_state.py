@@ -20,7 +20,7 @@ from tests.support.checker import Value
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _MESSAGES = """SELECT id, provider, role, content, {tags}, timestamp, {metadata}, session_id,
-    created_at, revision FROM messages"""
+    created_at, revision, {sequence} FROM messages"""
 _OTHERS = {
     "quarantine": "SELECT number, source_key, reason, field, row FROM quarantine",
     "legacy_extra": "SELECT message_id, name FROM legacy_extra",
@@ -50,7 +50,9 @@ class FinalState:
         self._read_archive()
         connection = await asyncpg.connect(dsn)
         try:
-            messages = _MESSAGES.format(tags="tags::text", metadata="metadata::text")
+            messages = _MESSAGES.format(
+                tags="tags::text", metadata="metadata::text", sequence="sequence"
+            )
             self.postgresql = {row[0]: tuple(row) for row in await connection.fetch(messages)}
             for name, statement in {**_OTHERS, "files": _FILES}.items():
                 self._there[name] = {tuple(row) for row in await connection.fetch(statement)}
@@ -60,8 +62,9 @@ class FinalState:
     def _read_archive(self) -> None:
         uri = f"{self.archive.as_uri()}?mode=ro&immutable=1"
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
-            for row in connection.execute(_MESSAGES.format(tags="tags", metadata="metadata")):
-                self.messages[row[0]] = (*row[:5], _time(row[5]), *row[6:8], _time(row[8]), row[9])
+            messages = _MESSAGES.format(tags="tags", metadata="metadata", sequence="number")
+            for row in connection.execute(messages):
+                self.messages[row[0]] = (*row[:5], _time(row[5]), *row[6:8], _time(row[8]), *row[9:])
             for name, statement in _OTHERS.items():
                 self._here[name] = set(connection.execute(statement))
             quarantined_files = {

@@ -142,6 +142,15 @@ class MemoryStorage(StorageBackend):
         """See the contract."""
         return max(self._messages, key=str.encode, default=None)
 
+    async def scan_sequences(self, after: int, upto: int, limit: int) -> Page:
+        """See the contract."""
+        found = [one for one in self._messages.values() if after < one.sequence <= upto]
+        return page_of(sorted(found, key=lambda one: one.sequence), limit)
+
+    async def last_sequence(self) -> int:
+        """See the contract."""
+        return max((one.sequence for one in self._messages.values()), default=0)
+
     async def quarantine(self, after: int, limit: int) -> list[QuarantinedRow]:
         """See the contract."""
         self._check_open()
@@ -159,15 +168,19 @@ class MemoryStorage(StorageBackend):
 
     def _put(self, draft: NewMessage, stored: Message | None) -> Message:
         now = time.time_ns() // 1000
-        timestamp, created_at = draft.timestamp, stored.created_at if stored else now
-        if timestamp is None:
-            timestamp = stored.timestamp if stored else now
+        timestamp = draft.timestamp
+        created_at = now if draft.created_at is None else draft.created_at
+        revision = sequence = self._state.revision + 1
         if stored is not None:
-            same = Message(*draft[:5], timestamp, *draft[6:], created_at, stored.revision)
-            if same == stored:
+            timestamp = stored.timestamp if timestamp is None else timestamp
+            created_at, sequence = stored.created_at, stored.sequence  # type: ignore[assignment]
+            kept = (timestamp, *draft[6:8], created_at, stored.revision, sequence)
+            if (*draft[:5], *kept) == stored:
                 return stored
-        self._state.revision += 1
-        message = Message(*draft[:5], timestamp, *draft[6:], created_at, self._state.revision)
+        elif timestamp is None:
+            timestamp = now
+        self._state.revision = revision
+        message = Message(*draft[:5], timestamp, *draft[6:8], created_at, revision, sequence)
         self._messages[draft.id] = message
         return message
 

@@ -247,7 +247,7 @@ class ModelTargetPlace(TargetPlace):
         for key in (*buried, *stored):
             server.revision += 1
             one = draft(key)
-            server.rows[key] = Message(*one[:5], NOW, *one[6:], now(), server.revision)
+            server.rows[key] = Message(*one[:5], NOW, *one[6:8], now(), *[server.revision] * 2)
         for key in buried:
             server.revision += 1
             del server.rows[key]

@@ -56,8 +56,8 @@ def message(
     id: str = "m-1", revision: int = 1, content: str = "The quick brown fox", **fields: Any
 ) -> Message:
     """Return a message with the given fields."""
-    plain = Message(id, "openai", "user", content, ("t",), NOW, "{}", "s-1", NOW, revision)
-    return plain._replace(**fields)
+    values = ("openai", "user", content, ("t",), NOW, "{}", "s-1", NOW)
+    return Message(id, *values, revision, fields.pop("sequence", revision))._replace(**fields)
 
 
 def saved(one: Message, *, sequence: int = 0, buried: int = 0, forced: bool = False) -> Entry:

@@ -17,9 +17,9 @@ from sagastore_server.storage.model import Message
 from sagastore_server.storage.query import Alternative, Criteria, Leaf, Phrase, Scan, TextQuery
 
 
-def place(message: Message) -> tuple[int, bytes]:
+def place(message: Message) -> tuple[int, int]:
     """Return the chronological sort key."""
-    return message.timestamp, message.id.encode()
+    return message.timestamp, message.sequence
 
 
 def stretch(messages: Iterable[Message], scan: Scan) -> list[Message]:
@@ -27,15 +27,13 @@ def stretch(messages: Iterable[Message], scan: Scan) -> list[Message]:
     found = sorted(messages, key=place, reverse=scan.newest_first)
     sign = -1 if scan.newest_first else 1
     if scan.after is not None:
-        after = (scan.after.timestamp, scan.after.id.encode())
-        found = [message for message in found if sign * _compare(place(message), after) > 0]
+        found = [message for message in found if sign * _compare(place(message), scan.after) > 0]
     if scan.until is not None:
-        until = (scan.until.timestamp, scan.until.id.encode())
-        found = [message for message in found if sign * _compare(place(message), until) <= 0]
+        found = [message for message in found if sign * _compare(place(message), scan.until) <= 0]
     return found
 
 
-def _compare(left: tuple[int, bytes], right: tuple[int, bytes]) -> int:
+def _compare(left: tuple[int, int], right: tuple[int, int]) -> int:
     return (left > right) - (left < right)
 
 

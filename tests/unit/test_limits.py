@@ -26,6 +26,7 @@ def _message(char: str, *, long: bool) -> Message:
         session_id=char * validation.MAX_SESSION_ID,
         created_at=validation.MIN_TIMESTAMP,
         revision=2**63 - 1,
+        sequence=2**63 - 1,
     )
 
 

@@ -48,7 +48,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 def _rows(messages: Sequence[Message], number: int) -> Rows:
     """Return the parameters of both statements; messages are numbered from ``number``."""
     rows = [
-        (*one[:4], canonical_tags(one.tags), *one[5:], at)
+        (*one[:4], canonical_tags(one.tags), *one[5:10], at)
         for at, one in enumerate(messages, number)
     ]
     terms = [

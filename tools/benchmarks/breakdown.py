@@ -139,7 +139,7 @@ def _by_step(folder: Path, size: int) -> None:
 
 
 def _row(message: Message, number: int) -> tuple[object, ...]:
-    return (*message[:4], canonical_tags(message.tags), *message[5:], number)
+    return (*message[:4], canonical_tags(message.tags), *message[5:10], number)
 
 
 async def _make(path: Path) -> None:

@@ -158,7 +158,8 @@ def stored_messages(name: str, start: int, count: int) -> list[Message]:
 def _as_stored(item: Item, revision: int) -> Message:
     micros = round(item.timestamp.timestamp() * 1_000_000)
     metadata = canonical_object(json.dumps(item.metadata))
-    return Message(*item[:4], tuple(item.tags), micros, metadata, item.session_id, micros, revision)
+    values = (*item[:4], tuple(item.tags), micros, metadata, item.session_id)
+    return Message(*values, micros, revision, revision)
 
 
 def chunks(messages: Sequence[Message]) -> list[Sequence[Message]]:

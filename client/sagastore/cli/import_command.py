@@ -222,6 +222,7 @@ class _Import:
         acks = self._client.bulk_save_stream(
             messages(),
             on_conflict=OnConflict[self._options.on_conflict.upper()],
+            keep_created_at=True,
             batch_size=self._options.batch_size,
             timeout=self._settings.stream_timeout,
         )

@@ -36,12 +36,12 @@ def _record(message: Message) -> dict[str, Any]:
         "timestamp": iso(message.timestamp),
         "metadata": message.metadata,
         "session_id": message.session_id,
+        "created_at": iso(message.created_at),
     }
 
 
 def _full(message: Message) -> dict[str, Any]:
-    server = {"created_at": iso(message.created_at), "revision": message.revision}
-    return _record(message) | server
+    return _record(message) | {"revision": message.revision, "sequence": message.sequence}
 
 
 def iso(value: datetime | None) -> str | None:

@@ -38,6 +38,7 @@ _STORE_COLUMNS: Final = (
     "timestamp",
     "metadata",
     "session_id",
+    "created_at",
 )
 
 
@@ -262,6 +263,7 @@ class LegacyDatabase(Database):
             timestamp=from_micros(row.timestamp_us),
             metadata=metadata,
             session_id=row.session_id,
+            created_at=None if row.created_at_us is None else from_micros(row.created_at_us),
         )
         return message, []
 
@@ -291,7 +293,7 @@ class StoreDatabase(Database):
         return f"SELECT rowid, {', '.join(_STORE_COLUMNS)} FROM messages"  # noqa: S608 - names from a constant
 
     def _read(self, values: list[Any]) -> tuple[Message | None, list[Problem]]:
-        id, provider, role, content, tags, timestamp, metadata, session_id = values
+        id, provider, role, content, tags, timestamp, metadata, session_id, created_at = values
         message = Message(
             provider,
             role,
@@ -301,6 +303,7 @@ class StoreDatabase(Database):
             timestamp=from_micros(timestamp),
             metadata=_json.loads_as_written(metadata),
             session_id=session_id,
+            created_at=None if created_at is None else from_micros(created_at),
         )
         return message, []
 

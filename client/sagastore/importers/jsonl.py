@@ -30,7 +30,7 @@ BROKEN: Final = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _BOM: Final = b"\xef\xbb\xbf"
 _KEPT_OF_A_LONG_LINE: Final = 1000
 _NAMESPACE: Final = UUID("8f1d4a34-4f0e-5d0b-9a55-6d9a0b7c2f11")
-_IGNORED: Final = frozenset({"created_at", "revision"})
+_IGNORED: Final = frozenset({"revision", "sequence"})
 _MISSING: Final = object()
 
 
@@ -194,6 +194,7 @@ class _Reading:
             timestamp=take("timestamp", _time, None),
             metadata=take("metadata", _object, None),
             session_id=take("session_id", _text, None),
+            created_at=take("created_at", _time, None),
         )
         for name in self._values:
             if name not in _IGNORED:

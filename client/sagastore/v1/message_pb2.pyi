@@ -44,6 +44,7 @@ class Message(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifies the message: 1 to 128 characters. Empty on Save: the server
     assigns a UUIDv7 (RFC 9562). Required in BulkSave, so that a batch can be
@@ -80,6 +81,14 @@ class Message(_message.Message):
     deletion. Compare for equality only; the difference of two revisions has no
     meaning.
     """
+    sequence: _builtins.int
+    """Output only. The order in which messages were first stored: assigned when the
+    id first appears, also after a Delete, and kept by every later Save. Messages
+    with equal timestamps are ordered by it. A call that begins after another was
+    acknowledged gets the greater one; messages of one batch get theirs in the
+    order of the batch. Compare for order only; the difference of two sequences
+    has no meaning.
+    """
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Labels, in the order given, duplicates kept. At most 512, each 1 to 256
@@ -112,10 +121,11 @@ class Message(_message.Message):
         session_id: _builtins.str | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_session_id", b"_session_id", "created_at", b"created_at", "session_id", b"session_id", "timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_id", b"_session_id", "content", b"content", "created_at", b"created_at", "id", b"id", "metadata_json", b"metadata_json", "provider", b"provider", "revision", b"revision", "role", b"role", "session_id", b"session_id", "tags", b"tags", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_id", b"_session_id", "content", b"content", "created_at", b"created_at", "id", b"id", "metadata_json", b"metadata_json", "provider", b"provider", "revision", b"revision", "role", b"role", "sequence", b"sequence", "session_id", b"session_id", "tags", b"tags", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__session_id: _TypeAlias = _typing.Literal["session_id"]  # noqa: Y015
     _WhichOneofArgType__session_id: _TypeAlias = _typing.Literal["_session_id", b"_session_id"]  # noqa: Y015

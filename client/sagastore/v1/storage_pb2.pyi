@@ -117,9 +117,9 @@ class _OrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Order.ValueType
     from the newest ones. An empty query has nothing to rank by: newest first.
     """
     ORDER_NEWEST: _Order.ValueType  # 2
-    """By timestamp, newest first, then by id descending."""
+    """By timestamp, newest first, then by sequence descending."""
     ORDER_OLDEST: _Order.ValueType  # 3
-    """By timestamp, oldest first, then by id ascending."""
+    """By timestamp, oldest first, then by sequence ascending."""
 
 class Order(_Order, metaclass=_OrderEnumTypeWrapper):
     """The order of search results."""
@@ -132,9 +132,9 @@ before them, and so on. So a word that a million messages have is answered
 from the newest ones. An empty query has nothing to rank by: newest first.
 """
 ORDER_NEWEST: Order.ValueType  # 2
-"""By timestamp, newest first, then by id descending."""
+"""By timestamp, newest first, then by sequence descending."""
 ORDER_OLDEST: Order.ValueType  # 3
-"""By timestamp, oldest first, then by id ascending."""
+"""By timestamp, oldest first, then by sequence ascending."""
 Global___Order: _TypeAlias = Order  # noqa: Y015
 
 @_typing.final
@@ -155,7 +155,7 @@ class SaveRequest(_message.Message):
     """When the write counts as done."""
     @_builtins.property
     def message(self) -> _message_pb2.Message:
-        """The message. Required. created_at and revision are ignored."""
+        """The message. Required. created_at, revision and sequence are ignored."""
 
     def __init__(
         self,
@@ -541,12 +541,17 @@ class BulkSaveRequest(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    KEEP_CREATED_AT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The sender's number for the batch; comes back in the answer. The server
     attaches no meaning to it.
     """
     on_conflict: Global___OnConflict.ValueType
     """How ids that are already stored are handled."""
+    keep_created_at: _builtins.bool
+    """True: an id that is new gets the created_at of its message, if that is set,
+    for an import or a restore. False: it gets the current time of the server.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """1 to 1000 messages, each with an id. Of several with one id the last valid
@@ -559,10 +564,11 @@ class BulkSaveRequest(_message.Message):
         sequence: _builtins.int = ...,
         messages: _abc.Iterable[_message_pb2.Message] | None = ...,
         on_conflict: Global___OnConflict.ValueType = ...,
+        keep_created_at: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "on_conflict", b"on_conflict", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_created_at", b"keep_created_at", "messages", b"messages", "on_conflict", b"on_conflict", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -733,7 +739,7 @@ class ExportResponse(_message.Message):
     """Continues after this batch."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
-        """The messages, ordered by id (bytes)."""
+        """The messages, ordered by sequence."""
 
     def __init__(
         self,

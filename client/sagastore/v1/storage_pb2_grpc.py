@@ -135,7 +135,7 @@ class StorageServiceServicer(object):
 
     def List(self, request, context):
         """Lists the messages of one session in chronological order: by timestamp,
-        then by id (bytes).
+        then by sequence.
 
         Errors: INVALID_ARGUMENT, also for a page token of another request.
         """
@@ -181,8 +181,9 @@ class StorageServiceServicer(object):
 
     def Export(self, request, context):
         """Streams every message that existed when the export began and is not
-        deleted during it, exactly once, ordered by id (bytes). Messages written
-        during the export may appear or not. Never blocks writers.
+        deleted during it, exactly once, ordered by sequence. Messages written
+        during the export may appear or not. Never blocks writers. Imported into an
+        empty service in this order, every session lists as here.
 
         After a broken stream, a new call with the last resume_token received
         continues it.

@@ -66,7 +66,7 @@ class StorageServiceStub:
     """
     List: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListRequest, _storage_pb2.ListResponse]
     """Lists the messages of one session in chronological order: by timestamp,
-    then by id (bytes).
+    then by sequence.
 
     Errors: INVALID_ARGUMENT, also for a page token of another request.
     """
@@ -96,8 +96,9 @@ class StorageServiceStub:
     """
     Export: _grpc.UnaryStreamMultiCallable[_storage_pb2.ExportRequest, _storage_pb2.ExportResponse]
     """Streams every message that existed when the export began and is not
-    deleted during it, exactly once, ordered by id (bytes). Messages written
-    during the export may appear or not. Never blocks writers.
+    deleted during it, exactly once, ordered by sequence. Messages written
+    during the export may appear or not. Never blocks writers. Imported into an
+    empty service in this order, every session lists as here.
 
     After a broken stream, a new call with the last resume_token received
     continues it.
@@ -143,7 +144,7 @@ class StorageServiceAsyncStub(StorageServiceStub):
     """
     List: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListRequest, _storage_pb2.ListResponse]  # type: ignore[assignment]
     """Lists the messages of one session in chronological order: by timestamp,
-    then by id (bytes).
+    then by sequence.
 
     Errors: INVALID_ARGUMENT, also for a page token of another request.
     """
@@ -173,8 +174,9 @@ class StorageServiceAsyncStub(StorageServiceStub):
     """
     Export: _aio.UnaryStreamMultiCallable[_storage_pb2.ExportRequest, _storage_pb2.ExportResponse]  # type: ignore[assignment]
     """Streams every message that existed when the export began and is not
-    deleted during it, exactly once, ordered by id (bytes). Messages written
-    during the export may appear or not. Never blocks writers.
+    deleted during it, exactly once, ordered by sequence. Messages written
+    during the export may appear or not. Never blocks writers. Imported into an
+    empty service in this order, every session lists as here.
 
     After a broken stream, a new call with the last resume_token received
     continues it.
@@ -241,7 +243,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.ListResponse, _abc.Awaitable[_storage_pb2.ListResponse]]:
         """Lists the messages of one session in chronological order: by timestamp,
-        then by id (bytes).
+        then by sequence.
 
         Errors: INVALID_ARGUMENT, also for a page token of another request.
         """
@@ -295,8 +297,9 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_storage_pb2.ExportResponse], _abc.AsyncIterator[_storage_pb2.ExportResponse]]:
         """Streams every message that existed when the export began and is not
-        deleted during it, exactly once, ordered by id (bytes). Messages written
-        during the export may appear or not. Never blocks writers.
+        deleted during it, exactly once, ordered by sequence. Messages written
+        during the export may appear or not. Never blocks writers. Imported into an
+        empty service in this order, every session lists as here.
 
         After a broken stream, a new call with the last resume_token received
         continues it.

@@ -213,6 +213,14 @@ class Router(StorageBackend):
         """See the contract."""
         return await self._read("", lambda store: store.last_id())
 
+    async def scan_sequences(self, after: int, upto: int, limit: int) -> Page:
+        """See the contract."""
+        return await self._read("", lambda store: store.scan_sequences(after, upto, limit))
+
+    async def last_sequence(self) -> int:
+        """See the contract."""
+        return await self._read("", lambda store: store.last_sequence())
+
     async def quarantine(self, after: int, limit: int) -> list[QuarantinedRow]:
         """See the contract."""
         return await self._primary.quarantine(after, limit)

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
+from sagastore_server.postgresql.batch import BLOCK
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, sqlstate, translated, translating
 from sagastore_server.postgresql.options import PostgreSQLOptions, display_address
 from sagastore_server.postgresql.pool import Pool
@@ -86,6 +87,7 @@ class PostgreSQLStorage(StorageBackend):
         self._gets = ReadBatcher(self._get_together)
         self._worker_pool = WorkerPool()
         self._searching = asyncio.Semaphore(max(1, options.pool_max // 2))
+        self._taking_blocks = asyncio.Lock()
         self._writer: PostgreSQLGroupWriter | None = None
         self._on_group: OnGroup = unheard
         self._schema_version = 0
@@ -155,7 +157,20 @@ class PostgreSQLStorage(StorageBackend):
         known = _NONE
         if terms is not None and terms.by is search_columns_of:
             known = dict(zip((draft.content for draft in drafts), terms.of, strict=True))
-        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict), known)
+        first = await self._take_block()
+        return await self._write(
+            ids, lambda changes: changes.bulk_save(drafts, on_conflict, first), known
+        )
+
+    async def _take_block(self) -> int:
+        """Take a block of sequences, and return the first of it.
+
+        Batches are written in several transactions at once, so the messages of a stream keep
+        their order only if its batches take their sequences one after the other.
+        """
+        async with self._taking_blocks:
+            last: int = await self._pool.value(QUERIES["take_block"])
+        return last - BLOCK + 1
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""
@@ -214,6 +229,17 @@ class PostgreSQLStorage(StorageBackend):
     async def last_id(self) -> str | None:
         """See the contract."""
         last: str | None = await self._pool.value(QUERIES["last_id"])
+        return last
+
+    async def scan_sequences(self, after: int, upto: int, limit: int) -> Page:
+        """See the contract."""
+        arguments = (after, upto, limit + 1, MAX_PAGE_BYTES)
+        rows = await self._pool.rows(QUERIES["scan_sequences"], *arguments)
+        return page_of(map(message_from_row, rows), limit)
+
+    async def last_sequence(self) -> int:
+        """See the contract."""
+        last: int = await self._pool.value(QUERIES["last_sequence"])
         return last
 
     async def quarantine(self, after: int, limit: int) -> list[QuarantinedRow]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +27,9 @@ DURABLE_ON = (Store.POSTGRESQL,)
 
 _NONE: Mapping[str, SearchColumns] = MappingProxyType({})
 
+BLOCK = 1024
+"""Revisions of one value of the sequence ``message_revisions``: its increment."""
+
 COPY_FROM = 100
 """New rows from which COPY is faster than INSERT."""
 
@@ -43,11 +48,12 @@ async def load(connection: Connection, ids: Iterable[Sequence[str]]) -> Changes:
     distinct = [set(write) for write in ids]
     wanted = sorted(set().union(*distinct))
     count = sum(map(len, distinct))
-    *stored, numbers = await connection.fetch(QUERIES["lock"], wanted, count)
-    before = {row[0]: message_from_row(row) for row in stored}
-    revisions = list(map(int, numbers[3].split())) if count else []
-    if before and revisions[0] <= max(message.revision for message in before.values()):
+    rows = await connection.fetch(QUERIES["lock"], wanted, math.ceil(count / BLOCK))
+    before = {row[0]: message_from_row(row) for row in rows if row[0] is not None}
+    ends = sorted(row[9] for row in rows if row[0] is None)
+    if before and ends[0] - BLOCK < max(message.revision for message in before.values()):
         raise LostRaceError
+    revisions = chain.from_iterable(range(end - BLOCK + 1, end + 1) for end in ends)
     return Changes(before, revisions, time.time_ns() // 1000, DURABLE_ON)
 
 

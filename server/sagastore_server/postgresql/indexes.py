@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import MIGRATION
-from sagastore_server.postgresql.schema import STEPS
+from sagastore_server.postgresql.schema import LATE_INDEX, STEPS
 from sagastore_server.runtime.supervisor import awaited
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.replication import IndexState
-
-_DEFINITION = re.compile(r"^CREATE INDEX (\w+) (ON messages [^;]+);$", re.MULTILINE)
 
 _LOOK_EVERY = 0.5
 """Seconds between two queries of the progress of a build."""
 
 
 def _load() -> dict[str, str]:
-    found = (_DEFINITION.findall(step.sql) for step in STEPS)
+    found = (LATE_INDEX.findall(step.sql) for step in STEPS)
     return {name: definition for step in found for name, definition in step}
 
 

@@ -6,6 +6,10 @@ SELECT source, phase, epoch, holder, session,
     backfill_state, backfill_carried, backfill_cursor, backfill_upto, backfill_copied, backfill_total
 FROM migration
 
+-- name: unfinished
+-- Whether this is the target of an unfinished migration.
+SELECT EXISTS (SELECT FROM migration WHERE phase < 5)
+
 -- name: lock_record
 SELECT source, phase, epoch, holder, session,
     extract(epoch FROM lease_until - clock_timestamp())::float8 AS lease_seconds, applied,
@@ -132,22 +136,26 @@ ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, deleted_at = exclud
 WHERE tombstones.revision < excluded.revision
 
 -- name: upsert
+-- A row with the sequence 0 was stored by a version without sequences.
 INSERT INTO messages
-    (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, terms, search)
-SELECT id, provider, role, content, tags::jsonb, timestamp, metadata::jsonb, session_id, created_at, revision,
-    terms, search
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
-    $8::text[], $9::timestamptz[], $10::bigint[], $11::text[], $12::tsvector[])
-    AS new (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision,
+    (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, sequence,
     terms, search)
+SELECT id, provider, role, content, tags::jsonb, timestamp, metadata::jsonb, session_id, created_at, revision,
+    sequence, terms, search
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
+    $8::text[], $9::timestamptz[], $10::bigint[], $11::bigint[], $12::text[], $13::tsvector[])
+    AS new (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision,
+    sequence, terms, search)
 WHERE NOT EXISTS (
     SELECT FROM tombstones WHERE tombstones.id = new.id AND tombstones.revision > new.revision
 )
 ON CONFLICT (id) DO UPDATE SET provider = excluded.provider, role = excluded.role,
     content = excluded.content, tags = excluded.tags, timestamp = excluded.timestamp,
     metadata = excluded.metadata, session_id = excluded.session_id, created_at = excluded.created_at,
-    revision = excluded.revision, terms = excluded.terms, search = excluded.search
+    revision = excluded.revision, sequence = excluded.sequence, terms = excluded.terms,
+    search = excluded.search
 WHERE messages.revision < excluded.revision
+    OR (messages.sequence = 0 AND messages.revision = excluded.revision)
 
 -- name: known
 -- Those of some ids that have a row or a tombstone.

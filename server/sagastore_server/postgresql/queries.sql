@@ -2,7 +2,8 @@
 -- The columns of a message have the order of storage.model.Message.
 
 -- name: batch_get
-SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision
+SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision,
+    sequence
 FROM messages WHERE id = ANY($1::text[])
 
 -- name: begin
@@ -10,27 +11,32 @@ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
 
 -- name: lock
--- Locks the rows in the order of their ids, then takes $2 revisions: the second branch of the UNION
--- runs after the first. The revisions are the last row.
+-- Locks the rows in the order of their ids, then takes $2 blocks of revisions: the second branch of
+-- the UNION runs after the first. The last rows have the last revision of each block.
 WITH locked AS MATERIALIZED (
     SELECT id, provider, role, content, tags::text AS tags, timestamp, metadata::text AS metadata,
-        session_id, created_at, revision
+        session_id, created_at, revision, sequence
     FROM messages WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE
 )
 SELECT * FROM locked
 UNION ALL
-SELECT NULL, NULL, NULL, string_agg(nextval('message_revisions')::text, ' '), NULL, NULL, NULL, NULL, NULL, NULL
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, nextval('message_revisions'), NULL
 FROM generate_series(1, $2::int)
+
+-- name: take_block
+-- Takes a block of revisions, and returns the last of it.
+SELECT nextval('message_revisions')
 
 -- name: insert
 INSERT INTO messages
-    (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, terms, search)
-SELECT id, provider, role, content, tags::jsonb, timestamp, metadata::jsonb, session_id, created_at, revision,
-    terms, search
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
-    $8::text[], $9::timestamptz[], $10::bigint[], $11::text[], $12::tsvector[])
-    AS new (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision,
+    (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, sequence,
     terms, search)
+SELECT id, provider, role, content, tags::jsonb, timestamp, metadata::jsonb, session_id, created_at, revision,
+    sequence, terms, search
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
+    $8::text[], $9::timestamptz[], $10::bigint[], $11::bigint[], $12::text[], $13::tsvector[])
+    AS new (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision,
+    sequence, terms, search)
 ON CONFLICT (id) DO NOTHING
 RETURNING id
 
@@ -38,11 +44,12 @@ RETURNING id
 UPDATE messages AS old
 SET provider = new.provider, role = new.role, content = new.content, tags = new.tags::jsonb,
     timestamp = new.timestamp, metadata = new.metadata::jsonb, session_id = new.session_id,
-    created_at = new.created_at, revision = new.revision, terms = new.terms, search = new.search
+    created_at = new.created_at, revision = new.revision, sequence = new.sequence, terms = new.terms,
+    search = new.search
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
-    $8::text[], $9::timestamptz[], $10::bigint[], $11::text[], $12::tsvector[])
+    $8::text[], $9::timestamptz[], $10::bigint[], $11::bigint[], $12::text[], $13::tsvector[])
     AS new (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision,
-    terms, search)
+    sequence, terms, search)
 WHERE old.id = new.id
 RETURNING old.id
 
@@ -60,7 +67,8 @@ ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, deleted_at = exclud
 SELECT EXISTS (SELECT FROM tombstones WHERE id = ANY($1::text[]) AND revision >= $2::bigint)
 
 -- name: scan_ids
-SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision
+SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision,
+    sequence
 FROM (
     SELECT *, sum(weight) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - weight AS before
     FROM (
@@ -69,6 +77,21 @@ FROM (
     ) AS found
 ) AS weighed
 WHERE before <= $4::bigint ORDER BY id
+
+-- name: scan_sequences
+SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision,
+    sequence
+FROM (
+    SELECT *, sum(weight) OVER (ORDER BY sequence ROWS UNBOUNDED PRECEDING) - weight AS before
+    FROM (
+        SELECT *, (octet_length(content) + pg_column_size(metadata) / 4 + 1024)::bigint AS weight
+        FROM messages WHERE sequence > $1 AND sequence <= $2 ORDER BY sequence LIMIT $3
+    ) AS found
+) AS weighed
+WHERE before <= $4::bigint ORDER BY sequence
+
+-- name: last_sequence
+SELECT coalesce(max(sequence), 0) FROM messages
 
 -- name: last_id
 SELECT id FROM messages ORDER BY id DESC LIMIT 1

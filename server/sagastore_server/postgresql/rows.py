@@ -25,6 +25,7 @@ COLUMNS = (
     "session_id",
     "created_at",
     "revision",
+    "sequence",
     "terms",
     "search",
 )
@@ -64,7 +65,7 @@ def unchanged(value: bytes) -> bytes:
 def message_from_row(row: Sequence[Any]) -> Message:
     """Return the message of a row in the column order of queries.sql."""
     tags = () if row[4] == "[]" else tuple(json.loads(row[4]))
-    return Message._make((*row[:4], tags, *row[5:10]))
+    return Message._make((*row[:4], tags, *row[5:11]))
 
 
 def row_of(message: Message, searched: SearchColumns) -> Row:

@@ -21,7 +21,7 @@ _OLDEST_SERVER = 130000
 
 _REINDEX_ROWS = 500
 
-COMPATIBLE_FROM = {1: 1, 2: 2}
+COMPATIBLE_FROM = {1: 1, 2: 2, 3: 3}
 """By schema version: the oldest schema version whose servers can use it."""
 
 _TABLES = (
@@ -55,6 +55,10 @@ def _load() -> list[Step]:
 
 
 STEPS = _load()
+
+LATE_INDEX = re.compile(r"^CREATE INDEX (\w+) (ON messages [^;]+);$", re.MULTILINE)
+"""Name and definition of an index that a migration builds after it has copied the rows."""
+
 SCHEMA_VERSION = STEPS[-1].number
 
 
@@ -166,9 +170,11 @@ async def upgrade(connection: Connection) -> int:
     version = await version_of(connection)
     if version == 0:
         await check_table_names(connection)
+    target = version >= MIGRATES_FROM and await connection.fetchval(MIGRATION["unfinished"])
     for number, sql in STEPS:
         if number > version:
-            await connection.execute(sql)
+            # In a migration target the backfill builds the indexes, without blocking writes.
+            await connection.execute(LATE_INDEX.sub("", sql) if target else sql)
             await connection.execute(QUERIES["note_version"], number, COMPATIBLE_FROM[number])
     if version == 0:
         await connection.execute(QUERIES["set_state"], "analysis", FINGERPRINT)

@@ -35,7 +35,7 @@ from sagastore_server.storage.validation import MAX_TIMESTAMP, MIN_TIMESTAMP
 
 _COLUMNS = (
     "id, provider, role, content, tags::text, timestamp, metadata::text, session_id, "
-    "created_at, revision"
+    "created_at, revision, sequence"
 )
 _WEIGHT = "(octet_length(m.content) + pg_column_size(m.metadata) / 4 + 1024)::bigint"
 """At most ``Message.size``, so a row that it excludes cannot belong to the page."""
@@ -124,7 +124,7 @@ def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> 
     if block:
         source = (
             f"(SELECT * FROM messages AS m{_where(place)} "  # noqa: S608
-            f"ORDER BY m.timestamp {direction}, m.id {direction} LIMIT {block})"
+            f"ORDER BY m.timestamp {direction}, m.sequence {direction} LIMIT {block})"
         )
     else:
         conditions += place
@@ -135,14 +135,14 @@ def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> 
     # Safe to join: the parts are constants of this module, and every value is a parameter.
     sql = f"""{options}SELECT {_COLUMNS} FROM (
     SELECT *, sum(weight) OVER (
-        ORDER BY timestamp {direction}, id {direction} ROWS UNBOUNDED PRECEDING
+        ORDER BY timestamp {direction}, sequence {direction} ROWS UNBOUNDED PRECEDING
     ) - weight AS before
     FROM (
         SELECT m.*, {_WEIGHT} AS weight FROM {source} AS m{where}
-        ORDER BY {moment} {direction}, m.id {direction} LIMIT {limit}::bigint
+        ORDER BY {moment} {direction}, m.sequence {direction} LIMIT {limit}::bigint
     ) AS found
 ) AS weighed
-WHERE before <= {MAX_PAGE_BYTES} ORDER BY timestamp {direction}, id {direction}"""  # noqa: S608
+WHERE before <= {MAX_PAGE_BYTES} ORDER BY timestamp {direction}, sequence {direction}"""  # noqa: S608
     return SearchStatement(sql, parameters.values)
 
 
@@ -161,9 +161,9 @@ def _place(criteria: Criteria, scan: Scan, parameters: _Parameters) -> list[str]
     )
     for operator, position in ((ahead, scan.after), (back, scan.until)):
         if position is not None:
-            moment, message_id = map(parameters.add, _clamped(position))
+            moment, sequence = map(parameters.add, _clamped(position))
             conditions.append(
-                f"(m.timestamp, m.id) {operator} ({moment}::timestamptz, {message_id}::text)"
+                f"(m.timestamp, m.sequence) {operator} ({moment}::timestamptz, {sequence}::bigint)"
             )
     return conditions
 
@@ -200,7 +200,7 @@ def _metadata(metadata: str | None) -> str | None:
 def _clamped(position: Position) -> Position:
     """Return a position that PostgreSQL can represent, with the same order to every message."""
     moment = min(max(position.timestamp, MIN_TIMESTAMP - 1), MAX_TIMESTAMP + 1)
-    return Position(moment, position.id)
+    return Position(moment, position.sequence)
 
 
 def _text(text: TextQuery | None, parameters: _Parameters) -> tuple[str, list[str]]:

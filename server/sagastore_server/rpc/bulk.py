@@ -176,8 +176,9 @@ async def validate_batch(
     if isinstance(request, InvalidText):
         request, unreadable = _repaired(request)
     on_conflict = _check_batch(request)
-    sent = [(message.SerializeToString(), indexer) for message in request.messages]
-    size = sum([_MESSAGE_OVERHEAD + len(message) for message, _ in sent])
+    keep = request.keep_created_at
+    sent = [(keep, message.SerializeToString(), indexer) for message in request.messages]
+    size = sum([_MESSAGE_OVERHEAD + len(message) for _, message, _ in sent])
     drafts: list[NewMessage] = []
     terms: list[object] = []
     rejected: list[storage_pb2.RejectedMessage] = []

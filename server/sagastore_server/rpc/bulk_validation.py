@@ -20,10 +20,13 @@ Checked = tuple[list[Violation], tuple[Any, ...], Any]
 terms. Plain tuples, because instances of classes take longer to pickle."""
 
 
-def check(message: bytes, indexer: Indexer | None) -> Checked:
-    """Validate a serialized ``sagastore.v1.Message``, and extract its terms with ``indexer``."""
+def check(keep_created_at: bool, message: bytes, indexer: Indexer | None) -> Checked:
+    """Validate a serialized ``sagastore.v1.Message``, and extract its terms with ``indexer``.
+
+    ``keep_created_at`` is that of ``BulkSaveRequest``.
+    """
     source = message_pb2.Message.FromString(message)
     rules = Violations()
-    draft = rules.sent("", convert.sent_of(source, source.id))
+    draft = rules.sent("", convert.sent_of(source, source.id, keep_created_at=keep_created_at))
     terms = None if indexer is None or rules.found else indexer(draft)
     return rules.found, tuple(draft), terms

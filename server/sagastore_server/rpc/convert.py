@@ -26,15 +26,21 @@ ON_CONFLICT: dict[int, OnConflict] = {
 }
 
 
-def sent_of(source: message_pb2.Message, message_id: str) -> Sent:
-    """Return the fields of a received message; ``created_at`` and ``revision`` are ignored.
+def sent_of(
+    source: message_pb2.Message, message_id: str, *, keep_created_at: bool = False
+) -> Sent:
+    """Return the fields of a received message; ``revision`` and ``sequence`` are ignored.
 
-    ``message_id`` is its id, already assigned if the sender gave none.
+    ``message_id`` is its id, already assigned if the sender gave none. ``created_at`` is ignored
+    as well, unless ``keep_created_at`` is set.
     """
-    timestamp = None
+    timestamp = created_at = None
     if source.HasField("timestamp"):
         sent = source.timestamp
         timestamp = sent.seconds, sent.nanos
+    if keep_created_at and source.HasField("created_at"):
+        sent = source.created_at
+        created_at = sent.seconds, sent.nanos
     return (
         message_id,
         source.provider,
@@ -44,6 +50,7 @@ def sent_of(source: message_pb2.Message, message_id: str) -> Sent:
         timestamp,
         source.metadata_json,
         source.session_id if source.HasField("session_id") else None,
+        created_at,
     )
 
 
@@ -62,6 +69,7 @@ def fill(target: message_pb2.Message, source: Message) -> None:
     if source.created_at is not None:
         fill_time(target.created_at, source.created_at)
     target.revision = source.revision
+    target.sequence = source.sequence
 
 
 def fill_time(target: Timestamp, micros: int) -> None:

@@ -106,7 +106,7 @@ class StorageServicer:
         key = tokens.request_key("List", request.session_id, request.newest_first)
         after = None
         if request.page_token:
-            position = tokens.decode(key, request.page_token, "page_token", (int, str))
+            position = tokens.decode(key, request.page_token, "page_token", (int, int))
             after = Position(*position)  # type: ignore[arg-type]
         scan = Scan(request.newest_first, size, after)
         page = await self._backend.list_session(request.session_id, scan)
@@ -178,22 +178,22 @@ class StorageServicer:
     async def Export(
         self, request: storage_pb2.ExportRequest
     ) -> AsyncIterator[storage_pb2.ExportResponse]:
-        """Stream every message by id, up to the greatest id at the start of the export.
+        """Stream every message by sequence, up to the greatest one at the start of the export.
 
         Each batch is a separate query, made when the client has read the previous batch, so that
         a slow client holds no transaction and no connection.
         """
         size = requests.export_batch(request.batch_size)
         key = tokens.request_key("Export")
-        after, upto = "", await self._backend.last_id()
+        after, upto = 0, await self._backend.last_sequence()
         if request.resume_token:
-            position = tokens.decode(key, request.resume_token, "resume_token", (str, str))
-            after, upto = map(str, position)
-        while upto is not None and after < upto:
-            page = await self._backend.scan_ids(after, upto, size)
+            position = tokens.decode(key, request.resume_token, "resume_token", (int, int))
+            after, upto = position  # type: ignore[assignment]  # decode has checked the types
+        while after < upto:
+            page = await self._backend.scan_sequences(after, upto, size)
             if not page.messages:
                 return
-            after = page.messages[-1].id
+            after = page.messages[-1].sequence
             response = storage_pb2.ExportResponse(resume_token=tokens.encode(key, (after, upto)))
             _add(response, page.messages)
             yield response

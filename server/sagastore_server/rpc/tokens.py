@@ -24,10 +24,13 @@ from sagastore_server.storage.validation import unstorable
 
 Scalar = int | float | str | None
 
-_VERSION = b"\x01"
+_VERSION = b"\x02"
+_FORMER_VERSIONS = (b"\x01",)
+"""Version 1 held ids where version 2 holds sequences; the two orders differ."""
+
 _DIGEST_BYTES = 16
 _MAX_CHARACTERS = 8192
-"""Far longer than any token of this module: a position holds at most two ids of 128 characters."""
+"""Far longer than any token of this module."""
 _INT64 = 1 << 63
 
 
@@ -83,6 +86,8 @@ def _payload(key: bytes, token: str, field: str) -> bytes:
         raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         reject(field)
+    if raw[:1] in _FORMER_VERSIONS:
+        _reject_former(field)
     digest, text = raw[1 : 1 + _DIGEST_BYTES], raw[1 + _DIGEST_BYTES :]
     # The last character of base64 has spare bits; only the spelling of encode() is valid.
     spelling = base64.urlsafe_b64encode(raw).decode().rstrip("=")
@@ -110,6 +115,14 @@ def _is_scalar(value: object) -> bool:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+def _reject_former(field: str) -> NoReturn:
+    reason = (
+        "is a token of an earlier version of SagaStore, which listed in another order; leave it "
+        "empty to start over"
+    )
+    raise InvalidRequestError((Violation(field, reason),)) from None
 
 
 def reject(field: str) -> NoReturn:

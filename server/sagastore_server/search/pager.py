@@ -174,7 +174,6 @@ def _ranked_by(scores: list[float], window: list[Message]) -> list[tuple[float, 
 
 
 def _rank_order(rank: tuple[float, Message]) -> tuple[float, Position]:
-    # Python orders strings by code point, which equals the order of their UTF-8 bytes.
     return rank[0], rank[1].position
 
 
@@ -202,10 +201,9 @@ def _resume(
 def _just_above(window: list[Message]) -> Position:
     """Return the position after which the window begins.
 
-    No id contains U+0000, so no id sorts between an id and the same id followed by U+0001. This
-    fixes the top of the window: messages written above it later do not enter it.
+    This fixes the top of the window: messages written above it later do not enter it.
     """
-    return Position(window[0].timestamp, window[0].id + "\x01")
+    return Position(window[0].timestamp, window[0].sequence + 1)
 
 
 async def _hits(text: TextQuery, chosen: list[tuple[float, Message]], run: Runner) -> list[Hit]:
@@ -225,24 +223,24 @@ def _cursor(place: _Place) -> Cursor:
 
 def _place(cursor: Cursor) -> _Place:
     match cursor:
-        case (above_time, above_id, bottom_time, bottom_id, int() | float() as value, time, last):
+        case (above_time, above, bottom_time, bottom, int() | float() as value, time, last):
             return _Place(
-                _optional(above_time, above_id),
-                _optional(bottom_time, bottom_id),
+                _optional(above_time, above),
+                _optional(bottom_time, bottom),
                 float(value),
                 _optional(time, last),
             )
     raise InvalidCursorError
 
 
-def _optional(timestamp: object, message_id: object) -> Position | None:
-    if timestamp is None and message_id is None:
+def _optional(timestamp: object, sequence: object) -> Position | None:
+    if timestamp is None and sequence is None:
         return None
-    return _position((timestamp, message_id))
+    return _position((timestamp, sequence))
 
 
 def _position(parts: tuple[object, ...]) -> Position:
     match parts:
-        case (int() as timestamp, str() as message_id):
-            return Position(timestamp, message_id)
+        case (int() as timestamp, int() as sequence):
+            return Position(timestamp, sequence)
     raise InvalidCursorError

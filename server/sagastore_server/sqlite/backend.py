@@ -60,8 +60,8 @@ from sagastore_server.storage.model import (
 from sagastore_server.storage.query import Criteria, Scan
 from sagastore_server.storage.validation import MAX_TIMESTAMP, MIN_TIMESTAMP
 
-_OLDEST = Position(MIN_TIMESTAMP - 1, "")
-_NEWEST = Position(MAX_TIMESTAMP + 1, "")
+_OLDEST = Position(MIN_TIMESTAMP - 1, 0)
+_NEWEST = Position(MAX_TIMESTAMP + 1, 0)
 
 _T = TypeVar("_T")
 _NONE: Mapping[IndexedFields, index_terms.FtsColumns] = MappingProxyType({})
@@ -219,7 +219,7 @@ class SQLiteStorage(StorageBackend):
 
     async def _in_blocks(self, compiled: Compiled, limit: int) -> Page | None:
         """Search block by block; None if a lookup of all matches is faster. See ``search``."""
-        rows = self._open_writer().last_number
+        rows = self._open_writer().rows
         block = first_block(rows)
         if compiled.expression is None:
             return None
@@ -242,6 +242,15 @@ class SQLiteStorage(StorageBackend):
     async def last_id(self) -> str | None:
         """See the contract."""
         last: str | None = await self._value("last_id")
+        return last
+
+    async def scan_sequences(self, after: int, upto: int, limit: int) -> Page:
+        """See the contract."""
+        return await self._readers.page(QUERIES["scan_sequences"], (after, upto, limit + 1), limit)
+
+    async def last_sequence(self) -> int:
+        """See the contract."""
+        last: int = await self._value("last_sequence")
         return last
 
     async def quarantine(self, after: int, limit: int) -> list[QuarantinedRow]:

@@ -30,8 +30,8 @@ class Counters(NamedTuple):
 
     revision: int
     """The last revision assigned."""
-    number: int
-    """The last row number assigned."""
+    rows: int
+    """Number of messages."""
     journals: bool
     """Whether changes are journalled."""
 
@@ -59,10 +59,9 @@ class Batch:
         """
         self._connection = connection
         self._terms = terms
-        self._number = counters.number
+        self._count = counters.rows
         self._journals = counters.journals
         self._revisions = itertools.count(counters.revision + 1)
-        self._numbers: dict[str, int] = {}
         self._rows: dict[str, list[tuple[object, ...]]] = {}
         self.changes = Changes(self._stored(ids), self._revisions, now, DURABLE_ON)
         """Apply the writes to it before ``flush``."""
@@ -89,7 +88,9 @@ class Batch:
         revision = next(self._revisions) - 1
         if self.changes.after:
             self._connection.execute(QUERIES["set_state"], ("revision", revision))
-        return Counters(revision, self._number, self._journals)
+        if "delete" in self._rows or "insert" in self._rows:
+            self._connection.execute(QUERIES["set_state"], ("messages", self._count))
+        return Counters(revision, self._count, self._journals)
 
     def _execute(self, name: str, rows: list[tuple[object, ...]]) -> None:
         if name in _INSERTS:
@@ -107,31 +108,32 @@ class Batch:
 
     def _stored(self, ids: Iterable[str]) -> dict[str, Message]:
         wanted = json.dumps(list(ids), ensure_ascii=False)
-        found: dict[str, Message] = {}
-        for row in self._connection.execute(QUERIES["stored"], (wanted,)):
-            found[row[0]] = message_from_row(row)
-            self._numbers[row[0]] = row[10]
-        return found
+        rows = self._connection.execute(QUERIES["batch_get"], (wanted,))
+        return {row[0]: message_from_row(row) for row in rows}
 
     def _add(self, name: str, *row: object) -> None:
         self._rows.setdefault(name, []).append(row)
 
     def _delete(self, before: Message) -> None:
-        number = self._numbers[before.id]
-        self._add("unindex", number, *self._fts_columns(before))
-        self._add("delete", number)
+        self._count -= 1
+        self._add("unindex", before.sequence, *self._fts_columns(before))
+        self._add("delete", before.sequence)
 
     def _insert(self, message: Message) -> None:
-        self._number += 1
-        self._add("insert", *_columns(message), self._number)
-        self._add("index", self._number, *self._fts_columns(message))
+        self._count += 1
+        self._add("insert", *_columns(message))
+        self._add("index", message.sequence, *self._fts_columns(message))
 
     def _update(self, before: Message, after: Message) -> None:
-        number = self._numbers[before.id]
-        self._add("update", *_columns(after)[1:], number)
+        if before.sequence != after.sequence:
+            # Deleted and saved again in this group.
+            self._delete(before)
+            self._insert(after)
+            return
+        self._add("update", *_columns(after)[1:])
         if indexed_fields(before) != indexed_fields(after):
-            self._add("unindex", number, *self._fts_columns(before))
-            self._add("index", number, *self._fts_columns(after))
+            self._add("unindex", before.sequence, *self._fts_columns(before))
+            self._add("index", before.sequence, *self._fts_columns(after))
 
     def _fts_columns(self, message: Message) -> FtsColumns:
         searched = indexed_fields(message)

@@ -59,7 +59,7 @@ _read_json = json.JSONDecoder().raw_decode
 def message_from_row(row: Sequence[Any]) -> Message:
     """Return the message of a row in the column order of queries.sql."""
     tags = () if row[4] == "[]" else tuple(_read_json(row[4])[0])
-    return Message._make((*row[:4], tags, *row[5:10]))
+    return Message._make((*row[:4], tags, *row[5:11]))
 
 
 def _metadata_contains(metadata: str, part: str) -> bool:

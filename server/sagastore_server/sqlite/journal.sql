@@ -22,7 +22,7 @@ DELETE FROM journal
 -- name: entries
 SELECT j.sequence, j.id, coalesce(t.revision, 0), j.forced, j.written_at,
     m.id, m.provider, m.role, m.content, m.tags, m.timestamp, m.metadata, m.session_id,
-    m.created_at, m.revision
+    m.created_at, m.revision, m.number
 FROM journal AS j
 LEFT JOIN messages AS m ON m.id = j.id
 LEFT JOIN tombstones AS t ON t.id = j.id

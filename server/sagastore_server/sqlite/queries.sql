@@ -1,15 +1,11 @@
 -- Static statements by name. Loaded by queries.py.
--- The columns of a message have the order of storage.model.Message; `number`, if selected, is last.
+-- The columns of a message have the order of storage.model.Message; `number` is its sequence.
 
 -- name: get
-SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision
+SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, number
 FROM messages WHERE id = ?
 
 -- name: batch_get
-SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision
-FROM messages WHERE id IN (SELECT value FROM json_each(?))
-
--- name: stored
 SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, number
 FROM messages WHERE id IN (SELECT value FROM json_each(?))
 
@@ -44,27 +40,31 @@ ON CONFLICT (name) DO UPDATE SET value = excluded.value
 -- name: get_state
 SELECT value FROM store_state WHERE name = ?
 
--- name: last_number
-SELECT coalesce(max(number), 0) FROM messages
-
 -- name: last_id
 SELECT max(id) FROM messages
 
 -- name: scan_ids
-SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision
+SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, number
 FROM messages WHERE id > ? AND id <= ? ORDER BY id LIMIT ?
 
+-- name: last_sequence
+SELECT coalesce(max(number), 0) FROM messages
+
+-- name: scan_sequences
+SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, number
+FROM messages WHERE number > ? AND number <= ? ORDER BY number LIMIT ?
+
 -- name: session_oldest
-SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision
+SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, number
 FROM messages
-WHERE session_id = ?1 AND (timestamp, id) > (?2, ?3) AND (timestamp, id) <= (?4, ?5)
-ORDER BY timestamp, id LIMIT ?6
+WHERE session_id = ?1 AND (timestamp, number) > (?2, ?3) AND (timestamp, number) <= (?4, ?5)
+ORDER BY timestamp, number LIMIT ?6
 
 -- name: session_newest
-SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision
+SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, number
 FROM messages
-WHERE session_id = ?1 AND (timestamp, id) < (?2, ?3) AND (timestamp, id) >= (?4, ?5)
-ORDER BY timestamp DESC, id DESC LIMIT ?6
+WHERE session_id = ?1 AND (timestamp, number) < (?2, ?3) AND (timestamp, number) >= (?4, ?5)
+ORDER BY timestamp DESC, number DESC LIMIT ?6
 
 -- name: count_messages
 SELECT count(*) FROM messages

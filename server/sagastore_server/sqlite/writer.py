@@ -139,9 +139,9 @@ class SQLiteGroupWriter:
             return cast("T", await future)
 
     @property
-    def last_number(self) -> int:
-        """The greatest row number on disk; approximately the number of rows."""
-        return self._counters.number
+    def rows(self) -> int:
+        """Number of messages on disk."""
+        return self._counters.rows
 
     @property
     def waiting(self) -> int:
@@ -308,8 +308,8 @@ class SQLiteGroupWriter:
 
 def _read_counters(connection: sqlite3.Connection) -> Counters:
     (revision,) = connection.execute(QUERIES["get_state"], ("revision",)).fetchone()
-    (number,) = connection.execute(QUERIES["last_number"]).fetchone()
-    return Counters(revision, number, load_state(connection).phase.journals)
+    (rows,) = connection.execute(QUERIES["get_state"], ("messages",)).fetchone()
+    return Counters(revision, rows, load_state(connection).phase.journals)
 
 
 def _outcome(write: _Write, changes: Changes) -> _Outcome:

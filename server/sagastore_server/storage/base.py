@@ -10,7 +10,9 @@ Guarantees of every method:
 * **Atomicity**: a write that raises, or is cancelled, is stored completely or not at all. It
   may be repeated.
 * **Read-your-writes**: a read that begins after a write has returned sees the write.
-* **Order**: ids compare by their UTF-8 bytes; chronological order is by timestamp, then id.
+* **Order**: ids compare by their UTF-8 bytes. Chronological order is by timestamp, then by
+  sequence: the order in which messages were first stored. A write that begins after another was
+  acknowledged gets the greater sequence; messages of one ``bulk_save`` get theirs in its order.
 * **Errors**: every method may raise ``UnavailableError`` (store down or closing),
   ``StorageFullError`` (disk full) and ``CorruptStoreError``. Its docstring names all others.
 * **Concurrency**: methods may run concurrently, and may be cancelled at any time.
@@ -91,7 +93,9 @@ class StorageBackend(abc.ABC):
 
         * Saving an identical message changes nothing and returns the stored revision.
         * A different message replaces the stored one under a new, greater revision.
-        * ``created_at`` is the time of the first save since the id last did not exist.
+        * ``created_at`` is the time of the first save since the id last did not exist, or
+          ``message.created_at`` if that is set.
+        * ``sequence`` is assigned by that first save, and kept by every later one.
         * A message without a timestamp gets the stored timestamp, or else the current time.
 
         Args:
@@ -184,6 +188,20 @@ class StorageBackend(abc.ABC):
     @abc.abstractmethod
     async def last_id(self) -> str | None:
         """Return the greatest id; None if the store is empty."""
+
+    @abc.abstractmethod
+    async def scan_sequences(self, after: int, upto: int, limit: int) -> Page:
+        """Return a page of messages with ``after < sequence <= upto``, ordered by sequence.
+
+        * The size of the page is limited as for ``list_session``.
+        * Every message that existed when the scan of a range began, and is not deleted meanwhile,
+          is on exactly one of its pages.
+        * No transaction stays open afterwards.
+        """
+
+    @abc.abstractmethod
+    async def last_sequence(self) -> int:
+        """Return the greatest sequence; 0 if the store is empty."""
 
     @abc.abstractmethod
     async def quarantine(self, after: int, limit: int) -> list[QuarantinedRow]:

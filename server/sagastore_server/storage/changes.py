@@ -60,16 +60,23 @@ class Changes:
         message = self._put(draft, stored)
         return SaveResult(draft.id, message.revision, stored is None, self._durable_on)
 
-    def bulk_save(self, drafts: Sequence[NewMessage], on_conflict: OnConflict) -> BulkResult:
-        """As ``StorageBackend.bulk_save``."""
+    def bulk_save(
+        self, drafts: Sequence[NewMessage], on_conflict: OnConflict, first: int | None = None
+    ) -> BulkResult:
+        """As ``StorageBackend.bulk_save``.
+
+        ``first`` is the sequence of the first draft and the next ones have the next sequences, as
+        far as they are new; None: the sequence of a new message is its revision.
+        """
         last = {draft.id: draft for draft in drafts}
         saved = unchanged = 0
         skipped = len(drafts) - len(last)
-        for draft in last.values():
+        for place, draft in enumerate(last.values()):
             stored = self._current(draft.id)
+            sequence = None if first is None else first + place
             if stored is not None and on_conflict is OnConflict.SKIP:
                 skipped += 1
-            elif self._put(draft, stored) is stored:
+            elif self._put(draft, stored, sequence) is stored:
                 unchanged += 1
             else:
                 saved += 1
@@ -90,18 +97,23 @@ class Changes:
             return self.after[message_id]
         return self.before.get(message_id)
 
-    def _put(self, draft: NewMessage, stored: Message | None) -> Message:
+    def _put(
+        self, draft: NewMessage, stored: Message | None, sequence: int | None = None
+    ) -> Message:
         """Replace ``stored``; return it itself where nothing changes."""
-        timestamp, created_at = draft.timestamp, self.now
-        if stored is not None:
+        timestamp = draft.timestamp
+        if stored is None:
+            timestamp = self.now if timestamp is None else timestamp
+            created_at = self.now if draft.created_at is None else draft.created_at
+            revision = next(self._revisions)
+            sequence = revision if sequence is None else sequence
+        else:
             timestamp = stored.timestamp if timestamp is None else timestamp
-            if (*draft[:5], timestamp, *draft[6:]) == stored[:8]:
+            if (*draft[:5], timestamp, *draft[6:8]) == stored[:8]:
                 return stored
             created_at = stored.created_at  # type: ignore[assignment]  # None where a legacy row had none
-        elif timestamp is None:
-            timestamp = self.now
-        revision = next(self._revisions)
-        message = Message(*draft[:5], timestamp, *draft[6:], created_at, revision)
+            revision, sequence = next(self._revisions), stored.sequence
+        message = Message(*draft[:5], timestamp, *draft[6:8], created_at, revision, sequence)
         self.after[draft.id] = message
         return message
 

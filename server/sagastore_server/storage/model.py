@@ -37,6 +37,8 @@ class NewMessage(NamedTuple):
     metadata: str
     """Canonical JSON text (see ``canonical_json``)."""
     session_id: str | None
+    created_at: int | None = None
+    """Microseconds since 1970-01-01 UTC to be stored if the id is new; None: the current time."""
 
 
 _REST = 2048
@@ -60,11 +62,14 @@ class Message(NamedTuple):
     created_at: int | None
     """Microseconds since 1970-01-01 UTC; None where a legacy row had none."""
     revision: int
+    sequence: int
+    """Order in which messages were first stored: assigned from the counter of revisions when the
+    id appears, and kept by every later save."""
 
     @property
     def position(self) -> Position:
         """The position of the message in chronological order."""
-        return Position(self.timestamp, self.id)
+        return Position(self.timestamp, self.sequence)
 
     @property
     def size(self) -> int:
@@ -83,10 +88,10 @@ class Page(NamedTuple):
 
 
 class Position(NamedTuple):
-    """A position in chronological order: by timestamp, then by the bytes of the id."""
+    """A position in chronological order: by timestamp, then by sequence."""
 
     timestamp: int
-    id: str
+    sequence: int
 
 
 class SaveResult(NamedTuple):

@@ -38,9 +38,19 @@ MAX_TIMESTAMP = 253_402_300_799_999_999
 
 _MICRO = 1_000_000
 
-Sent = tuple[str, str, str, str, tuple[str, ...], tuple[int, int] | None, str, str | None]
+Sent = tuple[
+    str,
+    str,
+    str,
+    str,
+    tuple[str, ...],
+    tuple[int, int] | None,
+    str,
+    str | None,
+    tuple[int, int] | None,
+]
 """A message as it came in, unchecked: id, provider, role, content, tags, timestamp (seconds and
-nanos), metadata, session_id."""
+nanos), metadata, session_id, created_at (as timestamp; None: the current time)."""
 
 
 class Violations:
@@ -123,9 +133,9 @@ class Violations:
 
         ``prefix`` goes before the field names, as in ``message.``.
         """
-        message_id, provider, role, content, tags, timestamp, metadata, session_id = sent
+        message_id, provider, role, content, tags, timestamp, metadata, session_id, created = sent
         micros = None if timestamp is None else self.timestamp(prefix + "timestamp", *timestamp)
-        return self.draft(
+        draft = self.draft(
             prefix,
             message_id=message_id,
             provider=provider,
@@ -136,6 +146,9 @@ class Violations:
             metadata=metadata,
             session_id=session_id,
         )
+        if created is None:
+            return draft
+        return draft._replace(created_at=self.timestamp(prefix + "created_at", *created))
 
     def draft(
         self,

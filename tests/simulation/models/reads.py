@@ -63,6 +63,22 @@ class SnapshotReads(StorageBackend):
         """See the contract."""
         return await self._look(lambda rows: max(rows, default=None))
 
+    async def scan_sequences(self, after: int, upto: int, limit: int) -> Page:
+        """See the contract."""
+
+        def look(rows: Rows) -> Page:
+            found = sorted(
+                (one for one in rows.values() if after < one.sequence <= upto),
+                key=lambda one: one.sequence,
+            )
+            return page_of(found, limit)
+
+        return await self._look(look)
+
+    async def last_sequence(self) -> int:
+        """See the contract."""
+        return await self._look(lambda rows: max((one.sequence for one in rows.values()), default=0))
+
     async def count(self) -> int:
         """See ``MigrationSource`` and ``MigrationTarget``."""
         return await self._look(len)

@@ -160,7 +160,7 @@ class _Takeover:
     def _serve(self, served: list[ReadyRow], table: LegacyTable) -> None:
         numbered = list(enumerate(served, self._served + 1))
         self._served += len(served)
-        # The revision equals the row number: both follow the order of insertion.
+        # The revision equals the sequence, and both follow the order of insertion.
         messages = [(*row.columns, number, number) for number, row in numbered]
         insert_all(self._connection, "insert", messages)
         terms = [(number, *row.terms) for number, row in numbered if row.terms is not None]
@@ -222,6 +222,7 @@ class _Takeover:
             "INSERT INTO main.store_state (name, value) VALUES (?, ?)",
             [
                 ("revision", report.served),
+                ("messages", report.served),
                 ("analysis", FINGERPRINT),
                 ("store_id", str(uuid.uuid4())),
                 ("takeover", json.dumps(takeover, ensure_ascii=False)),
