@@ -28,6 +28,18 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.sessions import (
+    AppendResult,
+    DeletionStep,
+    SavedMessage,
+    Session,
+    SessionCriteria,
+    SessionPage,
+    SessionScan,
+    Truncation,
+)
+from tests.simulation.models.session_rows import listed
+from tests.support.memory_sessions import Own, check, last_messages, session_of
 from tests.support.reference_search import meets, stretch
 
 STORE = Store.SQLITE
@@ -39,6 +51,7 @@ class MemoryState:
 
     def __init__(self) -> None:
         self.messages: dict[str, Message] = {}
+        self.sessions: dict[str, Own] = {}
         self.revision = 0
 
 
@@ -109,8 +122,7 @@ class MemoryStorage(StorageBackend):
             raise NotFoundError(message_id)
         if if_revision is not None:
             self._check(message_id, stored, if_revision)
-        self._state.revision += 1
-        del self._messages[message_id]
+        self._remove(stored)
 
     async def get(self, message_id: str) -> Message:
         """See the contract."""
@@ -166,6 +178,123 @@ class MemoryStorage(StorageBackend):
             return StoreHealth(STORE, False, "the store is not open", -1, 0)
         return StoreHealth(STORE, True, "", len(self._messages), 1)
 
+    def _remove(self, stored: Message) -> None:
+        self._state.revision += 1
+        del self._messages[stored.id]
+        self._touch(stored.session_id)
+
+    # ------------------------------------------------------------------ sessions
+
+    def _session(self, session_id: str) -> Session:
+        own = self._state.sessions.get(session_id, Own())
+        return session_of(session_id, own, self._in(session_id))
+
+    def _in(self, session_id: str) -> list[Message]:
+        found = [one for one in self._messages.values() if one.session_id == session_id]
+        return sorted(found, key=lambda one: one.position)
+
+    def _touch(self, session_id: str | None, **changes: object) -> None:
+        """Note a change of a session under the last revision."""
+        if session_id is not None:
+            own = self._state.sessions.get(session_id, Own())
+            now = time.time_ns() // 1000
+            values = {"revision": self._state.revision, "updated_at": now, **changes}
+            self._state.sessions[session_id] = own._replace(**values)  # type: ignore[arg-type]
+
+    async def append(
+        self,
+        session_id: str,
+        messages: Sequence[NewMessage],
+        if_revision: int | None = None,
+        everywhere_within: float | None = None,
+    ) -> AppendResult:
+        """See the contract."""
+        check(self._session(session_id), if_revision)
+        saved = []
+        for draft in messages:
+            stored = self._messages.get(draft.id)
+            one = self._put(draft, stored)
+            saved.append(SavedMessage(one.id, one.revision, one.sequence, stored is None))
+        return AppendResult(self._session(session_id), tuple(saved), (STORE,))
+
+    async def get_session(self, session_id: str) -> Session:
+        """See the contract."""
+        found = self._session(session_id)
+        check(found, None, needed=True)
+        return found
+
+    async def list_sessions(self, criteria: SessionCriteria, scan: SessionScan) -> SessionPage:
+        """See the contract."""
+        self._check_open()
+        return listed({key: self._session(key) for key in self._state.sessions}, criteria, scan)
+
+    async def update_session(
+        self,
+        session_id: str,
+        title: str | None = None,
+        metadata: str | None = None,
+        if_revision: int | None = None,
+    ) -> Session:
+        """See the contract."""
+        found = self._session(session_id)
+        check(found, if_revision)
+        wanted = {
+            "title": found.title if title is None else title,
+            "metadata": found.metadata if metadata is None else metadata,
+            "explicit": True,
+        }
+        if any(getattr(found, name) != value for name, value in wanted.items()):
+            if not found.exists:
+                wanted["created_at"] = time.time_ns() // 1000
+            self._state.revision += 1
+            self._touch(session_id, **wanted)
+        return self._session(session_id)
+
+    async def truncate_session(
+        self,
+        session_id: str,
+        *,
+        drop_last: int | None = None,
+        keep_through: str | None = None,
+        if_revision: int | None = None,
+        most_bytes: int = 0,
+    ) -> Truncation:
+        """See the contract."""
+        found = self._session(session_id)
+        check(found, None, needed=True)
+        removed = last_messages(self._in(session_id), drop_last, keep_through, most_bytes)
+        check(found, if_revision)
+        for one in removed:
+            self._remove(one)
+        return Truncation(tuple(removed), self._session(session_id))
+
+    async def begin_session_deletion(self, session_id: str, if_revision: int | None = None) -> None:
+        """See the contract."""
+        found = self._session(session_id)
+        check(found, if_revision, needed=True)
+        self._state.revision += 1
+        deleting = self._state.revision if found.message_count else 0
+        plain = {"title": "", "metadata": "{}", "explicit": False, "deleting": deleting}
+        self._touch(session_id, **plain)
+
+    async def delete_session_step(self, session_id: str) -> DeletionStep:
+        """See the contract."""
+        upto = self._session(session_id).deleting
+        if not upto:
+            return DeletionStep(0, done=True)
+        found = [one for one in self._in(session_id) if one.sequence <= upto]
+        for one in found:
+            self._remove(one)
+        if not found:
+            self._state.revision += 1
+            self._touch(session_id, deleting=0)
+        return DeletionStep(len(found), done=not found)
+
+    async def unfinished_session_deletions(self, limit: int) -> list[str]:
+        """See the contract."""
+        self._check_open()
+        return sorted(key for key, own in self._state.sessions.items() if own.deleting)[:limit]
+
     def _put(self, draft: NewMessage, stored: Message | None) -> Message:
         now = time.time_ns() // 1000
         timestamp = draft.timestamp
@@ -181,7 +310,13 @@ class MemoryStorage(StorageBackend):
             timestamp = now
         self._state.revision = revision
         message = Message(*draft[:5], timestamp, *draft[6:8], created_at, revision, sequence)
+        new = message.session_id
+        if new is not None and not self._session(new).exists:
+            self._touch(new, created_at=created_at)
         self._messages[draft.id] = message
+        self._touch(new)
+        if stored is not None and stored.session_id != new:
+            self._touch(stored.session_id)
         return message
 
     @staticmethod

@@ -28,6 +28,9 @@ _FRESH = 2.0
 """Seconds for which a prefetched page is used. An older one would be harmless, since the target
 ignores old revisions, but probably useless."""
 
+_REACH_SLICE = 1.0
+"""Seconds of one wait for the journal."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -178,9 +181,18 @@ class Backfill:
         await self._note(BackfillMark(BackfillState.RUNNING, upto=upto or "", total=total))
 
     async def carry(self) -> None:
-        """Copy the auxiliary rows: quarantine, files, extra values."""
+        """Copy the auxiliary rows (quarantine, files, extra values) and the sessions.
+
+        Sessions are copied by way of the journal. The mark is set only when they are applied, so
+        a target that is set back to it has them.
+        """
         self._step = "copying quarantine and files"
         await carry_all(self._source, self._target, self._session.lease)
+        self._step = "copying sessions"
+        last = await self._source.journal_sessions()
+        while not await self._fallback.reach(last, _REACH_SLICE):
+            if not self._may_work:
+                return
         await self._note(self._session.mark._replace(carried=True))
 
     async def _copy(self, mark: BackfillMark) -> None:

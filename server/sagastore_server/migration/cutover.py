@@ -132,19 +132,19 @@ class Cutover:
     async def _compare_touched(self) -> int:
         """Compare the rows changed since the last call, and return their number.
 
-        If this fails, the next attempt begins with a full verification, because the ids that
+        If this fails, the next attempt begins with a full verification, because the rows that
         were to be compared are lost.
         """
-        ids = self._replicator.touched
+        keys = self._replicator.touched
         covered, self._verifications.covered = self._verifications.covered, False
-        if ids is None:  # More than are recorded.
+        if keys is None:  # More than are recorded.
             raise PreconditionError((BEHIND,))
         self._replicator.watch_changes()
-        mismatches = await self._verifications.check(list(ids)) if ids else []
+        mismatches = await self._verifications.check(list(keys)) if keys else []
         if mismatches:
             raise _refusal(f"{len(mismatches):,} recently changed rows differ")
         self._verifications.covered = covered
-        return len(ids)
+        return len(keys)
 
     # ------------------------------------------------------------------ while the fence is closed
 
@@ -174,12 +174,17 @@ class Cutover:
         ours, theirs = await self._source.count(), await self._target.count()
         if ours != theirs:
             raise _refusal(f"SQLite has {ours:,} messages, PostgreSQL {theirs:,}")
+        sessions = await self._source.count_sessions()
+        copied_sessions = await self._target.count_sessions()
+        if sessions != copied_sessions:
+            raise _refusal(f"SQLite has {sessions:,} sessions, PostgreSQL {copied_sessions:,}")
         carried, copied = await self._source.carried(), await self._target.carried()
         if carried != copied:
             raise _refusal("quarantine, files or extra values differ")
         postgresql: dict[str, object] = {
             "place": self._target.place,
             "messages": theirs,
+            "sessions": copied_sessions,
             "quarantine": copied.quarantine.rows,
             "files": copied.files.rows,
             "extras": copied.extras.rows,

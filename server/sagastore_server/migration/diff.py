@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 
+from sagastore_server.migration.records import Row
 from sagastore_server.storage.migration import Mismatch
-from sagastore_server.storage.model import Message
 from sagastore_server.storage.replication import AuxiliaryTally
 
 Reach = Callable[[int, float], Awaitable[bool]]
@@ -22,19 +22,19 @@ _CARRIED = {"quarantine": "quarantine", "files": "files", "extras": "legacy_extr
 """Kinds of auxiliary rows, and their names in reports."""
 
 
-def fields_that_differ(one: Message, other: Message) -> tuple[str, ...]:
+def fields_that_differ(one: Row, other: Row) -> tuple[str, ...]:
     """Return the names of the fields that differ, in order."""
-    values = zip(Message._fields, one, other, strict=True)
+    values = zip(one._fields, one, other, strict=True)
     return tuple(name for name, a, b in values if a != b)
 
 
-def mismatch_of(message_id: str, truth: Message | None, copy: Message | None) -> Mismatch:
+def mismatch_of(name: str, truth: Row | None, copy: Row | None) -> Mismatch:
     """Describe how ``copy`` differs from ``truth``; they must differ."""
     if truth is None:
-        return Mismatch(message_id, EXTRA, ())
+        return Mismatch(name, EXTRA, ())
     if copy is None:
-        return Mismatch(message_id, MISSING, ())
-    return Mismatch(message_id, DIFFERENT, fields_that_differ(truth, copy))
+        return Mismatch(name, MISSING, ())
+    return Mismatch(name, DIFFERENT, fields_that_differ(truth, copy))
 
 
 def carried_mismatches(truth: AuxiliaryTally, copy: AuxiliaryTally) -> Iterator[Mismatch]:

@@ -33,6 +33,7 @@ from sagastore_server.migration.timeouts import bounded, stop_within
 from sagastore_server.runtime.supervisor import SupervisedTask
 from sagastore_server.storage.errors import Blocker, FencedError, PreconditionError, StorageError
 from sagastore_server.storage.replication import Entry
+from sagastore_server.storage.sessions import RecordKind
 
 CHANGING = 0.005
 """Seconds between checks while a committed change of phase is not in force yet: a few turns of
@@ -66,8 +67,8 @@ class Replicator:
         self._wake = asyncio.Event()
         self.session = TargetSession(context, self._wake)
         self.fallback = Fallback(context, self.session, patience, self._wake)
-        self.touched: dict[str, None] | None = None
-        """Ids applied since `watch_changes`; None: not recorded, or too many."""
+        self.touched: dict[tuple[RecordKind, str], None] | None = None
+        """Rows applied since `watch_changes`; None: not recorded, or too many."""
         self._pruned = 0
         self._pruned_at = 0.0
         self._tasks: list[SupervisedTask] = []
@@ -117,7 +118,7 @@ class Replicator:
         self.session.reattach()
 
     def watch_changes(self) -> None:
-        """Start to record which ids change, for a later verification of these."""
+        """Start to record which rows change, for a later verification of these."""
         self.touched = {}
 
     # ------------------------------------------------------------------ the main loop
@@ -212,7 +213,10 @@ class Replicator:
 
     def _advance(self, applied: int, entries: list[Entry]) -> None:
         if self.touched is not None:
-            self.touched.update((entry.id, None) for entry in entries)
+            for entry in entries:
+                self.touched[entry.kind, entry.id] = None
+                if entry.session is not None:
+                    self.touched[RecordKind.SESSION, entry.session.session_id] = None
             if len(self.touched) > self._tuning.most_touched:
                 self.touched = None
         self.fallback.advance(applied)

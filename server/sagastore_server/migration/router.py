@@ -37,6 +37,15 @@ from sagastore_server.storage.model import (
 )
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.sessions import (
+    AppendResult,
+    DeletionStep,
+    Session,
+    SessionCriteria,
+    SessionPage,
+    SessionScan,
+    Truncation,
+)
 
 BOTH = (Store.SQLITE, Store.POSTGRESQL)
 
@@ -109,7 +118,9 @@ class Router(StorageBackend):
         if on_both:
             return result._replace(durable_on=BOTH)
         if everywhere_within is not None and self._current_state.phase.journals:
-            result = await self._everywhere(result, everywhere_within)
+            saved = [(result.id, result.revision)]
+            both = await self._everywhere(saved, everywhere_within)
+            result = result._replace(durable_on=BOTH) if both else result
             if self._writes_sqlite():
                 self._fallback.check_lease()
         return result
@@ -131,6 +142,84 @@ class Router(StorageBackend):
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""
         await self._write(lambda store: store.delete(message_id, if_revision))
+
+    # ------------------------------------------------------------------ sessions
+
+    async def append(
+        self,
+        session_id: str,
+        messages: Sequence[NewMessage],
+        if_revision: int | None = None,
+        everywhere_within: float | None = None,
+    ) -> AppendResult:
+        """See the contract; ``durable_on`` follows the phase."""
+        result, on_both = await self._write(
+            lambda store: store.append(session_id, messages, if_revision)
+        )
+        if on_both:
+            return result._replace(durable_on=BOTH)
+        if everywhere_within is not None and self._current_state.phase.journals:
+            saved = [(one.id, one.revision) for one in result.saved]
+            both = await self._everywhere(saved, everywhere_within)
+            result = result._replace(durable_on=BOTH) if both else result
+            if self._writes_sqlite():
+                self._fallback.check_lease()
+        return result
+
+    async def update_session(
+        self,
+        session_id: str,
+        title: str | None = None,
+        metadata: str | None = None,
+        if_revision: int | None = None,
+    ) -> Session:
+        """See the contract."""
+        update = (session_id, title, metadata, if_revision)
+        return (await self._write(lambda store: store.update_session(*update)))[0]
+
+    async def truncate_session(
+        self,
+        session_id: str,
+        *,
+        drop_last: int | None = None,
+        keep_through: str | None = None,
+        if_revision: int | None = None,
+        most_bytes: int = 0,
+    ) -> Truncation:
+        """See the contract."""
+
+        async def truncate(store: StorageBackend) -> Truncation:
+            return await store.truncate_session(
+                session_id,
+                drop_last=drop_last,
+                keep_through=keep_through,
+                if_revision=if_revision,
+                most_bytes=most_bytes,
+            )
+
+        return (await self._write(truncate))[0]
+
+    async def begin_session_deletion(self, session_id: str, if_revision: int | None = None) -> None:
+        """See the contract."""
+        await self._write(lambda store: store.begin_session_deletion(session_id, if_revision))
+
+    async def delete_session_step(self, session_id: str) -> DeletionStep:
+        """See the contract."""
+        return (await self._write(lambda store: store.delete_session_step(session_id)))[0]
+
+    async def unfinished_session_deletions(self, limit: int) -> list[str]:
+        """See the contract; answered by the primary store of the phase."""
+        return await self._primary.unfinished_session_deletions(limit)
+
+    async def get_session(self, session_id: str) -> Session:
+        """See the contract."""
+        return await self._read("GetSession", lambda store: store.get_session(session_id))
+
+    async def list_sessions(self, criteria: SessionCriteria, scan: SessionScan) -> SessionPage:
+        """See the contract."""
+        return await self._read("ListSessions", lambda store: store.list_sessions(criteria, scan))
+
+    # ------------------------------------------------------------------ writing
 
     async def _write(self, write: Read[T]) -> tuple[T, bool]:
         """Write, and return the result and whether PostgreSQL has the write as well as SQLite.
@@ -172,19 +261,27 @@ class Router(StorageBackend):
             self._fallback.check_lease()
         return on_both
 
-    async def _everywhere(self, result: SaveResult, within: float) -> SaveResult:
+    async def _everywhere(self, saved: Sequence[tuple[str, int]], within: float) -> bool:
+        """Wait until PostgreSQL has messages, given by id and revision; return whether it has.
+
+        Raises:
+            UnavailableError: It has not after ``within`` seconds.
+
+        """
         sequence = self._source.committed
-        state = self._current_state.state
-        if result.revision <= state.base and self._session.mark.state is not BackfillState.DONE:
-            # Unchanged, and older than the journal: the backfill may not have copied it yet.
-            sequence = await self._source.requeue([result.id])
+        base = self._current_state.state.base
+        old = [message_id for message_id, revision in saved if revision <= base]
+        if old and self._session.mark.state is not BackfillState.DONE:
+            # Unchanged, and older than the journal: the backfill may not have copied them yet.
+            sequence = await self._source.requeue(old)
         if await self._fallback.reach(sequence, within):
-            return result._replace(durable_on=BOTH)
+            return True
         if not self._current_state.phase.journals:
-            return result
+            return False
+        what = f"message {saved[0][0]!r} is" if len(saved) == 1 else f"{len(saved):,} messages are"
         raise UnavailableError(
-            f"message {result.id!r} is stored in SQLite and not in PostgreSQL yet; it is "
-            "replicated automatically, and saving it again is safe"
+            f"{what} stored in SQLite and not in PostgreSQL yet; the change is replicated "
+            "automatically, and repeating the request is safe"
         )
 
     # ------------------------------------------------------------------ reads

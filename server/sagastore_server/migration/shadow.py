@@ -23,6 +23,7 @@ from sagastore_server.storage.errors import NotFoundError, StorageError
 from sagastore_server.storage.migration import ShadowDifference, ShadowStatus
 from sagastore_server.storage.model import Message, Page
 from sagastore_server.storage.replication import MigrationSource, MigrationTarget
+from sagastore_server.storage.sessions import Session, SessionPage
 
 MOST_KEPT = 10
 """Differences that are stored; all are counted."""
@@ -111,7 +112,8 @@ class ShadowReader:
         Args:
             read: Name of the read, without the text of any message.
             run: Performs it on a store.
-            answer: A Message, a Page, messages by id, or the NotFoundError that it raised.
+            answer: A Message, a Page, messages by id, a Session, a SessionPage, or the
+                NotFoundError that it raised.
 
         """
         if not self._active:
@@ -200,7 +202,7 @@ class _Tally:
 
 
 class _Row(NamedTuple):
-    """A message of an answer, without its text."""
+    """A message or session of an answer, without its text."""
 
     id: str
     revision: int
@@ -233,6 +235,10 @@ def _reduced(answer: object) -> _Answer:
             return _Answer(tuple(map(_row, answer.messages)), answer.more)
         case dict():
             return _Answer(tuple(_row(answer[key]) for key in sorted(answer)))
+        case Session():
+            return _Answer((_session_row(answer),))
+        case SessionPage():
+            return _Answer(tuple(map(_session_row, answer.sessions)), answer.more)
         case NotFoundError():
             return _Answer((), found=False)
     raise TypeError(f"no answer of a read: {type(answer).__name__}")
@@ -242,12 +248,16 @@ def _row(message: Message) -> _Row:
     return _Row(message.id, message.revision, hash(message))
 
 
+def _session_row(session: Session) -> _Row:
+    return _Row(f"sessions/{session.session_id}", session.revision, hash(session))
+
+
 def _shown(answer: _Answer, other: _Answer) -> str:
     """Describe in one line what ``answer`` has and ``other`` lacks."""
     if not answer.found:
         return "not found"
     count = len(answer.rows)
-    line = f"{count} message{'' if count == 1 else 's'}{' and more' if answer.more else ''}"
+    line = f"{count} row{'' if count == 1 else 's'}{' and more' if answer.more else ''}"
     others = frozenset(other.rows)
     known = frozenset((row.id, row.revision) for row in other.rows)
     own, what = [row for row in answer.rows if row not in others], "only here"

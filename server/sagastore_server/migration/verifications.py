@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 from sagastore_server.migration.auxiliary_rows import carry_all
 from sagastore_server.migration.current_state import MigrationContext
+from sagastore_server.migration.records import Row
 from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.shadow import ShadowReader
 from sagastore_server.migration.timeouts import stop_within
@@ -22,6 +23,7 @@ from sagastore_server.storage.migration import (
     VerifyProgress,
 )
 from sagastore_server.storage.model import Message
+from sagastore_server.storage.sessions import RecordKind
 
 _WAIT_SLICE = 0.5
 """Seconds between progress reports to a caller that waits for another verification."""
@@ -54,7 +56,7 @@ class Verifications:
         self.progress: VerifyProgress | None = None
         """Progress of the verification that runs; None: none runs."""
         self.covered = False
-        """Whether ``Replicator.touched`` has all ids changed since the last verification began."""
+        """Whether ``Replicator.touched`` has all rows changed since the last verification began."""
 
     async def run(self, *, repair: bool) -> AsyncGenerator[VerifyProgress, None]:
         """Verify as soon as no other verification runs; until then yield empty progress.
@@ -82,9 +84,9 @@ class Verifications:
             self.progress = None
             self._turn.release()
 
-    async def check(self, ids: list[str]) -> list[Mismatch]:
-        """Compare the rows with these ids; return the lasting differences."""
-        return await self._verifier().check(ids)
+    async def check(self, keys: list[tuple[RecordKind, str]]) -> list[Mismatch]:
+        """Compare the rows with these keys; return the lasting differences."""
+        return await self._verifier().check(keys)
 
     def start_automatic(self) -> None:
         """Verify once in the background, as after each backfill."""
@@ -121,11 +123,13 @@ class Verifications:
             clock=self._clock,
         )
 
-    def _is_expected(self, row: Message) -> bool:
+    def _is_expected(self, row: Row) -> bool:
         """Return whether the target should have ``row`` by now."""
         mark, base = self._session.mark, self._current_state.state.base
         if mark.state is BackfillState.DONE or row.revision > base:
             return True
+        if not isinstance(row, Message):
+            return mark.carried
         return mark.state is BackfillState.RUNNING and row.id <= mark.cursor
 
     async def _remember(self, result: Verification, *, complete: bool) -> None:

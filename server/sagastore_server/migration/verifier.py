@@ -1,6 +1,6 @@
 """Verifier: compares every row of both stores during writes, and repairs differences.
 
-The verifier scans both stores by ranges of ids. A row that differs becomes a suspect, and is
+The verifier scans both stores by ranges of keys: the messages, and then the sessions. A row that differs becomes a suspect, and is
 observed again with the journal applied, as `diff.Divergence` requires: only lasting differences
 are reported. A row that changes faster than it can be observed is observed until it is stable, or
 was equal once.
@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from bisect import bisect_right
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
-from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 from sagastore_server.migration.diff import (
@@ -26,14 +24,18 @@ from sagastore_server.migration.diff import (
     carried_mismatches,
     mismatch_of,
 )
+from sagastore_server.migration.records import ALL, MESSAGES, Records, Row
 from sagastore_server.migration.tuning import DEFAULT_TUNING
-from sagastore_server.runtime.supervisor import awaited
-from sagastore_server.storage.base import StorageBackend
+from sagastore_server.migration.walk import Pair, Walk
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Clock
 from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.migration import Mismatch, Verification, VerifyProgress
-from sagastore_server.storage.model import Message
-from sagastore_server.storage.replication import AuxiliaryTally, MigrationSource, MigrationTarget
+from sagastore_server.storage.replication import (
+    AuxiliaryTally,
+    MigrationSource,
+    MigrationTarget,
+)
+from sagastore_server.storage.sessions import RecordKind
 
 MOST_LISTED = 1000
 """Mismatches listed at most; all are counted."""
@@ -60,7 +62,6 @@ _RESTLESS = 12
 """Observations after which a row that keeps changing is logged."""
 
 _log = logging.getLogger(__name__)
-_by_id = attrgetter("id")
 T = TypeVar("T")
 
 
@@ -76,7 +77,7 @@ class Verifier:
         source: MigrationSource,
         target: MigrationTarget,
         reach: Reach,
-        is_expected: Callable[[Message], bool],
+        is_expected: Callable[[Row], bool],
         *,
         compare_carried: bool = False,
         recarry: Callable[[], Awaitable[None]] | None = None,
@@ -135,22 +136,12 @@ class Verifier:
         """
         began, revision = self._clock.now(), self._source.committed
         report = _Report(await self._total(), self._clock)
-        suspects = self._suspects(report.take)
-        walk = _Walk(self._stores, self._source, self._target, self._page)
-        await walk.begin()
         yield report.progress()
-        while suspects or not walk.ended:
-            if not walk.ended:
-                self._sift(await walk.window(), suspects, report)
-            await suspects.work(wait=walk.ended or len(suspects) > _MANY)
-            if repair:
-                await self._requeue(report, self._page)
-            if report.due:
-                yield report.progress()
+        for records in ALL:
+            async for progress in self._compare(records, report, repair):
+                yield progress
         if self._compare_carried:
             await self._check_carried(report, repair)
-        if repair:
-            await self._requeue(report, 1)
         self._result = Verification(
             began,
             self._clock.now(),
@@ -161,58 +152,89 @@ class Verifier:
         )
         yield report.progress(done=True)
 
-    async def check(self, ids: Iterable[str]) -> list[Mismatch]:
-        """Compare the rows with these ids; return the lasting differences.
+    async def _compare(
+        self, records: Records, report: _Report, repair: bool
+    ) -> AsyncGenerator[VerifyProgress, None]:
+        """Compare the rows of one kind, and yield the progress."""
+        to_repair: list[str] = []
+
+        def convict(key: str, mismatch: Mismatch) -> None:
+            report.note(mismatch)
+            to_repair.append(key)
+
+        suspects = self._suspects(records, convict)
+        walk = Walk(self._stores, self._source, self._target, records, self._page)
+        await walk.begin()
+        while suspects or not walk.ended:
+            if not walk.ended:
+                window = [pair for pair in await walk.window() if not self._is_awaited(pair)]
+                report.compared += len(window) if records is MESSAGES else 0
+                self._sift(window, suspects)
+            await suspects.work(wait=walk.ended or len(suspects) > _MANY)
+            if repair:
+                await self._requeue(records.kind, to_repair, report, self._page)
+            if report.due:
+                yield report.progress()
+        if repair:
+            await self._requeue(records.kind, to_repair, report, 1)
+
+    async def check(self, keys: Iterable[tuple[RecordKind, str]]) -> list[Mismatch]:
+        """Compare the rows with these keys; return the lasting differences.
 
         Raises:
             UnavailableError: As ``run``.
 
         """
         found: list[Mismatch] = []
-        suspects = self._suspects(found.append)
-        following = iter(dict.fromkeys(ids))
-        while some := list(islice(following, self._page)):
-            for message_id in some:
-                suspects.add(message_id, _UNSEEN_BYTES)
-            await suspects.work(wait=len(suspects) > _MANY)
-        while suspects:
-            await suspects.work(wait=True)
+        wanted = list(dict.fromkeys(keys))
+        for records in ALL:
+            suspects = self._suspects(records, lambda _, mismatch: found.append(mismatch))
+            following = (key for kind, key in wanted if kind is records.kind)
+            while some := list(islice(following, self._page)):
+                for key in some:
+                    suspects.add(key, _UNSEEN_BYTES)
+                await suspects.work(wait=len(suspects) > _MANY)
+            while suspects:
+                await suspects.work(wait=True)
         return found
 
-    def _suspects(self, convict: Callable[[Mismatch], None]) -> _Suspects:
-        return _Suspects(self._looked_at, convict, self._page, self._clock)
+    def _suspects(
+        self, records: Records, convict: Callable[[str, Mismatch], None]
+    ) -> _Suspects:
+        return _Suspects(
+            partial(self._looked_at, records), records, convict, self._page, self._clock
+        )
 
     async def _total(self) -> int:
         healths = await asyncio.gather(self._source.health(), self._target.health())
         return max(0, *(health.messages for health in healths))
 
-    def _sift(self, window: list[_Pair], suspects: _Suspects, report: _Report) -> None:
+    @staticmethod
+    def _sift(window: list[Pair], suspects: _Suspects) -> None:
         """Add the rows that differ to the suspects."""
         for key, truth, copy in window:
-            if self._is_awaited(truth, copy):
-                continue
-            report.compared += 1
             if truth != copy:
                 suspects.add(key, _size(truth, copy))
 
-    def _is_awaited(self, truth: Message | None, copy: Message | None) -> bool:
+    def _is_awaited(self, pair: Pair) -> bool:
         """Return whether the backfill has yet to copy the row."""
+        _, truth, copy = pair
         return truth is not None and copy is None and not self._is_expected(truth)
 
-    async def _looked_at(self, ids: Sequence[str]) -> list[_Look]:
+    async def _looked_at(self, records: Records, keys: Sequence[str]) -> list[_Look]:
         """Observe rows once, in the order that ``Divergence`` requires."""
-        before = await self._stores.read(lambda: self._source.batch_get(ids))
+        before = await self._stores.read(lambda: records.fetch(self._source, keys))
         newest = max((row.revision for row in before.values()), default=0)
         await self._stores.caught_up(newest)
-        copies = await self._stores.read(lambda: self._target.batch_get(ids))
-        differing = [key for key in ids if before.get(key) != copies.get(key)]
+        copies = await self._stores.read(lambda: records.fetch(self._target, keys))
+        differing = [key for key in keys if before.get(key) != copies.get(key)]
         after = before
         if differing:
-            after = await self._stores.read(lambda: self._source.batch_get(differing))
+            after = await self._stores.read(lambda: records.fetch(self._source, differing))
         looks = []
-        for key in ids:
+        for key in keys:
             truth, copy = before.get(key), copies.get(key)
-            if self._is_awaited(truth, copy):
+            if self._is_awaited(Pair(key, truth, copy)):
                 looks.append(_Look(key, None, None, None))
             else:
                 looks.append(_Look(key, truth, copy, after.get(key)))
@@ -242,31 +264,24 @@ class Verifier:
             await self._recarry()
             report.repaired += len(kinds)
 
-    async def _requeue(self, report: _Report, at_least: int) -> None:
+    async def _requeue(
+        self, kind: RecordKind, keys: list[str], report: _Report, at_least: int
+    ) -> None:
         """Add differing rows to the journal again, once there are enough."""
-        ids = report.to_repair
-        while ids and len(ids) >= at_least:
-            batch = ids[: self._page]
-            await self._stores.read(partial(self._source.requeue, batch))
-            del ids[: len(batch)]
+        while keys and len(keys) >= at_least:
+            batch = keys[: self._page]
+            await self._stores.read(partial(self._source.requeue, batch, kind))
+            del keys[: len(batch)]
             report.repaired += len(batch)
-
-
-class _Pair(NamedTuple):
-    """The row of an id in both stores."""
-
-    id: str
-    truth: Message | None
-    copy: Message | None
 
 
 class _Look(NamedTuple):
     """One observation of a row."""
 
-    id: str
-    truth: Message | None
-    copy: Message | None
-    again: Message | None
+    key: str
+    truth: Row | None
+    copy: Row | None
+    again: Row | None
 
 
 class _Patient:
@@ -316,16 +331,9 @@ class _Report:
         self.compared = 0
         self.mismatch_count = 0
         self.repaired = 0
-        self.to_repair: list[str] = []
-        """Differing ids that are not in the journal again yet."""
         self._fresh: list[Mismatch] = []
         self._listed = 0
         self._next = 0.0
-
-    def take(self, mismatch: Mismatch) -> None:
-        """Record a row that differs."""
-        self.note(mismatch)
-        self.to_repair.append(mismatch.id)
 
     def note(self, mismatch: Mismatch) -> None:
         """Count and list a mismatch."""
@@ -366,22 +374,24 @@ class _Suspects:
     def __init__(
         self,
         look_at: Callable[[Sequence[str]], Awaitable[list[_Look]]],
-        convict: Callable[[Mismatch], None],
+        records: Records,
+        convict: Callable[[str, Mismatch], None],
         page: int,
         clock: Clock,
     ) -> None:
         self._page = page
         self._clock = clock
         self._look_at = look_at
+        self._records = records
         self._convict = convict
         self._all: dict[str, _Suspect] = {}
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def add(self, message_id: str, size: int) -> None:
+    def add(self, key: str, size: int) -> None:
         """Add a row."""
-        self._all.setdefault(message_id, _Suspect(size))
+        self._all.setdefault(key, _Suspect(size))
 
     async def work(self, *, wait: bool) -> None:
         """Observe each row that is due once; ``wait`` until one is."""
@@ -408,92 +418,19 @@ class _Suspects:
         return group
 
     def _judge(self, look: _Look) -> None:
-        suspect = self._all[look.id]
+        suspect = self._all[look.key]
+        name = self._records.name(look.key)
         verdict = suspect.suspicion.look(look.truth, look.copy, look.again)
         if verdict is None:
             suspect.due = self._clock.monotonic() + suspect.suspicion.pause
             suspect.size = _size(look.truth, look.copy)
             if suspect.suspicion.looks == _RESTLESS:
-                _log.info("message %r keeps changing; its comparison is repeated", look.id)
+                _log.info("row %r keeps changing; its comparison is repeated", name)
             return
-        del self._all[look.id]
+        del self._all[look.key]
         if verdict:
-            self._convict(mismatch_of(look.id, look.truth, look.copy))
+            self._convict(look.key, mismatch_of(name, look.truth, look.copy))
 
 
-class _Walk:
-    """Scans both stores by id, one range of ids at a time."""
-
-    def __init__(
-        self, stores: _Patient, source: StorageBackend, target: StorageBackend, page: int
-    ) -> None:
-        self._stores = stores
-        self._truth = _Side(source, page)
-        self._copy = _Side(target, page)
-        self._sides = (self._truth, self._copy)
-
-    async def begin(self) -> None:
-        """Determine the last id to scan; rows with greater ids are newer, and in the journal."""
-        lasts = [await self._stores.read(side.store.last_id) for side in self._sides]
-        upto = max((last for last in lasts if last is not None), default=None)
-        for side in self._sides:
-            side.upto = upto or ""
-            side.read_all = upto is None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the scan is complete."""
-        return all(side.read_all and not side.rows for side in self._sides)
-
-    async def window(self) -> list[_Pair]:
-        """Return the next rows, paired by id."""
-        fills = [awaited(self._stores.read(side.fill)) for side in self._sides]
-        try:
-            await asyncio.gather(*fills)
-        finally:
-            for fill in fills:
-                fill.cancel()
-        bound = min(side.bound for side in self._sides)
-        truths, copies = self._truth.take(bound), self._copy.take(bound)
-        pairs = [_Pair(key, row, copies.pop(key, None)) for key, row in truths.items()]
-        return [*pairs, *(_Pair(key, None, row) for key, row in copies.items())]
-
-
-class _Side:
-    """The rows read from one store."""
-
-    def __init__(self, store: StorageBackend, page: int) -> None:
-        self._page = page
-        self.store = store
-        self.upto = ""
-        self.rows: list[Message] = []
-        """Rows read and not taken yet."""
-        self.read_all = False
-        self._after = ""
-
-    async def fill(self) -> None:
-        """Read the next page if no row is left."""
-        if self.rows or self.read_all:
-            return
-        page = await self.store.scan_ids(self._after, self.upto, self._page)
-        self.rows = page.messages
-        self.read_all = not (page.more and page.messages)
-        if page.messages:
-            self._after = page.messages[-1].id
-
-    @property
-    def bound(self) -> str:
-        """The id up to which the store has been read completely."""
-        return self.upto if self.read_all else self.rows[-1].id
-
-    def take(self, bound: str) -> dict[str, Message]:
-        """Remove and return the rows up to an id."""
-        # Python compares strings by code points: the order of their UTF-8 bytes.
-        end = bisect_right(self.rows, bound, key=_by_id)
-        taken = {row.id: row for row in self.rows[:end]}
-        self.rows = self.rows[end:]
-        return taken
-
-
-def _size(truth: Message | None, copy: Message | None) -> int:
+def _size(truth: Row | None, copy: Row | None) -> int:
     return max((row.size for row in (truth, copy) if row is not None), default=0)

@@ -23,19 +23,21 @@ from sagastore_server.postgresql.search import (
     next_block,
     planner_must_guess,
 )
+from sagastore_server.postgresql.sessions import compile_list, session_from_row
 from sagastore_server.postgresql.writer import PostgreSQLGroupWriter
 from sagastore_server.runtime.read_batcher import ReadBatcher
 from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.runtime.worker_pool import WorkerPool
-from sagastore_server.storage.base import Indexer, PreparedTerms, StorageBackend
+from sagastore_server.storage.base import Indexer, PreparedTerms
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import (
     CannotOpenError,
     NotFoundError,
+    SessionNotFoundError,
     StorageError,
     UnavailableError,
 )
-from sagastore_server.storage.limits import MAX_PAGE_BYTES, page_of
+from sagastore_server.storage.limits import MAX_PAGE_BYTES, page_of, session_page_of
 from sagastore_server.storage.load import Load, OnGroup, unheard
 from sagastore_server.storage.model import (
     BulkResult,
@@ -49,6 +51,13 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.session_writes import SessionWrites, sessions_of
+from sagastore_server.storage.sessions import (
+    Session,
+    SessionCriteria,
+    SessionPage,
+    SessionScan,
+)
 
 _COUNT_ALWAYS = 0.02
 """Seconds. If counting takes less, every request counts."""
@@ -60,7 +69,7 @@ _T = TypeVar("_T")
 _NONE: Mapping[str, SearchColumns] = MappingProxyType({})
 
 
-class PostgreSQLStorage(StorageBackend):
+class PostgreSQLStorage(SessionWrites):
     """`StorageBackend` on a PostgreSQL database, which any number of servers may share.
 
     * A write returns after its transaction is committed with ``synchronous_commit``.
@@ -139,7 +148,9 @@ class PostgreSQLStorage(StorageBackend):
     ) -> SaveResult:
         """See the contract."""
         del everywhere_within  # One store is every store.
-        return await self._write((draft.id,), lambda changes: changes.save(draft, if_revision))
+        return await self._write(
+            (draft.id,), sessions_of(draft), lambda changes: changes.save(draft, if_revision)
+        )
 
     @property
     def indexer(self) -> Indexer:
@@ -159,7 +170,10 @@ class PostgreSQLStorage(StorageBackend):
             known = dict(zip((draft.content for draft in drafts), terms.of, strict=True))
         first = await self._take_block()
         return await self._write(
-            ids, lambda changes: changes.bulk_save(drafts, on_conflict, first), known
+            ids,
+            sessions_of(*drafts),
+            lambda changes: changes.bulk_save(drafts, on_conflict, first),
+            known,
         )
 
     async def _take_block(self) -> int:
@@ -174,7 +188,9 @@ class PostgreSQLStorage(StorageBackend):
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""
-        await self._write((message_id,), lambda changes: changes.delete(message_id, if_revision))
+        await self._write(
+            (message_id,), (), lambda changes: changes.delete(message_id, if_revision)
+        )
 
     async def get(self, message_id: str) -> Message:
         """See the contract."""
@@ -295,16 +311,67 @@ class PostgreSQLStorage(StorageBackend):
             self._count_valid_until = began + _COUNT_PAUSE * took
         return self._count
 
+    # ------------------------------------------------------------------ sessions
+
+    async def _change(
+        self, ids: Sequence[str], sessions: Sequence[str], apply: Callable[[Changes], _T]
+    ) -> _T:
+        return await self._write(ids, sessions, apply)
+
+    async def _deletable(self, session_id: str, limit: int) -> tuple[int, list[str]]:
+        rows = await self._pool.rows(QUERIES["deletable"], session_id, limit)
+        upto = rows[0][0] if rows else 0
+        return upto, [row[1] for row in rows if row[1] is not None]
+
+    async def unfinished_session_deletions(self, limit: int) -> list[str]:
+        """See the contract."""
+        return [row[0] for row in await self._pool.rows(QUERIES["deleting"], limit)]
+
+    async def get_session(self, session_id: str) -> Session:
+        """See the contract."""
+        found = (await self.sessions_by_id([session_id])).get(session_id)
+        if found is None or not found.exists:
+            raise SessionNotFoundError(session_id)
+        return found
+
+    async def list_sessions(self, criteria: SessionCriteria, scan: SessionScan) -> SessionPage:
+        """See the contract."""
+        compiled = compile_list(criteria, scan)
+        rows = await self._pool.rows(compiled.sql, *compiled.parameters)
+        return session_page_of(map(session_from_row, rows), scan.limit)
+
+    async def sessions_by_id(self, session_ids: Sequence[str]) -> dict[str, Session]:
+        """See ``SessionRows``."""
+        rows = await self._pool.rows(QUERIES["sessions_by_id"], list(session_ids))
+        return {row[0]: session_from_row(row) for row in rows}
+
+    async def scan_sessions(self, after: str | None, upto: str, limit: int) -> SessionPage:
+        """See ``SessionRows``."""
+        bounds = (after or "", after is None, upto)
+        rows = await self._pool.rows(QUERIES["scan_sessions"], *bounds, limit + 1)
+        return session_page_of(map(session_from_row, rows), limit)
+
+    async def last_session(self) -> str | None:
+        """See ``SessionRows``."""
+        last: str | None = await self._pool.value(QUERIES["last_session"])
+        return last
+
+    async def count_sessions(self) -> int:
+        """See ``SessionRows``."""
+        count: int = await self._pool.value(QUERIES["count_sessions"])
+        return count
+
     async def _write(
         self,
         ids: Sequence[str],
+        sessions: Sequence[str],
         apply: Callable[[Changes], _T],
         known: Mapping[str, SearchColumns] = _NONE,
     ) -> _T:
         if self._writer is None:
             raise UnavailableError("the store is not open; try again")
         with translating():
-            return await self._writer.submit(ids, apply, known)
+            return await self._writer.submit(ids, sessions, apply, known)
 
 
 def cannot_open(place: str, error: BaseException) -> CannotOpenError:

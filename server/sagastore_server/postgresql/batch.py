@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -19,9 +17,11 @@ from sagastore_server.postgresql.rows import (
     row_of,
     search_columns,
 )
+from sagastore_server.postgresql.sessions import locked_session, session_columns
 from sagastore_server.runtime.worker_pool import FEW, SHORT, WorkerPool
-from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.changes import Changes, Revisions
 from sagastore_server.storage.model import Message, Store
+from sagastore_server.storage.session_changes import SessionChange, SessionEnds
 
 DURABLE_ON = (Store.POSTGRESQL,)
 
@@ -38,23 +38,38 @@ class LostRaceError(Exception):
     """Another server wrote one of the new ids first: the transaction must not commit."""
 
 
-async def load(connection: Connection, ids: Iterable[Sequence[str]]) -> Changes:
-    """Lock and read the rows of the ids of each write, in an open transaction.
+async def load(
+    connection: Connection, ids: Iterable[Sequence[str]], sessions: Iterable[Sequence[str]]
+) -> Changes:
+    """Lock and read the rows that each write names, in an open transaction.
+
+    Args:
+        connection: The connection of the transaction.
+        ids: The ids of each write.
+        sessions: The sessions of each write, apart from those of stored messages.
 
     Raises:
-        LostRaceError: The revisions taken are not greater than the stored ones.
+        LostRaceError: The revisions taken are not greater than the stored ones, or a message has
+            moved to another session meanwhile.
 
     """
-    distinct = [set(write) for write in ids]
-    wanted = sorted(set().union(*distinct))
-    count = sum(map(len, distinct))
-    rows = await connection.fetch(QUERIES["lock"], wanted, math.ceil(count / BLOCK))
+    wanted_ids, wanted_sessions = list(ids), list(sessions)
+    wanted = sorted({key for write in wanted_ids for key in write})
+    named = sorted({key for write in wanted_sessions for key in write})
+    count = sum(map(len, wanted_ids)) + sum(map(len, wanted_sessions))
+    # A write of many messages does not begin in a block that it does not fit into, so at least half
+    # of every block is used.
+    blocks = 2 * count // BLOCK + 1
+    rows = await connection.fetch(QUERIES["lock"], wanted, blocks, named)
     before = {row[0]: message_from_row(row) for row in rows if row[0] is not None}
-    ends = sorted(row[9] for row in rows if row[0] is None)
-    if before and ends[0] - BLOCK < max(message.revision for message in before.values()):
+    known = {row[7]: locked_session(row) for row in rows if row[0] is None and row[7] is not None}
+    ends = sorted(row[9] for row in rows if row[0] is None and row[7] is None)
+    stored = [one.revision for one in (*before.values(), *known.values())]
+    there = {one.session_id for one in before.values()}
+    if ends[0] - BLOCK < max(stored, default=0) or not there <= {None, *known, *named}:
         raise LostRaceError
-    revisions = chain.from_iterable(range(end - BLOCK + 1, end + 1) for end in ends)
-    return Changes(before, revisions, time.time_ns() // 1000, DURABLE_ON)
+    revisions = Revisions([range(end - BLOCK + 1, end + 1) for end in ends])
+    return Changes(before, known, revisions, time.time_ns() // 1000, DURABLE_ON)
 
 
 async def flush(
@@ -75,8 +90,8 @@ async def flush(
         copy: Whether COPY is allowed, whose errors do not name the conflicting row.
 
     Raises:
-        LostRaceError: Another server saved a new id since ``load``, or saved and deleted it under
-            a greater revision.
+        LostRaceError: Another server saved a new id or created a new session since ``load``, or
+            saved and deleted a new id under a greater revision.
 
     """
     stored = changes.before
@@ -90,6 +105,19 @@ async def flush(
         rows = await rows_of(kept, worker_pool, known)
         await _change(connection, [row for row in rows if row[0] in stored], "update")
         await _insert(connection, [row for row in rows if row[0] not in stored], copy)
+    if changes.sessions:
+        await _write_sessions(connection, changes.sessions)
+
+
+async def _write_sessions(connection: Connection, changed: list[SessionChange]) -> None:
+    """Store sessions, once their messages are stored."""
+    stale = {change.session_id: change for change in changed if change.stale}
+    if stale:
+        for session_id, *ends in await connection.fetch(QUERIES["session_ends"], list(stale)):
+            stale[session_id].settle(SessionEnds(*ends))
+    rows = [(*session_columns(one.value()), one.before is not None) for one in changed]
+    if await connection.fetchval(QUERIES["write_sessions"], *columns_of(rows)) != len(rows):
+        raise LostRaceError
 
 
 async def _bury(connection: Connection, changes: Changes) -> None:

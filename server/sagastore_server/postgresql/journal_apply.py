@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 from sagastore_server.postgresql.batch import COPY_FROM, columns_of, rows_of
 from sagastore_server.postgresql.pool import Connection
-from sagastore_server.postgresql.queries import MIGRATION
+from sagastore_server.postgresql.queries import MIGRATION, QUERIES
 from sagastore_server.postgresql.rows import COLUMNS, Row
+from sagastore_server.postgresql.sessions import session_columns
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.replication import Entry, PreparedRows
+from sagastore_server.storage.sessions import RecordKind, Session
 
 
 class TombstoneWrite(NamedTuple):
@@ -41,12 +43,23 @@ class Steps(NamedTuple):
     """Ids whose row and tombstone are removed first, because their entry is ``forced``."""
     burials: list[TombstoneWrite]
     rows: list[Row]
+    forgotten_sessions: list[str]
+    """Sessions whose row is removed first, because their entry is ``forced``."""
+    sessions: list[Session]
 
 
 async def steps_of(entries: Iterable[Entry], worker_pool: WorkerPool) -> Steps:
     """Return the steps for the entries. Of several entries with one id, the last counts."""
     latest: dict[str, Entry] = {}
+    sessions: dict[str, Session] = {}
+    forgotten_sessions: list[str] = []
     for entry in entries:
+        if entry.session is not None:
+            sessions[entry.session.session_id] = entry.session
+        if entry.kind is RecordKind.SESSION:
+            if entry.forced:
+                forgotten_sessions.append(entry.id)
+            continue
         former = latest.get(entry.id)
         forced = entry.forced or (former is not None and former.forced)
         latest[entry.id] = entry._replace(forced=forced)
@@ -60,6 +73,8 @@ async def steps_of(entries: Iterable[Entry], worker_pool: WorkerPool) -> Steps:
             if entry.buried
         ],
         await rows_of(messages, worker_pool),
+        forgotten_sessions,
+        [sessions[key] for key in sorted(sessions)],
     )
 
 
@@ -70,6 +85,11 @@ async def run(connection: Connection, steps: Steps) -> None:
     if steps.burials:
         await connection.execute(MIGRATION["bury"], *columns_of(steps.burials))
     await _upsert(connection, steps.rows)
+    if steps.forgotten_sessions:
+        await connection.execute(QUERIES["forget_sessions"], steps.forgotten_sessions)
+    if steps.sessions:
+        rows = [session_columns(session) for session in steps.sessions]
+        await connection.execute(QUERIES["upsert_sessions"], *columns_of(rows))
 
 
 async def fill(connection: Connection, rows: Sequence[Row]) -> None:

@@ -57,17 +57,19 @@ UPDATE migration SET backfill_state = $1, backfill_carried = $2, backfill_cursor
 -- Names of the kinds of contents that exist. Tombstones do not count.
 SELECT name FROM (VALUES
     (1, 'messages', EXISTS (SELECT FROM messages)),
-    (2, 'files', EXISTS (SELECT FROM files)),
-    (3, 'quarantined rows', EXISTS (SELECT FROM quarantine))
+    (2, 'sessions', EXISTS (SELECT FROM sessions WHERE explicit OR message_count > 0)),
+    (3, 'files', EXISTS (SELECT FROM files)),
+    (4, 'quarantined rows', EXISTS (SELECT FROM quarantine))
 ) AS kind (number, name, there) WHERE there ORDER BY number
 
 -- name: lock_tables
 -- The strongest lock that the transaction needs, to avoid an upgrade; messages first, as every writer.
-LOCK TABLE messages, tombstones, quarantine, files, legacy_extra IN ACCESS EXCLUSIVE MODE
+LOCK TABLE messages, sessions, tombstones, quarantine, files, legacy_extra IN ACCESS EXCLUSIVE MODE
 
 -- name: clear_leftovers
 -- Rows of deleted messages: their revisions are unrelated to those of the new source.
 DELETE FROM tombstones;
+DELETE FROM sessions;
 DELETE FROM legacy_extra
 
 -- name: make_guard
@@ -92,7 +94,7 @@ BEGIN
         END
         $body$
     $function$, current_schema());
-    FOREACH guarded IN ARRAY ARRAY['messages', 'tombstones', 'quarantine', 'files', 'legacy_extra'] LOOP
+    FOREACH guarded IN ARRAY ARRAY['messages', 'sessions', 'tombstones', 'quarantine', 'files', 'legacy_extra'] LOOP
         EXECUTE format('DROP TRIGGER IF EXISTS sagastore_guard ON %I', guarded);
         EXECUTE format(
             'CREATE TRIGGER sagastore_guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %I '
@@ -107,7 +109,7 @@ $make$
 DO $drop$
 BEGIN
     PERFORM set_config('lock_timeout', '500ms', true);
-    LOCK TABLE messages, tombstones, quarantine, files, legacy_extra IN ACCESS EXCLUSIVE MODE;
+    LOCK TABLE messages, sessions, tombstones, quarantine, files, legacy_extra IN ACCESS EXCLUSIVE MODE;
     EXECUTE format('DROP FUNCTION %I.sagastore_guard() CASCADE', current_schema());
 EXCEPTION WHEN lock_not_available OR insufficient_privilege OR undefined_function THEN
     NULL;

@@ -11,16 +11,31 @@ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
 
 -- name: lock
--- Locks the rows in the order of their ids, then takes $2 blocks of revisions: the second branch of
--- the UNION runs after the first. The last rows have the last revision of each block.
-WITH locked AS MATERIALIZED (
+-- Locks the sessions $3 and those of the messages $1, then the messages, each in the order of their
+-- ids, then takes $2 blocks of revisions: a branch of the UNION runs after the ones before it. A row of
+-- a session has no id; the last rows have neither id nor session, and the last revision of a block.
+WITH conversations AS MATERIALIZED (
+    SELECT session_id, title, metadata::text AS metadata, explicit, message_count,
+        providers::text AS providers, first_time, first_sequence, first_message, last_time,
+        last_sequence, created_at, updated_at, revision, deleting
+    FROM sessions WHERE session_id IN (
+        SELECT unnest($3::text[]) UNION SELECT session_id FROM messages WHERE id = ANY($1::text[])
+    ) ORDER BY session_id FOR UPDATE
+), locked AS MATERIALIZED (
     SELECT id, provider, role, content, tags::text AS tags, timestamp, metadata::text AS metadata,
         session_id, created_at, revision, sequence
     FROM messages WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE
 )
-SELECT * FROM locked
+SELECT NULL::text AS id, NULL AS provider, NULL AS role, NULL AS content, NULL AS tags,
+    NULL::timestamptz AS timestamp, metadata, session_id, created_at, revision, NULL::bigint AS sequence,
+    title, explicit, message_count, providers, first_time, first_sequence, first_message, last_time,
+    last_sequence, updated_at, deleting
+FROM conversations
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, nextval('message_revisions'), NULL
+SELECT *, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM locked
+UNION ALL
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, nextval('message_revisions'), NULL, NULL, NULL,
+    NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
 FROM generate_series(1, $2::int)
 
 -- name: take_block

@@ -21,7 +21,7 @@ _OLDEST_SERVER = 130000
 
 _REINDEX_ROWS = 500
 
-COMPATIBLE_FROM = {1: 1, 2: 2, 3: 3}
+COMPATIBLE_FROM = {1: 1, 2: 2, 3: 3, 4: 4}
 """By schema version: the oldest schema version whose servers can use it."""
 
 _TABLES = (
@@ -32,6 +32,7 @@ _TABLES = (
     "store_state",
     "migration",
     "legacy_extra",
+    "sessions",
 )
 
 MIGRATES_FROM = 2

@@ -67,6 +67,7 @@ _log = logging.getLogger(__name__)
 
 class _Write(NamedTuple):
     ids: Sequence[str]
+    sessions: Sequence[str]
     apply: Callable[[Changes], object]
     known: Mapping[str, SearchColumns]
     """Search columns of contents, as far as they are known."""
@@ -134,7 +135,11 @@ class PostgreSQLGroupWriter:
         ]
 
     async def submit(
-        self, ids: Sequence[str], apply: Callable[[Changes], T], known: Mapping[str, SearchColumns]
+        self,
+        ids: Sequence[str],
+        sessions: Sequence[str],
+        apply: Callable[[Changes], T],
+        known: Mapping[str, SearchColumns],
     ) -> T:
         """Run ``apply`` in a group and return its result once it is committed.
 
@@ -142,6 +147,7 @@ class PostgreSQLGroupWriter:
 
         Args:
             ids: The ids that ``apply`` touches.
+            sessions: The sessions that ``apply`` touches, apart from those of stored messages.
             apply: Applies the write.
             known: Search columns by content, as far as they are known.
 
@@ -153,7 +159,7 @@ class PostgreSQLGroupWriter:
         if self._closing:
             raise UnavailableError("the store is closing; try again")
         loop = asyncio.get_running_loop()
-        write = _Write(ids, apply, known, loop.create_future())
+        write = _Write(ids, sessions, apply, known, loop.create_future())
         self._waiting.append(write)
         self._rows += len(ids)
         self._begin_soon(loop)
@@ -287,7 +293,9 @@ class PostgreSQLGroupWriter:
     async def _apply(
         self, connection: Connection, group: list[_Write], *, copy: bool
     ) -> list[_Outcome]:
-        changes = await load(connection, [write.ids for write in group])
+        changes = await load(
+            connection, [write.ids for write in group], [write.sessions for write in group]
+        )
         outcomes = [_outcome(write, changes) for write in group]
         known: dict[str, SearchColumns] = {}
         for write in group:

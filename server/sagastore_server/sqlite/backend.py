@@ -25,7 +25,7 @@ from sagastore_server.sqlite.archived_store_guard import (
     refuse_if_migrating,
 )
 from sagastore_server.sqlite.checkpoint import Checkpointer
-from sagastore_server.sqlite.connection import message_from_row
+from sagastore_server.sqlite.connection import message_from_row, session_from_row
 from sagastore_server.sqlite.files import SCHEMA_VERSION
 from sagastore_server.sqlite.index_terms import IndexedFields, indexed_fields
 from sagastore_server.sqlite.opening import Progress, open_for_writing
@@ -40,10 +40,17 @@ from sagastore_server.sqlite.search import (
     next_block,
     some,
 )
+from sagastore_server.sqlite.sessions import compile_list
 from sagastore_server.sqlite.writer import SQLiteGroupWriter
-from sagastore_server.storage.base import Indexer, PreparedTerms, StorageBackend
+from sagastore_server.storage.base import Indexer, PreparedTerms
 from sagastore_server.storage.changes import Changes
-from sagastore_server.storage.errors import NotFoundError, StorageError, UnavailableError
+from sagastore_server.storage.errors import (
+    NotFoundError,
+    SessionNotFoundError,
+    StorageError,
+    UnavailableError,
+)
+from sagastore_server.storage.limits import session_page_of
 from sagastore_server.storage.load import Load, OnGroup, unheard
 from sagastore_server.storage.model import (
     BulkResult,
@@ -58,6 +65,13 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.session_writes import SessionWrites, sessions_of
+from sagastore_server.storage.sessions import (
+    Session,
+    SessionCriteria,
+    SessionPage,
+    SessionScan,
+)
 from sagastore_server.storage.validation import MAX_TIMESTAMP, MIN_TIMESTAMP
 
 _OLDEST = Position(MIN_TIMESTAMP - 1, 0)
@@ -68,7 +82,7 @@ _NONE: Mapping[IndexedFields, index_terms.FtsColumns] = MappingProxyType({})
 _log = logging.getLogger(__name__)
 
 
-class SQLiteStorage(StorageBackend):
+class SQLiteStorage(SessionWrites):
     """`StorageBackend` on one SQLite file, which this process owns while it is open.
 
     * A write returns after its transaction is synced to disk (WAL, ``synchronous=FULL``).
@@ -139,7 +153,9 @@ class SQLiteStorage(StorageBackend):
     ) -> SaveResult:
         """See the contract."""
         del everywhere_within  # One store is every store.
-        return await self._write((draft.id,), lambda changes: changes.save(draft, if_revision))
+        return await self._write(
+            (draft.id,), sessions_of(draft), lambda changes: changes.save(draft, if_revision)
+        )
 
     @property
     def indexer(self) -> Indexer:
@@ -155,7 +171,12 @@ class SQLiteStorage(StorageBackend):
         """See the contract."""
         ids = [draft.id for draft in drafts]
         known = await self._index_many(drafts, terms)
-        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict), known)
+        return await self._write(
+            ids,
+            sessions_of(*drafts),
+            lambda changes: changes.bulk_save(drafts, on_conflict),
+            known,
+        )
 
     async def _index_many(
         self, drafts: Sequence[NewMessage], terms: PreparedTerms | None
@@ -171,7 +192,9 @@ class SQLiteStorage(StorageBackend):
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""
-        await self._write((message_id,), lambda changes: changes.delete(message_id, if_revision))
+        await self._write(
+            (message_id,), (), lambda changes: changes.delete(message_id, if_revision)
+        )
 
     async def get(self, message_id: str) -> Message:
         """See the contract."""
@@ -350,13 +373,64 @@ class SQLiteStorage(StorageBackend):
             raise UnavailableError("the server was stopped while it opened the file")
         self._progress(what, done, total)
 
+    # ------------------------------------------------------------------ sessions
+
+    async def _change(
+        self, ids: Sequence[str], sessions: Sequence[str], apply: Callable[[Changes], _T]
+    ) -> _T:
+        return await self._write(ids, sessions, apply)
+
+    async def _deletable(self, session_id: str, limit: int) -> tuple[int, list[str]]:
+        rows = await self._readers.rows(QUERIES["deletable"], (session_id, limit))
+        upto = rows[0][0] if rows else 0
+        return upto, [row[1] for row in rows if row[1] is not None]
+
+    async def unfinished_session_deletions(self, limit: int) -> list[str]:
+        """See the contract."""
+        return [row[0] for row in await self._readers.rows(QUERIES["deleting"], (limit,))]
+
+    async def get_session(self, session_id: str) -> Session:
+        """See the contract."""
+        found = (await self.sessions_by_id([session_id])).get(session_id)
+        if found is None or not found.exists:
+            raise SessionNotFoundError(session_id)
+        return found
+
+    async def list_sessions(self, criteria: SessionCriteria, scan: SessionScan) -> SessionPage:
+        """See the contract."""
+        rows = await self._readers.rows(*compile_list(criteria, scan))
+        return session_page_of(map(session_from_row, rows), scan.limit)
+
+    async def sessions_by_id(self, session_ids: Sequence[str]) -> dict[str, Session]:
+        """See ``SessionRows``."""
+        wanted = json.dumps(list(session_ids), ensure_ascii=False)
+        rows = await self._readers.rows(QUERIES["sessions_by_id"], (wanted,))
+        return {row[0]: session_from_row(row) for row in rows}
+
+    async def scan_sessions(self, after: str | None, upto: str, limit: int) -> SessionPage:
+        """See ``SessionRows``."""
+        bounds = (after or "", after is None, upto)
+        rows = await self._readers.rows(QUERIES["scan_sessions"], (*bounds, limit + 1))
+        return session_page_of(map(session_from_row, rows), limit)
+
+    async def last_session(self) -> str | None:
+        """See ``SessionRows``."""
+        last: str | None = await self._value("last_session")
+        return last
+
+    async def count_sessions(self) -> int:
+        """See ``SessionRows``."""
+        count: int = await self._value("count_sessions")
+        return count
+
     async def _write(
         self,
         ids: Sequence[str],
+        sessions: Sequence[str],
         apply: Callable[[Changes], _T],
         terms: Mapping[IndexedFields, index_terms.FtsColumns] = _NONE,
     ) -> _T:
-        return await self._open_writer().submit(ids, apply, terms)
+        return await self._open_writer().submit(ids, sessions, apply, terms)
 
     def _open_writer(self) -> SQLiteGroupWriter:
         if self._writer is None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from sagastore_server.sqlite.connection import message_from_row
+from sagastore_server.sqlite.connection import (
+    message_from_row,
+    session_columns,
+    session_from_row,
+)
 from sagastore_server.sqlite.index_terms import (
     FtsColumns,
     IndexedFields,
@@ -17,12 +20,17 @@ from sagastore_server.sqlite.index_terms import (
 )
 from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.canonical_json import canonical_tags
-from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.changes import Changes, Revisions
 from sagastore_server.storage.model import Message, Store
+from sagastore_server.storage.session_changes import SessionEnds
+from sagastore_server.storage.sessions import RecordKind, Session
 
 DURABLE_ON = (Store.SQLITE,)
-_INSERTS = frozenset({"unindex", "insert", "index", "bury", "journal"})
+_INSERTS = frozenset({"unindex", "insert", "index", "bury", "upsert_sessions", "journal"})
 """Statements that insert rows. FTS5 also removes an entry by an INSERT (``unindex``)."""
+
+_LAST_REVISION = 1 << 62
+"""Above every revision that a store can reach."""
 
 
 class Counters(NamedTuple):
@@ -45,15 +53,17 @@ class Batch:
         counters: Counters,
         now: int,
         ids: Iterable[str],
+        sessions: Iterable[str],
         terms: Mapping[IndexedFields, FtsColumns],
     ) -> None:
-        """Read the rows of ``ids``, in an open transaction of ``connection``.
+        """Read the rows of ``ids`` and their sessions, in an open transaction of ``connection``.
 
         Args:
             connection: The writing connection.
             counters: State after the previous group.
             now: The current time in microseconds.
             ids: All ids that the group touches.
+            sessions: All sessions that the group names.
             terms: Index terms that are known already.
 
         """
@@ -61,9 +71,13 @@ class Batch:
         self._terms = terms
         self._count = counters.rows
         self._journals = counters.journals
-        self._revisions = itertools.count(counters.revision + 1)
+        self._revision = counters.revision
+        self._revisions = Revisions([range(counters.revision + 1, _LAST_REVISION)])
         self._rows: dict[str, list[tuple[object, ...]]] = {}
-        self.changes = Changes(self._stored(ids), self._revisions, now, DURABLE_ON)
+        stored = self._stored(ids)
+        named = {one.session_id for one in stored.values() if one.session_id is not None}
+        known = self._stored_sessions(named.union(sessions))
+        self.changes = Changes(stored, known, self._revisions, now, DURABLE_ON)
         """Apply the writes to it before ``flush``."""
 
     def flush(self) -> Counters:
@@ -85,8 +99,9 @@ class Batch:
         for name in ("unindex", "delete", "update", "insert", "index", "bury", "journal"):
             if rows := self._rows.get(name):
                 self._execute(name, rows)
-        revision = next(self._revisions) - 1
-        if self.changes.after:
+        self._write_sessions()
+        revision = max(self._revision, self._revisions.last)
+        if revision > self._revision:
             self._connection.execute(QUERIES["set_state"], ("revision", revision))
         if "delete" in self._rows or "insert" in self._rows:
             self._connection.execute(QUERIES["set_state"], ("messages", self._count))
@@ -99,17 +114,46 @@ class Batch:
             self._connection.executemany(QUERIES[name], rows)
 
     def _entries(self) -> list[tuple[object, ...]]:
-        """Return a journal entry for each changed message."""
+        """Return a journal entry for each changed message, and for each session left."""
         changes = self.changes
-        return [
-            (changes.buried[key] if message is None else message.revision, key, changes.now)
+        entries: list[tuple[object, ...]] = [
+            (
+                changes.buried[key] if message is None else message.revision,
+                RecordKind.MESSAGE,
+                key,
+                changes.now,
+            )
             for key, message in changes.after.items()
         ]
+        # The entry of a message stands for the session that it is in, not for one that it left.
+        reached = {one.session_id for one in changes.after.values() if one is not None}
+        return entries + [
+            (self._revisions.take(), RecordKind.SESSION, change.session_id, changes.now)
+            for change in changes.sessions
+            if change.session_id not in reached
+        ]
+
+    def _write_sessions(self) -> None:
+        """Store the sessions, once their messages are stored."""
+        changed = self.changes.sessions
+        for change in changed:
+            if change.stale:
+                row = self._connection.execute(QUERIES["session_ends"], (change.session_id,))
+                change.settle(SessionEnds(*row.fetchone()))
+        if changed:
+            self._execute("upsert_sessions", [session_columns(one.value()) for one in changed])
 
     def _stored(self, ids: Iterable[str]) -> dict[str, Message]:
         wanted = json.dumps(list(ids), ensure_ascii=False)
         rows = self._connection.execute(QUERIES["batch_get"], (wanted,))
         return {row[0]: message_from_row(row) for row in rows}
+
+    def _stored_sessions(self, ids: set[str]) -> dict[str, Session]:
+        if not ids:
+            return {}
+        wanted = json.dumps(list(ids), ensure_ascii=False)
+        rows = self._connection.execute(QUERIES["sessions_by_id"], (wanted,))
+        return {row[0]: session_from_row(row) for row in rows}
 
     def _add(self, name: str, *row: object) -> None:
         self._rows.setdefault(name, []).append(row)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sagastore_server.sqlite.queries import STATEMENTS
 from sagastore_server.storage.canonical_json import contains, parse
 from sagastore_server.storage.model import Message
+from sagastore_server.storage.sessions import Session
 
 if TYPE_CHECKING:
     import aiosqlite
@@ -60,6 +61,18 @@ def message_from_row(row: Sequence[Any]) -> Message:
     """Return the message of a row in the column order of queries.sql."""
     tags = () if row[4] == "[]" else tuple(_read_json(row[4])[0])
     return Message._make((*row[:4], tags, *row[5:11]))
+
+
+def session_from_row(row: Sequence[Any]) -> Session:
+    """Return the session of a row in the column order of sessions.sql."""
+    providers = tuple(sorted(json.loads(row[5]).items()))
+    return Session(*row[:3], bool(row[3]), row[4], providers, *row[6:15])
+
+
+def session_columns(session: Session) -> tuple[object, ...]:
+    """Return the columns of a session, in the order of sessions.sql."""
+    providers = json.dumps(dict(session.providers), ensure_ascii=False)
+    return (*session[:3], int(session.explicit), session.message_count, providers, *session[6:])
 
 
 def _metadata_contains(metadata: str, part: str) -> bool:

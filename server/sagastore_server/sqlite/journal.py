@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sagastore_server.sqlite.connection import message_from_row
+from sagastore_server.sqlite.connection import message_from_row, session_from_row
 from sagastore_server.sqlite.migration_state import (
     load_pruned,
     load_state,
@@ -21,6 +21,7 @@ from sagastore_server.sqlite.migration_state import (
 )
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.storage.replication import Entry, MigrationState
+from sagastore_server.storage.sessions import RecordKind
 
 ROWS_AT_ONCE = 5000
 """Entries that one transaction removes or adds. Writes wait for it, some milliseconds."""
@@ -43,17 +44,37 @@ def change_state(
         now = time.time_ns() // 1000
         connection.execute(QUERIES["rejournal_messages"], (rejournal_after, now))
         connection.execute(QUERIES["rejournal_tombstones"], (rejournal_after, now))
+        added = connection.execute(QUERIES["rejournal_sessions"], (revision, now)).rowcount
+        write_value(connection, "revision", revision + added)
         save_pruned(connection, rejournal_after)
     elif not journalled:
         save_pruned(connection, revision)
     return revision
 
 
-def force(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
+def journal_some_sessions(connection: sqlite3.Connection, after: str | None) -> str | None:
+    """Add the next sessions after the session ``after`` to the journal; None: the first ones.
+
+    Returns:
+        The last of them; None: there were no more.
+
+    """
+    last = last_revision(connection)
+    now = time.time_ns() // 1000
+    parameters = (last, after or "", now, ROWS_AT_ONCE, after is None)
+    added = connection.execute(QUERIES["journal_some_sessions"], parameters).rowcount
+    if not added:
+        return None
+    write_value(connection, "revision", last + added)
+    (session_id,) = connection.execute(QUERIES["journalled_id"], (last + added,)).fetchone()
+    return str(session_id)
+
+
+def force(connection: sqlite3.Connection, ids: Sequence[str], kind: RecordKind) -> int:
     """Add ``forced`` entries for ``ids``; return the last sequence assigned."""
     first = last_revision(connection) + 1
     now = time.time_ns() // 1000
-    entries = [(first + place, key, now) for place, key in enumerate(ids)]
+    entries = [(first + place, kind, key, now) for place, key in enumerate(ids)]
     connection.executemany(QUERIES["journal_forced"], entries)
     last = first + len(entries) - 1
     write_value(connection, "revision", last)
@@ -79,6 +100,9 @@ def last_revision(connection: sqlite3.Connection) -> int:
 
 def entry_from_row(row: Sequence[Any]) -> Entry:
     """Return the entry of a row of the statement ``entries``."""
-    sequence, key, buried, forced, written_at, *stored = row
+    sequence, kind, key, buried, forced, written_at, *stored = row
     message = None if stored[0] is None else message_from_row(stored)
-    return Entry(sequence, key, message, buried, bool(forced), written_at)
+    session = None if stored[11] is None else session_from_row(stored[11:])
+    return Entry(
+        sequence, key, message, buried, bool(forced), written_at, RecordKind(kind), session
+    )

@@ -1,10 +1,10 @@
 -- Statements of the live migration by name: journal and auxiliary rows. Loaded by queries.py.
 
 -- name: journal
-INSERT INTO journal (sequence, id, written_at) VALUES (?, ?, ?)
+INSERT INTO journal (sequence, kind, id, written_at) VALUES (?, ?, ?, ?)
 
 -- name: journal_forced
-INSERT INTO journal (sequence, id, written_at, forced) VALUES (?, ?, ?, 1)
+INSERT INTO journal (sequence, kind, id, written_at, forced) VALUES (?, ?, ?, ?, 1)
 
 -- name: rejournal_messages
 INSERT INTO journal (sequence, id, written_at)
@@ -20,13 +20,29 @@ ON CONFLICT (sequence) DO NOTHING
 DELETE FROM journal
 
 -- name: entries
-SELECT j.sequence, j.id, coalesce(t.revision, 0), j.forced, j.written_at,
+-- A session comes with the first entry that concerns it. The rows are what is stored now.
+WITH batch AS MATERIALIZED (
+    SELECT sequence, kind, id, forced, written_at, CASE kind
+        WHEN 0 THEN (SELECT session_id FROM messages WHERE messages.id = journal.id)
+        WHEN 1 THEN id END AS session_id
+    FROM journal WHERE sequence > ? ORDER BY sequence LIMIT ?
+), numbered AS (
+    SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY sequence) AS nth FROM batch
+)
+SELECT j.sequence, j.kind, j.id, coalesce(t.revision, 0), j.forced, j.written_at,
     m.id, m.provider, m.role, m.content, m.tags, m.timestamp, m.metadata, m.session_id,
-    m.created_at, m.revision, m.number
-FROM journal AS j
-LEFT JOIN messages AS m ON m.id = j.id
-LEFT JOIN tombstones AS t ON t.id = j.id
-WHERE j.sequence > ? ORDER BY j.sequence LIMIT ?
+    m.created_at, m.revision, m.number,
+    s.session_id, s.title, s.metadata, s.explicit, s.message_count, s.providers, s.first_time,
+    s.first_sequence, s.first_message, s.last_time, s.last_sequence, s.created_at, s.updated_at,
+    s.revision, s.deleting
+FROM numbered AS j
+LEFT JOIN messages AS m ON j.kind = 0 AND m.id = j.id
+LEFT JOIN tombstones AS t ON j.kind = 0 AND t.id = j.id
+LEFT JOIN sessions AS s ON j.nth = 1 AND s.session_id = j.session_id
+ORDER BY j.sequence
+
+-- name: journalled_id
+SELECT id FROM journal WHERE sequence = ?
 
 -- name: journal_status
 SELECT

@@ -36,6 +36,9 @@ _OLDEST_SQLITE = (3, 37, 0)
 """First version with STRICT tables (release history, 2021-11-27)."""
 
 _REPORT_EVERY = 1000
+_SESSIONS = 5
+"""Schema step that adds sessions."""
+
 
 _RESTORE = "restore a backup, or recover what can be read (sqlite3 OLD .recover | sqlite3 NEW)"
 _ANOTHER = "nothing was changed in it; give the server another file with --sqlite"
@@ -129,6 +132,8 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
                 _set_state(connection, "messages", 0)
                 _set_state(connection, "analysis", FINGERPRINT)
                 _set_state(connection, "store_id", str(uuid.uuid4()))
+            elif number == _SESSIONS:
+                connection.execute(QUERIES["fill_sessions"])
 
 
 def _require_free_names(connection: sqlite3.Connection, path: Path, number: int) -> None:

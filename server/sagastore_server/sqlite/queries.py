@@ -1,4 +1,4 @@
-"""The named statements of queries.sql and journal.sql."""
+"""The named statements of queries.sql, journal.sql and sessions.sql."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from itertools import chain
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 _VALUES = re.compile(r"VALUES (\([^)]*\))")
 _BATCH_ROWS = 1000
-"""Rows of one INSERT in a large batch, with at most 11 values each. SQLite accepts at least 32,766
+"""Rows of one INSERT in a large batch, with at most 15 values each. SQLite accepts at least 32,766
 values (limits.html, SQLITE_MAX_VARIABLE_NUMBER)."""
 _MOST_ROWS = 128
 """Rows of one INSERT otherwise: there is a statement for each number up to this."""
@@ -27,7 +27,7 @@ def _load(name: str) -> dict[str, str]:
     return {name: sql.strip() for name, sql in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-QUERIES = _load("queries.sql") | _load("journal.sql")
+QUERIES = _load("queries.sql") | _load("journal.sql") | _load("sessions.sql")
 """Statement by name."""
 
 

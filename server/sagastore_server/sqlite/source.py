@@ -20,6 +20,7 @@ from sagastore_server.sqlite.journal import (
     change_state,
     entry_from_row,
     force,
+    journal_some_sessions,
     prune_some,
 )
 from sagastore_server.sqlite.migration_state import state_from_json
@@ -36,7 +37,9 @@ from sagastore_server.storage.replication import (
     JournalStatus,
     MigrationSource,
     MigrationState,
+
 )
+from sagastore_server.storage.sessions import RecordKind
 
 JOURNAL_BYTES = MOST_READ
 """Messages that are read from the journal at once; a single one may be larger."""
@@ -152,13 +155,26 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
         while more and began == self._rejournalled:
             more = await self._open_writer().run_in_transaction(partial(prune_some, upto=upto))
 
-    async def requeue(self, ids: Sequence[str]) -> int:
+    async def requeue(
+        self, ids: Sequence[str], kind: RecordKind = RecordKind.MESSAGE
+    ) -> int:
         """See the contract; the sequences are new revision numbers."""
         last = self.committed
         for start in range(0, len(ids), ROWS_AT_ONCE):
             part = ids[start : start + ROWS_AT_ONCE]
-            last = await self._open_writer().run_in_transaction(partial(force, ids=part))
+            last = await self._open_writer().run_in_transaction(partial(force, ids=part, kind=kind))
         return last
+
+    async def journal_sessions(self) -> int:
+        """See the contract; the sequences are new revision numbers."""
+        after: str | None = None
+        more = True
+        while more:
+            after = await self._open_writer().run_in_transaction(
+                partial(journal_some_sessions, after=after)
+            )
+            more = after is not None
+        return self.committed
 
     async def count(self) -> int:
         """See the contract."""

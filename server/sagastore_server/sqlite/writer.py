@@ -49,6 +49,7 @@ _DATA_ERRORS = (
 
 class _Write(NamedTuple):
     ids: Sequence[str]
+    sessions: Sequence[str]
     apply: Callable[[Changes], object]
     future: asyncio.Future[Any]
     terms: Mapping[IndexedFields, FtsColumns]
@@ -114,6 +115,7 @@ class SQLiteGroupWriter:
     async def submit(
         self,
         ids: Sequence[str],
+        sessions: Sequence[str],
         apply: Callable[[Changes], T],
         terms: Mapping[IndexedFields, FtsColumns] = _NONE,
     ) -> T:
@@ -123,6 +125,7 @@ class SQLiteGroupWriter:
 
         Args:
             ids: The ids that ``apply`` touches.
+            sessions: The sessions that ``apply`` touches, apart from those of stored messages.
             apply: Applies the write.
             terms: Index terms of contents it stores, as far as they are known.
 
@@ -134,7 +137,7 @@ class SQLiteGroupWriter:
         if self._closing:
             raise UnavailableError("the store is closing; try again")
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.put(_Write(ids, apply, future, terms))
+        self._waiting.put(_Write(ids, sessions, apply, future, terms))
         with self._tracer.step("sqlite.commit", {"db.system.name": "sqlite"}):
             return cast("T", await future)
 
@@ -278,10 +281,11 @@ class SQLiteGroupWriter:
         began = time.perf_counter()
         connection.execute("BEGIN IMMEDIATE")
         ids = {key for write in group for key in write.ids}
+        sessions = {key for write in group for key in write.sessions}
         terms: dict[IndexedFields, FtsColumns] = {}
         for write in group:
             terms.update(write.terms)
-        batch = Batch(connection, self._counters, time.time_ns() // 1000, ids, terms)
+        batch = Batch(connection, self._counters, time.time_ns() // 1000, ids, sessions, terms)
         outcomes = [_outcome(write, batch.changes) for write in group]
         counters = batch.flush()
         connection.execute("COMMIT")

@@ -36,6 +36,7 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.session_base import SessionBackend
 
 Indexer = Callable[[NewMessage], Any]
 """Computes the search index terms of a new message. A pure module-level function, so that another
@@ -51,7 +52,7 @@ class PreparedTerms(NamedTuple):
     """The result of ``by`` for each message."""
 
 
-class StorageBackend(abc.ABC):
+class StorageBackend(SessionBackend):
     """Stores messages durably, and reads and searches them."""
 
     @property

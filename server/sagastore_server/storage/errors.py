@@ -50,43 +50,67 @@ class NotFoundError(StorageError):
     """No message has the id."""
 
     reason = "MESSAGE_NOT_FOUND"
+    noun = "message"
 
     def __init__(self, message_id: str) -> None:
         """Report the requested id."""
-        super().__init__(f"no message has the id {message_id!r}")
+        super().__init__(f"no {self.noun} has the id {message_id!r}")
         self.message_id = message_id
+
+
+class SessionNotFoundError(NotFoundError):
+    """No session has the id."""
+
+    reason = "SESSION_NOT_FOUND"
+    noun = "session"
 
 
 class AlreadyExistsError(StorageError):
     """The id was required to be new and exists."""
 
     reason = "MESSAGE_EXISTS"
+    noun = "message"
 
     def __init__(self, message_id: str, revision: int) -> None:
         """Report the id and the stored revision."""
         super().__init__(
-            f"a message with the id {message_id!r} exists, at revision {revision}; "
+            f"a {self.noun} with the id {message_id!r} exists, at revision {revision}; "
             "if_revision 0 asks for a new one"
         )
         self.message_id = message_id
         self.revision = revision
 
 
+class SessionExistsError(AlreadyExistsError):
+    """The session was required to be new and exists."""
+
+    reason = "SESSION_EXISTS"
+    noun = "session"
+
+
 class RevisionMismatchError(StorageError):
     """The stored revision is not the one that the caller expects."""
 
     reason = "REVISION_MISMATCH"
+    noun = "message"
 
     def __init__(self, message_id: str, expected: int, stored: int | None) -> None:
-        """Report the id, the expected revision and the stored one (None: no message)."""
-        found = "no message is stored" if stored is None else f"revision {stored} is stored"
+        """Report the id, the expected revision and the stored one (None: nothing)."""
+        found = f"no {self.noun} is stored" if stored is None else f"revision {stored} is stored"
         super().__init__(
-            f"message {message_id!r}: if_revision is {expected}, but {found}; "
-            "read the message again and decide anew"
+            f"{self.noun} {message_id!r}: if_revision is {expected}, but {found}; "
+            f"read the {self.noun} again and decide anew"
         )
         self.message_id = message_id
         self.expected = expected
         self.stored = stored
+
+
+class SessionRevisionMismatchError(RevisionMismatchError):
+    """The revision of the session is not the one that the caller expects."""
+
+    reason = "SESSION_REVISION_MISMATCH"
+    noun = "session"
 
 
 class PreconditionError(StorageError):
@@ -139,6 +163,16 @@ class TargetSetBackError(UnavailableError):
     """
 
     reason = "TARGET_SET_BACK"
+
+
+class StaleReadError(UnavailableError):
+    """The session has changed since it was read for this write; nothing was stored."""
+
+    reason = "SESSION_CHANGED"
+
+    def __init__(self, session_id: str) -> None:
+        """Report the session."""
+        super().__init__(f"session {session_id!r} was changed by another request; try again")
 
 
 class CorruptStoreError(StorageError):

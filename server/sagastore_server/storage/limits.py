@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol, TypeVar
 
 from sagastore_server.storage.model import Message, Page
+from sagastore_server.storage.sessions import Session, SessionPage
 
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 """Bytes of messages in one page.
@@ -14,16 +16,36 @@ One message is at most about 1.9 MiB by ``Message.size``, which never counts too
 """
 
 
+class Sized(Protocol):
+    """A value of a page."""
+
+    @property
+    def size(self) -> int:
+        """Upper bound of its bytes in a response."""
+
+
+T = TypeVar("T", bound=Sized)
+
+
 def page_of(messages: Iterable[Message], limit: int) -> Page:
     """Return a page of the first messages: up to ``limit`` and MAX_PAGE_BYTES, but at least one.
 
     Takes at most one message more than the page holds, to set ``Page.more``.
     """
+    return Page(*_first(messages, limit))
+
+
+def session_page_of(sessions: Iterable[Session], limit: int) -> SessionPage:
+    """Return a page of the first sessions, as ``page_of`` does."""
+    return SessionPage(*_first(sessions, limit))
+
+
+def _first(values: Iterable[T], limit: int) -> tuple[list[T], bool]:
     room = MAX_PAGE_BYTES
-    taken: list[Message] = []
-    for message in messages:
-        room -= message.size
+    taken: list[T] = []
+    for value in values:
+        room -= value.size
         if len(taken) >= limit or (taken and room < 0):
-            return Page(taken, more=True)
-        taken.append(message)
-    return Page(taken, more=False)
+            return taken, True
+        taken.append(value)
+    return taken, False

@@ -20,6 +20,8 @@ from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.migration import BackfillState, Verification
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.session_base import SessionRows
+from sagastore_server.storage.sessions import RecordKind, Session
 
 # ------------------------------------------------------------------ state of the source
 
@@ -59,6 +61,10 @@ class Entry(NamedTuple):
     """From a repair: replaces whatever the target has, even at a greater revision."""
     written_at: int
     """Microseconds since 1970-01-01 UTC."""
+    kind: RecordKind = RecordKind.MESSAGE
+    session: Session | None = None
+    """The session of the message, or the session with the id, as stored now. Only the first entry
+    of a batch that concerns a session has it."""
 
 
 class JournalStatus(NamedTuple):
@@ -132,7 +138,7 @@ class Archive(NamedTuple):
     receipt: Path
 
 
-class MigrationSource(StorageBackend):
+class MigrationSource(StorageBackend, SessionRows):
     """The store that is migrated from: a backend with a journal of its changes."""
 
     @property
@@ -191,7 +197,8 @@ class MigrationSource(StorageBackend):
         * If ``state.phase.journals``, every later change is journalled; otherwise the journal is
           emptied.
         * ``rejournal_after`` adds every change with a greater revision to the journal again
-          (messages and tombstones), for a target that lacks them, and resets ``pruned`` to it.
+          (messages and tombstones) and every session, for a target that lacks them, and resets
+          ``pruned`` to it.
 
         Returns:
             The greatest revision assigned before.
@@ -216,10 +223,21 @@ class MigrationSource(StorageBackend):
         """Delete entries up to the sequence ``upto``, some thousands per transaction."""
 
     @abc.abstractmethod
-    async def requeue(self, ids: Sequence[str]) -> int:
+    async def requeue(
+        self, ids: Sequence[str], kind: RecordKind = RecordKind.MESSAGE
+    ) -> int:
         """Add ids to the journal as ``forced`` entries; return the last sequence.
 
-        The revisions of the messages do not change.
+        The revisions of the rows do not change.
+        """
+
+    @abc.abstractmethod
+    async def journal_sessions(self) -> int:
+        """Add every session to the journal, some thousands per transaction.
+
+        Returns:
+            The last sequence assigned.
+
         """
 
     @abc.abstractmethod
@@ -326,7 +344,7 @@ class PreparedRows:
     """Rows prepared for storage; each target has its own subclass."""
 
 
-class MigrationTarget(StorageBackend):
+class MigrationTarget(StorageBackend, SessionRows):
     """The store that is migrated to: it applies the journal of the source.
 
     * Every method with a ``Lease`` is one transaction. If another server has taken over, it

@@ -11,6 +11,7 @@ from random import Random
 from sagastore_server.postgresql.indexes import LATE
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.replication import ExtraValue, FileRow, TargetRecord
+from sagastore_server.storage.sessions import Session
 from tests.simulation.models.latency import Latency
 from tests.simulation.models.process import Process
 from tests.simulation.models.transaction import Transaction
@@ -23,6 +24,7 @@ class PostgresContents:
     schema: int = 0
     """Version of the schema; 0: none yet."""
     rows: dict[str, Message] = dataclasses.field(default_factory=dict)
+    sessions: dict[str, Session] = dataclasses.field(default_factory=dict)
     tombs: dict[str, int] = dataclasses.field(default_factory=dict)
     """Revision of the latest deletion, by id."""
     record: TargetRecord | None = None
@@ -48,8 +50,9 @@ class PostgresContents:
 
     @property
     def has_content(self) -> bool:
-        """Whether there are messages, files or rows in quarantine."""
-        return bool(self.rows or self.files or self.quarantine)
+        """Whether there are messages, sessions, files or rows in quarantine."""
+        sessions = any(one.exists for one in self.sessions.values())
+        return bool(self.rows or sessions or self.files or self.quarantine)
 
 
 class PostgresServer(PostgresContents, Latency):

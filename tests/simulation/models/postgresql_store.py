@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 
+from sagastore_server.postgresql.batch import BLOCK
 from sagastore_server.storage.base import PreparedTerms
-from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.changes import Changes, Revisions
 from sagastore_server.storage.errors import (
     CannotOpenError,
     FencedError,
@@ -23,9 +24,12 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.session_writes import sessions_of
+from sagastore_server.storage.sessions import Session
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.process import Process
 from tests.simulation.models.reads import Rows, SnapshotReads
+from tests.simulation.models.session_rows import ModelSessions, deletable, store_sessions
 from tests.simulation.models.transaction import Read, Transaction, Write
 
 T = TypeVar("T")
@@ -35,11 +39,14 @@ COMMAND_TIMEOUT = 17.0
 margin for the network (``postgresql.pool``).
 """
 
+_SESSIONS = "\0sessions"
+"""Lock of the rows of all sessions."""
+
 ACQUIRE_TIMEOUT = 5.0
 """Maximum seconds that a client waits for a connection, and for its close."""
 
 
-class ModelPostgreSQL(SnapshotReads):
+class ModelPostgreSQL(SnapshotReads, ModelSessions):
     """Storage contract on a ``PostgresServer``, used by one process.
 
     Each write is a separate transaction. Writes are refused during a migration.
@@ -118,6 +125,15 @@ class ModelPostgreSQL(SnapshotReads):
         return cast("T", await self._ask(Read(lambda: look(self._server)), patience))
 
     async def _look(self, look: Callable[[Rows], T]) -> T:
+        return await self._look_at_server(lambda server: look(server.rows))
+
+    async def _look_at_sessions(self, look: Callable[[Mapping[str, Session]], T]) -> T:
+        return await self._look_at_server(lambda server: look(server.sessions))
+
+    async def _deletable_ids(self, session_id: str, upto: int, limit: int) -> list[str]:
+        return await self._look(lambda rows: deletable(rows, session_id, upto)[:limit])
+
+    async def _look_at_server(self, look: Callable[[PostgresServer], T]) -> T:
         server = self._server
         if server.read_failures and server.draw.random() < server.read_failures:
             self.process.check_alive()
@@ -125,7 +141,7 @@ class ModelPostgreSQL(SnapshotReads):
             longest = ACQUIRE_TIMEOUT if server.draw.random() < 0.2 else 0.01
             await asyncio.sleep(server.pause(longest))
             raise UnavailableError("the PostgreSQL store did not answer in time; try again")
-        return await self._read(lambda server: look(server.rows))
+        return await self._read(look)
 
     async def count(self) -> int:
         """See the contract; on a separate connection, without a time-out."""
@@ -148,7 +164,9 @@ class ModelPostgreSQL(SnapshotReads):
         everywhere_within: float | None = None,
     ) -> SaveResult:
         """See the contract."""
-        return await self._write([draft.id], lambda changes: changes.save(draft, if_revision))
+        return await self._change(
+            [draft.id], sessions_of(draft), lambda changes: changes.save(draft, if_revision)
+        )
 
     async def bulk_save(
         self,
@@ -158,24 +176,33 @@ class ModelPostgreSQL(SnapshotReads):
     ) -> BulkResult:
         """See the contract."""
         ids = [draft.id for draft in drafts]
-        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict))
+        return await self._change(
+            ids, sessions_of(*drafts), lambda changes: changes.bulk_save(drafts, on_conflict)
+        )
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""
-        await self._write([message_id], lambda changes: changes.delete(message_id, if_revision))
+        await self._change(
+            [message_id], (), lambda changes: changes.delete(message_id, if_revision)
+        )
 
-    async def _write(self, ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
+    async def _change(
+        self, ids: Sequence[str], sessions: Sequence[str], apply: Callable[[Changes], T]
+    ) -> T:
         """Execute one write in its own transaction."""
         server = self._server
         wanted = sorted(set(ids))
+        # The sessions of stored messages are locked as well; one lock for all is stricter.
+        locks = [_SESSIONS, *wanted]
 
         def execute() -> Callable[[], T]:
             first = server.revision + 1
             # Like a sequence: revisions taken by a transaction are lost if it is rolled back.
-            server.revision += len(wanted)
+            server.revision += BLOCK
             before = {key: server.rows[key] for key in wanted if key in server.rows}
-            revisions = range(first, server.revision + 1)
-            changes = Changes(before, revisions, self._now(), (Store.POSTGRESQL,))
+            revisions = Revisions([range(first, server.revision + 1)])
+            known = dict(server.sessions)
+            changes = Changes(before, known, revisions, self._now(), (Store.POSTGRESQL,))
             answer = apply(changes)
             self._check_guard(changes)
 
@@ -186,12 +213,13 @@ class ModelPostgreSQL(SnapshotReads):
 
             return commit
 
-        return cast("T", await self._ask(Write(wanted, execute)))
+        return cast("T", await self._ask(Write(locks, execute)))
 
     def _check_guard(self, changes: Changes) -> None:
         """Refuse statements that change rows during a migration, as the triggers do."""
         record = self._server.record
-        if changes.after and record is not None and record.phase is not Phase.POSTGRES_ONLY:
+        changed = changes.after or changes.sessions
+        if changed and record is not None and record.phase is not Phase.POSTGRES_ONLY:
             raise FencedError("the PostgreSQL store belongs to a migration from SQLite")
 
     def _store(self, changes: Changes) -> None:
@@ -201,3 +229,4 @@ class ModelPostgreSQL(SnapshotReads):
             else:
                 self._server.rows[key] = message
         self._server.tombs.update(changes.buried)
+        store_sessions(self._server.sessions, self._server.rows, changes)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
 from sagastore_server.sqlite.files import SCHEMA_VERSION
 from sagastore_server.storage.base import PreparedTerms
-from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.changes import Changes, Revisions
 from sagastore_server.storage.errors import MovedError, StorageError, UnavailableError
 from sagastore_server.storage.model import (
     BulkResult,
@@ -32,16 +31,18 @@ from sagastore_server.storage.replication import (
     MigrationSource,
     MigrationState,
 )
+from sagastore_server.storage.sessions import RecordKind, Session
 from tests.simulation.models.auxiliary_rows import tally_of
 from tests.simulation.models.process import Process
 from tests.simulation.models.reads import Rows, SnapshotReads
+from tests.simulation.models.session_rows import ModelSessions, deletable
 from tests.simulation.models.source_disk import JournalRow, SourceDisk
 from tests.simulation.models.writer import GroupWriter, Job, Kind
 
 T = TypeVar("T")
 
 
-class ModelSource(SnapshotReads, MigrationSource):
+class ModelSource(SnapshotReads, ModelSessions, MigrationSource):
     """Source of a migration on a ``SourceDisk``, used by one process.
 
     It keeps the guarantees of SQLiteSource, and otherwise behaves as badly as they allow:
@@ -213,10 +214,11 @@ class ModelSource(SnapshotReads, MigrationSource):
 
     def _store(self, group: Sequence[Job]) -> list[object]:
         disk = self._disk
-        revisions = itertools.count(disk.revision + 1)
-        changes = Changes(disk.messages, revisions, self._now(), (Store.SQLITE,))
+        revisions = Revisions([range(disk.revision + 1, 1 << 62)])
+        stored = (disk.messages, disk.sessions)
+        changes = Changes(*stored, revisions, self._now(), (Store.SQLITE,))
         outcomes = [_outcome(job, changes) for job in group]
-        rows = disk.store(changes, next(revisions) - 1)
+        rows = disk.store(changes, revisions)
         if disk.state.phase.journals:
             self._journal_entries(rows)
         return outcomes
@@ -237,7 +239,18 @@ class ModelSource(SnapshotReads, MigrationSource):
         await self._submit(Kind.FLUSH, _nothing)
         return self._committed
 
+    async def _change(
+        self, ids: Sequence[str], sessions: Sequence[str], apply: Callable[[Changes], T]
+    ) -> T:
+        return await self._write(apply, len(ids))
+
     # ------------------------------------------------------------------ reading
+
+    async def _look_at_sessions(self, look: Callable[[Mapping[str, Session]], T]) -> T:
+        return await self._read(lambda disk: look(disk.sessions))
+
+    async def _deletable_ids(self, session_id: str, upto: int, limit: int) -> list[str]:
+        return await self._look(lambda rows: deletable(rows, session_id, upto)[:limit])
 
     async def _look(self, look: Callable[[Rows], T]) -> T:
         return await self._read(lambda disk: look(disk.messages))
@@ -301,15 +314,20 @@ class ModelSource(SnapshotReads, MigrationSource):
         while more and began == self._rejournalled:
             more = await self._task(lambda disk: disk.prune_some(upto))
 
-    async def requeue(self, ids: Sequence[str]) -> int:
+    async def requeue(self, ids: Sequence[str], kind: RecordKind = RecordKind.MESSAGE) -> int:
         """See the contract."""
         last = self.committed
         for start in range(0, len(ids), self._disk.rows_at_once):
-            last = await self._force(ids[start : start + self._disk.rows_at_once])
+            last = await self._force(ids[start : start + self._disk.rows_at_once], kind)
         return last
 
-    async def _force(self, ids: Sequence[str]) -> int:
-        return await self._task(lambda disk: disk.force(ids, self._now()))
+    async def _force(self, ids: Sequence[str], kind: RecordKind) -> int:
+        return await self._task(lambda disk: disk.force(ids, kind, self._now()))
+
+    async def journal_sessions(self) -> int:
+        """See the contract."""
+        await self._task(lambda disk: disk.journal_sessions(self._now()))
+        return self.committed
 
     # ------------------------------------------------------------------ auxiliary rows
 

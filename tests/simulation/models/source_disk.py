@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sagastore_server.sqlite.journal import ROWS_AT_ONCE
 from sagastore_server.sqlite.readers import MOST_READ
-from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.changes import Changes, Revisions
 from sagastore_server.storage.errors import CannotOpenError, StorageFullError, UnavailableError
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.sessions import RecordKind, Session
 from sagastore_server.storage.replication import (
     Archive,
     Entry,
@@ -22,6 +23,7 @@ from sagastore_server.storage.replication import (
     MigrationState,
 )
 from tests.simulation.models.latency import Latency
+from tests.simulation.models.session_rows import store_sessions
 
 if TYPE_CHECKING:
     from tests.simulation.models.source import ModelSource
@@ -37,6 +39,7 @@ class JournalRow(NamedTuple):
     forced: bool
     written_at: int
     """Microseconds since 1970-01-01 UTC."""
+    kind: RecordKind = RecordKind.MESSAGE
 
 
 class SourceDisk(Latency):
@@ -64,6 +67,7 @@ class SourceDisk(Latency):
         self.store_id = store_id
         self.is_new = True
         self.messages: dict[str, Message] = {}
+        self.sessions: dict[str, Session] = {}
         self.buried: dict[str, int] = {}
         """Revision of the latest deletion, by id."""
         self.revision = 0
@@ -122,11 +126,8 @@ class SourceDisk(Latency):
 
     # ------------------------------------------------------------------ transactions
 
-    def store(self, changes: Changes, revision: int) -> list[JournalRow]:
-        """Store the changes of a group; return the rows to journal.
-
-        ``revision`` is the last one that the group used.
-        """
+    def store(self, changes: Changes, revisions: Revisions) -> list[JournalRow]:
+        """Store the changes of a group; return the rows to journal."""
         rows = []
         for key, message in changes.after.items():
             sequence = changes.buried[key] if message is None else message.revision
@@ -136,22 +137,29 @@ class SourceDisk(Latency):
             else:
                 self.messages[key] = message
         self.buried.update(changes.buried)
-        if changes.after:
-            self.revision = revision
+        reached = {one.session_id for one in changes.after.values() if one is not None}
+        store_sessions(self.sessions, self.messages, changes)
+        for session in changes.sessions:
+            if session.session_id not in reached:
+                sequence, key = revisions.take(), session.session_id
+                rows.append(JournalRow(sequence, key, False, changes.now, RecordKind.SESSION))
+        self.revision = max(self.revision, revisions.last)
         return sorted(rows)
 
     def change_state(self, state: MigrationState, rejournal_after: int | None, now: int) -> int:
         """As ``sqlite.journal.change_state``."""
         journalled = self.state.phase.journals
+        revision = self.revision
         self.state = state
         if not state.phase.journals:
             self.journal.clear()
         elif rejournal_after is not None:
             self._rejournal(rejournal_after, now)
+            self.journal_sessions(now)
             self.pruned = rejournal_after
         elif not journalled:
             self.pruned = self.revision
-        return self.revision
+        return revision
 
     def _rejournal(self, after: int, now: int) -> None:
         there = {row.sequence for row in self.journal}
@@ -164,12 +172,18 @@ class SourceDisk(Latency):
         ]
         self.journal.sort()
 
-    def force(self, ids: Sequence[str], now: int) -> int:
+    def force(self, ids: Sequence[str], kind: RecordKind, now: int) -> int:
         """As ``sqlite.journal.force``."""
         for key in ids:
             self.revision += 1
-            self.journal.append(JournalRow(self.revision, key, True, now))
+            self.journal.append(JournalRow(self.revision, key, True, now, kind))
         return self.revision
+
+    def journal_sessions(self, now: int) -> None:
+        """Add every session to the journal."""
+        for key in sorted(self.sessions):
+            self.revision += 1
+            self.journal.append(JournalRow(self.revision, key, False, now, RecordKind.SESSION))
 
     def prune_some(self, upto: int) -> bool:
         """As ``sqlite.journal.prune_some``: up to ``rows_at_once`` rows."""
@@ -203,14 +217,32 @@ class SourceDisk(Latency):
         start = self._place(after)
         found: list[Entry] = []
         room = MOST_READ
+        seen: set[str] = set()
         for row in self.journal[start : start + limit]:
-            message = self.messages.get(row.id)
-            room -= message.size if message else 0
+            entry = self._entry(row)
+            room -= entry.message.size if entry.message else 0
             if found and room < 0:
                 break
-            buried = self.buried.get(row.id, 0)
-            found.append(Entry(row.sequence, row.id, message, buried, row.forced, row.written_at))
+            if entry.session is not None:
+                # A session comes with the first entry that concerns it.
+                key = entry.session.session_id
+                entry = entry._replace(session=None) if key in seen else entry
+                seen.add(key)
+            found.append(entry)
         return found
+
+    def _entry(self, row: JournalRow) -> Entry:
+        """Return the entry of a row, with its session."""
+        values = (row.forced, row.written_at, row.kind)
+        if row.kind is RecordKind.SESSION:
+            session = self.sessions.get(row.id)
+            return Entry(row.sequence, row.id, None, 0, *values, session)
+        message = self.messages.get(row.id)
+        session_id = None if message is None else message.session_id
+        session = None if session_id is None else self.sessions.get(session_id)
+        return Entry(
+            row.sequence, row.id, message, self.buried.get(row.id, 0), *values, session
+        )
 
     def journal_status(self, after: int) -> JournalStatus:
         """As ``MigrationSource.journal_status``."""

@@ -34,6 +34,7 @@ from sagastore_server.storage.replication import (
     TargetRecord,
     TargetState,
 )
+from sagastore_server.storage.sessions import RecordKind
 from tests.simulation.models.auxiliary_rows import tally_of
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.postgresql_store import ModelPostgreSQL
@@ -116,6 +117,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         """Create the migration record in an empty database."""
         server = self._server
         server.tombs.clear()
+        server.sessions.clear()
         server.extras.clear()
         server.indexes = dict.fromkeys(LATE, False)
         return TargetRecord(
@@ -223,8 +225,20 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
                     self._bury(server, entry.id, entry.buried)
                 if entry.message is not None:
                     self._upsert(server, entry.message)
+            self._apply_sessions(server, entries)
 
         await self._holding(lease, run, max(entry.sequence for entry in entries), _at(after))
+
+    def _apply_sessions(self, server: PostgresServer, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.kind is RecordKind.SESSION and entry.forced:
+                server.sessions.pop(entry.id, None)
+        for entry in entries:
+            session = entry.session
+            if session is not None:
+                stored = server.sessions.get(session.session_id)
+                if stored is None or stored.revision < session.revision:
+                    server.sessions[session.session_id] = session
 
     def _bury(self, server: PostgresServer, message_id: str, revision: int) -> None:
         stored = server.rows.get(message_id)
@@ -363,9 +377,11 @@ def _lease_end() -> float:
 
 
 def _latest(entries: Iterable[Entry]) -> list[Entry]:
-    """Return the last entry of each id, ``forced`` if any of its entries is."""
+    """Return the last entry of each message, ``forced`` if any of its entries is."""
     latest: dict[str, Entry] = {}
     for entry in entries:
+        if entry.kind is not RecordKind.MESSAGE:
+            continue
         former = latest.get(entry.id)
         forced = entry.forced or (former is not None and former.forced)
         latest[entry.id] = entry._replace(forced=forced)

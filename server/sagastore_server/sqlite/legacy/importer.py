@@ -34,7 +34,7 @@ from sagastore_server.sqlite.legacy.plan import Plan, make_plan
 from sagastore_server.sqlite.legacy.report import RowProgress
 from sagastore_server.sqlite.legacy.rows import ReadyRow, ReadyRows
 from sagastore_server.sqlite.legacy.table import LegacyTable, RowJudge, reason_of, source_key
-from sagastore_server.sqlite.queries import insert_all
+from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.errors import CannotOpenError
 
 _ASIDE = "messages_before_sagastore"
@@ -132,6 +132,7 @@ class _Takeover:
         for number in schema_steps():
             apply_step(self._connection, number)
         self._convert_rows(LegacyTable(self._connection, _ASIDE), copy, rows)
+        self._connection.execute(QUERIES["fill_sessions"])
         self._connection.execute(f"DROP TABLE main.{_ASIDE}")
         self._require_nothing_lost(rows, files)
         report = TakeoverReport(
