@@ -162,6 +162,13 @@ class ConvergenceCheck:
             if truth != copy and (due or copy is not None):
                 world.violation(f"Convergence: {id}: SQLite {truth}, PostgreSQL {copy}")
                 return
+        copied = complete or (record is not None and record.backfill.carried)
+        for id in dict.fromkeys((*disk.sessions, *postgres.sessions)):
+            one, other = disk.sessions.get(id), postgres.sessions.get(id)
+            due = copied or (one is not None and one.revision > disk.state.base)
+            if one != other and (due or other is not None):
+                world.violation(f"Convergence: session {id}: SQLite {one}, PostgreSQL {other}")
+                return
         for line in resurrected(world):
             world.violation(f"NoResurrection: {line}")
             return

@@ -88,6 +88,12 @@ def lacking(world: World, upto: int) -> Iterator[str]:
             found = max(row.revision if row else 0, tomb)
             if found < message.revision:
                 yield f"{key} at {message.revision}, has {found}"
+    copied = complete or (record is not None and record.backfill.carried)
+    for key, session in disk.sessions.items():
+        if session.revision <= upto and (session.revision > base or copied):
+            there = postgres.sessions.get(key)
+            if there is None or there.revision < session.revision:
+                yield f"session {key} at {session.revision}, has {there and there.revision}"
     for key, revision in disk.buried.items():
         row = postgres.rows.get(key)
         due = base < revision <= upto or (complete and revision <= upto)

@@ -6,7 +6,7 @@ import contextvars
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.changes import Changes, Revisions
 from sagastore_server.storage.model import Message, Page
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import (
@@ -17,6 +17,7 @@ from sagastore_server.storage.replication import (
     PreparedRows,
     TargetRecord,
 )
+from sagastore_server.storage.sessions import RecordKind
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.process import Process
 from tests.simulation.models.reads import Rows
@@ -51,11 +52,15 @@ class ObservedDisk(SourceDisk):
         if self.observe is not None:
             self.observe(self.holder, kind, **facts)
 
-    def store(self, changes: Changes, revision: int) -> list[JournalRow]:
+    def store(self, changes: Changes, revisions: Revisions) -> list[JournalRow]:
         """See ``SourceDisk``."""
-        rows = super().store(changes, revision)
-        if rows:
-            changed = [(row.id, row.sequence, changes.after[row.id] is None) for row in rows]
+        rows = super().store(changes, revisions)
+        changed = [
+            (row.id, row.sequence, changes.after[row.id] is None)
+            for row in rows
+            if row.kind is RecordKind.MESSAGE
+        ]
+        if changed:
             self._emit(
                 "source commit",
                 changes=changed,
@@ -79,10 +84,10 @@ class ObservedDisk(SourceDisk):
         )
         return revision
 
-    def force(self, ids: Sequence[str], now: int) -> int:
+    def force(self, ids: Sequence[str], kind: RecordKind, now: int) -> int:
         """See ``SourceDisk``."""
-        revision = super().force(ids, now)
-        self._emit("requeue", ids=list(ids), revision=revision)
+        revision = super().force(ids, kind, now)
+        self._emit("requeue", ids=list(ids), of=kind.name, revision=revision)
         return revision
 
     def prune_some(self, upto: int) -> bool:
@@ -212,7 +217,8 @@ class ObservedTarget(ModelTarget):
 
     async def apply(self, lease: Lease, entries: Sequence[Entry], after: int | None = None) -> None:
         """See the contract."""
-        ids = tuple(dict.fromkeys(entry.id for entry in entries))
+        messages = (entry for entry in entries if entry.kind is RecordKind.MESSAGE)
+        ids = tuple(dict.fromkeys(entry.id for entry in messages))
         await self._as("apply", ids, super().apply(lease, entries, after))
 
     async def copy(

@@ -17,7 +17,7 @@ from sagastore_server.migration import attachment, migrating_service
 from sagastore_server.migration.lease import LeaseGuard, TargetSession
 from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.router import Router, _NoAnswerError
-from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.changes import Changes, endless
 from sagastore_server.storage.errors import (
     MovedError,
     StorageError,
@@ -110,6 +110,13 @@ def _replace(owner: object, name: str, value: object) -> None:
 # ---------------------------------------------------------------------- the writers
 
 
+def _unstored(source: ModelSource) -> Changes:
+    """Return changes of what is stored that nobody will store."""
+    disk = source._disk
+    stored = (dict(disk.messages), dict(disk.sessions))
+    return Changes(*stored, endless(disk.revision), source._now(), (Store.SQLITE,))
+
+
 @_plant("ack-before-commit")
 def _ack_before_commit() -> None:
     original = ModelSource._submit
@@ -120,8 +127,7 @@ def _ack_before_commit() -> None:
         if kind is not Kind.WRITE:
             return await original(self, kind, run, rows)
         self._ready().submit(kind, run, rows).add_done_callback(_ignore_result)
-        revisions = itertools.count(self._disk.revision + 1)
-        return run(Changes(self._disk.messages, revisions, self._now(), (Store.SQLITE,)))
+        return run(_unstored(self))
 
     _replace(ModelSource, "_submit", submit)
 
@@ -135,8 +141,7 @@ def _ack_what_failed() -> None:
         failures = (StorageFullError, UnavailableError)
         if kind is not Kind.WRITE or not all(isinstance(one, failures) for one in outcomes):
             return outcomes
-        revisions = itertools.count(self._disk.revision + 1)
-        changes = Changes(dict(self._disk.messages), revisions, self._now(), (Store.SQLITE,))
+        changes = _unstored(self)
         return [_answer(job, changes) for job in group]
 
     _replace(ModelSource, "_commit", commit)
@@ -151,19 +156,25 @@ def _answer(job: Job, changes: Changes) -> object:
 
 @_plant("postgres-ack-before-commit")
 def _postgres_ack_before_commit() -> None:
-    original = ModelTarget._write
+    original = ModelTarget._change
 
-    async def write(self: ModelTarget, ids: Sequence[str], apply: Callable[[Changes], Any]) -> Any:
-        work = asyncio.ensure_future(original(self, ids, apply))
+    async def change(
+        self: ModelTarget,
+        ids: Sequence[str],
+        sessions: Sequence[str],
+        apply: Callable[[Changes], Any],
+    ) -> Any:
+        work = asyncio.ensure_future(original(self, ids, sessions, apply))
         work.add_done_callback(_ignore_result)
         await asyncio.sleep(ANSWER_SECONDS)
         if work.done():
             return work.result()
         server = self._server
-        revisions = itertools.count(server.revision + 1)
-        return apply(Changes(dict(server.rows), revisions, self._now(), (Store.POSTGRESQL,)))
+        stored = (dict(server.rows), dict(server.sessions))
+        revisions = endless(server.revision)
+        return apply(Changes(*stored, revisions, self._now(), (Store.POSTGRESQL,)))
 
-    _replace(ModelTarget, "_write", write)
+    _replace(ModelTarget, "_change", change)
 
 
 def _ignore_result(work: asyncio.Future[Any]) -> None:

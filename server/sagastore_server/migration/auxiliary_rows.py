@@ -1,10 +1,16 @@
-"""Copies the auxiliary rows (quarantine, files, extra values) to the target."""
+"""Copies the auxiliary rows (quarantine, files, extra values) to the target.
+
+The rows are replaced in several transactions. The target's mark tells whether they are complete
+(`BackfillMark.carried`): it is cleared, under a new number of the attempt, before the first of
+them, and set after the last. Each transaction checks the mark, so one of an earlier attempt that
+is executed late, for example after its connection seemed lost, changes nothing.
+"""
 
 from __future__ import annotations
 
+from sagastore_server.migration.lease import TargetSession
 from sagastore_server.storage.replication import (
     AuxiliaryRows,
-    Lease,
     MigrationSource,
     MigrationTarget,
 )
@@ -13,21 +19,36 @@ _ROWS = 200
 """Rows per transaction. A single file may have megabytes of text."""
 
 
-async def carry_all(source: MigrationSource, target: MigrationTarget, lease: Lease) -> None:
+async def carry_all(
+    source: MigrationSource, target: MigrationTarget, session: TargetSession
+) -> None:
     """Replace the target's quarantine, files and extra values by those of the source.
 
-    Each call starts from the beginning, so it can be interrupted at any point.
+    Each call starts from the beginning, so it can be interrupted at any point. Afterwards
+    ``carried`` is not set yet: see ``finish_carrying``. The caller holds ``session.marking``.
     """
-    await target.carry(lease, AuxiliaryRows(), first=True)
+    attempt = session.mark.attempt + 1
+    await session.copy([], session.mark._replace(carried=False, attempt=attempt))
+    mark = session.mark
+
+    async def carry(rows: AuxiliaryRows, *, first: bool = False) -> None:
+        await target.carry(session.lease, rows, first=first, mark=mark)
+
+    await carry(AuxiliaryRows(), first=True)
     number = 0
     while rows := await source.quarantine(number, _ROWS):
-        await target.carry(lease, AuxiliaryRows(quarantine=rows), first=False)
+        await carry(AuxiliaryRows(quarantine=rows))
         number = rows[-1].number
     number = 0
     while files := await source.files(number, _ROWS):
-        await target.carry(lease, AuxiliaryRows(files=files), first=False)
+        await carry(AuxiliaryRows(files=files))
         number = files[-1].number
     key = ("", "")
     while extras := await source.extras(key, _ROWS):
-        await target.carry(lease, AuxiliaryRows(extras=extras), first=False)
+        await carry(AuxiliaryRows(extras=extras))
         key = (extras[-1].message_id, extras[-1].name)
+
+
+async def finish_carrying(session: TargetSession) -> None:
+    """Note in the target that its auxiliary rows are complete."""
+    await session.copy([], session.mark._replace(carried=True))

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from sagastore_server.migration.auxiliary_rows import carry_all
+from sagastore_server.migration.auxiliary_rows import carry_all, finish_carrying
 from sagastore_server.migration.current_state import MigrationContext
 from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.throttle import Throttle
@@ -158,15 +158,21 @@ class Backfill:
 
     async def _advance(self) -> None:
         """Do the next step."""
-        mark = self._session.mark
+        if self._session.mark.cursor >= self._session.mark.upto and self._session.mark.carried:
+            index = await self._missing_index()
+            if index is not None:
+                await self._build(index)
+                return
+        async with self._session.marking:
+            await self._advance_mark(self._session.mark)
+
+    async def _advance_mark(self, mark: BackfillMark) -> None:
         if mark.state is BackfillState.PENDING:
             await self._begin()
         elif not mark.carried:
             await self.carry()
         elif mark.cursor < mark.upto:
             await self._copy(mark)
-        elif (index := await self._missing_index()) is not None:
-            await self._build(index)
         else:
             await self._end(mark)
 
@@ -187,13 +193,13 @@ class Backfill:
         a target that is set back to it has them.
         """
         self._step = "copying quarantine and files"
-        await carry_all(self._source, self._target, self._session.lease)
+        await carry_all(self._source, self._target, self._session)
         self._step = "copying sessions"
         last = await self._source.journal_sessions()
         while not await self._fallback.reach(last, _REACH_SLICE):
             if not self._may_work:
                 return
-        await self._note(self._session.mark._replace(carried=True))
+        await finish_carrying(self._session)
 
     async def _copy(self, mark: BackfillMark) -> None:
         self._step = "copying messages"

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from sagastore_server.migration.auxiliary_rows import carry_all
+from sagastore_server.migration.auxiliary_rows import carry_all, finish_carrying
 from sagastore_server.migration.current_state import MigrationContext
 from sagastore_server.migration.records import Row
 from sagastore_server.migration.replicator import Replicator
@@ -110,14 +110,17 @@ class Verifications:
 
     def _verifier(self) -> Verifier:
         async def recarry() -> None:
-            await carry_all(self._source, self._target, self._session.lease)
+            async with self._session.marking:
+                await carry_all(self._source, self._target, self._session)
+                await finish_carrying(self._session)
 
+        mark = self._session.mark
         return Verifier(
             self._source,
             self._target,
             self._fallback.reach,
             self._is_expected,
-            compare_carried=self._session.mark.carried,
+            compare_carried=mark.carried or mark.state is BackfillState.DONE,
             recarry=recarry,
             page=self._page,
             clock=self._clock,

@@ -56,7 +56,8 @@ async def load(
     wanted_ids, wanted_sessions = list(ids), list(sessions)
     wanted = sorted({key for write in wanted_ids for key in write})
     named = sorted({key for write in wanted_sessions for key in write})
-    count = sum(map(len, wanted_ids)) + sum(map(len, wanted_sessions))
+    # A message that leaves a session changes the session under a revision of its own.
+    count = 2 * sum(map(len, wanted_ids)) + sum(map(len, wanted_sessions))
     # A write of many messages does not begin in a block that it does not fit into, so at least half
     # of every block is used.
     blocks = 2 * count // BLOCK + 1

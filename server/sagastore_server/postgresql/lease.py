@@ -40,7 +40,7 @@ class Claim(NamedTuple):
 
 def record_from_row(row: Sequence[Any]) -> TargetRecord:
     """Return the record of a row in the column order of migration.sql."""
-    source, phase, epoch, holder, session, seconds, applied, state, *mark = row[:13]
+    source, phase, epoch, holder, session, seconds, applied, state, *mark = row[:14]
     return TargetRecord(
         source,
         Phase(phase),

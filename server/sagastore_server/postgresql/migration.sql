@@ -3,7 +3,8 @@
 -- name: record
 SELECT source, phase, epoch, holder, session,
     extract(epoch FROM lease_until - clock_timestamp())::float8 AS lease_seconds, applied,
-    backfill_state, backfill_carried, backfill_cursor, backfill_upto, backfill_copied, backfill_total
+    backfill_state, backfill_carried, backfill_cursor, backfill_upto, backfill_copied, backfill_total,
+    backfill_attempt
 FROM migration
 
 -- name: unfinished
@@ -13,7 +14,8 @@ SELECT EXISTS (SELECT FROM migration WHERE phase < 5)
 -- name: lock_record
 SELECT source, phase, epoch, holder, session,
     extract(epoch FROM lease_until - clock_timestamp())::float8 AS lease_seconds, applied,
-    backfill_state, backfill_carried, backfill_cursor, backfill_upto, backfill_copied, backfill_total
+    backfill_state, backfill_carried, backfill_cursor, backfill_upto, backfill_copied, backfill_total,
+    backfill_attempt
 FROM migration FOR UPDATE
 
 -- name: hold
@@ -30,7 +32,7 @@ WITH held AS (
 SELECT source, phase, epoch, holder, session,
     extract(epoch FROM lease_until - clock_timestamp())::float8 AS lease_seconds, applied,
     backfill_state, backfill_carried, backfill_cursor, backfill_upto, backfill_copied, backfill_total,
-    set_config('sagastore.session', session, true)
+    backfill_attempt, set_config('sagastore.session', session, true)
 FROM held
 
 -- name: new_record
@@ -51,7 +53,7 @@ UPDATE migration SET phase = $1, epoch = $2
 
 -- name: set_mark
 UPDATE migration SET backfill_state = $1, backfill_carried = $2, backfill_cursor = $3,
-    backfill_upto = $4, backfill_copied = $5, backfill_total = $6
+    backfill_upto = $4, backfill_copied = $5, backfill_total = $6, backfill_attempt = $7
 
 -- name: contents
 -- Names of the kinds of contents that exist. Tombstones do not count.

@@ -213,9 +213,12 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         await self._holding(lease, store, before=before)
         return mark
 
-    async def carry(self, lease: Lease, rows: AuxiliaryRows, *, first: bool) -> None:
+    async def carry(
+        self, lease: Lease, rows: AuxiliaryRows, *, first: bool, mark: BackfillMark | None = None
+    ) -> None:
         """See the contract."""
-        await self._holding(lease, partial(auxiliary_rows.store, rows=rows, first=first))
+        work = partial(auxiliary_rows.store, rows=rows, first=first)
+        await self._holding(lease, work, before=mark)
 
     async def carried(self) -> AuxiliaryTally:
         """See the contract."""

@@ -20,7 +20,7 @@ from sagastore_server.sqlite.index_terms import (
 )
 from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.canonical_json import canonical_tags
-from sagastore_server.storage.changes import Changes, Revisions
+from sagastore_server.storage.changes import Changes, endless
 from sagastore_server.storage.model import Message, Store
 from sagastore_server.storage.session_changes import SessionEnds
 from sagastore_server.storage.sessions import RecordKind, Session
@@ -28,10 +28,6 @@ from sagastore_server.storage.sessions import RecordKind, Session
 DURABLE_ON = (Store.SQLITE,)
 _INSERTS = frozenset({"unindex", "insert", "index", "bury", "upsert_sessions", "journal"})
 """Statements that insert rows. FTS5 also removes an entry by an INSERT (``unindex``)."""
-
-_LAST_REVISION = 1 << 62
-"""Above every revision that a store can reach."""
-
 
 class Counters(NamedTuple):
     """State at the start of a group."""
@@ -72,7 +68,7 @@ class Batch:
         self._count = counters.rows
         self._journals = counters.journals
         self._revision = counters.revision
-        self._revisions = Revisions([range(counters.revision + 1, _LAST_REVISION)])
+        self._revisions = endless(counters.revision)
         self._rows: dict[str, list[tuple[object, ...]]] = {}
         stored = self._stored(ids)
         named = {one.session_id for one in stored.values() if one.session_id is not None}
@@ -128,7 +124,7 @@ class Batch:
         # The entry of a message stands for the session that it is in, not for one that it left.
         reached = {one.session_id for one in changes.after.values() if one is not None}
         return entries + [
-            (self._revisions.take(), RecordKind.SESSION, change.session_id, changes.now)
+            (change.revision, RecordKind.SESSION, change.session_id, changes.now)
             for change in changes.sessions
             if change.session_id not in reached
         ]

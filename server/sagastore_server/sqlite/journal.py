@@ -44,7 +44,9 @@ def change_state(
         now = time.time_ns() // 1000
         connection.execute(QUERIES["rejournal_messages"], (rejournal_after, now))
         connection.execute(QUERIES["rejournal_tombstones"], (rejournal_after, now))
-        added = connection.execute(QUERIES["rejournal_sessions"], (revision, now)).rowcount
+        connection.execute(QUERIES["rejournal_sessions"], (rejournal_after, now))
+        parameters = (rejournal_after, now, revision)
+        added = connection.execute(QUERIES["rejournal_older_sessions"], parameters).rowcount
         write_value(connection, "revision", revision + added)
         save_pruned(connection, rejournal_after)
     elif not journalled:

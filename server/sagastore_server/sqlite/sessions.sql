@@ -74,7 +74,14 @@ FROM (
 )
 
 -- name: rejournal_sessions
--- All of them: a target that was set back may lack sessions that were copied by way of the journal,
--- whatever their revision is.
+-- The sessions that changed after ?1. If a message has the revision of the session, the session comes
+-- with the entry of the message.
 INSERT INTO journal (sequence, kind, id, written_at)
-SELECT ?1 + row_number() OVER (ORDER BY session_id), 1, session_id, ?2 FROM sessions
+SELECT revision, 1, session_id, ?2 FROM sessions WHERE revision > ?1
+ON CONFLICT (sequence) DO NOTHING
+
+-- name: rejournal_older_sessions
+-- The others, with sequences after ?3: a target that was set back may lack sessions that were copied by
+-- way of the journal, whatever their revision is.
+INSERT INTO journal (sequence, kind, id, written_at)
+SELECT ?3 + row_number() OVER (ORDER BY session_id), 1, session_id, ?2 FROM sessions WHERE revision <= ?1

@@ -31,6 +31,10 @@ from sagastore_server.storage.session_changes import SessionChange, SessionOutco
 from sagastore_server.storage.sessions import DeletionStep, SavedMessage, Session
 
 
+_LAST_REVISION = 1 << 62
+"""Above every revision that a store can reach."""
+
+
 class Revisions:
     """Revisions for the writes of a group, in ascending order."""
 
@@ -51,6 +55,11 @@ class Revisions:
         """Let the next ``count`` revisions be adjacent. A block has at least so many."""
         if len(self._left) < count:
             self._left = next(self._blocks)
+
+
+def endless(last: int) -> Revisions:
+    """Return the revisions after ``last``, for the only writer of a store."""
+    return Revisions([range(last + 1, _LAST_REVISION)])
 
 
 class Changes:
@@ -280,9 +289,10 @@ class Changes:
                 change.add(after, self.now)
             change.touch(revision, self.now)
         if old is not None and old != new and before is not None:
+            # A revision of its own: the journal entry of the message does not stand for it.
             change = self._session(old)
             change.remove(before)
-            change.touch(revision, self.now)
+            change.touch(self._revisions.take(), self.now)
 
 
 def _check_revision(message_id: str, stored: Message | None, expected: int) -> None:

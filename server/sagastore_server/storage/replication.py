@@ -295,6 +295,8 @@ class BackfillMark(NamedTuple):
     """The last id to copy; later rows are in the journal."""
     copied: int = 0
     total: int = 0
+    attempt: int = 0
+    """Number of times that copying the auxiliary rows has begun."""
 
 
 class TargetRecord(NamedTuple):
@@ -455,8 +457,17 @@ class MigrationTarget(StorageBackend, SessionRows):
         """
 
     @abc.abstractmethod
-    async def carry(self, lease: Lease, rows: AuxiliaryRows, *, first: bool) -> None:
-        """Store auxiliary rows; ``first`` deletes those that were copied before."""
+    async def carry(
+        self, lease: Lease, rows: AuxiliaryRows, *, first: bool, mark: BackfillMark | None = None
+    ) -> None:
+        """Store auxiliary rows; ``first`` deletes those that were copied before.
+
+        With ``mark`` it is a check of the target's mark.
+
+        Raises:
+            TargetSetBackError: The target's mark is not ``mark``; nothing has changed.
+
+        """
 
     @abc.abstractmethod
     async def carried(self) -> AuxiliaryTally:

@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 
 from sagastore_server.sqlite.files import SCHEMA_VERSION
 from sagastore_server.storage.base import PreparedTerms
-from sagastore_server.storage.changes import Changes, Revisions
+from sagastore_server.storage.changes import Changes, endless
 from sagastore_server.storage.errors import MovedError, StorageError, UnavailableError
 from sagastore_server.storage.model import (
     BulkResult,
@@ -214,7 +214,7 @@ class ModelSource(SnapshotReads, ModelSessions, MigrationSource):
 
     def _store(self, group: Sequence[Job]) -> list[object]:
         disk = self._disk
-        revisions = Revisions([range(disk.revision + 1, 1 << 62)])
+        revisions = endless(disk.revision)
         stored = (disk.messages, disk.sessions)
         changes = Changes(*stored, revisions, self._now(), (Store.SQLITE,))
         outcomes = [_outcome(job, changes) for job in group]

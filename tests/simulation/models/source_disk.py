@@ -141,8 +141,8 @@ class SourceDisk(Latency):
         store_sessions(self.sessions, self.messages, changes)
         for session in changes.sessions:
             if session.session_id not in reached:
-                sequence, key = revisions.take(), session.session_id
-                rows.append(JournalRow(sequence, key, False, changes.now, RecordKind.SESSION))
+                entry = (session.revision, session.session_id, False, changes.now)
+                rows.append(JournalRow(*entry, RecordKind.SESSION))
         self.revision = max(self.revision, revisions.last)
         return sorted(rows)
 
@@ -155,7 +155,7 @@ class SourceDisk(Latency):
             self.journal.clear()
         elif rejournal_after is not None:
             self._rejournal(rejournal_after, now)
-            self.journal_sessions(now)
+            self.journal_sessions(now, rejournal_after)
             self.pruned = rejournal_after
         elif not journalled:
             self.pruned = self.revision
@@ -165,10 +165,15 @@ class SourceDisk(Latency):
         there = {row.sequence for row in self.journal}
         changes = [(message.revision, message.id) for message in self.messages.values()]
         changes += [(revision, key) for key, revision in self.buried.items()]
+        sequences = {sequence for sequence, _ in changes}
+        rows = [JournalRow(sequence, key, False, now) for sequence, key in changes]
+        rows += [
+            JournalRow(one.revision, key, False, now, RecordKind.SESSION)
+            for key, one in self.sessions.items()
+            if one.revision not in sequences
+        ]
         self.journal += [
-            JournalRow(sequence, key, False, now)
-            for sequence, key in changes
-            if sequence > after and sequence not in there
+            row for row in rows if row.sequence > after and row.sequence not in there
         ]
         self.journal.sort()
 
@@ -179,9 +184,11 @@ class SourceDisk(Latency):
             self.journal.append(JournalRow(self.revision, key, True, now, kind))
         return self.revision
 
-    def journal_sessions(self, now: int) -> None:
-        """Add every session to the journal."""
+    def journal_sessions(self, now: int, upto: int | None = None) -> None:
+        """Add every session to the journal; with ``upto``, those up to that revision."""
         for key in sorted(self.sessions):
+            if upto is not None and self.sessions[key].revision > upto:
+                continue
             self.revision += 1
             self.journal.append(JournalRow(self.revision, key, False, now, RecordKind.SESSION))
 

@@ -296,7 +296,9 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
 
     # ------------------------------------------------------------------ auxiliary rows
 
-    async def carry(self, lease: Lease, rows: AuxiliaryRows, *, first: bool) -> None:
+    async def carry(
+        self, lease: Lease, rows: AuxiliaryRows, *, first: bool, mark: BackfillMark | None = None
+    ) -> None:
         """See the contract."""
 
         def store(server: PostgresServer) -> None:
@@ -308,7 +310,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
             server.files.update((row.id, row) for row in rows.files)
             server.extras.update(((row.message_id, row.name), row) for row in rows.extras)
 
-        await self._holding(lease, store)
+        await self._holding(lease, store, check=_at(None, mark))
 
     async def carried(self) -> AuxiliaryTally:
         """See the contract."""

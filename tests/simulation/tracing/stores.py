@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.changes import Changes, Revisions
 from sagastore_server.storage.replication import BackfillMark, MigrationState
+from sagastore_server.storage.sessions import RecordKind
 from tests.simulation.models.source_disk import SourceDisk
 from tests.simulation.tracing.trace import Trace, hook, mark_of
 
@@ -15,8 +16,8 @@ def hook_disk(trace: Trace, disk: SourceDisk) -> None:
     """Record the transactions of the source, and the batches read from its journal."""
     store, change = disk.store, disk.change_state
 
-    def stored(changes: Changes, revision: int) -> Any:
-        rows = store(changes, revision)
+    def stored(changes: Changes, revisions: Revisions) -> Any:
+        rows = store(changes, revisions)
         for call, deletes, number in trace.written.pop(id(changes), []):
             kind = "commit" if number else "unchanged"
             message = disk.messages.get(call.id)
@@ -45,9 +46,9 @@ def hook_disk(trace: Trace, disk: SourceDisk) -> None:
 def _hook_journal(trace: Trace, disk: SourceDisk) -> None:
     force, prune, entries = disk.force, disk.prune_some, disk.entries
 
-    def forced(ids: Sequence[str], now: int) -> int:
-        last = force(ids, now)
-        for place, key in enumerate(ids):
+    def forced(ids: Sequence[str], kind: RecordKind, now: int) -> int:
+        last = force(ids, kind, now)
+        for place, key in enumerate(ids if kind is RecordKind.MESSAGE else ()):
             trace.note("requeue", id=key, revision=last - len(ids) + place + 1)
         return last
 

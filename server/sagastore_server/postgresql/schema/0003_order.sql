@@ -5,6 +5,9 @@
 ALTER TABLE messages ADD COLUMN sequence BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE messages ALTER COLUMN sequence DROP DEFAULT;
 
+-- Number of times that copying quarantine, files and extra values has begun.
+ALTER TABLE migration ADD COLUMN backfill_attempt BIGINT NOT NULL DEFAULT 0;
+
 -- A transaction takes revisions in blocks: nextval returns the last one of a block. So the messages
 -- of one call have adjacent sequences.
 ALTER SEQUENCE message_revisions INCREMENT BY 1024;
