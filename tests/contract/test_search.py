@@ -9,7 +9,7 @@ from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.canonical_json import canonical_object
 from sagastore_server.storage.model import NewMessage, OnConflict
-from sagastore_server.storage.query import Alternative, Criteria, Phrase, Scan, TextQuery
+from sagastore_server.storage.query import Criteria, Not, Phrase, Scan, TextQuery
 from tests.support.drafts import NOW, draft, found, save_all
 
 TEXTS = {
@@ -207,13 +207,13 @@ async def test_long_query_matches_all_words(backend: StorageBackend) -> None:
     assert await found(backend, "word1 " + " ".join(f"-{word}" for word in words[-500:])) == []
 
 
-async def test_query_without_alternatives_matches_nothing(library: StorageBackend) -> None:
-    assert await found(library, Criteria(TextQuery(()))) == []
-    assert await found(library, Criteria(TextQuery(()), session_id="s-1")) == []
+async def test_query_without_condition_matches_nothing(library: StorageBackend) -> None:
+    assert await found(library, Criteria(TextQuery(None))) == []
+    assert await found(library, Criteria(TextQuery(None), session_id="s-1")) == []
 
 
-async def test_alternative_without_conditions_matches(library: StorageBackend) -> None:
-    anything = TextQuery((Alternative((), (Phrase(("nothinglikethis",)),)),))
+async def test_negation_of_absent_word_matches_everything(library: StorageBackend) -> None:
+    anything = TextQuery(Not(Phrase(("nothinglikethis",))))
     assert len(await found(library, Criteria(anything))) == len(TEXTS)
 
 

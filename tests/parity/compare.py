@@ -184,7 +184,7 @@ async def difference(
 ) -> str | None:
     """Return how the answers to a query differ, or None."""
     criteria = Criteria(parse_query(query))
-    if criteria.text is not None and not criteria.text.alternatives:
+    if criteria.text is not None and criteria.text.condition is None:
         return None
     for order in orders:
         if order is Order.RELEVANCE:
