@@ -36,9 +36,9 @@ _WEIGHT = "(octet_length(m.content) + pg_column_size(m.metadata) / 4 + 1024)::bi
 # subquery it expects half of the rows.
 _HOLDS = """(
     SELECT (m.search || array_to_tsvector(ARRAY(
-        SELECT ' ' || p.number FROM unnest({}::text[]) WITH ORDINALITY AS p (terms, number)
+        SELECT ' ' || p.number FROM unnest({phrases}::text[]) WITH ORDINALITY AS p (terms, number)
         WHERE strpos(m.terms, p.terms) > 0
-    ))) @@ {}::tsquery
+    ))) @@ {query}::tsquery
 )"""
 
 
@@ -195,7 +195,11 @@ def _text(text: TextQuery | None, parameters: _Parameters) -> list[str]:
     conditions: list[str] = []
     if compiled.necessary is not None:
         conditions.append(f"m.search @@ {parameters.add(compiled.necessary)}::tsquery")
+    for phrase, present in compiled.checks:
+        # Not "= 0", from which the planner expects very few rows.
+        compared = "> 0" if present else "< 1"
+        conditions.append(f"strpos(m.terms, {parameters.add(phrase)}::text) {compared}")
     if compiled.exact is not None:
-        phrases, exact = parameters.add(compiled.phrases), parameters.add(compiled.exact)
-        conditions.append(_HOLDS.format(phrases, exact))
+        query, phrases = map(parameters.add, compiled.exact)
+        conditions.append(_HOLDS.format(phrases=phrases, query=query))
     return conditions

@@ -1,47 +1,92 @@
 """Compiler from the condition on a text to ``tsquery`` values.
 
 A ``tsquery`` decides about words and prefixes, but not about phrases: ``search`` has no positions,
-because a ``tsvector`` has none above 16,383 and at most 256 per lexeme. So a condition with phrases
-compiles to two values:
+because a ``tsvector`` has none above 16,383 and at most 256 per lexeme. So phrases are looked for in
+``terms``, and a condition has up to three parts:
 
-* ``necessary`` has the words of a phrase in place of the phrase, and every match meets it. The index
-  can look it up.
-* ``exact`` has a lexeme of its own for each phrase. It is evaluated on ``search`` together with the
-  lexemes of the phrases that are in ``terms``.
+* ``necessary``, a ``tsquery`` with the words of a phrase in place of the phrase. Every match meets
+  it, and the index can look it up.
+* ``checks``: phrases that every match has or lacks.
+* ``exact``, for phrases within alternatives and groups: a ``tsquery`` with a lexeme of its own for
+  each phrase. It is evaluated on ``search`` and the lexemes of the phrases that are in ``terms``.
 
 Callers cannot inject syntax: terms contain letters and digits only, and are quoted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sagastore_server.storage.query import And, Condition, Leaf, Not, Or, Phrase, Prefix, leaves
 
+_MOST_CHECKS = 20
+"""Each check is an expression of the statement; more phrases take one expression together."""
 
-class TextCondition(NamedTuple):
-    """The ``tsquery`` values of a condition, as text."""
 
-    necessary: str | None
-    """Met by every match; None if there is none, because only phrases are excluded."""
-    exact: str | None
-    """Decides; None if ``necessary`` does."""
+class Exact(NamedTuple):
+    """A ``tsquery`` with lexemes for phrases."""
+
+    query: str
     phrases: list[str]
     """What to look for in ``terms``. The lexeme of the n-th of them is a space and n."""
 
 
+class TextCondition(NamedTuple):
+    """The parts of a condition; a message that meets all of them matches."""
+
+    necessary: str | None
+    """None if every message meets it: only phrases are excluded."""
+    checks: list[tuple[str, bool]]
+    """What to look for in ``terms``, and whether it must be there."""
+    exact: Exact | None
+
+
 def compile_text(condition: Condition) -> TextCondition:
-    """Return the values of a condition."""
+    """Return the parts of a condition."""
     bound = _bound(condition, upper=True)
     necessary = bound if isinstance(bound, str) else None
-    phrases = dict.fromkeys(leaf for leaf in leaves(condition) if _is_phrase(leaf))
-    if not phrases:
-        return TextCondition(necessary, None, [])
-    # Terms have no space, so no other lexeme is equal, and no prefix matches one.
+    parts = condition.parts if isinstance(condition, And) else (condition,)
+    phrased = [part for part in parts if any(map(_is_phrase, leaves(part)))]
+    checks = [check for part in phrased if (check := _check(part))]
+    if len(checks) > _MOST_CHECKS:
+        return TextCondition(necessary, [], _exact(phrased))
+    rest = [part for part in phrased if not _check(part)]
+    return TextCondition(necessary, checks, _exact(rest) if rest else None)
+
+
+def _check(condition: Condition) -> tuple[str, bool] | None:
+    """Return the check that decides about a phrase or an excluded phrase."""
+    part = condition.part if isinstance(condition, Not) else condition
+    return (_in_terms(part), part is condition) if isinstance(part, Phrase) else None
+
+
+def _in_terms(phrase: Phrase) -> str:
+    return f" {' '.join(phrase.terms)} "
+
+
+def _exact(conditions: list[Condition]) -> Exact:
+    phrases = dict.fromkeys(
+        leaf
+        for condition in conditions
+        for leaf in leaves(condition)
+        if isinstance(leaf, Phrase) and _is_phrase(leaf)
+    )
+    # Terms have no space: no other lexeme is equal to one of these, and no prefix matches them.
     lexemes = {phrase: f"' {number}'" for number, phrase in enumerate(phrases, 1)}
-    exact = _exact(condition, lambda leaf: lexemes.get(leaf) or _lexemes(leaf))
-    return TextCondition(necessary, exact, [f" {' '.join(phrase[0])} " for phrase in phrases])
+    query = _join("&", [_translated(condition, lexemes) for condition in conditions])
+    return Exact(query, list(map(_in_terms, phrases)))
+
+
+def _translated(condition: Condition, lexemes: Mapping[Phrase, str]) -> str:
+    if isinstance(condition, Not):
+        return f"!{_translated(condition.part, lexemes)}"
+    if isinstance(condition, And | Or):
+        operator = "&" if isinstance(condition, And) else "|"
+        return _join(operator, [_translated(part, lexemes) for part in condition.parts])
+    if isinstance(condition, Phrase) and condition in lexemes:
+        return lexemes[condition]
+    return _lexemes(condition)
 
 
 def _is_phrase(leaf: Leaf) -> bool:
@@ -64,15 +109,6 @@ def _bound(condition: Condition, *, upper: bool) -> str | bool:
         return not neutral
     texts = [part for part in parts if isinstance(part, str)]
     return _join(operator, texts) if texts else neutral
-
-
-def _exact(condition: Condition, leaf: Callable[[Leaf], str]) -> str:
-    if isinstance(condition, Not):
-        return f"!{_exact(condition.part, leaf)}"
-    if isinstance(condition, And | Or):
-        operator = "&" if isinstance(condition, And) else "|"
-        return _join(operator, [_exact(part, leaf) for part in condition.parts])
-    return leaf(condition)
 
 
 def _lexemes(leaf: Leaf) -> str:

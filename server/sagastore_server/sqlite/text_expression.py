@@ -37,15 +37,19 @@ def compile_text(condition: Condition) -> TextExpression:
     """Return the expression of a condition."""
     found = _compiled(condition)
     has_prefix = any(isinstance(leaf, Prefix) for leaf in leaves(condition))
-    return TextExpression(_enclosed(found), found.negative, has_prefix)
+    return TextExpression(_enclosed(found, *_OPERATORS).text, found.negative, has_prefix)
+
+
+_OPERATORS = ("OR", "AND", "NOT")
+"""From the one that binds loosest to the one that binds closest."""
 
 
 class _Part(NamedTuple):
     text: str
     operator: str = ""
     """The operator that binds loosest; empty for a leaf."""
-    height: int = 0
-    """Entries of the stack of FTS5's parser that the text takes."""
+    height: int = 1
+    """Entries on the stack of FTS5's parser, with a leaf counted as one."""
     negative: bool = False
 
 
@@ -60,39 +64,42 @@ def _compiled(condition: Condition) -> _Part:
     negative = [part for part in parts if part.negative]
     if isinstance(condition, And):
         if not positive:
-            return _joined("OR", negative)._replace(negative=True)
-        return _without(_joined("AND", positive), negative)
+            return _any(negative)._replace(negative=True)
+        return _without(_all(positive), negative)
     if not negative:
-        return _joined("OR", positive)
-    return _without(_joined("AND", negative), positive)._replace(negative=True)
+        return _any(positive)
+    return _without(_all(negative), positive)._replace(negative=True)
 
 
-def _joined(operator: str, parts: list[_Part]) -> _Part:
-    if len(parts) == 1:
-        return parts[0]._replace(negative=False)
-    # While FTS5 parses an operand, the operands before it are on its stack, so the highest is first.
-    first, *others = sorted(parts, key=_height, reverse=True)
-    texts = [_enclosed(part, "OR") if operator == "AND" else part.text for part in (first, *others)]
-    height = max(first.height + 1, others[0].height + 3)
-    return _Part(f" {operator} ".join(texts), operator, height)
+def _all(parts: list[_Part]) -> _Part:
+    return _joined("AND", [_enclosed(part, "OR") for part in parts])
 
 
-def _height(part: _Part) -> int:
-    return part.height
+def _any(parts: list[_Part]) -> _Part:
+    return _joined("OR", parts)
 
 
 def _without(whole: _Part, excluded: list[_Part]) -> _Part:
     if not excluded:
         return whole
-    right = _joined("OR", excluded)
-    text = f"{_enclosed(whole, 'AND', 'OR')} NOT {_enclosed(right)}"
-    return _Part(text, "NOT", max(whole.height + 1, right.height + 3))
+    left, right = _enclosed(whole, "OR", "AND"), _enclosed(_any(excluded), *_OPERATORS)
+    return _Part(f"{left.text} NOT {right.text}", "NOT", max(left.height, right.height + 2))
 
 
-def _enclosed(part: _Part, *operators: str) -> str:
-    """Return the text in parentheses if its operator is one of these; by default, of any."""
-    enclosed = part.operator in operators if operators else bool(part.operator)
-    return f"({part.text})" if enclosed else part.text
+def _joined(operator: str, parts: list[_Part]) -> _Part:
+    if len(parts) == 1:
+        return parts[0]._replace(negative=False)
+    # FTS5 keeps the operands before the current one on its stack, so the highest one is first.
+    parts = sorted(parts, key=lambda part: part.height, reverse=True)
+    height = max(parts[0].height, parts[1].height + 2)
+    return _Part(f" {operator} ".join(part.text for part in parts), operator, height)
+
+
+def _enclosed(part: _Part, *operators: str) -> _Part:
+    """Return the part in parentheses if its operator is one of ``operators``."""
+    if part.operator not in operators:
+        return part
+    return _Part(f"({part.text})", "", part.height + 1, part.negative)
 
 
 def _leaf(leaf: Leaf) -> str:
