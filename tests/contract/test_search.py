@@ -181,8 +181,9 @@ HOSTILE = [
     "'", '"', "''", '""', "';", "'; DROP TABLE messages; --", '" OR "1"="1', "a' OR 'a'='a",
     "*", "**", "-", "--", "-*", "- fox", "-- fox", "fox-", "(", ")", "()", "(fox", "fox)",
     "fox AND", "AND", "OR", "OR OR", "OR fox", "fox OR", "NOT", "NOT fox", "NEAR",
-    "AND fox", "NOT NOT", "fox NOT", "fox AND OR dog", "-(fox", "-(", "NOT (", "((", ")) ((", "()()",
-    "fox AND ()", "(fox OR", "(NOT) (OR)", "NOT(fox)", "fox)dog(", "-(-(fox", '("fox)"', '(")"', "NEAR(fox dog)",
+    "AND fox", "NOT NOT", "fox NOT", "fox AND OR dog", "-(fox", "-(", "NOT (", "((", ")) ((",
+    "()()", "fox AND ()", "(fox OR", "(NOT) (OR)", "NOT(fox)", "fox)dog(", "-(-(fox", '("fox)"',
+    '(")"', "NEAR(fox dog)",
     "NEAR(fox dog, 5)", "fox NEAR/3 dog", "stems:fox", "stems : fox", "{stems words} : fox",
     "facts:x", "-facts:x", "content:fox", "^fox", "fox + dog", "fox & dog", "fox | dog", "!fox",
     "fox <-> dog",
@@ -275,7 +276,9 @@ LEVELS = {
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
 @pytest.mark.parametrize("depth", [1, 2, MAX_NESTING - 1, MAX_NESTING, MAX_NESTING + 1, 1500])
 async def test_nested_query(backend: StorageBackend, level: str, depth: int) -> None:
-    texts = [" ".join(words) for count in range(1, 4) for words in itertools.permutations("abc", count)]
+    texts = [
+        " ".join(words) for count in range(1, 4) for words in itertools.permutations("abc", count)
+    ]
     drafts = [draft(text, text, tags=("t",), metadata='{"k": 1}') for text in texts]
     await save_all(backend, drafts)
     before, after = f"({level})".split("{}")
@@ -292,7 +295,7 @@ async def test_generated_queries_match_reference(backend: StorageBackend) -> Non
     texts = [" ".join(chance.choices(["ant", "bee", "cat", "dogs", "dog"], k=4)) for _ in range(60)]
     texts = sorted(set(texts))
     await save_all(backend, [draft(text, text) for text in texts])
-    operands = ["ant", "bee", "cat", "dog", "do*", '"ant bee"', '"cat dog cat"', "bee_cat", "be*", "AND"]
+    operands = ["ant", "bee", "cat", "dog", "do*", "be*", "ca_t*", '"ant bee"', "bee_cat", "AND"]
     wrong = {}
     for _ in range(150 if QUICK else 3000):
         query = nested_query(chance, lambda: chance.choice(operands), 3)

@@ -1,8 +1,8 @@
 """Compiler from the condition on a text to ``tsquery`` values.
 
 A ``tsquery`` decides about words and prefixes, but not about phrases: ``search`` has no positions,
-because a ``tsvector`` has none above 16,383 and at most 256 per lexeme. So phrases are looked for in
-``terms``, and a condition has up to three parts:
+because a ``tsvector`` has none above 16,383 and at most 256 per lexeme. So phrases are looked for
+in ``terms``, and a condition has up to three parts:
 
 * ``necessary``, a ``tsquery`` with the words of a phrase in place of the phrase. Every match meets
   it, and the index can look it up.

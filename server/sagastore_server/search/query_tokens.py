@@ -1,8 +1,8 @@
 """Tokens of the query language: words, quoted text, operators and parentheses.
 
 A pair of parentheses groups if the opening one begins a word and the closing one ends a word:
-``(a OR b)``, ``-(a b)``, ``(a)(b)``. In ``call(x)``, ``(a)b`` and in quotes, a parenthesis separates
-terms, as every other character that is no letter or digit. So does one without a partner.
+``(a OR b)``, ``-(a b)``, ``(a)(b)``. In ``call(x)``, ``(a)b`` and in quotes, a parenthesis only
+separates terms, as other punctuation does. So does one without a partner.
 """
 
 from __future__ import annotations
@@ -112,9 +112,14 @@ def _split(text: str, span: tuple[int, int], groups: Mapping[int, Token]) -> Ite
     may_exclude = _is_separated(text, begin)
     for at in (*_grouping(text, span, groups), end):
         if begin < at:
-            # A lone minus excludes the group or the quoted text that is joined to it.
-            joined = at in groups if at < end else bool(_PIECE.match(text, end) and text[end] == '"')
-            yield from _word(text[begin:at], may_exclude=may_exclude, joined=joined)
+            word = text[begin:at]
+            if may_exclude and _excludes(word, before_operand=_begins_operand(text, at, groups)):
+                yield _MINUS
+                word = word[1:]
+                if word:
+                    yield Token(Kind.WORD, word)
+            else:
+                yield Token(_OPERATORS.get(word, Kind.WORD), word)
         if at < end:
             yield groups[at]
             may_exclude = groups[at] is _OPEN
@@ -126,10 +131,11 @@ def _grouping(text: str, span: tuple[int, int], groups: Mapping[int, Token]) -> 
     return (at for at in found if at in groups)
 
 
-def _word(word: str, *, may_exclude: bool, joined: bool) -> Iterator[Token]:
-    if may_exclude and word[0] == "-" and (word[1:2] != "-" if len(word) > 1 else joined):
-        yield _MINUS
-        if len(word) > 1:
-            yield Token(Kind.WORD, word[1:])
-        return
-    yield Token(_OPERATORS.get(word, Kind.WORD), word)
+def _excludes(word: str, *, before_operand: bool) -> bool:
+    """Return whether a word begins with a minus that excludes."""
+    return before_operand if word == "-" else word[0] == "-" and word[1] != "-"
+
+
+def _begins_operand(text: str, at: int, groups: Mapping[int, Token]) -> bool:
+    """Return whether a group or quoted text begins at a position."""
+    return groups.get(at) is _OPEN or (text.startswith('"', at) and bool(_PIECE.match(text, at)))

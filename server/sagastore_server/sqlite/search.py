@@ -17,8 +17,8 @@ of a block is short. If it is long, the result is the same and takes more time. 
 row by row instead takes 0.2 to 0.5 ms per row with a million messages, a hundred times as long.
 
 Callers cannot inject syntax. Text, tags and metadata become one FTS5 expression of quoted terms
-(see ``sqlite.text_expression``), which is a parameter of the SQL. The facts of tags and metadata are
-hashes, so the rows are also checked exactly (see ``search.facts``).
+(see ``sqlite.text_expression``), which is a parameter of the SQL. The facts of tags and metadata
+are hashes, so the rows are also checked exactly (see ``search.facts``).
 """
 
 from __future__ import annotations
