@@ -38,12 +38,14 @@ class _Parser:
 
     def __init__(self, tokens: list[Token]) -> None:
         self._tokens = tokens
+        # The end of the text, and what would be after it.
+        self._kinds: list[Kind | None] = [*(token.kind for token in tokens), None, None]
         self._at = 0
 
     def alternatives(self) -> Condition | None:
         """Read alternatives up to the end of the text or group."""
         found = [self._joined()]
-        while self._kind() is Kind.OR:
+        while self._kinds[self._at] is Kind.OR:
             self._at += 1
             found.append(self._joined())
         return _combined(Or, found)
@@ -51,7 +53,7 @@ class _Parser:
     def _joined(self) -> Condition | None:
         """Read conditions that must all hold, up to an OR or the end of the text or group."""
         found: list[Condition | None] = []
-        while (kind := self._kind()) is not None and kind is not Kind.CLOSE:
+        while (kind := self._kinds[self._at]) is not None and kind is not Kind.CLOSE:
             if found and self._is_operator(kind):
                 if kind is Kind.OR:
                     break
@@ -61,12 +63,12 @@ class _Parser:
 
     def _is_operator(self, kind: Kind) -> bool:
         """Return whether the next token, after an operand, is an operator with another operand."""
-        return kind in (Kind.AND, Kind.OR) and self._kind(1) in _STARTS_OPERAND
+        return kind in (Kind.AND, Kind.OR) and self._kinds[self._at + 1] in _STARTS_OPERAND
 
     def _negated(self) -> Condition | None:
         negative = False
-        while (kind := self._kind()) is Kind.MINUS or (
-            kind is Kind.NOT and self._kind(1) in _STARTS_OPERAND
+        while (kind := self._kinds[self._at]) is Kind.MINUS or (
+            kind is Kind.NOT and self._kinds[self._at + 1] in _STARTS_OPERAND
         ):
             negative = not negative
             self._at += 1
@@ -83,10 +85,6 @@ class _Parser:
         condition = self.alternatives()
         self._at += 1
         return condition
-
-    def _kind(self, ahead: int = 0) -> Kind | None:
-        at = self._at + ahead
-        return self._tokens[at].kind if at < len(self._tokens) else None
 
 
 def _combined(kind: type[And | Or], conditions: Iterable[Condition | None]) -> Condition | None:

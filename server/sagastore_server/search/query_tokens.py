@@ -63,11 +63,13 @@ def _every_token(text: str) -> Iterator[Token]:
     pieces = list(_PIECE.finditer(text))
     groups = _groups(text, pieces)
     for piece in pieces:
-        quoted = piece["quoted"]
+        quoted, word = piece["quoted"], piece["bare"]
         if quoted is not None:
             yield Token(Kind.QUOTED, quoted)
-        else:
+        elif word[0] == "-" or "(" in word or ")" in word:
             yield from _split(text, piece.span(), groups)
+        else:
+            yield Token(_OPERATORS.get(word, Kind.WORD), word)
 
 
 def _groups(text: str, pieces: list[re.Match[str]]) -> dict[int, Token]:

@@ -47,8 +47,12 @@ _COLUMNS = (
 )
 _PROBE = "EXISTS (SELECT 1 FROM messages_fts WHERE rowid = m.number AND messages_fts MATCH ?)"
 _SET = "m.number IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?)"
-"""Replaces the probe if there is a prefix. FTS5 merges all words with the prefix before it reads a
-row; this way it does so once instead of once per row."""
+"""Replaces the probe if there is a prefix, or if the expression is long. FTS5 parses the expression
+and merges all words with the prefix before it reads a row; this way it does so once instead of once
+per row."""
+
+_LONG = 4000
+"""Characters of an expression whose parsing takes as long as a probe: 0.2 ms."""
 
 _BLOCK = (
     "WITH counted AS MATERIALIZED (SELECT count(*) = ? AS enough FROM"
@@ -296,4 +300,5 @@ def _exclusion(text: TextExpression | None) -> _Conditions:
     """
     if text is None or not text.negative:
         return _Conditions([], [])
-    return _Conditions([f"NOT {_SET if text.has_prefix else _PROBE}"], [text.expression])
+    once = text.has_prefix or len(text.expression) > _LONG
+    return _Conditions([f"NOT {_SET if once else _PROBE}"], [text.expression])
