@@ -7,7 +7,7 @@ in ``terms``, and a condition has up to three parts:
 * ``necessary``, a ``tsquery`` with the words of a phrase in place of the phrase. Every match meets
   it, and the index can look it up.
 * ``checks``: phrases that every match has or lacks.
-* ``exact``, for phrases within alternatives and groups: a ``tsquery`` with a lexeme of its own for
+* ``exact``, for phrases within alternatives and groups: a ``tsquery`` with a separate lexeme for
   each phrase. It is evaluated on ``search`` and the lexemes of the phrases that are in ``terms``.
 
 Callers cannot inject syntax: terms contain letters and digits only, and are quoted.
