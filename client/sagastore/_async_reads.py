@@ -159,9 +159,10 @@ class AsyncReads:
 
         Args:
             query: Words that must all be in the content; `"a phrase"`;
-                `-excluded`; `prefix*`; `OR` between alternatives. Case, accents
-                and English endings are ignored. Any text is a valid query. An
-                empty query matches all messages.
+                `-excluded`; `prefix*`; the upper-case operators `AND`, `OR` and
+                `NOT` with parentheses. `NOT` binds closest, `OR` loosest. Case,
+                accents and English endings are ignored. Any text is a valid
+                query. An empty query matches all messages.
             tags: Tags that the message must have.
             provider: The provider; "" for any.
             role: The role; "" for any.

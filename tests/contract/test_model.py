@@ -77,9 +77,20 @@ terms = st.one_of(
     words.map(lambda word: "-" + word[:2] + "*"),
     st.lists(words, min_size=1, max_size=3).map(lambda many: f'"{" ".join(many)}"'),
     st.lists(words, min_size=1, max_size=2).map(lambda many: f'-"{" ".join(many)}"'),
-    st.just("OR"),
+    st.sampled_from(["AND", "OR", "NOT", "(", ")", "-("]),
 )
-queries = st.one_of(st.just(""), st.lists(terms, max_size=4).map(" ".join), st.text(max_size=8))
+flat_queries = st.lists(terms, max_size=4).map(" ".join)
+nested_queries = st.recursive(
+    terms,
+    lambda inner: st.builds(
+        lambda parts, operator, form: form.format(operator.join(parts)),
+        st.lists(inner, min_size=1, max_size=3),
+        st.sampled_from([" ", " AND ", " OR ", " NOT "]),
+        st.sampled_from(["{}", "({})", "-({})", "NOT ({})"]),
+    ),
+    max_leaves=6,
+)
+queries = st.one_of(st.just(""), flat_queries, nested_queries, st.text(max_size=8))
 criteria = st.builds(
     Criteria,
     queries.map(parse_query),

@@ -9,7 +9,7 @@ from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.canonical_json import canonical_object
 from sagastore_server.storage.model import NewMessage, OnConflict
-from sagastore_server.storage.query import Alternative, Criteria, Phrase, Scan, TextQuery
+from sagastore_server.storage.query import Criteria, Not, Phrase, Scan, TextQuery
 from tests.support.drafts import NOW, draft, found, save_all
 
 TEXTS = {
@@ -114,6 +114,41 @@ QUERIES = {
     "-fox OR dog": sorted(set(TEXTS) - {"foxes"}),
     "-fox -nothing OR -party": sorted(TEXTS),
     "fox -fox": [],
+    "fox AND lazy": ["fox"],
+    "fox and lazy": [],
+    "fox AND (lazy OR jumping)": ["fox", "foxes"],
+    "(fox OR party) AND (lazy OR done)": ["emoji", "fox"],
+    "(fox OR party) -(lazy OR done)": ["foxes"],
+    "(fox OR party)(lazy OR quickly)": ["fox", "foxes"],
+    "fox NOT lazy": ["foxes"],
+    "NOT fox NOT party NOT the": sorted(set(TEXTS) - {"fox", "foxes", "emoji"}),
+    "NOT (fox OR party OR the)": sorted(set(TEXTS) - {"fox", "foxes", "emoji"}),
+    "NOT (fox lazy)": sorted(set(TEXTS) - {"fox"}),
+    "NOT NOT fox": ["fox", "foxes"],
+    "NOT -fox": ["fox", "foxes"],
+    "lazy OR NOT fox": sorted(set(TEXTS) - {"foxes"}),
+    "lazy OR NOT (fox OR party)": sorted(set(TEXTS) - {"foxes", "emoji"}),
+    'NOT "lazy dog" fox': ["foxes"],
+    'NOT "quick fox" fox': ["fox", "foxes"],
+    'fox NOT ("lazy dog" OR party)': ["foxes"],
+    'fox ("brown fox" OR NOT lazy)': ["fox", "foxes"],
+    'NOT ("lazy dog" OR "foxes were")': sorted(set(TEXTS) - {"fox", "foxes"}),
+    '"lazy dog" OR NOT (fox OR "done 👍")': sorted(set(TEXTS) - {"foxes", "emoji"}),
+    "NOT (qui* OR cat*)": sorted(set(TEXTS) - {"fox", "foxes", "words"}),
+    "part* OR (jump* NOT lazy)": ["emoji", "foxes"],
+    "fox OR party done OR lazy": ["emoji", "fox", "foxes"],
+    "fox AND": [],
+    "AND OR": ["operators"],
+    "NOT to": sorted(set(TEXTS) - {"mail", "stops"}),
+    "to NOT": ["stops"],
+    "(fox": ["fox", "foxes"],
+    "fox) OR (party": ["emoji", "fox", "foxes"],
+    "foo_bar(baz)": ["snake"],
+    "(foo_bar(baz) OR nothing) main": ["snake"],
+    "NOT !!!": [],
+    "fox NOT !!!": ["fox", "foxes"],
+    "fox AND (!!! OR lazy)": ["fox"],
+    "fox OR ()": ["fox", "foxes"],
     "!!!": [],
     "!!! OR fox": ["fox", "foxes"],
     "": sorted(TEXTS),
@@ -140,7 +175,10 @@ async def test_query_returns_expected_messages(library: StorageBackend) -> None:
 HOSTILE = [
     "'", '"', "''", '""', "';", "'; DROP TABLE messages; --", '" OR "1"="1', "a' OR 'a'='a",
     "*", "**", "-", "--", "-*", "- fox", "-- fox", "fox-", "(", ")", "()", "(fox", "fox)",
-    "fox AND", "AND", "OR", "OR OR", "OR fox", "fox OR", "NOT", "NOT fox", "NEAR", "NEAR(fox dog)",
+    "fox AND", "AND", "OR", "OR OR", "OR fox", "fox OR", "NOT", "NOT fox", "NEAR",
+    "AND fox", "NOT NOT", "fox NOT", "fox AND OR dog", "-(fox", "-(", "NOT (", "((", ")) ((",
+    "()()", "fox AND ()", "(fox OR", "(NOT) (OR)", "NOT(fox)", "fox)dog(", "-(-(fox", '("fox)"',
+    '(")"', "NEAR(fox dog)",
     "NEAR(fox dog, 5)", "fox NEAR/3 dog", "stems:fox", "stems : fox", "{stems words} : fox",
     "facts:x", "-facts:x", "content:fox", "^fox", "fox + dog", "fox & dog", "fox | dog", "!fox",
     "fox <-> dog",
@@ -183,6 +221,16 @@ async def test_malformed_query_is_not_an_error(library: StorageBackend) -> None:
         "中 " * 50_000,
         "\U0001d400 " * 50_000,
         "x." * 50_000,
+        "()" * 50_000,
+        "NOT " * 25_000,
+        "-(" * 33_000 + "a" + ")" * 33_000,
+        "NOT (" * 16_000 + "fox" + ")" * 16_000,
+        "a OR (b AND (" * 6_000 + "c" + ")" * 12_000,
+        " AND ".join(f"(a{number} OR b{number})" for number in range(4_000)),
+        " OR ".join(f"(a{number} -b{number})" for number in range(4_500)),
+        " AND ".join(f"(NOT a{number} OR b{number})" for number in range(4_000)),
+        " ".join(f'("a{number} b" OR -"c d{number}")' for number in range(3_500)),
+        " ".join(f'-("a{number} b" c{number}*)' for number in range(4_500)),
         " ".join(
             itertools.islice(
                 map("".join, itertools.product(string.ascii_lowercase, repeat=3)), 17_576
@@ -207,13 +255,13 @@ async def test_long_query_matches_all_words(backend: StorageBackend) -> None:
     assert await found(backend, "word1 " + " ".join(f"-{word}" for word in words[-500:])) == []
 
 
-async def test_query_without_alternatives_matches_nothing(library: StorageBackend) -> None:
-    assert await found(library, Criteria(TextQuery(()))) == []
-    assert await found(library, Criteria(TextQuery(()), session_id="s-1")) == []
+async def test_query_without_condition_matches_nothing(library: StorageBackend) -> None:
+    assert await found(library, Criteria(TextQuery(None))) == []
+    assert await found(library, Criteria(TextQuery(None), session_id="s-1")) == []
 
 
-async def test_alternative_without_conditions_matches(library: StorageBackend) -> None:
-    anything = TextQuery((Alternative((), (Phrase(("nothinglikethis",)),)),))
+async def test_negation_of_absent_word_matches_everything(library: StorageBackend) -> None:
+    anything = TextQuery(Not(Phrase(("nothinglikethis",))))
     assert len(await found(library, Criteria(anything))) == len(TEXTS)
 
 

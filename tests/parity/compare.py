@@ -35,11 +35,20 @@ from sagastore_server.storage.query import Criteria, Hit, Scan
 from sagastore_server.storage.validation import Violations
 from tests.parity.texts import HARD_TEXTS
 from tests.support.backends import opened
+from tests.support.nested_queries import nested_query
 from tests.support.postgres import fresh_schema
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sgd-sample.jsonl"
 QUERIES = 5000
 ALL_ORDERS_EVERY = 10
+NEGATIONS = (
+    "NOT the",
+    "NOT (the OR to)",
+    'NOT (i OR "to the") OR "the to"',
+    "a OR NOT (i the)",
+    "(a OR NOT t*) AND (i OR NOT the)",
+)
+"""Queries that match many messages."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_ID = "\U0010ffff" * 128
@@ -133,6 +142,9 @@ def make_queries(texts: list[str], count: int, seed: int = 1) -> list[str]:
         word = chance.choice(words)
         return word[: chance.randint(min(4, len(word)), len(word))] + "*"
 
+    def operand() -> str:
+        return chance.choice(makers[:7])()
+
     # Few of them match thousands of messages: reading those takes most of the time.
     makers = (
         lambda: chance.choice(words),
@@ -148,8 +160,11 @@ def make_queries(texts: list[str], count: int, seed: int = 1) -> list[str]:
         lambda: f"{run(3, 4)} -{prefix()}",
         lambda: f"{chance.choice(rare)} OR {chance.choice(rare)}",
         lambda: f'{chance.choice(rare)} -{run(1, 1)} OR "{run(2, 3)}" OR {prefix()}',
+        lambda: f"{run(2, 3)} {nested_query(chance, operand, 2)}",
+        lambda: f"{chance.choice(rare)} ({nested_query(chance, operand, 3)})",
+        lambda: f"{run(1, 2)} NOT ({nested_query(chance, operand, 2)})",
     )
-    queries = dict.fromkeys(["", "the", "t*", '"to the"', "a -i", "to OR from"])
+    queries = dict.fromkeys(["", "the", "t*", '"to the"', "a -i", "to OR from", *NEGATIONS])
     for _ in range(100 * count):
         if len(queries) >= count:
             break
@@ -184,7 +199,7 @@ async def difference(
 ) -> str | None:
     """Return how the answers to a query differ, or None."""
     criteria = Criteria(parse_query(query))
-    if criteria.text is not None and not criteria.text.alternatives:
+    if criteria.text is not None and criteria.text.condition is None:
         return None
     for order in orders:
         if order is Order.RELEVANCE:

@@ -57,6 +57,10 @@ CASES = {
     "or": Case(
         Criteria(parse_query('w77 OR "w88 v88" OR w999*')), "idx_messages_content_fts", rows=300_000
     ),
+    "group": Case(Criteria(parse_query("common (w77 OR w88)")), "idx_messages_content_fts"),
+    "phrases in a group": Case(
+        Criteria(parse_query('common ("w77 v77" OR NOT half0 w88)')), "idx_messages_content_fts"
+    ),
     "exclusion": Case(Criteria(parse_query("w77 -half0")), "idx_messages_content_fts"),
     "common word": Case(Criteria(parse_query("common")), "idx_messages_timestamp"),
     "only exclusion": Case(Criteria(parse_query("-w77")), "idx_messages_timestamp"),

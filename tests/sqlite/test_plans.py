@@ -29,6 +29,8 @@ CRITERIA = {
     "or": Criteria(parse_query("fox OR cat -dog")),
     "excluding": Criteria(parse_query("-fox")),
     "either": Criteria(parse_query("-fox OR dog cat OR -bird -cat")),
+    "group": Criteria(parse_query("(fox OR cat) (dog OR NOT bird)")),
+    "group excluding": Criteria(parse_query('cat OR NOT (fox "dog bird")')),
     "tags": Criteria(tags=("t1", "t2")),
     "metadata": Criteria(metadata='{"k": 1}'),
     "session": Criteria(session_id="s-1"),
@@ -215,7 +217,7 @@ def test_only_searched_prefix_is_merged() -> None:
 
 
 def test_words_tags_and_metadata_use_lookup() -> None:
-    for name in ("words", "phrase", "prefix", "or", "tags", "metadata", "tags excluding"):
+    for name in ("words", "phrase", "prefix", "or", "group", "tags", "metadata", "tags excluding"):
         assert name in LOOKED_UP
 
 

@@ -14,7 +14,17 @@ from typing import Any
 
 from sagastore_server.search.analysis import AnalyzedText, analyze
 from sagastore_server.storage.model import Message
-from sagastore_server.storage.query import Alternative, Criteria, Leaf, Phrase, Scan, TextQuery
+from sagastore_server.storage.query import (
+    And,
+    Condition,
+    Criteria,
+    Leaf,
+    Not,
+    Or,
+    Phrase,
+    Scan,
+    TextQuery,
+)
 
 
 def place(message: Message) -> tuple[int, int]:
@@ -68,10 +78,16 @@ def text_matches(content: str, query: TextQuery) -> bool:
             )
         return any(term.startswith(leaf.text) for term in written)
 
-    def holds(option: Alternative) -> bool:
-        return all(map(has, option.required)) and not any(map(has, option.excluded))
+    def holds(condition: Condition) -> bool:
+        if isinstance(condition, Not):
+            return not holds(condition.part)
+        if isinstance(condition, And):
+            return all(map(holds, condition.parts))
+        if isinstance(condition, Or):
+            return any(map(holds, condition.parts))
+        return has(condition)
 
-    return any(map(holds, query.alternatives))
+    return query.condition is not None and holds(query.condition)
 
 
 @lru_cache(maxsize=1000)

@@ -42,6 +42,8 @@ queries = st.sampled_from(
         "👍",
         "foo_bar",
         "-fox dog",
+        "fox (dog OR 北京)",
+        "(fox OR cafe) NOT (dog OR 👍)",
     ]
 )
 
@@ -87,6 +89,9 @@ def test_exclusion_does_not_score() -> None:
         ("北京", "我在北京", "我在[北][京]"),
         ("zebra", "no match here", "no match here"),
         ("-fox", "a dog", "a dog"),
+        ("dog NOT fox", "a dog", "a [dog]"),
+        ("dog NOT (fox -cat)", "fox, cat, dog", "fox, [cat], [dog]"),
+        ("(dog OR cat) AND NOT NOT fox", "fox and cat", "[fox] and [cat]"),
         ("b", "a\nb\tc\x02\x03", "a [b] c"),
     ],
 )

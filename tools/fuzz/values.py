@@ -99,6 +99,8 @@ class Values:
         many: Callable[[int], str] = self.rng.choice((
             lambda n: f"w{n}", lambda n: f"w{n}*", lambda n: f"-w{n}", lambda n: f"w{n} OR",
             lambda n: f'"w{n} x"', lambda n: "OR", lambda n: "a*", lambda n: '"',
+            lambda n: "NOT", lambda n: "-(", lambda n: f"(w{n} OR", lambda n: f"w{n})",
+            lambda n: f"(w{n} OR NOT x{n}) AND", lambda n: f'("w{n} x" AND',
         ))  # fmt: skip
         return " ".join(map(many, range(count)))
 
@@ -107,6 +109,7 @@ class Values:
         shapes = (
             f'"{word} {word}"', f"-{word}", f"{word}*", f"{word} OR {word}", f"content:{word}",
             f"({word})", f"NEAR({word} {word}, 5)", f"{word}:*", f"!{word} & {word}", f"'{word}",
+            f"{word} AND {word}", f"NOT {word}", "NOT", f"({word} OR", f"{word})", f"-({word}",
             f"^{word}", f'"{word}', f"--{word}", f'-"{word} {word}"', f"{word[:1]}*", "*", "-",
         )  # fmt: skip
         return self.rng.choice(shapes)

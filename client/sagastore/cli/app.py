@@ -284,6 +284,8 @@ def list_(
 
     sagastore search '"half past" OR noon' --provider openai --since 2025-01-01 --order newest
 
+    sagastore search '(pizza OR pasta) NOT delivery'
+
     sagastore search --tag hotels --metadata '{"turn": 0}' --limit 5
 
     sagastore search --order newest -- "-italian pizza"   (no options after --)
@@ -296,7 +298,7 @@ def search(
         typer.Argument(
             metavar="QUERY",
             show_default=False,
-            help='Words that must all match, "a phrase", -excluded, prefix*, OR.',
+            help='Words that must all match, "a phrase", -excluded, prefix*, AND, OR, NOT, ( ).',
         ),
     ] = "",
     *,

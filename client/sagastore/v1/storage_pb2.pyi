@@ -401,11 +401,14 @@ class SearchRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
     query: _builtins.str
-    """Words, all of which must be in the content; "a phrase" in quotes; -excluded
-    words or phrases; prefix*; OR between alternatives. Case, accents and
-    English endings are folded. Anything else is read as words: no text is an
-    invalid query. At most 100,000 characters. Empty: the other conditions
-    alone decide.
+    """Words, all of which must be in the content; "a phrase" in quotes; prefix*;
+    -excluded words, phrases or groups; the operators AND, OR and NOT in upper
+    case, of which NOT binds closest and OR loosest; parentheses, which group
+    up to 12 levels deep. AND joins conditions as a space does, NOT excludes as
+    a minus does. Case, accents and English endings are folded. An operator
+    without an operand, an unbalanced parenthesis and anything else is read as
+    words: no text is an invalid query. At most 100,000 characters. Empty: the
+    other conditions alone decide.
     """
     provider: _builtins.str
     """The provider; empty means any. At most 64 characters."""

@@ -217,7 +217,7 @@ class PostgreSQLStorage(SessionWrites):
 
     async def search(self, criteria: Criteria, scan: Scan) -> Page:
         """See the contract."""
-        if criteria.text is not None and not criteria.text.alternatives:
+        if criteria.text is not None and criteria.text.condition is None:
             return Page([], more=False)
         # A search can take seconds. Half of the connections remain for short requests.
         async with self._searching:

@@ -1,9 +1,8 @@
 """Compiler from search criteria to one PostgreSQL statement.
 
-Callers cannot inject syntax. Words and prefixes become one ``tsquery`` of quoted lexemes; terms
-contain letters and digits only, and every value is a parameter. A phrase is looked up by its
-words and then checked against ``terms``, because a ``tsvector`` has no positions above 16,383 and
-at most 256 positions per lexeme.
+Callers cannot inject syntax: the text becomes ``tsquery`` values of quoted lexemes (see
+``postgresql.text_condition``), and every value is a parameter. A phrase is looked up by its words
+and then checked against ``terms``.
 
 The planner chooses between a walk in chronological order, which stops when the page is full, and
 the index of words. It has statistics for words but not for prefixes: for a prefix without matches
@@ -19,18 +18,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from sagastore_server.postgresql.text_condition import compile_text
 from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.limits import MAX_PAGE_BYTES
 from sagastore_server.storage.model import Position
-from sagastore_server.storage.query import (
-    Alternative,
-    Criteria,
-    Leaf,
-    Phrase,
-    Prefix,
-    Scan,
-    TextQuery,
-)
+from sagastore_server.storage.query import Criteria, Prefix, Scan, TextQuery
 from sagastore_server.storage.validation import MAX_TIMESTAMP, MIN_TIMESTAMP
 
 _COLUMNS = (
@@ -40,20 +32,13 @@ _COLUMNS = (
 _WEIGHT = "(octet_length(m.content) + pg_column_size(m.metadata) / 4 + 1024)::bigint"
 """At most ``Message.size``, so a row that it excludes cannot belong to the page."""
 
-_OPTIONS = """WITH options AS MATERIALIZED (
-    SELECT query::tsquery, string_to_array(wanted, '|') AS wanted,
-        string_to_array(unwanted, '|') AS unwanted
-    FROM unnest({}::text[], {}::text[], {}::text[]) AS option (query, wanted, unwanted)
-)
-"""
-
-# A subquery instead of a join, so that the planner cannot start with it.
+# The planner has no statistics for this expression, and would expect very few matches. From a
+# subquery it expects half of the rows.
 _HOLDS = """(
-    SELECT true FROM options AS o
-    WHERE (o.query IS NULL OR m.search @@ o.query)
-        AND NOT EXISTS (SELECT FROM unnest(o.wanted) AS p WHERE strpos(m.terms, p) = 0)
-        AND NOT EXISTS (SELECT FROM unnest(o.unwanted) AS p WHERE strpos(m.terms, p) > 0)
-    LIMIT 1
+    SELECT (m.search || array_to_tsvector(ARRAY(
+        SELECT ' ' || p.number FROM unnest({phrases}::text[]) WITH ORDINALITY AS p (terms, number)
+        WHERE strpos(m.terms, p.terms) > 0
+    ))) @@ {query}::tsquery
 )"""
 
 
@@ -90,8 +75,7 @@ def planner_must_guess(criteria: Criteria) -> bool:
     # A session has few rows, so every plan is fast.
     if criteria.text is None or criteria.session_id is not None:
         return False
-    leaves = (leaf for option in criteria.text.alternatives for leaf in option.required)
-    return any(isinstance(leaf, Prefix) for leaf in leaves)
+    return any(isinstance(leaf, Prefix) for leaf in criteria.text.wanted)
 
 
 def next_block(block: int, found: int, wanted: int) -> int:
@@ -116,7 +100,7 @@ def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> 
 
     """
     parameters = _Parameters()
-    options, conditions = _text(criteria.text, parameters)
+    conditions = _text(criteria.text, parameters)
     place = _place(criteria, scan, parameters)
     conditions += _further(criteria, parameters)
     direction = "DESC" if scan.newest_first else "ASC"
@@ -133,7 +117,7 @@ def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> 
     where = _where(conditions)
     limit = parameters.add(scan.limit + 1)
     # Safe to join: the parts are constants of this module, and every value is a parameter.
-    sql = f"""{options}SELECT {_COLUMNS} FROM (
+    sql = f"""SELECT {_COLUMNS} FROM (
     SELECT *, sum(weight) OVER (
         ORDER BY timestamp {direction}, sequence {direction} ROWS UNBOUNDED PRECEDING
     ) - weight AS before
@@ -203,62 +187,19 @@ def _clamped(position: Position) -> Position:
     return Position(moment, position.sequence)
 
 
-def _text(text: TextQuery | None, parameters: _Parameters) -> tuple[str, list[str]]:
-    """Return the common table expression and the conditions for a text."""
-    if text is None:
-        return "", []
-    queries = [tsquery(option) for option in text.alternatives]
-    phrased = any(map(_phrases, (leaf for o in text.alternatives for leaf in (*o[0], *o[1]))))
+def _text(text: TextQuery | None, parameters: _Parameters) -> list[str]:
+    """Return the conditions for a text."""
+    if text is None or text.condition is None:
+        return []
+    compiled = compile_text(text.condition)
     conditions: list[str] = []
-    if None not in queries:
-        found = _join("|", [query for query in queries if query is not None])
-        conditions.append(f"m.search @@ {parameters.add(found)}::tsquery")
-    elif not phrased:
-        return "", []
-    if not phrased:
-        return "", conditions
-    options = _OPTIONS.format(
-        parameters.add(queries),
-        parameters.add([_checked(option.required) for option in text.alternatives]),
-        parameters.add([_checked(option.excluded) for option in text.alternatives]),
-    )
-    return options, [*conditions, _HOLDS]
-
-
-def tsquery(option: Alternative) -> str | None:
-    """Return the ``tsquery`` that every match meets in ``search``; None if there is none."""
-    parts = [_leaf(leaf) for leaf in option.required]
-    excluded = [_leaf(leaf) for leaf in option.excluded if not _phrases(leaf)]
-    if excluded:
-        parts.append(f"!{_join('|', excluded)}")
-    return _join("&", parts) if parts else None
-
-
-def _leaf(leaf: Leaf) -> str:
-    if isinstance(leaf, Prefix):
-        return _prefix(leaf.text)
-    return _join("&", [f"'{term}'" for term in dict.fromkeys(leaf.terms)])
-
-
-def _prefix(text: str) -> str:
-    # Only ASCII words are stemmed, so only their unstemmed form is indexed separately.
-    return f"('{text}':* | '={text}':*)" if text.isascii() else f"'{text}':*"
-
-
-def _phrases(leaf: Leaf) -> bool:
-    """Return whether a leaf must be checked against ``terms``."""
-    return isinstance(leaf, Phrase) and len(leaf.terms) > 1
-
-
-def _checked(leaves: tuple[Leaf, ...]) -> str | None:
-    phrases = (leaf for leaf in leaves if isinstance(leaf, Phrase) and len(leaf.terms) > 1)
-    return "|".join(f" {' '.join(phrase.terms)} " for phrase in phrases) or None
-
-
-def _join(operator: str, parts: Sequence[str]) -> str:
-    """Join parts as a balanced tree, because PostgreSQL evaluates it recursively."""
-    if len(parts) == 1:
-        return parts[0]
-    middle = len(parts) // 2
-    left, right = _join(operator, parts[:middle]), _join(operator, parts[middle:])
-    return f"({left} {operator} {right})"
+    if compiled.necessary is not None:
+        conditions.append(f"m.search @@ {parameters.add(compiled.necessary)}::tsquery")
+    for phrase, present in compiled.checks:
+        # Not "= 0", from which the planner expects very few rows.
+        compared = "> 0" if present else "< 1"
+        conditions.append(f"strpos(m.terms, {parameters.add(phrase)}::text) {compared}")
+    if compiled.exact is not None:
+        query, phrases = map(parameters.add, compiled.exact)
+        conditions.append(_HOLDS.format(phrases=phrases, query=query))
+    return conditions

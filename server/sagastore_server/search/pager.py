@@ -101,7 +101,7 @@ async def search_page(
         StorageError: As the backend's ``search``.
 
     """
-    if criteria.text is not None and not criteria.text.alternatives:
+    if criteria.text is not None and criteria.text.condition is None:
         return [], None
     if order is Order.RELEVANCE and criteria.text is not None:
         return await _ranked(backend, criteria, criteria.text, page_size, cursor, run=run)

@@ -1,92 +1,115 @@
-"""From what a person types to a tree of terms. No text is an error.
+"""Parser of the query language, from a text to a condition on terms. No text is an error.
 
-``rust async`` asks for both words, ``"exactly this"`` for words side by side,
-``-word`` and ``-"a phrase"`` exclude, ``pre*`` takes any ending, ``OR`` (in capitals)
-separates alternatives and binds looser than the words beside it. What has no
-meaning here (a lone ``-``, an ``OR`` at the end, brackets, ``NEAR``) is read as
-words, or as nothing where it has no letter or digit. Something that is written
-together but analysed into several terms, as ``foo_bar`` or ``v1.85``, is a phrase.
+* ``rust async`` requires both words, ``"exactly this"`` words side by side, ``pre*`` a word with
+  this prefix. ``-word``, ``-"a phrase"`` and ``-(a group)`` exclude.
+* ``NOT`` negates what follows it, as ``-`` does; ``AND`` joins conditions, as a space does; ``OR``
+  separates alternatives. ``NOT`` binds closest, ``OR`` loosest; parentheses group.
+* Operators are upper-case words outside quotes. One without an operand is a word: ``AND`` and
+  ``OR`` at the start or end of a text or group or before another ``AND`` or ``OR``; ``NOT`` at
+  the end or before ``AND`` or ``OR``. See ``search.query_tokens`` for parentheses.
+* A word or group without a letter or digit is left out, together with what joins or negates it.
+* Text that is written together but has several terms, as ``foo_bar`` or ``v1.85``, is a phrase.
+* Anything else, such as ``^``, ``+``, ``column:`` or ``NEAR``, has no special meaning.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable
 
 from sagastore_server.search.analysis import is_single, stem, tokenize
-from sagastore_server.storage.query import Alternative, Leaf, Phrase, Prefix, TextQuery
+from sagastore_server.search.query_tokens import Kind, Token, query_tokens
+from sagastore_server.storage.query import And, Condition, Not, Or, Phrase, Prefix, TextQuery
 
-_CHUNK = re.compile(r'(?P<minus>(?<!\S)-(?=[^\s-]))?(?:"(?P<quoted>[^"]*)"|(?P<bare>[^\s"]+)|")')
-_OTHER_QUOTES = str.maketrans(dict.fromkeys("“”„«»\N{FULLWIDTH QUOTATION MARK}", '"'))
-
-
-class _Chunk(NamedTuple):
-    text: str
-    excluded: bool
-    quoted: bool
+_STARTS_OPERAND = frozenset({Kind.WORD, Kind.QUOTED, Kind.MINUS, Kind.NOT, Kind.OPEN})
 
 
 def parse_query(text: str) -> TextQuery | None:
-    """Return the tree of a query text; None for a blank one, which asks nothing.
+    """Return the condition of a query text; None for a blank text, which matches every message.
 
     A text that is not blank but has no term (``"!!!"``) matches nothing.
     """
     if not text.strip():
         return None
-    options = [_alternative(chunks) for chunks in _alternatives(list(_chunks(text)))]
-    return TextQuery(tuple(dict.fromkeys(option for option in options if option)))
+    return TextQuery(_Parser(query_tokens(text)).alternatives())
 
 
-def _chunks(text: str) -> Iterator[_Chunk]:
-    for match in _CHUNK.finditer(text.translate(_OTHER_QUOTES)):
-        quoted, bare = match["quoted"], match["bare"]
-        if quoted is not None:
-            yield _Chunk(quoted, bool(match["minus"]), True)
-        elif bare is not None:
-            yield _Chunk(bare, bool(match["minus"]), False)
+class _Parser:
+    """Recursive descent over tokens. The depth is bounded, because that of the tokens is."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self._tokens = tokens
+        # The end of the text, and what would be after it.
+        self._kinds: list[Kind | None] = [*(token.kind for token in tokens), None, None]
+        self._at = 0
+
+    def alternatives(self) -> Condition | None:
+        """Read alternatives up to the end of the text or group."""
+        found = [self._joined()]
+        while self._kinds[self._at] is Kind.OR:
+            self._at += 1
+            found.append(self._joined())
+        return _combined(Or, found)
+
+    def _joined(self) -> Condition | None:
+        """Read conditions that must all hold, up to an OR or the end of the text or group."""
+        found: list[Condition | None] = []
+        while (kind := self._kinds[self._at]) is not None and kind is not Kind.CLOSE:
+            if found and self._is_operator(kind):
+                if kind is Kind.OR:
+                    break
+                self._at += 1
+            found.append(self._negated())
+        return _combined(And, found)
+
+    def _is_operator(self, kind: Kind) -> bool:
+        """Return whether the next token, after an operand, is an operator with another operand."""
+        return kind in (Kind.AND, Kind.OR) and self._kinds[self._at + 1] in _STARTS_OPERAND
+
+    def _negated(self) -> Condition | None:
+        negative = False
+        while (kind := self._kinds[self._at]) is Kind.MINUS or (
+            kind is Kind.NOT and self._kinds[self._at + 1] in _STARTS_OPERAND
+        ):
+            negative = not negative
+            self._at += 1
+        if kind is None or kind is Kind.CLOSE:
+            return None
+        condition = self._operand()
+        return _negation(condition) if negative and condition is not None else condition
+
+    def _operand(self) -> Condition | None:
+        token = self._tokens[self._at]
+        self._at += 1
+        if token.kind is not Kind.OPEN:
+            return _term(token)
+        condition = self.alternatives()
+        self._at += 1
+        return condition
 
 
-def _alternatives(chunks: list[_Chunk]) -> Iterator[list[_Chunk]]:
-    """Split at each OR that has something on both sides; another OR is a word."""
-    current: list[_Chunk] = []
-    for index, chunk in enumerate(chunks):
-        if _is_or(chunk) and current and index + 1 < len(chunks) and not _is_or(chunks[index + 1]):
-            yield current
-            current = []
-        else:
-            current.append(chunk)
-    yield current
+def _combined(kind: type[And | Or], conditions: Iterable[Condition | None]) -> Condition | None:
+    """Return one condition for several, without repetition; None if all of them are."""
+    distinct: dict[Condition, None] = {}
+    for condition in conditions:
+        if isinstance(condition, kind):
+            distinct.update(dict.fromkeys(condition.parts))
+        elif condition is not None:
+            distinct[condition] = None
+    if len(distinct) > 1:
+        return kind(tuple(distinct))
+    return next(iter(distinct), None)
 
 
-def _is_or(chunk: _Chunk) -> bool:
-    return chunk.text == "OR" and not chunk.quoted and not chunk.excluded
+def _negation(condition: Condition) -> Condition:
+    return condition.part if isinstance(condition, Not) else Not(condition)
 
 
-def _alternative(chunks: list[_Chunk]) -> Alternative | None:
-    required: dict[Leaf, None] = {}
-    excluded: dict[Leaf, None] = {}
-    for chunk in chunks:
-        leaves = dict.fromkeys(_leaves(chunk))
-        (excluded if chunk.excluded else required).update(leaves)
-    if not required and not excluded:
+def _term(token: Token) -> Condition | None:
+    terms = tokenize(token.text)
+    if not terms:
         return None
-    return Alternative(tuple(required), tuple(excluded))
-
-
-def _leaves(chunk: _Chunk) -> Iterator[Leaf]:
-    tokens = tokenize(chunk.text)
-    if not tokens:
-        return
-    if not chunk.quoted and chunk.text.endswith("*") and not is_single(tokens[-1]):
-        *head, last = tokens
-        # An excluded chunk must stay one leaf: excluding its parts one by one
-        # would exclude more than was asked.
-        if not head:
-            yield Prefix(last)
-            return
-        if not chunk.excluded:
-            yield Phrase(tuple(map(stem, head)))
-            yield Prefix(last)
-            return
-    yield Phrase(tuple(map(stem, tokens)))
+    if token.kind is Kind.QUOTED or not token.text.endswith("*") or is_single(terms[-1]):
+        return Phrase(tuple(map(stem, terms)))
+    *head, last = terms
+    prefix = Prefix(last)
+    return And((Phrase(tuple(map(stem, head))), prefix)) if head else prefix

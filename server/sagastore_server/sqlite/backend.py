@@ -229,7 +229,7 @@ class SQLiteStorage(SessionWrites):
 
     async def search(self, criteria: Criteria, scan: Scan) -> Page:
         """See the contract."""
-        if criteria.text is not None and not criteria.text.alternatives:
+        if criteria.text is not None and criteria.text.condition is None:
             return Page([], more=False)
         compiled = compile_search(criteria, scan)
         # A search can take seconds. One connection remains for short reads.

@@ -16,9 +16,9 @@ Row numbers (sequences) grow with the time of insertion, which is about the chro
 the range of a block is short. If it is long, the result is the same and takes more time. Probing the index
 row by row instead takes 0.2 to 0.5 ms per row with a million messages, a hundred times as long.
 
-Callers cannot inject syntax. Text, tags and metadata become one FTS5 expression of quoted terms;
-terms contain letters and digits only, and the expression is a parameter of the SQL. The facts of
-tags and metadata are hashes, so the rows are also checked exactly (see ``search.facts``).
+Callers cannot inject syntax. Text, tags and metadata become one FTS5 expression of quoted terms
+(see ``sqlite.text_expression``), which is a parameter of the SQL. The facts of tags and metadata
+are hashes, so the rows are also checked exactly (see ``search.facts``).
 """
 
 from __future__ import annotations
@@ -29,15 +29,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sagastore_server.search.facts import OVERFLOW, metadata_facts, tag_fact
-from sagastore_server.storage.query import (
-    Alternative,
-    Criteria,
-    Leaf,
-    Phrase,
-    Prefix,
-    Scan,
-    TextQuery,
-)
+from sagastore_server.sqlite.text_expression import TextExpression, compile_text
+from sagastore_server.storage.query import Criteria, Scan
 
 _FIRST = 400
 """Rows of the first block. It may fill the page, and it measures the density of the matches."""
@@ -54,8 +47,12 @@ _COLUMNS = (
 )
 _PROBE = "EXISTS (SELECT 1 FROM messages_fts WHERE rowid = m.number AND messages_fts MATCH ?)"
 _SET = "m.number IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?)"
-"""Replaces the probe if there is a prefix. FTS5 merges all words with the prefix before it reads a
-row; this way it does so once instead of once per row."""
+"""Replaces the probe if there is a prefix, or if the expression is long. FTS5 parses the expression
+and merges all words with the prefix before it reads a row; this way it does so once instead of once
+per row."""
+
+_LONG = 4000
+"""Characters of an expression whose parsing takes as long as a probe: 0.2 ms."""
 
 _BLOCK = (
     "WITH counted AS MATERIALIZED (SELECT count(*) = ? AS enough FROM"
@@ -164,11 +161,12 @@ def _at_most_a_quarter(block: int, rows: int) -> int:
 
 def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
     """Return the statements that find the messages of ``criteria`` within ``scan``."""
-    expression = _expression(criteria)
+    text = _text(criteria)
+    expression = _expression(criteria, text)
     place, further = _place(criteria, scan), _further(criteria)
     where, parameters = [*place.parts, *further.parts], [*place.values, *further.values]
     order, index = _order(scan), _walk_index(criteria)
-    exclusions, excluded = _exclusions(criteria.text)
+    exclusions, excluded = exclusion = _exclusion(text)
     # Safe to join: the parts are constants of this module, and every value is a parameter.
     if expression is None:
         walk = SearchStatement(
@@ -182,16 +180,17 @@ def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
         f"{_where(['f.messages_fts MATCH ?', *where, *exclusions])}{order}",
         [expression, *parameters, *excluded, scan.limit + 1],
     )
-    block = _block(criteria, scan, expression)
-    # A text that may match by an exclusion alone is not part of the expression.
-    has_prefix = not exclusions and _has_prefix(criteria.text)
+    block = _block(criteria, scan, expression, exclusion)
+    # A negative text is not part of the expression.
+    has_prefix = text is not None and text.has_prefix and not text.negative
     return Compiled(expression, lookup, block, has_prefix)
 
 
-def _block(criteria: Criteria, scan: Scan, expression: str) -> SearchStatement:
+def _block(
+    criteria: Criteria, scan: Scan, expression: str, exclusion: _Conditions
+) -> SearchStatement:
     place, further = _place(criteria, scan), _further(criteria)
-    exclusions, excluded = _exclusions(criteria.text)
-    checks = [*further.parts, *exclusions]
+    checks = [*further.parts, *exclusion.parts]
     session = [criteria.session_id] if checks and criteria.session_id is not None else []
     order, index = _order(scan), _walk_index(criteria)
     page = (_CHECKED_PAGE if checks else _PAGE).format(
@@ -212,7 +211,7 @@ def _block(criteria: Criteria, scan: Scan, expression: str) -> SearchStatement:
         ),
         [
             *(_LEAST, expression, _LEAST, *place.values, _ROWS),
-            *(*session, expression, *further.values, *excluded, scan.limit + 1),
+            *(*session, expression, *further.values, *exclusion.values, scan.limit + 1),
         ],
     )
 
@@ -276,66 +275,30 @@ def _one(value: str | int | None) -> tuple[str | int, ...] | None:
     return None if value is None else (value,)
 
 
-def _expression(criteria: Criteria) -> str | None:
+def _expression(criteria: Criteria, text: TextExpression | None) -> str | None:
     """Return the FTS5 expression that every match meets, or None if there is none."""
     parts = [f'facts : "{tag_fact(tag)}"' for tag in dict.fromkeys(criteria.tags)]
     wanted = metadata_facts(criteria.metadata) if criteria.metadata else []
     if wanted and wanted != [OVERFLOW]:
         together = " AND ".join(f'facts : "{fact}"' for fact in wanted)
         parts.append(f'(({together}) OR facts : "{OVERFLOW}")')
-    if criteria.text is not None and _all_require(criteria.text):
-        parts.append(_text(criteria.text))
+    if text is not None and not text.negative:
+        parts.append(text.expression)
     return " AND ".join(parts) or None
 
 
-def _all_require(text: TextQuery) -> bool:
-    return all(option.required for option in text.alternatives)
+def _text(criteria: Criteria) -> TextExpression | None:
+    if criteria.text is None or criteria.text.condition is None:
+        return None
+    return compile_text(criteria.text.condition)
 
 
-def _exclusions(text: TextQuery | None) -> tuple[list[str], list[str]]:
-    """Return the condition for a text with alternatives that only exclude.
+def _exclusion(text: TextExpression | None) -> _Conditions:
+    """Return the condition for a text that messages with none of its terms match.
 
-    FTS5 has no unary NOT. The alternatives that only exclude hold unless each of them finds
-    something, so one probe decides for all of them.
+    FTS5 cannot look these messages up, so each row is checked.
     """
-    if text is None or _all_require(text):
-        return [], []
-    finding = TextQuery(tuple(option for option in text.alternatives if option.required))
-    excluding = [_any(option.excluded) for option in text.alternatives if not option.required]
-    parameters = [" AND ".join(excluding)]
-    probe = _probe(text)
-    if not finding.alternatives:
-        return [f"NOT {probe}"], parameters
-    return [f"({probe} OR NOT {probe})"], [_text(finding), *parameters]
-
-
-def _probe(text: TextQuery | None) -> str:
-    """Return the condition that a row of ``m`` meets an FTS5 expression of ``text``."""
-    return _SET if _has_prefix(text) else _PROBE
-
-
-def _has_prefix(text: TextQuery | None) -> bool:
-    return text is not None and any(
-        isinstance(leaf, Prefix)
-        for option in text.alternatives
-        for leaf in (*option.required, *option.excluded)
-    )
-
-
-def _text(text: TextQuery) -> str:
-    return "(" + " OR ".join(map(_alternative, text.alternatives)) + ")"
-
-
-def _alternative(option: Alternative) -> str:
-    required = "(" + " AND ".join(map(_leaf, option.required)) + ")"
-    return f"({required} NOT {_any(option.excluded)})" if option.excluded else required
-
-
-def _any(leaves: tuple[Leaf, ...]) -> str:
-    return "(" + " OR ".join(map(_leaf, leaves)) + ")"
-
-
-def _leaf(leaf: Leaf) -> str:
-    if isinstance(leaf, Phrase):
-        return f'stems : "{" ".join(leaf.terms)}"'
-    return f'{{stems words}} : "{leaf.text}" *'
+    if text is None or not text.negative:
+        return _Conditions([], [])
+    once = text.has_prefix or len(text.expression) > _LONG
+    return _Conditions([f"NOT {_SET if once else _PROBE}"], [text.expression])

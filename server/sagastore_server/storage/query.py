@@ -2,11 +2,14 @@
 
 ``search.parser`` makes these from text; nothing else does. All terms are
 already analysed (see ``search.analysis``), so that a backend compares them as
-they are and both backends find the same messages.
+they are and both backends find the same messages. The depth of a tree is
+bounded (see ``search.query_tokens``), so functions on it may be recursive.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sagastore_server.storage.model import Message, Position
@@ -27,23 +30,60 @@ class Prefix(NamedTuple):
 Leaf = Phrase | Prefix
 
 
-class Alternative(NamedTuple):
-    """Matches if all of ``required`` match and none of ``excluded`` does."""
+@dataclass(frozen=True, slots=True)
+class Not:
+    """Matches if ``part`` does not."""
 
-    required: tuple[Leaf, ...]
-    excluded: tuple[Leaf, ...]
+    part: Condition
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """Matches if all of ``parts`` match; there are two or more."""
+
+    parts: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """Matches if at least one of ``parts`` matches; there are two or more."""
+
+    parts: tuple[Condition, ...]
+
+
+# The operators are dataclasses: as named tuples, a phrase and a negated prefix could be equal.
+Condition = Leaf | Not | And | Or
+
+
+def leaves(condition: Condition) -> Iterator[Leaf]:
+    """Yield every leaf of a condition, in the order of the text."""
+    for leaf, _ in _signed(condition, wanted=True):
+        yield leaf
+
+
+def _signed(condition: Condition, *, wanted: bool) -> Iterator[tuple[Leaf, bool]]:
+    """Yield every leaf, and whether it is under an even number of negations."""
+    if isinstance(condition, Not):
+        yield from _signed(condition.part, wanted=not wanted)
+    elif isinstance(condition, And | Or):
+        for part in condition.parts:
+            yield from _signed(part, wanted=wanted)
+    else:
+        yield condition, wanted
 
 
 class TextQuery(NamedTuple):
-    """Matches if one of its alternatives matches; without alternatives, it matches nothing."""
+    """The condition on the terms of a message; None matches nothing."""
 
-    alternatives: tuple[Alternative, ...]
+    condition: Condition | None
 
     @property
     def wanted(self) -> tuple[Leaf, ...]:
         """Every leaf that can make a message match, without repetition."""
-        leaves = (leaf for option in self.alternatives for leaf in option.required)
-        return tuple(dict.fromkeys(leaves))
+        if self.condition is None:
+            return ()
+        signed = _signed(self.condition, wanted=True)
+        return tuple(dict.fromkeys(leaf for leaf, wanted in signed if wanted))
 
 
 class Criteria(NamedTuple):
