@@ -11,9 +11,10 @@ class Role(enum.IntEnum):
     """Permission level of a caller. Each role includes the ones before it."""
 
     READER = 1
-    """Get, BatchGet, List, Search and Export."""
+    """Reads: Get, BatchGet, List, Search, Export, GetSession and ListSessions."""
     WRITER = 2
-    """Also Save, BulkSave and Delete."""
+    """Also writes: Save, BulkSave, Delete, Append, UpdateSession, TruncateSession and
+    DeleteSession."""
     ADMIN = 3
     """Also MigrationService."""
 

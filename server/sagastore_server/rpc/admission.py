@@ -47,10 +47,16 @@ MIB = 1024 * 1024
 _BEARER = "bearer "
 _CERTIFICATE_KEYS = ("x509_subject_alternative_name", "x509_common_name")
 _STORAGE = "sagastore.v1.StorageService"
+_SESSIONS = "sagastore.v1.SessionService"
 _ROLES = {
     **{f"{_STORAGE}.{name}": Role.READER for name in ("Get", "BatchGet", "List", "Search")},
     f"{_STORAGE}.Export": Role.READER,
     **{f"{_STORAGE}.{name}": Role.WRITER for name in ("Save", "BulkSave", "Delete")},
+    **{f"{_SESSIONS}.{name}": Role.READER for name in ("GetSession", "ListSessions")},
+    **{
+        f"{_SESSIONS}.{name}": Role.WRITER
+        for name in ("Append", "UpdateSession", "TruncateSession", "DeleteSession")
+    },
 }
 _log = structlog.get_logger(__name__)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sagastore.v1 import migration_pb2, storage_pb2
+from sagastore.v1 import migration_pb2, session_pb2, storage_pb2
 from sagastore_server.rpc import convert
 from sagastore_server.search.pager import Order
 from sagastore_server.search.parser import parse_query
@@ -91,11 +91,17 @@ def save(request: storage_pb2.SaveRequest, new_id: str) -> Save:
     condition = None
     if request.HasField("if_revision"):
         condition = check.revision("if_revision", request.if_revision, lowest=0)
-    on_all_stores = _ON_ALL_STORES.get(request.durability)
-    if on_all_stores is None:
-        _unknown_value(check, "durability", request.durability)
+    everywhere = on_all_stores(check, request.durability)
     check.raise_if_any()
-    return Save(draft, condition, bool(on_all_stores))
+    return Save(draft, condition, everywhere)
+
+
+def on_all_stores(check: Violations, durability: int) -> bool:
+    """Return whether a durability asks for every store of the phase."""
+    wanted = _ON_ALL_STORES.get(durability)
+    if wanted is None:
+        _unknown_value(check, "durability", durability)
+    return bool(wanted)
 
 
 def one_id(message_id: str) -> str:
@@ -154,7 +160,7 @@ def list_page(request: storage_pb2.ListRequest) -> int:
     """
     check = Violations()
     check.text("session_id", request.session_id, MAX_SESSION_ID)
-    return _page_size(check, request.page_size)
+    return checked_page_size(check, request.page_size)
 
 
 def page_size(size: int) -> int:
@@ -164,7 +170,7 @@ def page_size(size: int) -> int:
         InvalidRequestError: ``size`` is negative.
 
     """
-    return _page_size(Violations(), size)
+    return checked_page_size(Violations(), size)
 
 
 def export_batch(size: int) -> int:
@@ -196,7 +202,7 @@ def search(request: storage_pb2.SearchRequest) -> Search:
     order = _ORDERS.get(request.order, Order.RELEVANCE)
     if request.order not in _ORDERS:
         _unknown_value(check, "order", request.order)
-    start, end = _times(check, request)
+    start, end = times(check, request)
     criteria = Criteria(
         tags=tuple(request.tags),
         provider=request.provider or None,
@@ -204,9 +210,9 @@ def search(request: storage_pb2.SearchRequest) -> Search:
         session_id=_session(check, request),
         start=start,
         end=end,
-        metadata=_contained(check, request.metadata_json),
+        metadata=contained(check, request.metadata_json),
     )
-    size = _page_size(check, request.page_size)
+    size = checked_page_size(check, request.page_size)
     return Search(criteria._replace(text=parse_query(request.query)), order, size)
 
 
@@ -256,7 +262,10 @@ def _session(check: Violations, request: storage_pb2.SearchRequest) -> str | Non
     return request.session_id
 
 
-def _times(check: Violations, request: storage_pb2.SearchRequest) -> tuple[int | None, int | None]:
+def times(
+    check: Violations, request: storage_pb2.SearchRequest | session_pb2.ListSessionsRequest
+) -> tuple[int | None, int | None]:
+    """Return start and end of a range of time; None: not limited."""
     start = end = None
     if request.HasField("start_time"):
         start = _time(check, "start_time", request.start_time)
@@ -269,7 +278,7 @@ def _time(check: Violations, field: str, time: Timestamp) -> int:
     return check.timestamp(field, time.seconds, time.nanos)
 
 
-def _contained(check: Violations, text: str) -> str | None:
+def contained(check: Violations, text: str) -> str | None:
     """Return the metadata filter in canonical form; None for ``{}``, which matches all."""
     if not text:
         return None
@@ -277,7 +286,8 @@ def _contained(check: Violations, text: str) -> str | None:
     return None if canonical == "{}" else canonical
 
 
-def _page_size(check: Violations, size: int) -> int:
+def checked_page_size(check: Violations, size: int) -> int:
+    """Return a page size, and raise every violation found so far."""
     result = check.size("page_size", size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
     check.raise_if_any()
     return result

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import grpc
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
-from sagastore.v1 import migration_pb2, storage_pb2
+from sagastore.v1 import migration_pb2, session_pb2, storage_pb2
 from sagastore_server.interfaces.access import AccessControl
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tls import TlsMaterial, TlsSource
@@ -21,7 +21,9 @@ from sagastore_server.rpc.health_service import Health, health_admission, health
 from sagastore_server.rpc.lifecycle import Lifecycle, LifecycleState
 from sagastore_server.rpc.load_shedding import LoadShedder
 from sagastore_server.rpc.migration_service import MigrationServicer
+from sagastore_server.rpc.session_service import SessionServicer
 from sagastore_server.rpc.storage_service import StorageServicer
+from sagastore_server.runtime.session_deletion import SessionDeletion
 from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor, awaited
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.base import StorageBackend
@@ -38,6 +40,7 @@ _STOP_GRACE = 1.0
 
 _SERVICES = (
     storage_pb2.DESCRIPTOR.services_by_name["StorageService"],
+    session_pb2.DESCRIPTOR.services_by_name["SessionService"],
     migration_pb2.DESCRIPTOR.services_by_name["MigrationService"],
 )
 METHODS = tuple(
@@ -45,7 +48,7 @@ METHODS = tuple(
 )
 """The names of the RPCs: ``sagastore.v1.StorageService/Save``, …"""
 _HEALTH_NAMES = ("", *(service.full_name for service in _SERVICES))
-_STORE_NAMES = ("", _SERVICES[0].full_name)
+_STORE_NAMES = ("", *(service.full_name for service in _SERVICES[:2]))
 """Health names that depend on the store."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -138,6 +141,7 @@ class RpcServer:
             load_shedder=shedder,
             log_calls=options.log_calls,
         )
+        self._session_deletion = SessionDeletion(backend, self._supervisor)
         self._load_sampler: SupervisedTask | None = None
         self._termination: asyncio.Task[bool] | None = None
         self._add_services(backend, control, health)
@@ -150,7 +154,8 @@ class RpcServer:
         storage = StorageServicer(
             backend, self._lifecycle, self._worker_pool, search_timeout=timeout
         )
-        servicers = (storage, MigrationServicer(backend, control))
+        sessions = SessionServicer(backend, self._session_deletion)
+        servicers = (storage, sessions, MigrationServicer(backend, control))
         handlers = [
             service_handler(service, servicer, self.admission, responder, options.tracer)
             for service, servicer in zip(_SERVICES, servicers, strict=True)
@@ -184,6 +189,7 @@ class RpcServer:
     async def start_accepting(self) -> None:
         """Accept calls from now on; the backend must be open."""
         self._lifecycle.start_accepting()
+        self._session_deletion.start()
         self._health.set(_SERVING)
 
     async def set_ready(self, ready: bool) -> None:
@@ -202,6 +208,7 @@ class RpcServer:
 
         """
         self._health.set(_NOT_SERVING)
+        await self._session_deletion.stop()
         return await self._lifecycle.drain(grace)
 
     async def wait_for_termination(self) -> None:
@@ -211,6 +218,7 @@ class RpcServer:
 
     async def stop(self) -> None:
         """Stop listening, and end the calls that are still in progress."""
+        await self._session_deletion.stop()
         if self._load_sampler is not None:
             await self._load_sampler.stop()
         try:

@@ -69,7 +69,7 @@ class StorageServicer:
         """Store one message. With a single store, both durabilities mean that store."""
         new_id = "" if request.message.id else self._ids.new()
         draft, if_revision, on_all_stores = requests.save(request, new_id)
-        within = _durability_timeout(time_left()) if on_all_stores else None
+        within = durability_timeout(time_left()) if on_all_stores else None
         result = await self._backend.save(draft, if_revision, within)
         return storage_pb2.SaveResponse(
             id=result.id,
@@ -203,7 +203,7 @@ class StorageServicer:
                 raise self._lifecycle.refusal()
 
 
-def _durability_timeout(time_left: float | None) -> float:
+def durability_timeout(time_left: float | None) -> float:
     """Return the seconds to wait for every store."""
     if time_left is None:
         return _DURABILITY_TIMEOUT

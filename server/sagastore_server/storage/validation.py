@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sagastore_server.storage.canonical_json import JsonTextError, canonical_object
+from sagastore_server.storage.canonical_json import MAX_BYTES, JsonTextError, canonical_object
 from sagastore_server.storage.errors import InvalidRequestError, Violation
 from sagastore_server.storage.model import NewMessage
 
@@ -23,6 +23,9 @@ MAX_TAGS = 512
 MAX_TAG = 256
 MAX_SESSION_ID = 256
 MAX_QUERY = 100_000
+MAX_TITLE = 512
+MAX_SESSION_METADATA = 256 * 1024
+"""Bytes of the metadata of a session, as sent and in canonical spelling."""
 MAX_BATCH = 1000
 """Messages of a BulkSave batch, and ids of a BatchGet."""
 
@@ -93,10 +96,16 @@ class Violations:
             if not is_plain(tag, MAX_TAG):
                 self.text(f"{field}[{index}]", tag, MAX_TAG, required=True)
 
-    def metadata(self, field: str, text: str) -> str:
-        """Check a JSON object and return its canonical text (``{}`` if it is broken)."""
+    def metadata(self, field: str, text: str, most_bytes: int = MAX_BYTES) -> str:
+        """Check a JSON object and return its canonical text (``{}`` if it is broken).
+
+        ``most_bytes`` is no more than MAX_BYTES.
+        """
         try:
-            return canonical_object(text)
+            canonical = canonical_object(text)
+            if max(len(text.encode()), len(canonical.encode())) > most_bytes:
+                self.add(field, f"is larger than {most_bytes:,} bytes")
+            return canonical
         except JsonTextError as exc:
             self.add(field, str(exc))
             return "{}"
