@@ -10,7 +10,7 @@ from pathlib import Path
 
 import asyncpg
 
-from sagastore_server.migration.auxiliary_rows import carry_all
+from sagastore_server.migration.auxiliary_rows import all_auxiliary_rows
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.source import SQLiteSource
@@ -81,7 +81,9 @@ class Following:
                 await self.target.copy(self.lease, page.messages, mark)
 
     async def carry(self) -> None:
-        await carry_all(self.source, self.target, self.lease)
+        await self.target.carry(self.lease, AuxiliaryRows(), first=True)
+        async for rows in all_auxiliary_rows(self.source):
+            await self.target.carry(self.lease, rows, first=False)
 
     async def plant(self, sql: str, *arguments: object) -> None:
         """Change the target behind everybody's back."""

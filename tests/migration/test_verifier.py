@@ -15,6 +15,7 @@ from sagastore_server.migration.verifier import MOST_LISTED, Verifier
 from sagastore_server.storage.errors import NotFoundError, UnavailableError
 from sagastore_server.storage.migration import Mismatch, VerifyProgress
 from sagastore_server.storage.model import Message, OnConflict
+from sagastore_server.storage.sessions import RecordKind
 from tests.migration.conftest import Place
 from tests.migration.following import Following, everything_is_expected, following, rows_of
 from tests.support.drafts import NOW, draft, save_all
@@ -39,6 +40,10 @@ async def run(pair: Following, *, repair: bool = False, **options: Any) -> list[
     progress = [one async for one in verifier(pair, **options).run(repair)]
     assert [one.done for one in progress] == [False] * (len(progress) - 1) + [True]
     return progress
+
+
+def messages(*ids: str) -> list[tuple[RecordKind, str]]:
+    return [(RecordKind.MESSAGE, one) for one in ids]
 
 
 def listed(progress: list[VerifyProgress]) -> list[Mismatch]:
@@ -115,7 +120,7 @@ async def test_verifier_finds_and_repairs_each_difference(pair: Following, name:
     assert progress[-1].mismatch_count == 1
     assert progress[-1].repaired == 0
     checked = verifier(pair)
-    assert await checked.check([mismatch.id, "m-00003", "nobody"]) == [mismatch]
+    assert await checked.check(messages(mismatch.id, "m-00003", "nobody")) == [mismatch]
 
     repairing = await run(pair, repair=True)
     assert listed(repairing) == [mismatch]
@@ -182,7 +187,7 @@ async def test_verifier_ignores_rows_not_copied_yet(pair: Following) -> None:
     progress = await run(pair, is_expected=is_expected)
     assert listed(progress) == []
     assert progress[-1].compared == 400
-    assert await verifier(pair, is_expected=is_expected).check(["m-00500"]) == []
+    assert await verifier(pair, is_expected=is_expected).check(messages("m-00500")) == []
     await pair.plant("DELETE FROM messages WHERE id = 'm-00100'")
     found = listed(await run(pair, is_expected=is_expected))
     assert found == [Mismatch("m-00100", "MISSING", ())]
@@ -271,7 +276,7 @@ async def test_verifier_fails_on_stalled_journal(pair: Following) -> None:
     with pytest.raises(RuntimeError):
         _ = checked.result
     with pytest.raises(UnavailableError):
-        await checked.check(["m-00003"])
+        await checked.check(messages("m-00003"))
 
 
 async def test_verifier_fails_on_unavailable_target(pair: Following) -> None:
@@ -341,7 +346,7 @@ async def test_verifier_checks_many_ids(pair: Following) -> None:
     await fill(pair, 1200)
     await pair.plant("DELETE FROM messages WHERE id IN ('m-00000', 'm-01199')")
     ids = [f"m-{n:05}" for n in range(1200)]
-    found = await verifier(pair).check(iter([*ids, *ids]))
+    found = await verifier(pair).check(iter(messages(*ids, *ids)))
     assert sorted(one.id for one in found if one.kind == "MISSING") == ["m-00000", "m-01199"]
     assert await verifier(pair).check([]) == []
 

@@ -210,7 +210,7 @@ class MemoryStorage(StorageBackend):
     ) -> AppendResult:
         """See the contract."""
         check(self._session(session_id), if_revision)
-        saved = []
+        saved: list[SavedMessage] = []
         for draft in messages:
             stored = self._messages.get(draft.id)
             one = self._put(draft, stored)

@@ -71,7 +71,8 @@ def _ack_before_commit() -> None:
         self._reload_if_uncertain()
         connection.execute("BEGIN IMMEDIATE")
         ids = {key for one in group for key in one.ids}
-        batch = Batch(connection, self._counters, now, ids, {})
+        sessions = {key for one in group for key in one.sessions}
+        batch = Batch(connection, self._counters, now, (ids, sessions), {})
         outcomes = []
         for write in group:
             try:
@@ -363,7 +364,11 @@ def _postgres_ack_before_commit() -> None:
     original = PostgresWriter.submit
 
     async def submit(
-        self: Any, ids: Sequence[str], apply: Callable[[Any], Any], known: Mapping[str, Any]
+        self: Any,
+        ids: Sequence[str],
+        sessions: Sequence[str],
+        apply: Callable[[Any], Any],
+        known: Mapping[str, Any],
     ) -> Any:
         results: list[Any] = []
 
@@ -371,7 +376,7 @@ def _postgres_ack_before_commit() -> None:
             results.append(apply(changes))
             return results[-1]
 
-        work = asyncio.ensure_future(original(self, ids, seen, known))
+        work = asyncio.ensure_future(original(self, ids, sessions, seen, known))
         while not results and not work.done():  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0)
         work.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -8,6 +8,8 @@ is executed late, for example after its connection seemed lost, changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 from sagastore_server.migration.lease import TargetSession
 from sagastore_server.storage.replication import (
     AuxiliaryRows,
@@ -30,22 +32,24 @@ async def carry_all(
     attempt = session.mark.attempt + 1
     await session.copy([], session.mark._replace(carried=False, attempt=attempt))
     mark = session.mark
+    await target.carry(session.lease, AuxiliaryRows(), first=True, mark=mark)
+    async for rows in all_auxiliary_rows(source):
+        await target.carry(session.lease, rows, first=False, mark=mark)
 
-    async def carry(rows: AuxiliaryRows, *, first: bool = False) -> None:
-        await target.carry(session.lease, rows, first=first, mark=mark)
 
-    await carry(AuxiliaryRows(), first=True)
+async def all_auxiliary_rows(source: MigrationSource) -> AsyncGenerator[AuxiliaryRows, None]:
+    """Yield the auxiliary rows of the source, some at a time."""
     number = 0
     while rows := await source.quarantine(number, _ROWS):
-        await carry(AuxiliaryRows(quarantine=rows))
+        yield AuxiliaryRows(quarantine=rows)
         number = rows[-1].number
     number = 0
     while files := await source.files(number, _ROWS):
-        await carry(AuxiliaryRows(files=files))
+        yield AuxiliaryRows(files=files)
         number = files[-1].number
     key = ("", "")
     while extras := await source.extras(key, _ROWS):
-        await carry(AuxiliaryRows(extras=extras))
+        yield AuxiliaryRows(extras=extras)
         key = (extras[-1].message_id, extras[-1].name)
 
 

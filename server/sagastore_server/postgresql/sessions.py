@@ -30,7 +30,8 @@ class SessionStatement(NamedTuple):
 def compile_list(criteria: SessionCriteria, scan: SessionScan) -> SessionStatement:
     """Return the statement that finds the sessions of ``criteria`` within ``scan``."""
     ahead, direction = (">", "ASC") if scan.oldest_first else ("<", "DESC")
-    conditions, parameters = ["(explicit OR message_count > 0)"], []
+    conditions = ["(explicit OR message_count > 0)"]
+    parameters: list[object] = []
 
     def add(part: str, *values: object) -> None:
         places = [f"${len(parameters) + number}" for number, _ in enumerate(values, 1)]
@@ -63,25 +64,14 @@ def compile_list(criteria: SessionCriteria, scan: SessionScan) -> SessionStateme
 
 def session_from_row(row: Sequence[Any]) -> Session:
     """Return the session of a row in the column order of sessions.sql."""
-    return Session(*row[:5], _providers(row[5]), *row[6:15])
+    return Session._make((*row[:5], _providers(row[5]), *row[6:15]))
 
 
 def locked_session(row: Sequence[Any]) -> Session:
     """Return the session of a row of the statement ``lock``: in the columns of a message first."""
     title, explicit, count, providers, *ends, updated_at, deleting = row[11:]
-    return Session(
-        row[7],
-        title,
-        row[6],
-        explicit,
-        count,
-        _providers(providers),
-        *ends,
-        row[8],
-        updated_at,
-        row[9],
-        deleting,
-    )
+    values = (row[7], title, row[6], explicit, count, _providers(providers))
+    return Session._make((*values, *ends, row[8], updated_at, row[9], deleting))
 
 
 def session_columns(session: Session) -> tuple[Any, ...]:

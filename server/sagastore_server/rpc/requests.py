@@ -96,7 +96,7 @@ def save(request: storage_pb2.SaveRequest, new_id: str) -> Save:
     return Save(draft, condition, everywhere)
 
 
-def on_all_stores(check: Violations, durability: int) -> bool:
+def on_all_stores(check: Violations, durability: storage_pb2.Durability.ValueType) -> bool:
     """Return whether a durability asks for every store of the phase."""
     wanted = _ON_ALL_STORES.get(durability)
     if wanted is None:

@@ -29,6 +29,7 @@ DURABLE_ON = (Store.SQLITE,)
 _INSERTS = frozenset({"unindex", "insert", "index", "bury", "upsert_sessions", "journal"})
 """Statements that insert rows. FTS5 also removes an entry by an INSERT (``unindex``)."""
 
+
 class Counters(NamedTuple):
     """State at the start of a group."""
 
@@ -48,18 +49,16 @@ class Batch:
         connection: sqlite3.Connection,
         counters: Counters,
         now: int,
-        ids: Iterable[str],
-        sessions: Iterable[str],
+        keys: tuple[Iterable[str], Iterable[str]],
         terms: Mapping[IndexedFields, FtsColumns],
     ) -> None:
-        """Read the rows of ``ids`` and their sessions, in an open transaction of ``connection``.
+        """Read the rows of ``keys``, in an open transaction of ``connection``.
 
         Args:
             connection: The writing connection.
             counters: State after the previous group.
             now: The current time in microseconds.
-            ids: All ids that the group touches.
-            sessions: All sessions that the group names.
+            keys: All ids that the group touches, and all sessions that it names.
             terms: Index terms that are known already.
 
         """
@@ -70,6 +69,7 @@ class Batch:
         self._revision = counters.revision
         self._revisions = endless(counters.revision)
         self._rows: dict[str, list[tuple[object, ...]]] = {}
+        ids, sessions = keys
         stored = self._stored(ids)
         named = {one.session_id for one in stored.values() if one.session_id is not None}
         known = self._stored_sessions(named.union(sessions))

@@ -66,7 +66,7 @@ def message_from_row(row: Sequence[Any]) -> Message:
 def session_from_row(row: Sequence[Any]) -> Session:
     """Return the session of a row in the column order of sessions.sql."""
     providers = tuple(sorted(json.loads(row[5]).items()))
-    return Session(*row[:3], bool(row[3]), row[4], providers, *row[6:15])
+    return Session._make((*row[:3], bool(row[3]), row[4], providers, *row[6:15]))
 
 
 def session_columns(session: Session) -> tuple[object, ...]:

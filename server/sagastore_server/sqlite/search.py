@@ -13,8 +13,9 @@ gives the same rows:
    look up all matches and sort them.
 
 Row numbers (sequences) grow with the time of insertion, which is about the chronological order, so
-the range of a block is short. If it is long, the result is the same and takes more time. Probing the index
-row by row instead takes 0.2 to 0.5 ms per row with a million messages, a hundred times as long.
+the range of a block is short. If it is long, the result is the same and takes more time. Probing
+the index row by row instead takes 0.2 to 0.5 ms per row with a million messages, a hundred times as
+long.
 
 Callers cannot inject syntax. Text, tags and metadata become one FTS5 expression of quoted terms
 (see ``sqlite.text_expression``), which is a parameter of the SQL. The facts of tags and metadata
@@ -79,7 +80,8 @@ _PAGE = (
 
 _CHECKED_PAGE = (
     "SELECT {columns} FROM messages m{index} WHERE {session}"
-    "(m.timestamp, m.number) >= (SELECT +timestamp, +number FROM block ORDER BY timestamp, number LIMIT 1)"
+    "(m.timestamp, m.number) >="
+    " (SELECT +timestamp, +number FROM block ORDER BY timestamp, number LIMIT 1)"
     " AND (m.timestamp, m.number) <="
     " (SELECT +timestamp, +number FROM block ORDER BY timestamp DESC, number DESC LIMIT 1)"
     " AND m.{matches}{further}{order}"

@@ -37,7 +37,6 @@ from sagastore_server.storage.replication import (
     JournalStatus,
     MigrationSource,
     MigrationState,
-
 )
 from sagastore_server.storage.sessions import RecordKind
 
@@ -155,9 +154,7 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
         while more and began == self._rejournalled:
             more = await self._open_writer().run_in_transaction(partial(prune_some, upto=upto))
 
-    async def requeue(
-        self, ids: Sequence[str], kind: RecordKind = RecordKind.MESSAGE
-    ) -> int:
+    async def requeue(self, ids: Sequence[str], kind: RecordKind = RecordKind.MESSAGE) -> int:
         """See the contract; the sequences are new revision numbers."""
         last = self.committed
         for start in range(0, len(ids), ROWS_AT_ONCE):

@@ -285,7 +285,7 @@ class SQLiteGroupWriter:
         terms: dict[IndexedFields, FtsColumns] = {}
         for write in group:
             terms.update(write.terms)
-        batch = Batch(connection, self._counters, time.time_ns() // 1000, ids, sessions, terms)
+        batch = Batch(connection, self._counters, time.time_ns() // 1000, (ids, sessions), terms)
         outcomes = [_outcome(write, batch.changes) for write in group]
         counters = batch.flush()
         connection.execute("COMMIT")

@@ -30,7 +30,6 @@ from sagastore_server.storage.model import (
 from sagastore_server.storage.session_changes import SessionChange, SessionOutcome
 from sagastore_server.storage.sessions import DeletionStep, SavedMessage, Session
 
-
 _LAST_REVISION = 1 << 62
 """Above every revision that a store can reach."""
 

@@ -223,9 +223,7 @@ class MigrationSource(StorageBackend, SessionRows):
         """Delete entries up to the sequence ``upto``, some thousands per transaction."""
 
     @abc.abstractmethod
-    async def requeue(
-        self, ids: Sequence[str], kind: RecordKind = RecordKind.MESSAGE
-    ) -> int:
+    async def requeue(self, ids: Sequence[str], kind: RecordKind = RecordKind.MESSAGE) -> int:
         """Add ids to the journal as ``forced`` entries; return the last sequence.
 
         The revisions of the rows do not change.

@@ -159,7 +159,8 @@ class SessionRows(abc.ABC):
     async def scan_sessions(self, after: str | None, upto: str, limit: int) -> SessionPage:
         """Return a page of rows with ``after < session_id <= upto``, ordered by id.
 
-        With None for ``after`` it begins with the first one, whose id may be empty. The size of the page is limited as for ``list_sessions``.
+        With None for ``after`` it begins with the first one, whose id may be empty. The size of
+        the page is limited as for ``list_sessions``.
         """
 
     @abc.abstractmethod

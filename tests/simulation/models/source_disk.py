@@ -13,7 +13,6 @@ from sagastore_server.storage.changes import Changes, Revisions
 from sagastore_server.storage.errors import CannotOpenError, StorageFullError, UnavailableError
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
-from sagastore_server.storage.sessions import RecordKind, Session
 from sagastore_server.storage.replication import (
     Archive,
     Entry,
@@ -22,6 +21,7 @@ from sagastore_server.storage.replication import (
     JournalStatus,
     MigrationState,
 )
+from sagastore_server.storage.sessions import RecordKind, Session
 from tests.simulation.models.latency import Latency
 from tests.simulation.models.session_rows import store_sessions
 
@@ -172,9 +172,7 @@ class SourceDisk(Latency):
             for key, one in self.sessions.items()
             if one.revision not in sequences
         ]
-        self.journal += [
-            row for row in rows if row.sequence > after and row.sequence not in there
-        ]
+        self.journal += [row for row in rows if row.sequence > after and row.sequence not in there]
         self.journal.sort()
 
     def force(self, ids: Sequence[str], kind: RecordKind, now: int) -> int:
@@ -247,9 +245,7 @@ class SourceDisk(Latency):
         message = self.messages.get(row.id)
         session_id = None if message is None else message.session_id
         session = None if session_id is None else self.sessions.get(session_id)
-        return Entry(
-            row.sequence, row.id, message, self.buried.get(row.id, 0), *values, session
-        )
+        return Entry(row.sequence, row.id, message, self.buried.get(row.id, 0), *values, session)
 
     def journal_status(self, after: int) -> JournalStatus:
         """As ``MigrationSource.journal_status``."""

@@ -121,7 +121,7 @@ class ServerStores:
         return worked_out
 
     def _hook_target(self, target: ModelTarget) -> None:
-        look, ask, write, store = target._look, target._ask, target._write, target._store
+        look, ask, write, store = target._look, target._ask, target._change, target._store
 
         async def looked(see: Callable[[Any], T]) -> T:
             return await look(self._seeing("target", see))
@@ -129,8 +129,10 @@ class ServerStores:
         async def asked(work: Read | Write, patience: float | None = 17.0) -> object:
             return await ask(self._traced(target, work), patience)
 
-        async def written(ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
-            return await write(ids, self._working_out(apply))
+        async def written(
+            ids: Sequence[str], sessions: Sequence[str], apply: Callable[[Changes], T]
+        ) -> T:
+            return await write(ids, sessions, self._working_out(apply))
 
         def stored(changes: Changes) -> None:
             store(changes)
@@ -142,7 +144,7 @@ class ServerStores:
                 elif message is not None:
                     self._trace.note("unchanged", **facts | {"revision": message.revision})
 
-        hook(target, _look=looked, _ask=asked, _write=written, _store=stored)
+        hook(target, _look=looked, _ask=asked, _change=written, _store=stored)
         for kind in ("claim", "set_phase", "finish", "renew", "release", "inspect"):
             hook(target, **{kind: sending(getattr(target, kind), _named(kind))})
         hook(target, apply=sending(target.apply, _apply_of))
