@@ -26,8 +26,10 @@ from sagastore._model import (
 )
 from sagastore._portal import get_portal
 from sagastore._retry import RetryPolicy
+from sagastore._sync_files import FileClient
 from sagastore._sync_migration import MigrationClient
 from sagastore._sync_paging import Pager
+from sagastore._sync_sessions import SessionClient
 from sagastore._target import TLS, Token
 
 __all__ = ["Client"]
@@ -53,6 +55,8 @@ class Client:
     clients in the child process, or start child processes with `spawn`.
 
     Attributes:
+        sessions: Reads and changes conversations as a whole.
+        files: Stores and lists records about files.
         migration: Watches and controls a migration.
     """
 
@@ -96,6 +100,8 @@ class Client:
         )
         self._portal = get_portal()
         self._portal.close_at_exit(self._async)
+        self.sessions = SessionClient(self._async.sessions, self._portal)
+        self.files = FileClient(self._async.files, self._portal)
         self.migration = MigrationClient(self._async.migration, self._portal)
 
     def __repr__(self) -> str:
