@@ -128,7 +128,7 @@ class AsyncClient(AsyncReads):
         message: Message,
         *,
         if_revision: int | None = None,
-        durability: Durability = Durability.PRIMARY,
+        durability: Durability | str = Durability.PRIMARY,
         timeout: float | None = None,
     ) -> SaveResult:
         """Store one message durably.
@@ -167,7 +167,9 @@ class AsyncClient(AsyncReads):
         id = message.id or new_id()
         request = pb.SaveRequest(
             message=convert.message_to_pb(message, id),
-            durability=pb.Durability.ValueType(durability),
+            durability=pb.Durability.ValueType(
+                convert.member(Durability, durability, "durability")
+            ),
         )
         if if_revision is not None:
             _set_revision(request, if_revision)
@@ -213,7 +215,7 @@ class AsyncClient(AsyncReads):
         self,
         messages: Iterable[Message] | AsyncIterable[Message],
         *,
-        on_conflict: OnConflict = OnConflict.REPLACE,
+        on_conflict: OnConflict | str = OnConflict.REPLACE,
         keep_created_at: bool = False,
         batch_size: int = 1000,
         max_in_flight: int = 4,
@@ -260,7 +262,7 @@ class AsyncClient(AsyncReads):
         self,
         messages: Iterable[Message] | AsyncIterable[Message],
         *,
-        on_conflict: OnConflict = OnConflict.REPLACE,
+        on_conflict: OnConflict | str = OnConflict.REPLACE,
         keep_created_at: bool = False,
         batch_size: int = 1000,
         max_in_flight: int = 4,

@@ -11,7 +11,7 @@ from sagastore import _convert_files as convert
 from sagastore._async_paging import AsyncPager
 from sagastore._async_reads import with_token
 from sagastore._call import Caller, History
-from sagastore._convert import naming
+from sagastore._convert import member, naming
 from sagastore._enums import Durability
 from sagastore._file_model import File, FileSaveResult
 from sagastore._ids import new_id
@@ -40,7 +40,7 @@ class AsyncFileClient:
         file: File,
         *,
         if_revision: int | None = None,
-        durability: Durability = Durability.PRIMARY,
+        durability: Durability | str = Durability.PRIMARY,
         timeout: float | None = None,
     ) -> FileSaveResult:
         """Store one file record durably.
@@ -78,7 +78,9 @@ class AsyncFileClient:
         """
         request = pb.SaveFileRequest(
             file=convert.file_to_pb(file, file.id or new_id()),
-            durability=storage_pb2.Durability.ValueType(durability),
+            durability=storage_pb2.Durability.ValueType(
+                member(Durability, durability, "durability")
+            ),
         )
         if if_revision is not None:
             with naming("if_revision"):

@@ -132,7 +132,7 @@ class AsyncReads:
         start: datetime | None = None,
         end: datetime | None = None,
         metadata: Mapping[str, Any] | None = None,
-        order: Order = Order.RELEVANCE,
+        order: Order | str = Order.RELEVANCE,
         page_size: int = 0,
         page_token: str = "",
         timeout: float | None = None,
@@ -176,7 +176,7 @@ class AsyncReads:
                 end_time=None if end is None else convert.timestamp_to_pb(end, "end"),
                 metadata_json=contained,
                 page_size=page_size,
-                order=pb.Order.ValueType(order),
+                order=pb.Order.ValueType(convert.member(Order, order, "order")),
             )
 
         async def fetch(token: str) -> Page[SearchResult]:

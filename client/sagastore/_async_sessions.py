@@ -14,7 +14,7 @@ from sagastore import _json
 from sagastore._async_paging import AsyncPager
 from sagastore._async_reads import batch_get, with_token
 from sagastore._call import Caller, History, annotated, may_have_taken_effect
-from sagastore._convert import invalid, naming, same_message, timestamp_to_pb
+from sagastore._convert import invalid, member, naming, same_message, timestamp_to_pb
 from sagastore._enums import Durability
 from sagastore._model import Message, Page
 from sagastore._retry import Deadline
@@ -63,7 +63,7 @@ class AsyncSessionClient:
         messages: Iterable[Message],
         *,
         if_revision: int | None = None,
-        durability: Durability = Durability.PRIMARY,
+        durability: Durability | str = Durability.PRIMARY,
         timeout: float | None = None,
     ) -> AppendResult:
         """Store the messages of a turn in one session: all of them or none.
@@ -111,7 +111,9 @@ class AsyncSessionClient:
             request = pb.AppendRequest(
                 session_id=session_id,
                 messages=sent,
-                durability=storage_pb2.Durability.ValueType(durability),
+                durability=storage_pb2.Durability.ValueType(
+                    member(Durability, durability, "durability")
+                ),
             )
         _guard(request, if_revision)
         new = frozenset(p.id for p, m in zip(sent, given, strict=True) if not m.id)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sagastore import _json, _time
-from sagastore._enums import Store
+from sagastore._enums import Store, _Wire
 from sagastore._model import (
     ExportBatch,
     Message,
@@ -25,6 +25,7 @@ from sagastore.v1 import message_pb2, storage_pb2
 __all__ = [
     "export_batch",
     "invalid",
+    "member",
     "message_from_pb",
     "message_page",
     "message_to_pb",
@@ -36,6 +37,8 @@ __all__ = [
     "timestamp_to_pb",
 ]
 
+W = TypeVar("W", bound=_Wire)
+
 _new: Callable[[type[Message]], Message] = Message.__new__
 _PbMessage = message_pb2.Message
 
@@ -46,6 +49,16 @@ def invalid(field: str, description: str) -> InvalidArgumentError:
     error = InvalidArgumentError(text)
     error.violations = (FieldViolation(field, description.removeprefix(f"{field}: ")),)
     return error
+
+
+def member(kind: type[W], value: W | str, name: str) -> W:
+    """Return a member of an enumeration, which may be given by its name.
+
+    Raises:
+        InvalidArgumentError: There is no such member.
+    """
+    with naming(name):
+        return kind.of(value)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class FileClient:
         file: File,
         *,
         if_revision: int | None = None,
-        durability: Durability = Durability.PRIMARY,
+        durability: Durability | str = Durability.PRIMARY,
         timeout: float | None = None,
     ) -> FileSaveResult:
         """Store one file record durably.

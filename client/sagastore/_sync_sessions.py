@@ -37,7 +37,7 @@ class SessionClient:
         messages: Iterable[Message],
         *,
         if_revision: int | None = None,
-        durability: Durability = Durability.PRIMARY,
+        durability: Durability | str = Durability.PRIMARY,
         timeout: float | None = None,
     ) -> AppendResult:
         """Store the messages of a turn in one session: all of them or none.
