@@ -65,7 +65,8 @@ async def test_file_is_saved_with_one_id(script: Script, client: AsyncClient) ->
     assert (list(first.file.tags), first.file.file_size) == (["x"], 3)
     assert first.file.metadata_json == '{"a":1.5}'
     assert result.created, "the id was new, whatever the last answer says"
-    assert (result.revision, result.durable_on) == (1, {Store.SQLITE})
+    assert result.revision == 1
+    assert result.durable_on == {Store.SQLITE}
 
 
 @pytest.mark.parametrize(("if_revision", "refusal"), [(0, EXISTS), (4, MOVED)])
