@@ -107,7 +107,7 @@ class ScriptedSessions(
 @contextmanager
 def scripted_sessions() -> Iterator[ScriptedSessions]:
     """Serve a script for as long as the context lasts."""
-    script = ScriptedSessions()  # type: ignore[abstract] - the commands call these methods only
+    script = ScriptedSessions()  # type: ignore[abstract]
     server = grpc.server(ThreadPoolExecutor(4))
     session_pb2_grpc.add_SessionServiceServicer_to_server(script, server)
     file_pb2_grpc.add_FileServiceServicer_to_server(script, server)

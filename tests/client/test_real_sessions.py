@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -195,8 +196,8 @@ async def test_sessions_are_listed_by_activity(own_driver: Driver) -> None:
 async def test_guarded_append_survives_a_restart(running_server: ServerProcess) -> None:
     async with AsyncClient(running_server.address) as client:
         result = await client.sessions.append("s", turn("a"), if_revision=0)
-        running_server.stop()
-        running_server.start()
+        await asyncio.to_thread(running_server.terminate)
+        await asyncio.to_thread(running_server.start)
         result = await client.sessions.append(
             "s", turn("b"), if_revision=result.session.revision, timeout=30
         )

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from sagastore import File, Message, SearchResult, Session, _json
+from sagastore._message_json import record
 from sagastore.cli.sanitize import json_safe
 
 __all__ = [
@@ -34,23 +35,9 @@ def hit_line(hit: SearchResult) -> str:
     return document(message_record(hit.message) | {"score": hit.score, "snippet": hit.snippet})
 
 
-def _record(message: Message) -> dict[str, Any]:
-    return {
-        "id": message.id,
-        "provider": message.provider,
-        "role": message.role,
-        "content": message.content,
-        "tags": message.tags,
-        "timestamp": iso(message.timestamp),
-        "metadata": message.metadata,
-        "session_id": message.session_id,
-        "created_at": iso(message.created_at),
-    }
-
-
 def message_record(message: Message) -> dict[str, Any]:
     """Return the fields of a message, those that the server sets included."""
-    return _record(message) | {"revision": message.revision, "sequence": message.sequence}
+    return record(message)
 
 
 def session_record(session: Session) -> dict[str, Any]:
