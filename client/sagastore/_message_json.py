@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagastore import _json
-from sagastore._model import Message
 
-__all__ = ["from_json", "record"]
+if TYPE_CHECKING:
+    from sagastore._model import Message
+
+__all__ = ["fields_of", "record"]
 
 
 def record(message: Message) -> dict[str, Any]:
@@ -33,8 +35,8 @@ def _iso(value: datetime | None) -> str | None:
     return None if value is None else value.isoformat()
 
 
-def from_json(text: str | bytes) -> Message:
-    """Return the message of a JSON object.
+def fields_of(text: str | bytes) -> dict[str, Any]:
+    """Return the fields of a message that a JSON object has, as arguments of `Message`.
 
     Raises:
         ValueError: The text is not the JSON form of a message.
@@ -46,38 +48,41 @@ def from_json(text: str | bytes) -> Message:
     except ValueError as exc:
         raise ValueError(f"message: {exc}") from None
     if not isinstance(values, dict):
-        raise ValueError("message: is not a JSON object")
+        raise _wrong("message", "is not a JSON object")
     if unknown := sorted(values.keys() - _READERS.keys()):
         raise ValueError(f"{unknown[0][:40]}: is not a field of a message")
     if missing := [name for name in _REQUIRED if values.get(name) is None]:
         raise ValueError(f"{missing[0]}: is missing")
-    read = {
+    return {
         name: _READERS[name](name, value) for name, value in values.items() if value is not None
     }
-    return Message(**read)
+
+
+def _wrong(field: str, problem: str) -> ValueError:
+    return ValueError(f"{field}: {problem}")
 
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name}: is not a string")
+        raise _wrong(name, "is not a string")
     return value
 
 
 def _texts(name: str, value: Any) -> list[str]:
     if not isinstance(value, list):
-        raise ValueError(f"{name}: is not a list")
+        raise _wrong(name, "is not a list")
     return [_text(f"{name}[{index}]", item) for index, item in enumerate(value)]
 
 
 def _object(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{name}: is not an object")
+        raise _wrong(name, "is not an object")
     return value
 
 
 def _number(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{name}: is not an integer")
+        raise _wrong(name, "is not an integer")
     return value
 
 

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from sagastore import _json
 from sagastore._enums import Store
+from sagastore._message_json import fields_of, record
 from sagastore._time import require_aware
 
 __all__ = [
@@ -132,8 +133,6 @@ class Message:
             ValueError: A value of the metadata has no JSON form.
             TypeError: A value of the metadata has no JSON form.
         """
-        from sagastore._message_json import record
-
         return _json.dumps(record(self), "message")
 
     @classmethod
@@ -151,9 +150,7 @@ class Message:
             ValueError: The text is not the JSON form of a message; the error
                 starts with the field.
         """
-        from sagastore._message_json import from_json
-
-        return from_json(text)
+        return cls(**fields_of(text))
 
 
 # The setters of the slots: object.__setattr__ takes twice as long, and reads create
