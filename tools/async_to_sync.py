@@ -2,8 +2,9 @@
 
     python -m tools.async_to_sync [--check]
 
-Writes `_sync_client.py`, `_sync_migration.py` and `_sync_paging.py` of the `sagastore`
-package; with `--check`, reports the files that are out of date and writes nothing.
+Writes `_sync_client.py`, `_sync_sessions.py`, `_sync_files.py`, `_sync_migration.py` and
+`_sync_paging.py` of the `sagastore` package; with `--check`, reports the files that are out of
+date and writes nothing.
 
 Each public method becomes a method with the same parameters and docstring:
 
@@ -44,9 +45,11 @@ from __future__ import annotations
 
 NAMES = {
     "AsyncClient": "Client",
+    "AsyncFileClient": "FileClient",
     "AsyncGenerator": "Generator",
     "AsyncMigrationClient": "MigrationClient",
     "AsyncPager": "Pager",
+    "AsyncSessionClient": "SessionClient",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
     "__aiter__": "__iter__",
@@ -54,7 +57,12 @@ NAMES = {
 }
 """Asynchronous names and their blocking counterparts."""
 
-HOMES = {"Pager": "sagastore._sync_paging", "MigrationClient": "sagastore._sync_migration"}
+HOMES = {
+    "FileClient": "sagastore._sync_files",
+    "MigrationClient": "sagastore._sync_migration",
+    "Pager": "sagastore._sync_paging",
+    "SessionClient": "sagastore._sync_sessions",
+}
 """Modules of the generated classes that other generated modules import."""
 
 CLIENT_DOC = """A client of a SagaStore service that blocks until it has the answer.
@@ -76,6 +84,8 @@ CLIENT_DOC = """A client of a SagaStore service that blocks until it has the ans
     clients in the child process, or start child processes with `spawn`.
 
     Attributes:
+        sessions: Reads and changes conversations as a whole.
+        files: Stores and lists records about files.
         migration: Watches and controls a migration.
     """
 
@@ -91,6 +101,8 @@ self._async = AsyncClient(
 )
 self._portal = get_portal()
 self._portal.close_at_exit(self._async)
+self.sessions = SessionClient(self._async.sessions, self._portal)
+self.files = FileClient(self._async.files, self._portal)
 self.migration = MigrationClient(self._async.migration, self._portal)
 """,
     "__repr__": 'return repr(self._async).removeprefix("Async")',
@@ -100,8 +112,8 @@ if self._portal.alive:
 """,
 }
 
-MIGRATION_INIT = """
-def __init__(self, client: AsyncMigrationClient, portal: Portal) -> None:
+GROUP_INIT = """
+def __init__(self, client: {class_name}, portal: Portal) -> None:
     self._async = client
     self._portal = portal
 """
@@ -148,6 +160,17 @@ class Target:
         return PACKAGE / f"{self.module}.py"
 
 
+def _group(name: str, class_name: str, purpose: str) -> Target:
+    """Return the module of a group of operations, an attribute of the client."""
+    return Target(
+        module=f"_sync_{name}",
+        summary=f"The blocking client's operations {purpose}.",
+        source=f"_async_{name}",
+        class_name=class_name,
+        constructor=GROUP_INIT.format(class_name=class_name),
+    )
+
+
 TARGETS = (
     Target(
         module="_sync_client",
@@ -158,13 +181,9 @@ TARGETS = (
         doc=CLIENT_DOC,
         bodies=CLIENT_BODIES,
     ),
-    Target(
-        module="_sync_migration",
-        summary="The blocking client's operations for a migration.",
-        source="_async_migration",
-        class_name="AsyncMigrationClient",
-        constructor=MIGRATION_INIT,
-    ),
+    _group("sessions", "AsyncSessionClient", "on sessions"),
+    _group("files", "AsyncFileClient", "on file records"),
+    _group("migration", "AsyncMigrationClient", "for a migration"),
     Target(
         module="_sync_paging",
         summary="The blocking iterator over results that come in pages.",
@@ -288,8 +307,9 @@ def translated_text(text: str) -> str:
     """Return a docstring of the asynchronous client as the blocking client has it."""
     for before, after in TEXTS.items():
         text = text.replace(before, after)
-    for name in ("AsyncClient", "AsyncMigrationClient", "AsyncPager"):
-        text = text.replace(name, NAMES[name])
+    for name, blocking in NAMES.items():
+        if name.startswith("Async"):
+            text = text.replace(name, blocking)
     return text
 
 
@@ -320,9 +340,10 @@ def _value(argument: ast.arg, *, read: bool) -> str:
     """Return the argument; an iterable is read here, in the thread that it belongs to."""
     name = argument.arg
     kind = ast.unparse(argument.annotation) if argument.annotation else ""
-    if read and kind.startswith("Iterable["):
+    if read and kind == "Iterable[str]":
+        # One string is an error, which the asynchronous method reports.
         return f"{name} if isinstance({name}, str) else tuple({name})"
-    return name
+    return f"tuple({name})" if read and kind.startswith("Iterable[") else name
 
 
 def with_body(method: Function, body: str) -> ast.FunctionDef:
@@ -400,7 +421,9 @@ def _importable(trees: dict[str, ast.Module]) -> dict[str, str]:
     """Return the module of each name that generated code may import."""
     found = {
         "AsyncClient": "sagastore._async_client",
+        "AsyncFileClient": "sagastore._async_files",
         "AsyncMigrationClient": "sagastore._async_migration",
+        "AsyncSessionClient": "sagastore._async_sessions",
         "Portal": "sagastore._portal",
         "get_portal": "sagastore._portal",
     }

@@ -23,8 +23,10 @@ from sagastore._version import __version__
 if TYPE_CHECKING:
     from sagastore import errors
     from sagastore._async_client import AsyncClient
+    from sagastore._async_files import AsyncFileClient
     from sagastore._async_migration import AsyncMigrationClient
     from sagastore._async_paging import AsyncPager
+    from sagastore._async_sessions import AsyncSessionClient
     from sagastore._enums import (
         BackfillState,
         Durability,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         ServingStatus,
         Store,
     )
+    from sagastore._file_model import File, FileSaveResult
     from sagastore._ids import new_id
     from sagastore._migration_model import (
         Backfill,
@@ -61,9 +64,12 @@ if TYPE_CHECKING:
         SearchResult,
     )
     from sagastore._retry import RetryPolicy
+    from sagastore._session_model import AppendResult, SavedMessage, Session, TruncateResult
     from sagastore._sync_client import Client
+    from sagastore._sync_files import FileClient
     from sagastore._sync_migration import MigrationClient
     from sagastore._sync_paging import Pager
+    from sagastore._sync_sessions import SessionClient
     from sagastore._target import TLS, TokenFile
     from sagastore.errors import (
         AbortedError,
@@ -81,15 +87,19 @@ if TYPE_CHECKING:
         UnauthenticatedError,
         UnavailableError,
         UnimplementedError,
+        WrongEventLoopError,
     )
 
 __all__ = [
     "TLS",
     "AbortedError",
     "AlreadyExistsError",
+    "AppendResult",
     "AsyncClient",
+    "AsyncFileClient",
     "AsyncMigrationClient",
     "AsyncPager",
+    "AsyncSessionClient",
     "Backfill",
     "BackfillState",
     "BatchGetResult",
@@ -103,6 +113,9 @@ __all__ = [
     "ExportBatch",
     "FailedPreconditionError",
     "FieldViolation",
+    "File",
+    "FileClient",
+    "FileSaveResult",
     "InternalError",
     "InvalidArgumentError",
     "Message",
@@ -124,24 +137,35 @@ __all__ = [
     "RetryPolicy",
     "SagaStoreError",
     "SaveResult",
+    "SavedMessage",
     "SearchResult",
     "ServingStatus",
+    "Session",
+    "SessionClient",
     "ShadowDifference",
     "ShadowReads",
     "Store",
     "StoreHealth",
     "TokenFile",
+    "TruncateResult",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
     "Verification",
     "VerifyProgress",
+    "WrongEventLoopError",
     "__version__",
     "errors",
     "new_id",
 ]
 
 _HOMES = {
+    "_async_files": ("AsyncFileClient",),
+    "_async_sessions": ("AsyncSessionClient",),
+    "_sync_files": ("FileClient",),
+    "_sync_sessions": ("SessionClient",),
+    "_session_model": ("AppendResult", "SavedMessage", "Session", "TruncateResult"),
+    "_file_model": ("File", "FileSaveResult"),
     "_async_client": ("AsyncClient",),
     "_async_migration": ("AsyncMigrationClient",),
     "_enums": (

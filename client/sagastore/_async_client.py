@@ -10,8 +10,10 @@ from contextlib import aclosing
 from typing import Self
 
 from sagastore import _convert as convert
+from sagastore._async_files import AsyncFileClient
 from sagastore._async_migration import AsyncMigrationClient
 from sagastore._async_reads import STREAM_TIMEOUT, AsyncReads
+from sagastore._async_sessions import AsyncSessionClient
 from sagastore._bulk import Batch, Batcher, BulkSender, Tally
 from sagastore._call import Caller, History
 from sagastore._enums import Durability, OnConflict
@@ -43,7 +45,8 @@ class AsyncClient(AsyncReads):
     """A client of a SagaStore service, for asyncio.
 
     Use it as a context manager, or call `close`. It connects on first use and
-    belongs to the event loop of that use; any number of tasks may share it.
+    belongs to the event loop of that use; any number of tasks may share it. On
+    another event loop, each method raises `WrongEventLoopError`.
 
     Every call is bounded by a timeout, retries included. Calls that are safe to
     repeat are retried when the server is unavailable or overloaded; see
@@ -57,6 +60,8 @@ class AsyncClient(AsyncReads):
     `spawn`.
 
     Attributes:
+        sessions: Reads and changes conversations as a whole.
+        files: Stores and lists records about files.
         migration: Watches and controls a migration.
     """
 
@@ -97,6 +102,8 @@ class AsyncClient(AsyncReads):
         )
         pool = Pool(addresses, self._tls, source, f"sagastore-python/{__version__}")
         self._caller = Caller(pool, retry or RetryPolicy(), timeout)
+        self.sessions = AsyncSessionClient(self._caller)
+        self.files = AsyncFileClient(self._caller)
         self.migration = AsyncMigrationClient(self._caller)
 
     def __repr__(self) -> str:
@@ -121,7 +128,7 @@ class AsyncClient(AsyncReads):
         message: Message,
         *,
         if_revision: int | None = None,
-        durability: Durability = Durability.PRIMARY,
+        durability: Durability | str = Durability.PRIMARY,
         timeout: float | None = None,
     ) -> SaveResult:
         """Store one message durably.
@@ -160,7 +167,9 @@ class AsyncClient(AsyncReads):
         id = message.id or new_id()
         request = pb.SaveRequest(
             message=convert.message_to_pb(message, id),
-            durability=pb.Durability.ValueType(durability),
+            durability=pb.Durability.ValueType(
+                convert.member(Durability, durability, "durability")
+            ),
         )
         if if_revision is not None:
             _set_revision(request, if_revision)
@@ -206,7 +215,7 @@ class AsyncClient(AsyncReads):
         self,
         messages: Iterable[Message] | AsyncIterable[Message],
         *,
-        on_conflict: OnConflict = OnConflict.REPLACE,
+        on_conflict: OnConflict | str = OnConflict.REPLACE,
         keep_created_at: bool = False,
         batch_size: int = 1000,
         max_in_flight: int = 4,
@@ -253,7 +262,7 @@ class AsyncClient(AsyncReads):
         self,
         messages: Iterable[Message] | AsyncIterable[Message],
         *,
-        on_conflict: OnConflict = OnConflict.REPLACE,
+        on_conflict: OnConflict | str = OnConflict.REPLACE,
         keep_created_at: bool = False,
         batch_size: int = 1000,
         max_in_flight: int = 4,

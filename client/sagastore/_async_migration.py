@@ -11,7 +11,7 @@ from contextlib import aclosing
 from sagastore import _convert_migration as convert
 from sagastore._async_paging import AsyncPager
 from sagastore._call import Caller
-from sagastore._convert import naming
+from sagastore._convert import member, naming
 from sagastore._enums import Phase
 from sagastore._migration_model import Migration, QuarantinedRow, VerifyProgress
 from sagastore._model import Page
@@ -88,7 +88,7 @@ class AsyncMigrationClient:
 
     async def change_phase(
         self,
-        phase: Phase,
+        phase: Phase | str,
         *,
         dry_run: bool = False,
         accept_quarantine: bool = False,
@@ -102,7 +102,7 @@ class AsyncMigrationClient:
         for the result.
 
         Args:
-            phase: The new phase.
+            phase: The new phase, or its name, such as `dual-write`.
             dry_run: Check the preconditions and change nothing.
             accept_quarantine: Allow the change although rows are in quarantine.
             timeout: Total seconds. The change to the last phase verifies,
@@ -115,7 +115,7 @@ class AsyncMigrationClient:
             InvalidArgumentError: `phase` is not a phase.
         """
         request = pb.ChangePhaseRequest(
-            phase=pb.Phase.ValueType(phase),
+            phase=pb.Phase.ValueType(member(Phase, phase, "phase")),
             dry_run=dry_run,
             accept_quarantine=accept_quarantine,
         )

@@ -38,6 +38,29 @@ class AsyncPager(Generic[T]):
             if not token:
                 return
 
+    async def first(self) -> T | None:
+        """Return the first item; None if there is none. Fetches no page after its own."""
+        token = self._page_token
+        while True:
+            page = await self._fetch(token)
+            if page.items:
+                return page.items[0]
+            token = page.next_page_token
+            if not token:
+                return None
+
+    async def limit(self, count: int) -> AsyncGenerator[T, None]:
+        """Yield the first items, at most `count`. Fetches no page after the last one needed."""
+        token = self._page_token
+        while count > 0:
+            page = await self._fetch(token)
+            for item in page.items[:count]:
+                yield item
+            count -= len(page.items)
+            token = page.next_page_token
+            if not token:
+                return
+
     async def __aiter__(self) -> AsyncGenerator[T, None]:
         """Yield the items of all pages."""
         async for page in self.pages():

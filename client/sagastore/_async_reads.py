@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sagastore._call import Caller
     from sagastore.v1 import message_pb2
 
-__all__ = ["STREAM_TIMEOUT", "AsyncReads"]
+__all__ = ["STREAM_TIMEOUT", "AsyncReads", "batch_get", "with_token"]
 
 STREAM_TIMEOUT = 60.0
 """Seconds without progress."""
@@ -77,28 +77,10 @@ class AsyncReads:
         messages: list[Message] = []
         missing: list[str] = []
         for start in range(0, len(wanted), _MAX_IDS):
-            part = await self._batch_get(wanted[start : start + _MAX_IDS], deadline)
-            messages += part.messages
-            missing += part.missing_ids
+            for part in await batch_get(self._caller, wanted[start : start + _MAX_IDS], deadline):
+                messages += map(convert.message_from_pb, part.messages)
+                missing += part.missing_ids
         return BatchGetResult(tuple(messages), tuple(missing))
-
-    async def _batch_get(self, ids: tuple[str, ...], deadline: Deadline) -> BatchGetResult:
-        with convert.naming("ids"):
-            request = pb.BatchGetRequest(ids=ids)
-        try:
-            return convert.batch_get_result(
-                await self._caller.unary(
-                    "BatchGet", lambda e: e.storage.BatchGet, request, deadline
-                )
-            )
-        except ResourceExhaustedError as error:
-            # Too large for one response: a message can have a megabyte.
-            if len(ids) == 1 or not error.too_large:
-                raise
-        half = len(ids) // 2
-        left = await self._batch_get(ids[:half], deadline)
-        right = await self._batch_get(ids[half:], deadline)
-        return BatchGetResult(left.messages + right.messages, left.missing_ids + right.missing_ids)
 
     def list(
         self,
@@ -132,7 +114,7 @@ class AsyncReads:
             response = await self._caller.unary(
                 "List",
                 lambda e: e.storage.List,
-                _with_token(request, token),
+                with_token(request, token),
                 self._caller.deadline(timeout),
             )
             return convert.message_page(response)
@@ -150,7 +132,7 @@ class AsyncReads:
         start: datetime | None = None,
         end: datetime | None = None,
         metadata: Mapping[str, Any] | None = None,
-        order: Order = Order.RELEVANCE,
+        order: Order | str = Order.RELEVANCE,
         page_size: int = 0,
         page_token: str = "",
         timeout: float | None = None,
@@ -195,14 +177,14 @@ class AsyncReads:
                 end_time=None if end is None else convert.timestamp_to_pb(end, "end"),
                 metadata_json=contained,
                 page_size=page_size,
-                order=pb.Order.ValueType(order),
+                order=pb.Order.ValueType(convert.member(Order, order, "order")),
             )
 
         async def fetch(token: str) -> Page[SearchResult]:
             response = await self._caller.unary(
                 "Search",
                 lambda e: e.storage.Search,
-                _with_token(request, token),
+                with_token(request, token),
                 self._caller.deadline(timeout),
             )
             return convert.search_page(response)
@@ -280,7 +262,25 @@ class AsyncReads:
         return ServingStatus(response.status)
 
 
-def _with_token(request: Any, token: str) -> Any:
+async def batch_get(
+    caller: Caller, ids: Sequence[str], deadline: Deadline
+) -> Sequence[pb.BatchGetResponse]:
+    """Read up to 1000 messages; several responses if they do not fit into one."""
+    with convert.naming("ids"):
+        request = pb.BatchGetRequest(ids=ids)
+    try:
+        return (await caller.unary("BatchGet", lambda e: e.storage.BatchGet, request, deadline),)
+    except ResourceExhaustedError as error:
+        # Too large for one response: a message can have a megabyte.
+        if len(ids) == 1 or not error.too_large:
+            raise
+    half = len(ids) // 2
+    left = await batch_get(caller, ids[:half], deadline)
+    right = await batch_get(caller, ids[half:], deadline)
+    return (*left, *right)
+
+
+def with_token(request: Any, token: str) -> Any:
     """Return the request for one page: a copy if the token differs."""
     if request.page_token == token:
         return request

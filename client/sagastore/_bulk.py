@@ -16,7 +16,7 @@ import grpc.aio
 
 from sagastore import _status
 from sagastore._call import closed, stalled
-from sagastore._convert import message_to_pb
+from sagastore._convert import member, message_to_pb
 from sagastore._enums import OnConflict
 from sagastore._ids import new_id
 from sagastore._model import BulkAck, BulkProgress, BulkResult, Message, RejectedMessage
@@ -108,12 +108,12 @@ class Batcher:
     """Divides messages into batches, limited by number and by bytes."""
 
     def __init__(
-        self, batch_size: int, on_conflict: OnConflict, *, keep_created_at: bool = False
+        self, batch_size: int, on_conflict: OnConflict | str, *, keep_created_at: bool = False
     ) -> None:
         if not 1 <= batch_size <= _MAX_MESSAGES:
             raise ValueError(f"batch_size must be 1 to {_MAX_MESSAGES}, not {batch_size}")
         self._batch_size = batch_size
-        self._tail = _ON_CONFLICT_TAG + _varint(int(on_conflict))
+        self._tail = _ON_CONFLICT_TAG + _varint(member(OnConflict, on_conflict, "on_conflict"))
         if keep_created_at:
             self._tail += _KEEP_CREATED_AT
         self._keep_created_at = keep_created_at

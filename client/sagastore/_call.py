@@ -25,15 +25,31 @@ from sagastore.errors import (
 if TYPE_CHECKING:
     from sagastore._pool import Endpoint, Pool
 
-__all__ = ["Caller", "History", "StreamRetry", "closed", "stalled"]
+__all__ = [
+    "Caller",
+    "History",
+    "StreamRetry",
+    "annotated",
+    "closed",
+    "may_have_taken_effect",
+    "stalled",
+]
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+E = TypeVar("E", bound=SagaStoreError)
 
 _log = logging.getLogger("sagastore")
 
 # Reasons of errors that the server raises before it processes a call.
 _REJECTED_ON_ADMISSION = frozenset({"SERVER_STARTING", "SERVER_DRAINING", "UNAUTHENTICATED"})
+
+
+def may_have_taken_effect(error: SagaStoreError) -> bool:
+    """Report whether an attempt with a transient error may have changed something."""
+    if isinstance(error, ResourceExhaustedError) or error.reason in _REJECTED_ON_ADMISSION:
+        return False
+    return not (isinstance(error, UnavailableError) and error.unsent)
 
 
 class History:
@@ -46,11 +62,7 @@ class History:
 
     def note(self, error: SagaStoreError) -> None:
         """Record the error of one attempt."""
-        rejected = (
-            isinstance(error, ResourceExhaustedError) or error.reason in _REJECTED_ON_ADMISSION
-        )
-        unsent = isinstance(error, UnavailableError) and error.unsent
-        self.uncertain = self.uncertain or not (rejected or unsent)
+        self.uncertain = self.uncertain or may_have_taken_effect(error)
 
 
 class StreamRetry:
@@ -137,8 +149,20 @@ class Caller:
         *,
         history: History | None = None,
         retry: bool = True,
+        repeatable: bool = True,
     ) -> R:
         """Make a unary call, with retries within the deadline.
+
+        Args:
+            name: Name of the RPC.
+            method: Returns the RPC of an endpoint.
+            request: The request of every attempt.
+            deadline: The deadline of all attempts together.
+            history: Records whether an attempt that was retried may have taken
+                effect.
+            retry: False: there is one attempt.
+            repeatable: False if the call must not take effect twice: it is
+                retried only after an attempt that had no effect for certain.
 
         Raises:
             SagaStoreError: The error of the last attempt.
@@ -160,7 +184,8 @@ class Caller:
                     raise closed(name) from None
                 raise
             failures += 1
-            delay = delay_before_retry(self.policy, error, failures) if retry else None
+            again = retry and (repeatable or not may_have_taken_effect(error))
+            delay = delay_before_retry(self.policy, error, failures) if again else None
             if delay is None or not deadline.leaves_room_for(delay):
                 raise _final(error, previous) from None
             if history is not None:
@@ -243,6 +268,12 @@ class Caller:
 def closed(name: str) -> SagaStoreError:
     """Return the error for a call that was in progress when its client was closed."""
     return SagaStoreError(f"{name}: the client was closed during the call", code="CANCELLED")
+
+
+def annotated(error: E, note: str) -> E:
+    """Return the error itself with a note after its text."""
+    error.args = (f"{error}; {note}",)
+    return error
 
 
 def stalled(name: str, address: str, timeout: float) -> DeadlineExceededError:

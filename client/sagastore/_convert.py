@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sagastore import _json, _time
-from sagastore._enums import Store
+from sagastore._enums import Store, _Wire
 from sagastore._model import (
-    BatchGetResult,
     ExportBatch,
     Message,
     Page,
@@ -23,9 +23,9 @@ from sagastore.errors import FieldViolation, InvalidArgumentError
 from sagastore.v1 import message_pb2, storage_pb2
 
 __all__ = [
-    "batch_get_result",
     "export_batch",
     "invalid",
+    "member",
     "message_from_pb",
     "message_page",
     "message_to_pb",
@@ -33,8 +33,11 @@ __all__ = [
     "same_message",
     "save_result",
     "search_page",
+    "time_of",
     "timestamp_to_pb",
 ]
+
+W = TypeVar("W", bound=_Wire)
 
 _new: Callable[[type[Message]], Message] = Message.__new__
 _PbMessage = message_pb2.Message
@@ -46,6 +49,16 @@ def invalid(field: str, description: str) -> InvalidArgumentError:
     error = InvalidArgumentError(text)
     error.violations = (FieldViolation(field, description.removeprefix(f"{field}: ")),)
     return error
+
+
+def member(kind: type[W], value: W | str, name: str) -> W:
+    """Return a member of an enumeration, which may be given by its name.
+
+    Raises:
+        InvalidArgumentError: There is no such member.
+    """
+    with naming(name):
+        return kind.of(value)
 
 
 @contextmanager
@@ -111,9 +124,8 @@ def _explain(message: Message, id: str, cause: Exception) -> InvalidArgumentErro
     if isinstance(cause, UnicodeEncodeError):
         return invalid("metadata", "contains a lone surrogate, which is not text")
     field = str(cause).partition(":")[0].partition(".")[0].partition("[")[0]
-    return invalid(
-        field if field in ("metadata", "timestamp", "created_at") else "message", str(cause)
-    )
+    known = field in {"metadata", "timestamp", "created_at"}
+    return invalid(field if known else "message", str(cause))
 
 
 def _text_problem(value: object) -> str:
@@ -156,6 +168,14 @@ def message_from_pb(pb: message_pb2.Message) -> Message:
     )
 
 
+def time_of(pb: Any, field: str) -> datetime | None:
+    """Return the time in a field of a protobuf message; None if it is unset."""
+    if not pb.HasField(field):
+        return None
+    stamp: Timestamp = getattr(pb, field)
+    return _time.from_wire(stamp.seconds, stamp.nanos)
+
+
 def timestamp_to_pb(value: datetime, name: str) -> Timestamp:
     """Return a time as a protobuf message.
 
@@ -196,11 +216,6 @@ def save_result(pb: storage_pb2.SaveResponse, *, created: bool | None = None) ->
         created=pb.created if created is None else created,
         durable_on=frozenset(map(Store, pb.durable_on)),
     )
-
-
-def batch_get_result(pb: storage_pb2.BatchGetResponse) -> BatchGetResult:
-    """Return the result of a BatchGet."""
-    return BatchGetResult(tuple(map(message_from_pb, pb.messages)), tuple(pb.missing_ids))
 
 
 def message_page(pb: storage_pb2.ListResponse) -> Page[Message]:

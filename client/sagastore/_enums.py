@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
+from typing import Self
 
 __all__ = [
     "BackfillState",
@@ -28,6 +29,21 @@ class _Wire(IntEnum):
         unknown = cls.__members__.get("UNKNOWN")
         return unknown if isinstance(value, int) else None
 
+    @classmethod
+    def of(cls, value: Self | str) -> Self:
+        """Return a member, or the member with a name such as `dual-write`.
+
+        Raises:
+            ValueError: No member has that name; the error lists the names.
+        """
+        if isinstance(value, cls):
+            return value
+        name = value.strip().upper().replace("-", "_") if isinstance(value, str) else ""
+        if name in cls.__members__ and name != "UNKNOWN":
+            return cls[name]
+        names = ", ".join(member.label for member in cls if member.name != "UNKNOWN")
+        raise ValueError(f"{value!r} is not one of {names}")
+
     @property
     def label(self) -> str:
         """The name in lower case with hyphens, as the command line uses it."""
@@ -39,7 +55,10 @@ class _Wire(IntEnum):
 
 
 class Durability(_Wire):
-    """The stores that must have committed a write before the call returns."""
+    """The stores that must have committed a write before the call returns.
+
+    Methods accept the name as well: `primary`, `both`.
+    """
 
     PRIMARY = 1
     """The store that acknowledges writes in the current phase."""
@@ -57,7 +76,10 @@ class Store(_Wire):
 
 
 class OnConflict(_Wire):
-    """What a bulk save does with a message whose id is already stored."""
+    """What a bulk save does with a message whose id is already stored.
+
+    Methods accept the name as well: `replace`, `skip`.
+    """
 
     REPLACE = 1
     """Replace the stored message; an equal message changes nothing."""
@@ -66,7 +88,10 @@ class OnConflict(_Wire):
 
 
 class Order(_Wire):
-    """The order of search results."""
+    """The order of search results.
+
+    Methods accept the name as well: `relevance`, `newest`, `oldest`.
+    """
 
     RELEVANCE = 1
     """Best match first; newest first if the query is empty."""
@@ -77,7 +102,10 @@ class Order(_Wire):
 
 
 class Phase(_Wire):
-    """A phase of the migration from SQLite to PostgreSQL, in order."""
+    """A phase of the migration from SQLite to PostgreSQL, in order.
+
+    Methods accept the name as well, such as `dual-write`.
+    """
 
     UNKNOWN = 0
     """A phase that this version of the library does not know."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
+from sagastore import _json
 from sagastore._enums import Store
+from sagastore._message_json import fields_of, record
 from sagastore._time import require_aware
 
 __all__ = [
@@ -120,6 +122,35 @@ class Message:
     def __hash__(self) -> int:
         """Hash the hashable fields that identify a message."""
         return hash((self.id, self.revision, self.content))
+
+    def to_json(self) -> str:
+        """Return the message as a JSON object in one line, with all fields.
+
+        The object is that of `sagastore get --json`, and a line that `sagastore
+        import` accepts. Times are in ISO form.
+
+        Raises:
+            ValueError: A value of the metadata has no JSON form.
+            TypeError: A value of the metadata has no JSON form.
+        """
+        return _json.dumps(record(self), "message")
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Message:
+        """Return the message of a JSON object with the fields of `to_json`.
+
+        Only `provider`, `role` and `content` are required; null is the same as
+        a missing field. A time without an offset is UTC; digits after the
+        microseconds are dropped.
+
+        Args:
+            text: The JSON text; bytes are UTF-8.
+
+        Raises:
+            ValueError: The text is not the JSON form of a message; the error
+                starts with the field.
+        """
+        return cls(**fields_of(text))
 
 
 # The setters of the slots: object.__setattr__ takes twice as long, and reads create

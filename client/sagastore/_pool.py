@@ -15,8 +15,14 @@ from sagastore._retry import Deadline
 from sagastore._status import Security
 from sagastore._target import TLS, Address
 from sagastore._trace import trace_headers
-from sagastore.errors import SagaStoreError, UnauthenticatedError
-from sagastore.v1 import migration_pb2_grpc, storage_pb2, storage_pb2_grpc
+from sagastore.errors import SagaStoreError, UnauthenticatedError, WrongEventLoopError
+from sagastore.v1 import (
+    file_pb2_grpc,
+    migration_pb2_grpc,
+    session_pb2_grpc,
+    storage_pb2,
+    storage_pb2_grpc,
+)
 
 if TYPE_CHECKING:
     BulkCall = grpc.aio.StreamStreamMultiCallable[bytes, storage_pb2.BulkSaveResponse]
@@ -57,13 +63,25 @@ _started_in: int | None = None
 class Endpoint:
     """One server: its channel and its RPCs."""
 
-    __slots__ = ("address", "bulk_save", "channel", "health", "migration", "security", "storage")
+    __slots__ = (
+        "address",
+        "bulk_save",
+        "channel",
+        "files",
+        "health",
+        "migration",
+        "security",
+        "sessions",
+        "storage",
+    )
 
     def __init__(self, address: str, channel: grpc.aio.Channel, security: Security) -> None:
         self.address = address
         self.security = security
         self.channel = channel
         self.storage = storage_pb2_grpc.StorageServiceStub(channel)
+        self.sessions = session_pb2_grpc.SessionServiceStub(channel)
+        self.files = file_pb2_grpc.FileServiceStub(channel)
         self.migration = migration_pb2_grpc.MigrationServiceStub(channel)
         # Takes serialized requests.
         self.bulk_save = cast(
@@ -137,8 +155,8 @@ class Pool:
         """Return the server for the next call: round robin, connected servers first.
 
         Raises:
-            RuntimeError: The client is closed, or belongs to another event
-                loop or process.
+            WrongEventLoopError: The client belongs to another event loop.
+            RuntimeError: The client is closed, or belongs to another process.
         """
         endpoints = self._open()
         if len(endpoints) == 1:
@@ -164,11 +182,7 @@ class Pool:
     def _open(self) -> tuple[Endpoint, ...]:
         global _started_in  # noqa: PLW0603 - one per process
         if self._endpoints:
-            if asyncio.get_running_loop() is not self._loop:
-                raise RuntimeError(
-                    "an AsyncClient belongs to the event loop that first used it; "
-                    "create one client for each loop"
-                )
+            self._require_own_loop()
             return self._endpoints
         if self.closed:
             raise RuntimeError("the client is closed")
@@ -187,6 +201,14 @@ class Pool:
         )
         return self._endpoints
 
+    def _require_own_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongEventLoopError(
+                "this AsyncClient belongs to another event loop: the connections of gRPC are bound "
+                "to the loop that first used them, and each asyncio.run() starts a new loop; "
+                "create one client for each loop, or use the blocking Client"
+            )
+
     def _channel(
         self, address: Address, credentials: grpc.ChannelCredentials | None
     ) -> grpc.aio.Channel:
@@ -201,7 +223,13 @@ class Pool:
         return grpc.aio.secure_channel(address.target, credentials, options=options)
 
     async def close(self) -> None:
-        """Close the channels and cancel calls in progress. Can be called more than once."""
+        """Close the channels and cancel calls in progress. Can be called more than once.
+
+        Raises:
+            WrongEventLoopError: The client belongs to another event loop.
+        """
+        if self._endpoints:
+            self._require_own_loop()
         self.closed = True
         endpoints, self._endpoints = self._endpoints, ()
         for endpoint in endpoints:

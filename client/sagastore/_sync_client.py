@@ -26,8 +26,10 @@ from sagastore._model import (
 )
 from sagastore._portal import get_portal
 from sagastore._retry import RetryPolicy
+from sagastore._sync_files import FileClient
 from sagastore._sync_migration import MigrationClient
 from sagastore._sync_paging import Pager
+from sagastore._sync_sessions import SessionClient
 from sagastore._target import TLS, Token
 
 __all__ = ["Client"]
@@ -53,6 +55,8 @@ class Client:
     clients in the child process, or start child processes with `spawn`.
 
     Attributes:
+        sessions: Reads and changes conversations as a whole.
+        files: Stores and lists records about files.
         migration: Watches and controls a migration.
     """
 
@@ -96,6 +100,8 @@ class Client:
         )
         self._portal = get_portal()
         self._portal.close_at_exit(self._async)
+        self.sessions = SessionClient(self._async.sessions, self._portal)
+        self.files = FileClient(self._async.files, self._portal)
         self.migration = MigrationClient(self._async.migration, self._portal)
 
     def __repr__(self) -> str:
@@ -120,7 +126,7 @@ class Client:
         message: Message,
         *,
         if_revision: int | None = None,
-        durability: Durability = Durability.PRIMARY,
+        durability: Durability | str = Durability.PRIMARY,
         timeout: float | None = None,
     ) -> SaveResult:
         """Store one message durably.
@@ -166,7 +172,7 @@ class Client:
         self,
         messages: Iterable[Message],
         *,
-        on_conflict: OnConflict = OnConflict.REPLACE,
+        on_conflict: OnConflict | str = OnConflict.REPLACE,
         keep_created_at: bool = False,
         batch_size: int = 1000,
         max_in_flight: int = 4,
@@ -213,7 +219,7 @@ class Client:
         self,
         messages: Iterable[Message],
         *,
-        on_conflict: OnConflict = OnConflict.REPLACE,
+        on_conflict: OnConflict | str = OnConflict.REPLACE,
         keep_created_at: bool = False,
         batch_size: int = 1000,
         max_in_flight: int = 4,
@@ -353,7 +359,7 @@ class Client:
         start: datetime | None = None,
         end: datetime | None = None,
         metadata: Mapping[str, Any] | None = None,
-        order: Order = Order.RELEVANCE,
+        order: Order | str = Order.RELEVANCE,
         page_size: int = 0,
         page_token: str = "",
         timeout: float | None = None,

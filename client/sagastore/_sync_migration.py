@@ -56,7 +56,7 @@ class MigrationClient:
 
     def change_phase(
         self,
-        phase: Phase,
+        phase: Phase | str,
         *,
         dry_run: bool = False,
         accept_quarantine: bool = False,
@@ -70,7 +70,7 @@ class MigrationClient:
         for the result.
 
         Args:
-            phase: The new phase.
+            phase: The new phase, or its name, such as `dual-write`.
             dry_run: Check the preconditions and change nothing.
             accept_quarantine: Allow the change although rows are in quarantine.
             timeout: Total seconds. The change to the last phase verifies,

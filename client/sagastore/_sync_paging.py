@@ -41,6 +41,28 @@ class Pager(Generic[T]):
             if not token:
                 return
 
+    def first(self) -> T | None:
+        """Return the first item; None if there is none. Fetches no page after its own."""
+        token = self._page_token
+        while True:
+            page = self._fetch(token)
+            if page.items:
+                return page.items[0]
+            token = page.next_page_token
+            if not token:
+                return None
+
+    def limit(self, count: int) -> Generator[T, None, None]:
+        """Yield the first items, at most `count`. Fetches no page after the last one needed."""
+        token = self._page_token
+        while count > 0:
+            page = self._fetch(token)
+            yield from page.items[:count]
+            count -= len(page.items)
+            token = page.next_page_token
+            if not token:
+                return
+
     def __iter__(self) -> Generator[T, None, None]:
         """Yield the items of all pages."""
         for page in self.pages():

@@ -28,6 +28,7 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "WrongEventLoopError",
 ]
 
 
@@ -130,13 +131,13 @@ class InvalidArgumentError(SagaStoreError, ValueError):
 
 
 class NotFoundError(SagaStoreError):
-    """No message has the id."""
+    """No message, session or file has the id."""
 
     code = "NOT_FOUND"
 
 
 class AlreadyExistsError(SagaStoreError):
-    """A save with `if_revision=0` found that the id exists."""
+    """A write with `if_revision=0` found that the message, session or file exists."""
 
     code = "ALREADY_EXISTS"
 
@@ -144,7 +145,7 @@ class AlreadyExistsError(SagaStoreError):
 class AbortedError(SagaStoreError):
     """The stored revision is not `if_revision`.
 
-    Read the message again, then decide whether to repeat the change.
+    Read the message, session or file again, then decide whether to repeat the change.
     """
 
     code = "ABORTED"
@@ -231,3 +232,14 @@ class UnimplementedError(SagaStoreError):
     """The server does not implement the call: it has another version or is not SagaStore."""
 
     code = "UNIMPLEMENTED"
+
+
+class WrongEventLoopError(SagaStoreError, RuntimeError):
+    """An `AsyncClient` was used on another event loop than the one that first used it.
+
+    The connections of gRPC belong to one event loop, and each `asyncio.run` starts a new
+    one. Create one client for each loop, or use the blocking `Client`. The call had no
+    effect. Also a `RuntimeError`.
+    """
+
+    code = "FAILED_PRECONDITION"

@@ -62,7 +62,7 @@ def test_message_view_sanitizes_text(
     )
     out = screen()
     message_view.whole(out, message)
-    message_view.in_session(out, message)
+    message_view.in_session(out, message, 1)
     message_view.hit(out, SearchResult(message, 1.0, f"\x02{NASTY}\x03{NASTY}"))
     out.table("t", ("a",), [(NASTY,)])
     printed = capsys.readouterr().out
@@ -76,7 +76,7 @@ def test_rich_markup_is_printed_as_text(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
     message_view.in_session(
-        screen(), Message("p", "r", "[red]x[/red] :smile:", id="i", tags=["[b]t[/b]"])
+        screen(), Message("p", "r", "[red]x[/red] :smile:", id="i", tags=["[b]t[/b]"]), 1
     )
     printed = capsys.readouterr().out
     assert "[red]x[/red] :smile:" in printed

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -12,7 +13,18 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore import InvalidArgumentError, Message, Phase, SearchResult, Store, _convert, _time
+from sagastore import (
+    Durability,
+    InvalidArgumentError,
+    Message,
+    OnConflict,
+    Order,
+    Phase,
+    SearchResult,
+    Store,
+    _convert,
+    _time,
+)
 from sagastore._enums import MismatchKind
 from sagastore.v1 import message_pb2
 
@@ -171,3 +183,75 @@ def test_phase_names_are_parsed() -> None:
     assert str(Phase.DUAL_WRITE) == "DUAL_WRITE"
     with pytest.raises(ValueError, match="the phases are sqlite-only, dual-write, backfill"):
         Phase.parse("unknown")
+
+
+# JSON
+
+
+FULL_JSON = Message(
+    "openai",
+    "user",
+    "Grüße 👋",
+    id="x",
+    tags=["b", "a"],
+    timestamp=datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=timezone(timedelta(hours=2))),
+    metadata={"exact": Decimal("0.1000000000000000000000000001"), "list": [1, None]},
+    session_id="",
+    created_at=datetime(2026, 1, 2, tzinfo=UTC),
+    revision=7,
+    sequence=9,
+)
+
+
+@pytest.mark.parametrize("message", [FULL_JSON, Message("p", "r", "")])
+def test_message_survives_json(message: Message) -> None:
+    text = message.to_json()
+    assert "\n" not in text
+    assert Message.from_json(text) == message
+    assert Message.from_json(text.encode()) == message
+
+
+def test_json_of_a_message_needs_three_fields() -> None:
+    read = Message.from_json('{"provider": "p", "role": "r", "content": "c", "tags": null}')
+    assert read == Message("p", "r", "c")
+    naive = '{"provider":"p","role":"r","content":"c","timestamp":"2026-01-02T03:04:05.1234567"}'
+    assert Message.from_json(naive).timestamp == datetime(2026, 1, 2, 3, 4, 5, 123_456, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "message: is not JSON"),
+        (b"\xff", "message: is not UTF-8 at byte 0"),
+        ("[]", "message: is not a JSON object"),
+        ('{"provider": "p", "role": "r"}', "content: is missing"),
+        ('{"provider": "p", "role": "r", "content": "c", "x": 1}', "x: is not a field"),
+        ('{"provider": 1, "role": "r", "content": "c"}', "provider: is not a string"),
+        ('{"provider": "p", "role": "r", "content": "c", "tags": "a"}', "tags: is not a list"),
+        ('{"provider": "p", "role": "r", "content": "c", "tags": [1]}', r"tags\[0\]: is not a s"),
+        ('{"provider": "p", "role": "r", "content": "c", "metadata": []}', "metadata: is not an o"),
+        ('{"provider": "p", "role": "r", "content": "c", "revision": true}', "revision: is not"),
+        ('{"provider": "p", "role": "r", "content": "c", "timestamp": "x"}', "timestamp: 'x' is"),
+    ],
+)
+def test_text_that_is_not_a_message_is_refused(text: str | bytes, problem: str) -> None:
+    with pytest.raises(ValueError, match=f"^{problem}"):
+        Message.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("enumeration", "name", "member"),
+    [
+        (Phase, "dual-write", Phase.DUAL_WRITE),
+        (Durability, "Both", Durability.BOTH),
+        (OnConflict, "skip", OnConflict.SKIP),
+        (Order, Order.NEWEST, Order.NEWEST),
+    ],
+)
+def test_member_of_an_enumeration_is_found_by_name(
+    enumeration: type[Phase], name: str, member: Phase
+) -> None:
+    assert enumeration.of(name) is member
+    for other in ("nonsense", "unknown", "", 77):
+        with pytest.raises(ValueError, match="is not one of"):
+            enumeration.of(other)  # type: ignore[arg-type]

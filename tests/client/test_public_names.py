@@ -17,9 +17,12 @@ NAMES = [
     "TLS",
     "AbortedError",
     "AlreadyExistsError",
+    "AppendResult",
     "AsyncClient",
+    "AsyncFileClient",
     "AsyncMigrationClient",
     "AsyncPager",
+    "AsyncSessionClient",
     "Backfill",
     "BackfillState",
     "BatchGetResult",
@@ -33,6 +36,9 @@ NAMES = [
     "ExportBatch",
     "FailedPreconditionError",
     "FieldViolation",
+    "File",
+    "FileClient",
+    "FileSaveResult",
     "InternalError",
     "InvalidArgumentError",
     "Message",
@@ -54,18 +60,23 @@ NAMES = [
     "RetryPolicy",
     "SagaStoreError",
     "SaveResult",
+    "SavedMessage",
     "SearchResult",
     "ServingStatus",
+    "Session",
+    "SessionClient",
     "ShadowDifference",
     "ShadowReads",
     "Store",
     "StoreHealth",
     "TokenFile",
+    "TruncateResult",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
     "Verification",
     "VerifyProgress",
+    "WrongEventLoopError",
     "__version__",
     "errors",
     "new_id",
@@ -79,14 +90,18 @@ METHODS = [
     "delete",
     "export",
     "export_batches",
+    "files",
     "get",
     "health",
     "list",
     "migration",
     "save",
     "search",
+    "sessions",
 ]
 
+SESSION_METHODS = ["append", "delete", "get", "list", "truncate", "update"]
+FILE_METHODS = ["delete", "get", "list", "save"]
 MIGRATION_METHODS = ["change_phase", "control_backfill", "get", "quarantine", "verify", "watch"]
 
 
@@ -118,6 +133,8 @@ def test_clients_have_the_public_methods() -> None:
     sync = sagastore.Client("127.0.0.1:1")
     assert _public(sync) == METHODS
     assert _public(sagastore.AsyncClient("127.0.0.1:1")) == METHODS
+    assert _public(sync.sessions) == _public(sagastore.AsyncSessionClient) == SESSION_METHODS
+    assert _public(sync.files) == _public(sagastore.AsyncFileClient) == FILE_METHODS
     assert _public(sync.migration) == MIGRATION_METHODS
     assert _public(sagastore.AsyncMigrationClient) == MIGRATION_METHODS
     sync.close()
@@ -125,13 +142,14 @@ def test_clients_have_the_public_methods() -> None:
 
 @pytest.mark.parametrize("name", ["__init__", *METHODS])
 def test_both_clients_have_the_same_parameters(name: str) -> None:
-    if name == "migration":
-        pairs = [
-            (getattr(sagastore.AsyncMigrationClient, n), getattr(sagastore.MigrationClient, n))
-            for n in MIGRATION_METHODS
-        ]
-    else:
-        pairs = [(getattr(sagastore.AsyncClient, name), getattr(sagastore.Client, name))]
+    groups = {
+        "files": (sagastore.AsyncFileClient, sagastore.FileClient, FILE_METHODS),
+        "migration": (sagastore.AsyncMigrationClient, sagastore.MigrationClient, MIGRATION_METHODS),
+        "sessions": (sagastore.AsyncSessionClient, sagastore.SessionClient, SESSION_METHODS),
+    }
+    own = (sagastore.AsyncClient, sagastore.Client, [name])
+    asynchronous, blocking, methods = groups.get(name, own)
+    pairs = [(getattr(asynchronous, n), getattr(blocking, n)) for n in methods]
     for left, right in pairs:
         ours, theirs = inspect.signature(left).parameters, inspect.signature(right).parameters
         assert list(ours) == list(theirs)

@@ -14,6 +14,8 @@ from tools import async_to_sync
 
 PAIRS = [
     (sagastore.AsyncClient, sagastore.Client),
+    (sagastore.AsyncSessionClient, sagastore.SessionClient),
+    (sagastore.AsyncFileClient, sagastore.FileClient),
     (sagastore.AsyncMigrationClient, sagastore.MigrationClient),
     (sagastore.AsyncPager, sagastore.Pager),
 ]
@@ -22,7 +24,7 @@ BLOCKING_TYPES = [
     (r"AsyncGenerator\[(.*), None\]", r"Generator[\1, None, None]"),
     (r"Iterable\[(\w+)\] \| AsyncIterable\[\1\]", r"Iterable[\1]"),
     (r"Awaitable\[(.*)\]\]", r"\1]"),
-    (r"\bAsync(?=Client|MigrationClient|Pager)", ""),
+    (r"\bAsync(?=Client|SessionClient|FileClient|MigrationClient|Pager)", ""),
 ]
 
 

@@ -10,6 +10,7 @@ import typer
 
 from sagastore._version import __version__
 from sagastore.cli.common_options import Job, command
+from sagastore.cli.files import files
 from sagastore.cli.migrate import migrate
 from sagastore.cli.option_values import (
     Durability,
@@ -19,7 +20,10 @@ from sagastore.cli.option_values import (
     moment,
     point_in_time,
 )
+from sagastore.cli.service import service
+from sagastore.cli.sessions import sessions
 from sagastore.cli.settings import DEFAULT_TARGET, Settings
+from sagastore.cli.shared_options import DeleteGuard, DurabilityOption, Limit, SaveGuard, Yes
 
 __all__ = ["app"]
 
@@ -31,6 +35,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(sessions)
+app.add_typer(files)
+app.add_typer(service)
 app.add_typer(migrate)
 
 _CONNECTION = "Connection"
@@ -198,20 +205,8 @@ def save(
         ),
     ] = None,
     metadata: Annotated[dict[str, Any] | None, _Metadata] = None,
-    if_revision: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=0,
-            help="Save only if this is the stored revision; 0: only if the id is new.",
-        ),
-    ] = None,
-    durability: Annotated[
-        Durability,
-        typer.Option(
-            help="Return when the primary store has the write, or when both stores have it."
-        ),
-    ] = Durability.primary,
+    if_revision: SaveGuard = None,
+    durability: DurabilityOption = Durability.primary,
 ) -> Job:
     """Store one message.
 
@@ -268,9 +263,9 @@ def list_(
     session: Annotated[str, typer.Argument(metavar="SESSION", help="Id of the conversation.")],
     *,
     newest: Annotated[bool, typer.Option("--newest", help="Newest first.")] = False,
-    limit: Annotated[int, typer.Option(metavar="N", min=0, help="Maximum number; 0: all.")] = 0,
+    limit: Limit = 0,
 ) -> Job:
-    """Show the messages of a session, oldest first."""
+    """Show the messages of a session with their places in it, oldest first."""
     from sagastore.cli import read_commands
 
     return read_commands.list_session(ctx.obj, session, newest_first=newest, limit=limit)
@@ -343,7 +338,7 @@ def search(
         ),
     ] = None,
     order: Annotated[Order, typer.Option(help="By relevance, or by time.")] = Order.relevance,
-    limit: Annotated[int, typer.Option(metavar="N", min=0, help="Maximum number; 0: all.")] = 20,
+    limit: Limit = 20,
 ) -> Job:
     """Find messages by words and filters.
 
@@ -367,32 +362,42 @@ def search(
     )
 
 
-@command(app, epilog="Example:\n\n    sagastore delete 07d0ab1a-0b06-5033-92dd-f0a0b699ce7f\n")
+@command(
+    app,
+    epilog="""Examples:
+
+    sagastore delete 07d0ab1a-0b06-5033-92dd-f0a0b699ce7f
+
+    sagastore delete --session trip
+""",
+)
 def delete(
     ctx: typer.Context,
-    ids: Annotated[list[str], typer.Argument(metavar="ID", help="Ids of messages.")],
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of messages.")] = None,
     *,
-    if_revision: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Delete only if this is the stored revision."),
+    session: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Delete this session with all its messages instead."),
     ] = None,
+    yes: Yes = False,
+    if_revision: DeleteGuard = None,
 ) -> Job:
-    """Delete messages."""
-    if if_revision is not None and len(ids) > 1:
+    """Delete messages, or a whole session.
+
+    With `--session`, the command asks for confirmation on a terminal; elsewhere it requires
+    `--yes`.
+    """
+    if bool(ids) == (session is not None):
+        raise typer.BadParameter("give ids of messages, or --session")
+    if session is not None:
+        from sagastore.cli import session_commands
+
+        return session_commands.delete(ctx.obj, session, if_revision=if_revision, sure=yes)
+    if if_revision is not None and len(ids or ()) > 1:
         raise typer.BadParameter("--if-revision requires exactly one id")
     from sagastore.cli import write_commands
 
-    return write_commands.delete(ctx.obj, ids, if_revision=if_revision)
-
-
-@command(
-    app, epilog="Example:\n\n    sagastore --target db.example:50051 ping\n", no_args_is_help=False
-)
-def ping(ctx: typer.Context) -> Job:
-    """Show whether the server is serving, its latency, and the number of messages."""
-    from sagastore.cli import read_commands
-
-    return read_commands.ping(ctx.obj)
+    return write_commands.delete(ctx.obj, ids or (), if_revision=if_revision)
 
 
 @command(

@@ -27,9 +27,9 @@ _LABEL = 10
 _SHORT_JSON = 72
 
 
-def in_session(out: Screen, message: Message) -> None:
-    """Print a message in a list of its session."""
-    out.line(*_head(message))
+def in_session(out: Screen, message: Message, place: int) -> None:
+    """Print a message in a list of its session, with its place in the conversation."""
+    out.line((f"{place:,}", _FAINT), "  ", *_head(message))
     out.line(message.content, indent=_INDENT)
     _foot(out, message)
     out.line("")

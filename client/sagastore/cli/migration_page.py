@@ -20,7 +20,17 @@ from sagastore.cli.progress import duration, rate_of
 from sagastore.cli.settings import DEFAULT_TARGET
 from sagastore.cli.times import show_time
 
-__all__ = ["PHASES", "copied", "pace", "page", "phase_after", "program", "reads", "store_name"]
+__all__ = [
+    "PHASES",
+    "copied",
+    "health",
+    "pace",
+    "page",
+    "phase_after",
+    "program",
+    "reads",
+    "store_name",
+]
 
 PHASES = tuple(phase for phase in Phase if phase is not Phase.UNKNOWN)
 _TWO_STORES = frozenset({Phase.DUAL_WRITE, Phase.BACKFILL, Phase.READ_POSTGRES})
@@ -94,7 +104,7 @@ def _fields(state: Migration) -> Iterator[tuple[str, tuple[Part, ...]]]:
     yield "epoch", (f"{state.epoch}",)
     yield "reads", (reads(state),)
     for store in state.stores:
-        yield store.store.label, _store(store)
+        yield store.store.label, health(store)
     if state.phase in _COPIED or state.backfill.state is not BackfillState.PENDING:
         yield from _backfill(state.backfill)
     if state.phase in _TWO_STORES or state.journal_rows:
@@ -121,13 +131,14 @@ def reads(state: Migration) -> Part:
     return f"from {_NAMES[state.reads_from]}"
 
 
-def _store(store: StoreHealth) -> tuple[Part, ...]:
-    health: Part = ("healthy", "green")
+def health(store: StoreHealth) -> tuple[Part, ...]:
+    """Return the health of a store, its number of messages and the version of its schema."""
+    state: Part = ("healthy", "green")
     if not store.healthy:
-        health = (store.detail or "not healthy", "red")
+        state = (store.detail or "not healthy", "red")
     held = "" if store.messages is None else f", {store.messages:,} messages"
     version = "" if store.schema_version is None else f", schema {store.schema_version}"
-    return health, held, (version, "dim")
+    return state, held, (version, "dim")
 
 
 def _backfill(backfill: Backfill) -> Iterator[tuple[str, tuple[Part, ...]]]:

@@ -17,7 +17,7 @@ from sagastore import (
     UnavailableError,
 )
 from sagastore._async_migration import CHANGE_TIMEOUT
-from sagastore.cli import migration_page, migration_record, records
+from sagastore.cli import confirmation, migration_page, migration_record, records
 from sagastore.cli.console import Row, screen
 from sagastore.cli.failures import CommandError, complain, explain
 from sagastore.cli.output import print_json
@@ -58,15 +58,13 @@ def change_phase(
 
 def _confirm(target: str) -> None:
     """Ask for confirmation on a terminal; do nothing elsewhere."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not confirmation.has_terminal():
         return
     sys.stderr.write(
         f"postgres-only cannot be reversed: {one_line(target)} will archive its SQLite file "
-        "and never use it again.\nContinue? [y/N] "
+        "and never use it again.\n"
     )
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        raise CommandError("not confirmed; nothing has changed")
+    confirmation.ask("Continue?")
 
 
 async def _change_phase(

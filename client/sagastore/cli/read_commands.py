@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
-from typing import Any, TypeVar
+from itertools import count
+from typing import Any
 
-from sagastore import AsyncClient, AsyncPager, Order, SagaStoreError, ServingStatus
+from sagastore import AsyncClient, Message, NotFoundError, Order, SagaStoreError, ServingStatus
 from sagastore.cli import records
 from sagastore.cli.failures import CommandError, complain
+from sagastore.cli.limited_output import note, note_more, page_size, print_some
 from sagastore.cli.output import print_json
 from sagastore.cli.settings import Settings
 
 __all__ = ["get", "list_session", "ping", "search"]
-
-T = TypeVar("T")
-_PAGE = 500
-_FIRST_PAGE = 50
 
 
 async def get(settings: Settings, ids: Sequence[str]) -> int:
@@ -38,15 +34,37 @@ async def list_session(
 ) -> int:
     """Print the messages of a session."""
     async with settings.client() as client:
-        pager = client.list(session_id, newest_first=newest_first, page_size=_page_size(limit))
-        show = _printer(settings, records.message_line, "in_session")
-        count, more = await _print_some(pager, limit, show)
+        pager = client.list(session_id, newest_first=newest_first, page_size=page_size(limit))
+        if settings.as_json:
+            show = _printer(settings, records.message_line, "whole")
+        else:
+            last = await _message_count(client, session_id) if newest_first else None
+            show = _numbered(last)
+        shown, more = await print_some(pager, limit, show)
     if not settings.as_json:
-        if not count:
-            _note(f"the session {session_id!r} has no messages")
+        if not shown:
+            note(f"the session {session_id!r} has no messages")
         elif more:
-            _note(f"{count:,} shown; there are more")
+            note(f"{shown:,} shown; there are more")
     return 0
+
+
+async def _message_count(client: AsyncClient, session_id: str) -> int:
+    """Return the place of the newest message in its session."""
+    try:
+        return (await client.sessions.get(session_id)).message_count
+    except NotFoundError:
+        return 0
+
+
+def _numbered(last: int | None) -> Callable[[Message], None]:
+    """Return a function that prints messages with their places: 1, 2, … or from `last` down."""
+    from sagastore.cli import message_view
+    from sagastore.cli.console import screen
+
+    out = screen()
+    places = count(1) if last is None else count(last, -1)
+    return lambda message: message_view.in_session(out, message, next(places))
 
 
 async def search(settings: Settings, query: str, *, limit: int, **conditions: Any) -> int:
@@ -54,19 +72,14 @@ async def search(settings: Settings, query: str, *, limit: int, **conditions: An
     order: str = conditions.pop("order")
     async with settings.client() as client:
         pager = client.search(
-            query, order=Order[order.upper()], page_size=_page_size(limit), **conditions
+            query, order=Order[order.upper()], page_size=page_size(limit), **conditions
         )
-        count, more = await _print_some(pager, limit, _printer(settings, records.hit_line, "hit"))
-    if not count and not settings.as_json:
-        _note("no messages match")
+        shown, more = await print_some(pager, limit, _printer(settings, records.hit_line, "hit"))
+    if not shown and not settings.as_json:
+        note("no messages match")
     elif more:
-        _note(f"{count:,} shown; there are more: --limit N shows N, --limit 0 all")
+        note_more(shown)
     return 0
-
-
-def _page_size(limit: int) -> int:
-    # One more than the limit, to know whether there are more.
-    return min(limit + 1, _PAGE) if limit else _FIRST_PAGE
 
 
 def _printer(
@@ -80,25 +93,6 @@ def _printer(
     out = screen()
     display = getattr(message_view, shown)
     return lambda item: display(out, item)
-
-
-def _note(text: str) -> None:
-    sys.stdout.flush()
-    complain(text)
-
-
-async def _print_some(
-    items: AsyncPager[T], limit: int, show: Callable[[T], None]
-) -> tuple[int, bool]:
-    """Print up to `limit` items (0: all); return how many, and whether there are more."""
-    count = 0
-    async with aclosing(aiter(items)) as iterator:
-        async for item in iterator:
-            if limit and count == limit:
-                return count, True
-            show(item)
-            count += 1
-    return count, False
 
 
 async def ping(settings: Settings) -> int:

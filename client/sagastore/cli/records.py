@@ -1,14 +1,23 @@
-"""JSON form of messages, with the same fields in the same order in all commands."""
+"""JSON form of messages, sessions and files, with the same fields in all commands."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from sagastore import Message, SearchResult, _json
+from sagastore import File, Message, SearchResult, Session, _json
+from sagastore._message_json import record
 from sagastore.cli.sanitize import json_safe
 
-__all__ = ["document", "hit_line", "iso", "message_line"]
+__all__ = [
+    "document",
+    "file_record",
+    "hit_line",
+    "iso",
+    "message_line",
+    "message_record",
+    "session_record",
+]
 
 
 def document(value: dict[str, Any]) -> str:
@@ -18,30 +27,52 @@ def document(value: dict[str, Any]) -> str:
 
 def message_line(message: Message) -> str:
     """Return a message with the fields that the server sets."""
-    return document(_full(message))
+    return document(message_record(message))
 
 
 def hit_line(hit: SearchResult) -> str:
     """Return a search result: the message, its score and its snippet."""
-    return document(_full(hit.message) | {"score": hit.score, "snippet": hit.snippet})
+    return document(message_record(hit.message) | {"score": hit.score, "snippet": hit.snippet})
 
 
-def _record(message: Message) -> dict[str, Any]:
+def message_record(message: Message) -> dict[str, Any]:
+    """Return the fields of a message, those that the server sets included."""
+    return record(message)
+
+
+def session_record(session: Session) -> dict[str, Any]:
+    """Return the fields of a session."""
     return {
-        "id": message.id,
-        "provider": message.provider,
-        "role": message.role,
-        "content": message.content,
-        "tags": message.tags,
-        "timestamp": iso(message.timestamp),
-        "metadata": message.metadata,
-        "session_id": message.session_id,
-        "created_at": iso(message.created_at),
+        "session_id": session.session_id,
+        "title": session.title,
+        "metadata": session.metadata,
+        "message_count": session.message_count,
+        "first_time": iso(session.first_time),
+        "last_time": iso(session.last_time),
+        "created_at": iso(session.created_at),
+        "updated_at": iso(session.updated_at),
+        "revision": session.revision,
+        "providers": session.providers,
+        "first_message": session.first_message,
+        "last_sequence": session.last_sequence,
     }
 
 
-def _full(message: Message) -> dict[str, Any]:
-    return _record(message) | {"revision": message.revision, "sequence": message.sequence}
+def file_record(file: File) -> dict[str, Any]:
+    """Return the fields of a file record."""
+    return {
+        "id": file.id,
+        "filename": file.filename,
+        "filepath": file.filepath,
+        "file_type": file.file_type,
+        "extracted_text": file.extracted_text,
+        "tags": file.tags,
+        "file_size": file.file_size,
+        "uploaded_at": iso(file.uploaded_at),
+        "metadata": file.metadata,
+        "created_at": iso(file.created_at),
+        "revision": file.revision,
+    }
 
 
 def iso(value: datetime | None) -> str | None:

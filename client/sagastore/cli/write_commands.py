@@ -7,13 +7,13 @@ from collections.abc import Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sagastore import Durability, Message, NotFoundError, SaveResult
+from sagastore import Durability, FileSaveResult, Message, NotFoundError, SaveResult
 from sagastore.cli import records
 from sagastore.cli.failures import CommandError, complain, explain
 from sagastore.cli.output import print_json
 from sagastore.cli.settings import Settings
 
-__all__ = ["delete", "save"]
+__all__ = ["delete", "print_deleted", "print_result", "save", "standard_input"]
 
 
 def save(
@@ -38,7 +38,7 @@ def save(
     message = Message(
         provider,
         role,
-        _standard_input() if content == "-" else content,
+        standard_input() if content == "-" else content,
         id=id,
         tags=tags,
         timestamp=timestamp,
@@ -53,11 +53,11 @@ async def _save(
 ) -> int:
     async with settings.client() as client:
         result = await client.save(message, if_revision=if_revision, durability=durability)
-    _print_result(settings, result)
+    print_result(settings, result)
     return 0
 
 
-def _standard_input() -> str:
+def standard_input() -> str:
     """Return standard input without the newline at its end."""
     if sys.stdin.isatty():
         complain("reading the content from standard input; end with Ctrl+D")
@@ -68,7 +68,8 @@ def _standard_input() -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _print_result(settings: Settings, result: SaveResult) -> None:
+def print_result(settings: Settings, result: SaveResult | FileSaveResult) -> None:
+    """Print the result of a save."""
     stores = sorted(store.label for store in result.durable_on)
     if settings.as_json:
         values = {
@@ -97,11 +98,12 @@ async def delete(settings: Settings, ids: Sequence[str], *, if_revision: int | N
                 complain(explain(exc))
                 status = 1
             else:
-                _print_deleted(settings, id)
+                print_deleted(settings, id)
     return status
 
 
-def _print_deleted(settings: Settings, id: str) -> None:
+def print_deleted(settings: Settings, id: str) -> None:
+    """Print that an id was deleted."""
     if settings.as_json:
         print_json(records.document({"id": id, "deleted": True}))
         return

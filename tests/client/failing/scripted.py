@@ -18,7 +18,14 @@ from google.protobuf.message import Message as Pb
 from google.rpc import error_details_pb2, status_pb2
 
 from sagastore import RetryPolicy
-from sagastore.v1 import migration_pb2, migration_pb2_grpc, storage_pb2, storage_pb2_grpc
+from sagastore.v1 import (
+    file_pb2_grpc,
+    migration_pb2,
+    migration_pb2_grpc,
+    session_pb2_grpc,
+    storage_pb2,
+    storage_pb2_grpc,
+)
 
 QUICK = RetryPolicy(initial_backoff=0.001, max_backoff=0.01)
 
@@ -87,7 +94,12 @@ def unavailable(seconds: float | None = 0.0) -> Step:
     return refuse(grpc.StatusCode.UNAVAILABLE, "the store is down", *details)
 
 
-class Script(storage_pb2_grpc.StorageServiceServicer, migration_pb2_grpc.MigrationServiceServicer):
+class Script(
+    storage_pb2_grpc.StorageServiceServicer,
+    session_pb2_grpc.SessionServiceServicer,
+    file_pb2_grpc.FileServiceServicer,
+    migration_pb2_grpc.MigrationServiceServicer,
+):
     """Plays the steps given for each RPC, the last one again and again.
 
     ``requests`` and ``metadata`` tell what was asked, in order.
@@ -137,6 +149,36 @@ class Script(storage_pb2_grpc.StorageServiceServicer, migration_pb2_grpc.Migrati
 
     async def Delete(self, request: Any, context: Any) -> Any:
         return await self._next("Delete", request, context)
+
+    async def Append(self, request: Any, context: Any) -> Any:
+        return await self._next("Append", request, context)
+
+    async def GetSession(self, request: Any, context: Any) -> Any:
+        return await self._next("GetSession", request, context)
+
+    async def ListSessions(self, request: Any, context: Any) -> Any:
+        return await self._next("ListSessions", request, context)
+
+    async def UpdateSession(self, request: Any, context: Any) -> Any:
+        return await self._next("UpdateSession", request, context)
+
+    async def TruncateSession(self, request: Any, context: Any) -> Any:
+        return await self._next("TruncateSession", request, context)
+
+    async def DeleteSession(self, request: Any, context: Any) -> Any:
+        return await self._next("DeleteSession", request, context)
+
+    async def SaveFile(self, request: Any, context: Any) -> Any:
+        return await self._next("SaveFile", request, context)
+
+    async def GetFile(self, request: Any, context: Any) -> Any:
+        return await self._next("GetFile", request, context)
+
+    async def ListFiles(self, request: Any, context: Any) -> Any:
+        return await self._next("ListFiles", request, context)
+
+    async def DeleteFile(self, request: Any, context: Any) -> Any:
+        return await self._next("DeleteFile", request, context)
 
     async def ChangePhase(self, request: Any, context: Any) -> Any:
         return await self._next("ChangePhase", request, context)
@@ -199,6 +241,8 @@ async def serve(script: Script, *, port: int = 0) -> grpc.aio.Server:
     """Serve a script on this machine; its address is in ``script.address``."""
     server = grpc.aio.server()
     storage_pb2_grpc.add_StorageServiceServicer_to_server(script, server)
+    session_pb2_grpc.add_SessionServiceServicer_to_server(script, server)
+    file_pb2_grpc.add_FileServiceServicer_to_server(script, server)
     migration_pb2_grpc.add_MigrationServiceServicer_to_server(script, server)
     script.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
     await server.start()

@@ -396,13 +396,6 @@ async def test_all_addresses_down_is_reported() -> None:
             await client.get("x")
 
 
-async def test_client_is_bound_to_one_loop(script: Script, client: AsyncClient) -> None:
-    script.play("Get", FOUND)
-    await client.get("x")
-    with pytest.raises(RuntimeError, match="create one client for each loop"):
-        await asyncio.to_thread(lambda: asyncio.run(client.get("x")))
-
-
 async def test_internal_error_has_a_reference(script: Script, client: AsyncClient) -> None:
     script.play("Get", refuse(Code.INTERNAL, "internal error"))
     with pytest.raises(InternalError) as caught:

@@ -1,0 +1,33 @@
+"""Options that several commands have in common.
+
+Apart from `common_options`, because not every command has them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sagastore.cli.option_values import Durability
+
+__all__ = ["DeleteGuard", "DurabilityOption", "Limit", "SaveGuard", "Yes"]
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+Limit = Annotated[int, typer.Option(metavar="N", min=0, help="Maximum number; 0: all.")]
+DeleteGuard = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Delete only if this is the stored revision."),
+]
+SaveGuard = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="Save only if this is the stored revision; 0: only if the id is new.",
+    ),
+]
+DurabilityOption = Annotated[
+    Durability,
+    typer.Option(help="Return when the primary store has the write, or when both stores have it."),
+]

@@ -1,0 +1,57 @@
+"""The `stats` command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sagastore import Migration, Phase
+from sagastore.cli import migration_record, records
+from sagastore.cli.console import Part, Row, screen
+from sagastore.cli.migration_page import health
+from sagastore.cli.output import print_json
+from sagastore.cli.settings import Settings
+
+__all__ = ["stats"]
+
+_HANG = 14
+
+
+async def stats(settings: Settings) -> int:
+    """Print the number of messages, the stores and the phase."""
+    async with settings.client() as client:
+        state = await client.migration.get()
+    if settings.as_json:
+        print_json(records.document(_record(state)))
+        return 0
+    screen().page([Row(name, parts, _HANG) for name, parts in _fields(state)])
+    return 0
+
+
+def _messages(state: Migration) -> int | None:
+    """Return the number of messages of the store that serves reads; None if unknown."""
+    counts = {store.store: store.messages for store in state.stores}
+    return counts.get(state.reads_from)
+
+
+def _record(state: Migration) -> dict[str, Any]:
+    return {
+        "messages": _messages(state),
+        "phase": state.phase.label,
+        "reads_from": state.reads_from.label,
+        "stores": migration_record.facts(state)["stores"],
+        "journal_rows": state.journal_rows,
+        "quarantined": state.quarantined,
+    }
+
+
+def _fields(state: Migration) -> Iterator[tuple[str, tuple[Part, ...]]]:
+    messages = _messages(state)
+    yield "messages", ("unknown" if messages is None else f"{messages:,}",)
+    yield "phase", (state.phase.label,)
+    for store in state.stores:
+        yield store.store.label, health(store)
+    if state.phase not in {Phase.SQLITE_ONLY, Phase.POSTGRES_ONLY} or state.journal_rows:
+        yield "journal", (f"{state.journal_rows:,} writes wait for PostgreSQL",)
+    if state.quarantined:
+        yield "quarantine", (f"{state.quarantined:,} rows",)
