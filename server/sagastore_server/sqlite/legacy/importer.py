@@ -34,7 +34,7 @@ from sagastore_server.sqlite.legacy.plan import Plan, make_plan
 from sagastore_server.sqlite.legacy.report import RowProgress
 from sagastore_server.sqlite.legacy.rows import ReadyRow, ReadyRows
 from sagastore_server.sqlite.legacy.table import LegacyTable, RowJudge, reason_of, source_key
-from sagastore_server.sqlite.queries import insert_all
+from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.errors import CannotOpenError
 
 _ASIDE = "messages_before_sagastore"
@@ -219,7 +219,7 @@ class _Takeover:
             "sqlite_version": sqlite3.sqlite_version,
         }
         self._connection.executemany(
-            "INSERT INTO main.store_state (name, value) VALUES (?, ?)",
+            QUERIES["set_state"],
             [
                 ("revision", report.served),
                 ("messages", report.served),
