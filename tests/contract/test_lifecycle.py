@@ -24,6 +24,8 @@ CALLS: dict[str, Callable[[StorageBackend], Awaitable[object]]] = {
     "search": lambda backend: backend.search(Criteria(parse_query("fox")), Scan(False, 10)),
     "scan_ids": lambda backend: backend.scan_ids("", "z", 10),
     "last_id": lambda backend: backend.last_id(),
+    "scan_sequences": lambda backend: backend.scan_sequences(0, 100, 10),
+    "last_sequence": lambda backend: backend.last_sequence(),
     "quarantine": lambda backend: backend.quarantine(0, 10),
     "quarantine_count": lambda backend: backend.quarantine_count(),
 }
