@@ -233,7 +233,7 @@ class Pool:
 
     async def _read_once(self, read: Callable[[Connection], Awaitable[T]], begin: str) -> T:
         async with self.connection() as connection:
-            if self._options.statement_cache and begin is _BEGIN_READ:
+            if self._options.statement_cache:
                 with self._tracer.step("postgresql.read", _SYSTEM):
                     return await read(connection)
             # With PgBouncer, only a transaction keeps its statements on one connection.
@@ -273,6 +273,7 @@ class Pool:
         if self._options.statement_cache:
             settings |= {
                 "statement_timeout": str(self._timeout_ms),
+                "default_transaction_read_only": "off",
                 "idle_in_transaction_session_timeout": str(self._timeout_ms),
                 # Compilation takes longer than the statements themselves.
                 "jit": "off",

@@ -85,12 +85,11 @@ class Batch:
         for name in ("unindex", "delete", "update", "insert", "index", "bury", "journal"):
             if rows := self._rows.get(name):
                 self._execute(name, rows)
-        revision = next(self._revisions) - 1
+        counters = Counters(next(self._revisions) - 1, self._count, self._journals)
         if self.changes.after:
-            self._connection.execute(QUERIES["set_state"], ("revision", revision))
-        if "delete" in self._rows or "insert" in self._rows:
-            self._connection.execute(QUERIES["set_state"], ("messages", self._count))
-        return Counters(revision, self._count, self._journals)
+            state = [("revision", counters.revision), ("messages", counters.rows)]
+            insert_all(self._connection, "set_state", state)
+        return counters
 
     def _execute(self, name: str, rows: list[tuple[object, ...]]) -> None:
         if name in _INSERTS:
