@@ -6,11 +6,14 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from sagastore_server.migration.backfill import Backfill
+from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.migration import BackfillState, MigrationControl
 from sagastore_server.storage.model import OnConflict, Store
@@ -18,6 +21,7 @@ from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Scan
 from tests.migration.conftest import Place
 from tests.postgresql.targets import fetched
+from tests.support.backends import opened
 from tests.support.drafts import draft
 from tests.support.migrating_service import (
     backfilled,
@@ -27,7 +31,11 @@ from tests.support.migrating_service import (
     walk_to,
 )
 from tests.support.old_stores import POSTGRESQL, SQLITE, set_back_postgresql, set_back_sqlite
+from tests.support.postgres import execute, fresh_schema
 
+PROMOTE = Path(__file__).parents[2] / "docs" / "sql" / "promote.sql"
+INDEXES = """SELECT replace(indexdef, schemaname || '.', '') FROM pg_indexes
+    WHERE schemaname = current_schema() AND tablename = 'messages' ORDER BY 1"""
 PHASES = [Phase.DUAL_WRITE, Phase.BACKFILL, Phase.READ_POSTGRES]
 FIRST = ["k", "z", "a", "m", "b", "y"]
 """Stored before the migration began, and with the equal timestamps of all messages."""
@@ -184,3 +192,24 @@ async def test_interrupted_copy_is_resumed(place: Place, phase: Phase, gate: _Ga
         assert await _listed(backend) == order
         here, there = await _both(place)
         assert there == here
+
+
+async def test_lost_file_leaves_a_complete_order(place: Place, gate: _Gate) -> None:
+    """docs/sql/promote.sql, when the rows had not been copied again."""
+    gate.opened.set()
+    await _old_migration(place, Phase.READ_POSTGRES)
+    gate.opened.clear()
+    gate.waiting.clear()
+    async with _upgraded(place):
+        await asyncio.wait_for(gate.waiting.wait(), 30)
+    await execute(place.dsn, PROMOTE.read_text(encoding="utf-8"))
+    async with opened(lambda: PostgreSQLStorage(PostgreSQLOptions(place.dsn))) as alone:
+        order = await _listed(alone)
+        # What remains of the order is that of the last changes.
+        assert [key for key, _ in order] == ["a", "b", "y", "z", "x", "c", "d", "m"]
+        await alone.save(draft("0"))
+        assert await _listed(alone) == [*order, ("0", await alone.last_sequence())]
+    async with fresh_schema() as other:
+        async with opened(lambda: PostgreSQLStorage(PostgreSQLOptions(other))):
+            pass
+        assert await fetched(place.dsn, INDEXES) == await fetched(other, INDEXES)
