@@ -32,4 +32,25 @@ SELECT setval(pg_get_serial_sequence('quarantine', 'number'),
 UPDATE migration SET phase = 5, epoch = epoch + 1, holder = '', session = '',
     lease_until = clock_timestamp();
 
+-- An upgrade of the schema during the migration leaves messages without a sequence, and without the
+-- indexes that contain it, until they are copied again. They get what the upgrade of a store without
+-- a migration gives them.
+DO $order$
+BEGIN
+    IF EXISTS (
+        SELECT FROM information_schema.columns
+        WHERE table_schema = current_schema() AND table_name = 'messages' AND column_name = 'sequence'
+    ) THEN
+        UPDATE messages SET sequence = revision WHERE sequence = 0;
+        PERFORM setval('message_revisions', greatest(
+            last_value, (SELECT coalesce(max(sequence), 0) FROM messages)
+        )) FROM message_revisions;
+        CREATE INDEX IF NOT EXISTS idx_messages_session ON messages (session_id, timestamp, sequence)
+            WHERE session_id IS NOT NULL;
+        CREATE INDEX IF NOT EXISTS idx_messages_timestamp ON messages (timestamp, sequence);
+        CREATE INDEX IF NOT EXISTS idx_messages_sequence ON messages (sequence);
+    END IF;
+END
+$order$;
+
 COMMIT;

@@ -24,6 +24,8 @@ CALLS: dict[str, Callable[[StorageBackend], Awaitable[object]]] = {
     "search": lambda backend: backend.search(Criteria(parse_query("fox")), Scan(False, 10)),
     "scan_ids": lambda backend: backend.scan_ids("", "z", 10),
     "last_id": lambda backend: backend.last_id(),
+    "scan_sequences": lambda backend: backend.scan_sequences(0, 100, 10),
+    "last_sequence": lambda backend: backend.last_sequence(),
     "quarantine": lambda backend: backend.quarantine(0, 10),
     "quarantine_count": lambda backend: backend.quarantine_count(),
 }
@@ -156,10 +158,9 @@ async def test_cancelled_save_is_atomic(backend: StorageBackend) -> None:
         await backend.save(draft("last", str(turn)))
         stored = await backend.batch_get([one.id for one in drafts])
         assert acknowledged <= set(stored)
-        assert all(
-            tuple(stored[one.id][:8]) == tuple(one[:8]) for one in drafts if one.id in stored
-        )
-        assert await found(backend, f"word{turn}") == sorted(stored)
+        assert all(stored[one.id][:8] == one[:8] for one in drafts if one.id in stored)
+        in_order = sorted(stored, key=lambda key: stored[key].sequence)
+        assert await found(backend, f"word{turn}") == in_order
         again = await asyncio.gather(*map(backend.save, drafts))
         assert {result.id for result in again if not result.created} == set(stored)
 

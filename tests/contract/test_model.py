@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import tempfile
 from collections.abc import Awaitable
@@ -58,7 +59,8 @@ metadata = st.one_of(
     flat.map(lambda items: f'{{"n": {_object(items)}}}'),
 ).map(canonical_object)
 sessions = st.sampled_from([None, "", "s", "S"])
-times = st.sampled_from([NOW - 1, NOW, NOW + 1, -5])
+times = st.sampled_from([NOW - 1, NOW, NOW, NOW, NOW + 1, -5])
+kept_times = [0, NOW - 7]
 drafts = st.builds(
     NewMessage,
     ids,
@@ -69,6 +71,7 @@ drafts = st.builds(
     times | st.none(),
     metadata,
     sessions,
+    st.none() | st.sampled_from(kept_times),
 )
 terms = st.one_of(
     words,
@@ -102,7 +105,9 @@ criteria = st.builds(
     st.none() | times,
     st.none() | metadata,
 )
-positions = st.none() | st.builds(Position, times, st.integers(0, 60))
+sequences = st.integers(0, 60)
+"""Sequences of the model."""
+positions = st.none() | st.builds(Position, times, sequences)
 scans = st.builds(Scan, st.booleans(), st.integers(1, 9), positions, positions)
 
 
@@ -126,6 +131,8 @@ class Machine(RuleBasedStateMachine):
         self.runner.run(self.model.open())
         self.revisions: dict[int, int] = {}
         """The model's revision to the backend's: the numbers differ, their order does not."""
+        self.sequences: dict[int, int] = {0: 0}
+        """The model's sequence to the backend's, likewise."""
 
     def teardown(self) -> None:
         if hasattr(self, "backend"):
@@ -159,6 +166,8 @@ class Machine(RuleBasedStateMachine):
                 continue
             revision = self.revisions.setdefault(expected.revision, real.revision)
             assert real.revision == revision
+            sequence = self.sequences.setdefault(expected.sequence, real.sequence)
+            assert real.sequence == sequence
             known = expected.created_at in self.learned_times
             if not known:
                 assert isinstance(real.created_at, int)
@@ -168,16 +177,32 @@ class Machine(RuleBasedStateMachine):
                 expected = expected._replace(timestamp=real.timestamp)
                 self.given_times.add(real.timestamp)
             self.state.messages[key] = expected
-            assert real == expected._replace(revision=revision)
+            assert real == expected._replace(revision=revision, sequence=sequence)
 
     @initialize()
     def forget_times(self) -> None:
-        self.learned_times: set[int | None] = set()
+        self.learned_times: set[int | None] = set(kept_times)
         self.given_times = {NOW - 1, NOW, NOW + 1, -5}
 
     def _seen(self, messages: list[Message]) -> list[Message]:
-        """Return the model's messages with the backend's revisions."""
-        return [one._replace(revision=self.revisions[one.revision]) for one in messages]
+        """Return the model's messages with the backend's revisions and sequences."""
+        return [
+            one._replace(
+                revision=self.revisions[one.revision], sequence=self.sequences[one.sequence]
+            )
+            for one in messages
+        ]
+
+    def _sequence(self, models: int) -> int:
+        """Return a sequence with the same order to the backend's as ``models`` to the model's."""
+        known = sorted(self.sequences)
+        return self.sequences[known[bisect.bisect_right(known, models) - 1]]
+
+    def _scan(self, models: Scan) -> Scan:
+        def position(one: Position | None) -> Position | None:
+            return one and Position(one.timestamp, self._sequence(one.sequence))
+
+        return models._replace(after=position(models.after), until=position(models.until))
 
     def _stored_revision(self, key: str, offset: int) -> tuple[int, int]:
         message = self.state.messages.get(key)
@@ -239,14 +264,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule(session=st.sampled_from(["", "s", "S", "none"]), scan=scans)
     def list_session(self, session: str, scan: Scan) -> None:
-        real = self.runner.run(self.backend.list_session(session, scan))
+        real = self.runner.run(self.backend.list_session(session, self._scan(scan)))
         expected = self.runner.run(self.model.list_session(session, scan))
         assert real.messages == self._seen(expected.messages)
         assert real.more is expected.more
 
     @rule(criteria=criteria, scan=scans)
     def search(self, criteria: Criteria, scan: Scan) -> None:
-        real = self.runner.run(self.backend.search(criteria, scan))
+        real = self.runner.run(self.backend.search(criteria, self._scan(scan)))
         expected = self.runner.run(self.model.search(criteria, scan))
         assert real.messages == self._seen(expected.messages)
         assert real.more is expected.more
@@ -255,6 +280,14 @@ class Machine(RuleBasedStateMachine):
     def scan_ids(self, after: str, upto: str, limit: int) -> None:
         real = self.runner.run(self.backend.scan_ids(after, upto, limit))
         expected = self.runner.run(self.model.scan_ids(after, upto, limit))
+        assert real.messages == self._seen(expected.messages)
+        assert real.more is expected.more
+
+    @rule(after=sequences, upto=sequences, limit=st.integers(1, 9))
+    def scan_sequences(self, after: int, upto: int, limit: int) -> None:
+        scan = (self._sequence(after), self._sequence(upto), limit)
+        real = self.runner.run(self.backend.scan_sequences(*scan))
+        expected = self.runner.run(self.model.scan_sequences(after, upto, limit))
         assert real.messages == self._seen(expected.messages)
         assert real.more is expected.more
 
@@ -289,9 +322,11 @@ class Machine(RuleBasedStateMachine):
             expected = self._seen(list(self.state.messages.values()))
             assert stored == {message.id: message for message in expected}
             assert self.runner.run(self.backend.last_id()) == self.runner.run(self.model.last_id())
-            ordered = sorted(self.revisions)
-            real = [self.revisions[number] for number in ordered]
-            assert real == sorted(set(real)), "revisions grow with every change"
+            last = self.runner.run(self.model.last_sequence())
+            assert self.runner.run(self.backend.last_sequence()) == self.sequences[last]
+            for numbers in (self.revisions, self.sequences):
+                real = [numbers[number] for number in sorted(numbers)]
+                assert real == sorted(set(real)), "they grow with every change"
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))

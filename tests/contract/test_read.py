@@ -77,14 +77,12 @@ async def _listed(backend: StorageBackend, session_id: str = "s-1") -> list[Mess
     return page.messages
 
 
-async def test_list_is_ordered_by_time_then_id_bytes(
-    backend: StorageBackend,
-) -> None:
+async def test_list_is_ordered_by_time_then_sequence(backend: StorageBackend) -> None:
     drafts = [draft(name, timestamp=NOW) for name in reversed(IDS)]
     drafts += [draft("later", timestamp=NOW + 1), draft("before 1970", timestamp=-1)]
     drafts += [draft("1970", timestamp=0), draft("earlier", timestamp=NOW - 1)]
     await save_all(backend, drafts)
-    expected = ["before 1970", "1970", "earlier", *IDS, "later"]
+    expected = ["before 1970", "1970", "earlier", *reversed(IDS), "later"]
     assert [message.id for message in await _listed(backend)] == expected
     newest = await backend.list_session("s-1", Scan(True, 500))
     assert [message.id for message in newest.messages] == expected[::-1]

@@ -167,7 +167,8 @@ async def test_query_returns_expected_messages(library: StorageBackend) -> None:
     wrong = {}
     for query, expected in QUERIES.items():
         answer = await found(library, query)
-        if answer != expected:
+        assert answer == sorted(answer, key=list(TEXTS).index)
+        if sorted(answer) != expected:
             wrong[query] = (answer, expected)
     assert wrong == {}
 
@@ -375,8 +376,8 @@ async def test_tags_criterion(backend: StorageBackend) -> None:
         ],
     )
     for tags, expected in {
-        (): ["a", "ab", "ba", "none", "odd"],
-        ("a",): ["a", "ab", "ba"],
+        (): ["none", "ab", "ba", "a", "odd"],
+        ("a",): ["ab", "ba", "a"],
         ("a", "b"): ["ab", "ba"],
         ("b", "a", "b"): ["ab", "ba"],
         ("A",): ["odd"],
@@ -462,7 +463,7 @@ async def test_metadata_criterion_with_many_values(backend: StorageBackend) -> N
         ],
     )
     for part, expected in {
-        '{"k01999": 1999}': ["few", "many"],
+        '{"k01999": 1999}': ["many", "few"],
         '{"k01999": 5000}': ["other"],
         '{"items": [1999]}': ["items"],
         '{"items": [5000]}': [],

@@ -105,7 +105,7 @@ async def test_shadow_extra_message_is_different(pair: Following) -> None:
     await pair.settle()
     await pair.plant(
         "INSERT INTO messages SELECT 'm-003', provider, role, content, tags, timestamp, metadata, "
-        "session_id, created_at, 17, terms, search FROM messages WHERE id = 'm-004'"
+        "session_id, created_at, 17, terms, search, 17 FROM messages WHERE id = 'm-004'"
     )
     async with started(pair) as shadow:
         await read(pair, shadow, "Get")

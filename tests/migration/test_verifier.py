@@ -81,7 +81,7 @@ async def test_verifier_empty_stores(pair: Following) -> None:
 def _copied(message_id: str, revision: int) -> str:
     return (
         f"INSERT INTO messages SELECT '{message_id}', provider, role, content, tags, timestamp, "
-        f"metadata, session_id, created_at, {revision}, terms, search FROM messages "
+        f"metadata, session_id, created_at, {revision}, terms, search, {revision} FROM messages "
         "WHERE id = 'm-00007'"
     )
 
@@ -103,6 +103,7 @@ PLANTED: dict[str, tuple[str, Mismatch]] = {
             "timestamp": "timestamp + interval '1 microsecond'",
             "metadata": """'{"a": 1}'""",
             "session_id": "NULL",
+            "sequence": "sequence - 1",
             "created_at": "NULL",
             "revision": "revision + 1",
         }.items()
@@ -143,7 +144,7 @@ async def test_verifier_finds_long_missing_ranges(pair: Following) -> None:
     await pair.plant("DELETE FROM messages WHERE id >= 'm-00600' AND id < 'm-01900'")
     await pair.plant(
         "INSERT INTO messages SELECT 'm-02500-' || n, provider, role, content, tags, timestamp, "
-        "metadata, session_id, created_at, revision, sequence, terms, search "
+        "metadata, session_id, created_at, revision, terms, search, sequence "
         "FROM messages, generate_series(1, 1200) AS n WHERE id = 'm-02500'"
     )
     progress = await run(pair, repair=True)

@@ -5,7 +5,8 @@
 A file is JSON Lines, as ``sagastore import`` takes them, or a database that the server
 can open, a legacy ``memory.db`` among them. Queries are made from its texts. All pages,
 newest first, must be the same message by message; of every tenth query the pages oldest
-first and the first page by relevance as well. Exit status 1 if anything differs.
+first and the first page by relevance as well. Both must have stored the messages in the
+same order (sequence), which orders equal timestamps. Exit status 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ NEGATIONS = (
 """Queries that match many messages."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST_ID = "\U0010ffff" * 128
 
 
 @asynccontextmanager
@@ -103,27 +103,28 @@ def _draft(item: dict[str, object]) -> NewMessage:
 
 
 async def _copy(source: StorageBackend, target: StorageBackend) -> None:
-    after = ""
-    while True:
-        page = await source.scan_ids(after, _LAST_ID, 1000)
-        if page.messages:
-            drafts = [NewMessage(*message[:8]) for message in page.messages]
-            await target.bulk_save(drafts, OnConflict.REPLACE)
-            after = page.messages[-1].id
-        if not page.more:
-            return
+    async for messages in _pages(source):
+        drafts = [NewMessage(*message[:8]) for message in messages]
+        await target.bulk_save(drafts, OnConflict.REPLACE)
+
+
+async def _pages(backend: StorageBackend) -> AsyncIterator[list[Message]]:
+    """Yield all messages in the order in which they were first stored."""
+    after, upto = 0, await backend.last_sequence()
+    while after < upto:
+        page = await backend.scan_sequences(after, upto, 1000)
+        yield page.messages
+        after = page.messages[-1].sequence
 
 
 async def texts_of(backend: StorageBackend) -> list[str]:
     """Return the text of every message."""
-    texts: list[str] = []
-    after = ""
-    while True:
-        page = await backend.scan_ids(after, _LAST_ID, 1000)
-        texts += [message.content for message in page.messages]
-        if not page.more:
-            return texts
-        after = page.messages[-1].id
+    return [message.content async for page in _pages(backend) for message in page]
+
+
+async def order_of(backend: StorageBackend) -> list[str]:
+    """Return the ids in the order in which the messages were first stored."""
+    return [message.id async for page in _pages(backend) for message in page]
 
 
 def make_queries(texts: list[str], count: int, seed: int = 1) -> list[str]:
@@ -185,8 +186,8 @@ async def walk(backend: StorageBackend, criteria: Criteria, newest: bool) -> lis
 
 
 def _comparable(message: Message) -> Message:
-    """Remove values that are specific to a store."""
-    return message._replace(created_at=None, revision=0)
+    """Remove values that are specific to a store; of the sequences only the order is not."""
+    return message._replace(created_at=None, revision=0, sequence=0)
 
 
 async def _hits(backend: StorageBackend, criteria: Criteria) -> list[Hit]:
@@ -221,6 +222,9 @@ async def compare(files: list[Path], count: int) -> int:
         texts = await texts_of(sqlite)
         queries = make_queries(texts, count)
         differing = 0
+        if await order_of(sqlite) != await order_of(postgresql):
+            differing += 1
+            print("DIFFERENT: the order in which the messages were first stored")
         for number, query in enumerate(queries, 1):
             # The set of every query; each order and the ranking of some.
             orders = list(Order) if number % ALL_ORDERS_EVERY == 0 else [Order.NEWEST]
@@ -230,7 +234,7 @@ async def compare(files: list[Path], count: int) -> int:
                 print(f"DIFFERENT {query!r}: {told}")
             if number % 250 == 0:
                 print(f"{number:,} of {len(queries):,} queries", file=sys.stderr, flush=True)
-    same = len(queries) - differing
+    same = max(0, len(queries) - differing)
     print(
         f"{same:,} of {len(queries):,} distinct queries over {len(texts):,} messages "
         f"have the same answer on both: {100 * same / len(queries):.2f} %"

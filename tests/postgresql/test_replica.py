@@ -11,7 +11,7 @@ import pytest
 
 from sagastore_server.postgresql import journal_apply
 from sagastore_server.postgresql.replica import PostgreSQLReplica
-from sagastore_server.postgresql.schema import STEPS
+from sagastore_server.postgresql.schema import SCHEMA_VERSION, STEPS
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.errors import (
     CannotOpenError,
@@ -119,19 +119,21 @@ async def test_older_schema_is_upgraded_with_data(dsn: str) -> None:
             await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
         assert (await replica.inspect()).schema_version == 1
     async with opened_plain(dsn) as backend:
-        assert (await backend.health()).schema_version == 2
+        assert (await backend.health()).schema_version == SCHEMA_VERSION
         # There was no note of the analysis, so the terms were made anew.
-        assert (await backend.get("m-1")).content == "An old fox"
-        assert (await backend.save(draft("m-2"))).revision == 8
+        before = await backend.get("m-1")
+        assert (before.content, before.sequence) == ("An old fox", 7)
+        after = await backend.save(draft("m-2"))
+        assert after.revision == (await backend.get("m-2")).sequence > 7
     assert await fetched(dsn, "SELECT extra FROM files") == [("{}",)]
     rows = await fetched(dsn, "SELECT version, compatible_from FROM sagastore_schema ORDER BY 1")
-    assert rows == [(1, 1), (2, 2)]
+    assert rows == [(1, 1), (2, 2), (3, 3)]
 
 
 async def test_older_empty_schema_is_claimed(dsn: str) -> None:
     await make_version_1(dsn)
     async with claimed(dsn) as replica:
-        assert [one.valid for one in await replica.indexes()] == [False] * 5
+        assert [one.valid for one in await replica.indexes()] == [False] * 6
         await replica.apply(LEASE, [saved(message())])
 
 

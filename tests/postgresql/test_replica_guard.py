@@ -139,7 +139,7 @@ async def test_revisions_never_decrease(dsn: str) -> None:
     async with claimed(dsn) as replica:
         await execute(dsn, "SELECT setval('message_revisions', 5000)")
         await finish(replica, 777)
-        assert (await replica.save(draft("m-2"))).revision == 5001
+        assert (await replica.save(draft("m-2"))).revision > 5000
 
 
 async def test_long_reader_does_not_block_finish(dsn: str) -> None:
@@ -173,7 +173,7 @@ async def test_other_schema_in_search_path_is_unchanged(dsn: str) -> None:
         async with opened_plain(other) as backend:
             await backend.save(draft("m-1"))
         indexes = f"SELECT FROM pg_indexes WHERE schemaname = '{schema}' AND tablename = 'messages'"
-        assert len(await fetched(dsn, indexes)) == 6
+        assert len(await fetched(dsn, indexes)) == 7
 
 
 async def test_owner_role_migrates_and_server_role_serves(dsn: str) -> None:

@@ -22,6 +22,7 @@ NAMES = [
     "idx_messages_tags",
     "idx_messages_metadata",
     "idx_messages_content_fts",
+    "idx_messages_sequence",
 ]
 
 
@@ -58,7 +59,7 @@ async def test_late_indexes_match_schema(dsn: str, cache: int) -> None:
             assert shares == sorted(shares)
             assert shares[-1] == 1.0
             valid = [one.valid for one in await replica.indexes()]
-            assert valid == [True] * (number + 1) + [False] * (4 - number)
+            assert valid == [True] * (number + 1) + [False] * (5 - number)
         await replica.refresh_statistics()
         assert await _definitions(dsn) == expected
         assert [one.name for one in await replica.indexes()] == NAMES == list(LATE)

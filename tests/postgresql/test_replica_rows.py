@@ -82,7 +82,7 @@ async def test_repair_removes_extra_message(dsn: str, buried: int) -> None:
         await replica.apply(LEASE, [saved(message("m-2", 2))])
         await tamper(
             dsn,
-            f"INSERT INTO messages SELECT 'extra', {LIKE}, 99, terms, search FROM messages",
+            f"INSERT INTO messages SELECT 'extra', {LIKE}, 99, terms, search, 99 FROM messages",
         )
         entry = Entry(4, "extra", None, buried, True, NOW)
         await replica.apply(LEASE, [entry])

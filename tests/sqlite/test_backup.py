@@ -54,7 +54,8 @@ async def ids_served(path: Path) -> list[str]:
     """Open the file as a server does, and check every message through the search index."""
     async with opened(lambda: SQLiteStorage(path)) as store:
         listed = (await store.scan_ids("", "\U0010ffff", 500)).messages
-        assert await found(store, "text") == [one.id for one in listed]
+        in_order = sorted(listed, key=lambda one: one.position)
+        assert await found(store, "text") == [one.id for one in in_order]
         return [one.id for one in listed]
 
 

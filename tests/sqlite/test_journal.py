@@ -280,7 +280,7 @@ def _acknowledged_until_killed(path: Path, count: int) -> list[tuple[int, str]]:
         [sys.executable, "-c", _WRITER, str(path)],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "open\n"

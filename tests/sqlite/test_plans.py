@@ -110,6 +110,9 @@ async def test_index_walk_is_ordered_without_sort(
         plan = _plan(path, compile_search(CRITERIA[name], scan).whole)
         index = "session" if CRITERIA[name].session_id else "timestamp"
         assert f"USING INDEX idx_messages_{index}" in plan
+        if name != "time":
+            # Between messages with equal timestamps as well. A range of time is sought itself.
+            assert ("(timestamp,rowid)" in plan) is (scan.after is not None)
         assert "FOR ORDER BY" not in plan
         probes = [line for line in plan.splitlines() if "messages_fts" in line]
         if "prefix" in name:
@@ -145,7 +148,7 @@ async def test_block_plan_joins_index_range_with_matches(
             assert "SEARCH m USING INTEGER PRIMARY KEY" in plan
             assert plan.count("FOR ORDER BY") == 2
         else:
-            assert "(timestamp,id)>(?,?) AND (timestamp,id)<(?,?)" in walk
+            assert "(timestamp,rowid)>(?,?) AND (timestamp,rowid)<(?,?)" in walk
             # The ends of the block, and the page: matches themselves come in order.
             assert plan.count("FOR ORDER BY") == 3
 
@@ -221,16 +224,23 @@ def test_words_tags_and_metadata_use_lookup() -> None:
         assert name in LOOKED_UP
 
 
+_SEEK = (
+    "idx_messages_session (session_id=? AND (timestamp,rowid)>(?,?) "
+    "AND (timestamp,rowid)<(?,?))"
+)
+"""Seeks a position between messages with equal timestamps as well."""
+
+
 @pytest.mark.parametrize(
     ("name", "index"),
     [
-        ("session_oldest", "idx_messages_session"),
-        ("session_newest", "idx_messages_session"),
+        ("session_oldest", _SEEK),
+        ("session_newest", _SEEK),
         ("scan_ids", "sqlite_autoindex_messages_1"),
         ("get", "sqlite_autoindex_messages_1"),
         ("batch_get", "sqlite_autoindex_messages_1"),
-        ("stored", "sqlite_autoindex_messages_1"),
         ("last_id", "sqlite_autoindex_messages_1"),
+        ("scan_sequences", "INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
     ],
 )
 async def test_every_statement_uses_an_index(

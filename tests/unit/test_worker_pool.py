@@ -56,7 +56,7 @@ async def test_worker_finds_the_same_in_a_check(
         message(provider="", content=" ", tags=[""], timestamp=at(1, 1), metadata_json="["),
         message(id="m" * 129, role="r" * 33, content="a\x00b", session_id="s" * 257),
     ]
-    sent = [(one.SerializeToString(), indexer) for one in messages]
+    sent = [(True, one.SerializeToString(), indexer) for one in messages]
     expected = [check(*one) for one in sent]
     await worker_pid(worker_pool)
     assert await worker_pool.map(check, sent) == expected

@@ -70,7 +70,7 @@ def main() -> None:
     path, terms, name, count = sys.argv[1:]
     batches = chunks(stored_messages(name, 0, int(count)))
     with closing(_opened(Path(path))) as connection:
-        (last,) = connection.execute(QUERIES["last_number"]).fetchone()
+        (last,) = connection.execute(QUERIES["last_sequence"]).fetchone()
         starts = [last + 1 + number * len(batches[0]) for number in range(len(batches))]
         plan = list(zip(batches, starts, strict=True))
         if terms == "before":

@@ -115,7 +115,7 @@ def _by_step(folder: Path, size: int) -> None:
             with steps.step("read stored rows"):
                 connection.execute("BEGIN IMMEDIATE")
                 ids = json.dumps([one.id for one in group])
-                connection.execute(QUERIES["stored"], (ids,)).fetchall()
+                connection.execute(QUERIES["batch_get"], (ids,)).fetchall()
             with steps.step("compute terms (Python)"):
                 terms = [fts_columns(one.content, one.tags, one.metadata) for one in group]
             with steps.step("insert rows"):

@@ -183,7 +183,7 @@ class PostgreSQLStorage(SessionWrites):
         their order only if its batches take their sequences one after the other.
         """
         async with self._taking_blocks:
-            last: int = await self._pool.value(QUERIES["take_block"])
+            last: int = await self._pool.drawn(QUERIES["take_block"])
         return last - BLOCK + 1
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:

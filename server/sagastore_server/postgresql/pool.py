@@ -39,6 +39,8 @@ _UNACKNOWLEDGED_MS = 20_000
 """The same for data that was sent and not acknowledged (TCP_USER_TIMEOUT)."""
 
 _SYSTEM = {"db.system.name": "postgresql"}
+
+_BEGIN_READ = "BEGIN READ ONLY"
 """Attributes of the spans."""
 
 _SOURCE = "SELECT source FROM pg_settings WHERE name = 'statement_timeout'"
@@ -137,6 +139,17 @@ class Pool:
         rows = await self.rows(sql, *arguments)
         return rows[0][0] if rows else None
 
+    async def drawn(self, sql: str) -> Any:
+        """Return the value of a statement that draws numbers from a sequence.
+
+        It is executed again if the connection had died; the numbers drawn before are lost.
+        """
+
+        async def draw(connection: Connection) -> Any:
+            return await connection.fetchval(sql)
+
+        return await self._read(draw, "BEGIN READ WRITE")
+
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Acquire a connection for the context.
@@ -206,24 +219,26 @@ class Pool:
             "; SET LOCAL jit = off"
         )
 
-    async def _read(self, read: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _read(
+        self, read: Callable[[Connection], Awaitable[T]], begin: str = _BEGIN_READ
+    ) -> T:
         with translating():
             try:
-                return await self._read_once(read)
+                return await self._read_once(read, begin)
             except Exception as exc:
                 # The connection had died while idle: retry once on another one.
                 if not is_connection_loss(exc) or self._closing:
                     raise
-            return await self._read_once(read)
+            return await self._read_once(read, begin)
 
-    async def _read_once(self, read: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _read_once(self, read: Callable[[Connection], Awaitable[T]], begin: str) -> T:
         async with self.connection() as connection:
             if self._options.statement_cache:
                 with self._tracer.step("postgresql.read", _SYSTEM):
                     return await read(connection)
             # With PgBouncer, only a transaction keeps its statements on one connection.
             with self._tracer.step("postgresql.read", _SYSTEM):
-                async with self.transaction(connection, "BEGIN READ ONLY"):
+                async with self.transaction(connection, begin):
                     return await read(connection)
 
     @contextlib.asynccontextmanager
@@ -258,6 +273,7 @@ class Pool:
         if self._options.statement_cache:
             settings |= {
                 "statement_timeout": str(self._timeout_ms),
+                "default_transaction_read_only": "off",
                 "idle_in_transaction_session_timeout": str(self._timeout_ms),
                 # Compilation takes longer than the statements themselves.
                 "jit": "off",

@@ -98,9 +98,8 @@ class Batch:
         self._write_sessions()
         revision = max(self._revision, self._revisions.last)
         if revision > self._revision:
-            self._connection.execute(QUERIES["set_state"], ("revision", revision))
-        if "delete" in self._rows or "insert" in self._rows:
-            self._connection.execute(QUERIES["set_state"], ("messages", self._count))
+            state = [("revision", revision), ("messages", self._count)]
+            insert_all(self._connection, "set_state", state)
         return Counters(revision, self._count, self._journals)
 
     def _execute(self, name: str, rows: list[tuple[object, ...]]) -> None:

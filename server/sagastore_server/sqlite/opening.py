@@ -129,7 +129,6 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
             apply_step(connection, number)
             if number == 1:
                 _set_state(connection, "revision", 0)
-                _set_state(connection, "messages", 0)
                 _set_state(connection, "analysis", FINGERPRINT)
                 _set_state(connection, "store_id", str(uuid.uuid4()))
             elif number == _SESSIONS:

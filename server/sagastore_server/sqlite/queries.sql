@@ -54,16 +54,20 @@ SELECT coalesce(max(number), 0) FROM messages
 SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, number
 FROM messages WHERE number > ? AND number <= ? ORDER BY number LIMIT ?
 
+-- COLLATE BINARY: see schema/0004_order.sql.
+
 -- name: session_oldest
 SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, number
 FROM messages
-WHERE session_id = ?1 AND (timestamp, number) > (?2, ?3) AND (timestamp, number) <= (?4, ?5)
+WHERE session_id = ?1 AND (timestamp, number) > (?2, ?3 COLLATE BINARY)
+    AND (timestamp, number) <= (?4, ?5 COLLATE BINARY)
 ORDER BY timestamp, number LIMIT ?6
 
 -- name: session_newest
 SELECT id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, number
 FROM messages
-WHERE session_id = ?1 AND (timestamp, number) < (?2, ?3) AND (timestamp, number) >= (?4, ?5)
+WHERE session_id = ?1 AND (timestamp, number) < (?2, ?3 COLLATE BINARY)
+    AND (timestamp, number) >= (?4, ?5 COLLATE BINARY)
 ORDER BY timestamp DESC, number DESC LIMIT ?6
 
 -- name: count_messages

@@ -81,14 +81,16 @@ _PAGE = (
 _CHECKED_PAGE = (
     "SELECT {columns} FROM messages m{index} WHERE {session}"
     "(m.timestamp, m.number) >="
-    " (SELECT +timestamp, +number FROM block ORDER BY timestamp, number LIMIT 1)"
+    " (SELECT +timestamp, +number COLLATE BINARY FROM block ORDER BY timestamp, number LIMIT 1)"
     " AND (m.timestamp, m.number) <="
-    " (SELECT +timestamp, +number FROM block ORDER BY timestamp DESC, number DESC LIMIT 1)"
+    " (SELECT +timestamp, +number COLLATE BINARY FROM block"
+    " ORDER BY timestamp DESC, number DESC LIMIT 1)"
     " AND m.{matches}{further}{order}"
 )
 """The page of a block if rows must be read and checked. It walks the block a second time and stops
 when the page is full. The unary plus removes the affinity of a column from the comparison; with
-the affinity SQLite would use the index for the timestamp only."""
+the affinity, or without COLLATE BINARY (see schema/0004_order.sql), SQLite would use the index for
+the timestamp only."""
 
 _ALL_TAGS = "NOT EXISTS (SELECT value FROM json_each(?) EXCEPT SELECT value FROM json_each(m.tags))"
 
@@ -249,8 +251,8 @@ def _place(criteria: Criteria, scan: Scan) -> _Conditions:
         ("m.session_id = ?", _one(criteria.session_id)),
         ("m.timestamp >= ?", _one(criteria.start)),
         ("m.timestamp < ?", _one(criteria.end)),
-        (f"(m.timestamp, m.number) {ahead} (?, ?)", scan.after),
-        (f"(m.timestamp, m.number) {back} (?, ?)", scan.until),
+        (f"(m.timestamp, m.number) {ahead} (?, ? COLLATE BINARY)", scan.after),
+        (f"(m.timestamp, m.number) {back} (?, ? COLLATE BINARY)", scan.until),
     )
 
 

@@ -127,7 +127,10 @@ class StorageBackend(SessionBackend):
         Guarantees:
 
         * All messages are stored, or none.
-        * Of several messages with the same id, the last one is stored and the others are skipped.
+        * Of several messages with the same id, the last one is stored, in the place of the first,
+          and the others are skipped.
+        * Of calls that one task starts one after the other, with terms of ``indexer``, a later one
+          gives the greater sequences, even if they run concurrently.
         * Each message is otherwise handled as by ``save``.
 
         Args:

@@ -9,8 +9,10 @@ ALTER TABLE messages ALTER COLUMN sequence DROP DEFAULT;
 ALTER TABLE migration ADD COLUMN backfill_attempt BIGINT NOT NULL DEFAULT 0;
 
 -- A transaction takes revisions in blocks: nextval returns the last one of a block. So the messages
--- of one call have adjacent sequences.
+-- of one call have adjacent sequences. `setval` counts the start value as taken; otherwise the first
+-- block would begin below 1.
 ALTER SEQUENCE message_revisions INCREMENT BY 1024;
+SELECT setval('message_revisions', last_value) FROM message_revisions;
 
 DROP INDEX IF EXISTS idx_messages_session;
 DROP INDEX IF EXISTS idx_messages_timestamp;

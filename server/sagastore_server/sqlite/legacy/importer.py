@@ -220,7 +220,7 @@ class _Takeover:
             "sqlite_version": sqlite3.sqlite_version,
         }
         self._connection.executemany(
-            "INSERT INTO main.store_state (name, value) VALUES (?, ?)",
+            QUERIES["set_state"],
             [
                 ("revision", report.served),
                 ("messages", report.served),

@@ -6,7 +6,9 @@ UPDATE store_state SET value = max(value, (SELECT coalesce(max(number), 0) FROM 
 WHERE name = 'revision';
 
 -- Chronological order of a session, and of all messages. Each ends with `number`, as every index of
--- SQLite ends with the row id.
+-- SQLite ends with the row id. A query seeks a pair in it only if the second value is written
+-- `? COLLATE BINARY`, as a row id has no collation; otherwise SQLite steps over all rows with the
+-- timestamp of the first.
 DROP INDEX idx_messages_session;
 CREATE INDEX idx_messages_session ON messages (session_id, timestamp) WHERE session_id IS NOT NULL;
 DROP INDEX idx_messages_timestamp;
