@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -13,10 +15,26 @@ from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from tests.conftest import ServerFactory
 from tests.support.messages import at, batch, message, new_id
 from tests.support.rpc_errors import invalid_fields, refused
-from tests.support.waiting import wait_until
+
+WITHIN = 60.0
+"""Seconds after which a condition counts as not met, on a machine that is busy."""
 
 MANY = 6_000
 """Messages of the session whose deletion is interrupted: twelve steps."""
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait until a condition without an event holds.
+
+    Raises:
+        TimeoutError: It did not within `WITHIN` seconds.
+
+    """
+    deadline = time.monotonic() + WITHIN
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -178,8 +196,8 @@ def test_deleted_session_is_gone(sessions: SessionServiceStub, storage: StorageS
         sessions.DeleteSession(request)
 
 
-def test_interrupted_deletion_is_completed_after_a_kill(make_server: ServerFactory) -> None:
-    server = make_server()
+def test_interrupted_deletion_is_completed_after_a_kill(server_process: ServerFactory) -> None:
+    server = server_process()
     server.start()
     with grpc.insecure_channel(server.address) as channel:
         storage, sessions = StorageServiceStub(channel), SessionServiceStub(channel)
@@ -191,7 +209,7 @@ def test_interrupted_deletion_is_completed_after_a_kill(make_server: ServerFacto
         deletion = sessions.DeleteSession.future(request)
         count = session_pb2.GetSessionRequest(session_id="s")
         wait_until(lambda: sessions.GetSession(count).session.message_count < MANY)
-        server.kill()
+        server.kill9()
         deletion.cancel()
     server.restart()
     with grpc.insecure_channel(server.address) as channel:
