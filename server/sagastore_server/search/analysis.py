@@ -69,7 +69,8 @@ WHOLE = 1000
 """Length up to which a text is not divided at all."""
 _MOST_MARKS = 30
 """Combining marks after which a text is divided, as Unicode's Stream-Safe Text Format does (UAX
-#15, section 13). Sorting n of them, which normalization does, takes time in proportion to n²."""
+#15, section 13): a word with more of them becomes several terms. Sorting n of them, which
+normalization does, takes time in proportion to n²."""
 _BEFORE_A_PIECE = re.compile(
     r"[\t-/:-@\[-\]_{-\x7f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\U0001f300-\U0001f3fa]"
 )

@@ -139,7 +139,10 @@ class SQLiteStorage(StorageBackend):
     ) -> SaveResult:
         """See the contract."""
         del everywhere_within  # One store is every store.
-        return await self._write((draft.id,), lambda changes: changes.save(draft, if_revision))
+        known = await self._index_many((draft,), None)
+        return await self._write(
+            (draft.id,), lambda changes: changes.save(draft, if_revision), known
+        )
 
     @property
     def indexer(self) -> Indexer:
@@ -163,7 +166,7 @@ class SQLiteStorage(StorageBackend):
         """Return the terms of drafts; empty if the writer computes them as quickly."""
         if terms is not None and terms.by is index_terms.indexed_columns:
             return dict(zip(map(indexed_fields, drafts), terms.of, strict=True))
-        if len(drafts) < FEW and sum(len(draft.content) for draft in drafts) < SHORT:
+        if len(drafts) < FEW and sum(len(one.content) + len(one.metadata) for one in drafts) < SHORT:
             return {}
         searched = list(map(indexed_fields, drafts))
         made = await self._worker_pool.map(index_terms.fts_columns, searched)
@@ -208,7 +211,11 @@ class SQLiteStorage(StorageBackend):
         """See the contract."""
         if criteria.text is not None and not criteria.text.alternatives:
             return Page([], more=False)
-        compiled = compile_search(criteria, scan)
+        if len(criteria.metadata or "") < SHORT:
+            compiled = compile_search(criteria, scan)
+        else:
+            # Its facts take too long for the event loop.
+            compiled = await asyncio.to_thread(compile_search, criteria, scan)
         # A search can take seconds. One connection remains for short reads.
         async with self._searching:
             return await self._search(compiled, scan.limit)

@@ -203,7 +203,7 @@ class MigrationSource(StorageBackend):
         """Return the next entries after the sequence ``after``, in order.
 
         * At most ``limit`` entries and about 4 MiB of messages, but at least one entry if any
-          follows.
+          follows (of up to ``limits.LARGEST_MESSAGE``).
         * Entries and messages are of one snapshot.
         """
 
