@@ -144,9 +144,10 @@ async def test_imported_messages_are_served(path: Path) -> None:
         two = await store.get("two")
         assert (two.timestamp, two.revision) == (1_743_588_000_000_000, 2)
         (aside,) = await store.quarantine(0, 10)
-        assert (aside.source_key, aside.field) == ("messages/rowid=3", "content")
+        assert (aside.source_key, aside.field) == ("messages/rowid=5", "content")
+        assert [(await store.get(id)).content for id in ("empty", "blank")] == ["", " \n"]
     async with opened(lambda: SQLiteStorage(path)) as again:
-        assert await found(again, "") == ["one", "two"]
+        assert await found(again, "") == ["blank", "empty", "one", "two"]
 
 
 def test_backup_copy_equals_original(path: Path) -> None:

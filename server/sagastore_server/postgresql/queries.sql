@@ -62,13 +62,15 @@ SELECT EXISTS (SELECT FROM tombstones WHERE id = ANY($1::text[]) AND revision >=
 -- name: scan_ids
 SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision
 FROM (
-    SELECT *, sum(weight) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - weight AS before
+    SELECT *, sum(weight) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - weight AS before,
+        row_number() OVER (ORDER BY id) AS place
     FROM (
         SELECT *, (octet_length(content) + pg_column_size(metadata) / 4 + 1024)::bigint AS weight
         FROM messages WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3
     ) AS found
 ) AS weighed
-WHERE before <= $4::bigint ORDER BY id
+-- The first row may be larger than a page, and the second says that there is another page.
+WHERE place <= 2 OR before <= $4::bigint ORDER BY id
 
 -- name: last_id
 SELECT id FROM messages ORDER BY id DESC LIMIT 1
