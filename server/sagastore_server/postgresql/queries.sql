@@ -119,7 +119,15 @@ INSERT INTO sagastore_schema (version, compatible_from) VALUES ($1, $2)
 SELECT pg_advisory_xact_lock(hashtextextended('sagastore schema ' || current_schema(), 0))
 
 -- name: texts_after
-SELECT id, content FROM messages WHERE id > $1 ORDER BY id LIMIT $2 FOR UPDATE
+-- The next rows, up to a number and about a size in bytes, but at least one.
+SELECT id, content FROM messages WHERE id IN (
+    SELECT id FROM (
+        SELECT id, sum(octet_length(content)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING)
+            - octet_length(content) AS before
+        FROM (SELECT id, content FROM messages WHERE id > $1 ORDER BY id LIMIT $2) AS found
+    ) AS weighed
+    WHERE before <= $3::bigint
+) ORDER BY id FOR UPDATE
 
 -- name: set_terms
 UPDATE messages AS old SET terms = new.terms, search = new.search

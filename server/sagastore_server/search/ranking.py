@@ -181,9 +181,7 @@ def _marks(
     return sorted(matched)
 
 
-def _matches(
-    look: _Look, tokens: list[str], stems: list[str]
-) -> Iterator[tuple[int, list[int]]]:
+def _matches(look: _Look, tokens: list[str], stems: list[str]) -> Iterator[tuple[int, list[int]]]:
     """Yield the last token of each thing found, and the numbers of tokens it has."""
     for index in _ends(look, tokens, stems):
         lengths = _lengths(look, tokens, stems, index)

@@ -30,7 +30,8 @@ _FEW = 64
 
 MOST_READ = 4 * 1024 * 1024
 """Characters and bytes after which a statement with many rows ends, with the row that exceeds them.
-Not less than a page (``storage.limits``), so that the page is full then."""
+Not less than a page (``storage.limits``), so that the page is full then, and more than a message
+has, so that there are two rows if there is a next page."""
 
 _NOTHING = "SELECT 1 WHERE 0"
 _NO_LIMIT = 2**31 - 1
