@@ -305,8 +305,15 @@ class Places:
 
     def _by_piece(self, start: int) -> Iterator[tuple[int, int]]:
         for end in _piece_ends(self._text, start):
-            for (first, last), tokens in _spans_and_tokens(self._text[start:end]):
-                yield from repeat((start + first, start + last), len(tokens))
+            piece = self._text[start:end]
+            places: list[tuple[int, int]] = []
+            for (first, last), tokens in _spans_and_tokens(piece):
+                places += repeat((start + first, start + last), len(tokens))
+            # Characters that join others only after they are folded can make the numbers differ;
+            # then the places of this piece are inexact, and those of the next are not.
+            count = len(_folded(piece).split())
+            yield from places[:count]
+            yield from repeat(places[-1] if places else (start, end), count - len(places))
             start = end
 
 

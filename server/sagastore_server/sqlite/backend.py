@@ -166,10 +166,8 @@ class SQLiteStorage(StorageBackend):
         """Return the terms of drafts; empty if the writer computes them as quickly."""
         if terms is not None and terms.by is index_terms.indexed_columns:
             return dict(zip(map(indexed_fields, drafts), terms.of, strict=True))
-        if (
-            len(drafts) < FEW
-            and sum(len(one.content) + len(one.metadata) for one in drafts) < SHORT
-        ):
+        size = sum(len(draft.content) + len(draft.metadata) for draft in drafts)
+        if len(drafts) < FEW and size < SHORT:
             return {}
         searched = list(map(indexed_fields, drafts))
         made = await self._worker_pool.map(index_terms.fts_columns, searched)
