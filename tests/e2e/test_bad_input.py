@@ -95,7 +95,7 @@ def test_bulk_save_rejects_only_invalid_messages(
 
 def test_save_reports_all_violations_together(storage: StorageServiceStub) -> None:
     broken = message(
-        provider="", tags=["", "ok", "x" * 300], metadata_json="[1]", timestamp=at(0, 1)
+        provider="", tags=["", "ok", "x" * 300], metadata_json="[1]", timestamp=at(0, -1)
     )
     request = storage_pb2.SaveRequest(message=broken, if_revision=-1, durability=99)  # type: ignore[arg-type]
     assert set(invalid_fields(lambda: storage.Save(request))) == {
@@ -112,7 +112,7 @@ def test_save_reports_all_violations_together(storage: StorageServiceStub) -> No
 def test_bulk_save_reports_all_violations_in_one_line(
     storage: StorageServiceStub,
 ) -> None:
-    (answer,) = storage.BulkSave(iter([batch(1, message(provider="", role="", content=""))]))
+    (answer,) = storage.BulkSave(iter([batch(1, message(provider="", role="", content=NUL))]))
     (rejected,) = answer.rejected
     assert rejected.field == "provider"
     for field in ("provider", "role", "content"):
@@ -154,7 +154,7 @@ BAD_REQUESTS: list[tuple[str, Any, list[str]]] = [
             provider="x" * 65,
             role=NUL,
             session_id="x" * 257,
-            start_time=at(0, 1),
+            start_time=at(0, -1),
             end_time=at(2**62),
             metadata_json="[]",
             page_size=-1,
@@ -406,7 +406,7 @@ class TestBatches:
         sent = [
             message(id=one, content="first"),
             message(id=one, content="second"),
-            message(id=one, content=""),
+            message(id=one, content=NUL),
         ]
         (answer,) = storage.BulkSave(iter([batch(1, *sent)]))
         assert (answer.saved, answer.unchanged, answer.skipped) == (1, 0, 1)
@@ -439,7 +439,7 @@ class TestBatches:
         assert found.content == "version 49"
 
     def test_a_batch_of_nothing_but_bad_messages(self, storage: StorageServiceStub) -> None:
-        (answer,) = storage.BulkSave(iter([batch(1, message(id=""), message(content=""))]))
+        (answer,) = storage.BulkSave(iter([batch(1, message(id=""), message(content=NUL))]))
         assert answer.saved == 0
         assert [rejected.index for rejected in answer.rejected] == [0, 1]
 
