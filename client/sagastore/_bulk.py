@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Batcher", "BulkSender", "Tally"]
 
 _MAX_MESSAGES = 1000
-# A batch ends before the message that would exceed this; a larger message is a batch of its own.
+# A batch ends before the message that would exceed this; a larger message is sent alone.
 _MAX_BYTES = 2 * 1024 * 1024
 # Larger than any valid message (1,000,000 characters of content, 1 MiB of metadata, 512 tags), and
 # less than the smallest request limit of a server (8 MiB), which would end the stream.

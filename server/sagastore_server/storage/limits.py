@@ -10,7 +10,7 @@ MAX_PAGE_BYTES = 3 * 1024 * 1024
 """Bytes of messages in one page.
 
 A gRPC client that was not told otherwise accepts 4 MiB (grpc.max_receive_message_length), and so
-receives every page of messages up to this size. A larger message is a page of its own: a client
+receives every page of messages up to this size. A larger message is returned alone: a client
 must accept LARGEST_MESSAGE to receive every message, as the client library does.
 """
 
