@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Batcher", "BulkSender", "Tally"]
 
 _MAX_MESSAGES = 1000
+# A batch ends before the message that would exceed this; a larger message is sent alone.
 _MAX_BYTES = 2 * 1024 * 1024
+# Larger than any valid message (1,000,000 characters of content, 1 MiB of metadata, 512 tags), and
+# less than the smallest request limit of a server (8 MiB), which would end the stream.
+_MAX_MESSAGE_BYTES = 6 * 1024 * 1024
 _FINISH_SECONDS = 5.0
 # The server's status arrives at once, or never if the stream is lost; a resent
 # batch then receives it again.
@@ -148,7 +152,7 @@ class Batcher:
             violation = exc.violations[0]
             self._reject(id, violation.field, violation.description)
         else:
-            if len(data) > _MAX_BYTES:
+            if len(data) > _MAX_MESSAGE_BYTES:
                 size = f"{len(data):,} bytes, more than the maximum size of a message"
                 self._reject(id, "message", size)
             else:

@@ -4,6 +4,11 @@ A Python float has about 17 significant digits, and by default Python does not
 parse an int of more than 4300 digits. Numbers beyond these limits become
 `decimal.Decimal`; `dumps` writes a Decimal as plain decimal notation. Reading
 therefore returns the value that was stored.
+
+Floats come back as floats, and ints as ints. The service stores PostgreSQL's jsonb text
+of a number, which has no exponent: of `1e23` it keeps `100000000000000000000000`, an
+int. So `dumps` writes a float without exponent and with a fraction (`.0`), which jsonb
+keeps. Only the sign of `-0.0` is lost: jsonb has no negative zero.
 """
 
 from __future__ import annotations
@@ -83,7 +88,10 @@ def dumps(value: Mapping[str, Any], name: str = "metadata") -> str:
         return "{}"
     try:
         if _has_str_keys(value):
-            return _encode_fast(value)
+            text = _encode_fast(value)
+            # Unless it is part of a string, this is a float such as 1e+16.
+            if "e+" not in text:
+                return text
     except (TypeError, ValueError):
         pass  # The slower writer below supports more types and reports the path.
     except RecursionError:

@@ -5,7 +5,10 @@ No digit is lost in either direction:
 - An integer becomes an int, or a Decimal if it has more digits than
   `sys.set_int_max_str_digits` allows.
 - Any other number becomes a float if the float is exact, else a Decimal. There are two
-  definitions of exact: the same value (`real`), and the same spelling (`real_as_written`).
+  definitions of exact: the same value (`real`), and the same spelling or, for a number with
+  an exponent, the same value (`real_as_written`).
+- A float is written with a fraction, and without an exponent if that is positive, so that it
+  is read as a float again. An int has neither.
 - A number whose exponent is out of range for Decimal raises ValueError.
 """
 
@@ -53,11 +56,16 @@ def real_as_written(text: str) -> float | Decimal:
     `1.50` equals the float 1.5 but is not written the same. PostgreSQL's jsonb keeps
     trailing zeros, so a Decimal is needed to store the text of the input.
 
+    A number with an exponent, such as `1e23`, becomes a float if that has the same value:
+    jsonb does not keep the exponent, and without it the number would be an integer.
+
     Raises:
         ValueError: The exponent is out of range.
     """
     number = float(text)
-    return number if repr(number) == text else decimal(text)
+    if repr(number) == text:
+        return number
+    return real(text) if "e" in text or "E" in text else decimal(text)
 
 
 def decimal(text: str) -> Decimal:
@@ -105,7 +113,8 @@ def format_number(value: float | Decimal, path: str) -> str:
             return format(Decimal(value), "f")
     if not isfinite(value):
         raise ValueError(f"{path}: {value!r} is not a JSON number")
-    return float.__repr__(value)
+    text = float.__repr__(value)
+    return f"{Decimal(text):f}.0" if "e+" in text else text
 
 
 def _format_decimal(value: Decimal, path: str) -> str:

@@ -42,16 +42,18 @@ class Message:
         provider: Provider of the model, for example `openai`; 1 to 64
             characters.
         role: Role of the author, for example `user`; 1 to 32 characters.
-        content: Text of the message; not only white space, at most 100,000
-            characters.
+        content: Text of the message, at most 1,000,000 characters. It may be empty:
+            a message that only carries tool calls has no text.
         id: 1 to 128 characters. If it is empty, the client assigns a UUIDv7
             when it saves the message.
         tags: Labels, in order; at most 512, each 1 to 256 characters.
         timestamp: Time of the message, aware, to the microsecond. None means
             the server's time for a new id and the stored time for an existing
             id.
-        metadata: A JSON object, at most 256 KiB as text. Numbers that a Python
-            float cannot represent are read as `decimal.Decimal`.
+        metadata: A JSON object, at most 1 MiB (1,048,576 bytes) as text. A float
+            is read as an equal float (the sign of -0.0 is lost), an int as an int.
+            Numbers that a Python float cannot represent are read as
+            `decimal.Decimal`.
         session_id: The conversation, at most 256 characters. None and "" are
             different values.
         created_at: Time when the id was first stored. Set by the server.

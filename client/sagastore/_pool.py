@@ -34,8 +34,8 @@ Metadata = tuple[tuple[str, str], ...]
 _READY = grpc.ChannelConnectivity.READY
 _FAILING = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
-# Enough for a page or batch of the largest messages that the API allows; gRPC's
-# default of 4 MiB is enough for three messages.
+# Enough for every response: a BatchGet has at most 64 MiB, a page of messages 3 MiB, or
+# one message of up to 6 MiB. gRPC's default is 4 MiB.
 _MAX_RECEIVE_BYTES = 64 * 1024 * 1024
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (

@@ -156,6 +156,9 @@ def read_time(value: RawValue) -> int:
       ``±HH:MM[:SS[.ffffff]]``; without an offset the time is UTC.
     - Number: Unix seconds between 2001 and 2099; a REAL is rounded to the microsecond.
 
+    Text finer than a microsecond is truncated toward the past, as the service truncates
+    times.
+
     Week dates, dates without hyphens, hours without minutes, milliseconds and Julian
     days are rejected.
 
@@ -299,7 +302,7 @@ def _text_time(value: Text) -> int:
     number = _NUMBER.fullmatch(text)
     if number:
         # In a column without numeric affinity, SQLite stores a number as text.
-        return _unix_time(int(number[1][:30]), _micros(number[2] or "", text), text)
+        return _unix_time(int(number[1][:30]), _micros(number[2] or ""), text)
     raise _UnreadableError(f"is {_shown(text)}, which is not a time in ISO form")
 
 
@@ -314,7 +317,7 @@ def _iso_time(match: re.Match[str], text: str) -> int:
         raise _UnreadableError(f"is {_shown(text)}, a time of day that does not exist")
     seconds = ((days * 24 + hour) * 60 + minute) * 60 + second
     offset = _offset(named_offset, text) if named_offset else 0
-    micros = seconds * _MICROS + (_micros(fraction, text) if fraction else 0) - offset
+    micros = seconds * _MICROS + (_micros(fraction) if fraction else 0) - offset
     if not _MIN_MICROS <= micros <= _MAX_MICROS:
         raise _UnreadableError(f"is {_shown(text)}, which in UTC is outside the years 0001 to 9999")
     return micros
@@ -332,10 +335,8 @@ def _days(day: str) -> int:
     return date(int(year), int(month), int(day_of_month)).toordinal() - _EPOCH_DAY
 
 
-def _micros(fraction: str, text: str) -> int:
-    """Return the microseconds of a decimal fraction of a second."""
-    if fraction[6:].strip("0"):
-        raise _UnreadableError(f"is {_shown(text)}, which is finer than a microsecond")
+def _micros(fraction: str) -> int:
+    """Return the whole microseconds of a decimal fraction of a second."""
     return int(fraction[:6].ljust(6, "0"))
 
 
@@ -347,7 +348,7 @@ def _offset(offset: str, text: str) -> int:
     hours, minutes, seconds = (int(part or 0) for part in match.groups()[1:4])
     if hours > 23 or minutes > 59 or seconds > 59:
         raise _UnreadableError(f"is {_shown(text)}, whose offset is a day or more, or malformed")
-    micros = ((hours * 60 + minutes) * 60 + seconds) * _MICROS + _micros(match[5], text)
+    micros = ((hours * 60 + minutes) * 60 + seconds) * _MICROS + _micros(match[5])
     return -micros if match[1] == "-" else micros
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -46,6 +47,39 @@ def test_save_and_get_preserve_every_field(cli: Sagastore) -> None:
     assert message["session_id"] == "s"
     assert '"n":12345678901234567890123456789' in text
     assert '"big":1234567890.12345678901' in text
+
+
+@pytest.mark.parametrize("number", ["1e23", "1.7e308", "5e-324", "1e+16", "1E16", "-1e100", "0.1"])
+def test_floats_stay_floats(cli: Sagastore, number: str) -> None:
+    _save(cli, "float-1", "", "--metadata", f'{{"n": {number}, "i": 100000000000000000000000}}')
+    metadata = cli.json("get", "float-1")["metadata"]
+    assert metadata == {"n": float(number), "i": 10**23}
+    assert type(metadata["n"]) is float
+
+
+def test_export_and_import_preserve_numbers(own_cli: Sagastore, tmp_path: Path) -> None:
+    numbers = "[1e23, 1.7e308, 5e-324, 1e16, -0.0, 1.50, 100000000000000000000000, 1e-400]"
+    _save(own_cli, "n-1", "", "--metadata", f'{{"n": {numbers}}}')
+    own_cli.ok("export", tmp_path / "first.jsonl")
+    own_cli.ok("delete", "n-1")
+    assert own_cli.json("import", tmp_path / "first.jsonl")["saved"] == 1
+    own_cli.ok("export", tmp_path / "second.jsonl")
+    assert (tmp_path / "first.jsonl").read_bytes() == (tmp_path / "second.jsonl").read_bytes()
+    read = json.loads((tmp_path / "second.jsonl").read_text(encoding="utf-8"))["metadata"]["n"]
+    assert read[:7] == [1e23, 1.7e308, 5e-324, 1e16, 0.0, 1.5, 10**23]
+
+
+def test_import_accepts_content_without_text_and_nanoseconds(
+    own_cli: Sagastore, tmp_path: Path
+) -> None:
+    line = {"id": "e-1", "provider": "p", "role": "assistant", "content": "", "session_id": "s"}
+    line["timestamp"] = "2025-02-03T04:05:06.123456789Z"
+    (tmp_path / "in.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    assert own_cli.json("import", tmp_path / "in.jsonl")["saved"] == 1
+    assert own_cli.json("import", tmp_path / "in.jsonl")["unchanged"] == 1
+    found = own_cli.json("get", "e-1")
+    assert (found["content"], found["timestamp"]) == ("", "2025-02-03T04:05:06.123456+00:00")
+    assert "e-1" in own_cli.ok("list", "s")
 
 
 def test_naive_times_are_utc(cli: Sagastore) -> None:

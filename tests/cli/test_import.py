@@ -73,7 +73,7 @@ def test_rejected_rows_are_listed_and_written_to_file(own_cli: Sagastore, tmp_pa
     good = [json.dumps(message) for message in sample()[:30]]
     bad = [
         "{",
-        '{"id": "x", "provider": "p", "role": "r", "content": " ", "metadata": {"a": 1.50}}',
+        '{"id": "x", "provider": "p", "role": "r", "content": "\\u0000", "metadata": {"a": 1.50}}',
     ]
     lines = [*good[:10], bad[0], *good[10:20], *([bad[1]] * 25), *good[20:]]
     path = tmp_path / "mixed.jsonl"

@@ -142,7 +142,7 @@ def test_resumed_import_has_complete_rejects(own_cli: Sagastore, tmp_path: Path)
     with path.open("w", encoding="utf-8") as file:
         for number, message in enumerate(messages):
             if number % 50 == 0:
-                message = message | {"content": " " if number % 100 else 5}  # noqa: PLW2901
+                message = message | {"content": "\x00" if number % 100 else 5}  # noqa: PLW2901
             file.write(json.dumps(message) + "\n")
     rejects = tmp_path / "rejects.jsonl"
     args = ("import", path, "--rejects", rejects, "--batch-size", "100")

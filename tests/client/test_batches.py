@@ -59,11 +59,17 @@ def test_batches_are_limited_by_bytes(size: int) -> None:
     assert [b.first_position for b in batches] == [0, 1, 2, 3, 4, 5, 6][:: 1 if size == 1 else 2]
 
 
+def test_large_message_is_a_batch_of_its_own() -> None:
+    batches = cut([message(), message("x" * 6_000_000), message(), message()])
+    assert [b.count for b in batches] == [1, 1, 2]
+    assert not any(b.rejected for b in batches)
+
+
 def test_invalid_message_is_rejected_without_affecting_others() -> None:
     messages = [
         message("ok"),
         message("\ud800", id="bad"),
-        message("x" * 3_000_000, id="big"),
+        message("x" * 6_300_000, id="big"),
         message("fine"),
     ]
     (batch,) = cut(messages)

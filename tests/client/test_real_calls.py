@@ -101,7 +101,7 @@ async def test_if_revision_prevents_lost_updates(driver: Driver) -> None:
 
 async def test_every_violation_is_reported(driver: Driver) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        await driver.call("save", Message("", "user", " ", tags=[""]))
+        await driver.call("save", Message("", "user", "\x00", tags=[""]))
     fields = [violation.field for violation in caught.value.violations]
     assert fields == ["message.provider", "message.content", "message.tags[0]"]
     assert caught.value.reason == "INVALID_REQUEST"

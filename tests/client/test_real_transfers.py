@@ -36,7 +36,7 @@ def mixed(count: int) -> Iterator[Message]:
     """Yield messages, every hundredth of which breaks a rule, here or at the server."""
     for number in range(count):
         if number % 200 == 50:
-            yield Message("p", "user", " ", id=f"m-{number:06}")
+            yield Message("p", "user", "\x00", id=f"m-{number:06}")
         elif number % 200 == 150:
             yield Message("p", "user", "\ud800", id=f"m-{number:06}")
         else:

@@ -178,9 +178,9 @@ async def test_page_of_large_messages_ends_early(backend: StorageBackend, way: s
 async def test_largest_message_fits_into_page(backend: StorageBackend) -> None:
     large = draft(
         "m-1",
-        "\U0001f600" * 100_000,
+        "\U0001f600" * 1_000_000,
         tags=["\U0001f600" * 256] * 512,
-        metadata='{"k": "' + "v" * 262_100 + '"}',
+        metadata='{"k": "' + "v" * 1_048_500 + '"}',
     )
     await save_all(backend, [large, large._replace(id="m-2")])
     page = await backend.list_session("s-1", Scan(False, 10))

@@ -20,12 +20,10 @@ NUL = "a\x00b"
 BAD_MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"provider": ""}, "provider"),
     ({"role": ""}, "role"),
-    ({"content": ""}, "content"),
-    ({"content": " \n\t\u2003"}, "content"),
     ({"id": "x" * 129}, "id"),
     ({"provider": "x" * 65}, "provider"),
     ({"role": "x" * 33}, "role"),
-    ({"content": "x" * 100_001}, "content"),
+    ({"content": "x" * 1_000_001}, "content"),
     ({"tags": ["x"] * 513}, "tags"),
     ({"tags": ["ok", ""]}, "tags[1]"),
     ({"tags": ["x" * 257]}, "tags[0]"),
@@ -59,9 +57,7 @@ BAD_MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"metadata_json": '{"a": 1, "a": 2}'}, "metadata_json"),
     ({"metadata_json": '{"a":' * 201 + "1" + "}" * 201}, "metadata_json"),
     ({"metadata_json": '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"}, "metadata_json"),
-    ({"metadata_json": '{"a": "' + "x" * 262_144 + '"}'}, "metadata_json"),
-    ({"timestamp": at(0, 1)}, "timestamp"),
-    ({"timestamp": at(0, 123_456_789)}, "timestamp"),
+    ({"metadata_json": '{"a": "' + "x" * 1_048_576 + '"}'}, "metadata_json"),
     ({"timestamp": at(0, -1000)}, "timestamp"),
     ({"timestamp": at(0, 1_000_000_000)}, "timestamp"),
     ({"timestamp": at(-62_135_596_801)}, "timestamp"),
@@ -99,7 +95,7 @@ def test_bulk_save_rejects_only_invalid_messages(
 
 def test_save_reports_all_violations_together(storage: StorageServiceStub) -> None:
     broken = message(
-        provider="", tags=["", "ok", "x" * 300], metadata_json="[1]", timestamp=at(0, 1)
+        provider="", tags=["", "ok", "x" * 300], metadata_json="[1]", timestamp=at(0, -1)
     )
     request = storage_pb2.SaveRequest(message=broken, if_revision=-1, durability=99)  # type: ignore[arg-type]
     assert set(invalid_fields(lambda: storage.Save(request))) == {
@@ -116,7 +112,7 @@ def test_save_reports_all_violations_together(storage: StorageServiceStub) -> No
 def test_bulk_save_reports_all_violations_in_one_line(
     storage: StorageServiceStub,
 ) -> None:
-    (answer,) = storage.BulkSave(iter([batch(1, message(provider="", role="", content=""))]))
+    (answer,) = storage.BulkSave(iter([batch(1, message(provider="", role="", content=NUL))]))
     (rejected,) = answer.rejected
     assert rejected.field == "provider"
     for field in ("provider", "role", "content"):
@@ -158,7 +154,7 @@ BAD_REQUESTS: list[tuple[str, Any, list[str]]] = [
             provider="x" * 65,
             role=NUL,
             session_id="x" * 257,
-            start_time=at(0, 1),
+            start_time=at(0, -1),
             end_time=at(2**62),
             metadata_json="[]",
             page_size=-1,
@@ -410,7 +406,7 @@ class TestBatches:
         sent = [
             message(id=one, content="first"),
             message(id=one, content="second"),
-            message(id=one, content=""),
+            message(id=one, content=NUL),
         ]
         (answer,) = storage.BulkSave(iter([batch(1, *sent)]))
         assert (answer.saved, answer.unchanged, answer.skipped) == (1, 0, 1)
@@ -443,7 +439,7 @@ class TestBatches:
         assert found.content == "version 49"
 
     def test_a_batch_of_nothing_but_bad_messages(self, storage: StorageServiceStub) -> None:
-        (answer,) = storage.BulkSave(iter([batch(1, message(id=""), message(content=""))]))
+        (answer,) = storage.BulkSave(iter([batch(1, message(id=""), message(content=NUL))]))
         assert answer.saved == 0
         assert [rejected.index for rejected in answer.rejected] == [0, 1]
 

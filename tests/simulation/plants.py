@@ -24,7 +24,7 @@ from sagastore_server.storage.errors import (
     StorageFullError,
     UnavailableError,
 )
-from sagastore_server.storage.model import Message, Store
+from sagastore_server.storage.model import Message, NewMessage, Store
 from sagastore_server.storage.replication import Entry, Lease
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.source import ModelSource
@@ -163,8 +163,9 @@ def _postgres_ack_before_commit() -> None:
         ids: Sequence[str],
         sessions: Sequence[str],
         apply: Callable[[Changes], Any],
+        messages: Sequence[NewMessage] = (),
     ) -> Any:
-        work = asyncio.ensure_future(original(self, ids, sessions, apply))
+        work = asyncio.ensure_future(original(self, ids, sessions, apply, messages))
         work.add_done_callback(_ignore_result)
         await asyncio.sleep(ANSWER_SECONDS)
         if work.done():

@@ -134,7 +134,9 @@ async def test_imported_messages_are_served(path: Path) -> None:
     rows = [
         {**PLAIN, "id": "one", "content": "running dogs", "tags": '["x"]'},
         {**PLAIN, "id": "two", "content": "a cat", "timestamp": "2025-04-02T12:00:00+02:00"},
-        {**PLAIN, "id": "bad", "content": " "},
+        {**PLAIN, "id": "empty", "content": ""},
+        {**PLAIN, "id": "blank", "content": " \n"},
+        {**PLAIN, "id": "bad", "content": "\x00"},
     ]
     legacy_db(path, rows)
     async with opened(lambda: SQLiteStorage(path)) as store:
@@ -142,9 +144,10 @@ async def test_imported_messages_are_served(path: Path) -> None:
         two = await store.get("two")
         assert (two.timestamp, two.revision) == (1_743_588_000_000_000, 2)
         (aside,) = await store.quarantine(0, 10)
-        assert (aside.source_key, aside.field) == ("messages/rowid=3", "content")
+        assert (aside.source_key, aside.field) == ("messages/rowid=5", "content")
+        assert [(await store.get(id)).content for id in ("empty", "blank")] == ["", " \n"]
     async with opened(lambda: SQLiteStorage(path)) as again:
-        assert await found(again, "") == ["one", "two"]
+        assert await found(again, "") == ["blank", "empty", "one", "two"]
 
 
 def test_backup_copy_equals_original(path: Path) -> None:
@@ -221,7 +224,7 @@ def test_foreign_writers_are_locked_out(path: Path, statement: str) -> None:
 def test_colliding_ids_are_quarantined(path: Path) -> None:
     schema = MESSAGES.replace("id TEXT PRIMARY KEY", "id")
     rows = [
-        {**PLAIN, "id": 7, "content": " "},
+        {**PLAIN, "id": 7, "content": "\x00"},
         {**PLAIN, "id": "7"},
         {**PLAIN, "id": b"7"},
         {**PLAIN, "id": 7, "tags": "?"},
@@ -230,7 +233,7 @@ def test_colliding_ids_are_quarantined(path: Path) -> None:
     legacy_db(path, rows, messages=schema, with_indexes=False)
     take_over(path)
     assert {key: entry[1] for key, entry in quarantine(path).items()} == {
-        "messages/rowid=1": "content: is required and must not be blank",
+        "messages/rowid=1": "content: holds U+0000, which PostgreSQL cannot store",
         "messages/rowid=3": "id: '7' is taken by rowid 2",
         "messages/rowid=4": "tags: is not JSON: Expecting value at character 0; "
         "id: '7' is taken by rowid 2",

@@ -24,8 +24,7 @@ _ASIDE: tuple[dict[str, Any], ...] = (
     {"id": "odd-twice", "metadata": '{"a": 1, "a": 2}'},
     {"id": "odd-nul", "content": "before\x00after"},
     {"id": "odd-bytes", "content": RawText(b"caf\xe9 in Latin-1")},
-    {"id": "odd-blank", "content": " \n "},
-    {"id": "odd-long", "content": "x" * 100_001},
+    {"id": "odd-long", "content": "x" * 1_000_001},
     {"id": "odd-tags", "tags": '{"not": "a list"}'},
     {"id": "odd-time", "timestamp": "yesterday"},
 )
@@ -44,6 +43,9 @@ _KEPT: tuple[dict[str, Any], ...] = (
     {"id": "odd-ünï ☃ 東京", "content": "naïve café 東京 ☃ \U0001f600", "tags": '["ünïcode ☃"]'},
     {"id": "odd-numbers", "metadata": '{"big": 12345678901234567890, "e": 1e3, "f": 0.10}'},
     {"id": "odd-size", "content": "reservation " * 8000},
+    {"id": "odd-blank", "content": " \n "},
+    {"id": "odd-nothing", "content": "", "metadata": '{"tool_calls": [{"name": "find"}]}'},
+    {"id": "odd-nanoseconds", "timestamp": "2025-02-01T12:00:00.123456789Z"},
 )
 """Unusual rows with exactly one valid interpretation."""
 

@@ -9,17 +9,21 @@ import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sagastore_server.search import analysis
 from sagastore_server.search.analysis import (
+    MAX_DISTINCT_BYTES,
     MAX_TERM,
+    MAX_TERMS,
     analyze,
     is_single,
     located,
     stem,
     tokenize,
 )
+from tests.support.hostile_texts import BEYOND, LAST, WITHIN
 from tests.support.strategies import storable_text
 
 TEXTS = [
@@ -167,6 +171,80 @@ def test_examples(text: str, tokens: list[str]) -> None:
 )
 def test_stems(word: str, expected: str) -> None:
     assert stem(word) == expected
+
+
+PIECES = ["a" * 900, "é" * 4000, "\u0928" + "\u093c" * 29, "\u0301" * 20, "北京" * 2500, " ", "-"]
+PIECES += ["word ", "ωρα ", "👍🏽", "서울", "ｶﾞ", "é, " * 1500]
+JOINING = ["ﬁ", "\u1100\u1161\u11a8", "\ufdfa"]
+"""What folding joins, or divides."""
+pieces = st.sampled_from(PIECES + JOINING)
+long_texts = st.lists(pieces, max_size=12).map("".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(long_texts)
+def test_pieces_have_the_tokens_of_the_text(text: str) -> None:
+    """Unless a word or a row of marks is longer than a piece, dividing a text changes nothing."""
+    ends = list(analysis._piece_ends(text))
+    assert ends == sorted(set(ends))
+    assert ends[-1:] == ([len(text)] if text else [])
+    for at, start in enumerate([0, *ends[:-1]]):
+        assert list(analysis._piece_ends(text, start)) == ends[at:]
+    if not re.search("[^ ,-]{12000}|[\u0301\u093c]{30}", text):
+        folded = analysis._folded(text).split()
+        assert tokenize(text) == [token[:MAX_TERM] for token in folded]
+
+
+@settings(max_examples=60, deadline=None)
+@given(long_texts, st.integers(0, 20_000))
+def test_places_of_long_texts_are_those_of_their_tokens(text: str, start: int) -> None:
+    tokens, places = located(text)
+    found = list(places)
+    assert len(found) == len(tokens)
+    first, rest = places.near(start)
+    assert first <= start
+    assert list(rest)[: len(tokens)] == found[first:]
+    for token, (begin, end) in itertools.islice(zip(tokens, found, strict=True), 200):
+        assert 0 <= begin < end <= len(text)
+        assert token in tokenize(text[begin:end]) or any(joining in text for joining in JOINING)
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_hostile_text_within_bounds_keeps_every_term(name: str) -> None:
+    assert tokenize(WITHIN[name]())[-1] == LAST
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_terms_are_bounded(name: str) -> None:
+    text = BEYOND[name]()
+    tokens = tokenize(text)
+    assert LAST not in tokens
+    assert len(tokens) <= MAX_TERMS
+    stems, words = analyze(text)
+    lexemes = {*stems, *["=" + word for word in words]}
+    assert sum(len(one.encode()) for one in lexemes) <= MAX_DISTINCT_BYTES
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text("abéжあ👍9", min_size=1, max_size=8), max_size=60), st.integers(1, 200))
+def test_bound_leaves_the_longest_first_part(words: list[str], bound: int) -> None:
+    tokens = [token for word in words for token in tokenize(word)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "MAX_DISTINCT_BYTES", bound)
+        kept = analysis._bounded(tokens)
+
+    def size(part: list[str]) -> int:
+        return sum(map(analysis._bytes_of, set(part)))
+
+    assert kept == tokens[: len(kept)]
+    assert size(kept) <= bound
+    assert kept == tokens or size(tokens[: len(kept) + 1]) > bound
+
+
+def test_many_marks_take_linear_time() -> None:
+    """Normalization alone would sort a million marks for an hour; a test has two minutes."""
+    assert tokenize("e" + "\u0301\u0323" * 499_999) == ["e"]
+    assert tokenize("e" + "\u0301\u0323" * 400 + "a") == ["ea"]
 
 
 def test_threads_do_not_spoil_each_others_words() -> None:

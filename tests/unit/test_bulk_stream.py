@@ -251,7 +251,7 @@ async def test_batch_validation_equals_validation_of_its_messages(worker_pool: W
     messages = [
         message(
             id=f"m-{number}" if number % 7 else "",
-            content="x" * (number % 300) if number % 11 else " ",
+            content="x" * (number % 300) if number % 11 else "\x00",
             tags=["a", "b"] if number % 13 else ["a", ""],
             metadata_json='{"bb": 1.50, "a": [true, null]}' if number % 17 else '{"a": 1, "a": 2}',
         )
@@ -261,7 +261,7 @@ async def test_batch_validation_equals_validation_of_its_messages(worker_pool: W
         if number % 3:
             one.timestamp.FromMicroseconds(number * 1_000_003)
         if number % 19 == 0:
-            one.timestamp.nanos = 1
+            one.timestamp.nanos = -1
     separate = [await validate_batch(batch(0, one), worker_pool) for one in messages]
     together = await validate_batch(batch(0, *messages), worker_pool)
     assert together.drafts == [draft for single in separate for draft in single.drafts]

@@ -8,7 +8,7 @@ from sagastore.v1 import storage_pb2
 from sagastore_server.rpc import convert
 from sagastore_server.storage import validation
 from sagastore_server.storage.canonical_json import MAX_BYTES
-from sagastore_server.storage.limits import MAX_PAGE_BYTES
+from sagastore_server.storage.limits import LARGEST_MESSAGE, MAX_PAGE_BYTES
 from sagastore_server.storage.model import Message
 
 WIDE = "\U0001f680"
@@ -37,4 +37,5 @@ def test_message_size_is_an_upper_bound_of_the_wire_size(char: str, long: bool) 
     page = storage_pb2.ListResponse()
     convert.fill(page.messages.add(), message)
     assert page.ByteSize() <= message.size
-    assert message.size < MAX_PAGE_BYTES
+    assert page.ByteSize() < LARGEST_MESSAGE
+    assert (message.size < MAX_PAGE_BYTES) is (not long or char == "x")

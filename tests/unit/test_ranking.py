@@ -126,3 +126,21 @@ def test_an_extract_of_one_endless_word_is_short() -> None:
     assert found.startswith("before \x02xxx")
     assert found.endswith("\x03…")
     assert len(found) < 250
+
+
+@pytest.mark.parametrize("filler", ["北京 ", "é, ", "x ", "👍", "ab "])
+def test_snippet_of_a_long_content_shows_the_match(filler: str) -> None:
+    """Of a long content, only the part with the match is looked at closely."""
+    content = f"{filler * 3000} the running fox {filler * 2000}"
+    for query, shown in {
+        "fox": "[fox]",
+        '"running fox"': "[running] [fox]",
+        "run*": "[running] fox",
+        "fox OR nothing": "running [fox]",
+    }.items():
+        extract = _shown(query, content)
+        assert extract.startswith("…")
+        assert shown in extract
+        assert extract.count("[") == shown.count("[")
+        both = score_and_snippet(_query(query), content)
+        assert both == (score(_query(query), content), snippet(_query(query), content))

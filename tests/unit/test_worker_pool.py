@@ -53,7 +53,7 @@ async def test_worker_finds_the_same_in_a_check(
         message(
             content="hello", tags=["a", "é"], timestamp=at(1, 5000), metadata_json='{"b": 1.50}'
         ),
-        message(provider="", content=" ", tags=[""], timestamp=at(1, 1), metadata_json="["),
+        message(provider="", content="\x00", tags=[""], timestamp=at(1, -1), metadata_json="["),
         message(id="m" * 129, role="r" * 33, content="a\x00b", session_id="s" * 257),
     ]
     sent = [(True, one.SerializeToString(), indexer) for one in messages]

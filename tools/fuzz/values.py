@@ -36,7 +36,7 @@ NUMBERS = (
     "1e-16384", "1e999999999999", "9" * 5000, "0." + "3" * 17_000, "12345678901234567890", "01",
     "1.", "+1", "NaN", "Infinity", "-Infinity", "0x10",
 )  # fmt: skip
-LIMITS = (32, 64, 128, 256, 8192, 100_000)
+LIMITS = (32, 64, 128, 256, 8192, 100_000, 1_000_000)
 POOL = 200
 """Ids that most calls share, so that calls affect each other."""
 

@@ -23,6 +23,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class Message(_message.Message):
     """One message of an AI conversation.
 
+    A message has at most 6 MiB in this format. A gRPC client accepts 4 MiB in one
+    response unless it is told otherwise (grpc.max_receive_message_length).
+
     Rules for every string field, in every phase of a migration:
       * lengths count Unicode code points unless a limit says bytes;
       * U+0000 and lone surrogates are INVALID_ARGUMENT, because PostgreSQL
@@ -59,18 +62,24 @@ class Message(_message.Message):
     required, 1 to 32 characters.
     """
     content: _builtins.str
-    """Text of the message. Required; not only white space; at most 100,000 characters.
-    Stored byte for byte, never normalized.
+    """Text of the message, at most 1,000,000 characters. May be empty or blank: a
+    message that only carries tool calls has no text. Stored byte for byte,
+    never normalized.
+
+    Search finds the first 1,000,000 words, up to 1,000,000 bytes of different
+    ones, on every store alike; see SearchRequest.query.
     """
     metadata_json: _builtins.str
-    """A JSON object as text (RFC 8259), at most 256 KiB (262,144 bytes) as sent
+    """A JSON object as text (RFC 8259), at most 1 MiB (1,048,576 bytes) as sent
     and as stored, at most 200 levels deep, without duplicate keys. Empty
     means {}. NaN, Infinity, and numbers beyond PostgreSQL's numeric (131,072
     digits before the point, 16,383 after) are INVALID_ARGUMENT.
 
     The value is stored, not its notation: reads return PostgreSQL's
     canonical jsonb text of the value (keys ordered by length, then
-    bytes; numbers in plain decimal notation), from either store.
+    bytes; numbers in plain decimal notation), from either store. A number keeps
+    its trailing zeros and loses its exponent: 1e23 is returned as
+    100000000000000000000000, and 100000000000000000000000.0 as it is.
     """
     session_id: _builtins.str
     """The conversation that the message belongs to: at most 256 characters.
@@ -97,15 +106,16 @@ class Message(_message.Message):
 
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp:
-        """Time of the message, UTC, with microsecond precision, in the years 0001 to
-        9999. Finer input is INVALID_ARGUMENT, never truncated. Unset on Save: the
-        current time of the server for a new id, the stored time for an existing id.
+        """Time of the message, UTC, in the years 0001 to 9999. Kept to the microsecond:
+        finer input is truncated toward the past, so that the same Save sent again
+        is the same Save. Unset on Save: the current time of the server for a new
+        id, the stored time for an existing id.
         """
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When this id was first stored, UTC, microseconds. Unset where
-        a legacy row had none.
+        """Output only. When this id was first stored, UTC, to the microsecond. Unset
+        where a legacy row had none.
         """
 
     def __init__(

@@ -409,6 +409,12 @@ class SearchRequest(_message.Message):
     without an operand, an unbalanced parenthesis and anything else is read as
     words: no text is an invalid query. At most 100,000 characters. Empty: the
     other conditions alone decide.
+
+    The words of a content are searched up to the first that exceeds a bound:
+    1,000,000 words, or 1,000,000 bytes (UTF-8) of different words, where one
+    of Latin letters counts with its stem: twice its length, and one. The rest
+    of such a content is not found, on either store. A million characters of
+    prose are within the bounds.
     """
     provider: _builtins.str
     """The provider; empty means any. At most 64 characters."""
@@ -437,11 +443,15 @@ class SearchRequest(_message.Message):
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """The earliest timestamp, inclusive. Microsecond precision."""
+        """The earliest timestamp, inclusive. Finer than a microsecond: truncated
+        toward the past, as Message.timestamp is.
+        """
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """The latest timestamp, exclusive. Microsecond precision."""
+        """The latest timestamp, exclusive. Finer than a microsecond: truncated toward
+        the past, as Message.timestamp is.
+        """
 
     def __init__(
         self,

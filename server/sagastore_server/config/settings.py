@@ -119,8 +119,9 @@ class Settings(BaseSettings):
     it, every client that can connect has all permissions."""
     reflection: bool = True
     """Serve gRPC reflection, which lists the services and messages."""
-    max_request_bytes: Bytes = Field(default=32 * MIB, ge=2 * MIB, le=512 * MIB)
-    """Largest request in bytes; a batch of 1000 real messages has about 0.4 MiB."""
+    max_request_bytes: Bytes = Field(default=32 * MIB, ge=8 * MIB, le=512 * MIB)
+    """Largest request in bytes; a message has at most 6 MiB, a batch of 1000 real messages has
+    about 0.4 MiB."""
     max_calls: Count = Field(default=512, ge=1, le=100_000)
     """Concurrent unary calls; further calls are rejected with RESOURCE_EXHAUSTED."""
     max_streams: Count = Field(default=64, ge=1, le=10_000)

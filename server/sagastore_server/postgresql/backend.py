@@ -314,8 +314,13 @@ class PostgreSQLStorage(SessionWrites):
     # ------------------------------------------------------------------ sessions
 
     async def _change(
-        self, ids: Sequence[str], sessions: Sequence[str], apply: Callable[[Changes], _T]
+        self,
+        ids: Sequence[str],
+        sessions: Sequence[str],
+        apply: Callable[[Changes], _T],
+        messages: Sequence[NewMessage] = (),
     ) -> _T:
+        del messages  # The writer analyses long texts in the worker pool.
         return await self._write(ids, sessions, apply)
 
     async def _deletable(self, session_id: str, limit: int) -> tuple[int, list[str]]:

@@ -85,25 +85,28 @@ SELECT EXISTS (SELECT FROM tombstones WHERE id = ANY($1::text[]) AND revision >=
 SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision,
     sequence
 FROM (
-    SELECT *, sum(weight) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - weight AS before
+    SELECT *, sum(weight) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - weight AS before,
+        row_number() OVER (ORDER BY id) AS place
     FROM (
         SELECT *, (octet_length(content) + pg_column_size(metadata) / 4 + 1024)::bigint AS weight
         FROM messages WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3
     ) AS found
 ) AS weighed
-WHERE before <= $4::bigint ORDER BY id
+-- The first row may be larger than a page, and the second says that there is another page.
+WHERE place <= 2 OR before <= $4::bigint ORDER BY id
 
 -- name: scan_sequences
 SELECT id, provider, role, content, tags::text, timestamp, metadata::text, session_id, created_at, revision,
     sequence
 FROM (
-    SELECT *, sum(weight) OVER (ORDER BY sequence ROWS UNBOUNDED PRECEDING) - weight AS before
+    SELECT *, sum(weight) OVER (ORDER BY sequence ROWS UNBOUNDED PRECEDING) - weight AS before,
+        row_number() OVER (ORDER BY sequence) AS place
     FROM (
         SELECT *, (octet_length(content) + pg_column_size(metadata) / 4 + 1024)::bigint AS weight
         FROM messages WHERE sequence > $1 AND sequence <= $2 ORDER BY sequence LIMIT $3
     ) AS found
 ) AS weighed
-WHERE before <= $4::bigint ORDER BY sequence
+WHERE place <= 2 OR before <= $4::bigint ORDER BY sequence
 
 -- name: last_sequence
 SELECT coalesce(max(sequence), 0) FROM messages
@@ -155,7 +158,15 @@ INSERT INTO sagastore_schema (version, compatible_from) VALUES ($1, $2)
 SELECT pg_advisory_xact_lock(hashtextextended('sagastore schema ' || current_schema(), 0))
 
 -- name: texts_after
-SELECT id, content FROM messages WHERE id > $1 ORDER BY id LIMIT $2 FOR UPDATE
+-- The next rows, up to a number and about a size in bytes, but at least one.
+SELECT id, content FROM messages WHERE id IN (
+    SELECT id FROM (
+        SELECT id, sum(octet_length(content)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING)
+            - octet_length(content) AS before
+        FROM (SELECT id, content FROM messages WHERE id > $1 ORDER BY id LIMIT $2) AS found
+    ) AS weighed
+    WHERE before <= $3::bigint
+) ORDER BY id FOR UPDATE
 
 -- name: set_terms
 UPDATE messages AS old SET terms = new.terms, search = new.search

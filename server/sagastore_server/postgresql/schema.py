@@ -20,6 +20,8 @@ _OLDEST_SERVER = 130000
 """``server_version_num`` of PostgreSQL 13, the oldest whose planner supports the operators used."""
 
 _REINDEX_ROWS = 500
+_REINDEX_BYTES = 4 * 1024 * 1024
+"""Rows, and about bytes of content, whose terms are recomputed in one transaction."""
 
 COMPATIBLE_FROM = {1: 1, 2: 2, 3: 3, 4: 4}
 """By schema version: the oldest schema version whose servers can use it."""
@@ -223,7 +225,7 @@ async def refresh_terms(pool: Pool, connection: Connection, enter: Enter = _noth
 
 async def _refresh_some(connection: Connection, after: str) -> str | None:
     """Recompute the terms of the next rows; return the last id, or None at the end."""
-    rows = await connection.fetch(QUERIES["texts_after"], after, _REINDEX_ROWS)
+    rows = await connection.fetch(QUERIES["texts_after"], after, _REINDEX_ROWS, _REINDEX_BYTES)
     if not rows:
         return None
     columns = await asyncio.to_thread(lambda: [search_columns(row[1]) for row in rows])

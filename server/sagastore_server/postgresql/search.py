@@ -90,7 +90,8 @@ def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> 
     """Return the statement that finds the messages of ``criteria`` within ``scan``.
 
     It yields at least one row more than the page if there is one, and few more: it excludes rows
-    that the size of the preceding rows keeps out of the page.
+    that the size of the preceding rows keeps out of the page. The second row is never excluded: the
+    first may be larger than a page.
 
     Args:
         criteria: The conditions.
@@ -120,13 +121,14 @@ def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> 
     sql = f"""SELECT {_COLUMNS} FROM (
     SELECT *, sum(weight) OVER (
         ORDER BY timestamp {direction}, sequence {direction} ROWS UNBOUNDED PRECEDING
-    ) - weight AS before
+    ) - weight AS before,
+        row_number() OVER (ORDER BY timestamp {direction}, sequence {direction}) AS place
     FROM (
         SELECT m.*, {_WEIGHT} AS weight FROM {source} AS m{where}
         ORDER BY {moment} {direction}, m.sequence {direction} LIMIT {limit}::bigint
     ) AS found
 ) AS weighed
-WHERE before <= {MAX_PAGE_BYTES} ORDER BY timestamp {direction}, sequence {direction}"""  # noqa: S608
+WHERE place <= 2 OR before <= {MAX_PAGE_BYTES} ORDER BY timestamp {direction}, sequence {direction}"""  # noqa: S608
     return SearchStatement(sql, parameters.values)
 
 

@@ -66,8 +66,8 @@ class Limits(NamedTuple):
 
     max_request_bytes: int = 32 * MIB
     """Size of a request. gRPC refuses a larger one before it is in memory, with
-    RESOURCE_EXHAUSTED. A batch of 1000 real messages takes about 0.4 MiB; a batch holds about 25
-    messages of the maximum size (1.2 MB)."""
+    RESOURCE_EXHAUSTED. A batch of 1000 real messages takes about 0.4 MiB; a batch holds at least 5
+    messages of any size (``storage.limits.LARGEST_MESSAGE``)."""
     max_calls: int = 512
     """Concurrent unary calls."""
     max_streams: int = 64

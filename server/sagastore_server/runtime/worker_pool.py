@@ -38,18 +38,19 @@ FEW = 50
 """Number of texts that are analysed in the calling thread, unless they are long."""
 
 SHORT = 20_000
-"""Total length, in characters, of texts that are not long: their analysis takes about 5 ms."""
+"""Total length, in characters, of texts that are not long: their analysis takes about 5 ms. So
+does the validation of metadata of this length."""
 
 MANY = 3_000
 """Number of texts after which a worker process starts. The start takes as long as the analysis of
-about as many."""
+about as many. A long text counts as several: one of a million characters as 2,500."""
 
 _RETRY_SECONDS = 60.0
 """Time until a worker that failed to start, or died, is replaced."""
 
 _TIMEOUT = 30.0
-"""Seconds after which a worker that has not answered is killed. The largest task, a thousand
-messages of 100,000 characters, takes about ten."""
+"""Seconds after which a worker that has not answered is killed. The largest task, a request of 32
+MiB (the default limit) of other than ASCII text, takes about ten."""
 
 _NICENESS = 5
 """Priority of the workers: below that of the server, which answers calls."""
@@ -86,11 +87,11 @@ class WorkerPool:
     ) -> Future[list[T]]:
         """Do what `map` does and return a future. Safe in any thread.
 
-        ``texts`` is the amount of work, in texts; by default one for each of ``arguments``.
+        ``texts`` is the amount of work, in texts; by default that of ``arguments``.
         """
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._count, "analysis")
-        return self._threads.submit(self._map, function, arguments, texts or len(arguments))
+        return self._threads.submit(self._map, function, arguments, texts or _texts_in(arguments))
 
     @property
     def at_once(self) -> int:
@@ -209,6 +210,12 @@ class _Worker:
         self.end()
         self._ready = False
         self._not_before = time.monotonic() + _RETRY_SECONDS
+
+
+def _texts_in(arguments: Sequence[tuple[Any, ...]]) -> int:
+    """Return the number of usual texts that take as long as ``arguments``."""
+    size = sum(len(one) for each in arguments for one in each if isinstance(one, str | bytes))
+    return len(arguments) + size // (SHORT // FEW)
 
 
 def _environment() -> dict[str, str]:

@@ -12,6 +12,14 @@
   left out as too common.
 * A term has at most 100 characters: 400 bytes, far below PostgreSQL's limit
   of 2 KiB for a lexeme and FTS5's of 32 KiB.
+* A text has at most MAX_TERMS terms, and at most MAX_DISTINCT_BYTES of different
+  ones. The terms after the first that exceeds a bound are left out, on every
+  backend: no word, phrase or prefix finds them, no score and no snippet counts
+  them.
+
+The time is proportional to the length of the text, and a long text of other than
+ASCII characters is analysed in pieces (``_piece_ends``), because one call of
+``unicodedata.normalize`` for a million characters would block every other thread.
 
 A change here changes what is found: raise ANALYSIS_VERSION, and every store
 rebuilds its index when it opens.
@@ -22,17 +30,53 @@ from __future__ import annotations
 import re
 import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice, repeat
 from typing import NamedTuple
 
 import Stemmer
 
-ANALYSIS_VERSION = 1
+ANALYSIS_VERSION = 2
 FINGERPRINT = f"{ANALYSIS_VERSION}/snowball-english-3.1/unicode-{unicodedata.unidata_version}"
 """What an index was built by. The Unicode tables are Python's own."""
 
 MAX_TERM = 100
+
+MAX_TERMS = 1_000_000
+"""Terms of a text that are indexed. A text of the maximum length has more only if its characters
+fold into several terms: U+FDFA alone becomes four words."""
+
+MAX_DISTINCT_BYTES = 1_000_000
+"""Bytes of the different terms of a text that are indexed, as UTF-8. A word of Latin letters
+counts with its stem: twice its length, and one.
+
+PostgreSQL refuses a ``tsvector`` with more than 1,048,575 bytes of lexemes (MAXSTRPOS in its
+tsearch/ts_type.h); the lexemes of these terms never have more. A million characters of English
+prose have about 0.3 MB."""
+
+_ASCII_BELOW = MAX_DISTINCT_BYTES // 2
+"""Length of an ASCII text below which it meets both bounds, whatever its words are."""
+_OTHER_BELOW = MAX_DISTINCT_BYTES // 4
+"""Length of a folded text below which it does: a character has at most four bytes."""
+
+_PIECE = 4096
+"""Characters after which a text is divided before the next separator. Folding so many takes less
+than a millisecond, at most 30 ms where each becomes 18 (U+FDFA)."""
+_LONGEST_PIECE = 4 * _PIECE
+"""Characters after which a text without separators is divided, if need be within a word."""
+WHOLE = 1000
+"""Length up to which a text is not divided at all."""
+_MOST_MARKS = 30
+"""Combining marks after which a text is divided, as Unicode's Stream-Safe Text Format does (UAX
+#15, section 13): a word with more of them becomes several terms. Sorting n of them, which
+normalization does, takes time in proportion to n²."""
+_BEFORE_A_PIECE = re.compile(
+    r"[\t-/:-@\[-\]_{-\x7f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\U0001f300-\U0001f3fa]"
+)
+"""Characters that end the term before them, and that no normalization joins to it: ASCII
+separators, Han, Hangul and emoji."""
+
 _MIN_STEM = 3
 _CACHED_WORDS = 1 << 17
 """Far above the vocabulary of real text: 38,768 dialogue messages have 6,410 distinct words."""
@@ -97,17 +141,97 @@ def analyze_tokens(tokens: list[str]) -> AnalyzedText:
 
 
 def tokenize(text: str) -> list[str]:
-    """Return the folded tokens of ``text`` before stemming, in order."""
+    """Return the folded tokens of ``text`` before stemming, in order, up to the bounds."""
     if text.isascii():
         tokens = text.encode().translate(_ASCII_FOLDED).decode().split()
         if len(text) <= MAX_TERM:
             return tokens
+        small = len(text) < _ASCII_BELOW
+    elif len(text) <= WHOLE:
+        tokens, small = _folded(text).split(), True
     else:
-        tokens = unicodedata.normalize("NFKC", text).translate(_FOLD).split(" ")
-        tokens = [token for token in tokens if token]
+        tokens, size = _tokens_by_piece(text)
+        small = size < _OTHER_BELOW
     if max(map(len, tokens), default=0) > MAX_TERM:
         tokens = [token[:MAX_TERM] for token in tokens]
+    return tokens if small else _bounded(tokens)
+
+
+def _folded(text: str) -> str:
+    """Return the tokens of a piece of text, with spaces between them and elsewhere."""
+    return unicodedata.normalize("NFKC", text).translate(_FOLD)
+
+
+def _tokens_by_piece(text: str) -> tuple[list[str], int]:
+    """Return the tokens of a long text, and the length of the folded text."""
+    tokens: list[str] = []
+    size = start = 0
+    for end in _piece_ends(text):
+        folded = _folded(text[start:end])
+        tokens += folded.split()
+        size += len(folded)
+        start = end
+        if len(tokens) > MAX_TERMS:
+            break
+    return tokens, size
+
+
+def _piece_ends(text: str, start: int = 0) -> Iterator[int]:
+    """Yield where each piece of a text ends, from the piece at ``start`` on.
+
+    The tokens of a text are those of its pieces.
+    """
+    length = len(text)
+    while length - start > WHOLE:
+        end = min(start + _LONGEST_PIECE, length)
+        end = _end_of_many_marks(text, start, end) or end
+        found = _BEFORE_A_PIECE.search(text, start + _PIECE, end)
+        start = found.start() if found else end
+        yield start
+    if start < length:
+        yield length
+
+
+def _end_of_many_marks(text: str, start: int, end: int) -> int:
+    """Return where a piece of text must end because it has too many marks in a row; 0: nowhere."""
+    one, many = _marks()
+    # So many in a row have one at each such step, and most text has none there.
+    if one.search(text[start:end:_MOST_MARKS]) is None:
+        return 0
+    found = many.search(text, start, end)
+    return found.end() if found else 0
+
+
+@lru_cache(maxsize=1)
+def _marks() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return the expressions of one combining mark, and of as many as normalization may sort."""
+    # By what they decompose to: some have no combining class but decompose to marks that do.
+    marks = (
+        chr(code)
+        for code in range(0x300, 0x20000)
+        if unicodedata.combining(unicodedata.normalize("NFKD", chr(code))[0])
+    )
+    one = f"[{''.join(marks)}]"
+    return re.compile(one), re.compile(f"{one}{{{_MOST_MARKS}}}")
+
+
+def _bounded(tokens: list[str]) -> list[str]:
+    """Return the first tokens, as many as are indexed."""
+    tokens = tokens[:MAX_TERMS]
+    distinct = dict.fromkeys(tokens)
+    room = MAX_DISTINCT_BYTES
+    for token in distinct:
+        room -= _bytes_of(token)
+        if room < 0:
+            return tokens[: tokens.index(token)]
     return tokens
+
+
+def _bytes_of(token: str) -> int:
+    """Return the most bytes that a token takes in an index, with its stem."""
+    if token.isascii():
+        return 2 * len(token) + 1 if token.isalpha() else len(token)
+    return len(token.encode())
 
 
 @lru_cache(maxsize=_CACHED_WORDS)
@@ -124,19 +248,78 @@ def is_single(token: str) -> bool:
     return len(token) == 1 and not token.isascii() and _stands_alone(token)
 
 
-def located(text: str) -> tuple[list[str], Iterator[tuple[int, int]]]:
-    """Return the tokens of ``text``, and where each of them stands: (start, end), in order.
+def located(text: str) -> tuple[list[str], Places]:
+    """Return the tokens of ``text``, and where each of them stands.
 
     Tokens that come from one character, or are joined to it, stand where it does.
     """
-    if text.isascii():
-        return tokenize(text), map(re.Match.span, _ASCII_WORD.finditer(text.lower()))
-    found = [
-        (token, (start, end))
-        for start, end in _each_span(text)
-        for token in tokenize(text[start:end])
-    ]
-    return [token for token, _ in found], (place for _, place in found)
+    if text.isascii() or len(text) > WHOLE:
+        tokens = tokenize(text)
+        return tokens, Places(text, len(tokens))
+    found = list(_spans_and_tokens(text))
+    known = [span for span, tokens in found for _ in tokens]
+    return [token for _, tokens in found for token in tokens], Places(text, len(known), known)
+
+
+class Places:
+    """Where the tokens of a text stand: (start, end) of each, in order.
+
+    Finding this takes several times as long as finding the tokens, so it is done on demand.
+    """
+
+    def __init__(
+        self, text: str, count: int, known: Sequence[tuple[int, int]] | None = None
+    ) -> None:
+        """Find where the first ``count`` tokens of ``text`` stand, unless that is ``known``."""
+        self._text = text
+        self._count = count
+        self._known = known
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield (start, end) of each token."""
+        return islice(self._from(0), self._count)
+
+    def near(self, token: int) -> tuple[int, Iterator[tuple[int, int]]]:
+        """Return the number of a token not after ``token``, and where it and the next ones stand.
+
+        Of a long text that is not ASCII, the part before it is not searched.
+        """
+        if self._known is not None or self._text.isascii():
+            return 0, self._from(0)
+        first = start = 0
+        for end in _piece_ends(self._text):
+            count = len(_folded(self._text[start:end]).split())
+            if first + count > token:
+                break
+            first += count
+            start = end
+        return first, self._from(start)
+
+    def _from(self, start: int) -> Iterator[tuple[int, int]]:
+        """Yield where the tokens from the piece at ``start`` on stand."""
+        if self._known is not None:
+            return iter(self._known)
+        if self._text.isascii():
+            return map(re.Match.span, _ASCII_WORD.finditer(self._text.lower()))
+        return self._by_piece(start)
+
+    def _by_piece(self, start: int) -> Iterator[tuple[int, int]]:
+        for end in _piece_ends(self._text, start):
+            piece = self._text[start:end]
+            places: list[tuple[int, int]] = []
+            for (first, last), tokens in _spans_and_tokens(piece):
+                places += repeat((start + first, start + last), len(tokens))
+            # Characters that join others only after they are folded can make the numbers differ;
+            # then the places of this piece are inexact, and those of the next are not.
+            count = len(_folded(piece).split())
+            yield from places[:count]
+            yield from repeat(places[-1] if places else (start, end), count - len(places))
+            start = end
+
+
+def _spans_and_tokens(text: str) -> Iterator[tuple[tuple[int, int], list[str]]]:
+    for start, end in _each_span(text):
+        yield (start, end), tokenize(text[start:end])
 
 
 def _each_span(text: str) -> Iterator[tuple[int, int]]:

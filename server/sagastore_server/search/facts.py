@@ -33,13 +33,19 @@ def metadata_facts(metadata: str) -> list[str]:
     """Return the distinct tokens of a metadata's scalars, or [OVERFLOW] for too many."""
     if metadata == "{}":
         return []
-    scalars: list[bytes] = []
-    _collect(read(metadata), b"m", scalars)
-    facts = dict.fromkeys(map(_hash, scalars))
-    return [OVERFLOW] if len(facts) > MAX_FACTS else list(facts)
+    scalars: dict[bytes, None] = {}
+    try:
+        _collect(read(metadata), b"m", scalars)
+    except _TooManyError:
+        return [OVERFLOW]
+    return list(dict.fromkeys(map(_hash, scalars)))
 
 
-def _collect(value: Any, path: bytes, scalars: list[bytes]) -> None:
+class _TooManyError(Exception):
+    """A metadata has more than MAX_FACTS different scalars; a large one may have 300,000."""
+
+
+def _collect(value: Any, path: bytes, scalars: dict[bytes, None]) -> None:
     """Add what tells each scalar of ``value`` from others: where it stands, and what it is."""
     if isinstance(value, dict):
         for key, item in value.items():
@@ -47,12 +53,14 @@ def _collect(value: Any, path: bytes, scalars: list[bytes]) -> None:
             if isinstance(item, dict | list):
                 _collect(item, place, scalars)
             else:
-                scalars.append(place + b"\x00" + comparable(item).encode())
+                scalars[place + b"\x00" + comparable(item).encode()] = None
     elif isinstance(value, list):
         for item in value:
             _collect(item, path, scalars)
     else:
-        scalars.append(path + b"\x00" + comparable(value).encode())
+        scalars[path + b"\x00" + comparable(value).encode()] = None
+    if len(scalars) > MAX_FACTS:
+        raise _TooManyError
 
 
 def _hash(data: bytes) -> str:

@@ -10,10 +10,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
-from sagastore_server.search.analysis import AnalyzedText, analyze_tokens, located, stem, tokenize
+from sagastore_server.search.analysis import (
+    WHOLE,
+    AnalyzedText,
+    Places,
+    analyze_tokens,
+    located,
+    stem,
+    tokenize,
+)
 from sagastore_server.storage.query import Leaf, Phrase, Prefix, TextQuery
 
 MARK_START = "\x02"
@@ -42,6 +50,8 @@ class _Look(NamedTuple):
     prefixes: tuple[str, ...]
     words: tuple[str, ...]
     """The terms, where few words and nothing else is looked for, as mostly."""
+    longest: int
+    """Terms of the longest phrase."""
 
 
 def score(query: TextQuery, content: str) -> float:
@@ -66,7 +76,8 @@ def score_and_snippet(query: TextQuery | None, content: str) -> tuple[float, str
     """Return both in less time than one by one; without a query the score is 0."""
     if query is None:
         return 0.0, _extract(content, [])
-    if not content.isascii():
+    if not content.isascii() and len(content) <= WHOLE:
+        # `located` is slow for these, and `score` needs only the tokens.
         return score(query, content), snippet(query, content)
     look = _look(query)
     tokens, places = located(content)
@@ -86,7 +97,8 @@ def _look(query: TextQuery) -> _Look:
         leaf.terms[0] for leaf in leaves if isinstance(leaf, Phrase) and len(leaf.terms) == 1
     )
     words = single if len(single) == len(leaves) <= _FEW else ()
-    return _Look(leaves, phrases, prefixes, words)
+    longest = max((len(leaf.terms) for leaf in leaves if isinstance(leaf, Phrase)), default=1)
+    return _Look(leaves, phrases, prefixes, words, longest)
 
 
 def _terms(look: _Look, tokens: list[str]) -> AnalyzedText:
@@ -147,35 +159,46 @@ def _plain(text: str) -> str:
 
 
 def _marks(
-    look: _Look, tokens: list[str], stems: list[str], each_place: Iterator[tuple[int, int]]
+    look: _Look, tokens: list[str], stems: list[str], places: Places
 ) -> list[tuple[int, int]]:
     """Return the stretches that match, from the first one to where its extract must end."""
-    ends = _ends(look, tokens, stems)
-    if not ends:
+    matches = _matches(look, tokens, stems)
+    first = next(matches, None)
+    if first is None:
         return []
-    places = list(islice(each_place, ends[-1] + 1))
+    base, each_place = places.near(max(0, first[0] + 1 - look.longest))
+    found: list[tuple[int, int]] = []
     matched: set[tuple[int, int]] = set()
-    limit = places[-1][1]
-    for index in ends:
-        if places[index][0] >= limit:
+    limit = None
+    for index, lengths in chain((first,), matches):
+        at = index - base
+        found += islice(each_place, at + 1 - len(found))
+        if at >= len(found) or (limit is not None and found[at][0] >= limit):
             break
-        for length in _lengths(look, tokens, stems, index):
-            matched.update(places[index + 1 - length : index + 1])
-        if matched:
-            limit = min(limit, places[index][0] + SNIPPET_LENGTH)
+        for length in lengths:
+            matched.update(found[at + 1 - length : at + 1])
+        limit = found[at][0] + SNIPPET_LENGTH if limit is None else limit
     return sorted(matched)
 
 
-def _ends(look: _Look, tokens: list[str], stems: list[str]) -> list[int]:
-    """Return which tokens may be the last of something that is looked for."""
+def _matches(look: _Look, tokens: list[str], stems: list[str]) -> Iterator[tuple[int, list[int]]]:
+    """Yield the last token of each thing found, and the numbers of tokens it has."""
+    for index in _ends(look, tokens, stems):
+        lengths = _lengths(look, tokens, stems, index)
+        if lengths:
+            yield index, lengths
+
+
+def _ends(look: _Look, tokens: list[str], stems: list[str]) -> Iterator[int]:
+    """Yield which tokens may be the last of something that is looked for."""
     phrases, prefixes = look.phrases, look.prefixes
     if not prefixes:
-        return [index for index, term in enumerate(stems) if term in phrases]
-    return [
+        return (index for index, term in enumerate(stems) if term in phrases)
+    return (
         index
         for index, (token, term) in enumerate(zip(tokens, stems, strict=True))
         if term in phrases or token.startswith(prefixes) or term.startswith(prefixes)
-    ]
+    )
 
 
 def _lengths(look: _Look, tokens: list[str], stems: list[str], index: int) -> list[int]:

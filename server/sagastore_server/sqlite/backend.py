@@ -153,8 +153,12 @@ class SQLiteStorage(SessionWrites):
     ) -> SaveResult:
         """See the contract."""
         del everywhere_within  # One store is every store.
+        known = await self._index_many((draft,), None)
         return await self._write(
-            (draft.id,), sessions_of(draft), lambda changes: changes.save(draft, if_revision)
+            (draft.id,),
+            sessions_of(draft),
+            lambda changes: changes.save(draft, if_revision),
+            known,
         )
 
     @property
@@ -184,7 +188,8 @@ class SQLiteStorage(SessionWrites):
         """Return the terms of drafts; empty if the writer computes them as quickly."""
         if terms is not None and terms.by is index_terms.indexed_columns:
             return dict(zip(map(indexed_fields, drafts), terms.of, strict=True))
-        if len(drafts) < FEW and sum(len(draft.content) for draft in drafts) < SHORT:
+        size = sum(len(draft.content) + len(draft.metadata) for draft in drafts)
+        if len(drafts) < FEW and size < SHORT:
             return {}
         searched = list(map(indexed_fields, drafts))
         made = await self._worker_pool.map(index_terms.fts_columns, searched)
@@ -231,7 +236,11 @@ class SQLiteStorage(SessionWrites):
         """See the contract."""
         if criteria.text is not None and criteria.text.condition is None:
             return Page([], more=False)
-        compiled = compile_search(criteria, scan)
+        if len(criteria.metadata or "") < SHORT:
+            compiled = compile_search(criteria, scan)
+        else:
+            # Its facts take too long for the event loop.
+            compiled = await asyncio.to_thread(compile_search, criteria, scan)
         # A search can take seconds. One connection remains for short reads.
         async with self._searching:
             return await self._search(compiled, scan.limit)
@@ -376,9 +385,14 @@ class SQLiteStorage(SessionWrites):
     # ------------------------------------------------------------------ sessions
 
     async def _change(
-        self, ids: Sequence[str], sessions: Sequence[str], apply: Callable[[Changes], _T]
+        self,
+        ids: Sequence[str],
+        sessions: Sequence[str],
+        apply: Callable[[Changes], _T],
+        messages: Sequence[NewMessage] = (),
     ) -> _T:
-        return await self._write(ids, sessions, apply)
+        known = await self._index_many(messages, None)
+        return await self._write(ids, sessions, apply, known)
 
     async def _deletable(self, session_id: str, limit: int) -> tuple[int, list[str]]:
         rows = await self._readers.rows(QUERIES["deletable"], (session_id, limit))

@@ -26,11 +26,12 @@ READERS = 4
 """Connections, each with a thread. SQLite releases the GIL while it reads."""
 
 _FEW = 64
-"""Rows that are fetched regardless of their size: at most about 80 MiB, if all have the maximum."""
+"""Rows that are fetched in a single call."""
 
 MOST_READ = 4 * 1024 * 1024
 """Characters and bytes after which a statement with many rows ends, with the row that exceeds them.
-Not less than a page (``storage.limits``), so that the page is full then."""
+Not less than a page (``storage.limits``), so that the page is full then, and more than a message
+has, so that there are two rows if there is a next page."""
 
 _NOTHING = "SELECT 1 WHERE 0"
 _NO_LIMIT = 2**31 - 1
@@ -45,6 +46,10 @@ class _Cursor(sqlite3.Cursor):
     A call per few rows would switch threads and wait for the GIL each time, which for 500 rows
     takes longer than SQLite does.
     """
+
+    def fetchall(self) -> list[Any]:
+        """Return all rows, fewer if they exceed MOST_READ, and end the statement."""
+        return self.fetchmany(None)
 
     def fetchmany(self, size: int | None = 1) -> list[Any]:
         """Return up to ``size`` rows, fewer if they exceed MOST_READ, and end the statement."""
@@ -62,11 +67,23 @@ class _Cursor(sqlite3.Cursor):
 _SIZED = (str, bytes)
 
 
+class _SizeLimited(str):
+    """SQL whose rows need not be fetched beyond MOST_READ."""
+
+    __slots__ = ()
+
+
 class _Connection(sqlite3.Connection):
     """Connection with size-limited cursors."""
 
     def cursor(self, factory: Callable[[sqlite3.Connection], Any] | None = None) -> Any:
         return super().cursor(factory or _Cursor)
+
+    def execute(self, sql: str, parameters: Any = ()) -> Any:
+        # The cursors of `sqlite3.Connection.execute` have no limit.
+        if type(sql) is _SizeLimited:
+            return self.cursor().execute(sql, parameters)
+        return super().execute(sql, parameters)
 
 
 class _Reader(NamedTuple):
@@ -87,7 +104,7 @@ class _Reader(NamedTuple):
         The result is incomplete only if it exceeds MOST_READ. Few rows take a single call.
         """
         if most <= _FEW:
-            return list(await self.connection.execute_fetchall(sql, parameters))
+            return list(await self.connection.execute_fetchall(_SizeLimited(sql), parameters))
         await self.cursor.execute(sql, parameters)
         return list(await self.cursor.fetchmany(most))
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from json.encoder import encode_basestring as _quoted
 from typing import Any, NoReturn
 
-MAX_BYTES = 256 * 1024
+MAX_BYTES = 1024 * 1024
 """Bytes of a metadata text, as sent and in canonical spelling (api.md)."""
 
 MAX_DEPTH = 200

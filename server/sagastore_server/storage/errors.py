@@ -45,6 +45,10 @@ class InvalidRequestError(StorageError):
         super().__init__("; ".join(f"{v.field}: {v.reason}" for v in violations))
         self.violations = violations
 
+    def __reduce__(self) -> tuple[type[InvalidRequestError], tuple[tuple[Violation, ...]]]:
+        """Pickle the violations: a worker process validates large requests."""
+        return type(self), (self.violations,)
+
 
 class NotFoundError(StorageError):
     """No message has the id."""

@@ -11,9 +11,14 @@ from sagastore_server.storage.sessions import Session, SessionPage
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 """Bytes of messages in one page.
 
-A gRPC client that was not told otherwise accepts 4 MiB (grpc.max_receive_message_length).
-One message is at most about 1.9 MiB by ``Message.size``, which never counts too little.
+A gRPC client that was not told otherwise accepts 4 MiB (grpc.max_receive_message_length), and so
+receives every page of messages up to this size. A larger message is returned alone: a client
+must accept LARGEST_MESSAGE to receive every message, as the client library does.
 """
+
+LARGEST_MESSAGE = 6 * 1024 * 1024
+"""Bytes of a message in a request or a response are fewer: at most 4,000,000 of content, 1,048,576
+of metadata and 526,336 of tags, and 2,048 of other fields."""
 
 
 class Sized(Protocol):

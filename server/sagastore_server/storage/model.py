@@ -76,7 +76,8 @@ class Message(NamedTuple):
         """Upper bound of the bytes of the message in a response."""
         text = len(self.content) if self.content.isascii() else 4 * len(self.content)
         tags = sum(4 * len(tag) + 4 for tag in self.tags)
-        return text + tags + 4 * len(self.metadata) + _REST
+        metadata = len(self.metadata) if self.metadata.isascii() else 4 * len(self.metadata)
+        return text + tags + metadata + _REST
 
 
 class Page(NamedTuple):

@@ -210,7 +210,7 @@ class MigrationSource(StorageBackend, SessionRows):
         """Return the next entries after the sequence ``after``, in order.
 
         * At most ``limit`` entries and about 4 MiB of messages, but at least one entry if any
-          follows.
+          follows (of up to ``limits.LARGEST_MESSAGE``).
         * Entries and messages are of one snapshot.
         """
 

@@ -35,11 +35,16 @@ class SessionWrites(StorageBackend):
 
     @abc.abstractmethod
     async def _change(
-        self, ids: Sequence[str], sessions: Sequence[str], apply: Callable[[Changes], T]
+        self,
+        ids: Sequence[str],
+        sessions: Sequence[str],
+        apply: Callable[[Changes], T],
+        messages: Sequence[NewMessage] = (),
     ) -> T:
         """Apply a write that concerns messages and sessions, and return its result.
 
-        The sessions of the stored messages need not be given.
+        The sessions of the stored messages need not be given. ``messages`` are those that it
+        stores, so that long texts can be analysed before.
         """
 
     @abc.abstractmethod
@@ -59,6 +64,7 @@ class SessionWrites(StorageBackend):
             [one.id for one in messages],
             (session_id,),
             lambda changes: changes.append(session_id, messages, if_revision),
+            messages,
         )
         return AppendResult(outcome.resolved(), saved, durable_on)
 

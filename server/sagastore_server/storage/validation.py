@@ -18,7 +18,9 @@ from sagastore_server.storage.model import NewMessage
 MAX_ID = 128
 MAX_PROVIDER = 64
 MAX_ROLE = 32
-MAX_CONTENT = 100_000
+MAX_CONTENT = 1_000_000
+"""The search index covers a part of a longer one only in rare cases: ``search.analysis``."""
+
 MAX_TAGS = 512
 MAX_TAG = 256
 MAX_SESSION_ID = 256
@@ -111,13 +113,14 @@ class Violations:
             return "{}"
 
     def timestamp(self, field: str, seconds: int, nanos: int) -> int:
-        """Check a protobuf Timestamp and return its microseconds (0 if it is broken)."""
+        """Check a protobuf Timestamp and return its microseconds (0 if it is broken).
+
+        Nanoseconds are truncated toward the past: Go and Java have them in every ``now()``.
+        """
         if not 0 <= nanos < 1_000_000_000:
             self.add(field, f"has {nanos} nanos, 0 to 999,999,999 are allowed")
             return 0
-        if nanos % 1000:
-            self.add(field, "is finer than a microsecond; round it before sending")
-            return 0
+        # Nanos count forward also before 1970, so this is a floor.
         micros = seconds * _MICRO + nanos // 1000
         if not MIN_TIMESTAMP <= micros <= MAX_TIMESTAMP:
             self.add(field, "is outside of the years 0001 to 9999")
@@ -184,10 +187,8 @@ class Violations:
             self.text(prefix + "provider", provider, MAX_PROVIDER, required=True)
         if not is_plain(role, MAX_ROLE):
             self.text(prefix + "role", role, MAX_ROLE, required=True)
-        if not is_plain(content, MAX_CONTENT):
+        if content and not is_plain(content, MAX_CONTENT):
             self.text(prefix + "content", content, MAX_CONTENT)
-        if not content or content.isspace():
-            self.add(prefix + "content", "is required and must not be blank")
         if tags:
             self.tags(prefix + "tags", tags)
         canonical = self.metadata(prefix + "metadata_json", metadata)

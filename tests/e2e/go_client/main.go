@@ -48,7 +48,7 @@ func saveAndGet(ctx context.Context, client pb.StorageServiceClient) error {
 		Role:         "assistant",
 		Content:      "Grüße aus Go 😀",
 		Tags:         []string{"go", "plain"},
-		Timestamp:    timestamppb.New(time.UnixMicro(1_700_000_000_123_456)),
+		Timestamp:    timestamppb.New(time.Unix(1_700_000_000, 123_456_789)),
 		MetadataJson: `{"n": 12345678901234567890}`,
 		SessionId:    proto.String("go"),
 	}
@@ -64,6 +64,12 @@ func saveAndGet(ctx context.Context, client pb.StorageServiceClient) error {
 	if found.Revision != saved.Revision || found.CreatedAt == nil {
 		return fmt.Errorf("saved %v, found %v", saved, found)
 	}
+	again, err := client.Save(ctx, &pb.SaveRequest{Message: found})
+	if err != nil || again.Revision != saved.Revision {
+		return fmt.Errorf("saved %v, then %v, %v", saved, again, err)
+	}
+	// The service keeps microseconds.
+	sent.Timestamp.Nanos = 123_456_000
 	sent.Id = saved.Id
 	found.Revision, found.CreatedAt = 0, nil
 	if !proto.Equal(sent, found) {
@@ -73,7 +79,7 @@ func saveAndGet(ctx context.Context, client pb.StorageServiceClient) error {
 }
 
 func readRefusal(ctx context.Context, client pb.StorageServiceClient) error {
-	_, err := client.Save(ctx, &pb.SaveRequest{Message: &pb.Message{Provider: "google"}})
+	_, err := client.Save(ctx, &pb.SaveRequest{Message: &pb.Message{Provider: "google", Tags: []string{""}}})
 	refusal := status.Convert(err)
 	if refusal.Code() != codes.InvalidArgument {
 		return fmt.Errorf("expected INVALID_ARGUMENT, got %v", err)

@@ -187,7 +187,11 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions):
         )
 
     async def _change(
-        self, ids: Sequence[str], sessions: Sequence[str], apply: Callable[[Changes], T]
+        self,
+        ids: Sequence[str],
+        sessions: Sequence[str],
+        apply: Callable[[Changes], T],
+        messages: Sequence[NewMessage] = (),
     ) -> T:
         """Execute one write in its own transaction."""
         server = self._server

@@ -240,7 +240,11 @@ class ModelSource(SnapshotReads, ModelSessions, MigrationSource):
         return self._committed
 
     async def _change(
-        self, ids: Sequence[str], sessions: Sequence[str], apply: Callable[[Changes], T]
+        self,
+        ids: Sequence[str],
+        sessions: Sequence[str],
+        apply: Callable[[Changes], T],
+        messages: Sequence[NewMessage] = (),
     ) -> T:
         return await self._write(apply, len(ids))
 

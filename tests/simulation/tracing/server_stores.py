@@ -130,9 +130,12 @@ class ServerStores:
             return await ask(self._traced(target, work), patience)
 
         async def written(
-            ids: Sequence[str], sessions: Sequence[str], apply: Callable[[Changes], T]
+            ids: Sequence[str],
+            sessions: Sequence[str],
+            apply: Callable[[Changes], T],
+            messages: Sequence[NewMessage] = (),
         ) -> T:
-            return await write(ids, sessions, self._working_out(apply))
+            return await write(ids, sessions, self._working_out(apply), messages)
 
         def stored(changes: Changes) -> None:
             store(changes)
