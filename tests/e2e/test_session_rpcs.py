@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from sagastore.v1 import message_pb2, session_pb2, storage_pb2
 from sagastore.v1.session_pb2_grpc import SessionServiceStub
@@ -115,9 +116,10 @@ def test_invalid_turns_name_every_field(sessions: SessionServiceStub) -> None:
 def test_update_creates_and_changes(sessions: SessionServiceStub) -> None:
     name = new_id()
 
-    def update(mask: list[str], **fields: str) -> session_pb2.Session:
+    def update(mask: list[str], **fields: Any) -> session_pb2.Session:
         session = session_pb2.Session(session_id=name, **fields)
-        request = session_pb2.UpdateSessionRequest(session=session, update_mask={"paths": mask})
+        paths = FieldMask(paths=mask)
+        request = session_pb2.UpdateSessionRequest(session=session, update_mask=paths)
         return sessions.UpdateSession(request).session
 
     made = update([], title="a", metadata_json='{"b": 1, "a": 2}')

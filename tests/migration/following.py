@@ -17,7 +17,12 @@ from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.phase import Phase
-from sagastore_server.storage.replication import BackfillMark, Lease, MigrationState
+from sagastore_server.storage.replication import (
+    AuxiliaryRows,
+    BackfillMark,
+    Lease,
+    MigrationState,
+)
 
 
 class Following:

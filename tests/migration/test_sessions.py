@@ -125,7 +125,8 @@ async def test_guarded_appends_lose_nothing_across_changes_of_phase(place: Place
             for turn in range(turns):
                 session_id = f"s-{turn % 3}"
                 messages = [
-                    draft(f"{name}-{turn}-{n}", session_id=session_id, timestamp=NOW) for n in (0, 1)
+                    draft(f"{name}-{turn}-{n}", session_id=session_id, timestamp=NOW)
+                    for n in (0, 1)
                 ]
                 while True:
                     try:

@@ -19,6 +19,7 @@ from sagastore_server.storage.errors import (
 )
 from sagastore_server.storage.model import Message, NewMessage, OnConflict, SaveResult, Store
 from sagastore_server.storage.query import Criteria, Scan
+from tests.simulation import session_actions
 from tests.simulation.service import Make, RefusedError, UnknownError
 from tests.support.checker import Asked, Value, WrongAnswerError
 
@@ -88,14 +89,36 @@ class Client:
             elif action == "batch":
                 ids = self._checker.ids
                 await self.batch_get(draw.sample(ids, min(len(ids), 6)))
-            elif action == "export":
-                await self.export()
-            elif action == "quarantine":
-                await self.quarantine()
+            elif action in {"export", "quarantine"}:
+                await getattr(self, action)()
+            elif action in {"append", "session", "sessions", "rename"}:
+                await self._act_on_sessions(action)
             else:
                 await self.pages(draw.choice(SESSIONS), search=action == "search")
         except (UnknownError, RefusedError):
             pass
+
+    async def _act_on_sessions(self, action: str) -> None:
+        session_id = self._draw.choice(SESSIONS)
+        if action == "append":
+            many = self._draw.randint(1, session_actions.TURN)
+            ids = [f"t-{self._number}-{next(self._made)}" for _ in range(many)]
+            await session_actions.append(self, ids, session_id)
+        elif action == "session":
+            await session_actions.revision_of(self, session_id)
+        elif action == "sessions":
+            await session_actions.list_sessions(self)
+        else:
+            await session_actions.rename(self)
+
+    def value_in(self, session_id: str) -> Value:
+        """Return a new value of a message in a session."""
+        return self._value(None)._replace(session_id=session_id)
+
+    @staticmethod
+    def drafts(values: dict[str, Value]) -> list[NewMessage]:
+        """Return the messages of a turn."""
+        return [draft(id, value) for id, value in values.items()]
 
     async def _call(self, what: str, make: Make[Any], **options: Any) -> Any:
         self._world.counts["calls"] += 1
@@ -209,6 +232,7 @@ class Client:
 
     def _acknowledge(self, id: str, number: int, value: Value, saved: SaveResult) -> None:
         self._checker.acknowledge(id, number, value, saved.revision)
+        self._world.sessions.note(value.session_id, saved.revision)
         self._world.counts["acknowledged"] += 1
         if Store.POSTGRESQL in saved.durable_on:
             self._world.counts["durable on both"] += 1

@@ -15,6 +15,7 @@ from tests.simulation.clients import SESSIONS, Client
 from tests.simulation.faults import repair
 from tests.simulation.invariants import resurrected
 from tests.simulation.service import RefusedError, UnknownError
+from tests.simulation.session_actions import wrong_sessions
 from tests.support.checker import WrongAnswerError
 
 if TYPE_CHECKING:
@@ -169,6 +170,9 @@ class ConvergenceCheck:
             if one != other and (due or other is not None):
                 world.violation(f"Convergence: session {id}: SQLite {one}, PostgreSQL {other}")
                 return
+        for line in wrong_sessions(world):
+            world.violation(f"Sessions: {line}")
+            return
         for line in resurrected(world):
             world.violation(f"NoResurrection: {line}")
             return

@@ -45,6 +45,10 @@ class SessionFloors:
         """Return the least revision that a read may show, if it begins now."""
         return self._revisions.get(session_id, 0)
 
+    def all(self) -> dict[str, int]:
+        """Return the floors of all sessions, now."""
+        return dict(self._revisions)
+
     def check(self, session: Session, floor: int) -> None:
         """Check a session against the floor at the beginning of the read.
 
@@ -63,24 +67,25 @@ class SessionFloors:
 
 async def append(client: Client, ids: list[str], session_id: str) -> None:
     """Store new messages as one turn, sometimes guarded by the revision of the session."""
-    world, checker = client.world, client.checker
-    guard = await revision_of(client, session_id) if client.draw.random() < 0.5 else None
-    values = {id: client.new_value(session_id) for id in ids}
+    world, checker = client._world, client._checker
+    guard = await revision_of(client, session_id) if client._draw.random() < 0.5 else None
+    values = {id: client.value_in(session_id) for id in ids}
     numbers = {id: checker.attempt(id, value) for id, value in values.items()}
-    drafts = [client.draft(id, value) for id, value in values.items()]
+    drafts = client.drafts(values)
     what = f"append {' '.join(ids)} to {session_id} if {guard}"
     if guard is None:
-        result, _ = await client.until_answered(
+        result, _ = await client._until_answered(
             what, lambda live: live.backend.append(session_id, drafts)
         )
     else:
         try:
-            result = await client.call(
+            result = await client._call(
                 what, lambda live: live.backend.append(session_id, drafts, guard), write=True
             )
         except (SessionExistsError, RevisionMismatchError):
-            for id, value in values.items():
-                checker.refuse(id, numbers[id], value, may_have_happened=False)
+            # None of it was stored: from now on the ids are absent.
+            for id in ids:
+                checker.acknowledge(id, checker.attempt(id, None), None)
             return
     assert isinstance(result, AppendResult)
     world.sessions.note(session_id, result.revision)
@@ -95,10 +100,10 @@ async def append(client: Client, ids: list[str], session_id: str) -> None:
 
 async def revision_of(client: Client, session_id: str) -> int:
     """Read a session and return its revision; 0: it does not exist."""
-    world = client.world
+    world = client._world
     floor = world.sessions.floor(session_id)
     try:
-        found: Session = await client.call(
+        found: Session = await client._call(
             f"get session {session_id}", lambda live: live.backend.get_session(session_id)
         )
     except SessionNotFoundError:
@@ -109,9 +114,9 @@ async def revision_of(client: Client, session_id: str) -> int:
 
 async def list_sessions(client: Client) -> None:
     """List all sessions."""
-    floors = client.world.sessions
-    before = {one: floors.floor(one) for one in client.sessions}
-    page = await client.call(
+    floors = client._world.sessions
+    before = floors.all()
+    page = await client._call(
         "list sessions",
         lambda live: live.backend.list_sessions(SessionCriteria(), SessionScan(False, 100)),
     )
@@ -121,11 +126,11 @@ async def list_sessions(client: Client) -> None:
 
 async def rename(client: Client) -> None:
     """Count up the title of the client's own session, or check it."""
-    floors, session_id = client.world.sessions, f"of-{client.name}"
-    if client.draw.random() < 0.5:
+    floors, session_id = client._world.sessions, f"of-{client.name}"
+    if client._draw.random() < 0.5:
         number = floors.attempted.get(session_id, 0) + 1
         floors.attempted[session_id] = number
-        result, _ = await client.until_answered(
+        result, _ = await client._until_answered(
             f"rename {session_id} to {number}",
             lambda live: live.backend.update_session(session_id, title=str(number)),
         )
@@ -134,7 +139,7 @@ async def rename(client: Client) -> None:
         return
     floor, least = floors.floor(session_id), floors.acknowledged.get(session_id, 0)
     try:
-        found = await client.call(
+        found = await client._call(
             f"get session {session_id}", lambda live: live.backend.get_session(session_id)
         )
     except SessionNotFoundError:

@@ -29,6 +29,10 @@ ACTIONS: Mapping[str, float] = MappingProxyType(
         "search": 2,
         "export": 2,
         "quarantine": 0.5,
+        "append": 4,
+        "session": 3,
+        "sessions": 1,
+        "rename": 3,
     }
 )
 """Relative frequency of the clients' actions, unless a profile overrides it."""

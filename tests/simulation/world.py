@@ -20,6 +20,7 @@ from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import ExtraValue, FileRow
+from sagastore_server.storage.session_changes import SessionChange
 from tests.simulation import second_server
 from tests.simulation.clients import Client, client_message, draft, new_value
 from tests.simulation.convergence_check import ConvergenceCheck
@@ -34,6 +35,7 @@ from tests.simulation.models.process import Process, ProcessDeadError
 from tests.simulation.observed_stores import ObservedDisk, Observer
 from tests.simulation.operator import Operator
 from tests.simulation.service import Service
+from tests.simulation.session_actions import SessionFloors
 from tests.simulation.settings import Settings, draw
 from tests.support.checker import Checker, WrongAnswerError
 
@@ -85,6 +87,7 @@ class World:
         self.disk.observe = self.observer
         self.postgres = PostgresServer(Random(f"{seed}/postgres"), Process("postgres"))
         self.checker = Checker()
+        self.sessions = SessionFloors()
         self.service = Service(self)
         self.second_server: MigratingService | None = None
         self.trip: Callable[[], None] | None = None
@@ -265,6 +268,11 @@ class World:
             message = Message(*old[:8], *order)  # type: ignore[arg-type]
             disk.messages[message.id] = message
             self.checker.known(client_message(message))
+            assert message.session_id is not None
+            change = SessionChange(message.session_id, disk.sessions.get(message.session_id))
+            change.add(message, EPOCH * 1_000_000)
+            change.touch(message.revision, EPOCH * 1_000_000)
+            disk.sessions[message.session_id] = change.value()
         numbers = range(1, settings.carried + 1)
         disk.quarantine = [
             QuarantinedRow(number, f"messages/rowid={number}", "why", "field", b"{}")

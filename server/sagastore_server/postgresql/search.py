@@ -128,7 +128,8 @@ def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> 
         ORDER BY {moment} {direction}, m.sequence {direction} LIMIT {limit}::bigint
     ) AS found
 ) AS weighed
-WHERE place <= 2 OR before <= {MAX_PAGE_BYTES} ORDER BY timestamp {direction}, sequence {direction}"""  # noqa: S608
+WHERE place <= 2 OR before <= {MAX_PAGE_BYTES}
+ORDER BY timestamp {direction}, sequence {direction}"""  # noqa: S608
     return SearchStatement(sql, parameters.values)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.changes import Changes
-from sagastore_server.storage.model import Message, Page
+from sagastore_server.storage.model import Message, NewMessage, Page
 from sagastore_server.storage.replication import BackfillMark
 from tests.simulation.models.source import ModelSource
 from tests.simulation.models.target import ModelTarget
