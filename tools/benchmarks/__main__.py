@@ -21,7 +21,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tools.benchmarks import bulk, calls, migrations, plots, report, scale, searches
+from tools.benchmarks import (
+    bulk,
+    calls,
+    conversations,
+    migrations,
+    plots,
+    report,
+    scale,
+    searches,
+)
 from tools.benchmarks.harness import QUICK, Bench, CallsFailedError, Sizes
 from tools.benchmarks.load import LoadError
 from tools.benchmarks.results import Row, merged
@@ -45,6 +54,8 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "scale-postgres": scale.scale_postgres,
     "search-sqlite": searches.search_sqlite,
     "search-postgres": searches.search_postgres,
+    "sessions-sqlite": conversations.sessions_sqlite,
+    "sessions-postgres": conversations.sessions_postgres,
     "start": scale.start,
     "plot-in-flight": plots.over_in_flight,
     "plot-rows": plots.over_rows,

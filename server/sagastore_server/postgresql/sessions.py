@@ -10,7 +10,12 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sagastore_server.storage.sessions import Session, SessionCriteria, SessionScan
+from sagastore_server.storage.sessions import (
+    Session,
+    SessionCriteria,
+    SessionScan,
+    providers_from_json,
+)
 from sagastore_server.storage.validation import MAX_TIMESTAMP, MIN_TIMESTAMP
 
 _COLUMNS = (
@@ -64,13 +69,13 @@ def compile_list(criteria: SessionCriteria, scan: SessionScan) -> SessionStateme
 
 def session_from_row(row: Sequence[Any]) -> Session:
     """Return the session of a row in the column order of sessions.sql."""
-    return Session._make((*row[:5], _providers(row[5]), *row[6:15]))
+    return Session._make((*row[:5], providers_from_json(row[5]), *row[6:15]))
 
 
 def locked_session(row: Sequence[Any]) -> Session:
     """Return the session of a row of the statement ``lock``: in the columns of a message first."""
     title, explicit, count, providers, *ends, updated_at, deleting = row[11:]
-    values = (row[7], title, row[6], explicit, count, _providers(providers))
+    values = (row[7], title, row[6], explicit, count, providers_from_json(providers))
     return Session._make((*values, *ends, row[8], updated_at, row[9], deleting))
 
 
@@ -78,7 +83,3 @@ def session_columns(session: Session) -> tuple[Any, ...]:
     """Return the columns of a session, in the order of sessions.sql."""
     providers = json.dumps(dict(session.providers), ensure_ascii=False)
     return (*session[:5], providers, *session[6:])
-
-
-def _providers(text: str) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted(json.loads(text).items()))

@@ -72,8 +72,11 @@ def fill(target: message_pb2.Message, source: Message) -> None:
 
 def fill_time(target: Timestamp, micros: int) -> None:
     """Write microseconds since 1970 into a Timestamp, whose nanos are never negative."""
-    # The epoch assigns only default values, which would leave the field unset.
-    target.SetInParent()
     seconds, rest = divmod(micros, _MICRO)
-    target.seconds = seconds
-    target.nanos = rest * 1000
+    if seconds:
+        target.seconds = seconds
+    if rest:
+        target.nanos = rest * 1000
+    if not micros:
+        # The epoch has only default values, and the field must be set all the same.
+        target.SetInParent()

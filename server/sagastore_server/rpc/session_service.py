@@ -106,16 +106,19 @@ class SessionServicer:
 def _fill(target: session_pb2.Session, source: Session) -> None:
     """Write a stored session into an empty session of a response."""
     target.session_id = source.session_id
-    target.title = source.title
+    if source.title:
+        target.title = source.title
     target.metadata_json = source.metadata
-    target.message_count = source.message_count
-    if source.first_time is not None:
-        convert.fill_time(target.first_time, source.first_time)
-    if source.last_time is not None:
-        convert.fill_time(target.last_time, source.last_time)
-    convert.fill_time(target.created_at, source.created_at)
-    convert.fill_time(target.updated_at, source.updated_at)
     target.revision = source.revision
-    target.providers.extend(name for name, _ in source.providers)
+    fill_time = convert.fill_time
+    fill_time(target.created_at, source.created_at)
+    fill_time(target.updated_at, source.updated_at)
+    first, last = source.first_time, source.last_time
+    if first is None or last is None:
+        return
+    fill_time(target.first_time, first)
+    fill_time(target.last_time, last)
+    target.message_count = source.message_count
+    target.providers.extend([name for name, _ in source.providers])
     target.first_message = source.first_message
     target.last_sequence = source.last_sequence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sagastore_server.sqlite.queries import STATEMENTS
 from sagastore_server.storage.canonical_json import contains, parse
 from sagastore_server.storage.model import Message
-from sagastore_server.storage.sessions import Session
+from sagastore_server.storage.sessions import Session, providers_from_json
 
 if TYPE_CHECKING:
     import aiosqlite
@@ -65,8 +65,8 @@ def message_from_row(row: Sequence[Any]) -> Message:
 
 def session_from_row(row: Sequence[Any]) -> Session:
     """Return the session of a row in the column order of sessions.sql."""
-    providers = tuple(sorted(json.loads(row[5]).items()))
-    return Session._make((*row[:3], bool(row[3]), row[4], providers, *row[6:15]))
+    providers = providers_from_json(row[5])
+    return Session._make((*row[:3], row[3] == 1, row[4], providers, *row[6:15]))
 
 
 def session_columns(session: Session) -> tuple[object, ...]:

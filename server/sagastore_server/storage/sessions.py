@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import json
+from functools import lru_cache
 from typing import NamedTuple
 
 from sagastore_server.storage.model import Message, Store
@@ -80,8 +82,15 @@ class Session(NamedTuple):
     @property
     def size(self) -> int:
         """Upper bound of the bytes of the session in a response."""
-        providers = sum(4 * len(name) + 4 for name, _ in self.providers)
-        return 4 * (len(self.title) + len(self.metadata)) + providers + _REST
+        names = sum([len(name) for name, _ in self.providers])
+        characters = len(self.title) + len(self.metadata) + names
+        return 4 * (characters + len(self.providers)) + _REST
+
+
+@lru_cache(maxsize=1024)
+def providers_from_json(text: str) -> tuple[tuple[str, int], ...]:
+    """Return ``Session.providers`` of a JSON object. Most sessions have one of a few texts."""
+    return tuple(sorted(json.loads(text).items()))
 
 
 class SessionCriteria(NamedTuple):
