@@ -53,4 +53,40 @@ BEGIN
 END
 $order$;
 
+-- For the same reason sessions may be missing. They get the values that follow from their messages;
+-- titles and metadata that PostgreSQL has not received yet are lost with the file.
+DO $sessions$
+BEGIN
+    IF EXISTS (
+        SELECT FROM information_schema.tables
+        WHERE table_schema = current_schema() AND table_name = 'sessions'
+    ) THEN
+        INSERT INTO sessions (session_id, title, metadata, explicit, message_count, providers, first_time,
+            first_sequence, first_message, last_time, last_sequence, created_at, updated_at, revision,
+            deleting)
+        SELECT session_id, '', '{}'::jsonb, false, sum(messages)::bigint,
+            jsonb_object_agg(provider, messages), min(first_time), 0, '', max(last_time),
+            max(last_sequence), min(created_at), max(updated_at), max(revision), 0
+        FROM (
+            SELECT session_id, provider, count(*) AS messages, min(timestamp) AS first_time,
+                max(timestamp) AS last_time, max(sequence) AS last_sequence,
+                min(coalesce(created_at, timestamp)) AS created_at,
+                max(coalesce(created_at, timestamp)) AS updated_at, max(revision) AS revision
+            FROM messages AS m
+            WHERE session_id IS NOT NULL
+                AND NOT EXISTS (SELECT FROM sessions AS s WHERE s.session_id = m.session_id)
+            GROUP BY session_id, provider
+        ) AS counted GROUP BY session_id;
+        UPDATE sessions AS s SET first_sequence = f.sequence, first_message = left(f.content, 200)
+        FROM (
+            SELECT DISTINCT ON (session_id) session_id, sequence, content FROM messages
+            WHERE session_id IS NOT NULL ORDER BY session_id, timestamp, sequence
+        ) AS f WHERE f.session_id = s.session_id AND s.first_sequence = 0;
+        PERFORM setval('message_revisions', greatest(
+            last_value, (SELECT coalesce(max(revision), 0) FROM sessions)
+        )) FROM message_revisions;
+    END IF;
+END
+$sessions$;
+
 COMMIT;
