@@ -237,7 +237,8 @@ class Writer(Client):
 
 
 def _time(draw: random.Random) -> datetime:
-    return datetime(2030, 1, 1, tzinfo=UTC) + timedelta(microseconds=draw.randrange(10**12))
+    """Return a time that many messages share, so that their sequences order them."""
+    return datetime(2030, 1, 1, tzinfo=UTC) + timedelta(days=draw.randrange(20))
 
 
 def _canonical(metadata: dict[str, Any]) -> str:

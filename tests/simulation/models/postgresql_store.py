@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
+from sagastore_server.postgresql.batch import BLOCK
 from sagastore_server.storage.base import PreparedTerms
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import (
@@ -158,7 +160,9 @@ class ModelPostgreSQL(SnapshotReads):
     ) -> BulkResult:
         """See the contract."""
         ids = [draft.id for draft in drafts]
-        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict))
+        # As the store: one statement takes the sequences, another one writes.
+        first = await self._look(lambda rows: self._take_blocks(1)[0])
+        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict, first))
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""
@@ -170,11 +174,8 @@ class ModelPostgreSQL(SnapshotReads):
         wanted = sorted(set(ids))
 
         def execute() -> Callable[[], T]:
-            first = server.revision + 1
-            # Like a sequence: revisions taken by a transaction are lost if it is rolled back.
-            server.revision += len(wanted)
+            revisions = self._take_blocks(math.ceil(len(wanted) / BLOCK))
             before = {key: server.rows[key] for key in wanted if key in server.rows}
-            revisions = range(first, server.revision + 1)
             changes = Changes(before, revisions, self._now(), (Store.POSTGRESQL,))
             answer = apply(changes)
             self._check_guard(changes)
@@ -187,6 +188,12 @@ class ModelPostgreSQL(SnapshotReads):
             return commit
 
         return cast("T", await self._ask(Write(wanted, execute)))
+
+    def _take_blocks(self, count: int) -> range:
+        """Take blocks of revisions; they are lost if the transaction is rolled back."""
+        first = self._server.revision + 1
+        self._server.revision += count * BLOCK
+        return range(first, self._server.revision + 1)
 
     def _check_guard(self, changes: Changes) -> None:
         """Refuse statements that change rows during a migration, as the triggers do."""
