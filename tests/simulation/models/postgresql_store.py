@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 
 from sagastore_server.postgresql.batch import BLOCK
 from sagastore_server.storage.base import PreparedTerms
-from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.changes import Changes, Turn
 from sagastore_server.storage.errors import (
     CannotOpenError,
     FencedError,
@@ -161,8 +161,8 @@ class ModelPostgreSQL(SnapshotReads):
         """See the contract."""
         ids = [draft.id for draft in drafts]
         # As the store: one statement takes the sequences, another one writes.
-        first = await self._look(lambda rows: self._take_blocks(1)[0])
-        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict, first))
+        turn = await self._look(lambda rows: Turn(self._take_blocks(1)[0], self._now()))
+        return await self._write(ids, lambda changes: changes.bulk_save(drafts, on_conflict, turn))
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""
