@@ -91,7 +91,7 @@ class AsyncReads:
         page_token: str = "",
         timeout: float | None = None,
     ) -> AsyncPager[Message]:
-        """List the messages of one session by time, then by id.
+        """List the messages of one session by time, then by sequence.
 
         Args:
             session_id: The session. "" is the session whose id is empty, not

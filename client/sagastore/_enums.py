@@ -96,9 +96,9 @@ class Order(_Wire):
     RELEVANCE = 1
     """Best match first; newest first if the query is empty."""
     NEWEST = 2
-    """By timestamp, newest first, then by id descending."""
+    """By timestamp, newest first, then by sequence descending."""
     OLDEST = 3
-    """By timestamp, oldest first, then by id ascending."""
+    """By timestamp, oldest first, then by sequence ascending."""
 
 
 class Phase(_Wire):

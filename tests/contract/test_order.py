@@ -196,9 +196,14 @@ async def test_sequence_grows_from_call_to_call(place: Place) -> None:
             assert await backend.last_sequence() < last
 
 
-async def test_batches_started_in_order_keep_it(backend: StorageBackend) -> None:
+@pytest.mark.parametrize("timestamp", [NOW, None], ids=["equal times", "no times"])
+async def test_batches_started_in_order_keep_it(
+    backend: StorageBackend, timestamp: int | None
+) -> None:
     """As the batches of one stream, several of which are written at once."""
-    batches = [_said(*(f"{one}-{number}" for one in SHUFFLED)) for number in range(12)]
+    batches = [
+        [draft(f"{one}-{number}", timestamp=timestamp) for one in SHUFFLED] for number in range(12)
+    ]
     indexer = backend.indexer
 
     async def store(batch: list[NewMessage]) -> None:

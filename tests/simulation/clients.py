@@ -31,6 +31,8 @@ _MICROSECOND = timedelta(microseconds=1)
 _FIRST = 1_800_000_000_000_000
 """Microseconds: the ``timestamp`` of the first message of a round."""
 
+EQUAL = 3
+"""Number of different timestamps, so that the sequences order most messages."""
 PAGE = 50
 EXPORT_PAGE = 20
 SESSIONS = ("s0", "s1")
@@ -266,7 +268,7 @@ class Client:
         """List or search a session page by page."""
         scan = self._checker.scan(
             Asked(session_id=session),
-            place=lambda message: (message.timestamp, message.id.encode()),
+            place=lambda message: (message.timestamp, message.sequence),
         )
         after = None
         while True:
@@ -279,18 +281,16 @@ class Client:
         scan.end()
 
     async def export(self) -> None:
-        """Export all messages by id, up to the last id at the start."""
+        """Export all messages by sequence, up to the last one at the start."""
         scan = self._checker.export()
-        last = await self._call("last id", lambda live: live.backend.last_id())
-        if last is None:
-            return
-        after = ""
+        last = await self._call("last sequence", lambda live: live.backend.last_sequence())
+        after = 0
         while True:
-            page = await self._call(f"export after {after!r}", _exporting(after, last))
+            page = await self._call(f"export after {after}", _exporting(after, last))
             scan.page(_client_messages(page.messages))
             if not page.more:
                 break
-            after = page.messages[-1].id
+            after = page.messages[-1].sequence
         scan.end()
 
     async def quarantine(self) -> None:
@@ -307,13 +307,13 @@ def _listing(session: str, scan: Scan, *, search: bool) -> Make[Any]:
     return lambda live: live.backend.list_session(session, scan)
 
 
-def _exporting(after: str, last: str) -> Make[Any]:
-    return lambda live: live.backend.scan_ids(after, last, EXPORT_PAGE)
+def _exporting(after: int, last: int) -> Make[Any]:
+    return lambda live: live.backend.scan_sequences(after, last, EXPORT_PAGE)
 
 
 def new_value(serial: int, timestamp: datetime | None) -> Value:
-    """Return a value that no other write of the round uses."""
-    at = timestamp or _EPOCH + (_FIRST + serial) * _MICROSECOND
+    """Return a value that no other write of the round uses, with a timestamp that many share."""
+    at = timestamp or _EPOCH + (_FIRST + serial % EQUAL) * _MICROSECOND
     return Value(
         "p", "user", f"w{serial}", (), at, json.dumps({"n": serial}), SESSIONS[serial % 2]
     )  # fmt: skip

@@ -69,7 +69,10 @@ def _lease(draw: Random) -> Lease:
 def _row(draw: Random) -> Message:
     text = draw.choice(["one", "two running", "three"])
     created = draw.choice([None, NOW])
-    return message(draw.choice(FEW_IDS), draw.randint(1, 20), text, created_at=created)
+    id, revision = draw.choice(FEW_IDS), draw.randint(1, 20)
+    # No two ids share a sequence, which orders equal timestamps.
+    sequence = len(FEW_IDS) * revision + FEW_IDS.index(id)
+    return message(id, revision, text, created_at=created, sequence=sequence)
 
 
 def _entries(draw: Random) -> list[Entry]:

@@ -7,7 +7,11 @@ updates, missing messages and reappearing deleted messages all violate this rule
 
 An id is written by one client at a time, or by several that guard their saves with ``if_revision``;
 then exactly one of the competing saves succeeds. The ``timestamp`` of a message never changes, so
-its position in a list does not either.
+its position in a list changes only if it is deleted and saved again.
+
+Messages have one order, that of their first storage (``sequence``): a message whose first save
+began after that of another was acknowledged has the greater sequence, and keeps it until it is
+deleted.
 """
 
 from __future__ import annotations
@@ -105,14 +109,19 @@ def _stem(word: str) -> str:
 class _Version:
     """Position in a history, and the candidates for it."""
 
-    __slots__ = ("candidates", "created_at", "decided", "revision")
+    __slots__ = ("acked", "began", "candidates", "created_at", "decided", "revision", "sequence")
 
-    def __init__(self, candidates: list[Value | None], *, decided: bool) -> None:
+    def __init__(self, candidates: list[Value | None], *, decided: bool, began: int = 0) -> None:
         self.candidates = candidates
         self.decided = decided
         """Acknowledged or observed: the single candidate is the value."""
         self.revision: int | None = None
         self.created_at: datetime | None = None
+        self.sequence: int | None = None
+        self.began = began
+        """When the first write of it began."""
+        self.acked: int | None = None
+        """When it was acknowledged."""
 
 
 class _History:
@@ -146,9 +155,15 @@ class _History:
             self.wrong(f"two saves succeeded with the same guard, so one update is lost: {value}")
         version.candidates, version.decided = [value], True
 
-    def identify(self, number: int, revision: int, created_at: datetime | None) -> None:
-        """Check a version's revision and creation time against what is known of it and its
-        neighbours.
+    def identify(
+        self,
+        number: int,
+        revision: int,
+        created_at: datetime | None = None,
+        sequence: int | None = None,
+    ) -> None:
+        """Check a version's revision, creation time and sequence against what is known of it and
+        its neighbours.
         """
         version = self.versions[number]
         if version.revision not in {None, revision}:
@@ -159,8 +174,34 @@ class _History:
             if not next(before, 0) < revision < next(after, revision + 1):
                 self.wrong(f"version {number} has revision {revision}: revisions do not increase")
         version.revision = revision
+        if sequence is not None:
+            self._same_place(number, sequence)
         if created_at is not None:
             self._same_birth(number, created_at)
+
+    def _same_place(self, number: int, sequence: int) -> None:
+        version = self.versions[number]
+        if version.sequence not in {None, sequence}:
+            self.wrong(f"sequence of version {number} has changed to {sequence}")
+        version.sequence = sequence
+        earlier = [one.sequence for one in self.versions[:number] if one.sequence is not None]
+        if earlier and max(earlier) > sequence:
+            self.wrong(f"sequence has decreased from {max(earlier)} to {sequence}")
+        before = self.versions[max(0, number - 1)]
+        if not number or not before.decided:
+            return
+        if before.candidates != [None] and before.sequence not in {None, sequence}:
+            self.wrong(f"sequence has changed from {before.sequence} to {sequence}")
+        if before.candidates == [None] and sequence in earlier:
+            self.wrong(f"sequence {sequence} is that of before the deletion")
+
+    def first_storage(self, sequence: int) -> _Version | None:
+        """Return the version that was stored first under a sequence, if that is certain."""
+        for before, version in itertools.pairwise(self.versions):
+            if version.sequence == sequence:
+                new = before.decided and before.candidates == [None]
+                return version if new and version.decided else None
+        return None
 
     def _same_birth(self, number: int, created_at: datetime) -> None:
         version = self.versions[number]
@@ -212,7 +253,7 @@ class Checker:
         value = Value.of(message)
         history = self._add(message.id, value)
         self._look_up(message.id, value)
-        history.identify(0, message.revision, message.created_at)
+        history.identify(0, message.revision, message.created_at, message.sequence)
 
     def attempt(self, id: str, value: Value | None, number: int | None = None) -> int:
         """Record the start of a write; return the number of its version.
@@ -223,7 +264,7 @@ class Checker:
         if number is None:
             number = len(history.versions)
         if number == len(history.versions):
-            history.versions.append(_Version([value], decided=False))
+            history.versions.append(_Version([value], decided=False, began=self.now()))
         elif not history.versions[number].decided:
             history.versions[number].candidates.append(value)
         if value is not None:
@@ -236,9 +277,12 @@ class Checker:
         """Record the acknowledgement of a write; ``revision`` is that of the answer."""
         history = self._histories[id]
         history.decide(number, value)
-        history.raise_floor(number, self.now())
+        now = self.now()
+        history.raise_floor(number, now)
+        if history.versions[number].acked is None:
+            history.versions[number].acked = now
         if revision is not None:
-            history.identify(number, revision, None)
+            history.identify(number, revision)
 
     def refuse(self, id: str, number: int, value: Value, *, may_have_happened: bool) -> None:
         """Record the refusal of a guarded save: another client must have won.
@@ -299,7 +343,22 @@ class Checker:
             raise WrongAnswerError(f"no client ever wrote {message}")
         number = self._seen(history, Value.of(message), since)
         if number is not None:
-            history.identify(number, message.revision, message.created_at)
+            history.identify(number, message.revision, message.created_at, message.sequence)
+
+    def in_order(self, messages: Iterable[Message]) -> None:
+        """Check the sequences of messages against the order of their first storage."""
+        ordered = sorted(messages, key=lambda one: one.sequence)
+        first_acked, of = float("inf"), ""
+        for message in reversed(ordered):
+            stored = self._histories[message.id].first_storage(message.sequence)
+            if stored is None:
+                continue
+            if stored.began > first_acked:
+                raise WrongAnswerError(
+                    f"{message.id} has a lower sequence than {of}, which was stored before it"
+                )
+            if stored.acked is not None and stored.acked < first_acked:
+                first_acked, of = stored.acked, message.id
 
     def lacks(self, id: str, since: int) -> None:
         """Check that an answer may lack a message with the id."""
@@ -343,8 +402,8 @@ class Checker:
         return Scan(self, asked, place, streamed=False)
 
     def export(self) -> Scan:
-        """Start checking an export, which is sorted by id and read ahead."""
-        return Scan(self, Asked(), lambda message: message.id.encode(), streamed=True)
+        """Start checking an export, which is sorted by sequence and read ahead."""
+        return Scan(self, Asked(), lambda message: message.sequence, streamed=True)
 
     def expected(self, asked: Asked, since: int) -> list[str]:
         """Return the ids that an answer to a call begun at ``since`` must contain."""
@@ -427,6 +486,7 @@ class Scan:
             places = [self._place(message) for message in self._found]
             if any(not before < after for before, after in itertools.pairwise(places)):
                 raise WrongAnswerError(f"{self._asked}: out of order or duplicated: {ids}")
+        self._checker.in_order(self._found)
         missing = set(self._checker.expected(self._asked, self._since)) - set(ids)
         if self._place is None:
             missing = {id for id in missing if self._checker.is_still(id, self._since)}

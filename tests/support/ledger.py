@@ -134,4 +134,4 @@ class Ledger:
 
 def _bare(message: Message) -> Message:
     """Return the message without the fields that the server sets."""
-    return replace(message, created_at=None, revision=0)
+    return replace(message, created_at=None, revision=0, sequence=0)

@@ -15,6 +15,8 @@ from tests.support.legacy_db import RawText, legacy_db
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sgd-sample.jsonl"
 
+ODD_SESSION = "odd rows"
+
 _HALF_PAST_FIVE = timezone(timedelta(hours=5, minutes=30))
 
 _ASIDE: tuple[dict[str, Any], ...] = (
@@ -121,7 +123,7 @@ def _odd(different: dict[str, Any]) -> dict[str, Any]:
         "tags": '["odd"]',
         "timestamp": "2025-02-01T00:00:00",
         "metadata": "{}",
-        "session_id": "odd rows",
+        "session_id": ODD_SESSION,
         "created_at": "2025-02-01 00:00:01",
     }
     return usual | different

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.batch import BLOCK
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.schema import SCHEMA_VERSION
@@ -244,14 +245,18 @@ class ModelTargetPlace(TargetPlace):
         """See the base class."""
         server = self.server
         server.schema = SCHEMA_VERSION
+
+        def revision() -> int:
+            """Take a block, of which each transaction uses the first revision."""
+            server.revision += BLOCK
+            return server.revision - BLOCK + 1
+
         for key in (*buried, *stored):
-            server.revision += 1
             one = draft(key)
-            server.rows[key] = Message(*one[:5], NOW, *one[6:8], now(), *[server.revision] * 2)
+            server.rows[key] = Message(*one[:5], NOW, *one[6:8], now(), *[revision()] * 2)
         for key in buried:
-            server.revision += 1
             del server.rows[key]
-            server.tombs[key] = server.revision
+            server.tombs[key] = revision()
 
     async def cut(self) -> None:
         """See the base class."""

@@ -117,13 +117,11 @@ class Reader(Client):
         scan.end()
 
 
-def _rising(message: Message) -> tuple[datetime, bytes]:
+def _rising(message: Message) -> tuple[datetime, int]:
     assert message.timestamp is not None
-    return message.timestamp, message.id.encode()
+    return message.timestamp, message.sequence
 
 
-def _falling(message: Message) -> tuple[timedelta, bytes]:
-    """Reverse the order; this includes the bytes of an id, and ids that are prefixes of others."""
+def _falling(message: Message) -> tuple[timedelta, int]:
     assert message.timestamp is not None
-    turned = bytes(255 - byte for byte in message.id.encode()) + b"\xff"
-    return LATEST - message.timestamp, turned
+    return LATEST - message.timestamp, -message.sequence

@@ -18,6 +18,7 @@ from sagastore import (
     Store,
 )
 from tests.support.checker import Value, WrongAnswerError
+from tests.support.legacy_sample import ODD_SESSION
 from tests.support.traffic import COUNTERS, LATEST, TAGS, WORDS, Client, Traffic
 
 _LONG = "long " * 1500
@@ -162,6 +163,9 @@ class Writer(Client):
         """Send the same message again: nothing changes."""
         value = self.checker.value(id)
         assert value is not None
+        if value.session_id == ODD_SESSION:
+            # Its metadata may have 0.10, which the client would send as 0.1.
+            return await self._replace(connection, id)
         number = self.checker.versions(id) - 1
         saved = await self.traffic.write("Save", connection.save(value.message(id)))
         self.checker.acknowledge(id, number, value, saved.revision)
@@ -237,7 +241,8 @@ class Writer(Client):
 
 
 def _time(draw: random.Random) -> datetime:
-    return datetime(2030, 1, 1, tzinfo=UTC) + timedelta(microseconds=draw.randrange(10**12))
+    """Return a time that many messages share, so that their sequences order them."""
+    return datetime(2030, 1, 1, tzinfo=UTC) + timedelta(days=draw.randrange(20))
 
 
 def _canonical(metadata: dict[str, Any]) -> str:

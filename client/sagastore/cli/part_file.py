@@ -18,7 +18,8 @@ from sagastore.cli.raw_export import Batch
 
 __all__ = ["PartFile", "State"]
 
-_VERSION = 1
+_VERSION = 2
+"""Files of version 1 are ordered by id, and their lines have no `created_at`."""
 _SAVE_SECONDS = 1.0
 _TAIL = 65_536
 

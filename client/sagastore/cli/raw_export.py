@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 from json.encoder import encode_basestring
 from typing import NamedTuple
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from sagastore import AsyncClient
 from sagastore.cli.sanitize import json_safe
 from sagastore.v1 import message_pb2, storage_pb2
@@ -39,7 +41,7 @@ class Batch(NamedTuple):
 async def export_lines(
     client: AsyncClient, resume_token: str, stream_timeout: float
 ) -> AsyncGenerator[Batch, None]:
-    """Yield all messages, ordered by the UTF-8 bytes of the id; resume broken streams.
+    """Yield all messages in the order in which they were first stored; resume broken streams.
 
     Args:
         client: The client.
@@ -67,15 +69,16 @@ def line_of(message: message_pb2.Message) -> str:
     """Return a message as a JSON line, with the fields that an import reads."""
     text = encode_basestring
     session = text(message.session_id) if message.HasField("session_id") else "null"
+    created = f'"{_iso(message.created_at)}"' if message.HasField("created_at") else "null"
     return json_safe(
         f'{{"id": {text(message.id)}, "provider": {text(message.provider)}, '
         f'"role": {text(message.role)}, "content": {text(message.content)}, '
         f'"tags": [{", ".join(map(text, message.tags))}], '
-        f'"timestamp": "{_iso(message)}", '
-        f'"metadata": {message.metadata_json or "{}"}, "session_id": {session}}}\n'
+        f'"timestamp": "{_iso(message.timestamp)}", '
+        f'"metadata": {message.metadata_json or "{}"}, "session_id": {session}, '
+        f'"created_at": {created}}}\n'
     )
 
 
-def _iso(message: message_pb2.Message) -> str:
-    stamp = message.timestamp
+def _iso(stamp: Timestamp) -> str:
     return (_EPOCH + timedelta(0, stamp.seconds, stamp.nanos // 1000)).isoformat()

@@ -29,7 +29,7 @@ from sagastore_server.runtime.read_batcher import ReadBatcher
 from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.base import Indexer, PreparedTerms
-from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.changes import Changes, Turn
 from sagastore_server.storage.errors import (
     CannotOpenError,
     NotFoundError,
@@ -96,7 +96,8 @@ class PostgreSQLStorage(SessionWrites):
         self._gets = ReadBatcher(self._get_together)
         self._worker_pool = WorkerPool()
         self._searching = asyncio.Semaphore(max(1, options.pool_max // 2))
-        self._taking_blocks = asyncio.Lock()
+        self._taking_turns = asyncio.Lock()
+        self._last_turn = 0
         self._writer: PostgreSQLGroupWriter | None = None
         self._on_group: OnGroup = unheard
         self._schema_version = 0
@@ -168,23 +169,24 @@ class PostgreSQLStorage(SessionWrites):
         known = _NONE
         if terms is not None and terms.by is search_columns_of:
             known = dict(zip((draft.content for draft in drafts), terms.of, strict=True))
-        first = await self._take_block()
+        turn = await self._take_turn()
         return await self._write(
             ids,
             sessions_of(*drafts),
-            lambda changes: changes.bulk_save(drafts, on_conflict, first),
+            lambda changes: changes.bulk_save(drafts, on_conflict, turn),
             known,
         )
 
-    async def _take_block(self) -> int:
-        """Take a block of sequences, and return the first of it.
+    async def _take_turn(self) -> Turn:
+        """Take a block of sequences, and the time for messages without a timestamp.
 
         Batches are written in several transactions at once, so the messages of a stream keep
-        their order only if its batches take their sequences one after the other.
+        their order only if its batches take both one after the other.
         """
-        async with self._taking_blocks:
+        async with self._taking_turns:
             last: int = await self._pool.drawn(QUERIES["take_block"])
-        return last - BLOCK + 1
+            self._last_turn = max(self._last_turn, time.time_ns() // 1000)
+            return Turn(last - BLOCK + 1, self._last_turn)
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
         """See the contract."""

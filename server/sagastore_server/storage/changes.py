@@ -9,6 +9,7 @@ what is stored, lets the writes be worked out here, and then writes ``after``,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from sagastore_server.storage.errors import (
     AlreadyExistsError,
@@ -59,6 +60,19 @@ class Revisions:
 def endless(last: int) -> Revisions:
     """Return the revisions after ``last``, for the only writer of a store."""
     return Revisions([range(last + 1, _LAST_REVISION)])
+
+
+class Turn(NamedTuple):
+    """Place of a batch among others that are written at the same time."""
+
+    sequence: int
+    """The sequence of its first message; the next ones have the next sequences."""
+    now: int
+    """The time when it was taken, in microseconds."""
+
+    def at(self, place: int) -> Turn:
+        """Return the turn of the message at ``place`` in the batch."""
+        return Turn(self.sequence + place, self.now)
 
 
 class Changes:
@@ -113,22 +127,17 @@ class Changes:
         return SaveResult(draft.id, message.revision, stored is None, self._durable_on)
 
     def bulk_save(
-        self, drafts: Sequence[NewMessage], on_conflict: OnConflict, first: int | None = None
+        self, drafts: Sequence[NewMessage], on_conflict: OnConflict, turn: Turn | None = None
     ) -> BulkResult:
-        """As ``StorageBackend.bulk_save``.
-
-        ``first`` is the sequence of the first draft and the next ones have the next sequences, as
-        far as they are new; None: the sequence of a new message is its revision.
-        """
+        """As ``StorageBackend.bulk_save``; ``turn`` places the new messages if it is given."""
         last = {draft.id: draft for draft in drafts}
         saved = unchanged = 0
         skipped = len(drafts) - len(last)
         for place, draft in enumerate(last.values()):
             stored = self._current(draft.id)
-            sequence = None if first is None else first + place
             if stored is not None and on_conflict is OnConflict.SKIP:
                 skipped += 1
-            elif self._put(draft, stored, sequence) is stored:
+            elif self._put(draft, stored, turn and turn.at(place)) is stored:
                 unchanged += 1
             else:
                 saved += 1
@@ -249,16 +258,17 @@ class Changes:
             self._sessions[session_id] = change
         return change
 
-    def _put(
-        self, draft: NewMessage, stored: Message | None, sequence: int | None = None
-    ) -> Message:
-        """Replace ``stored``; return it itself where nothing changes."""
+    def _put(self, draft: NewMessage, stored: Message | None, turn: Turn | None = None) -> Message:
+        """Replace ``stored``; return it itself where nothing changes.
+
+        Without ``turn`` the sequence of a new message is its revision.
+        """
         timestamp = draft.timestamp
         if stored is None:
-            timestamp = self.now if timestamp is None else timestamp
-            created_at = self.now if draft.created_at is None else draft.created_at
             revision = self._revisions.take()
-            sequence = revision if sequence is None else sequence
+            sequence, now = turn or Turn(revision, self.now)
+            timestamp = now if timestamp is None else timestamp
+            created_at = now if draft.created_at is None else draft.created_at
         else:
             timestamp = stored.timestamp if timestamp is None else timestamp
             if (*draft[:5], timestamp, *draft[6:8]) == stored[:8]:

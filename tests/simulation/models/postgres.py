@@ -39,8 +39,8 @@ class PostgresContents:
     """By id."""
     extras: dict[tuple[str, str], ExtraValue] = dataclasses.field(default_factory=dict)
     """By message id and name."""
-    revision: int = 0
-    """Last revision taken from the sequence."""
+    revision: int = 1
+    """Last revision taken from the sequence, whose start value counts as taken."""
 
     def snapshot(self) -> PostgresContents:
         """Return a copy that later transactions do not change, like a backup or a standby."""

@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 from sagastore_server.postgresql.batch import BLOCK
 from sagastore_server.storage.base import PreparedTerms
-from sagastore_server.storage.changes import Changes, Revisions
+from sagastore_server.storage.changes import Changes, Revisions, Turn
 from sagastore_server.storage.errors import (
     CannotOpenError,
     FencedError,
@@ -176,8 +176,10 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions):
     ) -> BulkResult:
         """See the contract."""
         ids = [draft.id for draft in drafts]
+        # As the store: one statement takes the sequences, another one writes.
+        turn = await self._look(lambda rows: Turn(self._take_block()[0], self._now()))
         return await self._change(
-            ids, sessions_of(*drafts), lambda changes: changes.bulk_save(drafts, on_conflict)
+            ids, sessions_of(*drafts), lambda changes: changes.bulk_save(drafts, on_conflict, turn)
         )
 
     async def delete(self, message_id: str, if_revision: int | None = None) -> None:
@@ -200,11 +202,8 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions):
         locks = [_SESSIONS, *wanted]
 
         def execute() -> Callable[[], T]:
-            first = server.revision + 1
-            # Like a sequence: revisions taken by a transaction are lost if it is rolled back.
-            server.revision += BLOCK
             before = {key: server.rows[key] for key in wanted if key in server.rows}
-            revisions = Revisions([range(first, server.revision + 1)])
+            revisions = Revisions([self._take_block()])
             known = dict(server.sessions)
             changes = Changes(before, known, revisions, self._now(), (Store.POSTGRESQL,))
             answer = apply(changes)
@@ -218,6 +217,12 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions):
             return commit
 
         return cast("T", await self._ask(Write(locks, execute)))
+
+    def _take_block(self) -> range:
+        """Take a block of revisions; they are lost if the transaction is rolled back."""
+        first = self._server.revision + 1
+        self._server.revision += BLOCK
+        return range(first, self._server.revision + 1)
 
     def _check_guard(self, changes: Changes) -> None:
         """Refuse statements that change rows during a migration, as the triggers do."""

@@ -199,8 +199,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         """See the contract."""
 
         def end(server: PostgresServer) -> None:
-            # An unused sequence counts as 1 (setval of its last_value).
-            server.revision = max(server.revision, last_revision, 1)
+            server.revision = max(server.revision, last_revision)
             server.lease_until = asyncio.get_running_loop().time()
             _note(server, phase=Phase.POSTGRES_ONLY, epoch=epoch, holder="", session="")
 
