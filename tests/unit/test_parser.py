@@ -177,9 +177,7 @@ PARENTHESES: dict[str, Condition | None] = {
 }
 
 
-@pytest.mark.parametrize(
-    "text", EXAMPLES.keys() | OPERATORS.keys() | LONE_OPERATORS.keys() | PARENTHESES.keys()
-)
+@pytest.mark.parametrize("text", list(EXAMPLES | OPERATORS | LONE_OPERATORS | PARENTHESES))
 def test_examples(text: str) -> None:
     expected = {**EXAMPLES, **OPERATORS, **LONE_OPERATORS, **PARENTHESES}[text]
     assert parse_query(text) == TextQuery(expected)
