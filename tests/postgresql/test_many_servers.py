@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -20,6 +21,9 @@ from sagastore_server.storage.errors import (
     AlreadyExistsError,
     NotFoundError,
     RevisionMismatchError,
+    SessionExistsError,
+    SessionNotFoundError,
+    SessionRevisionMismatchError,
     UnavailableError,
 )
 from sagastore_server.storage.model import OnConflict, SaveResult
@@ -253,3 +257,84 @@ async def _listed(server: PostgreSQLStorage) -> list[str]:
         if not page.more:
             return ids
         scan = scan._replace(after=page.messages[-1].position)
+
+
+async def test_sixteen_writers_append_to_the_same_sessions(
+    servers: list[PostgreSQLStorage],
+) -> None:
+    """Guards lose no turn, counts are exact, and turns do not interleave, across servers."""
+    turns, names = 10, [f"s-{number}" for number in range(5)]
+    won: dict[str, list[str]] = {name: [] for name in names}
+
+    async def write(number: int) -> None:
+        server, chance = servers[number % 2], random.Random(number)
+        for turn in range(turns):
+            name = chance.choice(names)
+            ids = [f"w{number}-{turn}-{at}" for at in range(3)]
+            messages = [draft(one, session_id=name, timestamp=NOW) for one in ids]
+            while True:
+                try:
+                    guard = (await server.get_session(name)).revision
+                except SessionNotFoundError:
+                    guard = 0
+                try:
+                    result = await server.append(name, messages, guard)
+                except (SessionRevisionMismatchError, SessionExistsError):
+                    continue
+                sequences = [one.sequence for one in result.saved]
+                assert sequences == list(range(sequences[0], sequences[0] + 3))
+                won[name] += ids
+                break
+
+    await asyncio.gather(*(write(number) for number in range(16)))
+    for name in names:
+        listed: list[str] = []
+        scan = Scan(False, 100)
+        while True:
+            page = await servers[2].list_session(name, scan)
+            listed += [one.id for one in page.messages]
+            if not page.more:
+                break
+            scan = scan._replace(after=page.messages[-1].position)
+        assert sorted(listed) == sorted(won[name])
+        assert listed == [f"{one[:-2]}-{at}" for one in listed[::3] for at in range(3)], (
+            "a turn was interrupted"
+        )
+        found = await servers[2].get_session(name)
+        assert found.message_count == len(listed)
+        assert found.last_sequence == (await servers[2].get(listed[-1])).sequence
+
+
+async def test_one_session_changes_on_all_servers_at_once(servers: list[PostgreSQLStorage]) -> None:
+    """Saves, moves, deletions and titles of one session: its values follow from its messages."""
+
+    async def change(number: int) -> None:
+        server, chance = servers[number % 3], random.Random(number)
+        for turn in range(25):
+            name, session_id = f"m-{chance.randrange(12)}", chance.choice(("s", "t"))
+            with contextlib.suppress(NotFoundError):
+                match chance.randrange(4):
+                    case 0:
+                        await server.delete(name)
+                    case 1:
+                        await server.update_session(session_id, title=f"{number}-{turn}")
+                    case _:
+                        provider = chance.choice(("openai", "google"))
+                        moment = NOW + chance.randrange(5)
+                        message = draft(name, f"{number}-{turn}", session_id=session_id)
+                        await server.save(message._replace(provider=provider, timestamp=moment))
+
+    await asyncio.gather(*(change(number) for number in range(9)))
+    for session_id in ("s", "t"):
+        session = await servers[0].get_session(session_id)
+        page = await servers[1].list_session(session_id, Scan(False, 100))
+        messages = page.messages
+        assert session.message_count == len(messages)
+        assert dict(session.providers) == Counter(one.provider for one in messages)
+        if messages:
+            assert (session.first_time, session.last_time) == (
+                messages[0].timestamp,
+                messages[-1].timestamp,
+            )
+            assert session.first_message == messages[0].content
+            assert session.last_sequence == max(one.sequence for one in messages)
