@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -18,10 +19,15 @@ SECONDS = 3.0
 
 
 async def campaign(options: Options) -> Totals:
-    """Run a campaign, or skip the test if this machine cannot."""
+    """Run a campaign, or skip the test if this machine cannot mount a disk to be filled.
+
+    In CI every machine must be able to.
+    """
     try:
         return await Campaign(options, print).run()
     except* (PermissionError, FileNotFoundError, subprocess.CalledProcessError) as exc:
+        if "CI" in os.environ:
+            raise
         pytest.skip(f"no round can be run on this machine: {exc.exceptions[0]}")
 
 
