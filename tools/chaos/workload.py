@@ -192,7 +192,7 @@ class _Actor:
         invalid = None
         if draw.random() < 0.2:
             batches = batches[:1]
-            invalid = Message("openai", "user", "  ", id=f"invalid-{draw.randrange(100)}")
+            invalid = Message("", "user", "no provider", id=f"invalid-{draw.randrange(100)}")
         sent = chosen[: size * len(batches)]
         # Sometimes the stream is closed early.
         cut = draw.randint(1, len(batches)) if draw.random() < 0.3 else 0
