@@ -117,7 +117,7 @@ async def _write_sessions(connection: Connection, changed: list[SessionChange]) 
     if stale:
         for session_id, *ends in await connection.fetch(QUERIES["session_ends"], list(stale)):
             stale[session_id].settle(SessionEnds(*ends))
-    rows = [(*session_columns(one.value()), one.before is not None) for one in changed]
+    rows = [(*session_columns(one.value()), int(one.before is not None)) for one in changed]
     if await connection.fetchval(QUERIES["write_sessions"], *columns_of(rows)) != len(rows):
         raise LostRaceError
 

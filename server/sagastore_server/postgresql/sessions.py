@@ -82,4 +82,4 @@ def locked_session(row: Sequence[Any]) -> Session:
 def session_columns(session: Session) -> tuple[Any, ...]:
     """Return the columns of a session, in the order of sessions.sql."""
     providers = json.dumps(dict(session.providers), ensure_ascii=False)
-    return (*session[:5], providers, *session[6:])
+    return (*session[:3], int(session.explicit), session.message_count, providers, *session[6:])

@@ -1,5 +1,6 @@
 -- Statements about sessions by name. Loaded by queries.py.
--- The columns of a session have the order of storage.sessions.Session.
+-- The columns of a session have the order of storage.sessions.Session. Truth values are sent as numbers:
+-- asyncpg would look up the type of their array once for each connection.
 
 -- name: sessions_by_id
 SELECT session_id, title, metadata::text, explicit, message_count, providers::text, first_time,
@@ -10,12 +11,12 @@ FROM sessions WHERE session_id = ANY($1::text[])
 -- Updates the sessions that were locked and inserts the others. Returns how many it has written:
 -- fewer, if another server has inserted one meanwhile.
 WITH given AS (
-    SELECT session_id, title, metadata::jsonb, explicit, message_count, providers::jsonb, first_time,
-        first_sequence, first_message, last_time, last_sequence, created_at, updated_at, revision, deleting,
-        known
-    FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::bigint[], $6::text[],
+    SELECT session_id, title, metadata::jsonb, explicit <> 0 AS explicit, message_count, providers::jsonb,
+        first_time, first_sequence, first_message, last_time, last_sequence, created_at, updated_at,
+        revision, deleting, known <> 0 AS known
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::text[],
         $7::timestamptz[], $8::bigint[], $9::text[], $10::timestamptz[], $11::bigint[],
-        $12::timestamptz[], $13::timestamptz[], $14::bigint[], $15::bigint[], $16::boolean[])
+        $12::timestamptz[], $13::timestamptz[], $14::bigint[], $15::bigint[], $16::bigint[])
         AS given (session_id, title, metadata, explicit, message_count, providers, first_time,
         first_sequence, first_message, last_time, last_sequence, created_at, updated_at, revision,
         deleting, known)
@@ -81,9 +82,9 @@ DELETE FROM sessions WHERE session_id = ANY($1::text[])
 -- Rows of the source of a migration; newer rows stay.
 INSERT INTO sessions (session_id, title, metadata, explicit, message_count, providers, first_time,
     first_sequence, first_message, last_time, last_sequence, created_at, updated_at, revision, deleting)
-SELECT session_id, title, metadata::jsonb, explicit, message_count, providers::jsonb, first_time,
+SELECT session_id, title, metadata::jsonb, explicit <> 0, message_count, providers::jsonb, first_time,
     first_sequence, first_message, last_time, last_sequence, created_at, updated_at, revision, deleting
-FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::bigint[], $6::text[],
+FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::text[],
     $7::timestamptz[], $8::bigint[], $9::text[], $10::timestamptz[], $11::bigint[],
     $12::timestamptz[], $13::timestamptz[], $14::bigint[], $15::bigint[])
     AS given (session_id, title, metadata, explicit, message_count, providers, first_time,
