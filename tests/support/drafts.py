@@ -28,6 +28,11 @@ def draft(
     return NewMessage(id, provider, role, content, tuple(tags), timestamp, metadata, session_id)
 
 
+def lone(id: str = "m-1", content: str = "The quick brown fox") -> NewMessage:
+    """Return a new message that belongs to no session, so that only itself is journalled."""
+    return draft(id, content, session_id=None)
+
+
 def as_draft(message: Message) -> NewMessage:
     """Return the new message that stores ``message`` unchanged."""
     return NewMessage(*message[:8])

@@ -21,6 +21,12 @@ from tests.support.final_state import FinalState
 MOST = 5
 """Maximum number of reported differences."""
 
+REVISION = 9
+"""Place of the revision in a row of ``FinalState``."""
+
+_SESSIONS = """SELECT session_id, title, {metadata}, CAST(explicit AS INTEGER), message_count,
+    {providers}, first_sequence, first_message, last_sequence, revision, deleting FROM sessions"""
+
 
 class _LiveState(FinalState):
     """File of a stopped server and the rows of both stores."""
@@ -50,13 +56,41 @@ async def compare(path: Path, dsn: str, phase: Phase) -> list[str]:
     state = _LiveState(path)
     await state.read(dsn)
     complete, base = record["backfill_state"] == "done", _base(path)
+    found = await _sessions_that_differ(path, dsn, base, copied=record["backfill_carried"])
+    return (
+        found
+        or [
+            f"{id}: PostgreSQL has {_short(there)}, SQLite {_short(here)}"
+            for id in sorted(state.messages.keys() | state.postgresql.keys())
+            if (there := state.postgresql.get(id)) != (here := state.messages.get(id))
+            # Rows from before journalling began arrive with the backfill.
+            and (complete or there is not None or (here is not None and here[REVISION] > base))
+        ][:MOST]
+    )
+
+
+async def _sessions_that_differ(path: Path, dsn: str, base: int, *, copied: bool) -> list[str]:
+    """Compare the rows of sessions; ``copied``: also those from before journalling began."""
+    uri = f"{path.as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as file:
+        statement = _SESSIONS.format(metadata="metadata", providers="providers")
+        here = {row[0]: _session(row) for row in file.execute(statement)}
+    connection = await asyncpg.connect(dsn)
+    try:
+        statement = _SESSIONS.format(metadata="metadata::text", providers="providers::text")
+        there = {row[0]: _session(row) for row in await connection.fetch(statement)}
+    finally:
+        await connection.close()
     return [
-        f"{id}: PostgreSQL has {_short(there)}, SQLite {_short(here)}"
-        for id in sorted(state.messages.keys() | state.postgresql.keys())
-        if (there := state.postgresql.get(id)) != (here := state.messages.get(id))
-        # Rows from before journalling began arrive with the backfill.
-        and (complete or there is not None or (here is not None and here[-1] > base))
+        f"session {key!r}: PostgreSQL has {there.get(key)}, SQLite {here.get(key)}"
+        for key in sorted(here.keys() | there.keys())
+        if here.get(key) != there.get(key) and (copied or key in there or here[key][-2] > base)
     ][:MOST]
+
+
+def _session(row: Any) -> tuple[Any, ...]:
+    """Return a row with its JSON values parsed: their spellings differ."""
+    return (*row[:2], json.loads(row[2]), *row[3:5], json.loads(row[5]), *row[6:])
 
 
 async def _compare_archive(path: Path, dsn: str) -> list[str]:
@@ -67,7 +101,7 @@ async def _compare_archive(path: Path, dsn: str) -> list[str]:
     await state.read(dsn)
     last = _last_revision(state.archive)
     buried = await _tombstone_ids(dsn, last)
-    changed = {id for id, row in state.postgresql.items() if row[-1] > last} | buried
+    changed = {id for id, row in state.postgresql.items() if row[REVISION] > last} | buried
     try:
         state.compare(changed)
     except AssertionError as exc:
@@ -116,4 +150,4 @@ async def _record(dsn: str) -> dict[str, Any] | None:
 def _short(row: tuple[Any, ...] | None) -> str:
     if row is None:
         return "nothing"
-    return f"revision {row[-1]}, {str(row[3])[:40]!r}"
+    return f"revision {row[REVISION]}, {str(row[3])[:40]!r}"

@@ -21,6 +21,7 @@ from sagastore import (
     UnavailableError,
 )
 from tools.chaos.history import History, Operation
+from tools.chaos.turns import PREFIX
 from tools.chaos.values import Value, shown
 
 T = TypeVar("T")
@@ -277,7 +278,8 @@ class RecordingClient:
             )
             async with aclosing(stream) as answers:
                 async for batch in answers:
-                    items += map(shown, batch.messages)
+                    recorded = (one for one in batch.messages if not one.id.startswith(PREFIX))
+                    items += map(shown, recorded)
                     token, batches = batch.resume_token, batches - 1
                     if not batches:
                         return _last(items, after), token, False

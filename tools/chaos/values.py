@@ -123,7 +123,8 @@ def digest_of(message: Message) -> str:
 
 def label_of(content: str) -> str:
     """Return the first word of a content, truncated."""
-    return content.split(maxsplit=1)[0][:40]
+    words = content.split(maxsplit=1)
+    return words[0][:40] if words else ""
 
 
 def microseconds(moment: datetime) -> int:

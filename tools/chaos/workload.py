@@ -18,6 +18,7 @@ from tools.chaos.final_reads import settle
 from tools.chaos.history import History
 from tools.chaos.known_messages import TAGS, KnownMessage, KnownMessages
 from tools.chaos.recording_client import RecordingClient, counted_attempts
+from tools.chaos.turns import Turns
 from tools.chaos.values import Value, shown
 
 TIMEOUT = 1.0
@@ -57,6 +58,7 @@ class Workload:
         self._clients = clients
         self._rest = rest
         self._timeout = timeout
+        self.turns = Turns(targets, seed, lambda what: history.mark("wrong", what=what))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Read the initial messages, then read and write until ``stop``; calls in progress are
@@ -73,6 +75,7 @@ class Workload:
         async with asyncio.TaskGroup() as group:
             for number in range(self._clients):
                 group.create_task(self._live(number, stop), name=f"client {number}")
+            group.create_task(self.turns.run(stop), name="turns")
 
     async def settle(self) -> None:
         """Read all data back through every kind of read, after all faults have ended.
@@ -81,6 +84,7 @@ class Workload:
             SagaStoreError: The service still does not answer.
         """
         await settle(self.targets, self.history, self.messages, self.numbers, self._clients)
+        await self.turns.settle()
 
     async def _baseline(self) -> None:
         """Record the initial messages before the first write."""

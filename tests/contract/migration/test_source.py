@@ -25,7 +25,7 @@ from sagastore_server.storage.replication import (
     MigrationSource,
     MigrationState,
 )
-from tests.support.drafts import draft
+from tests.support.drafts import lone
 from tests.support.migration_backends import SourcePlace, opened
 from tests.support.migration_values import content_of, set_aside, tally
 
@@ -70,8 +70,8 @@ async def test_state_survives_reopening(source_place: SourcePlace) -> None:
 
 async def test_set_state_returns_last_revision(source: MigrationSource) -> None:
     assert await source.set_state(DUAL_WRITE) == 0
-    await source.save(draft("a"))
-    await source.save(draft("b"))
+    await source.save(lone("a"))
+    await source.save(lone("b"))
     await source.delete("b")
     assert await source.set_state(DUAL_WRITE._replace(paused=True)) == 3
     await source.requeue(["a", "b"])
@@ -79,9 +79,9 @@ async def test_set_state_returns_last_revision(source: MigrationSource) -> None:
 
 
 async def test_count_is_exact(source: MigrationSource) -> None:
-    await source.bulk_save([draft(f"m-{n}") for n in range(20)], OnConflict.REPLACE)
+    await source.bulk_save([lone(f"m-{n}") for n in range(20)], OnConflict.REPLACE)
     await source.delete("m-7")
-    await source.save(draft("m-8", "changed"))
+    await source.save(lone("m-8", "changed"))
     assert await source.count() == 19
 
 
@@ -93,7 +93,7 @@ async def test_committed_increases_before_acknowledgement(source: MigrationSourc
     source.on_commit(lambda: heard.append(source.committed))
 
     async def save(key: str) -> None:
-        result = await source.save(draft(key))
+        result = await source.save(lone(key))
         assert source.committed >= result.revision
         assert heard[-1] >= result.revision
 
@@ -106,13 +106,13 @@ async def test_listeners_are_called_only_for_new_revisions(source: MigrationSour
     heard: list[str] = []
     source.on_commit(lambda: heard.append("first"))
     source.on_commit(lambda: heard.append("second"))
-    await source.save(draft("a"))
+    await source.save(lone("a"))
     assert heard == ["first", "second"]
-    await source.save(draft("a"))
+    await source.save(lone("a"))
     await source.set_state(DUAL_WRITE)
     await source.flush()
     with pytest.raises(RevisionMismatchError):
-        await source.save(draft("a", "other"), 9)
+        await source.save(lone("a", "other"), 9)
     assert heard == ["first", "second"]
     await source.requeue(["a"])
     await source.delete("a")
@@ -121,13 +121,13 @@ async def test_listeners_are_called_only_for_new_revisions(source: MigrationSour
 
 async def test_committed_survives_reopening(source_place: SourcePlace) -> None:
     async with opened(source_place.make()) as source:
-        await source.save(draft("a"))
+        await source.save(lone("a"))
         await source.delete("a")
         await source.requeue(["a"])
         assert source.committed == 3
     async with opened(source_place.make()) as source:
         assert source.committed == 3
-        assert (await source.save(draft("a"))).revision == 4
+        assert (await source.save(lone("a"))).revision == 4
 
 
 # ------------------------------------------------------------------ flush
@@ -135,7 +135,7 @@ async def test_committed_survives_reopening(source_place: SourcePlace) -> None:
 
 async def test_flush_of_idle_source_returns_committed(source: MigrationSource) -> None:
     assert await source.flush() == 0
-    await source.save(draft("a"))
+    await source.save(lone("a"))
     assert await source.flush() == 1
     assert await source.flush() == source.committed == 1
 
@@ -143,7 +143,7 @@ async def test_flush_of_idle_source_returns_committed(source: MigrationSource) -
 async def test_flush_waits_for_writes_without_a_caller(source: MigrationSource) -> None:
     for turn in range(30):
         keys = [f"{turn}-{n}" for n in range(5)]
-        saves = [asyncio.create_task(source.save(draft(key))) for key in keys]
+        saves = [asyncio.create_task(source.save(lone(key))) for key in keys]
         for _ in range(turn % 5):
             await asyncio.sleep(0)
         for save in saves:
@@ -153,7 +153,7 @@ async def test_flush_waits_for_writes_without_a_caller(source: MigrationSource) 
         assert all(one.revision <= flushed for one in stored.values())
         assert source.committed == flushed
         # Nothing that was submitted before comes later.
-        await source.save(draft("later", str(turn)))
+        await source.save(lone("later", str(turn)))
         assert await source.batch_get(keys) == stored
 
 
@@ -164,7 +164,7 @@ async def test_flush_covers_returned_reads(source: MigrationSource) -> None:
         number = 0
         while not done:
             number += 1
-            await source.save(draft(key, f"text {number}"))
+            await source.save(lone(key, f"text {number}"))
 
     writing = [asyncio.create_task(write(key)) for key in "abcd"]
     try:
@@ -181,7 +181,7 @@ async def test_flush_returns_after_earlier_acknowledgements(source: MigrationSou
     told: list[str] = []
 
     async def save(key: str) -> None:
-        await source.save(draft(key))
+        await source.save(lone(key))
         told.append(key)
 
     keys = [f"m-{n:02}" for n in range(40)]
@@ -274,12 +274,12 @@ async def test_closed_source_is_unavailable(source_place: SourcePlace, name: str
 
 async def test_archive_ends_the_source(source_place: SourcePlace) -> None:
     async with opened(source_place.make()) as source:
-        await source.save(draft("a"))
+        await source.save(lone("a"))
         await source.set_state(READY)
-        await source.save(draft("b"))
+        await source.save(lone("b"))
         made = await source.archive({"postgresql": {"messages": 2}})
         assert await source.state() == MigrationState(Phase.POSTGRES_ONLY, epoch=6)
-        for call in (source.get("a"), source.save(draft("c")), source.journal(0, 9)):
+        for call in (source.get("a"), source.save(lone("c")), source.journal(0, 9)):
             with pytest.raises(UnavailableError):
                 await call
         assert await source.archive({}) == made
@@ -296,7 +296,7 @@ async def test_archive_ends_the_source(source_place: SourcePlace) -> None:
 async def test_archive_finishes_writes_in_progress(source_place: SourcePlace) -> None:
     async with opened(source_place.make()) as source:
         await source.set_state(READY)
-        saves = [asyncio.create_task(source.save(draft(f"m{n}"))) for n in range(50)]
+        saves = [asyncio.create_task(source.save(lone(f"m{n}"))) for n in range(50)]
         await asyncio.sleep(0)
         await source.archive({})
         outcomes = await asyncio.gather(*saves, return_exceptions=True)
@@ -321,7 +321,7 @@ async def test_reads_and_writes_work_in_every_phase(source: MigrationSource) -> 
         if not phase.writes_sqlite:
             continue
         await source.set_state(MigrationState(phase, epoch=phase.value))
-        await source.save(draft("a", f"in {phase.slug}"))
+        await source.save(lone("a", f"in {phase.slug}"))
         assert (await source.get("a")).content == f"in {phase.slug}"
         await source.delete("a")
         with pytest.raises(NotFoundError):

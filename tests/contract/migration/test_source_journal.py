@@ -15,7 +15,7 @@ from sagastore_server.storage.replication import (
     MigrationSource,
     MigrationState,
 )
-from tests.support.drafts import draft
+from tests.support.drafts import lone
 from tests.support.migration_backends import SourcePlace, now, opened
 
 DUAL_WRITE = MigrationState(Phase.DUAL_WRITE, epoch=2)
@@ -40,8 +40,8 @@ async def _waiting(source: MigrationSource) -> tuple[int, int]:
 @pytest.mark.parametrize("phase", [one for one in Phase if one.writes_sqlite])
 async def test_changes_are_journalled_by_phase(source: MigrationSource, phase: Phase) -> None:
     await source.set_state(MigrationState(phase, epoch=4))
-    await source.save(draft("a"))
-    await source.bulk_save([draft("b"), draft("a", "other")], OnConflict.REPLACE)
+    await source.save(lone("a"))
+    await source.bulk_save([lone("b"), lone("a", "other")], OnConflict.REPLACE)
     await source.delete("b")
     found = await _told(source)
     if phase.journals:
@@ -53,34 +53,34 @@ async def test_changes_are_journalled_by_phase(source: MigrationSource, phase: P
 
 async def test_leaving_and_entering_dual_write(source_place: SourcePlace) -> None:
     async with opened(source_place.make()) as source:
-        await source.save(draft("before"))
+        await source.save(lone("before"))
         await source.set_state(DUAL_WRITE)
-        await source.save(draft("during"))
+        await source.save(lone("during"))
     async with opened(source_place.make()) as source:
         assert await source.state() == DUAL_WRITE
-        await source.save(draft("after a restart"))
+        await source.save(lone("after a restart"))
         assert [one.id for one in await source.journal(0, 9)] == ["during", "after a restart"]
         await source.set_state(SQLITE_ONLY)
         assert await source.journal(0, 9) == []
-        await source.save(draft("unheard"))
+        await source.save(lone("unheard"))
         assert await source.journal(0, 9) == []
     async with opened(source_place.make()) as source:
-        await source.save(draft("unheard as well"))
+        await source.save(lone("unheard as well"))
         await source.set_state(DUAL_WRITE, rejournal_after=2)
         found = [one.id for one in await source.journal(0, 9)]
         assert found == ["after a restart", "unheard", "unheard as well"]
 
 
 async def test_pruned_is_last_revision_when_journalling_begins(source: MigrationSource) -> None:
-    await source.save(draft("a"))
-    await source.save(draft("b"))
+    await source.save(lone("a"))
+    await source.save(lone("b"))
     await source.set_state(DUAL_WRITE)
     assert await _waiting(source) == (0, 2)
-    await source.save(draft("c"))
+    await source.save(lone("c"))
     await source.set_state(DUAL_WRITE._replace(paused=True))
     assert await _waiting(source) == (1, 2)
     await source.set_state(SQLITE_ONLY)
-    await source.save(draft("d"))
+    await source.save(lone("d"))
     await source.set_state(DUAL_WRITE)
     assert await _waiting(source) == (0, 4)
 
@@ -91,9 +91,9 @@ async def test_pruned_is_last_revision_when_journalling_begins(source: Migration
 async def test_entries_contain_current_rows(source: MigrationSource) -> None:
     await source.set_state(DUAL_WRITE)
     began = now()
-    await source.save(draft("a", "one"))
-    await source.save(draft("b"))
-    await source.save(draft("a", "two"))
+    await source.save(lone("a", "one"))
+    await source.save(lone("b"))
+    await source.save(lone("a", "two"))
     await source.delete("b")
     stored = await source.get("a")
     ended = now()
@@ -106,21 +106,21 @@ async def test_entries_contain_current_rows(source: MigrationSource) -> None:
     assert began <= written[0]
     assert written == sorted(written)
     assert written[-1] <= ended
-    await source.save(draft("b", "again"))
+    await source.save(lone("b", "again"))
     (last,) = await source.journal(4, 10)
     assert (last.sequence, last.message, last.buried) == (5, await source.get("b"), 4)
 
 
 async def test_refused_and_empty_writes_leave_no_entry(source: MigrationSource) -> None:
-    await source.save(draft("a"))
+    await source.save(lone("a"))
     await source.set_state(DUAL_WRITE)
-    await source.save(draft("a"))
-    await source.bulk_save([draft("a", "other")], OnConflict.SKIP)
-    for write in (source.save(draft("a", "x"), 9), source.delete("none"), source.delete("a", 9)):
+    await source.save(lone("a"))
+    await source.bulk_save([lone("a", "other")], OnConflict.SKIP)
+    for write in (source.save(lone("a", "x"), 9), source.delete("none"), source.delete("a", 9)):
         with pytest.raises(StorageError):
             await write
     assert await source.journal(0, 9) == []
-    assert (await source.save(draft("b"))).revision == 2
+    assert (await source.save(lone("b"))).revision == 2
 
 
 async def test_concurrent_writes_leave_one_latest_entry_per_id(source: MigrationSource) -> None:
@@ -129,7 +129,7 @@ async def test_concurrent_writes_leave_one_latest_entry_per_id(source: Migration
     writes = []
     for n in range(120):
         key = f"m{n % 7}"
-        writes.append(source.delete(key) if n % 5 == 3 else source.save(draft(key, f"text {n}")))
+        writes.append(source.delete(key) if n % 5 == 3 else source.save(lone(key, f"text {n}")))
     await asyncio.gather(*writes, return_exceptions=True)
     entries = await source.journal(0, 1000)
     sequences = [one.sequence for one in entries]
@@ -146,7 +146,7 @@ async def test_concurrent_writes_leave_one_latest_entry_per_id(source: Migration
 async def test_journal_reads_are_bounded(source: MigrationSource) -> None:
     await source.set_state(DUAL_WRITE)
     large = "ß" * 100_000
-    await source.bulk_save([draft(f"m{n:02}", large) for n in range(40)], OnConflict.REPLACE)
+    await source.bulk_save([lone(f"m{n:02}", large) for n in range(40)], OnConflict.REPLACE)
     pieces: list[list[Entry]] = []
     after = 0
     while entries := await source.journal(after, 1000):
@@ -162,7 +162,7 @@ async def test_journal_reads_are_bounded(source: MigrationSource) -> None:
 async def test_status_counts_from_a_position(source: MigrationSource) -> None:
     await source.set_state(DUAL_WRITE)
     for n in range(5):
-        await source.save(draft(f"m{n}"))
+        await source.save(lone(f"m{n}"))
     entries = await source.journal(0, 10)
     for after in range(6):
         status = await source.journal_status(after)
@@ -176,7 +176,7 @@ async def test_status_counts_from_a_position(source: MigrationSource) -> None:
 async def test_prune_removes_up_to_a_sequence(source: MigrationSource) -> None:
     await source.set_state(DUAL_WRITE)
     for n in range(6):
-        await source.save(draft(f"m{n}"))
+        await source.save(lone(f"m{n}"))
     await source.prune(0)
     assert await _waiting(source) == (6, 0)
     await source.prune(2)
@@ -187,7 +187,7 @@ async def test_prune_removes_up_to_a_sequence(source: MigrationSource) -> None:
     # What is not there was never confirmed.
     await source.prune(100)
     assert await _waiting(source) == (0, 6)
-    await source.save(draft("m6"))
+    await source.save(lone("m6"))
     assert await _told(source) == [(7, "m6", False)]
 
 
@@ -195,7 +195,7 @@ async def test_pruned_position_survives_reopening(source_place: SourcePlace) -> 
     async with opened(source_place.make()) as source:
         await source.set_state(DUAL_WRITE)
         for n in range(4):
-            await source.save(draft(f"m{n}"))
+            await source.save(lone(f"m{n}"))
         await source.prune(3)
     async with opened(source_place.make()) as source:
         assert await _told(source) == [(4, "m3", False)]
@@ -205,7 +205,7 @@ async def test_pruned_position_survives_reopening(source_place: SourcePlace) -> 
 async def test_pruning_many_entries_interleaves_writes(source: MigrationSource) -> None:
     await source.set_state(DUAL_WRITE)
     for start in range(12):
-        drafts = [draft(f"m{start:02}-{n:03}", "x") for n in range(1000)]
+        drafts = [lone(f"m{start:02}-{n:03}", "x") for n in range(1000)]
         await source.bulk_save(drafts, OnConflict.REPLACE)
     order: list[str] = []
 
@@ -214,7 +214,7 @@ async def test_pruning_many_entries_interleaves_writes(source: MigrationSource) 
         order.append("pruned")
 
     async def save() -> None:
-        await source.save(draft("new"))
+        await source.save(lone("new"))
         order.append("saved")
 
     await asyncio.gather(prune(), save())
@@ -227,9 +227,9 @@ async def test_pruning_many_entries_interleaves_writes(source: MigrationSource) 
 
 async def test_rejournalling_adds_later_messages_and_tombstones(source: MigrationSource) -> None:
     for key in ("a", "b", "c", "d"):
-        await source.save(draft(key))
+        await source.save(lone(key))
     await source.delete("b")
-    await source.save(draft("c", "changed"))
+    await source.save(lone("c", "changed"))
     assert await source.set_state(DUAL_WRITE, rejournal_after=3) == 6
     assert await _told(source) == [(4, "d", False), (5, "b", False), (6, "c", False)]
     assert await _waiting(source) == (3, 3)
@@ -241,7 +241,7 @@ async def test_rejournalling_adds_later_messages_and_tombstones(source: Migratio
 async def test_rejournalling_keeps_pending_entries(source: MigrationSource) -> None:
     await source.set_state(DUAL_WRITE)
     for key in ("a", "b", "c"):
-        await source.save(draft(key))
+        await source.save(lone(key))
     await source.requeue(["a"])
     await source.prune(2)
     waiting = await source.journal(0, 9)
@@ -259,7 +259,7 @@ async def test_rejournalling_keeps_pending_entries(source: MigrationSource) -> N
 
 
 async def test_rejournalling_without_a_journal_adds_nothing(source: MigrationSource) -> None:
-    await source.save(draft("a"))
+    await source.save(lone("a"))
     await source.set_state(SQLITE_ONLY, rejournal_after=0)
     assert await _told(source) == []
 
@@ -268,7 +268,7 @@ async def test_pruning_stops_when_entries_return(source: MigrationSource) -> Non
     """A target that lost confirmed changes gets them again despite concurrent pruning."""
     await source.set_state(DUAL_WRITE)
     for start in range(6):
-        drafts = [draft(f"m{start:02}-{n:03}", "x") for n in range(1000)]
+        drafts = [lone(f"m{start:02}-{n:03}", "x") for n in range(1000)]
         await source.bulk_save(drafts, OnConflict.REPLACE)
     pruning = asyncio.create_task(source.prune(6000))
     await asyncio.sleep(0)
@@ -282,8 +282,8 @@ async def test_pruning_stops_when_entries_return(source: MigrationSource) -> Non
 
 async def test_requeued_ids_are_forced_under_new_sequences(source: MigrationSource) -> None:
     await source.set_state(DUAL_WRITE)
-    stored = await source.save(draft("a"))
-    await source.save(draft("gone"))
+    stored = await source.save(lone("a"))
+    await source.save(lone("gone"))
     await source.delete("gone")
     await source.prune(3)
     assert await source.requeue(["gone", "a", "never"]) == 6
@@ -297,12 +297,12 @@ async def test_requeued_ids_are_forced_under_new_sequences(source: MigrationSour
         None,
     ]
     assert source.committed == 6
-    assert (await source.save(draft("b"))).revision == 7
+    assert (await source.save(lone("b"))).revision == 7
 
 
 async def test_requeueing_nothing_changes_nothing(source: MigrationSource) -> None:
     await source.set_state(DUAL_WRITE)
-    await source.save(draft("a"))
+    await source.save(lone("a"))
     assert await source.requeue([]) == 1
     assert await _told(source) == [(1, "a", False)]
 
@@ -310,7 +310,7 @@ async def test_requeueing_nothing_changes_nothing(source: MigrationSource) -> No
 async def test_forced_entries_survive_reopening(source_place: SourcePlace) -> None:
     async with opened(source_place.make()) as source:
         await source.set_state(DUAL_WRITE)
-        await source.save(draft("a"))
+        await source.save(lone("a"))
         await source.requeue(["a"])
         before = await source.journal(0, 9)
     async with opened(source_place.make()) as source:
