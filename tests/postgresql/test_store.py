@@ -118,7 +118,8 @@ async def test_lock_wait_does_not_block_other_groups(dsn: str, rows: int) -> Non
                 held_up = asyncio.create_task(backend.bulk_save(drafts, OnConflict.REPLACE))
                 await until_one_waits(dsn)
                 for number in range(3):
-                    await backend.save(draft(f"m-{number}"))
+                    # Of another session: writes of one session wait for each other.
+                    await backend.save(draft(f"m-{number}", session_id=f"s-{number}"))
                 assert not held_up.done()
             assert (await held_up).saved == rows
         finally:
@@ -245,3 +246,18 @@ async def test_least_privileges_are_sufficient(dsn: str) -> None:
         for role in ("owner", "server"):
             await execute(base, f"DROP OWNED BY {name}_{role}")
             await execute(base, f"DROP ROLE {name}_{role}")
+
+
+async def test_missing_row_of_a_session_is_counted_anew(dsn: str) -> None:
+    async with opened(lambda: backend_on(dsn)) as backend:
+        await backend.append("s-1", [draft(name, f"text {name}") for name in "abc"])
+        before = await backend.get_session("s-1")
+        await execute(dsn, "DELETE FROM sessions")
+        await backend.delete("a")
+        after = await backend.get_session("s-1")
+        assert (after.message_count, after.first_message) == (2, "text b")
+        assert after.providers == (("anthropic", 2),)
+        assert (after.first_time, after.last_sequence) == (
+            before.first_time,
+            before.last_sequence,
+        )

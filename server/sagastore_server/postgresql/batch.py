@@ -17,11 +17,16 @@ from sagastore_server.postgresql.rows import (
     row_of,
     search_columns,
 )
-from sagastore_server.postgresql.sessions import locked_session, session_columns
+from sagastore_server.postgresql.sessions import (
+    locked_session,
+    session_columns,
+    session_from_row,
+)
 from sagastore_server.runtime.worker_pool import FEW, SHORT, WorkerPool
 from sagastore_server.storage.changes import Changes, Revisions
 from sagastore_server.storage.model import Message, Store
 from sagastore_server.storage.session_changes import SessionChange, SessionEnds
+from sagastore_server.storage.sessions import Session
 
 DURABLE_ON = (Store.POSTGRESQL,)
 
@@ -49,8 +54,7 @@ async def load(
         sessions: The sessions of each write, apart from those of stored messages.
 
     Raises:
-        LostRaceError: The revisions taken are not greater than the stored ones, or a message has
-            moved to another session meanwhile.
+        LostRaceError: The revisions taken are not greater than the stored ones.
 
     """
     wanted_ids, wanted_sessions = list(ids), list(sessions)
@@ -65,13 +69,30 @@ async def load(
     before = {row[0]: message_from_row(row) for row in rows if row[0] is not None}
     known = {row[7]: locked_session(row) for row in rows if row[0] is None and row[7] is not None}
     ends = sorted(row[9] for row in rows if row[0] is None and row[7] is None)
+    known |= await _further_sessions(connection, before, {*known, *named})
     stored = [one.revision for one in before.values()]
     stored += [one.revision for one in known.values()]
-    there = {one.session_id for one in before.values()}
-    if ends[0] - BLOCK < max(stored, default=0) or not there <= {None, *known, *named}:
+    if ends[0] - BLOCK < max(stored, default=0):
         raise LostRaceError
     revisions = Revisions([range(end - BLOCK + 1, end + 1) for end in ends])
     return Changes(before, known, revisions, time.time_ns() // 1000, DURABLE_ON)
+
+
+async def _further_sessions(
+    connection: Connection, messages: Mapping[str, Message], known: set[str]
+) -> dict[str, Session]:
+    """Lock and read the sessions of messages that are not known yet.
+
+    That is rare: a message has moved to another session between the two locks, or the row of its
+    session is missing, because somebody has changed the tables directly. Then it is counted anew.
+    """
+    named = {one.session_id for one in messages.values() if one.session_id is not None}
+    missing = sorted(named - known)
+    if not missing:
+        return {}
+    await connection.execute(QUERIES["complete_sessions"], missing)
+    rows = await connection.fetch(QUERIES["lock_sessions"], missing)
+    return {row[0]: session_from_row(row) for row in rows}
 
 
 async def flush(

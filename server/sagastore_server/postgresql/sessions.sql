@@ -7,6 +7,28 @@ SELECT session_id, title, metadata::text, explicit, message_count, providers::te
     first_sequence, first_message, last_time, last_sequence, created_at, updated_at, revision, deleting
 FROM sessions WHERE session_id = ANY($1::text[])
 
+-- name: lock_sessions
+SELECT session_id, title, metadata::text, explicit, message_count, providers::text, first_time,
+    first_sequence, first_message, last_time, last_sequence, created_at, updated_at, revision, deleting
+FROM sessions WHERE session_id = ANY($1::text[]) ORDER BY session_id FOR UPDATE
+
+-- name: complete_sessions
+-- Makes rows that are missing from the messages of their sessions.
+INSERT INTO sessions (session_id, title, metadata, explicit, message_count, providers, first_time,
+    first_sequence, first_message, last_time, last_sequence, created_at, updated_at, revision, deleting)
+SELECT m.session_id, '', '{}'::jsonb, false, count(*),
+    (SELECT jsonb_object_agg(p.provider, p.messages) FROM (
+        SELECT provider, count(*) AS messages FROM messages
+        WHERE messages.session_id = m.session_id GROUP BY provider
+    ) AS p),
+    min(m.timestamp),
+    (array_agg(m.sequence ORDER BY m.timestamp, m.sequence))[1],
+    (array_agg(left(m.content, 200) ORDER BY m.timestamp, m.sequence))[1],
+    max(m.timestamp), max(m.sequence), min(coalesce(m.created_at, m.timestamp)),
+    max(coalesce(m.created_at, m.timestamp)), max(m.revision), 0
+FROM messages AS m WHERE m.session_id = ANY($1::text[]) GROUP BY m.session_id
+ON CONFLICT (session_id) DO NOTHING
+
 -- name: write_sessions
 -- Updates the sessions that were locked and inserts the others. Returns how many it has written:
 -- fewer, if another server has inserted one meanwhile.
