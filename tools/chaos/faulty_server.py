@@ -65,10 +65,10 @@ def set_reads(switches: FaultSwitches) -> None:
 
     read_once, acquire = Pool._read_once, ReaderPool._acquire
 
-    async def failing(self: Pool, read: Any) -> Any:
+    async def failing(self: Pool, read: Any, begin: str) -> Any:
         if random.random() < switches["postgres reads fail"]:
             raise asyncpg.QueryCanceledError("canceling statement due to statement timeout")
-        return await read_once(self, read)
+        return await read_once(self, read, begin)
 
     async def waiting(self: ReaderPool) -> Any:
         # As behind long searches that occupy every connection: the snapshot is taken after the
