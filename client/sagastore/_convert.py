@@ -111,7 +111,9 @@ def _explain(message: Message, id: str, cause: Exception) -> InvalidArgumentErro
     if isinstance(cause, UnicodeEncodeError):
         return invalid("metadata", "contains a lone surrogate, which is not text")
     field = str(cause).partition(":")[0].partition(".")[0].partition("[")[0]
-    return invalid(field if field in ("metadata", "timestamp", "created_at") else "message", str(cause))
+    return invalid(
+        field if field in ("metadata", "timestamp", "created_at") else "message", str(cause)
+    )
 
 
 def _text_problem(value: object) -> str:
