@@ -39,7 +39,7 @@ def test_save_and_get_preserve_every_field(cli: Sagastore) -> None:
     message = json.loads(text)
     assert list(message) == [
         *("id", "provider", "role", "content", "tags", "timestamp", "metadata", "session_id"),
-        *("created_at", "revision"),
+        *("created_at", "revision", "sequence"),
     ]
     assert message["tags"] == ["a", "b c"]
     assert message["timestamp"] == "2025-02-03T02:05:06.000007+00:00"

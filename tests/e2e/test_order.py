@@ -35,7 +35,7 @@ TURNS = 40
 @asynccontextmanager
 async def _service(name: str, folder: Path) -> AsyncIterator[tuple[Served, AsyncClient]]:
     """Serve an empty store of a kind."""
-    folder.mkdir()
+    await asyncio.to_thread(folder.mkdir)
     async with (
         KINDS[name].place(folder) as make,
         opened(make) as backend,
@@ -163,16 +163,19 @@ def _ties(path: Path) -> Path:
 async def test_legacy_file_keeps_row_order_in_every_phase(tmp_path: Path) -> None:
     path = _ties(tmp_path / "legacy" / "memory.db")
     expected = [f"turn {at}" for at in range(TURNS)]
-    async with fresh_schema() as dsn, opened_live(path, dsn) as service:
-        async with _served(service.backend) as (_, client):
-            for phase in Phase:
-                await walk_to(service.control, phase)
-                if phase is Phase.READ_POSTGRES:
-                    await eventually_current(service.control)
-                assert await _turns(client, "s") == expected
-            await client.bulk_save(_said(_ids(3, 7), "s"))
-            listed = [one.content async for one in client.list("s")]
-            assert listed == [*expected[:8], *expected[:3], *expected[8:]]
+    async with (
+        fresh_schema() as dsn,
+        opened_live(path, dsn) as service,
+        _served(service.backend) as (_, client),
+    ):
+        for phase in Phase:
+            await walk_to(service.control, phase)
+            if phase is Phase.READ_POSTGRES:
+                await eventually_current(service.control)
+            assert await _turns(client, "s") == expected
+        await client.bulk_save(_said(_ids(3, 7), "s"))
+        listed = [one.content async for one in client.list("s")]
+        assert listed == [*expected[:8], *expected[:3], *expected[8:]]
 
 
 async def test_legacy_file_is_imported_in_row_order(tmp_path: Path) -> None:

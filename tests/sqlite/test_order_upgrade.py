@@ -12,10 +12,10 @@ from sagastore_server.sqlite import files
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.base import StorageBackend
-from sagastore_server.storage.replication import MigrationState
 from sagastore_server.storage.model import OnConflict
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Scan
+from sagastore_server.storage.replication import MigrationState
 from tests.support.backends import opened
 from tests.support.drafts import draft, found
 from tests.support.old_stores import OldRow, make_sqlite

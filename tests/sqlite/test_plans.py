@@ -223,8 +223,7 @@ def test_words_tags_and_metadata_use_lookup() -> None:
 
 
 _SEEK = (
-    "idx_messages_session (session_id=? AND (timestamp,rowid)>(?,?) "
-    "AND (timestamp,rowid)<(?,?))"
+    "idx_messages_session (session_id=? AND (timestamp,rowid)>(?,?) AND (timestamp,rowid)<(?,?))"
 )
 """Seeks a position between messages with equal timestamps as well."""
 

@@ -111,9 +111,7 @@ class _Version:
 
     __slots__ = ("acked", "began", "candidates", "created_at", "decided", "revision", "sequence")
 
-    def __init__(
-        self, candidates: list[Value | None], *, decided: bool, began: int = 0
-    ) -> None:
+    def __init__(self, candidates: list[Value | None], *, decided: bool, began: int = 0) -> None:
         self.candidates = candidates
         self.decided = decided
         """Acknowledged or observed: the single candidate is the value."""
@@ -164,9 +162,7 @@ class _History:
         created_at: datetime | None = None,
         sequence: int | None = None,
     ) -> None:
-        """Check a version's revision, creation time and sequence against what is known of it and
-        its neighbours.
-        """
+        """Check the server's fields of a version against its neighbours and earlier answers."""
         version = self.versions[number]
         if version.revision not in {None, revision}:
             self.wrong(f"version {number} had revision {version.revision}, but now has {revision}")

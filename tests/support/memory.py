@@ -174,8 +174,7 @@ class MemoryStorage(StorageBackend):
         if stored is not None:
             timestamp = stored.timestamp if timestamp is None else timestamp
             created_at, sequence = stored.created_at, stored.sequence  # type: ignore[assignment]
-            kept = (timestamp, *draft[6:8], created_at, stored.revision, sequence)
-            if (*draft[:5], *kept) == stored:
+            if (*draft[:5], timestamp, *draft[6:8]) == stored[:8]:
                 return stored
         elif timestamp is None:
             timestamp = now

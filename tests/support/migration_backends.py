@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import asyncpg
 
 from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.batch import BLOCK
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
-from sagastore_server.postgresql.batch import BLOCK
 from sagastore_server.postgresql.schema import SCHEMA_VERSION
 from sagastore_server.sqlite.files import register_owner_function
 from sagastore_server.sqlite.source import SQLiteSource

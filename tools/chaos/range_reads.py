@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tools.chaos.projection import Projection
 
 
-
 class Question(NamedTuple):
     """Conditions of a list or search; None: no condition."""
 

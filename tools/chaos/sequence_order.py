@@ -88,7 +88,9 @@ class Sequences:
         earliest: _Birth | None = None
         for birth in sorted(self._births(), key=lambda one: one.sequence, reverse=True):
             if earliest is not None and (earliest.operation.end or 0) < birth.operation.start:
-                what = f"sequence {birth.sequence} is lower than that of {earliest.id}, stored before"
+                what = (
+                    f"sequence {birth.sequence} is lower than that of {earliest.id}, stored before"
+                )
                 yield self._violation(birth.id, what, earliest.operation, birth.operation)
                 return
             ended = birth.operation.end or 0

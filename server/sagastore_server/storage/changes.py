@@ -106,9 +106,7 @@ class Changes:
             return self.after[message_id]
         return self.before.get(message_id)
 
-    def _put(
-        self, draft: NewMessage, stored: Message | None, turn: Turn | None = None
-    ) -> Message:
+    def _put(self, draft: NewMessage, stored: Message | None, turn: Turn | None = None) -> Message:
         """Replace ``stored``; return it itself where nothing changes.
 
         Without ``turn`` the sequence of a new message is its revision.
