@@ -145,6 +145,22 @@ async def test_store_file_is_imported_in_order_with_creation_times(tmp_path: Pat
         assert await _lasting(client, "s") == before
 
 
+@pytest.mark.parametrize("keep", [True, False])
+async def test_invalid_creation_time_is_rejected_only_if_it_is_kept(
+    tmp_path: Path, keep: bool
+) -> None:
+    async with _service("sqlite", tmp_path / "one") as (server, client), server.stub() as stub:
+        request = storage_pb2.BulkSaveRequest(sequence=1, keep_created_at=keep)
+        for id, seconds in (("good", 1_700_000_000), ("bad", 10**12)):
+            message = request.messages.add(id=id, provider="openai", role="user", content="x")
+            message.created_at.seconds = seconds
+        (answer,) = [one async for one in stub.BulkSave(iter([request]))]
+        assert [(one.id, one.field) for one in answer.rejected] == [("bad", "created_at")] * keep
+        created = (await client.get("good")).created_at
+        assert created is not None
+        assert (created == datetime.fromtimestamp(1_700_000_000, UTC)) is keep
+
+
 def _ties(path: Path) -> Path:
     """Write a legacy file in which question and answer have the same time, to the second."""
     path.parent.mkdir()
