@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,17 @@ def write_lines(path: Path, messages: list[dict[str, Any]]) -> Path:
 
 
 def by_id(path: Path) -> dict[str, Any]:
-    """Return the messages of an export by id, which must be unique and in order."""
+    """Return the messages of an export by id, in its order, without their creation times."""
     messages = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
-    ids = [message["id"] for message in messages]
-    assert ids == sorted(set(ids), key=str.encode)
-    return {message["id"]: message for message in messages}
+    for message in messages:
+        assert datetime.fromisoformat(message.pop("created_at")).utcoffset() == timedelta()
+    found = {message["id"]: message for message in messages}
+    assert len(found) == len(messages)
+    return found
 
 
 def assert_ledger(path: Path, messages: list[dict[str, Any]]) -> None:
-    """Check that an export holds exactly these messages."""
-    assert by_id(path) == {message["id"]: message for message in messages}
+    """Check that an export has exactly these messages, in the order in which they were stored."""
+    exported, expected = by_id(path), {message["id"]: message for message in messages}
+    assert exported == expected
+    assert list(exported) == list(expected)

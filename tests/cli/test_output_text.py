@@ -175,6 +175,8 @@ def test_exported_line_has_the_fields_of_an_import() -> None:
     assert line == (
         '{"id": "i", "provider": "p", "role": "r", "content": "q\\"\u2028\\u0085é", "tags": [], '
         '"timestamp": "2025-01-02T03:04:05.000007+00:00", "metadata": {"n": 1.50}, '
-        '"session_id": null}\n'
+        '"session_id": null, "created_at": null}\n'
     )
     assert json.loads(line)["content"] == 'q"\u2028\x85é'
+    message.created_at.FromJsonString("2025-02-02T00:00:00Z")
+    assert line_of(message).endswith('"created_at": "2025-02-02T00:00:00+00:00"}\n')

@@ -9,6 +9,7 @@ import json
 import lzma
 import shutil
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,26 @@ def test_all_problems_of_a_line_are_reported() -> None:
 
 def test_server_fields_are_ignored_and_null_is_absent() -> None:
     line = (
-        b'{"provider":"p","role":"r","content":"c","revision":5,"created_at":"x",'
-        b'"tags":null,"metadata":null,"session_id":null,"timestamp":null,"id":null}'
+        b'{"provider":"p","role":"r","content":"c","revision":5,"sequence":"x",'
+        b'"created_at":null,"tags":null,"metadata":null,"session_id":null,"timestamp":null,"id":null}'
     )
     message, problems = read_line(line, 1)
     assert not problems
     assert message is not None
     assert (message.revision, message.created_at, message.timestamp) == (0, None, None)
+    assert message.sequence == 0
+
+
+def test_creation_time_is_read() -> None:
+    start = b'{"provider":"p","role":"r","content":"c","created_at":'
+    message, problems = read_line(start + b'"2025-01-02T03:04:05.000007+02:00"}', 1)
+    assert not problems
+    assert message is not None
+    assert message.created_at == datetime(2025, 1, 2, 1, 4, 5, 7, tzinfo=UTC)
+    for wrong in (b'"x"}', b"5}", b"[]}"):
+        message, problems = read_line(start + wrong, 1)
+        assert message is None
+        assert [problem.field for problem in problems] == ["created_at"]
 
 
 def test_line_without_id_gets_a_stable_id() -> None:

@@ -187,7 +187,7 @@ def compare(storage: StorageServiceStub, ledger: Ledger) -> None:
         last_sent = ledger.sent[message_id]
         assert acknowledged <= version
         assert last_sent == -1 or version <= last_sent
-        for field in ("timestamp", "created_at", "revision"):
+        for field in ("timestamp", "created_at", "revision", "sequence"):
             found.ClearField(field)
         assert found == version_of(message_id, version)
     for ids in ledger.batches:

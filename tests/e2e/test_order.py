@@ -35,7 +35,7 @@ TURNS = 40
 @asynccontextmanager
 async def _service(name: str, folder: Path) -> AsyncIterator[tuple[Served, AsyncClient]]:
     """Serve an empty store of a kind."""
-    folder.mkdir()
+    await asyncio.to_thread(folder.mkdir)
     async with (
         KINDS[name].place(folder) as make,
         opened(make) as backend,
@@ -145,6 +145,22 @@ async def test_store_file_is_imported_in_order_with_creation_times(tmp_path: Pat
         assert await _lasting(client, "s") == before
 
 
+@pytest.mark.parametrize("keep", [True, False])
+async def test_invalid_creation_time_is_rejected_only_if_it_is_kept(
+    tmp_path: Path, keep: bool
+) -> None:
+    async with _service("sqlite", tmp_path / "one") as (server, client), server.stub() as stub:
+        request = storage_pb2.BulkSaveRequest(sequence=1, keep_created_at=keep)
+        for id, seconds in (("good", 1_700_000_000), ("bad", 10**12)):
+            message = request.messages.add(id=id, provider="openai", role="user", content="x")
+            message.created_at.seconds = seconds
+        (answer,) = [one async for one in stub.BulkSave(iter([request]))]
+        assert [(one.id, one.field) for one in answer.rejected] == [("bad", "created_at")] * keep
+        created = (await client.get("good")).created_at
+        assert created is not None
+        assert (created == datetime.fromtimestamp(1_700_000_000, UTC)) is keep
+
+
 def _ties(path: Path) -> Path:
     """Write a legacy file in which question and answer have the same time, to the second."""
     path.parent.mkdir()
@@ -163,16 +179,19 @@ def _ties(path: Path) -> Path:
 async def test_legacy_file_keeps_row_order_in_every_phase(tmp_path: Path) -> None:
     path = _ties(tmp_path / "legacy" / "memory.db")
     expected = [f"turn {at}" for at in range(TURNS)]
-    async with fresh_schema() as dsn, opened_live(path, dsn) as service:
-        async with _served(service.backend) as (_, client):
-            for phase in Phase:
-                await walk_to(service.control, phase)
-                if phase is Phase.READ_POSTGRES:
-                    await eventually_current(service.control)
-                assert await _turns(client, "s") == expected
-            await client.bulk_save(_said(_ids(3, 7), "s"))
-            listed = [one.content async for one in client.list("s")]
-            assert listed == [*expected[:8], *expected[:3], *expected[8:]]
+    async with (
+        fresh_schema() as dsn,
+        opened_live(path, dsn) as service,
+        _served(service.backend) as (_, client),
+    ):
+        for phase in Phase:
+            await walk_to(service.control, phase)
+            if phase is Phase.READ_POSTGRES:
+                await eventually_current(service.control)
+            assert await _turns(client, "s") == expected
+        await client.bulk_save(_said(_ids(3, 7), "s"))
+        listed = [one.content async for one in client.list("s")]
+        assert listed == [*expected[:8], *expected[:3], *expected[8:]]
 
 
 async def test_legacy_file_is_imported_in_row_order(tmp_path: Path) -> None:

@@ -31,8 +31,6 @@ from sagastore_server.storage.query import Scan
 from tests.support.backends import opened
 from tests.support.drafts import NOW, draft, save_all
 
-LAST = "\U0010ffff"
-
 
 @pytest.fixture
 async def servers(dsn: str) -> AsyncIterator[list[PostgreSQLStorage]]:
@@ -126,6 +124,52 @@ async def test_revisions_increase_across_servers(servers: list[PostgreSQLStorage
     for key, revision in tombstones:
         if key in stored:
             assert stored[key].revision > revision
+
+
+async def test_later_call_has_greater_sequence_on_every_server(
+    servers: list[PostgreSQLStorage],
+) -> None:
+    """Writers on all servers; what was acknowledged before a call began has lower sequences."""
+    acknowledged = [0]
+
+    async def write(server: PostgreSQLStorage, name: str) -> None:
+        for number in range(25):
+            ids = [f"{name}-{number}-{9 - one}" for one in range(3)]
+            before = max(acknowledged)
+            if number % 2:
+                await server.bulk_save([draft(one) for one in ids], OnConflict.REPLACE)
+            else:
+                for one in ids:
+                    await server.save(draft(one))
+            stored = await server.batch_get(ids)
+            sequences = [stored[one].sequence for one in ids]
+            assert before < sequences[0] < sequences[1] < sequences[2]
+            acknowledged.append(sequences[-1])
+
+    writers = (write(server, f"{at}{n}") for at, server in enumerate(servers) for n in range(2))
+    await asyncio.gather(*writers)
+    listed = [await _listed(server, "") for server in servers]
+    assert listed[0] == listed[1] == listed[2]
+    assert len(listed[0]) == 6 * 25 * 3
+    for server in servers:
+        assert await _exported(server) == listed[0]
+
+
+async def test_calls_on_alternating_servers_list_in_their_order(
+    servers: list[PostgreSQLStorage],
+) -> None:
+    ids = [f"m-{number}" for number in random.Random(3).sample(range(1000), 30)]
+    for at, key in enumerate(ids):
+        if at % 3:
+            await servers[at % 3].save(draft(key))
+        else:
+            await servers[0].bulk_save([draft(key)], OnConflict.REPLACE)
+    await servers[1].save(draft(ids[4], "replaced"))
+    await servers[2].delete(ids[7])
+    await servers[0].save(draft(ids[7]))
+    expected = [*ids[:7], *ids[8:], ids[7]]
+    for server in servers:
+        assert await _listed(server, "") == expected
 
 
 async def test_stale_revision_is_not_used_after_deletion(
@@ -239,21 +283,21 @@ async def test_export_and_paging_during_concurrent_writes(servers: list[PostgreS
 
 async def _exported(server: PostgreSQLStorage) -> list[str]:
     ids: list[str] = []
-    after = ""
+    after, upto = 0, await server.last_sequence()
     while True:
-        page = await server.scan_ids(after, LAST, 70)
+        page = await server.scan_sequences(after, upto, 70)
         ids += [message.id for message in page.messages]
         if not page.more:
             return ids
-        after = ids[-1]
+        after = page.messages[-1].sequence
 
 
-async def _listed(server: PostgreSQLStorage) -> list[str]:
+async def _listed(server: PostgreSQLStorage, prefix: str = "old-") -> list[str]:
     ids: list[str] = []
     scan = Scan(False, 70)
     while True:
         page = await server.list_session("s-1", scan)
-        ids += [message.id for message in page.messages if message.id.startswith("old-")]
+        ids += [message.id for message in page.messages if message.id.startswith(prefix)]
         if not page.more:
             return ids
         scan = scan._replace(after=page.messages[-1].position)

@@ -24,9 +24,10 @@ from sagastore_server.storage.errors import (
     StorageFullError,
     UnavailableError,
 )
-from sagastore_server.storage.model import Message, NewMessage, Store
+from sagastore_server.storage.model import Message, NewMessage, Page, Store
 from sagastore_server.storage.replication import Entry, Lease
 from tests.simulation.models.postgres import PostgresServer
+from tests.simulation.models.reads import SnapshotReads
 from tests.simulation.models.source import ModelSource
 from tests.simulation.models.source_disk import JournalRow
 from tests.simulation.models.target import ModelTarget
@@ -238,6 +239,32 @@ def _skip_tombstones() -> None:
             del server.rows[key]
 
     _replace(ModelTarget, "_bury", bury)
+
+
+@_plant("move-replaced", "a replaced message gets a new sequence")
+def _move_replaced() -> None:
+    put = Changes._put
+
+    def moved(self: Any, draft: Any, stored: Any, turn: Any = None) -> Message:
+        message = put(self, draft, stored, turn)
+        if stored is not None and message is not stored:
+            message = self.after[draft.id] = message._replace(sequence=message.revision)
+        return message
+
+    _replace(Changes, "_put", moved)
+
+
+@_plant("order-by-id", "messages with equal timestamps are listed by id")
+def _order_by_id() -> None:
+    list_session = SnapshotReads.list_session
+
+    async def by_id(self: Any, session_id: str, scan: Any) -> Page:
+        page = await list_session(self, session_id, scan)
+        return page._replace(
+            messages=sorted(page.messages, key=lambda one: (one.timestamp, one.id))
+        )
+
+    _replace(SnapshotReads, "list_session", by_id)
 
 
 # ---------------------------------------------------------------------- former bugs

@@ -162,9 +162,7 @@ class _History:
         created_at: datetime | None = None,
         sequence: int | None = None,
     ) -> None:
-        """Check a version's revision, creation time and sequence against what is known of it and
-        its neighbours.
-        """
+        """Check the server's fields of a version against its neighbours and earlier answers."""
         version = self.versions[number]
         if version.revision not in {None, revision}:
             self.wrong(f"version {number} had revision {version.revision}, but now has {revision}")

@@ -165,7 +165,8 @@ class Writer(Client):
         assert value is not None
         if value.session_id == ODD_SESSION:
             # Its metadata may have 0.10, which the client would send as 0.1.
-            return await self._replace(connection, id)
+            await self._replace(connection, id)
+            return
         number = self.checker.versions(id) - 1
         saved = await self.traffic.write("Save", connection.save(value.message(id)))
         self.checker.acknowledge(id, number, value, saved.revision)

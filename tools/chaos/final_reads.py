@@ -110,7 +110,7 @@ class _FinalReads:
             args = args | ({"after": last} if last else {})
 
     async def _export(self) -> None:
-        number, after, token, done = next(self._numbers), "", "", False
+        number, after, token, done = next(self._numbers), 0, "", False
         while not done:
             after, token, done = await self._client.export(
                 number, after=after, token=token, size=200, batches=0

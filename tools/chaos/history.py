@@ -17,7 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
+"""Positions are timestamps and sequences; in format 1 they were timestamps and ids."""
 
 
 class Outcome(StrEnum):

@@ -26,7 +26,7 @@ class Model:
     """Store: messages by id, and one revision counter."""
 
     stored: dict[str, tuple[Value, int, int]] = field(default_factory=dict)
-    """By id: value, revision, creation time."""
+    """By id: value, revision, and the revision of its first storage, which is its sequence."""
     counter: int = 0
 
     def save(self, value: Value, guard: int | None) -> tuple[str, dict[str, Any]]:
@@ -57,8 +57,8 @@ class Model:
 
     def shown(self, id: str) -> Shown:
         """Return what a read returns."""
-        value, revision, created = self.stored[id]
-        return Shown(id, value.digest, value.label, revision, created, value.timestamp)
+        value, revision, first = self.stored[id]
+        return Shown(id, value.digest, value.label, revision, first, value.timestamp, first)
 
 
 class HistoryGenerator:
@@ -137,7 +137,7 @@ class HistoryGenerator:
             return self.draw.choice(sent)
         number = next(self._values)
         value = Value(
-            id, f"digest-{number}", f"value-{number}", self.draw.randrange(20),
+            id, f"digest-{number}", f"value-{number}", self.draw.randrange(5),
             f"session-{self.draw.randrange(2)}", ("tag",) if self.draw.random() < 0.6 else (),
             (f"word{number}",),
         )  # fmt: skip
@@ -233,20 +233,20 @@ class HistoryGenerator:
         after = None
         if items and self.draw.random() < 0.3:
             first = items.pop(0)
-            after = [first.timestamp, first.id]
+            after = [first.timestamp, first.sequence]
         size = self.draw.randrange(1, 4)
         args = {**args, "order": "NEWEST" if newest else "OLDEST", "after": after}
         self._record(kind, args, {"items": items[:size], "more": len(items) > size})
 
     def _export(self, unknown: float) -> None:
-        items = [self.model.shown(id) for id in sorted(self.model.stored)]
+        items = sorted(map(self.model.shown, self.model.stored), key=lambda one: one.sequence)
         cut = self.draw.randrange(len(items)) if items and self.draw.random() < 0.3 else 0
         export = next(self._values)
-        after = ""
+        after = 0
         if cut:
-            part = self._record("Export", {"export": export, "after": ""}, {"items": items[:cut]})
+            part = self._record("Export", {"export": export, "after": 0}, {"items": items[:cut]})
             part.outcome = Outcome.UNKNOWN
-            after = items[cut - 1].id
+            after = items[cut - 1].sequence
         args = {"export": export, "after": after}
         rest = self._record("Export", args, {"items": items[cut:], "done": True})
         if cut:

@@ -25,6 +25,8 @@ SESSIONS = 6
 TAGS = ("amber", "basalt", "cobalt", "ember")
 
 _BEGIN = 1_900_000_000_000_000
+_TIMES = 40
+"""Number of different timestamps, so that the sequences order many messages."""
 _TEXTS = (
     "plain words of a conversation",
     "naïve ☃ 東京 größer",
@@ -116,7 +118,7 @@ class KnownMessages:
     def _new(self, *, hot: bool = False) -> KnownMessage:
         self._made += 1
         id = f"{self._draw.randrange(16**5):05x}-{self._seed}-{self._made}"
-        timestamp = _BEGIN + self._draw.randrange(10**10)
+        timestamp = _BEGIN + self._draw.randrange(_TIMES)
         self.all[id] = KnownMessage(id, hot=hot, timestamp=timestamp)
         return self.all[id]
 
@@ -147,7 +149,7 @@ class KnownMessages:
         draw, number = self._draw, self._numbers
         self._numbers += 1
         if draw.random() < 0.2:
-            target.timestamp = _BEGIN + draw.randrange(10**10)
+            target.timestamp = _BEGIN + draw.randrange(_TIMES)
         word = word_of(f"{self._seed}.{number}")
         message = Message(
             draw.choice(("openai", "anthropic", "google")),

@@ -244,6 +244,46 @@ def page_out_of_order(history: History, draw: random.Random) -> bool:
     return False
 
 
+def first_storage_out_of_order(history: History, draw: random.Random) -> bool:
+    """Give a message a greater sequence than all that were stored after it."""
+    shown = {(item.id, item.revision) for one in history for item in _items(one)}
+    births = [
+        (one, version)
+        for one in _operations(history, "Save")
+        if one.answer["created"]
+        and (version := (one.args["value"]["id"], one.answer["revision"])) in shown
+    ]
+    for operation, version in births:
+        if any((operation.end or 0) < other.start for other, _ in births):
+            return _change_sequence(history, *version, 10**9)
+    return False
+
+
+def sequence_of_two_messages(history: History, draw: random.Random) -> bool:
+    shown = [item for one in _operations(history, "Get") for item in _items(one)]
+    for item in shown:
+        for other in shown:
+            if item.id != other.id:
+                return _change_sequence(history, item.id, item.created, other.sequence)
+    return False
+
+
+def _change_sequence(history: History, id: str, created: int | None, sequence: int) -> bool:
+    """Change the sequence of a life of an id in all answers; generated lives begin with the
+    revision that is their creation time.
+    """
+    changed = False
+    for operation in history:
+        items = _items(operation)
+        for at, item in enumerate(items):
+            if (item.id, item.created) == (id, created):
+                items[at] = item._replace(sequence=sequence)
+                changed = True
+        if items:
+            _replace_items(operation, items)
+    return changed
+
+
 def stale_guard_accepted(history: History, draw: random.Random) -> bool:
     for operation in _operations(history, "Save", Outcome.REFUSED):
         guard = operation.args["if_revision"]
@@ -298,6 +338,8 @@ MUTATIONS: dict[Mutation, set[Kind]] = {
     foreign_message_in("Search"): {Kind.SEARCH_EXTRA},
     export_repeats_message: {Kind.EXPORT_TWICE},
     page_out_of_order: {Kind.WRONG_ORDER},
+    first_storage_out_of_order: {Kind.WRONG_ORDER},
+    sequence_of_two_messages: {Kind.WRONG_ORDER},
     stale_guard_accepted: {
         Kind.GUARD_BROKEN,
         Kind.REVISION_WENT_BACK,

@@ -14,6 +14,7 @@ from typing import Any
 from tools.chaos.history import History, Operation, Outcome
 from tools.chaos.range_reads import Question, Scans
 from tools.chaos.register_model import NEVER, Action, Call
+from tools.chaos.sequence_order import Sequences
 from tools.chaos.values import Shown, Value
 from tools.chaos.violations import Kind, Violation, violation
 
@@ -36,7 +37,11 @@ class Projection:
         for operation in history:
             for value in values_of(operation):
                 self.values[value.id][value.digest] = value
-        self._scans = Scans(self)
+        sequences = Sequences(
+            history, [(one, value) for one in history for value in values_of(one)]
+        )
+        self.violations += sequences.violations()
+        self._scans = Scans(self, sequences)
         read = {
             "Baseline": self._baseline,
             "Save": self._save,

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tools.chaos.history import Operation, Outcome
 from tools.chaos.register_model import Action
+from tools.chaos.sequence_order import Place, Sequences
 from tools.chaos.values import Shown, Value
 from tools.chaos.violations import Kind
 
 if TYPE_CHECKING:
     from tools.chaos.projection import Projection
-
-Place = tuple[int, bytes]
 
 
 class Question(NamedTuple):
@@ -43,18 +41,18 @@ class Question(NamedTuple):
 class Scans:
     """Adds lists, searches and exports to a projection."""
 
-    def __init__(self, projection: Projection) -> None:
-        """Prepare for the values that the history writes."""
+    def __init__(self, projection: Projection, sequences: Sequences) -> None:
+        """Prepare for the values that the history writes, with their sequences."""
         self._to = projection
-        self._ids = sorted(projection.values, key=str.encode)
-        self._keys = [id.encode() for id in self._ids]
+        self._sequences = sequences
+        self._ids = sorted(projection.values)
         self._index: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         for id, values in projection.values.items():
             for value in values.values():
                 for key in _keys_of(value):
                     self._index[key].add(id)
         self._exports: dict[int, tuple[int, set[str]]] = {}
-        """Start of each export, and the ids it has returned so far."""
+        """Start of each export, and the ids that it has returned so far."""
 
     # ------------------------------------------------------------------ lists and searches
 
@@ -74,13 +72,12 @@ class Scans:
             self._missing_from_page(operation, question, {item.id for item in items}, range_)
 
     def _in_order(self, operation: Operation, items: Sequence[Shown], *, falling: bool) -> None:
-        places = [item.place for item in items]
+        named = [(item.place, item.id) for item in items]
         if (after := operation.args.get("after")) is not None:
-            places.insert(0, _place(after))
-        for one, other in itertools.pairwise(places):
+            named.insert(0, (_place(after), "the page before"))
+        for (one, former), (other, id) in itertools.pairwise(named):
             if not (one > other if falling else one < other):
-                what = f"{one[1].decode()} precedes {other[1].decode()}"
-                self._to.report(Kind.WRONG_ORDER, operation, what, other[1].decode())
+                self._to.report(Kind.WRONG_ORDER, operation, f"{former} precedes {id}", id)
                 return
 
     def _missing_from_page(
@@ -92,7 +89,8 @@ class Scans:
             belongs = frozenset(
                 value.digest
                 for value in self._to.values[id].values()
-                if question.holds(value) and range_.holds(value.place)
+                if question.holds(value)
+                and range_.holds(value.timestamp, self._sequences.of(value))
             )
             if belongs:
                 self._to.observe(operation, id, Action.OUTSIDE, among=belongs)
@@ -101,12 +99,12 @@ class Scans:
 
     def export(self, operation: Operation) -> None:
         """Process the messages from one stream of an export."""
-        number, after = operation.args["export"], operation.args.get("after") or ""
+        number, after = operation.args["export"], operation.args.get("after") or 0
         since, seen = self._exports.setdefault(number, (operation.start, set()))
         items = [Shown(*item) for item in operation.answer.get("items", ())]
-        ids = [item.id.encode() for item in items]
-        if any(not one < other for one, other in itertools.pairwise([after.encode(), *ids])):
-            self._to.report(Kind.WRONG_ORDER, operation, "the export is not ordered by id")
+        order = [after, *(item.sequence for item in items)]
+        if any(not one < other for one, other in itertools.pairwise(order)):
+            self._to.report(Kind.WRONG_ORDER, operation, "the export is not ordered by sequence")
         for item in items:
             if item.id in seen:
                 self._to.report(
@@ -114,20 +112,30 @@ class Scans:
                 )
             seen.add(item.id)
             self._to.found(operation, item, None)
-        done = operation.outcome is Outcome.OK
-        if done or items:
-            self._missing_from_export(operation, since, after, None if done else items[-1].id)
+        if operation.outcome is Outcome.OK:
+            self._missing_from_export(operation, since, seen)
+        elif items:
+            self._missing_before(operation, since, seen, range(after + 1, items[-1].sequence))
 
-    def _missing_from_export(
-        self, operation: Operation, since: int, after: str, upto: str | None
-    ) -> None:
-        shown = {item[0] for item in operation.answer.get("items", ())}
-        first = bisect_right(self._keys, after.encode())
-        last = len(self._ids) if upto is None else bisect_left(self._keys, upto.encode())
-        for id in self._ids[first:last]:
-            if id not in shown:
+    def _missing_from_export(self, operation: Operation, since: int, seen: set[str]) -> None:
+        for id in self._ids:
+            if id not in seen:
                 every = frozenset(self._to.values[id])
                 self._to.observe(operation, id, Action.OUTSIDE, among=every, since=since)
+
+    def _missing_before(
+        self, operation: Operation, since: int, seen: set[str], passed: range
+    ) -> None:
+        """Look for messages that a broken stream has passed."""
+        for id in self._ids:
+            if id not in seen:
+                belongs = frozenset(
+                    value.digest
+                    for value in self._to.values[id].values()
+                    if (self._sequences.of(value) or 0) in passed
+                )
+                if belongs:
+                    self._to.observe(operation, id, Action.OUTSIDE, among=belongs, since=since)
 
 
 class _Range(NamedTuple):
@@ -138,8 +146,16 @@ class _Range(NamedTuple):
     but: Place | None
     """Last place of the previous page, which is excluded."""
 
-    def holds(self, place: Place) -> bool:
-        """Return whether a place is in the range."""
+    def holds(self, timestamp: int, sequence: int | None) -> bool:
+        """Return whether a message is certainly in the range.
+
+        If its sequence is unknown, it may be on either side of one with an equal timestamp.
+        """
+        if sequence is None:
+            return (self.low is None or self.low[0] < timestamp) and (
+                self.high is None or timestamp < self.high[0]
+            )
+        place = timestamp, sequence
         return (
             (self.low is None or self.low <= place)
             and (self.high is None or place <= self.high)
@@ -162,7 +178,7 @@ def _range_of(operation: Operation, items: Sequence[Shown]) -> _Range | None:
 
 
 def _place(after: Sequence[Any]) -> Place:
-    return after[0], after[1].encode()
+    return after[0], after[1]
 
 
 def _keys_of(value: Value) -> set[tuple[str, str]]:

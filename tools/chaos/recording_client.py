@@ -22,7 +22,7 @@ from sagastore import (
 )
 from tools.chaos.history import History, Operation
 from tools.chaos.turns import PREFIX
-from tools.chaos.values import Value, shown
+from tools.chaos.values import Shown, Value, shown
 
 T = TypeVar("T")
 
@@ -246,7 +246,7 @@ class RecordingClient:
             return None
         found = _messages(page)
         last = shown(found[-1]) if found else None
-        return [last.timestamp, last.id] if last else None, page.next_page_token
+        return [last.timestamp, last.sequence] if last else None, page.next_page_token
 
     def _list(self, args: Mapping[str, Any]) -> Callable[[str], Awaitable[Any]]:
         newest = args["order"] == "NEWEST"
@@ -263,14 +263,14 @@ class RecordingClient:
         ).page
 
     async def export(
-        self, number: int, *, after: str, token: str, size: int, batches: int
-    ) -> tuple[str, str, bool]:
+        self, number: int, *, after: int, token: str, size: int, batches: int
+    ) -> tuple[int, str, bool]:
         """Read an export until it ends or fails, or ``batches`` batches have arrived.
 
-        Returns the last id and token received, and whether the export is complete.
+        Returns the last sequence and token received, and whether the export is complete.
         """
         operation = self._begin("Export", {"export": number, "after": after, "size": size})
-        items: list[Any] = []
+        items: list[Shown] = []
         code = "CUT"
         try:
             stream = self.client.export_batches(
@@ -329,5 +329,5 @@ def _messages(page: Any) -> list[Message]:
     return [getattr(item, "message", item) for item in page.items]
 
 
-def _last(items: Sequence[Any], after: str) -> str:
-    return str(items[-1][0]) if items else after
+def _last(items: Sequence[Shown], after: int) -> int:
+    return items[-1].sequence if items else after

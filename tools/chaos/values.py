@@ -29,11 +29,13 @@ class Shown(NamedTuple):
     revision: int
     created: int | None
     timestamp: int
+    sequence: int = 0
+    """0: unknown."""
 
     @property
-    def place(self) -> tuple[int, bytes]:
+    def place(self) -> tuple[int, int]:
         """Sort key of lists."""
-        return self.timestamp, self.id.encode()
+        return self.timestamp, self.sequence
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,6 @@ class Value:
     tags: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     """Words of the content that searches use; no stemmer changes them."""
-
-    @property
-    def place(self) -> tuple[int, bytes]:
-        """Sort key of lists."""
-        return self.timestamp, self.id.encode()
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -103,6 +100,7 @@ def shown(message: Message) -> Shown:
         message.revision,
         None if message.created_at is None else microseconds(message.created_at),
         microseconds(message.timestamp),
+        message.sequence,
     )
 
 

@@ -255,7 +255,7 @@ class _Actor:
             await asyncio.sleep(self._draw.uniform(0, 0.1))
 
     async def _export(self) -> bool:
-        number, after, token = next(self._workload.numbers), "", ""
+        number, after, token = next(self._workload.numbers), 0, ""
         size = self._draw.choice((20, 100, 500))
         for _ in range(8):
             batches = self._draw.choice((0, 0, 1, 3))

@@ -450,8 +450,8 @@ def import_(
 
     A line of JSON Lines is an object with id, provider, role, content, tags, timestamp (ISO
     form, UTC without an offset), metadata, session_id, created_at; only provider, role and content
-    are required. Messages of a session with equal times keep the order of the file. Rejected rows
-    are listed at the end and do not affect other rows.
+    are required. Messages of a session with equal times keep the order of the file. Rejected
+    rows are listed at the end and do not affect other rows.
     """
     from sagastore.cli import import_command
 

@@ -83,7 +83,7 @@ class _Stream:
 
 
 async def export_file(settings: Settings, file: str, *, restart: bool) -> int:
-    """Write all messages, ordered by id; return the exit status."""
+    """Write all messages in the order of first storage; return the exit status."""
     sink = _sink(settings, file, restart=restart)
     export = _Export(settings, sink)
     async with settings.client() as client:

@@ -6,8 +6,9 @@ A batch passes four states:
    unanswered;
 2. *validating*: a task per batch checks its messages, in a worker process if the batch is large;
 3. *storing*: the starter task takes validated batches in the order sent and starts a task that
-   stores each. A batch that shares an id with an earlier one waits until that one is stored,
-   because a backend promises no order between calls;
+   stores each. So the sequences of new messages follow the order of the stream. A batch that
+   shares an id with an earlier one waits until that one is stored, because a backend promises no
+   other order between concurrent calls;
 4. *answered*: the call yields the responses in the order sent, each once its batch is durable.
 
 A stream ends in one of four ways:
