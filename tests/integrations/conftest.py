@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 from tests.integrations.arc_storage import FLAVOURS, Storage, dropin
+from tests.support.postgres import fresh_schema
 from tests.support.server_process import ServerProcess
 
 
@@ -23,3 +24,10 @@ async def storage(shared_server: ServerProcess, models: ModuleType) -> AsyncIter
     storage = dropin(shared_server.address, models)
     yield storage
     await storage.close()
+
+
+@pytest.fixture
+async def dsn() -> AsyncIterator[str]:
+    """Name an empty place in PostgreSQL."""
+    async with fresh_schema() as dsn:
+        yield dsn

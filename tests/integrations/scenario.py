@@ -90,7 +90,7 @@ def _reads(client: TestClient, name: str) -> list[Any]:
 def _searches(client: TestClient, name: str) -> list[Any]:
     queries = ("badgers", "badgers sleep", '"in winter"', "badg*", "tabs OR lynx", "café", "lynx")
     tags: tuple[list[str] | None, ...] = ([name], [name, "animals"], [name, "ünï ☃"])
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"query": query, "tags": tags} for query, tags in itertools.product((*queries, ""), tags)
     ]
     # All names, which includes the legacy messages.

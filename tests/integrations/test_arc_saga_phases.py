@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
-
-import pytest
 
 from tests.conftest import ServerFactory
 from tests.integrations import scenario
 from tests.integrations.migrated_app import compare_in_every_phase
-from tests.support.postgres import fresh_schema
-
-
-@pytest.fixture
-async def dsn() -> AsyncIterator[str]:
-    """Name an empty place in PostgreSQL."""
-    async with fresh_schema() as dsn:
-        yield dsn
 
 
 def test_messages_are_the_same_in_every_phase(
     models: ModuleType, dsn: str, server_process: ServerFactory, tmp_path: Path
 ) -> None:
     compare_in_every_phase(tmp_path, dsn, server_process, models, scenario.messages)
-
-
-def test_files_are_the_same_in_every_phase(
-    models: ModuleType, dsn: str, server_process: ServerFactory, tmp_path: Path
-) -> None:
-    compare_in_every_phase(tmp_path, dsn, server_process, models, scenario.files)
