@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from sagastore import Client, new_id
+from sagastore import AlreadyExistsError, Client, new_id
 from sagastore import Message as StoredMessage
 from tests.conftest import ServerFactory
 from tests.integrations.arc_app import dataclass_models
@@ -88,9 +88,12 @@ async def test_duplicate_id_is_a_storage_error(storage: Storage, models: ModuleT
     await storage.save_message(saved)
     for content in ("first", "second"):
         saved.content = content
-        with pytest.raises(StorageError, match=saved.id) as caught:
+        with pytest.raises(
+            StorageError, match=f"a message with the id '{saved.id}' exists"
+        ) as error:
             await storage.save_message(saved)
-        assert caught.value.operation == "save_message"
+        assert error.value.operation == "save_message"
+        assert isinstance(error.value.__cause__, AlreadyExistsError)
     assert (await storage.get_message_by_id(saved.id)).content == "first"
 
 

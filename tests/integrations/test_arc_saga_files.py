@@ -45,7 +45,7 @@ async def test_minimal_file_round_trips(storage: Storage, models: ModuleType) ->
 async def test_duplicate_file_is_a_storage_error(shared_server: ServerProcess) -> None:
     storage, file = dropin(shared_server.address), File("f", "p", FileType.TEXT)
     await storage.save_file(file)
-    with pytest.raises(StorageError, match=file.id) as caught:
+    with pytest.raises(StorageError, match=f"a file with the id '{file.id}' exists") as caught:
         await storage.save_file(file)
     assert caught.value.operation == "save_file"
     await storage.close()

@@ -220,21 +220,17 @@ class Models:
         self.result = Record(self._class("SearchResult"), enums)
         self.result.require((), _RESULT)
         self.error = self._error_class()
-        self._names_operation = _has_parameter(self.error, "operation")
+        self._operation = _has_parameter(self.error, "operation")
 
-    def failure(self, problem: BaseException, operation: str) -> Any:
+    def failure(self, text: str, operation: str) -> Any:
         """Return the application's exception for a failure.
 
         Args:
-            problem: The failure; its text becomes that of the exception.
+            text: The problem.
             operation: Name of the method, passed on if the exception has a parameter
                 `operation`.
         """
-        if isinstance(problem, self.error):
-            return problem
-        if self._names_operation:
-            return self.error(str(problem), operation=operation)
-        return self.error(str(problem))
+        return self.error(text, operation=operation) if self._operation else self.error(text)
 
     def _class(self, name: str) -> Any:
         found = getattr(self._source, name, None)

@@ -143,7 +143,12 @@ class SagaStoreStorage:
         """
 
         def save(client: sagastore.Client) -> str:
-            return client.save(self._to_message(message), if_revision=0).id
+            stored = self._to_message(message)
+            try:
+                return client.save(stored, if_revision=0).id
+            except sagastore.AlreadyExistsError as exc:
+                text = f"a message with the id {stored.id!r} exists"
+                raise self._models.failure(text, "save_message") from exc
 
         return await self._run("save_message", save)
 
@@ -223,7 +228,12 @@ class SagaStoreStorage:
         """
 
         def save(client: sagastore.Client) -> str:
-            return client.files.save(self._to_file(file), if_revision=0).id
+            stored = self._to_file(file)
+            try:
+                return client.files.save(stored, if_revision=0).id
+            except sagastore.AlreadyExistsError as exc:
+                text = f"a file with the id {stored.id!r} exists"
+                raise self._models.failure(text, "save_file") from exc
 
         return await self._run("save_file", save)
 
@@ -273,8 +283,10 @@ class SagaStoreStorage:
             # With the context, so that the call belongs to the caller's trace.
             run = contextvars.copy_context().run
             return await asyncio.get_running_loop().run_in_executor(executor, run, work, client)
+        except self._models.error:
+            raise
         except _FAILURES as exc:
-            raise self._models.failure(exc, operation) from exc
+            raise self._models.failure(str(exc), operation) from exc
 
     def _connected(self) -> _Connection:
         with self._lock:
