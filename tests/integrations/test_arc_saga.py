@@ -14,8 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import grpc
 import pytest
 from fastapi.testclient import TestClient
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1.health import HealthServicer  # type: ignore[import-untyped]
 
 from sagastore import AlreadyExistsError, Client, new_id
 from sagastore import Message as StoredMessage
@@ -58,6 +61,19 @@ def silent_address() -> Iterator[str]:
         bound.bind(("127.0.0.1", 0))
         bound.listen()
         yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+@pytest.fixture
+def not_serving() -> Iterator[str]:
+    """Name a server whose health is NOT_SERVING, as while it starts or drains."""
+    health = HealthServicer()
+    health.set("sagastore.v1.StorageService", health_pb2.HealthCheckResponse.NOT_SERVING)
+    server = grpc.server(ThreadPoolExecutor())
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
 
 
 # ---------------------------------------------------------------------- messages
@@ -284,6 +300,12 @@ async def test_unavailable_service_is_a_storage_error(refusing_address: str) -> 
 
 async def test_health_is_false_if_the_service_is_silent(silent_address: str) -> None:
     storage = dropin(silent_address, health_timeout=0.2)
+    assert await storage.health_check() is False
+    await storage.close()
+
+
+async def test_health_is_false_if_the_service_does_not_serve(not_serving: str) -> None:
+    storage = dropin(not_serving)
     assert await storage.health_check() is False
     await storage.close()
 
