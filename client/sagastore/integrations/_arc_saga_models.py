@@ -268,7 +268,7 @@ def _described(source: Any) -> str:
 def _has_parameter(function: Any, name: str) -> bool:
     try:
         return name in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # A class without a signature of its own.
+    except (TypeError, ValueError):  # The class has no signature.
         return False
 
 

@@ -57,11 +57,12 @@ class SagaStoreStorage:
       in the child processes. Once used, it does not work after a fork.
 
     The connections of gRPC belong to one event loop, but an application has several: a
-    test client starts one for each request, and each `asyncio.run` another. The calls
-    therefore run on the blocking client, whose one loop lives in a thread of its own,
-    and wait in threads of this object. One client for each loop would connect anew for
-    each request of a test client. The threads are not those of `asyncio.to_thread`,
-    which has few (6 on two processors) and shares them with the application.
+    test client starts one for each request, and each `asyncio.run` another. Calls
+    therefore use the blocking client, which runs one loop in a background thread, and
+    wait for it in the threads of this object. One client for each loop would open a
+    connection for each request of a test client. The threads are not those of
+    `asyncio.to_thread`, because these are few (6 on two processors) and shared with
+    the application.
     """
 
     def __init__(
