@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import sagastore
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"client": "sagastore", "server": "sagastore_server"}
 MAX_LINES = 500
@@ -108,6 +110,28 @@ def test_pure_packages_import_the_standard_library_only(package: str) -> None:
         path.relative_to(ROOT).as_posix(): _imported(path) - allowed for path in _modules(package)
     }
     assert {name: packages for name, packages in strangers.items() if packages} == {}
+
+
+def _library_names(source: Path) -> set[str]:
+    """The modules and names of the client library that a module imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name for name in names if name.startswith("sagastore.")}
+
+
+def test_integrations_import_public_names_only() -> None:
+    public = {f"sagastore.{name}" for name in sagastore.__all__}
+    private = {
+        f"{path.name}: {name}"
+        for path in _modules("client/sagastore/integrations")
+        for name in _library_names(path) - public
+        if not name.startswith("sagastore.integrations.")
+    }
+    assert private == set()
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-proto.txt"])
