@@ -85,6 +85,7 @@ class Workload:
         """
         await settle(self.targets, self.history, self.messages, self.numbers, self._clients)
         await self.turns.settle()
+        self.history.mark("turns", acknowledged=self.turns.acknowledged)
 
     async def _baseline(self) -> None:
         """Record the initial messages before the first write."""
