@@ -43,7 +43,7 @@ async def test_nested_query(backend: StorageBackend, level: str, depth: int) -> 
         assert text is not None
         expected = sorted(one for one in texts if text_matches(one, text))
         for criteria in (Criteria(text), Criteria(text, tags=("t",), metadata='{"k": 1}')):
-            assert await found(backend, criteria) == expected
+            assert sorted(await found(backend, criteria)) == expected
 
 
 async def test_generated_queries_match_reference(backend: StorageBackend) -> None:
