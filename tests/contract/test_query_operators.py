@@ -30,15 +30,16 @@ LEVELS = {
 
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
-@pytest.mark.parametrize("depth", [1, 2, MAX_NESTING - 1, MAX_NESTING, MAX_NESTING + 1, 1500])
-async def test_nested_query(backend: StorageBackend, level: str, depth: int) -> None:
+async def test_nested_query(backend: StorageBackend, level: str) -> None:
     texts = [
         " ".join(words) for count in range(1, 4) for words in itertools.permutations("abc", count)
     ]
     drafts = [draft(text, text, tags=("t",), metadata='{"k": 1}') for text in texts]
     await save_all(backend, drafts)
     before, after = f"({level})".split("{}")
-    for innermost in ("(a)", "(NOT a)", '("a b" OR -c)'):
+    depths = (1, 2, MAX_NESTING - 1, MAX_NESTING, MAX_NESTING + 1, 1500)
+    innermosts = ("(a)", "(NOT a)", '("a b" OR -c)')
+    for depth, innermost in itertools.product(depths, innermosts):
         text = parse_query(before * depth + innermost + after * depth)
         assert text is not None
         expected = sorted(one for one in texts if text_matches(one, text))
