@@ -26,6 +26,7 @@ from sagastore_server.storage.errors import (
 )
 from sagastore_server.storage.model import Message, NewMessage, Page, Store
 from sagastore_server.storage.replication import Entry, Lease
+from sagastore_server.storage.sessions import RecordKind
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.reads import SnapshotReads
 from tests.simulation.models.source import ModelSource
@@ -195,6 +196,40 @@ def _drop_journal_row() -> None:
         original(self, [row for row in rows if next(times) % ONE_IN])
 
     _replace(ModelSource, "_journal_entries", entries)
+
+
+@_plant("forget-left-session", "a session that a message leaves is not journalled")
+def _forget_left_session() -> None:
+    original = ModelSource._journal_entries
+
+    def entries(self: ModelSource, rows: Sequence[JournalRow]) -> None:
+        original(self, [row for row in rows if row.kind is not RecordKind.SESSION])
+
+    _replace(ModelSource, "_journal_entries", entries)
+
+
+@_plant("keep-old-session", "a session that PostgreSQL has is not replaced by a newer one")
+def _keep_old_session() -> None:
+    def apply_sessions(self: ModelTarget, server: PostgresServer, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.session is not None:
+                server.sessions.setdefault(entry.session.session_id, entry.session)
+
+    _replace(ModelTarget, "_apply_sessions", apply_sessions)
+
+
+@_plant("ignore-session-guard", "Append does not check the revision of the session")
+def _ignore_session_guard() -> None:
+    original = Changes.append
+
+    def append(
+        self: Changes, session_id: str, drafts: Sequence[NewMessage], if_revision: int | None
+    ) -> Any:
+        if self._session(session_id).exists:
+            if_revision = None
+        return original(self, session_id, drafts, if_revision)
+
+    _replace(Changes, "append", append)
 
 
 @_plant("gap-before-journal")

@@ -31,6 +31,10 @@ class SessionFloors:
     def __init__(self) -> None:
         """Begin without acknowledged changes."""
         self._revisions: dict[str, int] = {}
+        self._changes: dict[str, list[int]] = {}
+        """Revisions of the acknowledged changes of each session."""
+        self._guarded: dict[str, list[tuple[int, int]]] = {}
+        """For each guarded turn its guard and the revision of its first message."""
         self.attempted: dict[str, int] = {}
         """The last title that was sent for a client's own session."""
         self.acknowledged: dict[str, int] = {}
@@ -40,6 +44,28 @@ class SessionFloors:
         """Note the revision of an acknowledged change of a session."""
         if session_id is not None:
             self._revisions[session_id] = max(self.floor(session_id), revision)
+            self._changes.setdefault(session_id, []).append(revision)
+            for guard, first in self._guarded.get(session_id, []):
+                self._check_guard(session_id, guard, first, revision)
+
+    def note_guarded(self, session_id: str, guard: int, first: int) -> None:
+        """Note an acknowledged turn: no other change lies between its guard and its message.
+
+        Raises:
+            WrongAnswerError: One does.
+
+        """
+        self._guarded.setdefault(session_id, []).append((guard, first))
+        for revision in self._changes.get(session_id, []):
+            self._check_guard(session_id, guard, first, revision)
+
+    @staticmethod
+    def _check_guard(session_id: str, guard: int, first: int, revision: int) -> None:
+        if guard < revision < first:
+            raise WrongAnswerError(
+                f"a turn of {session_id} was guarded by {guard} and stored at {first}, but the "
+                f"change {revision} came between"
+            )
 
     def floor(self, session_id: str) -> int:
         """Return the least revision that a read may show, if it begins now."""
@@ -88,6 +114,8 @@ async def append(client: Client, ids: list[str], session_id: str) -> None:
                 checker.acknowledge(id, checker.attempt(id, None), None)
             return
     assert isinstance(result, AppendResult)
+    if guard is not None:
+        world.sessions.note_guarded(session_id, guard, result.saved[0].revision)
     world.sessions.note(session_id, result.revision)
     sequences = [one.sequence for one in result.saved]
     if sequences != sorted(sequences):

@@ -169,6 +169,13 @@ class Turns:
             elif turn.revision < 0 and there:
                 self._wrong(f"SESSIONS: the refused turn {turn.ids} of {name} was stored")
         known = [turn for turn in self._turns[name] if turn.revision > 0]
+        for turn in known:
+            between = [one.ids for one in known if turn.floor < one.revision < turn.revision]
+            if between:
+                self._wrong(
+                    f"SESSIONS: the turn {turn.ids} of {name} was guarded by {turn.floor}, but "
+                    f"{between[0]} came between"
+                )
         known.sort(key=lambda turn: turn.revision)
         order = [place.get(turn.ids[0], -1) for turn in known]
         if order != sorted(order):
