@@ -168,6 +168,10 @@ class Turns:
                 self._wrong(f"SESSIONS: the acknowledged turn {turn.ids} of {name} is lost")
             elif turn.revision < 0 and there:
                 self._wrong(f"SESSIONS: the refused turn {turn.ids} of {name} was stored")
+        self._judge_order(name, place)
+
+    def _judge_order(self, name: str, place: dict[str, int]) -> None:
+        """Judge the acknowledged turns of a session, whose messages are at ``place``."""
         known = [turn for turn in self._turns[name] if turn.revision > 0]
         for turn in known:
             between = [one.ids for one in known if turn.floor < one.revision < turn.revision]
