@@ -169,6 +169,12 @@ class ConvergenceCheck:
             if one != other and (due or other is not None):
                 world.violation(f"Convergence: session {id}: SQLite {one}, PostgreSQL {other}")
                 return
+        for id in dict.fromkeys((*disk.files, *postgres.files)):
+            here, there = disk.files.get(id), postgres.files.get(id)
+            due = copied or (here is not None and here.revision > disk.state.base)
+            if here != there and (due or there is not None):
+                world.violation(f"Convergence: file {id}: SQLite {here}, PostgreSQL {there}")
+                return
         for line in resurrected(world):
             world.violation(f"NoResurrection: {line}")
             return

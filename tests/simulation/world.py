@@ -17,9 +17,10 @@ from random import Random
 from typing import Any
 
 from sagastore_server.migration.migrating_service import MigratingService
+from sagastore_server.storage.files import File
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
-from sagastore_server.storage.replication import ExtraValue, FileRow
+from sagastore_server.storage.replication import ExtraValue
 from tests.simulation import second_server
 from tests.simulation.clients import Client, client_message, draft, new_value
 from tests.simulation.convergence_check import ConvergenceCheck
@@ -270,10 +271,11 @@ class World:
             QuarantinedRow(number, f"messages/rowid={number}", "why", "field", b"{}")
             for number in numbers
         ]
-        disk.files = [
-            FileRow(n, f"f{n}", "name", "path", "type", None, None, None, "", None, None, "{}")
-            for n in numbers
-        ]
+        for number in numbers:
+            disk.revision += 1
+            key, at = f"old-file-{number}", EPOCH * 1_000_000
+            names = (key, "name", "path", "type", "", ())
+            disk.files[key] = File(*names, 0, at, "{}", None, disk.revision)
         disk.extras = [ExtraValue(f"old-{number:03d}", "extra", "{}") for number in numbers]
         if settings.restored:
             disk.state = disk.state._replace(restored=disk.revision)

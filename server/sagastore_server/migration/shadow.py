@@ -20,6 +20,7 @@ from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment
 from sagastore_server.storage.errors import NotFoundError, StorageError
+from sagastore_server.storage.files import File, FilePage
 from sagastore_server.storage.migration import ShadowDifference, ShadowStatus
 from sagastore_server.storage.model import Message, Page
 from sagastore_server.storage.replication import MigrationSource, MigrationTarget
@@ -112,8 +113,8 @@ class ShadowReader:
         Args:
             read: Name of the read, without the text of any message.
             run: Performs it on a store.
-            answer: A Message, a Page, messages by id, a Session, a SessionPage, or the
-                NotFoundError that it raised.
+            answer: A Message, a Page, messages by id, a Session, a SessionPage, a File, a
+                FilePage, or the NotFoundError that it raised.
 
         """
         if not self._active:
@@ -202,7 +203,7 @@ class _Tally:
 
 
 class _Row(NamedTuple):
-    """A message or session of an answer, without its text."""
+    """A message, session or file of an answer, without its text."""
 
     id: str
     revision: int
@@ -239,6 +240,10 @@ def _reduced(answer: object) -> _Answer:
             return _Answer((_session_row(answer),))
         case SessionPage():
             return _Answer(tuple(map(_session_row, answer.sessions)), answer.more)
+        case File():
+            return _Answer((_file_row(answer),))
+        case FilePage():
+            return _Answer(tuple(map(_file_row, answer.files)), answer.more)
         case NotFoundError():
             return _Answer((), found=False)
     raise TypeError(f"no answer of a read: {type(answer).__name__}")
@@ -250,6 +255,10 @@ def _row(message: Message) -> _Row:
 
 def _session_row(session: Session) -> _Row:
     return _Row(f"sessions/{session.session_id}", session.revision, hash(session))
+
+
+def _file_row(record: File) -> _Row:
+    return _Row(f"files/{record.id}", record.revision, hash(record))
 
 
 def _shown(answer: _Answer, other: _Answer) -> str:

@@ -1,7 +1,7 @@
 """Verifier: compares every row of both stores during writes, and repairs differences.
 
-The verifier scans both stores by ranges of keys: the messages, and then the sessions. A row that differs becomes a suspect, and is
-observed again with the journal applied, as `diff.Divergence` requires: only lasting differences
+The verifier scans both stores by ranges of keys: the messages, the sessions, and then the files. A
+row that differs becomes a suspect, and is observed again with the journal applied, as `diff.Divergence` requires: only lasting differences
 are reported. A row that changes faster than it can be observed is observed until it is stable, or
 was equal once.
 
@@ -198,9 +198,7 @@ class Verifier:
                 await suspects.work(wait=True)
         return found
 
-    def _suspects(
-        self, records: Records, convict: Callable[[str, Mismatch], None]
-    ) -> _Suspects:
+    def _suspects(self, records: Records, convict: Callable[[str, Mismatch], None]) -> _Suspects:
         return _Suspects(
             partial(self._looked_at, records), records, convict, self._page, self._clock
         )

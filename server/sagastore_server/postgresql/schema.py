@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import NamedTuple
 
+from sagastore_server.postgresql.file_conversion import convert_files
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import MIGRATION, QUERIES
 from sagastore_server.postgresql.rows import search_columns
@@ -21,7 +22,7 @@ _OLDEST_SERVER = 130000
 
 _REINDEX_ROWS = 500
 
-COMPATIBLE_FROM = {1: 1, 2: 2, 3: 3, 4: 4}
+COMPATIBLE_FROM = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5}
 """By schema version: the oldest schema version whose servers can use it."""
 
 _TABLES = (
@@ -33,7 +34,11 @@ _TABLES = (
     "migration",
     "legacy_extra",
     "sessions",
+    "file_tombstones",
 )
+
+_FILES = 5
+"""Schema step that replaces the table ``files``."""
 
 MIGRATES_FROM = 2
 """The first schema version with a record of a migration."""
@@ -176,6 +181,8 @@ async def upgrade(connection: Connection) -> int:
         if number > version:
             # In a migration target the backfill builds the indexes, without blocking writes.
             await connection.execute(LATE_INDEX.sub("", sql) if target else sql)
+            if number == _FILES:
+                await convert_files(connection)
             await connection.execute(QUERIES["note_version"], number, COMPATIBLE_FROM[number])
     if version == 0:
         await connection.execute(QUERIES["set_state"], "analysis", FINGERPRINT)

@@ -26,9 +26,7 @@ ON_CONFLICT: dict[int, OnConflict] = {
 }
 
 
-def sent_of(
-    source: message_pb2.Message, message_id: str, *, keep_created_at: bool = False
-) -> Sent:
+def sent_of(source: message_pb2.Message, message_id: str, *, keep_created_at: bool = False) -> Sent:
     """Return the fields of a received message; ``revision`` and ``sequence`` are ignored.
 
     ``message_id`` is its id, already assigned if the sender gave none. ``created_at`` is ignored

@@ -7,9 +7,9 @@ from sagastore_server.rpc import convert, session_requests, tokens
 from sagastore_server.rpc.handlers import TimeLeft, timed
 from sagastore_server.rpc.ids import IdSource
 from sagastore_server.rpc.storage_service import durability_timeout
+from sagastore_server.runtime.session_deletion import SessionDeletion
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.limits import MAX_PAGE_BYTES
-from sagastore_server.runtime.session_deletion import SessionDeletion
 from sagastore_server.storage.sessions import Session, SessionPosition, SessionScan
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from sagastore_server.sqlite.connection import (
+    file_columns,
+    file_from_row,
     message_from_row,
     session_columns,
     session_from_row,
@@ -21,13 +23,26 @@ from sagastore_server.sqlite.index_terms import (
 from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.changes import Changes, endless
+from sagastore_server.storage.files import File
 from sagastore_server.storage.model import Message, Store
 from sagastore_server.storage.session_changes import SessionEnds
 from sagastore_server.storage.sessions import RecordKind, Session
 
 DURABLE_ON = (Store.SQLITE,)
-_INSERTS = frozenset({"unindex", "insert", "index", "bury", "upsert_sessions", "journal"})
+_INSERTS = frozenset(
+    {
+        "unindex",
+        "insert",
+        "index",
+        "bury",
+        "upsert_sessions",
+        "upsert_files",
+        "bury_files",
+        "journal",
+    }
+)
 """Statements that insert rows. FTS5 also removes an entry by an INSERT (``unindex``)."""
+
 
 class Counters(NamedTuple):
     """State at the start of a group."""
@@ -50,9 +65,10 @@ class Batch:
         now: int,
         ids: Iterable[str],
         sessions: Iterable[str],
+        files: Iterable[str],
         terms: Mapping[IndexedFields, FtsColumns],
     ) -> None:
-        """Read the rows of ``ids`` and their sessions, in an open transaction of ``connection``.
+        """Read the rows of ``ids``, their sessions and ``files``, in an open transaction.
 
         Args:
             connection: The writing connection.
@@ -60,6 +76,7 @@ class Batch:
             now: The current time in microseconds.
             ids: All ids that the group touches.
             sessions: All sessions that the group names.
+            files: All ids of file records that the group touches.
             terms: Index terms that are known already.
 
         """
@@ -73,7 +90,8 @@ class Batch:
         stored = self._stored(ids)
         named = {one.session_id for one in stored.values() if one.session_id is not None}
         known = self._stored_sessions(named.union(sessions))
-        self.changes = Changes(stored, known, self._revisions, now, DURABLE_ON)
+        records = self._stored_files(list(files))
+        self.changes = Changes(stored, known, self._revisions, now, DURABLE_ON, records)
         """Apply the writes to it before ``flush``."""
 
     def flush(self) -> Counters:
@@ -96,6 +114,7 @@ class Batch:
             if rows := self._rows.get(name):
                 self._execute(name, rows)
         self._write_sessions()
+        self._write_files()
         revision = max(self._revision, self._revisions.last)
         if revision > self._revision:
             self._connection.execute(QUERIES["set_state"], ("revision", revision))
@@ -110,7 +129,7 @@ class Batch:
             self._connection.executemany(QUERIES[name], rows)
 
     def _entries(self) -> list[tuple[object, ...]]:
-        """Return a journal entry for each changed message, and for each session left."""
+        """Return a journal entry for each changed message and file, and for each session left."""
         changes = self.changes
         entries: list[tuple[object, ...]] = [
             (
@@ -122,12 +141,35 @@ class Batch:
             for key, message in changes.after.items()
         ]
         # The entry of a message stands for the session that it is in, not for one that it left.
+        entries += self._file_entries()
         reached = {one.session_id for one in changes.after.values() if one is not None}
         return entries + [
             (change.revision, RecordKind.SESSION, change.session_id, changes.now)
             for change in changes.sessions
             if change.session_id not in reached
         ]
+
+    def _file_entries(self) -> list[tuple[object, ...]]:
+        files, now = self.changes.files, self.changes.now
+        return [
+            (
+                files.buried[key] if record is None else record.revision,
+                RecordKind.FILE,
+                key,
+                now,
+            )
+            for key, record in files.after.items()
+        ]
+
+    def _write_files(self) -> None:
+        """Store the file records and their tombstones."""
+        files, now = self.changes.files, self.changes.now
+        kept = [file_columns(one) for one in files.after.values() if one is not None]
+        gone = [(key,) for key, one in files.after.items() if one is None]
+        buried = [(key, revision, now) for key, revision in files.buried.items()]
+        for name, rows in (("upsert_files", kept), ("delete_files", gone), ("bury_files", buried)):
+            if rows:
+                self._execute(name, list(rows))
 
     def _write_sessions(self) -> None:
         """Store the sessions, once their messages are stored."""
@@ -150,6 +192,13 @@ class Batch:
         wanted = json.dumps(list(ids), ensure_ascii=False)
         rows = self._connection.execute(QUERIES["sessions_by_id"], (wanted,))
         return {row[0]: session_from_row(row) for row in rows}
+
+    def _stored_files(self, ids: list[str]) -> dict[str, File]:
+        if not ids:
+            return {}
+        wanted = json.dumps(ids, ensure_ascii=False)
+        rows = self._connection.execute(QUERIES["files_by_id"], (wanted,))
+        return {row[0]: file_from_row(row) for row in rows}
 
     def _add(self, name: str, *row: object) -> None:
         self._rows.setdefault(name, []).append(row)

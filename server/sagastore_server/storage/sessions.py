@@ -20,6 +20,7 @@ class RecordKind(enum.IntEnum):
 
     MESSAGE = 0
     SESSION = 1
+    FILE = 2
 
 
 class SessionPosition(NamedTuple):
