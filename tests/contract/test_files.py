@@ -113,9 +113,7 @@ async def test_list_is_newest_first(backend: StorageBackend) -> None:
     names = [f"f-{number}" for number in range(9)] + ["F-a", "f-\u00e4", "f-\U0001f600"]
     for place, name in enumerate(names):
         await backend.save_file(record(name, uploaded_at=NOW + place // 4))
-    ordered = sorted(
-        enumerate(names), key=lambda one: (one[0] // 4, one[1].encode()), reverse=True
-    )
+    ordered = sorted(enumerate(names), key=lambda one: (one[0] // 4, one[1].encode()), reverse=True)
     expected = [name for _, name in ordered]
     for limit in (1, 3, 12, 100):
         assert await listing(backend, limit) == expected

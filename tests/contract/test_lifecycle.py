@@ -156,7 +156,9 @@ async def test_cancelled_save_is_atomic(backend: StorageBackend) -> None:
         await backend.save(draft("last", str(turn)))
         stored = await backend.batch_get([one.id for one in drafts])
         assert acknowledged <= set(stored)
-        assert all(tuple(stored[one.id][:8]) == tuple(one[:8]) for one in drafts if one.id in stored)
+        assert all(
+            tuple(stored[one.id][:8]) == tuple(one[:8]) for one in drafts if one.id in stored
+        )
         assert await found(backend, f"word{turn}") == sorted(stored)
         again = await asyncio.gather(*map(backend.save, drafts))
         assert {result.id for result in again if not result.created} == set(stored)

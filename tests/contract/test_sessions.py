@@ -167,7 +167,9 @@ async def test_session_with_empty_id(backend: StorageBackend) -> None:
 async def test_list_is_ordered_by_activity(backend: StorageBackend) -> None:
     names = [f"s-{number}" for number in range(10)]
     for place, name in enumerate(names):
-        await backend.append(name, [draft(f"m-{name}", session_id=name, timestamp=NOW + place // 2)])
+        await backend.append(
+            name, [draft(f"m-{name}", session_id=name, timestamp=NOW + place // 2)]
+        )
     expected = sorted(names, key=lambda name: (int(name[2:]) // 2, name), reverse=True)
     for limit in (1, 3, 10, 11):
         assert await listing(backend, limit=limit) == expected

@@ -19,6 +19,7 @@ from sagastore_server.storage.errors import (
 )
 from sagastore_server.storage.model import Message, NewMessage, OnConflict, SaveResult, Store
 from sagastore_server.storage.query import Criteria, Scan
+from tests.simulation.file_clients import FileClient
 from tests.simulation.service import Make, RefusedError, UnknownError
 from tests.support.checker import Asked, Value, WrongAnswerError
 
@@ -54,6 +55,7 @@ class Client:
         self._made = itertools.count()
         old = enumerate(id for id in world.checker.ids if id.startswith("old-"))
         self._own = [id for at, id in old if at % world.settings.clients == number]
+        self._files = FileClient(world, self.name, self._call, self.until_answered)
 
     async def run(self) -> None:
         """Act until the round ends."""
@@ -92,6 +94,8 @@ class Client:
                 await self.export()
             elif action == "quarantine":
                 await self.quarantine()
+            elif action == "file":
+                await self._files.act()
             else:
                 await self.pages(draw.choice(SESSIONS), search=action == "search")
         except (UnknownError, RefusedError):
@@ -101,7 +105,11 @@ class Client:
         self._world.counts["calls"] += 1
         return await self._service.call(self.name, what, make, **options)
 
-    async def _until_answered(self, what: str, make: Make[Any]) -> tuple[Any, bool]:
+    async def check_files(self) -> None:
+        """Read every file that a client has written."""
+        await self._files.read_all()
+
+    async def until_answered(self, what: str, make: Make[Any]) -> tuple[Any, bool]:
         """Retry a write until it is answered; return whether an earlier attempt may have taken
         effect.
         """
@@ -128,7 +136,7 @@ class Client:
         value = self._value(None if before is None else before.timestamp)
         number = checker.attempt(id, value)
         within = 1.0 if self._draw.random() < 0.05 else None
-        saved, _ = await self._until_answered(
+        saved, _ = await self.until_answered(
             f"save {id}={value.content}",
             lambda live: live.backend.save(draft(id, value), None, within),
         )
@@ -153,7 +161,7 @@ class Client:
             await self.save(id)
             return
         number = self._checker.attempt(id, None)
-        result, earlier = await self._until_answered(
+        result, earlier = await self.until_answered(
             f"delete {id}", lambda live: live.backend.delete(id)
         )
         if isinstance(result, NotFoundError) and not earlier:
@@ -171,7 +179,7 @@ class Client:
         drafts = [draft(id, value) for id, value in values.items()]
         if not drafts:
             return
-        await self._until_answered(
+        await self.until_answered(
             f"bulk save {' '.join(values)}",
             lambda live: live.backend.bulk_save(drafts, OnConflict.REPLACE),
         )

@@ -85,6 +85,7 @@ class ConvergenceCheck:
                 await client.batch_get(list(world.checker.ids))
                 for session in SESSIONS:
                     await client.pages(session)
+                await client.check_files()
             except WrongAnswerError as exc:
                 world.violation(f"final read: {exc}")
             except (UnknownError, RefusedError):

@@ -29,6 +29,7 @@ ACTIONS: Mapping[str, float] = MappingProxyType(
         "search": 2,
         "export": 2,
         "quarantine": 0.5,
+        "file": 8,
     }
 )
 """Relative frequency of the clients' actions, unless a profile overrides it."""

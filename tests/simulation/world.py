@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 
 from sagastore_server.migration.migrating_service import MigratingService
-from sagastore_server.storage.files import File
+from sagastore_server.storage.files import File, NewFile
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import ExtraValue
@@ -86,6 +86,8 @@ class World:
         self.disk.observe = self.observer
         self.postgres = PostgresServer(Random(f"{seed}/postgres"), Process("postgres"))
         self.checker = Checker()
+        self.files: dict[str, NewFile | None] = {}
+        """What each file is that a client has written, as last acknowledged; None: deleted."""
         self.service = Service(self)
         self.second_server: MigratingService | None = None
         self.trip: Callable[[], None] | None = None
@@ -157,6 +159,16 @@ class World:
         if max(row.revision if row else 0, tomb) < revision:
             raise WrongAnswerError(
                 f"durable_on is wrong: {id} at {revision}, but PostgreSQL has {row} and {tomb}"
+            )
+
+    def check_durable_file(self, id: str, revision: int) -> None:
+        """As ``check_durable``, for a file."""
+        if self.set_back:
+            return
+        row, tomb = self.postgres.files.get(id), self.postgres.file_tombs.get(id, 0)
+        if max(row.revision if row else 0, tomb) < revision:
+            raise WrongAnswerError(
+                f"durable_on is wrong: file {id} at {revision}, but PostgreSQL has {row} and {tomb}"
             )
 
     # ------------------------------------------------------------------ PostgreSQL set back

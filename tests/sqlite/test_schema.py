@@ -170,7 +170,7 @@ def _old_file(old: Path, version: int) -> None:
         )
         connection.execute("INSERT INTO legacy_extra VALUES ('a', 'mood', x'00ff')")
         connection.execute(
-            "INSERT INTO files VALUES ('f', 'f.md', '/f', 'md', 't', '[]', 1, 'now', '{}', 'x')"
+            "INSERT INTO files VALUES ('f', 'f.md', '/f', 'md', 't', '[]', 1, '2025-04-01', '{}', NULL)"
         )
         connection.execute("COMMIT")
 
@@ -186,10 +186,10 @@ async def test_older_schema_is_upgraded(path: Path, version: int) -> None:
             assert isinstance(store, SQLiteSource)
             assert (await store.health()).schema_version == files.SCHEMA_VERSION
             assert store.store_id == "the-id"
-            assert store.committed == 7
+            assert store.committed == 8
             assert await found(store, "run") == ["a"]
             assert [row.source_key for row in await store.quarantine(0, 9)] == ["messages/rowid=9"]
-            assert [row.id for row in await store.files(0, 9)] == ["f"]
+            assert await store.get_file("f") == FILE
             assert await store.extras(("", ""), 9) == [
                 ("a", "mood", '{"value": {"base64": "AP8="}}')
             ]
@@ -199,9 +199,9 @@ async def test_older_schema_is_upgraded(path: Path, version: int) -> None:
     # What was there before the journal is journalled where a target lacks it.
     async with opened(lambda: SQLiteSource(old)) as store:
         assert isinstance(store, SQLiteSource)
-        assert await store.set_state(MigrationState(Phase.DUAL_WRITE), rejournal_after=3) == 7
+        assert await store.set_state(MigrationState(Phase.DUAL_WRITE), rejournal_after=3) == 8
         entries = [entry[:2] for entry in await store.journal(0, 9)]
-        assert entries == [(5, "gone"), (7, "b")]
+        assert entries == [(5, "gone"), (7, "b"), (8, "f")]
 
 
 async def test_conflicting_object_name_is_reported(path: Path) -> None:

@@ -64,7 +64,13 @@ class FinalState:
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
             messages = _MESSAGES.format(tags="tags", metadata="metadata", sequence="number")
             for row in connection.execute(messages):
-                self.messages[row[0]] = (*row[:5], _time(row[5]), *row[6:8], _time(row[8]), *row[9:])
+                self.messages[row[0]] = (
+                    *row[:5],
+                    _time(row[5]),
+                    *row[6:8],
+                    _time(row[8]),
+                    *row[9:],
+                )
             for name, statement in _OTHERS.items():
                 self._here[name] = set(connection.execute(statement))
             quarantined_files = {

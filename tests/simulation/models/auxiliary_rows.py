@@ -14,9 +14,7 @@ from sagastore_server.storage.model import QuarantinedRow
 from sagastore_server.storage.replication import AuxiliaryTally, ExtraValue, Tally
 
 
-def tally_of(
-    quarantine: Iterable[QuarantinedRow], extras: Iterable[ExtraValue]
-) -> AuxiliaryTally:
+def tally_of(quarantine: Iterable[QuarantinedRow], extras: Iterable[ExtraValue]) -> AuxiliaryTally:
     """Return the tally of rows in any order; ``AuxiliaryTallier`` defines the significant order."""
     return AuxiliaryTally(
         _tally(map(quarantine_values, sorted(quarantine))),

@@ -77,7 +77,9 @@ class SnapshotReads(StorageBackend):
 
     async def last_sequence(self) -> int:
         """See the contract."""
-        return await self._look(lambda rows: max((one.sequence for one in rows.values()), default=0))
+        return await self._look(
+            lambda rows: max((one.sequence for one in rows.values()), default=0)
+        )
 
     async def count(self) -> int:
         """See ``MigrationSource`` and ``MigrationTarget``."""

@@ -59,7 +59,9 @@ def deletable(messages: Mapping[str, Message], session_id: str, upto: int) -> li
     ]
 
 
-def listed(sessions: Mapping[str, Session], criteria: SessionCriteria, scan: SessionScan) -> SessionPage:
+def listed(
+    sessions: Mapping[str, Session], criteria: SessionCriteria, scan: SessionScan
+) -> SessionPage:
     """Return a page of the sessions that meet ``criteria``."""
     found = [one for one in sessions.values() if one.exists and _meets(one, criteria)]
     found.sort(key=lambda one: one.position, reverse=not scan.oldest_first)

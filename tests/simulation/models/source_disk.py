@@ -180,9 +180,7 @@ class SourceDisk(Latency):
         files = [(one.revision, one.id) for one in self.files.values()]
         files += [(revision, key) for key, revision in self.buried_files.items()]
         rows += [JournalRow(*one, False, now, RecordKind.FILE) for one in files]
-        self.journal += [
-            row for row in rows if row.sequence > after and row.sequence not in there
-        ]
+        self.journal += [row for row in rows if row.sequence > after and row.sequence not in there]
         self.journal.sort()
 
     def force(self, ids: Sequence[str], kind: RecordKind, now: int) -> int:
@@ -254,9 +252,7 @@ class SourceDisk(Latency):
         message = self.messages.get(row.id)
         session_id = None if message is None else message.session_id
         session = None if session_id is None else self.sessions.get(session_id)
-        return Entry(
-            row.sequence, row.id, message, self.buried.get(row.id, 0), *values, session
-        )
+        return Entry(row.sequence, row.id, message, self.buried.get(row.id, 0), *values, session)
 
     def journal_status(self, after: int) -> JournalStatus:
         """As ``MigrationSource.journal_status``."""

@@ -10,7 +10,13 @@ from sagastore_server.sqlite.legacy.table import LegacyTable
 from sagastore_server.storage.errors import CannotOpenError
 
 _LEGACY_INDEXES = frozenset(
-    {"idx_messages_provider", "idx_messages_timestamp", "idx_messages_session"}
+    {
+        "idx_messages_provider",
+        "idx_messages_timestamp",
+        "idx_messages_session",
+        "idx_files_type",
+        "idx_files_uploaded",
+    }
 )
 _CONVERTED = frozenset({"messages", "files"})
 """The legacy tables."""
