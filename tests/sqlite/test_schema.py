@@ -13,8 +13,10 @@ import pytest
 from sagastore_server.search.analysis import FINGERPRINT
 from sagastore_server.sqlite import files
 from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.sqlite.legacy.file_conversion import convert_files
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import CannotOpenError
+from sagastore_server.storage.files import File
 from sagastore_server.storage.model import OnConflict
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria
@@ -43,8 +45,8 @@ def _digest(path: Path) -> str:
         "UPDATE messages SET content = 'changed'",
         "DELETE FROM messages",
         "REPLACE INTO messages SELECT * FROM messages",
-        "INSERT INTO files VALUES ('f', 'f', 'f', 't', '', '', 0, 1, '', 1)",
-        "INSERT INTO journal VALUES (99, 'a', 1, 1)",
+        "INSERT INTO files VALUES ('f', 'f', 'f', 't', '', '', 0, 1, '', 1, 1, '')",
+        "INSERT INTO journal VALUES (99, 'a', 1, 1, 0)",
         "UPDATE journal SET id = 'b'",
         "DELETE FROM journal WHERE sequence > 0",
     ],
@@ -145,7 +147,13 @@ async def test_fresh_schema_equals_replayed_steps(path: Path, tmp_path: Path) ->
         for number in range(1, files.SCHEMA_VERSION + 1):
             files.apply_step(connection, number)
             assert connection.execute("PRAGMA user_version").fetchone() == (number,)
+        convert_files(connection, 0)
     assert _shape(stepwise) == _shape(path)
+
+
+FILE = File(
+    "f", "f.md", "/f", "md", "t", (), 1, 1_743_465_600_000_000, "{}", None, 8
+)  # fmt: skip
 
 
 def _old_file(old: Path, version: int) -> None:

@@ -224,7 +224,7 @@ class _Takeover:
             "sqlite_version": sqlite3.sqlite_version,
         }
         self._connection.executemany(
-            "INSERT INTO main.store_state (name, value) VALUES (?, ?)",
+            QUERIES["set_state"],
             [
                 ("revision", revision),
                 ("messages", report.served),
