@@ -113,7 +113,11 @@ async def test_guards(files: Any) -> None:
     stale = file_pb2.DeleteFileRequest(id="f-1", if_revision=first.revision + 1)
     assert (await refused(files.DeleteFile(stale)))[0] is grpc.StatusCode.ABORTED
     await files.DeleteFile(file_pb2.DeleteFileRequest(id="f-1", if_revision=first.revision))
-    missing = (grpc.StatusCode.NOT_FOUND, "FILE_NOT_FOUND", [])
+    missing: tuple[grpc.StatusCode, str, list[str]] = (
+        grpc.StatusCode.NOT_FOUND,
+        "FILE_NOT_FOUND",
+        [],
+    )
     assert await refused(get(files, "f-1")) == missing
     assert await refused(files.DeleteFile(file_pb2.DeleteFileRequest(id="f-1"))) == missing
 
@@ -151,7 +155,7 @@ async def test_every_violation_is_reported(files: Any) -> None:
         uploaded_at=at(0, -1),
         metadata_json="[]",
     )
-    code, _, fields = await refused(save(files, sent, if_revision=-1, durability=9))  # type: ignore[arg-type]
+    code, _, fields = await refused(save(files, sent, if_revision=-1, durability=9))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert sorted(fields) == sorted(
         [

@@ -127,8 +127,8 @@ async def test_verification_finds_and_repairs_files(legacy_place: Place) -> None
             dsn,
             f"{guard_off} UPDATE files SET file_size = 99 WHERE id = 'one-0';"
             "DELETE FROM files WHERE id = 'f0';"
-            "INSERT INTO files SELECT 'extra', filename, filepath, file_type, '', tags, 0, uploaded_at,"
-            " metadata, NULL, 1, '{}' FROM files WHERE id = 'one-2'",
+            "INSERT INTO files SELECT 'extra', filename, filepath, file_type, '', tags, 0,"
+            " uploaded_at, metadata, NULL, 1, '{}' FROM files WHERE id = 'one-2'",
         )
         found = [one async for one in service.control.verify(repair=True)]
         wrong = {one.id: (one.kind, one.fields) for step in found for one in step.mismatches}

@@ -92,10 +92,8 @@ class Client:
                 await self.batch_get(draw.sample(ids, min(len(ids), 6)))
             elif action == "export":
                 await self.export()
-            elif action == "quarantine":
-                await self.quarantine()
-            elif action == "file":
-                await self._files.act()
+            elif action in {"quarantine", "file"}:
+                await (self.quarantine() if action == "quarantine" else self._files.act())
             else:
                 await self.pages(draw.choice(SESSIONS), search=action == "search")
         except (UnknownError, RefusedError):

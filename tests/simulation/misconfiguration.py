@@ -10,7 +10,7 @@ import asyncio
 import copy
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import Message
@@ -143,12 +143,10 @@ async def carried_lost(faults: Faults, _: float) -> None:
         return
     if record.phase is Phase.POSTGRES_ONLY:
         return
-    rows = faults.draw.choice((postgres.quarantine.keys(), postgres.extras.keys()))
+    rows: dict[Any, Any] = faults.draw.choice((postgres.quarantine, postgres.extras))
     if rows:
         world.was_altered = True
-        lost = next(iter(rows))
-        postgres.quarantine.pop(lost, None)  # type: ignore[arg-type]  # a key of one of the two
-        postgres.extras.pop(lost, None)  # type: ignore[call-overload]
+        del rows[next(iter(rows))]
 
 
 def copied(mine: ObservedDisk, draw: Random, holder: str) -> ObservedDisk:

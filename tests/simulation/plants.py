@@ -115,7 +115,7 @@ def _unstored(source: ModelSource) -> Changes:
     disk = source._disk
     stored = (dict(disk.messages), dict(disk.sessions))
     files = dict(disk.files)
-    return Changes(*stored, endless(disk.revision), source._now(), (Store.SQLITE,), files)
+    return Changes(*stored, endless(disk.revision), source._now(), (Store.SQLITE,), files=files)
 
 
 @_plant("ack-before-commit")

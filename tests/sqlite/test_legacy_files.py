@@ -28,10 +28,12 @@ CREATE TABLE files (ID, filename, filepath, file_type, extracted_text, tags, fil
     uploaded_at, metadata, created_at, "own ""column" , Colour TEXT);
 CREATE TEMPORARY VIEW plain AS
     SELECT 'a', 'b', 'c', NULL, NULL, 1, '2025-04-01', NULL, NULL, 1, 1;
-INSERT INTO files VALUES ('ok', 'a', 'b', 'c', NULL, NULL, NULL, '2025-04-01', NULL, NULL, 1.5, 'ü');
+INSERT INTO files VALUES
+    ('ok', 'a', 'b', 'c', NULL, NULL, NULL, '2025-04-01', NULL, NULL, 1.5, 'ü');
 INSERT INTO files SELECT NULL, * FROM plain;
 INSERT INTO files SELECT 17, * FROM plain;
-INSERT INTO files VALUES ('blob', x'00ff', 'b', 'c', NULL, NULL, 1, '2025-04-01', NULL, NULL, 1, 1);
+INSERT INTO files VALUES
+    ('blob', x'00ff', 'b', 'c', NULL, NULL, 1, '2025-04-01', NULL, NULL, 1, 1);
 INSERT INTO files SELECT 'nul', * FROM plain;
 UPDATE files SET extracted_text = 'x' || char(0) || 'y' WHERE id = 'nul';
 INSERT INTO files SELECT 'bytes', * FROM plain;
@@ -46,12 +48,14 @@ INSERT INTO files VALUES
     x'ff', NULL);
 INSERT INTO files SELECT '', * FROM plain;
 INSERT INTO files SELECT printf('%.129c', 'x'), * FROM plain;
-INSERT INTO files VALUES ('tags', 'a', 'b', 'c', NULL, '["a", 1]', 1, '2025-04-01', NULL, NULL, 1, 1);
+INSERT INTO files VALUES
+    ('tags', 'a', 'b', 'c', NULL, '["a", 1]', 1, '2025-04-01', NULL, NULL, 1, 1);
 INSERT INTO files VALUES ('long', 'a', 'b', 'c', printf('%.3145729c', 'x'), NULL, 1, '2025-04-01',
     '{"a": NaN}', NULL, 1, 1);
 INSERT INTO files (rowid, ID, filename, filepath, file_type, uploaded_at)
     VALUES (-3, 'below', '', 'b', 'c', '2025-04-01');
 """
+NO_TIME = "which may be Unix seconds, milliseconds, a Julian day or a date"
 REASONS = {
     2: "id: is NULL",
     4: "filename: is a BLOB of bytes that are not UTF-8, the first at 1",
@@ -59,10 +63,9 @@ REASONS = {
     6: "file_type: is text with bytes that are not UTF-8, the first at 1",
     7: "file_size: is a real number, not an integer",
     8: "file_size: is -1, which is negative",
-    9: "uploaded_at: is the number '20250401', which may be Unix seconds, milliseconds, a Julian day "
-    "or a date",
-    10: "uploaded_at: is 'now', which is not a time in ISO form; created_at: is the number '5', which "
-    "may be Unix seconds, milliseconds, a Julian day or a date",
+    9: f"uploaded_at: is the number '20250401', {NO_TIME}",
+    10: "uploaded_at: is 'now', which is not a time in ISO form; created_at: is the number '5', "
+    + NO_TIME,
     11: "id: 'ok' is taken by files/rowid=1",
     13: "id: is required: 1 to 128 characters",
     14: "id: has 129 characters, at most 128 are allowed",
@@ -122,11 +125,13 @@ async def test_extra_values_are_kept_by_a_save(tmp_path: Path) -> None:
     [
         ("CREATE TABLE files (name TEXT); INSERT INTO files VALUES ('a'), ('b');", 2),
         (
-            "CREATE TABLE files (id TEXT PRIMARY KEY) WITHOUT ROWID; INSERT INTO files VALUES ('x');",
+            "CREATE TABLE files (id TEXT PRIMARY KEY) WITHOUT ROWID;"
+            "INSERT INTO files VALUES ('x');",
             1,
         ),
         (
-            "CREATE TABLE files (rowid TEXT, oid TEXT, id TEXT); INSERT INTO files VALUES (1, 2, 3);",
+            "CREATE TABLE files (rowid TEXT, oid TEXT, id TEXT);"
+            "INSERT INTO files VALUES (1, 2, 3);",
             1,
         ),
     ],

@@ -178,7 +178,8 @@ def _old_file(old: Path, version: int) -> None:
         )
         connection.execute("INSERT INTO legacy_extra VALUES ('a', 'mood', x'00ff')")
         connection.execute(
-            "INSERT INTO files VALUES ('f', 'f.md', '/f', 'md', 't', '[]', 1, '2025-04-01', '{}', NULL)"
+            "INSERT INTO files VALUES"
+            " ('f', 'f.md', '/f', 'md', 't', '[]', 1, '2025-04-01', '{}', NULL)"
         )
         connection.execute("COMMIT")
 

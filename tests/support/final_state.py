@@ -25,8 +25,8 @@ _OTHERS = {
     "quarantine": "SELECT number, source_key, reason, field, row FROM quarantine",
     "legacy_extra": "SELECT message_id, name FROM legacy_extra",
 }
-_FILES = """SELECT id, filename, filepath, file_type, extracted_text, {tags}, file_size, uploaded_at,
-    {metadata}, created_at, revision, extra FROM files"""
+_FILES = """SELECT id, filename, filepath, file_type, extracted_text, {tags}, file_size,
+    uploaded_at, {metadata}, created_at, revision, extra FROM files"""
 
 
 class FinalState:

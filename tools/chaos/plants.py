@@ -28,7 +28,7 @@ from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.writer import PostgreSQLGroupWriter as PostgresWriter
 from sagastore_server.sqlite import connection, opening
-from sagastore_server.sqlite.batch import DURABLE_ON, Batch, _columns
+from sagastore_server.sqlite.batch import DURABLE_ON, Batch, Touched, _columns
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.sqlite.writer import SQLiteGroupWriter
@@ -71,7 +71,9 @@ def _ack_before_commit() -> None:
         self._reload_if_uncertain()
         connection.execute("BEGIN IMMEDIATE")
         ids = {key for one in group for key in one.ids}
-        batch = Batch(connection, self._counters, now, ids, {})
+        sessions = {key for one in group for key in one.sessions}
+        touched = Touched(ids, sessions, {key for one in group for key in one.files})
+        batch = Batch(connection, self._counters, now, touched, {})
         outcomes = []
         for write in group:
             try:
@@ -363,7 +365,12 @@ def _postgres_ack_before_commit() -> None:
     original = PostgresWriter.submit
 
     async def submit(
-        self: Any, ids: Sequence[str], apply: Callable[[Any], Any], known: Mapping[str, Any]
+        self: Any,
+        ids: Sequence[str],
+        sessions: Sequence[str],
+        apply: Callable[[Any], Any],
+        known: Mapping[str, Any],
+        files: Sequence[str] = (),
     ) -> Any:
         results: list[Any] = []
 
@@ -371,7 +378,7 @@ def _postgres_ack_before_commit() -> None:
             results.append(apply(changes))
             return results[-1]
 
-        work = asyncio.ensure_future(original(self, ids, seen, known))
+        work = asyncio.ensure_future(original(self, ids, sessions, seen, known, files))
         while not results and not work.done():  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0)
         work.add_done_callback(lambda done: done.cancelled() or done.exception())

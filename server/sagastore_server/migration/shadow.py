@@ -230,35 +230,29 @@ class _Comparison(NamedTuple):
 
 def _reduced(answer: object) -> _Answer:
     match answer:
-        case Message():
+        case Message() | Session() | File():
             return _Answer((_row(answer),))
         case Page():
             return _Answer(tuple(map(_row, answer.messages)), answer.more)
+        case SessionPage():
+            return _Answer(tuple(map(_row, answer.sessions)), answer.more)
+        case FilePage():
+            return _Answer(tuple(map(_row, answer.files)), answer.more)
         case dict():
             return _Answer(tuple(_row(answer[key]) for key in sorted(answer)))
-        case Session():
-            return _Answer((_session_row(answer),))
-        case SessionPage():
-            return _Answer(tuple(map(_session_row, answer.sessions)), answer.more)
-        case File():
-            return _Answer((_file_row(answer),))
-        case FilePage():
-            return _Answer(tuple(map(_file_row, answer.files)), answer.more)
         case NotFoundError():
             return _Answer((), found=False)
     raise TypeError(f"no answer of a read: {type(answer).__name__}")
 
 
-def _row(message: Message) -> _Row:
-    return _Row(message.id, message.revision, hash(message))
+def _row(row: Message | Session | File) -> _Row:
+    return _Row(_name_of(row), row.revision, hash(row))
 
 
-def _session_row(session: Session) -> _Row:
-    return _Row(f"sessions/{session.session_id}", session.revision, hash(session))
-
-
-def _file_row(record: File) -> _Row:
-    return _Row(f"files/{record.id}", record.revision, hash(record))
+def _name_of(row: Message | Session | File) -> str:
+    if isinstance(row, Session):
+        return f"sessions/{row.session_id}"
+    return f"files/{row.id}" if isinstance(row, File) else row.id
 
 
 def _shown(answer: _Answer, other: _Answer) -> str:

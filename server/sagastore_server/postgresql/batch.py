@@ -78,7 +78,7 @@ async def load(
     if ends[0] - BLOCK < max(stored, default=0) or not there <= {None, *known, *named}:
         raise LostRaceError
     revisions = Revisions([range(end - BLOCK + 1, end + 1) for end in ends])
-    return Changes(before, known, revisions, time.time_ns() // 1000, DURABLE_ON, records)
+    return Changes(before, known, revisions, time.time_ns() // 1000, DURABLE_ON, files=records)
 
 
 async def flush(

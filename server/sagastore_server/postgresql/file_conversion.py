@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from sagastore.legacy import FILE_COLUMNS, Problem, RawValue, Text, raw_row_as_json
+from sagastore_server.legacy.rows import read_file, reason_of
 from sagastore_server.postgresql.files import file_columns
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import QUERIES
-from sagastore_server.storage.legacy_files import read_file, reason_of
 
 _AT_A_TIME = 50
 """Rows per fetch; the text of a file may be large."""

@@ -85,7 +85,7 @@ class FileSteps(NamedTuple):
 
 
 def file_steps_of(entries: Iterable[Entry]) -> FileSteps:
-    """Return the steps for the entries of files. Of several entries with one id, the last counts."""
+    """Return the steps for the entries of files. Of several with one id, the last counts."""
     latest: dict[str, Entry] = {}
     for entry in entries:
         if entry.kind is RecordKind.FILE:

@@ -55,6 +55,14 @@ class Counters(NamedTuple):
     """Whether changes are journalled."""
 
 
+class Touched(NamedTuple):
+    """The rows that a group names; it also touches the sessions of stored messages."""
+
+    ids: Iterable[str]
+    sessions: Iterable[str]
+    files: Iterable[str]
+
+
 class Batch:
     """The writes of one transaction."""
 
@@ -63,20 +71,16 @@ class Batch:
         connection: sqlite3.Connection,
         counters: Counters,
         now: int,
-        ids: Iterable[str],
-        sessions: Iterable[str],
-        files: Iterable[str],
+        touched: Touched,
         terms: Mapping[IndexedFields, FtsColumns],
     ) -> None:
-        """Read the rows of ``ids``, their sessions and ``files``, in an open transaction.
+        """Read the rows that the group touches, in an open transaction.
 
         Args:
             connection: The writing connection.
             counters: State after the previous group.
             now: The current time in microseconds.
-            ids: All ids that the group touches.
-            sessions: All sessions that the group names.
-            files: All ids of file records that the group touches.
+            touched: The rows of the group.
             terms: Index terms that are known already.
 
         """
@@ -87,11 +91,11 @@ class Batch:
         self._revision = counters.revision
         self._revisions = endless(counters.revision)
         self._rows: dict[str, list[tuple[object, ...]]] = {}
-        stored = self._stored(ids)
+        stored = self._stored(touched.ids)
         named = {one.session_id for one in stored.values() if one.session_id is not None}
-        known = self._stored_sessions(named.union(sessions))
-        records = self._stored_files(list(files))
-        self.changes = Changes(stored, known, self._revisions, now, DURABLE_ON, records)
+        known = self._stored_sessions(named.union(touched.sessions))
+        records = self._stored_files(list(touched.files))
+        self.changes = Changes(stored, known, self._revisions, now, DURABLE_ON, files=records)
         """Apply the writes to it before ``flush``."""
 
     def flush(self) -> Counters:

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
-from sagastore_server.sqlite.batch import Batch, Counters
+from sagastore_server.sqlite.batch import Batch, Counters, Touched
 from sagastore_server.sqlite.errors import translated
 from sagastore_server.sqlite.index_terms import FtsColumns, IndexedFields
 from sagastore_server.sqlite.migration_state import load_state
@@ -294,8 +294,8 @@ class SQLiteGroupWriter:
         for write in group:
             terms.update(write.terms)
         files = {key for write in group for key in write.files}
-        named = (ids, sessions, files)
-        batch = Batch(connection, self._counters, time.time_ns() // 1000, *named, terms)
+        touched = Touched(ids, sessions, files)
+        batch = Batch(connection, self._counters, time.time_ns() // 1000, touched, terms)
         outcomes = [_outcome(write, batch.changes) for write in group]
         counters = batch.flush()
         connection.execute("COMMIT")

@@ -76,6 +76,7 @@ class Changes:
         revisions: Revisions,
         now: int,
         durable_on: tuple[Store, ...],
+        *,
         files: Mapping[str, File] = _NO_FILES,
     ) -> None:
         """Begin with what is stored.

@@ -1,4 +1,4 @@
-"""SessionWrites: the writes of ``SessionBackend`` for a store that applies ``Changes`` in groups."""
+"""SessionWrites: writes of ``SessionBackend`` for a store that applies ``Changes`` in groups."""
 
 from __future__ import annotations
 

@@ -215,7 +215,9 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions, ModelFiles):
             revisions = Revisions([range(first, server.revision + 1)])
             known = dict(server.sessions)
             stored = (Store.POSTGRESQL,)
-            changes = Changes(before, known, revisions, self._now(), stored, dict(server.files))
+            changes = Changes(
+                before, known, revisions, self._now(), stored, files=dict(server.files)
+            )
             answer = apply(changes)
             self._check_guard(changes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -217,7 +218,7 @@ class ModelSource(SnapshotReads, ModelSessions, ModelFiles, MigrationSource):
         disk = self._disk
         revisions = endless(disk.revision)
         stored = (disk.messages, disk.sessions)
-        changes = Changes(*stored, revisions, self._now(), (Store.SQLITE,), disk.files)
+        changes = Changes(*stored, revisions, self._now(), (Store.SQLITE,), files=disk.files)
         outcomes = [_outcome(job, changes) for job in group]
         rows = disk.store(changes, revisions)
         if disk.state.phase.journals:
@@ -333,7 +334,8 @@ class ModelSource(SnapshotReads, ModelSessions, ModelFiles, MigrationSource):
 
     async def journal_records(self) -> int:
         """See the contract."""
-        await self._task(lambda disk: disk.journal_records(self._now()))
+        for kind in (RecordKind.SESSION, RecordKind.FILE):
+            await self._task(partial(SourceDisk.journal_records, kind=kind, now=self._now()))
         return self.committed
 
     # ------------------------------------------------------------------ auxiliary rows

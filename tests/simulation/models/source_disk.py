@@ -160,7 +160,8 @@ class SourceDisk(Latency):
             self.journal.clear()
         elif rejournal_after is not None:
             self._rejournal(rejournal_after, now)
-            self.journal_records(now, rejournal_after)
+            for kind in (RecordKind.SESSION, RecordKind.FILE):
+                self.journal_records(kind, now, rejournal_after)
             self.pruned = rejournal_after
         elif not journalled:
             self.pruned = self.revision
@@ -190,13 +191,11 @@ class SourceDisk(Latency):
             self.journal.append(JournalRow(self.revision, key, True, now, kind))
         return self.revision
 
-    def journal_records(self, now: int, upto: int | None = None) -> None:
-        """Add every session and file to the journal; with ``upto``, those up to that revision."""
-        kinds = ((self.sessions, RecordKind.SESSION), (self.files, RecordKind.FILE))
-        for rows, kind in kinds:
-            for key in sorted(rows):
-                if upto is not None and rows[key].revision > upto:
-                    continue
+    def journal_records(self, kind: RecordKind, now: int, upto: int | None = None) -> None:
+        """Add every session, or file, to the journal; with ``upto``, those up to that revision."""
+        rows = self.sessions if kind is RecordKind.SESSION else self.files
+        for key in sorted(rows):
+            if upto is None or rows[key].revision <= upto:
                 self.revision += 1
                 self.journal.append(JournalRow(self.revision, key, False, now, kind))
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from sagastore.legacy import FILE_COLUMNS, Problem, RawValue, Text, raw_row_as_json
+from sagastore_server.legacy.rows import read_file, reason_of
 from sagastore_server.sqlite.files import quoted
 from sagastore_server.storage.files import File
-from sagastore_server.storage.legacy_files import read_file, reason_of
 
 
 class FileVerdict(NamedTuple):

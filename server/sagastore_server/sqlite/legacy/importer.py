@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sagastore_server import __version__
+from sagastore_server.legacy.rows import reason_of
 from sagastore_server.search.analysis import FINGERPRINT
 from sagastore_server.sqlite.files import (
     Kind,
@@ -37,7 +38,6 @@ from sagastore_server.sqlite.legacy.rows import ReadyRow, ReadyRows
 from sagastore_server.sqlite.legacy.table import LegacyTable, RowJudge, source_key
 from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.errors import CannotOpenError
-from sagastore_server.storage.legacy_files import reason_of
 
 _ASIDE = "messages_before_sagastore"
 _CACHE_KIB = 64 * 1024

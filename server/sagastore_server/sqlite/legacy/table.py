@@ -19,9 +19,9 @@ from sagastore.legacy import (
     raw_row_as_json,
     read_row,
 )
+from sagastore_server.legacy.rows import add_violations, reason_of
 from sagastore_server.sqlite.files import quoted
 from sagastore_server.storage.errors import CannotOpenError
-from sagastore_server.storage.legacy_files import add_violations, reason_of
 from sagastore_server.storage.model import NewMessage
 from sagastore_server.storage.validation import Violations
 
