@@ -73,7 +73,9 @@ async def load(
     before = {row[0]: message_from_row(row) for row in rows if row[0] is not None}
     known = {row[7]: locked_session(row) for row in rows if row[0] is None and row[7] is not None}
     ends = sorted(row[9] for row in rows if row[0] is None and row[7] is None)
-    stored = [one.revision for one in (*before.values(), *known.values(), *records.values())]
+    stored = [one.revision for one in before.values()]
+    stored += [one.revision for one in known.values()]
+    stored += [one.revision for one in records.values()]
     there = {one.session_id for one in before.values()}
     if ends[0] - BLOCK < max(stored, default=0) or not there <= {None, *known, *named}:
         raise LostRaceError

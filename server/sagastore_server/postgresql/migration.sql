@@ -64,6 +64,14 @@ SELECT name FROM (VALUES
     (4, 'quarantined rows', EXISTS (SELECT FROM quarantine))
 ) AS kind (number, name, there) WHERE there ORDER BY number
 
+-- name: contents_before_sessions
+-- The same of a schema that has no sessions.
+SELECT name FROM (VALUES
+    (1, 'messages', EXISTS (SELECT FROM messages)),
+    (2, 'files', EXISTS (SELECT FROM files)),
+    (3, 'quarantined rows', EXISTS (SELECT FROM quarantine))
+) AS kind (number, name, there) WHERE there ORDER BY number
+
 -- name: lock_tables
 -- The strongest lock that the transaction needs, to avoid an upgrade; messages first, as every writer.
 LOCK TABLE messages, sessions, tombstones, quarantine, files, file_tombstones, legacy_extra IN ACCESS EXCLUSIVE MODE

@@ -40,6 +40,9 @@ _TABLES = (
 _FILES = 5
 """Schema step that replaces the table ``files``."""
 
+HAS_SESSIONS = 4
+"""The first schema version with sessions."""
+
 MIGRATES_FROM = 2
 """The first schema version with a record of a migration."""
 
