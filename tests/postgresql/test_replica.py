@@ -109,13 +109,16 @@ async def test_older_schema_is_upgraded_with_data(dsn: str) -> None:
         "'{}', 's-1', now(), 7, ' old ', '')",
     )
     await execute(
-        dsn, "INSERT INTO files VALUES ('f', 'n', 'p', 't', NULL, NULL, 3, '2025-04-01', NULL, NULL)"
+        dsn,
+        "INSERT INTO files VALUES ('f', 'n', 'p', 't', NULL, NULL, 3, '2025-04-01', NULL, NULL)",
     )
     await execute(dsn, "SELECT setval('message_revisions', 7)")
     async with opened_replica(dsn) as replica:
         found = await replica.inspect()
         assert (found.schema_version, found.empty, found.record) == (1, False, None)
-        with pytest.raises(PreconditionError, match="already contains messages and sessions and files"):
+        with pytest.raises(
+            PreconditionError, match="already contains messages and sessions and files"
+        ):
             await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
         assert (await replica.inspect()).schema_version == 1
     async with opened_plain(dsn) as backend:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
+import pytest  # noqa: TC002 - the fixtures' types are resolved at run time
 
 from sagastore_server.sqlite import auxiliary_rows
 from sagastore_server.sqlite.source import SQLiteSource

@@ -125,13 +125,13 @@ async def test_extra_values_are_kept_by_a_save(tmp_path: Path) -> None:
     [
         ("CREATE TABLE files (name TEXT); INSERT INTO files VALUES ('a'), ('b');", 2),
         (
-            "CREATE TABLE files (id TEXT PRIMARY KEY) WITHOUT ROWID;"
-            "INSERT INTO files VALUES ('x');",
+            """CREATE TABLE files (id TEXT PRIMARY KEY) WITHOUT ROWID;
+            INSERT INTO files VALUES ('x');""",
             1,
         ),
         (
-            "CREATE TABLE files (rowid TEXT, oid TEXT, id TEXT);"
-            "INSERT INTO files VALUES (1, 2, 3);",
+            """CREATE TABLE files (rowid TEXT, oid TEXT, id TEXT);
+            INSERT INTO files VALUES (1, 2, 3);""",
             1,
         ),
     ],

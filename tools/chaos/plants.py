@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -369,8 +369,7 @@ def _postgres_ack_before_commit() -> None:
         ids: Sequence[str],
         sessions: Sequence[str],
         apply: Callable[[Any], Any],
-        known: Mapping[str, Any],
-        files: Sequence[str] = (),
+        *rest: Any,
     ) -> Any:
         results: list[Any] = []
 
@@ -378,7 +377,7 @@ def _postgres_ack_before_commit() -> None:
             results.append(apply(changes))
             return results[-1]
 
-        work = asyncio.ensure_future(original(self, ids, sessions, seen, known, files))
+        work = asyncio.ensure_future(original(self, ids, sessions, seen, *rest))
         while not results and not work.done():  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0)
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
