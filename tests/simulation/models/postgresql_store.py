@@ -210,7 +210,7 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions, ModelFiles):
         def execute() -> Callable[[], T]:
             first = server.revision + 1
             # Like a sequence: revisions taken by a transaction are lost if it is rolled back.
-            server.revision += BLOCK
+            server.revision += BLOCK * (2 * len(ids) // BLOCK + 1)
             before = {key: server.rows[key] for key in wanted if key in server.rows}
             revisions = Revisions([range(first, server.revision + 1)])
             known = dict(server.sessions)
