@@ -20,20 +20,23 @@ import base64
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, NoReturn
 
 __all__ = [
     "COLUMNS",
+    "FILE_COLUMNS",
     "OPTIONAL",
     "REQUIRED",
+    "LegacyFile",
     "LegacyMessage",
     "Problem",
     "RawValue",
     "Text",
     "raw_row_as_json",
+    "read_file_row",
     "read_row",
     "read_time",
 ]
@@ -56,6 +59,20 @@ COLUMNS = (
     "created_at",
 )
 """The order of the values for `read_row`."""
+
+FILE_COLUMNS = (
+    "id",
+    "filename",
+    "filepath",
+    "file_type",
+    "extracted_text",
+    "tags",
+    "file_size",
+    "uploaded_at",
+    "metadata",
+    "created_at",
+)
+"""The order of the values for `read_file_row`; a missing column means NULL."""
 
 _MIN_MICROS = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z
 _MAX_MICROS = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
@@ -112,6 +129,25 @@ class LegacyMessage(NamedTuple):
     """Microseconds since 1970-01-01 UTC; None if the row has no value."""
 
 
+class LegacyFile(NamedTuple):
+    """The values of a legacy row of ``files``; a field with a problem has a placeholder."""
+
+    id: str
+    filename: str
+    filepath: str
+    file_type: str
+    extracted_text: str
+    tags: tuple[str, ...]
+    file_size: int
+    """Bytes; 0 if the row has no value."""
+    uploaded_at_us: int
+    """Microseconds since 1970-01-01 UTC, within the years 0001 to 9999."""
+    metadata: str
+    """Text of a JSON object, unchanged."""
+    created_at_us: int | None
+    """Microseconds since 1970-01-01 UTC; None if the row has no value."""
+
+
 class _UnreadableError(ValueError):
     """A value has no unambiguous meaning; the text is the reason."""
 
@@ -126,14 +162,7 @@ def read_row(values: Sequence[RawValue]) -> tuple[LegacyMessage, list[Problem]]:
     """
     message_id, provider, role, content, tags, timestamp, metadata, session, created = values
     problems: list[Problem] = []
-
-    def attempt(field: str, read: Any, value: RawValue, placeholder: Any) -> Any:
-        try:
-            return read(value)
-        except _UnreadableError as exc:
-            problems.append(Problem(field, str(exc)))
-            return placeholder
-
+    attempt = partial(_attempt, problems)
     message = LegacyMessage(
         attempt("id", _required_text, message_id, ""),
         attempt("provider", _required_text, provider, ""),
@@ -146,6 +175,44 @@ def read_row(values: Sequence[RawValue]) -> tuple[LegacyMessage, list[Problem]]:
         None if created is None else attempt("created_at", _time, created, None),
     )
     return message, problems
+
+
+def read_file_row(values: Sequence[RawValue]) -> tuple[LegacyFile, list[Problem]]:
+    """Read a row of the legacy ``files`` table.
+
+    ``values`` are in the order of FILE_COLUMNS. The rules are those of `read_row`; a NULL
+    text is empty, and a NULL size is 0.
+    """
+    file_id, filename, filepath, kind, text, tags, size, uploaded, metadata, created = values
+    problems: list[Problem] = []
+    attempt = partial(_attempt, problems)
+    record = LegacyFile(
+        attempt("id", _required_text, file_id, ""),
+        attempt("filename", _required_text, filename, ""),
+        attempt("filepath", _required_text, filepath, ""),
+        attempt("file_type", _required_text, kind, ""),
+        attempt("extracted_text", _text, text, "") or "",
+        attempt("tags", _tags, tags, ()),
+        attempt("file_size", _file_size, size, 0),
+        attempt("uploaded_at", _time, uploaded, 0),
+        attempt("metadata", _metadata, metadata, "{}"),
+        None if created is None else attempt("created_at", _time, created, None),
+    )
+    return record, problems
+
+
+def _attempt(
+    problems: list[Problem],
+    field: str,
+    read: Callable[[RawValue], Any],
+    value: RawValue,
+    placeholder: Any,
+) -> Any:
+    try:
+        return read(value)
+    except _UnreadableError as exc:
+        problems.append(Problem(field, str(exc)))
+        return placeholder
 
 
 def read_time(value: RawValue) -> int:
@@ -216,6 +283,17 @@ def _text(value: RawValue) -> str | None:
     if isinstance(value, float):
         raise _UnreadableError(f"is the real number {value!r}, which has more than one spelling")
     return None if value is None else str(value)
+
+
+def _file_size(value: RawValue) -> int:
+    if value is None:
+        return 0
+    if not isinstance(value, int):
+        kinds = {float: "a real number", Text: "text"}
+        raise _UnreadableError(f"is {kinds.get(type(value), 'a BLOB')}, not an integer")
+    if value < 0:
+        raise _UnreadableError(f"is {value}, which is negative")
+    return value
 
 
 # ------------------------------------------------------------------ JSON

@@ -85,9 +85,17 @@ _TABLES = {
     "files": ("files", (), "NOT INDEXED"),
     "extras": ("legacy_extra", ("message_id", "name", "value"), "ORDER BY message_id, name"),
     "tombstones": ("tombstones", ("id", "revision", "deleted_at"), "ORDER BY id"),
+    "sessions": (
+        "sessions",
+        ("session_id", "title", "metadata", "explicit", "message_count", "providers", "first_time",
+         "first_sequence", "first_message", "last_time", "last_sequence", "created_at",
+         "updated_at", "revision", "deleting"),
+        "ORDER BY session_id",
+    ),
+    "file_tombstones": ("file_tombstones", ("id", "revision", "deleted_at"), "ORDER BY id"),
 }  # fmt: skip
 """Table, columns and order of each kind of row. For files, the columns are those of the
-table, in the order of the table."""
+table, in the order of the table. Archives of earlier versions lack the last two."""
 
 
 class ReceiptError(Exception):
@@ -145,8 +153,9 @@ def facts(connection: sqlite3.Connection, progress: Progress | None = None) -> d
     - ``integrity_check`` is ``ok`` or the first damage.
     - Each kind of row has ``rows``, the number of rows, and ``sha256``, the digest of all
       rows: each row as `sagastore.legacy.raw_row_as_json`, followed by a line feed.
-    - Messages, extra values and tombstones are ordered by the bytes of their ids, the
-      quarantine by number, files by their order in the table.
+    - Messages, extra values, sessions and tombstones are ordered by the bytes of their
+      ids, the quarantine by number, files by their order in the table. A kind that an
+      earlier version did not store is missing.
     - The columns of a message are id, provider, role, content, tags, timestamp,
       metadata, session_id, created_at and revision.
 
@@ -167,7 +176,11 @@ def facts(connection: sqlite3.Connection, progress: Progress | None = None) -> d
             "schema_version": version,
             "revision": state.get(Text(b"revision")),
             "integrity_check": _integrity(connection, notify),
-            **{kind: _table_facts(connection, kind, notify) for kind in _TABLES},
+            **{
+                kind: _table_facts(connection, kind, notify)
+                for kind in _TABLES
+                if _has_table(connection, _TABLES[kind][0])
+            },
         }
     finally:
         connection.text_factory = usual
@@ -181,6 +194,11 @@ def _integrity(connection: sqlite3.Connection, notify: Progress) -> str:
         if text != "ok" and not text.startswith(VALUE_COMPLAINTS):
             return " ".join(text.split())
     return "ok"
+
+
+def _has_table(connection: sqlite3.Connection, name: str) -> bool:
+    found = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return connection.execute(found, (name,)).fetchone() is not None
 
 
 def _table_facts(connection: sqlite3.Connection, kind: str, notify: Progress) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tests.support.migration_values import LEASE, SOURCE, content_of, finish, me
 from tests.support.postgres import execute, fresh_schema, server_dsn
 
 HERE = "current_schema()::regnamespace"
-FILE = "('f', 'n', 'p', 't', NULL, NULL, 3, 'u', NULL, NULL)"
+FILE = "('f', 'n', 'p', 't', '', '[]', 3, now(), '{}', NULL, 1, '{}')"
 
 
 @pytest.fixture(params=[100, 0])
@@ -73,6 +73,7 @@ async def test_direct_sql_writes_are_refused(dsn: str) -> None:
             f"INSERT INTO files VALUES {FILE}",
             "UPDATE quarantine SET reason = ''",
             "DELETE FROM legacy_extra",
+            "DELETE FROM file_tombstones",
             "SET sagastore.session = 'x'; DELETE FROM messages",
             "SET sagastore.session = ''; DELETE FROM messages",
         ):

@@ -20,6 +20,7 @@ from sagastore_server.storage.errors import (
 from sagastore_server.storage.model import Message, NewMessage, OnConflict, SaveResult, Store
 from sagastore_server.storage.query import Criteria, Scan
 from tests.simulation import session_actions
+from tests.simulation.file_clients import FileClient
 from tests.simulation.service import Make, RefusedError, UnknownError
 from tests.support.checker import Asked, Value, WrongAnswerError
 
@@ -57,6 +58,7 @@ class Client:
         self._made = itertools.count()
         old = enumerate(id for id in world.checker.ids if id.startswith("old-"))
         self._own = [id for at, id in old if at % world.settings.clients == number]
+        self._files = FileClient(world, self.name, self._call, self.until_answered)
 
     async def run(self) -> None:
         """Act until the round ends."""
@@ -91,7 +93,7 @@ class Client:
             elif action == "batch":
                 ids = self._checker.ids
                 await self.batch_get(draw.sample(ids, min(len(ids), 6)))
-            elif action in {"export", "quarantine"}:
+            elif action in {"export", "quarantine", "file"}:
                 await getattr(self, action)()
             elif action in {"append", "session", "sessions", "rename"}:
                 await self._act_on_sessions(action)
@@ -126,7 +128,15 @@ class Client:
         self._world.counts["calls"] += 1
         return await self._service.call(self.name, what, make, **options)
 
-    async def _until_answered(self, what: str, make: Make[Any]) -> tuple[Any, bool]:
+    async def file(self) -> None:
+        """Act on a file record."""
+        await self._files.act()
+
+    async def check_files(self) -> None:
+        """Read every file that a client has written."""
+        await self._files.read_all()
+
+    async def until_answered(self, what: str, make: Make[Any]) -> tuple[Any, bool]:
         """Retry a write until it is answered; return whether an earlier attempt may have taken
         effect.
         """
@@ -153,7 +163,7 @@ class Client:
         value = self._value(None if before is None else before.timestamp)
         number = checker.attempt(id, value)
         within = 1.0 if self._draw.random() < 0.05 else None
-        saved, _ = await self._until_answered(
+        saved, _ = await self.until_answered(
             f"save {id}={value.content}",
             lambda live: live.backend.save(draft(id, value), None, within),
         )
@@ -178,7 +188,7 @@ class Client:
             await self.save(id)
             return
         number = self._checker.attempt(id, None)
-        result, earlier = await self._until_answered(
+        result, earlier = await self.until_answered(
             f"delete {id}", lambda live: live.backend.delete(id)
         )
         if isinstance(result, NotFoundError) and not earlier:
@@ -196,7 +206,7 @@ class Client:
         drafts = [draft(id, value) for id, value in values.items()]
         if not drafts:
             return
-        await self._until_answered(
+        await self.until_answered(
             f"bulk save {' '.join(values)}",
             lambda live: live.backend.bulk_save(drafts, OnConflict.REPLACE),
         )

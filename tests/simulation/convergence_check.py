@@ -86,6 +86,7 @@ class ConvergenceCheck:
                 await client.batch_get(list(world.checker.ids))
                 for session in SESSIONS:
                     await client.pages(session)
+                await client.check_files()
             except WrongAnswerError as exc:
                 world.violation(f"final read: {exc}")
             except (UnknownError, RefusedError):
@@ -173,6 +174,12 @@ class ConvergenceCheck:
         for line in wrong_sessions(world):
             world.violation(f"Sessions: {line}")
             return
+        for id in dict.fromkeys((*disk.files, *postgres.files)):
+            here, there = disk.files.get(id), postgres.files.get(id)
+            due = copied or (here is not None and here.revision > disk.state.base)
+            if here != there and (due or there is not None):
+                world.violation(f"Convergence: file {id}: SQLite {here}, PostgreSQL {there}")
+                return
         for line in resurrected(world):
             world.violation(f"NoResurrection: {line}")
             return

@@ -94,11 +94,27 @@ def lacking(world: World, upto: int) -> Iterator[str]:
             there = postgres.sessions.get(key)
             if there is None or there.revision < session.revision:
                 yield f"session {key} at {session.revision}, has {there and there.revision}"
+    yield from _lacking_files(world, upto, copied=copied)
     for key, revision in disk.buried.items():
         row = postgres.rows.get(key)
         due = base < revision <= upto or (complete and revision <= upto)
         if due and key not in disk.messages and row is not None and row.revision < revision:
             yield f"the deletion of {key} at {revision}, has {row.revision}"
+
+
+def _lacking_files(world: World, upto: int, *, copied: bool) -> Iterator[str]:
+    disk, postgres = world.disk, world.postgres
+    for key, record in disk.files.items():
+        if record.revision <= upto and (record.revision > disk.state.base or copied):
+            row, tomb = postgres.files.get(key), postgres.file_tombs.get(key, 0)
+            found = max(row.revision if row else 0, tomb)
+            if found < record.revision:
+                yield f"file {key} at {record.revision}, has {found}"
+    for key, revision in disk.buried_files.items():
+        row = postgres.files.get(key)
+        due = revision <= upto and (revision > disk.state.base or copied)
+        if due and key not in disk.files and row is not None and row.revision < revision:
+            yield f"the deletion of file {key} at {revision}, has {row.revision}"
 
 
 def resurrected(world: World) -> Iterator[str]:
@@ -107,3 +123,7 @@ def resurrected(world: World) -> Iterator[str]:
         tomb = world.postgres.tombs.get(key, 0)
         if tomb > row.revision:
             yield f"{key} at {row.revision}, deleted at {tomb}"
+    for key, record in world.postgres.files.items():
+        tomb = world.postgres.file_tombs.get(key, 0)
+        if tomb > record.revision:
+            yield f"file {key} at {record.revision}, deleted at {tomb}"

@@ -10,7 +10,7 @@ import asyncio
 import copy
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import Message
@@ -68,7 +68,8 @@ def _decoy(world: World, draw: Random) -> PostgresServer:
 
 
 def _belongings(contents: PostgresContents) -> tuple[object, ...]:
-    return contents.rows, contents.tombs, contents.record, contents.quarantine, contents.files
+    rows = contents.rows, contents.tombs, contents.files, contents.file_tombs
+    return *rows, contents.record, contents.quarantine
 
 
 async def old_file(faults: Faults, _: float) -> None:
@@ -134,7 +135,7 @@ async def moved_by_backup(faults: Faults, seconds: float) -> None:
 
 
 async def carried_lost(faults: Faults, _: float) -> None:
-    """Remove a row of PostgreSQL that no client reads: a quarantined row or a file."""
+    """Remove a row of PostgreSQL that no client checks: a quarantined row or an extra value."""
     world, postgres = faults.world, faults.world.postgres
     live = world.service.live
     record = postgres.record
@@ -142,7 +143,7 @@ async def carried_lost(faults: Faults, _: float) -> None:
         return
     if record.phase is Phase.POSTGRES_ONLY:
         return
-    rows = faults.draw.choice((postgres.quarantine, postgres.files))
+    rows: dict[Any, Any] = faults.draw.choice((postgres.quarantine, postgres.extras))
     if rows:
         world.was_altered = True
         del rows[next(iter(rows))]
@@ -151,7 +152,8 @@ async def carried_lost(faults: Faults, _: float) -> None:
 def copied(mine: ObservedDisk, draw: Random, holder: str) -> ObservedDisk:
     """Return a copy of a file on the machine that ``holder`` names."""
     disk = ObservedDisk(draw, holder=holder, store_id=mine.store_id)
-    for name in ("messages", "buried", "journal", "quarantine", "files", "extras"):
+    rows = ("messages", "sessions", "buried", "files", "buried_files")
+    for name in (*rows, "journal", "quarantine", "extras"):
         setattr(disk, name, copy.copy(getattr(mine, name)))
     disk.revision, disk.pruned, disk.state = mine.revision, mine.pruned, mine.state
     disk.archive, disk.is_new = mine.archive, False

@@ -67,6 +67,13 @@ class ObservedDisk(SourceDisk):
                 revision=self.revision,
                 journalled=self.state.phase.journals,
             )
+        files = [
+            (row.id, row.sequence, changes.files.after[row.id] is None)
+            for row in rows
+            if row.kind is RecordKind.FILE
+        ]
+        if files:
+            self._emit("source commit of files", changes=files, revision=self.revision)
         return rows
 
     def change_state(self, state: MigrationState, rejournal_after: int | None, now: int) -> int:

@@ -116,7 +116,8 @@ def _unstored(source: ModelSource) -> Changes:
     """Return changes of what is stored that nobody will store."""
     disk = source._disk
     stored = (dict(disk.messages), dict(disk.sessions))
-    return Changes(*stored, endless(disk.revision), source._now(), (Store.SQLITE,))
+    files = dict(disk.files)
+    return Changes(*stored, endless(disk.revision), source._now(), (Store.SQLITE,), files=files)
 
 
 @_plant("ack-before-commit")

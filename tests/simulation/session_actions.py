@@ -100,7 +100,7 @@ async def append(client: Client, ids: list[str], session_id: str) -> None:
     drafts = client.drafts(values)
     what = f"append {' '.join(ids)} to {session_id} if {guard}"
     if guard is None:
-        result, _ = await client._until_answered(
+        result, _ = await client.until_answered(
             what, lambda live: live.backend.append(session_id, drafts)
         )
     else:
@@ -158,7 +158,7 @@ async def rename(client: Client) -> None:
     if client._draw.random() < 0.5:
         number = floors.attempted.get(session_id, 0) + 1
         floors.attempted[session_id] = number
-        result, _ = await client._until_answered(
+        result, _ = await client.until_answered(
             f"rename {session_id} to {number}",
             lambda live: live.backend.update_session(session_id, title=str(number)),
         )

@@ -33,6 +33,7 @@ ACTIONS: Mapping[str, float] = MappingProxyType(
         "session": 3,
         "sessions": 1,
         "rename": 3,
+        "file": 8,
     }
 )
 """Relative frequency of the clients' actions, unless a profile overrides it."""

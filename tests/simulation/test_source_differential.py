@@ -15,16 +15,17 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from sagastore_server.sqlite.source import SQLiteSource
+from sagastore_server.storage.files import FileScan, NewFile
 from sagastore_server.storage.model import OnConflict
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Scan
 from sagastore_server.storage.replication import (
     AuxiliaryRows,
     ExtraValue,
-    FileRow,
     MigrationSource,
     MigrationState,
 )
+from sagastore_server.storage.sessions import RecordKind
 from tests.simulation.differential import PHASES_OF_SEEDS, Steps, answer_of
 from tests.simulation.models.source_disk import SourceDisk
 from tests.sqlite.sources import Content, content
@@ -33,12 +34,8 @@ from tests.support.drafts import NOW, draft
 from tests.support.migration_backends import ModelSourcePlace, SQLitePlace
 from tests.support.migration_values import QUARANTINED
 
-FILES = [
-    FileRow(2, "f-ä", "n", "/p", "pdf", "text", "[]", 1 << 40, "2023-1-2", "{}", "x", "{}"),
-    FileRow(5, "F-a", "", "", "", None, None, None, "", None, None, "{}"),
-]
 EXTRAS = [ExtraValue("m", "b", '{"value": 1.0}'), ExtraValue("M", "b", '{"value": "x"}')]
-OLD = AuxiliaryRows(QUARANTINED, FILES, EXTRAS)
+OLD = AuxiliaryRows(QUARANTINED, EXTRAS)
 DUAL_WRITE = MigrationState(Phase.DUAL_WRITE, epoch=2)
 
 FEW_IDS = ["a", "b", "c", "ä", "\U0001f600"]
@@ -48,6 +45,12 @@ PHASES = [phase for phase in Phase if phase.journals]
 def _revision(draw: Random) -> int:
     """Return a revision that may exist by then."""
     return draw.randint(0, 30)
+
+
+def _file(draw: Random) -> NewFile:
+    key, tags = draw.choice(FEW_IDS), draw.choice([(), ("t",)])
+    at = draw.choice([None, NOW, -5])
+    return NewFile(key, "n", "/p", "pdf", draw.choice(["", "ä"]), tags, 1, at, "{}")
 
 
 def _one_write(draw: Random) -> tuple[Any, ...]:
@@ -61,6 +64,8 @@ def _one_write(draw: Random) -> tuple[Any, ...]:
             ("save", drafts[0], expected),
             ("delete", draw.choice(keys), expected),
             ("bulk_save", drafts[: draw.randint(0, 4)], draw.choice(list(OnConflict))),
+            ("save_file", _file(draw), expected),
+            ("delete_file", draw.choice(keys), expected),
         ]
     )
 
@@ -83,11 +88,13 @@ STEPS: dict[str, tuple[int, Callable[[Random], tuple[Any, ...]]]] = {
     "group": (6, _some_writes),
     "set_state": (2, _set_state),
     "prune": (2, lambda draw: ("prune", _revision(draw))),
-    "requeue": (2, lambda draw: ("requeue", draw.choices(FEW_IDS, k=draw.randint(0, 3)))),
+    "requeue": (2, lambda draw: ("requeue", draw.choices(FEW_IDS, k=draw.randint(0, 3)),
+                                 draw.choice(list(RecordKind)))),
+    "records": (1, lambda draw: ("journal_records",)),
     "read": (2, lambda draw: ("read", _revision(draw), draw.randint(1, 5), draw.choice(FEW_IDS))),
     "carried": (1, lambda draw: ("carried", draw.randint(0, 8), draw.randint(1, 3))),
     "reopen": (1, lambda draw: ("reopen",)),
-}
+}  # fmt: skip
 """Relative frequency of each kind of step, and the function that draws it."""
 
 
@@ -178,9 +185,12 @@ class _Pair:
                 await self.both(lambda one: one.scan_ids("", key, limit))
                 await self.both(lambda one: one.list_session("s-1", Scan(True, limit)))
                 await self.both(lambda one: one.count())
+                await self.both(lambda one: one.files_by_id(FEW_IDS))
+                await self.both(lambda one: one.scan_files("", key, limit))
+                await self.both(lambda one: one.list_files(FileScan(limit)))
+                await self.both(lambda one: one.last_file())
+                await self.both(lambda one: one.count_files())
             case ("carried", after, limit):
-                await self.both(lambda one: one.set_aside_files())
-                await self.both(lambda one: one.files(after, limit))
                 await self.both(lambda one: one.extras(("M", "b"), limit))
                 await self.both(lambda one: one.quarantine(after, limit))
                 await self.both(lambda one: one.quarantine_count())
@@ -229,6 +239,8 @@ def _content(disk: SourceDisk) -> Content:
         dict(disk.buried),
         {row.sequence: (row.id, row.forced) for row in disk.journal},
         disk.revision,
+        {key: one.revision for key, one in disk.files.items()},
+        dict(disk.buried_files),
     )
 
 
@@ -241,7 +253,7 @@ async def _play(folder: Path, script: Sequence[tuple[Any, ...]], legacy: bool) -
         if legacy:
             await pair.close()
             for place in (pair.real, pair.model):
-                place.put(OLD, without_id=9)
+                place.put(OLD)
             await pair.open()
         for step in script:
             await pair.step(step)

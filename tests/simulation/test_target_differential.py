@@ -12,6 +12,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from sagastore_server.search.parser import parse_query
+from sagastore_server.storage.files import FileScan, NewFile
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import Message, OnConflict
 from sagastore_server.storage.phase import Phase
@@ -24,18 +25,19 @@ from sagastore_server.storage.replication import (
     MigrationTarget,
     TargetRecord,
 )
+from sagastore_server.storage.sessions import RecordKind
 from tests.simulation.differential import PHASES_OF_SEEDS, Steps, answer_of
 from tests.support import strategies
 from tests.support.drafts import NOW, draft
 from tests.support.migration_backends import TARGETS, TargetPlace
 from tests.support.migration_values import (
     EXTRAS,
-    FILES,
     LEASE,
     OTHER_LEASE,
     QUARANTINED,
     SOURCE,
     SUCCESSOR,
+    file_record,
     message,
 )
 
@@ -75,9 +77,20 @@ def _row(draw: Random) -> Message:
     return message(id, revision, text, created_at=created, sequence=sequence)
 
 
+def _file_entry(draw: Random, sequence: int) -> Entry:
+    record = file_record(draw.choice(FEW_IDS), draw.randint(1, 20), file_size=draw.randint(0, 2))
+    stored = draw.choice([record, record, None])
+    buried = draw.randint(0, 20) if stored is None or draw.random() < 0.4 else 0
+    values = (None, buried, draw.random() < 0.2, NOW, RecordKind.FILE)
+    return Entry(sequence, record.id, *values, None, stored)
+
+
 def _entries(draw: Random) -> list[Entry]:
     found = []
     for sequence in sorted(draw.sample(range(1, 21), draw.randint(0, 6))):
+        if draw.random() < 0.3:
+            found.append(_file_entry(draw, sequence))
+            continue
         row = _row(draw)
         stored = draw.choice([row, row, None])
         buried = draw.randint(0, 20) if stored is None or draw.random() < 0.4 else 0
@@ -91,7 +104,7 @@ def _mark(draw: Random) -> BackfillMark:
 
 
 def _carried(draw: Random) -> AuxiliaryRows:
-    kinds: list[list[Any]] = [QUARANTINED, FILES, EXTRAS]
+    kinds: list[list[Any]] = [QUARANTINED, EXTRAS]
     return AuxiliaryRows(*(draw.sample(kind, draw.randint(0, len(kind))) for kind in kinds))
 
 
@@ -103,6 +116,8 @@ def _write(draw: Random) -> tuple[Any, ...]:
             ("save", drafts[0], expected),
             ("delete", draw.choice(FEW_IDS), expected),
             ("bulk_save", drafts[: draw.randint(0, 3)], draw.choice(list(OnConflict))),
+            ("save_file", NewFile("a", "n", "/p", "pdf", "", (), 1, NOW, "{}"), expected),
+            ("delete_file", draw.choice(FEW_IDS), expected),
         ]
     )
 
@@ -227,6 +242,7 @@ class _Pair:
             return
         await self.both(lambda one: one.scan_ids("", "\U0010ffff", 100))
         await self.both(lambda one: one.quarantine(0, 100))
+        await self.both(lambda one: one.scan_files("", "\U0010ffff", 100))
         real, model = [await place.tombstones() for place in self.places]
         assert model == real
 
@@ -239,6 +255,10 @@ class _Pair:
         await self.both(lambda one: one.last_id())
         await self.both(lambda one: one.batch_get(FEW_IDS))
         await self.both(lambda one: one.get("a"))
+        await self.both(lambda one: one.get_file("a"))
+        await self.both(lambda one: one.list_files(FileScan(3, None, ("t",))))
+        await self.both(lambda one: one.last_file())
+        await self.both(lambda one: one.count_files())
         await self.both(lambda one: one.list_session("s-1", Scan(True, 3)))
         await self.both(lambda one: one.search(Criteria(parse_query("run")), Scan(False, 9)))
 

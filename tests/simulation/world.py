@@ -17,9 +17,10 @@ from random import Random
 from typing import Any
 
 from sagastore_server.migration.migrating_service import MigratingService
+from sagastore_server.storage.files import File, NewFile
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
-from sagastore_server.storage.replication import ExtraValue, FileRow
+from sagastore_server.storage.replication import ExtraValue
 from sagastore_server.storage.session_changes import SessionChange
 from tests.simulation import second_server
 from tests.simulation.clients import Client, client_message, draft, new_value
@@ -88,6 +89,8 @@ class World:
         self.postgres = PostgresServer(Random(f"{seed}/postgres"), Process("postgres"))
         self.checker = Checker()
         self.sessions = SessionFloors()
+        self.files: dict[str, NewFile | None] = {}
+        """What each file is that a client has written, as last acknowledged; None: deleted."""
         self.service = Service(self)
         self.second_server: MigratingService | None = None
         self.trip: Callable[[], None] | None = None
@@ -159,6 +162,16 @@ class World:
         if max(row.revision if row else 0, tomb) < revision:
             raise WrongAnswerError(
                 f"durable_on is wrong: {id} at {revision}, but PostgreSQL has {row} and {tomb}"
+            )
+
+    def check_durable_file(self, id: str, revision: int) -> None:
+        """As ``check_durable``, for a file."""
+        if self.set_back:
+            return
+        row, tomb = self.postgres.files.get(id), self.postgres.file_tombs.get(id, 0)
+        if max(row.revision if row else 0, tomb) < revision:
+            raise WrongAnswerError(
+                f"durable_on is wrong: file {id} at {revision}, but PostgreSQL has {row} and {tomb}"
             )
 
     # ------------------------------------------------------------------ PostgreSQL set back
@@ -278,10 +291,11 @@ class World:
             QuarantinedRow(number, f"messages/rowid={number}", "why", "field", b"{}")
             for number in numbers
         ]
-        disk.files = [
-            FileRow(n, f"f{n}", "name", "path", "type", None, None, None, "", None, None, "{}")
-            for n in numbers
-        ]
+        for number in numbers:
+            disk.revision += 1
+            key, at = f"old-file-{number}", EPOCH * 1_000_000
+            names = (key, "name", "path", "type", "", ())
+            disk.files[key] = File(*names, 0, at, "{}", None, disk.revision)
         disk.extras = [ExtraValue(f"old-{number:03d}", "extra", "{}") for number in numbers]
         if settings.restored:
             disk.state = disk.state._replace(restored=disk.revision)

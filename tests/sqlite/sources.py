@@ -40,6 +40,10 @@ class Content(NamedTuple):
     journal: dict[int, tuple[str, bool]]
     """Id and whether it is forced, by sequence."""
     revision: int
+    files: dict[str, int]
+    """Revision by id."""
+    file_tombstones: dict[str, int]
+    """Revision by id."""
 
     @property
     def revisions(self) -> dict[str, int]:
@@ -61,6 +65,8 @@ def content(path: Path) -> Content:
                 )
             },
             plain.execute("SELECT value FROM store_state WHERE name = 'revision'").fetchone()[0],
+            dict(plain.execute("SELECT id, revision FROM files")),
+            dict(plain.execute("SELECT id, revision FROM file_tombstones")),
         )
 
 

@@ -13,8 +13,10 @@ import pytest
 from sagastore_server.search.analysis import FINGERPRINT
 from sagastore_server.sqlite import files
 from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.sqlite.legacy.file_conversion import convert_files
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import CannotOpenError
+from sagastore_server.storage.files import File
 from sagastore_server.storage.model import OnConflict
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria
@@ -43,8 +45,8 @@ def _digest(path: Path) -> str:
         "UPDATE messages SET content = 'changed'",
         "DELETE FROM messages",
         "REPLACE INTO messages SELECT * FROM messages",
-        "INSERT INTO files VALUES ('f', 'f', 'f', 't', '', '', 0, 1, '', 1)",
-        "INSERT INTO journal VALUES (99, 'a', 1, 1)",
+        "INSERT INTO files VALUES ('f', 'f', 'f', 't', '', '', 0, 1, '', 1, 1, '')",
+        "INSERT INTO journal VALUES (99, 'a', 1, 1, 0)",
         "UPDATE journal SET id = 'b'",
         "DELETE FROM journal WHERE sequence > 0",
     ],
@@ -145,7 +147,13 @@ async def test_fresh_schema_equals_replayed_steps(path: Path, tmp_path: Path) ->
         for number in range(1, files.SCHEMA_VERSION + 1):
             files.apply_step(connection, number)
             assert connection.execute("PRAGMA user_version").fetchone() == (number,)
+        convert_files(connection, 0)
     assert _shape(stepwise) == _shape(path)
+
+
+FILE = File(
+    "f", "f.md", "/f", "md", "t", (), 1, 1_743_465_600_000_000, "{}", None, 8
+)  # fmt: skip
 
 
 def _old_file(old: Path, version: int) -> None:
@@ -170,7 +178,8 @@ def _old_file(old: Path, version: int) -> None:
         )
         connection.execute("INSERT INTO legacy_extra VALUES ('a', 'mood', x'00ff')")
         connection.execute(
-            "INSERT INTO files VALUES ('f', 'f.md', '/f', 'md', 't', '[]', 1, 'now', '{}', 'x')"
+            "INSERT INTO files VALUES"
+            " ('f', 'f.md', '/f', 'md', 't', '[]', 1, '2025-04-01', '{}', NULL)"
         )
         connection.execute("COMMIT")
 
@@ -186,10 +195,10 @@ async def test_older_schema_is_upgraded(path: Path, version: int) -> None:
             assert isinstance(store, SQLiteSource)
             assert (await store.health()).schema_version == files.SCHEMA_VERSION
             assert store.store_id == "the-id"
-            assert store.committed == 7
+            assert store.committed == 8
             assert await found(store, "run") == ["a"]
             assert [row.source_key for row in await store.quarantine(0, 9)] == ["messages/rowid=9"]
-            assert [row.id for row in await store.files(0, 9)] == ["f"]
+            assert await store.get_file("f") == FILE
             assert await store.extras(("", ""), 9) == [
                 ("a", "mood", '{"value": {"base64": "AP8="}}')
             ]
@@ -199,9 +208,9 @@ async def test_older_schema_is_upgraded(path: Path, version: int) -> None:
     # What was there before the journal is journalled where a target lacks it.
     async with opened(lambda: SQLiteSource(old)) as store:
         assert isinstance(store, SQLiteSource)
-        assert await store.set_state(MigrationState(Phase.DUAL_WRITE), rejournal_after=3) == 7
+        assert await store.set_state(MigrationState(Phase.DUAL_WRITE), rejournal_after=3) == 8
         entries = [entry[:2] for entry in await store.journal(0, 9)]
-        assert entries == [(5, "gone"), (7, "b")]
+        assert entries == [(5, "gone"), (7, "b"), (8, "f")]
 
 
 async def test_conflicting_object_name_is_reported(path: Path) -> None:

@@ -114,7 +114,7 @@ def test_plain_legacy_file_is_imported(path: Path) -> None:
     legacy_db(path, numbered(2500))
     seen: list[tuple[int, int]] = []
     report = take_over(path, progress=lambda done, total: seen.append((done, total)))
-    assert report[:4] == (2500, 2500, 0, 3)
+    assert report[:5] == (2500, 2500, 0, 3, 0)
     assert seen == [(0, 2500), (1000, 2500), (2000, 2500), (2500, 2500)]
     with reading(path) as connection:
         row = connection.execute("SELECT * FROM messages WHERE number = 8").fetchone()
@@ -124,7 +124,7 @@ def test_plain_legacy_file_is_imported(path: Path) -> None:
     when = 1_743_588_000_000_000
     assert row == (8, "m7", "openai", "user", "message 7 ", '["a"]', when, '{"n": 1}', "s",
                    when + 1_000_000, 8)  # fmt: skip
-    assert state["revision"] == 2500
+    assert state["revision"] == 2503
     takeover = json.loads(state["takeover"])
     assert takeover["copy"] == report.copy.name == "memory.db.before-sagastore"
     assert (takeover["rows"], takeover["served"], takeover["quarantined"]) == (2500, 2500, 0)
@@ -189,16 +189,20 @@ def test_second_import_is_refused(path: Path) -> None:
     assert contents_of(path.parent) == before
 
 
-def test_files_table_is_unchanged(path: Path) -> None:
+def test_files_become_records(path: Path) -> None:
     legacy_db(path, numbered(1))
+    report = take_over(path)
+    assert (report.files, report.files_quarantined) == (3, 0)
     with reading(path) as connection:
-        files = connection.execute("SELECT rowid, * FROM files").fetchall()
-    assert take_over(path).files == 3
-    with reading(path) as connection:
-        assert connection.execute("SELECT rowid, * FROM files").fetchall() == files
+        files = connection.execute("SELECT * FROM files ORDER BY id").fetchall()
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    assert {"idx_files_type", "idx_files_uploaded"} <= names
-    assert not [name for name in names if name.startswith("files_fts")]
+    assert files == [
+        (f"f{n}", f"{n}.md", f"in/{n}.md", "markdown", f"text of {n}", "[]", n,
+         1_740_819_600_000_000, "{}", None, n + 2, "{}")
+        for n in range(3)
+    ]  # fmt: skip
+    assert "idx_files_type" not in names
+    assert not [name for name in names if name.startswith(("files_fts", "files_before"))]
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_text_report(tmp_path: Path) -> None:
     out = " ".join(result.stdout.split())
     for line in (
         "182 messages: 121 would be served, 61 quarantined",
-        "3 files: they stay unchanged",
+        "3 files: 3 would be served, 0 quarantined",
         "metadata is NULL 1 182",
         "timestamp is a number 1 182",
         "tags: is not JSON: Expecting value at character 0 60 121, 122, 123",
@@ -222,7 +222,7 @@ def test_text_report(tmp_path: Path) -> None:
     assert document["can_be_served"] is True
     take_over(path)
     result = CliRunner().invoke(cli, ["inspect", str(path)])
-    assert "121 messages, 61 rows in quarantine, last revision 121" in result.stdout
+    assert "121 messages, 61 rows in quarantine, last revision 124" in result.stdout
 
 
 def test_newer_schema_is_reported(tmp_path: Path) -> None:

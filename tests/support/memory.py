@@ -15,6 +15,7 @@ from sagastore_server.storage.errors import (
     RevisionMismatchError,
     UnavailableError,
 )
+from sagastore_server.storage.files import File, FilePage, FileScan, NewFile
 from sagastore_server.storage.limits import page_of
 from sagastore_server.storage.model import (
     BulkResult,
@@ -38,7 +39,9 @@ from sagastore_server.storage.sessions import (
     SessionScan,
     Truncation,
 )
+from tests.simulation.models.file_rows import files_listed
 from tests.simulation.models.session_rows import listed
+from tests.support.memory_files import check_file, stored
 from tests.support.memory_sessions import Own, check, last_messages, session_of
 from tests.support.reference_search import meets, stretch
 
@@ -52,6 +55,7 @@ class MemoryState:
     def __init__(self) -> None:
         self.messages: dict[str, Message] = {}
         self.sessions: dict[str, Own] = {}
+        self.files: dict[str, File] = {}
         self.revision = 0
 
 
@@ -294,6 +298,41 @@ class MemoryStorage(StorageBackend):
         """See the contract."""
         self._check_open()
         return sorted(key for key, own in self._state.sessions.items() if own.deleting)[:limit]
+
+    # ------------------------------------------------------------------ files
+
+    async def save_file(
+        self,
+        draft: NewFile,
+        if_revision: int | None = None,
+        everywhere_within: float | None = None,
+    ) -> SaveResult:
+        """See the contract."""
+        self._check_open()
+        before = self._state.files.get(draft.id)
+        check_file(draft.id, before, if_revision, needed=False)
+        after = stored(draft, before, self._state.revision + 1)
+        self._state.files[draft.id] = after
+        self._state.revision = max(self._state.revision, after.revision)
+        return SaveResult(draft.id, after.revision, before is None, (STORE,))
+
+    async def get_file(self, file_id: str) -> File:
+        """See the contract."""
+        self._check_open()
+        check_file(file_id, self._state.files.get(file_id), None, needed=True)
+        return self._state.files[file_id]
+
+    async def list_files(self, scan: FileScan) -> FilePage:
+        """See the contract."""
+        self._check_open()
+        return files_listed(self._state.files, scan)
+
+    async def delete_file(self, file_id: str, if_revision: int | None = None) -> None:
+        """See the contract."""
+        self._check_open()
+        check_file(file_id, self._state.files.get(file_id), if_revision, needed=True)
+        del self._state.files[file_id]
+        self._state.revision += 1
 
     def _put(self, draft: NewMessage, stored: Message | None) -> Message:
         now = time.time_ns() // 1000

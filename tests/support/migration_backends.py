@@ -37,11 +37,8 @@ from tests.simulation.models.source_disk import SourceDisk
 from tests.simulation.models.target import ModelTarget
 from tests.support.drafts import NOW, draft
 from tests.support.migration_values import (
-    FILE_COLUMNS,
     LEASE,
     SOURCE,
-    file_without_id,
-    set_aside,
 )
 from tests.support.postgres import execute, fresh_schema
 
@@ -74,12 +71,8 @@ class SourcePlace(abc.ABC):
         """Return a source that is not open yet."""
 
     @abc.abstractmethod
-    def put(self, rows: AuxiliaryRows, without_id: int = 0) -> None:
-        """Add the auxiliary rows of a legacy file while no source is open.
-
-        The files must have no additional columns. ``without_id``: rowid of a further file that no
-        FileRow represents; 0: none.
-        """
+    def put(self, rows: AuxiliaryRows) -> None:
+        """Add the auxiliary rows of a legacy file while no source is open."""
 
 
 class SQLitePlace(SourcePlace):
@@ -93,7 +86,7 @@ class SQLitePlace(SourcePlace):
         """See the base class."""
         return SQLiteSource(self.path)
 
-    def put(self, rows: AuxiliaryRows, without_id: int = 0) -> None:
+    def put(self, rows: AuxiliaryRows) -> None:
         """See the base class."""
         with closing(sqlite3.connect(self.path)) as plain, plain:
             register_owner_function(plain)
@@ -101,12 +94,6 @@ class SQLitePlace(SourcePlace):
                 "INSERT INTO quarantine VALUES (?, ?, ?, ?, ?)",
                 [(*row[:4], row.row.decode()) for row in rows.quarantine],
             )
-            columns = ", ".join(FILE_COLUMNS)
-            marks = ", ".join("?" * len(FILE_COLUMNS))
-            files: list[tuple[str | int | None, ...]] = [row[:-1] for row in rows.files]
-            if without_id:
-                files.append((without_id, None, *file_without_id()))
-            plain.executemany(f"INSERT INTO files (rowid, {columns}) VALUES (?, {marks})", files)
             plain.executemany(
                 "INSERT INTO legacy_extra VALUES (?, ?, ?)",
                 [(*row[:2], json.loads(row.value)["value"]) for row in rows.extras],
@@ -124,13 +111,10 @@ class ModelSourcePlace(SourcePlace):
         """See the base class."""
         return ModelSource(self.disk, Process("server"), now)
 
-    def put(self, rows: AuxiliaryRows, without_id: int = 0) -> None:
+    def put(self, rows: AuxiliaryRows) -> None:
         """See the base class."""
         self.disk.quarantine += rows.quarantine
-        self.disk.files += rows.files
         self.disk.extras += rows.extras
-        if without_id:
-            self.disk.unrepresentable.append(set_aside(without_id))
 
 
 SOURCES: dict[str, Callable[[Path], SourcePlace]] = {

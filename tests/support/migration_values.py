@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagastore.legacy import Text, raw_row_as_json
 from sagastore_server.storage.auxiliary_rows import (
     AuxiliaryTallier,
     extra_values,
-    file_values,
     quarantine_values,
 )
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.files import File
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.replication import (
@@ -20,11 +19,11 @@ from sagastore_server.storage.replication import (
     BackfillMark,
     Entry,
     ExtraValue,
-    FileRow,
     Lease,
     MigrationTarget,
     TargetRecord,
 )
+from sagastore_server.storage.sessions import RecordKind
 from tests.support.drafts import NOW
 
 SOURCE = "3f0e8a52-source"
@@ -37,19 +36,11 @@ QUARANTINED = [
     QuarantinedRow(7, "messages/rowid=1", "timestamp: no time", "timestamp", b'{"id": "\\u0000"}'),
     QuarantinedRow(3, "messages/rowid=9", "id: is NULL", "id", '{"id": null, "é": 1.0}'.encode()),
 ]
-FILES = [
-    FileRow(1, "f-\u00e4", "n", "/p", "pdf", "text", '["t"]', 1 << 40, "2023", "{}", "2023", "{}"),
-    FileRow(2, "F-a", "", "", "", None, None, None, "", None, None, '{"more": {"base64": "AA=="}}'),
-    FileRow(3, "f-a", "", "", "", None, None, -1, "", None, None, "{}"),
-]
 EXTRAS = [
     ExtraValue("m-1", "score", '{"value": 1.0}'),
     ExtraValue("m-1", "Score", '{"value": null}'),
     ExtraValue("M-1", "score", '{"value": "x"}'),
 ]
-
-FILE_COLUMNS = FileRow._fields[1:-1]
-"""Columns of ``files`` in the server's schema, in order."""
 
 
 def message(
@@ -68,6 +59,24 @@ def saved(one: Message, *, sequence: int = 0, buried: int = 0, forced: bool = Fa
 def deleted(id: str, revision: int, *, sequence: int = 0, forced: bool = False) -> Entry:
     """Return the entry of a deletion."""
     return Entry(sequence or revision, id, None, revision, forced, NOW)
+
+
+def file_record(id: str = "f-1", revision: int = 1, **fields: Any) -> File:
+    """Return a file record with the given fields."""
+    values = ("notes.md", "/in/notes.md", "markdown", "text", ("t",), 17, NOW, "{}", NOW)
+    return File(id, *values, revision)._replace(**fields)
+
+
+def saved_file(one: File, *, sequence: int = 0, buried: int = 0, forced: bool = False) -> Entry:
+    """Return the entry of a saved file record."""
+    values = (sequence or one.revision, one.id, None, buried, forced, NOW, RecordKind.FILE)
+    return Entry(*values, None, one)
+
+
+def deleted_file(id: str, revision: int, *, sequence: int = 0, forced: bool = False) -> Entry:
+    """Return the entry of a deleted file record."""
+    values = (sequence or revision, id, None, revision, forced, NOW)
+    return Entry(*values, RecordKind.FILE)
 
 
 async def content_of(backend: StorageBackend) -> dict[str, Message]:
@@ -97,21 +106,8 @@ async def finish(target: MigrationTarget, last_revision: int = 0) -> None:
 
 def tally(rows: AuxiliaryRows) -> AuxiliaryTally:
     """Return the expected tally of rows, computed independently."""
-    talliers = AuxiliaryTallier(), AuxiliaryTallier(), AuxiliaryTallier()
+    talliers = AuxiliaryTallier(), AuxiliaryTallier()
     talliers[0].add_all(map(quarantine_values, sorted(rows.quarantine)))
-    talliers[1].add_all(map(file_values, sorted(rows.files, key=lambda row: row.id.encode())))
     ordered = sorted(rows.extras, key=lambda row: (row.message_id.encode(), row.name.encode()))
-    talliers[2].add_all(map(extra_values, ordered))
+    talliers[1].add_all(map(extra_values, ordered))
     return AuxiliaryTally(*(one.tally() for one in talliers))
-
-
-def file_without_id() -> list[str | int]:
-    """Return the columns after the id of a file that no FileRow represents."""
-    return ["name", "/path", "pdf", "text", "[]", 17, "2023-01-02", "{}", "2023-01-03"]
-
-
-def set_aside(number: int) -> QuarantinedRow:
-    """Return the quarantined row of that file with this rowid, except for its number."""
-    raw = [Text(one.encode()) if isinstance(one, str) else one for one in file_without_id()]
-    row = raw_row_as_json(FILE_COLUMNS, [None, *raw])
-    return QuarantinedRow(0, f"files/rowid={number}", "id: is NULL", "id", row.encode())

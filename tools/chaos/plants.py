@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.writer import PostgreSQLGroupWriter as PostgresWriter
 from sagastore_server.sqlite import connection, opening
-from sagastore_server.sqlite.batch import DURABLE_ON, Batch, _columns
+from sagastore_server.sqlite.batch import DURABLE_ON, Batch, Touched, _columns
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.sqlite.writer import SQLiteGroupWriter
@@ -72,7 +72,8 @@ def _ack_before_commit() -> None:
         connection.execute("BEGIN IMMEDIATE")
         ids = {key for one in group for key in one.ids}
         sessions = {key for one in group for key in one.sessions}
-        batch = Batch(connection, self._counters, now, (ids, sessions), {})
+        touched = Touched(ids, sessions, {key for one in group for key in one.files})
+        batch = Batch(connection, self._counters, now, touched, {})
         outcomes = []
         for write in group:
             try:
@@ -368,7 +369,7 @@ def _postgres_ack_before_commit() -> None:
         ids: Sequence[str],
         sessions: Sequence[str],
         apply: Callable[[Any], Any],
-        known: Mapping[str, Any],
+        *rest: Any,
     ) -> Any:
         results: list[Any] = []
 
@@ -376,7 +377,7 @@ def _postgres_ack_before_commit() -> None:
             results.append(apply(changes))
             return results[-1]
 
-        work = asyncio.ensure_future(original(self, ids, sessions, seen, known))
+        work = asyncio.ensure_future(original(self, ids, sessions, seen, *rest))
         while not results and not work.done():  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0)
         work.add_done_callback(lambda done: done.cancelled() or done.exception())

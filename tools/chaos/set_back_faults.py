@@ -34,7 +34,16 @@ from tools.chaos.fault_registry import Scene, fault, mostly_up
 DIRECTORY, ROWS = "PostgreSQL set back", "PostgreSQL's rows restored"
 """The two kinds of fault. They count only where they were carried out."""
 
-_TABLES = ("messages", "tombstones", "quarantine", "files", "legacy_extra", "migration")
+_TABLES = (
+    "messages",
+    "sessions",
+    "tombstones",
+    "quarantine",
+    "files",
+    "file_tombstones",
+    "legacy_extra",
+    "migration",
+)
 _FOLLOWS = {Phase.DUAL_WRITE, Phase.BACKFILL}
 """Phases in which PostgreSQL is replicated to and answers no reads."""
 _WITHIN = 8.0

@@ -21,6 +21,7 @@ from sagastore_server.sqlite.legacy.copy import SUFFIX
 from sagastore_server.sqlite.legacy.report import (
     FileReport,
     LegacyReport,
+    SetAside,
     StoreReport,
     look_into,
 )
@@ -83,6 +84,7 @@ def _legacy_document(legacy: LegacyReport) -> dict[str, Any]:
         **legacy._asdict(),
         "reasons": [reason._asdict() for reason in legacy.reasons],
         "set_aside": [row._asdict() for row in legacy.set_aside],
+        "files_set_aside": [row._asdict() for row in legacy.files_set_aside],
         "oddities": [oddity._asdict() for oddity in legacy.oddities],
         "plan": legacy.plan.as_json(),
     }
@@ -131,7 +133,11 @@ def _show_legacy(legacy: LegacyReport, path: Path, out: Console) -> None:
         f"{_in_yellow(legacy.quarantined)} quarantined"
     )
     if legacy.files is not None:
-        out.print(f"  {legacy.files:,} files: they stay unchanged, and are not served")
+        served = legacy.files - legacy.files_quarantined
+        out.print(
+            f"  {legacy.files:,} files: [green]{served:,} would be served[/green], "
+            f"{_in_yellow(legacy.files_quarantined)} quarantined"
+        )
     _show_schema(legacy, out)
     out.print(
         f"  disk space: up to {legacy.bytes_needed / _MEGABYTE:,.0f} MB are needed, "
@@ -145,6 +151,9 @@ def _show_legacy(legacy: LegacyReport, path: Path, out: Console) -> None:
         out.print(table)
     if legacy.reasons:
         _show_quarantined(legacy, out)
+    if legacy.files_quarantined:
+        out.print("Files that would be quarantined:")
+        _list_set_aside(legacy.files_set_aside, legacy.files_quarantined, out)
 
 
 def _show_schema(legacy: LegacyReport, out: Console) -> None:
@@ -173,11 +182,14 @@ def _show_quarantined(legacy: LegacyReport, out: Console) -> None:
     if all(total == len(examples) for _, _, total, examples in legacy.reasons):
         return  # The table above lists all of them.
     out.print("Rows that would be quarantined:")
-    for row in legacy.set_aside:
+    _list_set_aside(legacy.set_aside, legacy.quarantined, out)
+
+
+def _list_set_aside(rows: list[SetAside], total: int, out: Console) -> None:
+    for row in rows:
         out.print(f"  {row.source_key}  {_safe(row.reason)}")
-    if len(legacy.set_aside) < legacy.quarantined:
-        more = legacy.quarantined - len(legacy.set_aside)
-        out.print(f"  … and {more:,} more; --json lists all")
+    if len(rows) < total:
+        out.print(f"  … and {total - len(rows):,} more; --json lists all")
 
 
 def _table(*columns: str) -> Table:

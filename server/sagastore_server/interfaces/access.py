@@ -11,10 +11,11 @@ class Role(enum.IntEnum):
     """Permission level of a caller. Each role includes the ones before it."""
 
     READER = 1
-    """Reads: Get, BatchGet, List, Search, Export, GetSession and ListSessions."""
+    """Reads: Get, BatchGet, List, Search, Export, GetSession, ListSessions, GetFile and
+    ListFiles."""
     WRITER = 2
-    """Also writes: Save, BulkSave, Delete, Append, UpdateSession, TruncateSession and
-    DeleteSession."""
+    """Also writes: Save, BulkSave, Delete, Append, UpdateSession, TruncateSession, DeleteSession,
+    SaveFile and DeleteFile."""
     ADMIN = 3
     """Also MigrationService."""
 

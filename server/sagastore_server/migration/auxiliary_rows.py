@@ -1,4 +1,4 @@
-"""Copies the auxiliary rows (quarantine, files, extra values) to the target.
+"""Copies the auxiliary rows (quarantine, extra values) to the target.
 
 The rows are replaced in several transactions. The target's mark tells whether they are complete
 (`BackfillMark.carried`): it is cleared, under a new number of the attempt, before the first of
@@ -18,13 +18,13 @@ from sagastore_server.storage.replication import (
 )
 
 _ROWS = 200
-"""Rows per transaction. A single file may have megabytes of text."""
+"""Rows per transaction. A quarantined row may have megabytes of text."""
 
 
 async def carry_all(
     source: MigrationSource, target: MigrationTarget, session: TargetSession
 ) -> None:
-    """Replace the target's quarantine, files and extra values by those of the source.
+    """Replace the target's quarantine and extra values by those of the source.
 
     Each call starts from the beginning, so it can be interrupted at any point. Afterwards
     ``carried`` is not set yet: see ``finish_carrying``. The caller holds ``session.marking``.
@@ -43,10 +43,6 @@ async def all_auxiliary_rows(source: MigrationSource) -> AsyncGenerator[Auxiliar
     while rows := await source.quarantine(number, _ROWS):
         yield AuxiliaryRows(quarantine=rows)
         number = rows[-1].number
-    number = 0
-    while files := await source.files(number, _ROWS):
-        yield AuxiliaryRows(files=files)
-        number = files[-1].number
     key = ("", "")
     while extras := await source.extras(key, _ROWS):
         yield AuxiliaryRows(extras=extras)

@@ -178,24 +178,21 @@ class Backfill:
 
     async def _begin(self) -> None:
         self._step = "preparing"
-        quarantined = await self._source.set_aside_files()
-        if quarantined:
-            _log.warning("files moved to quarantine: %d", quarantined)
         upto = await self._source.last_id()
         total = await self._source.count()
         _log.info("backfill started: %d messages", total)
         await self._note(BackfillMark(BackfillState.RUNNING, upto=upto or "", total=total))
 
     async def carry(self) -> None:
-        """Copy the auxiliary rows (quarantine, files, extra values) and the sessions.
+        """Copy the auxiliary rows (quarantine, extra values), the sessions and the files.
 
-        Sessions are copied by way of the journal. The mark is set only when they are applied, so
-        a target that is set back to it has them.
+        Sessions and files are copied by way of the journal. The mark is set only when they are
+        applied, so a target that is set back to it has them.
         """
-        self._step = "copying quarantine and files"
+        self._step = "copying quarantine"
         await carry_all(self._source, self._target, self._session)
-        self._step = "copying sessions"
-        last = await self._source.journal_sessions()
+        self._step = "copying sessions and files"
+        last = await self._source.journal_records()
         while not await self._fallback.reach(last, _REACH_SLICE):
             if not self._may_work:
                 return

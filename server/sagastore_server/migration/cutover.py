@@ -178,15 +178,18 @@ class Cutover:
         copied_sessions = await self._target.count_sessions()
         if sessions != copied_sessions:
             raise _refusal(f"SQLite has {sessions:,} sessions, PostgreSQL {copied_sessions:,}")
+        files, copied_files = await self._source.count_files(), await self._target.count_files()
+        if files != copied_files:
+            raise _refusal(f"SQLite has {files:,} files, PostgreSQL {copied_files:,}")
         carried, copied = await self._source.carried(), await self._target.carried()
         if carried != copied:
-            raise _refusal("quarantine, files or extra values differ")
+            raise _refusal("quarantine or extra values differ")
         postgresql: dict[str, object] = {
             "place": self._target.place,
             "messages": theirs,
             "sessions": copied_sessions,
             "quarantine": copied.quarantine.rows,
-            "files": copied.files.rows,
+            "files": copied_files,
             "extras": copied.extras.rows,
         }
         now = self._clock.now()

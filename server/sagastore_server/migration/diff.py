@@ -18,7 +18,7 @@ it is."""
 
 MISSING, EXTRA, DIFFERENT = "MISSING", "EXTRA", "DIFFERENT"
 
-_CARRIED = {"quarantine": "quarantine", "files": "files", "extras": "legacy_extra"}
+_CARRIED = {"quarantine": "quarantine", "extras": "legacy_extra"}
 """Kinds of auxiliary rows, and their names in reports."""
 
 

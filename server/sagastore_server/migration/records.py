@@ -1,15 +1,16 @@
-"""Records: how the verifier reads the rows of one kind, messages or sessions, from a store."""
+"""Records: how the verifier reads the rows of one kind (messages, sessions, files) from a store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from sagastore_server.storage.files import File
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.replication import MigrationSource, MigrationTarget
 from sagastore_server.storage.sessions import RecordKind, Session
 
-Row = Message | Session
+Row = Message | Session | File
 ReplicatedStore = MigrationSource | MigrationTarget
 
 
@@ -84,6 +85,26 @@ async def _fetch_sessions(store: ReplicatedStore, keys: Sequence[str]) -> dict[s
     return dict(await store.sessions_by_id(keys))
 
 
+def _file_key(row: Row) -> str:
+    assert isinstance(row, File)  # noqa: S101 - rows of this kind only
+    return row.id
+
+
+async def _last_file(store: ReplicatedStore) -> str | None:
+    return await store.last_file()
+
+
+async def _scan_files(
+    store: ReplicatedStore, after: str | None, upto: str, limit: int
+) -> tuple[Sequence[Row], bool]:
+    page = await store.scan_files(after or "", upto, limit)
+    return page.files, page.more
+
+
+async def _fetch_files(store: ReplicatedStore, keys: Sequence[str]) -> dict[str, Row]:
+    return dict(await store.files_by_id(keys))
+
+
 MESSAGES = Records(
     RecordKind.MESSAGE, _message_key, str, _last_message, _scan_messages, _fetch_messages
 )
@@ -95,5 +116,8 @@ SESSIONS = Records(
     _scan_sessions,
     _fetch_sessions,
 )
-ALL = (MESSAGES, SESSIONS)
+FILES = Records(
+    RecordKind.FILE, _file_key, "files/{}".format, _last_file, _scan_files, _fetch_files
+)
+ALL = (MESSAGES, SESSIONS, FILES)
 """Every kind, in the order in which they are compared."""

@@ -22,6 +22,7 @@ from sagastore_server.storage.errors import (
     StorageFullError,
     UnavailableError,
 )
+from sagastore_server.storage.files import File, FilePage, FileScan, NewFile
 from sagastore_server.storage.load import Load, OnGroup
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import (
@@ -40,6 +41,7 @@ from sagastore_server.storage.query import Criteria, Scan
 from sagastore_server.storage.sessions import (
     AppendResult,
     DeletionStep,
+    RecordKind,
     Session,
     SessionCriteria,
     SessionPage,
@@ -115,14 +117,8 @@ class Router(StorageBackend):
     ) -> SaveResult:
         """See the contract; ``durable_on`` follows the phase."""
         result, on_both = await self._write(lambda store: store.save(message, if_revision))
-        if on_both:
+        if on_both or await self._reached([(result.id, result.revision)], everywhere_within):
             return result._replace(durable_on=BOTH)
-        if everywhere_within is not None and self._current_state.phase.journals:
-            saved = [(result.id, result.revision)]
-            both = await self._everywhere(saved, everywhere_within)
-            result = result._replace(durable_on=BOTH) if both else result
-            if self._writes_sqlite():
-                self._fallback.check_lease()
         return result
 
     @property
@@ -156,14 +152,9 @@ class Router(StorageBackend):
         result, on_both = await self._write(
             lambda store: store.append(session_id, messages, if_revision)
         )
-        if on_both:
+        saved = [(one.id, one.revision) for one in result.saved]
+        if on_both or await self._reached(saved, everywhere_within):
             return result._replace(durable_on=BOTH)
-        if everywhere_within is not None and self._current_state.phase.journals:
-            saved = [(one.id, one.revision) for one in result.saved]
-            both = await self._everywhere(saved, everywhere_within)
-            result = result._replace(durable_on=BOTH) if both else result
-            if self._writes_sqlite():
-                self._fallback.check_lease()
         return result
 
     async def update_session(
@@ -219,6 +210,34 @@ class Router(StorageBackend):
         """See the contract."""
         return await self._read("ListSessions", lambda store: store.list_sessions(criteria, scan))
 
+    # ------------------------------------------------------------------ files
+
+    async def save_file(
+        self,
+        draft: NewFile,
+        if_revision: int | None = None,
+        everywhere_within: float | None = None,
+    ) -> SaveResult:
+        """See the contract; ``durable_on`` follows the phase."""
+        result, on_both = await self._write(lambda store: store.save_file(draft, if_revision))
+        if on_both or await self._reached(
+            [(result.id, result.revision)], everywhere_within, RecordKind.FILE
+        ):
+            return result._replace(durable_on=BOTH)
+        return result
+
+    async def delete_file(self, file_id: str, if_revision: int | None = None) -> None:
+        """See the contract."""
+        await self._write(lambda store: store.delete_file(file_id, if_revision))
+
+    async def get_file(self, file_id: str) -> File:
+        """See the contract."""
+        return await self._read("GetFile", lambda store: store.get_file(file_id))
+
+    async def list_files(self, scan: FileScan) -> FilePage:
+        """See the contract."""
+        return await self._read("ListFiles", lambda store: store.list_files(scan))
+
     # ------------------------------------------------------------------ writing
 
     async def _write(self, write: Read[T]) -> tuple[T, bool]:
@@ -261,8 +280,24 @@ class Router(StorageBackend):
             self._fallback.check_lease()
         return on_both
 
-    async def _everywhere(self, saved: Sequence[tuple[str, int]], within: float) -> bool:
-        """Wait until PostgreSQL has messages, given by id and revision; return whether it has.
+    async def _reached(
+        self,
+        saved: Sequence[tuple[str, int]],
+        within: float | None,
+        kind: RecordKind = RecordKind.MESSAGE,
+    ) -> bool:
+        """Wait until PostgreSQL has rows, if ``within`` is given and the phase has two stores."""
+        if within is None or not self._current_state.phase.journals:
+            return False
+        both = await self._everywhere(saved, within, kind)
+        if self._writes_sqlite():
+            self._fallback.check_lease()
+        return both
+
+    async def _everywhere(
+        self, saved: Sequence[tuple[str, int]], within: float, kind: RecordKind
+    ) -> bool:
+        """Wait until PostgreSQL has rows, given by id and revision; return whether it has.
 
         Raises:
             UnavailableError: It has not after ``within`` seconds.
@@ -270,15 +305,16 @@ class Router(StorageBackend):
         """
         sequence = self._source.committed
         base = self._current_state.state.base
-        old = [message_id for message_id, revision in saved if revision <= base]
+        old = [key for key, revision in saved if revision <= base]
         if old and self._session.mark.state is not BackfillState.DONE:
             # Unchanged, and older than the journal: the backfill may not have copied them yet.
-            sequence = await self._source.requeue(old)
+            sequence = await self._source.requeue(old, kind)
         if await self._fallback.reach(sequence, within):
             return True
         if not self._current_state.phase.journals:
             return False
-        what = f"message {saved[0][0]!r} is" if len(saved) == 1 else f"{len(saved):,} messages are"
+        noun = kind.name.lower()
+        what = f"{noun} {saved[0][0]!r} is" if len(saved) == 1 else f"{len(saved):,} {noun}s are"
         raise UnavailableError(
             f"{what} stored in SQLite and not in PostgreSQL yet; the change is replicated "
             "automatically, and repeating the request is safe"

@@ -20,6 +20,7 @@ from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment
 from sagastore_server.storage.errors import NotFoundError, StorageError
+from sagastore_server.storage.files import File, FilePage
 from sagastore_server.storage.migration import ShadowDifference, ShadowStatus
 from sagastore_server.storage.model import Message, Page
 from sagastore_server.storage.replication import MigrationSource, MigrationTarget
@@ -112,8 +113,8 @@ class ShadowReader:
         Args:
             read: Name of the read, without the text of any message.
             run: Performs it on a store.
-            answer: A Message, a Page, messages by id, a Session, a SessionPage, or the
-                NotFoundError that it raised.
+            answer: A Message, a Page, messages by id, a Session, a SessionPage, a File, a
+                FilePage, or the NotFoundError that it raised.
 
         """
         if not self._active:
@@ -202,7 +203,7 @@ class _Tally:
 
 
 class _Row(NamedTuple):
-    """A message or session of an answer, without its text."""
+    """A message, session or file of an answer, without its text."""
 
     id: str
     revision: int
@@ -229,27 +230,29 @@ class _Comparison(NamedTuple):
 
 def _reduced(answer: object) -> _Answer:
     match answer:
-        case Message():
+        case Message() | Session() | File():
             return _Answer((_row(answer),))
         case Page():
             return _Answer(tuple(map(_row, answer.messages)), answer.more)
+        case SessionPage():
+            return _Answer(tuple(map(_row, answer.sessions)), answer.more)
+        case FilePage():
+            return _Answer(tuple(map(_row, answer.files)), answer.more)
         case dict():
             return _Answer(tuple(_row(answer[key]) for key in sorted(answer)))
-        case Session():
-            return _Answer((_session_row(answer),))
-        case SessionPage():
-            return _Answer(tuple(map(_session_row, answer.sessions)), answer.more)
         case NotFoundError():
             return _Answer((), found=False)
     raise TypeError(f"no answer of a read: {type(answer).__name__}")
 
 
-def _row(message: Message) -> _Row:
-    return _Row(message.id, message.revision, hash(message))
+def _row(row: Message | Session | File) -> _Row:
+    return _Row(_name_of(row), row.revision, hash(row))
 
 
-def _session_row(session: Session) -> _Row:
-    return _Row(f"sessions/{session.session_id}", session.revision, hash(session))
+def _name_of(row: Message | Session | File) -> str:
+    if isinstance(row, Session):
+        return f"sessions/{row.session_id}"
+    return f"files/{row.id}" if isinstance(row, File) else row.id
 
 
 def _shown(answer: _Answer, other: _Answer) -> str:

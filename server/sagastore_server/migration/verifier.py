@@ -1,9 +1,9 @@
 """Verifier: compares every row of both stores during writes, and repairs differences.
 
-The verifier scans both stores by ranges of keys: the messages, and then the sessions. A row that
-differs becomes a suspect, and is observed again with the journal applied, as `diff.Divergence`
-requires: only lasting differences are reported. A row that changes faster than it can be observed
-is observed until it is stable, or was equal once.
+The verifier scans both stores by ranges of keys: the messages, the sessions, and then the files. A
+row that differs becomes a suspect, and is observed again with the journal applied, as
+`diff.Divergence` requires: only lasting differences are reported. A row that changes faster than it
+can be observed is observed until it is stable, or was equal once.
 
 No transaction stays open between two pages, and memory is bounded: a suspect is stored by its id,
 and read again.

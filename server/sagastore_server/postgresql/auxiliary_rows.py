@@ -1,4 +1,4 @@
-"""Auxiliary rows in the migration target: quarantine, legacy files, extra values."""
+"""Auxiliary rows in the migration target: quarantine and extra values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.storage.auxiliary_rows import (
     AuxiliaryTallier,
     extra_values,
-    file_values,
     quarantine_values,
 )
 from sagastore_server.storage.replication import AuxiliaryRows, AuxiliaryTally, Tally
@@ -28,7 +27,6 @@ async def store(connection: Connection, rows: AuxiliaryRows, *, first: bool) -> 
     if first:
         await connection.execute(MIGRATION["delete_auxiliary_rows"])
     await _store(connection, "upsert_quarantine", list(map(quarantine_values, rows.quarantine)))
-    await _store(connection, "upsert_files", list(map(file_values, rows.files)))
     await _store(connection, "upsert_extras", list(map(extra_values, rows.extras)))
 
 
@@ -43,7 +41,6 @@ async def tally(connection: Connection) -> AuxiliaryTally:
     await connection.execute("SET LOCAL statement_timeout = 0")
     return AuxiliaryTally(
         await _tally(connection, "all_quarantine"),
-        await _tally(connection, "all_files"),
         await _tally(connection, "all_extras"),
     )
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql.batch import BLOCK
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, sqlstate, translated, translating
+from sagastore_server.postgresql.file_store import PostgreSQLFiles
 from sagastore_server.postgresql.options import PostgreSQLOptions, display_address
 from sagastore_server.postgresql.pool import Pool
 from sagastore_server.postgresql.queries import QUERIES
@@ -69,7 +70,7 @@ _T = TypeVar("_T")
 _NONE: Mapping[str, SearchColumns] = MappingProxyType({})
 
 
-class PostgreSQLStorage(SessionWrites):
+class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
     """`StorageBackend` on a PostgreSQL database, which any number of servers may share.
 
     * A write returns after its transaction is committed with ``synchronous_commit``.
@@ -375,10 +376,14 @@ class PostgreSQLStorage(SessionWrites):
         apply: Callable[[Changes], _T],
         known: Mapping[str, SearchColumns] = _NONE,
     ) -> _T:
+        writer = self._open_writer()
+        with translating():
+            return await writer.submit(ids, sessions, apply, known)
+
+    def _open_writer(self) -> PostgreSQLGroupWriter:
         if self._writer is None:
             raise UnavailableError("the store is not open; try again")
-        with translating():
-            return await self._writer.submit(ids, sessions, apply, known)
+        return self._writer
 
 
 def cannot_open(place: str, error: BaseException) -> CannotOpenError:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from sagastore_server.postgresql.files import flush_files, lock_files
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.rows import (
@@ -44,7 +45,10 @@ class LostRaceError(Exception):
 
 
 async def load(
-    connection: Connection, ids: Iterable[Sequence[str]], sessions: Iterable[Sequence[str]]
+    connection: Connection,
+    ids: Iterable[Sequence[str]],
+    sessions: Iterable[Sequence[str]],
+    files: Iterable[Sequence[str]] = (),
 ) -> Changes:
     """Lock and read the rows that each write names, in an open transaction.
 
@@ -52,6 +56,7 @@ async def load(
         connection: The connection of the transaction.
         ids: The ids of each write.
         sessions: The sessions of each write, apart from those of stored messages.
+        files: The ids of the file records of each write. Every transaction locks these first.
 
     Raises:
         LostRaceError: The revisions taken are not greater than the stored ones.
@@ -62,6 +67,9 @@ async def load(
     named = sorted({key for write in wanted_sessions for key in write})
     # A message that leaves a session changes the session under a revision of its own.
     count = 2 * sum(map(len, wanted_ids)) + sum(map(len, wanted_sessions))
+    wanted_files = [key for write in files for key in write]
+    count += len(wanted_files)
+    records = await lock_files(connection, set(wanted_files))
     # A write of many messages does not begin in a block that it does not fit into, so at least half
     # of every block is used.
     blocks = 2 * count // BLOCK + 1
@@ -72,10 +80,11 @@ async def load(
     known |= await _further_sessions(connection, before, {*known, *named})
     stored = [one.revision for one in before.values()]
     stored += [one.revision for one in known.values()]
+    stored += [one.revision for one in records.values()]
     if ends[0] - BLOCK < max(stored, default=0):
         raise LostRaceError
     revisions = Revisions([range(end - BLOCK + 1, end + 1) for end in ends])
-    return Changes(before, known, revisions, time.time_ns() // 1000, DURABLE_ON)
+    return Changes(before, known, revisions, time.time_ns() // 1000, DURABLE_ON, files=records)
 
 
 async def _further_sessions(
@@ -130,6 +139,8 @@ async def flush(
         await _insert(connection, [row for row in rows if row[0] not in stored], copy)
     if changes.sessions:
         await _write_sessions(connection, changes.sessions)
+    if changes.files.after and not await flush_files(connection, changes.files, changes.now):
+        raise LostRaceError
 
 
 async def _write_sessions(connection: Connection, changed: list[SessionChange]) -> None:

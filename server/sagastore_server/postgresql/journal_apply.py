@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sagastore_server.postgresql.batch import COPY_FROM, columns_of, rows_of
+from sagastore_server.postgresql.files import FileSteps, apply_files, file_steps_of
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import MIGRATION, QUERIES
 from sagastore_server.postgresql.rows import COLUMNS, Row
@@ -46,6 +47,7 @@ class Steps(NamedTuple):
     forgotten_sessions: list[str]
     """Sessions whose row is removed first, because their entry is ``forced``."""
     sessions: list[Session]
+    files: FileSteps
 
 
 async def steps_of(entries: Iterable[Entry], worker_pool: WorkerPool) -> Steps:
@@ -53,7 +55,10 @@ async def steps_of(entries: Iterable[Entry], worker_pool: WorkerPool) -> Steps:
     latest: dict[str, Entry] = {}
     sessions: dict[str, Session] = {}
     forgotten_sessions: list[str] = []
-    for entry in entries:
+    given = list(entries)
+    for entry in given:
+        if entry.kind is RecordKind.FILE:
+            continue
         if entry.session is not None:
             sessions[entry.session.session_id] = entry.session
         if entry.kind is RecordKind.SESSION:
@@ -75,6 +80,7 @@ async def steps_of(entries: Iterable[Entry], worker_pool: WorkerPool) -> Steps:
         await rows_of(messages, worker_pool),
         forgotten_sessions,
         [sessions[key] for key in sorted(sessions)],
+        file_steps_of(given),
     )
 
 
@@ -90,6 +96,7 @@ async def run(connection: Connection, steps: Steps) -> None:
     if steps.sessions:
         rows = [session_columns(session) for session in steps.sessions]
         await connection.execute(QUERIES["upsert_sessions"], *columns_of(rows))
+    await apply_files(connection, steps.files)
 
 
 async def fill(connection: Connection, rows: Sequence[Row]) -> None:

@@ -23,7 +23,15 @@ from sagastore_server.storage.replication import BackfillMark, Lease, TargetReco
 LEASE_SECONDS = 10.0
 """Seconds after which the lease of a silent holder expires, by the clock of the database."""
 
-GUARDED = ("messages", "sessions", "tombstones", "quarantine", "files", "legacy_extra")
+GUARDED = (
+    "messages",
+    "sessions",
+    "tombstones",
+    "quarantine",
+    "files",
+    "file_tombstones",
+    "legacy_extra",
+)
 """Tables that only the holder of the lease may write."""
 
 

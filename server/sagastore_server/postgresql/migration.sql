@@ -64,13 +64,22 @@ SELECT name FROM (VALUES
     (4, 'quarantined rows', EXISTS (SELECT FROM quarantine))
 ) AS kind (number, name, there) WHERE there ORDER BY number
 
+-- name: contents_before_sessions
+-- The same of a schema that has no sessions.
+SELECT name FROM (VALUES
+    (1, 'messages', EXISTS (SELECT FROM messages)),
+    (2, 'files', EXISTS (SELECT FROM files)),
+    (3, 'quarantined rows', EXISTS (SELECT FROM quarantine))
+) AS kind (number, name, there) WHERE there ORDER BY number
+
 -- name: lock_tables
 -- The strongest lock that the transaction needs, to avoid an upgrade; messages first, as every writer.
-LOCK TABLE messages, sessions, tombstones, quarantine, files, legacy_extra IN ACCESS EXCLUSIVE MODE
+LOCK TABLE messages, sessions, tombstones, quarantine, files, file_tombstones, legacy_extra IN ACCESS EXCLUSIVE MODE
 
 -- name: clear_leftovers
 -- Rows of deleted messages: their revisions are unrelated to those of the new source.
 DELETE FROM tombstones;
+DELETE FROM file_tombstones;
 DELETE FROM sessions;
 DELETE FROM legacy_extra
 
@@ -96,7 +105,8 @@ BEGIN
         END
         $body$
     $function$, current_schema());
-    FOREACH guarded IN ARRAY ARRAY['messages', 'sessions', 'tombstones', 'quarantine', 'files', 'legacy_extra'] LOOP
+    FOREACH guarded IN ARRAY ARRAY['messages', 'sessions', 'tombstones', 'quarantine', 'files',
+        'file_tombstones', 'legacy_extra'] LOOP
         EXECUTE format('DROP TRIGGER IF EXISTS sagastore_guard ON %I', guarded);
         EXECUTE format(
             'CREATE TRIGGER sagastore_guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %I '
@@ -111,7 +121,7 @@ $make$
 DO $drop$
 BEGIN
     PERFORM set_config('lock_timeout', '500ms', true);
-    LOCK TABLE messages, sessions, tombstones, quarantine, files, legacy_extra IN ACCESS EXCLUSIVE MODE;
+    LOCK TABLE messages, sessions, tombstones, quarantine, files, file_tombstones, legacy_extra IN ACCESS EXCLUSIVE MODE;
     EXECUTE format('DROP FUNCTION %I.sagastore_guard() CASCADE', current_schema());
 EXCEPTION WHEN lock_not_available OR insufficient_privilege OR undefined_function THEN
     NULL;
@@ -168,7 +178,6 @@ UNION SELECT id FROM tombstones WHERE id = ANY($1::text[])
 
 -- name: delete_auxiliary_rows
 DELETE FROM quarantine;
-DELETE FROM files;
 DELETE FROM legacy_extra
 
 -- name: upsert_quarantine
@@ -177,29 +186,14 @@ SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[
 ON CONFLICT (source_key) DO UPDATE SET number = excluded.number, reason = excluded.reason,
     field = excluded.field, row = excluded.row
 
--- name: upsert_files
-INSERT INTO files (id, filename, filepath, file_type, extracted_text, tags, file_size, uploaded_at,
-    metadata, created_at, extra)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
-    $8::text[], $9::text[], $10::text[], $11::text[])
-ON CONFLICT (id) DO UPDATE SET filename = excluded.filename, filepath = excluded.filepath,
-    file_type = excluded.file_type, extracted_text = excluded.extracted_text, tags = excluded.tags,
-    file_size = excluded.file_size, uploaded_at = excluded.uploaded_at, metadata = excluded.metadata,
-    created_at = excluded.created_at, extra = excluded.extra
-
 -- name: upsert_extras
 INSERT INTO legacy_extra (message_id, name, value) SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
 ON CONFLICT (message_id, name) DO UPDATE SET value = excluded.value
 
--- Columns and order of the next three as in storage/auxiliary_rows.py.
+-- Columns and order of the next two as in storage/auxiliary_rows.py.
 
 -- name: all_quarantine
 SELECT number, source_key, reason, field, row FROM quarantine ORDER BY number
-
--- name: all_files
-SELECT id, filename, filepath, file_type, extracted_text, tags, file_size, uploaded_at, metadata, created_at,
-    extra
-FROM files ORDER BY id COLLATE "C"
 
 -- name: all_extras
 SELECT message_id, name, value FROM legacy_extra ORDER BY message_id COLLATE "C", name COLLATE "C"

@@ -1,4 +1,4 @@
-"""The named statements of queries.sql, sessions.sql and migration.sql."""
+"""The named statements of queries.sql, sessions.sql, files.sql and migration.sql."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _load(name: str) -> dict[str, str]:
     return {name: sql.strip() for name, sql in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-QUERIES = _load("queries.sql") | _load("sessions.sql")
+QUERIES = _load("queries.sql") | _load("sessions.sql") | _load("files.sql")
 """Statement by name."""
 
 MIGRATION = _load("migration.sql")

@@ -25,6 +25,7 @@ from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import MIGRATION, QUERIES
 from sagastore_server.postgresql.schema import (
+    HAS_SESSIONS,
     MIGRATES_FROM,
     SCHEMA_VERSION,
     check_server,
@@ -301,4 +302,5 @@ async def _inspected(connection: Connection) -> TargetState:
     if version >= MIGRATES_FROM:
         row = await connection.fetchrow(MIGRATION["record"])
         record = None if row is None else record_from_row(row)
-    return TargetState(version, not await connection.fetch(MIGRATION["contents"]), record)
+    contents = "contents" if version >= HAS_SESSIONS else "contents_before_sessions"
+    return TargetState(version, not await connection.fetch(MIGRATION[contents]), record)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import NamedTuple
 
+from sagastore_server.postgresql.file_conversion import convert_files
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import MIGRATION, QUERIES
 from sagastore_server.postgresql.rows import search_columns
@@ -23,7 +24,7 @@ _REINDEX_ROWS = 500
 _REINDEX_BYTES = 4 * 1024 * 1024
 """Rows, and about bytes of content, whose terms are recomputed in one transaction."""
 
-COMPATIBLE_FROM = {1: 1, 2: 2, 3: 3, 4: 4}
+COMPATIBLE_FROM = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5}
 """By schema version: the oldest schema version whose servers can use it."""
 
 _TABLES = (
@@ -35,7 +36,14 @@ _TABLES = (
     "migration",
     "legacy_extra",
     "sessions",
+    "file_tombstones",
 )
+
+_FILES = 5
+"""Schema step that replaces the table ``files``."""
+
+HAS_SESSIONS = 4
+"""The first schema version with sessions."""
 
 MIGRATES_FROM = 2
 """The first schema version with a record of a migration."""
@@ -178,6 +186,8 @@ async def upgrade(connection: Connection) -> int:
         if number > version:
             # In a migration target the backfill builds the indexes, without blocking writes.
             await connection.execute(LATE_INDEX.sub("", sql) if target else sql)
+            if number == _FILES:
+                await convert_files(connection)
             await connection.execute(QUERIES["note_version"], number, COMPATIBLE_FROM[number])
     if version == 0:
         await connection.execute(QUERIES["set_state"], "analysis", FINGERPRINT)

@@ -68,10 +68,16 @@ _log = logging.getLogger(__name__)
 class _Write(NamedTuple):
     ids: Sequence[str]
     sessions: Sequence[str]
+    files: Sequence[str]
     apply: Callable[[Changes], object]
     known: Mapping[str, SearchColumns]
     """Search columns of contents, as far as they are known."""
     future: asyncio.Future[Any]
+
+    @property
+    def rows(self) -> int:
+        """Messages and file records that it touches."""
+        return len(self.ids) + len(self.files)
 
 
 class _Attempt:
@@ -140,6 +146,7 @@ class PostgreSQLGroupWriter:
         sessions: Sequence[str],
         apply: Callable[[Changes], T],
         known: Mapping[str, SearchColumns],
+        files: Sequence[str] = (),
     ) -> T:
         """Run ``apply`` in a group and return its result once it is committed.
 
@@ -150,6 +157,7 @@ class PostgreSQLGroupWriter:
             sessions: The sessions that ``apply`` touches, apart from those of stored messages.
             apply: Applies the write.
             known: Search columns by content, as far as they are known.
+            files: The ids of file records that ``apply`` touches.
 
         Raises:
             StorageError: Any error of ``apply``; StorageFullError, UnavailableError or
@@ -159,9 +167,9 @@ class PostgreSQLGroupWriter:
         if self._closing:
             raise UnavailableError("the store is closing; try again")
         loop = asyncio.get_running_loop()
-        write = _Write(ids, sessions, apply, known, loop.create_future())
+        write = _Write(ids, sessions, files, apply, known, loop.create_future())
         self._waiting.append(write)
-        self._rows += len(ids)
+        self._rows += write.rows
         self._begin_soon(loop)
         overdue = loop.call_later(self._patience, self._expire, write)
         try:
@@ -187,7 +195,7 @@ class PostgreSQLGroupWriter:
         # A write that has started is not in the queue; its transaction has its own time limits.
         if write in self._waiting:
             self._waiting.remove(write)
-            self._rows -= len(write.ids)
+            self._rows -= write.rows
             _deliver(write, UnavailableError("the PostgreSQL store is overloaded; try again"))
 
     async def _run(self) -> None:
@@ -195,7 +203,7 @@ class PostgreSQLGroupWriter:
             group = self._next_group()
             if group:
                 transaction = object()
-                if sum(len(write.ids) for write in group) < LARGE_ROWS:
+                if sum(write.rows for write in group) < LARGE_ROWS:
                     self._short.add(transaction)
                 try:
                     await self._commit(group)
@@ -232,10 +240,10 @@ class PostgreSQLGroupWriter:
         rows = 0
         while self._waiting and rows < MAX_GROUP_ROWS:
             write = self._waiting.popleft()
-            self._rows -= len(write.ids)
+            self._rows -= write.rows
             if not write.future.done():
                 group.append(write)
-                rows += len(write.ids)
+                rows += write.rows
         if self._overdue is not None and not self._waiting:
             self._overdue.cancel()
             self._overdue = None
@@ -286,7 +294,7 @@ class PostgreSQLGroupWriter:
         ):
             outcomes = await self._apply(connection, group, copy=copy)
             attempt.committing = True
-        rows = sum(len(write.ids) for write in group)
+        rows = sum(write.rows for write in group)
         self._on_group(Store.POSTGRESQL, len(group), rows, time.perf_counter() - began)
         return outcomes
 
@@ -294,7 +302,10 @@ class PostgreSQLGroupWriter:
         self, connection: Connection, group: list[_Write], *, copy: bool
     ) -> list[_Outcome]:
         changes = await load(
-            connection, [write.ids for write in group], [write.sessions for write in group]
+            connection,
+            [write.ids for write in group],
+            [write.sessions for write in group],
+            [write.files for write in group],
         )
         outcomes = [_outcome(write, changes) for write in group]
         known: dict[str, SearchColumns] = {}

@@ -48,6 +48,7 @@ _BEARER = "bearer "
 _CERTIFICATE_KEYS = ("x509_subject_alternative_name", "x509_common_name")
 _STORAGE = "sagastore.v1.StorageService"
 _SESSIONS = "sagastore.v1.SessionService"
+_FILES = "sagastore.v1.FileService"
 _ROLES = {
     **{f"{_STORAGE}.{name}": Role.READER for name in ("Get", "BatchGet", "List", "Search")},
     f"{_STORAGE}.Export": Role.READER,
@@ -57,6 +58,8 @@ _ROLES = {
         f"{_SESSIONS}.{name}": Role.WRITER
         for name in ("Append", "UpdateSession", "TruncateSession", "DeleteSession")
     },
+    **{f"{_FILES}.{name}": Role.READER for name in ("GetFile", "ListFiles")},
+    **{f"{_FILES}.{name}": Role.WRITER for name in ("SaveFile", "DeleteFile")},
 }
 _log = structlog.get_logger(__name__)
 

@@ -8,13 +8,14 @@ from typing import NamedTuple
 import grpc
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
-from sagastore.v1 import migration_pb2, session_pb2, storage_pb2
+from sagastore.v1 import file_pb2, migration_pb2, session_pb2, storage_pb2
 from sagastore_server.interfaces.access import AccessControl
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tls import TlsMaterial, TlsSource
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.rpc.admission import AdmissionControl, Limits
 from sagastore_server.rpc.error_responder import ErrorResponder
+from sagastore_server.rpc.file_service import FileServicer
 from sagastore_server.rpc.grpc_internals import create_server
 from sagastore_server.rpc.handlers import service_handler
 from sagastore_server.rpc.health_service import Health, health_admission, health_handlers
@@ -41,6 +42,7 @@ _STOP_GRACE = 1.0
 _SERVICES = (
     storage_pb2.DESCRIPTOR.services_by_name["StorageService"],
     session_pb2.DESCRIPTOR.services_by_name["SessionService"],
+    file_pb2.DESCRIPTOR.services_by_name["FileService"],
     migration_pb2.DESCRIPTOR.services_by_name["MigrationService"],
 )
 METHODS = tuple(
@@ -48,7 +50,7 @@ METHODS = tuple(
 )
 """The names of the RPCs: ``sagastore.v1.StorageService/Save``, …"""
 _HEALTH_NAMES = ("", *(service.full_name for service in _SERVICES))
-_STORE_NAMES = ("", *(service.full_name for service in _SERVICES[:2]))
+_STORE_NAMES = ("", *(service.full_name for service in _SERVICES[:3]))
 """Health names that depend on the store."""
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -155,7 +157,12 @@ class RpcServer:
             backend, self._lifecycle, self._worker_pool, search_timeout=timeout
         )
         sessions = SessionServicer(backend, self._session_deletion)
-        servicers = (storage, sessions, MigrationServicer(backend, control))
+        servicers = (
+            storage,
+            sessions,
+            FileServicer(backend),
+            MigrationServicer(backend, control),
+        )
         handlers = [
             service_handler(service, servicer, self.admission, responder, options.tracer)
             for service, servicer in zip(_SERVICES, servicers, strict=True)

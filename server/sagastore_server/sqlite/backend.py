@@ -26,6 +26,7 @@ from sagastore_server.sqlite.archived_store_guard import (
 )
 from sagastore_server.sqlite.checkpoint import Checkpointer
 from sagastore_server.sqlite.connection import message_from_row, session_from_row
+from sagastore_server.sqlite.file_store import SQLiteFiles
 from sagastore_server.sqlite.files import SCHEMA_VERSION
 from sagastore_server.sqlite.index_terms import IndexedFields, indexed_fields
 from sagastore_server.sqlite.opening import Progress, open_for_writing
@@ -82,7 +83,7 @@ _NONE: Mapping[IndexedFields, index_terms.FtsColumns] = MappingProxyType({})
 _log = logging.getLogger(__name__)
 
 
-class SQLiteStorage(SessionWrites):
+class SQLiteStorage(SessionWrites, SQLiteFiles):
     """`StorageBackend` on one SQLite file, which this process owns while it is open.
 
     * A write returns after its transaction is synced to disk (WAL, ``synchronous=FULL``).

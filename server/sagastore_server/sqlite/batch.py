@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from sagastore_server.sqlite.connection import (
+    file_columns,
+    file_from_row,
     message_from_row,
     session_columns,
     session_from_row,
@@ -21,12 +23,24 @@ from sagastore_server.sqlite.index_terms import (
 from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.changes import Changes, endless
+from sagastore_server.storage.files import File
 from sagastore_server.storage.model import Message, Store
 from sagastore_server.storage.session_changes import SessionEnds
 from sagastore_server.storage.sessions import RecordKind, Session
 
 DURABLE_ON = (Store.SQLITE,)
-_INSERTS = frozenset({"unindex", "insert", "index", "bury", "upsert_sessions", "journal"})
+_INSERTS = frozenset(
+    {
+        "unindex",
+        "insert",
+        "index",
+        "bury",
+        "upsert_sessions",
+        "upsert_files",
+        "bury_files",
+        "journal",
+    }
+)
 """Statements that insert rows. FTS5 also removes an entry by an INSERT (``unindex``)."""
 
 
@@ -41,6 +55,14 @@ class Counters(NamedTuple):
     """Whether changes are journalled."""
 
 
+class Touched(NamedTuple):
+    """The rows that a group names; it also touches the sessions of stored messages."""
+
+    ids: Iterable[str]
+    sessions: Iterable[str]
+    files: Iterable[str]
+
+
 class Batch:
     """The writes of one transaction."""
 
@@ -49,16 +71,16 @@ class Batch:
         connection: sqlite3.Connection,
         counters: Counters,
         now: int,
-        keys: tuple[Iterable[str], Iterable[str]],
+        touched: Touched,
         terms: Mapping[IndexedFields, FtsColumns],
     ) -> None:
-        """Read the rows of ``keys``, in an open transaction of ``connection``.
+        """Read the rows that the group touches, in an open transaction.
 
         Args:
             connection: The writing connection.
             counters: State after the previous group.
             now: The current time in microseconds.
-            keys: All ids that the group touches, and all sessions that it names.
+            touched: The rows of the group.
             terms: Index terms that are known already.
 
         """
@@ -69,11 +91,11 @@ class Batch:
         self._revision = counters.revision
         self._revisions = endless(counters.revision)
         self._rows: dict[str, list[tuple[object, ...]]] = {}
-        ids, sessions = keys
-        stored = self._stored(ids)
+        stored = self._stored(touched.ids)
         named = {one.session_id for one in stored.values() if one.session_id is not None}
-        known = self._stored_sessions(named.union(sessions))
-        self.changes = Changes(stored, known, self._revisions, now, DURABLE_ON)
+        known = self._stored_sessions(named.union(touched.sessions))
+        records = self._stored_files(list(touched.files))
+        self.changes = Changes(stored, known, self._revisions, now, DURABLE_ON, files=records)
         """Apply the writes to it before ``flush``."""
 
     def flush(self) -> Counters:
@@ -96,10 +118,12 @@ class Batch:
             if rows := self._rows.get(name):
                 self._execute(name, rows)
         self._write_sessions()
+        self._write_files()
         revision = max(self._revision, self._revisions.last)
         if revision > self._revision:
-            state = [("revision", revision), ("messages", self._count)]
-            insert_all(self._connection, "set_state", state)
+            self._connection.execute(QUERIES["set_state"], ("revision", revision))
+        if "delete" in self._rows or "insert" in self._rows:
+            self._connection.execute(QUERIES["set_state"], ("messages", self._count))
         return Counters(revision, self._count, self._journals)
 
     def _execute(self, name: str, rows: list[tuple[object, ...]]) -> None:
@@ -109,7 +133,7 @@ class Batch:
             self._connection.executemany(QUERIES[name], rows)
 
     def _entries(self) -> list[tuple[object, ...]]:
-        """Return a journal entry for each changed message, and for each session left."""
+        """Return a journal entry for each changed message and file, and for each session left."""
         changes = self.changes
         entries: list[tuple[object, ...]] = [
             (
@@ -121,12 +145,35 @@ class Batch:
             for key, message in changes.after.items()
         ]
         # The entry of a message stands for the session that it is in, not for one that it left.
+        entries += self._file_entries()
         reached = {one.session_id for one in changes.after.values() if one is not None}
         return entries + [
             (change.revision, RecordKind.SESSION, change.session_id, changes.now)
             for change in changes.sessions
             if change.session_id not in reached
         ]
+
+    def _file_entries(self) -> list[tuple[object, ...]]:
+        files, now = self.changes.files, self.changes.now
+        return [
+            (
+                files.buried[key] if record is None else record.revision,
+                RecordKind.FILE,
+                key,
+                now,
+            )
+            for key, record in files.after.items()
+        ]
+
+    def _write_files(self) -> None:
+        """Store the file records and their tombstones."""
+        files, now = self.changes.files, self.changes.now
+        kept = [file_columns(one) for one in files.after.values() if one is not None]
+        gone = [(key,) for key, one in files.after.items() if one is None]
+        buried = [(key, revision, now) for key, revision in files.buried.items()]
+        for name, rows in (("upsert_files", kept), ("delete_files", gone), ("bury_files", buried)):
+            if rows:
+                self._execute(name, list(rows))
 
     def _write_sessions(self) -> None:
         """Store the sessions, once their messages are stored."""
@@ -149,6 +196,13 @@ class Batch:
         wanted = json.dumps(list(ids), ensure_ascii=False)
         rows = self._connection.execute(QUERIES["sessions_by_id"], (wanted,))
         return {row[0]: session_from_row(row) for row in rows}
+
+    def _stored_files(self, ids: list[str]) -> dict[str, File]:
+        if not ids:
+            return {}
+        wanted = json.dumps(ids, ensure_ascii=False)
+        rows = self._connection.execute(QUERIES["files_by_id"], (wanted,))
+        return {row[0]: file_from_row(row) for row in rows}
 
     def _add(self, name: str, *row: object) -> None:
         self._rows.setdefault(name, []).append(row)

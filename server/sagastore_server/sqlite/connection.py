@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sagastore_server.sqlite.queries import STATEMENTS
-from sagastore_server.storage.canonical_json import contains, parse
+from sagastore_server.storage.canonical_json import canonical_tags, contains, parse
+from sagastore_server.storage.files import File
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.sessions import Session, providers_from_json
 
@@ -73,6 +74,16 @@ def session_columns(session: Session) -> tuple[object, ...]:
     """Return the columns of a session, in the order of sessions.sql."""
     providers = json.dumps(dict(session.providers), ensure_ascii=False)
     return (*session[:3], int(session.explicit), session.message_count, providers, *session[6:])
+
+
+def file_from_row(row: Sequence[Any]) -> File:
+    """Return the file record of a row in the column order of files.sql."""
+    return File._make((*row[:5], tuple(json.loads(row[5])), *row[6:12]))
+
+
+def file_columns(record: File) -> tuple[object, ...]:
+    """Return the columns of a file record, in the order of files.sql."""
+    return (*record[:5], canonical_tags(record.tags), *record[6:])
 
 
 def _metadata_contains(metadata: str, part: str) -> bool:

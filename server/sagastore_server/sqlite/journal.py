@@ -11,7 +11,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sagastore_server.sqlite.connection import message_from_row, session_from_row
+from sagastore_server.sqlite.connection import (
+    file_from_row,
+    message_from_row,
+    session_from_row,
+)
 from sagastore_server.sqlite.migration_state import (
     load_pruned,
     load_state,
@@ -45,9 +49,12 @@ def change_state(
         connection.execute(QUERIES["rejournal_messages"], (rejournal_after, now))
         connection.execute(QUERIES["rejournal_tombstones"], (rejournal_after, now))
         connection.execute(QUERIES["rejournal_sessions"], (rejournal_after, now))
-        parameters = (rejournal_after, now, revision)
-        added = connection.execute(QUERIES["rejournal_older_sessions"], parameters).rowcount
-        write_value(connection, "revision", revision + added)
+        connection.execute(QUERIES["rejournal_files"], (rejournal_after, now))
+        connection.execute(QUERIES["rejournal_file_tombstones"], (rejournal_after, now))
+        last = revision
+        for name in ("rejournal_older_sessions", "rejournal_older_files"):
+            last += connection.execute(QUERIES[name], (rejournal_after, now, last)).rowcount
+        write_value(connection, "revision", last)
         save_pruned(connection, rejournal_after)
     elif not journalled:
         save_pruned(connection, revision)
@@ -61,15 +68,26 @@ def journal_some_sessions(connection: sqlite3.Connection, after: str | None) -> 
         The last of them; None: there were no more.
 
     """
+    return _journal_some(connection, "journal_some_sessions", after or "", after is None)
+
+
+def journal_some_files(connection: sqlite3.Connection, after: str | None) -> str | None:
+    """Add the next files after the file ``after``, as ``journal_some_sessions`` does."""
+    return _journal_some(connection, "journal_some_files", after or "")
+
+
+def _journal_some(
+    connection: sqlite3.Connection, statement: str, after: str, *more: bool
+) -> str | None:
     last = last_revision(connection)
     now = time.time_ns() // 1000
-    parameters = (last, after or "", now, ROWS_AT_ONCE, after is None)
-    added = connection.execute(QUERIES["journal_some_sessions"], parameters).rowcount
+    parameters = (last, after, now, ROWS_AT_ONCE, *more)
+    added = connection.execute(QUERIES[statement], parameters).rowcount
     if not added:
         return None
     write_value(connection, "revision", last + added)
-    (session_id,) = connection.execute(QUERIES["journalled_id"], (last + added,)).fetchone()
-    return str(session_id)
+    (key,) = connection.execute(QUERIES["journalled_id"], (last + added,)).fetchone()
+    return str(key)
 
 
 def force(connection: sqlite3.Connection, ids: Sequence[str], kind: RecordKind) -> int:
@@ -104,7 +122,7 @@ def entry_from_row(row: Sequence[Any]) -> Entry:
     """Return the entry of a row of the statement ``entries``."""
     sequence, kind, key, buried, forced, written_at, *stored = row
     message = None if stored[0] is None else message_from_row(stored)
-    session = None if stored[11] is None else session_from_row(stored[11:])
-    return Entry(
-        sequence, key, message, buried, bool(forced), written_at, RecordKind(kind), session
-    )
+    session = None if stored[11] is None else session_from_row(stored[11:26])
+    record = None if stored[26] is None else file_from_row(stored[26:])
+    values = (buried, bool(forced), written_at, RecordKind(kind))
+    return Entry(sequence, key, message, *values, session, record)

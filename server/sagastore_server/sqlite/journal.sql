@@ -29,15 +29,19 @@ WITH batch AS MATERIALIZED (
 ), numbered AS (
     SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY sequence) AS nth FROM batch
 )
-SELECT j.sequence, j.kind, j.id, coalesce(t.revision, 0), j.forced, j.written_at,
+SELECT j.sequence, j.kind, j.id, coalesce(t.revision, u.revision, 0), j.forced, j.written_at,
     m.id, m.provider, m.role, m.content, m.tags, m.timestamp, m.metadata, m.session_id,
     m.created_at, m.revision, m.number,
     s.session_id, s.title, s.metadata, s.explicit, s.message_count, s.providers, s.first_time,
     s.first_sequence, s.first_message, s.last_time, s.last_sequence, s.created_at, s.updated_at,
-    s.revision, s.deleting
+    s.revision, s.deleting,
+    f.id, f.filename, f.filepath, f.file_type, f.extracted_text, f.tags, f.file_size, f.uploaded_at,
+    f.metadata, f.created_at, f.revision, f.extra
 FROM numbered AS j
 LEFT JOIN messages AS m ON j.kind = 0 AND m.id = j.id
 LEFT JOIN tombstones AS t ON j.kind = 0 AND t.id = j.id
+LEFT JOIN files AS f ON j.kind = 2 AND f.id = j.id
+LEFT JOIN file_tombstones AS u ON j.kind = 2 AND u.id = j.id
 LEFT JOIN sessions AS s ON j.nth = 1 AND s.session_id = j.session_id
 ORDER BY j.sequence
 
@@ -56,23 +60,7 @@ SELECT max(sequence) FROM (SELECT sequence FROM journal WHERE sequence <= ? ORDE
 -- name: prune
 DELETE FROM journal WHERE sequence <= ?
 
--- name: set_aside
-INSERT INTO quarantine (source_key, reason, field, row) VALUES (?, ?, ?, ?)
-ON CONFLICT (source_key) DO NOTHING
-
 -- name: extras
 SELECT message_id, name, typeof(value),
     CASE typeof(value) WHEN 'text' THEN CAST(value AS BLOB) ELSE value END
 FROM legacy_extra WHERE (message_id, name) > (?, ?) ORDER BY message_id, name LIMIT ?
-
--- name: files_columns
-SELECT name FROM pragma_table_xinfo('files') ORDER BY cid
-
--- name: files_without_rowid
-SELECT count(*) FROM pragma_table_list('files') WHERE schema = 'main' AND wr
-
--- name: files_unique_by_id
-SELECT count(*) FROM pragma_index_list('files') AS list
-WHERE list."unique" AND NOT list.partial AND (
-    SELECT group_concat(lower(name) || ' ' || coll) FROM pragma_index_xinfo(list.name) WHERE key
-) = 'id BINARY'

@@ -25,6 +25,7 @@ from sagastore_server.sqlite.files import (
     register_owner_function,
 )
 from sagastore_server.sqlite.index_terms import fts_columns
+from sagastore_server.sqlite.legacy.file_conversion import drop_objects_of_files, upgrade_files
 from sagastore_server.sqlite.legacy.importer import take_over
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
@@ -39,6 +40,8 @@ _REPORT_EVERY = 1000
 _SESSIONS = 5
 """Schema step that adds sessions."""
 
+_FILES = 6
+"""Schema step that replaces the table ``files``."""
 
 _RESTORE = "restore a backup, or recover what can be read (sqlite3 OLD .recover | sqlite3 NEW)"
 _ANOTHER = "nothing was changed in it; give the server another file with --sqlite"
@@ -124,7 +127,9 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
     """Apply the missing schema steps, each in one transaction."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for number in range(version + 1, SCHEMA_VERSION + 1):
-        with _transaction(connection):
+        with _transaction(connection), _renaming(connection):
+            if number == _FILES:
+                drop_objects_of_files(connection)
             _require_free_names(connection, path, number)
             apply_step(connection, number)
             if number == 1:
@@ -133,6 +138,18 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
                 _set_state(connection, "store_id", str(uuid.uuid4()))
             elif number == _SESSIONS:
                 connection.execute(QUERIES["fill_sessions"])
+            elif number == _FILES:
+                upgrade_files(connection)
+
+
+@contextlib.contextmanager
+def _renaming(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let a renamed table keep its name in views and triggers that the file has besides ours."""
+    connection.execute("PRAGMA legacy_alter_table = ON")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA legacy_alter_table = OFF")
 
 
 def _require_free_names(connection: sqlite3.Connection, path: Path, number: int) -> None:

@@ -1,4 +1,4 @@
-"""The named statements of queries.sql, journal.sql and sessions.sql."""
+"""The named statements of queries.sql, journal.sql, sessions.sql and files.sql."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def _load(name: str) -> dict[str, str]:
     return {name: sql.strip() for name, sql in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-QUERIES = _load("queries.sql") | _load("journal.sql") | _load("sessions.sql")
+_FILES = ("queries.sql", "journal.sql", "sessions.sql", "files.sql")
+QUERIES = {name: sql for file in _FILES for name, sql in _load(file).items()}
 """Statement by name."""
 
 

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple, TypeVar
 import aiosqlite
 
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
-from sagastore_server.sqlite.connection import message_from_row, prepare_reader
+from sagastore_server.sqlite.connection import file_from_row, message_from_row, prepare_reader
 from sagastore_server.sqlite.errors import InterruptedReadError, translating
 from sagastore_server.storage.errors import UnavailableError
-from sagastore_server.storage.limits import page_of
+from sagastore_server.storage.files import FilePage
+from sagastore_server.storage.limits import file_page_of, page_of
 from sagastore_server.storage.model import Page
 
 READERS = 4
@@ -105,6 +106,10 @@ class _Reader(NamedTuple):
         """
         if most <= _FEW:
             return list(await self.connection.execute_fetchall(_SizeLimited(sql), parameters))
+        return await self.limited_rows(sql, parameters, most)
+
+    async def limited_rows(self, sql: str, parameters: Sequence[Any], most: int) -> list[Any]:
+        """Return up to ``most`` rows, fewer if they exceed MOST_READ."""
         await self.cursor.execute(sql, parameters)
         return list(await self.cursor.fetchmany(most))
 
@@ -195,6 +200,19 @@ class ReaderPool:
         """Return a page of the messages of a statement that yields up to ``limit + 1`` rows."""
         rows = await self._up_to(sql, parameters, limit + 1)
         return page_of(map(message_from_row, rows), limit)
+
+    async def file_page(self, sql: str, parameters: Iterable[Any], limit: int) -> FilePage:
+        """Return a page of the file records of a statement whose last parameter is a limit.
+
+        A single record may exceed MOST_READ, so that nothing is read after it. Then the first two
+        are read again, which tells whether more follow.
+        """
+        parameters = tuple(parameters)
+        arguments = (*parameters, limit + 1)
+        rows = await self._run(lambda reader: reader.limited_rows(sql, arguments, limit + 1))
+        if len(rows) == 1 and sum(map(_weight, rows[0])) > MOST_READ:
+            rows = await self._up_to(sql, (*parameters, 2), 2)
+        return file_page_of(map(file_from_row, rows), limit)
 
     async def page_of_block(
         self, sql: str, parameters: Iterable[Any], limit: int

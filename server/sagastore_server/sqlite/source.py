@@ -20,6 +20,7 @@ from sagastore_server.sqlite.journal import (
     change_state,
     entry_from_row,
     force,
+    journal_some_files,
     journal_some_sessions,
     prune_some,
 )
@@ -33,7 +34,6 @@ from sagastore_server.storage.replication import (
     AuxiliaryTally,
     Entry,
     ExtraValue,
-    FileRow,
     JournalStatus,
     MigrationSource,
     MigrationState,
@@ -162,15 +162,16 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
             last = await self._open_writer().run_in_transaction(partial(force, ids=part, kind=kind))
         return last
 
-    async def journal_sessions(self) -> int:
+    async def journal_records(self) -> int:
         """See the contract; the sequences are new revision numbers."""
-        after: str | None = None
-        more = True
-        while more:
-            after = await self._open_writer().run_in_transaction(
-                partial(journal_some_sessions, after=after)
-            )
-            more = after is not None
+        for journal_some in (journal_some_sessions, journal_some_files):
+            after: str | None = None
+            more = True
+            while more:
+                after = await self._open_writer().run_in_transaction(
+                    partial(journal_some, after=after)
+                )
+                more = after is not None
         return self.committed
 
     async def count(self) -> int:
@@ -179,19 +180,6 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
         return count
 
     # -------------------------------------------------------------- auxiliary rows
-
-    async def set_aside_files(self) -> int:
-        """See the contract.
-
-        Raises:
-            PreconditionError: The table has no rowid, so its rows cannot be identified.
-
-        """
-        return await self._auxiliary_rows.set_aside_files(self._open_writer())
-
-    async def files(self, after: int, limit: int) -> list[FileRow]:
-        """See the contract; fewer than ``limit`` if rows are large."""
-        return await self._auxiliary_rows.files(after, limit)
 
     async def extras(self, after: tuple[str, str], limit: int) -> list[ExtraValue]:
         """See the contract; fewer than ``limit`` if values are large."""

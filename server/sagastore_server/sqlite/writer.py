@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
 
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
-from sagastore_server.sqlite.batch import Batch, Counters
+from sagastore_server.sqlite.batch import Batch, Counters, Touched
 from sagastore_server.sqlite.errors import translated
 from sagastore_server.sqlite.index_terms import FtsColumns, IndexedFields
 from sagastore_server.sqlite.migration_state import load_state
@@ -50,9 +50,15 @@ _DATA_ERRORS = (
 class _Write(NamedTuple):
     ids: Sequence[str]
     sessions: Sequence[str]
+    files: Sequence[str]
     apply: Callable[[Changes], object]
     future: asyncio.Future[Any]
     terms: Mapping[IndexedFields, FtsColumns]
+
+    @property
+    def rows(self) -> int:
+        """Messages and file records that it touches."""
+        return len(self.ids) + len(self.files)
 
 
 class _Task(NamedTuple):
@@ -118,6 +124,7 @@ class SQLiteGroupWriter:
         sessions: Sequence[str],
         apply: Callable[[Changes], T],
         terms: Mapping[IndexedFields, FtsColumns] = _NONE,
+        files: Sequence[str] = (),
     ) -> T:
         """Run ``apply`` in the next group and return its result once it is on disk.
 
@@ -128,6 +135,7 @@ class SQLiteGroupWriter:
             sessions: The sessions that ``apply`` touches, apart from those of stored messages.
             apply: Applies the write.
             terms: Index terms of contents it stores, as far as they are known.
+            files: The ids of file records that ``apply`` touches.
 
         Raises:
             StorageError: Any error of ``apply``; StorageFullError, UnavailableError or
@@ -137,7 +145,7 @@ class SQLiteGroupWriter:
         if self._closing:
             raise UnavailableError("the store is closing; try again")
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.put(_Write(ids, sessions, apply, future, terms))
+        self._waiting.put(_Write(ids, sessions, files, apply, future, terms))
         with self._tracer.step("sqlite.commit", {"db.system.name": "sqlite"}):
             return cast("T", await future)
 
@@ -215,7 +223,7 @@ class SQLiteGroupWriter:
         while isinstance(item, _Write):
             if not item.future.cancelled():
                 group.append(item)
-                rows += len(item.ids)
+                rows += item.rows
             if rows >= MAX_GROUP_ROWS:
                 return group
             try:
@@ -285,12 +293,14 @@ class SQLiteGroupWriter:
         terms: dict[IndexedFields, FtsColumns] = {}
         for write in group:
             terms.update(write.terms)
-        batch = Batch(connection, self._counters, time.time_ns() // 1000, (ids, sessions), terms)
+        files = {key for write in group for key in write.files}
+        touched = Touched(ids, sessions, files)
+        batch = Batch(connection, self._counters, time.time_ns() // 1000, touched, terms)
         outcomes = [_outcome(write, batch.changes) for write in group]
         counters = batch.flush()
         connection.execute("COMMIT")
         self._counters = counters
-        rows = sum(len(write.ids) for write in group)
+        rows = sum(write.rows for write in group)
         self._groups.append(_Group(len(group), rows, time.perf_counter() - began))
         return outcomes
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable
 
 from sagastore_server.storage.model import QuarantinedRow
-from sagastore_server.storage.replication import ExtraValue, FileRow, Tally
+from sagastore_server.storage.replication import ExtraValue, Tally
 
 Value = str | int | None
 
@@ -22,9 +22,6 @@ class AuxiliaryTallier:
 
     * quarantine, by ``number``: ``number, source_key, reason, field, row``, the row as
       text (``quarantine_values``);
-    * files, by the UTF-8 bytes of ``id``: every field of ``FileRow`` but ``number``, in
-      the order of the class (``file_values``). The number is left out because it is the
-      source's rowid, which a VACUUM may change;
     * extra values, by the UTF-8 bytes of ``message_id``, then of ``name``: every field
       of ``ExtraValue``, in the order of the class (``extra_values``).
 
@@ -57,11 +54,6 @@ class AuxiliaryTallier:
 def quarantine_values(row: QuarantinedRow) -> tuple[Value, ...]:
     """Return the digested values of a quarantined row."""
     return (*row[:4], row.row.decode())
-
-
-def file_values(row: FileRow) -> tuple[Value, ...]:
-    """Return the digested values of a file."""
-    return row[1:]
 
 
 def extra_values(row: ExtraValue) -> tuple[Value, ...]:

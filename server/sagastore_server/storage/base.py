@@ -24,6 +24,7 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from sagastore_server.storage.file_base import FileBackend
 from sagastore_server.storage.load import Load, OnGroup
 from sagastore_server.storage.model import (
     BulkResult,
@@ -52,7 +53,7 @@ class PreparedTerms(NamedTuple):
     """The result of ``by`` for each message."""
 
 
-class StorageBackend(SessionBackend):
+class StorageBackend(SessionBackend, FileBackend):
     """Stores messages durably, and reads and searches them."""
 
     @property

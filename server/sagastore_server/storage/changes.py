@@ -3,12 +3,13 @@
 Each write sees the ones before it in its group. What several of them do to one
 message or session is written once; each still gets its own answer. A backend loads
 what is stored, lets the writes be worked out here, and then writes ``after``,
-``buried`` and ``sessions`` in one transaction.
+``buried``, ``sessions`` and those of ``files`` in one transaction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from sagastore_server.storage.errors import (
@@ -20,6 +21,8 @@ from sagastore_server.storage.errors import (
     SessionRevisionMismatchError,
     StaleReadError,
 )
+from sagastore_server.storage.file_changes import FileChanges
+from sagastore_server.storage.files import File
 from sagastore_server.storage.model import (
     BulkResult,
     Message,
@@ -30,6 +33,8 @@ from sagastore_server.storage.model import (
 )
 from sagastore_server.storage.session_changes import SessionChange, SessionOutcome
 from sagastore_server.storage.sessions import DeletionStep, SavedMessage, Session
+
+_NO_FILES: Mapping[str, File] = MappingProxyType({})
 
 _LAST_REVISION = 1 << 62
 """Above every revision that a store can reach."""
@@ -85,16 +90,19 @@ class Changes:
         revisions: Revisions,
         now: int,
         durable_on: tuple[Store, ...],
+        *,
+        files: Mapping[str, File] = _NO_FILES,
     ) -> None:
         """Begin with what is stored.
 
         Args:
             before: The stored messages with the ids of the writes.
             sessions: The stored sessions of the writes and of ``before``.
-            revisions: Revisions greater than any stored one: at least one for each message and
-                each session of each write.
+            revisions: Revisions greater than any stored one: at least one for each message,
+                each session and each file of each write.
             now: The current time in microseconds.
             durable_on: The stores that have the writes once they are committed.
+            files: The stored file records with the ids of the writes.
 
         """
         self.before = before
@@ -107,6 +115,8 @@ class Changes:
         self.buried: dict[str, int] = {}
         """The revision of the latest deletion of an id."""
         self._sessions: dict[str, SessionChange] = {}
+        self.files = FileChanges(files, revisions.take, now, durable_on)
+        """The changes of file records."""
 
     @property
     def sessions(self) -> list[SessionChange]:

@@ -69,6 +69,13 @@ class SessionNotFoundError(NotFoundError):
     noun = "session"
 
 
+class FileRecordNotFoundError(NotFoundError):
+    """No file record has the id."""
+
+    reason = "FILE_NOT_FOUND"
+    noun = "file"
+
+
 class AlreadyExistsError(StorageError):
     """The id was required to be new and exists."""
 
@@ -90,6 +97,13 @@ class SessionExistsError(AlreadyExistsError):
 
     reason = "SESSION_EXISTS"
     noun = "session"
+
+
+class FileRecordExistsError(AlreadyExistsError):
+    """The id of a file record was required to be new and exists."""
+
+    reason = "FILE_EXISTS"
+    noun = "file"
 
 
 class RevisionMismatchError(StorageError):
@@ -115,6 +129,13 @@ class SessionRevisionMismatchError(RevisionMismatchError):
 
     reason = "SESSION_REVISION_MISMATCH"
     noun = "session"
+
+
+class FileRevisionMismatchError(RevisionMismatchError):
+    """The revision of the file record is not the one that the caller expects."""
+
+    reason = "FILE_REVISION_MISMATCH"
+    noun = "file"
 
 
 class PreconditionError(StorageError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
+from sagastore_server.storage.files import File, FilePage
 from sagastore_server.storage.model import Message, Page
 from sagastore_server.storage.sessions import Session, SessionPage
 
@@ -13,7 +14,8 @@ MAX_PAGE_BYTES = 3 * 1024 * 1024
 
 A gRPC client that was not told otherwise accepts 4 MiB (grpc.max_receive_message_length), and so
 receives every page of messages up to this size. A larger message is returned alone: a client
-must accept LARGEST_MESSAGE to receive every message, as the client library does.
+must accept LARGEST_MESSAGE to receive every message, as the client library does. A file record
+may take up to 4.6 MiB: 3 MiB of text, 1 MiB of metadata and 0.5 MiB of tags.
 """
 
 LARGEST_MESSAGE = 6 * 1024 * 1024
@@ -43,6 +45,11 @@ def page_of(messages: Iterable[Message], limit: int) -> Page:
 def session_page_of(sessions: Iterable[Session], limit: int) -> SessionPage:
     """Return a page of the first sessions, as ``page_of`` does."""
     return SessionPage(*_first(sessions, limit))
+
+
+def file_page_of(files: Iterable[File], limit: int) -> FilePage:
+    """Return a page of the first file records, as ``page_of`` does."""
+    return FilePage(*_first(files, limit))
 
 
 def _first(values: Iterable[T], limit: int) -> tuple[list[T], bool]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.file_base import FileRows
+from sagastore_server.storage.files import File
 from sagastore_server.storage.migration import BackfillState, Verification
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
@@ -65,6 +67,8 @@ class Entry(NamedTuple):
     session: Session | None = None
     """The session of the message, or the session with the id, as stored now. Only the first entry
     of a batch that concerns a session has it."""
+    file: File | None = None
+    """The file record with the id, as stored now. For a file, ``buried`` is its latest deletion."""
 
 
 class JournalStatus(NamedTuple):
@@ -80,25 +84,6 @@ class JournalStatus(NamedTuple):
 # ------------------------------------------------------------------ auxiliary rows
 
 
-class FileRow(NamedTuple):
-    """A row of the legacy ``files`` table that both stores can represent."""
-
-    number: int
-    """Its rowid in the source."""
-    id: str
-    filename: str
-    filepath: str
-    file_type: str
-    extracted_text: str | None
-    tags: str | None
-    file_size: int | None
-    uploaded_at: str
-    metadata: str | None
-    created_at: str | None
-    extra: str
-    """Further columns, as a JSON object; see ``sagastore.legacy.raw_row_as_json``."""
-
-
 class ExtraValue(NamedTuple):
     """A value of a column that a legacy ``messages`` table had beyond the known ones."""
 
@@ -109,10 +94,9 @@ class ExtraValue(NamedTuple):
 
 
 class AuxiliaryRows(NamedTuple):
-    """Rows other than messages that a migration copies."""
+    """Rows that a migration copies and that never change."""
 
     quarantine: Sequence[QuarantinedRow] = ()
-    files: Sequence[FileRow] = ()
     extras: Sequence[ExtraValue] = ()
 
 
@@ -127,7 +111,6 @@ class AuxiliaryTally(NamedTuple):
     """Tally of each kind; equal in both stores after a complete copy."""
 
     quarantine: Tally
-    files: Tally
     extras: Tally
 
 
@@ -138,7 +121,7 @@ class Archive(NamedTuple):
     receipt: Path
 
 
-class MigrationSource(StorageBackend, SessionRows):
+class MigrationSource(StorageBackend, SessionRows, FileRows):
     """The store that is migrated from: a backend with a journal of its changes."""
 
     @property
@@ -197,8 +180,8 @@ class MigrationSource(StorageBackend, SessionRows):
         * If ``state.phase.journals``, every later change is journalled; otherwise the journal is
           emptied.
         * ``rejournal_after`` adds every change with a greater revision to the journal again
-          (messages and tombstones) and every session, for a target that lacks them, and resets
-          ``pruned`` to it.
+          (messages, files and tombstones), every session and every file, for a target that lacks
+          them, and resets ``pruned`` to it.
 
         Returns:
             The greatest revision assigned before.
@@ -230,8 +213,8 @@ class MigrationSource(StorageBackend, SessionRows):
         """
 
     @abc.abstractmethod
-    async def journal_sessions(self) -> int:
-        """Add every session to the journal, some thousands per transaction.
+    async def journal_records(self) -> int:
+        """Add every session and every file to the journal, some thousands per transaction.
 
         Returns:
             The last sequence assigned.
@@ -241,19 +224,6 @@ class MigrationSource(StorageBackend, SessionRows):
     @abc.abstractmethod
     async def count(self) -> int:
         """Return the exact number of messages."""
-
-    @abc.abstractmethod
-    async def set_aside_files(self) -> int:
-        """Move rows of ``files`` that no ``FileRow`` can represent to quarantine.
-
-        Returns:
-            Number of rows moved by this call; 0 if it is repeated.
-
-        """
-
-    @abc.abstractmethod
-    async def files(self, after: int, limit: int) -> list[FileRow]:
-        """Return the files with a number greater than ``after``, in order."""
 
     @abc.abstractmethod
     async def extras(self, after: tuple[str, str], limit: int) -> list[ExtraValue]:
@@ -286,7 +256,7 @@ class BackfillMark(NamedTuple):
     state: BackfillState = BackfillState.PENDING
     """PENDING, RUNNING or DONE; pauses and failures are not stored here."""
     carried: bool = False
-    """Whether quarantine, files and extra values have been copied."""
+    """Whether quarantine, extra values, sessions and files have been copied."""
     cursor: str = ""
     """Every row of the backfill up to this id has been copied."""
     upto: str = ""
@@ -344,7 +314,7 @@ class PreparedRows:
     """Rows prepared for storage; each target has its own subclass."""
 
 
-class MigrationTarget(StorageBackend, SessionRows):
+class MigrationTarget(StorageBackend, SessionRows, FileRows):
     """The store that is migrated to: it applies the journal of the source.
 
     * Every method with a ``Lease`` is one transaction. If another server has taken over, it

@@ -22,6 +22,7 @@ class RecordKind(enum.IntEnum):
 
     MESSAGE = 0
     SESSION = 1
+    FILE = 2
 
 
 class SessionPosition(NamedTuple):

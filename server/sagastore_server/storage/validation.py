@@ -26,6 +26,12 @@ MAX_TAG = 256
 MAX_SESSION_ID = 256
 MAX_QUERY = 100_000
 MAX_TITLE = 512
+MAX_FILENAME = 1024
+MAX_FILEPATH = 4096
+MAX_FILE_TYPE = 256
+MAX_EXTRACTED_TEXT = 3 * 1024 * 1024
+"""Bytes of the text of a file."""
+MAX_FILE_SIZE = (1 << 63) - 1
 MAX_SESSION_METADATA = 256 * 1024
 """Bytes of the metadata of a session, as sent and in canonical spelling."""
 MAX_BATCH = 1000

@@ -20,14 +20,13 @@ from sagastore_server.storage.query import Scan
 from sagastore_server.storage.replication import (
     AuxiliaryRows,
     ExtraValue,
-    FileRow,
     JournalStatus,
     MigrationSource,
     MigrationState,
 )
 from tests.support.drafts import lone
 from tests.support.migration_backends import SourcePlace, opened
-from tests.support.migration_values import content_of, set_aside, tally
+from tests.support.migration_values import content_of, tally
 
 DUAL_WRITE = MigrationState(Phase.DUAL_WRITE, epoch=2)
 READY = MigrationState(Phase.READ_POSTGRES, epoch=5, completing=True)
@@ -195,11 +194,6 @@ async def test_flush_returns_after_earlier_acknowledgements(source: MigrationSou
 
 # ------------------------------------------------------------------ what is carried along
 
-FILES = [
-    FileRow(2, "F-a", "n", "/p", "pdf", None, None, None, "2023-1-2", None, None, "{}"),
-    FileRow(5, "f-\u00e4", "n", "/p", "pdf", "text", "[]", 1 << 40, "2023-1-2", "{}", "x", "{}"),
-    FileRow(9, "", "", "", "", "", "", -1, "", "", "", "{}"),
-]
 EXTRAS = [
     ExtraValue("M-1", "score", '{"value": "x"}'),
     ExtraValue("m-1", "Score", '{"value": 1.0}'),
@@ -215,33 +209,16 @@ ASIDE = [
 async def test_auxiliary_rows_are_read_in_order(source_place: SourcePlace) -> None:
     async with opened(source_place.make()) as source:
         assert await source.carried() == tally(AuxiliaryRows())
-    rows = AuxiliaryRows(ASIDE, FILES, EXTRAS)
+    rows = AuxiliaryRows(ASIDE, EXTRAS)
     source_place.put(rows)
     async with opened(source_place.make()) as source:
         assert await source.carried() == tally(rows)
-        assert await source.files(0, 2) == FILES[:2]
-        assert await source.files(2, 10) == FILES[1:]
-        assert await source.files(9, 10) == []
         assert await source.extras(("", ""), 2) == EXTRAS[:2]
         assert await source.extras(("m-1", "Score"), 10) == EXTRAS[2:]
         assert await source.extras(("\U0001f600", "a"), 10) == []
         assert await source.quarantine(0, 1) == ASIDE[:1]
         assert await source.quarantine(3, 10) == ASIDE[1:]
         assert await source.quarantine_count() == 2
-
-
-async def test_unrepresentable_files_are_quarantined_once(source_place: SourcePlace) -> None:
-    async with opened(source_place.make()) as source:
-        assert await source.set_aside_files() == 0
-    source_place.put(AuxiliaryRows(ASIDE, FILES), without_id=11)
-    aside = [*ASIDE, set_aside(11)._replace(number=8)]
-    for expected in (1, 0):
-        async with opened(source_place.make()) as source:
-            assert await source.set_aside_files() == expected
-            assert await source.set_aside_files() == 0
-            assert await source.quarantine(0, 10) == aside
-            assert await source.files(0, 10) == FILES
-            assert await source.carried() == tally(AuxiliaryRows(aside, FILES))
 
 
 # ------------------------------------------------------------------ closed, and archived
@@ -255,8 +232,11 @@ CALLS: dict[str, Callable[[MigrationSource], Awaitable[object]]] = {
     "prune": lambda source: source.prune(10),
     "requeue": lambda source: source.requeue(["a"]),
     "count": lambda source: source.count(),
-    "set_aside_files": lambda source: source.set_aside_files(),
-    "files": lambda source: source.files(0, 10),
+    "journal_records": lambda source: source.journal_records(),
+    "files_by_id": lambda source: source.files_by_id(["a"]),
+    "scan_files": lambda source: source.scan_files("", "z", 10),
+    "last_file": lambda source: source.last_file(),
+    "count_files": lambda source: source.count_files(),
     "extras": lambda source: source.extras(("", ""), 10),
     "carried": lambda source: source.carried(),
 }

@@ -65,7 +65,7 @@ async def test_all_sessions_can_be_journalled(source: MigrationSource) -> None:
         await source.update_session(name, title=name)
     await source.set_state(FOLLOWING)
     before = source.committed
-    last = await source.journal_sessions()
+    last = await source.journal_records()
     entries = await source.journal(before, 100)
     assert [one.id for one in entries] == names
     assert not any(one.forced for one in entries)

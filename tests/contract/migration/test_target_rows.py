@@ -20,7 +20,6 @@ from tests.support.drafts import NOW, found
 from tests.support.migration_backends import TARGETS, TargetPlace
 from tests.support.migration_values import (
     EXTRAS,
-    FILES,
     LEASE,
     MARK,
     QUARANTINED,
@@ -309,7 +308,7 @@ async def test_forced_entry_removes_extra_message(
 
 
 async def test_auxiliary_rows_have_digest_of_source(target: MigrationTarget) -> None:
-    rows = AuxiliaryRows(QUARANTINED, FILES, EXTRAS)
+    rows = AuxiliaryRows(QUARANTINED, EXTRAS)
     assert await target.carried() == tally(AuxiliaryRows())
     await target.carry(LEASE, AuxiliaryRows(), first=True)
     await target.carry(LEASE, rows, first=False)
@@ -318,7 +317,7 @@ async def test_auxiliary_rows_have_digest_of_source(target: MigrationTarget) -> 
     assert await target.quarantine(0, 10) == sorted(QUARANTINED)
     assert await target.quarantine(3, 10) == [QUARANTINED[0]]
     assert await target.quarantine_count() == 2
-    fewer = AuxiliaryRows(QUARANTINED[1:], FILES[1:], [EXTRAS[0]._replace(value="{}")])
+    fewer = AuxiliaryRows(QUARANTINED[1:], [EXTRAS[0]._replace(value="{}")])
     await target.carry(LEASE, fewer, first=True)
     assert await target.carried() == tally(fewer)
     # The source gave the row another number.
@@ -331,16 +330,8 @@ async def test_auxiliary_rows_count_as_content(target: MigrationTarget) -> None:
     assert (await target.inspect()).empty
     await target.carry(LEASE, AuxiliaryRows(extras=EXTRAS), first=True)
     assert (await target.inspect()).empty
-    await target.carry(LEASE, AuxiliaryRows(files=FILES), first=True)
-    assert not (await target.inspect()).empty
     await target.carry(LEASE, AuxiliaryRows(QUARANTINED), first=True)
     assert not (await target.inspect()).empty
-
-
-async def test_many_files_are_digested_in_order(target: MigrationTarget) -> None:
-    files = [FILES[0]._replace(number=n, id=f"{n * 7919 % 1000:x}") for n in range(1000)]
-    await target.carry(LEASE, AuxiliaryRows(files=files), first=True)
-    assert await target.carried() == tally(AuxiliaryRows(files=files))
 
 
 # ------------------------------------------------------------------ indexes

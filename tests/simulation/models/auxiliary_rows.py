@@ -8,20 +8,16 @@ from sagastore_server.storage.auxiliary_rows import (
     AuxiliaryTallier,
     Value,
     extra_values,
-    file_values,
     quarantine_values,
 )
 from sagastore_server.storage.model import QuarantinedRow
-from sagastore_server.storage.replication import AuxiliaryTally, ExtraValue, FileRow, Tally
+from sagastore_server.storage.replication import AuxiliaryTally, ExtraValue, Tally
 
 
-def tally_of(
-    quarantine: Iterable[QuarantinedRow], files: Iterable[FileRow], extras: Iterable[ExtraValue]
-) -> AuxiliaryTally:
+def tally_of(quarantine: Iterable[QuarantinedRow], extras: Iterable[ExtraValue]) -> AuxiliaryTally:
     """Return the tally of rows in any order; ``AuxiliaryTallier`` defines the significant order."""
     return AuxiliaryTally(
         _tally(map(quarantine_values, sorted(quarantine))),
-        _tally(map(file_values, sorted(files, key=lambda row: row.id))),
         _tally(map(extra_values, sorted(extras))),
     )
 

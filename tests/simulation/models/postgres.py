@@ -9,8 +9,9 @@ from collections.abc import Callable
 from random import Random
 
 from sagastore_server.postgresql.indexes import LATE
+from sagastore_server.storage.files import File
 from sagastore_server.storage.model import Message, QuarantinedRow
-from sagastore_server.storage.replication import ExtraValue, FileRow, TargetRecord
+from sagastore_server.storage.replication import ExtraValue, TargetRecord
 from sagastore_server.storage.sessions import Session
 from tests.simulation.models.latency import Latency
 from tests.simulation.models.process import Process
@@ -35,8 +36,10 @@ class PostgresContents:
     """Whether an index is complete, by name."""
     quarantine: dict[str, QuarantinedRow] = dataclasses.field(default_factory=dict)
     """By source key."""
-    files: dict[str, FileRow] = dataclasses.field(default_factory=dict)
+    files: dict[str, File] = dataclasses.field(default_factory=dict)
     """By id."""
+    file_tombs: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Revision of the latest deletion, by id of a file."""
     extras: dict[tuple[str, str], ExtraValue] = dataclasses.field(default_factory=dict)
     """By message id and name."""
     revision: int = 1

@@ -15,6 +15,7 @@ from sagastore_server.storage.errors import (
     StorageError,
     UnavailableError,
 )
+from sagastore_server.storage.files import File
 from sagastore_server.storage.model import (
     BulkResult,
     NewMessage,
@@ -26,6 +27,7 @@ from sagastore_server.storage.model import (
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.session_writes import sessions_of
 from sagastore_server.storage.sessions import Session
+from tests.simulation.models.file_rows import ModelFiles, store_files
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.process import Process
 from tests.simulation.models.reads import Rows, SnapshotReads
@@ -40,13 +42,13 @@ margin for the network (``postgresql.pool``).
 """
 
 _SESSIONS = "\0sessions"
-"""Lock of the rows of all sessions."""
+"""Lock of the rows of all sessions and files."""
 
 ACQUIRE_TIMEOUT = 5.0
 """Maximum seconds that a client waits for a connection, and for its close."""
 
 
-class ModelPostgreSQL(SnapshotReads, ModelSessions):
+class ModelPostgreSQL(SnapshotReads, ModelSessions, ModelFiles):
     """Storage contract on a ``PostgresServer``, used by one process.
 
     Each write is a separate transaction. Writes are refused during a migration.
@@ -130,6 +132,9 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions):
     async def _look_at_sessions(self, look: Callable[[Mapping[str, Session]], T]) -> T:
         return await self._look_at_server(lambda server: look(server.sessions))
 
+    async def _look_at_files(self, look: Callable[[Mapping[str, File]], T]) -> T:
+        return await self._look_at_server(lambda server: look(server.files))
+
     async def _deletable_ids(self, session_id: str, upto: int, limit: int) -> list[str]:
         return await self._look(lambda rows: deletable(rows, session_id, upto)[:limit])
 
@@ -195,17 +200,28 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions):
         apply: Callable[[Changes], T],
         messages: Sequence[NewMessage] = (),
     ) -> T:
+        del sessions, messages
+        return await self._execute(ids, apply)
+
+    async def _change_files(self, file_ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
+        return await self._execute((), apply)
+
+    async def _execute(self, ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
         """Execute one write in its own transaction."""
         server = self._server
         wanted = sorted(set(ids))
-        # The sessions of stored messages are locked as well; one lock for all is stricter.
+        # The sessions of stored messages are locked as well, and so are files; one lock for all of
+        # them is stricter.
         locks = [_SESSIONS, *wanted]
 
         def execute() -> Callable[[], T]:
             before = {key: server.rows[key] for key in wanted if key in server.rows}
-            revisions = Revisions([self._take_block()])
+            revisions = Revisions([self._take_block(2 * len(ids) // BLOCK + 1)])
             known = dict(server.sessions)
-            changes = Changes(before, known, revisions, self._now(), (Store.POSTGRESQL,))
+            stored = (Store.POSTGRESQL,)
+            changes = Changes(
+                before, known, revisions, self._now(), stored, files=dict(server.files)
+            )
             answer = apply(changes)
             self._check_guard(changes)
 
@@ -218,16 +234,16 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions):
 
         return cast("T", await self._ask(Write(locks, execute)))
 
-    def _take_block(self) -> range:
-        """Take a block of revisions; they are lost if the transaction is rolled back."""
+    def _take_block(self, blocks: int = 1) -> range:
+        """Take blocks of revisions; they are lost if the transaction is rolled back."""
         first = self._server.revision + 1
-        self._server.revision += BLOCK
+        self._server.revision += BLOCK * blocks
         return range(first, self._server.revision + 1)
 
     def _check_guard(self, changes: Changes) -> None:
         """Refuse statements that change rows during a migration, as the triggers do."""
         record = self._server.record
-        changed = changes.after or changes.sessions
+        changed = changes.after or changes.sessions or changes.files.after
         if changed and record is not None and record.phase is not Phase.POSTGRES_ONLY:
             raise FencedError("the PostgreSQL store belongs to a migration from SQLite")
 
@@ -239,3 +255,4 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions):
                 self._server.rows[key] = message
         self._server.tombs.update(changes.buried)
         store_sessions(self._server.sessions, self._server.rows, changes)
+        store_files(self._server.files, self._server.file_tombs, changes.files)

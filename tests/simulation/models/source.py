@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -11,6 +12,7 @@ from sagastore_server.sqlite.files import SCHEMA_VERSION
 from sagastore_server.storage.base import PreparedTerms
 from sagastore_server.storage.changes import Changes, endless
 from sagastore_server.storage.errors import MovedError, StorageError, UnavailableError
+from sagastore_server.storage.files import File
 from sagastore_server.storage.model import (
     BulkResult,
     NewMessage,
@@ -26,13 +28,13 @@ from sagastore_server.storage.replication import (
     AuxiliaryTally,
     Entry,
     ExtraValue,
-    FileRow,
     JournalStatus,
     MigrationSource,
     MigrationState,
 )
 from sagastore_server.storage.sessions import RecordKind, Session
 from tests.simulation.models.auxiliary_rows import tally_of
+from tests.simulation.models.file_rows import ModelFiles
 from tests.simulation.models.process import Process
 from tests.simulation.models.reads import Rows, SnapshotReads
 from tests.simulation.models.session_rows import ModelSessions, deletable
@@ -42,7 +44,7 @@ from tests.simulation.models.writer import GroupWriter, Job, Kind
 T = TypeVar("T")
 
 
-class ModelSource(SnapshotReads, ModelSessions, MigrationSource):
+class ModelSource(SnapshotReads, ModelSessions, ModelFiles, MigrationSource):
     """Source of a migration on a ``SourceDisk``, used by one process.
 
     It keeps the guarantees of SQLiteSource, and otherwise behaves as badly as they allow:
@@ -216,7 +218,7 @@ class ModelSource(SnapshotReads, ModelSessions, MigrationSource):
         disk = self._disk
         revisions = endless(disk.revision)
         stored = (disk.messages, disk.sessions)
-        changes = Changes(*stored, revisions, self._now(), (Store.SQLITE,))
+        changes = Changes(*stored, revisions, self._now(), (Store.SQLITE,), files=disk.files)
         outcomes = [_outcome(job, changes) for job in group]
         rows = disk.store(changes, revisions)
         if disk.state.phase.journals:
@@ -248,10 +250,16 @@ class ModelSource(SnapshotReads, ModelSessions, MigrationSource):
     ) -> T:
         return await self._write(apply, len(ids))
 
+    async def _change_files(self, file_ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
+        return await self._write(apply, len(file_ids))
+
     # ------------------------------------------------------------------ reading
 
     async def _look_at_sessions(self, look: Callable[[Mapping[str, Session]], T]) -> T:
         return await self._read(lambda disk: look(disk.sessions))
+
+    async def _look_at_files(self, look: Callable[[Mapping[str, File]], T]) -> T:
+        return await self._read(lambda disk: look(disk.files))
 
     async def _deletable_ids(self, session_id: str, upto: int, limit: int) -> list[str]:
         return await self._look(lambda rows: deletable(rows, session_id, upto)[:limit])
@@ -328,21 +336,13 @@ class ModelSource(SnapshotReads, ModelSessions, MigrationSource):
     async def _force(self, ids: Sequence[str], kind: RecordKind) -> int:
         return await self._task(lambda disk: disk.force(ids, kind, self._now()))
 
-    async def journal_sessions(self) -> int:
+    async def journal_records(self) -> int:
         """See the contract."""
-        await self._task(lambda disk: disk.journal_sessions(self._now()))
+        for kind in (RecordKind.SESSION, RecordKind.FILE):
+            await self._task(partial(SourceDisk.journal_records, kind=kind, now=self._now()))
         return self.committed
 
     # ------------------------------------------------------------------ auxiliary rows
-
-    async def set_aside_files(self) -> int:
-        """See the contract."""
-        return await self._task(SourceDisk.set_aside_files)
-
-    async def files(self, after: int, limit: int) -> list[FileRow]:
-        """See the contract."""
-        found = await self._read(lambda disk: sorted(disk.files, key=lambda row: row.number))
-        return [row for row in found if row.number > after][:limit]
 
     async def extras(self, after: tuple[str, str], limit: int) -> list[ExtraValue]:
         """See the contract."""
@@ -351,7 +351,7 @@ class ModelSource(SnapshotReads, ModelSessions, MigrationSource):
 
     async def carried(self) -> AuxiliaryTally:
         """See the contract."""
-        return await self._read(lambda disk: tally_of(disk.quarantine, disk.files, disk.extras))
+        return await self._read(lambda disk: tally_of(disk.quarantine, disk.extras))
 
     # ------------------------------------------------------------------ archiving
 

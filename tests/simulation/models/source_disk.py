@@ -11,17 +11,18 @@ from sagastore_server.sqlite.journal import ROWS_AT_ONCE
 from sagastore_server.sqlite.readers import MOST_READ
 from sagastore_server.storage.changes import Changes, Revisions
 from sagastore_server.storage.errors import CannotOpenError, StorageFullError, UnavailableError
+from sagastore_server.storage.files import File
 from sagastore_server.storage.model import Message, QuarantinedRow
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import (
     Archive,
     Entry,
     ExtraValue,
-    FileRow,
     JournalStatus,
     MigrationState,
 )
 from sagastore_server.storage.sessions import RecordKind, Session
+from tests.simulation.models.file_rows import store_files
 from tests.simulation.models.latency import Latency
 from tests.simulation.models.session_rows import store_sessions
 
@@ -77,9 +78,9 @@ class SourceDisk(Latency):
         self.archive: Archive | None = None
         """Set when the file becomes an archive."""
         self.quarantine: list[QuarantinedRow] = []
-        self.files: list[FileRow] = []
-        self.unrepresentable: list[QuarantinedRow] = []
-        """Rows of ``files`` that no FileRow represents, as quarantined later."""
+        self.files: dict[str, File] = {}
+        self.buried_files: dict[str, int] = {}
+        """Revision of the latest deletion, by id of a file."""
         self.extras: list[ExtraValue] = []
         self.locked_by: ModelSource | None = None
         """Store that has the file open; a crash of its process releases the lock."""
@@ -143,6 +144,10 @@ class SourceDisk(Latency):
             if session.session_id not in reached:
                 entry = (session.revision, session.session_id, False, changes.now)
                 rows.append(JournalRow(*entry, RecordKind.SESSION))
+        for key, record in changes.files.after.items():
+            sequence = changes.files.buried[key] if record is None else record.revision
+            rows.append(JournalRow(sequence, key, False, changes.now, RecordKind.FILE))
+        store_files(self.files, self.buried_files, changes.files)
         self.revision = max(self.revision, revisions.last)
         return sorted(rows)
 
@@ -155,7 +160,8 @@ class SourceDisk(Latency):
             self.journal.clear()
         elif rejournal_after is not None:
             self._rejournal(rejournal_after, now)
-            self.journal_sessions(now, rejournal_after)
+            for kind in (RecordKind.SESSION, RecordKind.FILE):
+                self.journal_records(kind, now, rejournal_after)
             self.pruned = rejournal_after
         elif not journalled:
             self.pruned = self.revision
@@ -172,6 +178,9 @@ class SourceDisk(Latency):
             for key, one in self.sessions.items()
             if one.revision not in sequences
         ]
+        files = [(one.revision, one.id) for one in self.files.values()]
+        files += [(revision, key) for key, revision in self.buried_files.items()]
+        rows += [JournalRow(*one, False, now, RecordKind.FILE) for one in files]
         self.journal += [row for row in rows if row.sequence > after and row.sequence not in there]
         self.journal.sort()
 
@@ -182,13 +191,13 @@ class SourceDisk(Latency):
             self.journal.append(JournalRow(self.revision, key, True, now, kind))
         return self.revision
 
-    def journal_sessions(self, now: int, upto: int | None = None) -> None:
-        """Add every session to the journal; with ``upto``, those up to that revision."""
-        for key in sorted(self.sessions):
-            if upto is not None and self.sessions[key].revision > upto:
-                continue
-            self.revision += 1
-            self.journal.append(JournalRow(self.revision, key, False, now, RecordKind.SESSION))
+    def journal_records(self, kind: RecordKind, now: int, upto: int | None = None) -> None:
+        """Add every session, or file, to the journal; with ``upto``, those up to that revision."""
+        rows = self.sessions if kind is RecordKind.SESSION else self.files
+        for key in sorted(rows):
+            if upto is None or rows[key].revision <= upto:
+                self.revision += 1
+                self.journal.append(JournalRow(self.revision, key, False, now, kind))
 
     def prune_some(self, upto: int) -> bool:
         """As ``sqlite.journal.prune_some``: up to ``rows_at_once`` rows."""
@@ -198,14 +207,6 @@ class SourceDisk(Latency):
         self.pruned = max(self.pruned, self.journal[removed - 1].sequence)
         del self.journal[:removed]
         return removed >= self.rows_at_once
-
-    def set_aside_files(self) -> int:
-        """Quarantine the rows of ``unrepresentable`` that are not quarantined yet."""
-        there = {row.source_key for row in self.quarantine}
-        new = [row for row in self.unrepresentable if row.source_key not in there]
-        first = max((row.number for row in self.quarantine), default=0) + 1
-        self.quarantine += [row._replace(number=first + at) for at, row in enumerate(new)]
-        return len(new)
 
     def seal(self, now: int) -> None:
         """Store POSTGRES_ONLY, the first step of archiving."""
@@ -226,6 +227,7 @@ class SourceDisk(Latency):
         for row in self.journal[start : start + limit]:
             entry = self._entry(row)
             room -= entry.message.size if entry.message else 0
+            room -= entry.file.size if entry.file else 0
             if found and room < 0:
                 break
             if entry.session is not None:
@@ -237,11 +239,15 @@ class SourceDisk(Latency):
         return found
 
     def _entry(self, row: JournalRow) -> Entry:
-        """Return the entry of a row, with its session."""
+        """Return the entry of a row, with its session or file."""
         values = (row.forced, row.written_at, row.kind)
         if row.kind is RecordKind.SESSION:
             session = self.sessions.get(row.id)
             return Entry(row.sequence, row.id, None, 0, *values, session)
+        if row.kind is RecordKind.FILE:
+            buried = self.buried_files.get(row.id, 0)
+            record = self.files.get(row.id)
+            return Entry(row.sequence, row.id, None, buried, *values, None, record)
         message = self.messages.get(row.id)
         session_id = None if message is None else message.session_id
         session = None if session_id is None else self.sessions.get(session_id)

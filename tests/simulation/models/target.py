@@ -225,6 +225,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
                 if entry.message is not None:
                     self._upsert(server, entry.message)
             self._apply_sessions(server, entries)
+            self._apply_files(server, entries)
 
         await self._holding(lease, run, max(entry.sequence for entry in entries), _at(after))
 
@@ -238,6 +239,25 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
                 stored = server.sessions.get(session.session_id)
                 if stored is None or stored.revision < session.revision:
                     server.sessions[session.session_id] = session
+
+    def _apply_files(self, server: PostgresServer, entries: Sequence[Entry]) -> None:
+        given = [entry for entry in entries if entry.kind is RecordKind.FILE]
+        for entry in given:
+            if entry.forced:
+                server.files.pop(entry.id, None)
+                server.file_tombs.pop(entry.id, None)
+        for entry in given:
+            record = server.files.get(entry.id)
+            if entry.buried:
+                if record is not None and record.revision < entry.buried:
+                    del server.files[entry.id]
+                    record = None
+                tomb = server.file_tombs.get(entry.id, 0)
+                server.file_tombs[entry.id] = max(tomb, entry.buried)
+            if entry.file is None or server.file_tombs.get(entry.id, 0) > entry.file.revision:
+                continue
+            if record is None or record.revision < entry.file.revision:
+                server.files[entry.id] = entry.file
 
     def _bury(self, server: PostgresServer, message_id: str, revision: int) -> None:
         stored = server.rows.get(message_id)
@@ -303,10 +323,8 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         def store(server: PostgresServer) -> None:
             if first:
                 server.quarantine.clear()
-                server.files.clear()
                 server.extras.clear()
             server.quarantine.update((row.source_key, row) for row in rows.quarantine)
-            server.files.update((row.id, row) for row in rows.files)
             server.extras.update(((row.message_id, row.name), row) for row in rows.extras)
 
         await self._holding(lease, store, check=_at(None, mark))
@@ -314,9 +332,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
     async def carried(self) -> AuxiliaryTally:
         """See the contract."""
         return await self._read(
-            lambda server: tally_of(
-                server.quarantine.values(), server.files.values(), server.extras.values()
-            ),
+            lambda server: tally_of(server.quarantine.values(), server.extras.values()),
             None,
         )
 

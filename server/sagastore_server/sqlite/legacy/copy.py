@@ -79,20 +79,19 @@ def verified_copy(path: Path, original: sqlite3.Connection) -> Path:
     return target
 
 
-def fingerprint(connection: sqlite3.Connection, table: str | None = None) -> bytes:
-    """Return a digest of every value and its storage class, of one table or of all.
+def fingerprint(connection: sqlite3.Connection) -> bytes:
+    """Return a digest of the schema, and of every value and its storage class.
 
-    All tables are the schema and each ordinary table, without the contents of virtual tables.
+    It covers all ordinary tables, and not the contents of virtual tables.
     """
     usual = connection.text_factory
     digest = blake2b(digest_size=32)
     try:
         connection.text_factory = str
-        names = [table] if table else _ordinary_tables(connection)
+        names = _ordinary_tables(connection)
         columns = {name: _columns(connection, name) for name in names}
         connection.text_factory = bytes
-        if not table:
-            _digest_rows(connection, "SELECT type, name, tbl_name, sql FROM sqlite_master", digest)
+        _digest_rows(connection, "SELECT type, name, tbl_name, sql FROM sqlite_master", digest)
         for name in names:
             digest.update(f"table {name!r}\n".encode())
             _digest_rows(connection, _select_all(name, columns[name]), digest)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sagastore_server import __version__
+from sagastore_server.legacy.rows import reason_of
 from sagastore_server.search.analysis import FINGERPRINT
 from sagastore_server.sqlite.files import (
     Kind,
@@ -29,11 +30,12 @@ from sagastore_server.sqlite.files import (
     schema_steps,
     state_of,
 )
-from sagastore_server.sqlite.legacy.copy import fingerprint, sync_folder, verified_copy
+from sagastore_server.sqlite.legacy.copy import sync_folder, verified_copy
+from sagastore_server.sqlite.legacy.file_conversion import ConvertedFiles, convert_files
 from sagastore_server.sqlite.legacy.plan import Plan, make_plan
 from sagastore_server.sqlite.legacy.report import RowProgress
 from sagastore_server.sqlite.legacy.rows import ReadyRow, ReadyRows
-from sagastore_server.sqlite.legacy.table import LegacyTable, RowJudge, reason_of, source_key
+from sagastore_server.sqlite.legacy.table import LegacyTable, RowJudge, source_key
 from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.errors import CannotOpenError
 
@@ -50,7 +52,8 @@ class TakeoverReport(NamedTuple):
     served: int
     quarantined: int
     files: int
-    """Rows of the legacy table ``files``, which does not change."""
+    """Rows of the legacy table ``files``: served and quarantined."""
+    files_quarantined: int
     copy: Path
     """Verified copy of the original file."""
     seconds: float
@@ -64,7 +67,8 @@ def take_over(path: Path, *, progress: RowProgress | None = None) -> TakeoverRep
     * The rows of ``messages`` are converted in the order of their rowids. A row that cannot be
       read without loss goes to quarantine with its raw values.
     * The legacy full-text indexes are dropped, because nothing kept them up to date.
-    * ``files`` and all unknown tables stay.
+    * The rows of ``files`` become file records in the same way.
+    * All unknown tables stay.
 
     Raises:
         CannotOpenError: It is not possible; the message says why. The file is as it was. A
@@ -126,7 +130,7 @@ class _Takeover:
             )
 
     def _convert(self, plan: Plan, copy: Path, began: float) -> TakeoverReport:
-        files = fingerprint(self._connection, "files") if plan.has_files else None
+        files = scalar(self._connection, "SELECT count(*) FROM main.files") if plan.has_files else 0
         rows = scalar(self._connection, "SELECT count(*) FROM main.messages NOT INDEXED")
         plan.apply(self._connection, _ASIDE)
         for number in schema_steps():
@@ -134,16 +138,18 @@ class _Takeover:
         self._convert_rows(LegacyTable(self._connection, _ASIDE), copy, rows)
         self._connection.execute(QUERIES["fill_sessions"])
         self._connection.execute(f"DROP TABLE main.{_ASIDE}")
-        self._require_nothing_lost(rows, files)
+        done = convert_files(self._connection, self._served)
+        self._require_nothing_lost(rows, files, done)
         report = TakeoverReport(
             rows,
             self._served,
             self._quarantined,
-            scalar(self._connection, "SELECT count(*) FROM main.files"),
+            files,
+            done.quarantined,
             copy,
             time.monotonic() - began,
         )
-        self._write_state(plan, report)
+        self._write_state(plan, report, done.revision)
         return report
 
     def _convert_rows(self, table: LegacyTable, copy: Path, total: int) -> None:
@@ -185,35 +191,33 @@ class _Takeover:
                  table.raw_json(raw)),
             )  # fmt: skip
 
-    def _require_nothing_lost(self, rows: int, files: bytes | None) -> None:
-        """Count the rows of the new tables, and compare ``files`` with its original.
+    def _require_nothing_lost(self, rows: int, files: int, converted: ConvertedFiles) -> None:
+        """Count the rows of the new tables.
 
         Raises:
             CannotOpenError: Rows are missing, which indicates a bug.
 
         """
         served = scalar(self._connection, "SELECT count(*) FROM main.messages NOT INDEXED")
+        records = scalar(self._connection, "SELECT count(*) FROM main.files NOT INDEXED")
         quarantined = scalar(self._connection, "SELECT count(*) FROM main.quarantine NOT INDEXED")
-        if served + quarantined != rows or (served, quarantined) != (
-            self._served,
-            self._quarantined,
-        ):
+        found = (served, records, quarantined)
+        expected = (self._served, converted.served, self._quarantined + converted.quarantined)
+        if found != expected or sum(found) != rows + files:
             raise CannotOpenError(
-                f"cannot import {self._path}: of {rows:,} rows {served:,} would be served and "
-                f"{quarantined:,} quarantined, which does not add up; report this bug"
-            )
-        if files is not None and fingerprint(self._connection, "files") != files:
-            raise CannotOpenError(
-                f"cannot import {self._path}: its table files would change; report this bug"
+                f"cannot import {self._path}: of {rows:,} messages and {files:,} files {served:,} "
+                f"and {records:,} would be served and {quarantined:,} quarantined, which does not "
+                "add up; report this bug"
             )
 
-    def _write_state(self, plan: Plan, report: TakeoverReport) -> None:
+    def _write_state(self, plan: Plan, report: TakeoverReport, revision: int) -> None:
         takeover = {
             "taken_over_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "rows": report.rows,
             "served": report.served,
             "quarantined": report.quarantined,
             "files": report.files,
+            "files_quarantined": report.files_quarantined,
             "copy": report.copy.name,
             **plan.as_json(),
             "server_version": __version__,
@@ -222,7 +226,7 @@ class _Takeover:
         self._connection.executemany(
             QUERIES["set_state"],
             [
-                ("revision", report.served),
+                ("revision", revision),
                 ("messages", report.served),
                 ("analysis", FINGERPRINT),
                 ("store_id", str(uuid.uuid4())),

@@ -10,8 +10,17 @@ from sagastore_server.sqlite.legacy.table import LegacyTable
 from sagastore_server.storage.errors import CannotOpenError
 
 _LEGACY_INDEXES = frozenset(
-    {"idx_messages_provider", "idx_messages_timestamp", "idx_messages_session"}
+    {
+        "idx_messages_provider",
+        "idx_messages_timestamp",
+        "idx_messages_session",
+        "idx_files_type",
+        "idx_files_uploaded",
+    }
 )
+_CONVERTED = frozenset({"messages", "files"})
+"""The legacy tables."""
+
 _TEXT_INDEXES = ("messages_fts", "files_fts")
 _SHADOWS = ("_data", "_idx", "_content", "_docsize", "_config")
 
@@ -31,7 +40,7 @@ class Plan(NamedTuple):
     text_indexes: tuple[str, ...]
     """Legacy full-text tables: dropped, because nothing kept them up to date."""
     dropped: tuple[SchemaObject, ...]
-    """Indexes and triggers on ``messages``: dropped with the table."""
+    """Indexes and triggers on ``messages`` and ``files``: dropped with the tables."""
     kept: tuple[SchemaObject, ...]
     """Unknown objects: kept."""
     has_files: bool
@@ -81,11 +90,9 @@ def make_plan(connection: sqlite3.Connection) -> Plan:
     shadows = {name + suffix for name in text_indexes for suffix in _SHADOWS}
     dropped, kept = [], []
     for item, table in found:
-        if item.type in {"index", "trigger"} and table.lower() == "messages":
+        if item.type in {"index", "trigger"} and table.lower() in _CONVERTED:
             dropped.append(item)
-        elif (
-            item.name not in shadows and item.name not in text_indexes and not _is_ours(item, table)
-        ):
+        elif item.name not in shadows and item.name not in text_indexes and not _is_ours(item):
             kept.append(item)
     _require_free_names(kept)
     columns = LegacyTable(connection)
@@ -105,11 +112,9 @@ def _is_text_index(item: SchemaObject) -> bool:
     return item.name in _TEXT_INDEXES and words[:2] == ["create", "virtual"]
 
 
-def _is_ours(item: SchemaObject, table: str) -> bool:
-    """Return whether it is one of the legacy tables, or an index of ``files``."""
-    if item.type == "table":
-        return item.name.lower() in {"messages", "files"}
-    return item.type == "index" and table.lower() == "files"
+def _is_ours(item: SchemaObject) -> bool:
+    """Return whether it is one of the legacy tables."""
+    return item.type == "table" and item.name.lower() in _CONVERTED
 
 
 def _require_free_names(kept: list[SchemaObject]) -> None:

@@ -21,6 +21,7 @@ from sagastore_server.sqlite.files import (
 )
 from sagastore_server.sqlite.legacy.anomalies import Anomalies, Anomaly, ReasonGroup
 from sagastore_server.sqlite.legacy.copy import bytes_free, bytes_needed
+from sagastore_server.sqlite.legacy.files import LegacyFiles
 from sagastore_server.sqlite.legacy.plan import Plan, make_plan
 from sagastore_server.sqlite.legacy.table import LegacyTable, RowJudge
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
@@ -49,7 +50,10 @@ class LegacyReport(NamedTuple):
     """Rows that would go to quarantine: all, or the first ones up to the caller's limit."""
     oddities: list[Anomaly]
     files: int | None
-    """Rows of the table ``files``; None without one."""
+    """Rows of the table ``files``: served and quarantined; None without one."""
+    files_quarantined: int
+    files_set_aside: list[SetAside]
+    """Rows of ``files`` that would go to quarantine, up to the caller's limit."""
     plan: Plan
     index_lacks: int
     """Messages that are missing from the legacy full-text index."""
@@ -176,7 +180,7 @@ def _legacy(
 ) -> LegacyReport:
     table = LegacyTable(connection)
     rows = scalar(connection, "SELECT count(*) FROM messages NOT INDEXED")
-    files = scalar(connection, "SELECT count(*) FROM files") if plan.has_files else None
+    files = _files(connection, limit) if plan.has_files else _Files(None, 0, [])
     lacks, orphans = _drift(connection)
     anomalies = Anomalies(table)
     served, done = 0, 0
@@ -201,13 +205,35 @@ def _legacy(
         anomalies.reasons(),
         set_aside,
         anomalies.anomalies(),
-        files,
+        *files,
         plan,
         lacks,
         orphans,
         bytes_needed(connection),
         bytes_free(path.resolve()),
     )
+
+
+class _Files(NamedTuple):
+    """The fields of a LegacyReport about the table ``files``."""
+
+    rows: int | None
+    quarantined: int
+    set_aside: list[SetAside]
+
+
+def _files(connection: sqlite3.Connection, limit: int | None) -> _Files:
+    rows = quarantined = 0
+    set_aside: list[SetAside] = []
+    for verdict in LegacyFiles(connection).verdicts():
+        rows += 1
+        if not verdict.problems:
+            continue
+        quarantined += 1
+        if limit is None or len(set_aside) < limit:
+            field = verdict.problems[0].field
+            set_aside.append(SetAside(verdict.source_key, field, verdict.reason))
+    return _Files(rows, quarantined, set_aside)
 
 
 def _drift(connection: sqlite3.Connection) -> tuple[int, int]:

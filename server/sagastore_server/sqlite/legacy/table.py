@@ -6,7 +6,7 @@ Import and inspection both use it, so that an import does what the inspection re
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from sagastore.legacy import (
     raw_row_as_json,
     read_row,
 )
+from sagastore_server.legacy.rows import add_violations, reason_of
 from sagastore_server.sqlite.files import quoted
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.model import NewMessage
@@ -71,11 +72,6 @@ class RowVerdict(NamedTuple):
 def source_key(rowid: int) -> str:
     """Return the identifier of a row in quarantine."""
     return f"messages/rowid={rowid}"
-
-
-def reason_of(problems: Sequence[Problem]) -> str:
-    """Return every problem, in one line."""
-    return "; ".join(f"{problem.field}: {problem.reason}" for problem in problems)
 
 
 class LegacyTable:
@@ -263,15 +259,5 @@ def read(values: tuple[RawValue, ...]) -> Reading:
         session_id=message.session_id,
     )
     if violations.found:
-        _add_violations(problems, violations)
+        add_violations(problems, violations)
     return Reading(draft, message.created_at_us, problems)
-
-
-def _add_violations(problems: list[Problem], violations: Violations) -> None:
-    """Add broken limits, except of fields that could not be read at all."""
-    unread = {problem.field for problem in problems}
-    for field, reason in violations.found:
-        # Use the name of the column instead of the API field.
-        column = "metadata" if field == "metadata_json" else field
-        if column.partition("[")[0] not in unread:
-            problems.append(Problem(column, reason))

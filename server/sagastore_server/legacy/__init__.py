@@ -1,0 +1,1 @@
+"""Rules for rows of legacy files that both stores share."""

@@ -1,0 +1,80 @@
+"""FileService: the servicer of sagastore/v1/file.proto, over any `StorageBackend`."""
+
+from __future__ import annotations
+
+from sagastore.v1 import file_pb2
+from sagastore_server.rpc import convert, file_requests, requests, tokens
+from sagastore_server.rpc.handlers import TimeLeft, timed
+from sagastore_server.rpc.ids import IdSource
+from sagastore_server.rpc.storage_service import durability_timeout
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.files import File, FilePosition, FileScan
+
+
+class FileServicer:
+    """Implements each RPC as the method of its name; `handlers` connects it to gRPC."""
+
+    def __init__(self, backend: StorageBackend) -> None:
+        """Serve from ``backend``."""
+        self._backend = backend
+        self._ids = IdSource()
+
+    @timed
+    async def SaveFile(
+        self, request: file_pb2.SaveFileRequest, time_left: TimeLeft
+    ) -> file_pb2.SaveFileResponse:
+        """Store one file record."""
+        new_id = "" if request.file.id else self._ids.new()
+        draft, if_revision, on_all_stores = file_requests.save(request, new_id)
+        within = durability_timeout(time_left()) if on_all_stores else None
+        result = await self._backend.save_file(draft, if_revision, within)
+        return file_pb2.SaveFileResponse(
+            id=result.id,
+            revision=result.revision,
+            created=result.created,
+            durable_on=[convert.STORES[store] for store in result.durable_on],
+        )
+
+    async def GetFile(self, request: file_pb2.GetFileRequest) -> file_pb2.GetFileResponse:
+        """Read one file record."""
+        found = await self._backend.get_file(requests.one_id(request.id))
+        response = file_pb2.GetFileResponse()
+        _fill(response.file, found)
+        return response
+
+    async def ListFiles(self, request: file_pb2.ListFilesRequest) -> file_pb2.ListFilesResponse:
+        """Read a page of file records."""
+        tags, size = file_requests.list_files(request)
+        key = tokens.request_key("ListFiles", *tags)
+        after = None
+        if request.page_token:
+            position = tokens.decode(key, request.page_token, "page_token", (int, str))
+            after = FilePosition(*position)  # type: ignore[arg-type]  # decode has checked the types
+        page = await self._backend.list_files(FileScan(size, after, tags))
+        response = file_pb2.ListFilesResponse()
+        for record in page.files:
+            _fill(response.files.add(), record)
+        if page.more:
+            response.next_page_token = tokens.encode(key, page.files[-1].position)
+        return response
+
+    async def DeleteFile(self, request: file_pb2.DeleteFileRequest) -> file_pb2.DeleteFileResponse:
+        """Remove one file record."""
+        await self._backend.delete_file(*file_requests.delete(request))
+        return file_pb2.DeleteFileResponse()
+
+
+def _fill(target: file_pb2.File, source: File) -> None:
+    """Write a stored record into an empty record of a response."""
+    target.id = source.id
+    target.filename = source.filename
+    target.filepath = source.filepath
+    target.file_type = source.file_type
+    target.extracted_text = source.extracted_text
+    target.tags.extend(source.tags)
+    target.file_size = source.file_size
+    convert.fill_time(target.uploaded_at, source.uploaded_at)
+    target.metadata_json = source.metadata
+    if source.created_at is not None:
+        convert.fill_time(target.created_at, source.created_at)
+    target.revision = source.revision
