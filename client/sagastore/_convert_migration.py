@@ -95,6 +95,8 @@ def _store(pb: migration_pb2.StoreHealth) -> StoreHealth:
         detail=pb.detail,
         messages=pb.messages if pb.messages >= 0 else None,
         schema_version=pb.schema_version or None,
+        sessions=pb.sessions if pb.HasField("sessions") else None,
+        files=pb.files if pb.HasField("files") else None,
     )
 
 

@@ -89,6 +89,8 @@ class StoreHealth:
         detail: The problem, in one line; empty if healthy.
         messages: Recent number of messages in the store; None while unknown.
         schema_version: Version of the schema; None while unknown.
+        sessions: Recent number of sessions in the store; None while unknown.
+        files: Recent number of file records in the store; None while unknown.
     """
 
     store: Store
@@ -96,6 +98,8 @@ class StoreHealth:
     detail: str
     messages: int | None
     schema_version: int | None
+    sessions: int | None = None
+    files: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

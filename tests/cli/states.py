@@ -12,7 +12,11 @@ SQLITE = pb.StoreHealth(
     store=storage_pb2.STORE_SQLITE, healthy=True, messages=56_086, schema_version=3
 )
 POSTGRESQL = pb.StoreHealth(
-    store=storage_pb2.STORE_POSTGRESQL, healthy=True, messages=20_193, schema_version=2
+    store=storage_pb2.STORE_POSTGRESQL,
+    healthy=True,
+    messages=20_193,
+    schema_version=2,
+    sessions=1_204,
 )
 DOWN = pb.StoreHealth(
     store=storage_pb2.STORE_POSTGRESQL, healthy=False, detail="connection refused", messages=-1

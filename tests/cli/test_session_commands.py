@@ -267,13 +267,24 @@ def test_stats_are_printed(scripted: ScriptedMigration, scripted_cli: Sagastore)
     scripted.state = states.read_postgres()
     document = scripted_cli.json("stats")
     assert list(document) == [
-        *("messages", "phase", "reads_from", "stores", "journal_rows", "quarantined")
+        *(
+            "messages",
+            "sessions",
+            "files",
+            "phase",
+            "reads_from",
+            "stores",
+            "journal_rows",
+            "quarantined",
+        )
     ]
     assert document["phase"] == "read-postgres"
     stores = {store["store"]: store["messages"] for store in document["stores"]}
     assert document["messages"] == stores["postgresql"]
+    assert (document["sessions"], document["files"]) == (1_204, None)
     text = scripted_cli.ok("stats")
-    assert text.startswith(f"messages      {document['messages']:,}\nphase         read-postgres\n")
+    counts = f"messages      {document['messages']:,}\nsessions      1,204\nfiles         unknown\n"
+    assert text.startswith(f"{counts}phase         read-postgres\n")
     assert "\npostgresql    healthy" in text
 
 

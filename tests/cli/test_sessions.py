@@ -55,3 +55,5 @@ def test_stats_of_a_real_server(own_cli: Sagastore) -> None:
     document = own_cli.json("stats")
     assert (document["phase"], document["reads_from"]) == ("sqlite-only", "sqlite")
     assert document["stores"][0]["healthy"]
+    counts = {name: document[name] for name in ("messages", "sessions", "files")}
+    assert counts == {"messages": 1, "sessions": 1, "files": 0}

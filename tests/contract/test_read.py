@@ -7,6 +7,7 @@ import pytest
 from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import NotFoundError, RevisionMismatchError
+from sagastore_server.storage.files import NewFile
 from sagastore_server.storage.limits import MAX_PAGE_BYTES
 from sagastore_server.storage.model import Message, Page, Position
 from sagastore_server.storage.query import Criteria, Scan
@@ -202,3 +203,13 @@ async def test_health_reports_store_state(backend: StorageBackend) -> None:
     assert health.schema_version > 0
     await save_all(backend, [draft(f"m-{number}") for number in range(3)])
     assert (await backend.health()).messages in {-1, 0, 3}
+
+
+async def test_health_counts_sessions_and_files(backend: StorageBackend) -> None:
+    await save_all(backend, [draft("m-1", session_id="s-1"), draft("m-2", session_id="s-2")])
+    await backend.update_session("s-3", title="planned")
+    await backend.save_file(NewFile("f-1", "n", "p", "t", "", (), 0, NOW, "{}"))
+    await backend.delete("m-2")
+    # Counts are reused for as long as counting took, many times over; the first is taken here.
+    health = await backend.health()
+    assert (health.messages, health.sessions, health.files) == (1, 2, 1)

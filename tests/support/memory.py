@@ -180,7 +180,9 @@ class MemoryStorage(StorageBackend):
         """See the contract."""
         if not self._open:
             return StoreHealth(STORE, False, "the store is not open", -1, 0)
-        return StoreHealth(STORE, True, "", len(self._messages), 1)
+        sessions = sum(self._session(key).exists for key in self._state.sessions)
+        counts = sessions, len(self._state.files)
+        return StoreHealth(STORE, True, "", len(self._messages), 1, *counts)
 
     def _remove(self, stored: Message) -> None:
         self._state.revision += 1

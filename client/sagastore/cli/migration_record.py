@@ -25,6 +25,8 @@ def facts(state: Migration) -> dict[str, Any]:
                 "detail": store.detail,
                 "messages": store.messages,
                 "schema_version": store.schema_version,
+                "sessions": store.sessions,
+                "files": store.files,
             }
             for store in state.stores
         ],

@@ -18,7 +18,7 @@ _HANG = 14
 
 
 async def stats(settings: Settings) -> int:
-    """Print the number of messages, the stores and the phase."""
+    """Print the numbers of messages, sessions and files, the stores and the phase."""
     async with settings.client() as client:
         state = await client.migration.get()
     if settings.as_json:
@@ -28,15 +28,17 @@ async def stats(settings: Settings) -> int:
     return 0
 
 
-def _messages(state: Migration) -> int | None:
-    """Return the number of messages of the store that serves reads; None if unknown."""
-    counts = {store.store: store.messages for store in state.stores}
-    return counts.get(state.reads_from)
+def _counts(state: Migration) -> dict[str, int | None]:
+    """Return the numbers of records of the store that serves reads; None if unknown."""
+    found = {store.store: store for store in state.stores}.get(state.reads_from)
+    if found is None:
+        return dict.fromkeys(("messages", "sessions", "files"))
+    return {"messages": found.messages, "sessions": found.sessions, "files": found.files}
 
 
 def _record(state: Migration) -> dict[str, Any]:
     return {
-        "messages": _messages(state),
+        **_counts(state),
         "phase": state.phase.label,
         "reads_from": state.reads_from.label,
         "stores": migration_record.facts(state)["stores"],
@@ -46,8 +48,8 @@ def _record(state: Migration) -> dict[str, Any]:
 
 
 def _fields(state: Migration) -> Iterator[tuple[str, tuple[Part, ...]]]:
-    messages = _messages(state)
-    yield "messages", ("unknown" if messages is None else f"{messages:,}",)
+    for name, count in _counts(state).items():
+        yield name, ("unknown" if count is None else f"{count:,}",)
     yield "phase", (state.phase.label,)
     for store in state.stores:
         yield store.store.label, health(store)

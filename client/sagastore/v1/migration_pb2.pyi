@@ -373,6 +373,8 @@ class StoreHealth(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     store: _storage_pb2.Store.ValueType
     """The store."""
     healthy: _builtins.bool
@@ -383,6 +385,10 @@ class StoreHealth(_message.Message):
     """Messages in the store, approximately; -1 while unknown."""
     schema_version: _builtins.int
     """Version of its schema; 0 while unknown."""
+    sessions: _builtins.int
+    """Sessions in the store, approximately; unset while unknown."""
+    files: _builtins.int
+    """File records in the store, approximately; unset while unknown."""
     def __init__(
         self,
         *,
@@ -391,12 +397,21 @@ class StoreHealth(_message.Message):
         detail: _builtins.str = ...,
         messages: _builtins.int = ...,
         schema_version: _builtins.int = ...,
+        sessions: _builtins.int | None = ...,
+        files: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_files", b"_files", "_sessions", b"_sessions", "files", b"files", "sessions", b"sessions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "healthy", b"healthy", "messages", b"messages", "schema_version", b"schema_version", "store", b"store"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_files", b"_files", "_sessions", b"_sessions", "detail", b"detail", "files", b"files", "healthy", b"healthy", "messages", b"messages", "schema_version", b"schema_version", "sessions", b"sessions", "store", b"store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__files: _TypeAlias = _typing.Literal["files"]  # noqa: Y015
+    _WhichOneofArgType__files: _TypeAlias = _typing.Literal["_files", b"_files"]  # noqa: Y015
+    _WhichOneofReturnType__sessions: _TypeAlias = _typing.Literal["sessions"]  # noqa: Y015
+    _WhichOneofArgType__sessions: _TypeAlias = _typing.Literal["_sessions", b"_sessions"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__files) -> _WhichOneofReturnType__files | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sessions) -> _WhichOneofReturnType__sessions | None: ...
 
 Global___StoreHealth: _TypeAlias = StoreHealth  # noqa: Y015
 

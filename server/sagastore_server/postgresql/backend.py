@@ -102,8 +102,8 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         self._writer: PostgreSQLGroupWriter | None = None
         self._on_group: OnGroup = unheard
         self._schema_version = 0
-        self._count = -1
-        self._count_valid_until = 0.0
+        self._last_counts: Sequence[int] = (-1, -1, -1)
+        self._counts_valid_until = 0.0
 
     @property
     def place(self) -> str:
@@ -278,10 +278,10 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         """See the contract."""
         try:
             self._schema_version = await self._pool.value(QUERIES["ping"]) or 0
-            messages = await self._messages()
+            counts = await self._counts()
         except StorageError as exc:
             return StoreHealth(Store.POSTGRESQL, False, str(exc), -1, 0)
-        return StoreHealth(Store.POSTGRESQL, True, "", messages, self._schema_version)
+        return StoreHealth(Store.POSTGRESQL, True, "", counts[0], self._schema_version, *counts[1:])
 
     def observe(self, on_group: OnGroup) -> None:
         """See the contract."""
@@ -303,16 +303,16 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
             )
         ]
 
-    async def _messages(self) -> int:
-        """Return the number of messages, cached because counting reads a whole index."""
+    async def _counts(self) -> Sequence[int]:
+        """Return the numbers of messages, sessions and files, cached: counting reads an index."""
         began = time.monotonic()
-        if began < self._count_valid_until:
-            return self._count
-        self._count = await self._pool.value(QUERIES["count_messages"])
+        if began < self._counts_valid_until:
+            return self._last_counts
+        [self._last_counts] = await self._pool.rows(QUERIES["count_records"])
         took = time.monotonic() - began
         if took > _COUNT_ALWAYS:
-            self._count_valid_until = began + _COUNT_PAUSE * took
-        return self._count
+            self._counts_valid_until = began + _COUNT_PAUSE * took
+        return self._last_counts
 
     # ------------------------------------------------------------------ sessions
 

@@ -117,6 +117,11 @@ SELECT id FROM messages ORDER BY id DESC LIMIT 1
 -- name: count_messages
 SELECT count(*) FROM messages
 
+-- name: count_records
+SELECT (SELECT count(*) FROM messages),
+    (SELECT count(*) FROM sessions WHERE explicit OR message_count > 0),
+    (SELECT count(*) FROM files)
+
 -- name: ping
 SELECT max(version) FROM sagastore_schema
 

@@ -111,7 +111,13 @@ def _health(health: StoreHealth) -> migration_pb2.StoreHealth:
         detail=_text(health.detail),
         messages=health.messages,
         schema_version=health.schema_version,
+        sessions=_known(health.sessions),
+        files=_known(health.files),
     )
+
+
+def _known(count: int) -> int | None:
+    return count if count >= 0 else None
 
 
 def _text(line: str) -> str:

@@ -302,10 +302,10 @@ class SQLiteStorage(SessionWrites, SQLiteFiles):
     async def health(self) -> StoreHealth:
         """See the contract."""
         try:
-            messages: int = await self._value("count_messages")
+            [(messages, *others)] = await self._readers.rows(QUERIES["count_records"])
         except StorageError as exc:
             return StoreHealth(Store.SQLITE, False, str(exc), -1, 0)
-        return StoreHealth(Store.SQLITE, True, "", messages, SCHEMA_VERSION)
+        return StoreHealth(Store.SQLITE, True, "", messages, SCHEMA_VERSION, *others)
 
     def observe(self, on_group: OnGroup) -> None:
         """See the contract."""

@@ -73,6 +73,11 @@ ORDER BY timestamp DESC, number DESC LIMIT ?6
 -- name: count_messages
 SELECT count(*) FROM messages
 
+-- name: count_records
+SELECT (SELECT count(*) FROM messages),
+    (SELECT count(*) FROM sessions WHERE explicit OR message_count > 0),
+    (SELECT count(*) FROM files)
+
 -- name: quarantine
 SELECT number, source_key, reason, field, row FROM quarantine WHERE number > ? ORDER BY number LIMIT ?
 

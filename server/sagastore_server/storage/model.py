@@ -142,3 +142,7 @@ class StoreHealth(NamedTuple):
     """Number of messages, possibly a little old; -1: unknown."""
     schema_version: int
     """0: unknown."""
+    sessions: int = -1
+    """Number of sessions, possibly a little old; -1: unknown."""
+    files: int = -1
+    """Number of file records, possibly a little old; -1: unknown."""

@@ -155,10 +155,10 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions, ModelFiles):
     async def health(self) -> StoreHealth:
         """See the contract; a database without the schema is healthy and empty."""
         try:
-            messages, schema = await self._read(lambda server: (len(server.rows), server.schema))
+            counts = await self._read(_counts)
         except StorageError as exc:
             return StoreHealth(Store.POSTGRESQL, False, str(exc), -1, 0)
-        return StoreHealth(Store.POSTGRESQL, True, "", messages, schema)
+        return StoreHealth(Store.POSTGRESQL, True, "", *counts)
 
     # ------------------------------------------------------------------ writes of POSTGRES_ONLY
 
@@ -256,3 +256,9 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions, ModelFiles):
         self._server.tombs.update(changes.buried)
         store_sessions(self._server.sessions, self._server.rows, changes)
         store_files(self._server.files, self._server.file_tombs, changes.files)
+
+
+def _counts(server: PostgresServer) -> tuple[int, int, int, int]:
+    """Return the number of messages, the version of the schema, and the other numbers."""
+    sessions = sum(one.exists for one in server.sessions.values())
+    return len(server.rows), server.schema, sessions, len(server.files)

@@ -285,7 +285,9 @@ class ModelSource(SnapshotReads, ModelSessions, ModelFiles, MigrationSource):
         await self._wait(self._disk.pause())
         if self._writer is None:
             return StoreHealth(Store.SQLITE, False, "the store is not open", -1, 0)
-        return StoreHealth(Store.SQLITE, True, "", len(self._disk.messages), SCHEMA_VERSION)
+        disk = self._disk
+        counts = sum(one.exists for one in disk.sessions.values()), len(disk.files)
+        return StoreHealth(Store.SQLITE, True, "", len(disk.messages), SCHEMA_VERSION, *counts)
 
     async def quarantine(self, after: int, limit: int) -> list[QuarantinedRow]:
         """See the contract."""
