@@ -200,13 +200,15 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions, ModelFiles):
         apply: Callable[[Changes], T],
         messages: Sequence[NewMessage] = (),
     ) -> T:
-        del sessions, messages
-        return await self._execute(ids, apply)
+        del messages
+        return await self._execute(ids, sessions, apply)
 
     async def _change_files(self, file_ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
-        return await self._execute((), apply)
+        return await self._execute((), (), apply)
 
-    async def _execute(self, ids: Sequence[str], apply: Callable[[Changes], T]) -> T:
+    async def _execute(
+        self, ids: Sequence[str], sessions: Sequence[str], apply: Callable[[Changes], T]
+    ) -> T:
         """Execute one write in its own transaction."""
         server = self._server
         wanted = sorted(set(ids))
@@ -218,6 +220,10 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions, ModelFiles):
             before = {key: server.rows[key] for key in wanted if key in server.rows}
             revisions = Revisions([self._take_block(2 * len(ids) // BLOCK + 1)])
             known = dict(server.sessions)
+            found = {None, *known, *sessions}
+            if any(one.session_id not in found for one in before.values()):
+                # As the store: the missing row of a session is inserted before the write is worked out.
+                self._check_owner()
             stored = (Store.POSTGRESQL,)
             changes = Changes(
                 before, known, revisions, self._now(), stored, files=dict(server.files)
@@ -242,9 +248,12 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions, ModelFiles):
 
     def _check_guard(self, changes: Changes) -> None:
         """Refuse statements that change rows during a migration, as the triggers do."""
+        if changes.after or changes.sessions or changes.files.after:
+            self._check_owner()
+
+    def _check_owner(self) -> None:
         record = self._server.record
-        changed = changes.after or changes.sessions or changes.files.after
-        if changed and record is not None and record.phase is not Phase.POSTGRES_ONLY:
+        if record is not None and record.phase is not Phase.POSTGRES_ONLY:
             raise FencedError("the PostgreSQL store belongs to a migration from SQLite")
 
     def _store(self, changes: Changes) -> None:

@@ -211,7 +211,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         """See the contract."""
         if not entries:
             return
-        latest = _latest(entries)
+        latest = _latest(entries, RecordKind.MESSAGE)
         await self._send_later()
 
         def run(server: PostgresServer) -> None:
@@ -241,7 +241,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
                     server.sessions[session.session_id] = session
 
     def _apply_files(self, server: PostgresServer, entries: Sequence[Entry]) -> None:
-        given = [entry for entry in entries if entry.kind is RecordKind.FILE]
+        given = _latest(entries, RecordKind.FILE)
         for entry in given:
             if entry.forced:
                 server.files.pop(entry.id, None)
@@ -393,11 +393,11 @@ def _lease_end() -> float:
     return asyncio.get_running_loop().time() + LEASE_SECONDS
 
 
-def _latest(entries: Iterable[Entry]) -> list[Entry]:
-    """Return the last entry of each message, ``forced`` if any of its entries is."""
+def _latest(entries: Iterable[Entry], kind: RecordKind) -> list[Entry]:
+    """Return the last entry of each record of a kind, ``forced`` if any of its entries is."""
     latest: dict[str, Entry] = {}
     for entry in entries:
-        if entry.kind is not RecordKind.MESSAGE:
+        if entry.kind is not kind:
             continue
         former = latest.get(entry.id)
         forced = entry.forced or (former is not None and former.forced)
