@@ -222,7 +222,7 @@ class ModelPostgreSQL(SnapshotReads, ModelSessions, ModelFiles):
             known = dict(server.sessions)
             found = {None, *known, *sessions}
             if any(one.session_id not in found for one in before.values()):
-                # As the store: the missing row of a session is inserted before the write is worked out.
+                # As the store: the missing row of a session is inserted first.
                 self._check_owner()
             stored = (Store.POSTGRESQL,)
             changes = Changes(
