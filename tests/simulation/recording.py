@@ -2,6 +2,7 @@
 
 Durable steps of both stores, the knowledge of the server, and answers to clients become events, in
 their order. The objects of the round are hooked while it runs; the product contains no hook code.
+Changes of sessions and of files are left out, see `messages_only`.
 Not recorded: the profiles "rival" and "mistakes" (a second server, file or PostgreSQL is not part
 of a trace), and reads other than Get and BatchGet.
 """
@@ -13,6 +14,7 @@ from tests.simulation import service as services
 from tests.simulation.models.postgres import PostgresServer
 from tests.simulation.models.process import Process
 from tests.simulation.models.source_disk import SourceDisk
+from tests.simulation.tracing.messages import messages_only
 from tests.simulation.tracing.server import Watched
 from tests.simulation.tracing.stores import hook_disk, hook_postgres
 from tests.simulation.tracing.trace import Event, Trace, hook
@@ -40,7 +42,7 @@ def record(world: World) -> list[Event]:
         world.run()
     finally:
         hook(services, make_live=make)
-    return trace.finished()
+    return messages_only(trace.finished())
 
 
 def _hook_world(trace: Trace) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.model import SaveResult
+from sagastore_server.storage.sessions import AppendResult
 from tests.simulation.models.process import Process
 from tests.simulation.tracing.trace import READS, WRITES, Call, Trace, hook, setting
 
@@ -46,12 +47,14 @@ class ClientCalls:
                 store,
                 save=self._entering(store.save, lambda a: [a[0].id]),
                 bulk_save=self._entering(store.bulk_save, _ids_of_drafts),
+                append=self._entering(store.append, lambda a: _ids_of_drafts(a[1:])),
                 delete=self._entering(store.delete, lambda a: [a[0]], delete=True),
             )
         hook(
             router,
             save=self._writing(router.save),
             bulk_save=self._writing(router.bulk_save),
+            append=self._writing(router.append),
             delete=self._writing(router.delete),
             get=self._reading(router.get, lambda a: [a[0]]),
             batch_get=self._reading(router.batch_get, lambda a: list(dict.fromkeys(a[0]))),
@@ -90,7 +93,7 @@ class ClientCalls:
                 except Exception:
                     self._end(calls, "error")
                     raise
-            both = isinstance(result, SaveResult) and len(result.durable_on) == 2
+            both = isinstance(result, SaveResult | AppendResult) and len(result.durable_on) == 2
             revisions = self._revisions(calls)
             for call in calls:
                 if call.name in revisions:

@@ -9,6 +9,7 @@ from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.model import Message, NewMessage, Page
 from sagastore_server.storage.replication import BackfillMark
+from sagastore_server.storage.sessions import RecordKind
 from tests.simulation.models.source import ModelSource
 from tests.simulation.models.target import ModelTarget
 from tests.simulation.models.transaction import Read, Write
@@ -222,7 +223,8 @@ def _named(kind: str) -> Callable[[Any], Sent]:
 
 
 def _apply_of(given: Any) -> Sent:
-    return Sent("apply", tuple(dict.fromkeys(entry.id for entry in given[0][1])))
+    messages = [entry.id for entry in given[0][1] if entry.kind is RecordKind.MESSAGE]
+    return Sent("apply", tuple(dict.fromkeys(messages)))
 
 
 def _copy_of(given: Any) -> Sent:

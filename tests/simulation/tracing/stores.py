@@ -57,13 +57,15 @@ def _hook_journal(trace: Trace, disk: SourceDisk) -> None:
         more = prune(upto)
         removed = len(before) - len(disk.journal)
         if removed:
-            trace.note("prune", upto=before[removed - 1].sequence)
+            messages = any(row.kind is RecordKind.MESSAGE for row in before[:removed])
+            trace.note("prune", upto=before[removed - 1].sequence, messages=messages)
         return more
 
     def read(after: int, limit: int) -> Any:
         found = entries(after, limit)
         if found:
-            trace.note("journal", after=after, upto=found[-1].sequence)
+            messages = any(entry.kind is RecordKind.MESSAGE for entry in found)
+            trace.note("journal", after=after, upto=found[-1].sequence, messages=messages)
         return found
 
     hook(disk, force=forced, prune_some=pruned, entries=read)
