@@ -91,11 +91,15 @@ def test_an_archive_that_is_as_it_was(folder: Path, name: str) -> None:
     assert [one.name for one in result.checks] == [
         "receipt", "archive", "log", "bytes", "sha256", "integrity_check", "store_id",
         "schema_version", "revision", "messages", "quarantine", "files", "extras", "tombstones",
+        "sessions", "file_tombstones",
     ]  # fmt: skip
     rows = {
         name: found["rows"] for name, found in result.said.facts.items() if "rows" in str(found)
     }
-    assert rows == {"messages": 30, "quarantine": 1, "files": 3, "extras": 30, "tombstones": 1}
+    assert rows == {
+        **{"messages": 30, "quarantine": 2, "files": 2, "extras": 30, "tombstones": 1},
+        **{"sessions": 2, "file_tombstones": 0},
+    }
     assert result.said.report == {"postgresql": {"messages": 30}}
     assert contents_of(folder) == before
 
@@ -149,9 +153,11 @@ def test_a_file_that_was_cut(folder: Path) -> None:
         ("DELETE FROM messages WHERE id = 'm3'", "messages"),
         ("UPDATE quarantine SET reason = 'none'", "quarantine"),
         ("DELETE FROM files WHERE id = 'f2'", "files"),
-        ("UPDATE files SET filename = CAST(filename AS BLOB) WHERE id = 'f1'", "files"),
+        ("UPDATE files SET extra = '{}' || extra WHERE id = 'f2'", "files"),
         ("UPDATE legacy_extra SET value = CAST(value AS TEXT) WHERE message_id = 'm1'", "extras"),
         ("DELETE FROM tombstones", "tombstones"),
+        ("UPDATE sessions SET title = title || ' 2'", "sessions"),
+        ("INSERT INTO file_tombstones VALUES ('f9', 1, 1)", "file_tombstones"),
         ("UPDATE store_state SET value = 'other' WHERE name = 'store_id'", "store_id"),
         ("UPDATE store_state SET value = 1 WHERE name = 'revision'", "revision"),
     ],
