@@ -89,6 +89,8 @@ class Following:
         await self.target.carry(self.lease, AuxiliaryRows(), first=True)
         async for rows in all_auxiliary_rows(self.source):
             await self.target.carry(self.lease, rows, first=False)
+        await self.source.journal_records()
+        await self.settle()
 
     async def plant(self, sql: str, *arguments: object) -> None:
         """Change the target behind everybody's back."""

@@ -274,7 +274,7 @@ def _copy(_: object, messages: list[object], mark: BackfillMark, before: object 
     return f"copy({what})"
 
 
-def _carry(_: object, rows: AuxiliaryRows, *, first: bool) -> str:
+def _carry(_: object, rows: AuxiliaryRows, *, first: bool, **__: object) -> str:
     kinds = [kind for kind, found in rows._asdict().items() if found]
     return f"carry({'first' if first else ' '.join(kinds)})"
 

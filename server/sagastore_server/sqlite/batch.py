@@ -120,10 +120,10 @@ class Batch:
         self._write_sessions()
         self._write_files()
         revision = max(self._revision, self._revisions.last)
-        if revision > self._revision:
-            self._connection.execute(QUERIES["set_state"], ("revision", revision))
+        state = [("revision", revision)] if revision > self._revision else []
         if "delete" in self._rows or "insert" in self._rows:
-            self._connection.execute(QUERIES["set_state"], ("messages", self._count))
+            state.append(("messages", self._count))
+        insert_all(self._connection, "set_state", state)
         return Counters(revision, self._count, self._journals)
 
     def _execute(self, name: str, rows: list[tuple[object, ...]]) -> None:
