@@ -242,8 +242,13 @@ def receipt_path(file: Path) -> Path:
     return file.with_name(file.name + SUFFIX)
 
 
-def write_receipt(path: Path, receipt: Receipt) -> None:
+def write_receipt(path: Path, receipt: Receipt, *, mode: int = 0o600) -> None:
     """Write a receipt atomically and durably.
+
+    Args:
+        path: The file.
+        receipt: Its values.
+        mode: Its permissions.
 
     Raises:
         OSError: The receipt cannot be written.
@@ -254,7 +259,10 @@ def write_receipt(path: Path, receipt: Receipt) -> None:
     document["receipt_sha256"] = _digest_of(document)
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        partial.unlink(missing_ok=True)  # Left by a killed process.
+        # O_EXCL: not through a link that another user has put in this place.
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(document, file, ensure_ascii=False, indent=2)
             file.write("\n")
             file.flush()

@@ -53,17 +53,18 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from sagastore_server.interfaces.access import Role
-from sagastore_server.runtime import file_rights, folders, private_files
+from sagastore_server.runtime import file_rights, folders
 from sagastore_server.security import access_edit
 from sagastore_server.security.access_rules import TokenEntry, digest_of
 
-WATCHED = {module.__file__ for module in (access_edit, folders, file_rights, private_files)}
+WATCHED = {module.__file__ for module in (folders, file_rights)}
+FUNCTIONS = {access_edit._rewrite.__code__, access_edit._replace.__code__}
 
 def killed_at(place):
     lines = 0
     def on_line(frame, event, argument):
         nonlocal lines
-        if frame.f_code.co_filename not in WATCHED:
+        if frame.f_code.co_filename not in WATCHED and frame.f_code not in FUNCTIONS:
             return None
         if event == "line":
             lines += 1
@@ -124,7 +125,7 @@ def test_parallel_edits_are_all_kept(tmp_path: Path) -> None:
             assert editor.stdin is not None
             editor.stdin.write("\n")
             editor.stdin.flush()
-        said = [editor.communicate(timeout=3600) for editor in editors]
+        said = [editor.communicate() for editor in editors]
     finally:
         for editor in editors:
             editor.kill()
@@ -166,7 +167,7 @@ def test_edit_killed_at_any_line_leaves_a_file_that_can_be_edited(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 50  # Lines at which the edit was killed.
+    assert int(done.stdout) > 40  # Lines at which the edit was killed.
 
 
 def test_draft_of_a_killed_edit_does_not_block_the_next(tmp_path: Path) -> None:

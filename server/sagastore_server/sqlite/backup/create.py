@@ -29,6 +29,7 @@ from sagastore_server.sqlite.files import (
 )
 from sagastore_server.sqlite.legacy.copy import sync_folder
 from sagastore_server.sqlite.migration_state import load_state, read_value, save_state
+from sagastore_server.sqlite.privacy import SIDE_FILES
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
 from sagastore_server.storage.phase import Phase
 
@@ -40,7 +41,6 @@ PAGES_AT_ONCE = 1024
 
 _STEPS_AT_ONCE = 100_000
 _SPARE_BYTES = 1024 * 1024
-_SIDE_FILES = ("-wal", "-shm", "-journal")
 _FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNLINKABLE = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
@@ -228,7 +228,7 @@ def new_file(path: Path, like: os.stat_result | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for suffix in ("", *_SIDE_FILES):
+        for suffix in ("", *SIDE_FILES):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         raise
 

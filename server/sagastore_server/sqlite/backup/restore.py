@@ -32,6 +32,7 @@ from sagastore_server.sqlite.backup.create import (
 from sagastore_server.sqlite.files import open_read_only
 from sagastore_server.sqlite.legacy.copy import sync_folder
 from sagastore_server.sqlite.ownership import Ownership
+from sagastore_server.sqlite.privacy import SIDE_FILES
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.phase import Phase
 
@@ -39,7 +40,6 @@ REPLACED = ".replaced"
 """``messages.db`` is kept as ``messages.db.replaced``, or ``.replaced-2`` if that exists."""
 
 _RESTORING = ".restoring"
-_SIDE_FILES = ("-wal", "-shm", "-journal")
 _BUSY_TIMEOUT_MS = 5000
 
 
@@ -175,7 +175,7 @@ def _previous(real: Path) -> os.stat_result | None:
 
 
 def _anything_at(real: Path) -> bool:
-    return any(_beside(real, suffix).exists() for suffix in ("", *_SIDE_FILES))
+    return any(_beside(real, suffix).exists() for suffix in ("", *SIDE_FILES))
 
 
 def _keep_replaced(real: Path) -> Path:
@@ -192,7 +192,7 @@ def _keep_replaced(real: Path) -> Path:
             os.link(real, kept)
         except OSError:
             real.rename(kept)  # A file system without hard links.
-    for suffix in _SIDE_FILES:
+    for suffix in SIDE_FILES:
         if _beside(real, suffix).exists():
             _beside(real, suffix).rename(_beside(kept, suffix))
     sync_folder(real.parent)
