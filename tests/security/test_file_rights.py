@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import struct
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,20 @@ def test_folder_that_many_users_can_change_is_refused(own: Path, mode: int) -> N
     (own / "file").touch()
     os.chown(own / "file", UID, GID)
     assert controller(own / "file") == UID  # As the user of the server left it.
+
+
+def test_access_control_list_makes_a_folder_shared(own: Path) -> None:
+    own.chmod(0o770)
+    assert controller(own / "new") is None  # The group is root's.
+    nobody = 0xFFFFFFFF
+    entries = [(1, 7, nobody), (2, 7, UID), (4, 0, nobody), (16, 7, nobody), (32, 0, nobody)]
+    value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(own, "system.posix_acl_access", value)
+    except OSError as exc:
+        pytest.skip(f"the file system has no access control lists: {exc.strerror}")
+    with pytest.raises(RightsError, match="other users can change"):
+        controlling_user(own / "new")
 
 
 def test_circular_links_are_refused(own: Path) -> None:

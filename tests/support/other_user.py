@@ -50,12 +50,13 @@ def as_other_user(action: Callable[[], None]) -> Iterator[None]:
 
     The action must not import modules, because that user may not be able to read them.
     """
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         os.setgroups([])
         os.setgid(GID)
         os.setuid(UID)
-        while os.getppid() != 1:
+        while os.getppid() == parent:
             with suppress(OSError):
                 action()
         os._exit(0)

@@ -57,7 +57,7 @@ class _Folder(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, found: os.stat_result) -> _Folder:
-        by_group = bool(found.st_mode & stat.S_IWGRP) and found.st_gid != _ROOT
+        by_group = bool(found.st_mode & stat.S_IWGRP) and (found.st_gid != _ROOT or _has_acl(path))
         shared = by_group or bool(found.st_mode & stat.S_IWOTH)
         return cls(str(path), shared, shared and not found.st_mode & stat.S_ISVTX)
 
@@ -170,6 +170,14 @@ def change_owner(descriptor: int, uid: int, gid: int) -> None:
         os.fchown(descriptor, uid, gid)
 
 
+def _has_acl(path: Path) -> bool:
+    """Whether an access control list names more users; the permissions of the group bound it."""
+    try:
+        return bool(os.getxattr(path, "system.posix_acl_access", follow_symlinks=False))
+    except (AttributeError, OSError):  # Not on this system, or no list.
+        return False
+
+
 def _is_root() -> bool:
     """Whether the process belongs to root, also while it has taken other rights."""
     return hasattr(os, "getuid") and os.getuid() == _ROOT
@@ -193,6 +201,9 @@ def _user(uid: int, gid: int) -> User:
 def _acting_as(user: User | None) -> Iterator[None]:
     """Have the rights of ``user``, None is root, and then those of before."""
     before = User(os.geteuid(), os.getegid(), tuple(os.getgroups()))
+    if before.uid == (_ROOT if user is None else user.uid):
+        yield  # Works also in a container without the capability to change users.
+        return
     _become(user or User(_ROOT, os.getgid(), before.groups))
     try:
         yield
