@@ -59,8 +59,12 @@ def write_new(path: Path, data: bytes) -> None:
         OSError: The file cannot be written.
 
     """
-    path.unlink(missing_ok=True)
-    with os.fdopen(create(path), "wb") as file:
+    try:
+        descriptor = create(path)
+    except FileExistsError:
+        path.unlink()
+        descriptor = create(path)
+    with os.fdopen(descriptor, "wb") as file:
         file.write(data)
 
 
