@@ -242,8 +242,13 @@ def receipt_path(file: Path) -> Path:
     return file.with_name(file.name + SUFFIX)
 
 
-def write_receipt(path: Path, receipt: Receipt) -> None:
+def write_receipt(path: Path, receipt: Receipt, *, mode: int = 0o600) -> None:
     """Write a receipt atomically and durably.
+
+    Args:
+        path: The file.
+        receipt: Its values.
+        mode: Its permissions.
 
     Raises:
         OSError: The receipt cannot be written.
@@ -254,7 +259,7 @@ def write_receipt(path: Path, receipt: Receipt) -> None:
     document["receipt_sha256"] = _digest_of(document)
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with os.fdopen(_created(partial, mode), "w", encoding="utf-8") as file:
             json.dump(document, file, ensure_ascii=False, indent=2)
             file.write("\n")
             file.flush()
@@ -265,6 +270,16 @@ def write_receipt(path: Path, receipt: Receipt) -> None:
             partial.unlink()
         raise
     _sync_folder(path.parent)
+
+
+def _created(path: Path, mode: int) -> int:
+    """Open a new file, never through a link; one that a killed process has left is removed."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        return os.open(path, flags, mode)
+    except FileExistsError:
+        path.unlink()
+        return os.open(path, flags, mode)
 
 
 def read_receipt(path: Path) -> Receipt:

@@ -21,6 +21,7 @@ from sagastore_server.migration.migrating_service import MigratingService, Optio
 from sagastore_server.migration.single_store import SingleStore
 from sagastore_server.rpc.admission import Limits
 from sagastore_server.rpc.server import METHODS, CannotListenError, RpcServer, ServerOptions
+from sagastore_server.runtime.file_rights import refuse_other_users
 from sagastore_server.runtime.signals import StopSignals
 from sagastore_server.runtime.supervisor import Failure, Supervisor, awaited
 from sagastore_server.runtime.systemd import Notifier
@@ -271,7 +272,8 @@ def _create_default_folder(settings: Settings) -> None:
     if settings.postgres is None and settings.sqlite == default_sqlite():
         folder = settings.sqlite.parent
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            refuse_other_users(folder)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
             raise StartupError(
                 f"cannot create {folder}: {exc.strerror}; create it, or choose another file with "

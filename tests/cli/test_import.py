@@ -161,3 +161,18 @@ def test_large_messages_are_imported(own_cli: Sagastore, tmp_path: Path) -> None
     path = write_lines(tmp_path / "large.jsonl", messages)
     assert own_cli.json("import", path)["saved"] == 15
     assert_ledger(_export(own_cli), messages)
+
+
+def test_import_refuses_a_database_larger_than_the_temporary_copy_may_be(
+    cli: Sagastore, tmp_path: Path
+) -> None:
+    head = bytearray(b"SQLite format 3\x00".ljust(100, b"\x00"))
+    head[16:18], head[28:32] = (4096).to_bytes(2, "big"), (2**19 + 1).to_bytes(4, "big")
+    path = tmp_path / "memory.db.gz"
+    path.write_bytes(gzip.compress(bytes(head)))
+    done = cli.run("import", path, "--temp-limit", "2")
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        f"sagastore: {path} is a database of more than 2 GiB, of which import would write a "
+        "temporary copy; raise --temp-limit, or decompress it to a file and import that"
+    )

@@ -7,8 +7,13 @@ import gzip
 import io
 import json
 import lzma
+import resource
 import shutil
+import signal
 import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -311,3 +316,89 @@ def test_compressed_database_is_read(tmp_path: Path) -> None:
     path = tmp_path / "memory.db.xz"
     path.write_bytes(lzma.compress(legacy_database(tmp_path / "memory.db").read_bytes()))
     assert _ids(_read(path)) == ["m1", "m2", "m3"]
+
+
+def _database_header(pages: int) -> bytes:
+    """Return the start of a database whose header states its number of pages of 4,096 bytes."""
+    head = bytearray(b"SQLite format 3\x00".ljust(100, b"\x00"))
+    head[16:18] = (4096).to_bytes(2, "big")
+    head[28:32] = pages.to_bytes(4, "big")
+    return bytes(head)
+
+
+@pytest.mark.parametrize("module", [gzip, lzma, bz2])
+@pytest.mark.parametrize("pages", [1, 0, 2**20])
+def test_compressed_database_beyond_the_limit_is_refused(
+    module: Any, pages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if its header states a smaller size; the copy is bounded and removed."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    path = tmp_path / "bomb"
+    path.write_bytes(module.compress(_database_header(pages) + bytes(64 << 20)))
+    assert path.stat().st_size < 100_000
+    with _largest_file(8 << 20), pytest.raises(CommandError) as caught:
+        open_source(str(path), 8 << 20)
+    assert "is a database of more than 0.00781 GiB" in str(caught.value)
+    assert str(caught.value).endswith(
+        "raise --temp-limit, or decompress it to a file and import that"
+    )
+    assert list(temporary.iterdir()) == []
+
+
+@contextmanager
+def _largest_file(size: int) -> Iterator[None]:
+    """Let the system refuse files of more than ``size`` bytes, as a proof that none is written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_database_larger_than_the_free_space_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "memory.db.gz"
+    pages = shutil.disk_usage(tempfile.gettempdir()).free // 4096 + 1
+    path.write_bytes(gzip.compress(_database_header(pages) + bytes(10_000)))
+    with pytest.raises(CommandError, match=r"GiB free; set TMPDIR to a folder of another disk"):
+        open_source(str(path), 1 << 60)
+
+
+def test_xz_that_needs_much_memory_is_refused(tmp_path: Path) -> None:
+    """A file of 200 bytes can make the decompressor allocate 1.5 GiB."""
+    path = tmp_path / "lines.xz"
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 30, "preset": 0}]
+    small = [{"id": lzma.FILTER_LZMA2, "preset": 0}]
+    line = b'{"provider":"p","role":"r","content":"c"}\n'
+    path.write_bytes(lzma.compress(line, filters=small) + lzma.compress(line, filters=filters))
+    source = open_source(str(path))
+    rows = source.rows(None)
+    assert next(rows).message is not None  # The first stream needs little.
+    with pytest.raises(CommandError, match="decompression needs more than 256 MiB of memory"):
+        list(rows)
+    source.close()
+
+
+def test_xz_streams_and_padding_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "lines.xz"
+    half = len(SAMPLE.read_bytes()) // 2
+    parts = (SAMPLE.read_bytes()[:half], SAMPLE.read_bytes()[half:])
+    padding = bytes(3 << 20)
+    path.write_bytes(padding.join(map(lzma.compress, parts)) + padding)
+    assert _ids(_read(path)) == [message["id"] for message in sample()]
+    source = open_source(str(path))
+    rows = list(source.rows(None))
+    again = open_source(str(path))
+    assert next(again.rows(rows[250].after)).message == rows[251].message
+    assert next(again.rows(rows[5].after)).message == rows[6].message
+    source.close()
+    again.close()
+    path.write_bytes(lzma.compress(SAMPLE.read_bytes())[:-100])
+    cut = open_source(str(path))
+    with pytest.raises(CommandError, match="ends early"):
+        list(cut.rows(None))
+    cut.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -146,7 +147,8 @@ def test_default_file_is_in_the_data_directory(
     server.spawn(bare=True)
     serving = server.wait_for_event("serving")
     assert Path(serving["store"]).is_relative_to(tmp_path)
-    assert Path(serving["store"]).exists()
+    assert stat.S_IMODE(Path(serving["store"]).stat().st_mode) == 0o600
+    assert stat.S_IMODE(Path(serving["store"]).parent.stat().st_mode) == 0o700
 
 
 def test_logs_are_json_and_hold_no_content(server_process: ServerFactory) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.security.pki import CLIENT, Pki, entry, environment, write_access
+from tests.support.other_user import folders
 from tests.support.server_process import ServerProcess
 
 ROLES = ("reader", "writer", "admin")
@@ -35,3 +37,21 @@ def mutual(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         yield server.start()
     finally:
         server.close()
+
+
+@pytest.fixture
+def both() -> Iterator[tuple[Path, Path]]:
+    with folders() as made:
+        yield made
+
+
+@pytest.fixture
+def theirs(both: tuple[Path, Path]) -> Path:
+    """Return a folder of another user, beside ``own``."""
+    return both[0]
+
+
+@pytest.fixture
+def own(both: tuple[Path, Path]) -> Path:
+    """Return a folder of root that only root can read."""
+    return both[1]

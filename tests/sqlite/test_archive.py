@@ -54,7 +54,8 @@ def _files(folder: Path) -> list[str]:
 def _require_archive(path: Path, made: Path) -> None:
     """Check all properties of an archive."""
     assert _files(path.parent) == sorted([made.name, "messages.db.receipt.json"])
-    assert stat.S_IMODE(made.stat().st_mode) == 0o444
+    assert stat.S_IMODE(made.stat().st_mode) == 0o440
+    assert stat.S_IMODE(path.with_name("messages.db.receipt.json").stat().st_mode) == 0o640
     result = receipt.check(made)
     assert result.ok, result.checks
     rows = {name: result.said.facts[name]["rows"] for name in ("messages", "quarantine", "files")}

@@ -23,7 +23,15 @@ from sagastore.cli.option_values import (
 from sagastore.cli.service import service
 from sagastore.cli.sessions import sessions
 from sagastore.cli.settings import DEFAULT_TARGET, Settings
-from sagastore.cli.shared_options import DeleteGuard, DurabilityOption, Limit, SaveGuard, Yes
+from sagastore.cli.shared_options import (
+    DeleteGuard,
+    DurabilityOption,
+    Limit,
+    Restart,
+    SaveGuard,
+    TempLimit,
+    Yes,
+)
 
 __all__ = ["app"]
 
@@ -433,15 +441,11 @@ def import_(
         Path | None,
         typer.Option(metavar="FILE", help="Write rejected rows and the reasons to this file."),
     ] = None,
-    restart: Annotated[
-        bool,
-        typer.Option(
-            "--restart", help="Start from the beginning instead of resuming an interrupted run."
-        ),
-    ] = False,
+    restart: Restart = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with status 1 if a row was rejected.")
     ] = False,
+    temp_limit: TempLimit = 16,
 ) -> Job:
     """Import messages from a file.
 
@@ -456,7 +460,7 @@ def import_(
     from sagastore.cli import import_command
 
     options = import_command.ImportOptions(
-        file, on_conflict.value, batch_size, rejects, restart, strict
+        file, on_conflict.value, batch_size, rejects, restart, strict, temp_limit << 30
     )
     return import_command.import_file(ctx.obj, options)
 
@@ -477,12 +481,7 @@ def export(
         typer.Argument(metavar="FILE|-", help="The file to write; - writes standard output."),
     ],
     *,
-    restart: Annotated[
-        bool,
-        typer.Option(
-            "--restart", help="Start from the beginning instead of resuming an interrupted run."
-        ),
-    ] = False,
+    restart: Restart = False,
 ) -> Job:
     """Write all messages to a file, as JSON Lines in the order of their ids.
 

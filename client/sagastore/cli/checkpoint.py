@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sagastore.cli.output_folder import OutputFolder
 from sagastore.importers.base import Position
 
 __all__ = ["Checkpoint", "CheckpointFile", "Counts", "write_atomically"]
@@ -110,19 +109,13 @@ class SourceChangedError(Exception):
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file atomically.
+    """Replace a small file atomically; see `OutputFolder`.
 
     Raises:
         OSError: The file cannot be written.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    folder = OutputFolder(path)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
+        folder.write(folder.name, text.encode(errors="surrogatepass"))
+    finally:
+        folder.close()

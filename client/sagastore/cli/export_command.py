@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import sys
 import time
 from contextlib import aclosing
@@ -16,6 +17,7 @@ from sagastore.cli import records
 from sagastore.cli.daemon_thread import run_in_daemon_thread
 from sagastore.cli.failures import CommandError, StoppedError, complain, explain
 from sagastore.cli.output import print_json
+from sagastore.cli.output_folder import OutputFolder
 from sagastore.cli.part_file import PartFile, State
 from sagastore.cli.progress import Meter, duration, rate_of
 from sagastore.cli.raw_export import Batch, export_lines
@@ -47,9 +49,9 @@ class _Sink(Protocol):
 class _Stream:
     """Standard output, a pipe or a device."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.name = "standard output" if path is None else str(path)
-        self._path = path
+    def __init__(self, folder: OutputFolder | None) -> None:
+        self.name = "standard output" if folder is None else str(folder.path)
+        self._folder = folder
         self._fd: int | None = None
 
     def begin(self) -> State:
@@ -70,7 +72,8 @@ class _Stream:
         if self._fd is None:
             # Not sys.stdout, whose lock the exit of the process needs. Opening a named
             # pipe waits for a reader.
-            self._fd = 1 if self._path is None else os.open(self._path, os.O_WRONLY)
+            folder = self._folder
+            self._fd = 1 if folder is None else folder.open_stream(folder.name)
         return self._fd
 
     def pause(self) -> str:
@@ -95,13 +98,17 @@ async def export_file(settings: Settings, file: str, *, restart: bool) -> int:
 def _sink(settings: Settings, file: str, *, restart: bool) -> _Sink:
     if file == "-":
         return _Stream(None)
-    # A symbolic link remains; its target is replaced.
-    path = Path(file).expanduser().resolve()
-    if path.is_dir():
+    try:
+        # A symbolic link remains; its target is replaced.
+        folder = OutputFolder(Path(file))
+        found = folder.status(folder.name)
+    except OSError as exc:
+        raise CommandError(f"cannot write {file}: {exc.strerror}") from None
+    if found is not None and stat.S_ISDIR(found.st_mode):
         raise CommandError(f"cannot write {file}: it is a directory")
-    if path.exists() and not path.is_file():
-        return _Stream(path)
-    return PartFile(file, path, settings.target, restart=restart)
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        return _Stream(folder)
+    return PartFile(file, folder, settings.target, restart=restart)
 
 
 class _Export:

@@ -22,6 +22,7 @@ from sagastore.cli.rejects import Rejects
 from sagastore.cli.settings import Settings
 from sagastore.importers import Problem, Row, Source, open_source
 from sagastore.importers.base import Position
+from sagastore.importers.spool import DEFAULT_LIMIT
 
 __all__ = ["ImportOptions", "import_file"]
 
@@ -42,6 +43,7 @@ class ImportOptions:
     rejects: Path | None = None
     restart: bool = False
     strict: bool = False
+    temp_limit: int = DEFAULT_LIMIT
 
 
 def import_file(settings: Settings, options: ImportOptions) -> Coroutine[Any, Any, int]:
@@ -51,7 +53,7 @@ def import_file(settings: Settings, options: ImportOptions) -> Coroutine[Any, An
         CommandError: The file cannot be read, or its format is not supported.
     """
     # Without a running event loop, so that Ctrl+C interrupts a read of standard input.
-    return _load(settings, options, open_source(options.file))
+    return _load(settings, options, open_source(options.file, options.temp_limit))
 
 
 async def _load(settings: Settings, options: ImportOptions, source: Source) -> int:

@@ -9,11 +9,10 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import IO, Any
 
-from sagastore.cli.checkpoint import write_atomically
 from sagastore.cli.failures import CommandError, complain
+from sagastore.cli.output_folder import OutputFolder
 from sagastore.cli.raw_export import Batch
 
 __all__ = ["PartFile", "State"]
@@ -47,18 +46,21 @@ class PartFile:
     `FILE.part.state` has the position up to which the data is durable. A later run with
     the same target truncates the file to that position and continues.
 
+    A new file can be read by its owner only. A file that replaces an earlier one of this user has
+    the permissions of that.
+
     Args:
         name: The name for messages to the user.
-        path: The file.
+        folder: The folder of the file, which is closed with it.
         target: The server; an export from another server is not resumed.
         restart: Start from the beginning.
     """
 
-    def __init__(self, name: str, path: Path, target: str, *, restart: bool) -> None:
+    def __init__(self, name: str, folder: OutputFolder, target: str, *, restart: bool) -> None:
         self.name = name
-        self._path = path
-        self._part = path.with_name(path.name + ".part")
-        self._state_path = path.with_name(path.name + ".part.state")
+        self._folder = folder
+        self._part = folder.path.with_name(folder.name + ".part")
+        self._state_name = folder.name + ".part.state"
         self._target = target
         self._restart = restart
         self._file: IO[bytes] | None = None
@@ -72,10 +74,11 @@ class PartFile:
             CommandError: The file cannot be written, or another process is writing it.
         """
         try:
-            # Not "wb": another process may be writing it.
-            self._file = os.fdopen(os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            # Without O_TRUNC: another process may be writing it.
+            self._file = os.fdopen(self._folder.open_own(self._part.name), "r+b")
             _lock(self._file, self.name)
-            if os.fstat(self._file.fileno()).st_ino != self._part.stat().st_ino:
+            named = self._folder.status(self._part.name)
+            if named is None or os.fstat(self._file.fileno()).st_ino != named.st_ino:
                 # Another export has finished in the meantime; this is its result.
                 raise CommandError(f"another export has just written {self.name}; try again")
             if not self._restart:
@@ -88,7 +91,7 @@ class PartFile:
 
     def _usable_state(self, file: IO[bytes]) -> State:
         try:
-            values = json.loads(self._state_path.read_text(encoding="utf-8"))
+            values = json.loads(self._folder.read(self._state_name))
             state = State(**values["state"])
             target = values["target"]
             if values["version"] != _VERSION:
@@ -133,7 +136,7 @@ class PartFile:
         state = asdict(self._state) | {"tail": _tail(file, self._state.bytes)}
         file.seek(self._state.bytes)
         values: dict[str, Any] = {"version": _VERSION, "target": self._target, "state": state}
-        write_atomically(self._state_path, json.dumps(values))
+        self._folder.write(self._state_name, json.dumps(values).encode())
 
     def pause(self) -> str:
         """Save the state for the next run; return how to resume."""
@@ -152,10 +155,20 @@ class PartFile:
         file.truncate()
         file.flush()
         os.fsync(file.fileno())
-        self._part.replace(self._path)
+        self._keep_permissions(file.fileno())
+        self._folder.rename(self._part.name, self._folder.name)
         file.close()
-        self._state_path.unlink(missing_ok=True)
-        _sync_folder(self._path.parent)
+        self._folder.remove(self._state_name)
+        self._folder.sync()
+        self._folder.close()
+
+    def _keep_permissions(self, descriptor: int) -> None:
+        """Give the file the permissions of an earlier one of this user and group."""
+        before, now = self._folder.status(self._folder.name), os.fstat(descriptor)
+        if before is None or not hasattr(os, "fchmod"):
+            return
+        if (before.st_uid, before.st_gid) == (now.st_uid, now.st_gid):
+            os.fchmod(descriptor, before.st_mode & 0o777)
 
 
 def _tail(file: IO[bytes], end: int) -> str:
@@ -181,17 +194,3 @@ def _lock(file: IO[bytes], name: str) -> None:
         flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise CommandError(f"another export is writing {name}; wait for it or stop it") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Sync the folder, if the system supports it."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

@@ -8,6 +8,7 @@ from typing import IO
 
 from sagastore.cli import records
 from sagastore.cli.failures import CommandError
+from sagastore.cli.output_folder import OutputFolder
 from sagastore.importers.base import Problem, Row, Source
 
 __all__ = ["LISTED", "Rejects"]
@@ -41,7 +42,11 @@ class Rejects:
         if self._path is None:
             return
         try:
-            self._file = self._path.open("r+b" if size else "wb")
+            folder = OutputFolder(self._path)
+            try:
+                self._file = os.fdopen(folder.open_own(folder.name), "r+b")
+            finally:
+                folder.close()
             self._file.truncate(size)
             self._file.seek(size)
         except OSError as exc:

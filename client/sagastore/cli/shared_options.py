@@ -11,13 +11,27 @@ import typer
 
 from sagastore.cli.option_values import Durability
 
-__all__ = ["DeleteGuard", "DurabilityOption", "Limit", "SaveGuard", "Yes"]
+__all__ = ["DeleteGuard", "DurabilityOption", "Limit", "Restart", "SaveGuard", "TempLimit", "Yes"]
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 Limit = Annotated[int, typer.Option(metavar="N", min=0, help="Maximum number; 0: all.")]
 DeleteGuard = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Delete only if this is the stored revision."),
+]
+Restart = Annotated[
+    bool,
+    typer.Option(
+        "--restart", help="Start from the beginning instead of resuming an interrupted run."
+    ),
+]
+TempLimit = Annotated[
+    int,
+    typer.Option(
+        metavar="GIB",
+        min=1,
+        help="Largest temporary copy of a compressed or piped database, in GiB.",
+    ),
 ]
 SaveGuard = Annotated[
     int | None,

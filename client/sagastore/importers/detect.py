@@ -6,9 +6,7 @@ import bz2
 import contextlib
 import gzip
 import io
-import lzma
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from sagastore.cli.failures import CommandError
 from sagastore.importers.base import Source
 from sagastore.importers.database import open_database
 from sagastore.importers.jsonl import BROKEN, JsonLines
+from sagastore.importers.spool import DEFAULT_LIMIT, XzReader, copy_bounded
 
 __all__ = ["open_source"]
 
@@ -27,7 +26,7 @@ _PEEK: Final = 4096
 _ENOUGH: Final = 16
 _COMPRESSED: Final[dict[bytes, Callable[[Any], Any]]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
-    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"\xfd7zXZ\x00": XzReader,
     b"BZh": bz2.BZ2File,
 }
 _WHITESPACE: Final = b" \t\r\n"
@@ -35,17 +34,19 @@ _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 _UTF8_BOM: Final = b"\xef\xbb\xbf"
 
 
-def open_source(file: str) -> Source:
+def open_source(file: str, limit: int = DEFAULT_LIMIT) -> Source:
     """Open a file to import.
 
     Args:
         file: A path, or `-` for standard input.
+        limit: Bytes of the largest temporary copy of a compressed or piped database.
 
     Raises:
-        CommandError: The file cannot be read, or its format is not supported.
+        CommandError: The file cannot be read, its format is not supported, or its temporary copy
+            would exceed the limit or the free space.
     """
     if file == "-":
-        return _recognize("standard input", _standard_input(), None)
+        return _recognize("standard input", _standard_input(), None, limit)
     path = Path(file).expanduser()
     try:
         path = path.resolve(strict=True)
@@ -53,7 +54,7 @@ def open_source(file: str) -> Source:
     except OSError as exc:
         raise CommandError(f"cannot read {file}: {exc.strerror}") from None
     is_file = stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
-    return _recognize(file, raw, path if is_file else None)
+    return _recognize(file, raw, path if is_file else None, limit)
 
 
 def _standard_input() -> IO[bytes]:
@@ -89,7 +90,7 @@ class _Pipe(io.RawIOBase):
                 return size
 
 
-def _recognize(name: str, raw: IO[bytes], path: Path | None) -> Source:
+def _recognize(name: str, raw: IO[bytes], path: Path | None, limit: int) -> Source:
     outer = io.BufferedReader(cast("Any", raw), 1 << 16)
     with contextlib.ExitStack() as stack:
         stack.enter_context(raw)
@@ -100,7 +101,7 @@ def _recognize(name: str, raw: IO[bytes], path: Path | None) -> Source:
             raise CommandError(f"cannot read {name}: {exc}") from None
         if head.startswith(_SQLITE):
             if text is not outer or path is None:
-                return _spooled(name, text, path)
+                return _spooled(name, text, path, limit)
             # Before SQLite opens it: closing the file later would release SQLite's locks.
             raw.close()
             return open_database(name, path, path)
@@ -119,14 +120,13 @@ def _decompressed(file: io.BufferedReader) -> io.BufferedReader:
     return file
 
 
-def _spooled(name: str, text: io.BufferedReader, path: Path | None) -> Source:
+def _spooled(name: str, text: io.BufferedReader, path: Path | None, limit: int) -> Source:
     """Copy a piped or compressed database to a temporary file, which SQLite requires."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sagastore-"))
         copy = Path(folder) / "import.db"
         try:
-            with copy.open("wb") as file:
-                shutil.copyfileobj(text, file, 1 << 20)
+            copy_bounded(name, text, copy, limit)
         except BROKEN as exc:
             raise CommandError(f"cannot read {name}: {exc}") from None
         source = open_database(name, copy, path)

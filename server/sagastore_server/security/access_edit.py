@@ -3,8 +3,10 @@
 * Comments, blank lines and the order of all other entries stay as they are.
 * The new content is parsed before it is written; if it does not say what was intended, the file
   stays as it is.
+* Edits exclude each other, also in different processes, so none is lost. An edit waits for others.
 * The file is replaced atomically: after a crash or on a full disk it has the old content or the
-  new one, never a part.
+  new one, never a part. The next edit removes what a killed one has left.
+* Root edits with the rights of the user who controls the path; see ``file_rights``.
 
 The edit works on lines. A TOML library that keeps layout (tomlkit 0.15) does not do as well: it
 moves ``[[token]]`` entries that are interleaved with ``[[certificate]]`` entries together, which
@@ -13,21 +15,21 @@ separates them from their comments, and it deletes with an entry the comment abo
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import secrets
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
-from io import BufferedWriter
 from pathlib import Path
 
+from sagastore_server.runtime.file_rights import FileRights
+from sagastore_server.runtime.folders import Folder
 from sagastore_server.security.access_rules import AccessError, Rules, TokenEntry, parse
 
 TOKEN_PREFIX = "saga_"  # noqa: S105 - not a secret
 """Start of every token, by which scanners for leaked secrets recognise it."""
 _TOKEN_BYTES = 32
+_LOCK_SECONDS = 60
+"""Time that an edit waits for others. One takes some milliseconds."""
 _MIN_HASH = 8
 """Hexadecimal digits of a hash that identify a token."""
 
@@ -125,67 +127,50 @@ def _cut(text: str, chosen: set[int]) -> str:
 
 
 def _rewrite(path: Path, change: Callable[[str], str]) -> None:
-    """Replace the file atomically by ``change`` of its content. Only one process can at a time."""
+    """Replace the file atomically by ``change`` of its content. One process at a time can."""
     try:
-        real = path.resolve()
-        draft = real.with_name(f".{real.name}.new")
-        with _exclusive(draft) as file:
-            text = change(_text(path) if real.exists() else "")
-            file.write(text.encode())
-            file.flush()
-            _copy_owner_and_mode(real, file.fileno())
-            os.fsync(file.fileno())
-            draft.replace(real)
-        _sync_folder(real.parent)
+        rights = FileRights(path)
+        with rights.taken():
+            real = path.resolve()
+            with Folder(real.parent) as folder, folder.locked(f".{real.name}.lock", _LOCK_SECONDS):
+                _replace(folder, path, real.name, change)
+    except TimeoutError:
+        raise AccessError(
+            f"{path} was not changed: another change has not ended within {_LOCK_SECONDS} s; end "
+            "that command and try again"
+        ) from None
     except OSError as exc:
         raise AccessError(
             f"{path} cannot be changed: {exc.strerror}; it has its old content"
         ) from exc
 
 
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[BufferedWriter]:
-    """Create the draft, which also serves as the lock; remove it unless it was renamed."""
+def _replace(folder: Folder, path: Path, name: str, change: Callable[[str], str]) -> None:
+    draft = f".{name}.new"
+    folder.remove(draft)  # Left by a killed edit: this process has the lock.
+    found = folder.read(name)
+    text = change("" if found is None else _decoded(path, found.data))
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise AccessError(
-            f"{path} exists: another change is in progress, or was interrupted; "
-            "try again, and if no other command is running, remove it"
-        ) from None
-    try:
-        with os.fdopen(fd, "wb") as file:
-            yield file
+        folder.write(draft, text.encode(), like=None if found is None else found.status)
+        folder.rename(draft, name)
     except BaseException:
-        # Not after the rename: the name may then belong to the draft of another process.
-        path.unlink(missing_ok=True)
+        folder.remove(draft)
         raise
-
-
-def _copy_owner_and_mode(old: Path, draft: int) -> None:
-    """Keep owner and permissions, without which the server could not read the file."""
-    if not old.exists() or not hasattr(os, "fchown"):
-        return
-    wanted, made = old.stat(), os.fstat(draft)
-    if (wanted.st_uid, wanted.st_gid) != (made.st_uid, made.st_gid):
-        os.fchown(draft, wanted.st_uid, wanted.st_gid)
-    os.fchmod(draft, stat.S_IMODE(wanted.st_mode))
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # Not supported on every platform.
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    folder.sync()
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        with FileRights(path).taken():
+            data = path.read_bytes()
     except OSError as exc:
         raise AccessError(f"{path} cannot be read: {exc.strerror}") from exc
+    return _decoded(path, data)
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError:
         raise AccessError(f"{path} is not text in UTF-8") from None
 

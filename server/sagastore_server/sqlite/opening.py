@@ -27,6 +27,7 @@ from sagastore_server.sqlite.files import (
 from sagastore_server.sqlite.index_terms import fts_columns
 from sagastore_server.sqlite.legacy.file_conversion import drop_objects_of_files, upgrade_files
 from sagastore_server.sqlite.legacy.importer import take_over
+from sagastore_server.sqlite.privacy import make_private
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
 
@@ -57,7 +58,7 @@ def open_for_writing(
     """Return the writing connection to a file that is ready for use.
 
     It creates a missing file, imports a legacy one, upgrades an older schema, and rebuilds the
-    search index of another analysis version, each in one transaction.
+    search index of another analysis version, each in one transaction. The file is made private.
 
     Args:
         path: The file; the caller owns it.
@@ -78,6 +79,7 @@ def open_for_writing(
     if found is not None:
         admit(path, found)
     _check_kind(path, progress)
+    make_private(path)
     connection: sqlite3.Connection | None = None
     try:
         connection = writer_connection(path)

@@ -15,7 +15,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sagastore_server.runtime.file_rights import RightsError, refuse_other_users
+from sagastore_server.runtime.private_files import PRIVATE, read_plain, write_new
 from sagastore_server.storage.errors import CannotOpenError
+
+_MAX_RECORD = 4096
+"""Bytes read of the record of the owner; it has about a hundred."""
 
 
 class Ownership:
@@ -30,7 +35,9 @@ class Ownership:
         self._path = path
         # Lock the target of symbolic links, so that every path to the file has one lock.
         real = path.resolve()
-        self._lock = FileLock(real.with_name(real.name + ".lock"), timeout=0, thread_local=False)
+        self._lock = FileLock(
+            real.with_name(real.name + ".lock"), timeout=0, thread_local=False, mode=PRIVATE
+        )
         self._owner = real.with_name(real.name + ".owner")
 
     def acquire(self) -> None:
@@ -46,7 +53,10 @@ class Ownership:
         if not self._owner.parent.is_dir():
             raise CannotOpenError(f"cannot create {self._path}: its folder does not exist")
         try:
+            refuse_other_users(self._path)
             self._lock.acquire()
+        except RightsError as exc:
+            raise CannotOpenError(f"cannot use {self._path}: {exc.strerror}") from exc
         except Timeout:
             raise CannotOpenError(
                 f"{self._path} is in use by another SagaStore server ({self._named_owner()}); "
@@ -58,7 +68,7 @@ class Ownership:
                 "the server must be able to write in the file's folder"
             ) from exc
         with contextlib.suppress(OSError):
-            self._owner.write_text(json.dumps(_this_process()), encoding="utf-8")
+            write_new(self._owner, json.dumps(_this_process()).encode())
 
     def release(self) -> None:
         """Release the lock; does nothing if it is not held."""
@@ -69,7 +79,7 @@ class Ownership:
 
     def _named_owner(self) -> str:
         try:
-            owner = json.loads(self._owner.read_text(encoding="utf-8"))
+            owner = json.loads(read_plain(self._owner, _MAX_RECORD))
             return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "which is starting or stopping"

@@ -51,7 +51,8 @@ SUFFIX = ".archive"
 """``messages.db`` becomes ``messages.db.archive``, or ``.archive-2`` if that is taken."""
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_READ_ONLY = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
+_READ_ONLY = stat.S_IRUSR | stat.S_IRGRP
+"""Permissions that an archive keeps; the store had none for other users."""
 
 
 def archive_file(
@@ -75,7 +76,7 @@ def archive_file(
             return _archived(path, receipt)
         at = _seal(path, sealed)
         found = _facts(path)
-        path.chmod(_READ_ONLY)
+        path.chmod(path.stat().st_mode & _READ_ONLY)
         sync_folder(path)  # The same call as for a folder.
         return _finish(path, receipt, report, found, at)
     except sqlite3.Error as exc:
@@ -182,7 +183,7 @@ def _finish(
         made_by=f"sagastore-server {__version__}",
     )
     _keep_earlier_receipt(receipt)
-    write_receipt(receipt, said)
+    write_receipt(receipt, said, mode=path.stat().st_mode & _READ_ONLY | stat.S_IWUSR)
     path.rename(archive)
     sync_folder(path.parent)
     return Archive(archive, receipt)

@@ -10,12 +10,13 @@ import contextlib
 import errno
 import os
 import sqlite3
-import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sagastore_server.runtime.file_rights import FileRights
+from sagastore_server.runtime.private_files import create
 from sagastore_server.sqlite.errors import FULL
 from sagastore_server.sqlite.files import (
     MAGIC,
@@ -28,6 +29,7 @@ from sagastore_server.sqlite.files import (
 )
 from sagastore_server.sqlite.legacy.copy import sync_folder
 from sagastore_server.sqlite.migration_state import load_state, read_value, save_state
+from sagastore_server.sqlite.privacy import SIDE_FILES
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
 from sagastore_server.storage.phase import Phase
 
@@ -39,7 +41,6 @@ PAGES_AT_ONCE = 1024
 
 _STEPS_AT_ONCE = 100_000
 _SPARE_BYTES = 1024 * 1024
-_SIDE_FILES = ("-wal", "-shm", "-journal")
 _FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNLINKABLE = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
@@ -90,7 +91,9 @@ def back_up(path: Path, target: Path, progress: Progress) -> BackupReport:
     A server may serve the store, in any phase of a migration.
 
     * The copy has the state of the store at the start of the call, in one file.
-    * It has the permissions of the store, or fewer.
+    * It has the permissions of the store, or fewer, and none for other users.
+    * Root reads with the rights of the user who controls ``path``, and writes with the rights of
+      the one who controls ``target``; see ``file_rights``.
     * Its pages and its search index are verified before it gets its name.
     * It is marked as a backup: see ``MigrationState.restored``.
 
@@ -100,20 +103,24 @@ def back_up(path: Path, target: Path, progress: Progress) -> BackupReport:
 
     """
     began = time.monotonic()
-    if target.exists() or target.is_symlink():
-        raise BackupError(f"{target} already exists; a backup never replaces a file")
-    with file_errors(f"cannot back up {path}"), _reading(path) as source:
-        require_store(source, path)
-        source.execute("BEGIN")  # All later reads see the same state.
-        contents = contents_of(source)
+    with file_errors(f"cannot write {target}"):
+        writing = FileRights(target)
+        with writing.taken():
+            if target.exists() or target.is_symlink():
+                raise BackupError(f"{target} already exists; a backup never replaces a file")
+    with file_errors(f"cannot back up {path}"), _reading(path) as store:
+        source, like, contents = store
         if contents.phase is Phase.POSTGRES_ONLY:
             raise BackupError(
                 f"cannot back up {path}: it is an archive, since its messages have moved to "
                 "PostgreSQL; copy the file and its receipt"
             )
         partial = target.with_name(target.name + PARTIAL)
-        mode = stat.S_IMODE(path.stat().st_mode) & 0o777
-        with file_errors(f"cannot write {partial}"), new_file(partial, mode):
+        with (
+            file_errors(f"cannot write {partial}"),
+            writing.taken(),
+            new_file(partial, like),
+        ):
             size = copy_store(source, partial, contents, progress)
             source.execute("ROLLBACK")  # Now the server can restart its log.
             _give_name(partial, target)
@@ -210,18 +217,18 @@ def note_backup(connection: sqlite3.Connection) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, mode: int) -> Iterator[None]:
-    """Create an empty file, and remove it if the context raises.
+def new_file(path: Path, like: os.stat_result | None) -> Iterator[None]:
+    """Create an empty file, and remove it if the context raises; see ``private_files.create``.
 
     Raises:
         FileExistsError: The file exists.
 
     """
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+    os.close(create(path, like))
     try:
         yield
     except BaseException:
-        for suffix in ("", *_SIDE_FILES):
+        for suffix in ("", *SIDE_FILES):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         raise
 
@@ -261,13 +268,32 @@ def file_errors(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a store that a server may serve. Not immutable, because a reader's locks are needed."""
+def _reading(path: Path) -> Iterator[tuple[sqlite3.Connection, os.stat_result, Contents]]:
+    """Open a store that a server may serve, with a transaction that has begun.
+
+    Not immutable, because a reader's locks are needed. All reads in the transaction see the same
+    state, and open no other file.
+    """
+    rights = FileRights(path)
+    with contextlib.ExitStack() as stack:
+        with rights.taken():
+            like = _status_of_database(path)
+            connection = stack.enter_context(contextlib.closing(connect(path.resolve(), "mode=rw")))
+            require_store(connection, path)
+            connection.execute("BEGIN")
+            contents = contents_of(connection)
+        try:
+            yield connection, like, contents
+        finally:
+            with rights.taken():  # The last connection to a store removes its log.
+                stack.close()
+
+
+def _status_of_database(path: Path) -> os.stat_result:
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise BackupError(f"{path} is not a SQLite database")
-    with contextlib.closing(connect(path.resolve(), "mode=rw")) as connection:
-        yield connection
+        return os.fstat(file.fileno())
 
 
 def _verify(copy: sqlite3.Connection, path: Path, wanted: Contents, progress: Progress) -> None:

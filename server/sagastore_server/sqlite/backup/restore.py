@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sagastore.receipt import receipt_path
+from sagastore_server.runtime.file_rights import FileRights
 from sagastore_server.sqlite.archived_store_guard import moved, remembered
 from sagastore_server.sqlite.backup.create import (
     BackupError,
@@ -31,6 +32,7 @@ from sagastore_server.sqlite.backup.create import (
 from sagastore_server.sqlite.files import open_read_only
 from sagastore_server.sqlite.legacy.copy import sync_folder
 from sagastore_server.sqlite.ownership import Ownership
+from sagastore_server.sqlite.privacy import SIDE_FILES
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.phase import Phase
 
@@ -38,7 +40,6 @@ REPLACED = ".replaced"
 """``messages.db`` is kept as ``messages.db.replaced``, or ``.replaced-2`` if that exists."""
 
 _RESTORING = ".restoring"
-_SIDE_FILES = ("-wal", "-shm", "-journal")
 _BUSY_TIMEOUT_MS = 5000
 
 
@@ -59,23 +60,27 @@ def restore(backup: Path, path: Path, *, replace: bool, progress: Progress) -> R
     The copy is verified before any other file changes. ``replace`` allows ``path`` to exist; the
     existing file is kept under another name. The call can be interrupted and repeated.
 
+    Root reads with the rights of the user who controls ``backup``, and writes with the rights of
+    the one who controls ``path``, who then owns the files; see ``file_rights``.
+
     Raises:
         BackupError: It is not possible; ``path`` is as it was.
         KeyboardInterrupt: Raised by ``progress``; ``path`` is as it was.
 
     """
     began = time.monotonic()
-    real = path.resolve()
-    _require_other_file(backup, real)
-    with file_errors(f"cannot restore {path}"), _owned(path):
+    with file_errors(f"cannot restore {path}"):
+        rights = FileRights(path)
+        with rights.taken():
+            real = path.resolve()
+            before = real.stat() if real.exists() else None
+    _require_other_file(backup, before)
+    with file_errors(f"cannot restore {path}"), rights.taken(), _owned(path):
         _refuse_target(path, real, replace=replace)
         partial = real.with_name(real.name + _RESTORING)
         partial.unlink(missing_ok=True)  # Left by a killed restore.
-        with _opened(backup) as source, new_file(partial, _mode(backup, real)):
-            contents = contents_of(source)
-            _refuse_archive(backup, contents)
+        with _opened(backup) as (source, contents), new_file(partial, _previous(real)):
             copy_store(source, partial, contents, progress)
-            _set_owner(partial, real)
             restored = _final_contents(partial)
             replaced = _keep_replaced(real) if _anything_at(real) else None
             partial.replace(real)
@@ -89,24 +94,23 @@ def _owned(path: Path) -> Iterator[None]:
     ownership = Ownership(path)
     ownership.acquire()
     try:
-        real = path.resolve()
-        _set_owner(real.with_name(real.name + ".lock"), real)
         yield
     finally:
         ownership.release()
 
 
-def _require_other_file(backup: Path, real: Path) -> None:
-    with file_errors(f"cannot restore {backup}"):
-        if backup.stat().st_size == 0:
+def _require_other_file(backup: Path, replaced: os.stat_result | None) -> None:
+    with file_errors(f"cannot restore {backup}"), FileRights(backup).taken():
+        found = backup.stat()
+        if found.st_size == 0:
             raise BackupError(f"{backup} is empty, so it is not a backup")
-        if real.exists() and backup.samefile(real):
+        if replaced is not None and os.path.samestat(found, replaced):
             raise BackupError(f"{backup} is the file to be replaced; name the backup")
-    if backup.with_name(backup.name + "-shm").exists():
-        raise BackupError(
-            f"{backup} is in use by a server, or was when that server was killed; make a backup of "
-            "it first (sagastore-server backup), and restore that"
-        )
+        if backup.with_name(backup.name + "-shm").exists():
+            raise BackupError(
+                f"{backup} is in use by a server, or was when that server was killed; make a "
+                "backup of it first (sagastore-server backup), and restore that"
+            )
 
 
 def _refuse_target(path: Path, real: Path, *, replace: bool) -> None:
@@ -136,11 +140,21 @@ def _refuse_archive(backup: Path, contents: Contents) -> None:
 
 
 @contextlib.contextmanager
-def _opened(backup: Path) -> Iterator[sqlite3.Connection]:
-    with file_errors(f"cannot restore {backup}"), open_read_only(backup) as connection:
-        require_store(connection, backup)
-        connection.execute("BEGIN")
-        yield connection
+def _opened(backup: Path) -> Iterator[tuple[sqlite3.Connection, Contents]]:
+    """Open a backup, with a transaction that has begun, so that later reads open no file."""
+    with file_errors(f"cannot restore {backup}"), contextlib.ExitStack() as stack:
+        rights = FileRights(backup)
+        with rights.taken():
+            connection = stack.enter_context(open_read_only(backup))
+            require_store(connection, backup)
+            connection.execute("BEGIN")
+            contents = contents_of(connection)
+        try:
+            _refuse_archive(backup, contents)
+            yield connection, contents
+        finally:
+            with rights.taken():
+                stack.close()
 
 
 def _final_contents(partial: Path) -> Contents:
@@ -148,23 +162,20 @@ def _final_contents(partial: Path) -> Contents:
         return contents_of(connection)
 
 
-def _mode(backup: Path, real: Path) -> int:
-    like = real if real.exists() else backup
-    return stat.S_IMODE(like.stat().st_mode) & 0o777 | stat.S_IWUSR
-
-
-def _set_owner(path: Path, real: Path) -> None:
-    """As root, give the file the owner of the old file or of the folder."""
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        like = (real if real.exists() else real.parent).stat()
-        os.chown(path, like.st_uid, like.st_gid)
+def _previous(real: Path) -> os.stat_result | None:
+    """Return the status of the file to be replaced; None if there is no regular file."""
+    try:
+        found = real.lstat()
+    except FileNotFoundError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
 
 
 # ------------------------------------------------------------------ the previous file
 
 
 def _anything_at(real: Path) -> bool:
-    return any(_beside(real, suffix).exists() for suffix in ("", *_SIDE_FILES))
+    return any(_beside(real, suffix).exists() for suffix in ("", *SIDE_FILES))
 
 
 def _keep_replaced(real: Path) -> Path:
@@ -181,7 +192,7 @@ def _keep_replaced(real: Path) -> Path:
             os.link(real, kept)
         except OSError:
             real.rename(kept)  # A file system without hard links.
-    for suffix in _SIDE_FILES:
+    for suffix in SIDE_FILES:
         if _beside(real, suffix).exists():
             _beside(real, suffix).rename(_beside(kept, suffix))
     sync_folder(real.parent)

@@ -9,6 +9,7 @@ import sqlite3
 from hashlib import blake2b
 from pathlib import Path
 
+from sagastore_server.runtime.private_files import create
 from sagastore_server.sqlite.files import connect, damage, open_read_only, quoted, scalar
 from sagastore_server.storage.errors import CannotOpenError
 
@@ -124,9 +125,8 @@ def _megabytes(count: int) -> str:
 
 
 def _write(path: Path, partial: Path) -> None:
-    # The permissions of the original from the first byte on.
-    mode = path.stat().st_mode & 0o777
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+    # Without access for other users from the first byte on.
+    os.close(create(partial, path.stat()))
     # Not `open_read_only`: it opens the file to read the header, and closing it drops our locks.
     with (
         contextlib.closing(connect(path, "mode=ro")) as source,
