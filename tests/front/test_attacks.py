@@ -1,0 +1,275 @@
+"""Attacks on the front by one source, while another source is served."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+
+import psutil
+import pytest
+from h2.events import ConnectionTerminated, DataReceived, StreamEnded
+from h2.exceptions import ProtocolError
+from hpack import Encoder
+from hyperframe.frame import ContinuationFrame, HeadersFrame, RstStreamFrame
+
+from sagastore.v1 import migration_pb2, storage_pb2
+from tests.front.conftest import TOKEN
+from tests.front.http2 import FIRST, SECOND, STORAGE, WITHIN, Connection, Outcome, is_open, tcp
+from tests.front.nginx import Front, has_ipv6
+from tests.front.stubs import stub
+from tests.security.pki import Pki
+from tests.support.messages import batch, message
+from tests.support.server_process import ServerProcess
+
+LIST = f"{STORAGE}/List"
+REQUEST = storage_pb2.ListRequest(session_id="none")
+TOO_MANY = "too many calls from this address; retry later"
+OK = Outcome("0", "")
+CONNECTIONS = 1000
+SHARE = 100
+"""Connections of one source (``limit_conn connections``)."""
+STREAMS = 32
+"""Streams of one source (``limit_conn streams``)."""
+ATTACKS, MOST_RESETS = 5, 20_000
+"""Connections of the attacker, and the resets of one that is never closed."""
+RST_STREAM = RstStreamFrame.type
+MIB = 1024 * 1024
+SOON = {"client_header_timeout 10s;": "client_header_timeout 1s;"}
+
+
+def wait(condition: Callable[[], object]) -> None:
+    pause = threading.Event()
+    for _ in range(int(WITHIN * 50)):
+        if condition():
+            return
+        pause.wait(0.02)
+    raise AssertionError("the condition was not met")
+
+
+def call_from(source: str, front: Front, pki: Pki) -> Outcome:
+    """Make a call over a connection of its own."""
+    with closing(Connection(front.port, pki.ca, source, TOKEN)) as connection:
+        return connection.call(LIST, REQUEST)
+
+
+def server_connections(server: ServerProcess) -> int:
+    """Return the number of established connections to the server."""
+    port = int(server.address.rpartition(":")[2])
+    found = psutil.Process(server.pid).net_connections("tcp")
+    return sum(one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED for one in found)
+
+
+@pytest.mark.usefixtures("many_files")
+@pytest.mark.parametrize("port", ["port", "certificate_port"])
+def test_idle_connections_of_one_source_do_not_block_others(
+    port: str, new_front: Callable[..., Front], pki: Pki, server: ServerProcess
+) -> None:
+    front = new_front()
+    with ExitStack() as stack:
+        idle = [stack.enter_context(tcp(getattr(front, port))) for _ in range(CONNECTIONS)]
+        wait(lambda: sum(map(is_open, idle)) <= SHARE)
+        assert call_from(SECOND, front, pki) == OK
+        # None of them has reached the server.
+        assert server_connections(server) < SHARE // 2
+
+
+@pytest.mark.parametrize("port", ["port", "certificate_port"])
+def test_connection_without_a_request_is_closed(port: str, new_front: Callable[..., Front]) -> None:
+    front = new_front(SOON | {"preread_timeout 10s;": "preread_timeout 1s;"})
+    with tcp(getattr(front, port)) as idle:
+        assert idle.recv(1) == b""
+
+
+def test_connection_without_a_request_after_the_handshake_is_closed(
+    new_front: Callable[..., Front], pki: Pki
+) -> None:
+    with closing(Connection(new_front(SOON).port, pki.ca)) as idle:
+        wait(lambda: not is_open(idle.socket))
+
+
+def reset_rapidly(front: Front, pki: Pki) -> int:
+    """Open and reset streams over one connection until it is closed; return their number."""
+    count = 0
+    with closing(Connection(front.port, pki.ca, FIRST)) as attacker:
+        try:
+            while count < MOST_RESETS and is_served(attacker):
+                for _ in range(50):
+                    attacker.http2.reset_stream(attacker.begin(LIST, REQUEST))
+                count += 50
+                attacker.flush()
+        except (OSError, ProtocolError):
+            pass
+    return count
+
+
+def is_served(connection: Connection) -> bool:
+    """Handle what has arrived; return False if the peer has closed the connection."""
+    connection.socket.setblocking(False)
+    try:
+        received = connection.socket.recv(65536)
+    except ssl.SSLWantReadError:
+        return True
+    finally:
+        connection.socket.settimeout(WITHIN)
+    events = connection.http2.receive_data(received)
+    return bool(received) and not any(isinstance(one, ConnectionTerminated) for one in events)
+
+
+def test_rapid_resets_close_the_connection_and_fail_no_other_call(
+    new_front: Callable[..., Front], pki: Pki, server: ServerProcess
+) -> None:
+    """The bare server answers a few calls in a hundred during this, and CANCELLED to others."""
+    front, ended = new_front(), threading.Event()
+    counts: list[int] = []
+
+    def attack() -> None:
+        try:
+            counts.extend(reset_rapidly(front, pki) for _ in range(ATTACKS))
+        finally:
+            ended.set()
+
+    before = started_calls(server)
+    attacker = threading.Thread(target=attack)
+    attacker.start()
+    outcomes: list[Outcome] = []
+    with closing(Connection(front.port, pki.ca, SECOND, TOKEN)) as caller:
+        while not ended.is_set() or len(outcomes) < 20:
+            outcomes.append(caller.call(LIST, REQUEST))
+    attacker.join()
+    assert set(outcomes) == {OK}
+    assert len(counts) == ATTACKS
+    assert all(count < MOST_RESETS for count in counts)
+    # Calls that wait for the rate end with their reset, before they reach the server.
+    assert started_calls(server) - before - len(outcomes) < sum(counts) // 4
+
+
+def started_calls(server: ServerProcess) -> int:
+    """Return the number of calls that have ended in the server, from its log."""
+    return sum(event.get("event") == "call" for event in list(server.events))
+
+
+@pytest.mark.parametrize("shape", ["one frame", "many frames"])
+def test_dripping_headers_are_cut(
+    shape: str, new_front: Callable[..., Front], pki: Pki, server: ServerProcess
+) -> None:
+    """Headers that are not complete in time end their stream, and reach no server."""
+    front = new_front(SOON)
+    with closing(Connection(front.port, pki.ca)) as slow:
+        block = Encoder().encode([*slow.headers(LIST), ("x-long", "v" * 3000)], huffman=False)
+        drips = iter(byte_by_byte(block) if shape == "one frame" else frame_by_frame(block))
+        pause = threading.Event()
+
+        def cut() -> bool:
+            slow.socket.sendall(next(drips))
+            pause.wait(0.02)
+            slow.socket.setblocking(False)
+            try:
+                received = slow.socket.recv(65536)
+            except ssl.SSLWantReadError:
+                return False
+            finally:
+                slow.socket.settimeout(WITHIN)
+            return not received or RST_STREAM in frame_types(received)
+
+        before = started_calls(server)
+        wait(cut)
+        assert started_calls(server) == before
+        assert call_from(SECOND, front, pki) == OK
+
+
+def byte_by_byte(block: bytes) -> list[bytes]:
+    frame = HeadersFrame(1, block, flags=["END_HEADERS"]).serialize()
+    return [frame[at : at + 1] for at in range(len(frame))]
+
+
+def frame_by_frame(block: bytes) -> list[bytes]:
+    first = HeadersFrame(1, block[:1]).serialize()
+    return [
+        first,
+        *(ContinuationFrame(1, block[at : at + 1]).serialize() for at in range(1, len(block))),
+    ]
+
+
+def frame_types(received: bytes) -> set[int]:
+    """Return the types of complete frames."""
+    types = set()
+    while len(received) >= 9:
+        types.add(received[3])
+        received = received[9 + int.from_bytes(received[:3]) :]
+    return types
+
+
+def test_one_source_has_a_share_of_the_streams(front: Front, pki: Pki) -> None:
+    """Streams above the share are refused, and another source can open its own."""
+    with closing(Connection(front.port, pki.ca, FIRST, TOKEN)) as greedy:
+        watch = "/sagastore.v1.MigrationService/WatchMigration"
+        request = migration_pb2.WatchMigrationRequest()
+        streams = [greedy.begin(watch, request) for _ in range(40)]
+        greedy.flush()
+        refused = set()
+        for event in greedy.events():
+            if isinstance(event, StreamEnded):
+                refused.add(event.stream_id)
+            if len(refused) == len(streams) - STREAMS:
+                break
+        assert len(refused) == 8
+        with closing(Connection(front.port, pki.ca, SECOND, TOKEN)) as other:
+            assert other.call(f"{STORAGE}/Export", storage_pb2.ExportRequest()) == OK
+
+
+def forwarded(front: Front, pki: Pki, source: str) -> Connection:
+    """Connect as the first half of the front does for the IPv6 address ``source``."""
+    connected = socket.socket(socket.AF_UNIX)
+    connected.settimeout(WITHIN)
+    connected.connect(front.socket)
+    connected.sendall(f"PROXY TCP6 {source} ::1 40000 443\r\n".encode())
+    return Connection(connected, pki.ca, token=TOKEN)
+
+
+def test_ipv6_addresses_of_one_network_are_one_source(
+    new_front: Callable[..., Front], pki: Pki
+) -> None:
+    front = new_front({"limit_conn streams 32;": "limit_conn streams 1;"})
+    watch = "/sagastore.v1.MigrationService/WatchMigration"
+    with (
+        closing(forwarded(front, pki, "2001:db8:0:1::1")) as first,
+        closing(forwarded(front, pki, "2001:db8:0:1:f::2")) as same,
+        closing(forwarded(front, pki, "2001:db8:0:2::1")) as other,
+    ):
+        first.begin(watch, migration_pb2.WatchMigrationRequest())
+        first.flush()
+        assert any(isinstance(event, DataReceived) for event in first.events())
+        export = f"{STORAGE}/Export", storage_pb2.ExportRequest()
+        assert same.call(*export).message == TOO_MANY
+        assert other.call(*export) == OK
+
+
+def test_connections_over_ipv6_are_limited(new_front: Callable[..., Front]) -> None:
+    if not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    front = new_front({"limit_conn connections 100;": "limit_conn connections 3;"})
+    with ExitStack() as stack:
+        address = ("::1", front.port)
+        idle = [stack.enter_context(socket.create_connection(address, WITHIN)) for _ in range(10)]
+        wait(lambda: sum(map(is_open, idle)) <= 3)
+
+
+def test_large_export_streams_with_level_memory(new_front: Callable[..., Front], pki: Pki) -> None:
+    """The front holds a few buffers of an export of 60 MiB, whether it is read or not."""
+    front = new_front()
+    channel, storage = stub(front, pki)
+    with channel:
+        content = "y" * 16_000
+        batches = (batch(n, *(message(content=content) for _ in range(100))) for n in range(40))
+        assert sum(one.saved for one in storage.BulkSave(batches, timeout=100)) == 4000
+        before = front.memory()
+        answers = storage.Export(storage_pb2.ExportRequest(batch_size=50), timeout=100)
+        size, largest = 0, before
+        for answer in answers:
+            size += answer.ByteSize()
+            largest = max(largest, front.memory())
+        assert size >= 60 * MIB
+        assert largest - before < 16 * MIB
