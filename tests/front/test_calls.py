@@ -26,7 +26,6 @@ from tests.support.messages import batch, message, new_id
 from tests.support.server_process import ServerProcess
 
 
-
 def test_every_kind_of_call_passes(front: Front, clients: Clients) -> None:
     client, session = clients(front.address), new_id()
     saved = client.save(Message("openai", "user", "hello", session_id=session))
