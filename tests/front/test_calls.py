@@ -6,6 +6,7 @@ import queue
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+import grpc
 import pytest
 
 from sagastore import (
@@ -94,6 +95,15 @@ def test_unread_export_delays_no_other_call_of_its_channel(
         assert sum(len(one.messages) for one in read) >= 1000
         assert storage.List(storage_pb2.ListRequest(session_id="s"), timeout=30) is not None
         assert sum(len(one.messages) for one in unread) >= 900
+
+
+def test_calls_above_the_rate_wait_and_succeed(front: Front, pki: Pki) -> None:
+    """A busy client that keeps to the limit of streams per connection is slowed down only."""
+    channel, storage = stub(front, pki)
+    with channel:
+        request = storage_pb2.ListRequest(session_id="none")
+        calls = [storage.List.future(request, timeout=100) for _ in range(1500)]
+        assert {call.code() for call in calls} == {grpc.StatusCode.OK}
 
 
 def test_unavailable_server_is_unavailable(
