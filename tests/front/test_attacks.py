@@ -13,7 +13,14 @@ import pytest
 from h2.events import DataReceived, PingAckReceived, StreamEnded
 from h2.exceptions import ProtocolError
 from hpack import Encoder
-from hyperframe.frame import ContinuationFrame, HeadersFrame, RstStreamFrame
+from hyperframe.frame import (
+    ContinuationFrame,
+    Frame,
+    HeadersFrame,
+    PingFrame,
+    RstStreamFrame,
+    SettingsFrame,
+)
 
 from sagastore.v1 import migration_pb2, storage_pb2
 from tests.front.conftest import TOKEN
@@ -211,6 +218,28 @@ def frame_types(received: bytes) -> set[int]:
         types.add(received[3])
         received = received[9 + int.from_bytes(received[:3]) :]
     return types
+
+
+@pytest.mark.parametrize(
+    "frame", [PingFrame(0, bytes(8)), SettingsFrame(0)], ids=["ping", "settings"]
+)
+def test_flood_of_control_frames_closes_the_connection(
+    frame: Frame, front: Front, pki: Pki
+) -> None:
+    """nginx closes a connection with too many frames that are not part of a request."""
+    many = frame.serialize() * 1000
+    with closing(Connection(front.port, pki.ca)) as attacker:
+
+        def closed() -> bool:
+            attacker.socket.settimeout(WITHIN)
+            try:
+                attacker.socket.sendall(many)
+            except OSError:
+                return True
+            return not is_open(attacker.socket)
+
+        assert any(closed() for _ in range(2000))
+    assert call_from(SECOND, front, pki) == OK
 
 
 def test_one_source_has_a_share_of_the_streams(front: Front, pki: Pki) -> None:
