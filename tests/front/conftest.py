@@ -35,7 +35,8 @@ def server(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         entry("token", "app", "admin", token=TOKEN),
         entry("certificate", CLIENT, "writer"),
     )
-    settings = environment(pki.server(), pki.ca, access) | {"SAGASTORE_LOG_CALLS": "true"}
+    settings = environment(pki.server(), pki.ca, access)
+    settings |= {"SAGASTORE_MAX_CONNECTIONS": "2000", "SAGASTORE_LOG_CALLS": "true"}
     server = ServerProcess(folder / "saga.db", env=settings)
     try:
         yield server.start()

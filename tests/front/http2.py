@@ -76,12 +76,12 @@ class Connection:
             *authorization,
         ]
 
-    def begin(self, path: str, request: Message, *, end: bool = True) -> int:
+    def begin(self, path: str, request: Message) -> int:
         """Queue a call and return the number of its stream; ``flush`` sends it."""
         stream = self.http2.get_next_available_stream_id()
         payload = request.SerializeToString()
         self.http2.send_headers(stream, self.headers(path))
-        self.http2.send_data(stream, struct.pack(">BI", 0, len(payload)) + payload, end_stream=end)
+        self.http2.send_data(stream, struct.pack(">BI", 0, len(payload)) + payload, end_stream=True)
         return stream
 
     def events(self) -> Iterator[Event]:

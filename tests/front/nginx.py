@@ -134,7 +134,6 @@ class Front:
         replaced = {
             # The folders of tests are closed to other users.
             "user www-data;": "user root;\ndaemon off;" if os.geteuid() == 0 else "daemon off;",
-            "worker_processes auto;": "worker_processes 2;",
             "/run/nginx.pid": f"{folder}/nginx.pid",
             "/var/log/nginx/error.log": f"{folder}/error.log",
             "/var/log/nginx/sagastore-changes.log": f"{folder}/changes.log",

@@ -198,6 +198,16 @@ def test_dripping_headers_are_cut(
         assert call_from(SECOND, front, pki) == OK
 
 
+def test_request_that_does_not_end_is_cut(new_front: Callable[..., Front], pki: Pki) -> None:
+    front = new_front({"client_body_timeout 30s;": "client_body_timeout 1s;"})
+    with closing(Connection(front.port, pki.ca, FIRST, TOKEN)) as slow:
+        stream = slow.http2.get_next_available_stream_id()
+        slow.http2.send_headers(stream, slow.headers(LIST))
+        slow.flush()
+        assert slow.outcome(stream).status == "reset"
+        assert slow.call(LIST, REQUEST) == OK
+
+
 def byte_by_byte(block: bytes) -> list[bytes]:
     frame = HeadersFrame(1, block, flags=["END_HEADERS"]).serialize()
     return [frame[at : at + 1] for at in range(len(frame))]
