@@ -5,6 +5,7 @@ PYTHON ?=
 export PYTHON
 VENV ?= .venv
 VENV_PROTO ?= .venv-proto
+VENV_AUDIT ?= .venv-audit
 # For `make run`: options of `sagastore-server serve`.
 ARGS ?=
 # For `make demo`: a legacy database to copy, and 1 to keep the folder.
@@ -48,18 +49,21 @@ PINS_ARGS ?= --upgrade
 
 BIN = $(VENV)/bin
 PIP = -m pip --disable-pip-version-check --quiet --no-input
+# No addresses in what it writes: the pins hold wherever the packages come from.
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
+RELEASE = build/release
 PYPROJECTS = client/pyproject.toml server/pyproject.toml
 GHZ_VERSION = 0.120.0
 GHZ_FOLDER = $(CURDIR)/build/tools/bin
 GHZ = $(GHZ_FOLDER)/ghz
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs sync-client proto proto-check breaking build pins clean spec spec-quick traces
+.PHONY: help run run-postgres demo overload fuzz chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs sync-client proto proto-check breaking build release-constraints sbom audit pins clean spec spec-quick traces
 .DELETE_ON_ERROR:
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## "; print "usage: make TARGET [NAME=VALUE]\n" } \
-	    /^[a-z][a-z-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	    /^[a-z][a-z-]*:.*## / { printf "  %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.stamp-run ## Start the server in the foreground (ARGS='--listen HOST:PORT --sqlite FILE')
 	@exec $(BIN)/sagastore-server serve $(ARGS)
@@ -169,23 +173,54 @@ proto-check: $(VENV_PROTO)/.stamp-proto ## Fail if client/sagastore/v1 is not wh
 breaking: $(VENV)/.stamp-dev ## Fail if protos/ breaks clients of the previous state (AGAINST=COMMIT)
 	@scripts/breaking.sh $(BIN)/buf $(AGAINST)
 
-build: $(VENV)/.stamp-dev ## Build wheels and source distributions into dist/
+build: $(VENV)/.stamp-dev ## Build wheels, source distributions and requirements with hashes into dist/
 	@rm -rf dist
 	@$(BIN)/python -m build --no-isolation --outdir dist client
 	@$(BIN)/python -m build --no-isolation --outdir dist server
+	@$(BIN)/python -m scripts.release_requirements dist
+
+sbom: build $(VENV_AUDIT)/.stamp-audit ## Install dist/ with hashes, and write its parts to dist/sbom.cdx.json (CycloneDX)
+	@rm -rf $(RELEASE)
+	@$(BIN)/python -m venv --without-pip $(RELEASE)
+	@$(BIN)/python $(PIP) --python $(RELEASE)/bin/python install --require-hashes \
+	    --only-binary :all: --find-links dist -r dist/requirements.txt
+	@$(BIN)/python $(PIP) --python $(RELEASE)/bin/python check
+	@$(RELEASE)/bin/sagastore-server --version
+	@$(VENV_AUDIT)/bin/cyclonedx-py environment --output-reproducible \
+	    --pyproject server/pyproject.toml -o dist/sbom.cdx.json $(RELEASE)/bin/python
+	@echo "Wrote dist/sbom.cdx.json"
+
+# Needs a vulnerability database, which pip-audit reads over the network. It fails if a package is
+# not in the database, which it otherwise only reports.
+audit: $(VENV_AUDIT)/.stamp-audit ## Check the pinned packages for known vulnerabilities (ARGS='-s osv')
+	@failed=; \
+	for pins in constraints-release.txt constraints-build.txt; do \
+	    $(VENV_AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+	        -r $$pins $(ARGS) || failed="$$failed $$pins"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "error: vulnerable, or not checked:$$failed" >&2; exit 1; fi
+
+release-constraints: $(VENV)/.made ## Write the hashes of the pinned packages that a release needs
+	@$(BIN)/python $(PIP) install -c constraints.txt uv
+	@printf '%s\n' './client[cli]' './server[tracing]' | $(COMPILE) --upgrade --generate-hashes \
+	    -c constraints.txt --no-emit-package sagastore --no-emit-package sagastore-server \
+	    --output-file constraints-release.txt -
+	@echo hatchling | $(COMPILE) --upgrade --generate-hashes -c constraints.txt \
+	    --output-file constraints-build.txt -
+	@echo "Wrote constraints-release.txt and constraints-build.txt"
 
 pins: $(VENV)/.made ## Update the pinned versions and write the constraints files
 	@$(BIN)/python $(PIP) install -c constraints.txt uv
 	@printf '%s\n' '-r requirements-dev.in' './client[cli]' ./server | \
-	    $(BIN)/uv pip compile $(PINS_ARGS) --quiet --universal --python-version 3.11 \
-	    --no-header --no-annotate --no-emit-package sagastore --no-emit-package sagastore-server \
+	    $(COMPILE) $(PINS_ARGS) --no-emit-package sagastore --no-emit-package sagastore-server \
 	    --output-file constraints.txt -
-	@$(BIN)/uv pip compile $(PINS_ARGS) --quiet --universal --python-version 3.11 \
-	    --no-header --no-annotate --output-file constraints-proto.txt requirements-proto.in
-	@echo "Wrote constraints.txt and constraints-proto.txt"
+	@$(COMPILE) $(PINS_ARGS) --output-file constraints-proto.txt requirements-proto.in
+	@$(COMPILE) $(PINS_ARGS) --output-file constraints-audit.txt requirements-audit.in
+	@echo "Wrote constraints.txt, constraints-proto.txt and constraints-audit.txt; now run" \
+	    "make release-constraints"
 
 clean: ## Remove environments, caches and built files
-	rm -rf $(VENV) $(VENV_PROTO) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV_PROTO) $(VENV_AUDIT) $(RELEASE) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find client server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The version is set at build time, because ghz has none when Go builds it.
@@ -218,4 +253,10 @@ $(VENV_PROTO)/.stamp-proto: constraints-proto.txt requirements-proto.in
 	@scripts/make-venv.sh $(VENV_PROTO)
 	@echo "Installing the code generator into $(VENV_PROTO)"
 	@$(VENV_PROTO)/bin/python $(PIP) install -c constraints-proto.txt -r requirements-proto.in
+	@touch $@
+
+$(VENV_AUDIT)/.stamp-audit: constraints-audit.txt requirements-audit.in
+	@scripts/make-venv.sh $(VENV_AUDIT)
+	@echo "Installing the tools for releases into $(VENV_AUDIT)"
+	@$(VENV_AUDIT)/bin/python $(PIP) install -c constraints-audit.txt -r requirements-audit.in
 	@touch $@

@@ -134,7 +134,9 @@ def test_integrations_import_public_names_only() -> None:
     assert private == set()
 
 
-@pytest.mark.parametrize("name", ["constraints.txt", "constraints-proto.txt"])
+@pytest.mark.parametrize(
+    "name", ["constraints.txt", "constraints-proto.txt", "constraints-audit.txt"]
+)
 def test_pins_are_plain_versions(name: str) -> None:
     """No addresses, no hashes: the pins hold wherever the packages come from."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()

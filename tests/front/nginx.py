@@ -1,0 +1,172 @@
+"""Real nginx with the shipped configuration, in front of a server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+
+from tests.security.pki import Pki, chain, key
+from tests.support.server_process import STARTUP_SECONDS
+
+CONFIGURATION = Path(__file__).parents[2] / "deploy/nginx/nginx.conf"
+PROGRAM = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+_MODULES = Path("/etc/nginx/modules-enabled")
+MISSING = (
+    None
+    if PROGRAM and list(_MODULES.glob("*stream.conf"))
+    else "nginx or its module stream is not installed (apt-get install nginx libnginx-mod-stream)"
+)
+"""Why the front cannot run here, or None."""
+
+
+class Front:
+    """nginx with the shipped configuration, on loopback.
+
+    Only paths, ports and the user are replaced, and what a test names in ``changes``.
+    """
+
+    def __init__(
+        self, folder: Path, pki: Pki, server: str, changes: dict[str, str] | None = None
+    ) -> None:
+        """Create it in front of the server at ``server``; ``pki`` has the server's files."""
+        folder.mkdir()
+        self._folder = folder
+        self._pki = pki
+        self._server = server
+        self._changes = changes or {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = self.certificate_port = 0
+        """The ports for callers with tokens, and for those with client certificates."""
+        leaf = pki.issue("front.example")
+        pki.write("front.pem", chain(leaf))
+        pki.write("front.key", key(leaf))
+
+    @property
+    def address(self) -> str:
+        """Address for callers with tokens."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def certificate_address(self) -> str:
+        """Address for callers with client certificates."""
+        return f"127.0.0.1:{self.certificate_port}"
+
+    @property
+    def socket(self) -> str:
+        """Path of the socket between the two halves, for connections with a PROXY header."""
+        return str(self._folder / "front.sock")
+
+    @property
+    def log(self) -> str:
+        """The error log."""
+        return (self._folder / "error.log").read_text()
+
+    @property
+    def changes_log(self) -> list[str]:
+        """The log of changes; complete once the front has stopped."""
+        return (self._folder / "changes.log").read_text().splitlines()
+
+    def start(self) -> Front:
+        """Start nginx and wait until it accepts connections."""
+        # Another process may take a free port before nginx does.
+        for _ in range(3):
+            self.port, self.certificate_port = _free_ports(2)
+            file = self._folder / "nginx.conf"
+            file.write_text(self._configuration())
+            assert PROGRAM is not None
+            self._process = subprocess.Popen(
+                [PROGRAM, "-e", str(self._folder / "start.log"), "-c", str(file)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            if self._accepts():
+                return self
+        start = self._folder / "start.log"
+        raise AssertionError(f"nginx does not start: {start.read_text()}{self.log}")
+
+    def close(self) -> None:
+        """Stop nginx; open calls end."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(STARTUP_SECONDS)
+            self._process = None
+
+    def memory(self) -> int:
+        """Resident memory of the workers, in bytes."""
+        assert self._process is not None
+        workers = psutil.Process(self._process.pid).children()
+        return sum(worker.memory_info().rss for worker in workers)
+
+    def reload(self) -> None:
+        """Read the configuration again, as ``systemctl reload`` does."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
+    def _accepts(self) -> bool:
+        assert self._process is not None
+        retry = threading.Event()
+        for _ in range(STARTUP_SECONDS * 20):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return True
+            if self._process.poll() is not None:
+                return False
+            retry.wait(0.05)
+        return False
+
+    def _configuration(self) -> str:
+        folder = self._folder
+        text = CONFIGURATION.read_text()
+        temporary = "".join(
+            f"    {kind}_temp_path {folder}/{kind};\n"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        replaced = {
+            # The folders of tests are closed to other users.
+            "user www-data;": "user root;\ndaemon off;" if os.geteuid() == 0 else "daemon off;",
+            "/run/nginx.pid": f"{folder}/nginx.pid",
+            "/var/log/nginx/error.log": f"{folder}/error.log",
+            "/var/log/nginx/sagastore-changes.log": f"{folder}/changes.log",
+            "/run/sagastore-front.sock": f"{folder}/front.sock",
+            "/etc/sagastore/tls": str(self._pki.folder),
+            "listen 443 ": f"listen 127.0.0.1:{self.port} ",
+            "listen [::]:443 ": f"listen [::1]:{self.port} ",
+            "listen 8443 ": f"listen 127.0.0.1:{self.certificate_port} ",
+            "listen [::]:8443 ": f"listen [::1]:{self.certificate_port} ",
+            "127.0.0.1:50051;": f"{self._server};",
+            "http {\n": f"http {{\n{temporary}",
+        } | self._changes
+        for old, new in replaced.items():
+            assert old in text, f"the configuration has no {old!r}"
+            text = text.replace(old, new)
+        if not has_ipv6():
+            text = "\n".join(line for line in text.splitlines() if "listen [::1]" not in line)
+        return text
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def has_ipv6() -> bool:
+    """Report whether this machine has IPv6."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
