@@ -97,8 +97,13 @@ def test_an_archive_that_is_as_it_was(folder: Path, name: str) -> None:
         name: found["rows"] for name, found in result.said.facts.items() if "rows" in str(found)
     }
     assert rows == {
-        **{"messages": 30, "quarantine": 2, "files": 2, "extras": 30, "tombstones": 1},
-        **{"sessions": 2, "file_tombstones": 0},
+        "messages": 30,
+        "quarantine": 2,
+        "files": 2,
+        "extras": 30,
+        "tombstones": 1,
+        "sessions": 2,
+        "file_tombstones": 0,
     }
     assert result.said.report == {"postgresql": {"messages": 30}}
     assert contents_of(folder) == before
