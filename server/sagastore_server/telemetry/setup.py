@@ -11,7 +11,7 @@ from sagastore_server.config.address import Address
 from sagastore_server.config.settings import OFF, Settings
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
-from sagastore_server.runtime.supervisor import Supervisor
+from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
 from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.telemetry.readiness import Readiness
@@ -64,6 +64,7 @@ class Telemetry:
         self.readiness = Readiness()
         self._tracer: OpenTelemetryTracer | None = None
         self._server: OpsServer | None = None
+        self._answering: SupervisedTask | None = None
         self._metrics: Metrics | None = None
         self._sampler: Sampler | None = None
         self._unavailable = ""
@@ -108,7 +109,7 @@ class Telemetry:
             StoreCollector(admission, self._sampler, self.readiness, sources.certificate_ends)
         )
         self._sampler.start()
-        server.start()
+        self._answering = tasks.start("ops-server", server.run)
 
     def opened(self) -> None:
         """Record that the stores are open and the server accepts calls."""
@@ -135,6 +136,8 @@ class Telemetry:
     async def end(self) -> None:
         """Close the ops port and send the remaining spans."""
         await self.stop_sampling()
+        if self._answering is not None:
+            await self._answering.stop()
         if self._server is not None:
             self._server.close()
         if self._tracer is not None:
