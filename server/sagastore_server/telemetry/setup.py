@@ -57,7 +57,8 @@ class Telemetry:
         ``methods`` are the names of the RPCs, for example ``sagastore.v1.StorageService/Save``.
 
         Raises:
-            TelemetryError: ``ops_listen`` is set and unavailable, or a package is missing.
+            TelemetryError: ``ops_listen`` is set and unavailable, or can be reached from other
+                machines although no setting accepts that, or a package is missing.
 
         """
         self._settings = settings
@@ -69,6 +70,7 @@ class Telemetry:
         self._sampler: Sampler | None = None
         self._unavailable = ""
         """Why the default ops port is not available; empty if it is, or is not wanted."""
+        check_exposure(settings)
         if settings.ops_listen != OFF:
             self._bind(Address.parse(settings.ops_listen), version, methods)
         if settings.otlp_endpoint is not None:
@@ -156,7 +158,6 @@ class Telemetry:
         from sagastore_server.telemetry.metrics import Metrics  # noqa: PLC0415
         from sagastore_server.telemetry.ops_server import OpsServer  # noqa: PLC0415
 
-        _check_exposure(address, self._settings)
         metrics = Metrics(version, methods)
         try:
             self._server = OpsServer(address, self.readiness, metrics.registry)
@@ -181,10 +182,21 @@ class Telemetry:
         self._tracer = OpenTelemetryTracer(endpoint, self._settings.trace_share, version)
 
 
-def _check_exposure(address: Address, settings: Settings) -> None:
-    if address.is_loopback or settings.allow_insecure:
+def check_exposure(settings: Settings) -> None:
+    """Require an explicit decision for an ops port that other machines can reach.
+
+    It has no TLS and no callers to authenticate, so there is no other way to protect it.
+
+    Raises:
+        TelemetryError: Other machines can reach ``ops_listen``, and no setting accepts that.
+
+    """
+    if settings.ops_listen == OFF or settings.ops_allow_insecure or settings.allow_insecure:
+        return
+    address = Address.parse(settings.ops_listen)
+    if address.is_loopback:
         return
     raise TelemetryError(
         f"ops_listen {address} can be reached from other machines, unencrypted and without "
-        "authentication; listen on 127.0.0.1, or accept that with --allow-insecure"
+        "authentication; listen on 127.0.0.1, or accept it with --ops-allow-insecure"
     )
