@@ -33,7 +33,7 @@ def main() -> int:
 
 def serve(dsn: str, options: list[str]) -> int:
     """Run the server, forward signals, and return its exit status."""
-    command = [sys.executable, "-m", "sagastore_server", "serve", *options]
+    command = [sys.executable, "-P", "-m", "sagastore_server", "serve", *options]
     server = subprocess.Popen(command, env=os.environ | {"SAGASTORE_POSTGRES": dsn})  # noqa: S603
     # A terminal sends Ctrl+C to both processes; the server decides when it stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

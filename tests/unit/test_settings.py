@@ -269,6 +269,17 @@ def test_check_finds_a_public_address() -> None:
     assert check(None, {"listen": "0.0.0.0:1", "allow_insecure": True}) == []
 
 
+def test_check_finds_an_exposed_ops_port() -> None:
+    (problem,) = check(None, {"ops_listen": "0.0.0.0:1"})
+    assert str(problem).startswith("ops_listen: 0.0.0.0:1 can be reached from other machines")
+    assert "--ops-allow-insecure" in str(problem)
+    for accepted in ("ops_allow_insecure", "allow_insecure"):
+        assert check(None, {"ops_listen": "0.0.0.0:1", accepted: True}) == []
+    # The decision about the ops port is none about the calls.
+    (problem,) = check(None, {"listen": "0.0.0.0:1", "ops_allow_insecure": True})
+    assert problem.setting == "listen"
+
+
 @pytest.mark.parametrize(("mode", "warnings"), [(0o644, 1), (0o640, 0), (0o600, 0)])
 def test_check_warns_of_a_readable_password(tmp_path: Path, mode: int, warnings: int) -> None:
     config = file(tmp_path, "postgres = 'postgresql://me:hush@db/saga'")

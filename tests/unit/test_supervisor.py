@@ -51,6 +51,19 @@ async def test_failed_task_is_restarted_and_counted() -> None:
     assert supervisor.failing == ()
 
 
+async def test_failure_does_not_show_the_text_of_an_unknown_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        raise ValueError("invalid input for query argument $1: 'content'")
+
+    supervisor = Supervisor(first_pause=60)
+    supervisor.start("sampler", main, Policy.FATAL)
+    failure = await supervisor.fatal()
+    assert failure.error == "ValueError"
+    assert "ValueError: invalid input" in caplog.text
+
+
 async def test_failure_is_logged_once_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
     main = Failing(3)
     with caplog.at_level(logging.ERROR):

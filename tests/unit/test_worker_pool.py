@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -107,6 +108,28 @@ async def test_worker_has_no_settings(
     # Nor did it start with them: /proc shows the environment as it was at the start.
     assert "PATH" in psutil.Process(pid).environ()
     assert "SAGASTORE_POSTGRES" not in psutil.Process(pid).environ()
+
+
+async def test_worker_has_listed_variables_only(
+    worker_pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PGPASSWORD", "CREDENTIALS_DIRECTORY", "PYTHONPATH", "LD_PRELOAD_SECRET"):
+        monkeypatch.setenv(name, "planted")
+    environment = psutil.Process(await worker_pid(worker_pool)).environ()
+    assert "planted" not in environment.values()
+    assert set(environment) <= {"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH"}
+
+
+async def test_worker_runs_the_package_of_its_parent(
+    worker_pool: WorkerPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another version of the package, and modules of Python, come first on the parent's path."""
+    for planted in ("sagastore_server.py", "pickle.py", "signal.py"):
+        (tmp_path / planted).write_text("raise SystemExit", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", "relative", str(tmp_path), *sys.path])
+    await worker_pid(worker_pool)
+    assert await worker_pool.map(os.getcwd, [()]) == ["/"]
 
 
 async def test_dead_worker_is_replaced(

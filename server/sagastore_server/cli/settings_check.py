@@ -27,6 +27,7 @@ def check(config: Path | None, given: Mapping[str, Any]) -> list[Problem]:
     if settings is not None:
         missing = list(_missing_inputs(settings, layers))
         problems += missing or _unusable_security(settings, layers)
+        problems += _exposed_ops_port(settings, layers)
         problems += _unusable_sqlite(settings, layers)
         problems += _exposed_secrets(settings, layers)
     problems += _exposed_passwords(layers)
@@ -69,6 +70,17 @@ def _unusable_security(settings: Settings, layers: Layers) -> Iterator[Problem]:
         named = (name for name, path in _inputs(settings) if str(path) in text)
         setting = next(named, "listen")
         yield Problem(setting, text, layers.origin(setting))
+
+
+def _exposed_ops_port(settings: Settings, layers: Layers) -> Iterator[Problem]:
+    # Imported here for the same reason.
+    from sagastore_server.telemetry.setup import TelemetryError, check_exposure  # noqa: PLC0415
+
+    try:
+        check_exposure(settings)
+    except TelemetryError as exc:
+        text = str(exc).removeprefix("ops_listen ")
+        yield Problem("ops_listen", text, layers.origin("ops_listen"))
 
 
 def _exposed_secrets(settings: Settings, layers: Layers) -> Iterator[Problem]:

@@ -138,6 +138,9 @@ class Settings(BaseSettings):
     """Age at which clients are asked to reconnect, in seconds, ± 10 %; 0 means never."""
     ops_listen: HostPortOrOff = DEFAULT_OPS_LISTEN
     """Address of the HTTP endpoint for metrics, liveness and readiness, or ``off``."""
+    ops_allow_insecure: bool = False
+    """Accept connections from other machines to ``ops_listen``, which has neither encryption nor
+    authentication. ``allow_insecure`` includes it."""
     otlp_endpoint: Url | None = None
     """OTLP collector (gRPC) that receives the traces, for example http://127.0.0.1:4317."""
     trace_share: Share = 0.1

@@ -22,12 +22,17 @@ from contextvars import Context
 from typing import Any, NamedTuple, TypeVar
 
 from sagastore_server.interfaces.instruments import Instruments
+from sagastore_server.storage.errors import StorageError
 
 T = TypeVar("T")
 
 HEALTHY_AFTER = 60.0
 """Seconds that a restarted task runs until its last failure is forgotten. Twice the longest
 pause, so that a task that fails at once is reported without interruption."""
+
+_SHOWN = (OSError, StorageError)
+"""Errors whose text readiness reports, to clients without authentication. Other texts may quote a
+value, such as the content of a message; only the log has them."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +52,7 @@ class Failure(NamedTuple):
     task: str
     policy: Policy
     error: str
-    """Type and text of the latest error, in one line."""
+    """Type of the latest error, in one line; with its text if that is of the system or a store."""
     failures: int
     """Failures since the task last ran for `HEALTHY_AFTER` seconds."""
 
@@ -68,6 +73,8 @@ class Supervisor:
         self._longest_pause = longest_pause
         self._running: dict[SupervisedTask, None] = {}  # A set has no order to rely on.
         self._failures: dict[SupervisedTask, Failure] = {}
+        self._logged: dict[SupervisedTask, str] = {}
+        """The latest error of each task that has failed."""
         self._fatal: Failure | None = None
         self._fatal_event = asyncio.Event()
         self.failing: tuple[Failure, ...] = ()
@@ -142,9 +149,11 @@ class Supervisor:
     def _note(self, task: SupervisedTask, policy: Policy, exc: BaseException) -> Failure:
         before = self._failures.get(task)
         error = " ".join(f"{type(exc).__name__}: {exc}".split()).removesuffix(":")
-        failure = Failure(task.name, policy, error, 1 if before is None else before.failures + 1)
+        shown = error if isinstance(exc, _SHOWN) else type(exc).__name__
+        failure = Failure(task.name, policy, shown, 1 if before is None else before.failures + 1)
         self._instruments.task_failed(task.name)
-        again = before is not None and before.error == error
+        again = self._logged.get(task) == error
+        self._logged[task] = error
         _log.error(
             "background task %s failed (%s, failure %d): %s",
             *(task.name, policy.value, failure.failures, error),
@@ -155,6 +164,7 @@ class Supervisor:
         return failure
 
     def _recover(self, task: SupervisedTask) -> None:
+        self._logged.pop(task, None)
         if self._failures.pop(task, None) is not None:
             self._publish()
 

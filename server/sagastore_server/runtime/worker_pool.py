@@ -6,8 +6,11 @@ Both are pure Python, and one thread of a process runs Python at a time: a thous
 A worker process
 
 * starts when there is enough work to justify it, and never keeps a caller waiting for its start;
-* has none of the server's settings in its environment, hence no tokens and no passwords, and no
-  open connection;
+* has only the variables of `_VARIABLES` in its environment, hence no tokens and no passwords, and
+  no open connection;
+* runs the modules of Python and of the server, whatever the working folder of the server
+  contains: Python is isolated (``-I -S``), works in the root folder, and searches its own library
+  before the folders in which the server found its modules;
 * ends with the server, even if that is killed with SIGKILL;
 * is replaced after it has died or hung; meanwhile a thread of the server does the work.
 
@@ -32,6 +35,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 FEW = 50
@@ -54,6 +58,27 @@ MiB (the default limit) of other than ASCII text, takes about ten."""
 
 _NICENESS = 5
 """Priority of the workers: below that of the server, which answers calls."""
+
+_VARIABLES = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    # Where a Python that is not part of the system finds its libraries.
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "SYSTEMROOT",
+)
+"""Environment variables of a worker. A list of what is secret could not be complete: PostgreSQL,
+OpenTelemetry and systemd have such variables too."""
+
+_START = (
+    "import sys; sys.path += sys.argv[2:]; "
+    f"from {__spec__.name} import main; main(int(sys.argv[1]))"
+)
+"""Program of a worker. Its arguments are the file descriptor of the pipe, and the folders in which
+the server finds modules. They come after the library of Python, of which they replace nothing."""
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -193,7 +218,8 @@ class _Worker:
         ours, theirs = multiprocessing.Pipe()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - no part of it is external input
-                [sys.executable, "-m", __spec__.name, str(theirs.fileno())],
+                _command(theirs.fileno()),
+                cwd=Path(sys.executable).anchor,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -218,9 +244,21 @@ def _texts_in(arguments: Sequence[tuple[Any, ...]]) -> int:
     return len(arguments) + size // (SHORT // FEW)
 
 
+def _command(pipe: int) -> list[str]:
+    options = ["-I", "-S"]
+    # Isolation ignores the variables for these two.
+    if sys.dont_write_bytecode:
+        options.append("-B")
+    if sys.pycache_prefix:
+        options += ["-X", f"pycache_prefix={sys.pycache_prefix}"]
+    # The package first, so that a worker never runs another version of it.
+    package = str(Path(__file__).parents[2])
+    folders = [package, *(one for one in sys.path if Path(one).is_absolute())]
+    return [sys.executable, *options, "-c", _START, str(pipe), *folders]
+
+
 def _environment() -> dict[str, str]:
-    """Return the environment without settings: some are secrets, and a worker needs none."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("SAGASTORE_")}
+    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
 def _serve(pipe: Connection) -> None:
@@ -236,14 +274,12 @@ def _serve(pipe: Connection) -> None:
             pipe.send(result)
 
 
-def main() -> None:
-    """Run tasks from the pipe whose file descriptor the command line names."""
+def main(pipe: int) -> None:
+    """Run the tasks that arrive on the file descriptor ``pipe``. The start of a worker process."""
     # A signal to the process group drains the server, and its calls need the worker meanwhile.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(_NICENESS)
-    _serve(Connection(int(sys.argv[1])))
-
-
-if __name__ == "__main__":
-    main()
+    # A sandbox may forbid it, and the work is the same without it.
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)
+    _serve(Connection(pipe))

@@ -11,7 +11,7 @@ from sagastore_server.config.address import Address
 from sagastore_server.config.settings import OFF, Settings
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
-from sagastore_server.runtime.supervisor import Supervisor
+from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
 from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.telemetry.readiness import Readiness
@@ -57,17 +57,20 @@ class Telemetry:
         ``methods`` are the names of the RPCs, for example ``sagastore.v1.StorageService/Save``.
 
         Raises:
-            TelemetryError: ``ops_listen`` is set and unavailable, or a package is missing.
+            TelemetryError: ``ops_listen`` is set and unavailable, or can be reached from other
+                machines although no setting accepts that, or a package is missing.
 
         """
         self._settings = settings
         self.readiness = Readiness()
         self._tracer: OpenTelemetryTracer | None = None
         self._server: OpsServer | None = None
+        self._answering: SupervisedTask | None = None
         self._metrics: Metrics | None = None
         self._sampler: Sampler | None = None
         self._unavailable = ""
         """Why the default ops port is not available; empty if it is, or is not wanted."""
+        check_exposure(settings)
         if settings.ops_listen != OFF:
             self._bind(Address.parse(settings.ops_listen), version, methods)
         if settings.otlp_endpoint is not None:
@@ -108,7 +111,7 @@ class Telemetry:
             StoreCollector(admission, self._sampler, self.readiness, sources.certificate_ends)
         )
         self._sampler.start()
-        server.start()
+        self._answering = tasks.start("ops-server", server.run)
 
     def opened(self) -> None:
         """Record that the stores are open and the server accepts calls."""
@@ -135,6 +138,8 @@ class Telemetry:
     async def end(self) -> None:
         """Close the ops port and send the remaining spans."""
         await self.stop_sampling()
+        if self._answering is not None:
+            await self._answering.stop()
         if self._server is not None:
             self._server.close()
         if self._tracer is not None:
@@ -153,7 +158,6 @@ class Telemetry:
         from sagastore_server.telemetry.metrics import Metrics  # noqa: PLC0415
         from sagastore_server.telemetry.ops_server import OpsServer  # noqa: PLC0415
 
-        _check_exposure(address, self._settings)
         metrics = Metrics(version, methods)
         try:
             self._server = OpsServer(address, self.readiness, metrics.registry)
@@ -178,10 +182,21 @@ class Telemetry:
         self._tracer = OpenTelemetryTracer(endpoint, self._settings.trace_share, version)
 
 
-def _check_exposure(address: Address, settings: Settings) -> None:
-    if address.is_loopback or settings.allow_insecure:
+def check_exposure(settings: Settings) -> None:
+    """Require an explicit decision for an ops port that other machines can reach.
+
+    It has no TLS and no callers to authenticate, so there is no other way to protect it.
+
+    Raises:
+        TelemetryError: Other machines can reach ``ops_listen``, and no setting accepts that.
+
+    """
+    if settings.ops_listen == OFF or settings.ops_allow_insecure or settings.allow_insecure:
+        return
+    address = Address.parse(settings.ops_listen)
+    if address.is_loopback:
         return
     raise TelemetryError(
         f"ops_listen {address} can be reached from other machines, unencrypted and without "
-        "authentication; listen on 127.0.0.1, or accept that with --allow-insecure"
+        "authentication; listen on 127.0.0.1, or accept it with --ops-allow-insecure"
     )
