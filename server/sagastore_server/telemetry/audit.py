@@ -11,14 +11,13 @@ import hashlib
 import json
 import ssl
 import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from json.encoder import encode_basestring
+from typing import TYPE_CHECKING
 
 from sagastore_server.interfaces.access import ANYONE, Caller
 from sagastore_server.interfaces.audit import Audit, Details
-from sagastore_server.telemetry.audit_writer import AuditWriter, Destination, Render
+from sagastore_server.telemetry.audit_writer import AuditWriter, Destination
 from sagastore_server.telemetry.line_limiter import LineLimiter, Rate, shown_peer, source_of
 from sagastore_server.telemetry.log_text import Secrets, clean
 
@@ -42,30 +41,7 @@ _REFUSED_SIZE = 480
 _MAX_REASON = 160
 _REFUSALS = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
 _MAX_CERTIFICATES = 256
-
-_encode = json.JSONEncoder(ensure_ascii=False).encode
-
-
-class _Who(NamedTuple):
-    """The caller of a call, as far as the event loop reads it."""
-
-    identity: Caller | None
-    certificate: Mapping[str, Any]
-    """Properties of the client certificate; empty if the caller has a token, or none."""
-    peer: str
-
-
-class _Entry(NamedTuple):
-    """A line that waits to be written."""
-
-    event: str
-    at: float
-    """Seconds since 1970."""
-    method: str
-    call_id: str
-    code: str
-    who: _Who
-    details: Details
+_MAX_CALLERS = 1000
 
 
 class AuditTrail(Audit):
@@ -96,6 +72,8 @@ class AuditTrail(Audit):
         self._clock = clock
         self._limiter = LineLimiter(REFUSED_RATE, TOTAL_REFUSED_RATE)
         self._certificates: dict[bytes, str] = {}
+        self._callers: dict[Caller, str] = {}
+        self._second = -1, ""
         self._writer = AuditWriter(destination, self._lost, self._summarize)
 
     @property
@@ -134,39 +112,32 @@ class AuditTrail(Audit):
         return True
 
     def _put(self, event: str, call: CallContext, code: str, details: Details) -> None:
-        who = _Who(call.identity, _certificate(call), call.peer)
-        entry = _Entry(event, self._clock(), call.method, call.known_id, code, who, details)
-        self._writer.put(partial(self._line, entry))
+        head = f'"code": "{code}", "method": "{call.method}", {self._caller(call)}'
+        if call.known_id:
+            details = (("call", call.known_id), *details)
+        self._writer.put(self._line(event, details, head))
 
-    # ------------------------------------------------- in the thread of the writer
+    def _caller(self, call: CallContext) -> str:
+        """Return the fields for name, role, credential and address."""
+        identity, peer = call.identity, f'"peer": {encode_basestring(shown_peer(call.peer))}'
+        if identity is not None and identity.credential:
+            fields = self._callers.get(identity)
+            if fields is None:
+                if len(self._callers) >= _MAX_CALLERS:
+                    self._callers.clear()
+                fields = self._callers[identity] = self._fields(_named(identity))
+            return f"{fields}, {peer}"
+        credential, names = self._credential(call)
+        if identity is None:
+            fields = self._fields([("credential", credential)])
+        else:
+            name = names[0] if names and identity is ANYONE else identity.name
+            fields = self._fields(_named(Caller(name, identity.role, credential)))
+        return f"{fields}, {peer}" if fields else peer
 
-    def _line(self, entry: _Entry) -> str:
-        line: dict[str, object] = {
-            "event": entry.event,
-            "code": entry.code,
-            "method": entry.method,
-            **self._caller(entry.who),
-            "peer": shown_peer(entry.who.peer),
-            "call": self._shown(entry.call_id),
-        }
-        for name, value in entry.details:
-            line[name] = self._shown(value)
-        return self._rendered(line, entry.at)
-
-    def _caller(self, who: _Who) -> dict[str, object]:
-        """Return name, role and credential of the caller; unknown ones are empty."""
-        credential, names = self._credential(who.certificate)
-        if who.identity is None:
-            return {"caller": "", "role": "", "credential": credential}
-        name = names[0] if names and who.identity is ANYONE else who.identity.name
-        return {
-            "caller": self._shown(name),
-            "role": who.identity.role.name.lower(),
-            "credential": who.identity.credential or credential,
-        }
-
-    def _credential(self, certificate: Mapping[str, Any]) -> tuple[str, list[str]]:
-        """Return the beginning of the fingerprint of a certificate, and its names."""
+    def _credential(self, call: CallContext) -> tuple[str, list[str]]:
+        """Return the beginning of the fingerprint of the client certificate, and its names."""
+        certificate = call.read_certificate() if call.read_certificate is not None else {}
         found = certificate.get("x509_pem_cert")
         if not found:
             return "", []
@@ -183,37 +154,52 @@ class AuditTrail(Audit):
         ]
         return fingerprint, names
 
-    def _shown(self, value: object) -> object:
+    def _line(self, event: str, details: Details, head: str = "") -> str:
+        """Return a line. Built by hand, because `json.dumps` takes several times as long."""
+        start = (
+            f'{{"timestamp": "{self._time()}", "level": "info", "logger": "audit", '
+            f'"event": "{event}"{", " if head else ""}{head}'
+        )
+        fields = self._fields(details)
+        line = f"{start}, {fields}}}\n" if fields else f"{start}}}\n"
+        if len(line) * 4 > MAX_LINE and len(line.encode("utf-8", "replace")) > MAX_LINE:
+            line = f"{start}, {self._fields(details, _SHORT_TEXT)}}}\n"
+        return _for_people(line) if self._is_terminal else line
+
+    def _fields(self, details: Details | list[tuple[str, object]], limit: int = _MAX_TEXT) -> str:
+        """Return the fields that are not empty, as JSON."""
+        return ", ".join(
+            [
+                f'"{name}": {self._encoded(value, limit)}'
+                for name, value in details
+                if value not in ("", [])
+            ]
+        )
+
+    def _encoded(self, value: object, limit: int) -> str:
         if isinstance(value, str):
-            # Most ids are short, and nothing in them looks like a secret.
-            return clean(value, self._secrets, _MAX_TEXT) if value else ""
+            # Longer than the limit, so that no secret is cut to a part that is not recognized.
+            shown = clean(value[: 2 * limit], self._secrets, 2 * limit)
+            return encode_basestring(shown if len(shown) <= limit else f"{shown[:limit]}…")
         if isinstance(value, list):
-            return [self._shown(one) for one in value]
-        return value
+            return f"[{', '.join([self._encoded(one, limit) for one in value])}]"
+        return json.dumps(value) if isinstance(value, bool) else str(value)
 
-    def _rendered(self, fields: dict[str, object], at: float) -> str:
-        kept = {name: value for name, value in fields.items() if value not in ("", [], None)}
-        line = {"timestamp": _time(at), "level": "info", "logger": "audit", **kept}
-        if self._is_terminal:
-            return " ".join(f"{name}={_encode(value)}" for name, value in line.items())
-        text = _encode(line)
-        if len(text) * 4 > MAX_LINE and len(text.encode("utf-8", "replace")) > MAX_LINE:
-            text = _encode({name: _shortened(value) for name, value in line.items()})
-        return text
+    def _time(self) -> str:
+        at = self._clock()
+        second, text = self._second
+        if second != int(at):
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
+            self._second = int(at), text
+        return f"{text}.{int(at % 1 * 1e6):06d}Z"
 
-    def _lost(self, lines: int) -> Render:
-        return partial(self._rendered, {"event": "audit lines lost", "lines": lines}, self._clock())
+    def _lost(self, lines: int) -> str:
+        return self._line("audit lines lost", (("lines", lines),))
 
     def _summarize(self) -> None:
         for source, count in self._limiter.take_suppressed():
-            fields = {"event": "refusals suppressed", "source": source, "lines": count}
-            self._writer.put_in_thread(partial(self._rendered, fields, self._clock()))
-
-
-def _certificate(call: CallContext) -> Mapping[str, Any]:
-    if call.read_certificate is None or (call.identity is not None and call.identity.credential):
-        return {}
-    return call.read_certificate()
+            details = (("source", source), ("lines", count))
+            self._writer.put_in_thread(self._line("refusals suppressed", details))
 
 
 def _fingerprint(pem: bytes) -> str:
@@ -221,13 +207,14 @@ def _fingerprint(pem: bytes) -> str:
     return f"cert:{hashlib.sha256(der).hexdigest()[:12]}"
 
 
-def _shortened(value: object) -> object:
-    if isinstance(value, str):
-        return value if len(value) <= _SHORT_TEXT else f"{value[:_SHORT_TEXT]}…"
-    if isinstance(value, list):
-        return [_shortened(one) for one in value]
-    return value
+def _named(identity: Caller) -> list[tuple[str, object]]:
+    return [
+        ("caller", identity.name),
+        ("role", identity.role.name.lower()),
+        ("credential", identity.credential),
+    ]
 
 
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+def _for_people(line: str) -> str:
+    fields = json.loads(line)
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in fields.items()) + "\n"

@@ -50,6 +50,9 @@ _RUN = re.compile(r"[A-Za-z0-9_+/=-]{32,}")
 _SEPARATORS = re.compile(r"[_+/=-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]|[\ud800-\udfff]")
 
+_HARMLESS = re.compile(r"[0-9a-z.-]{0,128}|(?!.*saga_)[0-9A-Za-z._-]{0,31}")
+"""What no pattern matches, such as a UUID or a short name; checked first, because it is usual."""
+
 Secrets = tuple[str, ...]
 
 
@@ -68,7 +71,7 @@ def masked(text: str, secrets: Secrets = ()) -> str:
     """
     for secret in secrets:
         text = text.replace(secret, MASK)
-    if len(text) < _MIN_LITERAL:
+    if _HARMLESS.fullmatch(text):
         return text
     text = _PEM.sub(f"[{MASK}]", text)
     text = _BEARER.sub(rf"\1\2{MASK}", text)
@@ -80,6 +83,8 @@ def masked(text: str, secrets: Secrets = ()) -> str:
 
 def clean(value: str, secrets: Secrets = (), limit: int = MAX_VALUE) -> str:
     """Return a value without secrets and control characters, cut to ``limit`` characters."""
+    if not secrets and len(value) <= limit and _HARMLESS.fullmatch(value):
+        return value
     shown = masked(value[:_MAX_INPUT], secrets)
     if _CONTROL.search(shown):
         shown = _CONTROL.sub(_escaped, shown)
