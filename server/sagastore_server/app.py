@@ -251,6 +251,7 @@ async def _audit_trail(settings: Settings, telemetry: Telemetry) -> AsyncIterato
     audit = AuditTrail(
         destination,
         records_changes=output != OFF,
+        has_certificates=settings.tls_client_ca is not None,
         secrets=literals(secrets_of(settings)),
         is_terminal=to_log and sys.stderr.isatty(),
     )

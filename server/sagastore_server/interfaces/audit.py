@@ -20,22 +20,6 @@ IN_PROGRESS = "IN_PROGRESS"
 """Code of a line about a stream that is still open."""
 
 
-class Change:
-    """A call that reached a method which changes the store."""
-
-    __slots__ = ("_describe", "_request", "response")
-
-    def __init__(self, describe: Describe, request: Any) -> None:
-        """Describe ``request`` by ``describe``; set ``response`` when there is one."""
-        self._describe = describe
-        self._request = request
-        self.response: Any = None
-
-    def details(self) -> Details:
-        """Return resource ids and results, without content."""
-        return self._describe(self._request, self.response)
-
-
 class Audit:
     """Receives the end of every call. This class records nothing.
 
@@ -43,7 +27,7 @@ class Audit:
     """
 
     records_changes = False
-    """Whether calls need a `Change`."""
+    """Whether `CallContext.describe` is needed."""
 
     def changed(self, call: CallContext, code: str) -> None:
         """Record the change of ``call`` with the status ``code``, or with `IN_PROGRESS`."""

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sagastore_server.interfaces.access import Caller
-    from sagastore_server.interfaces.audit import Change
+    from sagastore_server.interfaces.audit import Describe
 
 
 class CallContext:
     """One call. Its id is created on first use, because few calls need it."""
 
     __slots__ = (
-        *("_id", "caller", "change", "code", "identity", "method", "peer"),
-        *("read_certificate", "read_id", "refusal"),
+        *("_id", "caller", "code", "describe", "identity", "method", "peer"),
+        *("read_certificate", "read_id", "refusal", "request", "response"),
     )
 
     def __init__(self, method: str) -> None:
@@ -36,8 +36,10 @@ class CallContext:
         """The caller, once authenticated."""
         self.read_certificate: Callable[[], Mapping[str, Any]] | None = None
         """Reads the properties of the client certificate."""
-        self.change: Change | None = None
-        """What the call changes, while it runs; None for a call that only reads."""
+        self.describe: Describe | None = None
+        """Describes ``request`` and ``response``, while a call runs that changes the store."""
+        self.request: Any = None
+        self.response: Any = None
         self.refusal = ""
         """Text of the error that ended the call."""
         self.read_id: Callable[[], str] | None = None

@@ -11,9 +11,10 @@ from typing import Any
 from google.protobuf.descriptor import MethodDescriptor
 
 from sagastore.v1 import migration_pb2
-from sagastore_server.interfaces.audit import IN_PROGRESS, Audit, Change, Describe, Details
+from sagastore_server.interfaces.audit import IN_PROGRESS, Audit, Describe, Details
 from sagastore_server.interfaces.call_context import current
 from sagastore_server.rpc.wire import InvalidText
+from sagastore_server.storage.validation import MAX_SESSION_ID
 
 INTERVAL = 60.0
 """Seconds between two lines about an open BulkSave, which bounds what a crash loses."""
@@ -25,7 +26,7 @@ Target = Callable[..., Any]
 
 
 def noting_changes(method: MethodDescriptor, target: Target, audit: Audit) -> Target:
-    """Return ``target`` such that its calls have a `Change`, if ``method`` changes the store."""
+    """Return ``target`` such that its calls can be described, if ``method`` changes the store."""
     if not audit.records_changes:
         return target
     if method.client_streaming:
@@ -41,10 +42,10 @@ def _noting_response(describe: Describe, target: Target) -> Target:
     @functools.wraps(target)
     async def noted(request: Any, *more: Any) -> Any:
         call = current()
-        change = Change(describe, request)
-        if call is not None:
-            call.change = change
-        response = change.response = await target(request, *more)
+        if call is None:
+            return await target(request, *more)
+        call.describe, call.request = describe, request
+        response = call.response = await target(request, *more)
         return response
 
     return noted
@@ -54,13 +55,13 @@ def _noting_progress(describe: Describe, target: Target) -> Target:
     @functools.wraps(target)
     async def noted(request: Any) -> AsyncIterator[Any]:
         call = current()
-        change = Change(describe, request)
         # A verification without repair only reads.
         if call is not None and request.repair:
-            call.change = change
+            call.describe, call.request = describe, request
         async with aclosing(target(request)) as responses:
             async for response in responses:
-                change.response = response
+                if call is not None:
+                    call.response = response
                 yield response
 
     return noted
@@ -72,7 +73,7 @@ def _noting_batches(target: Target, audit: Audit) -> Target:
         call = current()
         counts = BulkCounts()
         if call is not None:
-            call.change = Change(BulkCounts.take, counts)
+            call.describe, call.request = BulkCounts.take, counts
         latest = time.monotonic()
         async with aclosing(target(counts.reading(requests))) as responses:
             async for response in responses:
@@ -103,7 +104,7 @@ class BulkCounts:
         async for request in requests:
             self._batches += 1
             if not self._first_session and not isinstance(request, InvalidText):
-                self._first_session = next((m.session_id for m in request.messages), "")
+                self._first_session = _first_session(request.messages)
             yield request
 
     def answered(self, response: Any) -> None:
@@ -127,6 +128,11 @@ class BulkCounts:
         )
         self._reset()
         return taken
+
+
+def _first_session(messages: Any) -> str:
+    """Return the session of the first message, which has not been validated yet."""
+    return next((message.session_id[:MAX_SESSION_ID] for message in messages), "")
 
 
 def _save(request: Any, response: Any) -> Details:

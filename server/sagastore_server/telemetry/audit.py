@@ -11,9 +11,9 @@ import hashlib
 import json
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sagastore_server.interfaces.access import ANYONE, Caller
 from sagastore_server.interfaces.audit import Audit, Details
@@ -44,6 +44,11 @@ _MAX_CERTIFICATES = 256
 _MAX_CALLERS = 1000
 
 
+_Entry = tuple[str, float, str, str, Caller | None, Mapping[str, Any], str, str, Details]
+"""Event, seconds since 1970, code, method, caller, properties of its certificate, peer, id of the
+call, details. A plain tuple, because the event loop creates one for every change."""
+
+
 class AuditTrail(Audit):
     """Writes the audit trail of one server."""
 
@@ -52,6 +57,7 @@ class AuditTrail(Audit):
         destination: Destination,
         *,
         records_changes: bool = True,
+        has_certificates: bool = False,
         secrets: Secrets = (),
         is_terminal: bool = False,
         clock: Callable[[], float] = time.time,
@@ -61,12 +67,14 @@ class AuditTrail(Audit):
         Args:
             destination: Receives the lines.
             records_changes: Whether changes are recorded; refused callers always are.
+            has_certificates: Whether clients may have certificates.
             secrets: Masked where they occur in a line.
             is_terminal: Whether people read the lines: they are text instead of JSON.
             clock: Seconds since 1970.
 
         """
         self.records_changes = records_changes
+        self._has_certificates = has_certificates
         self._secrets = secrets
         self._is_terminal = is_terminal
         self._clock = clock
@@ -74,7 +82,7 @@ class AuditTrail(Audit):
         self._certificates: dict[bytes, str] = {}
         self._callers: dict[Caller, str] = {}
         self._second = -1, ""
-        self._writer = AuditWriter(destination, self._lost, self._summarize)
+        self._writer = AuditWriter[_Entry](destination, self._render, self._lost, self._summarize)
 
     @property
     def lost(self) -> int:
@@ -88,15 +96,15 @@ class AuditTrail(Audit):
 
     def changed(self, call: CallContext, code: str) -> None:
         """See the contract."""
-        if call.change is not None:
-            self._put("change", call, code, call.change.details())
+        if call.describe is not None:
+            self._put("change", call, code, call.describe(call.request, call.response))
 
     def ended(self, call: CallContext, code: str) -> None:
         """See the contract."""
-        if call.change is not None:
-            self.changed(call, code)
-            # The context may outlive the call, and the change has its request.
-            call.change = None
+        if call.describe is not None:
+            self._put("change", call, code, call.describe(call.request, call.response))
+            # Tasks that the call has started may keep its context for days.
+            call.describe = call.request = call.response = None
         elif code in _REFUSALS and self._is_listed(call):
             self._put("access refused", call, code, (("reason", call.refusal[:_MAX_REASON]),))
 
@@ -112,32 +120,48 @@ class AuditTrail(Audit):
         return True
 
     def _put(self, event: str, call: CallContext, code: str, details: Details) -> None:
-        head = f'"code": "{code}", "method": "{call.method}", {self._caller(call)}'
-        if call.known_id:
-            details = (("call", call.known_id), *details)
-        self._writer.put(self._line(event, details, head))
+        if code != "OK":
+            # Not validated: a text may be as long as a request.
+            details = tuple((name, _bounded(value)) for name, value in details)
+        identity = call.identity
+        certificate: Mapping[str, Any] = {}
+        if self._has_certificates and (identity is None or not identity.credential):
+            certificate = call.read_certificate() if call.read_certificate is not None else {}
+        self._writer.put(
+            (
+                *(event, self._clock(), code, call.method, identity),
+                *(certificate, call.peer, call.known_id, details),
+            )
+        )
 
-    def _caller(self, call: CallContext) -> str:
-        """Return the fields for name, role, credential and address."""
-        identity, peer = call.identity, f'"peer": {encode_basestring(shown_peer(call.peer))}'
-        if identity is not None and identity.credential:
+    # ------------------------------------------------- in the thread of the writer
+
+    def _render(self, entry: _Entry) -> str:
+        event, at, code, method, identity, certificate, peer, call_id, details = entry
+        caller = self._caller(identity, certificate)
+        address = f'"peer": {encode_basestring(shown_peer(peer))}'
+        head = f'"code": "{code}", "method": "{method}", {caller}{address}'
+        if call_id:
+            details = (("call", call_id), *details)
+        return self._line(event, at, details, head)
+
+    def _caller(self, identity: Caller | None, certificate: Mapping[str, Any]) -> str:
+        """Return the fields for name, role and credential, each with a comma."""
+        if identity is not None and not certificate:
             fields = self._callers.get(identity)
             if fields is None:
                 if len(self._callers) >= _MAX_CALLERS:
                     self._callers.clear()
-                fields = self._callers[identity] = self._fields(_named(identity))
-            return f"{fields}, {peer}"
-        credential, names = self._credential(call)
+                fields = self._callers[identity] = f"{self._fields(_named(identity))}, "
+            return fields
+        credential, names = self._credential(certificate)
         if identity is None:
-            fields = self._fields([("credential", credential)])
-        else:
-            name = names[0] if names and identity is ANYONE else identity.name
-            fields = self._fields(_named(Caller(name, identity.role, credential)))
-        return f"{fields}, {peer}" if fields else peer
+            return f'"credential": "{credential}", ' if credential else ""
+        name = names[0] if names and identity is ANYONE else identity.name
+        return f"{self._fields(_named(Caller(name, identity.role, credential)))}, "
 
-    def _credential(self, call: CallContext) -> tuple[str, list[str]]:
-        """Return the beginning of the fingerprint of the client certificate, and its names."""
-        certificate = call.read_certificate() if call.read_certificate is not None else {}
+    def _credential(self, certificate: Mapping[str, Any]) -> tuple[str, list[str]]:
+        """Return the beginning of the fingerprint of a certificate, and its names."""
         found = certificate.get("x509_pem_cert")
         if not found:
             return "", []
@@ -154,10 +178,10 @@ class AuditTrail(Audit):
         ]
         return fingerprint, names
 
-    def _line(self, event: str, details: Details, head: str = "") -> str:
+    def _line(self, event: str, at: float, details: Details, head: str = "") -> str:
         """Return a line. Built by hand, because `json.dumps` takes several times as long."""
         start = (
-            f'{{"timestamp": "{self._time()}", "level": "info", "logger": "audit", '
+            f'{{"timestamp": "{self._time(at)}", "level": "info", "logger": "audit", '
             f'"event": "{event}"{", " if head else ""}{head}'
         )
         fields = self._fields(details)
@@ -185,8 +209,7 @@ class AuditTrail(Audit):
             return f"[{', '.join([self._encoded(one, limit) for one in value])}]"
         return json.dumps(value) if isinstance(value, bool) else str(value)
 
-    def _time(self) -> str:
-        at = self._clock()
+    def _time(self, at: float) -> str:
         second, text = self._second
         if second != int(at):
             text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
@@ -194,12 +217,22 @@ class AuditTrail(Audit):
         return f"{text}.{int(at % 1 * 1e6):06d}Z"
 
     def _lost(self, lines: int) -> str:
-        return self._line("audit lines lost", (("lines", lines),))
+        return self._line("audit lines lost", self._clock(), (("lines", lines),))
 
-    def _summarize(self) -> None:
-        for source, count in self._limiter.take_suppressed():
-            details = (("source", source), ("lines", count))
-            self._writer.put_in_thread(self._line("refusals suppressed", details))
+    def _summarize(self) -> list[str]:
+        at = self._clock()
+        return [
+            self._line("refusals suppressed", at, (("source", source), ("lines", count)))
+            for source, count in self._limiter.take_suppressed()
+        ]
+
+
+def _bounded(value: object) -> object:
+    if isinstance(value, str):
+        return value[: 2 * _MAX_TEXT]
+    if isinstance(value, list):
+        return [_bounded(one) for one in value]
+    return value
 
 
 def _fingerprint(pem: bytes) -> str:

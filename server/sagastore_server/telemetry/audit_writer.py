@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
@@ -35,6 +35,8 @@ _CLOSE_SECONDS = 5.0
 """Seconds that `AuditWriter.close` waits for the remaining lines."""
 _ATOMIC = 4096
 """Bytes that a pipe accepts in one piece (POSIX: PIPE_BUF, 4096 on Linux)."""
+
+Entry = TypeVar("Entry")
 
 _log = structlog.get_logger(__name__)
 
@@ -138,29 +140,33 @@ class FileDestination:
         self._identity = _identity(os.fstat(fresh))
 
 
-class AuditWriter:
+class AuditWriter(Generic[Entry]):
     """Queue and thread of the audit trail. `put` belongs to one thread, the event loop's."""
 
     def __init__(
         self,
         destination: Destination,
+        render: Callable[[Entry], str],
         report_lost: Callable[[int], str],
-        tick: Callable[[], None],
+        tick: Callable[[], list[str]],
     ) -> None:
         """Start the thread.
 
         Args:
             destination: Receives the lines.
+            render: Returns the line of an entry, with a newline. Called in the thread, for many
+                entries in a row, which takes a tenth of the time of single calls.
             report_lost: Returns the line that says how many lines were lost.
-            tick: Called every ten seconds in the thread; may call `put_in_thread`.
+            tick: Returns more lines. Called in the thread, every ten seconds and at the end.
 
         """
         self.failure = ""
         """Why the latest lines could not be written; empty if they were."""
         self._destination = destination
+        self._render = render
         self._report_lost = report_lost
         self._tick = tick
-        self._queue: deque[str] = deque()
+        self._queue: deque[Entry] = deque()
         self._wake = threading.Event()
         self._is_awake = False
         self._closing = threading.Event()
@@ -175,19 +181,15 @@ class AuditWriter:
         """Lines lost since the start."""
         return self._dropped + self._rejected
 
-    def put(self, line: str) -> None:
-        """Append a line, which ends with a newline; count it as lost if the queue is full."""
+    def put(self, entry: Entry) -> None:
+        """Append an entry; count its line as lost if the queue is full."""
         if len(self._queue) >= MAX_QUEUED:
             self._dropped += 1
             return
-        self._queue.append(line)
+        self._queue.append(entry)
         if not self._is_awake:
             self._is_awake = True
             self._wake.set()
-
-    def put_in_thread(self, line: str) -> None:
-        """Append a line from within ``tick``."""
-        self._queue.append(line)
 
     def close(self) -> None:
         """Write the remaining lines, for at most five seconds, and end the thread."""
@@ -202,27 +204,29 @@ class AuditWriter:
         while not self._closing.is_set():
             if self._wake.wait(_TICK_SECONDS):
                 self._closing.wait(_COLLECT_SECONDS)
-            if time.monotonic() >= next_tick:
-                self._tick()
-                next_tick = time.monotonic() + _TICK_SECONDS
             self._write_queue()
-        self._tick()
+            if time.monotonic() >= next_tick:
+                self._write(self._tick())
+                next_tick = time.monotonic() + _TICK_SECONDS
         self._write_queue()
+        self._write(self._tick())
         self._destination.close()
 
     def _write_queue(self) -> None:
-        # In this order: a line that is added from now on wakes the thread again.
+        # In this order: an entry that is added from now on wakes the thread again.
         self._wake.clear()
         self._is_awake = False
         queue = self._queue
         while queue:
             count = min(len(queue), _TOGETHER)
-            self._write([queue.popleft() for _ in range(count)])
+            self._write([self._render(queue.popleft()) for _ in range(count)])
 
     def _write(self, lines: list[str]) -> None:
         lost = self.lost - self._reported
         if lost:
             lines = [*lines, self._report_lost(lost)]
+        if not lines:
+            return
         try:
             self._destination.write("".join(lines).encode("utf-8", "backslashreplace"))
         except OSError as exc:
