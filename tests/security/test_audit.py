@@ -98,8 +98,10 @@ def test_each_change_is_one_line(server: ServerFactory) -> None:
     assert all(one["peer"].startswith("127.0.0.1:") for one in found)
     assert all(one["timestamp"].endswith("Z") for one in found)
     shown = [
-        (one["method"].rpartition("/")[2], one["code"])
-        + tuple(one.get(name) for name in ("id", "session", "revision"))
+        (
+            one["method"].rpartition("/")[2],
+            *(one.get(name) for name in ("code", "id", "session", "revision")),
+        )
         for one in found
     ]
     assert shown[:3] == [

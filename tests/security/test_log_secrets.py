@@ -136,7 +136,20 @@ def logged(target: Target) -> list[str]:
     return list(server.stderr)
 
 
-@given(
+class Sent(NamedTuple):
+    """A call with a secret."""
+
+    secret: Secret
+    before: bytes
+    after: bytes
+    header: bytes
+    split: int
+    place: str
+    authenticated: bool
+
+
+calls = st.builds(
+    Sent,
     secret=some_secrets,
     before=surroundings,
     after=surroundings,
@@ -145,17 +158,11 @@ def logged(target: Target) -> list[str]:
     place=places,
     authenticated=st.booleans(),
 )
-def test_no_line_contains_a_secret(
-    target: Target,
-    secret: Secret,
-    before: bytes,
-    after: bytes,
-    header: bytes,
-    split: int,
-    place: str,
-    authenticated: bool,
-) -> None:
-    text, hidden = secret
+
+
+@given(calls)
+def test_no_line_contains_a_secret(target: Target, sent: Sent) -> None:
+    (text, hidden), before, after, header, split, place, authenticated = sent
     if hidden == "key":
         text, hidden = target.private_key, target.private_key.splitlines()[1]
     whole = b"Bearer " * (header == b"authorization") + before + text.encode() + after

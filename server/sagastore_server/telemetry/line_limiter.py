@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -133,4 +133,4 @@ def source_of(peer: str) -> str:
         return host
     if (mapped := getattr(address, "ipv4_mapped", None)) is not None:
         return str(mapped)
-    return f"{ip_address(int(address) >> 64 << 64)}/64"
+    return f"{IPv6Address(int(address) >> 64 << 64)}/64"
