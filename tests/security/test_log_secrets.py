@@ -12,7 +12,7 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import grpc
@@ -126,7 +126,7 @@ def logged(target: Target) -> list[str]:
     marker = f"marker-{number}"
     done = threading.Event()
     with server.channel() as channel:
-        get = channel.unary_unary(f"{SERVICE}/Get")
+        get: Any = channel.unary_unary(f"{SERVICE}/Get")
         metadata = (("authorization", f"Bearer {ACCESS_TOKEN}"), ("x-request-id", marker))
         with pytest.raises(grpc.RpcError):
             get(b"", metadata=metadata, timeout=60)
