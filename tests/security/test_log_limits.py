@@ -26,7 +26,8 @@ TOKEN = new_token()
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
     access = write_access(tmp_path / "access.toml", entry("token", "web", "writer", token=TOKEN))
-    process = ServerProcess(tmp_path / "saga.db", env=environment(access=access))
+    options = ("--log-level=debug",)
+    process = ServerProcess(tmp_path / "saga.db", *options, env=environment(access=access))
     with closing(process):
         yield process.start()
 

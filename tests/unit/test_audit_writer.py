@@ -107,5 +107,14 @@ def test_line_that_was_written_in_part_does_not_join_the_next(tmp_path: Path) ->
         signal.signal(signal.SIGXFSZ, before)
     destination.write(b"third line\n")
     destination.close()
-    assert path.read_bytes().splitlines()[-1] == b"third line"
-    assert path.read_bytes().startswith(b"first line")
+    assert path.read_bytes() == b"first line\nthird line\n"
+
+
+def test_line_of_a_killed_server_does_not_join_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    path.write_bytes(b"half a li")
+    for line in (b"next\n", b"last\n"):
+        destination = FileDestination(path)
+        destination.write(line)
+        destination.close()
+    assert path.read_bytes() == b"half a li\nnext\nlast\n"

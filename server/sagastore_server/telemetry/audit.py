@@ -24,8 +24,8 @@ from sagastore_server.telemetry.log_text import Secrets, clean
 if TYPE_CHECKING:
     from sagastore_server.interfaces.call_context import CallContext
 
-REFUSED_RATE = Rate(320, 2048)
-"""Rate of a source for lines about refused calls: four at once, then two in three seconds."""
+REFUSED_RATE = Rate(280, 2048)
+"""Rate of a source for lines about refused calls: five at once, then one in two seconds."""
 TOTAL_REFUSED_RATE = Rate(32_768, 131_072)
 """Rate of all sources together for these lines."""
 

@@ -98,7 +98,6 @@ class FileDestination:
         self._path = path
         self._clock = clock
         self._next_check = clock() + _CHECK_SECONDS
-        self._is_torn = False
         try:
             self._descriptor = _open(path)
         except OSError as exc:
@@ -107,6 +106,7 @@ class FileDestination:
                 "writable for the server, or choose another file, log or off (audit)"
             ) from exc
         self._identity = _identity(os.fstat(self._descriptor))
+        self._is_torn = _ends_within_line(self._descriptor)
         mode = stat.S_IMODE(os.fstat(self._descriptor).st_mode)
         if mode & 0o022:
             _log.warning("other users can change the audit file", file=str(path), do="chmod 600")
@@ -118,7 +118,7 @@ class FileDestination:
         if self._clock() >= self._next_check:
             self._reopen_if_replaced()
             self._next_check = self._clock() + _CHECK_SECONDS
-        # After a line that was written in part, for example to a full disk.
+        # After a line that was written in part, for example to a full disk, or before a kill.
         start = b"\n" if self._is_torn else b""
         self._is_torn = True
         _write_all(self._descriptor, start + lines)
@@ -136,7 +136,7 @@ class FileDestination:
             pass
         fresh = _open(self._path)
         os.close(self._descriptor)
-        self._descriptor, self._is_torn = fresh, False
+        self._descriptor, self._is_torn = fresh, _ends_within_line(fresh)
         self._identity = _identity(os.fstat(fresh))
 
 
@@ -243,7 +243,7 @@ class AuditWriter(Generic[Entry]):
 
 
 def _open(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
     # Without a link of another user, and without waiting for the reader of a pipe.
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags, 0o600)
@@ -251,6 +251,13 @@ def _open(path: Path) -> int:
         os.close(descriptor)
         raise OSError(f"{path} is not a regular file")
     return descriptor
+
+
+def _ends_within_line(descriptor: int) -> bool:
+    if not os.fstat(descriptor).st_size:
+        return False
+    os.lseek(descriptor, -1, os.SEEK_END)
+    return os.read(descriptor, 1) != b"\n"
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:

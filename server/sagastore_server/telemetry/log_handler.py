@@ -17,9 +17,9 @@ from sagastore_server.interfaces.access import ANYONE
 from sagastore_server.interfaces.call_context import CallContext, current
 from sagastore_server.telemetry.line_limiter import LineLimiter, Rate, source_of
 
-STRANGER_RATE = Rate(448, 4096)
-"""Rate of a source without authentication. With the lines of `audit` about refused callers, it
-adds less than 1 kB/s: 56 kB at most in a minute."""
+STRANGER_RATE = Rate(240, 4096)
+"""Rate of a source without authentication, and of a library. A caller may cause lines of both, and
+lines of `audit` about refused calls: with the summaries, less than 60 kB in a minute."""
 KNOWN_RATE = Rate(8192, 65_536)
 """Rate of a source whose caller is authenticated: two tracebacks a second."""
 TOTAL_RATE = Rate(32_768, 131_072)

@@ -127,7 +127,7 @@ def _without_caller_text(record: logging.LogRecord) -> bool:
     if kind is None:
         return True
     if issubclass(kind, UnicodeError):
-        return _replaced(record, logging.WARNING, "a header of a call is not text in UTF-8")
+        return _replaced(record, logging.DEBUG, "a header of a call is not text in UTF-8")
     if kind.__name__ == "ExecuteBatchError":
         text = "the client disconnected before its response was sent"
         return _replaced(record, logging.DEBUG, text)
