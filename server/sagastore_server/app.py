@@ -6,9 +6,11 @@ The only module that names concrete backends.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -16,7 +18,9 @@ import structlog
 from sagastore_server import __version__
 from sagastore_server.banner import Credentials, banner
 from sagastore_server.config.address import Address
+from sagastore_server.config.secrets import secrets_of
 from sagastore_server.config.settings import OFF, Settings, default_sqlite
+from sagastore_server.config.types import LOG
 from sagastore_server.migration.migrating_service import MigratingService, Options
 from sagastore_server.migration.single_store import SingleStore
 from sagastore_server.rpc.admission import Limits
@@ -32,6 +36,13 @@ from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.phase import Phase
+from sagastore_server.telemetry.audit import AuditTrail
+from sagastore_server.telemetry.audit_writer import (
+    AuditFileError,
+    FileDestination,
+    StreamDestination,
+)
+from sagastore_server.telemetry.log_text import literals
 from sagastore_server.telemetry.readiness import Readiness
 from sagastore_server.telemetry.setup import Sources, Telemetry, TelemetryError
 
@@ -71,14 +82,16 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
     _create_default_folder(settings)
     async with (
         _telemetry(settings) as telemetry,
+        _audit_trail(settings, telemetry) as audit,
         _supervisor(telemetry) as supervisor,
         _fatal_failure(supervisor) as fatal,
         Notifier(supervisor=supervisor) as systemd,
     ):
-        server, service = _components(settings, security, telemetry, supervisor)
+        server, service = _components(settings, security, telemetry, supervisor, audit)
         signals = StopSignals()
         address = await _listen(server, settings.address)
-        telemetry.begin(_sources(server, service, security), supervisor)
+        sources = _sources(server, service, security)
+        telemetry.begin(sources._replace(audit_lost=lambda: audit.lost), supervisor)
         try:
             async with security.watched(supervisor):
                 if await _open(service.backend, signals, fatal):
@@ -110,11 +123,16 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def _components(
-    settings: Settings, security: SecuritySetup, telemetry: Telemetry, supervisor: Supervisor
+    settings: Settings,
+    security: SecuritySetup,
+    telemetry: Telemetry,
+    supervisor: Supervisor,
+    audit: AuditTrail,
 ) -> tuple[RpcServer, _Service]:
     service = _service(settings, telemetry, supervisor)
     service.backend.observe(telemetry.instruments.group_committed)
     options = _server_options(settings, security, telemetry, supervisor)
+    options = options._replace(audit=audit)
     return RpcServer(service.backend, service.control, options), service
 
 
@@ -218,6 +236,31 @@ async def _telemetry(settings: Settings) -> AsyncIterator[Telemetry]:
         yield telemetry
     finally:
         await telemetry.end()
+
+
+@asynccontextmanager
+async def _audit_trail(settings: Settings, telemetry: Telemetry) -> AsyncIterator[AuditTrail]:
+    """Open the audit trail; lines about refused callers go to the log if it is off."""
+    output = settings.audit_output
+    to_log = output in {LOG, OFF}
+    try:
+        destination = (
+            StreamDestination(sys.stderr.fileno()) if to_log else FileDestination(Path(output))
+        )
+    except AuditFileError as exc:
+        raise StartupError(str(exc)) from exc
+    audit = AuditTrail(
+        destination,
+        records_changes=output != OFF,
+        has_certificates=settings.tls_client_ca is not None,
+        secrets=literals(secrets_of(settings)),
+        is_terminal=to_log and sys.stderr.isatty(),
+    )
+    telemetry.readiness.watch_audit(lambda: audit.failure)
+    try:
+        yield audit
+    finally:
+        await asyncio.to_thread(audit.close)
 
 
 @asynccontextmanager

@@ -51,13 +51,15 @@ def serve(*, config: ConfigFile = None, **given: str | bool | None) -> None:
 
     from sagastore_server import app
     from sagastore_server.cli import settings_check
+    from sagastore_server.config.secrets import secrets_of
     from sagastore_server.runtime import event_loop
     from sagastore_server.storage.errors import CannotOpenError
     from sagastore_server.telemetry import logs
 
     try:
         chosen = settings.load(config, **given)
-        logs.configure(chosen.log_level)
+        logs.configure(chosen.log_level, secrets=secrets_of(chosen))
+        logs.capture_unhandled()
         for problem in settings_check.advice(given):
             structlog.get_logger(__name__).warning("setting", problem=str(problem))
         event_loop.run(app.serve(chosen, _print))

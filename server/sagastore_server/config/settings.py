@@ -24,6 +24,8 @@ from sagastore_server.config.sources import (
     validated,
 )
 from sagastore_server.config.types import (
+    AUTO,
+    LOG,
     OFF,
     Bytes,
     Count,
@@ -33,6 +35,7 @@ from sagastore_server.config.types import (
     HostPortOrOff,
     InputFile,
     Kind,
+    Output,
     Rate,
     Seconds,
     SecretFile,
@@ -117,6 +120,9 @@ class Settings(BaseSettings):
     access: InputFile | None = None
     """File with the roles of tokens and client certificates. Reloaded when it changes. Without
     it, every client that can connect has all permissions."""
+    audit: Output = AUTO
+    """Where the audit trail of changes is written: a file, the log, or nowhere. ``auto`` is ``log``
+    if callers are authenticated, otherwise ``off``. Refused callers are always recorded."""
     reflection: bool = True
     """Serve gRPC reflection, which lists the services and messages."""
     max_request_bytes: Bytes = Field(default=32 * MIB, ge=8 * MIB, le=512 * MIB)
@@ -178,6 +184,14 @@ class Settings(BaseSettings):
     def names_sqlite(self) -> bool:
         """Whether ``sqlite`` is set, as opposed to the default."""
         return "sqlite" in self.model_fields_set
+
+    @property
+    def audit_output(self) -> str:
+        """``audit`` with ``auto`` replaced: `LOG`, `OFF` or the path of a file."""
+        if self.audit != AUTO:
+            return self.audit
+        authenticates = self.access is not None or self.tls_client_ca is not None
+        return LOG if authenticates else OFF
 
     @property
     def address(self) -> Address:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 OFF = "off"
 """Value of an address that disables the listener."""
+LOG = "log"
+"""Value of an output that goes to the log."""
+AUTO = "auto"
+"""Value of an output that depends on other settings."""
 POSTGRES_SCHEMES = ("postgresql", "postgres")
 
 
@@ -37,6 +41,11 @@ def _address(text: str) -> str:
 
 def _address_or_off(text: str) -> str:
     return OFF if text.strip().lower() == OFF else _address(text)
+
+
+def _output(text: str) -> str:
+    word = text.strip().lower()
+    return word if word in {AUTO, LOG, OFF} else str(_at_home(Path(text)))
 
 
 def _at_home(path: Path) -> Path:
@@ -70,6 +79,7 @@ HostPortOrOff = Annotated[
     str, AfterValidator(_address_or_off), Kind("HOST:PORT", "an address HOST:PORT, or off")
 ]
 File = Annotated[Path, AfterValidator(_at_home), Kind("FILE", "a file")]
+Output = Annotated[str, AfterValidator(_output), Kind("FILE", "auto, log, off or a file")]
 InputFile = Annotated[Path, AfterValidator(_at_home), Kind("FILE", "a file", is_input=True)]
 SecretFile = Annotated[
     Path, AfterValidator(_at_home), Kind("FILE", "a file", is_input=True, is_secret=True)

@@ -26,6 +26,9 @@ class Caller(NamedTuple):
     name: str
     """Name from the access file. For logs; never a metric label, whose values must be few."""
     role: Role
+    credential: str = ""
+    """First 12 hexadecimal digits of the SHA-256 of the token, as ``token list`` shows it; empty
+    for a certificate."""
 
 
 ANYONE = Caller("anyone", Role.ADMIN)

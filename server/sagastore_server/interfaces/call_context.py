@@ -6,14 +6,22 @@ Errors, spans and log lines read it. Each call has its own, in a context variabl
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sagastore_server.interfaces.access import Caller
+    from sagastore_server.interfaces.audit import Describe
 
 
 class CallContext:
     """One call. Its id is created on first use, because few calls need it."""
 
-    __slots__ = ("_id", "caller", "code", "method", "read_id")
+    __slots__ = (
+        *("_id", "caller", "code", "describe", "identity", "method", "peer"),
+        *("read_certificate", "read_id", "refusal", "request", "response"),
+    )
 
     def __init__(self, method: str) -> None:
         """Create the context of a call of ``method``: ``sagastore.v1.StorageService/Save``."""
@@ -22,9 +30,26 @@ class CallContext:
         """Name of the caller, once authenticated."""
         self.code = ""
         """Status code, once the call has ended: ``OK``, ``NOT_FOUND``, …"""
+        self.peer = ""
+        """Address of the client, as gRPC writes it: ``ipv4:127.0.0.1:40530``."""
+        self.identity: Caller | None = None
+        """The caller, once authenticated."""
+        self.read_certificate: Callable[[], Mapping[str, Any]] | None = None
+        """Reads the properties of the client certificate."""
+        self.describe: Describe | None = None
+        """Describes ``request`` and ``response``, while a call runs that changes the store."""
+        self.request: Any = None
+        self.response: Any = None
+        self.refusal = ""
+        """Text of the error that ended the call."""
         self.read_id: Callable[[], str] | None = None
         """Reads the caller's id for the call from the request; empty if there is none."""
         self._id = ""
+
+    @property
+    def known_id(self) -> str:
+        """Id of the call if it was used already; otherwise empty. Reading it may take 6 µs."""
+        return self._id
 
     @property
     def id(self) -> str:

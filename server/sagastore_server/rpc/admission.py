@@ -23,6 +23,7 @@ from grpc import aio
 
 from sagastore_server.interfaces import call_context
 from sagastore_server.interfaces.access import ANYONE, AccessControl, Caller, Role
+from sagastore_server.interfaces.audit import Audit
 from sagastore_server.interfaces.call_context import CallContext
 from sagastore_server.interfaces.errors import (
     OverloadedError,
@@ -31,6 +32,7 @@ from sagastore_server.interfaces.errors import (
     UnauthenticatedError,
 )
 from sagastore_server.interfaces.instruments import Instruments
+from sagastore_server.rpc.call_id import given_call_id
 from sagastore_server.rpc.grpc_internals import CallCounts
 from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.load_shedding import LoadShedder
@@ -38,9 +40,6 @@ from sagastore_server.rpc.rate_limiter import RateLimiter
 from sagastore_server.rpc.stream_revocation import StreamRevocation
 
 Context = aio.ServicerContext[Any, Any]
-
-CALL_ID_KEY = "x-request-id"
-"""Header with the caller's id for the call, which errors and log lines then carry."""
 
 MIB = 1024 * 1024
 
@@ -117,6 +116,7 @@ class AdmissionControl:
         *,
         load_shedder: LoadShedder | None = None,
         log_calls: bool = False,
+        audit: Audit | None = None,
     ) -> None:
         """Admit the callers that ``access`` allows, up to ``limits``.
 
@@ -127,6 +127,7 @@ class AdmissionControl:
             instruments: Receives metrics.
             load_shedder: Refuses calls under overload; None: only the limits apply.
             log_calls: Whether each call is logged when it ends.
+            audit: Records changes and refused callers; None: nothing is recorded.
 
         """
         self.lifecycle = lifecycle
@@ -142,6 +143,7 @@ class AdmissionControl:
         self._rate_limiter = RateLimiter(limits.caller_rate) if limits.caller_rate else None
         self.load_shedder = load_shedder or LoadShedder(limits.max_calls, lambda: CallCounts(0, 0))
         self._log_calls = log_calls
+        self.audit = audit or Audit()
 
     def record_start(self, method: str) -> tuple[CallContext, float]:
         """Record that a call has arrived; `record_end` must follow."""
@@ -153,6 +155,7 @@ class AdmissionControl:
         seconds = time.perf_counter() - began
         call.code = code
         self._instruments.call_ended(call.method, code, seconds)
+        self.audit.ended(call, code)
         if self._log_calls:
             adopt_call_id(call, context)
             _log.info(
@@ -175,6 +178,7 @@ class AdmissionControl:
         """
         # From here on, log lines carry the caller's id for the call.
         call.read_id = partial(_given_id, context)
+        call.peer, call.read_certificate = context.peer(), context.auth_context
         self._authorize(call, context, role)
         if self._rate_limiter is not None:
             self._check_rate(self._rate_limiter, context)
@@ -232,7 +236,7 @@ class AdmissionControl:
 
     def _authorize(self, call: CallContext, context: IncomingCall, role: Role) -> None:
         caller = ANYONE if self._access.is_open else self._identify(context)
-        call.caller = caller.name
+        call.caller, call.identity = caller.name, caller
         if caller.role < role:
             raise PermissionDeniedError(
                 f"{caller.name!r} has the role {caller.role.name.lower()}; "
@@ -276,10 +280,7 @@ def adopt_call_id(call: CallContext, context: IncomingCall) -> None:
 
 def _given_id(context: IncomingCall) -> str:
     """Return the caller's id for the call, or an empty string."""
-    for key, value in context.invocation_metadata() or ():
-        if key == CALL_ID_KEY and isinstance(value, str):
-            return value
-    return ""
+    return given_call_id(context.invocation_metadata() or ())
 
 
 def _token(context: IncomingCall) -> str | None:

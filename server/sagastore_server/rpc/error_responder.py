@@ -55,7 +55,7 @@ class ErrorResponder:
             raise asyncio.CancelledError from error
         adopt_call_id(call, context)
         refusal = refusal_of(error, call.id)
-        call.code = refusal.code.name
+        call.code, call.refusal = refusal.code.name, refusal.message
         if refusal.code is grpc.StatusCode.INTERNAL:
             _log.error("internal error", method=call.method, call=call.id, exc_info=error)
         elif isinstance(error, _OUTAGES) and not isinstance(error, _NO_OUTAGES):

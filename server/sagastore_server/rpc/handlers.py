@@ -30,6 +30,7 @@ from sagastore_server.interfaces.call_context import CallContext, current
 from sagastore_server.interfaces.errors import StalledError
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.rpc.admission import AdmissionControl, Context, required_role
+from sagastore_server.rpc.change_details import noting_changes
 from sagastore_server.rpc.error_responder import STATUS_TIMEOUT, ErrorResponder
 from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.wire import InvalidText, decoder
@@ -103,10 +104,10 @@ def service_handler(
 
     """
     dispatcher = _Dispatcher(admission, responder, tracer)
-    handlers = {
-        method.name: dispatcher.handler(method, getattr(servicer, method.name))
-        for method in service.methods
-    }
+    handlers = {}
+    for method in service.methods:
+        target = noting_changes(method, getattr(servicer, method.name), admission.audit)
+        handlers[method.name] = dispatcher.handler(method, target)
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 

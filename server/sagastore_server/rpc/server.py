@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
 from sagastore.v1 import file_pb2, migration_pb2, session_pb2, storage_pb2
 from sagastore_server.interfaces.access import AccessControl
+from sagastore_server.interfaces.audit import Audit
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tls import TlsMaterial, TlsSource
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
@@ -103,6 +104,8 @@ class ServerOptions(NamedTuple):
     """Whether the reflection service is offered."""
     log_calls: bool = False
     """Whether each call is logged when it ends."""
+    audit: Audit | None = None
+    """Records changes and refused callers."""
 
 
 class CannotListenError(Exception):
@@ -142,6 +145,7 @@ class RpcServer:
             options.instruments,
             load_shedder=shedder,
             log_calls=options.log_calls,
+            audit=options.audit,
         )
         self._session_deletion = SessionDeletion(backend, self._supervisor)
         self._load_sampler: SupervisedTask | None = None

@@ -100,7 +100,7 @@ class AccessFile(AccessControl):
             raise UnauthenticatedError("the server does not know this token")
         if found.expires is not None and found.expires.timestamp() <= time.time():
             raise UnauthenticatedError(f"the token of {found.name!r} has expired")
-        return Caller(found.name, found.role)
+        return Caller(found.name, found.role, digest.hex()[:12])
 
     def _enforce(self, rules: Rules) -> None:
         self._rules = rules

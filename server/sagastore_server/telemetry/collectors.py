@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sagastore_server.storage.load import Load
@@ -24,6 +24,22 @@ class AdmissionLoad(NamedTuple):
     max_calls: float
     streams: Number
     max_streams: float
+
+
+class AuditCollector(Collector):
+    """Collects the number of lost audit lines. Runs in the threads of the ops server."""
+
+    def __init__(self, lost: Number) -> None:
+        """Collect from ``lost``."""
+        self._lost = lost
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric."""
+        yield CounterMetricFamily(
+            "sagastore_audit_lines_lost",
+            "Audit lines that could not be written.",
+            value=self._lost(),
+        )
 
 
 class StoreCollector(Collector):

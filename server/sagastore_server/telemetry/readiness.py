@@ -48,6 +48,7 @@ class Notice(enum.Enum):
     NOT_FOLLOWING = "NOT_FOLLOWING"
     BACKFILL_FAILING = "BACKFILL_FAILING"
     TASK_FAILING = "TASK_FAILING"
+    AUDIT_FAILING = "AUDIT_FAILING"
 
 
 class Finding(NamedTuple):
@@ -86,6 +87,7 @@ class Readiness:
         self._snapshot: StatusSnapshot | None = None
         self._free: int | None = None
         self._failing: Callable[[], Sequence[Failure]] = _no_failures
+        self._audit_failure: Callable[[], str] = str
 
     # ------------------------------------------------------------------ input
 
@@ -126,6 +128,10 @@ class Readiness:
         """
         self._failing = failing
 
+    def watch_audit(self, failure: Callable[[], str]) -> None:
+        """Report why audit lines cannot be written; ``failure`` is called in any thread."""
+        self._audit_failure = failure
+
     # ------------------------------------------------------------------ output
 
     @property
@@ -164,6 +170,9 @@ class Readiness:
         if snapshot is not None and not snapshot.taken_over:
             found += _migration_warnings(snapshot)
         found += [_task_failing(one) for one in self._failing() if one.policy is Policy.RESTART]
+        failure = self._audit_failure()
+        if failure:
+            found.append(_audit_failing(failure))
         return found
 
     def document(self) -> dict[str, Any]:
@@ -240,6 +249,15 @@ def _task_failing(failure: Failure) -> Finding:
         f"{failure.error}",
         "fix the cause, which the log shows with a traceback; the task restarts automatically, "
         "with up to 30 s between attempts",
+    )
+
+
+def _audit_failing(failure: str) -> Finding:
+    return Finding(
+        Notice.AUDIT_FAILING.value,
+        f"audit lines cannot be written and are lost: {failure}",
+        "make room on the disk of the audit file, or set audit to another file; lines are then "
+        "written again automatically",
     )
 
 

@@ -42,6 +42,8 @@ class Sources(NamedTuple):
     control: MigrationControl
     certificate_ends: Callable[[], float] | None
     """Expiry of the certificate, in seconds since 1970. Safe in any thread. None without TLS."""
+    audit_lost: Callable[[], float] = float
+    """Number of audit lines that could not be written. Safe in any thread."""
 
 
 class Telemetry:
@@ -101,7 +103,10 @@ class Telemetry:
         metrics, server = self._metrics, self._server
         if metrics is None or server is None:
             return
-        from sagastore_server.telemetry.collectors import StoreCollector  # noqa: PLC0415 - as in _bind
+        from sagastore_server.telemetry.collectors import (  # noqa: PLC0415 - as in _bind
+            AuditCollector,
+            StoreCollector,
+        )
 
         self._sampler = Sampler(
             sources.loads, sources.control, self.readiness, metrics.loop_delayed, tasks
@@ -110,6 +115,7 @@ class Telemetry:
         metrics.registry.register(
             StoreCollector(admission, self._sampler, self.readiness, sources.certificate_ends)
         )
+        metrics.registry.register(AuditCollector(sources.audit_lost))
         self._sampler.start()
         self._answering = tasks.start("ops-server", server.run)
 

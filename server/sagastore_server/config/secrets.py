@@ -1,0 +1,37 @@
+"""Secrets in the settings and the environment, which logs must not contain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from sagastore_server.config.settings import Settings
+
+_VARIABLES = ("PGPASSWORD", "PGSSLPASSWORD")
+"""Variables of libpq that contain a password; asyncpg reads the first."""
+
+
+def secrets_of(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the passwords of the database connection and the credentials of the collector."""
+    found = [environment.get(name, "") for name in _VARIABLES]
+    urls = [settings.otlp_endpoint or ""]
+    if settings.postgres is not None:
+        urls.append(settings.postgres.get_secret_value())
+    for url in urls:
+        found += _passwords(url)
+    return [one for one in found if one]
+
+
+def _passwords(url: str) -> Iterator[str]:
+    """Yield the passwords in a URL, as they are written and decoded."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return
+    user_part, _, _ = parts.netloc.rpartition("@")
+    _, _, written = user_part.partition(":")
+    yield from (written, unquote(written))
+    for name, value in parse_qsl(parts.query):
+        if "password" in name.lower():
+            yield value
