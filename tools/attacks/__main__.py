@@ -2,7 +2,7 @@
 
     python -m tools.attacks [--attack NAME ...] [--seconds N] [--short] [--list]
 
-Each attack runs against a server of its own on the loopback interface. Exit status 1 if an
+Each attack over a socket runs against a new server on the loopback interface. Exit status 1 if an
 expectation is not met. The report is saved below ``var/attacks``.
 """
 

@@ -60,7 +60,7 @@ async def run(attack: Attack, target: Target, pace: Pace) -> str:
     """Run the attack until its end or SIGTERM; return why it ended early, or an empty string."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, pace.stop)
     try:
-        # Attacks end by themselves; the limit is for one that waits for the server.
+        # Attacks end in time; this limit is for one that waits for the server.
         async with asyncio.timeout(pace.seconds + _MARGIN / 2):
             await attack.run(target, pace)
     except TimeoutError:

@@ -28,7 +28,7 @@ _SAMPLE = 0.05
 """Seconds between two samples of the memory."""
 _TIMEOUT = 20.0
 """Seconds for a call, a new connection or a probe: far more than on a busy machine."""
-_SAVE_EVERY, _STREAM_EVERY = 10, 25
+_SAVE_EVERY, _STREAM_EVERY = 7, 5
 _OWN = (("grpc.use_local_subchannel_pool", 1),)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SERVICE_USER = 65_534
-"""User and group id of the service in attacks on root: ``nobody``, which every system has."""
+"""User and group id of the service in attacks on root; every system has this user."""
 
 
 @dataclass(frozen=True)

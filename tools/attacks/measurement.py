@@ -1,4 +1,4 @@
-"""Runs one attack against a server of its own, and judges the outcome."""
+"""Runs one attack against a new server, and judges the outcome."""
 
 from __future__ import annotations
 

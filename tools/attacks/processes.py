@@ -20,7 +20,7 @@ _SECRETS = {
     "PGPASSWORD": "secret-of-postgresql",
     "AWS_SECRET_ACCESS_KEY": "secret-of-a-cloud",
     "OTEL_EXPORTER_OTLP_HEADERS": "authorization=secret-of-telemetry",
-    "SOME_TOKEN": "secret-of-somebody",
+    "SOME_TOKEN": "secret-of-a-service",
 }
 _BATCHES, _MESSAGES = 8, 1000
 """Enough work for the server to start a worker process."""
