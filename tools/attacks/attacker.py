@@ -25,7 +25,7 @@ from tools.attacks.plan import MAX_SECONDS, Attack, CapReachedError, Pace, Targe
 from tools.attacks.registry import socket_attack
 
 _MARGIN = 60
-"""Seconds after the end of the attack at which the process is killed."""
+"""Seconds after the latest end of the attack at which the process is killed."""
 _MEMORY = 4 * 1024**3
 """Bytes of address space, against a mistake in an attack."""
 
@@ -61,7 +61,7 @@ async def run(attack: Attack, target: Target, pace: Pace) -> str:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, pace.stop)
     try:
         # Attacks end in time; this limit is for one that waits for the server.
-        async with asyncio.timeout(pace.seconds + _MARGIN / 2):
+        async with asyncio.timeout(2 * pace.seconds + _MARGIN / 2):
             await attack.run(target, pace)
     except TimeoutError:
         return "the server did not answer"
@@ -83,7 +83,7 @@ def main() -> None:
     target = decode(sys.stdin.readline())
     attack = socket_attack(given.name)
     size = attack.short if given.size == "short" else attack.long
-    signal.alarm(int(min(given.seconds, MAX_SECONDS)) + _MARGIN)
+    signal.alarm(int(2 * min(given.seconds, MAX_SECONDS)) + _MARGIN)
     pace = Pace(size, given.seconds, lambda: print("ready", flush=True))
     ended = asyncio.run(run(attack, target, pace))
     pace.ready()

@@ -61,6 +61,14 @@ async def _in_parallel(
         await asyncio.gather(*(one.all_answered(_PER_CONNECTION) for one in connections))
 
 
+async def large_bodies(target: Target, pace: Pace) -> None:
+    """Concurrent large requests, in rounds on new connections."""
+    body = frames.message(frames.UNKNOWN_FIELD * (31 * 8192))
+    while pace.more():
+        await _in_parallel(target, pace, frames.STORAGE + "Save", body)
+        pace.ready()
+
+
 async def unfinished_bodies(target: Target, pace: Pace) -> None:
     """Large requests that lack their last byte."""
     body = frames.message(frames.UNKNOWN_FIELD * (31 * 8192))[:-1]
@@ -110,6 +118,13 @@ ATTACKS = (
         inflated_health_bodies,
         Size(20, 20, 200),
         Size(50, 500, 100_000),
+    ),
+    Attack(
+        "large-bodies",
+        "concurrent calls of 31 MiB, without a token",
+        large_bodies,
+        Size(8, 300, 10),
+        Size(50, 4000, 600),
     ),
     Attack(
         "unfinished-bodies",

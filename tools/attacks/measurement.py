@@ -128,7 +128,7 @@ async def _attacked(
     if given is None or output is None:
         raise RuntimeError("the attack process has no pipes")
     try:
-        async with asyncio.timeout((seconds or attack.seconds) + _OVERTIME):
+        async with asyncio.timeout(2 * (seconds or attack.seconds) + _OVERTIME):
             given.write(encode(service.target).encode() + b"\n")
             await given.drain()
             if await output.readline() == b"ready\n" and attack.meanwhile is not None:

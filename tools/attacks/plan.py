@@ -38,10 +38,6 @@ PENDING = 256 * 1024 * 1024 / MB
 """Megabytes of answers that may be pending, for attacks by authenticated callers."""
 
 
-_MIN_HOLD = 2.0
-"""Seconds for which an attack that has been prepared is kept, also if that took all its time."""
-
-
 class CapReachedError(Exception):
     """The attack has sent, or opened, as much as its caps allow."""
 
@@ -79,7 +75,11 @@ class Pace:
     """Limits and counts what an attack does. Used by the attack process."""
 
     def __init__(self, size: Size, seconds: float, on_ready: Callable[[], None]) -> None:
-        """Allow ``size`` within ``seconds``; call ``on_ready`` when the attack is in place."""
+        """Allow ``size``.
+
+        The attack lasts ``seconds`` from the call of `ready`, which calls ``on_ready``. It has as
+        long again to get there.
+        """
         self.count = size.count
         self.seconds = min(seconds, MAX_SECONDS)
         self._size = size
@@ -129,13 +129,14 @@ class Pace:
         """Report that the attack is in place; only the first call counts."""
         on_ready, self._on_ready = self._on_ready, None
         if on_ready is not None:
+            self._ends = time.monotonic() + self.seconds
             on_ready()
 
     async def hold(self) -> None:
-        """Report that the attack is in place, and keep it until the end, or a few seconds."""
+        """Report that the attack is in place, and keep it until the end."""
         self.ready()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(_MIN_HOLD, self.left)):
+            async with asyncio.timeout(max(0.0, self.left)):
                 await self._stopped.wait()
 
 
