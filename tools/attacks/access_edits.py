@@ -167,6 +167,8 @@ def planted_draft(folder: Path, attempts: int) -> list[str]:
     for name in (".access.toml.new", ".access.toml.lock", "access.toml.lock", "access.toml.new"):
         _reset(path, victim)
         link = folder / name
+        # A lock file remains from edits before.
+        link.unlink(missing_ok=True)
         link.symlink_to(victim)
         try:
             add_token(path, _entry("next"))
