@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -60,6 +61,10 @@ def main() -> int:
         return 0
     if not 0 < given.seconds <= MAX_SECONDS:
         parser.error(f"--seconds must be more than 0 and at most {MAX_SECONDS:g}")
+    # Both signals end the server and the attack process, also in the background of a shell, which
+    # ignores SIGINT there.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     results: list[Result | FileResult] = []
     for attack in attacks:
         results.append(run(attack, None if given.short else given.seconds))
