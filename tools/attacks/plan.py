@@ -29,7 +29,7 @@ SETTLE = 30.0
 """Seconds until memory must be released."""
 SLOWDOWN = 5.0
 """Largest ratio of the p99 of an authenticated caller during the attack to its idle p99."""
-SHED = 0.02
+SHED = 0.05
 """Largest share of the calls of other callers that may be refused with RESOURCE_EXHAUSTED: load
 shedding reacts to samples, so a burst can shed a few."""
 LOG_RATE = 1000.0
