@@ -20,7 +20,7 @@ from tools.attacks.service import BESIDE, Service
 _ROOT = Path(__file__).parents[2]
 _IDLE_CALLS = 60
 """Calls of the authenticated caller before a short attack."""
-_LOG_SECONDS = 10.0
+_LOG_SECONDS = 20.0
 """Shortest period over which the rate of the log is taken: a burst is no flood."""
 _OVERTIME = 120.0
 """Seconds after which an attack process that has not ended is killed."""
