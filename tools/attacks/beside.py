@@ -28,8 +28,16 @@ _SAMPLE = 0.05
 """Seconds between two samples of the memory."""
 _TIMEOUT = 20.0
 """Seconds for a call, a new connection or a probe: far more than on a busy machine."""
+_ADMITTED = 10.0
+"""Seconds within which a new connection must be accepted and its first call answered. The server may
+refuse it at first, while it closes connections of the attacker."""
 _SAVE_EVERY, _STREAM_EVERY = 7, 5
 _OWN = (("grpc.use_local_subchannel_pool", 1),)
+_EAGER = (
+    *_OWN,
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
 
 
 class Figures:
@@ -115,10 +123,11 @@ class Beside:
         service = self._service
         credentials = service.credentials("newcomer")
         while True:
-            async with aio.secure_channel(service.address, credentials, options=_OWN) as channel:
+            async with aio.secure_channel(service.address, credentials, options=_EAGER) as channel:
                 stub: Any = StorageServiceStub(channel)
                 request = storage_pb2.GetRequest(id="beside")
-                self.figures.newcomers[await _code(stub.Get(request, timeout=_TIMEOUT))] += 1
+                call = stub.Get(request, timeout=_ADMITTED, wait_for_ready=True)
+                self.figures.newcomers[await _code(call)] += 1
             await asyncio.sleep(_NEWCOMER_PAUSE)
 
     async def probe(self) -> None:

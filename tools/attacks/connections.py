@@ -16,7 +16,9 @@ _CONNECT = 5.0
 _BLOCKED = 20
 """Failed connections after which the server counts as full."""
 _DRIP_SECONDS = 0.5
-_REPLACE_SECONDS = 0.25
+_REPLACE_SECONDS = 10.0
+"""Seconds until the connections that the server has closed are replaced. A source that reconnects
+all the time has to be limited by a front, see docs/how-to/security.md."""
 _POLL = 0.1
 _REVOKED_WITHIN = 20.0
 """Seconds within which a revocation must apply; the access file is read every second."""
@@ -35,7 +37,7 @@ async def idle_connections(target: Target, pace: Pace) -> None:
                 except (OSError, TimeoutError):
                     failed += 1
             pace.ready()
-            await asyncio.sleep(_REPLACE_SECONDS)
+            await pace.rest(_REPLACE_SECONDS)
         await pace.hold()
 
 
@@ -47,7 +49,7 @@ async def silent_connections(target: Target, pace: Pace) -> None:
             opened = [one for one in opened if _is_open(one)]
             opened += await _connect(target.rpc, pace, stack, pace.count - len(opened))
             pace.ready()
-            await asyncio.sleep(_REPLACE_SECONDS)
+            await pace.rest(_REPLACE_SECONDS)
         await pace.hold()
 
 
@@ -118,7 +120,7 @@ async def _drip(pace: Pace, opened: list[Streams], data: bytes) -> None:
             if not writer.transport.is_closing():
                 pace.spend(1)
                 writer.write(bytes([byte]))
-        await asyncio.sleep(_DRIP_SECONDS)
+        await pace.rest(_DRIP_SECONDS)
 
 
 def revocation_applies(service: Service) -> list[str]:
@@ -144,7 +146,7 @@ ATTACKS = (
         idle_connections,
         Size(250, 10, 10_000),
         Size(1100, 100, 100_000),
-        seconds=8,
+        seconds=15,
         settings=_FEW_CONNECTIONS,
     ),
     Attack(
@@ -153,7 +155,7 @@ ATTACKS = (
         silent_connections,
         Size(250, 10, 10_000),
         Size(1100, 100, 100_000),
-        seconds=6,
+        seconds=15,
         settings=_FEW_CONNECTIONS,
     ),
     Attack(
@@ -162,7 +164,7 @@ ATTACKS = (
         dripping_handshakes,
         Size(250, 10, 10_000),
         Size(1100, 100, 100_000),
-        seconds=6,
+        seconds=15,
         settings=_FEW_CONNECTIONS,
     ),
     Attack(

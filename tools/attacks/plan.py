@@ -135,8 +135,12 @@ class Pace:
     async def hold(self) -> None:
         """Report that the attack is in place, and keep it until the end."""
         self.ready()
+        await self.rest(self.left)
+
+    async def rest(self, seconds: float) -> None:
+        """Wait for ``seconds``, or the end of the attack if that is earlier."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self.left)):
+            async with asyncio.timeout(max(0.0, min(seconds, self.left))):
                 await self._stopped.wait()
 
 
