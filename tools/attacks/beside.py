@@ -29,8 +29,8 @@ _SAMPLE = 0.05
 _TIMEOUT = 20.0
 """Seconds for a call, a new connection or a probe: far more than on a busy machine."""
 _ADMITTED = 10.0
-"""Seconds within which a new connection must be accepted and its first call answered. The server may
-refuse it at first, while it closes connections of the attacker."""
+"""Seconds within which a new connection must be accepted and its first call answered. The server
+may refuse it at first, while it closes connections of the attacker."""
 _SAVE_EVERY, _STREAM_EVERY = 7, 5
 _OWN = (("grpc.use_local_subchannel_pool", 1),)
 _EAGER = (
