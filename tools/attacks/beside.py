@@ -31,6 +31,8 @@ _TIMEOUT = 20.0
 _ADMITTED = 10.0
 """Seconds within which a new connection must be accepted and its first call answered. The server
 may refuse it at first, while it closes connections of the attacker."""
+_READS = 8
+"""Concurrent reads of the large message, more than the store has connections."""
 _SAVE_EVERY, _STREAM_EVERY = 7, 5
 _OWN = (("grpc.use_local_subchannel_pool", 1),)
 _EAGER = (
@@ -97,6 +99,17 @@ class Beside:
             wanted.append(message(id=LARGE, content="attack " + "🧨" * (stored // 4)))
         for one in wanted:
             await self._storage.Save(storage_pb2.SaveRequest(message=one), timeout=_TIMEOUT)
+        if stored:
+            await self._read_large()
+
+    async def _read_large(self) -> None:
+        """Read the large message as attacks do, so that caches of the store are full before."""
+        calls = (
+            (self._storage.Get, storage_pb2.GetRequest(id=LARGE)),
+            (self._storage.Search, storage_pb2.SearchRequest(query="attack")),
+        )
+        for method, request in calls:
+            await asyncio.gather(*(method(request, timeout=_TIMEOUT) for _ in range(_READS)))
 
     async def call(self) -> None:
         """Call again and again over one connection: reads, some writes, some streams."""

@@ -34,8 +34,9 @@ SHED = 0.05
 shedding reacts to samples, so a burst can shed a few."""
 LOG_RATE = 1000.0
 """Bytes per second that one source may add to the log."""
-PENDING = 256 * 1024 * 1024 / MB
-"""Megabytes of answers that may be pending, for attacks by authenticated callers."""
+UNREAD_GROWTH = 2 * 256 * 1024 * 1024 / MB
+"""Megabytes by which the server may grow if callers with a token do not read their answers: 256 MiB
+of answers may be pending, and an answer is in memory twice while it is serialized."""
 
 
 class CapReachedError(Exception):
@@ -164,7 +165,7 @@ class Attack:
     seconds: float = 3.0
     """Duration of the short form."""
     growth: float = GROWTH
-    """Megabytes by which the server may grow. Answers that are read slowly may take `PENDING`."""
+    """Megabytes by which the server may grow."""
     stored: int = 0
     """Bytes of the message ``LARGE`` that is stored before; 0: none."""
     settings: Mapping[str, str] = field(default_factory=dict)

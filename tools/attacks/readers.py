@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 from tools.attacks import frames
 from tools.attacks.http2_connection import Connection
-from tools.attacks.plan import GROWTH, LARGE, PENDING, Attack, Pace, Size, Target
+from tools.attacks.plan import LARGE, UNREAD_GROWTH, Attack, Pace, Size, Target
 
 _MIB_ANSWER = 1_800_000
 _REPEATED = 33
@@ -59,7 +59,7 @@ ATTACKS = (
         repeated_ids,
         Size(10, 1, 2),
         Size(30, 10, 2),
-        growth=PENDING + GROWTH,
+        growth=UNREAD_GROWTH,
         stored=_MIB_ANSWER,
         seconds=6,
     ),
@@ -69,7 +69,7 @@ ATTACKS = (
         unread_messages,
         Size(300, 1, 2),
         Size(1000, 10, 2),
-        growth=PENDING + GROWTH,
+        growth=UNREAD_GROWTH,
         stored=_MIB_ANSWER,
         seconds=6,
     ),
@@ -79,7 +79,7 @@ ATTACKS = (
         unread_searches,
         Size(300, 1, 2),
         Size(1000, 10, 2),
-        growth=PENDING + GROWTH,
+        growth=UNREAD_GROWTH,
         stored=_MIB_ANSWER,
         seconds=6,
     ),
@@ -89,7 +89,7 @@ ATTACKS = (
         unread_exports,
         Size(80, 1, 2),
         Size(200, 10, 2),
-        growth=PENDING + GROWTH,
+        growth=UNREAD_GROWTH,
         stored=_MIB_ANSWER,
     ),
     Attack(
