@@ -33,6 +33,9 @@ BENCH ?=
 VISITS ?=
 SCALE ?=
 FOLDER ?=
+# For `make attacks`: names of attacks (default: all), and seconds of each (default: 60).
+ATTACK ?=
+SECONDS ?=
 # For `make load`: loads (save, get, search, bulk-save, mix; default: all), and seconds of each.
 # TARGET is the service, ARGS takes --cacert and similar options; SAGASTORE_TOKEN is the token.
 LOAD ?=
@@ -58,7 +61,7 @@ GHZ_FOLDER = $(CURDIR)/build/tools/bin
 GHZ = $(GHZ_FOLDER)/ghz
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs sync-client proto proto-check breaking build release-constraints sbom audit pins clean spec spec-quick traces
+.PHONY: help run run-postgres demo overload fuzz attacks chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs sync-client proto proto-check breaking build release-constraints sbom audit pins clean spec spec-quick traces
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -80,6 +83,10 @@ parity: $(VENV)/.stamp-dev ## Compare search on both stores (FILES='a.jsonl memo
 fuzz: $(VENV)/.stamp-dev ## Send unusual, broken and hostile inputs to real servers (COUNT, SEED, TARGET, REPLAY=FILE)
 	@exec $(BIN)/python -m tools.fuzz --count '$(COUNT)' --seed '$(SEED)' --target '$(TARGET)' \
 	    $(if $(REPLAY),--replay '$(REPLAY)')
+
+attacks: $(VENV)/.stamp-dev ## Attack servers on this machine and check what they withstand (ATTACK='pings rapid-reset', SECONDS)
+	@exec $(BIN)/python -m tools.attacks $(if $(ATTACK),--attack $(ATTACK)) \
+	    $(if $(SECONDS),--seconds '$(SECONDS)') $(ARGS)
 
 chaos: $(VENV)/.stamp-dev ## Run faults against a real service and check every answer (ROUNDS, SEED, PLANT=name or all)
 	@exec $(BIN)/python -m tools.chaos --rounds '$(or $(ROUNDS),20)' --seed '$(SEED)' \
