@@ -41,7 +41,7 @@ async def test_failing_component_is_restarted_and_leaves_the_others() -> None:
         await until(lambda: tls.polls > 2 and access.applied > 2)
         (failure,) = supervisor.failing
         assert failure.task == "tls-watcher"
-        assert failure.error == "ValueError: year 10000 is out of range"
+        assert failure.error == "ValueError"
         tls.error = None
         await until(lambda: tls.applied > 0)
     assert {"tls-watcher", "access-watcher"}.isdisjoint(

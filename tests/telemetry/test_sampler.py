@@ -82,7 +82,7 @@ async def test_failing_sample_leaves_the_heartbeat_and_the_other_samples() -> No
     async with running(control, readiness) as (sampler, supervisor):
         await until(lambda: bool(supervisor.failing) and supervisor.failing[0].failures > 2)
         (failure,) = supervisor.failing
-        assert (failure.task, failure.error) == ("memory-sampler", "RuntimeError: a defect")
+        assert (failure.task, failure.error) == ("memory-sampler", "RuntimeError")
         assert [warning.reason for warning in readiness.warnings()] == ["TASK_FAILING"]
         beat = readiness.silence
         await until(lambda: readiness.silence < beat)  # A newer heartbeat has come.
