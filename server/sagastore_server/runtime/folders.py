@@ -77,12 +77,11 @@ class Folder:
         while True:
             descriptor = self._open_lock(name)
             try:
-                if lock_descriptor(descriptor, blocking=False):
-                    # A removed file no longer excludes those who lock a new one of that name.
-                    if self._names(name, descriptor):
-                        yield
-                        return
-                elif time.monotonic() > end:
+                # A removed file no longer excludes those who lock a new one of that name.
+                if lock_descriptor(descriptor, blocking=False) and self._names(name, descriptor):
+                    yield
+                    return
+                if time.monotonic() > end:
                     raise TimeoutError
             finally:
                 os.close(descriptor)
