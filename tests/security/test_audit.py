@@ -66,6 +66,16 @@ def test_every_rpc_is_a_known_change_or_a_known_read() -> None:
     assert len(reads) == len(ADMIN_READS)
 
 
+def test_change_has_the_id_of_its_call_with_log_calls(server: ServerFactory) -> None:
+    process = server(log_calls="true")
+    with Client(process.address, token="ops-token") as client:
+        client.save(Message("a", "user", "the-content", id="m"))
+    assert process.terminate() == 0
+    (change,) = changes(process.events)
+    (logged,) = (one for one in process.events if one["event"] == "call" and one["caller"] == "ops")
+    assert change["call"] == logged["call"]
+
+
 def test_each_change_is_one_line(server: ServerFactory) -> None:
     process = server()
     with Client(process.address, token="ops-token") as client:

@@ -155,7 +155,6 @@ class AdmissionControl:
         seconds = time.perf_counter() - began
         call.code = code
         self._instruments.call_ended(call.method, code, seconds)
-        self.audit.ended(call, code)
         if self._log_calls:
             adopt_call_id(call, context)
             _log.info(
@@ -166,6 +165,8 @@ class AdmissionControl:
                 caller=call.caller,
                 call=call.id,
             )
+        # After the id was read, so that the audit line has it.
+        self.audit.ended(call, code)
 
     def admit(self, call: CallContext, context: IncomingCall, role: Role) -> None:
         """Authenticate and authorize the caller, and apply its rate limit.
