@@ -165,6 +165,17 @@ def test_root_does_not_serve_a_store_in_a_folder_of_another_user(
     assert owners(theirs) == {(UID, GID)}
 
 
+def test_root_writes_no_audit_file_in_a_folder_of_another_user(theirs: Path, own: Path) -> None:
+    (theirs / "logs").symlink_to(own)
+    options = ("--sqlite", own / "messages.db", "--listen", "127.0.0.1:0", "--ops-listen", "off")
+    done = run("serve", *options, "--audit", theirs / "logs" / "audit.log", cwd=own)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert f"user {UID} can change" in line
+    assert "run this as that user" in line
+    assert not (own / "audit.log").exists()
+
+
 @pytest.mark.parametrize("link", ["access.toml", ".access.toml.new", ".access.toml.lock"])
 def test_token_command_follows_no_link_of_the_owner_of_the_folder(
     theirs: Path, own: Path, link: str

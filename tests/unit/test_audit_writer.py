@@ -118,3 +118,19 @@ def test_line_of_a_killed_server_does_not_join_the_next(tmp_path: Path) -> None:
         destination.write(line)
         destination.close()
     assert path.read_bytes() == b"half a li\nnext\nlast\n"
+
+
+def test_line_that_cannot_be_rendered_costs_no_other_line() -> None:
+    destination = FullDisk()
+
+    def render(entry: str) -> str:
+        if not entry:
+            raise ValueError("a defect")
+        return f"{entry}\n"
+
+    writer = AuditWriter(destination, render, lambda lost: f"lost {lost}\n", list)
+    for entry in ("first", "", "second"):
+        writer.put(entry)
+    writer.close()
+    assert destination.lines == [b"first", b"second", b"lost 1"]
+    assert writer.lost == 1

@@ -19,6 +19,8 @@ from typing import Generic, Protocol, TypeVar
 
 import structlog
 
+from sagastore_server.runtime.file_rights import RightsError, refuse_other_users
+
 MAX_QUEUED = 10_000
 """Lines that wait; each takes 0.3 to 4 kB. A busy server writes this many in some seconds."""
 
@@ -92,7 +94,8 @@ class FileDestination:
         """Open ``path``.
 
         Raises:
-            AuditFileError: It cannot be opened, or is not a regular file.
+            AuditFileError: It cannot be opened, is not a regular file, or this process runs as
+                root and another user controls the path.
 
         """
         self._path = path
@@ -100,6 +103,8 @@ class FileDestination:
         self._next_check = clock() + _CHECK_SECONDS
         try:
             self._descriptor = _open(path)
+        except RightsError as exc:
+            raise AuditFileError(f"cannot use the audit file {path}: {exc.strerror}") from exc
         except OSError as exc:
             raise AuditFileError(
                 f"cannot open the audit file {path}: {exc.strerror or exc}; make its folder "
@@ -219,7 +224,17 @@ class AuditWriter(Generic[Entry]):
         queue = self._queue
         while queue:
             count = min(len(queue), _TOGETHER)
-            self._write([self._render(queue.popleft()) for _ in range(count)])
+            lines = [self._rendered(queue.popleft()) for _ in range(count)]
+            self._write([line for line in lines if line])
+
+    def _rendered(self, entry: Entry) -> str:
+        """Return the line of an entry; empty if a defect prevents that, and the line is lost."""
+        try:
+            return self._render(entry)
+        except Exception as exc:  # noqa: BLE001 - the thread goes on with the other lines
+            self._rejected += 1
+            _log.error("an audit line cannot be rendered", exc_info=exc)
+            return ""
 
     def _write(self, lines: list[str]) -> None:
         lost = self.lost - self._reported
@@ -243,6 +258,7 @@ class AuditWriter(Generic[Entry]):
 
 
 def _open(path: Path) -> int:
+    refuse_other_users(path)
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
     # Without a link of another user, and without waiting for the reader of a pipe.
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
