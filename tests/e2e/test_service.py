@@ -23,7 +23,7 @@ from tests.support.messages import message, new_id
 from tests.support.rpc_errors import refused
 from tests.support.server_process import ServerProcess
 
-SERVICES = ["sagastore.v1.StorageService", "sagastore.v1.MigrationService"]
+SERVICES = [f"sagastore.v1.{name}Service" for name in ("Storage", "Session", "File", "Migration")]
 
 
 @pytest.mark.parametrize("service", ["", *SERVICES])

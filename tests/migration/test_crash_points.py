@@ -27,7 +27,7 @@ ALWAYS = [
     "opening/sqlite COMMIT of take_over/after#1",
     "1-sqlite-only/sqlite COMMIT of set_state(2-dual-write)/after#1",
     "2-dual-write/sqlite COMMIT of writes/after#7",
-    "2-dual-write/postgres COMMIT of apply/sent#7",
+    "2-dual-write/postgres COMMIT of apply/sent#1",
     "3-backfill/postgres COMMIT of copy(rows)/sent#2",
     "3-backfill/postgres CREATE INDEX CONCURRENTLY of build_index(idx_messages_content_fts)/sent#1",
     "3-backfill/sqlite COMMIT of set_state(4-read-postgres verified)/after#1",

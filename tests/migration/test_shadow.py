@@ -111,7 +111,7 @@ async def test_shadow_extra_message_is_different(pair: Following) -> None:
         await read(pair, shadow, "Get")
         (difference,) = (await done(shadow, 1)).differences
     assert difference.sqlite == "not found"
-    assert difference.postgresql == "1 message; only here: m-003@17"
+    assert difference.postgresql == "1 row; only here: m-003@17"
 
 
 async def test_shadow_order_difference_is_reported(pair: Following) -> None:
@@ -121,7 +121,7 @@ async def test_shadow_order_difference_is_reported(pair: Following) -> None:
         (difference,) = (await done(shadow, 1)).differences
     revision = (await pair.source.get("m-049")).revision
     assert f"m-049@{revision} (fields differ)" in difference.postgresql
-    assert difference.postgresql.startswith("50 messages and more; only here: ")
+    assert difference.postgresql.startswith("50 rows and more; only here: ")
 
 
 async def test_shadow_keeps_latest_differences_and_counts_all(pair: Following) -> None:

@@ -29,7 +29,7 @@ from sagastore_server.storage.errors import (
 from sagastore_server.storage.model import OnConflict, SaveResult
 from sagastore_server.storage.query import Scan
 from tests.support.backends import opened
-from tests.support.drafts import NOW, draft, save_all
+from tests.support.drafts import NOW, draft, lone, save_all
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ class _AlwaysFirst:
             with contextlib.suppress(NotFoundError):
                 await self._other.delete("m")
             changes = await self._load(*arguments)
-            await self._other.save(draft("m", "first"))
+            await self._other.save(lone("m", "first"))
         finally:
             self._acting = False
         return changes
@@ -234,10 +234,10 @@ async def test_contended_write_succeeds_or_is_aborted(
     ):
         _AlwaysFirst(other, losses, monkeypatch)
         if gets_on:
-            assert not (await one.save(draft("m", "second"))).created
+            assert not (await one.save(lone("m", "second"))).created
         else:
             with pytest.raises(UnavailableError, match="conflicted with other writes; try again"):
-                await one.save(draft("m", "second"))
+                await one.save(lone("m", "second"))
         assert (await one.get("m")).content == ("second" if gets_on else "first")
 
 

@@ -119,7 +119,7 @@ async def test_lock_wait_does_not_block_other_groups(dsn: str, rows: int) -> Non
                 await until_one_waits(dsn)
                 for number in range(3):
                     # Of another session: writes of one session wait for each other.
-                    await backend.save(draft(f"m-{number}", session_id=f"s-{number}"))
+                    await backend.save(draft(f"m-{number}", session_id=f"other-{number}"))
                 assert not held_up.done()
             assert (await held_up).saved == rows
         finally:

@@ -1,4 +1,7 @@
-"""Journal: contains every change and nothing else, for any order of operations."""
+"""Journal: contains every change of a message and nothing else, for any order of operations.
+
+The messages belong to no session; the contract suite covers the entries of sessions and files.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from tests.sqlite.sources import (
     in_one_group,
     opened_source,
 )
-from tests.support.drafts import draft
+from tests.support.drafts import draft, lone
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,11 +62,11 @@ def _write(source: SQLiteSource, write: tuple[Any, ...]) -> Coroutine[Any, Any, 
     kind, *rest = write
     if kind == "save":
         key, text, if_revision = rest
-        return source.save(draft(key, text), if_revision)
+        return source.save(lone(key, text), if_revision)
     if kind == "delete":
         return source.delete(*rest)
     drafts, on_conflict = rest
-    return source.bulk_save([draft(key, text) for key, text in drafts], on_conflict)
+    return source.bulk_save([lone(key, text) for key, text in drafts], on_conflict)
 
 
 class _Model:
@@ -158,19 +161,19 @@ def test_journal_contains_exactly_the_changes(script: list[tuple[Any, ...]]) -> 
 async def test_group_adds_one_entry_per_message(path: Path) -> None:
     """Saved, deleted and saved again in one transaction: the last revision is journalled."""
     async with opened_source(path) as source:
-        await source.save(draft("kept"))
+        await source.save(lone("kept"))
         await source.set_state(DUAL_WRITE)
         outcomes = await in_one_group(
             source,
             [
-                source.save(draft("a", "one")),
-                source.save(draft("a", "two")),
-                source.save(draft("a", "three"), 99),
+                source.save(lone("a", "one")),
+                source.save(lone("a", "two")),
+                source.save(lone("a", "three"), 99),
                 source.delete("a"),
-                source.save(draft("a", "four")),
-                source.save(draft("b", "once")),
+                source.save(lone("a", "four")),
+                source.save(lone("b", "once")),
                 source.delete("b"),
-                source.save(draft("kept")),
+                source.save(lone("kept")),
             ],
         )
         assert [isinstance(one, StorageError) for one in outcomes].count(True) == 1
@@ -186,11 +189,11 @@ async def test_disabled_journal_executes_no_statement(path: Path) -> None:
         assert source._connection is not None
         statements: list[str] = []
         source._connection.set_trace_callback(statements.append)
-        await source.save(draft("a"))
+        await source.save(lone("a"))
         assert not [one for one in statements if "journal" in one]
         await source.set_state(DUAL_WRITE)
         statements.clear()
-        await in_one_group(source, [source.save(draft(f"m{n}")) for n in range(5)])
+        await in_one_group(source, [source.save(lone(f"m{n}")) for n in range(5)])
         source._connection.set_trace_callback(None)
         assert len({one for one in statements if "INTO journal" in one}) == 1
         assert statements.count("COMMIT") == 1
@@ -202,9 +205,9 @@ async def test_rejected_row_leaves_no_entry(path: Path) -> None:
         outcomes = await in_one_group(
             source,
             [
-                source.save(draft("good")),
-                source.save(draft("bad", timestamp=2**70)),
-                source.save(draft("also good")),
+                source.save(lone("good")),
+                source.save(draft("bad", timestamp=2**70, session_id=None)),
+                source.save(lone("also good")),
             ],
         )
         assert [isinstance(one, BaseException) for one in outcomes] == [False, True, False]
@@ -217,7 +220,7 @@ async def test_listeners_are_called_once_per_group(path: Path) -> None:
     async with opened_source(path) as source:
         heard: list[int] = []
         source.on_commit(lambda: heard.append(source.committed))
-        await in_one_group(source, [source.save(draft(f"m{n}")) for n in range(50)])
+        await in_one_group(source, [source.save(lone(f"m{n}")) for n in range(50)])
         assert heard == [50]
 
 
@@ -230,7 +233,7 @@ async def test_failing_listener_does_not_block_answers(path: Path) -> None:
     asyncio.get_running_loop().set_exception_handler(lambda _, why: complaints.append(why))
     async with opened_source(path) as source:
         source.on_commit(_fail)
-        assert (await source.save(draft("a"))).created
+        assert (await source.save(lone("a"))).created
         assert source.committed == 1
     assert len(complaints) == 1
 
@@ -239,7 +242,7 @@ async def test_pruning_works_in_bounded_batches(path: Path) -> None:
     async with opened_source(path) as source:
         await source.set_state(DUAL_WRITE)
         for start in range(12):
-            drafts = [draft(f"m{start:02}-{n:03}", "x") for n in range(1000)]
+            drafts = [lone(f"m{start:02}-{n:03}", "x") for n in range(1000)]
             await source.bulk_save(drafts, OnConflict.REPLACE)
         assert source._connection is not None
         statements: list[str] = []
@@ -256,7 +259,7 @@ _WRITER = """
 import asyncio, sys
 from pathlib import Path
 from sagastore_server.sqlite.source import SQLiteSource
-from tests.support.drafts import draft
+from tests.support.drafts import lone
 
 async def main(path):
     source = SQLiteSource(path)
@@ -264,7 +267,7 @@ async def main(path):
     print("open", flush=True)
     async def work(name):
         for number in range(10**6):
-            result = await source.save(draft(f"{name}-{number % 50}", f"text {number}"))
+            result = await source.save(lone(f"{name}-{number % 50}", f"text {number}"))
             print(result.revision, result.id, flush=True)
             if number % 7 == 3:
                 await source.delete(result.id)
@@ -310,19 +313,19 @@ async def test_failed_commit_stores_neither_change_nor_entry(path: Path) -> None
     """Another program holds the write lock, so the whole group fails."""
     async with opened_source(path) as source:
         await source.set_state(DUAL_WRITE)
-        await source.save(draft("before"))
+        await source.save(lone("before"))
         assert source._connection is not None
         source._connection.execute("PRAGMA busy_timeout = 1")
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(StorageError):
-                await source.save(draft("refused"))
+                await source.save(lone("refused"))
             with pytest.raises(StorageError):
                 await source.requeue(["before"])
             with pytest.raises(StorageError):
                 await source.set_state(SQLITE_ONLY)
             other.execute("ROLLBACK")
         assert content(path).journal == {1: ("before", False)}
-        await source.save(draft("after"))
+        await source.save(lone("after"))
         assert content(path).journal == {1: ("before", False), 2: ("after", False)}
         assert (await source.state()) == DUAL_WRITE

@@ -147,7 +147,7 @@ async def test_imported_messages_are_served(path: Path) -> None:
         assert (aside.source_key, aside.field) == ("messages/rowid=5", "content")
         assert [(await store.get(id)).content for id in ("empty", "blank")] == ["", " \n"]
     async with opened(lambda: SQLiteStorage(path)) as again:
-        assert await found(again, "") == ["blank", "empty", "one", "two"]
+        assert await found(again, "") == ["one", "two", "empty", "blank"]
 
 
 def test_backup_copy_equals_original(path: Path) -> None:

@@ -215,7 +215,7 @@ def test_lost_row_aborts_import(
         "sagastore_server.sqlite.legacy.importer._Takeover._quarantine", lambda *_: None
     )
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE messages SET content = '' WHERE id = 'm7'")
+        connection.execute("UPDATE messages SET content = char(0) WHERE id = 'm7'")
     before = digest(path)
     with pytest.raises(CannotOpenError, match="does not add up"):
         take_over(path)

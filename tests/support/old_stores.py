@@ -17,6 +17,15 @@ SQLITE, POSTGRESQL = 3, 2
 """The schema versions."""
 
 
+_OLD_POSTGRESQL_FILES = """
+CREATE TABLE files (
+    id TEXT COLLATE "C" PRIMARY KEY, filename TEXT NOT NULL, filepath TEXT NOT NULL,
+    file_type TEXT NOT NULL, extracted_text TEXT, tags TEXT, file_size BIGINT,
+    uploaded_at TEXT NOT NULL, metadata TEXT, created_at TEXT, extra TEXT NOT NULL DEFAULT '{}'
+);
+"""
+
+
 class OldRow(NamedTuple):
     """A message of session ``s-1``; all have equal timestamps."""
 
@@ -66,6 +75,12 @@ def set_back_sqlite(path: Path) -> None:
         connection.executescript(
             f"""
             BEGIN;
+            DELETE FROM journal WHERE kind <> 0;
+            ALTER TABLE journal DROP COLUMN kind;
+            DROP TABLE sessions;
+            DROP TABLE file_tombstones;
+            DROP TABLE files;
+            {_old_files()}
             DROP INDEX idx_messages_session;
             CREATE INDEX idx_messages_session ON messages (session_id, timestamp, id)
                 WHERE session_id IS NOT NULL;
@@ -78,12 +93,25 @@ def set_back_sqlite(path: Path) -> None:
         )
 
 
+def _old_files() -> str:
+    """Return the statements that create the table ``files`` of the old schema of SQLite."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        files.register_owner_function(connection)
+        for number in range(1, SQLITE + 1):
+            files.apply_step(connection, number)
+        made = "SELECT sql || ';' FROM sqlite_master WHERE tbl_name = 'files' AND sql IS NOT NULL"
+        return "\n".join(sql for (sql,) in connection.execute(made))
+
+
 async def set_back_postgresql(dsn: str) -> None:
     """Give a store, or a migration target, of the present schema the old one."""
     await execute(
         dsn,
         f"""
         BEGIN;
+        DROP TABLE sessions, file_tombstones, files;
+        {_OLD_POSTGRESQL_FILES}
+        ALTER TABLE migration DROP COLUMN backfill_attempt;
         CREATE TEMPORARY TABLE had AS SELECT indexname FROM pg_indexes
             WHERE schemaname = current_schema() AND indexname = 'idx_messages_sequence';
         ALTER TABLE messages DROP COLUMN sequence;

@@ -7,6 +7,18 @@ SELECT source, phase, epoch, holder, session,
     backfill_attempt
 FROM migration
 
+-- name: record_before_order
+-- As `record`, of a schema before step 3.
+SELECT source, phase, epoch, holder, session,
+    extract(epoch FROM lease_until - clock_timestamp())::float8 AS lease_seconds, applied,
+    backfill_state, backfill_carried, backfill_cursor, backfill_upto, backfill_copied, backfill_total,
+    0::bigint AS backfill_attempt
+FROM migration
+
+-- name: phase
+-- Only columns that every schema version with this table has: read before an upgrade.
+SELECT phase, holder FROM migration
+
 -- name: unfinished
 -- Whether this is the target of an unfinished migration.
 SELECT EXISTS (SELECT FROM migration WHERE phase < 5)

@@ -25,6 +25,7 @@ from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import MIGRATION, QUERIES
 from sagastore_server.postgresql.schema import (
+    HAS_SEQUENCES,
     HAS_SESSIONS,
     MIGRATES_FROM,
     SCHEMA_VERSION,
@@ -300,7 +301,8 @@ async def _inspected(connection: Connection) -> TargetState:
         return TargetState(0, True, None)
     record = None
     if version >= MIGRATES_FROM:
-        row = await connection.fetchrow(MIGRATION["record"])
+        statement = "record" if version >= HAS_SEQUENCES else "record_before_order"
+        row = await connection.fetchrow(MIGRATION[statement])
         record = None if row is None else record_from_row(row)
     contents = "contents" if version >= HAS_SESSIONS else "contents_before_sessions"
     return TargetState(version, not await connection.fetch(MIGRATION[contents]), record)

@@ -42,6 +42,9 @@ _TABLES = (
 _FILES = 5
 """Schema step that replaces the table ``files``."""
 
+HAS_SEQUENCES = 3
+"""The first schema version with sequences, and with `backfill_attempt`."""
+
 HAS_SESSIONS = 4
 """The first schema version with sessions."""
 
@@ -103,7 +106,7 @@ async def _refuse_target(connection: Connection, version: int, place: str) -> bo
     """Refuse a migration target; return whether a migration to this database has finished."""
     record = None
     if version >= MIGRATES_FROM:
-        record = await connection.fetchrow(MIGRATION["record"])
+        record = await connection.fetchrow(MIGRATION["phase"])
     if record is None:
         return False
     phase, host = Phase(record["phase"]), host_of(record["holder"])
