@@ -245,11 +245,12 @@ class AuditWriter(Generic[Entry]):
         try:
             self._destination.write("".join(lines).encode("utf-8", "backslashreplace"))
         except OSError as exc:
-            self._rejected += len(lines) - bool(lost)
-            reason = exc.strerror or str(exc)
-            if not self.failure:
-                _log.error("audit lines cannot be written", reason=reason)
+            reason, is_new = exc.strerror or str(exc), not self.failure
+            # Before the count, so that whoever sees a lost line sees the reason too.
             self.failure = reason
+            self._rejected += len(lines) - bool(lost)
+            if is_new:
+                _log.error("audit lines cannot be written", reason=reason)
             return
         self._reported += lost
         if self.failure:
