@@ -103,10 +103,10 @@ class FinalState:
         for name, rows in self._here.items():
             # Only files are written after the cutover; `changed` also has ids of messages.
             skipped = changed if name == "files" else ()
-            there, here = (
+            there_rows, here_rows = (
                 {row for row in side if row[0] not in skipped} for side in (self._there[name], rows)
             )
-            assert there == here, f"{name} of PostgreSQL and of the archive differ"
+            assert there_rows == here_rows, f"{name} of PostgreSQL and of the archive differ"
 
     def compare_counts(self, quarantined: int, files: int) -> None:
         """Compare the receipt with both sides and with the expected counts."""
