@@ -242,4 +242,6 @@ async def test_calls_have_a_span_and_health_checks_have_none(served: Served) -> 
     await served.server.start_accepting()
     await served.health()
     assert (await served.get()).code is grpc.StatusCode.NOT_FOUND
+    # The span ends after the answer was sent, which the client may see first.
+    await until(lambda: bool(served.tracer.spans))
     assert served.tracer.spans == [("sagastore.v1.StorageService/Get", "NOT_FOUND")]
