@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
 import grpc
@@ -14,6 +15,7 @@ from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tls import TlsMaterial, TlsSource
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.rpc.admission import AdmissionControl, Limits
+from sagastore_server.rpc.client_certificates import ClientCertificates
 from sagastore_server.rpc.error_responder import ErrorResponder
 from sagastore_server.rpc.file_service import FileServicer
 from sagastore_server.rpc.grpc_internals import create_server
@@ -57,11 +59,15 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def _channel_options(limits: Limits) -> tuple[tuple[str, int], ...]:
-    options = (
+    options: tuple[tuple[str, int], ...] = (
         ("grpc.max_receive_message_length", limits.max_request_bytes),
         # Responses are bounded by their content (storage.limits, MAX_BATCH_GET_BYTES). A second
         # limit here would only turn a response into an error.
         ("grpc.max_send_message_length", -1),
+        # gRPC inflates a message before anybody can decide about it.
+        ("grpc.compression_enabled_algorithms_bitset", -1 if limits.request_compression else 1),
+        # Without it, a stream's initial window grows, and unread requests with it.
+        ("grpc.http2.bdp_probe", 0),
         # A second server on the port must fail to start instead of sharing its calls.
         ("grpc.so_reuseport", 0),
         # Detect dead peers within 80 s, and allow clients to ping every 10 s, also when idle.
@@ -94,6 +100,9 @@ class ServerOptions(NamedTuple):
     """Authenticates callers; None: every caller may call everything."""
     tls: TlsSource | None = None
     """TLS material; None: plain text."""
+    certificate_end: Callable[[bytes], float] | None = None
+    """Returns the end of validity of a client certificate in PEM; None: it is not checked after
+    the TLS handshake."""
     instruments: Instruments | None = None
     """Receives metrics."""
     tracer: Tracer = NO_TRACER
@@ -141,10 +150,14 @@ class RpcServer:
             options.access,
             options.instruments,
             load_shedder=shedder,
+            client_certificates=(
+                ClientCertificates(options.certificate_end) if options.certificate_end else None
+            ),
             log_calls=options.log_calls,
         )
         self._session_deletion = SessionDeletion(backend, self._supervisor)
-        self._load_sampler: SupervisedTask | None = None
+        self._probes = health
+        self._tasks: list[SupervisedTask] = []
         self._termination: asyncio.Task[bool] | None = None
         self._add_services(backend, control, health)
 
@@ -164,7 +177,9 @@ class RpcServer:
             MigrationServicer(backend, control),
         )
         handlers = [
-            service_handler(service, servicer, self.admission, responder, options.tracer)
+            service_handler(
+                service, servicer, self.admission, responder, options.tracer, pool=self._worker_pool
+            )
             for service, servicer in zip(_SERVICES, servicers, strict=True)
         ]
         handlers += health_handlers(
@@ -185,7 +200,11 @@ class RpcServer:
             raise CannotListenError(f"cannot listen on {address}") from exc
         await self._server.start()
         self._termination = awaited(self._server.wait_for_termination(), name="grpc-termination")
-        self._load_sampler = self._supervisor.start("load-sampler", self.admission.load_shedder.run)
+        self._tasks = [
+            self._supervisor.start("load-sampler", self.admission.load_shedder.run),
+            self._supervisor.start("call-watcher", self.admission.watch),
+            self._supervisor.start("probe-watcher", self._probes.watch),
+        ]
         return port
 
     def _bind(self, address: str) -> int:
@@ -226,8 +245,8 @@ class RpcServer:
     async def stop(self) -> None:
         """Stop listening, and end the calls that are still in progress."""
         await self._session_deletion.stop()
-        if self._load_sampler is not None:
-            await self._load_sampler.stop()
+        tasks, self._tasks = self._tasks, []
+        await asyncio.gather(*(task.stop() for task in tasks))
         try:
             # gRPC fails to stop a server that has terminated.
             if self._termination is None or not self._termination.done():
