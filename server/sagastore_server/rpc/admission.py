@@ -36,7 +36,7 @@ from sagastore_server.rpc.grpc_internals import CallCounts
 from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.load_shedding import LoadShedder
 from sagastore_server.rpc.memory_budget import ByteBudget
-from sagastore_server.rpc.pending_reads import PendingReads, ReadLimits
+from sagastore_server.rpc.pending_reads import PendingReads, QueuedReads, ReadLimits
 from sagastore_server.rpc.places import Place, PlaceLimits, Places
 from sagastore_server.rpc.rate_limiter import RateLimiter
 from sagastore_server.rpc.stream_revocation import StreamRevocation
@@ -122,7 +122,7 @@ class Limits(NamedTuple):
     @property
     def reads(self) -> ReadLimits:
         """Limits of messages that are being received."""
-        slow = max(2, self.request_memory // self.max_request_bytes)
+        slow = max(1, self.request_memory // self.max_request_bytes)
         return ReadLimits(slow, max(1, int(slow * self.caller_share)), self.message_timeout)
 
 
@@ -156,6 +156,7 @@ class AdmissionControl:
         *,
         load_shedder: LoadShedder | None = None,
         client_certificates: ClientCertificates | None = None,
+        queue_reads: bool = False,
         log_calls: bool = False,
     ) -> None:
         """Admit the callers that ``access`` allows, up to ``limits``.
@@ -168,13 +169,15 @@ class AdmissionControl:
             load_shedder: Refuses calls under overload; None: only the limits apply.
             client_certificates: Checks the certificates of callers without a token; None: the
                 server requests no certificates.
+            queue_reads: Whether few requests are received at a time, for callers without
+                credentials.
             log_calls: Whether each call is logged when it ends.
 
         """
         self.lifecycle = lifecycle
         self.limits = limits
         self._places = Places(limits.places)
-        self.reads = PendingReads(limits.reads)
+        self.reads = QueuedReads(limits.reads) if queue_reads else PendingReads(limits.reads)
         """Calls that wait for a message of the client."""
         self._access = access or AccessControl()
         self._stream_revocation = StreamRevocation()
@@ -268,7 +271,7 @@ class AdmissionControl:
             place = self._places.call(self._owner(call, context))
         if place is None:
             self._refuse_overload("calls", self.limits.max_calls)
-        context.add_done_callback(place.release)  # type: ignore[arg-type] # A callable does.
+        place.task.add_done_callback(place.release)
         return place
 
     def acquire_stream(self, call: CallContext, context: Context) -> Place:
@@ -281,7 +284,7 @@ class AdmissionControl:
         place = self._places.stream(self._owner(call, context))
         if place is None:
             self._refuse_overload("streams", self.limits.max_streams)
-        context.add_done_callback(place.release)  # type: ignore[arg-type] # A callable does.
+        place.task.add_done_callback(place.release)
         return place
 
     async def wait_for_rate(self, owner: str) -> None:

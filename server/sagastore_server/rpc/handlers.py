@@ -235,6 +235,7 @@ class _Dispatcher:
                 raise NoRequestError("the method requires one message, and the client sent none")
             size = len(raw)
             if size > limit:
+                del raw  # The traceback would keep it until the status has been sent.
                 raise RequestTooLargeError(
                     f"the request has {size:,} bytes; this method accepts {limit:,}"
                 )

@@ -27,8 +27,8 @@ from sagastore_server.storage.errors import InvalidRequestError, NotFoundError, 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
-_SLOW_READS = 2
-"""Requests that may arrive slowly at the same time: each can take ``max_request_bytes``."""
+_SLOW_READS = 1
+"""Requests that are received at a time: each can take ``max_request_bytes``."""
 
 _ANSWER_MEMORY = 16 * 1024 * 1024
 """Bytes of answers that were not sent yet. The longest, of reflection, has about 30 KiB."""
@@ -139,7 +139,7 @@ def health_admission(limits: Limits) -> AdmissionControl:
         answer_memory=_ANSWER_MEMORY,
         message_timeout=min(_MESSAGE_TIMEOUT, limits.message_timeout),
     )
-    return AdmissionControl(lifecycle, own)
+    return AdmissionControl(lifecycle, own, queue_reads=True)
 
 
 def health_handlers(

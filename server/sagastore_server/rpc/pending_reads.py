@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from typing import Any, NamedTuple
 
 from sagastore_server.interfaces.errors import OverloadedError, SilentError
@@ -31,6 +31,9 @@ PROMPT_TICKS = 3
 
 _RETRY_AFTER = 0.5
 """Seconds after which a call that was ended for others may be retried, before jitter."""
+
+_MOST_WAITING = 32
+"""Reads of one owner that may wait in `QueuedReads`."""
 
 
 class ReadLimits(NamedTuple):
@@ -117,9 +120,14 @@ class PendingReads:
 
     def _tick(self) -> None:
         self._timer = None
-        if len(self._reads) <= self._limits.slow:
-            return
-        self._start_timer()
+        if self._needs_ticks():
+            self._start_timer()
+            self._end_slow()
+
+    def _needs_ticks(self) -> bool:
+        return len(self._reads) > self._limits.slow
+
+    def _end_slow(self) -> None:
         slow = 0
         slow_by_owner: Counter[str] = Counter()
         for read in list(self._reads):
@@ -131,13 +139,92 @@ class PendingReads:
             if slow > self._limits.slow or slow_by_owner[read.owner] > self._limits.slow_of_owner:
                 slow -= 1
                 slow_by_owner[read.owner] -= 1
-                error = OverloadedError(
-                    "too many requests are being received; retry later", retry_after=_RETRY_AFTER
-                )
-                self._end(read, error)
+                self._end(read, _too_many())
 
     @staticmethod
     def _end(read: _Read, error: StorageError) -> None:
         if read.error is None:
             read.error = error
             read.task.cancel()
+
+
+class QueuedReads(PendingReads):
+    """Reads of callers without credentials: few at a time, the others wait.
+
+    The owners take turns, so that one of them does not keep the others waiting. While others wait,
+    a read that takes longer than a tick is ended: what these callers send is small, and has
+    arrived when it is asked for.
+    """
+
+    def __init__(self, limits: ReadLimits) -> None:
+        """Create an empty registry; ``slow`` of the limits are the reads at a time."""
+        super().__init__(limits)
+        self._active = 0
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        """Waiting reads by owner; the owner whose turn it is comes first."""
+
+    async def read(
+        self, context: Any, task: asyncio.Task[Any], owner: str, seconds: float | None = None
+    ) -> Any:
+        """See `PendingReads.read`."""
+        if self._active < self._limits.slow:
+            self._active += 1
+        else:
+            await self._turn(owner)
+        try:
+            return await super().read(context, task, owner, seconds)
+        finally:
+            self._active -= 1
+            self._wake_next()
+
+    async def _turn(self, owner: str) -> None:
+        """Wait for a turn, which `_wake_next` counts as active."""
+        queue = self._waiting.setdefault(owner, deque())
+        if len(queue) >= _MOST_WAITING:
+            raise _too_many()
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(turn)
+        if self._timer is None:
+            self._start_timer()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._forget(owner, turn)
+            else:
+                self._active -= 1
+                self._wake_next()
+            raise
+
+    def _forget(self, owner: str, turn: asyncio.Future[None]) -> None:
+        queue = self._waiting.get(owner)
+        if queue is not None and turn in queue:
+            queue.remove(turn)
+            if not queue:
+                del self._waiting[owner]
+
+    def _wake_next(self) -> None:
+        while self._waiting and self._active < self._limits.slow:
+            owner = next(iter(self._waiting))
+            queue = self._waiting.pop(owner)
+            turn = queue.popleft()
+            if queue:
+                self._waiting[owner] = queue
+            if not turn.done():
+                turn.set_result(None)
+                self._active += 1
+
+    def _needs_ticks(self) -> bool:
+        return bool(self._waiting)
+
+    def _end_slow(self) -> None:
+        for read in list(self._reads):
+            read.ticks += 1
+            if read.ticks > 1:
+                self._end(read, _too_many())
+
+
+def _too_many() -> OverloadedError:
+    return OverloadedError(
+        "too many requests are being received; retry later", retry_after=_RETRY_AFTER
+    )

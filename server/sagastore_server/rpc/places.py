@@ -119,9 +119,10 @@ class Place:
         if self._requests:
             self._places.requests.give_back(self.owner, self._requests.popleft())
 
-    def release(self, context: object) -> None:
-        """Return the place. gRPC calls this once the call has ended, with the ``context``."""
-        del context
+    def release(self, task: asyncio.Task[Any]) -> None:
+        """Return the place; the callback of ``task``, which ends when the answer was sent."""
+        # gRPC's own callback makes a cycle of objects, which waits for the garbage collector.
+        del task
         places = self._places
         self._drop_requests()
         if self._is_stream:

@@ -26,6 +26,7 @@ from sagastore_server.rpc.load_shedding import LoadShedder
 from sagastore_server.rpc.migration_service import MigrationServicer
 from sagastore_server.rpc.session_service import SessionServicer
 from sagastore_server.rpc.storage_service import StorageServicer
+from sagastore_server.runtime.memory import trim_regularly
 from sagastore_server.runtime.session_deletion import SessionDeletion
 from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor, awaited
 from sagastore_server.runtime.worker_pool import WorkerPool
@@ -34,6 +35,12 @@ from sagastore_server.storage.migration import MigrationControl
 
 _MAX_PENDING = 8192
 """Calls that may wait inside gRPC; each takes about 20 KiB."""
+
+_STREAMS_PER_CONNECTION = 1024
+"""Least number of concurrent calls that a connection may carry."""
+
+_HANDSHAKE_MS = 10_000
+"""Milliseconds for the handshakes of TLS and HTTP/2."""
 
 _CONNECTION_GRACE = 3600.0
 """Seconds that calls may continue on a connection that has reached its maximum age."""
@@ -58,6 +65,10 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+def _streams_per_connection(limits: Limits) -> int:
+    return max(_STREAMS_PER_CONNECTION, 2 * (limits.max_calls + limits.max_streams))
+
+
 def _channel_options(limits: Limits) -> tuple[tuple[str, int], ...]:
     options: tuple[tuple[str, int], ...] = (
         ("grpc.max_receive_message_length", limits.max_request_bytes),
@@ -75,8 +86,13 @@ def _channel_options(limits: Limits) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        # No limit of streams per connection: gRPC resets some of the streams that a client
-        # begins within the limit just as others end, and these calls fail.
+        # gRPC refuses further streams without a call, which costs a hundredth: 60,000 streams
+        # without a request, or a client that resets each of its streams, keep nobody waiting. It
+        # also resets some streams that a client begins within the limit just as others end;
+        # therefore the limit is twice what admission control accepts.
+        ("grpc.max_concurrent_streams", _streams_per_connection(limits)),
+        # A client that connects and does not speak keeps its connection for 120 s by default.
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         # Beyond this, gRPC drops calls with a bare CANCELLED. Admission control refuses long
         # before, with a reason; this limit is for floods faster than it can refuse.
@@ -204,6 +220,7 @@ class RpcServer:
             self._supervisor.start("load-sampler", self.admission.load_shedder.run),
             self._supervisor.start("call-watcher", self.admission.watch),
             self._supervisor.start("probe-watcher", self._probes.watch),
+            self._supervisor.start("memory-trimmer", trim_regularly),
         ]
         return port
 
