@@ -46,6 +46,8 @@ StreamMethod = Callable[[Any], AsyncIterator[Message]]
 Handler = Callable[[Any, Context], Awaitable[Any]]
 TimeLeft = Callable[[], float | None]
 """Returns the seconds until the deadline of a call; None: it has no deadline."""
+Reserve = Callable[[int], None]
+"""Reserves memory for an answer of this size in bytes; raises OverloadedError if there is none."""
 
 Receive = Callable[..., Awaitable[Message | InvalidText]]
 
@@ -60,6 +62,7 @@ class _Trait(enum.Enum):
     """How a method is called and ended; set by the decorators of the same names."""
 
     TIMED = "timed"
+    SIZED = "sized"
     ENDLESS = "endless"
     INTERRUPTIBLE = "interruptible"
 
@@ -67,6 +70,11 @@ class _Trait(enum.Enum):
 def timed(method: F) -> F:
     """Mark a unary method that takes a ``TimeLeft`` as its second argument."""
     return _marked(method, _Trait.TIMED)
+
+
+def sized(method: F) -> F:
+    """Mark a unary method that takes a ``Reserve`` as its second argument."""
+    return _marked(method, _Trait.SIZED)
 
 
 def endless(method: F) -> F:
@@ -158,7 +166,7 @@ class _Dispatcher:
         admission, lifecycle = self._admission, self._admission.lifecycle
         name, role = _name(method), required_role(method)
         receive = self._receiver(method)
-        is_timed, may_refuse = _trait_of(target) is _Trait.TIMED, _may_refuse(method)
+        trait, may_refuse = _trait_of(target), _may_refuse(method)
         answer_reserve = MAX_PAGE_BYTES if method.name in _WRITES_WITH_LARGE_ANSWERS else 0
 
         async def call(_: Any, context: Context) -> bytes:
@@ -168,10 +176,15 @@ class _Dispatcher:
                 try:
                     admission.admit(record, context, role)
                     place = admission.acquire_call(record, context)
-                    place.reserve_answer(answer_reserve)
+                    if answer_reserve:
+                        place.reserve_answer(answer_reserve)
+                    else:
+                        place.check_answer_memory()
                     request = _valid(await receive(context, place))
-                    if is_timed:
+                    if trait is _Trait.TIMED:
                         response = await target(request, context.time_remaining)
+                    elif trait is _Trait.SIZED:
+                        response = await target(request, place.reserve_answer)
                     else:
                         response = await target(request)
                     answer = _serialized(response)

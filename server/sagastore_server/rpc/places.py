@@ -77,18 +77,26 @@ class Place:
             raise self._places.out_of_memory("requests")
         self._requests.append(size)
 
-    def reserve_answer(self, size: int) -> None:
-        """Reserve ``size`` bytes of the answer; with 0, check that there is memory for one.
+    def check_answer_memory(self) -> None:
+        """Check that there is memory for an answer.
 
         Raises:
             OverloadedError: There is none.
 
         """
-        answers = self._places.answers
-        if size and answers.take(self.owner, size):
-            self._answer = self._reserved = size
-        elif size or answers.is_full(self.owner):
+        if self._places.answers.is_full(self.owner):
             raise self._places.out_of_memory("answers")
+
+    def reserve_answer(self, size: int) -> None:
+        """Reserve memory for an answer of ``size`` bytes, including what was reserved before.
+
+        Raises:
+            OverloadedError: There is none.
+
+        """
+        if not self._places.answers.take(self.owner, size - self._reserved):
+            raise self._places.out_of_memory("answers")
+        self._answer = self._reserved = size
 
     def send(self, size: int, *, may_refuse: bool) -> None:
         """Count an answer that is ready to be sent. The request is not needed any more.

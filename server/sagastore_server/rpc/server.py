@@ -185,11 +185,11 @@ class RpcServer:
         storage = StorageServicer(
             backend, self._lifecycle, self._worker_pool, search_timeout=timeout
         )
-        sessions = SessionServicer(backend, self._session_deletion)
+        sessions = SessionServicer(backend, self._session_deletion, self._worker_pool)
         servicers = (
             storage,
             sessions,
-            FileServicer(backend),
+            FileServicer(backend, self._worker_pool),
             MigrationServicer(backend, control),
         )
         handlers = [
