@@ -291,6 +291,7 @@ def _sources(server: RpcServer, service: _Service, security: SecuritySetup) -> S
         calls=lambda: admission.calls,
         streams=lambda: admission.streams,
         loads=service.backend.loads,
+        usage=server.usage,
         control=service.control,
         certificate_ends=None if tls is None else lambda: tls.ends,
     )

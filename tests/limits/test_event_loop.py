@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,7 +16,7 @@ MIB = 1024 * 1024
 HOLD = 0.1
 """Seconds of processor time that a request may hold the loop for."""
 MARGIN = 2.5
-"""For slower processors. Without the limits, the worst of these requests hold it for 0.5 to 60 s."""
+"""For slower processors. Without the limits, the worst requests hold it for 0.5 to 60 s."""
 
 WIDE = "\U0001f600"
 """A character of four bytes."""
@@ -100,18 +99,18 @@ UNARY: dict[str, tuple[str, Callable[[], bytes]]] = {
     "UpdateSession": (
         f"{SESSIONS}/UpdateSession",
         lambda: session_pb2.UpdateSessionRequest(
-            session={"session_id": "s", "metadata_json": wide(17_000)}
+            session=session_pb2.Session(session_id="s", metadata_json=wide(17_000))
         ).SerializeToString(),
     ),
     "SaveFile": (
         f"{FILES}/SaveFile",
         lambda: file_pb2.SaveFileRequest(
-            file={
-                "filename": "f",
-                "extracted_text": WIDE * 786_000,
-                "tags": [TAG * 256] * 512,
-                "metadata_json": wide(70_000),
-            }
+            file=file_pb2.File(
+                filename="f",
+                extracted_text=WIDE * 786_000,
+                tags=[TAG * 256] * 512,
+                metadata_json=wide(70_000),
+            )
         ).SerializeToString(),
     ),
 }
@@ -128,7 +127,8 @@ STREAMS: dict[str, Callable[[], bytes]] = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProbedServer]:
-    server = ProbedServer(tmp_path_factory.mktemp("held") / "saga.db").start()
+    server = ProbedServer(tmp_path_factory.mktemp("held") / "saga.db")
+    server.start()
     large = save(id="large", content=WIDE * 1_000_000)
     _sent(server, f"{STORAGE}/Save", large)
     yield server
@@ -142,7 +142,6 @@ def test_worst_requests_hold_the_event_loop_briefly(server: ProbedServer, name: 
     server.longest_hold()
     _sent(server, method, raw)
     held = server.longest_hold()
-    print(f"HELD {name}: {held * 1000:.1f} ms")
     assert held < HOLD * MARGIN, f"{len(raw):,} bytes held the loop for {held:.3f} s"
 
 
@@ -154,7 +153,6 @@ def test_worst_batches_hold_the_event_loop_briefly(server: ProbedServer, name: s
         call: Any = channel.stream_stream(f"/{STORAGE}/BulkSave")
         _ended(lambda: list(call(iter([raw]), timeout=120)))
     held = server.longest_hold()
-    print(f"HELD {name}: {held * 1000:.1f} ms")
     assert held < HOLD * MARGIN, f"{len(raw):,} bytes held the loop for {held:.3f} s"
 
 

@@ -30,9 +30,7 @@ class ProbedServer(ServerProcess):
         """Serve the file ``sqlite``."""
         self._socket = sqlite.with_suffix(".probe")
         path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
-        super().__init__(
-            sqlite, *options, env={"PYTHONPATH": path, _SOCKET: str(self._socket)}
-        )
+        super().__init__(sqlite, *options, env={"PYTHONPATH": path, _SOCKET: str(self._socket)})
 
     def command(self, *options: str) -> list[str]:
         return [sys.executable, "-m", __name__, "serve", *options]

@@ -14,8 +14,10 @@ from sagastore_server.interfaces.access import AccessControl
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tls import TlsMaterial, TlsSource
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
+from sagastore_server.interfaces.usage import Usage
 from sagastore_server.rpc.admission import AdmissionControl, Limits
 from sagastore_server.rpc.client_certificates import ClientCertificates
+from sagastore_server.rpc.connections import Connections
 from sagastore_server.rpc.error_responder import ErrorResponder
 from sagastore_server.rpc.file_service import FileServicer
 from sagastore_server.rpc.grpc_internals import create_server
@@ -26,6 +28,7 @@ from sagastore_server.rpc.load_shedding import LoadShedder
 from sagastore_server.rpc.migration_service import MigrationServicer
 from sagastore_server.rpc.session_service import SessionServicer
 from sagastore_server.rpc.storage_service import StorageServicer
+from sagastore_server.runtime.descriptors import RESERVED, in_use, raise_limit
 from sagastore_server.runtime.memory import trim_regularly
 from sagastore_server.runtime.session_deletion import SessionDeletion
 from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor, awaited
@@ -41,6 +44,9 @@ _STREAMS_PER_CONNECTION = 1024
 
 _HANDSHAKE_MS = 10_000
 """Milliseconds for the handshakes of TLS and HTTP/2."""
+
+_CONNECTION_IDLE_MS = 600_000
+"""Milliseconds without a call after which a client is asked to reconnect with its next call."""
 
 _CONNECTION_GRACE = 3600.0
 """Seconds that calls may continue on a connection that has reached its maximum age."""
@@ -99,6 +105,7 @@ def _channel_options(limits: Limits) -> tuple[tuple[str, int], ...]:
         ("grpc.server.max_pending_requests", _MAX_PENDING),
         ("grpc.server.max_pending_requests_hard_limit", 2 * _MAX_PENDING),
     )
+    options = (*options, ("grpc.max_connection_idle_ms", _CONNECTION_IDLE_MS))
     if not limits.connection_age:
         return options
     return (
@@ -148,8 +155,13 @@ class RpcServer:
         options: ServerOptions = ServerOptions(),  # noqa: B008 - immutable
     ) -> None:
         """Create a server that does not listen yet. Requires a running event loop."""
+        descriptors = raise_limit()
+        connections = max(1, min(options.limits.max_connections, descriptors - RESERVED))
+        options = options._replace(limits=options.limits._replace(max_connections=connections))
         limits = options.limits
         self._options = options
+        self._descriptors = descriptors
+        self._connections = Connections(limits.max_connections, limits.caller_share)
         self._supervisor = options.supervisor or Supervisor(options.instruments)
         self._lifecycle = Lifecycle()
         self._health = Health(_HEALTH_NAMES)
@@ -215,12 +227,14 @@ class RpcServer:
         except RuntimeError as exc:
             raise CannotListenError(f"cannot listen on {address}") from exc
         await self._server.start()
+        self._connections.listen_on(port)
         self._termination = awaited(self._server.wait_for_termination(), name="grpc-termination")
         self._tasks = [
             self._supervisor.start("load-sampler", self.admission.load_shedder.run),
             self._supervisor.start("call-watcher", self.admission.watch),
             self._supervisor.start("probe-watcher", self._probes.watch),
             self._supervisor.start("memory-trimmer", trim_regularly),
+            self._supervisor.start("connection-watcher", self._connections.run),
         ]
         return port
 
@@ -272,6 +286,41 @@ class RpcServer:
                     await self._termination
         finally:
             await self._worker_pool.close()
+
+    def usage(self) -> tuple[Usage, ...]:
+        """Return the usage of memory, connections and file descriptors. Safe in any thread."""
+        requests, answers = self.admission.requests, self.admission.answers
+        limits = self._options.limits
+        return (
+            Usage(
+                "request_memory_bytes",
+                "bytes of requests in memory",
+                requests.used,
+                requests.limit,
+                "request_memory",
+            ),
+            Usage(
+                "answer_memory_bytes",
+                "bytes of answers that clients have not read",
+                answers.used,
+                answers.limit,
+                "answer_memory",
+            ),
+            Usage(
+                "client_connections",
+                "connections of clients",
+                self._connections.open,
+                limits.max_connections,
+                "max_connections, and the limit of open files",
+            ),
+            Usage(
+                "file_descriptors",
+                "open files and connections",
+                in_use(),
+                self._descriptors,
+                "the limit of open files (LimitNOFILE of systemd)",
+            ),
+        )
 
     @property
     def calls_in_progress(self) -> int:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from sagastore_server.interfaces.usage import Usage
 from sagastore_server.runtime.supervisor import Failure, Policy
 from sagastore_server.storage.migration import StatusSnapshot
 from sagastore_server.storage.model import StoreHealth
@@ -27,6 +28,10 @@ holds it for a few hundredths of a second at most; on a machine that swaps it ma
 FULL_BELOW = 64 * 1024 * 1024
 """Free bytes on the disk of the SQLite file below which it counts as full: about the size of the
 write-ahead log."""
+
+
+NEAR = 0.8
+"""Share of a limit above which its use is reported."""
 
 
 class Reason(enum.Enum):
@@ -48,6 +53,7 @@ class Notice(enum.Enum):
     NOT_FOLLOWING = "NOT_FOLLOWING"
     BACKFILL_FAILING = "BACKFILL_FAILING"
     TASK_FAILING = "TASK_FAILING"
+    NEAR_LIMIT = "NEAR_LIMIT"
 
 
 class Finding(NamedTuple):
@@ -86,6 +92,7 @@ class Readiness:
         self._snapshot: StatusSnapshot | None = None
         self._free: int | None = None
         self._failing: Callable[[], Sequence[Failure]] = _no_failures
+        self._usage: Callable[[], Sequence[Usage]] = tuple
 
     # ------------------------------------------------------------------ input
 
@@ -126,6 +133,10 @@ class Readiness:
         """
         self._failing = failing
 
+    def watch_usage(self, usage: Callable[[], Sequence[Usage]]) -> None:
+        """Report what ``usage`` returns, which is called in any thread, if it nears its limit."""
+        self._usage = usage
+
     # ------------------------------------------------------------------ output
 
     @property
@@ -164,6 +175,7 @@ class Readiness:
         if snapshot is not None and not snapshot.taken_over:
             found += _migration_warnings(snapshot)
         found += [_task_failing(one) for one in self._failing() if one.policy is Policy.RESTART]
+        found += [_near_limit(one) for one in self._usage() if one.used >= NEAR * one.limit]
         return found
 
     def document(self) -> dict[str, Any]:
@@ -240,6 +252,15 @@ def _task_failing(failure: Failure) -> Finding:
         f"{failure.error}",
         "fix the cause, which the log shows with a traceback; the task restarts automatically, "
         "with up to 30 s between attempts",
+    )
+
+
+def _near_limit(usage: Usage) -> Finding:
+    return Finding(
+        Notice.NEAR_LIMIT.value,
+        f"{usage.used:,.0f} of {usage.limit:,.0f} {usage.what} are in use; beyond that, calls or "
+        "connections are refused",
+        f"find the callers that take them; {usage.setting} sets the limit",
     )
 
 
