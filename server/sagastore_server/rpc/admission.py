@@ -71,6 +71,9 @@ _WATCH_SECONDS = 1.0
 _FAILURES_PER_SECOND = 10.0
 """Calls without valid credentials per second and address. Beyond that, the answer is
 RATE_LIMITED; valid credentials are accepted all the same."""
+_FAILURES_AT_ONCE = 100.0
+"""Calls without valid credentials that an address may make at once: a deployment with an old token
+restarts its clients together."""
 
 _log = structlog.get_logger(__name__)
 
@@ -185,7 +188,7 @@ class AdmissionControl:
         self._instruments = instruments or Instruments()
         self._rate_limiter = RateLimiter(limits.caller_rate) if limits.caller_rate else None
         self.load_shedder = load_shedder or LoadShedder(limits.max_calls, lambda: CallCounts(0, 0))
-        self._failures = RateLimiter(_FAILURES_PER_SECOND)
+        self._failures = RateLimiter(_FAILURES_PER_SECOND, burst=_FAILURES_AT_ONCE)
         self._client_certificates = client_certificates
         self._log_calls = log_calls
 

@@ -23,11 +23,15 @@ from typing import Any, NamedTuple
 from sagastore_server.interfaces.errors import OverloadedError, SilentError
 from sagastore_server.storage.errors import StorageError
 
-TICK = 0.02
+TICK = 0.25
 """Seconds between two checks of the reads."""
 
-PROMPT_TICKS = 3
-"""Checks after which a read counts as slow."""
+PROMPT_TICKS = 8
+"""Checks after which a read counts as slow. On a machine that is overloaded, a client may take a
+second between the headers and the message of a call."""
+
+_QUEUE_TICK = 0.05
+"""Seconds between two checks in `QueuedReads`."""
 
 _RETRY_AFTER = 0.5
 """Seconds after which a call that was ended for others may be retried, before jitter."""
@@ -63,6 +67,8 @@ class _Read:
 
 class PendingReads:
     """The reads in progress. Belongs to one event loop."""
+
+    _tick_seconds = TICK
 
     def __init__(self, limits: ReadLimits) -> None:
         """Create an empty registry."""
@@ -116,7 +122,7 @@ class PendingReads:
                 self._end(read, error)
 
     def _start_timer(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
+        self._timer = asyncio.get_running_loop().call_later(self._tick_seconds, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
@@ -155,6 +161,8 @@ class QueuedReads(PendingReads):
     a read that takes longer than a tick is ended: what these callers send is small, and has
     arrived when it is asked for.
     """
+
+    _tick_seconds = _QUEUE_TICK
 
     def __init__(self, limits: ReadLimits) -> None:
         """Create an empty registry; ``slow`` of the limits are the reads at a time."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter, deque
+from collections import deque
 from typing import Any, NamedTuple
 
 from sagastore_server.interfaces.errors import OverloadedError
@@ -44,6 +44,7 @@ class Place:
         "_answer",
         "_is_stream",
         "_places",
+        "_request",
         "_requests",
         "_reserved",
         "owner",
@@ -60,8 +61,10 @@ class Place:
         self.task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
         self.sweeps = 0
         """Sweeps since the answer was ready."""
-        self._requests: deque[int] = deque()
-        """Sizes of the requests that are in memory."""
+        self._request = 0
+        """Size of the latest request."""
+        self._requests: deque[int] | None = deque() if is_stream else None
+        """Sizes of the requests of a stream that are in memory."""
         self._answer = 0
         """Bytes of the answer that is being sent."""
         self._reserved = 0
@@ -75,7 +78,10 @@ class Place:
         """
         if not self._places.requests.take(self.owner, size):
             raise self._places.out_of_memory("requests")
-        self._requests.append(size)
+        if self._requests is None:
+            self._request = size
+        else:
+            self._requests.append(size)
 
     def check_answer_memory(self) -> None:
         """Check that there is memory for an answer.
@@ -94,7 +100,10 @@ class Place:
             OverloadedError: There is none.
 
         """
-        if not self._places.answers.take(self.owner, size - self._reserved):
+        answers = self._places.answers
+        answers.give_back(self.owner, self._reserved)
+        if not answers.take(self.owner, size):
+            self._answer = self._reserved = 0
             raise self._places.out_of_memory("answers")
         self._answer = self._reserved = size
 
@@ -149,8 +158,12 @@ class Place:
         self._places.unread.pop(self, None)
 
     def _drop_requests(self) -> None:
+        requests = self._places.requests
+        if self._request:
+            requests.give_back(self.owner, self._request)
+            self._request = 0
         while self._requests:
-            self._places.requests.give_back(self.owner, self._requests.popleft())
+            requests.give_back(self.owner, self._requests.popleft())
 
 
 class Places:
@@ -170,16 +183,17 @@ class Places:
         self.unread: dict[Place, asyncio.Task[Any]] = {}
         """Ended streams with a message that the client has not read, and the tasks of gRPC that
         wait for the end of the call."""
-        self._streams_by_owner: Counter[str] = Counter()
+        self._streams_by_owner: dict[str, int] = {}
         self._sending: dict[Place, None] = {}
-        self._sending_by_owner: Counter[str] = Counter()
+        self._sending_by_owner: dict[str, int] = {}
         self._calls_share = _share(limits.max_calls, limits.owner_share)
         self._streams_share = _share(limits.max_streams, limits.owner_share)
 
     def call(self, owner: str) -> Place | None:
         """Take a place of a call; return None if there is none."""
-        if self.calls >= self._limits.max_calls or (
-            self._sending_by_owner and self._sending_by_owner[owner] >= self._calls_share
+        if (
+            self.calls >= self._limits.max_calls
+            or self._sending_by_owner.get(owner, 0) >= self._calls_share
         ):
             return None
         self.calls += 1
@@ -189,11 +203,11 @@ class Places:
         """Take a place of a stream; return None if there is none."""
         if (
             self.streams >= self._limits.max_streams
-            or self._streams_by_owner[owner] >= self._streams_share
+            or self._streams_by_owner.get(owner, 0) >= self._streams_share
         ):
             return None
         self.streams += 1
-        self._streams_by_owner[owner] += 1
+        self._streams_by_owner[owner] = self._streams_by_owner.get(owner, 0) + 1
         return Place(self, owner, is_stream=True)
 
     def sweep(self) -> None:
@@ -211,7 +225,8 @@ class Places:
     def begin_sending(self, place: Place) -> None:
         """Record that the answer of a call is being sent."""
         self._sending[place] = None
-        self._sending_by_owner[place.owner] += 1
+        sending = self._sending_by_owner
+        sending[place.owner] = sending.get(place.owner, 0) + 1
 
     def leave_call(self, place: Place) -> None:
         """Return the place of a call."""
@@ -246,7 +261,7 @@ def _share(limit: int, share: float) -> int:
     return min(limit, max(_FEWEST, math.ceil(limit * share)))
 
 
-def _decrease(counts: Counter[str], owner: str) -> None:
+def _decrease(counts: dict[str, int], owner: str) -> None:
     if counts[owner] == 1:
         del counts[owner]
     else:

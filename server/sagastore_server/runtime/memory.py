@@ -19,7 +19,7 @@ _LARGE = 1024 * 1024
 """Bytes of a block that is a mapping of its own, which is returned when it is freed. The default
 of glibc grows to 32 MiB with the blocks that are freed."""
 
-_ARENAS = 1
+_ARENAS = 2
 """Heaps; by default there are eight for each processor, each with free memory of its own."""
 
 _TRIM_SECONDS = 10.0
