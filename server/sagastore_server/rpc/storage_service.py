@@ -41,6 +41,9 @@ _IDS_PER_READ = 25
 """Ids of a BatchGet per read. A part of the response has at most 150 MiB, and real ones a few
 kilobytes."""
 
+_PART_BYTES = 4 * 1024 * 1024
+"""Bytes of a response that are built at a time, which takes about 5 ms."""
+
 _BATCH_READS = 4
 """Reads of BatchGets at a time, which bounds the memory beyond the responses."""
 
@@ -105,9 +108,10 @@ class StorageServicer:
         for start in range(0, len(ids), _IDS_PER_READ):
             requested = ids[start : start + _IDS_PER_READ]
             async with self._batch_reads:
-                part = await self._part(requested)
-            parts.append(part)
-            size += len(part)
+                found = await self._backend.batch_get(list(dict.fromkeys(requested)))
+                async for part in _parts(requested, found):
+                    parts.append(part)
+                    size += len(part)
             if size > MAX_BATCH_GET_BYTES:
                 raise ResponseTooLargeError(
                     f"the {len(ids):,} messages take more than {MAX_BATCH_GET_BYTES:,} bytes, "
@@ -115,12 +119,6 @@ class StorageServicer:
                 )
             reserve(size)
         return b"".join(parts)
-
-    async def _part(self, ids: Sequence[str]) -> bytes:
-        found = await self._backend.batch_get(list(dict.fromkeys(ids)))
-        part = storage_pb2.BatchGetResponse()
-        _add_found(part, ids, found)
-        return part.SerializeToString()
 
     async def List(self, request: storage_pb2.ListRequest) -> storage_pb2.ListResponse:
         """Read a page of a session."""
@@ -245,12 +243,22 @@ def _add(
         convert.fill(response.messages.add(), message)
 
 
-def _add_found(
-    response: storage_pb2.BatchGetResponse, requested: Sequence[str], found: dict[str, Message]
-) -> None:
+async def _parts(requested: Sequence[str], found: dict[str, Message]) -> AsyncIterator[bytes]:
+    """Yield a BatchGetResponse in serialized parts, which joined are the whole.
+
+    Other calls get their turn after each part of `_PART_BYTES`.
+    """
+    part = storage_pb2.BatchGetResponse()
+    size = 0
     for message_id in requested:
         message = found.get(message_id)
         if message is None:
-            response.missing_ids.append(message_id)
-        else:
-            convert.fill(response.messages.add(), message)
+            part.missing_ids.append(message_id)
+            continue
+        convert.fill(part.messages.add(), message)
+        size += message.size
+        if size > _PART_BYTES:
+            yield part.SerializeToString()
+            await asyncio.sleep(0)
+            part, size = storage_pb2.BatchGetResponse(), 0
+    yield part.SerializeToString()
