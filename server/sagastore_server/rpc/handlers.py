@@ -243,7 +243,7 @@ class _Dispatcher:
         async def receive(
             context: Context, place: Place, seconds: float | None = None
         ) -> Message | InvalidText:
-            raw = await admission.reads.read(context, place.task, place.owner, seconds)
+            raw = await admission.reads.read(context, place.owner, seconds)
             if raw is aio.EOF:
                 raise NoRequestError("the method requires one message, and the client sent none")
             size = len(raw)

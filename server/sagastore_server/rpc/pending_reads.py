@@ -80,14 +80,11 @@ class PendingReads:
         """Return the number of reads in progress."""
         return len(self._reads)
 
-    async def read(
-        self, context: Any, task: asyncio.Task[Any], owner: str, seconds: float | None = None
-    ) -> Any:
+    async def read(self, context: Any, owner: str, seconds: float | None = None) -> Any:
         """Return the next message of a call, or ``grpc.aio.EOF``.
 
         Args:
             context: The context of the call.
-            task: The task of the call, which is the current one.
             owner: Caller or source address.
             seconds: Time limit; by default that of the limits.
 
@@ -97,6 +94,8 @@ class PendingReads:
 
         """
         limit = self._limits.seconds if seconds is None else seconds
+        # Not always the task of the call: a BulkSave reads in a task of its own.
+        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
         read = _Read(task, owner, limit, time.monotonic())
         self._reads[read] = None
         if self._timer is None and len(self._reads) > self._limits.slow:
@@ -171,16 +170,14 @@ class QueuedReads(PendingReads):
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """Waiting reads by owner; the owner whose turn it is comes first."""
 
-    async def read(
-        self, context: Any, task: asyncio.Task[Any], owner: str, seconds: float | None = None
-    ) -> Any:
+    async def read(self, context: Any, owner: str, seconds: float | None = None) -> Any:
         """See `PendingReads.read`."""
         if self._active < self._limits.slow:
             self._active += 1
         else:
             await self._turn(owner)
         try:
-            return await super().read(context, task, owner, seconds)
+            return await super().read(context, owner, seconds)
         finally:
             self._active -= 1
             self._wake_next()
