@@ -95,18 +95,19 @@ async def test_unread_answers_are_limited(store: SQLiteStorage) -> None:
         await until(lambda: not admission.answers.used and not admission.calls)
 
 
-async def test_unread_answer_is_ended(store: SQLiteStorage) -> None:
+async def test_unread_answers_are_ended(store: SQLiteStorage) -> None:
     async with served(store, Limits(stall_timeout=1)) as server, server.stub() as stub:
         admission = server.server.admission
-        channel, (call,) = await unread_answers(server, 1)
+        channel, calls = await unread_answers(server, 3)
         await until(lambda: not admission.calls)
         assert not admission.answers.used
         # gRPC keeps the latest call until the next one.
         await stub.Save(storage_pb2.SaveRequest(message=message()))
-        # The answer was dropped. A client learns that when it reads, and not before.
-        with pytest.raises(aio.AioRpcError) as caught:
-            await call.read()
-        assert caught.value.code() is grpc.StatusCode.CANCELLED
+        # The answers were dropped. A client learns that when it reads, and not before.
+        for call in calls:
+            with pytest.raises(aio.AioRpcError) as caught:
+                await call.read()
+            assert caught.value.code() is grpc.StatusCode.CANCELLED
         await channel.close()
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from sagastore_server.interfaces.errors import OverloadedError
-from sagastore_server.rpc.grpc_internals import cancel_call, owner_of
+from sagastore_server.rpc.grpc_internals import cancel_calls, owners_of
 from sagastore_server.rpc.memory_budget import SMALL, ByteBudget
 
 _FEWEST = 8
@@ -213,10 +213,12 @@ class Places:
     def sweep(self) -> None:
         """End the calls whose answer stays unread. Call it once a second."""
         limit = self._limits.unread_seconds
-        for place in list(self._sending):
+        stalled = set()
+        for place in self._sending:
             place.sweeps += 1
             if place.sweeps > limit:
-                cancel_call(place.task)
+                stalled.add(place.task)
+        cancel_calls(stalled)
         for place, task in list(self.unread.items()):
             place.sweeps += 1
             if place.sweeps > limit:
@@ -242,7 +244,7 @@ class Places:
 
     def keep_unread(self, place: Place) -> bool:
         """Keep counting an unread message of an ended stream as long as gRPC keeps it."""
-        task = owner_of(place.task)
+        task = owners_of({place.task}).get(place.task)
         if task is None:
             return False
         self.unread[place] = task
