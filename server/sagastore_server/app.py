@@ -206,11 +206,17 @@ def _server_options(
         stall_timeout=settings.stall_timeout,
         connection_age=settings.connection_age,
         max_connections=settings.max_connections,
+        request_memory=settings.request_memory,
+        answer_memory=settings.answer_memory,
+        caller_share=settings.caller_share,
+        message_timeout=settings.message_timeout,
+        request_compression=settings.request_compression,
     )
     return ServerOptions(
         limits,
         access=security.access,
         tls=None if security.tls is None else security.tls.material,
+        certificate_end=security.certificate_end,
         instruments=telemetry.instruments,
         tracer=telemetry.tracer,
         supervisor=supervisor,
@@ -330,6 +336,7 @@ def _sources(server: RpcServer, service: _Service, security: SecuritySetup) -> S
         calls=lambda: admission.calls,
         streams=lambda: admission.streams,
         loads=service.backend.loads,
+        usage=server.usage,
         control=service.control,
         certificate_ends=None if tls is None else lambda: tls.ends,
     )

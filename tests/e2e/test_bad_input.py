@@ -8,8 +8,9 @@ from typing import Any
 import grpc
 import pytest
 
-from sagastore.v1 import migration_pb2, storage_pb2
+from sagastore.v1 import migration_pb2, session_pb2, storage_pb2
 from sagastore.v1.migration_pb2_grpc import MigrationServiceStub
+from sagastore.v1.session_pb2_grpc import SessionServiceStub
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from tests.support.messages import at, batch, message, new_id
 from tests.support.rpc_errors import invalid_fields, refused
@@ -282,17 +283,57 @@ def test_unparsable_request_is_rejected(shared_channel: grpc.Channel, request_: 
 
 
 @pytest.mark.parametrize("extra", [0, 1])
-def test_request_of_maximum_size_is_accepted(storage: StorageServiceStub, extra: int) -> None:
-    overhead = storage_pb2.SaveRequest(message=message(content="x" * 33_000_000)).ByteSize()
-    size = 32 * MEGABYTE - (overhead - 33_000_000) + extra
-    request = storage_pb2.SaveRequest(message=message(content="x" * size))
-    assert request.ByteSize() == 32 * MEGABYTE + extra
+@pytest.mark.parametrize("limit", [8 * MEGABYTE, 32 * MEGABYTE])
+def test_request_of_maximum_size_is_accepted(
+    shared_channel: grpc.Channel, limit: int, extra: int
+) -> None:
+    """A Save takes 8 MiB, an Append as much as the server accepts."""
+    sent: Callable[[Any], Any]
+    if limit == 8 * MEGABYTE:
+        sent, field = StorageServiceStub(shared_channel).Save, "message.content"
+        request: Any = storage_pb2.SaveRequest(message=message())
+        one = request.message
+    else:
+        sent, field = SessionServiceStub(shared_channel).Append, "messages[0].content"
+        request = session_pb2.AppendRequest(session_id="s", messages=[message()])
+        one = request.messages[0]
+    one.content = "x" * (limit - 1000)
+    one.content += "x" * (limit - request.ByteSize() + extra)
+    assert request.ByteSize() == limit + extra
     if extra:
         with refused(grpc.StatusCode.RESOURCE_EXHAUSTED) as caught:
-            storage.Save(request)
-        assert str(32 * MEGABYTE) in caught.refusal.message
+            sent(request)
+        assert str(limit) in caught.refusal.message.replace(",", "")
     else:
-        assert list(invalid_fields(lambda: storage.Save(request))) == ["message.content"]
+        assert list(invalid_fields(lambda: sent(request))) == [field]
+
+
+@pytest.mark.parametrize(
+    ("method", "limit"),
+    [("StorageService/Get", 64 * 1024), ("MigrationService/GetMigration", 64 * 1024)],
+)
+def test_request_above_the_limit_of_its_method_is_refused(
+    shared_channel: grpc.Channel, method: str, limit: int
+) -> None:
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED) as caught:
+        unary(shared_channel, method)(b"\x7a" * (limit + 1))
+    assert caught.refusal.reason == "REQUEST_TOO_LARGE"
+    assert caught.refusal.retry_after is None
+
+
+@pytest.mark.parametrize("method", ["StorageService/Get", "StorageService/Export"])
+def test_call_without_a_request_is_refused(shared_channel: grpc.Channel, method: str) -> None:
+    call: Any = shared_channel.stream_stream(f"/sagastore.v1.{method}")
+    with refused(grpc.StatusCode.UNIMPLEMENTED) as caught:
+        list(call(iter(())))
+    assert caught.refusal.reason == "NO_REQUEST"
+
+
+def test_compressed_request_is_refused(storage: StorageServiceStub) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        storage.Get(storage_pb2.GetRequest(id="x"), compression=grpc.Compression.Gzip)
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_bulk_save_above_request_limit_is_refused(storage: StorageServiceStub) -> None:

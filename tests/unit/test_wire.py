@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sagastore.v1 import storage_pb2
 from sagastore_server.rpc.wire import InvalidText, decoder
 
-decode = decoder(storage_pb2.BulkSaveRequest)
+decode = decoder(storage_pb2.BulkSaveRequest, repair=True)
 
 
 def broken(data: bytes) -> InvalidText:

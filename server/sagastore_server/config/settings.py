@@ -128,18 +128,33 @@ class Settings(BaseSettings):
     max_request_bytes: Bytes = Field(default=32 * MIB, ge=8 * MIB, le=512 * MIB)
     """Largest request in bytes; a message has at most 6 MiB, a batch of 1000 real messages has
     about 0.4 MiB."""
+    request_memory: Bytes = Field(default=256 * MIB, ge=64 * MIB, le=64 * 1024 * MIB)
+    """Bytes of requests in memory, in all; further requests are rejected with
+    RESOURCE_EXHAUSTED."""
+    answer_memory: Bytes = Field(default=256 * MIB, ge=64 * MIB, le=64 * 1024 * MIB)
+    """Bytes of answers that clients have not read yet, in all; further answers are rejected with
+    RESOURCE_EXHAUSTED."""
+    request_compression: bool = False
+    """Accept compressed requests. A small compressed request can take ``max_request_bytes`` of
+    memory. Answers are never compressed."""
     max_calls: Count = Field(default=512, ge=1, le=100_000)
     """Concurrent unary calls; further calls are rejected with RESOURCE_EXHAUSTED."""
     max_streams: Count = Field(default=64, ge=1, le=10_000)
     """Concurrent streams (BulkSave, Export, Verify, WatchMigration)."""
     max_connections: Count = Field(default=1000, ge=1, le=100_000)
     """Concurrent connections; further connections are closed."""
+    caller_share: Share = Field(default=0.5, gt=0)
+    """Share of the streams, of the memory for requests and answers and of the connections that one
+    caller, or one address without access control, may take."""
     caller_rate: Rate = Field(default=0, ge=0, le=1_000_000)
     """Calls and batches per second of one caller; 0 means no limit."""
     search_timeout: Seconds = Field(default=10.0, gt=0, le=3600)
     """Time limit of a search, in seconds."""
+    message_timeout: Seconds = Field(default=30.0, ge=1, le=3600)
+    """Time limit for the request of a call to arrive, in seconds."""
     stall_timeout: Seconds = Field(default=300.0, ge=1, le=86_400)
-    """Time limit for a client to read a response of a stream, in seconds."""
+    """Time limit for a client to read an answer, and to send the next message of a stream, in
+    seconds."""
     connection_age: Seconds = Field(default=3600.0, ge=0, le=604_800)
     """Age at which clients are asked to reconnect, in seconds, ± 10 %; 0 means never."""
     ops_listen: HostPortOrOff = DEFAULT_OPS_LISTEN

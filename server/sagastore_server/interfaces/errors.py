@@ -44,3 +44,21 @@ class StalledError(UnavailableError):
     """The client did not read the messages of its stream."""
 
     reason = "CLIENT_STALLED"
+
+
+class SilentError(UnavailableError):
+    """The client did not send the message that its call needs."""
+
+    reason = "CLIENT_SILENT"
+
+
+class RequestTooLargeError(StorageError):
+    """The request exceeds the size limit of its method."""
+
+    reason = "REQUEST_TOO_LARGE"
+
+
+class NoRequestError(StorageError):
+    """The client ended its side of the call without the message that the method requires."""
+
+    reason = "NO_REQUEST"

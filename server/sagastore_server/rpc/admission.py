@@ -33,9 +33,13 @@ from sagastore_server.interfaces.errors import (
 )
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.rpc.call_id import given_call_id
+from sagastore_server.rpc.client_certificates import ClientCertificates
 from sagastore_server.rpc.grpc_internals import CallCounts
 from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.load_shedding import LoadShedder
+from sagastore_server.rpc.memory_budget import ByteBudget
+from sagastore_server.rpc.pending_reads import PendingReads, QueuedReads, ReadLimits
+from sagastore_server.rpc.places import Place, PlaceLimits, Places
 from sagastore_server.rpc.rate_limiter import RateLimiter
 from sagastore_server.rpc.stream_revocation import StreamRevocation
 
@@ -60,6 +64,16 @@ _ROLES = {
     **{f"{_FILES}.{name}": Role.READER for name in ("GetFile", "ListFiles")},
     **{f"{_FILES}.{name}": Role.WRITER for name in ("SaveFile", "DeleteFile")},
 }
+_WATCH_SECONDS = 1.0
+"""Seconds between two checks for clients that neither send nor read."""
+
+_FAILURES_PER_SECOND = 10.0
+"""Calls without valid credentials per second and address. Beyond that, the answer is
+RATE_LIMITED; valid credentials are accepted all the same."""
+_FAILURES_AT_ONCE = 100.0
+"""Calls without valid credentials that an address may make at once: a deployment with an old token
+restarts its clients together."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -84,6 +98,34 @@ class Limits(NamedTuple):
     """Seconds after which a client must reconnect; 0: never."""
     max_connections: int = 1000
     """Concurrent connections; gRPC closes further ones at once."""
+    request_memory: int = 256 * MIB
+    """Bytes of requests in memory."""
+    answer_memory: int = 256 * MIB
+    """Bytes of answers that clients have not read."""
+    caller_share: float = 0.5
+    """Share of the streams, of the memory and of the connections for one caller or address."""
+    message_timeout: float = 30.0
+    """Seconds until the request of a call must have arrived."""
+    request_compression: bool = False
+    """Whether compressed requests are accepted."""
+
+    @property
+    def places(self) -> PlaceLimits:
+        """Limits of places and of the memory of calls."""
+        return PlaceLimits(
+            self.max_calls,
+            self.max_streams,
+            self.request_memory,
+            self.answer_memory,
+            self.caller_share,
+            self.stall_timeout,
+        )
+
+    @property
+    def reads(self) -> ReadLimits:
+        """Limits of messages that are being received."""
+        slow = max(1, self.request_memory // self.max_request_bytes)
+        return ReadLimits(slow, max(1, int(slow * self.caller_share)), self.message_timeout)
 
 
 class IncomingCall(Protocol):
@@ -115,6 +157,8 @@ class AdmissionControl:
         instruments: Instruments | None = None,
         *,
         load_shedder: LoadShedder | None = None,
+        client_certificates: ClientCertificates | None = None,
+        queue_reads: bool = False,
         log_calls: bool = False,
         audit: Audit | None = None,
     ) -> None:
@@ -126,24 +170,49 @@ class AdmissionControl:
             access: Authenticates callers; None: every caller may call everything.
             instruments: Receives metrics.
             load_shedder: Refuses calls under overload; None: only the limits apply.
+            client_certificates: Checks the certificates of callers without a token; None: the
+                server requests no certificates.
+            queue_reads: Whether few requests are received at a time, for callers without
+                credentials.
             log_calls: Whether each call is logged when it ends.
             audit: Records changes and refused callers; None: nothing is recorded.
 
         """
         self.lifecycle = lifecycle
         self.limits = limits
-        self.calls = 0
-        """Unary calls in progress."""
-        self.streams = 0
-        """Open streams."""
+        self._places = Places(limits.places)
+        self.reads = QueuedReads(limits.reads) if queue_reads else PendingReads(limits.reads)
+        """Calls that wait for a message of the client."""
         self._access = access or AccessControl()
         self._stream_revocation = StreamRevocation()
         self._access.subscribe(self._stream_revocation.check_all)
         self._instruments = instruments or Instruments()
         self._rate_limiter = RateLimiter(limits.caller_rate) if limits.caller_rate else None
         self.load_shedder = load_shedder or LoadShedder(limits.max_calls, lambda: CallCounts(0, 0))
+        self._failures = RateLimiter(_FAILURES_PER_SECOND, burst=_FAILURES_AT_ONCE)
+        self._client_certificates = client_certificates
         self._log_calls = log_calls
         self.audit = audit or Audit()
+
+    @property
+    def calls(self) -> int:
+        """Unary calls in progress."""
+        return self._places.calls
+
+    @property
+    def streams(self) -> int:
+        """Open streams."""
+        return self._places.streams
+
+    @property
+    def requests(self) -> ByteBudget:
+        """Memory of the requests that have arrived."""
+        return self._places.requests
+
+    @property
+    def answers(self) -> ByteBudget:
+        """Memory of the answers that were not sent yet."""
+        return self._places.answers
 
     def record_start(self, method: str) -> tuple[CallContext, float]:
         """Record that a call has arrived; `record_end` must follow."""
@@ -182,7 +251,7 @@ class AdmissionControl:
         call.peer, call.read_certificate = context.peer(), context.auth_context
         self._authorize(call, context, role)
         if self._rate_limiter is not None:
-            self._check_rate(self._rate_limiter, context)
+            self._check_rate(self._rate_limiter, call, context)
 
     def revocable(
         self, call: CallContext, context: IncomingCall, role: Role
@@ -198,45 +267,62 @@ class AdmissionControl:
             return nullcontext()
         return self._stream_revocation.watch(lambda: self._authorize(call, context, role))
 
-    def acquire_call(self) -> None:
-        """Acquire a slot for a unary call; `release_call` returns it.
+    def acquire_call(self, call: CallContext, context: Context) -> Place:
+        """Take a place of a unary call, which is returned when the call has ended.
 
         Raises:
             OverloadedError: The limit is reached, or the load shedder refuses the call.
 
         """
-        if self.calls >= self.limits.max_calls or self.load_shedder.should_refuse():
+        place = None
+        if self.calls < self.limits.max_calls and not self.load_shedder.should_refuse():
+            place = self._places.call(self._owner(call, context))
+        if place is None:
             self._refuse_overload("calls", self.limits.max_calls)
-        self.calls += 1
+        place.task.add_done_callback(place.release)
+        return place
 
-    def release_call(self) -> None:
-        """Return the slot of a unary call."""
-        self.calls -= 1
-
-    def acquire_stream(self) -> None:
-        """Acquire a slot for a stream; `release_stream` returns it.
+    def acquire_stream(self, call: CallContext, context: Context) -> Place:
+        """Take a place of a stream, which is returned when the call has ended.
 
         Raises:
-            OverloadedError: The limit is reached.
+            OverloadedError: The limit, or the share of the caller, is reached.
 
         """
-        if self.streams >= self.limits.max_streams:
+        place = self._places.stream(self._owner(call, context))
+        if place is None:
             self._refuse_overload("streams", self.limits.max_streams)
-        self.streams += 1
+        place.task.add_done_callback(place.release)
+        return place
 
-    def release_stream(self) -> None:
-        """Return the slot of a stream."""
-        self.streams -= 1
-
-    async def wait_for_rate(self, context: IncomingCall) -> None:
+    async def wait_for_rate(self, owner: str) -> None:
         """Wait until the rate limit of the caller allows another message of a stream."""
         if self._rate_limiter is None:
             return
-        while wait := self._rate_limiter.take(self._key(context)):  # noqa: ASYNC110 - time itself
+        while wait := self._rate_limiter.take(owner):  # noqa: ASYNC110 - time itself
             await asyncio.sleep(wait)
 
+    async def watch(self) -> None:
+        """End calls whose client neither sends nor reads, until cancelled."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            self.reads.end_silent()
+            self._places.sweep()
+
+    def is_known(self, context: IncomingCall) -> bool:
+        """Return whether the caller is authenticated, without an effect on its limits."""
+        try:
+            self._caller(context)
+        except UnauthenticatedError:
+            return False
+        return True
+
     def _authorize(self, call: CallContext, context: IncomingCall, role: Role) -> None:
-        caller = ANYONE if self._access.is_open else self._identify(context)
+        try:
+            caller = self._caller(context)
+        except UnauthenticatedError:
+            self._count_failure(context)
+            raise
         call.caller, call.identity = caller.name, caller
         if caller.role < role:
             raise PermissionDeniedError(
@@ -244,14 +330,34 @@ class AdmissionControl:
                 f"this method requires {role.name.lower()}"
             )
 
-    def _identify(self, context: IncomingCall) -> Caller:
+    def _caller(self, context: IncomingCall) -> Caller:
+        if self._access.is_open:
+            if self._client_certificates is not None:
+                self._client_certificates.check(context.auth_context())
+            return ANYONE
         token = _token(context)
-        # A token takes precedence. Reading the certificate costs more than every other check.
-        names = () if token is not None else _certificate_names(context)
-        return self._access.caller(token, names)
+        if token is not None:
+            # A token takes precedence. Reading the certificate costs more than every other check.
+            return self._access.caller(token, ())
+        found = context.auth_context()
+        if self._client_certificates is not None:
+            self._client_certificates.check(found)
+        return self._access.caller(None, _certificate_names(found))
 
-    def _check_rate(self, rate_limiter: RateLimiter, context: IncomingCall) -> None:
-        wait = rate_limiter.take(self._key(context))
+    def _count_failure(self, context: IncomingCall) -> None:
+        """Limit the failures of an address. A caller with valid credentials is not affected."""
+        wait = self._failures.take(_address(context))
+        if wait:
+            self._instruments.call_shed(RateLimitedError.reason)
+            raise RateLimitedError(
+                "too many calls without valid credentials from this address; retry later",
+                retry_after=wait,
+            ) from None
+
+    def _check_rate(
+        self, rate_limiter: RateLimiter, call: CallContext, context: IncomingCall
+    ) -> None:
+        wait = rate_limiter.take(self._owner(call, context))
         if wait:
             self._instruments.call_shed(RateLimitedError.reason)
             raise RateLimitedError(
@@ -259,12 +365,9 @@ class AdmissionControl:
                 retry_after=wait,
             )
 
-    def _key(self, context: IncomingCall) -> str:
-        """Return the owner of a rate limit: the caller, or without access rules the address."""
-        call = call_context.current()
-        if not self._access.is_open and call is not None:
-            return call.caller
-        return context.peer().rpartition(":")[0]
+    def _owner(self, call: CallContext, context: IncomingCall) -> str:
+        """Return the owner of limits: the caller, or without access rules the address."""
+        return _address(context) if self._access.is_open else call.caller
 
     def _refuse_overload(self, kind: str, limit: int) -> NoReturn:
         self._instruments.call_shed(OverloadedError.reason)
@@ -300,8 +403,12 @@ def _token(context: IncomingCall) -> str | None:
     return token
 
 
-def _certificate_names(context: IncomingCall) -> list[str]:
-    found = context.auth_context()
+def _address(context: IncomingCall) -> str:
+    """Return the source address of a call, without the port."""
+    return context.peer().rpartition(":")[0]
+
+
+def _certificate_names(found: Mapping[str, Any]) -> list[str]:
     return [
         name.decode("utf-8", "replace") for key in _CERTIFICATE_KEYS for name in found.get(key, ())
     ]

@@ -13,7 +13,7 @@ import structlog
 from grpc import aio
 
 from sagastore_server.interfaces.call_context import CallContext
-from sagastore_server.interfaces.errors import StalledError
+from sagastore_server.interfaces.errors import SilentError, StalledError
 from sagastore_server.rpc.admission import adopt_call_id
 from sagastore_server.rpc.lifecycle import ServerDrainingError, ServerStartingError
 from sagastore_server.rpc.status import STATUS_KEY, refusal_of
@@ -26,7 +26,7 @@ _LOG_INTERVAL = 1.0
 """Seconds between two log lines about outages: during one, every call fails."""
 
 _OUTAGES = (UnavailableError, StorageFullError, FencedError)
-_NO_OUTAGES = (ServerStartingError, ServerDrainingError, StalledError)
+_NO_OUTAGES = (ServerStartingError, ServerDrainingError, StalledError, SilentError)
 
 _log = structlog.get_logger(__name__)
 

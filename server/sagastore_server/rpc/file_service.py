@@ -6,7 +6,9 @@ from sagastore.v1 import file_pb2
 from sagastore_server.rpc import convert, file_requests, requests, tokens
 from sagastore_server.rpc.handlers import TimeLeft, timed
 from sagastore_server.rpc.ids import IdSource
+from sagastore_server.rpc.offload import parsed
 from sagastore_server.rpc.storage_service import durability_timeout
+from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.files import File, FilePosition, FileScan
 
@@ -14,9 +16,10 @@ from sagastore_server.storage.files import File, FilePosition, FileScan
 class FileServicer:
     """Implements each RPC as the method of its name; `handlers` connects it to gRPC."""
 
-    def __init__(self, backend: StorageBackend) -> None:
-        """Serve from ``backend``."""
+    def __init__(self, backend: StorageBackend, worker_pool: WorkerPool) -> None:
+        """Serve from ``backend``. Large requests are parsed in ``worker_pool``."""
         self._backend = backend
+        self._worker_pool = worker_pool
         self._ids = IdSource()
 
     @timed
@@ -25,7 +28,9 @@ class FileServicer:
     ) -> file_pb2.SaveFileResponse:
         """Store one file record."""
         new_id = "" if request.file.id else self._ids.new()
-        draft, if_revision, on_all_stores = file_requests.save(request, new_id)
+        cost = len(request.file.metadata_json)
+        wanted = await parsed(self._worker_pool, cost, file_requests.save, request, new_id)
+        draft, if_revision, on_all_stores = wanted
         within = durability_timeout(time_left()) if on_all_stores else None
         result = await self._backend.save_file(draft, if_revision, within)
         return file_pb2.SaveFileResponse(

@@ -26,22 +26,35 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
+from sagastore_server.interfaces.access import Role
 from sagastore_server.interfaces.call_context import CallContext, current
-from sagastore_server.interfaces.errors import StalledError
+from sagastore_server.interfaces.errors import NoRequestError, RequestTooLargeError, StalledError
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.rpc.admission import AdmissionControl, Context, required_role
 from sagastore_server.rpc.change_details import noting_changes
 from sagastore_server.rpc.error_responder import STATUS_TIMEOUT, ErrorResponder
 from sagastore_server.rpc.lifecycle import Lifecycle
-from sagastore_server.rpc.wire import InvalidText, decoder
+from sagastore_server.rpc.places import Place
+from sagastore_server.rpc.request_limits import request_limit
+from sagastore_server.rpc.wire import LARGE, InvalidText, decoder, examine, has_few_fields
 from sagastore_server.runtime.supervisor import awaited
+from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.errors import InvalidRequestError
+from sagastore_server.storage.limits import MAX_PAGE_BYTES
 
-UnaryMethod = Callable[..., Awaitable[Message]]
+UnaryMethod = Callable[..., Awaitable[Message | bytes]]
 StreamMethod = Callable[[Any], AsyncIterator[Message]]
 Handler = Callable[[Any, Context], Awaitable[Any]]
 TimeLeft = Callable[[], float | None]
 """Returns the seconds until the deadline of a call; None: it has no deadline."""
+Reserve = Callable[[int], None]
+"""Reserves memory for an answer of this size in bytes; raises OverloadedError if there is none."""
+
+Receive = Callable[..., Awaitable[Message | InvalidText]]
+
+_WRITES_WITH_LARGE_ANSWERS = frozenset({"TruncateSession"})
+"""Writes whose answer holds messages. Room for it is reserved before the write, because a write
+that was stored must not be reported as refused."""
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -50,6 +63,7 @@ class _Trait(enum.Enum):
     """How a method is called and ended; set by the decorators of the same names."""
 
     TIMED = "timed"
+    SIZED = "sized"
     ENDLESS = "endless"
     INTERRUPTIBLE = "interruptible"
 
@@ -57,6 +71,11 @@ class _Trait(enum.Enum):
 def timed(method: F) -> F:
     """Mark a unary method that takes a ``TimeLeft`` as its second argument."""
     return _marked(method, _Trait.TIMED)
+
+
+def sized(method: F) -> F:
+    """Mark a unary method that takes a ``Reserve`` as its second argument."""
+    return _marked(method, _Trait.SIZED)
 
 
 def endless(method: F) -> F:
@@ -91,19 +110,23 @@ def service_handler(
     admission: AdmissionControl,
     responder: ErrorResponder,
     tracer: Tracer = NO_TRACER,
+    *,
+    pool: WorkerPool | None = None,
 ) -> grpc.GenericRpcHandler:
     """Return gRPC's handler for ``service``, which calls the methods of ``servicer`` by name.
 
     A unary method takes the request and returns the response. A method with a streaming response
     is an asynchronous generator. A method with a streaming request takes an asynchronous
     iterator, whose items may be ``InvalidText``. Methods do not see gRPC: they raise errors of
-    the storage contract. The decorators `timed`, `endless` and `interruptible` change this.
+    the storage contract. The decorators `timed`, `endless` and `interruptible` change this. A
+    response may also be its serialized form. Requests of many fields are examined in ``pool``,
+    or without one in a thread.
 
     Raises:
         AttributeError: The servicer lacks a method.
 
     """
-    dispatcher = _Dispatcher(admission, responder, tracer)
+    dispatcher = _Dispatcher(admission, responder, tracer, pool)
     handlers = {}
     for method in service.methods:
         target = noting_changes(method, getattr(servicer, method.name), admission.audit)
@@ -115,52 +138,62 @@ class _Dispatcher:
     """Wraps the methods of one service."""
 
     def __init__(
-        self, admission: AdmissionControl, responder: ErrorResponder, tracer: Tracer
+        self,
+        admission: AdmissionControl,
+        responder: ErrorResponder,
+        tracer: Tracer,
+        pool: WorkerPool | None,
     ) -> None:
         self._admission = admission
         self._responder = responder
         self._tracer = tracer
+        self._pool = pool
 
     def handler(self, method: MethodDescriptor, target: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        """Return gRPC's handler for ``method``, served by ``target``."""
-        # Requests arrive as bytes, because a request is parsed only after admission.
-        serializer = GetMessageClass(method.output_type).SerializeToString
-        coders: dict[str, Any] = {"response_serializer": serializer}
-        if method.client_streaming:
-            call = self._traced(method, self._stream(method, target))
-            return grpc.stream_stream_rpc_method_handler(call, **coders)
-        if method.server_streaming:
-            call = self._traced(method, self._stream(method, target))
-            return grpc.unary_stream_rpc_method_handler(call, **coders)
-        return grpc.unary_unary_rpc_method_handler(
-            self._traced(method, self._unary(method, target)), **coders
+        """Return gRPC's handler for ``method``, served by ``target``.
+
+        Every method is registered as one with a streaming request of raw bytes. gRPC receives
+        the message of a unary method before it calls the handler; that of a stream when the
+        handler asks for it, which is after admission.
+        """
+        if method.client_streaming or method.server_streaming:
+            stream = self._traced(method, self._stream(method, target))
+            return grpc.stream_stream_rpc_method_handler(stream)
+        return grpc.stream_unary_rpc_method_handler(
+            self._traced(method, self._unary(method, target))
         )
 
     def _unary(self, method: MethodDescriptor, target: UnaryMethod) -> Handler:
         admission, lifecycle = self._admission, self._admission.lifecycle
         name, role = _name(method), required_role(method)
-        decode = decoder(GetMessageClass(method.input_type))
-        is_timed = _trait_of(target) is _Trait.TIMED
+        receive = self._receiver(method)
+        trait, may_refuse = _trait_of(target), _may_refuse(method)
+        answer_reserve = MAX_PAGE_BYTES if method.name in _WRITES_WITH_LARGE_ANSWERS else 0
 
-        async def call(raw: bytes, context: Context) -> Message:
+        async def call(_: Any, context: Context) -> bytes:
             record, began = admission.record_start(name)
             try:
                 lifecycle.enter()
                 try:
                     admission.admit(record, context, role)
-                    admission.acquire_call()
-                    try:
-                        request = _valid(decode(raw))
-                        if is_timed:
-                            response = await target(request, context.time_remaining)
-                        else:
-                            response = await target(request)
-                    finally:
-                        admission.release_call()
+                    place = admission.acquire_call(record, context)
+                    if answer_reserve:
+                        place.reserve_answer(answer_reserve)
+                    else:
+                        place.check_answer_memory()
+                    request = _valid(await receive(context, place))
+                    if trait is _Trait.TIMED:
+                        response = await target(request, context.time_remaining)
+                    elif trait is _Trait.SIZED:
+                        response = await target(request, place.reserve_answer)
+                    else:
+                        response = await target(request)
+                    answer = _serialized(response)
+                    place.send(len(answer), may_refuse=may_refuse)
                 finally:
                     lifecycle.leave()
                 record.code = "OK"
-                return response
+                return answer
             except Exception as exc:  # noqa: BLE001 - every error has a status
                 await self._responder.refuse(context, record, exc)
             finally:
@@ -171,28 +204,27 @@ class _Dispatcher:
     def _stream(self, method: MethodDescriptor, target: StreamMethod) -> Handler:
         admission = self._admission
         name, role = _name(method), required_role(method)
-        decode = decoder(GetMessageClass(method.input_type))
-        trait = _trait_of(target)
+        receive = self._receiver(method)
+        trait, may_refuse = _trait_of(target), _may_refuse(method)
 
-        async def call(raw: Any, context: Context) -> None:
+        async def call(_: Any, context: Context) -> None:
             record, began = admission.record_start(name)
             try:
                 with _counted(admission.lifecycle, trait):
                     admission.admit(record, context, role)
-                    admission.acquire_stream()
-                    try:
-                        requests = (
-                            _decoded(raw, decode, admission, context)
-                            if method.client_streaming
-                            else _valid(decode(raw))
+                    place = admission.acquire_stream(record, context)
+                    requests = (
+                        self._requests(receive, context, place)
+                        if method.client_streaming
+                        else _valid(await receive(context, place))
+                    )
+                    async with (
+                        _ended_by_drain(admission.lifecycle, trait),
+                        admission.revocable(record, context, role),
+                    ):
+                        await self._write_all(
+                            target(requests), context, place, may_refuse=may_refuse
                         )
-                        async with (
-                            _ended_by_drain(admission.lifecycle, trait),
-                            admission.revocable(record, context, role),
-                        ):
-                            await self._write_all(target(requests), context)
-                    finally:
-                        admission.release_stream()
                 record.code = "OK"
             except Exception as exc:  # noqa: BLE001 - every error has a status
                 await self._responder.refuse(context, record, exc)
@@ -201,24 +233,94 @@ class _Dispatcher:
 
         return call
 
-    async def _write_all(self, responses: AsyncIterator[Message], context: Context) -> None:
+    def _receiver(self, method: MethodDescriptor) -> Receive:
+        """Return a function that receives and parses the next message of a call."""
+        admission = self._admission
+        request_type = GetMessageClass(method.input_type)
+        decode = decoder(request_type, repair=method.client_streaming)
+        limit = request_limit(method, admission.limits.max_request_bytes)
+        examined = self._examined(request_type, repair=method.client_streaming)
+
+        async def receive(
+            context: Context, place: Place, seconds: float | None = None
+        ) -> Message | InvalidText:
+            raw = await admission.reads.read(context, place.owner, seconds)
+            if raw is aio.EOF:
+                raise NoRequestError("the method requires one message, and the client sent none")
+            size = len(raw)
+            if size > limit:
+                del raw  # The traceback would keep it until the status has been sent.
+                raise RequestTooLargeError(
+                    f"the request has {size:,} bytes; this method accepts {limit:,}"
+                )
+            place.hold_request(size)
+            if size >= LARGE and not has_few_fields(request_type, raw):
+                rejected = await examined(raw)
+                if rejected is not None:
+                    return rejected
+            return decode(raw)
+
+        return receive
+
+    def _examined(
+        self, request_type: type[Message], *, repair: bool
+    ) -> Callable[[bytes], Awaitable[InvalidText | None]]:
+        pool = self._pool
+
+        async def examined(raw: bytes) -> InvalidText | None:
+            if pool is None:
+                return await asyncio.to_thread(examine, request_type, raw, repair)
+            (rejected,) = await pool.map(examine, [(request_type, raw, repair)])
+            return rejected
+
+        return examined
+
+    async def _requests(
+        self, receive: Receive, context: Context, place: Place
+    ) -> AsyncIterator[Message | InvalidText]:
+        """Receive the messages of a streaming request, at the rate that the caller is allowed.
+
+        The first must arrive as soon as the request of a unary method, a later one within
+        ``stall_timeout``.
+        """
+        seconds: float | None = None
+        while True:
+            try:
+                request = await receive(context, place, seconds)
+            except NoRequestError:
+                return
+            await self._admission.wait_for_rate(place.owner)
+            yield request
+            seconds = self._admission.limits.stall_timeout
+
+    async def _write_all(
+        self,
+        responses: AsyncIterator[Message],
+        context: Context,
+        place: Place,
+        *,
+        may_refuse: bool,
+    ) -> None:
         stall_timeout = self._admission.limits.stall_timeout
         # Closes the generator with the call, also if the call is cancelled, and with it the
         # tasks of the generator. Garbage collection would do so too late.
         async with aclosing(responses):  # type: ignore[type-var]
             headers_sent = False
             async for response in responses:
+                answer = _serialized(response)
+                place.send(len(answer), may_refuse=may_refuse)
                 # `write` returns when flow control accepts the message.
                 try:
                     async with asyncio.timeout(stall_timeout):
                         if not headers_sent:
                             await _send_headers(context)
                             headers_sent = True
-                        await context.write(response)
+                        await context.write(answer)
                 except TimeoutError:
                     raise StalledError(
                         f"the client did not read for {stall_timeout:g} seconds; resume the stream"
                     ) from None
+                place.sent()
 
     def _traced(self, method: MethodDescriptor, call: Handler) -> Handler:
         """Wrap ``call`` in a span if tracing is on; health and reflection have no spans."""
@@ -227,7 +329,10 @@ class _Dispatcher:
             return call
 
         async def traced(request: Any, context: Context) -> Any:
-            metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+            # The trace context of a stranger would decide what is sampled.
+            known = self._admission.is_known(context)
+            headers = context.invocation_metadata() if known else ()
+            metadata = {k: v for k, v in headers or () if isinstance(v, str)}
             with tracer.call(metadata) as span:
                 try:
                     return await call(request, context)
@@ -272,16 +377,13 @@ def _valid(request: Message | InvalidText) -> Message:
     return request
 
 
-async def _decoded(
-    requests: AsyncIterator[bytes],
-    decode: Callable[[bytes], Message | InvalidText],
-    admission: AdmissionControl,
-    context: Context,
-) -> AsyncIterator[Message | InvalidText]:
-    """Parse the messages of a streaming request, at the rate that the caller is allowed."""
-    async for raw in requests:
-        await admission.wait_for_rate(context)
-        yield decode(raw)
+def _may_refuse(method: MethodDescriptor) -> bool:
+    """Return whether an answer may be replaced by an error: not if a write was stored."""
+    return not method.full_name.startswith("sagastore.") or required_role(method) is Role.READER
+
+
+def _serialized(response: Message | bytes) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 @contextmanager

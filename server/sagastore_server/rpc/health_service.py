@@ -26,6 +26,16 @@ from sagastore_server.storage.errors import InvalidRequestError, NotFoundError, 
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+
+_SLOW_READS = 1
+"""Requests that are received at a time: each can take ``max_request_bytes``."""
+
+_ANSWER_MEMORY = 16 * 1024 * 1024
+"""Bytes of answers that were not sent yet. The longest, of reflection, has about 30 KiB."""
+
+_MESSAGE_TIMEOUT = 5.0
+"""Seconds until a request must have arrived."""
+
 _Status = health_pb2.HealthCheckResponse
 
 
@@ -117,12 +127,19 @@ def health_admission(limits: Limits) -> AdmissionControl:
 
     It accepts every caller in every state of the server, without a rate limit. Its slots are
     separate from those of the other services, so that neither takes slots from the other. It
-    has a stream slot per connection in addition, because clients may watch the health of each.
+    has a stream slot per connection in addition, because clients may watch the health of each. So
+    is its memory, which callers without credentials share.
     """
     lifecycle = Lifecycle()
     lifecycle.start_accepting()
-    streams = limits.max_streams + limits.max_connections
-    return AdmissionControl(lifecycle, limits._replace(caller_rate=0.0, max_streams=streams))
+    own = limits._replace(
+        caller_rate=0.0,
+        max_streams=limits.max_streams + limits.max_connections,
+        request_memory=_SLOW_READS * limits.max_request_bytes,
+        answer_memory=_ANSWER_MEMORY,
+        message_timeout=min(_MESSAGE_TIMEOUT, limits.message_timeout),
+    )
+    return AdmissionControl(lifecycle, own, queue_reads=True)
 
 
 def health_handlers(

@@ -12,12 +12,21 @@ a caller with that many addresses gains no more than that many callers are allow
 
 
 class RateLimiter:
-    """Allows each caller a number of calls per second, with a burst of one second's worth."""
+    """Allows each caller a number of calls per second, with a burst."""
 
-    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Allow ``rate`` calls per second, which is greater than 0."""
+    def __init__(
+        self,
+        rate: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        burst: float | None = None,
+    ) -> None:
+        """Allow ``rate`` calls per second, which is greater than 0.
+
+        ``burst`` calls may come at once; by default those of one second.
+        """
         self._rate = rate
-        self._burst = max(1.0, rate)
+        self._burst = max(1.0, rate) if burst is None else burst
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 

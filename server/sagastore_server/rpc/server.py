@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
 import grpc
@@ -14,7 +15,10 @@ from sagastore_server.interfaces.audit import Audit
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tls import TlsMaterial, TlsSource
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
+from sagastore_server.interfaces.usage import Usage
 from sagastore_server.rpc.admission import AdmissionControl, Limits
+from sagastore_server.rpc.client_certificates import ClientCertificates
+from sagastore_server.rpc.connections import Connections
 from sagastore_server.rpc.error_responder import ErrorResponder
 from sagastore_server.rpc.file_service import FileServicer
 from sagastore_server.rpc.grpc_internals import create_server
@@ -25,6 +29,8 @@ from sagastore_server.rpc.load_shedding import LoadShedder
 from sagastore_server.rpc.migration_service import MigrationServicer
 from sagastore_server.rpc.session_service import SessionServicer
 from sagastore_server.rpc.storage_service import StorageServicer
+from sagastore_server.runtime.descriptors import RESERVED, in_use, raise_limit
+from sagastore_server.runtime.memory import trim_regularly
 from sagastore_server.runtime.session_deletion import SessionDeletion
 from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor, awaited
 from sagastore_server.runtime.worker_pool import WorkerPool
@@ -33,6 +39,15 @@ from sagastore_server.storage.migration import MigrationControl
 
 _MAX_PENDING = 8192
 """Calls that may wait inside gRPC; each takes about 20 KiB."""
+
+_STREAMS_PER_CONNECTION = 1024
+"""Least number of concurrent calls that a connection may carry."""
+
+_HANDSHAKE_MS = 10_000
+"""Milliseconds for the handshakes of TLS and HTTP/2."""
+
+_CONNECTION_IDLE_MS = 600_000
+"""Milliseconds without a call after which a client is asked to reconnect with its next call."""
 
 _CONNECTION_GRACE = 3600.0
 """Seconds that calls may continue on a connection that has reached its maximum age."""
@@ -57,12 +72,20 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+def _streams_per_connection(limits: Limits) -> int:
+    return max(_STREAMS_PER_CONNECTION, 2 * (limits.max_calls + limits.max_streams))
+
+
 def _channel_options(limits: Limits) -> tuple[tuple[str, int], ...]:
-    options = (
+    options: tuple[tuple[str, int], ...] = (
         ("grpc.max_receive_message_length", limits.max_request_bytes),
         # Responses are bounded by their content (storage.limits, MAX_BATCH_GET_BYTES). A second
         # limit here would only turn a response into an error.
         ("grpc.max_send_message_length", -1),
+        # gRPC inflates a message before anybody can decide about it.
+        ("grpc.compression_enabled_algorithms_bitset", -1 if limits.request_compression else 1),
+        # Without it, a stream's initial window grows, and unread requests with it.
+        ("grpc.http2.bdp_probe", 0),
         # A second server on the port must fail to start instead of sharing its calls.
         ("grpc.so_reuseport", 0),
         # Detect dead peers within 80 s, and allow clients to ping every 10 s, also when idle.
@@ -70,14 +93,20 @@ def _channel_options(limits: Limits) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        # No limit of streams per connection: gRPC resets some of the streams that a client
-        # begins within the limit just as others end, and these calls fail.
+        # gRPC refuses further streams without a call, which costs a hundredth: 60,000 streams
+        # without a request, or a client that resets each of its streams, keep nobody waiting. It
+        # also resets some streams that a client begins within the limit just as others end;
+        # therefore the limit is twice what admission control accepts.
+        ("grpc.max_concurrent_streams", _streams_per_connection(limits)),
+        # A client that connects and does not speak keeps its connection for 120 s by default.
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         # Beyond this, gRPC drops calls with a bare CANCELLED. Admission control refuses long
         # before, with a reason; this limit is for floods faster than it can refuse.
         ("grpc.server.max_pending_requests", _MAX_PENDING),
         ("grpc.server.max_pending_requests_hard_limit", 2 * _MAX_PENDING),
     )
+    options = (*options, ("grpc.max_connection_idle_ms", _CONNECTION_IDLE_MS))
     if not limits.connection_age:
         return options
     return (
@@ -95,6 +124,9 @@ class ServerOptions(NamedTuple):
     """Authenticates callers; None: every caller may call everything."""
     tls: TlsSource | None = None
     """TLS material; None: plain text."""
+    certificate_end: Callable[[bytes], float] | None = None
+    """Returns the end of validity of a client certificate in PEM; None: it is not checked after
+    the TLS handshake."""
     instruments: Instruments | None = None
     """Receives metrics."""
     tracer: Tracer = NO_TRACER
@@ -126,8 +158,13 @@ class RpcServer:
         options: ServerOptions = ServerOptions(),  # noqa: B008 - immutable
     ) -> None:
         """Create a server that does not listen yet. Requires a running event loop."""
+        descriptors = raise_limit()
+        connections = max(1, min(options.limits.max_connections, descriptors - RESERVED))
+        options = options._replace(limits=options.limits._replace(max_connections=connections))
         limits = options.limits
         self._options = options
+        self._descriptors = descriptors
+        self._connections = Connections(limits.max_connections, limits.caller_share)
         self._supervisor = options.supervisor or Supervisor(options.instruments)
         self._lifecycle = Lifecycle()
         self._health = Health(_HEALTH_NAMES)
@@ -144,11 +181,15 @@ class RpcServer:
             options.access,
             options.instruments,
             load_shedder=shedder,
+            client_certificates=(
+                ClientCertificates(options.certificate_end) if options.certificate_end else None
+            ),
             log_calls=options.log_calls,
             audit=options.audit,
         )
         self._session_deletion = SessionDeletion(backend, self._supervisor)
-        self._load_sampler: SupervisedTask | None = None
+        self._probes = health
+        self._tasks: list[SupervisedTask] = []
         self._termination: asyncio.Task[bool] | None = None
         self._add_services(backend, control, health)
 
@@ -160,15 +201,17 @@ class RpcServer:
         storage = StorageServicer(
             backend, self._lifecycle, self._worker_pool, search_timeout=timeout
         )
-        sessions = SessionServicer(backend, self._session_deletion)
+        sessions = SessionServicer(backend, self._session_deletion, self._worker_pool)
         servicers = (
             storage,
             sessions,
-            FileServicer(backend),
+            FileServicer(backend, self._worker_pool),
             MigrationServicer(backend, control),
         )
         handlers = [
-            service_handler(service, servicer, self.admission, responder, options.tracer)
+            service_handler(
+                service, servicer, self.admission, responder, options.tracer, pool=self._worker_pool
+            )
             for service, servicer in zip(_SERVICES, servicers, strict=True)
         ]
         handlers += health_handlers(
@@ -188,8 +231,15 @@ class RpcServer:
         except RuntimeError as exc:
             raise CannotListenError(f"cannot listen on {address}") from exc
         await self._server.start()
+        self._connections.listen_on(port)
         self._termination = awaited(self._server.wait_for_termination(), name="grpc-termination")
-        self._load_sampler = self._supervisor.start("load-sampler", self.admission.load_shedder.run)
+        self._tasks = [
+            self._supervisor.start("load-sampler", self.admission.load_shedder.run),
+            self._supervisor.start("call-watcher", self.admission.watch),
+            self._supervisor.start("probe-watcher", self._probes.watch),
+            self._supervisor.start("memory-trimmer", trim_regularly),
+            self._supervisor.start("connection-watcher", self._connections.run),
+        ]
         return port
 
     def _bind(self, address: str) -> int:
@@ -230,8 +280,8 @@ class RpcServer:
     async def stop(self) -> None:
         """Stop listening, and end the calls that are still in progress."""
         await self._session_deletion.stop()
-        if self._load_sampler is not None:
-            await self._load_sampler.stop()
+        tasks, self._tasks = self._tasks, []
+        await asyncio.gather(*(task.stop() for task in tasks))
         try:
             # gRPC fails to stop a server that has terminated.
             if self._termination is None or not self._termination.done():
@@ -240,6 +290,41 @@ class RpcServer:
                     await self._termination
         finally:
             await self._worker_pool.close()
+
+    def usage(self) -> tuple[Usage, ...]:
+        """Return the usage of memory, connections and file descriptors. Safe in any thread."""
+        requests, answers = self.admission.requests, self.admission.answers
+        limits = self._options.limits
+        return (
+            Usage(
+                "request_memory_bytes",
+                "bytes of requests in memory",
+                requests.used,
+                requests.limit,
+                "request_memory",
+            ),
+            Usage(
+                "answer_memory_bytes",
+                "bytes of answers that clients have not read",
+                answers.used,
+                answers.limit,
+                "answer_memory",
+            ),
+            Usage(
+                "client_connections",
+                "connections of clients",
+                self._connections.open,
+                limits.max_connections,
+                "max_connections, and the limit of open files",
+            ),
+            Usage(
+                "file_descriptors",
+                "open files and connections",
+                in_use(),
+                self._descriptors,
+                "the limit of open files (LimitNOFILE of systemd)",
+            ),
+        )
 
     @property
     def calls_in_progress(self) -> int:

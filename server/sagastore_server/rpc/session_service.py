@@ -6,19 +6,28 @@ from sagastore.v1 import session_pb2
 from sagastore_server.rpc import convert, session_requests, tokens
 from sagastore_server.rpc.handlers import TimeLeft, timed
 from sagastore_server.rpc.ids import IdSource
+from sagastore_server.rpc.offload import append_cost, parsed
 from sagastore_server.rpc.storage_service import durability_timeout
 from sagastore_server.runtime.session_deletion import SessionDeletion
+from sagastore_server.runtime.worker_pool import SHORT, WorkerPool
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.limits import MAX_PAGE_BYTES
 from sagastore_server.storage.sessions import Session, SessionPosition, SessionScan
+from sagastore_server.storage.validation import MAX_BATCH
 
 
 class SessionServicer:
     """Implements each RPC as the method of its name; `handlers` connects it to gRPC."""
 
-    def __init__(self, backend: StorageBackend, deletion: SessionDeletion) -> None:
-        """Serve from ``backend``; ``deletion`` deletes whole sessions of it."""
+    def __init__(
+        self, backend: StorageBackend, deletion: SessionDeletion, worker_pool: WorkerPool
+    ) -> None:
+        """Serve from ``backend``; ``deletion`` deletes whole sessions of it.
+
+        Large requests are parsed in ``worker_pool``.
+        """
         self._backend = backend
+        self._worker_pool = worker_pool
         self._deletion = deletion
         self._ids = IdSource()
 
@@ -27,7 +36,7 @@ class SessionServicer:
         self, request: session_pb2.AppendRequest, time_left: TimeLeft
     ) -> session_pb2.AppendResponse:
         """Store the messages of a turn."""
-        wanted = session_requests.append(request, self._ids.new)
+        wanted = await self._parse_append(request)
         within = durability_timeout(time_left()) if wanted.on_all_stores else None
         result = await self._backend.append(*wanted[:3], within)
         response = session_pb2.AppendResponse(
@@ -39,6 +48,14 @@ class SessionServicer:
                 id=one.id, revision=one.revision, sequence=one.sequence, created=one.created
             )
         return response
+
+    async def _parse_append(self, request: session_pb2.AppendRequest) -> session_requests.Append:
+        cost = append_cost(request)
+        if cost < SHORT or len(request.messages) > MAX_BATCH:
+            return session_requests.append(request, self._ids.new)
+        new_ids = [self._ids.new() for message in request.messages if not message.id]
+        next_id = iter(new_ids).__next__
+        return await parsed(self._worker_pool, cost, session_requests.append, request, next_id)
 
     async def GetSession(
         self, request: session_pb2.GetSessionRequest
@@ -53,7 +70,8 @@ class SessionServicer:
         self, request: session_pb2.ListSessionsRequest
     ) -> session_pb2.ListSessionsResponse:
         """Read a page of sessions."""
-        wanted = session_requests.list_sessions(request)
+        cost = len(request.metadata_json)
+        wanted = await parsed(self._worker_pool, cost, session_requests.list_sessions, request)
         key = tokens.request_key("ListSessions", *wanted.fingerprint)
         after = None
         if request.page_token:
@@ -72,7 +90,9 @@ class SessionServicer:
         self, request: session_pb2.UpdateSessionRequest
     ) -> session_pb2.UpdateSessionResponse:
         """Change title or metadata of a session, or create it."""
-        found = await self._backend.update_session(*session_requests.update(request))
+        cost = len(request.session.metadata_json)
+        wanted = await parsed(self._worker_pool, cost, session_requests.update, request)
+        found = await self._backend.update_session(*wanted)
         response = session_pb2.UpdateSessionResponse()
         _fill(response.session, found)
         return response

@@ -20,8 +20,10 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from sagastore_server.interfaces.errors import (
+    NoRequestError,
     OverloadedError,
     PermissionDeniedError,
+    RequestTooLargeError,
     SearchTooLongError,
     UnauthenticatedError,
 )
@@ -207,6 +209,10 @@ _TABLE: dict[type, _Rule] = {
     UnauthenticatedError: _Rule(_CODE.UNAUTHENTICATED, _no_details, _no_metadata),
     PermissionDeniedError: _Rule(_CODE.PERMISSION_DENIED, _no_details, _no_metadata),
     OverloadedError: _Rule(_CODE.RESOURCE_EXHAUSTED, _retry, _no_metadata),
+    # Without a retry delay: the same request will never be accepted.
+    RequestTooLargeError: _Rule(_CODE.RESOURCE_EXHAUSTED, _no_details, _no_metadata),
+    # gRPC's code for a wrong number of messages.
+    NoRequestError: _Rule(_CODE.UNIMPLEMENTED, _no_details, _no_metadata),
     # Not RESOURCE_EXHAUSTED, which clients retry: the same search would take as long again.
     SearchTooLongError: _Rule(_CODE.DEADLINE_EXCEEDED, _no_details, _no_metadata),
     PreconditionError: _Rule(_CODE.FAILED_PRECONDITION, _precondition_failure, _blocker_metadata),

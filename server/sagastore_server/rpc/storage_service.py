@@ -10,9 +10,10 @@ from sagastore.v1 import storage_pb2
 from sagastore_server.interfaces.errors import SearchTooLongError
 from sagastore_server.rpc import convert, requests, tokens
 from sagastore_server.rpc.bulk import BulkStream, Request
-from sagastore_server.rpc.handlers import TimeLeft, timed
+from sagastore_server.rpc.handlers import Reserve, TimeLeft, sized, timed
 from sagastore_server.rpc.ids import IdSource
 from sagastore_server.rpc.lifecycle import Lifecycle
+from sagastore_server.rpc.offload import parsed
 from sagastore_server.runtime.worker_pool import SHORT, WorkerPool
 from sagastore_server.search.pager import Cursor, InvalidCursorError, search_page
 from sagastore_server.storage.base import StorageBackend
@@ -36,9 +37,15 @@ microseconds against 0.2, measured on Cyrillic and Chinese."""
 
 T = TypeVar("T")
 
-_IDS_PER_READ = 100
-"""Ids of a BatchGet per read, which bounds the memory beyond the response: at most 0.6 GB, if all
-are of the maximum size."""
+_IDS_PER_READ = 25
+"""Ids of a BatchGet per read. A part of the response has at most 150 MiB, and real ones a few
+kilobytes."""
+
+_PART_BYTES = 4 * 1024 * 1024
+"""Bytes of a response that are built at a time, which takes about 5 ms."""
+
+_BATCH_READS = 4
+"""Reads of BatchGets at a time, which bounds the memory beyond the responses."""
 
 
 class StorageServicer:
@@ -61,6 +68,7 @@ class StorageServicer:
         self._lifecycle = lifecycle
         self._worker_pool = worker_pool
         self._ids = IdSource()
+        self._batch_reads = asyncio.Semaphore(_BATCH_READS)
         self._search_timeout = search_timeout
 
     @timed
@@ -69,9 +77,9 @@ class StorageServicer:
     ) -> storage_pb2.SaveResponse:
         """Store one message. With a single store, both durabilities mean that store."""
         new_id = "" if request.message.id else self._ids.new()
-        metadata = request.message.metadata_json
-        parsed = await self._parse(metadata, requests.save, request, new_id)
-        draft, if_revision, on_all_stores = parsed
+        cost = len(request.message.metadata_json)
+        wanted = await parsed(self._worker_pool, cost, requests.save, request, new_id)
+        draft, if_revision, on_all_stores = wanted
         within = durability_timeout(time_left()) if on_all_stores else None
         result = await self._backend.save(draft, if_revision, within)
         return storage_pb2.SaveResponse(
@@ -88,20 +96,29 @@ class StorageServicer:
         convert.fill(response.message, found)
         return response
 
-    async def BatchGet(self, request: storage_pb2.BatchGetRequest) -> storage_pb2.BatchGetResponse:
-        """Read several messages, in the order of the requested ids."""
+    @sized
+    async def BatchGet(self, request: storage_pb2.BatchGetRequest, reserve: Reserve) -> bytes:
+        """Read several messages, in the order of the requested ids.
+
+        The response is serialized part by part, because all at once would hold the event loop.
+        """
         ids = requests.batch_of_ids(request.ids)
-        response = storage_pb2.BatchGetResponse()
+        parts: list[bytes] = []
+        size = 0
         for start in range(0, len(ids), _IDS_PER_READ):
             requested = ids[start : start + _IDS_PER_READ]
-            found = await self._backend.batch_get(list(dict.fromkeys(requested)))
-            _add_found(response, requested, found)
-            if response.ByteSize() > MAX_BATCH_GET_BYTES:
+            async with self._batch_reads:
+                found = await self._backend.batch_get(list(dict.fromkeys(requested)))
+                async for part in _parts(requested, found):
+                    parts.append(part)
+                    size += len(part)
+            if size > MAX_BATCH_GET_BYTES:
                 raise ResponseTooLargeError(
                     f"the {len(ids):,} messages take more than {MAX_BATCH_GET_BYTES:,} bytes, "
                     "the limit of one response; request fewer at a time"
                 )
-        return response
+            reserve(size)
+        return b"".join(parts)
 
     async def List(self, request: storage_pb2.ListRequest) -> storage_pb2.ListResponse:
         """Read a page of a session."""
@@ -121,7 +138,8 @@ class StorageServicer:
 
     async def Search(self, request: storage_pb2.SearchRequest) -> storage_pb2.SearchResponse:
         """Read a page of matches."""
-        wanted = await self._parse(request.metadata_json, requests.search, request)
+        cost = len(request.metadata_json) + len(request.query)
+        wanted = await parsed(self._worker_pool, cost, requests.search, request)
         key = tokens.request_key("Search", *wanted.fingerprint(request.query))
         cursor = None
         if request.page_token:
@@ -134,13 +152,6 @@ class StorageServicer:
         if following is not None:
             response.next_page_token = tokens.encode(key, following)
         return response
-
-    async def _parse(self, metadata: str, parse: Callable[..., T], *arguments: Any) -> T:
-        """Return ``parse(*arguments)``; computed by the worker pool if ``metadata`` is long."""
-        if len(metadata) < SHORT:
-            return parse(*arguments)
-        (parsed,) = await self._worker_pool.map(parse, [arguments])
-        return parsed
 
     async def _search(
         self, wanted: requests.Search, cursor: Cursor | None
@@ -232,12 +243,22 @@ def _add(
         convert.fill(response.messages.add(), message)
 
 
-def _add_found(
-    response: storage_pb2.BatchGetResponse, requested: Sequence[str], found: dict[str, Message]
-) -> None:
+async def _parts(requested: Sequence[str], found: dict[str, Message]) -> AsyncIterator[bytes]:
+    """Yield a BatchGetResponse in serialized parts, which joined are the whole.
+
+    Other calls get their turn after each part of `_PART_BYTES`.
+    """
+    part = storage_pb2.BatchGetResponse()
+    size = 0
     for message_id in requested:
         message = found.get(message_id)
         if message is None:
-            response.missing_ids.append(message_id)
-        else:
-            convert.fill(response.messages.add(), message)
+            part.missing_ids.append(message_id)
+            continue
+        convert.fill(part.messages.add(), message)
+        size += message.size
+        if size > _PART_BYTES:
+            yield part.SerializeToString()
+            await asyncio.sleep(0)
+            part, size = storage_pb2.BatchGetResponse(), 0
+    yield part.SerializeToString()

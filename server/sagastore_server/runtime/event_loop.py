@@ -7,6 +7,8 @@ import gc
 from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
+from sagastore_server.runtime import memory
+
 _Result = TypeVar("_Result")
 
 _GC_THRESHOLD = 20_000
@@ -19,6 +21,7 @@ def run(main: Coroutine[object, object, _Result]) -> _Result:
 
     The garbage collector ignores the objects that exist now, most of which are modules.
     """
+    memory.configure()
     gc.set_threshold(_GC_THRESHOLD, *gc.get_threshold()[1:])
     gc.freeze()
     with asyncio.Runner(loop_factory=_factory()) as runner:

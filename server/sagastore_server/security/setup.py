@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ class SecuritySetup:
 
         """
         _check_exposure(settings)
+        self._requests_certificates = settings.tls_client_ca is not None
         try:
             self.tls = _tls(settings)
             self.access = None if settings.access is None else AccessFile(settings.access)
@@ -40,6 +42,15 @@ class SecuritySetup:
                 f"{settings.access} has [[certificate]] entries, but the server requests no client "
                 "certificates; set tls_client_ca, or remove these entries"
             )
+
+    @property
+    def certificate_end(self) -> Callable[[bytes], float] | None:
+        """Returns the end of validity of a client certificate; None if clients need none."""
+        if not self._requests_certificates:
+            return None
+        from sagastore_server.security.tls import end_of  # noqa: PLC0415 - as in _tls
+
+        return end_of
 
     def watched(self, supervisor: Supervisor | None = None) -> AbstractAsyncContextManager[None]:
         """Reload changed files while the context lasts, by tasks of ``supervisor``."""

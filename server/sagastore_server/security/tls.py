@@ -104,6 +104,16 @@ class TlsFiles:
         )
 
 
+def end_of(certificate: bytes) -> float:
+    """Return the end of validity of a certificate in PEM, in seconds since 1970.
+
+    Raises:
+        ValueError: It is not a certificate.
+
+    """
+    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
+
+
 def _check(paths: Sequence[Path], files: Sequence[Content]) -> _Checked:
     for path, file in zip(paths, files, strict=True):
         if file.problem:

@@ -37,6 +37,9 @@ MAX_SESSION_METADATA = 256 * 1024
 MAX_BATCH = 1000
 """Messages of a BulkSave batch, and ids of a BatchGet."""
 
+MAX_VIOLATIONS = 1000
+"""Broken rules that are noted for one request. A status has room for about fifty."""
+
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 500
 DEFAULT_EXPORT_BATCH = 500
@@ -72,8 +75,9 @@ class Violations:
         self.found: list[Violation] = []
 
     def add(self, field: str, reason: str) -> None:
-        """Note that ``field`` breaks a rule."""
-        self.found.append(Violation(field, reason))
+        """Note that ``field`` breaks a rule; beyond `MAX_VIOLATIONS` it is ignored."""
+        if len(self.found) < MAX_VIOLATIONS:
+            self.found.append(Violation(field, reason))
 
     def raise_if_any(self) -> None:
         """Refuse the request.

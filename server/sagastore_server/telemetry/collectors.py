@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sagastore_server.interfaces.usage import Usage
 from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import BackfillState, StatusSnapshot, Verification
 from sagastore_server.storage.phase import Phase
@@ -24,6 +25,8 @@ class AdmissionLoad(NamedTuple):
     max_calls: float
     streams: Number
     max_streams: float
+    usage: Callable[[], Sequence[Usage]] = tuple
+    """Usage of other limited resources."""
 
 
 class AuditCollector(Collector):
@@ -82,6 +85,11 @@ class StoreCollector(Collector):
         yield _gauge(
             "sagastore_streams_limit", "Limit of sagastore_streams_open.", admission.max_streams
         )
+        for usage in admission.usage():
+            yield _gauge(f"sagastore_{usage.name}", f"{usage.what.capitalize()}.", usage.used)
+            yield _gauge(
+                f"sagastore_{usage.name}_limit", f"Limit of sagastore_{usage.name}.", usage.limit
+            )
         reasons = {finding.reason for finding in readiness.reasons()}
         warnings = {finding.reason for finding in readiness.warnings()}
         yield _gauge("sagastore_ready", "1 if the server is ready.", not reasons)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from sagastore_server.interfaces.usage import Usage
 from sagastore_server.runtime.supervisor import Failure, Policy
 from sagastore_server.storage.migration import StatusSnapshot
 from sagastore_server.storage.model import StoreHealth
@@ -27,6 +28,10 @@ holds it for a few hundredths of a second at most; on a machine that swaps it ma
 FULL_BELOW = 64 * 1024 * 1024
 """Free bytes on the disk of the SQLite file below which it counts as full: about the size of the
 write-ahead log."""
+
+
+NEAR = 0.8
+"""Share of a limit above which its use is reported."""
 
 
 class Reason(enum.Enum):
@@ -49,6 +54,7 @@ class Notice(enum.Enum):
     BACKFILL_FAILING = "BACKFILL_FAILING"
     TASK_FAILING = "TASK_FAILING"
     AUDIT_FAILING = "AUDIT_FAILING"
+    NEAR_LIMIT = "NEAR_LIMIT"
 
 
 class Finding(NamedTuple):
@@ -88,6 +94,7 @@ class Readiness:
         self._free: int | None = None
         self._failing: Callable[[], Sequence[Failure]] = _no_failures
         self._audit_failure: Callable[[], str] = str
+        self._usage: Callable[[], Sequence[Usage]] = tuple
 
     # ------------------------------------------------------------------ input
 
@@ -132,6 +139,10 @@ class Readiness:
         """Report why audit lines cannot be written; ``failure`` is called in any thread."""
         self._audit_failure = failure
 
+    def watch_usage(self, usage: Callable[[], Sequence[Usage]]) -> None:
+        """Report what ``usage`` returns, which is called in any thread, if it nears its limit."""
+        self._usage = usage
+
     # ------------------------------------------------------------------ output
 
     @property
@@ -173,6 +184,7 @@ class Readiness:
         failure = self._audit_failure()
         if failure:
             found.append(_audit_failing(failure))
+        found += [_near_limit(one) for one in self._usage() if one.used >= NEAR * one.limit]
         return found
 
     def document(self) -> dict[str, Any]:
@@ -258,6 +270,15 @@ def _audit_failing(failure: str) -> Finding:
         f"audit lines cannot be written and are lost: {failure}",
         "make room on the disk of the audit file, or set audit to another file; lines are then "
         "written again automatically",
+    )
+
+
+def _near_limit(usage: Usage) -> Finding:
+    return Finding(
+        Notice.NEAR_LIMIT.value,
+        f"{usage.used:,.0f} of {usage.limit:,.0f} {usage.what} are in use; beyond that, calls or "
+        "connections are refused",
+        f"find the callers that take them; {usage.setting} sets the limit",
     )
 
 

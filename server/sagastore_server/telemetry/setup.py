@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
@@ -11,6 +11,7 @@ from sagastore_server.config.address import Address
 from sagastore_server.config.settings import OFF, Settings
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
+from sagastore_server.interfaces.usage import Usage
 from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
 from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import MigrationControl
@@ -44,6 +45,8 @@ class Sources(NamedTuple):
     """Expiry of the certificate, in seconds since 1970. Safe in any thread. None without TLS."""
     audit_lost: Callable[[], float] = float
     """Number of audit lines that could not be written. Safe in any thread."""
+    usage: Callable[[], Sequence[Usage]] = tuple
+    """Usage of limited resources. Safe in any thread."""
 
 
 class Telemetry:
@@ -100,6 +103,7 @@ class Telemetry:
         """
         tasks = supervisor or Supervisor(self.instruments)
         self.readiness.watch_tasks(lambda: tasks.failing)
+        self.readiness.watch_usage(sources.usage)
         metrics, server = self._metrics, self._server
         if metrics is None or server is None:
             return
@@ -156,7 +160,11 @@ class Telemetry:
 
         settings = self._settings
         return AdmissionLoad(
-            sources.calls, settings.max_calls, sources.streams, settings.max_streams
+            sources.calls,
+            settings.max_calls,
+            sources.streams,
+            settings.max_streams,
+            sources.usage,
         )
 
     def _bind(self, address: Address, version: str, methods: Iterable[str]) -> None:

@@ -1,0 +1,43 @@
+"""Offloads the parsing of requests that would hold the event loop to a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sagastore.v1 import session_pb2
+from sagastore_server.runtime.worker_pool import SHORT, WorkerPool
+
+T = TypeVar("T")
+
+_MESSAGE = 100
+"""Cost of a message in addition to its fields, in characters of metadata."""
+_TAG = 4
+"""Cost of a tag: it takes 0.2 to 1 microseconds."""
+_CONTENT = 50
+"""Characters of content that cost as much as one of metadata."""
+
+
+async def parsed(pool: WorkerPool, cost: int, parse: Callable[..., T], *arguments: Any) -> T:
+    """Return ``parse(*arguments)``, computed in ``pool`` if it is expensive.
+
+    ``cost`` is the length of metadata, in characters, that takes as long. ``parse`` and its
+    arguments can be pickled.
+    """
+    if cost < SHORT:
+        return parse(*arguments)
+    (result,) = await pool.map(parse, [arguments])
+    return result
+
+
+def append_cost(request: session_pb2.AppendRequest) -> int:
+    """Return the cost of parsing an AppendRequest."""
+    return sum(
+        [
+            _MESSAGE
+            + len(message.metadata_json)
+            + _TAG * len(message.tags)
+            + len(message.content) // _CONTENT
+            for message in request.messages
+        ]
+    )
