@@ -180,6 +180,8 @@ class AdmissionControl:
         """
         self.lifecycle = lifecycle
         self.limits = limits
+        self.begun = 0
+        """Calls that gRPC has handed over."""
         self._places = Places(limits.places)
         self.reads = QueuedReads(limits.reads) if queue_reads else PendingReads(limits.reads)
         """Calls that wait for a message of the client."""
@@ -216,6 +218,7 @@ class AdmissionControl:
 
     def record_start(self, method: str) -> tuple[CallContext, float]:
         """Record that a call has arrived; `record_end` must follow."""
+        self.begun += 1
         self._instruments.call_started(method)
         return call_context.begin(method), time.perf_counter()
 

@@ -173,7 +173,11 @@ class RpcServer:
         self._server, call_counts = create_server(_channel_options(limits))
         health = health_admission(limits)
         shedder = LoadShedder(
-            limits.max_calls, call_counts, lambda: self.admission.streams + health.streams
+            limits.max_calls,
+            call_counts,
+            lambda: self.admission.streams + health.streams,
+            handed_over=lambda: self.admission.begun + health.begun,
+            calls=lambda: self.admission.calls + health.calls,
         )
         self.admission = AdmissionControl(
             self._lifecycle,
@@ -237,10 +241,14 @@ class RpcServer:
             self._supervisor.start("load-sampler", self.admission.load_shedder.run),
             self._supervisor.start("call-watcher", self.admission.watch),
             self._supervisor.start("probe-watcher", self._probes.watch),
-            self._supervisor.start("memory-trimmer", trim_regularly),
+            self._supervisor.start("memory-trimmer", self._trim_regularly),
             self._supervisor.start("connection-watcher", self._connections.run),
         ]
         return port
+
+    async def _trim_regularly(self) -> None:
+        requests, answers = self.admission.requests, self.admission.answers
+        await trim_regularly(lambda: requests.used + answers.used)
 
     def _bind(self, address: str) -> int:
         if self._options.tls is None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
@@ -40,18 +42,25 @@ def configure() -> None:
         library.mallopt(_M_ARENA_MAX, _ARENAS)
 
 
-async def trim_regularly() -> None:
-    """Return free memory to the system after peaks, until cancelled."""
+async def trim_regularly(in_use: Callable[[], int]) -> None:
+    """Return free memory to the system after peaks, until cancelled.
+
+    ``in_use`` returns the bytes of requests and answers in memory. They may have been in memory for
+    so long that their end is no peak.
+    """
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):
         return
-    trimmed = resident()
+    trimmed, used = resident(), in_use()
     while True:
         await asyncio.sleep(_TRIM_SECONDS)
-        if resident() - trimmed > _GROWTH:
+        if resident() - trimmed > _GROWTH or used - in_use() > _GROWTH:
+            # The state of a cancelled call in gRPC refers to itself, and to its answer.
+            gc.collect()
             await asyncio.to_thread(trim, 0)
             trimmed = resident()
+        used = in_use()
 
 
 def resident() -> int:
