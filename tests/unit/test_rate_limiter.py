@@ -101,6 +101,27 @@ def test_load_shedder_refuses_a_growing_share_up_to_its_maximum() -> None:
     assert refused_share(load_shedder) == 0
 
 
+def test_queued_calls_of_strangers_are_no_load() -> None:
+    load, handed_over = Load(), 0
+    load_shedder = LoadShedder(100, load, handed_over=lambda: handed_over)
+    load.outstanding = 1000
+    for _ in range(20):
+        # Of 100 calls that gRPC hands over, two have valid credentials.
+        handed_over += 100
+        load_shedder.note_arrival()
+        load_shedder.note_arrival()
+        load_shedder.sample(0.2)
+    assert load_shedder.load < 30
+    assert refused_share(load_shedder) == 0
+    for _ in range(20):
+        handed_over += 100
+        for _ in range(100):
+            load_shedder.note_arrival()
+        load_shedder.sample(0.2)
+    assert load_shedder.load > 900
+    assert refused_share(load_shedder) > 0.2
+
+
 def test_retry_after_follows_the_number_of_refused_callers() -> None:
     load = Load()
     load_shedder = LoadShedder(100, load)

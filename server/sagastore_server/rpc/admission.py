@@ -278,6 +278,7 @@ class AdmissionControl:
 
         """
         place = None
+        self.load_shedder.note_arrival()
         if self.calls < self.limits.max_calls and not self.load_shedder.should_refuse():
             place = self._places.call(self._owner(call, context))
         if place is None:

@@ -2,8 +2,10 @@
 
 Under load, calls queue inside gRPC: it hands over a call when the event loop asks for the next
 one, which a busy loop does less often. Only their number is known there, so it is sampled a few
-times a second. Load is the number of unary calls in progress, queued ones included. An open
-stream is no load: it may be idle for hours.
+times a second. Load is the number of unary calls in progress, and of queued ones that will be
+admitted: of the queued calls as large a share as of those that were handed over lately. So a flood
+of calls without credentials, which cost little, does not cause others to be refused. An open stream
+is no load: it may be idle for hours.
 
 To refuse a call takes about half as long as to serve it. A server that refused every excess call
 would soon do nothing else. Refusing up to a third keeps it serving, and callers that honor
@@ -62,7 +64,7 @@ class LoadShedder:
             call_counts: Reads the counters of gRPC, which include streams.
             open_streams: Returns the number of streams among the calls in progress.
             handed_over: Returns the number of calls that gRPC has handed over since the start;
-                None: dropped calls are not looked for.
+                None: dropped calls are not looked for, and all queued calls are load.
             calls: Returns the number of unary calls that were handed over and are in progress.
 
         """
@@ -73,8 +75,15 @@ class LoadShedder:
         self._calls = calls
         self._dropped = 0
         """Calls whose end gRPC does not count."""
+        self._unfinished = 0
+        """Calls at the latest sample that gRPC counts as begun, and that were not dropped."""
+        self._handed_before = 0
+        self._arrived = 0
+        """Calls of known callers since the previous sample."""
+        self._useful = 1.0
+        """Share of the calls that come from known callers."""
         self.load = 0
-        """Unary calls in progress at the latest sample."""
+        """Unary calls in progress, or queued by known callers, at the latest sample."""
         self._share = 0.0
         self._wait = _MIN_WAIT
         self._accepted = 0
@@ -82,6 +91,10 @@ class LoadShedder:
         """Calls accepted per second."""
         self._waiting = 0.0
         """Estimated number of refused callers that have not returned yet."""
+
+    def note_arrival(self) -> None:
+        """Count a call of a known caller, before it is refused or accepted."""
+        self._arrived += 1
 
     def should_refuse(self) -> bool:
         """Decide about one call that has arrived."""
@@ -120,7 +133,7 @@ class LoadShedder:
 
     def forget_dropped(self) -> None:
         """Count no call as load that is not in progress. Call it while gRPC's queue is empty."""
-        if self.load > self._calls():
+        if self._unfinished > self._calls():
             self._dropped = max(0, self._unended() - self._calls())
 
     def _unended(self) -> int:
@@ -131,7 +144,10 @@ class LoadShedder:
         """Update the decisions with the current load, ``seconds`` after the previous sample."""
         unended = max(0, self._unended())
         self._dropped = min(self._dropped, unended)
-        self.load = unended - self._dropped
+        self._unfinished = unended - self._dropped
+        self._update_useful()
+        running = min(self._calls(), self._unfinished)
+        self.load = running + round((self._unfinished - running) * self._useful)
         excess = max(0, self.load - self._limit)
         self._share = min(_MAX_SHARE, excess / (2 * self._limit))
         self._rate += _SMOOTHING * (self._accepted / seconds - self._rate)
@@ -140,3 +156,13 @@ class LoadShedder:
         # The callers that wait, and those about to be refused, return over this many seconds.
         returning = max(1.0, _RETURN_SHARE * self._rate)
         self._wait = min(_MAX_WAIT, max(_MIN_WAIT, (self._waiting + excess) / returning))
+
+    def _update_useful(self) -> None:
+        """Update the share of known callers with the calls since the previous sample."""
+        if self._handed_over is None:
+            return
+        handed_over = self._handed_over()
+        new, self._handed_before = handed_over - self._handed_before, handed_over
+        if new:
+            self._useful += _SMOOTHING * (min(1.0, self._arrived / new) - self._useful)
+        self._arrived = 0

@@ -40,6 +40,7 @@ _REFUSED_SIZE = 480
 """Bytes that a line about a refused call takes, as the limiter counts it: its usual size."""
 _MAX_REASON = 160
 _REFUSALS = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
+_TOO_MANY = "RESOURCE_EXHAUSTED"
 _MAX_CERTIFICATES = 256
 _MAX_CALLERS = 1000
 
@@ -105,7 +106,7 @@ class AuditTrail(Audit):
             self._put("change", call, code, call.describe(call.request, call.response))
             # Tasks that the call has started may keep its context for days.
             call.describe = call.request = call.response = None
-        elif code in _REFUSALS and self._is_listed(call):
+        elif _is_refused(call, code) and self._is_listed(call):
             self._put("access refused", call, code, (("reason", call.refusal[:_MAX_REASON]),))
 
     def close(self) -> None:
@@ -225,6 +226,11 @@ class AuditTrail(Audit):
             self._line("refusals suppressed", at, (("source", source), ("lines", count)))
             for source, count in self._limiter.take_suppressed()
         ]
+
+
+def _is_refused(call: CallContext, code: str) -> bool:
+    """Return whether the caller was refused: unknown, not permitted, or unknown too often."""
+    return code in _REFUSALS or (code == _TOO_MANY and call.identity is None)
 
 
 def _bounded(value: object) -> object:
