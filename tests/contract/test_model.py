@@ -297,7 +297,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(after=sequences, upto=sequences, limit=st.integers(1, 9))
     def scan_sequences(self, after: int, upto: int, limit: int) -> None:
-        scan = (self._sequence(after), self._sequence(upto), limit)
+        ends = (self._sequence(one, newest_first=False) for one in (after, upto))
+        scan = (*ends, limit)
         real = self.runner.run(self.backend.scan_sequences(*scan))
         expected = self.runner.run(self.model.scan_sequences(after, upto, limit))
         assert real.messages == self._seen(expected.messages)
