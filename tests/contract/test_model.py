@@ -193,14 +193,26 @@ class Machine(RuleBasedStateMachine):
             for one in messages
         ]
 
-    def _sequence(self, models: int) -> int:
-        """Return a sequence with the same order to the backend's as ``models`` to the model's."""
+    def _sequence(self, models: int, *, newest_first: bool) -> int:
+        """Return a sequence at which the backend's scan begins or stops as the model's does.
+
+        For a sequence that no message has, it is that of the message before it in the direction
+        of the scan: there may be no number between two sequences of the backend.
+        """
         known = sorted(self.sequences)
-        return self.sequences[known[bisect.bisect_right(known, models) - 1]]
+        at = bisect.bisect_left(known, models)
+        if at < len(known) and known[at] == models:
+            return self.sequences[models]
+        if newest_first:
+            return self.sequences[known[at]] if at < len(known) else 2**62
+        return self.sequences[known[at - 1]]
 
     def _scan(self, models: Scan) -> Scan:
         def position(one: Position | None) -> Position | None:
-            return one and Position(one.timestamp, self._sequence(one.sequence))
+            if one is None:
+                return None
+            sequence = self._sequence(one.sequence, newest_first=models.newest_first)
+            return Position(one.timestamp, sequence)
 
         return models._replace(after=position(models.after), until=position(models.until))
 
@@ -285,7 +297,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(after=sequences, upto=sequences, limit=st.integers(1, 9))
     def scan_sequences(self, after: int, upto: int, limit: int) -> None:
-        scan = (self._sequence(after), self._sequence(upto), limit)
+        ends = (self._sequence(one, newest_first=False) for one in (after, upto))
+        scan = (*ends, limit)
         real = self.runner.run(self.backend.scan_sequences(*scan))
         expected = self.runner.run(self.model.scan_sequences(after, upto, limit))
         assert real.messages == self._seen(expected.messages)

@@ -114,8 +114,11 @@ async def append(client: Client, ids: list[str], session_id: str) -> None:
                 checker.acknowledge(id, checker.attempt(id, None), None)
             return
     assert isinstance(result, AppendResult)
-    if guard is not None:
+    if guard:
         world.sessions.note_guarded(session_id, guard, result.saved[0].revision)
+    elif guard == 0 and result.session.message_count != len(ids):
+        # Earlier changes say nothing: a session ends with its last message.
+        raise WrongAnswerError(f"{what}: the session existed before: {result.session}")
     world.sessions.note(session_id, result.revision)
     sequences = [one.sequence for one in result.saved]
     if sequences != sorted(sequences):

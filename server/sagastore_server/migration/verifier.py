@@ -3,7 +3,9 @@
 The verifier scans both stores by ranges of keys: the messages, the sessions, and then the files. A
 row that differs becomes a suspect, and is observed again with the journal applied, as
 `diff.Divergence` requires: only lasting differences are reported. A row that changes faster than it
-can be observed is observed until it is stable, or was equal once.
+can be observed is observed until it is stable, or was equal once. If that takes long, as for a
+session with many writers, the row is read many times in turn from both stores: the target must show
+a state that the source had meanwhile.
 
 No transaction stays open between two pages, and memory is bounded: a suspect is stored by its id,
 and read again.
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -57,6 +59,12 @@ _REACH_SLICE = 5.0
 
 _RETRY_EVERY = 0.5
 """Seconds between attempts to read an unavailable store."""
+
+_WATCHED = 3
+"""Observations after which a row that keeps changing is read many times."""
+
+_READS = 50
+"""Reads of such a row from each store, at most."""
 
 _RESTLESS = 12
 """Observations after which a row that keeps changing is logged."""
@@ -219,8 +227,10 @@ class Verifier:
         _, truth, copy = pair
         return truth is not None and copy is None and not self._is_expected(truth)
 
-    async def _looked_at(self, records: Records, keys: Sequence[str]) -> list[_Look]:
-        """Observe rows once, in the order that ``Divergence`` requires."""
+    async def _looked_at(
+        self, records: Records, keys: Sequence[str], restless: Collection[str]
+    ) -> list[_Look]:
+        """Observe rows once, as ``Divergence`` requires; the restless ones many times."""
         before = await self._stores.read(lambda: records.fetch(self._source, keys))
         newest = max((row.revision for row in before.values()), default=0)
         await self._stores.caught_up(newest)
@@ -229,14 +239,34 @@ class Verifier:
         after = before
         if differing:
             after = await self._stores.read(lambda: records.fetch(self._source, differing))
+        watched = [
+            key for key in differing if key in restless and before.get(key) != after.get(key)
+        ]
+        equal = await self._equal_meanwhile(records, watched) if watched else ()
         looks = []
         for key in keys:
             truth, copy = before.get(key), copies.get(key)
-            if self._is_awaited(Pair(key, truth, copy)):
+            if key in equal or self._is_awaited(Pair(key, truth, copy)):
                 looks.append(_Look(key, None, None, None))
             else:
                 looks.append(_Look(key, truth, copy, after.get(key)))
         return looks
+
+    async def _equal_meanwhile(self, records: Records, keys: list[str]) -> Collection[str]:
+        """Read rows in turn from both stores; return those whose copy showed a state of the source.
+
+        Equal states count only if both were read here: the copy is at most a moment behind.
+        """
+        left, states = list(keys), dict[tuple[str, int], None]()
+        for _ in range(_READS):
+            truths = await self._stores.read(partial(records.fetch, self._source, left))
+            # The rows may be large, so only hashes are kept.
+            states |= {(key, hash(truths.get(key))): None for key in left}
+            copies = await self._stores.read(partial(records.fetch, self._target, left))
+            left = [key for key in left if (key, hash(copies.get(key))) not in states]
+            if not left:
+                break
+        return [key for key in keys if key not in left]
 
     async def _check_carried(self, report: _Report, repair: bool) -> None:
         suspicion = Divergence()
@@ -371,7 +401,7 @@ class _Suspects:
 
     def __init__(
         self,
-        look_at: Callable[[Sequence[str]], Awaitable[list[_Look]]],
+        look_at: Callable[[Sequence[str], Collection[str]], Awaitable[list[_Look]]],
         records: Records,
         convict: Callable[[str, Mismatch], None],
         page: int,
@@ -402,7 +432,8 @@ class _Suspects:
         due = [key for key, suspect in self._all.items() if suspect.due <= now]
         while due:
             group = self._group(due)
-            for look in await self._look_at(group):
+            restless = [key for key in group if self._all[key].suspicion.looks >= _WATCHED]
+            for look in await self._look_at(group, restless):
                 self._judge(look)
 
     def _group(self, due: list[str]) -> list[str]:

@@ -205,13 +205,13 @@ class ReaderPool:
         """Return a page of the file records of a statement whose last parameter is a limit.
 
         A single record may exceed MOST_READ, so that nothing is read after it. Then the first two
-        are read again, which tells whether more follow.
+        are read again without that limit, which tells whether more follow.
         """
         parameters = tuple(parameters)
         arguments = (*parameters, limit + 1)
         rows = await self._run(lambda reader: reader.limited_rows(sql, arguments, limit + 1))
         if len(rows) == 1 and sum(map(_weight, rows[0])) > MOST_READ:
-            rows = await self._up_to(sql, (*parameters, 2), 2)
+            rows = await self.rows(sql, (*parameters, 2))
         return file_page_of(map(file_from_row, rows), limit)
 
     async def page_of_block(
