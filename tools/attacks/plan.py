@@ -34,6 +34,10 @@ SHED = 0.05
 shedding reacts to samples, so a burst can shed a few."""
 LOG_RATE = 1000.0
 """Bytes per second that one source may add to the log."""
+QUEUED_GROWTH = 140.0
+"""Megabytes by which the server may grow if a source opens many streams on many connections: gRPC
+queues up to 8,192 calls of about 14 KiB before the server sees them, which it cannot limit by
+source. `deploy/nginx` limits the streams of a source."""
 UNREAD_GROWTH = 2 * 256 * 1024 * 1024 / MB
 """Megabytes by which the server may grow if callers with a token do not read their answers: 256 MiB
 of answers may be pending, and an answer is in memory twice while it is serialized."""

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 from tools.attacks import frames
 from tools.attacks.http2_connection import Connection, Flood
-from tools.attacks.plan import Attack, Pace, Size, Target
+from tools.attacks.plan import QUEUED_GROWTH, Attack, Pace, Size, Target
 
 _BATCH = 200
 """Frames in one write."""
@@ -175,6 +175,7 @@ ATTACKS = (
         Size(8_000, 10, 80),
         Size(60_000, 60, 600),
         seconds=8,
+        growth=QUEUED_GROWTH,
     ),
     Attack(
         "rapid-reset",

@@ -38,7 +38,7 @@ from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.migration import MigrationControl
 
 _MAX_PENDING = 8192
-"""Calls that may wait inside gRPC; each takes about 20 KiB."""
+"""Calls that may wait inside gRPC; each takes about 14 KiB."""
 
 _STREAMS_PER_CONNECTION = 1024
 """Least number of concurrent calls that a connection may carry."""

@@ -48,6 +48,11 @@ _BATCH_READS = 4
 """Reads of BatchGets at a time, which bounds the memory beyond the responses."""
 
 
+_SEARCHES = 16
+"""Searches at a time; others wait, within their time limit. The stores run fewer: this bounds the
+matches that wait for their snippets, of up to 3 MiB for each search."""
+
+
 class StorageServicer:
     """Implements each RPC as the method of its name; `handlers` connects it to gRPC."""
 
@@ -70,6 +75,7 @@ class StorageServicer:
         self._ids = IdSource()
         self._batch_reads = asyncio.Semaphore(_BATCH_READS)
         self._search_timeout = search_timeout
+        self._searches = asyncio.Semaphore(_SEARCHES)
 
     @timed
     async def Save(
@@ -158,7 +164,7 @@ class StorageServicer:
     ) -> tuple[list[Hit], Cursor | None]:
         try:
             # The timeout also interrupts the statement in the store.
-            async with asyncio.timeout(self._search_timeout) as limit:
+            async with asyncio.timeout(self._search_timeout) as limit, self._searches:
                 return await search_page(
                     self._backend,
                     wanted.criteria,
