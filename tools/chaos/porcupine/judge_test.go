@@ -251,6 +251,15 @@ func TestMessageThatNeedNotBeInAnAnswerIsAccepted(t *testing.T) {
 			s.stream(60, 70, "ok", 3)
 			s.get(80, 90, "a", 1)
 		},
+		"message that was stored between two streams": func(s *story) {
+			z, y := s.other(0, 3), s.other(0, 5)
+			s.stream(20, 30, "unknown", 0, z)
+			s.save(32, 34, "a", 20, "")
+			item := shownAt(0, 4, "m", "a", 20)
+			s.add(2, "Get", 36, 38, `{"id":"m"}`, `"outcome":"ok","answer":{"items":[`+item+`]}`)
+			s.stream(40, 50, "unknown", 3, y)
+			s.stream(60, 70, "ok", 5)
+		},
 		"message that was deleted after the export began": func(s *story) {
 			s.stored("", 4)
 			s.stream(20, 30, "unknown", 0, s.other(0, 3))
