@@ -226,8 +226,9 @@ def test_durable_on_is_checked_again_after_set_back() -> None:
     for start, revision in ((0, 1), (60, 2)):
         saved = {"revision": revision, "durable_on": ["SQLITE", "POSTGRESQL"]}
         story.save(start, start + 5, f"v{revision}", revision).answer = saved
-    story.history.add(Mark("set back", 20, {"ends": False}))
-    story.history.add(Mark("set back", 40, {"ends": True}))
+    recorded = History(iter((20, 40)).__next__)
+    for ends in (False, True):
+        story.history.add(recorded.mark_set_back(ends=ends, how="rows"))
     before, during, after = (
         story.add("Peek", start, start + 5, {"store": "POSTGRESQL"}) for start in (10, 30, 50)
     )

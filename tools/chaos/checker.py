@@ -167,14 +167,14 @@ def _clashes(history: History, id: str, calls: Sequence[Call]) -> Iterator[Viola
             )
             return
     highest: Call | None = None
-    context = sorted((call for call in with_revision if call.must), key=lambda call: call.end)
+    ends = sorted((call for call in with_revision if call.must), key=lambda call: call.end)
     passed = 0
     for call in sorted(
         (one for one in with_revision if one.action in SAVES), key=lambda one: one.start
     ):
-        while passed < len(context) and context[passed].end < call.start:
-            if highest is None or (context[passed].revision or 0) > (highest.revision or 0):
-                highest = context[passed]
+        while passed < len(ends) and ends[passed].end < call.start:
+            if highest is None or (ends[passed].revision or 0) > (highest.revision or 0):
+                highest = ends[passed]
             passed += 1
         if highest is not None and call.must and (call.revision or 0) < (highest.revision or 0):
             what = f"revision {call.revision} after {highest.revision}"

@@ -116,7 +116,7 @@ def _may_follow(delete: Operation, save: Operation) -> bool:
 class _SetBacks:
     """Intervals in which PostgreSQL was set back, from marks of the kind ``set back``.
 
-    Each interval has two marks, the second one with ``context``. Rows that were durable in
+    Each interval has two marks, the second one with ``ends``. Rows that were durable in
     PostgreSQL before are applied again within seconds; no claim is checked meanwhile.
     """
 
@@ -132,10 +132,10 @@ class _SetBacks:
         if inspect_store.args["store"] != "POSTGRESQL":
             return 0
         ended = inspect_store.start if inspect_store.end is None else inspect_store.end
-        earlier = [(at, context) for at, context in self._marks if at <= ended]
+        earlier = [(at, ends) for at, ends in self._marks if at <= ended]
         if not earlier:
             return 0
-        under_way = sum(-1 if context else 1 for _, context in earlier)
+        under_way = sum(-1 if ends else 1 for _, ends in earlier)
         at = earlier[-1][0]
         return None if under_way or at > inspect_store.start else at
 

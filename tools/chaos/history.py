@@ -135,6 +135,13 @@ class History:
             self.marks.append(mark)
         return mark
 
+    def mark_set_back(self, *, ends: bool, how: str, name: str = "") -> Mark:
+        """Record that PostgreSQL is being set back, or (``ends``) that this is over.
+
+        ``name`` is that of the fault, "" if it did not restore anything.
+        """
+        return self.mark("set back", ends=ends, how=how, name=name)
+
     def add(self, record: Operation | Mark) -> None:
         """Append a record that already has its times, as generated histories do."""
         with self._lock:

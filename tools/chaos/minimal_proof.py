@@ -30,15 +30,15 @@ class Proof(NamedTuple):
 
 def prove_wrong(calls: Sequence[Call], kinds: Sequence[str]) -> Proof:
     """Return a minimal subset of the non-linearizable ``calls`` that is not linearizable."""
-    context = sorted({call.end for call in calls if call.must})
-    low, high = 0, len(context) - 1
+    ends = sorted({call.end for call in calls if call.must})
+    low, high = 0, len(ends) - 1
     while low < high:
         middle = (low + high) // 2
-        if _is_wrong(until(calls, context[middle])):
+        if _is_wrong(until(calls, ends[middle])):
             high = middle
         else:
             low = middle + 1
-    left = until(calls, context[high])
+    left = until(calls, ends[high])
     # Reads of the id alone come first; scans prove what they cannot.
     for call in sorted((one for one in left if one.must), key=lambda one: _proof_value(one, kinds)):
         rest = [one for one in left if one is not call]
@@ -47,7 +47,7 @@ def prove_wrong(calls: Sequence[Call], kinds: Sequence[str]) -> Proof:
         if _is_wrong(rest):
             left = rest
     core = sorted((call for call in left if call.must), key=lambda call: call.start)
-    return Proof(core, sum(not call.must for call in until(calls, context[high]) if call in calls))
+    return Proof(core, sum(not call.must for call in until(calls, ends[high]) if call in calls))
 
 
 def _is_wrong(calls: Sequence[Call]) -> bool:

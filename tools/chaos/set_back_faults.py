@@ -101,7 +101,7 @@ async def _delay_detection(scene: Scene, how: str) -> AsyncIterator[None]:
 async def _replace(scene: Scene, backup: Path, how: str) -> None:
     cluster, testbed = scene.cluster, scene.cluster.testbed
     last = await _phase_of(cluster)
-    scene.marks.mark("set back", context=False, how=how)
+    scene.marks.mark_set_back(ends=False, how=how)
     replaced = False
     try:
         await asyncio.to_thread(testbed.postgres.stop)
@@ -113,7 +113,7 @@ async def _replace(scene: Scene, backup: Path, how: str) -> None:
             replaced = True
     finally:
         await asyncio.to_thread(testbed.recover)
-        scene.marks.mark("set back", context=True, how=how, name=DIRECTORY if replaced else "")
+        scene.marks.mark_set_back(ends=True, how=how, name=DIRECTORY if replaced else "")
 
 
 @fault(ROWS, (0.2, 1.5), weight=2)
@@ -129,7 +129,7 @@ async def _rows(scene: Scene) -> AsyncIterator[None]:
                 applied = await _restore_rows(scene, connection)
             if applied is not None:
                 await _wait_until_reapplied(connection, applied)
-                scene.marks.mark("set back", context=True, how="rows", name=ROWS)
+                scene.marks.mark_set_back(ends=True, how="rows", name=ROWS)
     except _EXPECTED_ERRORS as exc:
         raise OSError(f"restoring the rows failed: {exc!r}") from exc
 
@@ -151,7 +151,7 @@ async def _restore_rows(scene: Scene, connection: asyncpg.Connection) -> int | N
             return None
         if now[2] != old[1] or not _only_follows(scene.cluster.path):
             return None
-        scene.marks.mark("set back", context=False, how="rows")
+        scene.marks.mark_set_back(ends=False, how="rows")
         await connection.execute("SET LOCAL session_replication_role = replica")
         for table in _TABLES:
             await connection.execute(f"DELETE FROM {table}")

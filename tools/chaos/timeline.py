@@ -145,13 +145,13 @@ def _downs(marks: list[Mark], last: int) -> list[Span]:
 
 
 def _spans(states: list[tuple[str, int]], last: int) -> Iterator[Span]:
-    context = [at for _, at in states[1:]] + [last]
-    for (name, begin), end in zip(states, context, strict=False):
+    ends = [at for _, at in states[1:]] + [last]
+    for (name, begin), end in zip(states, ends, strict=False):
         yield name, begin, end
 
 
 def _faults(marks: list[Mark], last: int) -> Iterator[Span]:
-    context = {mark.facts["number"]: mark.at for mark in marks if mark.kind == "fault ends"}
+    ends = {mark.facts["number"]: mark.at for mark in marks if mark.kind == "fault ends"}
     for mark in marks:
         if mark.kind == "fault begins":
-            yield mark.facts["name"], mark.at, context.get(mark.facts["number"], last)
+            yield mark.facts["name"], mark.at, ends.get(mark.facts["number"], last)

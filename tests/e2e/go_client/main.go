@@ -61,7 +61,7 @@ func saveAndGet(ctx context.Context, client pb.StorageServiceClient) error {
 		return err
 	}
 	found := answer.Message
-	if found.Revision != saved.Revision || found.CreatedAt == nil {
+	if found.Revision != saved.Revision || found.CreatedAt == nil || found.Sequence == 0 {
 		return fmt.Errorf("saved %v, found %v", saved, found)
 	}
 	again, err := client.Save(ctx, &pb.SaveRequest{Message: found})
@@ -71,7 +71,7 @@ func saveAndGet(ctx context.Context, client pb.StorageServiceClient) error {
 	// The service keeps microseconds.
 	sent.Timestamp.Nanos = 123_456_000
 	sent.Id = saved.Id
-	found.Revision, found.CreatedAt = 0, nil
+	found.Revision, found.CreatedAt, found.Sequence = 0, nil, 0
 	if !proto.Equal(sent, found) {
 		return fmt.Errorf("sent %v, found %v", sent, found)
 	}

@@ -20,15 +20,17 @@ type subject struct {
 
 // calls splits a history into the calls on each id.
 type calls struct {
-	subjects map[string]*subject
-	exports  map[int]int64 // start of the first stream of each export
+	subjects  map[string]*subject
+	sequences sequences
+	exports   map[int]*export
 }
 
 // split returns the ids of a history, in order.
 func split(operations []*operation) []*subject {
-	c := &calls{subjects: map[string]*subject{}, exports: map[int]int64{}}
+	c := &calls{subjects: map[string]*subject{}, sequences: sequences{}, exports: map[int]*export{}}
 	for _, one := range operations {
 		c.learn(one)
+		c.sequences.learn(one)
 	}
 	for _, one := range operations {
 		c.read(one)
@@ -52,11 +54,7 @@ func (c *calls) subject(id string) *subject {
 
 // learn records the values that an operation writes.
 func (c *calls) learn(one *operation) {
-	written := slices.Concat(one.Args.Values, one.Answer.Values)
-	if one.Args.Value != nil {
-		written = append(written, *one.Args.Value)
-	}
-	for _, v := range written {
+	for _, v := range one.written() {
 		c.subject(v.ID).values[v.Digest] = v
 	}
 }
@@ -80,7 +78,7 @@ func (c *calls) read(one *operation) {
 	case "List", "Search":
 		c.page(one)
 	case "Export":
-		c.export(one)
+		c.stream(one)
 	}
 }
 

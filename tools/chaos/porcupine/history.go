@@ -7,7 +7,11 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 )
+
+// format is the format of a history that this program reads (tools/chaos/history.py).
+const format = 2
 
 // Outcomes of an operation, as docs/explanation/history-checker.md defines them.
 const (
@@ -46,7 +50,7 @@ type arguments struct {
 	Word       *string  `json:"word"`
 	Order      string   `json:"order"`
 	Export     int      `json:"export"`
-	// After is a place (timestamp and id) in a list or search, and an id in an export.
+	// After is a place in a list or search, and a sequence in an export.
 	After json.RawMessage `json:"after"`
 }
 
@@ -83,18 +87,21 @@ type item struct {
 	Label     string
 	Revision  int64
 	Timestamp int64
+	Sequence  int64 // 0 if the answer shows none
 }
 
-// UnmarshalJSON reads the array [id, digest, label, revision, created, timestamp].
+// UnmarshalJSON reads the array [id, digest, label, revision, created, timestamp, sequence].
 func (i *item) UnmarshalJSON(data []byte) error {
 	var fields []json.RawMessage
 	if err := json.Unmarshal(data, &fields); err != nil {
 		return err
 	}
-	if len(fields) != 6 {
-		return fmt.Errorf("an item has %d fields, not 6", len(fields))
+	if len(fields) != 7 {
+		return fmt.Errorf("an item has %d fields, not 7", len(fields))
 	}
-	targets := map[int]any{0: &i.ID, 1: &i.Digest, 2: &i.Label, 3: &i.Revision, 5: &i.Timestamp}
+	targets := map[int]any{
+		0: &i.ID, 1: &i.Digest, 2: &i.Label, 3: &i.Revision, 5: &i.Timestamp, 6: &i.Sequence,
+	}
 	for index, target := range targets {
 		if err := json.Unmarshal(fields[index], target); err != nil {
 			return err
@@ -112,6 +119,42 @@ func (o *operation) refused() bool { return o.Outcome == outcomeRefused }
 // attempts returns how often the client sent the call.
 func (o *operation) attempts() int { return max(o.Args.Tries, 1) }
 
+// written returns the values that the operation writes, or that were there before all others.
+func (o *operation) written() []value {
+	all := slices.Concat(o.Args.Values, o.Answer.Values)
+	if o.Args.Value != nil {
+		all = append(all, *o.Args.Value)
+	}
+	return all
+}
+
+// afterPlace returns the place that a page of a list or search follows, nil for the first page.
+func (a arguments) afterPlace() (*place, error) {
+	var fields []int64
+	if len(a.After) > 0 {
+		if err := json.Unmarshal(a.After, &fields); err != nil {
+			return nil, err
+		}
+	}
+	switch len(fields) {
+	case 0:
+		return nil, nil
+	case 2:
+		return &place{fields[0], fields[1]}, nil
+	}
+	return nil, fmt.Errorf("a place has %d fields, not 2", len(fields))
+}
+
+// afterSequence returns the sequence that a stream of an export follows, 0 for the first one.
+func (a arguments) afterSequence() (int64, error) {
+	var sequence int64
+	if len(a.After) == 0 {
+		return 0, nil
+	}
+	err := json.Unmarshal(a.After, &sequence)
+	return sequence, err
+}
+
 // validate returns an error if the operation lacks what every such operation has.
 func (o *operation) validate() error {
 	if o.Kind == "Save" && o.Args.Value == nil {
@@ -119,6 +162,16 @@ func (o *operation) validate() error {
 	}
 	if o.End == nil && (o.answered() || o.refused()) {
 		return errors.New("an answer without its time")
+	}
+	var err error
+	switch o.Kind {
+	case "List", "Search":
+		_, err = o.Args.afterPlace()
+	case "Export":
+		_, err = o.Args.afterSequence()
+	}
+	if err != nil {
+		return fmt.Errorf("after %s: %w", o.Args.After, err)
 	}
 	return nil
 }
@@ -135,8 +188,8 @@ func readHistory(path string) ([]*operation, error) {
 	var header struct {
 		History int `json:"history"`
 	}
-	if err := decoder.Decode(&header); err != nil || header.History != 1 {
-		return nil, fmt.Errorf("%s is not a history of format 1", path)
+	if err := decoder.Decode(&header); err != nil || header.History != format {
+		return nil, fmt.Errorf("%s is not a history of format %d", path, format)
 	}
 	var operations []*operation
 	for decoder.More() {

@@ -87,10 +87,14 @@ func TestTimeOutIsUnknown(t *testing.T) {
 
 func TestOtherFilesAreRefused(t *testing.T) {
 	files := map[string]string{
-		`{"op":1}`: "is not a history of format 1",
-		`{"history":1} {"op":0,"kind":"Save","outcome":"open"}`:             "a Save without a value",
-		`{"history":1} {"op":0,"kind":"Get","outcome":"ok"}`:                "an answer without its time",
-		`{"history":1} {"op":0,"kind":"Get","answer":{"items":[["m",""]]}}`: "an item has 2 fields",
+		`{"op":1}`: "is not a history of format 2",
+		`{"history":2} {"op":0,"kind":"Save","outcome":"open"}`:             "a Save without a value",
+		`{"history":2} {"op":0,"kind":"Get","outcome":"ok"}`:                "an answer without its time",
+		`{"history":2} {"op":0,"kind":"Get","answer":{"items":[["m",""]]}}`: "an item has 2 fields",
+		`{"history":1} {"op":0,"kind":"Get"}`:                               "is not a history of format 2",
+		`{"history":2} {"op":0,"kind":"List","args":{"after":[1,"m"]}}`:     `operation 0: after [1,"m"]: `,
+		`{"history":2} {"op":0,"kind":"Search","args":{"after":[1]}}`:       "a place has 1 fields, not 2",
+		`{"history":2} {"op":0,"kind":"Export","args":{"after":"m"}}`:       `operation 0: after "m": `,
 	}
 	for text, wanted := range files {
 		path := filepath.Join(t.TempDir(), "other.jsonl")

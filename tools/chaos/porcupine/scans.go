@@ -1,18 +1,7 @@
 package main
 
-import "encoding/json"
-
-// place is the position of a message in a list: its timestamp, then its id.
-type place struct {
-	timestamp int64
-	id        string
-}
-
-func (p place) before(other place) bool {
-	return p.timestamp < other.timestamp || p.timestamp == other.timestamp && p.id < other.id
-}
-
-func placeOf(i item) place { return place{i.Timestamp, i.ID} }
+// place is the position of a message in a list: its timestamp, then its sequence.
+type place struct{ timestamp, sequence int64 }
 
 // page adds what one page of a list or search shows, and the lack of what belongs into it.
 func (c *calls) page(one *operation) {
@@ -20,55 +9,83 @@ func (c *calls) page(one *operation) {
 		return
 	}
 	c.shown(one)
-	covers := covered(one)
+	covers := c.covered(one)
 	if covers == nil {
 		return
 	}
 	shown := ids(one.Answer.Items)
 	for id, own := range c.subjects {
-		if shown[id] {
-			continue
-		}
-		among := map[string]bool{}
-		for digest, v := range own.values {
-			if asked(one.Args, v) && covers(place{v.Timestamp, id}) {
-				among[digest] = true
-			}
-		}
-		if len(among) > 0 {
-			in := request{verb: lack, among: among}
-			c.add(one, id, in, response{revision: unknownRevision}, one.Start, *one.End)
+		if !shown[id] {
+			belongs := func(v value) bool { return asked(one.Args, v) && covers(v) }
+			c.lacks(one, own, belongs, one.Start)
 		}
 	}
 }
 
-// covered returns the test for the places that a page covers, nil if they are not known.
-func covered(one *operation) func(place) bool {
-	after, items := placeAfter(one.Args.After), one.Answer.Items
-	more := one.Answer.More
+// lacks adds that an answer contains none of the chosen values of an id, at some moment since
+// the given one.
+func (c *calls) lacks(one *operation, own *subject, chosen func(value) bool, since int64) {
+	among := map[string]bool{}
+	for digest, v := range own.values {
+		if chosen(v) {
+			among[digest] = true
+		}
+	}
+	if len(among) > 0 {
+		in := request{verb: lack, among: among}
+		c.add(one, own.id, in, response{revision: unknownRevision}, since, *one.End)
+	}
+}
+
+// covered returns the test for the values that certainly lie on a page, nil if it is not known
+// where the page begins and ends.
+func (c *calls) covered(one *operation) func(value) bool {
+	after, _ := one.Args.afterPlace() // validated
+	items, more := one.Answer.Items, one.Answer.More
 	if one.Args.Order == "RELEVANCE" && (after != nil || more) || more && len(items) == 0 {
 		return nil
 	}
 	newest := one.Args.Order == "NEWEST"
-	follows := func(a, b place) bool { return newest && a.before(b) || !newest && b.before(a) }
-	return func(p place) bool {
-		if after != nil && !follows(p, *after) {
+	return func(v value) bool {
+		if after != nil && c.sideOf(v, *after, newest) != behind {
 			return false
 		}
-		return !more || !follows(p, placeOf(items[len(items)-1]))
+		if !more {
+			return true
+		}
+		last := items[len(items)-1]
+		where := c.sideOf(v, place{last.Timestamp, last.Sequence}, newest)
+		return where == before || where == exact
 	}
 }
 
-func placeAfter(raw json.RawMessage) *place {
-	var fields []json.RawMessage
-	var p place
-	if json.Unmarshal(raw, &fields) != nil || len(fields) != 2 {
-		return nil
+// side is where a value lies relative to a place.
+type side int
+
+const (
+	unclear side = iota // at its timestamp, with a sequence that is not known
+	before
+	exact
+	behind
+)
+
+// sideOf compares the place of a value with another place, in the order of a list.
+func (c *calls) sideOf(v value, from place, newest bool) side {
+	ours, theirs := v.Timestamp, from.timestamp
+	if ours == theirs {
+		sequence, known := c.sequences.known(v)
+		if !known {
+			return unclear
+		}
+		ours, theirs = sequence, from.sequence
 	}
-	if json.Unmarshal(fields[0], &p.timestamp) != nil || json.Unmarshal(fields[1], &p.id) != nil {
-		return nil
+	switch {
+	case ours == theirs:
+		return exact
+	case (ours < theirs) == newest:
+		return behind
 	}
-	return &p
+	return before
 }
 
 // asked reports whether a value meets the conditions of a list or search.
@@ -94,31 +111,51 @@ func contains(all []string, wanted *string) bool {
 	return false
 }
 
-// export adds what one stream of an export shows, and the absence of the ids that it passes
-// without showing them. A resumed export promises only what was there when it began, so an
-// absence can be at any time since its first stream.
-func (c *calls) export(one *operation) {
-	began, known := c.exports[one.Args.Export]
-	if !known {
-		began = one.Start
-		c.exports[one.Args.Export] = began
+// export is what the streams of one export have shown so far.
+type export struct {
+	began int64 // start of the first stream
+	shown map[string]bool
+}
+
+// stream adds what one stream of an export shows, and the absence of what the export passes
+// without showing it. An export promises only what was there when it began, so an absence can
+// be at any time since its first stream.
+func (c *calls) stream(one *operation) {
+	whole := c.exports[one.Args.Export]
+	if whole == nil {
+		whole = &export{one.Start, map[string]bool{}}
+		c.exports[one.Args.Export] = whole
 	}
 	if one.End == nil {
 		return
 	}
 	c.shown(one)
 	items := one.Answer.Items
+	for _, i := range items {
+		whole.shown[i.ID] = true
+	}
 	if !one.answered() && len(items) == 0 {
 		return
 	}
-	var after string
-	_ = json.Unmarshal(one.Args.After, &after) // null in the first stream
-	shown := ids(items)
-	for id := range c.subjects {
-		passed := one.answered() || id < items[len(items)-1].ID
-		if id > after && passed && !shown[id] {
-			c.add(one, id, request{verb: absent}, response{revision: unknownRevision}, began, *one.End)
+	for id, own := range c.subjects {
+		switch {
+		case whole.shown[id]:
+		case one.answered():
+			c.add(one, id, request{verb: absent}, response{revision: unknownRevision}, whole.began, *one.End)
+		default:
+			c.lacks(one, own, c.passed(one), whole.began)
 		}
+	}
+}
+
+// passed returns the test for the values that a broken stream would have shown before its last
+// message: those whose sequence is known and lies between the ends of the stream.
+func (c *calls) passed(one *operation) func(value) bool {
+	after, _ := one.Args.afterSequence() // validated
+	last := one.Answer.Items[len(one.Answer.Items)-1].Sequence
+	return func(v value) bool {
+		sequence, known := c.sequences.known(v)
+		return known && after < sequence && sequence < last
 	}
 }
 
