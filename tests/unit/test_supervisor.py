@@ -10,6 +10,7 @@ import pytest
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.runtime import supervisor as supervisors
 from sagastore_server.runtime.supervisor import Policy, Supervisor, awaited
+from sagastore_server.storage.errors import StorageFullError
 from tests.support.waiting import until
 
 
@@ -62,6 +63,21 @@ async def test_failure_does_not_show_the_text_of_an_unknown_error(
     failure = await supervisor.fatal()
     assert failure.error == "ValueError"
     assert "ValueError: invalid input" in caplog.text
+
+
+async def test_known_condition_is_logged_without_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def full() -> None:
+        raise StorageFullError("the disk is full")
+
+    supervisor = Supervisor(first_pause=0.001)
+    task = supervisor.start("task", full)
+    while not caplog.records:  # noqa: ASYNC110 - a log record sends no event
+        await asyncio.sleep(0)
+    await task.stop()
+    assert caplog.records[0].exc_info is None
+    assert "StorageFullError: the disk is full" in caplog.text
 
 
 async def test_failure_is_logged_once_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:

@@ -35,6 +35,9 @@ _KILLED = {9, 15}
 _DEFECT_MARKERS = ("internal error", "Traceback", "background task")
 """Texts in the log of unexpected errors; retried storage errors are none."""
 
+_FAULTS_OF_STORES = ("StorageFullError", "UnavailableError")
+"""Errors with which a background task fails, and is repeated, during faults of the campaign."""
+
 
 @dataclass
 class Round:
@@ -175,6 +178,8 @@ def _wrong_endings(endings: list[Ending]) -> list[str]:
 
 
 def _is_defect(line: str) -> bool:
+    if "background task" in line and any(error in line for error in _FAULTS_OF_STORES):
+        return "Traceback" in line
     return any(words in line for words in _DEFECT_MARKERS)
 
 

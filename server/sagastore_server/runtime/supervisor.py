@@ -3,7 +3,8 @@
 A background task has a name and a policy for its failure. `RESTART` runs it again after a pause
 that doubles from `first_pause` to `longest_pause`; `FATAL` ends the server. Each failure is
 
-* logged once with its traceback; repetitions of the same error are logged without it;
+* logged once with its traceback; repetitions of the same error, and errors of the storage contract
+  (a full disk, an unreachable store), are logged without it;
 * counted in `sagastore_task_failures_total`;
 * visible in `failing`, which readiness reports, until the task has run for `HEALTHY_AFTER`.
 
@@ -157,7 +158,7 @@ class Supervisor:
         _log.error(
             "background task %s failed (%s, failure %d): %s",
             *(task.name, policy.value, failure.failures, error),
-            exc_info=None if again else exc,
+            exc_info=None if again or isinstance(exc, StorageError) else exc,
         )
         self._failures[task] = failure
         self._publish()
