@@ -24,7 +24,9 @@ _LIBRARY: dict[StatusCode, re.Pattern[str]] = {
     # Answers of the gRPC library itself; such calls never reach the service.
     StatusCode.CANCELLED: re.compile(r".*", re.DOTALL),
     StatusCode.DEADLINE_EXCEEDED: re.compile(r".*", re.DOTALL),
-    StatusCode.UNIMPLEMENTED: re.compile(r"Method not (found|implemented)!"),
+    StatusCode.UNIMPLEMENTED: re.compile(
+        r"Method not (found|implemented)!|Compression algorithm '(gzip|deflate)' is disabled\."
+    ),
     StatusCode.RESOURCE_EXHAUSTED: re.compile(
         r"(SERVER: |CLIENT: )?Received message larger than max \(\d+ vs\. \d+\)|"
         r"received (initial |trailing )?metadata size exceeds .*"
