@@ -123,7 +123,7 @@ def bare(loop: list[str], terms: str, name: str, count: int) -> Sample:
 
 def _run(module: str, *options: str) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{module}", *options],
+        [sys.executable, "-m", f"tools.benchmarks.{module}", *options],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,

@@ -39,7 +39,7 @@ class Served(NamedTuple):
 def program(module: str, *options: str) -> Iterator[Served]:
     """Run one of the comparison servers; it prints its address when it serves."""
     process = subprocess.Popen(
-        [sys.executable, "-m", f"benchmarks.{module}", *options],
+        [sys.executable, "-m", f"tools.benchmarks.{module}", *options],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
