@@ -255,7 +255,7 @@ class SessionClient:
         No reader sees a message that existed when the call began after it
         returns. If the call is interrupted, the server completes the deletion,
         and the call can be repeated. Messages that are stored in the session
-        during the deletion begin it anew.
+        during the deletion start a new one.
 
         The client retries. If an earlier attempt, whose response was lost, may
         have deleted the session and a retry does not find it, the deletion has

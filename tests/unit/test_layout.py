@@ -106,10 +106,10 @@ def _modules(package: str) -> list[Path]:
 def test_pure_packages_import_the_standard_library_only(package: str) -> None:
     """The import rule can only list what is forbidden; this is what is allowed."""
     allowed = PURE[package] | sys.stdlib_module_names
-    strangers = {
+    foreign = {
         path.relative_to(ROOT).as_posix(): _imported(path) - allowed for path in _modules(package)
     }
-    assert {name: packages for name, packages in strangers.items() if packages} == {}
+    assert {name: packages for name, packages in foreign.items() if packages} == {}
 
 
 def _library_names(source: Path) -> set[str]:

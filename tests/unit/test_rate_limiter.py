@@ -101,7 +101,7 @@ def test_load_shedder_refuses_a_growing_share_up_to_its_maximum() -> None:
     assert refused_share(load_shedder) == 0
 
 
-def test_queued_calls_of_strangers_are_no_load() -> None:
+def test_queued_calls_without_credentials_are_no_load() -> None:
     load, handed_over = Load(), 0
     load_shedder = LoadShedder(100, load, handed_over=lambda: handed_over)
     load.outstanding = 1000

@@ -83,7 +83,7 @@ def delete(
     """
     confirmation.require(sure, "deleting a session")
     if not sure:
-        # On an event loop of its own, because the question is asked without one.
+        # On a separate event loop, because the question is asked without one.
         session = asyncio.run(_read(settings, session_id))
         messages = (
             "1 message" if session.message_count == 1 else f"{session.message_count:,} messages"

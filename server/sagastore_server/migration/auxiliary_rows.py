@@ -1,6 +1,6 @@
 """Copies the auxiliary rows (quarantine, extra values) to the target.
 
-The rows are replaced in several transactions. The target's mark tells whether they are complete
+The rows are replaced in several transactions. The target's mark shows if they are complete
 (`BackfillMark.carried`): it is cleared, under a new number of the attempt, before the first of
 them, and set after the last. Each transaction checks the mark, so one of an earlier attempt that
 is executed late, for example after its connection seemed lost, changes nothing.

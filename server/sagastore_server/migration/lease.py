@@ -154,7 +154,7 @@ class TargetSession:
         self.copies_started = self.copies_ended = 0
         """Transactions of the backfill. They change the mark concurrently with renewals."""
         self.marking = asyncio.Lock()
-        """Held by whoever is about to change the mark, from reading it to writing it."""
+        """Held from reading the mark to writing a change of it."""
         self._pending: list[float] = []
         """Start times of the requests that the target has not answered yet."""
 

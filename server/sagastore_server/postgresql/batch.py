@@ -65,7 +65,7 @@ async def load(
     wanted_ids, wanted_sessions = list(ids), list(sessions)
     wanted = sorted({key for write in wanted_ids for key in write})
     named = sorted({key for write in wanted_sessions for key in write})
-    # A message that leaves a session changes the session under a revision of its own.
+    # A message that leaves a session changes the session under a separate revision.
     count = 2 * sum(map(len, wanted_ids)) + sum(map(len, wanted_sessions))
     wanted_files = [key for write in files for key in write]
     count += len(wanted_files)
@@ -93,7 +93,7 @@ async def _further_sessions(
     """Lock and read the sessions of messages that are not known yet.
 
     That is rare: a message has moved to another session between the two locks, or the row of its
-    session is missing, because somebody has changed the tables directly. Then it is counted anew.
+    session is missing, because the tables were changed directly. Then it is counted again.
     """
     named = {one.session_id for one in messages.values() if one.session_id is not None}
     missing = sorted(named - known)

@@ -1,6 +1,6 @@
 """Adapter for the private interfaces of gRPC; no other module uses any.
 
-Calls whose answer nobody reads must be reset, for which gRPC has no public method.
+Calls whose answer is not read must be reset, for which gRPC has no public method.
 
 Load shedding needs the number of calls that gRPC's core has received, including those that it
 has not handed to the event loop yet. gRPC counts them for channelz. The public way to read the

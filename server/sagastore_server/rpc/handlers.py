@@ -333,7 +333,7 @@ class _Dispatcher:
             return call
 
         async def traced(request: Any, context: Context) -> Any:
-            # The trace context of a stranger would decide what is sampled.
+            # Unauthenticated callers must not decide what is sampled.
             known = self._admission.is_known(context)
             headers = context.invocation_metadata() if known else ()
             metadata = {k: v for k, v in headers or () if isinstance(v, str)}

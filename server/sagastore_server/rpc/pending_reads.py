@@ -94,7 +94,7 @@ class PendingReads:
 
         """
         limit = self._limits.seconds if seconds is None else seconds
-        # Not always the task of the call: a BulkSave reads in a task of its own.
+        # Not always the task of the call: a BulkSave reads in a separate task.
         task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
         read = _Read(task, owner, limit, time.monotonic())
         self._reads[read] = None

@@ -94,9 +94,9 @@ def _channel_options(limits: Limits) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         # gRPC refuses further streams without a call, which costs a hundredth: 60,000 streams
-        # without a request, or a client that resets each of its streams, keep nobody waiting. It
-        # also resets some streams that a client begins within the limit just as others end;
-        # therefore the limit is twice what admission control accepts.
+        # without a request, or a client that resets each of its streams, keep no other client
+        # waiting. It also resets some streams that a client begins within the limit just as others
+        # end; therefore the limit is twice what admission control accepts.
         ("grpc.max_concurrent_streams", _streams_per_connection(limits)),
         # A client that connects and does not speak keeps its connection for 120 s by default.
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),

@@ -18,17 +18,17 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 """Parameters of ``mallopt`` in glibc's malloc.h."""
 
 _LARGE = 1024 * 1024
-"""Bytes of a block that is a mapping of its own, which is returned when it is freed. The default
+"""Bytes of a block that is a separate mapping, which is returned when it is freed. The default
 of glibc grows to 32 MiB with the blocks that are freed."""
 
 _ARENAS = 2
-"""Heaps; by default there are eight for each processor, each with free memory of its own."""
+"""Heaps; by default there are eight for each processor, each with its free memory."""
 
 _TRIM_SECONDS = 10.0
 """Seconds between two checks for memory to return."""
 
 _GROWTH = 8 * 1024 * 1024
-"""Bytes that the resident memory must have grown by since the last trim. A trim takes about
+"""Bytes by which the resident memory must exceed that after the last trim. A trim takes about
 10 ms for each 100 MiB, in a thread."""
 
 

@@ -1,7 +1,7 @@
 """SessionDeletion: deletes whole sessions step by step, and completes interrupted deletions.
 
 A deletion is recorded in the row of the session before its first step, so it is completed after a
-crash, and after a caller that has gone: a background task looks for deletions that nobody works
+crash, and after a caller that has gone: a background task looks for deletions that no call works
 on. Several servers on one PostgreSQL may work on the same one, which changes nothing but the
 number of messages that each of them deletes.
 """

@@ -244,7 +244,7 @@ def stem(token: str) -> str:
 
 
 def is_single(token: str) -> bool:
-    """Tell whether ``token`` is a character that is a term of its own."""
+    """Tell whether ``token`` is a character that is a separate term."""
     return len(token) == 1 and not token.isascii() and _stands_alone(token)
 
 
@@ -343,7 +343,7 @@ def _each_span(text: str) -> Iterator[tuple[int, int]]:
 class _Fold(dict[int, str]):
     """What becomes of each character; filled in as characters are met.
 
-    A space separates; a character between spaces is a term of its own; an empty
+    A space separates; a character between spaces is a separate term; an empty
     string joins what stands beside it.
     """
 

@@ -205,7 +205,7 @@ class ReaderPool:
         """Return a page of the file records of a statement whose last parameter is a limit.
 
         A single record may exceed MOST_READ, so that nothing is read after it. Then the first two
-        are read again without that limit, which tells whether more follow.
+        are read again without that limit, which shows if more follow.
         """
         parameters = tuple(parameters)
         arguments = (*parameters, limit + 1)

@@ -308,7 +308,7 @@ class Changes:
                 change.add(after, self.now)
             change.touch(revision, self.now)
         if old is not None and old != new and before is not None:
-            # A revision of its own: the journal entry of the message does not stand for it.
+            # A separate revision: the journal entry of the message does not stand for it.
             change = self._session(old)
             change.remove(before)
             change.touch(self._revisions.take(), self.now)

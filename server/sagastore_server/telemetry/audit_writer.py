@@ -1,4 +1,4 @@
-"""Audit writer: writes audit lines in a thread of its own, from a bounded queue.
+"""Audit writer: writes audit lines in a separate thread, from a bounded queue.
 
 The event loop only appends to the queue, so a slow or full disk never delays a call. If the queue
 is full, or the destination rejects a line, the line is lost and counted: the service does not stop
@@ -231,7 +231,7 @@ class AuditWriter(Generic[Entry]):
         """Return the line of an entry; empty if a defect prevents that, and the line is lost."""
         try:
             return self._render(entry)
-        except Exception as exc:  # noqa: BLE001 - the thread goes on with the other lines
+        except Exception as exc:  # noqa: BLE001 - the thread continues with the other lines
             self._rejected += 1
             _log.error("an audit line cannot be rendered", exc_info=exc)
             return ""
@@ -246,7 +246,7 @@ class AuditWriter(Generic[Entry]):
             self._destination.write("".join(lines).encode("utf-8", "backslashreplace"))
         except OSError as exc:
             reason, is_new = exc.strerror or str(exc), not self.failure
-            # Before the count, so that whoever sees a lost line sees the reason too.
+            # Before the count, so that a reader of the count finds the reason.
             self.failure = reason
             self._rejected += len(lines) - bool(lost)
             if is_new:

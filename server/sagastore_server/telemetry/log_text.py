@@ -88,7 +88,7 @@ def clean(value: str, secrets: Secrets = (), limit: int = MAX_VALUE) -> str:
     shown = masked(value[:_MAX_INPUT], secrets)
     if _CONTROL.search(shown):
         shown = _CONTROL.sub(_escaped, shown)
-    # Indented, so that on a terminal no row of a value looks like a line of its own.
+    # Indented, so that on a terminal no row of a value looks like a separate line.
     shown = shown.replace("\n", "\n    ")
     return _cut(shown, limit, len(value))
 

@@ -1,4 +1,4 @@
-"""HTTP server of the ops port: uvicorn in a thread of its own, with limits for connections.
+"""HTTP server of the ops port: uvicorn in a separate thread, with limits for connections.
 
 It has a separate thread and event loop, so that it answers while the event loop of the server is
 busy or hangs. Anybody who reaches the port can connect, therefore
@@ -177,7 +177,7 @@ class _Config(uvicorn.Config):
             backlog=_ACCEPTED_AT_ONCE,
             h11_max_incomplete_event_size=HEAD_BYTES,
             timeout_graceful_shutdown=_DRAIN_SECONDS,
-            # Scrapes come every few seconds, and strangers must not fill the log.
+            # Scrapes come every few seconds, and no client may fill the log.
             access_log=False,
             log_config=None,
             log_level=logging.CRITICAL,
