@@ -465,8 +465,10 @@ async def _quarantined(backend: StorageBackend) -> int:
 
 async def _drain(server: RpcServer, grace: float, signals: StopSignals) -> None:
     """Drain for up to ``grace`` seconds, or until a second stop signal arrives."""
-    _log.info("draining", calls=server.calls_in_progress, seconds=grace)
+    calls = server.calls_in_progress
     draining = awaited(server.drain(grace))
+    await asyncio.sleep(0)  # From here on, calls are refused.
+    _log.info("draining", calls=calls, seconds=grace)
     second_signal = awaited(signals.second.wait())
     await asyncio.wait({draining, second_signal}, return_when=asyncio.FIRST_COMPLETED)
     second_signal.cancel()

@@ -16,6 +16,8 @@ from tests.support.server_process import ServerProcess
 
 Clients = Callable[..., Client]
 TOKEN = "app-token"
+OTHER_TOKEN = "other-token"
+"""Of another caller: the server gives each half of its streams."""
 ONCE = RetryPolicy(max_attempts=1)
 
 
@@ -33,6 +35,7 @@ def server(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
     access = write_access(
         folder / "access.toml",
         entry("token", "app", "admin", token=TOKEN),
+        entry("token", "other", "admin", token=OTHER_TOKEN),
         entry("certificate", CLIENT, "writer"),
     )
     settings = environment(pki.server(), pki.ca, access)

@@ -23,7 +23,7 @@ from hyperframe.frame import (
 )
 
 from sagastore.v1 import migration_pb2, storage_pb2
-from tests.front.conftest import TOKEN
+from tests.front.conftest import OTHER_TOKEN, TOKEN
 from tests.front.http2 import FIRST, SECOND, STORAGE, WITHIN, Connection, Outcome, is_open, tcp
 from tests.front.nginx import Front, has_ipv6
 from tests.front.stubs import stub
@@ -266,7 +266,7 @@ def test_one_source_has_a_share_of_the_streams(front: Front, pki: Pki) -> None:
             if len(refused) == len(streams) - STREAMS:
                 break
         assert len(refused) == 8
-        with closing(Connection(front.port, pki.ca, SECOND, TOKEN)) as other:
+        with closing(Connection(front.port, pki.ca, SECOND, OTHER_TOKEN)) as other:
             assert other.call(f"{STORAGE}/Export", storage_pb2.ExportRequest()) == OK
 
 

@@ -277,8 +277,10 @@ class RpcServer:
 
         """
         self._health.set(_NOT_SERVING)
+        # Refuses calls before it waits for anything.
+        drained = await self._lifecycle.drain(grace)
         await self._session_deletion.stop()
-        return await self._lifecycle.drain(grace)
+        return drained
 
     async def wait_for_termination(self) -> None:
         """Wait until the server has stopped, after ``stop`` or through a defect of gRPC."""
