@@ -72,11 +72,7 @@ def fill(target: message_pb2.Message, source: Message) -> None:
 
 def fill_time(target: Timestamp, micros: int) -> None:
     """Write microseconds since 1970 into a Timestamp, whose nanos are never negative."""
-    seconds, rest = divmod(micros, _MICRO)
-    if seconds:
-        target.seconds = seconds
+    # An assignment of 0 sets the field as well, so the epoch is not lost.
+    target.seconds, rest = divmod(micros, _MICRO)
     if rest:
         target.nanos = rest * 1000
-    if not micros:
-        # The epoch has only default values, and the field must be set all the same.
-        target.SetInParent()

@@ -139,6 +139,7 @@ def _fill(target: session_pb2.Session, source: Session) -> None:
     fill_time(target.first_time, first)
     fill_time(target.last_time, last)
     target.message_count = source.message_count
-    target.providers.extend([name for name, _ in source.providers])
+    for name, _ in source.providers:
+        target.providers.append(name)
     target.first_message = source.first_message
     target.last_sequence = source.last_sequence

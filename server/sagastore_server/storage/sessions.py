@@ -83,9 +83,10 @@ class Session(NamedTuple):
     @property
     def size(self) -> int:
         """Upper bound of the bytes of the session in a response."""
-        names = sum([len(name) for name, _ in self.providers])
-        characters = len(self.title) + len(self.metadata) + names
-        return 4 * (characters + len(self.providers)) + _REST
+        characters = len(self.title) + len(self.metadata)
+        for name, _ in self.providers:
+            characters += len(name) + 1
+        return 4 * characters + _REST
 
 
 @lru_cache(maxsize=1024)
