@@ -173,6 +173,7 @@ def _service_with_postgresql(
         acquire_timeout=settings.postgres_acquire_timeout,
         statement_timeout=settings.postgres_statement_timeout,
         statement_cache=settings.postgres_statement_cache,
+        require_sync=settings.postgres_require_sync,
     )
     tracer = telemetry.tracer
     if not settings.names_sqlite:

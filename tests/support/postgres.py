@@ -93,6 +93,17 @@ class PostgresProcess:
             return False
         return done.returncode == 0
 
+    def follow(self, primary: PostgresProcess, name: str, within: float) -> None:
+        """Copy the running ``primary`` and become its standby called ``name``; do not start."""
+        self._folder.mkdir()
+        _give_away(self._folder)
+        if not primary.base_backup(self._data, within):
+            raise RuntimeError("pg_basebackup failed")
+        address = f"user=postgres host={primary._folder} application_name={name}"
+        with (self._data / "postgresql.auto.conf").open("a", encoding="utf-8") as file:
+            file.write(f"primary_conninfo = '{address}'\n")
+        (self._data / "standby.signal").touch()
+
     def replace_data(self, backup: Path) -> None:
         """Replace the data directory by a copy of ``backup``; PostgreSQL must be stopped."""
         shutil.rmtree(self._data)

@@ -17,10 +17,11 @@ from sagastore.v1 import storage_pb2, storage_pb2_grpc
 from sagastore_server.cli.main import cli
 from sagastore_server.runtime.supervisor import Failure, Policy
 from sagastore_server.storage.errors import Blocker
+from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import BackfillState, BackfillStatus, StatusSnapshot
 from sagastore_server.storage.model import Store, StoreHealth
 from sagastore_server.storage.phase import Phase
-from sagastore_server.telemetry.readiness import LIVE_WITHIN, Readiness
+from sagastore_server.telemetry.readiness import LIVE_WITHIN, STALLED_AFTER, Readiness
 from tests.support.legacy_db import legacy_db, numbered
 from tests.support.postgres import postgres_process
 from tests.support.server_process import ServerProcess
@@ -166,6 +167,34 @@ def test_failed_fatal_task_is_a_reason() -> None:
     assert "sqlite-writer has failed" in reason.detail
     assert "OSError: disk full" in reason.detail
     assert not readiness.document()["ready"]
+
+
+def on_postgresql(**values: float) -> Load:
+    return Load(Store.POSTGRESQL, 0, 1, 1, 20, 0)._replace(**values)  # type: ignore[arg-type]
+
+
+def test_stalled_commit_is_a_reason_if_writes_depend_on_postgresql() -> None:
+    readiness = Readiness()
+    readiness.opened()
+    readiness.loads([on_postgresql(commit_seconds=STALLED_AFTER + 0.1)])
+    readiness.snapshot(SNAPSHOT)
+    assert reasons(readiness) == []
+    readiness.snapshot(SNAPSHOT._replace(phase=Phase.POSTGRES_ONLY))
+    (reason,) = readiness.reasons()
+    assert reason.reason == "WRITES_STALLED"
+    assert "has not ended for 3 s" in reason.detail
+    readiness.loads([on_postgresql(commit_seconds=STALLED_AFTER)])
+    assert reasons(readiness) == []
+
+
+def test_refused_unreplicated_write_is_a_warning() -> None:
+    readiness = Readiness()
+    readiness.opened()
+    readiness.loads([on_postgresql(is_unreplicated=True)])
+    assert reasons(readiness) == []
+    assert warnings(readiness) == ["NOT_REPLICATED"]
+    readiness.loads([on_postgresql()])
+    assert warnings(readiness) == []
 
 
 # ------------------------------------------------------------------ real servers

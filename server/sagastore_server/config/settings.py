@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     """Time limit of a statement, in seconds."""
     postgres_statement_cache: Count = Field(default=100, ge=0, le=100_000)
     """Prepared statements per connection; use 0 behind PgBouncer in transaction mode."""
+    postgres_require_sync: bool = False
+    """Refuse writes unless a synchronous or quorum standby of PostgreSQL receives them. The role
+    needs ``pg_read_all_stats``."""
     postgres_patience: Seconds = Field(default=1.5, ge=0.2, le=60)
     """Time without an answer from PostgreSQL, during a migration, after which SQLite answers in
     its place, in seconds."""

@@ -292,6 +292,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         if self._writer is None:
             return []
         size, busy, most = self._pool.use
+        commits = self._pool.commits
         return [
             Load(
                 Store.POSTGRESQL,
@@ -300,6 +301,9 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
                 connections_busy=busy,
                 connections_most=most,
                 connections_wanted=self._pool.waiting,
+                commit_seconds=commits.longest_seconds,
+                commits_unconfirmed=commits.unconfirmed,
+                is_unreplicated=commits.is_refused,
             )
         ]
 

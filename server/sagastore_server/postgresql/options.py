@@ -27,6 +27,9 @@ class PostgreSQLOptions(NamedTuple):
     """Prepared statements cached per connection. 0 works with PgBouncer in transaction mode: each
     statement then runs in a transaction, and the server relies on no session settings."""
 
+    require_sync: bool = False
+    """Whether a write is refused unless a synchronous standby streams."""
+
     def __repr__(self) -> str:
         """Omit the connection string, which may contain a password."""
         return f"PostgreSQLOptions(pool={self.pool_min}-{self.pool_max})"

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
+from sagastore_server.postgresql.commit import WARNINGS, Commits
 from sagastore_server.postgresql.errors import is_connection_loss, translating
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.rows import decode_time, encode_time, unchanged
@@ -59,6 +60,8 @@ class Pool:
         self._tracer = tracer
         self._pool: Any = None
         self._closing = False
+        self.commits = Commits(requires_standby=options.require_sync)
+        """The commits of all its connections."""
         self.on_loss: list[Callable[[], None]] = []
         """Called when PostgreSQL or the network has ended a connection."""
         self.waiting = 0
@@ -217,6 +220,7 @@ class Pool:
             f"; SET LOCAL statement_timeout = {self._timeout_ms}"
             f"; SET LOCAL idle_in_transaction_session_timeout = {self._timeout_ms}"
             "; SET LOCAL jit = off"
+            f"; SET LOCAL {WARNINGS[0]} = {WARNINGS[1]}"
         )
 
     async def _read(
@@ -242,18 +246,36 @@ class Pool:
                     return await read(connection)
 
     @contextlib.asynccontextmanager
-    async def transaction(self, connection: Connection, begin: str) -> AsyncIterator[None]:
-        """Run a transaction; roll it back if the context raises."""
+    async def transaction(
+        self, connection: Connection, begin: str, *, acknowledged: bool = False
+    ) -> AsyncIterator[None]:
+        """Run a transaction; roll it back if the context raises or the commit is refused.
+
+        Args:
+            connection: Runs it.
+            begin: Statement that begins it.
+            acknowledged: Whether a caller is told that its rows are stored, so that they need
+                the standby that ``postgres_require_sync`` asks for.
+
+        Raises:
+            UnavailableError: The standby has not confirmed the commit; the outcome is unknown.
+
+        """
         await connection.execute(begin + self.local_settings())
         try:
             yield
         except BaseException:
-            # If the rollback fails, the connection ends, and with it the transaction.
-            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                if not connection.is_closed():
-                    await connection.execute("ROLLBACK")
+            await _roll_back(connection)
             raise
-        await connection.execute("COMMIT")
+        try:
+            if acknowledged:
+                await self.commits.commit_write(connection)
+            else:
+                await self.commits.commit(connection)
+        except asyncpg.PostgresError:
+            # Refused before COMMIT: the transaction is still open.
+            await _roll_back(connection)
+            raise
 
     @property
     def _timeout_ms(self) -> int:
@@ -277,6 +299,7 @@ class Pool:
                 "idle_in_transaction_session_timeout": str(self._timeout_ms),
                 # Compilation takes longer than the statements themselves.
                 "jit": "off",
+                WARNINGS[0]: WARNINGS[1],
             }
         return settings
 
@@ -328,6 +351,13 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no t
         """Close the connection immediately."""
         self.ended_here = True
         super().terminate()
+
+
+async def _roll_back(connection: Connection) -> None:
+    # If the rollback fails, the connection ends, and with it the transaction.
+    with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        if not connection.is_closed():
+            await connection.execute("ROLLBACK")
 
 
 def _keep_alive(sock: Any) -> None:

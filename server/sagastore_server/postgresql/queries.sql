@@ -10,6 +10,24 @@ FROM messages WHERE id = ANY($1::text[])
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
 
+-- name: require_standby
+-- Sent in one message with COMMIT, so that it takes no round trip and nothing happens in between. A
+-- role without pg_read_all_stats sees the rows of other roles with NULL in all other columns. The
+-- SQLSTATEs are those of commit.py.
+DO $$
+DECLARE
+    streaming boolean;
+BEGIN
+    SELECT bool_or(state = 'streaming' AND sync_state IN ('sync', 'quorum'))
+        INTO streaming FROM pg_catalog.pg_stat_replication;
+    IF streaming THEN
+        RETURN;
+    ELSIF EXISTS (SELECT FROM pg_catalog.pg_stat_replication WHERE sync_state IS NULL) THEN
+        RAISE EXCEPTION USING ERRCODE = 'SG003', MESSAGE = 'no permission';
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'SG002', MESSAGE = 'no synchronous standby';
+END $$
+
 -- name: lock
 -- Locks the sessions $3 and those of the messages $1, then the messages, each in the order of their
 -- ids, then takes $2 blocks of revisions: a branch of the UNION runs after the ones before it. A row of

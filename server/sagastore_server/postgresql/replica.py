@@ -282,7 +282,7 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         with translating():
             async with (
                 self._pool.connection() as connection,
-                self._pool.transaction(connection, QUERIES["begin"]),
+                self._pool.transaction(connection, QUERIES["begin"], acknowledged=True),
             ):
                 record = await hold(connection, lease, applied, after)
                 check_mark(record.backfill, before)

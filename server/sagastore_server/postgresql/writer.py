@@ -290,7 +290,7 @@ class PostgreSQLGroupWriter:
         began = time.perf_counter()
         async with (
             self._pool.connection() as connection,
-            self._pool.transaction(connection, QUERIES["begin"]),
+            self._pool.transaction(connection, QUERIES["begin"], acknowledged=True),
         ):
             outcomes = await self._apply(connection, group, copy=copy)
             attempt.committing = True

@@ -316,6 +316,7 @@ class SQLiteStorage(SessionWrites, SQLiteFiles):
         writer, readers = self._writer, self._readers
         if writer is None:
             return []
+        file_bytes, free = _on_disk(self._path)
         return [
             Load(
                 Store.SQLITE,
@@ -325,7 +326,8 @@ class SQLiteStorage(SessionWrites, SQLiteFiles):
                 connections_most=READERS,
                 connections_wanted=readers.waiting,
                 log_bytes=self._checkpointer.log_bytes(),
-                **_on_disk(self._path),
+                file_bytes=file_bytes,
+                disk_free_bytes=free,
             )
         ]
 
@@ -461,13 +463,13 @@ def _unheard(what: str, done: int, total: int) -> None:
     """Ignore the progress."""
 
 
-def _on_disk(path: Path) -> dict[str, int]:
-    """Return the size of a file and the free space of its disk, as fields of a ``Load``."""
+def _on_disk(path: Path) -> tuple[int, int]:
+    """Return the size of a file and the free space of its disk, in bytes; 0, 0 if unreadable."""
     try:
         free = shutil.disk_usage(path.parent).free
-        return {"file_bytes": path.stat().st_size, "disk_free_bytes": free}
+        return path.stat().st_size, free
     except OSError:
-        return {}
+        return 0, 0
 
 
 def _close_tidily(connection: sqlite3.Connection) -> None:

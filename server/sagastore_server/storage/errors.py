@@ -149,6 +149,19 @@ class PreconditionError(StorageError):
         self.blockers = blockers
 
 
+class NotReplicatedError(PreconditionError):
+    """PostgreSQL has no synchronous standby, and a setting requires one. Nothing was stored.
+
+    The setting is ``postgres_require_sync``.
+    """
+
+    reason = "NOT_REPLICATED"
+
+    def __init__(self, message: str) -> None:
+        """Report the cause and the remedy."""
+        super().__init__((Blocker(self.reason, message),))
+
+
 class FencedError(StorageError):
     """Another server has taken over the migration. This one must not write."""
 

@@ -22,6 +22,13 @@ class Load(NamedTuple):
     """Connections at most."""
     connections_wanted: int
     """Callers that wait for a connection."""
+    commit_seconds: float = 0.0
+    """Duration of the oldest commit in progress (PostgreSQL)."""
+    commits_unconfirmed: int = 0
+    """Commits that no standby has confirmed, since the start (PostgreSQL)."""
+    is_unreplicated: bool = False
+    """Whether the latest write was refused because no synchronous standby receives changes
+    (PostgreSQL)."""
     log_bytes: int = 0
     """Bytes of the write-ahead log (SQLite)."""
     file_bytes: int = 0

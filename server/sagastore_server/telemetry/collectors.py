@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from sagastore_server.interfaces.usage import Usage
 from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import BackfillState, StatusSnapshot, Verification
+from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
 from sagastore_server.telemetry.readiness import Notice, Readiness, Reason
 from sagastore_server.telemetry.sampler import Sampler
@@ -198,6 +199,22 @@ def _loads(loads: list[Load]) -> Iterator[Metric]:
             for load in selected:
                 family.add_metric([load.store.value], value(load))
             yield family
+    for load in loads:
+        if load.store is Store.POSTGRESQL:
+            yield from _commits(load)
+
+
+def _commits(load: Load) -> Iterator[Metric]:
+    yield _gauge(
+        "sagastore_commit_running_seconds",
+        "Time that the oldest commit in progress on PostgreSQL has taken so far.",
+        load.commit_seconds,
+    )
+    yield CounterMetricFamily(
+        "sagastore_commits_unconfirmed",
+        "Commits on PostgreSQL whose wait for a standby was cancelled. They were not acknowledged.",
+        value=load.commits_unconfirmed,
+    )
 
 
 def _migration(snapshot: StatusSnapshot) -> Iterator[Metric]:

@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 from sagastore_server.interfaces.usage import Usage
 from sagastore_server.runtime.supervisor import Failure, Policy
+from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import StatusSnapshot
 from sagastore_server.storage.model import StoreHealth
+from sagastore_server.storage.phase import Phase
 
 LIVE_WITHIN = 10.0
 """Seconds without a heartbeat after which the event loop counts as hung. The server's own code
@@ -29,6 +31,10 @@ FULL_BELOW = 64 * 1024 * 1024
 """Free bytes on the disk of the SQLite file below which it counts as full: about the size of the
 write-ahead log."""
 
+
+STALLED_AFTER = 3.0
+"""Seconds that a commit lasts on PostgreSQL before writes count as stalled. A commit takes some
+milliseconds; longer, it usually waits for a synchronous standby that is frozen or gone."""
 
 NEAR = 0.8
 """Share of a limit above which its use is reported."""
@@ -41,6 +47,7 @@ class Reason(enum.Enum):
     DRAINING = "DRAINING"
     UNRESPONSIVE = "UNRESPONSIVE"
     STORE_DOWN = "STORE_DOWN"
+    WRITES_STALLED = "WRITES_STALLED"
     NOT_THE_HOLDER = "NOT_THE_HOLDER"
     TASK_FAILED = "TASK_FAILED"
 
@@ -53,6 +60,7 @@ class Notice(enum.Enum):
     NOT_FOLLOWING = "NOT_FOLLOWING"
     BACKFILL_FAILING = "BACKFILL_FAILING"
     TASK_FAILING = "TASK_FAILING"
+    NOT_REPLICATED = "NOT_REPLICATED"
     AUDIT_FAILING = "AUDIT_FAILING"
     NEAR_LIMIT = "NEAR_LIMIT"
 
@@ -91,6 +99,7 @@ class Readiness:
         self._drain_until = 0.0
         self._store: StoreHealth | None = None
         self._snapshot: StatusSnapshot | None = None
+        self._loads: Sequence[Load] = ()
         self._free: int | None = None
         self._failing: Callable[[], Sequence[Failure]] = _no_failures
         self._audit_failure: Callable[[], str] = str
@@ -123,6 +132,10 @@ class Readiness:
     def snapshot(self, snapshot: StatusSnapshot) -> None:
         """Record the state of the migration."""
         self._snapshot = snapshot
+
+    def loads(self, loads: Sequence[Load]) -> None:
+        """Record the load of the stores."""
+        self._loads = loads
 
     def disk(self, free: int | None) -> None:
         """Record the free bytes on the disk of the SQLite file; None without such a file."""
@@ -170,6 +183,8 @@ class Readiness:
             found.append(_not_the_holder())
         elif self._store is not None and not self._store.healthy:
             found.append(_store_down(self._store))
+        elif self._commit_seconds > STALLED_AFTER:
+            found.append(_writes_stalled(self._commit_seconds))
         return found
 
     def warnings(self) -> list[Finding]:
@@ -181,11 +196,20 @@ class Readiness:
         if snapshot is not None and not snapshot.taken_over:
             found += _migration_warnings(snapshot)
         found += [_task_failing(one) for one in self._failing() if one.policy is Policy.RESTART]
+        if any(load.is_unreplicated for load in self._loads):
+            found.append(_not_replicated())
         failure = self._audit_failure()
         if failure:
             found.append(_audit_failing(failure))
         found += [_near_limit(one) for one in self._usage() if one.used >= NEAR * one.limit]
         return found
+
+    @property
+    def _commit_seconds(self) -> float:
+        """Duration of the oldest commit on PostgreSQL, if writes depend on it."""
+        if self._snapshot is None or self._snapshot.phase is not Phase.POSTGRES_ONLY:
+            return 0.0
+        return max((load.commit_seconds for load in self._loads), default=0.0)
 
     def document(self) -> dict[str, Any]:
         """Return the body of `/readyz`."""
@@ -241,6 +265,25 @@ def _store_down(health: StoreHealth) -> Finding:
         Reason.STORE_DOWN.value,
         f"{name} does not answer: {health.detail}",
         "check that it runs and is reachable; the server then becomes ready automatically",
+    )
+
+
+def _writes_stalled(seconds: float) -> Finding:
+    return Finding(
+        Reason.WRITES_STALLED.value,
+        f"a commit on PostgreSQL has not ended for {seconds:.0f} s",
+        "check its synchronous standbys (pg_stat_replication) and its disk; the server then "
+        "becomes ready automatically",
+    )
+
+
+def _not_replicated() -> Finding:
+    return Finding(
+        Notice.NOT_REPLICATED.value,
+        "writes are refused: no synchronous standby of PostgreSQL receives changes, or the role "
+        "cannot see them, and postgres_require_sync is set",
+        "start a standby that synchronous_standby_names includes, and GRANT pg_read_all_stats to "
+        "the role; writes then resume automatically",
     )
 
 

@@ -100,6 +100,7 @@ class Sampler:
     async def _sample_memory(self) -> None:
         while True:
             self.loads = self._loads()
+            self._readiness.loads(self.loads)
             self.snapshot = self._control.snapshot()
             self._readiness.snapshot(self.snapshot)
             free = [load.disk_free_bytes for load in self.loads if load.file_bytes]
