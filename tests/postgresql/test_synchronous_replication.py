@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sagastore_server.migration.migrating_service import MigratingService, Options
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.storage.errors import NotReplicatedError, UnavailableError
+from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.sqlite.source import SQLiteSource
+from sagastore_server.storage.errors import NotReplicatedError, PreconditionError, UnavailableError
+from sagastore_server.storage.migration import MigrationControl
+from sagastore_server.storage.model import Store
+from sagastore_server.storage.phase import Phase
 from tests.support.backends import opened
 from tests.support.drafts import lone
-from tests.support.postgres import execute
+from tests.support.migrating_service import change
+from tests.support.postgres import execute, with_parameter
 from tests.support.standby import ReplicatedPostgres, replicated_postgres
-from tests.support.waiting import until_async
+from tests.support.waiting import WITHIN, until, until_async
 
 _WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 _CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -128,6 +136,40 @@ async def test_asynchronous_standby_is_not_enough(postgres: ReplicatedPostgres) 
     finally:
         await postgres.configure(synchronous_standby_names="standby1")
         await postgres.until_synchronous()
+
+
+def is_unreplicated(control: MigrationControl) -> bool:
+    trouble = control.snapshot().trouble
+    return trouble is not None and trouble.reason == "NOT_REPLICATED"
+
+
+async def test_migration_without_the_required_standby_keeps_every_change(
+    postgres: ReplicatedPostgres, tmp_path: Path
+) -> None:
+    """Replication pauses, and SQLite answers; it continues once the standby is back."""
+    await execute(postgres.primary.dsn, "CREATE SCHEMA moving")
+    dsn = with_parameter(postgres.primary.dsn, "search_path", "moving")
+    target = PostgreSQLReplica(PostgreSQLOptions(dsn, pool_min=1, pool_max=8, require_sync=True))
+    service = MigratingService(SQLiteSource(tmp_path / "moving.db"), target, Options())
+    await service.backend.open()
+    try:
+        await change(service.control, Phase.DUAL_WRITE)
+        saved = await service.backend.save(lone("both"), everywhere_within=WITHIN)
+        assert saved.durable_on == (Store.SQLITE, Store.POSTGRESQL)
+        postgres.standby.stop()
+        await postgres.until_synchronous(0)
+        assert (await service.backend.save(lone("one"))).durable_on == (Store.SQLITE,)
+        await until(lambda: is_unreplicated(service.control))
+        with pytest.raises(PreconditionError, match="no synchronous standby"):
+            await change(service.control, Phase.BACKFILL)
+        assert service.control.snapshot().phase is Phase.DUAL_WRITE
+        postgres.standby.start()
+        await postgres.until_synchronous()
+        saved = await service.backend.save(lone("both again"), everywhere_within=WITHIN)
+        assert saved.durable_on == (Store.SQLITE, Store.POSTGRESQL)
+        assert await target.count() == 3
+    finally:
+        await service.backend.close()
 
 
 async def test_role_that_cannot_see_the_standbys(postgres: ReplicatedPostgres) -> None:

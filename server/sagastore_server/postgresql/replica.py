@@ -279,10 +279,12 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
             before: Backfill mark that the record must have; None for any.
 
         """
+        # A renewal stores nothing, so the lease survives the loss of a required standby.
+        stores = work is not _nothing
         with translating():
             async with (
                 self._pool.connection() as connection,
-                self._pool.transaction(connection, QUERIES["begin"], acknowledged=True),
+                self._pool.transaction(connection, QUERIES["begin"], acknowledged=stores),
             ):
                 record = await hold(connection, lease, applied, after)
                 check_mark(record.backfill, before)
