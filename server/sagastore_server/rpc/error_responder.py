@@ -60,6 +60,7 @@ class ErrorResponder:
             _log.error("internal error", method=call.method, call=call.id, exc_info=error)
         elif isinstance(error, _OUTAGES) and not isinstance(error, _NO_OUTAGES):
             self._log_outage(call, error.reason, str(error))
+        _drop_tracebacks(error)
         abort = context.abort(refusal.code, refusal.message, ((STATUS_KEY, refusal.details),))
         # The status queues behind the messages that the client has not read. It has been handed
         # to gRPC by the time of the timeout; a client that does not read must not keep the call.
@@ -82,3 +83,17 @@ class ErrorResponder:
             more=self._unlogged,
         )
         self._next_line, self._unlogged = now + _LOG_INTERVAL, 0
+
+
+def _drop_tracebacks(error: BaseException) -> None:
+    """Free the requests and answers to which the frames of a traceback refer.
+
+    They would stay in memory until the status has been sent, and then until the garbage collector
+    comes: gRPC's task and state of a call refer to each other. The frames must not be cleared:
+    calls whose writes were committed together share an error, so its traceback may contain the
+    frames of another call, and clearing the frame of a suspended coroutine ends it.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        chain.__traceback__ = None
+        chain = chain.__cause__ or chain.__context__

@@ -18,7 +18,6 @@ from contextlib import (
     nullcontext,
     suppress,
 )
-from traceback import clear_frames
 from typing import Any, TypeVar
 
 import grpc
@@ -197,7 +196,6 @@ class _Dispatcher:
                 return answer
             except Exception as exc:  # noqa: BLE001 - every error has a status
                 request = response = answer = None  # type: ignore[assignment]
-                _forget_locals(exc)
                 await self._responder.refuse(context, record, exc)
             finally:
                 admission.record_end(record, _code(record, context), began, context)
@@ -231,7 +229,6 @@ class _Dispatcher:
                 record.code = "OK"
             except Exception as exc:  # noqa: BLE001 - every error has a status
                 requests = None
-                _forget_locals(exc)
                 await self._responder.refuse(context, record, exc)
             finally:
                 admission.record_end(record, _code(record, context), began, context)
@@ -367,18 +364,6 @@ async def _send_headers(context: Context) -> None:
 
 async def _initial_metadata(context: Context) -> None:
     await context.send_initial_metadata(())
-
-
-def _forget_locals(error: BaseException) -> None:
-    """Free the requests and answers to which the frames of a traceback refer.
-
-    They would stay in memory until the status has been sent, and then until the garbage collector
-    comes: gRPC's task and state of a call refer to each other.
-    """
-    chain: BaseException | None = error
-    while chain is not None:
-        clear_frames(chain.__traceback__)
-        chain = chain.__cause__ or chain.__context__
 
 
 def _name(method: MethodDescriptor) -> str:
