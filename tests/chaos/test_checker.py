@@ -155,6 +155,24 @@ def test_two_saves_accepted_with_same_guard_violate() -> None:
     assert story.kinds() == [Kind.GUARD_BROKEN]
 
 
+def test_repeated_guarded_save_may_find_an_equal_message_of_another_client() -> None:
+    """The client library cannot tell it from the one that it sent."""
+    for args, kinds in (
+        ({"if_revision": 0, "tries": 2}, []),
+        ({"if_revision": 7, "tries": 2}, []),
+        ({"if_revision": 0}, [Kind.GUARD_BROKEN]),
+    ):
+        story = Story()
+        story.save(0, 10, "first", 1)
+        story.save(20, 30, "first", 1, **args)
+        story.get(40, 50, "first", 1)
+        assert story.kinds() == kinds, args
+    story = Story()
+    story.save(0, 10, "first", 1)
+    story.save(20, 30, "second", 2, if_revision=0, tries=2)
+    assert story.kinds() == [Kind.GUARD_BROKEN]
+
+
 def test_partial_batch_violates_atomicity() -> None:
     story = Story()
     values = [Value(id, f"of {id}", "new", 0).as_json() for id in ("m", "n")]

@@ -121,7 +121,7 @@ class Projection:
             created = answer.get("created") if tries == 1 else None
             self.observe(
                 operation, value.id, Action.SAVE, digest=value.digest, guard=guard,
-                revision=answer["revision"], created=created,
+                revision=answer["revision"], created=created, repeated=tries > 1,
             )  # fmt: skip
         self._refused(operation, value.id, guard)
         self._add_unknown(operation, value.id, Action.SAVE, digest=value.digest, guard=guard)

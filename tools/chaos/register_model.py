@@ -57,6 +57,9 @@ class Call:
     """Revision in the answer: stored, read, or conflicting."""
     guard: int | None = None
     created: bool | None = None
+    repeated: bool = False
+    """Sent more than once by the client library, which takes the stored message for its own if it
+    equals the one it sent."""
     changed: bool | None = None
     """Whether the answer says that the save changed the message."""
     among: frozenset[str] = frozenset()
@@ -108,7 +111,8 @@ def is_settled(call: Call) -> bool:
 def _save(call: Call, state: State) -> State | None:
     guarded = _guard(call, state)
     if guarded is None:
-        return None
+        confirmed = call.repeated and state.digest == call.digest
+        return _known(state, call.revision) if confirmed else None
     if guarded.digest == call.digest:
         if call.created or call.changed:
             return None

@@ -142,6 +142,10 @@ func TestLinearizableHistoriesAreAccepted(t *testing.T) {
 			s.save(20, 30, "b", 2, "")
 			s.get(40, 50, "a", 3)
 		},
+		"a repeated guarded save finds an equal message": func(s *story) {
+			s.save(0, 10, "a", 1, "")
+			s.save(20, 30, "a", 1, `,"if_revision":0,"tries":2`)
+		},
 		"a repeated delete finds nothing": func(s *story) {
 			s.miss(0, 10)
 			s.remove(20, 30, "ok", `,"tries":2`)
@@ -311,6 +315,10 @@ func TestViolationsAreFound(t *testing.T) {
 			s.save(0, 10, "a", 1, "")
 			s.save(20, 40, "b", 2, `,"if_revision":1`)
 			s.save(20, 40, "c", 3, `,"if_revision":1`)
+		},
+		"a repeated guarded save replaces another message": func(s *story) {
+			s.save(0, 10, "a", 1, "")
+			s.save(20, 30, "b", 2, `,"if_revision":0,"tries":2`)
 		},
 		"refusal of a guard that matches": func(s *story) {
 			s.save(0, 10, "a", 1, "")

@@ -104,7 +104,9 @@ func (r *register) maybe(s state, out response, after []state) []state {
 
 func (r *register) saved(s state, in request, out response) []state {
 	if !guardHolds(s, in.guard) {
-		return nil
+		// The library takes the stored message for its own if it equals the one it sent again.
+		confirmed := in.repeated && !out.open && s.present && s.digest == in.digest
+		return keepIf(s, confirmed && s.has(out.revision))
 	}
 	if s.present && (in.skip || s.digest == in.digest) {
 		claimsChange := is(out.created, true) || is(out.changed, true)
