@@ -86,7 +86,6 @@ async def _freeze(cluster: Cluster, path: Path, *, early: bool) -> None:
                 await asyncio.sleep(_WRITES)
                 cluster.supervisor.signal(signal.SIGSTOP)
                 return
-        path.unlink()
         await asyncio.sleep(_HELD)
 
 
