@@ -71,13 +71,13 @@ class Front:
 
     @property
     def changes_log(self) -> list[str]:
-        """The log of changes; complete once the front has stopped."""
+        """The log of changes; complete once the front has drained."""
         return (self._folder / "changes.log").read_text().splitlines()
 
     def start(self) -> Front:
         """Start nginx and wait until it accepts connections."""
         # Another process may take a free port before nginx does.
-        for _ in range(3):
+        for _ in range(5):
             self.port, self.certificate_port = _free_ports(2)
             file = self._folder / "nginx.conf"
             file.write_text(self._configuration())
@@ -95,9 +95,20 @@ class Front:
         raise AssertionError(f"nginx does not start: {start.read_text()}{self.log}")
 
     def close(self) -> None:
-        """Stop nginx; open calls end."""
+        """Stop nginx; open calls end.
+
+        nginx kills a worker that does not end within about a second, with the lines that it has
+        not written yet.
+        """
+        self._end(signal.SIGTERM)
+
+    def drain(self) -> None:
+        """Stop nginx once every connection is closed; then its logs are complete."""
+        self._end(signal.SIGQUIT)
+
+    def _end(self, number: signal.Signals) -> None:
         if self._process is not None:
-            self._process.terminate()
+            self._process.send_signal(number)
             self._process.wait(STARTUP_SECONDS)
             self._process = None
 
@@ -113,12 +124,16 @@ class Front:
         self._process.send_signal(signal.SIGHUP)
 
     def _accepts(self) -> bool:
+        """Wait until nginx listens on all its addresses; return False if it has ended.
+
+        It writes its PID file then. A connection alone would prove nothing: if another process
+        has taken the port, that one accepts it.
+        """
         assert self._process is not None
         retry = threading.Event()
         for _ in range(STARTUP_SECONDS * 20):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return True
+            if (self._folder / "nginx.pid").exists():
+                return True
             if self._process.poll() is not None:
                 return False
             retry.wait(0.05)

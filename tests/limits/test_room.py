@@ -22,6 +22,7 @@ from tests.support.drafts import draft
 from tests.support.in_process_server import served
 from tests.support.messages import batch, message, new_id
 from tests.support.rpc_errors import Refusal, refusal_of
+from tests.support.waiting import until
 
 
 class Held(SQLiteStorage):
@@ -44,13 +45,6 @@ async def held(tmp_path: Path) -> AsyncIterator[Held]:
     await store.open()
     yield store
     await store.close()
-
-
-async def until(holds: object) -> None:
-    """Wait until ``holds()`` is true, limited by the time-out of the test."""
-    assert callable(holds)
-    while not holds():  # noqa: ASYNC110 - what is waited for sends no event
-        await asyncio.sleep(0.001)
 
 
 def refusal(call: BaseException | None) -> Refusal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -127,12 +127,6 @@ async def following(path: Path, dsn: str) -> AsyncIterator[Following]:
         yield pair
     finally:
         await pair.close()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until ``holds`` does; the test's time limit ends a wait in vain."""
-    while not holds():  # noqa: ASYNC110 - what is waited for sends no event
-        await asyncio.sleep(0.005)
 
 
 def everything_is_expected(row: Message) -> bool:

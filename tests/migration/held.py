@@ -22,7 +22,7 @@ from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.model import Message
 from tests.migration.conftest import Place
-from tests.migration.following import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     import pytest

@@ -16,7 +16,6 @@ from sagastore_server.storage.model import OnConflict
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import TargetState
 from tests.migration.conftest import Place
-from tests.migration.following import until
 from tests.migration.held import Backup, Held, held
 from tests.support.drafts import draft
 from tests.support.migrating_service import (
@@ -26,6 +25,7 @@ from tests.support.migrating_service import (
     unblocked,
     walk_to,
 )
+from tests.support.waiting import until
 
 
 async def _followed(one: Held) -> None:

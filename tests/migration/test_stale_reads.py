@@ -7,10 +7,10 @@ import asyncio
 from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
-from tests.migration.following import until
 from tests.migration.held import Held, held
 from tests.support.drafts import draft
 from tests.support.migrating_service import change, eventually_current, unblocked, walk_to
+from tests.support.waiting import until
 
 BOTH = (Store.SQLITE, Store.POSTGRESQL)
 

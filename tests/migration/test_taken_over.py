@@ -10,11 +10,11 @@ from sagastore_server.storage.errors import FencedError, UnavailableError
 from sagastore_server.storage.model import OnConflict, Store
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
-from tests.migration.following import until
 from tests.migration.held import TAKE_OVER, Backup, held, held_commits
 from tests.support.drafts import draft
 from tests.support.migrating_service import change, eventually_current, unblocked, walk_to
 from tests.support.postgres import execute
+from tests.support.waiting import until
 
 REFUSED = (FencedError, UnavailableError)
 PAUSE = 6.0

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from sagastore.v1 import migration_pb2, migration_pb2_grpc, storage_pb2, storage
 from tests.support.messages import message
 from tests.support.postgres import PostgresProcess, postgres_process
 from tests.support.server_process import ServerProcess
+from tests.support.waiting import eventually
 
 PASSWORD = "correct-horse-battery"
 DEADLINE = 20
@@ -70,7 +70,7 @@ class Load:
         """Wait until ``count`` more saves were acknowledged."""
         # Not by the ledger, which has at most one line for each id.
         target = len(self._saved) + more
-        until(lambda: len(self._saved) >= target)
+        eventually(lambda: len(self._saved) >= target)
 
     def _run(self, thread: int) -> None:
         with self._server.channel() as channel:
@@ -88,12 +88,6 @@ class Load:
                 else:
                     self.acknowledged[one.id] = one.content
                     self._saved.append(one.id)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition, limited by the time-out of the test."""
-    while not condition():
-        time.sleep(0.02)
 
 
 def stored(server: ServerProcess) -> dict[str, str]:
@@ -128,7 +122,7 @@ def test_server_kill_loses_no_acknowledged_write(server: ServerProcess) -> None:
         with load:
             load.wait_for(100)
             server.kill9()
-            until(lambda: len(load.refusals) >= 8)  # noqa: B023 - used within the turn
+            eventually(lambda: len(load.refusals) >= 8)  # noqa: B023 - used within the turn
         server.start()
         assert missing(load, server) == {}
 
@@ -141,7 +135,7 @@ def test_postgresql_kill_loses_no_acknowledged_write(
             load.wait_for(100)
             postgres.kill9()
             refused = len(load.refusals)
-            until(lambda: len(load.refusals) >= refused + 30)  # noqa: B023 - used within the turn
+            eventually(lambda: len(load.refusals) >= refused + 30)  # noqa: B023 - used within the turn
             postgres.start()
             load.wait_for(100)
     assert missing(load, server) == {}

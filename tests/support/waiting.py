@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
-WITHIN = 20.0
-"""Seconds after which a condition counts as not met, on a machine that is busy."""
+WITHIN = 60.0
+"""Seconds after which a condition counts as not met, on a machine that is slow and busy."""
 
 
-async def until(holds: Callable[[], bool], within: float = WITHIN) -> None:
-    """Wait until ``holds`` returns True.
+async def until(holds: Callable[[], object], within: float = WITHIN) -> None:
+    """Wait until ``holds`` returns a true value.
 
     Raises:
         TimeoutError: It did not within ``within`` seconds.
@@ -19,3 +20,17 @@ async def until(holds: Callable[[], bool], within: float = WITHIN) -> None:
     async with asyncio.timeout(within):
         while not holds():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.001)
+
+
+def eventually(holds: Callable[[], object], within: float = WITHIN) -> None:
+    """Wait until ``holds`` returns a true value, in a test without an event loop.
+
+    Raises:
+        TimeoutError: It did not within ``within`` seconds.
+
+    """
+    end = time.monotonic() + within
+    while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError(f"the condition was not met within {within:g} s")
+        time.sleep(0.005)

@@ -6,8 +6,7 @@ import contextlib
 import http.client
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -66,14 +65,6 @@ def ops_of(server: ServerProcess) -> str:
     """Return the address of the ops port of a running server."""
     address: str = server.wait_for_event("serving")["ops"]
     return address
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    """Wait until ``condition`` holds."""
-    until = time.monotonic() + _WITHIN
-    while not condition():
-        assert time.monotonic() < until, "the condition was not met"
-        time.sleep(0.02)
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.telemetry.counters import CounterFamily, HistogramFamily
 from sagastore_server.telemetry.metrics import OTHER, Metrics
 from tests.support.server_process import ServerProcess
-from tests.telemetry.ops import ON, eventually, get, ops_of, scrape, taken_port
+from tests.support.waiting import eventually
+from tests.telemetry.ops import ON, get, ops_of, scrape, taken_port
 
 SERVICE = "sagastore.v1.StorageService"
 ServerFactory = Callable[..., ServerProcess]

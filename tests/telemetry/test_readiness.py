@@ -24,7 +24,8 @@ from sagastore_server.telemetry.readiness import LIVE_WITHIN, Readiness
 from tests.support.legacy_db import legacy_db, numbered
 from tests.support.postgres import postgres_process
 from tests.support.server_process import ServerProcess
-from tests.telemetry.ops import ON, Answered, eventually, free_port, get, ops_of
+from tests.support.waiting import eventually
+from tests.telemetry.ops import ON, Answered, free_port, get, ops_of
 
 ServerFactory = Callable[..., ServerProcess]
 
