@@ -151,17 +151,15 @@ def test_ctrl_c_ends_a_blocking_call(shared_server: ServerProcess) -> None:
     program = (
         SILENCE
         + """
-import signal, time
+import signal
 def interrupt():
     silence.accept()
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=interrupt, daemon=True).start()
-start = time.monotonic()
 try:
     client.get("x")
 except KeyboardInterrupt:
     client.close()
-    assert time.monotonic() - start < 10
 else:
     raise AssertionError("nothing interrupted it")
 """

@@ -26,10 +26,11 @@ from hyperframe.frame import (
 from sagastore.v1 import migration_pb2, storage_pb2
 from tests.front.conftest import OTHER_TOKEN, TOKEN, logged_calls
 from tests.front.http2 import FIRST, SECOND, STORAGE, WITHIN, Connection, Outcome, is_open, tcp
-from tests.front.nginx import Front, has_ipv6
+from tests.front.nginx import Front
 from tests.front.stubs import stub
 from tests.security.pki import Pki
 from tests.support.messages import batch, message, new_id
+from tests.support.ports import has_ipv6
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import eventually
 

@@ -38,8 +38,8 @@ from tests.support.migration_values import (
     message,
     saved,
 )
+from tests.support.ports import reserved_port
 from tests.support.postgres import execute, postgres_process
-from tests.telemetry.ops import free_port
 
 # ------------------------------------------------------------------ looking and claiming
 
@@ -60,8 +60,9 @@ async def test_concurrent_open_shares_pool(dsn: str) -> None:
 
 
 async def test_concurrent_failed_open_reports_to_all() -> None:
-    replica = replica_on(f"postgresql://postgres@127.0.0.1:{free_port()}/none")
-    outcomes = await asyncio.gather(*[replica.open() for _ in range(3)], return_exceptions=True)
+    with reserved_port() as port:
+        replica = replica_on(f"postgresql://postgres@127.0.0.1:{port}/none")
+        outcomes = await asyncio.gather(*[replica.open() for _ in range(3)], return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [CannotOpenError] * 3
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -65,19 +62,6 @@ def ops_of(server: ServerProcess) -> str:
     """Return the address of the ops port of a running server."""
     address: str = server.wait_for_event("serving")["ops"]
     return address
-
-
-@contextmanager
-def taken_port() -> Iterator[int]:
-    """Occupy a port of this machine while the context lasts."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener.getsockname()[1]
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with taken_port() as port:
-        return port
 
 
 def _series(name: str, labels: dict[str, str]) -> str:

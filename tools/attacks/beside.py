@@ -104,11 +104,12 @@ class Beside:
 
     async def _read_large(self) -> None:
         """Read the large message as attacks do, so that caches of the store are full before."""
-        request = storage_pb2.GetRequest(id=LARGE)
-        await asyncio.gather(*(self._storage.Get(request, timeout=_TIMEOUT) for _ in range(_READS)))
+        get = storage_pb2.GetRequest(id=LARGE)
+        search = storage_pb2.SearchRequest(query="attack")
+        await asyncio.gather(*(self._storage.Get(get, timeout=_TIMEOUT) for _ in range(_READS)))
         # A search of such a message can exceed the time limit on a busy machine, which is enough.
-        await _code(
-            self._storage.Search(storage_pb2.SearchRequest(query="attack"), timeout=_TIMEOUT)
+        await asyncio.gather(
+            *(_code(self._storage.Search(search, timeout=_TIMEOUT)) for _ in range(_READS))
         )
 
     async def call(self) -> None:

@@ -28,6 +28,7 @@ import asyncpg
 from tests.support.postgres import PostgresProcess
 from tests.support.server_process import ServerProcess
 from tools.chaos.fault_switches import FaultSwitches
+from tools.chaos.log_check import LogLine
 from tools.chaos.proxy import Proxy
 
 _ROOT = Path(__file__).parents[2]
@@ -163,24 +164,19 @@ class ChaosServer(ServerProcess):
         python_path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
         own = {"CHAOS_PLANT": plant, "CHAOS_CLOCK": str(clock or ""), "PYTHONPATH": python_path}
         super().__init__(sqlite, env=env | own)
-        self.log: list[str] = []
-        """Log of the earlier processes."""
+        self.said: list[LogLine] = []
+        """Log of all its processes."""
         self._patched = bool(plant or clock)
 
-    def spawn(self, *, bare: bool = False) -> None:
-        """Start the process without waiting for it."""
-        self.log += self.stderr
-        super().spawn(bare=bare)
+    def note(self, line: str) -> None:
+        """Keep a line of the log."""
+        super().note(line)
+        self.said.append(LogLine(time.monotonic_ns(), line))
 
     def command(self, *options: str) -> list[str]:
         if self._patched:
             return [sys.executable, "-m", "tools.chaos.faulty_server", "serve", *options]
         return super().command(*options)
-
-    @property
-    def said(self) -> list[str]:
-        """Return the log of all its processes."""
-        return [*self.log, *self.stderr]
 
 
 class Ending(NamedTuple):
