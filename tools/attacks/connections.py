@@ -148,6 +148,7 @@ ATTACKS = (
         Size(1100, 100, 100_000),
         seconds=15,
         settings=_FEW_CONNECTIONS,
+        quiet=True,
     ),
     Attack(
         "silent-connections",
@@ -157,6 +158,7 @@ ATTACKS = (
         Size(1100, 100, 100_000),
         seconds=15,
         settings=_FEW_CONNECTIONS,
+        quiet=True,
     ),
     Attack(
         "dripping-handshakes",
@@ -166,6 +168,7 @@ ATTACKS = (
         Size(1100, 100, 100_000),
         seconds=15,
         settings=_FEW_CONNECTIONS,
+        quiet=True,
     ),
     Attack(
         "file-limit",
@@ -184,6 +187,7 @@ ATTACKS = (
         Size(40, 10, 4000),
         Size(100, 100, 100_000),
         seconds=6,
+        quiet=True,
     ),
     Attack(
         "unread-metrics",
@@ -192,5 +196,6 @@ ATTACKS = (
         Size(40, 10, 4000),
         Size(100, 100, 100_000),
         seconds=6,
+        quiet=True,
     ),
 )
