@@ -17,7 +17,7 @@ pytestmark = [
         not sys.platform.startswith("linux"), reason="memory is read from /proc, source 127.0.0.66"
     ),
     # A server that fails takes up to 120 s to release its memory, or to answer at all.
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
 ]
 QUIET = sorted((one for one in SOCKET_ATTACKS if one.quiet), key=lambda one: one.seconds)
 TOGETHER = [QUIET[:4], QUIET[4:]]
@@ -38,7 +38,7 @@ async def test_server_withstands_attack(attack: Attack, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("attacks", TOGETHER, ids=names)
 async def test_servers_withstand_quiet_attacks(attacks: list[Attack], tmp_path: Path) -> None:
-    """Each attack has a server of its own."""
+    """Each attack has its own server."""
     folders = [tmp_path / attack.name for attack in attacks]
     for folder in folders:
         folder.mkdir()

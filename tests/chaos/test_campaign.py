@@ -28,7 +28,7 @@ async def test_short_campaign_finds_no_violation(tmp_path: Path) -> None:
     assert "Violations in total       0" in totals.text()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_planted_fault_is_caught(tmp_path: Path) -> None:
     plant = "drop-journal-row"
     # From dual-write, backfill and read-postgres; a busy machine may need another round.

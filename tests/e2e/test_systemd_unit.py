@@ -77,7 +77,7 @@ def test_server_works_under_the_unit(server: RestrictedServer) -> None:
     with Client(server.address) as client:
         saved = client.save(Message("a", "user", "hello wolves"))
         worker = worker_of(server)
-        # The worker has lowered its priority, so it has begun to work.
+        # The worker lowers its priority before its first task.
         eventually(lambda: worker.nice() > psutil.Process(server.pid).nice())
         # The worker parses metadata of this length.
         metadata = {"key": "x" * 2 * SHORT}

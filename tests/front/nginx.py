@@ -80,7 +80,7 @@ class Front:
         file = self._folder / "nginx.conf"
         file.write_text(self._configuration())
         assert PROGRAM is not None
-        self._process = subprocess.Popen(
+        process = self._process = subprocess.Popen(
             [PROGRAM, "-e", str(self._folder / "start.log"), "-c", str(file)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -89,7 +89,7 @@ class Front:
         )
         # It writes its PID file once it listens on all its addresses.
         pid_file = self._folder / "nginx.pid"
-        eventually(lambda: pid_file.exists() or self._process.poll() is not None)
+        eventually(lambda: pid_file.exists() or process.poll() is not None)
         if not pid_file.exists():
             start = self._folder / "start.log"
             raise AssertionError(f"nginx does not start: {start.read_text()}{self.log}")

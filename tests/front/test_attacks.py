@@ -61,7 +61,7 @@ SOON = {"client_header_timeout 10s;": "client_header_timeout 1s;"}
 
 
 def call_from(source: str, front: Front, pki: Pki) -> Outcome:
-    """Make a call over a connection of its own."""
+    """Make a call over a new connection."""
     with closing(Connection(front.port, pki.ca, source, TOKEN)) as connection:
         return connection.call(LIST, REQUEST)
 

@@ -14,9 +14,9 @@ from sagastore.v1 import storage_pb2
 from sagastore_server.rpc.admission import AdmissionControl, Limits
 from sagastore_server.rpc.load_shedding import SAMPLE_INTERVAL
 from sagastore_server.sqlite.backend import SQLiteStorage
-from tests.support import raw_http2 as http2
 from tests.support.in_process_server import served
 from tests.support.messages import message
+from tools.attacks import frames
 
 CONNECTIONS = 10
 STREAMS = 2_000
@@ -36,11 +36,11 @@ async def store(tmp_path: Path) -> AsyncIterator[SQLiteStorage]:
 
 def reset_stream(stream: int, method: str, request: bytes | None) -> bytes:
     """Return a call of ``method`` and its reset; without ``request`` it has only headers."""
-    sent = http2.frame(http2.HEADERS, http2.END_HEADERS, stream, http2.grpc_headers(method))
+    headers = frames.header_block(method, scheme="http")
+    sent = frames.frame(frames.HEADERS, frames.END_HEADERS, stream, headers)
     if request is not None:
-        data = http2.grpc_message(request)
-        sent += http2.frame(http2.DATA, http2.END_STREAM, stream, data)
-    return sent + http2.frame(http2.RST_STREAM, 0, stream, http2.CANCEL)
+        sent += frames.frame(frames.DATA, frames.END_STREAM, stream, frames.message(request))
+    return sent + frames.frame(frames.RST_STREAM, 0, stream, frames.CANCEL)
 
 
 def flood(address: str, sent: bytes) -> None:
@@ -49,7 +49,7 @@ def flood(address: str, sent: bytes) -> None:
     for _ in range(CONNECTIONS):
         # The server may close the connection meanwhile.
         with socket.create_connection((host, int(port))) as one, contextlib.suppress(OSError):
-            one.sendall(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + sent)
+            one.sendall(frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0) + sent)
             # gRPC reads what it was sent before it notices the end.
             one.shutdown(socket.SHUT_WR)
             while one.recv(65_536):

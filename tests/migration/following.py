@@ -93,7 +93,7 @@ class Following:
         await self.settle()
 
     async def plant(self, sql: str, *arguments: object) -> None:
-        """Change the target behind everybody's back."""
+        """Change the target directly, without the replicator."""
         connection = await asyncpg.connect(self.dsn)
         try:
             await connection.execute(f"SET sagastore.session TO '{self.lease.session}'")

@@ -293,7 +293,7 @@ async def tamper(dsn: str, sql: str) -> None:
 
 
 async def test_copy_of_file_in_use_is_refused(place: Place, tmp_path: Path) -> None:
-    """Of two servers on copies of one file the first goes on, and the second does not start."""
+    """Of two servers on copies of one file, the first continues and the second does not start."""
     copy = tmp_path / "copy.db"
     async with opened_live(*place) as service:
         await walk_to(service.control, Phase.DUAL_WRITE)

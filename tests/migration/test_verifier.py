@@ -210,7 +210,7 @@ async def write_for_ever(pair: Following, number: int) -> None:
 
 @contextlib.asynccontextmanager
 async def running(*works: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Have these go on for as long as the context lasts; they must not end by themselves."""
+    """Run these for the duration of the context; none may end earlier."""
     tasks = [asyncio.ensure_future(work()) for work in works]
     try:
         yield

@@ -220,7 +220,7 @@ class World:
 
     @property
     def cutover_begun(self) -> bool:
-        """Whether the cutover has begun, and was not abandoned."""
+        """Whether a cutover is in progress or complete."""
         record = self.postgres.record
         over = record is not None and record.phase is Phase.POSTGRES_ONLY
         return over or self.disk.state.completing

@@ -166,7 +166,7 @@ def small_disk(tmp_path: Path, original: Path) -> Iterator[Path]:
     size = original.stat().st_size * 5 // 2
     options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if subprocess.run([mount, *options], check=False, capture_output=True).returncode:
-        pytest.skip("this machine lets nobody mount a disk")
+        pytest.skip("no disk can be mounted on this machine")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

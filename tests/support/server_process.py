@@ -18,7 +18,7 @@ import grpc
 
 from tests.support.ports import ReservedPort
 
-STARTUP_SECONDS = 60
+STARTUP_SECONDS = 120
 """Seconds that a start or stop may take before a test fails, also on a busy machine."""
 
 _ANY_PORT = "127.0.0.1:0"

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-WITHIN = 60.0
+WITHIN = 120.0
 """Seconds after which a condition counts as not met, on a machine that is slow and busy."""
 
 
@@ -22,8 +22,10 @@ async def until(holds: Callable[[], object], within: float = WITHIN) -> None:
             await asyncio.sleep(0.001)
 
 
-def eventually(holds: Callable[[], object], within: float = WITHIN) -> None:
+def eventually(holds: Callable[[], object], within: float = WITHIN, every: float = 0.005) -> None:
     """Wait until ``holds`` returns a true value, in a test without an event loop.
+
+    It is called once in ``every`` seconds, which must leave the machine time for what it waits for.
 
     Raises:
         TimeoutError: It did not within ``within`` seconds.
@@ -33,4 +35,4 @@ def eventually(holds: Callable[[], object], within: float = WITHIN) -> None:
     while not holds():
         if time.monotonic() > end:
             raise TimeoutError(f"the condition was not met within {within:g} s")
-        time.sleep(0.005)
+        time.sleep(every)

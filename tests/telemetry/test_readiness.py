@@ -200,7 +200,7 @@ def test_legacy_import_reports_its_progress(tmp_path: Path, server_process: Serv
                 return False
             return seen[-1].status == 200
 
-        eventually(ready)
+        eventually(ready, every=0.02)
     starting = [answer for answer in seen if answer.status == 503]
     assert {tuple(answer.reasons) for answer in starting} == {("STARTING",)}
     progress = [answer.document["progress"] for answer in starting]

@@ -200,7 +200,7 @@ def _state(path: Path) -> MigrationState | None:
 
 
 def _completing(path: Path) -> bool:
-    """Return whether the last step has begun, or may have."""
+    """Return whether the last step was started, or may have been."""
     state = _state(path)
     return state is None or state.completing or state.phase is Phase.POSTGRES_ONLY
 
