@@ -44,7 +44,7 @@ class Sagastore:
             input=data,
             capture_output=True,
             env=self.env | env,
-            timeout=100,
+            timeout=200,
             check=False,
         )
         out, err = done.stdout.decode(), done.stderr.decode()

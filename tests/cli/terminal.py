@@ -82,8 +82,8 @@ class Terminal:
 
     def end(self) -> int:
         """Wait for the end of the command, and return its exit status."""
-        status = self.process.wait(timeout=60)
-        self._reader.join(timeout=10)
+        status = self.process.wait(timeout=200)
+        self._reader.join(timeout=200)
         os.close(self._master)
         assert "Traceback" not in self.text
         return status

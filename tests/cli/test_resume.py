@@ -130,7 +130,7 @@ def test_import_survives_a_killed_server(running_server: ServerProcess, tmp_path
     running_server.kill9()
     time.sleep(0.5)
     running_server.restart()
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
     summary = json.loads(stdout)
     assert summary["saved"] + summary["unchanged"] == COUNT

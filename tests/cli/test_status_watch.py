@@ -39,8 +39,8 @@ class Watching:
         """Wait for its end; return its status and what it complained about."""
         assert self.process.stderr is not None
         stderr = self.process.stderr.read()
-        status = self.process.wait(timeout=60)
-        self._reader.join(timeout=10)
+        status = self.process.wait(timeout=200)
+        self._reader.join(timeout=200)
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.process.stderr.close()
@@ -210,7 +210,7 @@ def test_watch_ends_when_its_output_pipe_is_closed(
     process.stdout.close()
     assert process.stderr.read() == ""
     process.stderr.close()
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=200) == 141
 
 
 def test_watch_updates_one_page_on_a_terminal(

@@ -99,5 +99,5 @@ async def test_attempts_to_return_back_off(
 
         monkeypatch.setattr(fallback, "catch_up", refuse)
         fallback._return_at, fallback._return_pause = 0.0, 0.1
-        await until(lambda: len(pauses) == 4)
-        assert pauses == [0.2, 0.4, 0.8, 1.6]
+        await until(lambda: len(pauses) >= 4)
+        assert pauses[:4] == [0.2, 0.4, 0.8, 1.6]

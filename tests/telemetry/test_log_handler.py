@@ -103,7 +103,7 @@ def test_lines_after_a_call_and_outside_of_calls_are_all_written(
 
 def test_what_python_writes_itself_is_a_masked_line() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", UNHANDLED], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", UNHANDLED], capture_output=True, text=True, check=True, timeout=200
     )
     found = [json.loads(line) for line in done.stderr.splitlines()]
     starts = ["unhandled error in a thread", "unhandled error", "<string>:", "a log line could not"]

@@ -177,7 +177,7 @@ def test_missing_extra_fails_the_start(tmp_path: Path) -> None:
         | {"SAGASTORE_OTLP_ENDPOINT": "http://127.0.0.1:1", "SAGASTORE_OPS_LISTEN": "off"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert result.returncode == 1
@@ -191,7 +191,7 @@ def test_client_does_not_load_opentelemetry() -> None:
         [sys.executable, "-c", f"{script}; print('opentelemetry' in sys.modules)"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=True,
     )
     assert result.stdout.split() == ["()", "False"]

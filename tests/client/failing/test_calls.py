@@ -38,6 +38,7 @@ from tests.client.failing.scripted import (
     serve,
     unavailable,
 )
+from tests.support.ports import reserved_port
 
 Code = grpc.StatusCode
 HELLO = Message("openai", "user", "hello", metadata={"a": 1.5})
@@ -355,8 +356,13 @@ async def test_unknown_host_is_reported() -> None:
 
 
 async def test_calls_are_balanced_over_all_addresses(script: Script) -> None:
+    with reserved_port() as port:
+        await _check_balance(script, port)
+
+
+async def _check_balance(script: Script, port: int) -> None:
     other = Script()
-    server = await serve(other)
+    server = await serve(other, port=port)
     for each in (script, other):
         each.play("Get", FOUND)
     async with AsyncClient([script.address, other.address]) as client:
@@ -373,7 +379,7 @@ async def test_calls_are_balanced_over_all_addresses(script: Script) -> None:
         for _ in range(20):
             await client.get("x")
         assert len(script.requests) == 20
-        again = await serve(other, port=int(other.address.rpartition(":")[2]))
+        again = await serve(other, port=port)
         before = len(other.requests)
         async with asyncio.timeout(60):
             while len(other.requests) <= before + 3:
