@@ -179,6 +179,7 @@ ATTACKS = (
         seconds=45,
         file_limit=1024,
         meanwhile=revocation_applies,
+        quiet=True,
     ),
     Attack(
         "dripping-ops-requests",

@@ -27,6 +27,9 @@ _OVERTIME = 120.0
 _POLL = 0.1
 _SHORT_SETTLE = 4 * SETTLE
 """Seconds until memory must be released in the short form, which runs on busy machines too."""
+_SHORT_PATIENCE = 6.0
+"""Factor of the time limits of the callers beside a short attack that takes processor time: it is
+over sooner than that, and a slow machine cannot answer during it."""
 _LATER_CALLS = 10
 """Calls on the connection of the authenticated caller after the attack."""
 
@@ -71,7 +74,8 @@ async def measured(attack: Attack, folder: Path, seconds: float | None = None) -
     service = Service(folder, attack.settings if short else {}, file_limit=attack.file_limit)
     await asyncio.to_thread(service.__enter__)
     try:
-        async with Beside.running(service, attack.stored) as beside:
+        patience = _SHORT_PATIENCE if short and not attack.quiet else 1.0
+        async with Beside.running(service, attack.stored, patience) as beside:
             result = await _observed(attack, service, beside, seconds)
         result.complaints += judged(result, timed=not short)
         result.complaints += await _state(attack, service)
