@@ -27,9 +27,9 @@ _OVERTIME = 120.0
 _POLL = 0.1
 _SHORT_SETTLE = 4 * SETTLE
 """Seconds until memory must be released in the short form, which runs on busy machines too."""
-_SHORT_PATIENCE = 6.0
-"""Factor of the time limits of the callers beside a short attack that takes processor time: it is
-over sooner than that, and a slow machine cannot answer during it."""
+_SHORT_PATIENCE = 4.0
+"""Factor of the time limits of the callers beside a short attack that takes processor time, which a
+slow machine lacks then. A blocked event loop is noticed all the same, by the probes of /livez."""
 _LATER_CALLS = 10
 """Calls on the connection of the authenticated caller after the attack."""
 
