@@ -275,6 +275,7 @@ class Cluster:
         self.database = name
         self.disk = Disk(testbed.folder / name, 48)
         self.path = self.disk.folder / "memory.db"
+        """File of the server that answers clients."""
         self.clock_file = self.disk.folder / "clock"
         self.supervisor: Supervisor
         self.former: list[Supervisor] = []
@@ -315,10 +316,10 @@ class Cluster:
         """Prepare a second server without planted faults, on a copy of the file."""
         return Supervisor(ChaosServer(path, self._env, "", None), on_change)
 
-    def replace(self, second: Supervisor, path: Path) -> None:
-        """Continue with the second server and its file."""
+    def replace(self, second: Supervisor) -> None:
+        """Continue with the second server."""
         self.former.append(self.supervisor)
-        self.supervisor, self.path = second, path
+        self.supervisor = second
 
     @contextlib.contextmanager
     def switch(self, name: str, number: float, after: float = 0.0) -> Iterator[None]:

@@ -52,6 +52,8 @@ async def take_over(scene: Scene, plan: Plan) -> bool:
         cluster.supervisor.signal(signal.SIGCONT)
         return False
     await asyncio.sleep(rng.uniform(0.0, 1.0))
+    # From the first answer of the second server on, its file is inspected.
+    cluster.path = path
     cluster.testbed.proxy.lead(CLIENTS, second.server.address)
     cluster.supervisor.signal(signal.SIGCONT)
     await _until_fenced(scene)
@@ -59,7 +61,7 @@ async def take_over(scene: Scene, plan: Plan) -> bool:
     ending = await cluster.supervisor.end()
     if ending.status:
         scene.marks.mark("wrong", what=f"TAKEOVER: the first server ended with {ending}")
-    cluster.replace(second, path)
+    cluster.replace(second)
     await asyncio.sleep(rng.uniform(1.0, 3.0))
     return True
 
