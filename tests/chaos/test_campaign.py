@@ -19,6 +19,7 @@ SECONDS = 3.0
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="faults use /proc and signals")
 
 
+@pytest.mark.timeout(900)
 async def test_short_campaign_finds_no_violation(tmp_path: Path) -> None:
     totals = await Campaign(Options(1, 8, tmp_path, seconds=SECONDS), print).run()
     assert totals.rounds == 1

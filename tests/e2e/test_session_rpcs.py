@@ -16,9 +16,6 @@ from tests.support.messages import at, batch, message, new_id
 from tests.support.rpc_errors import invalid_fields, refused
 from tests.support.waiting import eventually
 
-WITHIN = 60.0
-"""Seconds after which a condition counts as not met, on a machine that is busy."""
-
 MANY = 6_000
 """Messages of the session whose deletion is interrupted: twelve steps."""
 

@@ -14,8 +14,6 @@ from tests.support.server_process import ServerProcess
 ON = {"SAGASTORE_OPS_LISTEN": "127.0.0.1:0"}
 """Environment of a server with an ops port on any free port."""
 
-_WITHIN = 100.0
-
 
 class Answered(NamedTuple):
     """A response of the ops port."""

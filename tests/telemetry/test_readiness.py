@@ -256,7 +256,8 @@ def test_hung_server_reports_unresponsive(tmp_path: Path) -> None:
     server = StuckServer(tmp_path / "sagastore.db", env=ON)
     try:
         ops = ops_of(server.start())
-        assert get(ops, "/livez").status == 200
+        # Its limit is short: on a busy machine it can be over for a moment.
+        eventually(lambda: get(ops, "/livez").status == 200)
         os.kill(server.pid, signal.SIGUSR1)
         eventually(lambda: get(ops, "/livez").status == 503)
         assert "the limit is 0.7 s" in get(ops, "/livez").document["detail"]

@@ -229,11 +229,11 @@ class Supervisor:
         self.signal(signal.SIGTERM)
         assert self._task is not None
         try:
-            async with asyncio.timeout(40):
+            async with asyncio.timeout(120):
                 await self._task
         except TimeoutError:
             self.server.close()
-            return Ending(-9, frozenset({15}), True, "it did not stop within 40 s")
+            return Ending(-9, frozenset({15}), True, "it did not stop within 120 s")
         return self.endings[-1]
 
     async def abandon(self) -> None:
@@ -308,7 +308,7 @@ class Cluster:
         )
         self.supervisor = Supervisor(server, on_change)
         self.supervisor.start()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await self.supervisor.up.wait()
         self.address = f"127.0.0.1:{proxy.open(CLIENTS, server.address)}"
 

@@ -27,8 +27,8 @@ from tools.chaos.plan import Plan
 TIMEOUT = 60.0
 """Seconds for a call of a client, which waits while the first server is frozen."""
 
-_SERVES_WITHIN = 40.0
-_FENCED_WITHIN = 20.0
+_SERVES_WITHIN = 120.0
+_FENCED_WITHIN = 60.0
 _HELD = 2.0
 """Seconds that deliveries are delayed; less than the server's patience."""
 

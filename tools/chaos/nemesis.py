@@ -365,7 +365,7 @@ class Operator:
         goal = Phase.POSTGRES_ONLY if self._plan.completes else None
         if goal is None and self._plan.steers and self._rng.random() < 0.4:
             goal = Phase.READ_POSTGRES
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while True:
                 with contextlib.suppress(SagaStoreError):
                     status = await self._client.migration.get(timeout=2.0)

@@ -108,7 +108,7 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
         phase = (await operator.finish()).phase
         result.ended_in = phase.label
         stop.set()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await working
             await workload.settle()
         history.mark("settled")
@@ -123,7 +123,7 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
 
 async def _until_settled(operator: Operator) -> None:
     """Wait until the journal is empty."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             try:
                 status = await operator.refresh()
