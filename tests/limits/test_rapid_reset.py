@@ -7,8 +7,11 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from grpc import aio
 
 from sagastore.v1 import storage_pb2
 from sagastore_server.rpc.admission import AdmissionControl, Limits
@@ -16,12 +19,14 @@ from sagastore_server.rpc.load_shedding import SAMPLE_INTERVAL
 from sagastore_server.sqlite.backend import SQLiteStorage
 from tests.support.in_process_server import served
 from tests.support.messages import message
+from tests.support.waiting import WITHIN, until
 from tools.attacks import frames
 
 CONNECTIONS = 10
 STREAMS = 2_000
 """Streams on each connection; gRPC refuses those beyond its limit of concurrent ones."""
 
+_DROPPED = {grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED}
 GET = storage_pb2.GetRequest(id="unknown").SerializeToString()
 SAVE = storage_pb2.SaveRequest(message=message()).SerializeToString()
 
@@ -75,9 +80,25 @@ async def test_resets_leave_nothing_behind(
         path = f"/sagastore.v1.StorageService/{method}"
         sent = b"".join(reset_stream(2 * n + 1, path, body) for n in range(STREAMS))
         await asyncio.to_thread(flood, server.address, sent)
+        await _saved(stub)
         # gRPC has dropped some of the calls, whose end it never counts.
         await asyncio.sleep(2 * SAMPLE_INTERVAL)
-        while not is_idle(server.server.admission):  # noqa: ASYNC110 - gRPC sends no event
-            await asyncio.sleep(0.05)
+        await until(lambda: is_idle(server.server.admission))
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
-        assert server.server.calls_in_progress == 0
+        await until(lambda: server.server.calls_in_progress == 0)
+
+
+async def _saved(stub: Any) -> None:
+    """Save a message as soon as gRPC has handed over, or dropped, the calls of the flood.
+
+    Until then it drops later calls as well, with CANCELLED.
+    """
+    async with asyncio.timeout(WITHIN):
+        while True:
+            try:
+                await stub.Save(storage_pb2.SaveRequest(message=message()))
+            except aio.AioRpcError as exc:
+                assert exc.code() in _DROPPED, exc
+                await asyncio.sleep(0.05)
+            else:
+                return
