@@ -63,7 +63,7 @@ class PostgresProcess:
             subprocess.run(["cp", "-a", str(_initialized(self._bin)), str(self._data)], check=True)
         options = " ".join(f"-c {option}" for option in _QUICK)
         options = f'-c listen_addresses="" -k {self._folder} {options}'
-        self._run("pg_ctl", "-w", "-t", "60", "-l", f"{self._folder}/log", "-o", options, "start")
+        self._run("pg_ctl", "-w", "-t", "180", "-l", f"{self._folder}/log", "-o", options, "start")
         return self
 
     def stop(self) -> None:
