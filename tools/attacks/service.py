@@ -26,7 +26,7 @@ BESIDE = ("beside", "newcomer")
 """Names of the callers beside the attack."""
 _ROLES = {"beside": "writer", "newcomer": "reader", "revoked": "reader", "attacker": "reader",
           "attacking-writer": "writer"}  # fmt: skip
-_CALL = 60.0
+_CALL = 10.0
 """Seconds for one call."""
 _PREPARED = """
 import os, resource, sys

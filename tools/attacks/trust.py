@@ -26,7 +26,7 @@ _VALID = 10.0
 """Seconds for which the certificate of the attacker is valid."""
 _TOLERATED = 20.0
 """Seconds after its end within which the server must refuse it."""
-_CALL = 60.0
+_CALL = 10.0
 _POLL = 0.2
 _REFUSED_WITHIN = 60.0
 _MEMBER = b"\0" * (64 * 1024 * 1024)
