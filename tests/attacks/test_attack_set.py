@@ -47,7 +47,7 @@ def test_attack_process_refuses_other_machine() -> None:
         input=json.dumps(document) + "\n",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert done.returncode != 0
@@ -160,6 +160,6 @@ def test_skipped_attack_is_not_a_pass() -> None:
 
 def test_unknown_attack_is_named() -> None:
     command = [sys.executable, "-m", "tools.attacks", "--attack", "nothing"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode != 0
     assert "unknown attack 'nothing'; available: " in done.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from tools.chaos.proxy import Proxy, running_proxy
 
-WITHIN = 10.0
+WITHIN = 60.0
 
 
 class Echo(NamedTuple):

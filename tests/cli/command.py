@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tests.support.server_process import STARTUP_SECONDS, clean_environment
+from tests.support.server_process import clean_environment
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sgd-sample.jsonl"
 
@@ -46,7 +44,7 @@ class Sagastore:
             input=data,
             capture_output=True,
             env=self.env | env,
-            timeout=100,
+            timeout=200,
             check=False,
         )
         out, err = done.stdout.decode(), done.stderr.decode()
@@ -93,14 +91,6 @@ def command_line(*args: str | Path) -> list[str]:
     """Return the command line that the entry point stands for."""
     code = "from sagastore.cli import main; main()"
     return [sys.executable, "-c", code, *map(str, args)]
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until something holds."""
-    end = time.monotonic() + STARTUP_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.005)
 
 
 def sample() -> list[dict[str, Any]]:

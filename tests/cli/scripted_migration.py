@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2
 from sagastore.v1 import migration_pb2 as pb
 from sagastore.v1 import migration_pb2_grpc
 from tests.client.failing.scripted import error_info, status_bytes
+from tests.support.ports import ReservedPort
 
 Context = grpc.ServicerContext
 
@@ -41,7 +42,8 @@ class ScriptedMigration(migration_pb2_grpc.MigrationServiceServicer):
     """A migration service with a scripted state; ``requests`` has the requests received."""
 
     def __init__(self) -> None:
-        self.address = ""
+        self._reserved = ReservedPort()
+        self.address = self._reserved.address
         self.requests: list[Any] = []
         self.refuse: Callable[[Context], None] = lambda context: None
         self.verification: list[pb.VerifyResponse] = []
@@ -68,8 +70,7 @@ class ScriptedMigration(migration_pb2_grpc.MigrationServiceServicer):
         self._stopping = False
         self._server = server = grpc.server(ThreadPoolExecutor(8))
         migration_pb2_grpc.add_MigrationServiceServicer_to_server(self, server)
-        port = server.add_insecure_port(self.address or "127.0.0.1:0")
-        self.address = f"127.0.0.1:{port}"
+        server.add_insecure_port(self.address)
         server.start()
 
     def stop(self) -> None:
@@ -79,6 +80,11 @@ class ScriptedMigration(migration_pb2_grpc.MigrationServiceServicer):
             self._changed.notify_all()
         assert self._server is not None
         self._server.stop(None).wait()
+
+    def close(self) -> None:
+        """Stop, and give up the port."""
+        self.stop()
+        self._reserved.close()
 
     def GetMigration(self, request: Any, context: Context) -> pb.GetMigrationResponse:
         return pb.GetMigrationResponse(migration=self.state)
@@ -126,4 +132,4 @@ def scripted_migration() -> Iterator[ScriptedMigration]:
     try:
         yield script
     finally:
-        script.stop()
+        script.close()

@@ -13,7 +13,8 @@ import termios
 import threading
 from pathlib import Path
 
-from tests.cli.command import Sagastore, wait_until
+from tests.cli.command import Sagastore
+from tests.support.waiting import eventually
 
 _STEERING = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 
@@ -77,12 +78,12 @@ class Terminal:
 
     def wait_for(self, text: str) -> None:
         """Wait until something is there to be read."""
-        wait_until(lambda: text in self.text)
+        eventually(lambda: text in self.text)
 
     def end(self) -> int:
         """Wait for the end of the command, and return its exit status."""
-        status = self.process.wait(timeout=60)
-        self._reader.join(timeout=10)
+        status = self.process.wait(timeout=200)
+        self._reader.join(timeout=200)
         os.close(self._master)
         assert "Traceback" not in self.text
         return status

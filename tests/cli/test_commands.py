@@ -231,7 +231,7 @@ def test_missing_extra_is_reported_with_install_command(cli: Sagastore) -> None:
         capture_output=True,
         text=True,
         env=cli.env,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 1

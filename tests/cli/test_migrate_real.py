@@ -126,7 +126,7 @@ def test_watch_survives_a_server_restart(cli: Sagastore, server: ServerProcess) 
     assert process.stdout.readline().split("  ")[1].startswith("sqlite-only")
     server.restart()
     cli.ok("migrate", "to", "dual-write")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert (process.returncode, "Traceback" in err) == (0, False)
     assert "dual-write" in out.splitlines()[-1]
 
@@ -137,7 +137,7 @@ def test_watch_survives_a_server_restart(cli: Sagastore, server: ServerProcess) 
     server.restart()
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     assert process.returncode == 0
 
 

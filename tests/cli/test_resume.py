@@ -21,10 +21,11 @@ from typing import IO
 import psutil
 import pytest
 
-from tests.cli.command import Sagastore, assert_ledger, many, wait_until, write_lines
+from tests.cli.command import Sagastore, assert_ledger, many, write_lines
 from tests.cli.databases import legacy_database
 from tests.conftest import ServerFactory
 from tests.support.server_process import ServerProcess
+from tests.support.waiting import eventually
 
 COUNT = 5000
 
@@ -86,7 +87,7 @@ def _interrupt_export(cli: Sagastore, path: Path) -> None:
 
 
 def _interrupted(process: subprocess.Popen[str], part: Path) -> tuple[int, str]:
-    wait_until(lambda: process.poll() is not None or (part.exists() and part.stat().st_size))
+    eventually(lambda: process.poll() is not None or (part.exists() and part.stat().st_size))
     process.send_signal(signal.SIGINT)
     return _end(process)
 
@@ -98,7 +99,7 @@ def test_import_resumes_at_its_checkpoint(
     messages = many(COUNT)
     path = write_lines(tmp_path / "many.jsonl", messages)
     process = own_cli.start("import", path, "--batch-size", "100")
-    wait_until(lambda: own_cli.checkpoints)
+    eventually(lambda: own_cli.checkpoints)
     process.send_signal(number)
     status, stderr = _end(process)
     if number == signal.SIGKILL:
@@ -125,11 +126,11 @@ def test_import_survives_a_killed_server(running_server: ServerProcess, tmp_path
     messages = many(COUNT)
     path = write_lines(tmp_path / "many.jsonl", messages)
     process = cli.start("--json", "import", path, "--batch-size", "100")
-    wait_until(lambda: cli.checkpoints)
+    eventually(lambda: cli.checkpoints)
     running_server.kill9()
     time.sleep(0.5)
     running_server.restart()
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
     summary = json.loads(stdout)
     assert summary["saved"] + summary["unchanged"] == COUNT
@@ -149,7 +150,7 @@ def test_resumed_import_has_complete_rejects(own_cli: Sagastore, tmp_path: Path)
     positions = [0]
     for _ in range(2):
         process = own_cli.start(*args)
-        wait_until(lambda: own_cli.checkpoints and _position(own_cli) > positions[-1])
+        eventually(lambda: own_cli.checkpoints and _position(own_cli) > positions[-1])
         positions.append(_position(own_cli))
         process.kill()
         _end(process)
@@ -167,7 +168,7 @@ def test_checkpoint_is_ignored_after_a_change(
     path = write_lines(tmp_path / "many.jsonl", messages)
 
     process = cli.start("import", path, "--batch-size", "100")
-    wait_until(lambda: cli.checkpoints)
+    eventually(lambda: cli.checkpoints)
     process.send_signal(signal.SIGINT)
     _end(process)
     (note,) = cli.checkpoints
@@ -218,7 +219,7 @@ def test_import_can_be_interrupted_while_a_pipe_is_idle(
         # decompressed by 256 KiB.
         read = sent[: len(sent) >> 18 << 18] if compressed else sent
         rows = read.count(b"\n") // 256 * 256
-        wait_until(lambda: _stored(own_cli) == rows // 100 * 100)
+        eventually(lambda: _stored(own_cli) == rows // 100 * 100)
         process.send_signal(number)
         status, stderr = _end(process)
     finally:
@@ -236,7 +237,7 @@ def test_import_can_be_interrupted_while_a_database_is_locked(
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         process = own_cli.start("import", path)
-        wait_until(lambda: _has_open(process, path))
+        eventually(lambda: _has_open(process, path))
         process.send_signal(signal.SIGINT)
         # It would give up after 30 s.
         status, stderr = _end(process, seconds=25)
@@ -305,10 +306,10 @@ def test_export_can_be_interrupted_while_its_pipe_is_blocked(
     if opened:
         process = own_cli.start("export", "-")
         # There is more than a pipe holds, which is 64 KiB.
-        wait_until(lambda: _waiting_in(process.stdout) > 60_000)
+        eventually(lambda: _waiting_in(process.stdout) > 60_000)
     else:
         process = own_cli.start("export", pipe)
-        wait_until(lambda: psutil.Process(process.pid).net_connections("tcp"))
+        eventually(lambda: psutil.Process(process.pid).net_connections("tcp"))
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     assert process.stderr is not None

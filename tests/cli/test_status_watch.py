@@ -12,9 +12,10 @@ import pytest
 
 from sagastore.v1 import migration_pb2 as pb
 from tests.cli import states
-from tests.cli.command import Sagastore, wait_until
+from tests.cli.command import Sagastore
 from tests.cli.scripted_migration import ScriptedMigration
 from tests.cli.terminal import Terminal
+from tests.support.waiting import eventually
 
 
 class Watching:
@@ -32,14 +33,14 @@ class Watching:
             self.lines.append(line)
 
     def wait_for(self, text: str) -> None:
-        wait_until(lambda: any(text in line for line in list(self.lines)))
+        eventually(lambda: any(text in line for line in list(self.lines)))
 
     def end(self) -> tuple[int, str]:
         """Wait for its end; return its status and what it complained about."""
         assert self.process.stderr is not None
         stderr = self.process.stderr.read()
-        status = self.process.wait(timeout=60)
-        self._reader.join(timeout=10)
+        status = self.process.wait(timeout=200)
+        self._reader.join(timeout=200)
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.process.stderr.close()
@@ -81,7 +82,7 @@ def test_watch_json_lines_equal_status_documents(
     scripted.state = states.verifying()
     expected = scripted_cli.json("migrate", "status")
     watching = Watching(scripted_cli, "--json", "--until-ready")
-    wait_until(lambda: len(watching.lines) >= 2)
+    eventually(lambda: len(watching.lines) >= 2)
     scripted.state = states.copied()
     assert watching.end() == (0, "")
     documents: list[Any] = [json.loads(line) for line in watching.lines]
@@ -166,7 +167,7 @@ def test_watch_reports_missing_updates_and_gives_up(
     scripted: ScriptedMigration, scripted_cli: Sagastore
 ) -> None:
     watching = Watching(scripted_cli, "--json")
-    wait_until(lambda: watching.lines)
+    eventually(lambda: watching.lines)
     scripted.stop()
     try:
         stderr = watching.process.stderr
@@ -209,7 +210,7 @@ def test_watch_ends_when_its_output_pipe_is_closed(
     process.stdout.close()
     assert process.stderr.read() == ""
     process.stderr.close()
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=200) == 141
 
 
 def test_watch_updates_one_page_on_a_terminal(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Iterator
 from operator import attrgetter
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from sagastore import AsyncClient, Client
+from tests.support.ports import reserved_port
 from tests.support.server_process import ServerProcess
 
 
@@ -80,6 +80,5 @@ async def client(running_server: ServerProcess) -> AsyncIterator[AsyncClient]:
 @pytest.fixture
 def refusing_address() -> Iterator[str]:
     """Name an address that refuses connections for as long as the test lasts."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{bound.getsockname()[1]}"
+    with reserved_port() as port:
+        yield f"127.0.0.1:{port}"

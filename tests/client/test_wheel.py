@@ -47,7 +47,7 @@ def _run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Comp
         env=clean | environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
 

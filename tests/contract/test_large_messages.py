@@ -10,22 +10,23 @@ from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.model import OnConflict
 from sagastore_server.storage.query import Criteria, Scan
 from sagastore_server.storage.validation import MAX_CONTENT
+from tests.support.backends import KINDS
 from tests.support.drafts import draft, found, save_all
 from tests.support.hostile_texts import BEYOND, LAST, WITHIN
 
 TEXTS = WITHIN | BEYOND
 SOME = {"prose", "han", "stemmed words"}
 """Texts for the kinds that are compositions of the two stores."""
+CASES = [
+    (kind, name)
+    for kind in sorted(KINDS)
+    for name in TEXTS
+    if kind in {"sqlite", "postgresql", "memory"} or name in SOME
+]
 
 
-def _skip_if_composed(kind: str, name: str) -> None:
-    if kind not in {"sqlite", "postgresql", "memory"} and name not in SOME:
-        pytest.skip("both stores of this kind are tested with this text")
-
-
-@pytest.mark.parametrize("name", TEXTS)
-async def test_bound_of_index_is_the_same(backend: StorageBackend, kind: str, name: str) -> None:
-    _skip_if_composed(kind, name)
+@pytest.mark.parametrize(("kind", "name"), CASES, indirect=["kind"])
+async def test_bound_of_index_is_the_same(backend: StorageBackend, name: str) -> None:
     text = TEXTS[name]()
     assert len(text) == MAX_CONTENT
     await backend.save(draft("large", text))

@@ -167,7 +167,7 @@ async def test_cancelled_save_is_atomic(backend: StorageBackend) -> None:
 
 async def test_cancelled_read_has_no_effect(backend: StorageBackend) -> None:
     await save_all(backend, [draft(f"m-{number}", "many words " * 50) for number in range(300)])
-    kept = []  # A task that somebody holds on to must not hold on to what it was reading.
+    kept = []  # A task that is still referenced must not keep a reference to what it was reading.
     for turn in range(60):
         calls = [CALLS[name] for name in ("search", "list_session", "batch_get", "scan_ids")]
         tasks = [asyncio.ensure_future(call(backend)) for call in calls]

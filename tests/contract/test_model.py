@@ -132,7 +132,7 @@ class Machine(RuleBasedStateMachine):
         self.revisions: dict[int, int] = {}
         """The model's revision to the backend's: the numbers differ, their order does not."""
         self.sequences: dict[int, int] = {0: 0}
-        """The model's sequence to the backend's, likewise."""
+        """The model's sequence to that of the backend."""
 
     def teardown(self) -> None:
         if hasattr(self, "backend"):

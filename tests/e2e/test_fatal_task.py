@@ -44,7 +44,7 @@ def test_fatal_task_ends_the_server_with_one_line(tmp_path: Path, failing_in: st
         [sys.executable, "-c", _PROGRAM, failing_in, "serve", *options],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert process.returncode == 1

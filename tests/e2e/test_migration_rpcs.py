@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import grpc
@@ -25,6 +25,7 @@ from sagastore_server.storage.phase import Phase
 from tests.e2e.scripted import EVERYTHING, NOTHING, Served
 from tests.support.messages import message
 from tests.support.rpc_errors import Refusal, refusal_of
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -44,12 +45,6 @@ async def refused(call: Awaitable[Any]) -> tuple[Refusal, aio.AioRpcError]:
 async def read_all(call: Any) -> None:
     while await call.read() is not aio.EOF:
         pass
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until ``holds()`` is true; the time limit of the test applies."""
-    while not holds():  # noqa: ASYNC110 - what is waited for sends no event
-        await asyncio.sleep(0)
 
 
 def preconditions(error: aio.AioRpcError) -> list[tuple[str, str, str]]:

@@ -14,7 +14,7 @@ import pytest
 from sagastore import Client, Message
 from sagastore_server.runtime.worker_pool import MANY
 from tests.support.server_process import ServerProcess, serve_command
-from tests.telemetry.ops import eventually
+from tests.support.waiting import eventually
 
 SECRETS = {
     "PGPASSWORD": "planted",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -16,26 +14,10 @@ from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from tests.conftest import ServerFactory
 from tests.support.messages import at, batch, message, new_id
 from tests.support.rpc_errors import invalid_fields, refused
-
-WITHIN = 60.0
-"""Seconds after which a condition counts as not met, on a machine that is busy."""
+from tests.support.waiting import eventually
 
 MANY = 6_000
 """Messages of the session whose deletion is interrupted: twelve steps."""
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Wait until a condition without an event holds.
-
-    Raises:
-        TimeoutError: It did not within `WITHIN` seconds.
-
-    """
-    deadline = time.monotonic() + WITHIN
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -210,7 +192,7 @@ def test_interrupted_deletion_is_completed_after_a_kill(server_process: ServerFa
         request = session_pb2.DeleteSessionRequest(session_id="s")
         deletion = sessions.DeleteSession.future(request)
         count = session_pb2.GetSessionRequest(session_id="s")
-        wait_until(lambda: sessions.GetSession(count).session.message_count < MANY)
+        eventually(lambda: sessions.GetSession(count).session.message_count < MANY)
         server.kill9()
         deletion.cancel()
     server.restart()
@@ -224,5 +206,5 @@ def test_interrupted_deletion_is_completed_after_a_kill(server_process: ServerFa
                 return exc.code() is grpc.StatusCode.NOT_FOUND
             return False
 
-        wait_until(gone)
+        eventually(gone)
         assert listed(storage, "s") == []

@@ -17,7 +17,8 @@ from sagastore import Client, Message
 from sagastore_server.runtime.worker_pool import MANY, SHORT
 from tests.support import unit_sandbox
 from tests.support.server_process import ServerProcess, clean_environment, serve_command
-from tests.telemetry.ops import ON, eventually, get, ops_of
+from tests.support.waiting import eventually
+from tests.telemetry.ops import ON, get, ops_of
 
 MESSAGES = [Message("a", "user", f"message {number}") for number in range(MANY)]
 UNIT = Path(__file__).parents[2] / "deploy/systemd/sagastore.service"
@@ -76,7 +77,7 @@ def test_server_works_under_the_unit(server: RestrictedServer) -> None:
     with Client(server.address) as client:
         saved = client.save(Message("a", "user", "hello wolves"))
         worker = worker_of(server)
-        # The worker has lowered its priority, so it has begun to work.
+        # The worker lowers its priority before its first task.
         eventually(lambda: worker.nice() > psutil.Process(server.pid).nice())
         # The worker parses metadata of this length.
         metadata = {"key": "x" * 2 * SHORT}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,6 +46,15 @@ def server(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         yield server.start()
     finally:
         server.close()
+
+
+def logged_calls(server: ServerProcess) -> Counter[str]:
+    """Return the ids of the calls that the server has logged, with their numbers.
+
+    It logs a call when the call has ended, which can be after its caller has the answer.
+    """
+    events = list(server.events)
+    return Counter(event["call"] for event in events if event.get("event") == "call")
 
 
 @pytest.fixture

@@ -41,18 +41,24 @@ class Connection:
     """An HTTP/2 connection over TLS."""
 
     def __init__(
-        self, to: int | socket.socket, ca: Path, source: str = FIRST, token: str = ""
+        self,
+        to: int | socket.socket,
+        ca: Path,
+        source: str = FIRST,
+        token: str = "",
+        call_id: str = "",
     ) -> None:
         """Connect to a port from the address ``source``, or use a connection.
 
-        Calls carry ``token``.
+        Calls carry ``token``, and ``call_id`` as their id.
         """
         raw = tcp(to, source) if isinstance(to, int) else to
         context = ssl.create_default_context(cafile=str(ca))
         context.set_alpn_protocols(["h2"])
         self.socket = context.wrap_socket(raw, server_hostname="localhost")
         self.http2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
-        self._token = token
+        self._own_headers = [("authorization", f"Bearer {token}")] if token else []
+        self._own_headers += [("x-request-id", call_id)] if call_id else []
         self.http2.initiate_connection()
         self.flush()
 
@@ -65,7 +71,6 @@ class Connection:
 
     def headers(self, path: str) -> list[tuple[str, str]]:
         """Return the headers of a call."""
-        authorization = [("authorization", f"Bearer {self._token}")] if self._token else []
         return [
             (":method", "POST"),
             (":scheme", "https"),
@@ -73,7 +78,7 @@ class Connection:
             (":authority", "localhost"),
             ("content-type", "application/grpc"),
             ("te", "trailers"),
-            *authorization,
+            *self._own_headers,
         ]
 
     def begin(self, path: str, request: Message) -> int:

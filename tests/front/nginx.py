@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import threading
-from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 
 from tests.security.pki import Pki, chain, key
+from tests.support.ports import ReservedPort, has_ipv6
 from tests.support.server_process import STARTUP_SECONDS
+from tests.support.waiting import eventually
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy/nginx/nginx.conf"
 PROGRAM = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
@@ -43,7 +42,9 @@ class Front:
         self._server = server
         self._changes = changes or {}
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = self.certificate_port = 0
+        hosts = ("::1",) if has_ipv6() else ()
+        self._reserved = ReservedPort(*hosts), ReservedPort(*hosts)
+        self.port, self.certificate_port = (one.number for one in self._reserved)
         """The ports for callers with tokens, and for those with client certificates."""
         leaf = pki.issue("front.example")
         pki.write("front.pem", chain(leaf))
@@ -71,33 +72,46 @@ class Front:
 
     @property
     def changes_log(self) -> list[str]:
-        """The log of changes; complete once the front has stopped."""
+        """The log of changes; complete once the front has drained."""
         return (self._folder / "changes.log").read_text().splitlines()
 
     def start(self) -> Front:
         """Start nginx and wait until it accepts connections."""
-        # Another process may take a free port before nginx does.
-        for _ in range(3):
-            self.port, self.certificate_port = _free_ports(2)
-            file = self._folder / "nginx.conf"
-            file.write_text(self._configuration())
-            assert PROGRAM is not None
-            self._process = subprocess.Popen(
-                [PROGRAM, "-e", str(self._folder / "start.log"), "-c", str(file)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            if self._accepts():
-                return self
-        start = self._folder / "start.log"
-        raise AssertionError(f"nginx does not start: {start.read_text()}{self.log}")
+        file = self._folder / "nginx.conf"
+        file.write_text(self._configuration())
+        assert PROGRAM is not None
+        process = self._process = subprocess.Popen(
+            [PROGRAM, "-e", str(self._folder / "start.log"), "-c", str(file)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        # It writes its PID file once it listens on all its addresses.
+        pid_file = self._folder / "nginx.pid"
+        eventually(lambda: pid_file.exists() or process.poll() is not None)
+        if not pid_file.exists():
+            start = self._folder / "start.log"
+            raise AssertionError(f"nginx does not start: {start.read_text()}{self.log}")
+        return self
 
     def close(self) -> None:
-        """Stop nginx; open calls end."""
+        """Stop nginx; open calls end.
+
+        nginx kills a worker that does not end within about a second, with the lines that it has
+        not written yet.
+        """
+        self._end(signal.SIGTERM)
+        for one in self._reserved:
+            one.close()
+
+    def drain(self) -> None:
+        """Stop nginx once every connection is closed; then its logs are complete."""
+        self._end(signal.SIGQUIT)
+
+    def _end(self, number: signal.Signals) -> None:
         if self._process is not None:
-            self._process.terminate()
+            self._process.send_signal(number)
             self._process.wait(STARTUP_SECONDS)
             self._process = None
 
@@ -111,18 +125,6 @@ class Front:
         """Read the configuration again, as ``systemctl reload`` does."""
         assert self._process is not None
         self._process.send_signal(signal.SIGHUP)
-
-    def _accepts(self) -> bool:
-        assert self._process is not None
-        retry = threading.Event()
-        for _ in range(STARTUP_SECONDS * 20):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return True
-            if self._process.poll() is not None:
-                return False
-            retry.wait(0.05)
-        return False
 
     def _configuration(self) -> str:
         folder = self._folder
@@ -152,21 +154,3 @@ class Front:
         if not has_ipv6():
             text = "\n".join(line for line in text.splitlines() if "listen [::1]" not in line)
         return text
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def has_ipv6() -> bool:
-    """Report whether this machine has IPv6."""
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True

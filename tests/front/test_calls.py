@@ -18,13 +18,14 @@ from sagastore import (
     UnavailableError,
 )
 from sagastore.v1 import storage_pb2
-from tests.front.conftest import TOKEN, Clients
+from tests.front.conftest import TOKEN, Clients, logged_calls
 from tests.front.http2 import FIRST, SECOND, STORAGE, Connection, Outcome
 from tests.front.nginx import Front
 from tests.front.stubs import stub
 from tests.security.pki import Pki
 from tests.support.messages import batch, message, new_id
 from tests.support.server_process import ServerProcess
+from tests.support.waiting import eventually
 
 
 def test_every_kind_of_call_passes(front: Front, clients: Clients) -> None:
@@ -86,15 +87,15 @@ def test_unread_export_delays_no_other_call_of_its_channel(
 ) -> None:
     """A front with one connection to the server for several streams fails here."""
     content = "y" * 20_000
-    clients(front.address).bulk_save([Message("openai", "user", content) for _ in range(1000)])
+    clients(front.address).bulk_save([Message("openai", "user", content) for _ in range(400)])
     channel, storage = stub(front, pki)
     request = storage_pb2.ExportRequest(batch_size=100)
     with channel:
         unread, read = storage.Export(request, timeout=60), storage.Export(request, timeout=60)
         assert next(unread).messages
-        assert sum(len(one.messages) for one in read) >= 1000
+        assert sum(len(one.messages) for one in read) >= 400
         assert storage.List(storage_pb2.ListRequest(session_id="s"), timeout=30) is not None
-        assert sum(len(one.messages) for one in unread) >= 900
+        assert sum(len(one.messages) for one in unread) >= 300
 
 
 def test_calls_above_the_rate_wait_and_succeed(front: Front, pki: Pki) -> None:
@@ -152,14 +153,13 @@ def test_log_of_changes_connects_source_and_call(
     front = new_front()
     for source in (FIRST, SECOND):
         list(saved_from(source, front, pki))
-    front.close()
+    front.drain()
     lines = [line.split() for line in front.changes_log]
     # Two processes of nginx may serve the two connections; each writes its own lines.
     assert sorted((line[1], line[3]) for line in lines) == [
         (source, f"{STORAGE}/Save") for source in sorted((FIRST, SECOND))
     ]
-    logged = {event["call"] for event in list(server.events) if event.get("event") == "call"}
-    assert {line[2] for line in lines} <= logged
+    eventually(lambda: logged_calls(server).keys() >= {line[2] for line in lines})
 
 
 def test_client_library_reports_calls_above_the_limit(
@@ -170,10 +170,10 @@ def test_client_library_reports_calls_above_the_limit(
     states = first.migration.watch()
     assert next(states) is not None
     with pytest.raises(UnavailableError, match="too many calls from this address; retry later"):
-        next(clients(front.address).migration.watch(timeout=5))
+        next(clients(front.address).migration.watch(timeout=60))
     # Another source has its own share.
     other = Connection(front.port, pki.ca, SECOND, TOKEN)
-    outcome = other.call(f"{STORAGE}/Export", storage_pb2.ExportRequest())
+    outcome = other.call(f"{STORAGE}/BulkSave", batch(1, message()))
     assert outcome == Outcome("0", "")
     other.close()
     states.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from tests.conftest import ServerFactory
 from tests.integrations.arc_app import dataclass_models
 from tests.integrations.arc_app.dataclass_models import Message, MessageRole, Provider
 from tests.integrations.arc_storage import Storage, StorageError, dropin, saga_app
+from tests.support.ports import reserved_port, taken_port
 from tests.support.server_process import ServerProcess
 
 SOON = datetime(2026, 1, 1, tzinfo=UTC)
@@ -49,18 +49,15 @@ def threads() -> list[str]:
 @pytest.fixture
 def refusing_address() -> Iterator[str]:
     """Name an address that refuses connections for as long as the test lasts."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{bound.getsockname()[1]}"
+    with reserved_port() as port:
+        yield f"127.0.0.1:{port}"
 
 
 @pytest.fixture
 def silent_address() -> Iterator[str]:
     """Name an address that accepts connections and never answers."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        bound.listen()
-        yield f"127.0.0.1:{bound.getsockname()[1]}"
+    with taken_port() as port:
+        yield f"127.0.0.1:{port}"
 
 
 @pytest.fixture
@@ -311,10 +308,10 @@ async def test_health_is_false_if_the_service_does_not_serve(not_serving: str) -
 
 
 async def test_health_does_not_wait_for_other_calls(silent_address: str) -> None:
-    storage = dropin(silent_address, health_timeout=0.2, timeout=5, max_calls=1)
+    storage = dropin(silent_address, health_timeout=0.2, timeout=100, max_calls=1)
     blocked = asyncio.create_task(storage.get_message_by_id("x"))
     await asyncio.sleep(0)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         assert await storage.health_check() is False
     await storage.close()
     with pytest.raises(StorageError):

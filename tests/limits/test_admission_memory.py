@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tests.support.drafts import draft
 from tests.support.in_process_server import Served, served
 from tests.support.messages import batch, message
 from tests.support.rpc_errors import refusal_of
+from tests.support.waiting import until
 
 MIB = 1024 * 1024
 LARGE = "x" * 1_000_000
@@ -36,12 +37,6 @@ async def store(tmp_path: Path) -> AsyncIterator[SQLiteStorage]:
     await store.bulk_save([draft(f"m-{n}", LARGE) for n in range(16)], OnConflict.REPLACE)
     yield store
     await store.close()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until ``holds()`` is true, limited by the time-out of the test."""
-    while not holds():  # noqa: ASYNC110 - what is waited for sends no event
-        await asyncio.sleep(0.01)
 
 
 async def never() -> AsyncIterator[bytes]:

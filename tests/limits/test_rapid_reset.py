@@ -7,21 +7,26 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from grpc import aio
 
 from sagastore.v1 import storage_pb2
 from sagastore_server.rpc.admission import AdmissionControl, Limits
 from sagastore_server.rpc.load_shedding import SAMPLE_INTERVAL
 from sagastore_server.sqlite.backend import SQLiteStorage
-from tests.support import raw_http2 as http2
 from tests.support.in_process_server import served
 from tests.support.messages import message
+from tests.support.waiting import WITHIN, until
+from tools.attacks import frames
 
 CONNECTIONS = 10
 STREAMS = 2_000
 """Streams on each connection; gRPC refuses those beyond its limit of concurrent ones."""
 
+_DROPPED = {grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED}
 GET = storage_pb2.GetRequest(id="unknown").SerializeToString()
 SAVE = storage_pb2.SaveRequest(message=message()).SerializeToString()
 
@@ -36,11 +41,11 @@ async def store(tmp_path: Path) -> AsyncIterator[SQLiteStorage]:
 
 def reset_stream(stream: int, method: str, request: bytes | None) -> bytes:
     """Return a call of ``method`` and its reset; without ``request`` it has only headers."""
-    sent = http2.frame(http2.HEADERS, http2.END_HEADERS, stream, http2.grpc_headers(method))
+    headers = frames.header_block(method, scheme="http")
+    sent = frames.frame(frames.HEADERS, frames.END_HEADERS, stream, headers)
     if request is not None:
-        data = http2.grpc_message(request)
-        sent += http2.frame(http2.DATA, http2.END_STREAM, stream, data)
-    return sent + http2.frame(http2.RST_STREAM, 0, stream, http2.CANCEL)
+        sent += frames.frame(frames.DATA, frames.END_STREAM, stream, frames.message(request))
+    return sent + frames.frame(frames.RST_STREAM, 0, stream, frames.CANCEL)
 
 
 def flood(address: str, sent: bytes) -> None:
@@ -49,7 +54,7 @@ def flood(address: str, sent: bytes) -> None:
     for _ in range(CONNECTIONS):
         # The server may close the connection meanwhile.
         with socket.create_connection((host, int(port))) as one, contextlib.suppress(OSError):
-            one.sendall(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + sent)
+            one.sendall(frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0) + sent)
             # gRPC reads what it was sent before it notices the end.
             one.shutdown(socket.SHUT_WR)
             while one.recv(65_536):
@@ -75,9 +80,26 @@ async def test_resets_leave_nothing_behind(
         path = f"/sagastore.v1.StorageService/{method}"
         sent = b"".join(reset_stream(2 * n + 1, path, body) for n in range(STREAMS))
         await asyncio.to_thread(flood, server.address, sent)
+        await _saved(stub)
         # gRPC has dropped some of the calls, whose end it never counts.
         await asyncio.sleep(2 * SAMPLE_INTERVAL)
-        while not is_idle(server.server.admission):  # noqa: ASYNC110 - gRPC sends no event
-            await asyncio.sleep(0.05)
+        await until(lambda: is_idle(server.server.admission))
         assert (await stub.Save(storage_pb2.SaveRequest(message=message()))).created
-        assert server.server.calls_in_progress == 0
+        await until(lambda: server.server.calls_in_progress == 0)
+
+
+async def _saved(stub: Any) -> None:
+    """Save a message as soon as gRPC has handed over, or dropped, the calls of the flood.
+
+    Until then it drops later calls as well, with CANCELLED.
+    """
+    async with asyncio.timeout(WITHIN):
+        while True:
+            try:
+                await stub.Save(storage_pb2.SaveRequest(message=message()))
+            except aio.AioRpcError as exc:
+                if exc.code() not in _DROPPED:
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -93,7 +93,7 @@ class Following:
         await self.settle()
 
     async def plant(self, sql: str, *arguments: object) -> None:
-        """Change the target behind everybody's back."""
+        """Change the target directly, without the replicator."""
         connection = await asyncpg.connect(self.dsn)
         try:
             await connection.execute(f"SET sagastore.session TO '{self.lease.session}'")
@@ -127,12 +127,6 @@ async def following(path: Path, dsn: str) -> AsyncIterator[Following]:
         yield pair
     finally:
         await pair.close()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until ``holds`` does; the test's time limit ends a wait in vain."""
-    while not holds():  # noqa: ASYNC110 - what is waited for sends no event
-        await asyncio.sleep(0.005)
 
 
 def everything_is_expected(row: Message) -> bool:

@@ -22,7 +22,7 @@ from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.model import Message
 from tests.migration.conftest import Place
-from tests.migration.following import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     import pytest
@@ -99,7 +99,7 @@ class HeldTarget(PostgreSQLReplica):
         return await super().copy(*args, **options)
 
     async def let_pass(self, copies: int) -> None:
-        """Let the copy that is held go on, and so many in all; the next one is held again."""
+        """Release the copy that is held, and ``copies`` in all; hold the next one again."""
         self.copies_until_held = copies - 1
         self.copying.open()
         await until(lambda: self.copies_until_held < 0)
@@ -181,7 +181,7 @@ class Commits:
 
 @contextmanager
 def held_commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Commits]:
-    """Let a test hold up the groups of every SQLite writer; all go on at the end."""
+    """Let a test delay the groups of every SQLite writer; all are released at the end."""
     commits, attempt = Commits(), SQLiteGroupWriter._commit_once
 
     def waiting(self: SQLiteGroupWriter, group: Any) -> Any:

@@ -55,7 +55,7 @@ class EmptiedUnderItsReader(SQLiteSource):
 
 
 async def test_replicator_missing_journal_entries_are_not_counted_as_applied(place: Place) -> None:
-    """Found by the campaign (seed 8005): the save was told that PostgreSQL has it."""
+    """Found by the campaign (seed 8005): the save returned PostgreSQL in ``durable_on``."""
     source = EmptiedUnderItsReader(place)
     options = PostgreSQLOptions(place.dsn, pool_min=1, pool_max=8)
     service = MigratingService(source, PostgreSQLReplica(options))

@@ -89,7 +89,7 @@ async def test_cutover_in_doubt_is_resolved_by_next_server(place: Place, tmp_pat
 async def crash_in_the_last_step(
     server: CrashingServer, client: AsyncClient, commits: asyncpg.Connection
 ) -> None:
-    """Go as far as to the last commit, which is under way when the server is dead."""
+    """Advance to the last commit, which is in progress when the server is killed."""
     for phase in (Phase.DUAL_WRITE, Phase.BACKFILL, Phase.READ_POSTGRES):
         await go_to(client, phase)
     await client.save(Message("openai", "user", "before the last step", id="before"))

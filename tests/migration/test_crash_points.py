@@ -48,7 +48,7 @@ IDLE = [
     "3-backfill/postgres COMMIT of renew/after#1",
     "4-read-postgres/postgres COMMIT of renew/sent#1",
 ]
-"""Signs of life of the lease, which come while nobody writes: they are not in the list."""
+"""Lease renewals, which happen without writes: they are not in the list."""
 
 SPREAD = 8
 """Further points that run always, evenly over the list."""
@@ -128,6 +128,6 @@ async def test_crash_points_cover_every_step(migrate: Migrate) -> None:
     """A step that is new, or has another name, must not go untested."""
     outcome = await migrate()
     assert outcome.crashes == 0
-    advice = "make the list anew: python -m tests.migration.record_crash_points"
+    advice = "record the list again: python -m tests.migration.record_crash_points"
     assert steps_of([*POINTS, *IDLE]) == steps_of([*outcome.passed, *IDLE]), advice
     assert set(ALWAYS) <= set(POINTS), advice

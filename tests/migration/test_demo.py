@@ -26,7 +26,7 @@ def test_demo_completes(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No data was lost." in done.stdout

@@ -11,11 +11,11 @@ from sagastore_server.sqlite.writer import SQLiteGroupWriter
 from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
-from tests.migration.following import until
 from tests.migration.held import held, held_commits
 from tests.sqlite.sources import opened_source
 from tests.support.drafts import draft
 from tests.support.migrating_service import change
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     import pytest

@@ -1,4 +1,4 @@
-"""PostgreSQL's disk is full: SQLite goes on alone, and nothing is lost when there is room."""
+"""PostgreSQL's disk is full: SQLite serves alone, and PostgreSQL catches up once space is free."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def small_disk() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     command = [mount, "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(folder)]
     if subprocess.run(command, check=False).returncode:
-        pytest.skip("this machine lets nobody mount a disk")
+        pytest.skip("no disk can be mounted on this machine")
     try:
         yield folder
     finally:
@@ -88,7 +88,7 @@ async def test_postgresql_full_disk_loses_nothing(
             saved = await write_until_alone(service, 1)
             assert (await service.control.status()).reads_from_fallback
             assert set(await service.backend.batch_get(saved)) == set(saved)
-        # Without room for its log it may have ended; started again, it goes on.
+        # Without space for its log it may have ended; after a restart it continues.
         postgres.start_again()
         await eventually_current(service.control)
         assert set(await service.backend.batch_get(saved)) == set(saved)

@@ -11,7 +11,7 @@ from tests.support.memory import MemoryState, MemoryStorage
 
 
 class SlowStorage(MemoryStorage):
-    """Answers when it is told to, and counts how often it was asked."""
+    """Answers when the test allows it, and counts the requests."""
 
     asked = 0
 

@@ -32,7 +32,7 @@ BOTH = (Store.SQLITE, Store.POSTGRESQL)
 
 @pytest.fixture
 def postgres() -> Iterator[PostgresProcess]:
-    """Run a PostgreSQL that the test may hurt."""
+    """Run a PostgreSQL for this test, which may freeze or stop it."""
     with postgres_process() as process:
         yield process
 
@@ -112,7 +112,7 @@ async def test_outage_frozen_postgresql_returns(
 async def test_outage_freeze_during_calls_is_answered_by_sqlite(
     postgres: PostgresProcess, service: MigratingService
 ) -> None:
-    """Calls under way when it freezes are answered by SQLite, not by a time limit."""
+    """SQLite answers the calls in progress when PostgreSQL freezes, before their time limit."""
     with frozen(postgres):
         calls = [service.backend.get("old") for _ in range(10)]
         writes = [service.backend.save(draft(f"w-{n}")) for n in range(10)]

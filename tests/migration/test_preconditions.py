@@ -17,11 +17,11 @@ from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import CannotOpenError, FencedError, PreconditionError
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
-from tests.migration.following import until
 from tests.migration.held import held
 from tests.support.drafts import draft
 from tests.support.migrating_service import backfilled, change, opened_live, refused, walk_to
 from tests.support.postgres import execute, fresh_schema
+from tests.support.waiting import until
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 
@@ -293,7 +293,7 @@ async def tamper(dsn: str, sql: str) -> None:
 
 
 async def test_copy_of_file_in_use_is_refused(place: Place, tmp_path: Path) -> None:
-    """Of two servers on copies of one file the first goes on, and the second does not start."""
+    """Of two servers on copies of one file, the first continues and the second does not start."""
     copy = tmp_path / "copy.db"
     async with opened_live(*place) as service:
         await walk_to(service.control, Phase.DUAL_WRITE)

@@ -221,7 +221,7 @@ async def test_restore_after_cutover_is_refused(place: Place) -> None:
         await save(service.backend, "a")
         await walk_to(service.control, Phase.READ_POSTGRES)
         backup = await asyncio.to_thread(take, place)
-    # Taken in the moment of the last step: the file says that it has begun.
+    # Made during the last step: the file records that step as started.
     async with opened_source(place.path) as source:
         state = await source.state()
         await source.set_state(state._replace(completing=True))

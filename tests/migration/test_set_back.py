@@ -16,7 +16,6 @@ from sagastore_server.storage.model import OnConflict
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import TargetState
 from tests.migration.conftest import Place
-from tests.migration.following import until
 from tests.migration.held import Backup, Held, held
 from tests.support.drafts import draft
 from tests.support.migrating_service import (
@@ -26,6 +25,7 @@ from tests.support.migrating_service import (
     unblocked,
     walk_to,
 )
+from tests.support.waiting import until
 
 
 async def _followed(one: Held) -> None:
@@ -118,7 +118,7 @@ async def test_set_back_during_backfill_is_detected(place: Place) -> None:
 
 
 async def test_set_back_before_this_session_waits_for_lease_expiry(place: Place) -> None:
-    """The record names a session that is over: it is waited for, and nobody has taken over."""
+    """The record names a session that has ended: the server waits for it, and is not fenced."""
     backup = Backup(place.dsn)
     async with held(place) as one:
         await _begun(one, Phase.READ_POSTGRES)
@@ -222,7 +222,7 @@ async def test_deletion_lost_in_a_second_dual_write_is_applied_again(place: Plac
 
 
 async def test_released_lease_does_not_stop_sqlite_only(place: Place) -> None:
-    """What was under way in the backfill hears of it when the target is not followed any more."""
+    """A backfill in progress stops with an error when replication to the target ends."""
     drafts = [draft(f"m-{number:03}") for number in range(60)]
     async with held(place) as one:
         await one.backend.bulk_save(drafts, OnConflict.REPLACE)

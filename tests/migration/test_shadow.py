@@ -18,8 +18,9 @@ from sagastore_server.storage.errors import NotFoundError
 from sagastore_server.storage.migration import ShadowStatus
 from sagastore_server.storage.query import Criteria, Scan
 from tests.migration.conftest import Place
-from tests.migration.following import Following, following, until
+from tests.migration.following import Following, following
 from tests.support.drafts import NOW, draft, save_all
+from tests.support.waiting import until
 
 SCAN = Scan(False, 50)
 Read = Callable[[StorageBackend], Awaitable[object]]

@@ -15,10 +15,10 @@ from sagastore_server.migration.write_fence import WriteFence
 from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
-from tests.migration.following import until
 from tests.migration.held import Held, HeldTarget, held
 from tests.support.drafts import draft
 from tests.support.migrating_service import eventually_current, walk_to
+from tests.support.waiting import until
 
 PATIENCE = 0.3
 SLOW = 0.4
@@ -99,5 +99,5 @@ async def test_attempts_to_return_back_off(
 
         monkeypatch.setattr(fallback, "catch_up", refuse)
         fallback._return_at, fallback._return_pause = 0.0, 0.1
-        await until(lambda: len(pauses) == 4)
-        assert pauses == [0.2, 0.4, 0.8, 1.6]
+        await until(lambda: len(pauses) >= 4)
+        assert pauses[:4] == [0.2, 0.4, 0.8, 1.6]

@@ -7,10 +7,10 @@ import asyncio
 from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
-from tests.migration.following import until
 from tests.migration.held import Held, held
 from tests.support.drafts import draft
 from tests.support.migrating_service import change, eventually_current, unblocked, walk_to
+from tests.support.waiting import until
 
 BOTH = (Store.SQLITE, Store.POSTGRESQL)
 
@@ -34,7 +34,7 @@ async def test_read_routed_to_sqlite_before_the_switch_waits_for_postgresql(plac
         await one.source.reads.reached.wait()
         await change(one.control, Phase.READ_POSTGRES)
         save = await _in_sqlite_only(one, "two")
-        # Its snapshot is taken only now, and shows what nobody was told of.
+        # Its snapshot is taken only now, and shows a write that was not acknowledged.
         one.source.reads.open()
         assert await one.source.batch_get(["m"]) != await one.target.batch_get(["m"])
         for _ in range(3):

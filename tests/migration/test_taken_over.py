@@ -10,11 +10,11 @@ from sagastore_server.storage.errors import FencedError, UnavailableError
 from sagastore_server.storage.model import OnConflict, Store
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
-from tests.migration.following import until
 from tests.migration.held import TAKE_OVER, Backup, held, held_commits
 from tests.support.drafts import draft
 from tests.support.migrating_service import change, eventually_current, unblocked, walk_to
 from tests.support.postgres import execute
+from tests.support.waiting import until
 
 REFUSED = (FencedError, UnavailableError)
 PAUSE = 6.0
@@ -27,7 +27,7 @@ async def test_taken_over_server_acknowledges_nothing(place: Place) -> None:
         await walk_to(one.control, Phase.READ_POSTGRES)
         await eventually_current(one.control)
         await execute(place.dsn, TAKE_OVER)
-        # The first of them is in SQLite when PostgreSQL tells of the other server.
+        # The first of them is in SQLite when PostgreSQL reports the other server.
         for id in ("b", "c"):
             with pytest.raises(REFUSED):
                 await one.backend.save(draft(id))
@@ -113,7 +113,7 @@ async def test_backfill_detects_takeover_first(place: Place) -> None:
 
 
 async def test_backfill_continues_after_contested_lease(place: Place) -> None:
-    """PostgreSQL was set back to before this server claimed it: nobody else is there."""
+    """PostgreSQL was set back to before this server claimed it: there is no other server."""
     backup = Backup(place.dsn)
     drafts = [draft(f"m-{number:03}") for number in range(60)]
     async with held(place) as one:

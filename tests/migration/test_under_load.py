@@ -34,7 +34,7 @@ from tests.support.strategies import QUICK
 from tests.support.traffic import FOUND_WORDS, RETRYING, WORDS, Settings, Traffic
 from tests.support.traffic_clients import traffic
 
-pytestmark = pytest.mark.timeout(120 if QUICK else 1200)
+pytestmark = pytest.mark.timeout(300 if QUICK else 1200)
 
 SEEDS = range(2) if QUICK else range(10)
 ROWS = 1500 if QUICK else 10_000
@@ -167,7 +167,7 @@ Outage = Callable[[PostgresProcess], AbstractContextManager[None]]
 
 @pytest.fixture
 def postgres() -> Iterator[PostgresProcess]:
-    """Run a PostgreSQL that the test may hurt."""
+    """Run a PostgreSQL for this test, which may freeze or stop it."""
     with postgres_process() as process:
         yield process
 

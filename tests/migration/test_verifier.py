@@ -20,6 +20,7 @@ from tests.migration.conftest import Place
 from tests.migration.following import Following, everything_is_expected, following, rows_of
 from tests.support.drafts import NOW, draft, save_all
 from tests.support.legacy_db import PLAIN, legacy_db
+from tests.support.waiting import until
 
 ODD = ("Z", "a", "z", "ä", "é", "\ud7ff", "\uffee", "\U00010000", "😀", "a b", "a'b", "%")
 """Ids whose order depends on whom one asks."""
@@ -210,7 +211,7 @@ async def write_for_ever(pair: Following, number: int) -> None:
 
 @contextlib.asynccontextmanager
 async def running(*works: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Have these go on for as long as the context lasts; they must not end by themselves."""
+    """Run these for the duration of the context; none may end earlier."""
     tasks = [asyncio.ensure_future(work()) for work in works]
     try:
         yield
@@ -307,8 +308,7 @@ async def test_cancelled_verification_leaves_no_state(pair: Following) -> None:
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    await asyncio.sleep(0.05)
-    assert {task for task in asyncio.all_tasks() if not task.done()} <= before
+    await until(lambda: {task for task in asyncio.all_tasks() if not task.done()} <= before)
 
 
 LEGACY = """

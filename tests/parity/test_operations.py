@@ -59,7 +59,7 @@ class Both(RuleBasedStateMachine):
         self.revisions: dict[int, int] = {}
         """PostgreSQL's revision to SQLite's: the numbers differ, their order does not."""
         self.sequences: dict[int, int] = {0: 0}
-        """PostgreSQL's sequence to SQLite's, likewise."""
+        """PostgreSQL's sequence to that of SQLite."""
         self.backends = self.runner.run(self._open(Path(folder)))
 
     async def _open(self, folder: Path) -> list[StorageBackend]:

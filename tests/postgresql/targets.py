@@ -74,7 +74,7 @@ async def fetched(dsn: str, sql: str, *arguments: Any) -> list[Any]:
 async def until_one_waits(dsn: str) -> None:
     """Wait until a statement in the schema's database waits for a lock."""
     waiting = "SELECT FROM pg_locks WHERE NOT granted"
-    while not await fetched(dsn, waiting):  # noqa: ASYNC110 - the database tells nobody
+    while not await fetched(dsn, waiting):  # noqa: ASYNC110 - locks have no event
         await asyncio.sleep(0.01)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,11 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from sagastore.v1 import migration_pb2, migration_pb2_grpc, storage_pb2, storage_pb2_grpc
+from tests.postgresql.load import Load
 from tests.support.messages import message
 from tests.support.postgres import PostgresProcess, postgres_process
 from tests.support.server_process import ServerProcess
+from tests.support.waiting import eventually
 
 PASSWORD = "correct-horse-battery"
 DEADLINE = 20
@@ -45,55 +45,32 @@ def server(postgres: PostgresProcess, tmp_path: Path) -> Iterator[ServerProcess]
         assert PASSWORD not in "\n".join(process.stderr)
 
 
-class Load:
+class Saves(Load):
     """Saves from several threads, with a ledger of the acknowledged ones."""
 
     def __init__(self, server: ServerProcess) -> None:
+        super().__init__(server, 8)
         self.acknowledged: dict[str, str] = {}
         self.refusals: list[grpc.RpcError] = []
         self._saved: list[str] = []
-        self._server = server
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(8)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
     def wait_for(self, more: int) -> None:
-        """Wait until ``count`` more saves were acknowledged."""
+        """Wait until ``more`` saves were acknowledged from now on."""
         # Not by the ledger, which has at most one line for each id.
         target = len(self._saved) + more
-        until(lambda: len(self._saved) >= target)
+        eventually(lambda: len(self._saved) >= target, within=100)
 
-    def _run(self, thread: int) -> None:
-        with self._server.channel() as channel:
-            stub = storage_pb2_grpc.StorageServiceStub(channel)
-            number = 0
-            while not self._stop.is_set():
-                number += 1
-                one = message(id=f"{thread}-{number % 50}", content=f"text {number}")
-                try:
-                    stub.Save(storage_pb2.SaveRequest(message=one), timeout=DEADLINE)
-                except grpc.RpcError as error:
-                    self.refusals.append(error)
-                    # Whether it was stored is open: nothing is known of this id any more.
-                    self.acknowledged.pop(one.id, None)
-                else:
-                    self.acknowledged[one.id] = one.content
-                    self._saved.append(one.id)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition, limited by the time-out of the test."""
-    while not condition():
-        time.sleep(0.02)
+    def call(self, storage: storage_pb2_grpc.StorageServiceStub, thread: int, number: int) -> None:
+        one = message(id=f"{thread}-{number % 50}", content=f"text {number}")
+        try:
+            storage.Save(storage_pb2.SaveRequest(message=one), timeout=DEADLINE)
+        except grpc.RpcError as error:
+            self.refusals.append(error)
+            # Whether it was stored is unknown.
+            self.acknowledged.pop(one.id, None)
+        else:
+            self.acknowledged[one.id] = one.content
+            self._saved.append(one.id)
 
 
 def stored(server: ServerProcess) -> dict[str, str]:
@@ -103,7 +80,7 @@ def stored(server: ServerProcess) -> dict[str, str]:
         return {one.id: one.content for batch in batches for one in batch.messages}
 
 
-def missing(load: Load, server: ServerProcess) -> dict[str, str]:
+def missing(load: Saves, server: ServerProcess) -> dict[str, str]:
     found = stored(server)
     return {key: text for key, text in load.acknowledged.items() if found.get(key) != text}
 
@@ -124,11 +101,11 @@ def readiness(server: ServerProcess) -> int:
 
 def test_server_kill_loses_no_acknowledged_write(server: ServerProcess) -> None:
     for _ in range(3):
-        load = Load(server)
+        load = Saves(server)
         with load:
             load.wait_for(100)
             server.kill9()
-            until(lambda: len(load.refusals) >= 8)  # noqa: B023 - used within the turn
+            eventually(lambda: len(load.refusals) >= 8)  # noqa: B023 - used within the turn
         server.start()
         assert missing(load, server) == {}
 
@@ -136,12 +113,12 @@ def test_server_kill_loses_no_acknowledged_write(server: ServerProcess) -> None:
 def test_postgresql_kill_loses_no_acknowledged_write(
     server: ServerProcess, postgres: PostgresProcess
 ) -> None:
-    with Load(server) as load:
+    with Saves(server) as load:
         for _ in range(2):
             load.wait_for(100)
             postgres.kill9()
             refused = len(load.refusals)
-            until(lambda: len(load.refusals) >= refused + 30)  # noqa: B023 - used within the turn
+            eventually(lambda: len(load.refusals) >= refused + 30)  # noqa: B023 - used within the turn
             postgres.start()
             load.wait_for(100)
     assert missing(load, server) == {}
@@ -236,7 +213,7 @@ def test_startup_reports_missing_database(postgres: PostgresProcess, tmp_path: P
 
 
 def test_restart_keeps_all_messages(server: ServerProcess) -> None:
-    with Load(server) as load:
+    with Saves(server) as load:
         load.wait_for(50)
     before = stored(server)
     server.restart()

@@ -19,6 +19,7 @@ from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.phase import Phase
+from tests.postgresql.load import Load
 from tests.postgresql.pgbouncer import PgBouncer, pgbouncer_before
 from tests.support.backends import opened
 from tests.support.drafts import draft, found
@@ -55,44 +56,28 @@ def options(dsn: str, cache: int = 0) -> PostgreSQLOptions:
 # ------------------------------------------------------------------ a service on PostgreSQL alone
 
 
-class Load:
+class CheckedCalls(Load):
     """Saves, reads and searches from many threads, each checking its own writes."""
 
     def __init__(self, server: ServerProcess) -> None:
+        super().__init__(server, 12)
         self.acknowledged: dict[str, str] = {}
         self.refusals: list[grpc.StatusCode] = []
-        self._server = server
-        self._stop = threading.Event()
         self._more = threading.Condition()
-        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(12)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
     def wait_for(self, more: int) -> None:
-        """Wait until ``count`` more saves were acknowledged."""
+        """Wait until ``more`` saves were acknowledged from now on."""
         with self._more:
             target = len(self.acknowledged) + more
             assert self._more.wait_for(lambda: len(self.acknowledged) >= target, 60)
 
-    def _run(self, thread: int) -> None:
-        with self._server.channel() as channel:
-            storage, number = storage_pb2_grpc.StorageServiceStub(channel), 0
-            while not self._stop.is_set():
-                number += 1
-                one = message(id=f"{thread}-{number}", content=f"word{thread} text {number}")
-                try:
-                    self._once(storage, one)
-                except grpc.RpcError as exc:
-                    self.refusals.append(exc.code())
-                    self._stop.wait(0.05)
+    def call(self, storage: storage_pb2_grpc.StorageServiceStub, thread: int, number: int) -> None:
+        one = message(id=f"{thread}-{number}", content=f"word{thread} text {number}")
+        try:
+            self._once(storage, one)
+        except grpc.RpcError as exc:
+            self.refusals.append(exc.code())
+            self.stopping.wait(0.05)
 
     def _once(self, storage: storage_pb2_grpc.StorageServiceStub, one: message_pb2.Message) -> None:
         storage.Save(storage_pb2.SaveRequest(message=one), timeout=DEADLINE)
@@ -112,13 +97,13 @@ def test_load_survives_pgbouncer_restart(pooler: PgBouncer, database: str, tmp_p
     server = ServerProcess(tmp_path / "unused.db", env=NO_SESSIONS, postgres=pooler.dsn(database))
     try:
         server.start()
-        with Load(server) as load:
+        with CheckedCalls(server) as load:
             load.wait_for(150)
             assert load.refusals == []
             pooler.stop()
             pooler.start()
             load.wait_for(150)
-        # Calls under way may fail; they say that it is safe to try again.
+        # Calls in progress may fail with UNAVAILABLE, which is safe to retry.
         assert set(load.refusals) <= {grpc.StatusCode.UNAVAILABLE}
         with server.channel() as channel:
             storage = storage_pb2_grpc.StorageServiceStub(channel)

@@ -38,8 +38,8 @@ from tests.support.migration_values import (
     message,
     saved,
 )
+from tests.support.ports import reserved_port
 from tests.support.postgres import execute, postgres_process
-from tests.telemetry.ops import free_port
 
 # ------------------------------------------------------------------ looking and claiming
 
@@ -47,7 +47,7 @@ from tests.telemetry.ops import free_port
 async def test_concurrent_open_shares_pool(dsn: str) -> None:
     replica = replica_on(dsn)
     try:
-        # Who is given up closes what it has opened, while another one opens.
+        # A cancelled open closes its connections while another one opens.
         given_up = asyncio.create_task(replica.open())
         await asyncio.sleep(0)
         others = [asyncio.create_task(replica.open()) for _ in range(3)]
@@ -60,8 +60,9 @@ async def test_concurrent_open_shares_pool(dsn: str) -> None:
 
 
 async def test_concurrent_failed_open_reports_to_all() -> None:
-    replica = replica_on(f"postgresql://postgres@127.0.0.1:{free_port()}/none")
-    outcomes = await asyncio.gather(*[replica.open() for _ in range(3)], return_exceptions=True)
+    with reserved_port() as port:
+        replica = replica_on(f"postgresql://postgres@127.0.0.1:{port}/none")
+        outcomes = await asyncio.gather(*[replica.open() for _ in range(3)], return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [CannotOpenError] * 3
 
 
@@ -123,7 +124,7 @@ async def test_older_schema_is_upgraded_with_data(dsn: str) -> None:
         assert (await replica.inspect()).schema_version == 1
     async with opened_plain(dsn) as backend:
         assert (await backend.health()).schema_version == SCHEMA_VERSION
-        # There was no note of the analysis, so the terms were made anew.
+        # The version of the analysis was missing, so the terms were rebuilt.
         before = await backend.get("m-1")
         assert (before.content, before.sequence) == ("An old fox", 7)
         after = await backend.save(draft("m-2"))
@@ -171,7 +172,7 @@ async def test_claim_waits_for_hanging_transaction(dsn: str) -> None:
             await replica.apply(LEASE, [saved(message("m-1", 4))])
 
 
-# ------------------------------------------------------------------ what hurts
+# ------------------------------------------------------------------ faults
 
 
 async def test_failed_open_can_be_retried() -> None:

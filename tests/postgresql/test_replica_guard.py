@@ -1,4 +1,4 @@
-"""Write guard of the target: who may write during a migration, and afterwards."""
+"""Write guard of the target: the permitted writers during a migration, and afterwards."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ The PostgreSQL of the wheel is built without TLS; these tests need Debian's Post
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import asyncpg
@@ -18,6 +18,7 @@ from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.storage.errors import CannotOpenError
 from tests.security.pki import Pki, chain, key
 from tests.support.drafts import draft
+from tests.support.ports import ReservedPort
 from tests.support.postgres import PostgresProcess, postgres_process
 
 PROGRAMS = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
@@ -40,12 +41,15 @@ class Secured:
             file.chmod(0o600)
             shutil.chown(file, data.stat().st_uid, data.stat().st_gid)
         (data / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 trust\n")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port: int = free.getsockname()[1]
+        self._reserved = ReservedPort()
+        self._port = self._reserved.number
         options = f"-c listen_addresses=127.0.0.1 -c port={self._port} -k {folder} -c ssl=on"
         # Without a connection to try, pg_ctl waits for its file to say "ready".
         process._run("pg_ctl", "-w", "-t", "60", "-l", f"{folder}/log", "-o", options, "start")
+
+    def close(self) -> None:
+        """Give up its port."""
+        self._reserved.close()
 
     def dsn(self, mode: str, ca: Path | None = None, host: str = "localhost") -> str:
         roots = f"&sslrootcert={ca}" if ca else ""
@@ -61,8 +65,8 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 def secured(pki: Pki) -> Iterator[Secured]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAGASTORE_TEST_POSTGRES_BIN", str(PROGRAMS))
-        with postgres_process() as process:
-            yield Secured(process, pki)
+        with postgres_process() as process, closing(Secured(process, pki)) as secured:
+            yield secured
 
 
 async def stored(dsn: str) -> None:

@@ -41,7 +41,7 @@ class Secret(NamedTuple):
 
 
 class Target(NamedTuple):
-    """The server, and a key that belongs to nobody else."""
+    """The server, and a private key that it does not use."""
 
     server: ServerProcess
     private_key: str
@@ -121,7 +121,7 @@ def request_with(place: str, text: str) -> tuple[str, bytes]:
 
 
 def logged(target: Target) -> list[str]:
-    """Return the lines until now: a call of its own marks the end."""
+    """Return the lines until now: a separate call marks the end."""
     server, number = target.server, next(target.numbers)
     marker = f"marker-{number}"
     done = threading.Event()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +32,7 @@ from sagastore.v1 import (
 from tests.security.pki import CLIENT, Pki, chain, entry, environment, key, write_access
 from tests.support.messages import batch, message
 from tests.support.server_process import STARTUP_SECONDS, ServerProcess
+from tests.support.waiting import eventually
 
 ONCE = RetryPolicy(max_attempts=1)
 OTHER = entry("token", "other", "admin", token="other-token")
@@ -53,20 +54,11 @@ class Guarded:
 
     def logged(self, name: str, times: int) -> None:
         """Wait until the log has an event ``times`` times."""
-        wait(lambda: events(self.server, name) >= times)
+        eventually(lambda: events(self.server, name) >= times)
 
 
 def events(server: ServerProcess, name: str) -> int:
     return sum(event.get("event") == name for event in list(server.events))
-
-
-def wait(condition: Callable[[], object]) -> None:
-    done = threading.Event()
-    for _ in range(STARTUP_SECONDS * 50):
-        if condition():
-            return
-        done.wait(0.02)
-    raise AssertionError("the condition was not met")
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +190,9 @@ def test_token_is_revoked_after_a_certificate_without_expiry(tmp_path: Path) -> 
         server.start()
         end = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
         pki.server(pki.issue("localhost", "127.0.0.1", not_after=end))
-        wait(lambda: events(server, "certificate reloaded") == 1)
+        eventually(lambda: events(server, "certificate reloaded") == 1)
         write_access(access, OTHER)
-        wait(lambda: events(server, "access file reloaded") == 1)
+        eventually(lambda: events(server, "access file reloaded") == 1)
         tls = TLS(ca=pki.ca)
         with (
             Client(server.address, tls=tls, token="gone-token", retry=ONCE) as client,
@@ -313,7 +305,7 @@ async def test_rotation_under_load_fails_no_call(tmp_path: Path) -> None:
     server = ServerProcess(tmp_path / "saga.db", env=settings)
 
     async def logged(name: str, times: int = 1) -> None:
-        await asyncio.to_thread(wait, lambda: events(server, name) >= times)
+        await asyncio.to_thread(eventually, lambda: events(server, name) >= times)
 
     async def only_new_is_trusted() -> bool:
         leaf = new.issue(CLIENT)

@@ -144,9 +144,13 @@ async def carried_lost(faults: Faults, _: float) -> None:
     if record.phase is Phase.POSTGRES_ONLY:
         return
     rows: dict[Any, Any] = faults.draw.choice((postgres.quarantine, postgres.extras))
-    if rows:
-        world.was_altered = True
-        del rows[next(iter(rows))]
+    if not rows:
+        return
+    world.was_altered = True
+    removed = next(iter(rows))
+    del rows[removed]
+    if rows is postgres.quarantine and world.cutover_begun:
+        world.removed_at_cutover.add(removed)
 
 
 def copied(mine: ObservedDisk, draw: Random, holder: str) -> ObservedDisk:

@@ -113,7 +113,7 @@ def _replace(owner: object, name: str, value: object) -> None:
 
 
 def _unstored(source: ModelSource) -> Changes:
-    """Return changes of what is stored that nobody will store."""
+    """Return changes of the stored rows that are never committed."""
     disk = source._disk
     stored = (dict(disk.messages), dict(disk.sessions))
     files = dict(disk.files)

@@ -2,7 +2,7 @@
 
 A session that a read shows must be at least as new as every acknowledged change of it that the
 client knew when the read began: the revision of a session is greater than that of every message
-in it. Each client also has a session of its own, whose title it counts up.
+in it. Each client also has its own session, whose title it counts up.
 """
 
 from __future__ import annotations

@@ -104,6 +104,11 @@ class World:
         self.altered = ""
         """Id of a row that was altered directly in PostgreSQL and is not repaired yet."""
         self.was_altered = False
+        self.quarantine_keys: frozenset[str] = frozenset()
+        """Keys of the rows that are in quarantine from the start."""
+        self.removed_at_cutover: set[str] = set()
+        """Keys of quarantined rows that PostgreSQL lost during the cutover, possibly after its
+        last comparison: the only ones that may be missing later."""
         self.set_back = 0
         """How often PostgreSQL was set back."""
         self._set_back_at = float("-inf")
@@ -213,9 +218,19 @@ class World:
                 self.loop.end_all()
                 asyncio.set_event_loop(None)
 
+    @property
+    def cutover_begun(self) -> bool:
+        """Whether a cutover is in progress or complete."""
+        record = self.postgres.record
+        over = record is not None and record.phase is Phase.POSTGRES_ONLY
+        return over or self.disk.state.completing
+
     def _after_step(self) -> None:
         for watcher in self._watchers:
             watcher.look()
+        if self.removed_at_cutover and not self.cutover_begun:
+            # The next cutover compares again, and must find what is missing.
+            self.removed_at_cutover.clear()
         if self.kill_at_the_end:
             record = self.postgres.record
             if record is not None and record.phase is Phase.POSTGRES_ONLY:
@@ -291,6 +306,7 @@ class World:
             QuarantinedRow(number, f"messages/rowid={number}", "why", "field", b"{}")
             for number in numbers
         ]
+        self.quarantine_keys = frozenset(row.source_key for row in disk.quarantine)
         for number in numbers:
             disk.revision += 1
             key, at = f"old-file-{number}", EPOCH * 1_000_000

@@ -78,7 +78,7 @@ async def in_one_group(
     may_go = threading.Event()
     holding = asyncio.create_task(source._writer.run_between_groups(lambda _: may_go.wait()))
     tasks = [asyncio.create_task(write) for write in writes]
-    # Each task runs until it waits for its answer; the held errand came first.
+    # Each task runs until it waits for its answer; the held call came first.
     await asyncio.sleep(0)
     may_go.set()
     await holding

@@ -204,7 +204,7 @@ for place in range(1, 1000):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_archiving_resumes_after_kill_at_any_step(path: Path, tmp_path: Path) -> None:
     await _ready(path)
     folder = tmp_path / "killed"
@@ -289,7 +289,7 @@ def small_disk(tmp_path: Path) -> Path:
         pytest.skip("only root can mount a small disk")
     command = [mount, "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)]
     if subprocess.run(command, check=False).returncode:
-        pytest.skip("this machine lets nobody mount a disk")
+        pytest.skip("no disk can be mounted on this machine")
     return folder
 
 

@@ -238,7 +238,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root can mount a small disk")
     if subprocess.run(mount, check=False).returncode:
-        pytest.skip("this machine lets nobody mount a disk")
+        pytest.skip("no disk can be mounted on this machine")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

@@ -29,7 +29,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         [mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], check=False
     )
     if mounted.returncode:
-        pytest.skip("this machine lets nobody mount a disk")
+        pytest.skip("no disk can be mounted on this machine")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

@@ -69,7 +69,7 @@ async def test_second_process_is_refused(path: Path) -> None:
         assert f"process {process.pid} " in line
         # Refused without harm: a second attempt is refused alike, and the owner works on.
         assert await _refusal(path) == line
-        _, _ = process.communicate(timeout=30)
+        _, _ = process.communicate(timeout=200)
         assert process.returncode == 0
     async with opened(lambda: SQLiteStorage(path)) as store:
         assert (await store.get("owned")).content == "text"
@@ -78,7 +78,7 @@ async def test_second_process_is_refused(path: Path) -> None:
 async def test_killed_owner_releases_lock(path: Path) -> None:
     with _owner(path) as process:
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
+        process.wait(timeout=200)
         async with opened(lambda: SQLiteStorage(path)) as store:
             assert (await store.get("owned")).content == "text"
             revision = (await store.get("owned")).revision

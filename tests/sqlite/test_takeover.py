@@ -37,6 +37,7 @@ from tests.support.legacy_db import (
     legacy_db,
     numbered,
 )
+from tests.support.legacy_sample import legacy_sample
 from tests.support.strategies import storable_text
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -401,8 +402,10 @@ def test_every_row_is_served_or_quarantined(
 
 
 def assert_accounted_for(path: Path, report: TakeoverReport) -> None:
-    """Compare the file with its copy row by row, with a simple reader of the old values."""
-    aside = quarantine(path)
+    """Compare the messages of the file with those of its copy, row by row, with a simple reader
+    of the old values.
+    """
+    aside = {key: row for key, row in quarantine(path).items() if key.startswith("messages/")}
     with reading(report.copy) as old, reading(path) as new:
         old.text_factory = Text
         cursor = old.execute("SELECT rowid, * FROM messages ORDER BY rowid")
@@ -444,9 +447,16 @@ def as_micros(value: Any) -> int:
     return (when - EPOCH) // timedelta(microseconds=1)
 
 
-@pytest.mark.skipif("SAGASTORE_LEGACY_DB" not in os.environ, reason="names no legacy file")
-def test_real_legacy_file_is_imported(path: Path) -> None:
-    shutil.copy(os.environ["SAGASTORE_LEGACY_DB"], path)
+LEGACY_FILES = ["sample", *filter(None, [os.environ.get("SAGASTORE_LEGACY_DB")])]
+"""Real dialogues with anomalies, and a file of the machine, if the variable names one."""
+
+
+@pytest.mark.parametrize("source", LEGACY_FILES)
+def test_every_row_of_a_legacy_file_is_imported(path: Path, source: str) -> None:
+    if source == "sample":
+        legacy_sample(path, 1000)
+    else:
+        shutil.copy(source, path)
     announced = look_into(path).legacy
     report = take_over(path)
     assert report.served + report.quarantined == report.rows > 0

@@ -189,7 +189,7 @@ def test_file_in_use_is_inspected(tmp_path: Path) -> None:
         assert "memory.db-wal" in before
         result = subprocess.run(
             [sys.executable, "-m", "sagastore_server", "inspect", str(path)],
-            capture_output=True, text=True, check=True, timeout=60,
+            capture_output=True, text=True, check=True, timeout=200,
         )  # fmt: skip
         assert "table in_the_log" in result.stdout
         assert contents_of(tmp_path) == before

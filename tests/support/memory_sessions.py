@@ -1,4 +1,4 @@
-"""Sessions of the in-memory reference: everything about messages is counted anew for each read."""
+"""Sessions of the in-memory reference: all values of messages are computed for each read."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class ProbedServer(ServerProcess):
 
 
 class _Probe:
-    """Runs in each turn of the loop while somebody listens."""
+    """Runs in each iteration of the event loop."""
 
     def __init__(self) -> None:
         self.longest = 0.0

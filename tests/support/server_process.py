@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any
 
 import grpc
 
-STARTUP_SECONDS = 60
+from tests.support.ports import ReservedPort
+
+STARTUP_SECONDS = 120
 """Seconds that a start or stop may take before a test fails, also on a busy machine."""
 
+_ANY_PORT = "127.0.0.1:0"
 _COMPILED = Path(__file__).parents[2] / ".pytest_cache" / "compiled"
 
 
@@ -25,7 +29,7 @@ class ServerProcess:
     """Starts the command, reads its log, and stops it.
 
     After ``start`` has returned, ``address`` is known and calls are served. ``restart`` keeps the
-    port, so that clients reconnect.
+    port, so that clients reconnect; no other process is given it in between.
     """
 
     def __init__(
@@ -37,7 +41,7 @@ class ServerProcess:
     ) -> None:
         """Create it; it serves the file ``sqlite``, or the database ``postgres`` instead."""
         self.sqlite = sqlite
-        self.address = "127.0.0.1:0"
+        self.address = _ANY_PORT
         self.events: list[dict[str, Any]] = []
         self.stderr: list[str] = []
         self._options = options
@@ -75,6 +79,10 @@ class ServerProcess:
         """Start the process without waiting; ``bare`` passes no address and no file."""
         assert not self.alive
         self.stderr, self.events, self._log_ended = [], [], False
+        if self.address == _ANY_PORT and not bare and sys.platform == "linux":
+            reserved = ReservedPort()
+            weakref.finalize(self, reserved.close)
+            self.address = reserved.address
         usual = () if bare else ("--listen", self.address, *self._file)
         self._process = subprocess.Popen(
             self.command(*usual, *self._options),
@@ -154,13 +162,17 @@ class ServerProcess:
         unlimited = ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)
         return grpc.insecure_channel(self.address, options=(*unlimited, *options))
 
+    def note(self, line: str) -> None:
+        """Keep a line of the log. Called by the thread that reads the log."""
+        self.stderr.append(line)
+
     def _read_log(self) -> None:
         assert self._process is not None
         assert self._process.stderr is not None
         for line in self._process.stderr:
             event = _parsed(line)
             with self._changed:
-                self.stderr.append(line.rstrip("\n"))
+                self.note(line.rstrip("\n"))
                 if event is not None:
                     self.events.append(event)
                 self._changed.notify_all()

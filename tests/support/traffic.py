@@ -52,7 +52,7 @@ class Settings(NamedTuple):
     writers: int = 4
     readers: int = 3
     retry: RetryPolicy = NO_RETRIES
-    timeout: float = 30.0
+    timeout: float = 100.0
     everywhere: bool = True
     """Whether some writes request durability on both stores; not while one may be down."""
     rest: float = 0.0

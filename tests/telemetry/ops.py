@@ -5,10 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import socket
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,8 +13,6 @@ from tests.support.server_process import ServerProcess
 
 ON = {"SAGASTORE_OPS_LISTEN": "127.0.0.1:0"}
 """Environment of a server with an ops port on any free port."""
-
-_WITHIN = 100.0
 
 
 class Answered(NamedTuple):
@@ -66,27 +60,6 @@ def ops_of(server: ServerProcess) -> str:
     """Return the address of the ops port of a running server."""
     address: str = server.wait_for_event("serving")["ops"]
     return address
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    """Wait until ``condition`` holds."""
-    until = time.monotonic() + _WITHIN
-    while not condition():
-        assert time.monotonic() < until, "the condition was not met"
-        time.sleep(0.02)
-
-
-@contextmanager
-def taken_port() -> Iterator[int]:
-    """Occupy a port of this machine while the context lasts."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener.getsockname()[1]
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with taken_port() as port:
-        return port
 
 
 def _series(name: str, labels: dict[str, str]) -> str:

@@ -19,7 +19,8 @@ from tests.security.pki import Pki
 from tests.support.migration_control import go_to, until_ready
 from tests.support.postgres import fresh_schema
 from tests.support.server_process import ServerProcess
-from tests.telemetry.ops import eventually, get, names, ops_of
+from tests.support.waiting import eventually
+from tests.telemetry.ops import get, names, ops_of
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"

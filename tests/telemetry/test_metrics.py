@@ -18,8 +18,10 @@ from sagastore_server.rpc.server import METHODS
 from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.telemetry.counters import CounterFamily, HistogramFamily
 from sagastore_server.telemetry.metrics import OTHER, Metrics
+from tests.support.ports import taken_port
 from tests.support.server_process import ServerProcess
-from tests.telemetry.ops import ON, eventually, get, ops_of, scrape, taken_port
+from tests.support.waiting import eventually
+from tests.telemetry.ops import ON, get, ops_of, scrape
 
 SERVICE = "sagastore.v1.StorageService"
 ServerFactory = Callable[..., ServerProcess]
@@ -44,17 +46,26 @@ def test_calls_and_commits_are_counted(watched: ServerProcess) -> None:
         with pytest.raises(AlreadyExistsError):
             client.save(Message("a", "user", "x", id="c0"), if_revision=0)
         assert client.get("c0").content == "hello"
-    # A call is counted as ended shortly after its caller has the response.
-    eventually(lambda: scrape(ops)[ended("Get", "OK")] == before[ended("Get", "OK")] + 1)
-    after = scrape(ops)
+    calls = {
+        started("Save"): 4,
+        ended("Save", "OK"): 3,
+        ended("Save", "ALREADY_EXISTS"): 1,
+        started("BulkSave"): 1,
+        ended("BulkSave", "OK"): 1,
+        ended("Get", "OK"): 1,
+    }
+    after: dict[str, float] = {}
 
     def increase(series: str) -> float:
-        return after[series] - before.get(series, 0.0)
+        return after.get(series, 0.0) - before.get(series, 0.0)
 
-    assert increase(started("Save")) == 4
-    assert increase(ended("Save", "OK")) == 3
-    assert increase(ended("Save", "ALREADY_EXISTS")) == 1
-    assert increase(started("BulkSave")) == increase(ended("BulkSave", "OK")) == 1
+    def counted() -> bool:
+        after.update(scrape(ops))
+        return all(increase(series) >= count for series, count in calls.items())
+
+    # A call is counted as ended shortly after its caller has the response.
+    eventually(counted)
+    assert {series: increase(series) for series in calls} == calls
     assert increase('sagastore_group_commit_writes_sum{store="sqlite"}') == 5
     # The rejected save counts, because it touched a row.
     assert increase('sagastore_messages_written_total{store="sqlite"}') == 13
@@ -149,9 +160,17 @@ def test_ops_server_rejects_other_pages_and_methods(watched: ServerProcess) -> N
 
 def test_occupied_default_port_disables_metrics(server_process: ServerFactory) -> None:
     with contextlib.ExitStack() as stack:
-        # Another server of this machine may occupy it, which serves the purpose.
-        with contextlib.suppress(OSError):
-            stack.enter_context(socket.create_server(("127.0.0.1", 9464)))
+
+        def occupied() -> bool:
+            # A server of another test that fails to start has it for a moment.
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", 9464)))
+                return True
+            return False
+
+        # Another server of this machine may keep it, which serves the purpose.
+        with contextlib.suppress(TimeoutError):
+            eventually(occupied, within=10)
         server = server_process(env={"SAGASTORE_OPS_LISTEN": ""}).start()
         (line,) = [event for event in server.events if event["event"] == "no metrics"]
         assert line["level"] == "warning"

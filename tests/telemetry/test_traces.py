@@ -17,10 +17,10 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Trace
 
 from sagastore import AsyncClient, Client, InvalidArgumentError, Message, NotFoundError
 from sagastore.v1 import storage_pb2, storage_pb2_grpc
+from tests.support.ports import reserved_port
 from tests.support.postgres import fresh_schema
 from tests.support.server_process import ServerProcess, clean_environment
 from tests.telemetry.collector import Collector, attributes
-from tests.telemetry.ops import free_port
 
 ServerFactory = Callable[..., ServerProcess]
 SERVICE = "sagastore.v1.StorageService"
@@ -157,11 +157,12 @@ async def test_postgresql_spans_are_exported_at_the_end(tmp_path: Path) -> None:
 
 
 def test_unavailable_collector_affects_no_call(server_process: ServerFactory) -> None:
-    away = f"http://name:{SECRET}@127.0.0.1:{free_port()}"
-    server = server_process(env={"SAGASTORE_OTLP_ENDPOINT": away}).start()
-    with Client(server.address) as client:
-        client.save(Message("a", "user", "hello"))
-    assert server.terminate() == 0
+    with reserved_port() as port:
+        away = f"http://name:{SECRET}@127.0.0.1:{port}"
+        server = server_process(env={"SAGASTORE_OTLP_ENDPOINT": away}).start()
+        with Client(server.address) as client:
+            client.save(Message("a", "user", "hello"))
+        assert server.terminate() == 0
     assert SECRET not in "\n".join(server.stderr)
     assert "Traceback" not in "\n".join(server.stderr)
 
@@ -176,7 +177,7 @@ def test_missing_extra_fails_the_start(tmp_path: Path) -> None:
         | {"SAGASTORE_OTLP_ENDPOINT": "http://127.0.0.1:1", "SAGASTORE_OPS_LISTEN": "off"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert result.returncode == 1
@@ -190,7 +191,7 @@ def test_client_does_not_load_opentelemetry() -> None:
         [sys.executable, "-c", f"{script}; print('opentelemetry' in sys.modules)"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=True,
     )
     assert result.stdout.split() == ["()", "False"]

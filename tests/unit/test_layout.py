@@ -54,7 +54,7 @@ def test_wheel_holds_every_source_file(distribution: str, tmp_path: Path) -> Non
         cwd=ROOT / distribution,
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=200,
     )
     (wheel,) = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())

@@ -67,7 +67,7 @@ def _rewrite(path: Path, change: Callable[[dict[str, object]], object]) -> None:
 
 
 def _sign(document: dict[str, object]) -> None:
-    """Do what somebody would do who knows how a receipt is made."""
+    """Forge a receipt with knowledge of its format."""
     document.pop("receipt_sha256")
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     document["receipt_sha256"] = hashlib.sha256(text.encode()).hexdigest()

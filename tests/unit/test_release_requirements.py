@@ -96,7 +96,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
     for source in ("client", "server"):
         command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-        subprocess.run(command, cwd=ROOT / source, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, cwd=ROOT / source, check=True, capture_output=True, timeout=200)
     return folder
 
 
@@ -110,7 +110,7 @@ def install(text: str, wheels: Path, folder: Path) -> subprocess.CompletedProces
         [sys.executable, "-m", "pip", "install", *options, *places, "-r", str(folder / "own.txt")],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
 

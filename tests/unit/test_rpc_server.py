@@ -32,6 +32,7 @@ from sagastore_server.storage.phase import Phase
 from tests.support.memory import MemoryState, MemoryStorage
 from tests.support.messages import batch, message
 from tests.support.rpc_errors import Refusal, refusal_of
+from tests.support.waiting import until
 
 SECRET = "near 'sekret': syntax error in /var/lib/saga.db"
 
@@ -103,12 +104,6 @@ class Served:
     async def close(self) -> None:
         await self.channel.close()
         await self.server.stop()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until ``holds()`` is true; the time limit of the test applies."""
-    while not holds():  # noqa: ASYNC110 - what is waited for sends no event
-        await asyncio.sleep(0)
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ WORK = 0.05
 
 
 class Clock:
-    """Time that passes when somebody sleeps or works; writes of users go on meanwhile."""
+    """Virtual time, which passes during sleep and work; users write meanwhile."""
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.slept: list[float] = []
         self.idle_latency = self.busy_latency = 0.0
-        """What a write takes; 0: nobody writes."""
+        """Seconds of one write; 0: there are no writes."""
 
     def __call__(self) -> float:
         return self.now
@@ -66,7 +66,7 @@ async def test_writes_that_feel_nothing_leave_it_fast() -> None:
     throttle = clock.throttle()
     clock.idle_latency, clock.busy_latency = 0.001, 0.0012
     await clock.batches(200)
-    assert 0 < throttle.factor <= 0.1, "a little, to go on knowing how fast writes would be"
+    assert 0 < throttle.factor <= 0.1, "a little, to keep measuring the speed of writes"
 
 
 async def test_writes_that_suffer_make_it_rest_more_and_more() -> None:

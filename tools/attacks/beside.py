@@ -27,7 +27,7 @@ _PROBE_PAUSE = 0.25
 _SAMPLE = 0.05
 """Seconds between two samples of the memory."""
 _TIMEOUT = 20.0
-"""Seconds for a call, a new connection or a probe: far more than on a busy machine."""
+"""Seconds for a call or a probe."""
 _ADMITTED = 10.0
 """Seconds within which a new connection must be accepted and its first call answered. The server
 may refuse it at first, while it closes connections of the attacker."""
@@ -67,18 +67,24 @@ class Figures:
 class Beside:
     """Runs the callers. `figures` can be replaced at any time, to begin a period."""
 
-    def __init__(self, service: Service, channel: aio.Channel) -> None:
+    def __init__(self, service: Service, channel: aio.Channel, patience: float) -> None:
         self.figures = Figures()
+        self._timeout, self._admitted = patience * _TIMEOUT, patience * _ADMITTED
         self._service = service
         self._storage: Any = StorageServiceStub(channel)
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, service: Service, stored: int) -> AsyncIterator[Beside]:
-        """Store the message `LARGE` of ``stored`` bytes; run the callers in the context."""
+    async def running(
+        cls, service: Service, stored: int, patience: float = 1.0
+    ) -> AsyncIterator[Beside]:
+        """Store the message `LARGE` of ``stored`` bytes; run the callers in the context.
+
+        ``patience`` is a factor of their time limits.
+        """
         credentials = service.credentials("beside")
         async with aio.secure_channel(service.address, credentials, options=_OWN) as channel:
-            beside = cls(service, channel)
+            beside = cls(service, channel, patience)
             await beside.prepare(stored)
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -98,17 +104,20 @@ class Beside:
             # The limit of a content is in characters; these have 4 bytes.
             wanted.append(message(id=LARGE, content="attack " + "🧨" * (stored // 4)))
         for one in wanted:
-            await self._storage.Save(storage_pb2.SaveRequest(message=one), timeout=_TIMEOUT)
+            await self._storage.Save(storage_pb2.SaveRequest(message=one), timeout=self._timeout)
         if stored:
             await self._read_large()
 
     async def _read_large(self) -> None:
         """Read the large message as attacks do, so that caches of the store are full before."""
-        request = storage_pb2.GetRequest(id=LARGE)
-        await asyncio.gather(*(self._storage.Get(request, timeout=_TIMEOUT) for _ in range(_READS)))
+        get = storage_pb2.GetRequest(id=LARGE)
+        search = storage_pb2.SearchRequest(query="attack")
+        await asyncio.gather(
+            *(self._storage.Get(get, timeout=self._timeout) for _ in range(_READS))
+        )
         # A search of such a message can exceed the time limit on a busy machine, which is enough.
-        await _code(
-            self._storage.Search(storage_pb2.SearchRequest(query="attack"), timeout=_TIMEOUT)
+        await asyncio.gather(
+            *(_code(self._storage.Search(search, timeout=self._timeout)) for _ in range(_READS))
         )
 
     async def call(self) -> None:
@@ -123,13 +132,13 @@ class Beside:
     async def _one(self, number: int) -> None:
         if number % _STREAM_EVERY == 0:
             one = batch(1, message(id="beside"))
-            async for _ in self._storage.BulkSave(iter([one]), timeout=_TIMEOUT):
+            async for _ in self._storage.BulkSave(iter([one]), timeout=self._timeout):
                 pass
         elif number % _SAVE_EVERY == 0:
             request = storage_pb2.SaveRequest(message=message(id="beside"))
-            await self._storage.Save(request, timeout=_TIMEOUT)
+            await self._storage.Save(request, timeout=self._timeout)
         else:
-            await self._storage.Get(storage_pb2.GetRequest(id="beside"), timeout=_TIMEOUT)
+            await self._storage.Get(storage_pb2.GetRequest(id="beside"), timeout=self._timeout)
 
     async def arrive(self) -> None:
         """Call over a new connection, again and again."""
@@ -139,7 +148,7 @@ class Beside:
             async with aio.secure_channel(service.address, credentials, options=_EAGER) as channel:
                 stub: Any = StorageServiceStub(channel)
                 request = storage_pb2.GetRequest(id="beside")
-                call = stub.Get(request, timeout=_ADMITTED, wait_for_ready=True)
+                call = stub.Get(request, timeout=self._admitted, wait_for_ready=True)
                 self.figures.newcomers[await _code(call)] += 1
             await asyncio.sleep(_NEWCOMER_PAUSE)
 
@@ -148,7 +157,7 @@ class Beside:
         address = self._service.ops
         while True:
             try:
-                async with asyncio.timeout(_TIMEOUT):
+                async with asyncio.timeout(self._timeout):
                     answer = await _livez(address)
             except TimeoutError:
                 answer = "no answer"

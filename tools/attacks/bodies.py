@@ -139,5 +139,6 @@ ATTACKS = (
         dripping_bodies,
         Size(300, 5, 2),
         Size(2000, 100, 2),
+        quiet=True,
     ),
 )

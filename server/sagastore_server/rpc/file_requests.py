@@ -8,7 +8,7 @@ from sagastore.v1 import file_pb2
 from sagastore_server.rpc import requests
 from sagastore_server.storage.file_validation import SentFile, checked_file
 from sagastore_server.storage.files import NewFile
-from sagastore_server.storage.validation import MAX_ID, Violations
+from sagastore_server.storage.validation import Violations
 
 
 class SaveFile(NamedTuple):
@@ -77,19 +77,3 @@ def list_files(request: file_pb2.ListFilesRequest) -> ListFiles:
     check.tags("tags", request.tags)
     size = requests.checked_page_size(check, request.page_size)
     return ListFiles(tuple(request.tags), size)
-
-
-def delete(request: file_pb2.DeleteFileRequest) -> tuple[str, int | None]:
-    """Return the id and the ``if_revision`` of a DeleteFileRequest.
-
-    Raises:
-        InvalidRequestError: The request is invalid.
-
-    """
-    check = Violations()
-    check.text("id", request.id, MAX_ID, required=True)
-    condition = None
-    if request.HasField("if_revision"):
-        condition = check.revision("if_revision", request.if_revision, lowest=1)
-    check.raise_if_any()
-    return request.id, condition

@@ -65,7 +65,7 @@ class FileServicer:
 
     async def DeleteFile(self, request: file_pb2.DeleteFileRequest) -> file_pb2.DeleteFileResponse:
         """Remove one file record."""
-        await self._backend.delete_file(*file_requests.delete(request))
+        await self._backend.delete_file(*requests.delete(request))
         return file_pb2.DeleteFileResponse()
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sagastore.v1 import migration_pb2, session_pb2, storage_pb2
+from sagastore.v1 import file_pb2, migration_pb2, session_pb2, storage_pb2
 from sagastore_server.rpc import convert
 from sagastore_server.search.pager import Order
 from sagastore_server.search.parser import parse_query
@@ -118,8 +118,10 @@ def one_id(message_id: str) -> str:
     return message_id
 
 
-def delete(request: storage_pb2.DeleteRequest) -> tuple[str, int | None]:
-    """Return the id and the ``if_revision`` of a DeleteRequest.
+def delete(
+    request: storage_pb2.DeleteRequest | file_pb2.DeleteFileRequest,
+) -> tuple[str, int | None]:
+    """Return the id and the ``if_revision`` of the request to delete a message or a file.
 
     Raises:
         InvalidRequestError: The request is invalid.

@@ -264,7 +264,7 @@ class BackfillMark(NamedTuple):
     copied: int = 0
     total: int = 0
     attempt: int = 0
-    """Number of times that copying the auxiliary rows has begun."""
+    """Number of times that copying the auxiliary rows was started."""
 
 
 class TargetRecord(NamedTuple):

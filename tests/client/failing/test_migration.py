@@ -196,7 +196,7 @@ async def test_watch_ends_after_its_timeout(script: Script, client: AsyncClient)
         yield pb.WatchMigrationResponse()
 
     script.play("WatchMigration", streaming(once), unavailable())
-    async with aclosing(client.migration.watch(timeout=0.1)) as states:
+    async with aclosing(client.migration.watch(timeout=1)) as states:
         await anext(states)
         with pytest.raises(UnavailableError):
             await anext(states)

@@ -132,6 +132,7 @@ async def test_drop_last_is_not_repeated_after_an_ambiguous_failure(
         await client.sessions.truncate("s", drop_last=1)
     assert len(script.requests) == 1
     script.play("TruncateSession", hang())
+    # The client is connected by now.
     with pytest.raises(DeadlineExceededError, match="read the session before you call again"):
         await client.sessions.truncate("s", drop_last=1, timeout=0.3)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,6 +25,7 @@ from sagastore.v1 import message_pb2, migration_pb2, storage_pb2
 from tests.client.failing.scripted import (
     QUICK,
     Script,
+    connect,
     hang,
     refuse,
     save_all,
@@ -135,14 +135,14 @@ async def test_bulk_save_survives_more_failures_than_a_call(
 
 async def test_bulk_save_to_unreachable_server_fails_soon() -> None:
     async with AsyncClient("127.0.0.1:1", retry=QUICK) as client:
-        start = time.monotonic()
-        with pytest.raises(UnavailableError, match="connection refused"):
-            await client.bulk_save(messages(3))
-        assert time.monotonic() - start < 10
+        async with asyncio.timeout(60):
+            with pytest.raises(UnavailableError, match="connection refused"):
+                await client.bulk_save(messages(3), timeout=100)
 
 
 async def test_bulk_save_without_response_times_out(script: Script, client: AsyncClient) -> None:
     script.play("BulkSave", hang())
+    await connect(script, client)
     with pytest.raises(DeadlineExceededError, match=r"BulkSave: no response from .* for 0.3 s"):
         await client.bulk_save(messages(3), timeout=0.3)
 
@@ -220,7 +220,7 @@ async def test_abandoned_bulk_save_ends_its_call(script: Script, client: AsyncCl
     async for _ in acks:
         break
     await acks.aclose()
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(ended.wait(), 60)
 
 
 async def test_closing_the_client_ends_a_bulk_save(script: Script, client: AsyncClient) -> None:
@@ -286,6 +286,7 @@ async def test_export_starts_at_its_resume_token(script: Script, client: AsyncCl
 
 async def test_export_without_response_times_out(script: Script, client: AsyncClient) -> None:
     script.play("Export", hang())
+    await connect(script, client)
     with pytest.raises(DeadlineExceededError, match="Export: no response"):
         [m async for m in client.export(timeout=0.3)]
 
@@ -293,9 +294,9 @@ async def test_export_without_response_times_out(script: Script, client: AsyncCl
 async def test_slow_reader_does_not_time_out(script: Script, client: AsyncClient) -> None:
     script.play("Export", export(["a", "b", "c"], break_after=1), export(["a", "b", "c"]))
     found = []
-    async for message in client.export(timeout=0.4):
+    async for message in client.export(timeout=1):
         found.append(message.id)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.1)
     assert found == ["a", "b", "c"]
 
 
@@ -315,7 +316,7 @@ async def test_abandoned_export_ends_its_call(script: Script, client: AsyncClien
     async for _ in stream:
         break
     await stream.aclose()
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(ended.wait(), 60)
 
 
 async def test_verification_is_not_restarted(script: Script, client: AsyncClient) -> None:

@@ -357,7 +357,7 @@ async def _read_at_last(target: MigrationTarget) -> int:
     for _ in range(10):
         with contextlib.suppress(UnavailableError):
             return (await target.get("m-1")).revision
-    raise AssertionError("no connection is made anew")
+    raise AssertionError("no new connection is made")
 
 
 async def test_connection_loss_is_reported_before_next_answer(

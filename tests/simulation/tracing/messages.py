@@ -77,7 +77,7 @@ class _Steps:
                 return bool(event["rows"])
             case "applied":
                 before, self._applied = self._applied, event["applied"]
-                # Left out if it has grown by revisions of sessions and files alone.
+                # Left out if only revisions of sessions and files were added.
                 same = self._number(before) == self._number(event["applied"])
                 return before == event["applied"] or not same
             case "inspect" | "set_phase":

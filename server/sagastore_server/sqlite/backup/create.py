@@ -269,7 +269,7 @@ def file_errors(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[tuple[sqlite3.Connection, os.stat_result, Contents]]:
-    """Open a store that a server may serve, with a transaction that has begun.
+    """Open a store that a server may serve, in a started transaction.
 
     Not immutable, because a reader's locks are needed. All reads in the transaction see the same
     state, and open no other file.
