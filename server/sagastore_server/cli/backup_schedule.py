@@ -21,6 +21,7 @@ from sagastore_server.sqlite.backup.create import (
     BackupReport,
     StoreMovedError,
     explained,
+    identity,
 )
 from sagastore_server.sqlite.backup.record import read_record, write_record
 from sagastore_server.sqlite.backup.rotation import Rotated, Rotation, due, locked
@@ -63,6 +64,7 @@ def rotate_once(plan: Plan, say: Say) -> None:
         KeyboardInterrupt: A signal stopped it.
 
     """
+    identity(plan.path)  # Before the folder is created.
     with locked(plan.path, plan.folder) as rotation:
         say(Outcome(_made(plan, rotation, threading.Event()), None))
 
@@ -101,13 +103,16 @@ def recorded(path: Path, work: Callable[[], BackupReport], *, every: float | Non
         KeyboardInterrupt: A signal stopped it; nothing is recorded.
 
     """
-    before = read_record(path) or BackupRecord()
+    found = read_record(path)
+    before = found or BackupRecord()
     if every is not None:
         before = before._replace(interval=every)
     try:
         report = work()
     except BackupError as exc:
-        if every is not None and not isinstance(exc, StoreMovedError):
+        # Not for a mistyped store, beside which there is nothing.
+        known = found is not None or path.exists()
+        if every is not None and known and not isinstance(exc, StoreMovedError):
             _write(path, before._replace(failed_at=time.time()))
         raise
     _write(
