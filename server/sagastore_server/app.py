@@ -26,6 +26,7 @@ from sagastore_server.migration.single_store import SingleStore
 from sagastore_server.rpc.admission import Limits
 from sagastore_server.rpc.server import METHODS, CannotListenError, RpcServer, ServerOptions
 from sagastore_server.runtime.file_rights import refuse_other_users
+from sagastore_server.runtime.private_files import make_folder
 from sagastore_server.runtime.signals import StopSignals
 from sagastore_server.runtime.supervisor import Failure, Supervisor, awaited
 from sagastore_server.runtime.systemd import Notifier
@@ -323,7 +324,7 @@ def _create_default_folder(settings: Settings) -> None:
         folder = settings.sqlite.parent
         try:
             refuse_other_users(folder)
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder)
         except OSError as exc:
             raise StartupError(
                 f"cannot create {folder}: {exc.strerror}; create it, or choose another file with "
