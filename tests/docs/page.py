@@ -8,7 +8,8 @@ A mark is an HTML comment on the line before the fence, which Markdown does not 
 * ``<!-- run: until TEXT -->``: start the one command in the background, and wait until its output
   has TEXT.
 * ``<!-- run: file NAME -->``: write the block to a file.
-* ``<!-- run: wait TEXT -->``, without a fence: wait until the newest background command prints TEXT.
+* ``<!-- run: wait TEXT -->``, without a fence: wait until the newest background
+  command prints TEXT.
 * ``<!-- run: stop -->``, without a fence: stop the newest background command, as Ctrl+C does.
 """
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,8 @@ from tests.docs.page import Step, masked, matches
 from tests.support.server_process import clean_environment
 
 ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "build/tools/bin"
+"""Where `make ghz` puts the load generator."""
 STEP_SECONDS = 100
 """Seconds that one step may take, also on a busy machine."""
 _LINKED = ("Makefile", "deploy", "docs", "tests", "tools")
@@ -91,14 +94,14 @@ class Terminal:
 class Session:
     """Performs the steps of a page. A context manager, which stops everything that it started."""
 
-    def __init__(self, folder: Path, ports: tuple[int, ...], env: dict[str, str]) -> None:
+    def __init__(self, folder: Path, ports: tuple[int, ...], env: Mapping[str, str]) -> None:
         """Prepare ``folder`` as a checkout; each of ``ports`` of the page becomes a free one."""
         self.folder = folder
         self._ports = dict(zip(map(str, ports), map(str, _free_ports(len(ports))), strict=True))
         self._jobs: list[tuple[int, Path]] = []
         _prepare(folder)
         self._environment = clean_environment(folder) | {
-            "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{TOOLS}:{os.environ['PATH']}",
             "PYTHONPATH": f"{ROOT / 'server'}:{ROOT / 'client'}:{ROOT}",
             "COLUMNS": "150",
             "PYTHONUNBUFFERED": "1",
