@@ -7,6 +7,7 @@ import os
 import re
 import selectors
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,11 +25,11 @@ from tests.docs.page import Step, masked, matches
 from tests.support.server_process import clean_environment
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ROOT / "build/tools/bin"
+GHZ = "build/tools/bin/ghz"
 """Where `make ghz` puts the load generator."""
 STEP_SECONDS = 100
 """Seconds that one step may take, also on a busy machine."""
-_LINKED = ("Makefile", "deploy", "docs", "tests", "tools")
+_LINKED = ("Makefile", "deploy", "docs", "protos", "tests", "tools")
 _SHIMS = {
     "sagastore": '-c "from sagastore.cli import main; main()"',
     "sagastore-server": "-P -m sagastore_server",
@@ -101,7 +102,7 @@ class Session:
         self._jobs: list[tuple[int, Path]] = []
         _prepare(folder)
         self._environment = clean_environment(folder) | {
-            "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{TOOLS}:{os.environ['PATH']}",
+            "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": f"{ROOT / 'server'}:{ROOT / 'client'}:{ROOT}",
             "COLUMNS": "150",
             "PYTHONUNBUFFERED": "1",
@@ -171,7 +172,7 @@ class Session:
         job, log = self._jobs[-1]
         limit = time.monotonic() + STEP_SECONDS
         while text not in (output := self._with_page_ports(log.read_text())):
-            assert self._is_running(job), f"$ {command}\n{output}"
+            assert _is_running(job), f"$ {command}\n{output}"
             assert time.monotonic() < limit, f"$ {command}\nno {text!r} in:\n{output}"
             time.sleep(0.02)
         return output
@@ -182,25 +183,26 @@ class Session:
         limit = time.monotonic() + STEP_SECONDS
         with suppress(ProcessLookupError):
             os.killpg(job, signal.SIGINT)
-        while self._is_running(job):
+        while _is_running(job):
             if time.monotonic() > limit:
                 os.killpg(job, signal.SIGKILL)
                 raise AssertionError(f"it does not stop:\n{log.read_text()}")
             time.sleep(0.02)
-
-    def _is_running(self, job: int) -> bool:
-        self.run("jobs >/dev/null")  # The shell collects those that have ended.
-        try:
-            os.killpg(job, 0)
-        except ProcessLookupError:
-            return False
-        return True
 
     def _with_free_ports(self, text: str) -> str:
         return _replaced(text, self._ports)
 
     def _with_page_ports(self, text: str) -> str:
         return _replaced(text, {free: port for port, free in self._ports.items()})
+
+
+def _is_running(job: int) -> bool:
+    """Whether a process of a job runs; the shell may not have collected those that have ended."""
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == job and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def _differences(command: str, shown: str, output: str) -> list[str]:
@@ -227,11 +229,21 @@ def _free_ports(count: int) -> list[int]:
             one.close()
 
 
+def load_generator() -> Path | None:
+    """Return the program ghz, if it is installed."""
+    found = shutil.which("ghz") or ROOT / GHZ
+    return Path(found) if Path(found).exists() else None
+
+
 def _prepare(folder: Path) -> None:
     """Make a folder that commands can use as a checkout, with their environment in ``.venv``."""
     for name in _LINKED:
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(sys.prefix)
+    ghz = load_generator()
+    if ghz is not None:
+        (folder / GHZ).parent.mkdir(parents=True)
+        (folder / GHZ).symlink_to(ghz)
     (folder / "bin").mkdir()
     for name, arguments in _SHIMS.items():
         _write_program(folder / "bin" / name, f'exec {sys.executable} {arguments} "$@"')

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.docs.page import Step, commands, matches, steps
-from tests.docs.shell import ROOT, TOOLS, Session
+from tests.docs.shell import ROOT, Session, load_generator
 from tests.support.legacy_db import legacy_db
 from tests.support.old_stores import OldRow, make_sqlite
 
@@ -60,12 +58,8 @@ JOURNEYS = [
     Journey("docs/how-to/operations.md", (50651, 9464)),
     Journey("docs/how-to/legacy-import.md", (50051,), DEFAULTS, memory_db),
     Journey("docs/how-to/upgrade.md", (50051,), DEFAULTS, old_store),
-    Journey("docs/how-to/load-testing.md", (50051,), DEFAULTS),
+    Journey("docs/how-to/load-testing.md", (50051,), {**DEFAULTS, "TARGET": "127.0.0.1:50051"}),
 ]
-
-
-def has_ghz() -> bool:
-    return shutil.which("ghz", path=f"{TOOLS}:{os.environ['PATH']}") is not None
 
 
 @pytest.fixture
@@ -81,7 +75,7 @@ def folder() -> Iterator[Path]:
 def test_page_works_as_shown(journey: Journey, folder: Path) -> None:
     found = steps(ROOT / journey.page)
     assert found
-    if journey.page.endswith("load-testing.md") and not has_ghz():
+    if journey.page.endswith("load-testing.md") and load_generator() is None:
         pytest.skip("ghz is not installed (make ghz)")
     journey.prepare(folder)
     with Session(folder, journey.ports, journey.env) as session:
