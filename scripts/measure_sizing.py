@@ -80,7 +80,7 @@ async def _measure_tls(folder: Path) -> None:
     with closing(ServerProcess(folder / "tls.db", env=env)) as server:
         server.start()
         before = _peak(server, lambda: None)
-        with _idle(server.address, pki.ca.cert_pem.bytes()):
+        with _idle(server.address, pki.ca.read_bytes()):
             grown = _peak(server, lambda: None) - before
         _print("memory of an idle connection with TLS, KiB", grown * 1024 / CONNECTIONS, "")
 
@@ -106,7 +106,7 @@ async def _fill(address: str, count: int) -> None:
 
 
 async def _mixed(address: str) -> None:
-    async with AsyncClient(address, coalesce=False) as client:
+    async with AsyncClient(address) as client:
 
         async def caller(number: int) -> None:
             for turn in range(4):
@@ -119,7 +119,7 @@ async def _mixed(address: str) -> None:
 
 
 async def _migrate(address: str, dsn: str, count: int) -> None:
-    async with AsyncClient(address, coalesce=False) as client:
+    async with AsyncClient(address) as client:
         for phase in (Phase.DUAL_WRITE, Phase.BACKFILL, Phase.READ_POSTGRES, Phase.POSTGRES_ONLY):
             async with _connections(dsn) as most:
                 await go_to(client, phase)
