@@ -1,9 +1,9 @@
 """Sizing figures: memory, disk and connections of one server.
 
-    python -m scripts.measure_sizing [--messages 100000]
+    python -m scripts.measure_sizing [--messages 50000]
 
 A server is filled with dialogue messages (``--messages``, the sample of the tests, repeated under
-new ids), then gets idle connections, saves and searches at the same time, and a migration to an
+new ids), then gets idle connections, saves and reads at the same time, and a migration to an
 embedded PostgreSQL. Resident memory includes worker processes. Each value is the greatest one of
 its step; docs/how-to/operations.md shows a run.
 """
@@ -42,7 +42,7 @@ _OWN = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sagastor
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--messages", type=int, default=50_000)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sizing-") as name:
         asyncio.run(_measure(Path(name), given.messages))
@@ -64,7 +64,7 @@ async def _measure(folder: Path, count: int) -> None:
             _print("memory of an idle connection, KiB", grown * 1024 / CONNECTIONS, "")
             with memory_of(server.pid) as memory:
                 await _mixed(server.address)
-            _print(f"memory under {CALLS} concurrent saves and searches", memory.peak)
+            _print(f"memory under {CALLS} concurrent saves and reads", memory.peak)
             report = await asyncio.to_thread(back_up, path, folder / "backup.db", lambda *_: None)
             _print("backup, bytes per message", report.bytes / count, "")
             with memory_of(server.pid) as memory:
@@ -111,9 +111,9 @@ async def _mixed(address: str) -> None:
         async def caller(number: int) -> None:
             for turn in range(4):
                 if number % 4:
-                    await client.save(Message("openai", "user", f"a table at {turn}"), timeout=60)
+                    await client.save(Message("openai", "user", f"a table at {turn}"), timeout=120)
                 else:
-                    _ = [one async for one in client.search("restaurant", timeout=60).limit(50)]
+                    _ = [one async for one in client.list("dev-1_00000-0", timeout=120)]
 
         await asyncio.gather(*map(caller, range(CALLS)))
 
