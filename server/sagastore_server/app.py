@@ -26,11 +26,13 @@ from sagastore_server.migration.single_store import SingleStore
 from sagastore_server.rpc.admission import Limits
 from sagastore_server.rpc.server import METHODS, CannotListenError, RpcServer, ServerOptions
 from sagastore_server.runtime.file_rights import refuse_other_users
+from sagastore_server.runtime.private_files import make_folder
 from sagastore_server.runtime.signals import StopSignals
 from sagastore_server.runtime.supervisor import Failure, Supervisor, awaited
 from sagastore_server.runtime.systemd import Notifier
 from sagastore_server.security.setup import SecuritySetup, SecuritySetupError
 from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.sqlite.backup.record import read_record
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import StorageError
@@ -90,7 +92,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
         server, service = _components(settings, security, telemetry, supervisor, audit)
         signals = StopSignals()
         address = await _listen(server, settings.address)
-        sources = _sources(server, service, security)
+        sources = _sources(settings, server, service, security)
         telemetry.begin(sources._replace(audit_lost=lambda: audit.lost), supervisor)
         try:
             async with security.watched(supervisor):
@@ -323,7 +325,7 @@ def _create_default_folder(settings: Settings) -> None:
         folder = settings.sqlite.parent
         try:
             refuse_other_users(folder)
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder)
         except OSError as exc:
             raise StartupError(
                 f"cannot create {folder}: {exc.strerror}; create it, or choose another file with "
@@ -331,8 +333,11 @@ def _create_default_folder(settings: Settings) -> None:
             ) from exc
 
 
-def _sources(server: RpcServer, service: _Service, security: SecuritySetup) -> Sources:
+def _sources(
+    settings: Settings, server: RpcServer, service: _Service, security: SecuritySetup
+) -> Sources:
     admission, tls = server.admission, security.tls
+    uses_file = settings.postgres is None or settings.names_sqlite
     return Sources(
         calls=lambda: admission.calls,
         streams=lambda: admission.streams,
@@ -340,6 +345,7 @@ def _sources(server: RpcServer, service: _Service, security: SecuritySetup) -> S
         usage=server.usage,
         control=service.control,
         certificate_ends=None if tls is None else lambda: tls.ends,
+        backups=(lambda: read_record(settings.sqlite)) if uses_file else None,
     )
 
 

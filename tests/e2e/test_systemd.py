@@ -207,18 +207,25 @@ def test_example_configuration_is_valid(monkeypatch: pytest.MonkeyPatch) -> None
     assert set(offered) <= set(Settings.model_fields)
 
 
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unit", sorted(path.name for path in DEPLOY.glob("*.service")))
+def test_systemd_accepts_the_unit(tmp_path: Path, unit: str) -> None:
     try:
         analyze = subprocess.run(["systemd-analyze", "--version"], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("there is no systemd-analyze here")
     assert analyze.stdout
-    text = (DEPLOY / "sagastore.service").read_text(encoding="utf-8")
+    text = (DEPLOY / unit).read_text(encoding="utf-8")
     # The program is not installed at the path of the unit.
-    copy = tmp_path / "sagastore.service"
+    copy = tmp_path / unit
+    for timer in DEPLOY.glob("*.timer"):
+        (tmp_path / timer.name).write_bytes(timer.read_bytes())
     copy.write_text(text.replace("/opt/sagastore/bin/sagastore-server", "/bin/true"))
+    verified = [copy, *tmp_path.glob(f"{copy.stem}.timer")]
     done = subprocess.run(
-        ["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False
+        ["systemd-analyze", "verify", *map(str, verified)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     ours = [line for line in done.stderr.splitlines() if "sagastore" in line]
     assert (done.returncode, ours) == (0, [])

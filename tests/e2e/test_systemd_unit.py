@@ -21,7 +21,9 @@ from tests.support.waiting import eventually
 from tests.telemetry.ops import ON, get, ops_of
 
 MESSAGES = [Message("a", "user", f"message {number}") for number in range(MANY)]
-UNIT = Path(__file__).parents[2] / "deploy/systemd/sagastore.service"
+DEPLOY = Path(__file__).parents[2] / "deploy/systemd"
+UNIT = DEPLOY / "sagastore.service"
+BACKUP_UNIT = DEPLOY / "sagastore-backup.service"
 
 
 def _missing() -> str:
@@ -113,6 +115,28 @@ def test_worker_tolerates_a_stricter_filter(server: RestrictedServer, tmp_path: 
     assert not [line for line in server.stderr if "worker process failed" in line]
 
 
+def test_backup_works_under_its_unit(server: RestrictedServer, tmp_path: Path) -> None:
+    server.start()
+    with Client(server.address) as client:
+        client.save(Message("a", "user", "hello"))
+    (line,) = unit_sandbox.options_of(BACKUP_UNIT)["ExecStart"]
+    options = line.split()[1:]
+    assert options[:2] == ["backup", "/var/lib/sagastore-backups"]
+    options[1] = str(tmp_path / "backups")
+    options[-2:] = ["--sqlite", str(server.sqlite)]
+    command = [sys.executable, "-m", "sagastore_server", *options]
+    done = subprocess.run(
+        restricted(BACKUP_UNIT, *command),
+        env=clean_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ": 1 messages, revision 1, phase sqlite-only" in done.stdout
+    assert done.stdout.endswith("; 1 kept\n")
+
+
 DENIED = {
     "capability": "os.chroot('/')",
     "user": "os.setuid(12345)",
@@ -138,10 +162,11 @@ def test_restrictions_are_in_force(tmp_path: Path, attempt: str) -> None:
     assert done.returncode in {errno.EPERM, errno.EAFNOSUPPORT}
 
 
-def test_every_restriction_of_the_unit_is_known() -> None:
+@pytest.mark.parametrize("unit", [UNIT, BACKUP_UNIT])
+def test_every_restriction_of_the_unit_is_known(unit: Path) -> None:
     """A new option is applied by the sandbox, or listed as one that it cannot apply."""
     restricting = ("Private", "Protect", "Restrict", "SystemCall", "Memory", "Lock", "Capability")
-    options = unit_sandbox.options_of(UNIT)
+    options = unit_sandbox.options_of(unit)
     named = {name for name in options if name.startswith(restricting)}
     assert named - unit_sandbox.APPLIED - unit_sandbox.NEEDS_SYSTEMD == set()
-    assert set(options) >= unit_sandbox.APPLIED
+    assert {*options, "LimitNOFILE"} >= unit_sandbox.APPLIED

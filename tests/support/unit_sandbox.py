@@ -30,8 +30,9 @@ APPLIED = frozenset({
 
 NEEDS_SYSTEMD = frozenset({
     # Mounts, users and namespaces.
-    "PrivateDevices", "PrivateTmp", "PrivateUsers", "ProtectControlGroups", "ProtectHome",
-    "ProtectHostname", "ProtectKernelTunables", "ProtectProc", "ProtectSystem", "RemoveIPC",
+    "PrivateDevices", "PrivateNetwork", "PrivateTmp", "PrivateUsers", "ProtectControlGroups",
+    "ProtectHome", "ProtectHostname", "ProtectKernelTunables", "ProtectProc", "ProtectSystem",
+    "RemoveIPC",
     # System calls that are not in @system-service.
     "ProtectClock", "ProtectKernelLogs", "ProtectKernelModules",
     # Ambient capabilities are empty without it; the filter is for the native architecture only.
@@ -185,8 +186,10 @@ def restrict(options: dict[str, list[str]]) -> None:
     """Apply the options to this process, for good."""
     libc = ctypes.CDLL(None, use_errno=True)
     os.umask(int(options["UMask"][-1], 8))
-    limit = min(int(options["LimitNOFILE"][-1]), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    if "LimitNOFILE" in options:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        limit = min(int(options["LimitNOFILE"][-1]), most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     if os.geteuid() == 0 and options["CapabilityBoundingSet"] == [""]:
         # The command then starts without capabilities, although it is of the user root.
         capability = 0

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from sagastore import AsyncClient, Message, Phase
 from tests.security.pki import Pki
 from tests.support.migration_control import go_to, until_ready
 from tests.support.postgres import fresh_schema
-from tests.support.server_process import ServerProcess
+from tests.support.server_process import STARTUP_SECONDS, ServerProcess, clean_environment
 from tests.support.waiting import eventually
 from tests.telemetry.ops import get, names, ops_of
 
@@ -54,6 +55,7 @@ async def _exposition(folder: Path) -> str:
         )
         with closing(server):
             ops = ops_of(server.start())
+            _back_up(server)
             async with AsyncClient(server.address, tls=pki.client()) as client:
                 await client.save(Message("a", "user", "hello"))
                 await go_to(client, Phase.BACKFILL)
@@ -61,6 +63,35 @@ async def _exposition(folder: Path) -> str:
             eventually(lambda: "sagastore_migration_verification_compared_rows" in names(ops))
             eventually(lambda: b'sagastore_messages{store="postgresql"} 1.0' in metrics(ops))
             return metrics(ops).decode()
+
+
+def _back_up(server: ServerProcess) -> None:
+    """Make a scheduled backup whose second attempt fails."""
+    folder = server.sqlite.parent / "backups"
+    options = (
+        "backup",
+        str(folder),
+        "--every",
+        "1s",
+        "--keep",
+        "2",
+        "--sqlite",
+        str(server.sqlite),
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "sagastore_server", *options],
+        env=clean_environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as schedule:
+        assert schedule.stdout is not None
+        assert schedule.stderr is not None
+        assert "verified" in schedule.stdout.readline()
+        shutil.rmtree(folder)
+        assert "No such file" in schedule.stderr.readline()
+        schedule.terminate()
+        assert schedule.wait(STARTUP_SECONDS) == 0
 
 
 def metrics(ops: str) -> bytes:
@@ -87,7 +118,7 @@ def dashboard_expressions() -> list[str]:
 def alert_expressions() -> list[str]:
     text = (PROMETHEUS / "alerts.yml").read_text(encoding="utf-8")
     # Without the texts, of which some look like metrics.
-    return [re.sub(r"(?m)^ +(summary|description): .*$", "", text)]
+    return [re.sub(r"(?m)^ +(summary|description|runbook_url): .*$", "", text)]
 
 
 def test_used_metrics_exist(exposition: str) -> None:

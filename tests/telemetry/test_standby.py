@@ -14,7 +14,8 @@ from tests.support.messages import message
 from tests.support.rpc_errors import refusal_of
 from tests.support.server_process import ServerProcess
 from tests.support.standby import ReplicatedPostgres, replicated_postgres
-from tests.telemetry.ops import ON, eventually, get, ops_of, scrape
+from tests.support.waiting import eventually
+from tests.telemetry.ops import ON, get, ops_of, scrape
 
 WITHIN = 60
 

@@ -73,3 +73,27 @@ def test_mentioned_pages_exist() -> None:
 def test_every_blocker_is_documented() -> None:
     page = (FOLDER / "migration.md").read_text(encoding="utf-8")
     assert {reason for reason in blocker_reasons() if f"`{reason}`" not in page} == set()
+
+
+def test_every_alert_has_a_section_of_the_runbook() -> None:
+    """`runbook_url` names a heading that exists; each section has the same three parts."""
+    rules = (ROOT / "deploy/prometheus/alerts.yml").read_text(encoding="utf-8")
+    named = re.split(r"^ *- alert: (\w+)$", rules, flags=re.MULTILINE)[1:]
+    alerts = {
+        name: re.findall(r"^ *runbook_url: (\S+)$", rule, re.MULTILINE)
+        for name, rule in zip(named[::2], named[1::2], strict=True)
+    }
+    assert len(alerts) > 20
+    assert alerts == {name: [f"docs/how-to/alerts.md#{name.lower()}"] for name in alerts}
+    page = ROOT / "docs/how-to/alerts.md"
+    sections = dict(
+        re.findall(
+            r"^### (\w+)\n(.*?)(?=^##|\Z)",
+            page.read_text(encoding="utf-8"),
+            re.MULTILINE | re.DOTALL,
+        )
+    )
+    assert list(sections) == list(alerts)
+    for name, text in sections.items():
+        parts = re.findall(r"^- \*\*(.*?):\*\* ", text, re.MULTILINE)
+        assert parts == ["Meaning", "Check", "Do"], name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import stat
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from sagastore.cli.output_folder import OutputFolder
 from sagastore.importers.base import Position
 
-__all__ = ["Checkpoint", "CheckpointFile", "Counts", "write_atomically"]
+__all__ = ["Checkpoint", "CheckpointFile", "Counts", "make_private_folder", "write_atomically"]
 
 _VERSION = 1
 
@@ -95,7 +96,7 @@ class CheckpointFile:
         checkpoint.saved_at = time.time()
         state = asdict(checkpoint)
         values = {"version": _VERSION, "source": self._identity, **self._about, "state": state}
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(self.path.parent)
         write_atomically(self.path, json.dumps(values, ensure_ascii=False, indent=1))
 
     def remove(self) -> None:
@@ -106,6 +107,18 @@ class CheckpointFile:
 
 class SourceChangedError(Exception):
     """The source has changed since the checkpoint was written."""
+
+
+def make_private_folder(path: Path) -> None:
+    """Create a folder and the missing ones above it, for their owner only.
+
+    `Path.mkdir(parents=True)` gives its mode to the last one only.
+
+    Raises:
+        OSError: It cannot be created.
+    """
+    for folder in (*reversed(path.parents), path):
+        folder.mkdir(exist_ok=True, mode=stat.S_IRWXU)
 
 
 def write_atomically(path: Path, text: str) -> None:

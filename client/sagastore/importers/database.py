@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import json
-import shutil
 import sqlite3
 import tempfile
 import threading
@@ -17,6 +16,7 @@ from sagastore import Message, _json, legacy
 from sagastore.cli.failures import CommandError
 from sagastore.cli.times import from_micros
 from sagastore.importers.base import Position, Problem, Row, file_identity
+from sagastore.importers.spool import copy_private
 
 __all__ = ["APPLICATION_ID", "Database", "LegacyDatabase", "StoreDatabase", "open_database"]
 
@@ -82,7 +82,7 @@ class _File:
         for suffix in ("", "-wal", "-journal"):
             part = self._beside(suffix)
             if part.exists():
-                shutil.copyfile(part, Path(self._copy.name) / part.name)
+                copy_private(part, Path(self._copy.name) / part.name)
         return Path(self._copy.name) / self._path.name
 
     @staticmethod

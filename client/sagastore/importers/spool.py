@@ -6,12 +6,13 @@ import io
 import lzma
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import IO, Any, Final
 
 from sagastore.cli.failures import CommandError
 
-__all__ = ["DEFAULT_LIMIT", "GIB", "XzReader", "copy_bounded", "database_size"]
+__all__ = ["DEFAULT_LIMIT", "GIB", "XzReader", "copy_bounded", "copy_private", "database_size"]
 
 GIB: Final = 1 << 30
 
@@ -49,13 +50,29 @@ def copy_bounded(name: str, text: io.BufferedReader, target: Path, limit: int) -
     """
     _check(name, target, database_size(text.peek(_HEADER)), limit)
     done = checked = 0
-    with target.open("xb") as file:
+    with os.fdopen(_created(target), "wb") as file:
         while chunk := text.read(_CHUNK):
             done += len(chunk)
             if done > limit or done - checked >= _CHECK_EVERY:
                 _check(name, target, done, limit, written=checked)
                 checked = done
             file.write(chunk)
+
+
+def _created(path: Path) -> int:
+    """Create a file for its owner only, whatever the umask is."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    return os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR)
+
+
+def copy_private(source: Path, target: Path) -> None:
+    """Copy a file to the new file `target`, for its owner only.
+
+    Raises:
+        OSError: It is not possible.
+    """
+    with source.open("rb") as read, os.fdopen(_created(target), "wb") as written:
+        shutil.copyfileobj(read, written)
 
 
 def database_size(head: bytes) -> int:

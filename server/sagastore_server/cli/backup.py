@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from sagastore_server.cli.backup_schedule import (
+    Outcome,
+    Plan,
+    recorded,
+    rotate_once,
+    rotate_until_stopped,
+)
+from sagastore_server.cli.durations import parse_duration
+from sagastore_server.cli.interruptible import Report, with_progress
 from sagastore_server.config import settings
 from sagastore_server.config.options import fail
-from sagastore_server.sqlite.backup.create import BackupError, Contents, back_up
-from sagastore_server.sqlite.backup.create import Progress as Report
+from sagastore_server.sqlite.backup.create import BackupError, BackupReport, Contents, back_up
 from sagastore_server.sqlite.backup.restore import restore as restore_backup
+from sagastore_server.sqlite.backup.rotation import default_folder
 from sagastore_server.storage.phase import Phase
 
 _MEGABYTE = 1_000_000
@@ -45,9 +50,45 @@ _Config = Annotated[
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from exc
+
+
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file; must not exist.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE",
+            show_default=False,
+            help="The new file; must not exist. With --keep: the folder for the backups; default: "
+            "the name of the store with .backups added.",
+        ),
+    ] = None,
     *,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            "--every",
+            metavar="DURATION",
+            parser=_duration,
+            help="Run until a signal arrives, and make a backup each time this has passed (30m, "
+            "1h, 1d). Requires --keep.",
+        ),
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep",
+            metavar="N",
+            min=1,
+            max=100_000,
+            help="Name the backup by its time, and then remove all but the N newest ones of this "
+            "store.",
+        ),
+    ] = None,
     sqlite: _Sqlite = None,
     config: _Config = None,
     as_json: _Json = False,
@@ -56,25 +97,22 @@ def backup(
 
     FILE is one file with the content of the store when the command started. Run the command
     as the user of the server. For PostgreSQL, use its own tools.
+
+    With --keep, a timer can run the command; with --every, it waits itself. A failed backup
+    removes no older one.
     """
-    path = _store(sqlite, config)
-    done = _run("made", lambda report: back_up(path, file, report))
-    if as_json:
-        _print_json(
-            {
-                "file": str(done.file),
-                "store": str(path),
-                "bytes": done.bytes,
-                **_document(done.contents),
-                "verified": True,
-                "seconds": round(done.seconds, 3),
-            }
-        )
+    if keep is None:
+        if every is not None:
+            raise typer.BadParameter("requires --keep N", param_hint="--every")
+        if file is None:
+            raise typer.BadParameter(
+                "name the new file, or use --keep N for rotated backups", param_hint="FILE"
+            )
+        _back_up_once(_store(sqlite, config), file, as_json=as_json)
         return
-    typer.echo(
-        f"{done.file}: {_summary(done.contents)}, {done.bytes / _MEGABYTE:,.1f} MB, "
-        f"verified, in {done.seconds:.1f} s"
-    )
+    path = _store(sqlite, config)
+    plan = Plan(path, file or default_folder(path), keep, every)
+    _rotate(plan, as_json=as_json)
 
 
 def restore(
@@ -128,55 +166,79 @@ def _store(sqlite: Path | None, config: Path | None) -> Path:
 
 
 def _run(done: str, work: Callable[[Report], _T]) -> _T:
-    """Run ``work`` with a progress bar on a terminal. A signal stops it and leaves no file."""
-    # On standard error, so that standard output has the result only.
-    errors = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
     try:
-        with _deferred_signals() as signalled, bar:
-            task = bar.add_task("Reading", total=None)
-
-            def report(what: str, at: int, of: int) -> None:
-                if signalled.is_set():
-                    raise KeyboardInterrupt  # noqa: TRY301 - stops the work that calls this
-                bar.update(task, description=what.capitalize(), completed=at, total=of or None)
-
-            return work(report)
+        return with_progress(work)
     except BackupError as exc:
         fail(str(exc))
     except KeyboardInterrupt:
         fail(f"interrupted: nothing was {done}, and no partial file is left")
 
 
-@contextlib.contextmanager
-def _deferred_signals() -> Iterator[threading.Event]:
-    """Defer SIGINT and SIGTERM to the next report of progress, which is a safe place.
+def _back_up_once(path: Path, file: Path, *, as_json: bool) -> None:
+    done = _run(
+        "made",
+        lambda report: recorded(path, lambda: back_up(path, file, report), every=None),
+    )
+    if as_json:
+        _print_json(_backup_document(path, done))
+    else:
+        typer.echo(_backup_line(done))
 
-    An exception at any other place could come between the creation of a file and the code that
-    removes it. A second signal raises at once, because the work may hang on a disk.
-    """
-    signalled = threading.Event()
 
-    def on_signal(number: int, frame: object) -> None:
-        del number, frame
-        if signalled.is_set():
-            raise KeyboardInterrupt
-        signalled.set()
+def _rotate(plan: Plan, *, as_json: bool) -> None:
+    def say(outcome: Outcome) -> None:
+        # Standard output may be closed, and the schedule goes on.
+        with contextlib.suppress(OSError):
+            typer.echo(_outcome_json(plan, outcome) if as_json else _outcome_text(outcome))
 
-    handlers = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
     try:
-        yield signalled
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        if plan.every is None:
+            rotate_once(plan, say)
+        else:
+            rotate_until_stopped(plan, plan.every, say)
+    except BackupError as exc:
+        fail(str(exc))
+    except KeyboardInterrupt:
+        fail("interrupted: nothing was made, and no partial file is left")
+
+
+def _outcome_text(outcome: Outcome) -> str:
+    rotated = outcome.rotated
+    notes = [f"{rotated.kept:,} kept"]
+    if rotated.removed:
+        notes.append(f"{len(rotated.removed):,} removed")
+    if outcome.next_at is not None:
+        notes.append(f"next at {outcome.next_at:%H:%M:%S} UTC")
+    return f"{_backup_line(rotated.report)}; {', '.join(notes)}"
+
+
+def _outcome_json(plan: Plan, outcome: Outcome) -> str:
+    rotated = outcome.rotated
+    document = {
+        **_backup_document(plan.path, rotated.report),
+        "kept": rotated.kept,
+        "removed": [str(one) for one in rotated.removed],
+        "next_at": None if outcome.next_at is None else outcome.next_at.isoformat(),
+    }
+    return json.dumps(document, ensure_ascii=False)
+
+
+def _backup_line(done: BackupReport) -> str:
+    return (
+        f"{done.file}: {_summary(done.contents)}, {done.bytes / _MEGABYTE:,.1f} MB, "
+        f"verified, in {done.seconds:.1f} s"
+    )
+
+
+def _backup_document(path: Path, done: BackupReport) -> dict[str, Any]:
+    return {
+        "file": str(done.file),
+        "store": str(path),
+        "bytes": done.bytes,
+        **_document(done.contents),
+        "verified": True,
+        "seconds": round(done.seconds, 3),
+    }
 
 
 def _summary(contents: Contents) -> str:

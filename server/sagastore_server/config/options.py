@@ -61,8 +61,13 @@ def check_usage(error: SettingsError) -> None:
 
 def fail(line: str) -> NoReturn:
     """Exit with status 1 and one line on standard error."""
-    typer.echo(f"sagastore-server: {' '.join(line.split())}", err=True)
+    warn(line)
     raise typer.Exit(1)
+
+
+def warn(line: str) -> None:
+    """Print one line on standard error."""
+    typer.echo(f"sagastore-server: {' '.join(line.split())}", err=True)
 
 
 def _parameters() -> Iterator[inspect.Parameter]:

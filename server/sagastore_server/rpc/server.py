@@ -38,7 +38,10 @@ from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.migration import MigrationControl
 
 _MAX_PENDING = 8192
-"""Calls that may wait inside gRPC; each takes about 14 KiB."""
+"""Calls that may wait inside gRPC before it drops some; each takes about 14 KiB.
+
+gRPC drops further calls with a rising probability, and all of them from twice this number on.
+"""
 
 _STREAMS_PER_CONNECTION = 1024
 """Least number of concurrent calls that a connection may carry."""

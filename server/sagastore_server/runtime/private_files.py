@@ -1,4 +1,4 @@
-"""Files that only their owner can read, and a group that the operator chose.
+"""Files and folders that only their owner can use, and a group that the operator chose.
 
 A name is created exclusively, and never opened through a symbolic link.
 """
@@ -50,6 +50,19 @@ def create(path: Path, like: os.stat_result | None = None) -> int:
         path.unlink(missing_ok=True)
         raise
     return descriptor
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and the missing ones above it with mode 0700.
+
+    ``Path.mkdir(parents=True)`` gives its mode to the last one only.
+
+    Raises:
+        OSError: It cannot be created.
+
+    """
+    for folder in (*reversed(path.parents), path):
+        folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 from sagastore.legacy import REQUIRED
 from sagastore.receipt import VALUE_COMPLAINTS
+from sagastore_server.runtime.private_files import create
 from sagastore_server.storage.errors import CannotOpenError
 
 APPLICATION_ID = 0x53414741
@@ -257,7 +259,9 @@ def _scratch_copy(path: Path, stack: contextlib.ExitStack) -> Path:
     for suffix in ("", "-journal", "-wal"):
         source = path.with_name(path.name + suffix)
         if source.exists():
-            shutil.copyfile(source, copy.with_name(copy.name + suffix))
+            part = copy.with_name(copy.name + suffix)
+            os.close(create(part))
+            shutil.copyfile(source, part)
     return copy
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sagastore_server.interfaces.backups import BackupRecord
 from sagastore_server.interfaces.usage import Usage
 from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import BackfillState, StatusSnapshot, Verification
@@ -44,6 +45,51 @@ class AuditCollector(Collector):
             "Audit lines that could not be written.",
             value=self._lost(),
         )
+
+
+class BackupCollector(Collector):
+    """Collects the outcome of the last backups. Runs in the threads of the ops server.
+
+    The backup command is another process; each scrape reads its record, a small file.
+    """
+
+    def __init__(
+        self, read: Callable[[], BackupRecord | None], is_file: Callable[[], bool]
+    ) -> None:
+        """Collect from ``read`` while ``is_file`` says that the messages are in a file."""
+        self._read = read
+        self._is_file = is_file
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics; those without a value are absent."""
+        record = self._read() if self._is_file() else None
+        if record is None:
+            return
+        prefix = "sagastore_backup"
+        if record.failed_at:
+            yield _gauge(
+                f"{prefix}_last_failure_timestamp_seconds",
+                "Last scheduled backup that failed, in seconds since 1970.",
+                record.failed_at,
+            )
+        if record.interval:
+            yield _gauge(
+                f"{prefix}_interval_seconds",
+                "Time between scheduled backups.",
+                record.interval,
+            )
+        if record.succeeded_at:
+            yield _gauge(
+                f"{prefix}_last_success_timestamp_seconds",
+                "Last backup that was verified, in seconds since 1970.",
+                record.succeeded_at,
+            )
+            yield _gauge(f"{prefix}_size_bytes", "Size of that backup.", record.size)
+            yield _gauge(
+                f"{prefix}_duration_seconds",
+                "Duration of that backup, with its verification.",
+                record.seconds,
+            )
 
 
 class StoreCollector(Collector):

@@ -9,12 +9,14 @@ import structlog
 
 from sagastore_server.config.address import Address
 from sagastore_server.config.settings import OFF, Settings
+from sagastore_server.interfaces.backups import BackupRecord
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.interfaces.usage import Usage
 from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
 from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import MigrationControl
+from sagastore_server.storage.phase import Phase
 from sagastore_server.telemetry.readiness import Readiness
 from sagastore_server.telemetry.sampler import Sampler
 
@@ -47,6 +49,8 @@ class Sources(NamedTuple):
     """Number of audit lines that could not be written. Safe in any thread."""
     usage: Callable[[], Sequence[Usage]] = tuple
     """Usage of limited resources. Safe in any thread."""
+    backups: Callable[[], BackupRecord | None] | None = None
+    """Reads the outcome of the last backups of the file. Safe in any thread. None without one."""
 
 
 class Telemetry:
@@ -109,6 +113,7 @@ class Telemetry:
             return
         from sagastore_server.telemetry.collectors import (  # noqa: PLC0415 - as in _bind
             AuditCollector,
+            BackupCollector,
             StoreCollector,
         )
 
@@ -120,6 +125,8 @@ class Telemetry:
             StoreCollector(admission, self._sampler, self.readiness, sources.certificate_ends)
         )
         metrics.registry.register(AuditCollector(sources.audit_lost))
+        if sources.backups is not None:
+            metrics.registry.register(BackupCollector(sources.backups, self._is_file_in_use))
         self._sampler.start()
         self._answering = tasks.start("ops-server", server.run)
 
@@ -154,6 +161,11 @@ class Telemetry:
             self._server.close()
         if self._tracer is not None:
             self._tracer.close()
+
+    def _is_file_in_use(self) -> bool:
+        """Whether the messages are in the SQLite file; an archived file needs no backups."""
+        snapshot = None if self._sampler is None else self._sampler.snapshot
+        return snapshot is not None and snapshot.phase is not Phase.POSTGRES_ONLY
 
     def _admission_load(self, sources: Sources) -> AdmissionLoad:
         from sagastore_server.telemetry.collectors import AdmissionLoad  # noqa: PLC0415 - as in _bind

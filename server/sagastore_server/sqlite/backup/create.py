@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sagastore.receipt import receipt_path
 from sagastore_server.runtime.file_rights import FileRights
 from sagastore_server.runtime.private_files import create
 from sagastore_server.sqlite.errors import FULL
@@ -53,6 +54,10 @@ It is called often, but not after the result is visible. An exception from it le
 
 class BackupError(Exception):
     """A backup was not made, or not restored. Nothing was changed. The message says why."""
+
+
+class StoreMovedError(BackupError):
+    """The messages of the store are in PostgreSQL, so its file needs no further backups."""
 
 
 class Contents(NamedTuple):
@@ -111,7 +116,7 @@ def back_up(path: Path, target: Path, progress: Progress) -> BackupReport:
     with file_errors(f"cannot back up {path}"), _reading(path) as store:
         source, like, contents = store
         if contents.phase is Phase.POSTGRES_ONLY:
-            raise BackupError(
+            raise StoreMovedError(
                 f"cannot back up {path}: it is an archive, since its messages have moved to "
                 "PostgreSQL; copy the file and its receipt"
             )
@@ -125,6 +130,22 @@ def back_up(path: Path, target: Path, progress: Progress) -> BackupReport:
             source.execute("ROLLBACK")  # Now the server can restart its log.
             _give_name(partial, target)
     return BackupReport(target, size, contents, time.monotonic() - began)
+
+
+def identity(path: Path) -> str:
+    """Return the id of the store at ``path``, which a server may serve.
+
+    Raises:
+        BackupError: It is no store, or cannot be read.
+        StoreMovedError: Its file was archived.
+
+    """
+    with file_errors(f"cannot back up {path}"), FileRights(path).taken():
+        _refuse_missing(path)
+        _status_of_database(path)
+        with contextlib.closing(connect(path.resolve(), "mode=rw")) as connection:
+            require_store(connection, path)
+            return str(read_value(connection, "store_id"))
 
 
 def copy_store(
@@ -277,6 +298,7 @@ def _reading(path: Path) -> Iterator[tuple[sqlite3.Connection, os.stat_result, C
     rights = FileRights(path)
     with contextlib.ExitStack() as stack:
         with rights.taken():
+            _refuse_missing(path)
             like = _status_of_database(path)
             connection = stack.enter_context(contextlib.closing(connect(path.resolve(), "mode=rw")))
             require_store(connection, path)
@@ -287,6 +309,16 @@ def _reading(path: Path) -> Iterator[tuple[sqlite3.Connection, os.stat_result, C
         finally:
             with rights.taken():  # The last connection to a store removes its log.
                 stack.close()
+
+
+def _refuse_missing(path: Path) -> None:
+    """Raise StoreMovedError if the file is missing because it was archived."""
+    receipt = receipt_path(path.resolve())
+    if not path.exists() and receipt.exists():
+        raise StoreMovedError(
+            f"cannot back up {path}: its messages have moved to PostgreSQL ({receipt.name}); back "
+            "up the database with the tools of PostgreSQL, and copy the archive and its receipt"
+        )
 
 
 def _status_of_database(path: Path) -> os.stat_result:
