@@ -340,9 +340,6 @@ def _value(argument: ast.arg, *, read: bool) -> str:
     """Return the argument; an iterable is read here, in the thread that it belongs to."""
     name = argument.arg
     kind = ast.unparse(argument.annotation) if argument.annotation else ""
-    if read and kind == "Iterable[str]":
-        # One string is an error, which the asynchronous method reports.
-        return f"{name} if isinstance({name}, str) else tuple({name})"
     return f"tuple({name})" if read and kind.startswith("Iterable[") else name
 
 

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import Self
 
 from sagastore import _convert as convert
+from sagastore._arguments import checked
 from sagastore._async_files import AsyncFileClient
 from sagastore._async_migration import AsyncMigrationClient
 from sagastore._async_reads import STREAM_TIMEOUT, AsyncReads
@@ -27,7 +28,8 @@ from sagastore._model import (
 )
 from sagastore._pool import Pool
 from sagastore._retry import Deadline, RetryPolicy
-from sagastore._target import TLS, Token, parse_targets, token_source
+from sagastore._target import Token, parse_targets, token_source
+from sagastore._tls import TLS, Credentials
 from sagastore._version import __version__
 from sagastore.errors import (
     AbortedError,
@@ -65,6 +67,7 @@ class AsyncClient(AsyncReads):
         migration: Watches and controls a migration.
     """
 
+    @checked
     def __init__(
         self,
         target: str | Sequence[str] = DEFAULT_TARGET,
@@ -96,7 +99,8 @@ class AsyncClient(AsyncReads):
                 the token would cross a network in plain text.
         """
         addresses = parse_targets(target)
-        self._tls = (TLS() if tls else None) if isinstance(tls, bool) else tls
+        settings = (TLS() if tls else None) if isinstance(tls, bool) else tls
+        self._tls = None if settings is None else Credentials.read(settings)
         source = token_source(
             token, addresses, secure=self._tls is not None, allow_insecure=allow_insecure_token
         )
@@ -123,6 +127,7 @@ class AsyncClient(AsyncReads):
         """Close the connections. Calls in progress fail. Can be called more than once."""
         await self._caller.pool.close()
 
+    @checked
     async def save(
         self,
         message: Message,
@@ -211,6 +216,7 @@ class AsyncClient(AsyncReads):
         except (NotFoundError, AbortedError):
             return None
 
+    @checked
     async def bulk_save(
         self,
         messages: Iterable[Message] | AsyncIterable[Message],
@@ -258,6 +264,7 @@ class AsyncClient(AsyncReads):
                     on_progress(progress)
         return tally.result()
 
+    @checked
     async def bulk_save_stream(
         self,
         messages: Iterable[Message] | AsyncIterable[Message],
@@ -313,6 +320,7 @@ class AsyncClient(AsyncReads):
     async def _bulk_sender(self, max_in_flight: int, timeout: float) -> BulkSender:
         return BulkSender(self._caller, max_in_flight, timeout)
 
+    @checked
     async def delete(
         self, id: str, *, if_revision: int | None = None, timeout: float | None = None
     ) -> None:
@@ -332,8 +340,7 @@ class AsyncClient(AsyncReads):
             InvalidArgumentError: The id is empty or too long, or `if_revision`
                 is not greater than 0.
         """
-        with convert.naming("id"):
-            request = pb.DeleteRequest(id=id)
+        request = pb.DeleteRequest(id=id)
         if if_revision is not None:
             _set_revision(request, if_revision)
         history = History()
@@ -351,8 +358,7 @@ class AsyncClient(AsyncReads):
 
 
 def _set_revision(request: pb.SaveRequest | pb.DeleteRequest, revision: int) -> None:
-    with convert.naming("if_revision"):
-        request.if_revision = revision
+    request.if_revision = revision
 
 
 async def _batches(

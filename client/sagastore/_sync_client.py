@@ -10,6 +10,7 @@ from contextlib import closing
 from datetime import datetime
 from typing import Any, Self
 
+from sagastore._arguments import checked
 from sagastore._async_client import DEFAULT_TARGET, AsyncClient
 from sagastore._async_reads import STREAM_TIMEOUT
 from sagastore._bulk import Batch, Batcher, Tally
@@ -30,7 +31,8 @@ from sagastore._sync_files import FileClient
 from sagastore._sync_migration import MigrationClient
 from sagastore._sync_paging import Pager
 from sagastore._sync_sessions import SessionClient
-from sagastore._target import TLS, Token
+from sagastore._target import Token
+from sagastore._tls import TLS
 
 __all__ = ["Client"]
 
@@ -60,6 +62,7 @@ class Client:
         migration: Watches and controls a migration.
     """
 
+    @checked
     def __init__(
         self,
         target: str | Sequence[str] = DEFAULT_TARGET,
@@ -121,6 +124,7 @@ class Client:
         if self._portal.alive:
             self._portal.run(self._async.close())
 
+    @checked
     def save(
         self,
         message: Message,
@@ -168,6 +172,7 @@ class Client:
             )
         )
 
+    @checked
     def bulk_save(
         self,
         messages: Iterable[Message],
@@ -215,6 +220,7 @@ class Client:
                     on_progress(progress)
         return tally.result()
 
+    @checked
     def bulk_save_stream(
         self,
         messages: Iterable[Message],
@@ -265,6 +271,7 @@ class Client:
         finally:
             self._portal.release(sender.close())
 
+    @checked
     def delete(
         self, id: str, *, if_revision: int | None = None, timeout: float | None = None
     ) -> None:
@@ -286,6 +293,7 @@ class Client:
         """
         self._portal.run(self._async.delete(id, if_revision=if_revision, timeout=timeout))
 
+    @checked
     def get(self, id: str, *, timeout: float | None = None) -> Message:
         """Read one message.
 
@@ -299,6 +307,7 @@ class Client:
         """
         return self._portal.run(self._async.get(id, timeout=timeout))
 
+    @checked
     def batch_get(self, ids: Iterable[str], *, timeout: float | None = None) -> BatchGetResult:
         """Read any number of messages by id, in the order of the ids.
 
@@ -312,10 +321,9 @@ class Client:
         Raises:
             InvalidArgumentError: An id is empty or too long.
         """
-        return self._portal.run(
-            self._async.batch_get(ids if isinstance(ids, str) else tuple(ids), timeout=timeout)
-        )
+        return self._portal.run(self._async.batch_get(tuple(ids), timeout=timeout))
 
+    @checked
     def list(
         self,
         session_id: str,
@@ -348,6 +356,7 @@ class Client:
         )
         return Pager(lambda token: self._portal.run(pager.page(token)), page_token)
 
+    @checked
     def search(
         self,
         query: str = "",
@@ -405,6 +414,7 @@ class Client:
         )
         return Pager(lambda token: self._portal.run(pager.page(token)), page_token)
 
+    @checked
     def export(
         self, *, resume_token: str = "", batch_size: int = 0, timeout: float = STREAM_TIMEOUT
     ) -> Generator[Message, None, None]:
@@ -430,6 +440,7 @@ class Client:
             for batch in batches:
                 yield from batch.messages
 
+    @checked
     def export_batches(
         self, *, resume_token: str = "", batch_size: int = 0, timeout: float = STREAM_TIMEOUT
     ) -> Generator[ExportBatch, None, None]:
@@ -450,6 +461,7 @@ class Client:
             )
         )
 
+    @checked
     def health(self, service: str = "", *, timeout: float | None = None) -> ServingStatus:
         """Return the health of a service. Never retried: the result is about this moment.
 
