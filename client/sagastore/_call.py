@@ -310,7 +310,8 @@ def _gave_up(error: E, seconds: float, attempts: int) -> E:
     """Return a transient error with how long the client has tried."""
     if attempts == 1 or not _status.is_transient(error):
         return error
-    return annotated(error, f"gave up after {attempts} attempts in {seconds:.3g} s")
+    error.args = (f"{error} (gave up after {attempts} attempts in {seconds:.3g} s)",)
+    return error
 
 
 def _note_retry(
@@ -319,9 +320,9 @@ def _note_retry(
     """Log a retry: at level INFO once a call has failed repeatedly, which users notice."""
     _log.log(
         logging.INFO if attempts == _NOTICED_ATTEMPT else logging.DEBUG,
-        "%s: %s; retrying in %.2f s, for up to %g s",
-        call,
+        "%s (%s is retried for up to %g s, next in %.2f s)",
         error,
-        delay,
+        call,
         timeout,
+        delay,
     )

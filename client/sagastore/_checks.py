@@ -140,8 +140,8 @@ def flag(value: Any, name: str) -> bool:
     raise wrong_type(name, "True or False", value)
 
 
-def integer(value: Any, name: str, limit: int = _INT32) -> int:
-    """Require an integer of 32 bits."""
+def integer(value: Any, name: str, limit: float = _INT32) -> int:
+    """Require an integer, by default of 32 bits."""
     if type(value) is not int:
         if isinstance(value, bool) or not hasattr(type(value), "__index__"):
             raise wrong_type(name, "an int", value)

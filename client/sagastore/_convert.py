@@ -116,8 +116,8 @@ def _require_texts(message: Message, id: str) -> None:
         for name in ("provider", "role", "content"):
             checks.text(getattr(message, name), name)
         checks.text(id, "id")
-    if type(message.session_id) is bytes:
-        raise checks.wrong_type("session_id", "a str", message.session_id)
+    if message.session_id is not None and type(message.session_id) is not str:
+        checks.text(message.session_id, "session_id")
     for index, tag in enumerate(message.tags):
         if type(tag) is not str:
             checks.text(tag, f"tags[{index}]")

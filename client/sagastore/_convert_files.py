@@ -27,7 +27,7 @@ def file_to_pb(file: File, id: str) -> file_pb2.File:
     for name in _TEXTS:
         setattr(pb, name, checks.text(getattr(file, name), name))
     pb.tags.extend(checks.texts(file.tags, "tags"))
-    pb.file_size = file.file_size
+    pb.file_size = checks.int64(file.file_size, "file_size")
     if file.uploaded_at is not None:
         pb.uploaded_at.CopyFrom(timestamp_to_pb(file.uploaded_at, "uploaded_at"))
     with naming("metadata"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -81,8 +82,8 @@ class File:
         for name, time in (("uploaded_at", uploaded_at), ("created_at", created_at)):
             if time is not None:
                 checks.time(time, name)
-        file_size = checks.int64(file_size, "file_size")
-        revision = checks.int64(revision, "revision")
+        file_size = checks.integer(file_size, "file_size", math.inf)
+        revision = checks.integer(revision, "revision", math.inf)
         values = {
             "filename": filename,
             "filepath": filepath,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -108,8 +109,8 @@ class Message:
         if created_at is not None:
             checks.time(created_at, "created_at")
         if not (type(revision) is int and type(sequence) is int):
-            revision = checks.int64(revision, "revision")
-            sequence = checks.int64(sequence, "sequence")
+            revision = checks.integer(revision, "revision", math.inf)
+            sequence = checks.integer(sequence, "sequence", math.inf)
         _fill(
             self,
             provider,

@@ -61,6 +61,14 @@ class TLS:
         if (self.cert is None) != (self.key is None):
             raise invalid("cert", "TLS: cert and key belong together; give both or neither")
 
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Read and check the files and return gRPC credentials.
+
+        Raises:
+            InvalidArgumentError: A file cannot be read or used.
+        """
+        return Credentials.read(self).for_grpc()
+
 
 class Credentials(NamedTuple):
     """The PEM data of TLS settings, checked."""
