@@ -59,7 +59,7 @@ class TLS:
         if self.server_name is not None:
             checks.text(self.server_name, "server_name")
         if (self.cert is None) != (self.key is None):
-            raise invalid("cert", "TLS: cert and key belong together; give both or neither")
+            raise invalid("cert", "cert and key belong together; give both or neither")
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Read and check the files and return gRPC credentials.

@@ -353,6 +353,6 @@ async def test_unreachable_address_is_skipped(
 
 
 async def test_all_unreachable_addresses_are_reported(refusing_address: str) -> None:
-    async with AsyncClient([refusing_address, "127.0.0.1:1"]) as client:
+    async with AsyncClient([refusing_address, "127.0.0.1:1"], timeout=1) as client:
         with pytest.raises(UnavailableError, match="connection refused; is the server running"):
             await client.get("x")

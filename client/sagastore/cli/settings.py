@@ -92,7 +92,7 @@ def _with_option_names(text: str) -> str:
     """Replace the argument names of the library with option names."""
     for argument, option in (
         ("use tls=..., or allow_insecure_token=True", "use --tls, or --allow-insecure-token"),
-        ("TLS: cert and key", "--tls-cert and --tls-key"),
+        ("cert and key belong", "--tls-cert and --tls-key belong"),
         ("target: ", "--target: "),
     ):
         text = text.replace(argument, option)
