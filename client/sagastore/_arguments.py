@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from sagastore import _checks as checks
@@ -68,48 +68,59 @@ _BY_NAME: Final[Mapping[str, Check]] = {"if_revision": optional(checks.int64)}
 def checked(method: F) -> F:
     """Check the arguments of a method, as its annotations describe them, before it runs.
 
-    Default values are not checked. The check of one argument takes about 0.1 µs.
+    Default values are not checked. The checks take less than 1 µs.
 
     Raises:
         InvalidArgumentError: From the decorated method, with the name of the argument.
         TypeError: From the decorator: no check is known for an annotation.
     """
-    known = _checks_of(method)
-    in_order = tuple(known.items())
-
-    def apply(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        for name, value in kwargs.items():
-            check = known.get(name)
-            if check is not None:
-                kwargs[name] = check(value, name)
-        if len(args) > len(in_order):
-            return args  # Python's own error follows.
-        return tuple(
-            check(value, name) for (name, check), value in zip(in_order, args, strict=False)
-        )
+    check = _Arguments(method)
 
     if inspect.iscoroutinefunction(method):
 
         @functools.wraps(method)
         async def coroutine(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return await method(self, *apply(args, kwargs), **kwargs)
+            if kwargs:
+                check.named(kwargs)
+            return await method(self, *(check.positional(args) if args else ()), **kwargs)
 
         return cast("F", coroutine)
 
     @functools.wraps(method)
     def function(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return method(self, *apply(args, kwargs), **kwargs)
+        if kwargs:
+            check.named(kwargs)
+        return method(self, *(check.positional(args) if args else ()), **kwargs)
 
     return cast("F", function)
 
 
-def _checks_of(method: Callable[..., Any]) -> dict[str, Check]:
-    found = {}
-    for name, annotation in method.__annotations__.items():
-        if name == "return":
-            continue
-        check = _BY_NAME.get(name) or _CHECKS.get(annotation)
-        if check is None:
-            raise TypeError(f"{method.__qualname__}: no check for {name}: {annotation}")
-        found[name] = check
-    return found
+class _Arguments:
+    """The checks of the parameters of a method."""
+
+    __slots__ = ("_by_name", "_in_order")
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._by_name: dict[str, Check] = {}
+        for name, annotation in method.__annotations__.items():
+            if name == "return":
+                continue
+            check = _BY_NAME.get(name) or _CHECKS.get(annotation)
+            if check is None:
+                raise TypeError(f"{method.__qualname__}: no check for {name}: {annotation}")
+            self._by_name[name] = check
+        self._in_order = tuple(self._by_name.items())
+
+    def named(self, values: dict[str, Any]) -> None:
+        """Check keyword arguments, and replace those that have another form."""
+        for name, value in values.items():
+            check = self._by_name.get(name)
+            if check is not None:  # Otherwise Python's own error follows.
+                values[name] = check(value, name)
+
+    def positional(self, values: tuple[Any, ...]) -> Sequence[Any]:
+        """Return positional arguments in the form that the method takes."""
+        if len(values) > len(self._in_order):
+            return values  # Python's own error follows.
+        pairs = zip(self._in_order, values, strict=False)
+        return [check(value, name) for (name, check), value in pairs]

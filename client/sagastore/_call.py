@@ -177,7 +177,12 @@ class Caller:
                 )
             except grpc.aio.AioRpcError as exc:
                 error = _status.from_rpc_error(
-                    exc, name, endpoint.address, endpoint.security, deadline.elapsed()
+                    exc,
+                    name,
+                    endpoint.address,
+                    endpoint.security,
+                    timeout=deadline.timeout,
+                    connected=endpoint.connected(),
                 )
                 self.pool.note_token(error, metadata)
             except asyncio.CancelledError:

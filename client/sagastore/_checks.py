@@ -57,7 +57,7 @@ def wrong_type(field: str, expected: str, value: object) -> ArgumentTypeError:
 
 
 def _describe(kind: type[E], field: str, description: str) -> E:
-    if description.startswith(field):
+    if description.startswith(field) and not description[len(field) :][:1].isalnum():
         line = description
     else:
         line = f"{field}{' ' if description.startswith('must ') else ': '}{description}"
@@ -119,6 +119,8 @@ def token(value: Any, name: str) -> Any:
 
 def iterable(value: Any, name: str, items: str = "strings") -> Any:
     """Require an iterable of several items; it is not read."""
+    if type(value) is list or type(value) is tuple:
+        return value
     if isinstance(value, str):
         raise _describe(
             ArgumentTypeError, name, f"expected several {items}, got the one string {shown(value)}"
@@ -158,6 +160,8 @@ def int64(value: Any, name: str) -> int:
 
 def number(value: Any, name: str) -> float:
     """Require a number."""
+    if type(value) is float:
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise wrong_type(name, "a number", value)
     try:

@@ -102,7 +102,7 @@ class Message:
             tags = tuple(checks.iterable(tags, "tags"))
         if metadata is None:
             metadata = {}
-        else:
+        elif type(metadata) is not dict:
             checks.mapping(metadata, "metadata")
         if timestamp is not None:
             checks.time(timestamp, "timestamp")

@@ -107,6 +107,10 @@ class Endpoint:
             ).FromString,
         )
 
+    def connected(self) -> bool:
+        """Report whether there is a connection now."""
+        return self.channel.get_state() is _READY
+
     def state(self) -> grpc.ChannelConnectivity:
         """Return the state of the connection; connects if there is none."""
         return self.channel.get_state(try_to_connect=True)

@@ -53,7 +53,9 @@ def from_rpc_error(
     call: str,
     address: str,
     security: Security = _PLAIN,
+    *,
     timeout: float | None = None,
+    connected: bool = True,
 ) -> SagaStoreError:
     """Return the exception for a failed call.
 
@@ -63,6 +65,7 @@ def from_rpc_error(
         address: The server.
         security: How the connection is secured.
         timeout: Seconds that the call had, if it had a limit.
+        connected: Whether there is a connection now.
     """
     code = error.code()
     text = " ".join((error.details() or "").split())
@@ -73,7 +76,15 @@ def from_rpc_error(
     cause = (
         Cause(text or f"{call} failed with {code.name}")
         if details.from_server
-        else explain(code, text, call, address, security=security, timeout=timeout)
+        else explain(
+            code,
+            text,
+            call,
+            address,
+            security=security,
+            timeout=timeout,
+            connected=connected,
+        )
     )
     result = kind(
         _with_violations(cause.line, details.violations),

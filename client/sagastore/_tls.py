@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,8 +28,6 @@ Pem = bytes | str | os.PathLike[str]
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----\s.*?-----END CERTIFICATE-----", re.DOTALL)
 _ENCRYPTED = (b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED")
-# A pipe holds at least this much; a chain with its key has a few kilobytes.
-_PIPE_BYTES = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,55 +168,59 @@ def _check_key(cert: _Source, key: _Source) -> None:
     Raises:
         InvalidArgumentError: It does not.
     """
-    import ssl  # noqa: PLC0415 - only clients that use TLS need it
-
     if b"PRIVATE KEY-----" not in key.data:
         raise key.wrong("contains no private key in PEM (BEGIN PRIVATE KEY)")
     if any(mark in key.data for mark in _ENCRYPTED):
         raise key.wrong(
             "is encrypted; use an unencrypted key, which openssl pkey -in KEY -out NEW makes"
         )
-    problem = _pair_problem(cert.data, key.data)
+    problem = _pair_problem(cert, key)
     if problem is None:
         return
     if "MISMATCH" in (problem.reason or ""):
         other = f"the first certificate in {cert.path}" if cert.path else "the certificate"
         raise key.wrong(f"does not match {other}; give the key of that certificate") from None
-    if isinstance(problem, ssl.SSLError):
-        raise key.wrong("contains an invalid private key; check that it is complete") from None
+    raise key.wrong("contains an invalid private key; check that it is complete") from None
 
 
-def _pair_problem(cert: bytes, key: bytes) -> ssl.SSLError | None:
-    """Return why OpenSSL refuses a certificate with a key.
-
-    The standard library reads files only. Pipes keep the key off the disk; without
-    `/dev/fd` (Windows) the check is left to the handshake.
-    """
+def _pair_problem(cert: _Source, key: _Source) -> ssl.SSLError | None:
+    """Return why OpenSSL refuses a certificate with a key; None also if it cannot be asked."""
     import ssl  # noqa: PLC0415 - only clients that use TLS need it
 
-    if not Path("/dev/fd").is_dir() or max(len(cert), len(key)) > _PIPE_BYTES:
-        return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # gRPC has its own rules about the strength of keys.
     with suppress(ssl.SSLError):
         context.set_ciphers("DEFAULT:@SECLEVEL=0")
-    first, second = _pipe(cert), _pipe(key)
     try:
-        # The function keeps OpenSSL from asking for a passphrase on the terminal.
-        context.load_cert_chain(f"/dev/fd/{first}", f"/dev/fd/{second}", password=lambda: "")
+        with _as_file(cert) as first, _as_file(key) as second:
+            # The function keeps OpenSSL from asking for a passphrase on the terminal.
+            context.load_cert_chain(first, second, password=lambda: "")
     except ssl.SSLError as exc:
         return exc
     except OSError:
         return None
-    finally:
-        os.close(first)
-        os.close(second)
     return None
 
 
-def _pipe(data: bytes) -> int:
-    """Return the reading end of a pipe that contains the data."""
-    reading, writing = os.pipe()
-    with os.fdopen(writing, "wb") as end:
-        end.write(data)
-    return reading
+@contextmanager
+def _as_file(source: _Source) -> Iterator[str]:
+    """Yield the path of a file with the data, because the `ssl` module reads files only.
+
+    On Linux, it is in memory. Elsewhere only data from a file has one: a key is not
+    written to disk, and gRPC reports a wrong one without the reason.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    if not hasattr(os, "memfd_create"):
+        if not source.path:
+            raise OSError("only files can be checked on this system")
+        yield str(Path(source.path).expanduser())
+        return
+    descriptor = os.memfd_create("sagastore")
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(source.data)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)

@@ -64,6 +64,7 @@ def explain(
     *,
     security: Security,
     timeout: float | None = None,
+    connected: bool = True,
 ) -> Cause:
     """Return the cause of an error that does not come from a SagaStore server.
 
@@ -74,13 +75,19 @@ def explain(
         address: The server.
         security: How the connection is secured.
         timeout: Seconds that the call had, if it had a limit.
+        connected: Whether there is a connection now.
     """
     match code:
         case grpc.StatusCode.UNAVAILABLE:
             return _unreachable(text, address, security)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             after = "" if timeout is None else f" after {timeout:.3g} s"
-            return Cause(f"{call} timed out{after}: no response from {address}")
+            if connected:
+                return Cause(f"{call} timed out{after}: no response from {address}")
+            return Cause(
+                f"{call} timed out{after}: no connection to {address} yet; check the address and "
+                "the port, and that the server is not hung"
+            )
         case grpc.StatusCode.UNIMPLEMENTED:
             line = f"{address} does not implement {call}; is it a SagaStore server of this version?"
             return Cause(line)
