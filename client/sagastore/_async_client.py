@@ -50,10 +50,12 @@ class AsyncClient(AsyncReads):
     belongs to the event loop of that use; any number of tasks may share it. On
     another event loop, each method raises `WrongEventLoopError`.
 
-    Every call is bounded by a timeout, retries included. Calls that are safe to
-    repeat are retried when the server is unavailable or overloaded; see
-    `RetryPolicy`. Besides the errors that a method documents, each method can
-    raise `UnavailableError`, `ResourceExhaustedError`, `DeadlineExceededError`,
+    Every call is bounded by a timeout, retries included. Until then, calls that
+    are safe to repeat are retried when the server is unavailable or overloaded,
+    also before the first connection; see `RetryPolicy`. A wrong argument raises
+    `InvalidArgumentError`, or its subclass `ArgumentTypeError`, before anything
+    is sent. Besides the errors that a method documents, each method can raise
+    `UnavailableError`, `ResourceExhaustedError`, `DeadlineExceededError`,
     `UnauthenticatedError`, `PermissionDeniedError` and `InternalError`. All are
     subclasses of `SagaStoreError`.
 
@@ -95,8 +97,9 @@ class AsyncClient(AsyncReads):
             allow_insecure_token: Send the token in plain text to other machines.
 
         Raises:
-            ValueError: An address is malformed, a number is out of range, or
-                the token would cross a network in plain text.
+            InvalidArgumentError: An address is malformed, a number is out of
+                range, a certificate or key cannot be used, or the token would
+                cross a network in plain text.
         """
         addresses = parse_targets(target)
         settings = (TLS() if tls else None) if isinstance(tls, bool) else tls
@@ -242,7 +245,7 @@ class AsyncClient(AsyncReads):
             batch_size: Messages per batch, 1 to 1000.
             max_in_flight: Maximum number of batches without acknowledgement.
             on_progress: Called with the counts after each acknowledgement.
-            timeout: Maximum seconds between acknowledgements.
+            timeout: Maximum seconds between acknowledgements, retries included.
 
         Raises:
             SagaStoreError: The messages cannot be saved. Acknowledged messages
@@ -296,12 +299,12 @@ class AsyncClient(AsyncReads):
                 its message, if it has one, for an import or a restore.
             batch_size: Messages per batch, 1 to 1000.
             max_in_flight: Maximum number of batches without acknowledgement.
-            timeout: Maximum seconds between acknowledgements.
+            timeout: Maximum seconds between acknowledgements, retries included.
 
         Raises:
             SagaStoreError: The batches in flight cannot be saved. Whether they
                 are stored is unknown; saving them again is safe.
-            TypeError: An item is not a Message.
+            ArgumentTypeError: An item is not a Message.
         """
         batcher = Batcher(batch_size, on_conflict, keep_created_at=keep_created_at)
         sender = await self._bulk_sender(max_in_flight, timeout)

@@ -202,7 +202,7 @@ class AsyncReads:
         Args:
             resume_token: Where to start: the `resume_token` of a batch.
             batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
-            timeout: Maximum seconds between responses.
+            timeout: Maximum seconds between responses, retries included.
 
         Raises:
             InvalidArgumentError: The token is not from an export, or the batch
@@ -225,7 +225,7 @@ class AsyncReads:
         Args:
             resume_token: Where to start: the `resume_token` of a batch.
             batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
-            timeout: Maximum seconds between responses.
+            timeout: Maximum seconds between responses, retries included.
 
         Raises:
             InvalidArgumentError: The token is not from an export, or the batch

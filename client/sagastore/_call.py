@@ -22,6 +22,7 @@ from sagastore.errors import (
     DeadlineExceededError,
     ResourceExhaustedError,
     SagaStoreError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -43,6 +44,10 @@ R = TypeVar("R")
 E = TypeVar("E", bound=SagaStoreError)
 
 _log = logging.getLogger("sagastore")
+
+# Attempts with another token each. A function that returns a new token for each call would
+# otherwise make the client repeat a refused call until its timeout.
+_TOKEN_ATTEMPTS = 6
 
 # With the default policy, half a second after the first failure.
 _NOTICED_ATTEMPT = 4
@@ -79,13 +84,21 @@ class StreamRetry:
     restarts of the server.
     """
 
-    __slots__ = ("_clock", "_failing_since", "_failures", "_policy", "_progressed", "timeout")
+    __slots__ = (
+        "_clock",
+        "_failing_since",
+        "_failures",
+        "_policy",
+        "_progressed",
+        "_refused",
+        "timeout",
+    )
 
     def __init__(self, policy: RetryPolicy, timeout: float) -> None:
         self._policy = policy
         self.timeout = checks.seconds(timeout, "timeout")
         self._clock = asyncio.get_running_loop().time
-        self._failures = 0
+        self._failures = self._refused = 0
         self._failing_since = self._clock()
         self._progressed = False
 
@@ -97,7 +110,7 @@ class StreamRetry:
     def progress(self) -> None:
         """Record that a response arrived."""
         self._progressed = True
-        self._failures = 0
+        self._failures = self._refused = 0
 
     async def pause(self, error: SagaStoreError, call: str) -> None:
         """Wait before the stream is restarted.
@@ -106,6 +119,7 @@ class StreamRetry:
             SagaStoreError: `error`, if the stream must not be restarted.
         """
         self._failures += 1
+        self._refused += isinstance(error, UnauthenticatedError)
         if self._failures == 1 and self._progressed:
             self._failing_since = self._clock()
         failing = self._clock() - self._failing_since
@@ -117,6 +131,8 @@ class StreamRetry:
 
     def _delay(self, error: SagaStoreError, remaining: float) -> float | None:
         policy = self._policy
+        if self._refused >= _TOKEN_ATTEMPTS:
+            return None
         if self._progressed and policy.max_attempts != 1:
             # The limit of attempts is one for starting the stream.
             policy = replace(policy, max_attempts=None)
@@ -166,7 +182,7 @@ class Caller:
         Raises:
             SagaStoreError: The error of the last attempt.
         """
-        failures = 0
+        failures = refused = 0
         previous: SagaStoreError | None = None
         while True:
             endpoint = await self.pool.acquire(deadline)
@@ -190,7 +206,12 @@ class Caller:
                     raise closed(name) from None
                 raise
             failures += 1
-            again = retry and (repeatable or not may_have_taken_effect(error))
+            refused += isinstance(error, UnauthenticatedError)
+            again = (
+                retry
+                and refused < _TOKEN_ATTEMPTS
+                and (repeatable or not may_have_taken_effect(error))
+            )
             left = deadline.remaining()
             delay = (
                 delay_before_retry(self.policy, error, failures, math.inf if left is None else left)

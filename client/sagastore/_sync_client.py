@@ -43,9 +43,11 @@ class Client:
     Use it as a context manager, or call `close`. It connects on first use. Threads may
     share it; an iterator that a method returns belongs to one thread at a time.
 
-    Every call is bounded by a timeout, retries included. Calls that are safe to repeat
-    are retried when the server is unavailable or overloaded; see `RetryPolicy`. Besides
-    the errors that a method documents, each method can raise `UnavailableError`,
+    Every call is bounded by a timeout, retries included. Until then, calls that are safe
+    to repeat are retried when the server is unavailable or overloaded, also before the
+    first connection; see `RetryPolicy`. A wrong argument raises `InvalidArgumentError`,
+    or its subclass `ArgumentTypeError`, before anything is sent. Besides the errors that
+    a method documents, each method can raise `UnavailableError`,
     `ResourceExhaustedError`, `DeadlineExceededError`, `UnauthenticatedError`,
     `PermissionDeniedError` and `InternalError`. All are subclasses of `SagaStoreError`.
 
@@ -90,8 +92,9 @@ class Client:
             allow_insecure_token: Send the token in plain text to other machines.
 
         Raises:
-            ValueError: An address is malformed, a number is out of range, or
-                the token would cross a network in plain text.
+            InvalidArgumentError: An address is malformed, a number is out of
+                range, a certificate or key cannot be used, or the token would
+                cross a network in plain text.
         """
         self._async = AsyncClient(
             target,
@@ -198,7 +201,7 @@ class Client:
             batch_size: Messages per batch, 1 to 1000.
             max_in_flight: Maximum number of batches without acknowledgement.
             on_progress: Called with the counts after each acknowledgement.
-            timeout: Maximum seconds between acknowledgements.
+            timeout: Maximum seconds between acknowledgements, retries included.
 
         Raises:
             SagaStoreError: The messages cannot be saved. Acknowledged messages
@@ -252,12 +255,12 @@ class Client:
                 its message, if it has one, for an import or a restore.
             batch_size: Messages per batch, 1 to 1000.
             max_in_flight: Maximum number of batches without acknowledgement.
-            timeout: Maximum seconds between acknowledgements.
+            timeout: Maximum seconds between acknowledgements, retries included.
 
         Raises:
             SagaStoreError: The batches in flight cannot be saved. Whether they
                 are stored is unknown; saving them again is safe.
-            TypeError: An item is not a Message.
+            ArgumentTypeError: An item is not a Message.
         """
         batcher = Batcher(batch_size, on_conflict, keep_created_at=keep_created_at)
         sender = self._portal.run(self._async._bulk_sender(max_in_flight, timeout))
@@ -427,7 +430,7 @@ class Client:
         Args:
             resume_token: Where to start: the `resume_token` of a batch.
             batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
-            timeout: Maximum seconds between responses.
+            timeout: Maximum seconds between responses, retries included.
 
         Raises:
             InvalidArgumentError: The token is not from an export, or the batch
@@ -449,7 +452,7 @@ class Client:
         Args:
             resume_token: Where to start: the `resume_token` of a batch.
             batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
-            timeout: Maximum seconds between responses.
+            timeout: Maximum seconds between responses, retries included.
 
         Raises:
             InvalidArgumentError: The token is not from an export, or the batch

@@ -133,7 +133,8 @@ class MigrationClient:
         Args:
             repair: Queue the rows that differ for replication; SQLite is the
                 source of truth.
-            timeout: Maximum seconds between progress updates.
+            timeout: Maximum seconds between progress updates; before the first
+                one, retries included.
 
         Raises:
             FailedPreconditionError: The phase has only one store.

@@ -103,7 +103,7 @@ def accepting(stack: ExitStack, answer: bytes | None) -> str:
 def web(stack: ExitStack, files: tuple[Path, Path] | None = None) -> str:
     """Serve HTTP/1, over TLS if there are files."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign, assignment]
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
     if files is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*files)
@@ -321,7 +321,7 @@ INVALID = [
 ]
 
 
-def settings_with(folder: Path, argument: str, name: str) -> dict[str, Path]:
+def settings_with(folder: Path, argument: str, name: str) -> dict[str, Any]:
     """Return files for `TLS`, one of which is wrong."""
     right = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}
     return {each: folder / file for each, file in (right | {argument: name}).items()}
@@ -342,7 +342,7 @@ def test_wrong_file_is_named(pki: Pki, argument: str, name: str, line: str) -> N
 @pytest.mark.parametrize(("argument", "name", "line"), INVALID)
 def test_wrong_data_is_reported_without_it(pki: Pki, argument: str, name: str, line: str) -> None:
     paths = settings_with(write_files(pki), argument, name)
-    data = {each: path.read_bytes() for each, path in paths.items()}
+    data: dict[str, Any] = {each: path.read_bytes() for each, path in paths.items()}
     with pytest.raises(InvalidArgumentError) as caught:
         AsyncClient("127.0.0.1:1", tls=TLS(**data))
     if line is OTHER:
