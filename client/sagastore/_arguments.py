@@ -61,7 +61,10 @@ _CHECKS: Final[Mapping[str, Check]] = {
 }
 """The check of each annotation, by its text."""
 
-_BY_NAME: Final[Mapping[str, Check]] = {"if_revision": optional(checks.int64)}
+_BY_NAME: Final[Mapping[str, Check]] = {
+    "if_revision": optional(checks.int64),
+    "count": checks.count,
+}
 """Checks of parameters whose annotation does not tell enough."""
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "Check",
     "at_least",
     "callback",
+    "count",
     "finite",
     "flag",
     "instance",
@@ -156,6 +157,13 @@ def integer(value: Any, name: str, limit: float = _INT32) -> int:
 def int64(value: Any, name: str) -> int:
     """Require an integer of 64 bits."""
     return integer(value, name, _INT64)
+
+
+def count(value: Any, name: str) -> int:
+    """Require an integer of at least 0."""
+    given = integer(value, name)
+    at_least(given, 0, name)
+    return given
 
 
 def number(value: Any, name: str) -> float:

@@ -61,6 +61,12 @@ WRONG: dict[str, list[Any]] = {
 }
 WRONG["Iterable[Message] | AsyncIterable[Message]"] = WRONG["Iterable[Message]"]
 
+MORE: dict[str, list[Any]] = {
+    "count": [-1],
+    "max_in_flight": [0, -1],
+}
+"""Further wrong values of single parameters."""
+
 REQUIRED: dict[str, Any] = {
     "id": "x",
     "ids": ["x"],
@@ -105,7 +111,7 @@ def calls() -> Iterator[Call]:
     for group, name, method in methods():
         for parameter, kind in inspect.get_annotations(method).items():
             if parameter != "return":
-                for value in WRONG[kind]:
+                for value in [*WRONG[kind], *MORE.get(parameter, ())]:
                     yield Call(group, name, parameter, value)
 
 
