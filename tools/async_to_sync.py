@@ -70,9 +70,11 @@ CLIENT_DOC = """A client of a SagaStore service that blocks until it has the ans
     Use it as a context manager, or call `close`. It connects on first use. Threads may
     share it; an iterator that a method returns belongs to one thread at a time.
 
-    Every call is bounded by a timeout, retries included. Calls that are safe to repeat
-    are retried when the server is unavailable or overloaded; see `RetryPolicy`. Besides
-    the errors that a method documents, each method can raise `UnavailableError`,
+    Every call is bounded by a timeout, retries included. Until then, calls that are safe
+    to repeat are retried when the server is unavailable or overloaded, also before the
+    first connection; see `RetryPolicy`. A wrong argument raises `InvalidArgumentError`,
+    or its subclass `ArgumentTypeError`, before anything is sent. Besides the errors that
+    a method documents, each method can raise `UnavailableError`,
     `ResourceExhaustedError`, `DeadlineExceededError`, `UnauthenticatedError`,
     `PermissionDeniedError` and `InternalError`. All are subclasses of `SagaStoreError`.
 
@@ -340,9 +342,6 @@ def _value(argument: ast.arg, *, read: bool) -> str:
     """Return the argument; an iterable is read here, in the thread that it belongs to."""
     name = argument.arg
     kind = ast.unparse(argument.annotation) if argument.annotation else ""
-    if read and kind == "Iterable[str]":
-        # One string is an error, which the asynchronous method reports.
-        return f"{name} if isinstance({name}, str) else tuple({name})"
     return f"tuple({name})" if read and kind.startswith("Iterable[") else name
 
 

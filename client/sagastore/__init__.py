@@ -70,10 +70,12 @@ if TYPE_CHECKING:
     from sagastore._sync_migration import MigrationClient
     from sagastore._sync_paging import Pager
     from sagastore._sync_sessions import SessionClient
-    from sagastore._target import TLS, TokenFile
+    from sagastore._target import TokenFile
+    from sagastore._tls import TLS
     from sagastore.errors import (
         AbortedError,
         AlreadyExistsError,
+        ArgumentTypeError,
         DeadlineExceededError,
         FailedPreconditionError,
         FieldViolation,
@@ -95,6 +97,7 @@ __all__ = [
     "AbortedError",
     "AlreadyExistsError",
     "AppendResult",
+    "ArgumentTypeError",
     "AsyncClient",
     "AsyncFileClient",
     "AsyncMigrationClient",
@@ -208,7 +211,8 @@ _HOMES = {
     "_sync_client": ("Client",),
     "_sync_migration": ("MigrationClient",),
     "_sync_paging": ("Pager",),
-    "_target": ("TLS", "TokenFile"),
+    "_target": ("TokenFile",),
+    "_tls": ("TLS",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

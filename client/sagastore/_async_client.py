@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import Self
 
 from sagastore import _convert as convert
+from sagastore._arguments import checked
 from sagastore._async_files import AsyncFileClient
 from sagastore._async_migration import AsyncMigrationClient
 from sagastore._async_reads import STREAM_TIMEOUT, AsyncReads
@@ -27,7 +28,8 @@ from sagastore._model import (
 )
 from sagastore._pool import Pool
 from sagastore._retry import Deadline, RetryPolicy
-from sagastore._target import TLS, Token, parse_targets, token_source
+from sagastore._target import Token, parse_targets, token_source
+from sagastore._tls import TLS, Credentials
 from sagastore._version import __version__
 from sagastore.errors import (
     AbortedError,
@@ -48,10 +50,12 @@ class AsyncClient(AsyncReads):
     belongs to the event loop of that use; any number of tasks may share it. On
     another event loop, each method raises `WrongEventLoopError`.
 
-    Every call is bounded by a timeout, retries included. Calls that are safe to
-    repeat are retried when the server is unavailable or overloaded; see
-    `RetryPolicy`. Besides the errors that a method documents, each method can
-    raise `UnavailableError`, `ResourceExhaustedError`, `DeadlineExceededError`,
+    Every call is bounded by a timeout, retries included. Until then, calls that
+    are safe to repeat are retried when the server is unavailable or overloaded,
+    also before the first connection; see `RetryPolicy`. A wrong argument raises
+    `InvalidArgumentError`, or its subclass `ArgumentTypeError`, before anything
+    is sent. Besides the errors that a method documents, each method can raise
+    `UnavailableError`, `ResourceExhaustedError`, `DeadlineExceededError`,
     `UnauthenticatedError`, `PermissionDeniedError` and `InternalError`. All are
     subclasses of `SagaStoreError`.
 
@@ -65,6 +69,7 @@ class AsyncClient(AsyncReads):
         migration: Watches and controls a migration.
     """
 
+    @checked
     def __init__(
         self,
         target: str | Sequence[str] = DEFAULT_TARGET,
@@ -92,11 +97,13 @@ class AsyncClient(AsyncReads):
             allow_insecure_token: Send the token in plain text to other machines.
 
         Raises:
-            ValueError: An address is malformed, a number is out of range, or
-                the token would cross a network in plain text.
+            InvalidArgumentError: An address is malformed, a number is out of
+                range, a certificate or key cannot be used, or the token would
+                cross a network in plain text.
         """
         addresses = parse_targets(target)
-        self._tls = (TLS() if tls else None) if isinstance(tls, bool) else tls
+        settings = (TLS() if tls else None) if isinstance(tls, bool) else tls
+        self._tls = None if settings is None else Credentials.read(settings)
         source = token_source(
             token, addresses, secure=self._tls is not None, allow_insecure=allow_insecure_token
         )
@@ -123,6 +130,7 @@ class AsyncClient(AsyncReads):
         """Close the connections. Calls in progress fail. Can be called more than once."""
         await self._caller.pool.close()
 
+    @checked
     async def save(
         self,
         message: Message,
@@ -211,6 +219,7 @@ class AsyncClient(AsyncReads):
         except (NotFoundError, AbortedError):
             return None
 
+    @checked
     async def bulk_save(
         self,
         messages: Iterable[Message] | AsyncIterable[Message],
@@ -236,7 +245,7 @@ class AsyncClient(AsyncReads):
             batch_size: Messages per batch, 1 to 1000.
             max_in_flight: Maximum number of batches without acknowledgement.
             on_progress: Called with the counts after each acknowledgement.
-            timeout: Maximum seconds between acknowledgements.
+            timeout: Maximum seconds between acknowledgements, retries included.
 
         Raises:
             SagaStoreError: The messages cannot be saved. Acknowledged messages
@@ -258,6 +267,7 @@ class AsyncClient(AsyncReads):
                     on_progress(progress)
         return tally.result()
 
+    @checked
     async def bulk_save_stream(
         self,
         messages: Iterable[Message] | AsyncIterable[Message],
@@ -289,12 +299,12 @@ class AsyncClient(AsyncReads):
                 its message, if it has one, for an import or a restore.
             batch_size: Messages per batch, 1 to 1000.
             max_in_flight: Maximum number of batches without acknowledgement.
-            timeout: Maximum seconds between acknowledgements.
+            timeout: Maximum seconds between acknowledgements, retries included.
 
         Raises:
             SagaStoreError: The batches in flight cannot be saved. Whether they
                 are stored is unknown; saving them again is safe.
-            TypeError: An item is not a Message.
+            ArgumentTypeError: An item is not a Message.
         """
         batcher = Batcher(batch_size, on_conflict, keep_created_at=keep_created_at)
         sender = await self._bulk_sender(max_in_flight, timeout)
@@ -313,6 +323,7 @@ class AsyncClient(AsyncReads):
     async def _bulk_sender(self, max_in_flight: int, timeout: float) -> BulkSender:
         return BulkSender(self._caller, max_in_flight, timeout)
 
+    @checked
     async def delete(
         self, id: str, *, if_revision: int | None = None, timeout: float | None = None
     ) -> None:
@@ -332,8 +343,7 @@ class AsyncClient(AsyncReads):
             InvalidArgumentError: The id is empty or too long, or `if_revision`
                 is not greater than 0.
         """
-        with convert.naming("id"):
-            request = pb.DeleteRequest(id=id)
+        request = pb.DeleteRequest(id=id)
         if if_revision is not None:
             _set_revision(request, if_revision)
         history = History()
@@ -351,8 +361,7 @@ class AsyncClient(AsyncReads):
 
 
 def _set_revision(request: pb.SaveRequest | pb.DeleteRequest, revision: int) -> None:
-    with convert.naming("if_revision"):
-        request.if_revision = revision
+    request.if_revision = revision
 
 
 async def _batches(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sagastore import _convert_files as convert
+from sagastore._arguments import checked
 from sagastore._async_paging import AsyncPager
 from sagastore._async_reads import with_token
 from sagastore._call import Caller, History
@@ -35,6 +36,7 @@ class AsyncFileClient:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
+    @checked
     async def save(
         self,
         file: File,
@@ -122,6 +124,7 @@ class AsyncFileClient:
         except (NotFoundError, AbortedError):
             return None
 
+    @checked
     async def get(self, id: str, *, timeout: float | None = None) -> File:
         """Read one file record.
 
@@ -136,11 +139,11 @@ class AsyncFileClient:
         return convert.file_from_pb(await self._get(id, self._caller.deadline(timeout)))
 
     async def _get(self, id: str, deadline: Deadline) -> pb.File:
-        with naming("id"):
-            request = pb.GetFileRequest(id=id)
+        request = pb.GetFileRequest(id=id)
         response = await self._caller.unary("GetFile", lambda e: e.files.GetFile, request, deadline)
         return response.file
 
+    @checked
     def list(
         self,
         tags: Iterable[str] = (),
@@ -161,10 +164,7 @@ class AsyncFileClient:
             InvalidArgumentError: A tag is too long, the page size is negative,
                 or the token belongs to another request.
         """
-        if isinstance(tags, str):
-            raise TypeError(f"tags: expected several strings, got the one string {tags!r}")
-        with naming("request"):
-            request = pb.ListFilesRequest(page_size=page_size, tags=tags)
+        request = pb.ListFilesRequest(page_size=page_size, tags=tags)
 
         async def fetch(token: str) -> Page[File]:
             response = await self._caller.unary(
@@ -177,6 +177,7 @@ class AsyncFileClient:
 
         return AsyncPager(fetch, page_token)
 
+    @checked
     async def delete(
         self, id: str, *, if_revision: int | None = None, timeout: float | None = None
     ) -> None:
@@ -196,11 +197,7 @@ class AsyncFileClient:
             InvalidArgumentError: The id is empty or too long, or `if_revision`
                 is not greater than 0.
         """
-        with naming("id"):
-            request = pb.DeleteFileRequest(id=id)
-        if if_revision is not None:
-            with naming("if_revision"):
-                request.if_revision = if_revision
+        request = pb.DeleteFileRequest(id=id, if_revision=if_revision)
         history = History()
         try:
             await self._caller.unary(

@@ -9,13 +9,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from sagastore import _convert_migration as convert
+from sagastore._arguments import checked
 from sagastore._async_paging import AsyncPager
 from sagastore._call import Caller
-from sagastore._convert import member, naming
+from sagastore._convert import member
 from sagastore._enums import Phase
 from sagastore._migration_model import Migration, QuarantinedRow, VerifyProgress
 from sagastore._model import Page
-from sagastore.errors import SagaStoreError, UnavailableError
 from sagastore.v1 import migration_pb2 as pb
 
 __all__ = ["CHANGE_TIMEOUT", "VERIFY_TIMEOUT", "WATCH_TIMEOUT", "AsyncMigrationClient"]
@@ -39,6 +39,7 @@ class AsyncMigrationClient:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
+    @checked
     async def get(self, *, timeout: float | None = None) -> Migration:
         """Return the state of the migration.
 
@@ -53,6 +54,7 @@ class AsyncMigrationClient:
         )
         return convert.migration(response.migration)
 
+    @checked
     async def watch(self, *, timeout: float = WATCH_TIMEOUT) -> AsyncGenerator[Migration, None]:
         """Yield the state of the migration on every change and every second.
 
@@ -61,31 +63,20 @@ class AsyncMigrationClient:
         happened in between.
 
         Args:
-            timeout: Maximum seconds between updates. Before the first update,
-                the client's `RetryPolicy` limits the attempts.
+            timeout: Maximum seconds between updates, retries included.
         """
-        retry = self._caller.stream_retry(timeout)
-        while True:
-            # `stream` must not retry: it cannot know of updates from earlier streams.
-            responses = self._caller.stream(
-                "WatchMigration",
-                lambda e: e.migration.WatchMigration,
-                pb.WatchMigrationRequest,
-                timeout,
-                resume=False,
-            )
-            error: SagaStoreError = UnavailableError("WatchMigration: the server ended the stream")
-            try:
-                async with aclosing(responses):
-                    async for response in responses:
-                        retry.progress()
-                        yield convert.migration(response.migration)
-            except SagaStoreError as exc:
-                if not retry.progressed:
-                    raise
-                error = exc
-            await retry.pause(error, "WatchMigration")
+        responses = self._caller.stream(
+            "WatchMigration",
+            lambda e: e.migration.WatchMigration,
+            pb.WatchMigrationRequest,
+            timeout,
+            endless=True,
+        )
+        async with aclosing(responses):
+            async for response in responses:
+                yield convert.migration(response.migration)
 
+    @checked
     async def change_phase(
         self,
         phase: Phase | str,
@@ -127,6 +118,7 @@ class AsyncMigrationClient:
         )
         return convert.migration(response.migration)
 
+    @checked
     async def control_backfill(
         self,
         *,
@@ -147,10 +139,9 @@ class AsyncMigrationClient:
             InvalidArgumentError: A value is out of range.
             FailedPreconditionError: The phase is not BACKFILL.
         """
-        with naming("request"):
-            request = pb.ControlBackfillRequest(
-                paused=paused, batch_size=batch_size, max_rows_per_second=max_rows_per_second
-            )
+        request = pb.ControlBackfillRequest(
+            paused=paused, batch_size=batch_size, max_rows_per_second=max_rows_per_second
+        )
         response = await self._caller.unary(
             "ControlBackfill",
             lambda e: e.migration.ControlBackfill,
@@ -159,6 +150,7 @@ class AsyncMigrationClient:
         )
         return convert.migration(response.migration)
 
+    @checked
     async def verify(
         self, *, repair: bool = False, timeout: float = VERIFY_TIMEOUT
     ) -> AsyncGenerator[VerifyProgress, None]:
@@ -170,7 +162,8 @@ class AsyncMigrationClient:
         Args:
             repair: Queue the rows that differ for replication; SQLite is the
                 source of truth.
-            timeout: Maximum seconds between progress updates.
+            timeout: Maximum seconds between progress updates; before the first
+                one, retries included.
 
         Raises:
             FailedPreconditionError: The phase has only one store.
@@ -186,6 +179,7 @@ class AsyncMigrationClient:
             async for response in responses:
                 yield convert.verify_progress(response)
 
+    @checked
     def quarantine(
         self, *, page_size: int = 0, page_token: str = "", timeout: float | None = None
     ) -> AsyncPager[QuarantinedRow]:
@@ -202,8 +196,7 @@ class AsyncMigrationClient:
         """
 
         async def fetch(token: str) -> Page[QuarantinedRow]:
-            with naming("page_token"):
-                request = pb.ListQuarantineRequest(page_size=page_size, page_token=token)
+            request = pb.ListQuarantineRequest(page_size=page_size, page_token=token)
             response = await self._caller.unary(
                 "ListQuarantine",
                 lambda e: e.migration.ListQuarantine,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Generic, TypeVar
 
+from sagastore._arguments import checked
 from sagastore._model import Page
 
 __all__ = ["AsyncPager"]
@@ -24,6 +25,7 @@ class AsyncPager(Generic[T]):
         self._fetch = fetch
         self._page_token = page_token
 
+    @checked
     async def page(self, page_token: str | None = None) -> Page[T]:
         """Fetch the page of a token; without a token, the first page."""
         return await self._fetch(self._page_token if page_token is None else page_token)
@@ -49,6 +51,7 @@ class AsyncPager(Generic[T]):
             if not token:
                 return None
 
+    @checked
     async def limit(self, count: int) -> AsyncGenerator[T, None]:
         """Yield the first items, at most `count`. Fetches no page after the last one needed."""
         token = self._page_token

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagastore import _convert as convert
 from sagastore import _json, _wire
+from sagastore._arguments import checked
 from sagastore._async_paging import AsyncPager
 from sagastore._enums import Order, ServingStatus
 from sagastore._model import BatchGetResult, ExportBatch, Message, Page, SearchResult
@@ -36,6 +37,7 @@ class AsyncReads:
 
     _caller: Caller
 
+    @checked
     async def get(self, id: str, *, timeout: float | None = None) -> Message:
         """Read one message.
 
@@ -50,11 +52,11 @@ class AsyncReads:
         return convert.message_from_pb(await self._get(id, self._caller.deadline(timeout)))
 
     async def _get(self, id: str, deadline: Deadline) -> message_pb2.Message:
-        with convert.naming("id"):
-            request = pb.GetRequest(id=id)
+        request = pb.GetRequest(id=id)
         response = await self._caller.unary("Get", lambda e: e.storage.Get, request, deadline)
         return response.message
 
+    @checked
     async def batch_get(
         self, ids: Iterable[str], *, timeout: float | None = None
     ) -> BatchGetResult:
@@ -70,8 +72,6 @@ class AsyncReads:
         Raises:
             InvalidArgumentError: An id is empty or too long.
         """
-        if isinstance(ids, str):
-            raise TypeError(f"ids: expected several strings, got the one string {ids!r}")
         wanted = tuple(ids)
         deadline = self._caller.deadline(timeout)
         messages: list[Message] = []
@@ -82,6 +82,7 @@ class AsyncReads:
                 missing += part.missing_ids
         return BatchGetResult(tuple(messages), tuple(missing))
 
+    @checked
     def list(
         self,
         session_id: str,
@@ -105,10 +106,9 @@ class AsyncReads:
             InvalidArgumentError: The session id is too long, the page size is
                 negative, or the token belongs to another request.
         """
-        with convert.naming("request"):
-            request = pb.ListRequest(
-                session_id=session_id, newest_first=newest_first, page_size=page_size
-            )
+        request = pb.ListRequest(
+            session_id=session_id, newest_first=newest_first, page_size=page_size
+        )
 
         async def fetch(token: str) -> Page[Message]:
             response = await self._caller.unary(
@@ -121,6 +121,7 @@ class AsyncReads:
 
         return AsyncPager(fetch, page_token)
 
+    @checked
     def search(
         self,
         query: str = "",
@@ -162,23 +163,20 @@ class AsyncReads:
             InvalidArgumentError: A value is too long or cannot be encoded, the
                 page size is negative, or the token belongs to another request.
         """
-        if isinstance(tags, str):
-            raise TypeError(f"tags: expected several strings, got the one string {tags!r}")
         with convert.naming("metadata"):
             contained = _json.dumps(metadata) if metadata else ""
-        with convert.naming("request"):
-            request = pb.SearchRequest(
-                query=query,
-                tags=tags,
-                provider=provider,
-                role=role,
-                session_id=session_id,
-                start_time=None if start is None else convert.timestamp_to_pb(start, "start"),
-                end_time=None if end is None else convert.timestamp_to_pb(end, "end"),
-                metadata_json=contained,
-                page_size=page_size,
-                order=pb.Order.ValueType(convert.member(Order, order, "order")),
-            )
+        request = pb.SearchRequest(
+            query=query,
+            tags=tags,
+            provider=provider,
+            role=role,
+            session_id=session_id,
+            start_time=None if start is None else convert.timestamp_to_pb(start, "start"),
+            end_time=None if end is None else convert.timestamp_to_pb(end, "end"),
+            metadata_json=contained,
+            page_size=page_size,
+            order=pb.Order.ValueType(convert.member(Order, order, "order")),
+        )
 
         async def fetch(token: str) -> Page[SearchResult]:
             response = await self._caller.unary(
@@ -191,6 +189,7 @@ class AsyncReads:
 
         return AsyncPager(fetch, page_token)
 
+    @checked
     async def export(
         self, *, resume_token: str = "", batch_size: int = 0, timeout: float = STREAM_TIMEOUT
     ) -> AsyncGenerator[Message, None]:
@@ -203,7 +202,7 @@ class AsyncReads:
         Args:
             resume_token: Where to start: the `resume_token` of a batch.
             batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
-            timeout: Maximum seconds between responses.
+            timeout: Maximum seconds between responses, retries included.
 
         Raises:
             InvalidArgumentError: The token is not from an export, or the batch
@@ -217,6 +216,7 @@ class AsyncReads:
                 for message in batch.messages:
                     yield message
 
+    @checked
     async def export_batches(
         self, *, resume_token: str = "", batch_size: int = 0, timeout: float = STREAM_TIMEOUT
     ) -> AsyncGenerator[ExportBatch, None]:
@@ -225,7 +225,7 @@ class AsyncReads:
         Args:
             resume_token: Where to start: the `resume_token` of a batch.
             batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
-            timeout: Maximum seconds between responses.
+            timeout: Maximum seconds between responses, retries included.
 
         Raises:
             InvalidArgumentError: The token is not from an export, or the batch
@@ -243,6 +243,7 @@ class AsyncReads:
                 token = response.resume_token
                 yield convert.export_batch(response)
 
+    @checked
     async def health(self, service: str = "", *, timeout: float | None = None) -> ServingStatus:
         """Return the health of a service. Never retried: the result is about this moment.
 
@@ -266,8 +267,7 @@ async def batch_get(
     caller: Caller, ids: Sequence[str], deadline: Deadline
 ) -> Sequence[pb.BatchGetResponse]:
     """Read up to 1000 messages; several responses if they do not fit into one."""
-    with convert.naming("ids"):
-        request = pb.BatchGetRequest(ids=ids)
+    request = pb.BatchGetRequest(ids=ids)
     try:
         return (await caller.unary("BatchGet", lambda e: e.storage.BatchGet, request, deadline),)
     except ResourceExhaustedError as error:
@@ -286,6 +286,5 @@ def with_token(request: Any, token: str) -> Any:
         return request
     copy = type(request)()
     copy.CopyFrom(request)
-    with convert.naming("page_token"):
-        copy.page_token = token
+    copy.page_token = token
     return copy

@@ -11,6 +11,7 @@ from typing import Any
 
 from sagastore import _convert_sessions as convert
 from sagastore import _json
+from sagastore._arguments import checked
 from sagastore._async_paging import AsyncPager
 from sagastore._async_reads import batch_get, with_token
 from sagastore._call import Caller, History, annotated, may_have_taken_effect
@@ -57,6 +58,7 @@ class AsyncSessionClient:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
+    @checked
     async def append(
         self,
         session_id: str,
@@ -107,14 +109,13 @@ class AsyncSessionClient:
         """
         given = tuple(messages)
         sent = convert.messages_to_pb(session_id, given)
-        with naming("session_id"):
-            request = pb.AppendRequest(
-                session_id=session_id,
-                messages=sent,
-                durability=storage_pb2.Durability.ValueType(
-                    member(Durability, durability, "durability")
-                ),
-            )
+        request = pb.AppendRequest(
+            session_id=session_id,
+            messages=sent,
+            durability=storage_pb2.Durability.ValueType(
+                member(Durability, durability, "durability")
+            ),
+        )
         _guard(request, if_revision)
         new = frozenset(p.id for p, m in zip(sent, given, strict=True) if not m.id)
         deadline = self._caller.deadline(timeout)
@@ -169,6 +170,7 @@ class AsyncSessionClient:
         except (NotFoundError, AbortedError):
             return None
 
+    @checked
     async def get(self, session_id: str, *, timeout: float | None = None) -> Session:
         """Read one session, without its messages; `AsyncClient.list` reads those.
 
@@ -183,13 +185,13 @@ class AsyncSessionClient:
         return convert.session(await self._get(session_id, self._caller.deadline(timeout)))
 
     async def _get(self, session_id: str, deadline: Deadline) -> pb.Session:
-        with naming("session_id"):
-            request = pb.GetSessionRequest(session_id=session_id)
+        request = pb.GetSessionRequest(session_id=session_id)
         response = await self._caller.unary(
             "GetSession", lambda e: e.sessions.GetSession, request, deadline
         )
         return response.session
 
+    @checked
     def list(
         self,
         *,
@@ -230,18 +232,15 @@ class AsyncSessionClient:
         """
         with naming("metadata"):
             contained = _json.dumps(metadata) if metadata else ""
-        with naming("request"):
-            request = pb.ListSessionsRequest(
-                page_size=page_size,
-                oldest_first=oldest_first,
-                start_time=None
-                if start_time is None
-                else timestamp_to_pb(start_time, "start_time"),
-                end_time=None if end_time is None else timestamp_to_pb(end_time, "end_time"),
-                metadata_json=contained,
-                provider=provider or "",
-                title_prefix=title_prefix or "",
-            )
+        request = pb.ListSessionsRequest(
+            page_size=page_size,
+            oldest_first=oldest_first,
+            start_time=None if start_time is None else timestamp_to_pb(start_time, "start_time"),
+            end_time=None if end_time is None else timestamp_to_pb(end_time, "end_time"),
+            metadata_json=contained,
+            provider=provider or "",
+            title_prefix=title_prefix or "",
+        )
 
         async def fetch(token: str) -> Page[Session]:
             response = await self._caller.unary(
@@ -254,6 +253,7 @@ class AsyncSessionClient:
 
         return AsyncPager(fetch, page_token)
 
+    @checked
     async def update(
         self,
         session_id: str,
@@ -326,6 +326,7 @@ class AsyncSessionClient:
             raise (annotated(error, _CHANGED) if history.uncertain else error) from None
         return convert.session(response.session)
 
+    @checked
     async def truncate(
         self,
         session_id: str,
@@ -372,10 +373,9 @@ class AsyncSessionClient:
         """
         if (drop_last is None) == (keep_through is None):
             raise invalid("drop_last", "give exactly one of drop_last and keep_through")
-        with naming("request"):
-            request = pb.TruncateSessionRequest(
-                session_id=session_id, drop_last=drop_last or 0, keep_through=keep_through or ""
-            )
+        request = pb.TruncateSessionRequest(
+            session_id=session_id, drop_last=drop_last or 0, keep_through=keep_through or ""
+        )
         _guard(request, if_revision)
         repeatable = if_revision is not None or keep_through is not None
         history = History()
@@ -398,6 +398,7 @@ class AsyncSessionClient:
         complete = if_revision is not None or not history.uncertain
         return convert.truncate_result(response, complete=complete)
 
+    @checked
     async def delete(
         self,
         session_id: str,
@@ -432,8 +433,7 @@ class AsyncSessionClient:
             InvalidArgumentError: The id is too long, or `if_revision` is not
                 greater than 0.
         """
-        with naming("session_id"):
-            request = pb.DeleteSessionRequest(session_id=session_id)
+        request = pb.DeleteSessionRequest(session_id=session_id)
         _guard(request, if_revision)
         history = History()
         try:
@@ -455,5 +455,4 @@ class AsyncSessionClient:
 
 def _guard(request: Any, revision: int | None) -> None:
     if revision is not None:
-        with naming("if_revision"):
-            request.if_revision = revision
+        request.if_revision = revision

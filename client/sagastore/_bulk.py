@@ -16,6 +16,7 @@ import grpc.aio
 
 from sagastore import _status
 from sagastore._call import closed, stalled
+from sagastore._checks import at_least, invalid, wrong_type
 from sagastore._convert import member, message_to_pb
 from sagastore._enums import OnConflict
 from sagastore._ids import new_id
@@ -115,7 +116,7 @@ class Batcher:
         self, batch_size: int, on_conflict: OnConflict | str, *, keep_created_at: bool = False
     ) -> None:
         if not 1 <= batch_size <= _MAX_MESSAGES:
-            raise ValueError(f"batch_size must be 1 to {_MAX_MESSAGES}, not {batch_size}")
+            raise invalid("batch_size", f"must be 1 to {_MAX_MESSAGES}, not {batch_size}")
         self._batch_size = batch_size
         self._tail = _ON_CONFLICT_TAG + _varint(member(OnConflict, on_conflict, "on_conflict"))
         if keep_created_at:
@@ -136,12 +137,10 @@ class Batcher:
         """Add a message; return a batch if one is now complete.
 
         Raises:
-            TypeError: `message` is not a Message.
+            ArgumentTypeError: `message` is not a Message.
         """
         if not isinstance(message, Message):
-            raise TypeError(
-                f"position {self._position}: expected a Message, got {type(message).__name__}"
-            )
+            raise wrong_type(f"messages[{self._position}]", "a Message", message)
         id = message.id or new_id()
         full = None
         try:
@@ -301,8 +300,7 @@ class BulkSender:
     """
 
     def __init__(self, caller: Caller, max_in_flight: int, timeout: float) -> None:
-        if max_in_flight < 1:
-            raise ValueError(f"max_in_flight must be at least 1, not {max_in_flight}")
+        at_least(max_in_flight, 1, "max_in_flight")
         self._caller = caller
         self._max_in_flight = max_in_flight
         self._retry = caller.stream_retry(timeout)

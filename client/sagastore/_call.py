@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
 import grpc.aio
 
+from sagastore import _checks as checks
 from sagastore import _status
 from sagastore._retry import Deadline, RetryPolicy, delay_before_retry
 from sagastore.errors import (
     DeadlineExceededError,
     ResourceExhaustedError,
     SagaStoreError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -40,6 +44,13 @@ R = TypeVar("R")
 E = TypeVar("E", bound=SagaStoreError)
 
 _log = logging.getLogger("sagastore")
+
+# Attempts with another token each. A function that returns a new token for each call would
+# otherwise make the client repeat a refused call until its timeout.
+_TOKEN_ATTEMPTS = 6
+
+# With the default policy, half a second after the first failure.
+_NOTICED_ATTEMPT = 4
 
 # Reasons of errors that the server raises before it processes a call.
 _REJECTED_ON_ADMISSION = frozenset({"SERVER_STARTING", "SERVER_DRAINING", "UNAUTHENTICATED"})
@@ -68,22 +79,27 @@ class History:
 class StreamRetry:
     """The retry limit of a stream.
 
-    - Before the first response, the retry policy applies, so an unreachable
-      server is reported soon.
-    - After the first response, retries continue for `timeout` seconds without
-      progress, so a long transfer survives a restart of the server.
+    Retries continue for `timeout` seconds without a response, before the first
+    response as well as after it. A long transfer therefore survives any number of
+    restarts of the server.
     """
 
-    __slots__ = ("_clock", "_failing_since", "_failures", "_policy", "_progressed", "timeout")
+    __slots__ = (
+        "_clock",
+        "_failing_since",
+        "_failures",
+        "_policy",
+        "_progressed",
+        "_refused",
+        "timeout",
+    )
 
     def __init__(self, policy: RetryPolicy, timeout: float) -> None:
-        if not timeout > 0:
-            raise ValueError(f"timeout must be greater than 0, not {timeout!r}")
         self._policy = policy
-        self.timeout = timeout
+        self.timeout = checks.seconds(timeout, "timeout")
         self._clock = asyncio.get_running_loop().time
-        self._failures = 0
-        self._failing_since = 0.0
+        self._failures = self._refused = 0
+        self._failing_since = self._clock()
         self._progressed = False
 
     @property
@@ -94,7 +110,7 @@ class StreamRetry:
     def progress(self) -> None:
         """Record that a response arrived."""
         self._progressed = True
-        self._failures = 0
+        self._failures = self._refused = 0
 
     async def pause(self, error: SagaStoreError, call: str) -> None:
         """Wait before the stream is restarted.
@@ -103,34 +119,33 @@ class StreamRetry:
             SagaStoreError: `error`, if the stream must not be restarted.
         """
         self._failures += 1
-        if self._failures == 1:
+        self._refused += isinstance(error, UnauthenticatedError)
+        if self._failures == 1 and self._progressed:
             self._failing_since = self._clock()
-        delay = self._delay(error)
+        failing = self._clock() - self._failing_since
+        delay = self._delay(error, self.timeout - failing)
         if delay is None:
-            raise error from None
-        _log.debug("%s interrupted (%s); retrying in %.2f s", call, error.code, delay)
+            raise _gave_up(error, failing, self._failures) from None
+        _note_retry(call, error, self._failures, delay, self.timeout)
         await asyncio.sleep(delay)
 
-    def _delay(self, error: SagaStoreError) -> float | None:
+    def _delay(self, error: SagaStoreError, remaining: float) -> float | None:
         policy = self._policy
-        if not self._progressed or policy.max_attempts == 1:
-            return delay_before_retry(policy, error, self._failures)
-        if not _status.is_transient(error):
+        if self._refused >= _TOKEN_ATTEMPTS:
             return None
-        delay = (error.retry_after or 0.0) + policy.backoff(self._failures)
-        waited = self._clock() - self._failing_since
-        return delay if waited + delay < self.timeout else None
+        if self._progressed and policy.max_attempts != 1:
+            # The limit of attempts is one for starting the stream.
+            policy = replace(policy, max_attempts=None)
+        return delay_before_retry(policy, error, self._failures, remaining)
 
 
 class Caller:
     """Calls the servers of one client."""
 
     def __init__(self, pool: Pool, policy: RetryPolicy, timeout: float) -> None:
-        if not timeout > 0:
-            raise ValueError(f"timeout must be greater than 0, not {timeout!r}")
         self.pool = pool
         self.policy = policy
-        self.timeout = timeout
+        self.timeout = checks.seconds(timeout, "timeout")
 
     def deadline(self, timeout: float | None) -> Deadline:
         """Return the deadline of a call that starts now."""
@@ -167,7 +182,7 @@ class Caller:
         Raises:
             SagaStoreError: The error of the last attempt.
         """
-        failures = 0
+        failures = refused = 0
         previous: SagaStoreError | None = None
         while True:
             endpoint = await self.pool.acquire(deadline)
@@ -177,21 +192,38 @@ class Caller:
                     request, timeout=deadline.remaining(), metadata=metadata
                 )
             except grpc.aio.AioRpcError as exc:
-                error = _status.from_rpc_error(exc, name, endpoint.address, endpoint.security)
+                error = _status.from_rpc_error(
+                    exc,
+                    name,
+                    endpoint.address,
+                    endpoint.security,
+                    timeout=deadline.timeout,
+                    connected=endpoint.connected(),
+                )
                 self.pool.note_token(error, metadata)
             except asyncio.CancelledError:
                 if self._was_closed():
                     raise closed(name) from None
                 raise
             failures += 1
-            again = retry and (repeatable or not may_have_taken_effect(error))
-            delay = delay_before_retry(self.policy, error, failures) if again else None
-            if delay is None or not deadline.leaves_room_for(delay):
-                raise _final(error, previous) from None
+            refused += isinstance(error, UnauthenticatedError)
+            again = (
+                retry
+                and refused < _TOKEN_ATTEMPTS
+                and (repeatable or not may_have_taken_effect(error))
+            )
+            left = deadline.remaining()
+            delay = (
+                delay_before_retry(self.policy, error, failures, math.inf if left is None else left)
+                if again
+                else None
+            )
+            if delay is None:
+                raise _final(error, previous, deadline.elapsed(), failures) from None
             if history is not None:
                 history.note(error)
             previous = error
-            _log.debug("%s failed (%s); retrying in %.2f s", name, error.code, delay)
+            _note_retry(name, error, failures, delay, deadline.timeout)
             await asyncio.sleep(delay)
 
     async def stream(
@@ -202,6 +234,7 @@ class Caller:
         timeout: float,
         *,
         resume: bool = True,
+        endless: bool = False,
     ) -> AsyncGenerator[R, None]:
         """Yield the responses of a stream; restart it when it breaks.
 
@@ -212,6 +245,7 @@ class Caller:
             timeout: Maximum seconds between responses.
             resume: False if the stream cannot be continued after its first
                 response.
+            endless: True if the server never ends the stream by itself.
 
         Raises:
             SagaStoreError: The stream failed and cannot be restarted.
@@ -230,7 +264,10 @@ class Caller:
                         self.pool.note_token(error, metadata)
                         break
                     if response is grpc.aio.EOF:
-                        return
+                        if not endless:
+                            return
+                        error = UnavailableError(f"{name}: the server ended the stream")
+                        break
                     retry.progress()
                     yield response
             finally:
@@ -281,13 +318,37 @@ def stalled(name: str, address: str, timeout: float) -> DeadlineExceededError:
     return DeadlineExceededError(f"{name}: no response from {address} for {timeout:g} s")
 
 
-def _final(error: SagaStoreError, previous: SagaStoreError | None) -> SagaStoreError:
-    """Return the error; a timeout also reports the error of the previous attempt."""
+def _final(
+    error: SagaStoreError, previous: SagaStoreError | None, seconds: float, attempts: int
+) -> SagaStoreError:
+    """Return the error to raise: the last one, or a timeout with the one before it."""
     if previous is None or not isinstance(error, DeadlineExceededError):
-        return error
+        return _gave_up(error, seconds, attempts)
     return DeadlineExceededError(
         f"{error}; the previous attempt failed: {previous}",
         reason=error.reason,
         domain=error.domain,
         metadata=error.metadata,
+    )
+
+
+def _gave_up(error: E, seconds: float, attempts: int) -> E:
+    """Return a transient error with how long the client has tried."""
+    if attempts == 1 or not _status.is_transient(error):
+        return error
+    error.args = (f"{error} (gave up after {attempts} attempts in {seconds:.3g} s)",)
+    return error
+
+
+def _note_retry(
+    call: str, error: SagaStoreError, attempts: int, delay: float, timeout: float
+) -> None:
+    """Log a retry: at level INFO once a call has failed repeatedly, which users notice."""
+    _log.log(
+        logging.INFO if attempts == _NOTICED_ATTEMPT else logging.DEBUG,
+        "%s (%s is retried for up to %g s, next in %.2f s)",
+        error,
+        call,
+        timeout,
+        delay,
     )

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from sagastore import _checks as checks
 from sagastore import _json, _time
+from sagastore._checks import invalid
 from sagastore._enums import Store, _Wire
 from sagastore._model import (
     ExportBatch,
@@ -19,7 +21,7 @@ from sagastore._model import (
     SearchResult,
     _fill,
 )
-from sagastore.errors import FieldViolation, InvalidArgumentError
+from sagastore.errors import InvalidArgumentError
 from sagastore.v1 import message_pb2, storage_pb2
 
 __all__ = [
@@ -41,14 +43,6 @@ W = TypeVar("W", bound=_Wire)
 
 _new: Callable[[type[Message]], Message] = Message.__new__
 _PbMessage = message_pb2.Message
-
-
-def invalid(field: str, description: str) -> InvalidArgumentError:
-    """Return the error for one invalid field."""
-    text = description if description.startswith(field) else f"{field}: {description}"
-    error = InvalidArgumentError(text)
-    error.violations = (FieldViolation(field, description.removeprefix(f"{field}: ")),)
-    return error
 
 
 def member(kind: type[W], value: W | str, name: str) -> W:
@@ -87,6 +81,7 @@ def message_to_pb(
             field.
     """
     try:
+        _require_texts(message, id)
         metadata = message.metadata
         pb = _PbMessage(
             id=id,
@@ -103,42 +98,51 @@ def message_to_pb(
         if keep_created_at and message.created_at is not None:
             stamp = pb.created_at
             stamp.seconds, stamp.nanos = _time.to_wire(message.created_at, "created_at")
+    except InvalidArgumentError:
+        raise
     except (TypeError, ValueError) as exc:
         raise _explain(message, id, exc) from None
     return pb
 
 
+def _require_texts(message: Message, id: str) -> None:
+    """Require strings: protobuf also takes bytes, and None for an empty string."""
+    if not (
+        type(message.content) is str
+        and type(message.provider) is str
+        and type(message.role) is str
+        and type(id) is str
+    ):
+        for name in ("provider", "role", "content"):
+            checks.text(getattr(message, name), name)
+        checks.text(id, "id")
+    if message.session_id is not None and type(message.session_id) is not str:
+        checks.text(message.session_id, "session_id")
+    for index, tag in enumerate(message.tags):
+        if type(tag) is not str:
+            checks.text(tag, f"tags[{index}]")
+
+
 def _explain(message: Message, id: str, cause: Exception) -> InvalidArgumentError:
     """Return an error with the invalid field, which protobuf's errors do not name."""
-    for name in ("id", "provider", "role", "content", "session_id"):
-        value: object = id if name == "id" else getattr(message, name)
-        if value is None and name == "session_id":
-            continue
-        problem = _text_problem(value)
-        if problem:
-            return invalid(name, problem)
-    for index, tag in enumerate(message.tags):
-        problem = _text_problem(tag)
-        if problem:
-            return invalid(f"tags[{index}]", problem)
+    texts: dict[str, object] = {
+        "id": id,
+        "provider": message.provider,
+        "role": message.role,
+        "content": message.content,
+        "session_id": "" if message.session_id is None else message.session_id,
+    }
+    texts |= {f"tags[{index}]": tag for index, tag in enumerate(message.tags)}
+    for name, value in texts.items():
+        try:
+            checks.text(value, name)
+        except InvalidArgumentError as exc:
+            return exc
     if isinstance(cause, UnicodeEncodeError):
         return invalid("metadata", "contains a lone surrogate, which is not text")
     field = str(cause).partition(":")[0].partition(".")[0].partition("[")[0]
     known = field in {"metadata", "timestamp", "created_at"}
     return invalid(field if known else "message", str(cause))
-
-
-def _text_problem(value: object) -> str:
-    if not isinstance(value, str):
-        return f"expected a str, got {type(value).__name__}"
-    try:
-        value.encode()
-    except UnicodeEncodeError as exc:
-        return (
-            f"contains the lone surrogate U+{ord(value[exc.start]):04X} at position {exc.start}, "
-            "which is not text"
-        )
-    return ""
 
 
 def message_from_pb(pb: message_pb2.Message) -> Message:
@@ -177,13 +181,12 @@ def time_of(pb: Any, field: str) -> datetime | None:
 
 
 def timestamp_to_pb(value: datetime, name: str) -> Timestamp:
-    """Return a time as a protobuf message.
+    """Return an aware time as a protobuf message.
 
     Raises:
-        InvalidArgumentError: The time is naive or out of range.
+        InvalidArgumentError: The time is out of range.
     """
     try:
-        _time.require_aware(value, name)
         seconds, nanos = _time.to_wire(value, name)
     except (TypeError, ValueError) as exc:
         raise invalid(name, str(exc)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sagastore import _checks as checks
 from sagastore import _json
 from sagastore._convert import naming, time_of, timestamp_to_pb
 from sagastore._enums import Store
@@ -22,15 +23,11 @@ def file_to_pb(file: File, id: str) -> file_pb2.File:
             field.
     """
     pb = file_pb2.File()
-    with naming("id"):
-        pb.id = id
+    pb.id = checks.text(id, "id")
     for name in _TEXTS:
-        with naming(name):
-            setattr(pb, name, getattr(file, name))
-    with naming("tags"):
-        pb.tags.extend(file.tags)
-    with naming("file_size"):
-        pb.file_size = file.file_size
+        setattr(pb, name, checks.text(getattr(file, name), name))
+    pb.tags.extend(checks.texts(file.tags, "tags"))
+    pb.file_size = checks.int64(file.file_size, "file_size")
     if file.uploaded_at is not None:
         pb.uploaded_at.CopyFrom(timestamp_to_pb(file.uploaded_at, "uploaded_at"))
     with naming("metadata"):

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sagastore import _json
-from sagastore._convert import invalid, message_from_pb, message_to_pb, naming, time_of
+from sagastore._checks import invalid, wrong_type
+from sagastore._convert import message_from_pb, message_to_pb, naming, time_of
 from sagastore._enums import Store
 from sagastore._ids import new_id
 from sagastore._model import Message, Page
@@ -28,16 +29,15 @@ def messages_to_pb(session_id: str, messages: Iterable[Message]) -> Sequence[mes
     """Return the messages of a turn, each with an id and with the session.
 
     Raises:
-        InvalidArgumentError: A value cannot be encoded; the error names its
-            field.
-        TypeError: An item is not a message.
+        InvalidArgumentError: An item is not a message, or a value cannot be
+            encoded; the error names its field.
     """
     return [_message(session_id, message, n) for n, message in enumerate(messages)]
 
 
 def _message(session_id: str, message: Message, index: int) -> message_pb2.Message:
     if not isinstance(message, Message):
-        raise TypeError(f"messages[{index}]: expected a Message, got {type(message).__name__}")
+        raise wrong_type(f"messages[{index}]", "a Message", message)
     try:
         pb = message_to_pb(message, message.id or new_id())
     except InvalidArgumentError as exc:
@@ -45,8 +45,7 @@ def _message(session_id: str, message: Message, index: int) -> message_pb2.Messa
         field = f"messages[{index}].{violation.field}"
         raise invalid(field, violation.description) from None
     if message.session_id is None:
-        with naming("session_id"):
-            pb.session_id = session_id
+        pb.session_id = session_id
     return pb
 
 
@@ -59,10 +58,7 @@ def session_to_pb(
         InvalidArgumentError: A value cannot be encoded; the error names its
             field.
     """
-    with naming("session_id"):
-        pb = session_pb2.Session(session_id=session_id)
-    with naming("title"):
-        pb.title = title or ""
+    pb = session_pb2.Session(session_id=session_id, title=title or "")
     with naming("metadata"):
         pb.metadata_json = _json.dumps(metadata) if metadata else ""
     return pb

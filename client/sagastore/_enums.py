@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from enum import IntEnum, StrEnum
 from typing import Self
 
@@ -14,7 +15,15 @@ __all__ = [
     "Phase",
     "ServingStatus",
     "Store",
+    "shown",
 ]
+
+
+def shown(value: object) -> str:
+    """Return a value for an error: short, in one line; of other types only the type."""
+    if value is None or isinstance(value, str | int | float):
+        return reprlib.repr(value)
+    return type(value).__name__
 
 
 class _Wire(IntEnum):
@@ -42,7 +51,7 @@ class _Wire(IntEnum):
         if name in cls.__members__ and name != "UNKNOWN":
             return cls[name]
         names = ", ".join(member.label for member in cls if member.name != "UNKNOWN")
-        raise ValueError(f"{value!r} is not one of {names}")
+        raise ValueError(f"{shown(value)} is not one of {names}")
 
     @property
     def label(self) -> str:
@@ -127,11 +136,11 @@ class Phase(_Wire):
         Raises:
             ValueError: No phase has that name; the error lists the phases.
         """
-        phase = cls.__members__.get(text.strip().upper().replace("-", "_"))
-        if phase is None or phase is cls.UNKNOWN:
+        try:
+            return cls.of(text)
+        except ValueError:
             names = ", ".join(p.label for p in cls if p is not cls.UNKNOWN)
-            raise ValueError(f"{text!r} is not a phase; the phases are {names}")
-        return phase
+            raise ValueError(f"{shown(text)} is not a phase; the phases are {names}") from None
 
 
 class BackfillState(_Wire):

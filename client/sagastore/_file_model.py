@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sagastore import _checks as checks
 from sagastore._enums import Store
-from sagastore._time import require_aware
 
 __all__ = ["File", "FileSaveResult"]
 
@@ -71,23 +72,25 @@ class File:
         """Create a record; see the class for the meaning of each value.
 
         Raises:
-            ValueError: `uploaded_at` or `created_at` has no time zone.
-            TypeError: `tags` is one string, or `metadata` is not a mapping.
+            InvalidArgumentError: `uploaded_at` or `created_at` has no time zone, or a
+                value has the wrong type. The types of the texts are checked when
+                the record is saved.
         """
-        if isinstance(tags, str):
-            raise TypeError(f"tags: expected several strings, got the one string {tags!r}")
-        if metadata is not None and not isinstance(metadata, Mapping):
-            raise TypeError(f"metadata: expected a mapping, got {type(metadata).__name__}")
+        tags = tuple(checks.iterable(tags, "tags"))
+        if metadata is not None:
+            checks.mapping(metadata, "metadata")
         for name, time in (("uploaded_at", uploaded_at), ("created_at", created_at)):
             if time is not None:
-                require_aware(time, name)
+                checks.time(time, name)
+        file_size = checks.integer(file_size, "file_size", math.inf)
+        revision = checks.integer(revision, "revision", math.inf)
         values = {
             "filename": filename,
             "filepath": filepath,
             "file_type": file_type,
             "id": id,
             "extracted_text": extracted_text,
-            "tags": tuple(tags),
+            "tags": tags,
             "file_size": file_size,
             "uploaded_at": uploaded_at,
             "metadata": dict(metadata or {}),

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sagastore import _json
+from sagastore._checks import wrong_type
 
 if TYPE_CHECKING:
     from sagastore._model import Message
@@ -41,6 +42,8 @@ def fields_of(text: str | bytes) -> dict[str, Any]:
     Raises:
         ValueError: The text is not the JSON form of a message.
     """
+    if not isinstance(text, str | bytes):
+        raise wrong_type("text", "a str or bytes", text)
     try:
         values = _json.loads(text.decode() if isinstance(text, bytes) else text)
     except UnicodeDecodeError as exc:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
+from sagastore import _checks as checks
 from sagastore import _json
 from sagastore._enums import Store
 from sagastore._message_json import fields_of, record
-from sagastore._time import require_aware
 
 __all__ = [
     "BatchGetResult",
@@ -93,26 +94,30 @@ class Message:
         """Create a message; see the class for the meaning of each value.
 
         Raises:
-            ValueError: `timestamp` or `created_at` has no time zone.
-            TypeError: `tags` is one string, or `metadata` is not a mapping.
+            InvalidArgumentError: `timestamp` or `created_at` has no time zone, or a
+                value has the wrong type. The types of the texts are checked when
+                the message is saved, where a bulk save reports them.
         """
-        if isinstance(tags, str):
-            raise TypeError(f"tags: expected several strings, got the one string {tags!r}")
+        if type(tags) is not tuple:
+            tags = tuple(checks.iterable(tags, "tags"))
         if metadata is None:
             metadata = {}
-        elif not isinstance(metadata, Mapping):
-            raise TypeError(f"metadata: expected a mapping, got {type(metadata).__name__}")
+        elif type(metadata) is not dict:
+            checks.mapping(metadata, "metadata")
         if timestamp is not None:
-            require_aware(timestamp, "timestamp")
+            checks.time(timestamp, "timestamp")
         if created_at is not None:
-            require_aware(created_at, "created_at")
+            checks.time(created_at, "created_at")
+        if not (type(revision) is int and type(sequence) is int):
+            revision = checks.integer(revision, "revision", math.inf)
+            sequence = checks.integer(sequence, "sequence", math.inf)
         _fill(
             self,
             provider,
             role,
             content,
             id,
-            tuple(tags),
+            tags,
             timestamp,
             dict(metadata),
             session_id,
@@ -259,7 +264,14 @@ class SearchResult:
             end: Text after each matching word.
             escape: Applied to the snippet, not to `start` and `end`; use
                 `html.escape` for a web page.
+
+        Raises:
+            InvalidArgumentError: An argument has the wrong type.
         """
+        checks.text(start, "start")
+        checks.text(end, "end")
+        if escape is not None:
+            checks.callback(escape, "escape")
         text = self.snippet if escape is None else escape(self.snippet)
         return text.replace(_MARK_START, start).replace(_MARK_END, end)
 

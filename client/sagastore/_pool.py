@@ -12,9 +12,10 @@ import grpc.aio
 
 from sagastore import _wire
 from sagastore._retry import Deadline
-from sagastore._status import Security
-from sagastore._target import TLS, Address
+from sagastore._target import Address
+from sagastore._tls import Credentials
 from sagastore._trace import trace_headers
+from sagastore._transport import Security
 from sagastore.errors import SagaStoreError, UnauthenticatedError, WrongEventLoopError
 from sagastore.v1 import (
     file_pb2_grpc,
@@ -44,9 +45,15 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
     ("grpc.max_send_message_length", -1),
     # gRPC's default is up to two minutes between connection attempts; a server
-    # restarts much faster.
+    # restarts much faster. A connected client costs a returning server one attempt,
+    # however many calls wait.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # The time limit of one attempt, in spite of its name; by default 20 s. A host that
+    # dropped packets while it restarted is tried anew soon, and a silent port is reported.
+    ("grpc.min_reconnect_backoff_ms", 5000),
+    # By default 30 s: a server that restarts with another address is found sooner.
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
     # Also makes the kernel drop a connection whose peer vanished without closing it
     # (TCP_USER_TIMEOUT). The server allows a ping every 10 s.
     ("grpc.keepalive_time_ms", 60_000),
@@ -100,15 +107,19 @@ class Endpoint:
             ).FromString,
         )
 
+    def connected(self) -> bool:
+        """Report whether there is a connection now."""
+        return self.channel.get_state() is _READY
+
     def state(self) -> grpc.ChannelConnectivity:
         """Return the state of the connection; connects if there is none."""
         return self.channel.get_state(try_to_connect=True)
 
 
-def _security(tls: TLS | None) -> Security:
+def _security(tls: Credentials | None) -> Security:
     if tls is None:
-        return Security.PLAIN
-    return Security.TLS if tls.cert is None else Security.CERTIFICATE
+        return Security()
+    return Security(tls=True, certificate=tls.cert is not None, ends=tls.ends)
 
 
 def _serialize(message: Any) -> bytes:
@@ -124,7 +135,7 @@ class Pool:
     def __init__(
         self,
         addresses: Sequence[Address],
-        tls: TLS | None,
+        tls: Credentials | None,
         token: Callable[[], str] | None,
         user_agent: str,
     ) -> None:
@@ -193,7 +204,7 @@ class Pool:
             )
         _started_in = os.getpid()
         self._loop = asyncio.get_running_loop()
-        credentials = None if self._tls is None else self._tls.credentials()
+        credentials = None if self._tls is None else self._tls.for_grpc()
         security = _security(self._tls)
         self._endpoints = tuple(
             Endpoint(address.text, self._channel(address, credentials), security)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import enum
-import re
 from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from sagastore import _wire, errors
+from sagastore._transport import Cause, Security, explain, is_broken, is_unsent
 from sagastore.errors import SagaStoreError
 
-__all__ = ["Security", "from_rpc_error", "is_transient"]
+__all__ = ["from_rpc_error", "is_transient"]
 
 _TRAILER: Final = "grpc-status-details-bin"
 _DOMAIN: Final = "sagastore"
+_PLAIN: Final = Security()
 
 _CLASSES: Final[dict[grpc.StatusCode, type[SagaStoreError]]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidArgumentError,
@@ -35,26 +35,6 @@ _CLASSES: Final[dict[grpc.StatusCode, type[SagaStoreError]]] = {
     grpc.StatusCode.DATA_LOSS: errors.InternalError,
 }
 
-# Texts of INTERNAL and UNKNOWN errors that mean a broken connection.
-_BROKEN: Final = re.compile(
-    r"RST_STREAM|Stream removed|Connection reset|Socket closed|GOAWAY|Broken pipe"
-    r"|Internal error from Core",
-    re.IGNORECASE,
-)
-_UNSENT: Final = re.compile(
-    r"failed to connect|connections to all backends failing|errors? resolving|resolution failed"
-    r"|connect failed|handshake failed",
-    re.IGNORECASE,
-)
-
-
-class Security(enum.Enum):
-    """How a connection is secured; selects the hint for an unexplained disconnection."""
-
-    PLAIN = "plain text"
-    TLS = "TLS"
-    CERTIFICATE = "TLS with a client certificate"
-
 
 def is_transient(error: SagaStoreError) -> bool:
     """Report whether the same call may succeed later.
@@ -65,11 +45,17 @@ def is_transient(error: SagaStoreError) -> bool:
         return not error.too_large
     if isinstance(error, errors.UnauthenticatedError):
         return error.outdated
-    return isinstance(error, errors.UnavailableError)
+    return isinstance(error, errors.UnavailableError) and not error.misconfigured
 
 
 def from_rpc_error(
-    error: grpc.aio.AioRpcError, call: str, address: str, security: Security = Security.PLAIN
+    error: grpc.aio.AioRpcError,
+    call: str,
+    address: str,
+    security: Security = _PLAIN,
+    *,
+    timeout: float | None = None,
+    connected: bool = True,
 ) -> SagaStoreError:
     """Return the exception for a failed call.
 
@@ -78,16 +64,30 @@ def from_rpc_error(
         call: Name of the RPC.
         address: The server.
         security: How the connection is secured.
+        timeout: Seconds that the call had, if it had a limit.
+        connected: Whether there is a connection now.
     """
     code = error.code()
     text = " ".join((error.details() or "").split())
     details = _Details(error)
-    if not details.from_server and _is_broken(code, text):
+    if not details.from_server and is_broken(code, text):
         code = grpc.StatusCode.UNAVAILABLE
     kind = _CLASSES.get(code, SagaStoreError)
-    line = text if details.from_server else _transport_line(code, text, call, address, security)
+    cause = (
+        Cause(text or f"{call} failed with {code.name}")
+        if details.from_server
+        else explain(
+            code,
+            text,
+            call,
+            address,
+            security=security,
+            timeout=timeout,
+            connected=connected,
+        )
+    )
     result = kind(
-        _with_violations(line or f"{call} failed with {code.name}", details.violations),
+        _with_violations(cause.line, details.violations),
         code=code.name,
         reason=details.reason,
         domain=details.domain,
@@ -101,89 +101,15 @@ def from_rpc_error(
     elif isinstance(result, errors.FailedPreconditionError):
         result.violations = tuple(details.precondition_violations)
     elif isinstance(result, errors.UnavailableError):
-        result.unsent = not details.from_server and bool(_UNSENT.search(text))
+        result.unsent = not details.from_server and is_unsent(text)
+        result.misconfigured = cause.misconfigured
     return result
-
-
-def _is_broken(code: grpc.StatusCode, text: str) -> bool:
-    if code is grpc.StatusCode.CANCELLED:
-        # A cancellation by this client raises asyncio.CancelledError. The server
-        # cancelled the call, for example because it shuts down.
-        return True
-    suspects = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
-    return code in suspects and bool(_BROKEN.search(text))
 
 
 def _with_violations(line: str, violations: list[str]) -> str:
     """Append the violations that the line does not contain."""
     missing = [text for text in violations if text.rpartition(": ")[2] not in line]
     return f"{line}: {'; '.join(missing)}" if missing else line
-
-
-def _transport_line(
-    code: grpc.StatusCode, text: str, call: str, address: str, security: Security
-) -> str:
-    """Return the text of an error that does not come from a SagaStore server."""
-    match code:
-        case grpc.StatusCode.UNAVAILABLE:
-            return _unreachable(text, address, security)
-        case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return f"{call} timed out: no response from {address}"
-        case grpc.StatusCode.UNIMPLEMENTED:
-            return f"{address} does not implement {call}; is it a SagaStore server of this version?"
-        case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return f"{address} rejected {call}: {text}"
-        case _:
-            return f"{call} at {address} failed with {code.name}" + (f": {text}" if text else "")
-
-
-_CAUSES: Final = (
-    ("connection refused", "connection refused; is the server running?"),
-    ("no such file", "no such socket; is the server running?"),
-    ("wrong_version_number", "the server does not use TLS on this port; leave out tls"),
-    ("certificate has expired", "the server's certificate has expired; renew it"),
-    (
-        "certificate is not yet valid",
-        "the server's certificate is not valid yet; check the clocks",
-    ),
-    ("certificate_verify_failed", "the server's certificate is not trusted; see TLS(ca=...)"),
-    (
-        "hostname verification",
-        "the server's certificate is for another name; see TLS(server_name=...)",
-    ),
-    ("handshake failed", "the TLS handshake failed; check the certificates"),
-    ("timed out", "the connection timed out"),
-    ("timeout", "the connection timed out"),
-    ("no route to host", "no route to the host"),
-    ("network is unreachable", "the network is unreachable"),
-    ("cancelling all calls", "the server is shutting down"),
-)
-
-# A server that rejects a connection only closes it, so gRPC reports no cause.
-_CLOSED_AT_ONCE: Final = re.compile(
-    r"socket closed|connection reset|broken pipe|handshake read failed"
-)
-_LIKELY: Final = {
-    Security.PLAIN: "the server closed the connection; does the server require TLS (tls=True)?",
-    Security.TLS: "the server closed the connection after the TLS handshake; does it require a "
-    "client certificate (TLS(cert=..., key=...))?",
-    Security.CERTIFICATE: "the server closed the connection after the TLS handshake; has "
-    "the client certificate expired, or does the server not trust its authority?",
-}
-
-
-def _unreachable(text: str, address: str, security: Security) -> str:
-    low = text.lower()
-    if _UNSENT.search(low) and _CLOSED_AT_ONCE.search(low):
-        return f"cannot reach {address}: {_LIKELY[security]}"
-    for pattern, line in _CAUSES:
-        if pattern in low:
-            return f"cannot reach {address}: {line}"
-    if "resolv" in low or "name not found" in low or "lookup" in low:
-        return f"cannot reach {address}: the name cannot be resolved"
-    if _BROKEN.search(text):
-        return f"the connection to {address} was lost"
-    return f"{address} is unavailable: {text}" if text else f"{address} is unavailable"
 
 
 class _Details:

@@ -10,6 +10,7 @@ from contextlib import closing
 from datetime import datetime
 from typing import Any, Self
 
+from sagastore._arguments import checked
 from sagastore._async_client import DEFAULT_TARGET, AsyncClient
 from sagastore._async_reads import STREAM_TIMEOUT
 from sagastore._bulk import Batch, Batcher, Tally
@@ -30,7 +31,8 @@ from sagastore._sync_files import FileClient
 from sagastore._sync_migration import MigrationClient
 from sagastore._sync_paging import Pager
 from sagastore._sync_sessions import SessionClient
-from sagastore._target import TLS, Token
+from sagastore._target import Token
+from sagastore._tls import TLS
 
 __all__ = ["Client"]
 
@@ -41,9 +43,11 @@ class Client:
     Use it as a context manager, or call `close`. It connects on first use. Threads may
     share it; an iterator that a method returns belongs to one thread at a time.
 
-    Every call is bounded by a timeout, retries included. Calls that are safe to repeat
-    are retried when the server is unavailable or overloaded; see `RetryPolicy`. Besides
-    the errors that a method documents, each method can raise `UnavailableError`,
+    Every call is bounded by a timeout, retries included. Until then, calls that are safe
+    to repeat are retried when the server is unavailable or overloaded, also before the
+    first connection; see `RetryPolicy`. A wrong argument raises `InvalidArgumentError`,
+    or its subclass `ArgumentTypeError`, before anything is sent. Besides the errors that
+    a method documents, each method can raise `UnavailableError`,
     `ResourceExhaustedError`, `DeadlineExceededError`, `UnauthenticatedError`,
     `PermissionDeniedError` and `InternalError`. All are subclasses of `SagaStoreError`.
 
@@ -60,6 +64,7 @@ class Client:
         migration: Watches and controls a migration.
     """
 
+    @checked
     def __init__(
         self,
         target: str | Sequence[str] = DEFAULT_TARGET,
@@ -87,8 +92,9 @@ class Client:
             allow_insecure_token: Send the token in plain text to other machines.
 
         Raises:
-            ValueError: An address is malformed, a number is out of range, or
-                the token would cross a network in plain text.
+            InvalidArgumentError: An address is malformed, a number is out of
+                range, a certificate or key cannot be used, or the token would
+                cross a network in plain text.
         """
         self._async = AsyncClient(
             target,
@@ -121,6 +127,7 @@ class Client:
         if self._portal.alive:
             self._portal.run(self._async.close())
 
+    @checked
     def save(
         self,
         message: Message,
@@ -168,6 +175,7 @@ class Client:
             )
         )
 
+    @checked
     def bulk_save(
         self,
         messages: Iterable[Message],
@@ -193,7 +201,7 @@ class Client:
             batch_size: Messages per batch, 1 to 1000.
             max_in_flight: Maximum number of batches without acknowledgement.
             on_progress: Called with the counts after each acknowledgement.
-            timeout: Maximum seconds between acknowledgements.
+            timeout: Maximum seconds between acknowledgements, retries included.
 
         Raises:
             SagaStoreError: The messages cannot be saved. Acknowledged messages
@@ -215,6 +223,7 @@ class Client:
                     on_progress(progress)
         return tally.result()
 
+    @checked
     def bulk_save_stream(
         self,
         messages: Iterable[Message],
@@ -246,12 +255,12 @@ class Client:
                 its message, if it has one, for an import or a restore.
             batch_size: Messages per batch, 1 to 1000.
             max_in_flight: Maximum number of batches without acknowledgement.
-            timeout: Maximum seconds between acknowledgements.
+            timeout: Maximum seconds between acknowledgements, retries included.
 
         Raises:
             SagaStoreError: The batches in flight cannot be saved. Whether they
                 are stored is unknown; saving them again is safe.
-            TypeError: An item is not a Message.
+            ArgumentTypeError: An item is not a Message.
         """
         batcher = Batcher(batch_size, on_conflict, keep_created_at=keep_created_at)
         sender = self._portal.run(self._async._bulk_sender(max_in_flight, timeout))
@@ -265,6 +274,7 @@ class Client:
         finally:
             self._portal.release(sender.close())
 
+    @checked
     def delete(
         self, id: str, *, if_revision: int | None = None, timeout: float | None = None
     ) -> None:
@@ -286,6 +296,7 @@ class Client:
         """
         self._portal.run(self._async.delete(id, if_revision=if_revision, timeout=timeout))
 
+    @checked
     def get(self, id: str, *, timeout: float | None = None) -> Message:
         """Read one message.
 
@@ -299,6 +310,7 @@ class Client:
         """
         return self._portal.run(self._async.get(id, timeout=timeout))
 
+    @checked
     def batch_get(self, ids: Iterable[str], *, timeout: float | None = None) -> BatchGetResult:
         """Read any number of messages by id, in the order of the ids.
 
@@ -312,10 +324,9 @@ class Client:
         Raises:
             InvalidArgumentError: An id is empty or too long.
         """
-        return self._portal.run(
-            self._async.batch_get(ids if isinstance(ids, str) else tuple(ids), timeout=timeout)
-        )
+        return self._portal.run(self._async.batch_get(tuple(ids), timeout=timeout))
 
+    @checked
     def list(
         self,
         session_id: str,
@@ -348,6 +359,7 @@ class Client:
         )
         return Pager(lambda token: self._portal.run(pager.page(token)), page_token)
 
+    @checked
     def search(
         self,
         query: str = "",
@@ -405,6 +417,7 @@ class Client:
         )
         return Pager(lambda token: self._portal.run(pager.page(token)), page_token)
 
+    @checked
     def export(
         self, *, resume_token: str = "", batch_size: int = 0, timeout: float = STREAM_TIMEOUT
     ) -> Generator[Message, None, None]:
@@ -417,7 +430,7 @@ class Client:
         Args:
             resume_token: Where to start: the `resume_token` of a batch.
             batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
-            timeout: Maximum seconds between responses.
+            timeout: Maximum seconds between responses, retries included.
 
         Raises:
             InvalidArgumentError: The token is not from an export, or the batch
@@ -430,6 +443,7 @@ class Client:
             for batch in batches:
                 yield from batch.messages
 
+    @checked
     def export_batches(
         self, *, resume_token: str = "", batch_size: int = 0, timeout: float = STREAM_TIMEOUT
     ) -> Generator[ExportBatch, None, None]:
@@ -438,7 +452,7 @@ class Client:
         Args:
             resume_token: Where to start: the `resume_token` of a batch.
             batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
-            timeout: Maximum seconds between responses.
+            timeout: Maximum seconds between responses, retries included.
 
         Raises:
             InvalidArgumentError: The token is not from an export, or the batch
@@ -450,6 +464,7 @@ class Client:
             )
         )
 
+    @checked
     def health(self, service: str = "", *, timeout: float | None = None) -> ServingStatus:
         """Return the health of a service. Never retried: the result is about this moment.
 

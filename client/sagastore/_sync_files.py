@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sagastore._arguments import checked
 from sagastore._async_files import AsyncFileClient
 from sagastore._enums import Durability
 from sagastore._file_model import File, FileSaveResult
@@ -28,6 +29,7 @@ class FileClient:
         self._async = client
         self._portal = portal
 
+    @checked
     def save(
         self,
         file: File,
@@ -73,6 +75,7 @@ class FileClient:
             self._async.save(file, if_revision=if_revision, durability=durability, timeout=timeout)
         )
 
+    @checked
     def get(self, id: str, *, timeout: float | None = None) -> File:
         """Read one file record.
 
@@ -86,6 +89,7 @@ class FileClient:
         """
         return self._portal.run(self._async.get(id, timeout=timeout))
 
+    @checked
     def list(
         self,
         tags: Iterable[str] = (),
@@ -109,6 +113,7 @@ class FileClient:
         pager = self._async.list(tags, page_size=page_size, page_token=page_token, timeout=timeout)
         return Pager(lambda token: self._portal.run(pager.page(token)), page_token)
 
+    @checked
     def delete(
         self, id: str, *, if_revision: int | None = None, timeout: float | None = None
     ) -> None:

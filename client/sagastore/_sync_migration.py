@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+from sagastore._arguments import checked
 from sagastore._async_migration import (
     CHANGE_TIMEOUT,
     VERIFY_TIMEOUT,
@@ -33,6 +34,7 @@ class MigrationClient:
         self._async = client
         self._portal = portal
 
+    @checked
     def get(self, *, timeout: float | None = None) -> Migration:
         """Return the state of the migration.
 
@@ -41,6 +43,7 @@ class MigrationClient:
         """
         return self._portal.run(self._async.get(timeout=timeout))
 
+    @checked
     def watch(self, *, timeout: float = WATCH_TIMEOUT) -> Generator[Migration, None, None]:
         """Yield the state of the migration on every change and every second.
 
@@ -49,11 +52,11 @@ class MigrationClient:
         happened in between.
 
         Args:
-            timeout: Maximum seconds between updates. Before the first update,
-                the client's `RetryPolicy` limits the attempts.
+            timeout: Maximum seconds between updates, retries included.
         """
         return self._portal.iterate(self._async.watch(timeout=timeout))
 
+    @checked
     def change_phase(
         self,
         phase: Phase | str,
@@ -88,6 +91,7 @@ class MigrationClient:
             )
         )
 
+    @checked
     def control_backfill(
         self,
         *,
@@ -117,6 +121,7 @@ class MigrationClient:
             )
         )
 
+    @checked
     def verify(
         self, *, repair: bool = False, timeout: float = VERIFY_TIMEOUT
     ) -> Generator[VerifyProgress, None, None]:
@@ -128,13 +133,15 @@ class MigrationClient:
         Args:
             repair: Queue the rows that differ for replication; SQLite is the
                 source of truth.
-            timeout: Maximum seconds between progress updates.
+            timeout: Maximum seconds between progress updates; before the first
+                one, retries included.
 
         Raises:
             FailedPreconditionError: The phase has only one store.
         """
         return self._portal.iterate(self._async.verify(repair=repair, timeout=timeout))
 
+    @checked
     def quarantine(
         self, *, page_size: int = 0, page_token: str = "", timeout: float | None = None
     ) -> Pager[QuarantinedRow]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Generic, TypeVar
 
+from sagastore._arguments import checked
 from sagastore._model import Page
 
 __all__ = ["Pager"]
@@ -27,6 +28,7 @@ class Pager(Generic[T]):
         self._fetch = fetch
         self._page_token = page_token
 
+    @checked
     def page(self, page_token: str | None = None) -> Page[T]:
         """Fetch the page of a token; without a token, the first page."""
         return self._fetch(self._page_token if page_token is None else page_token)
@@ -52,6 +54,7 @@ class Pager(Generic[T]):
             if not token:
                 return None
 
+    @checked
     def limit(self, count: int) -> Generator[T, None, None]:
         """Yield the first items, at most `count`. Fetches no page after the last one needed."""
         token = self._page_token

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+from sagastore._arguments import checked
 from sagastore._async_sessions import DELETE_TIMEOUT, AsyncSessionClient
 from sagastore._enums import Durability
 from sagastore._model import Message
@@ -31,6 +32,7 @@ class SessionClient:
         self._async = client
         self._portal = portal
 
+    @checked
     def append(
         self,
         session_id: str,
@@ -89,6 +91,7 @@ class SessionClient:
             )
         )
 
+    @checked
     def get(self, session_id: str, *, timeout: float | None = None) -> Session:
         """Read one session, without its messages; `Client.list` reads those.
 
@@ -102,6 +105,7 @@ class SessionClient:
         """
         return self._portal.run(self._async.get(session_id, timeout=timeout))
 
+    @checked
     def list(
         self,
         *,
@@ -153,6 +157,7 @@ class SessionClient:
         )
         return Pager(lambda token: self._portal.run(pager.page(token)), page_token)
 
+    @checked
     def update(
         self,
         session_id: str,
@@ -193,6 +198,7 @@ class SessionClient:
             )
         )
 
+    @checked
     def truncate(
         self,
         session_id: str,
@@ -247,6 +253,7 @@ class SessionClient:
             )
         )
 
+    @checked
     def delete(
         self, session_id: str, *, if_revision: int | None = None, timeout: float = DELETE_TIMEOUT
     ) -> int:

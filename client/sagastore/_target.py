@@ -1,4 +1,4 @@
-"""Server addresses, TLS settings and tokens."""
+"""Server addresses and tokens."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
+from sagastore._checks import invalid, wrong_type
+from sagastore._enums import shown
 
-__all__ = ["TLS", "Address", "Token", "TokenFile", "parse_targets", "token_source"]
+__all__ = ["Address", "Token", "TokenFile", "parse_targets", "token_source"]
 
 DEFAULT_PORT = 50051
 
@@ -22,51 +23,7 @@ _NOT_IN_HOSTS = re.compile(r"[\s/?#@\[\]]")
 
 _MAX_TOKEN_BYTES = 8192
 
-Pem = bytes | str | os.PathLike[str]
 Token = str | Callable[[], str]
-
-
-@dataclass(frozen=True, slots=True)
-class TLS:
-    """TLS settings. Certificates and keys are PEM data (bytes or text) or paths of PEM files.
-
-    Attributes:
-        ca: Certificates of the trusted authorities; None for gRPC's default.
-        cert: The client certificate (chain), if the server requires one.
-        key: The private key of `cert`.
-        server_name: The name in the server's certificate, if it differs from
-            the name in the address.
-    """
-
-    ca: Pem | None = None
-    cert: Pem | None = None
-    key: Pem | None = field(default=None, repr=False)
-    server_name: str | None = None
-
-    def __post_init__(self) -> None:
-        """Require both of `cert` and `key`, or neither."""
-        if (self.cert is None) != (self.key is None):
-            raise ValueError("TLS: cert and key belong together; give both or neither")
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Read the files and return gRPC credentials.
-
-        Raises:
-            OSError: A file cannot be read.
-        """
-        return grpc.ssl_channel_credentials(
-            root_certificates=_read(self.ca),
-            private_key=_read(self.key),
-            certificate_chain=_read(self.cert),
-        )
-
-
-def _read(pem: Pem | None) -> bytes | None:
-    if pem is None or isinstance(pem, bytes):
-        return pem
-    if isinstance(pem, str) and pem.lstrip().startswith("-----BEGIN"):
-        return pem.encode()  # Path(pem) would put a private key into the error message.
-    return Path(pem).read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +39,7 @@ def parse_targets(target: str | Sequence[str]) -> tuple[Address, ...]:
     """Parse one or several addresses.
 
     Raises:
-        ValueError: An address is empty or not `HOST:PORT`, `HOST`, or a name
+        InvalidArgumentError: An address is empty or not `HOST:PORT`, `HOST`, or a name
             that gRPC resolves (`dns:///…`, `unix:…`, `ipv4:…`, `ipv6:…`).
     """
     if isinstance(target, str):
@@ -93,17 +50,17 @@ def parse_targets(target: str | Sequence[str]) -> tuple[Address, ...]:
         parts = target
     addresses = tuple(_parse(part.strip()) for part in parts)
     if not addresses:
-        raise ValueError("target: no address given")
+        raise invalid("target", "no address given")
     return addresses
 
 
 def _parse(text: str) -> Address:
     if not text:
-        raise ValueError("target: empty address")
+        raise invalid("target", "empty address")
     if text.startswith(_SCHEMES):
         return Address(text, text, _scheme_is_loopback(text))
     if "://" in text:
-        raise ValueError(f"target: {text!r} is not an address; write HOST:PORT")
+        raise invalid("target", f"{shown(text)} is not an address; write HOST:PORT")
     host, port = _split(text)
     bracketed = f"[{host}]" if ":" in host else host
     return Address(f"{bracketed}:{port}", f"dns:///{bracketed}:{port}", _is_loopback(host))
@@ -113,7 +70,7 @@ def _split(text: str) -> tuple[str, int]:
     if text.startswith("["):
         host, closed, rest = text[1:].partition("]")
         if not closed or ":" not in host or (rest and not rest.startswith(":")):
-            raise ValueError(f"target: {text!r} is not an address; write [IPV6]:PORT")
+            raise invalid("target", f"{shown(text)} is not an address; write [IPV6]:PORT")
         port = rest[1:]
     elif text.count(":") > 1:
         host, port = text, ""  # An IPv6 address without a port.
@@ -121,7 +78,7 @@ def _split(text: str) -> tuple[str, int]:
         host, _, port = text.partition(":")
     right_port = not port or (port.isascii() and port.isdigit() and 0 < int(port) < 65536)
     if not _is_host(host) or not right_port:
-        raise ValueError(f"target: {text!r} is not an address; write HOST:PORT")
+        raise invalid("target", f"{shown(text)} is not an address; write HOST:PORT")
     return host, int(port or DEFAULT_PORT)
 
 
@@ -169,8 +126,10 @@ class TokenFile:
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: The file is not one line of printable ASCII without spaces.
+            InvalidArgumentError: The file is not one line of printable ASCII without spaces.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise wrong_type("path", "a path", path)
         self._path = Path(path).expanduser()
         self._token = self._read()
 
@@ -201,15 +160,16 @@ def token_source(
     """Return a function that returns the token for each call.
 
     Raises:
-        ValueError: The token would cross a network in plain text.
+        InvalidArgumentError: The token would cross a network in plain text.
     """
     if token is None:
         return None
     exposed = [a.text for a in addresses if not a.loopback]
     if exposed and not secure and not allow_insecure:
-        raise ValueError(
+        raise invalid(
+            "token",
             f"the token would be sent to {exposed[0]} in plain text; use tls=..., "
-            "or allow_insecure_token=True if the network is secure"
+            "or allow_insecure_token=True if the network is secure",
         )
     if callable(token):
         source = token
@@ -220,6 +180,8 @@ def token_source(
 
 def _checked(token: str) -> str:
     # gRPC's error would contain the whole header.
+    if not isinstance(token, str):
+        raise wrong_type("token", "a str", token)
     if not token or not all("!" <= c <= "~" for c in token):
-        raise ValueError("token: must be printable ASCII without spaces, and not empty")
+        raise invalid("token", "token: must be printable ASCII without spaces, and not empty")
     return token

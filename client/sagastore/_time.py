@@ -4,27 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["from_wire", "require_aware", "to_wire"]
+__all__ = ["from_wire", "to_wire"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MIN_SECONDS = -62_135_596_800  # 0001-01-01T00:00:00Z
 _MAX_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z
-
-
-def require_aware(value: datetime, name: str) -> None:
-    """Require a datetime with an offset from UTC.
-
-    Raises:
-        TypeError: `value` is not a datetime.
-        ValueError: `value` is naive.
-    """
-    if not isinstance(value, datetime):
-        raise TypeError(f"{name}: expected a datetime, got {type(value).__name__}")
-    if value.utcoffset() is None:
-        raise ValueError(
-            f"{name}: {value.isoformat()} has no time zone; "
-            "use an aware datetime, for example datetime.now(timezone.utc)"
-        )
 
 
 def to_wire(value: datetime, name: str) -> tuple[int, int]:

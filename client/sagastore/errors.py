@@ -14,6 +14,7 @@ from sagastore._migration_model import Blocker
 __all__ = [
     "AbortedError",
     "AlreadyExistsError",
+    "ArgumentTypeError",
     "DeadlineExceededError",
     "Detail",
     "FailedPreconditionError",
@@ -130,6 +131,10 @@ class InvalidArgumentError(SagaStoreError, ValueError):
     violations: tuple[FieldViolation, ...] = ()
 
 
+class ArgumentTypeError(InvalidArgumentError, TypeError):
+    """An argument has the wrong type; the client has sent nothing. Also a `TypeError`."""
+
+
 class NotFoundError(SagaStoreError):
     """No message, session or file has the id."""
 
@@ -190,6 +195,9 @@ class UnavailableError(SagaStoreError):
     code = "UNAVAILABLE"
     unsent: bool = False
     """True if there was no connection, so the call had no effect."""
+    misconfigured: bool = False
+    """True if the connection fails until someone changes a setting: the wrong port, a
+    certificate that is not trusted. The client does not retry."""
 
 
 class UnauthenticatedError(SagaStoreError):

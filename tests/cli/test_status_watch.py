@@ -195,7 +195,7 @@ def test_watch_reports_missing_updates_and_gives_up(
 
 
 def test_watch_reports_an_unreachable_server(scripted_cli: Sagastore) -> None:
-    done = scripted_cli.run("--target", "127.0.0.1:1", "migrate", "watch")
+    done = scripted_cli.run("--target", "127.0.0.1:1", "--timeout", "1", "migrate", "watch")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
 

@@ -102,7 +102,7 @@ def test_batcher_rejects_invalid_arguments() -> None:
             Batcher(size, OnConflict.REPLACE)
     batcher = Batcher(10, OnConflict.REPLACE)
     batcher.add(message())
-    with pytest.raises(TypeError, match="position 1: expected a Message, got str"):
+    with pytest.raises(TypeError, match=r"messages\[1\]: expected a Message, got str"):
         batcher.add("x")  # type: ignore[arg-type]
 
 

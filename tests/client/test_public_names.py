@@ -18,6 +18,7 @@ NAMES = [
     "AbortedError",
     "AlreadyExistsError",
     "AppendResult",
+    "ArgumentTypeError",
     "AsyncClient",
     "AsyncFileClient",
     "AsyncMigrationClient",

@@ -35,6 +35,33 @@ def test_delay_is_none_when_retries_are_exhausted() -> None:
     assert delay_before_retry(policy, ResourceExhaustedError("x"), 1) is None
 
 
+def test_attempts_are_not_limited_by_default() -> None:
+    assert delay_before_retry(RetryPolicy(), UnavailableError("x"), 10_000) is not None
+
+
+@given(
+    st.floats(0.0, 100.0),
+    st.floats(0.0, 60.0) | st.none(),
+    st.integers(1, 100),
+)
+def test_last_wait_ends_before_the_deadline(
+    remaining: float, requested: float | None, failures: int
+) -> None:
+    error = UnavailableError("x", retry_after=requested)
+    delay = delay_before_retry(RetryPolicy(), error, failures, remaining)
+    least = requested or 0.0
+    if delay is None:
+        assert remaining < least + 0.02, "time for another attempt was left"
+    else:
+        assert least <= delay < remaining
+
+
+def test_misconfiguration_is_not_retried() -> None:
+    error = UnavailableError("the certificate is not trusted")
+    error.misconfigured = True
+    assert delay_before_retry(RetryPolicy(), error, 1) is None
+
+
 def test_delay_includes_the_server_delay() -> None:
     policy = RetryPolicy(initial_backoff=0.0)
     error = ResourceExhaustedError("x", retry_after=7.0)

@@ -16,6 +16,7 @@ from sagastore._status import from_rpc_error, is_transient
 from tests.client.failing.scripted import error_info, retry_info, status_bytes
 
 Code = grpc.StatusCode
+NO_TLS = "the server does not use TLS on this port; leave out tls, or check the port"
 
 
 def failed(
@@ -117,7 +118,7 @@ def test_error_text_is_one_line() -> None:
         ),
         (
             "connections to all backends failing; last error: SSL_ERROR_SSL: WRONG_VERSION_NUMBER",
-            "cannot reach host:1: the server does not use TLS on this port; leave out tls",
+            f"cannot reach host:1: {NO_TLS}",
         ),
     ],
 )

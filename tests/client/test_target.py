@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sagastore import TLS, AsyncClient, Client
+from sagastore import TLS, AsyncClient, Client, InvalidArgumentError
 from sagastore._target import Address, parse_targets
 
 
@@ -79,9 +79,11 @@ def test_tls_repr_hides_the_key(tmp_path: Path) -> None:
     assert "key" not in repr(TLS(cert=b"c", key=b"k"))
     with pytest.raises(ValueError, match="cert and key belong together"):
         TLS(cert=b"c")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InvalidArgumentError, match=r"ca: cannot read .*none: No such file"):
         TLS(ca=tmp_path / "none").credentials()
-    TLS(cert="-----BEGIN CERTIFICATE-----", key="-----BEGIN PRIVATE KEY-----").credentials()
+    with pytest.raises(InvalidArgumentError) as caught:
+        TLS(cert="-----BEGIN CERTIFICATE-----", key="-----BEGIN PRIVATE KEY-----").credentials()
+    assert str(caught.value) == "cert: contains an invalid certificate; check that it is complete"
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])

@@ -63,7 +63,7 @@ class Settings(NamedTuple):
     @property
     def retries(self) -> bool:
         """Whether an answer may be that to a second attempt."""
-        return self.retry.max_attempts > 1
+        return self.retry.max_attempts != 1
 
 
 class Traffic:

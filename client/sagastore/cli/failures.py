@@ -15,7 +15,15 @@ import typer
 from sagastore.cli.sanitize import one_line
 from sagastore.errors import InternalError, SagaStoreError, UnauthenticatedError
 
-__all__ = ["CommandError", "StoppedError", "complain", "execute", "explain", "terminated"]
+__all__ = [
+    "CommandError",
+    "StoppedError",
+    "complain",
+    "execute",
+    "explain",
+    "terminated",
+    "with_option_names",
+]
 
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -24,6 +32,7 @@ _BROKEN_PIPE = 141
 # Argument names in errors of the library, and the names of the options.
 _OPTION_NAMES = (
     ("leave out tls", "leave out --tls"),
+    ("check TLS(ca=..., cert=..., key=...)", "check --tls-ca, --tls-cert and --tls-key"),
     ("see TLS(ca=...)", "see --tls-ca"),
     ("see TLS(server_name=...)", "see --tls-server-name"),
     ("(TLS(cert=..., key=...))", "(--tls-cert, --tls-key)"),
@@ -46,11 +55,16 @@ def complain(line: str) -> None:
         sys.stderr.flush()
 
 
-def explain(error: SagaStoreError) -> str:
-    """Return an error of the library as one line with option names."""
-    text = str(error)
+def with_option_names(text: str) -> str:
+    """Replace the argument names of the library with option names."""
     for argument, option in _OPTION_NAMES:
         text = text.replace(argument, option)
+    return text
+
+
+def explain(error: SagaStoreError) -> str:
+    """Return an error of the library as one line with option names."""
+    text = with_option_names(str(error))
     if isinstance(error, UnauthenticatedError):
         text = f"{text}; set SAGASTORE_TOKEN or --token-file"
     # Every error has a reference; the server logs details only for internal errors.

@@ -48,7 +48,10 @@ class Settings:
             CommandError: The settings are inconsistent, or a file cannot be read.
         """
         from sagastore import AsyncClient
+        from sagastore.cli.retry_notice import show_retries
 
+        if not self.quiet:
+            show_retries()
         try:
             return AsyncClient(
                 self.target,
@@ -67,9 +70,7 @@ class Settings:
         files = (self.tls_ca, self.tls_cert, self.tls_key)
         if self.tls_server_name is None and all(path is None for path in files):
             return self.tls
-        # Read now, so that the error for a missing file has its name.
-        ca, cert, key = (None if path is None else _read(path) for path in files)
-        return TLS(ca, cert, key, self.tls_server_name)
+        return TLS(*files, self.tls_server_name)
 
     def _token(self) -> Token | None:
         """Return the token; never from an argument, which all users of the machine can see."""
@@ -87,19 +88,15 @@ class Settings:
             ) from None
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.expanduser().read_bytes()
-    except OSError as exc:
-        raise CommandError(f"cannot read {path}: {exc.strerror}") from None
-
-
 def _with_option_names(text: str) -> str:
     """Replace the argument names of the library with option names."""
     for argument, option in (
         ("use tls=..., or allow_insecure_token=True", "use --tls, or --allow-insecure-token"),
-        ("TLS: cert and key", "--tls-cert and --tls-key"),
+        ("cert and key belong", "--tls-cert and --tls-key belong"),
         ("target: ", "--target: "),
     ):
         text = text.replace(argument, option)
+    for argument in ("ca", "cert", "key"):
+        if text.startswith(f"{argument}: "):
+            text = f"--tls-{text}"
     return text

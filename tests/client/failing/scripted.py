@@ -27,7 +27,7 @@ from sagastore.v1 import (
     storage_pb2_grpc,
 )
 
-QUICK = RetryPolicy(initial_backoff=0.001, max_backoff=0.01)
+QUICK = RetryPolicy(max_attempts=6, initial_backoff=0.001, max_backoff=0.01)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Step = Callable[[Any, Context], Awaitable[Any]]

@@ -23,6 +23,7 @@ from sagastore import (
     RetryPolicy,
     SagaStoreError,
     Store,
+    UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
 )
@@ -119,6 +120,14 @@ async def test_timeout_covers_all_attempts(script: Script, client: AsyncClient) 
     with pytest.raises(DeadlineExceededError, match=r"no response .* the store is down"):
         await client.get("x", timeout=4)
     assert len(script.requests) == 3
+
+
+async def test_call_is_retried_until_its_timeout(script: Script) -> None:
+    script.play("Get", unavailable())
+    async with AsyncClient(script.address) as client:
+        with pytest.raises(UnavailableError, match=r"^the store is down \(gave up after \d+ at"):
+            await client.get("x", timeout=1.5)
+    assert len(script.requests) >= 4
 
 
 async def test_retry_beyond_the_timeout_is_not_started(script: Script, client: AsyncClient) -> None:
@@ -324,6 +333,16 @@ async def test_token_is_sent_with_each_call(script: Script) -> None:
     assert script.metadata[0]["user-agent"].startswith("sagastore-python/")
 
 
+async def test_refused_token_is_not_replaced_without_end(script: Script) -> None:
+    """A function may return another token for each call, all of which are refused."""
+    script.play("Get", refuse(Code.UNAUTHENTICATED, "who are you?"))
+    tokens = iter(range(1000))
+    async with AsyncClient(script.address, token=lambda: f"{next(tokens)}", timeout=600) as client:
+        with pytest.raises(UnauthenticatedError):
+            await client.get("x")
+    assert len(script.requests) == 6
+
+
 async def test_errors_never_contain_the_token(script: Script) -> None:
     script.play("Get", refuse(Code.UNAUTHENTICATED, "who are you?"))
     async with AsyncClient(script.address, token="s3cret") as client:
@@ -341,8 +360,8 @@ async def test_unreachable_server_is_reported() -> None:
     async with AsyncClient("127.0.0.1:1", retry=QUICK) as client:
         with pytest.raises(UnavailableError) as caught:
             await client.get("x")
-    line = "cannot reach 127.0.0.1:1: connection refused; is the server running?"
-    assert str(caught.value) == line
+    line = "cannot reach 127.0.0.1:1: connection refused; is the server running? (gave up after 6 "
+    assert str(caught.value).startswith(line)
     assert caught.value.unsent
 
 
