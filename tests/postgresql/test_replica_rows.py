@@ -8,7 +8,7 @@ import pytest
 
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.rows import search_columns
-from sagastore_server.search.analysis import FINGERPRINT
+from sagastore_server.search.analysis import ANALYSIS_VERSION
 from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria
@@ -105,4 +105,4 @@ async def test_claim_rebuilds_terms_of_other_analysis(dsn: str) -> None:
         ((terms,),) = await fetched(dsn, "SELECT terms FROM messages WHERE id = 'm-0001'")
         assert terms == search_columns("word1")[0]
         ((analysis,),) = await fetched(dsn, "SELECT value FROM store_state WHERE name = 'analysis'")
-        assert analysis == FINGERPRINT
+        assert analysis == ANALYSIS_VERSION

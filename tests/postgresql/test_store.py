@@ -16,7 +16,7 @@ from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.rows import search_columns
 from sagastore_server.postgresql.schema import SCHEMA_VERSION
 from sagastore_server.postgresql.writer import LARGE_ROWS
-from sagastore_server.search.analysis import FINGERPRINT, analyze
+from sagastore_server.search.analysis import ANALYSIS_VERSION, analyze
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import CannotOpenError, StorageError
 from sagastore_server.storage.model import NewMessage, OnConflict
@@ -206,7 +206,7 @@ async def test_terms_of_other_analysis_are_rebuilt(dsn: str) -> None:
     async with opened(lambda: backend_on(dsn)) as backend:
         assert await found(backend, "word1199") == ["m-1199"]
         query = "SELECT value FROM store_state WHERE name = 'analysis'"
-        assert await backend._pool.value(query) == FINGERPRINT  # type: ignore[attr-defined]
+        assert await backend._pool.value(query) == ANALYSIS_VERSION  # type: ignore[attr-defined]
 
 
 async def test_schema_version_is_current(dsn: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sagastore_server.search.analysis import FINGERPRINT
+from sagastore_server.search.analysis import ANALYSIS_VERSION
 from sagastore_server.sqlite import files
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.legacy.file_conversion import convert_files
@@ -130,7 +130,7 @@ async def test_index_of_other_analysis_is_rebuilt(path: Path) -> None:
     assert heard
     with closing(sqlite3.connect(path)) as plain:
         row = plain.execute("SELECT value FROM store_state WHERE name = 'analysis'").fetchone()
-    assert row == (FINGERPRINT,)
+    assert row == (ANALYSIS_VERSION,)
 
 
 def _shape(path: Path) -> list[tuple[str, ...]]:

@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 from sagastore_server.interfaces.usage import Usage
 from sagastore_server.runtime.supervisor import Failure, Policy
+from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import StatusSnapshot
-from sagastore_server.storage.model import StoreHealth
+from sagastore_server.storage.model import Store, StoreHealth
+from sagastore_server.storage.reanalysis import Reanalysis
 
 LIVE_WITHIN = 10.0
 """Seconds without a heartbeat after which the event loop counts as hung. The server's own code
@@ -55,6 +57,7 @@ class Notice(enum.Enum):
     TASK_FAILING = "TASK_FAILING"
     AUDIT_FAILING = "AUDIT_FAILING"
     NEAR_LIMIT = "NEAR_LIMIT"
+    REANALYSIS = "REANALYSIS"
 
 
 class Finding(NamedTuple):
@@ -92,6 +95,7 @@ class Readiness:
         self._store: StoreHealth | None = None
         self._snapshot: StatusSnapshot | None = None
         self._free: int | None = None
+        self._reanalyses: Sequence[tuple[Store, Reanalysis]] = ()
         self._failing: Callable[[], Sequence[Failure]] = _no_failures
         self._audit_failure: Callable[[], str] = str
         self._usage: Callable[[], Sequence[Usage]] = tuple
@@ -127,6 +131,12 @@ class Readiness:
     def disk(self, free: int | None) -> None:
         """Record the free bytes on the disk of the SQLite file; None without such a file."""
         self._free = free
+
+    def loads(self, loads: Sequence[Load]) -> None:
+        """Record the load of the stores, which has the progress of a reanalysis."""
+        self._reanalyses = [
+            (load.store, load.reanalysis) for load in loads if load.reanalysis is not None
+        ]
 
     def watch_tasks(self, failing: Callable[[], Sequence[Failure]]) -> None:
         """Report the failures that ``failing`` returns, which is called in any thread.
@@ -181,6 +191,7 @@ class Readiness:
         if snapshot is not None and not snapshot.taken_over:
             found += _migration_warnings(snapshot)
         found += [_task_failing(one) for one in self._failing() if one.policy is Policy.RESTART]
+        found += [_reanalysis(*one) for one in self._reanalyses]
         failure = self._audit_failure()
         if failure:
             found.append(_audit_failing(failure))
@@ -241,6 +252,16 @@ def _store_down(health: StoreHealth) -> Finding:
         Reason.STORE_DOWN.value,
         f"{name} does not answer: {health.detail}",
         "check that it runs and is reachable; the server then becomes ready automatically",
+    )
+
+
+def _reanalysis(store: Store, progress: Reanalysis) -> Finding:
+    name = "PostgreSQL" if store is Store.POSTGRESQL else "SQLite"
+    return Finding(
+        Notice.REANALYSIS.value,
+        f"the search index of {name} is being made anew by a newer version: {progress.done:,} of "
+        f"{progress.total:,} messages; until then, some words do not find the other ones",
+        "none needed; it continues after a restart",
     )
 
 
