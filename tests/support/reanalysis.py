@@ -72,6 +72,10 @@ class Gate:
         for _ in range(10_000):
             self._free.release()
 
+    def close(self) -> None:
+        """Hold further steps, which no store is waiting for."""
+        self._free = asyncio.Semaphore(0)
+
 
 async def reanalysis_ended(store: SQLiteStorage) -> None:
     """Wait until the former index is deleted, too."""
