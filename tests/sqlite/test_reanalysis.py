@@ -12,6 +12,7 @@ from random import Random
 import pytest
 
 from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.query import Criteria
 from tests.support.backends import opened
@@ -113,7 +114,7 @@ async def test_changes_meanwhile_are_found_at_once(path: Path, gate: Gate, seed:
     _check_index(path)
 
 
-async def _check_words(store: SQLiteStorage, expected: dict[str, str]) -> None:
+async def _check_words(store: StorageBackend, expected: dict[str, str]) -> None:
     for word in WORDS:
         ids = sorted(key for key, content in expected.items() if content == word)
         assert sorted(await found(store, word)) == ids
@@ -143,6 +144,7 @@ async def test_unchanged_terms_keep_a_pending_message_in_the_former_index(
 async def test_search_that_has_begun_keeps_the_former_index(path: Path, gate: Gate) -> None:
     await _former(path, ["old text"])
     async with opened(lambda: SQLiteStorage(path)) as store:
+        assert isinstance(store, SQLiteStorage)
         with store._reanalyser.searching() as both:
             assert both
             gate.open()

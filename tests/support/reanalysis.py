@@ -77,8 +77,9 @@ class Gate:
         self._free = asyncio.Semaphore(0)
 
 
-async def reanalysis_ended(store: SQLiteStorage) -> None:
-    """Wait until the former index is deleted, too."""
+async def reanalysis_ended(store: StorageBackend) -> None:
+    """Wait until the former index of a SQLite store is deleted, too."""
+    assert isinstance(store, SQLiteStorage)
     task = store._reanalyser._task
     await until(lambda: task is None or task.done)
 
