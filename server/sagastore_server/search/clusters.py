@@ -17,6 +17,7 @@ _BEFORE = 100
 syllable of a script of India up to 20."""
 _PLAIN = re.compile(r"[ -~](?=[ -~])")
 """A cluster begins after such a character."""
+_CONTEXT = regex.compile(r"[\p{M}\u200d\U0001f1e6-\U0001f1ff]")
 _FLAGS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 """Regional indicators: two of them are a flag, counted from the first of a row."""
 
@@ -35,13 +36,21 @@ def cluster_end(text: str, position: int) -> int:
 def _bounds(text: str, position: int) -> tuple[int, int]:
     """Return start and end of the cluster that contains a position."""
     beside = text[max(position - 1, 0) : position + 1]
-    if len(beside) < 2 or beside.isascii():
+    if len(beside) < 2 or beside.isascii() or _decides(beside):
         return position, position
     last = min(position + _BEFORE, len(text))
     for match in _CLUSTER.finditer(text, _begin(text, position), last):
         if match.end() > position:
             return match.start(), match.end()
     return position, position
+
+
+def _decides(beside: str) -> bool:
+    """Return whether a cluster begins between two characters, whatever precedes them.
+
+    Rules with more context (GB9c, GB11 to GB13) need a mark, a joiner or a regional indicator.
+    """
+    return bool(_CONTEXT.match(beside) is None and _CLUSTER.match(beside).end() == 1)
 
 
 def _begin(text: str, position: int) -> int:

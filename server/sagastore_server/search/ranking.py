@@ -132,7 +132,8 @@ def _counts(terms: AnalyzedText, wanted: tuple[Leaf, ...]) -> Iterator[int]:
 
 
 def _extract(content: str, marks: list[tuple[int, int]]) -> str:
-    marks = [(cluster_start(content, one), cluster_end(content, two)) for one, two in marks]
+    if not content.isascii():
+        marks = [(cluster_start(content, one), cluster_end(content, two)) for one, two in marks]
     begin = max(marks[0][0] - _LEAD, 0) if marks else 0
     if begin:
         begin = cluster_start(content, content.rfind(" ", 0, begin) + 1 or begin)

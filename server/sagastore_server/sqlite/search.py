@@ -55,19 +55,21 @@ per row."""
 _LONG = 4000
 """Characters of an expression whose parsing takes as long as a probe: 0.2 ms."""
 
-_MATCHING = "SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?{span}"
+_MATCHING = "SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?"
 """The numbers of the messages that match an expression."""
 
 _MATCHING_BOTH = (
     "WITH wanted (expression) AS (SELECT ?)"
     " SELECT rowid FROM messages_fts WHERE messages_fts MATCH (SELECT expression FROM wanted){span}"
     " UNION ALL SELECT rowid FROM messages_fts_former"
-    " WHERE messages_fts_former MATCH (SELECT expression FROM wanted){span}"
-    " AND rowid > (SELECT value FROM store_state WHERE name = 'reanalysis_cursor')"
-    " AND rowid <= (SELECT value FROM store_state WHERE name = 'reanalysis_upto')"
+    " WHERE messages_fts_former MATCH (SELECT expression FROM wanted)"
+    " AND rowid BETWEEN {first} AND {last}"
     " AND rowid NOT IN (SELECT number FROM reanalysed)"
 )
 """The same while messages are pending in the former index (``reanalysis``)."""
+
+_FIRST_PENDING = "(SELECT value + 1 FROM store_state WHERE name = 'reanalysis_cursor')"
+_LAST_PENDING = "(SELECT value FROM store_state WHERE name = 'reanalysis_upto')"
 
 _BLOCK = (
     "WITH counted AS MATERIALIZED (SELECT count(*) = ? AS enough FROM"
@@ -81,7 +83,8 @@ _BLOCK = (
 )
 """The outer join returns the size of the block even if the block has no match."""
 
-_IN_SPAN = " AND rowid BETWEEN (SELECT lowest FROM span) AND (SELECT highest FROM span)"
+_LOWEST, _HIGHEST = "(SELECT lowest FROM span)", "(SELECT highest FROM span)"
+_IN_SPAN = f" AND rowid BETWEEN {_LOWEST} AND {_HIGHEST}"
 
 _PAGE = (
     "SELECT {columns} FROM messages m"
@@ -215,7 +218,7 @@ def _block(
         columns=_COLUMNS,
         index=index,
         session="m.session_id = ? AND " if session else "",
-        matches=f"number IN ({_matching(both, _IN_SPAN)})",
+        matches=f"number IN ({_matching(both, in_span=True)})",
         further="".join(f" AND {part}" for part in checks),
         order=order,
     )
@@ -235,8 +238,15 @@ def _block(
     )
 
 
-def _matching(both: bool, span: str = "") -> str:
-    return (_MATCHING_BOTH if both else _MATCHING).format(span=span)
+def _matching(both: bool, *, in_span: bool = False) -> str:
+    """Return the statement for the numbers of the matching messages, perhaps of a block."""
+    span = _IN_SPAN if in_span else ""
+    if not both:
+        return _MATCHING + span
+    # One bound on each side: FTS5 uses no more.
+    first = f"max({_LOWEST}, {_FIRST_PENDING})" if in_span else _FIRST_PENDING
+    last = f"min({_HIGHEST}, {_LAST_PENDING})" if in_span else _LAST_PENDING
+    return _MATCHING_BOTH.format(span=span, first=first, last=last)
 
 
 def _where(conditions: list[str]) -> str:
