@@ -51,6 +51,25 @@ NEGATIONS = (
 )
 """Queries that match many messages."""
 
+SYMBOLS = (
+    "^",
+    "`",
+    "’",
+    "ʼ",
+    "™",
+    "¹",
+    "½",
+    "№",
+    "\ufe0f",
+    "\u20e3",
+    "\u200d",
+    "\u00ad",
+    "👍🏽",
+    "_",
+    "+",
+)
+"""Characters that are borders of words, or are dropped."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -143,6 +162,10 @@ def make_queries(texts: list[str], count: int, seed: int = 1) -> list[str]:
         word = chance.choice(words)
         return word[: chance.randint(min(4, len(word)), len(word))] + "*"
 
+    def beside_symbols() -> str:
+        symbols = chance.choices(SYMBOLS, k=3)
+        return f"{chance.choice(words)}{symbols[0]}{chance.choice(words)}{''.join(symbols[1:])}"
+
     def operand() -> str:
         return chance.choice(makers[:7])()
 
@@ -155,6 +178,8 @@ def make_queries(texts: list[str], count: int, seed: int = 1) -> list[str]:
         lambda: run(3, 6),
         prefix,
         prefix,
+        beside_symbols,
+        lambda: f'{chance.choice(chunks)} -"{beside_symbols()}"',
         lambda: f"{chance.choice(rare)} -{chance.choice(words)}",
         lambda: f"{run(3, 5)} -{run(1, 1)}",
         lambda: f'{run(3, 4)} -"{run(2, 2)}"',

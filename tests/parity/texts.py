@@ -36,5 +36,8 @@ HARD_TEXTS = [
     "\x01control\x02characters\x1fhere\x7f \u2028line\u2029paragraph",
     "\U0001d400\U0001d401 ﬁne ﬄ Ｆｕｌｌ ｗｉｄｔｈ １２３",
     "\ue000private \U0010ffff last ࿿ \ufffd",
+    "$E = mc^2$ — note word`word2` ‹x› ⚠️Warning 1️⃣First Acme™ sells Gizmo™",
+    "see the statement¹ and proof², 2½ №5 Ⅷ",
+    "don’t donʼt l’été Łódź Ørsted æther þorn ısı ħ ٣٤٥ ๓๔๕ می\u200cخواهم क्\u200dष foo\u200dbar",
     "' '' \" \\ % _ * : & | ! ( ) < > =word = 'quoted':* lex'eme back\\slash",
 ]

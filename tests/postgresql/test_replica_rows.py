@@ -8,7 +8,7 @@ import pytest
 
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.rows import search_columns
-from sagastore_server.search.analysis import FINGERPRINT
+from sagastore_server.search.analysis import ANALYSIS_VERSION
 from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria
@@ -17,6 +17,7 @@ from tests.postgresql.targets import buried_in, claimed, fetched, found_by, open
 from tests.support.drafts import NOW
 from tests.support.migration_values import LEASE, MARK, SOURCE, content_of, deleted, message, saved
 from tests.support.postgres import execute
+from tests.support.reanalysis import analysed, set_back_postgresql_analysis
 
 
 @pytest.fixture(params=[100, 0])
@@ -97,12 +98,12 @@ async def test_claim_rebuilds_terms_of_other_analysis(dsn: str) -> None:
     async with claimed(dsn) as replica:
         rows = [message(f"m-{n:04}", n + 1, f"word{n}") for n in range(1200)]
         await replica.copy(LEASE, rows, MARK)
-        await tamper(dsn, "UPDATE messages SET terms = '', search = ''")
-        await execute(dsn, "UPDATE store_state SET value = 'older' WHERE name = 'analysis'")
+    await set_back_postgresql_analysis(dsn, "older")
     async with opened_replica(dsn) as replica:
         await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
+        await analysed(replica)
         assert await found_by(replica, Criteria(parse_query("word1199"))) == ["m-1199"]
         ((terms,),) = await fetched(dsn, "SELECT terms FROM messages WHERE id = 'm-0001'")
         assert terms == search_columns("word1")[0]
         ((analysis,),) = await fetched(dsn, "SELECT value FROM store_state WHERE name = 'analysis'")
-        assert analysis == FINGERPRINT
+        assert analysis == str(ANALYSIS_VERSION)

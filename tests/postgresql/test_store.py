@@ -16,7 +16,7 @@ from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.rows import search_columns
 from sagastore_server.postgresql.schema import SCHEMA_VERSION
 from sagastore_server.postgresql.writer import LARGE_ROWS
-from sagastore_server.search.analysis import FINGERPRINT, analyze
+from sagastore_server.search.analysis import ANALYSIS_VERSION, analyze
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import CannotOpenError, StorageError
 from sagastore_server.storage.model import NewMessage, OnConflict
@@ -26,6 +26,7 @@ from tests.postgresql.targets import until_one_waits
 from tests.support.backends import opened
 from tests.support.drafts import NOW, draft, found
 from tests.support.postgres import execute, server_dsn
+from tests.support.reanalysis import analysed, set_back_postgresql_analysis
 
 MAX_TSVECTOR = (1 << 20) - 1
 """Bytes of lexemes that PostgreSQL takes (MAXSTRPOS)."""
@@ -201,12 +202,12 @@ class _Nothing(PostgreSQLStorage):
 async def test_terms_of_other_analysis_are_rebuilt(dsn: str) -> None:
     async with opened(lambda: backend_on(dsn)) as backend:
         await backend.bulk_save([draft(f"m-{n}", f"word{n}") for n in range(1200)], OnConflict.SKIP)
-    await execute(dsn, "UPDATE messages SET terms = '', search = ''")
-    await execute(dsn, "UPDATE store_state SET value = 'older' WHERE name = 'analysis'")
+    await set_back_postgresql_analysis(dsn, "older")
     async with opened(lambda: backend_on(dsn)) as backend:
+        await analysed(backend)
         assert await found(backend, "word1199") == ["m-1199"]
         query = "SELECT value FROM store_state WHERE name = 'analysis'"
-        assert await backend._pool.value(query) == FINGERPRINT  # type: ignore[attr-defined]
+        assert await backend._pool.value(query) == str(ANALYSIS_VERSION)  # type: ignore[attr-defined]
 
 
 async def test_schema_version_is_current(dsn: str) -> None:

@@ -19,6 +19,7 @@ from sagastore_server.storage.replication import MigrationState
 from tests.support.backends import opened
 from tests.support.drafts import draft, found, lone
 from tests.support.old_stores import OldRow, make_sqlite
+from tests.support.reanalysis import analysed
 
 ROWS = [OldRow(2, "z", 2), OldRow(5, "a", 11), OldRow(9, "m", 9), OldRow(40, "b", 12)]
 """With gaps, and with a number above the counter of revisions."""
@@ -40,6 +41,7 @@ async def test_order_of_rows_is_kept_and_new_messages_follow(path: Path) -> None
         assert await _listed(store) == old
         assert await store.last_sequence() == 40
         assert [one.id for one in (await store.scan_sequences(2, 9, 9)).messages] == ["a", "m"]
+        await analysed(store)
         assert await found(store, "fox") == ["z", "a", "m", "b"]
         assert (await store.save(draft("a", "a new fox"))).revision == 41
         await store.bulk_save([draft("y", "fox"), draft("c", "fox")], OnConflict.REPLACE)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sagastore_server.search.analysis import FINGERPRINT
+from sagastore_server.search.analysis import ANALYSIS_VERSION
 from sagastore_server.sqlite import files
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.legacy.file_conversion import convert_files
@@ -23,6 +23,7 @@ from sagastore_server.storage.query import Criteria
 from sagastore_server.storage.replication import MigrationState
 from tests.support.backends import opened
 from tests.support.drafts import draft, found
+from tests.support.reanalysis import analysed, reanalysis_ended
 
 
 async def _filled(path: Path) -> None:
@@ -118,19 +119,17 @@ async def test_index_of_other_analysis_is_rebuilt(path: Path) -> None:
         plain.execute("INSERT INTO messages_fts (messages_fts) VALUES ('delete-all')")
         plain.execute("INSERT INTO messages_fts (rowid, stems) VALUES (1, 'old')")
         plain.commit()
-    heard: list[tuple[str, int, int]] = []
-    store = SQLiteStorage(path, lambda *progress: heard.append(progress))
-    async with opened(lambda: store):
+    async with opened(lambda: SQLiteStorage(path)) as store:
+        await analysed(store)
         assert await found(store, "run fox") == ["a"]
         assert await found(store, "lazy") == ["b"]
         assert await found(store, "old") == []
         assert await found(store, Criteria(tags=("t",), metadata='{"k": 1}')) == ["a"]
         await store.delete("a")
         assert await found(store, "run") == []
-    assert heard
     with closing(sqlite3.connect(path)) as plain:
         row = plain.execute("SELECT value FROM store_state WHERE name = 'analysis'").fetchone()
-    assert row == (FINGERPRINT,)
+    assert row == (ANALYSIS_VERSION,)
 
 
 def _shape(path: Path) -> list[tuple[str, ...]]:
@@ -177,10 +176,15 @@ def _old_file(old: Path, version: int) -> None:
             "INSERT INTO quarantine VALUES (1, 'messages/rowid=9', 'odd', 'tags', '{}')"
         )
         connection.execute("INSERT INTO legacy_extra VALUES ('a', 'mood', x'00ff')")
+        time = "'2025-04-01'" if version < 6 else "1743465600000000"
+        more = "" if version < 6 else ", 8, '{}'"
         connection.execute(
             "INSERT INTO files VALUES"
-            " ('f', 'f.md', '/f', 'md', 't', '[]', 1, '2025-04-01', '{}', NULL)"
+            f" ('f', 'f.md', '/f', 'md', 't', '[]', 1, {time}, '{{}}', NULL{more})"
         )
+        if version >= 6:
+            connection.execute("DROP TABLE files_before_sagastore")
+            connection.execute("UPDATE store_state SET value = 8 WHERE name = 'revision'")
         connection.execute("COMMIT")
 
 
@@ -196,6 +200,7 @@ async def test_older_schema_is_upgraded(path: Path, version: int) -> None:
             assert (await store.health()).schema_version == files.SCHEMA_VERSION
             assert store.store_id == "the-id"
             assert store.committed == 8
+            await reanalysis_ended(store)
             assert await found(store, "run") == ["a"]
             assert [row.source_key for row in await store.quarantine(0, 9)] == ["messages/rowid=9"]
             assert await store.get_file("f") == FILE
@@ -224,4 +229,5 @@ async def test_conflicting_object_name_is_reported(path: Path) -> None:
         assert plain.execute("PRAGMA user_version").fetchone() == (1,)
         plain.execute("ALTER TABLE Journal RENAME TO my_journal")
     async with opened(lambda: SQLiteStorage(path)) as store:
+        await analysed(store)
         assert await found(store, "lazy") == ["b"]

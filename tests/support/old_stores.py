@@ -78,6 +78,7 @@ def set_back_sqlite(path: Path) -> None:
             DELETE FROM journal WHERE kind <> 0;
             ALTER TABLE journal DROP COLUMN kind;
             DROP TABLE sessions;
+            DROP TABLE reanalysed;
             DROP TABLE file_tombstones;
             DROP TABLE files;
             {_old_files()}
@@ -114,7 +115,7 @@ async def set_back_postgresql(dsn: str) -> None:
         ALTER TABLE migration DROP COLUMN backfill_attempt;
         CREATE TEMPORARY TABLE had AS SELECT indexname FROM pg_indexes
             WHERE schemaname = current_schema() AND indexname = 'idx_messages_sequence';
-        ALTER TABLE messages DROP COLUMN sequence;
+        ALTER TABLE messages DROP COLUMN sequence, DROP COLUMN analysed_3;
         DO $$ BEGIN IF EXISTS (SELECT FROM had) THEN
             CREATE INDEX idx_messages_session ON messages (session_id, timestamp, id)
                 WHERE session_id IS NOT NULL;

@@ -21,6 +21,7 @@ from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import BackfillState, BackfillStatus, StatusSnapshot
 from sagastore_server.storage.model import Store, StoreHealth
 from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.reanalysis import Reanalysis
 from sagastore_server.telemetry.readiness import LIVE_WITHIN, STALLED_AFTER, Readiness
 from tests.support.legacy_db import legacy_db, numbered
 from tests.support.ports import reserved_port
@@ -137,6 +138,20 @@ def test_warnings_leave_the_server_ready() -> None:
     assert warnings(readiness) == ["DISK_FULL", "FALLBACK", "NOT_FOLLOWING", "BACKFILL_FAILING"]
     readiness.disk(None)
     readiness.snapshot(SNAPSHOT)
+    assert warnings(readiness) == []
+
+
+def test_reanalysis_is_a_warning_with_its_progress() -> None:
+    readiness = Readiness()
+    readiness.opened()
+    load = Load(Store.SQLITE, 0, 0, 0, 0, 0)
+    readiness.loads([load, load._replace(reanalysis=Reanalysis(1200, 5000))])
+    assert reasons(readiness) == []
+    (finding,) = readiness.warnings()
+    assert finding.reason == "REANALYSIS"
+    assert "SQLite" in finding.detail
+    assert "1,200 of 5,000" in finding.detail
+    readiness.loads([load])
     assert warnings(readiness) == []
 
 

@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagastore_server.search import analysis
+from sagastore_server.search import analysis, folding
 from sagastore_server.search.analysis import (
     MAX_DISTINCT_BYTES,
     MAX_TERM,
     MAX_TERMS,
     analyze,
-    is_single,
     located,
     stem,
     tokenize,
@@ -191,7 +190,7 @@ def test_pieces_have_the_tokens_of_the_text(text: str) -> None:
     for at, start in enumerate([0, *ends[:-1]]):
         assert list(analysis._piece_ends(text, start)) == ends[at:]
     if not re.search("[^ ,-]{12000}|[\u0301\u093c]{30}", text):
-        folded = analysis._folded(text).split()
+        folded = folding.fold(text).split()
         assert tokenize(text) == [token[:MAX_TERM] for token in folded]
 
 
@@ -266,8 +265,8 @@ def test_threads_do_not_spoil_each_others_words() -> None:
 
 
 def test_characters_that_are_terms() -> None:
-    assert all(map(is_single, "北あア서ส👍"))
-    assert not any(map(is_single, ["a", "1", "é", "я", "北京", "", "م"]))
+    assert all(map(folding.is_single, "北あア서ส👍"))
+    assert not any(map(folding.is_single, ["a", "1", "é", "я", "北京", "", "م"]))
 
 
 def test_all_of_unicode() -> None:

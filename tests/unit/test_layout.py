@@ -21,7 +21,7 @@ MAX_LINES = 500
 # Packages that import nothing but the standard library, each other's parts, and these.
 PURE = {
     "server/sagastore_server/storage": {"sagastore_server"},
-    "server/sagastore_server/search": {"sagastore_server", "Stemmer"},
+    "server/sagastore_server/search": {"sagastore_server", "Stemmer", "regex", "unicodedata2"},
     "client/sagastore/legacy": {"sagastore"},
     "client/sagastore/receipt": {"sagastore"},
     "client/sagastore": {"sagastore", "google", "grpc"},

@@ -22,6 +22,7 @@ _COMMANDS = {
     "POSTGRES_BEHIND": _WAIT,
     "JOURNAL_NOT_APPLIED": _WAIT,
     "BACKFILL_NOT_DONE": "watch --until-backfill-done",
+    "SEARCH_INDEX_NOT_READY": _WAIT,
     "INDEXES_NOT_VALID": "to dual-write",
     "VERIFICATION_MISMATCH": "verify --repair",
     "NOT_VERIFIED": "verify",

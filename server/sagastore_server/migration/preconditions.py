@@ -60,6 +60,7 @@ class Preconditions:
             found += self._backfill_is_done()
             if not found:
                 found += await self._indexes_are_valid()
+            found += self._is_analysed()
             found += self._verified()
             found += await self._quarantine_is_accepted(accept_quarantine)
         if wanted is Phase.READ_POSTGRES:
@@ -130,6 +131,18 @@ class Preconditions:
                 f"not built, or invalid: {', '.join(missing)}; drop what is invalid, go back to "
                 "dual-write and to backfill again, which builds what is missing",
             )
+        ]
+
+    def _is_analysed(self) -> list[Blocker]:
+        """Both stores must find the same messages before the other one answers searches."""
+        return [
+            Blocker(
+                "SEARCH_INDEX_NOT_READY",
+                f"the search index of {store.place} is being made anew by a newer version: "
+                f"{progress.done:,} of {progress.total:,} messages; wait for it",
+            )
+            for store in (self._source, self._target)
+            if (progress := store.reanalysis) is not None
         ]
 
     def _verified(self) -> list[Blocker]:

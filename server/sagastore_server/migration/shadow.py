@@ -99,7 +99,13 @@ class ShadowReader:
 
     def wanted(self) -> bool:
         """Return, at random, whether to compare the next read."""
-        return self._active and self._randomness.fraction() < self._share
+        return (
+            self._active
+            and self._randomness.fraction() < self._share
+            # Until then, searches of the two stores may differ.
+            and self._source.reanalysis is None
+            and self._target.reanalysis is None
+        )
 
     @property
     def status(self) -> ShadowStatus:

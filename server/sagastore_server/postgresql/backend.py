@@ -16,6 +16,7 @@ from sagastore_server.postgresql.file_store import PostgreSQLFiles
 from sagastore_server.postgresql.options import PostgreSQLOptions, display_address
 from sagastore_server.postgresql.pool import Pool
 from sagastore_server.postgresql.queries import QUERIES
+from sagastore_server.postgresql.reanalysis import Reanalyser
 from sagastore_server.postgresql.rows import SearchColumns, message_from_row, search_columns_of
 from sagastore_server.postgresql.schema import prepare
 from sagastore_server.postgresql.search import (
@@ -52,6 +53,7 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.reanalysis import Reanalysis
 from sagastore_server.storage.session_writes import SessionWrites, sessions_of
 from sagastore_server.storage.sessions import (
     Session,
@@ -99,6 +101,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         self._searching = asyncio.Semaphore(max(1, options.pool_max // 2))
         self._taking_turns = asyncio.Lock()
         self._last_turn = 0
+        self._reanalyser = Reanalyser(self._pool, self._worker_pool, self._supervisor)
         self._writer: PostgreSQLGroupWriter | None = None
         self._on_group: OnGroup = unheard
         self._schema_version = 0
@@ -115,6 +118,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         try:
             await self._pool.open()
             self._schema_version = await prepare(self._pool, self.place)
+            await self._reanalyser.start()
         except (*DRIVER_ERRORS, ValueError, StorageError) as exc:
             await self.close()
             raise cannot_open(self.place, exc) from exc
@@ -136,6 +140,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
 
     async def close(self) -> None:
         """See the contract."""
+        await self._reanalyser.stop()
         if self._writer is not None:
             await self._writer.close()
             self._writer = None
@@ -283,6 +288,11 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
             return StoreHealth(Store.POSTGRESQL, False, str(exc), -1, 0)
         return StoreHealth(Store.POSTGRESQL, True, "", counts[0], self._schema_version, *counts[1:])
 
+    @property
+    def reanalysis(self) -> Reanalysis | None:
+        """See the contract."""
+        return self._reanalyser.progress
+
     def observe(self, on_group: OnGroup) -> None:
         """See the contract."""
         self._on_group = on_group
@@ -304,6 +314,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
                 commit_seconds=commits.longest_seconds,
                 commits_unconfirmed=commits.unconfirmed,
                 is_unreplicated=commits.is_refused,
+                reanalysis=self.reanalysis,
             )
         ]
 

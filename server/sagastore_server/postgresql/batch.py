@@ -36,6 +36,8 @@ _NONE: Mapping[str, SearchColumns] = MappingProxyType({})
 BLOCK = 1024
 """Revisions of one value of the sequence ``message_revisions``: its increment."""
 
+_REVISION = COLUMNS.index("revision")
+
 COPY_FROM = 100
 """New rows from which COPY is faster than INSERT."""
 
@@ -168,12 +170,19 @@ async def _insert(connection: Connection, rows: list[Row], copy: bool) -> None:
     if not rows:
         return
     if copy and len(rows) >= COPY_FROM:
-        await connection.copy_records_to_table("messages", records=rows, columns=COLUMNS)
+        await copy_rows(connection, rows)
     else:
         await _change(connection, rows, "insert")
     lowest = min(row[9] for row in rows)
     if await connection.fetchval(QUERIES["outlived"], [row[0] for row in rows], lowest):
         raise LostRaceError
+
+
+async def copy_rows(connection: Connection, rows: Iterable[Row]) -> None:
+    """Store new rows by COPY. Their terms are those of this analysis version (``reanalysis``)."""
+    records = [(*row, row[_REVISION]) for row in rows]
+    columns = (*COLUMNS, "analysed_3")
+    await connection.copy_records_to_table("messages", records=records, columns=columns)
 
 
 async def _change(connection: Connection, rows: list[Row], query: str) -> None:

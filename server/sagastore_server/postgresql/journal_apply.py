@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sagastore_server.postgresql.batch import COPY_FROM, columns_of, rows_of
+from sagastore_server.postgresql.batch import COPY_FROM, columns_of, copy_rows, rows_of
 from sagastore_server.postgresql.files import FileSteps, apply_files, file_steps_of
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import MIGRATION, QUERIES
-from sagastore_server.postgresql.rows import COLUMNS, Row
+from sagastore_server.postgresql.rows import Row
 from sagastore_server.postgresql.sessions import session_columns
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.model import Message
@@ -107,7 +107,7 @@ async def fill(connection: Connection, rows: Sequence[Row]) -> None:
     if len(fresh) < COPY_FROM:
         await _upsert(connection, rows)
         return
-    await connection.copy_records_to_table("messages", records=fresh, columns=COLUMNS)
+    await copy_rows(connection, fresh)
     await _upsert(connection, [row for row in rows if row[0] in known])
 
 

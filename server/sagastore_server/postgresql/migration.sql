@@ -165,9 +165,9 @@ WHERE tombstones.revision < excluded.revision
 -- A row with the sequence 0 was stored by a version without sequences.
 INSERT INTO messages
     (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, sequence,
-    terms, search)
+    terms, search, analysed_3)
 SELECT id, provider, role, content, tags::jsonb, timestamp, metadata::jsonb, session_id, created_at, revision,
-    sequence, terms, search
+    sequence, terms, search, revision
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
     $8::text[], $9::timestamptz[], $10::bigint[], $11::bigint[], $12::text[], $13::tsvector[])
     AS new (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision,
@@ -179,7 +179,7 @@ ON CONFLICT (id) DO UPDATE SET provider = excluded.provider, role = excluded.rol
     content = excluded.content, tags = excluded.tags, timestamp = excluded.timestamp,
     metadata = excluded.metadata, session_id = excluded.session_id, created_at = excluded.created_at,
     revision = excluded.revision, sequence = excluded.sequence, terms = excluded.terms,
-    search = excluded.search
+    search = excluded.search, analysed_3 = excluded.analysed_3
 WHERE messages.revision < excluded.revision
     OR (messages.sequence = 0 AND messages.revision = excluded.revision)
 

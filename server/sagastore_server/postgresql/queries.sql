@@ -63,9 +63,9 @@ SELECT nextval('message_revisions')
 -- name: insert
 INSERT INTO messages
     (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision, sequence,
-    terms, search)
+    terms, search, analysed_3)
 SELECT id, provider, role, content, tags::jsonb, timestamp, metadata::jsonb, session_id, created_at, revision,
-    sequence, terms, search
+    sequence, terms, search, revision
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
     $8::text[], $9::timestamptz[], $10::bigint[], $11::bigint[], $12::text[], $13::tsvector[])
     AS new (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision,
@@ -78,7 +78,7 @@ UPDATE messages AS old
 SET provider = new.provider, role = new.role, content = new.content, tags = new.tags::jsonb,
     timestamp = new.timestamp, metadata = new.metadata::jsonb, session_id = new.session_id,
     created_at = new.created_at, revision = new.revision, sequence = new.sequence, terms = new.terms,
-    search = new.search
+    search = new.search, analysed_3 = new.revision
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[],
     $8::text[], $9::timestamptz[], $10::bigint[], $11::bigint[], $12::text[], $13::tsvector[])
     AS new (id, provider, role, content, tags, timestamp, metadata, session_id, created_at, revision,
@@ -180,18 +180,35 @@ INSERT INTO sagastore_schema (version, compatible_from) VALUES ($1, $2)
 -- One server at a time changes the schema. The end of the transaction releases the lock.
 SELECT pg_advisory_xact_lock(hashtextextended('sagastore schema ' || current_schema(), 0))
 
--- name: texts_after
--- The next rows, up to a number and about a size in bytes, but at least one.
-SELECT id, content FROM messages WHERE id IN (
-    SELECT id FROM (
-        SELECT id, sum(octet_length(content)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING)
-            - octet_length(content) AS before
-        FROM (SELECT id, content FROM messages WHERE id > $1 ORDER BY id LIMIT $2) AS found
-    ) AS weighed
-    WHERE before <= $3::bigint
-) ORDER BY id FOR UPDATE
+-- name: stale_texts
+-- The next rows by id: their revisions, and the contents of those whose terms are of a former
+-- analysis version. Up to a number of rows and about a size of contents, but at least one row.
+SELECT id, revision, CASE WHEN stale THEN content END
+FROM (
+    SELECT *, sum(weight) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - weight AS before
+    FROM (
+        SELECT id, revision, content, analysed_3 <> revision AS stale,
+            CASE WHEN analysed_3 <> revision THEN octet_length(content) ELSE 0 END::bigint AS weight
+        FROM messages WHERE id > $1 ORDER BY id LIMIT $2
+    ) AS found
+) AS weighed
+WHERE before <= $3::bigint ORDER BY id
+
+-- name: lock_rows
+-- In the order in which every transaction locks them.
+SELECT FROM messages WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE
 
 -- name: set_terms
-UPDATE messages AS old SET terms = new.terms, search = new.search
-FROM unnest($1::text[], $2::text[], $3::tsvector[]) AS new (id, terms, search)
-WHERE old.id = new.id
+UPDATE messages AS old SET terms = new.terms, search = new.search, analysed_3 = new.revision
+FROM unnest($1::text[], $2::bigint[], $3::text[], $4::tsvector[]) AS new (id, revision, terms, search)
+WHERE old.id = new.id AND old.revision = new.revision AND old.analysed_3 <> old.revision
+
+-- name: raise_analysis
+-- An older version, or an unknown one, is replaced.
+INSERT INTO store_state (name, value) VALUES ($1, $2)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value
+WHERE coalesce(substring(store_state.value FROM '^[0-9]+'), '0')::bigint < excluded.value::bigint
+
+-- name: upgraded_recently
+-- Whether servers of the version before this column may still run.
+SELECT applied_at > now() - interval '1 day' FROM sagastore_schema WHERE version = 6

@@ -31,7 +31,6 @@ from sagastore_server.postgresql.schema import (
     SCHEMA_VERSION,
     check_server,
     check_table_names,
-    refresh_terms,
     version_of,
 )
 from sagastore_server.runtime.supervisor import Supervisor
@@ -128,10 +127,12 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         """See the contract."""
         wanted = Claim(lease, source, phase, epoch, steal)
         with translating():
-            async with self._pool.connection() as connection:
-                async with self._pool.transaction(connection, QUERIES["begin"]):
-                    record = await take(connection, wanted, self.place)
-                await refresh_terms(self._pool, connection, partial(hold, lease=lease))
+            async with (
+                self._pool.connection() as connection,
+                self._pool.transaction(connection, QUERIES["begin"]),
+            ):
+                record = await take(connection, wanted, self.place)
+        await self._reanalyser.start(partial(hold, lease=lease))
         self._schema_version = max(self._schema_version, SCHEMA_VERSION)
         return record
 
@@ -141,6 +142,7 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
 
     async def release(self, lease: Lease) -> None:
         """See the contract."""
+        await self._reanalyser.stop()
         with translating():
             async with (
                 self._pool.connection() as connection,

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import uuid
-from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import NamedTuple
 
 from sagastore_server.postgresql.file_conversion import convert_files
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import MIGRATION, QUERIES
-from sagastore_server.postgresql.rows import search_columns
-from sagastore_server.search.analysis import FINGERPRINT
+from sagastore_server.search.analysis import ANALYSIS_VERSION
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.reanalysis import ANALYSIS_STATE
 
 _OLDEST_SERVER = 130000
 """``server_version_num`` of PostgreSQL 13, the oldest whose planner supports the operators used."""
 
-_REINDEX_ROWS = 500
-_REINDEX_BYTES = 4 * 1024 * 1024
-"""Rows, and about bytes of content, whose terms are recomputed in one transaction."""
-
-COMPATIBLE_FROM = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5}
+COMPATIBLE_FROM = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 6}
 """By schema version: the oldest schema version whose servers can use it."""
 
 _TABLES = (
@@ -98,7 +92,6 @@ async def prepare(pool: Pool, place: str) -> int:
                 await _refuse_target(connection, version, place)
         if finished:
             await _drop_guard(pool, connection)
-        await refresh_terms(pool, connection)
         return version
 
 
@@ -193,7 +186,7 @@ async def upgrade(connection: Connection) -> int:
                 await convert_files(connection)
             await connection.execute(QUERIES["note_version"], number, COMPATIBLE_FROM[number])
     if version == 0:
-        await connection.execute(QUERIES["set_state"], "analysis", FINGERPRINT)
+        await connection.execute(QUERIES["raise_analysis"], ANALYSIS_STATE, str(ANALYSIS_VERSION))
         await connection.execute(QUERIES["set_state"], "store_id", str(uuid.uuid4()))
     return max(version, SCHEMA_VERSION)
 
@@ -211,38 +204,3 @@ async def check_table_names(connection: Connection) -> None:
             f"the database has tables that SagaStore did not create ({', '.join(found)}); use "
             "another database or a separate schema"
         )
-
-
-Enter = Callable[[Connection], Awaitable[object]]
-"""Runs first in each transaction."""
-
-
-async def _nothing(_: Connection) -> None:
-    """Do nothing."""
-
-
-async def refresh_terms(pool: Pool, connection: Connection, enter: Enter = _nothing) -> None:
-    """Recompute the terms if another analysis version computed them.
-
-    It can be interrupted and repeated. Every transaction starts with ``enter``.
-    """
-    if await connection.fetchval(QUERIES["get_state"], "analysis") == FINGERPRINT:
-        return
-    after: str | None = ""
-    while after is not None:
-        async with pool.transaction(connection, QUERIES["begin"]):
-            await enter(connection)
-            after = await _refresh_some(connection, after)
-    await connection.execute(QUERIES["set_state"], "analysis", FINGERPRINT)
-
-
-async def _refresh_some(connection: Connection, after: str) -> str | None:
-    """Recompute the terms of the next rows; return the last id, or None at the end."""
-    rows = await connection.fetch(QUERIES["texts_after"], after, _REINDEX_ROWS, _REINDEX_BYTES)
-    if not rows:
-        return None
-    columns = await asyncio.to_thread(lambda: [search_columns(row[1]) for row in rows])
-    ids = [row[0] for row in rows]
-    terms, search = zip(*columns, strict=True)
-    await connection.execute(QUERIES["set_terms"], ids, list(terms), list(search))
-    return str(ids[-1])

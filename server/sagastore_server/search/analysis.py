@@ -1,13 +1,6 @@
 """From text to terms: the one analysis that every backend indexes and searches by.
 
-* Case and accents are folded, compatibility forms unified (NFKC): ``Café`` and
-  ``cafe`` are one term. Vowel signs of Indic scripts and voicing marks of kana
-  are letters' parts, not accents, and stay.
-* A term is a run of letters and digits. Everything else separates, so
-  ``foo_bar`` is two terms side by side.
-* In scripts written without spaces (Han, kana, Hangul, Thai, Lao, Khmer,
-  Burmese) every character is a term, and so is every emoji or other symbol of
-  the Unicode category So. A word of such a script is a phrase of its characters.
+* What each character becomes, and which characters end a term: ``search.folding``.
 * English endings are removed (Snowball's English stemmer, "porter2"). No word is
   left out as too common.
 * A term has at most 100 characters: 400 bytes, far below PostgreSQL's limit
@@ -19,27 +12,31 @@
 
 The time is proportional to the length of the text, and a long text of other than
 ASCII characters is analysed in pieces (``_piece_ends``), because one call of
-``unicodedata.normalize`` for a million characters would block every other thread.
+``normalize`` for a million characters would block every other thread.
 
-A change here changes what is found: raise ANALYSIS_VERSION, and every store
-rebuilds its index when it opens.
+Terms and their places come from one function, ``folding.fold``: ``tokenize`` applies it
+to the text or to a piece of it, ``Places`` to the cells of a piece.
+
+A change here, or of a pinned package, changes what is found: raise ANALYSIS_VERSION,
+and every store is analysed again while it is served (docs/explanation/search.md).
 """
 
 from __future__ import annotations
 
 import re
 import threading
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
-from itertools import islice, repeat
+from itertools import islice
 from typing import NamedTuple
 
 import Stemmer
 
-ANALYSIS_VERSION = 2
-FINGERPRINT = f"{ANALYSIS_VERSION}/snowball-english-3.1/unicode-{unicodedata.unidata_version}"
-"""What an index was built by. The Unicode tables are Python's own."""
+from sagastore_server.search.folding import cells, fold, is_reordered
+
+ANALYSIS_VERSION = 3
+"""Version of the analysis: of this module, of ``folding``, and of the packages ``unicodedata2`` and
+``PyStemmer``. An index is only analysed again by a server with a greater version."""
 
 MAX_TERM = 100
 
@@ -97,25 +94,6 @@ class _Stemmers(threading.local):
 
 _STEMMERS = _Stemmers()
 
-_UNSPACED = (
-    (0x0E00, 0x0EFF),  # Thai, Lao
-    (0x1000, 0x109F),  # Myanmar
-    (0x1100, 0x11FF),  # Hangul jamo
-    (0x1780, 0x17FF),  # Khmer
-    (0x3005, 0x3007),  # ideographic iteration mark, closing mark, zero
-    (0x3021, 0x3029),  # Hangzhou numerals
-    (0x3040, 0x30FF),  # Hiragana, Katakana
-    (0x3100, 0x318F),  # Bopomofo, Hangul compatibility jamo
-    (0x31A0, 0x31FF),  # Bopomofo extended, Katakana phonetic extensions
-    (0x3400, 0x4DBF),  # Han, extension A
-    (0x4E00, 0x9FFF),  # Han
-    (0xA960, 0xA97F),  # Hangul jamo extended A
-    (0xAC00, 0xD7FF),  # Hangul syllables, jamo extended B
-    (0xF900, 0xFAFF),  # Han compatibility
-    (0x1AFF0, 0x1B16F),  # Kana supplements
-    (0x20000, 0x3FFFF),  # Han, extensions B and later
-)
-
 
 class AnalyzedText(NamedTuple):
     """The terms of a text."""
@@ -148,7 +126,7 @@ def tokenize(text: str) -> list[str]:
             return tokens
         small = len(text) < _ASCII_BELOW
     elif len(text) <= WHOLE:
-        tokens, small = _folded(text).split(), True
+        tokens, small = fold(text).split(), True
     else:
         tokens, size = _tokens_by_piece(text)
         small = size < _OTHER_BELOW
@@ -157,17 +135,12 @@ def tokenize(text: str) -> list[str]:
     return tokens if small else _bounded(tokens)
 
 
-def _folded(text: str) -> str:
-    """Return the tokens of a piece of text, with spaces between them and elsewhere."""
-    return unicodedata.normalize("NFKC", text).translate(_FOLD)
-
-
 def _tokens_by_piece(text: str) -> tuple[list[str], int]:
     """Return the tokens of a long text, and the length of the folded text."""
     tokens: list[str] = []
     size = start = 0
     for end in _piece_ends(text):
-        folded = _folded(text[start:end])
+        folded = fold(text[start:end])
         tokens += folded.split()
         size += len(folded)
         start = end
@@ -205,13 +178,7 @@ def _end_of_many_marks(text: str, start: int, end: int) -> int:
 @lru_cache(maxsize=1)
 def _marks() -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Return the expressions of one combining mark, and of as many as normalization may sort."""
-    # By what they decompose to: some have no combining class but decompose to marks that do.
-    marks = (
-        chr(code)
-        for code in range(0x300, 0x20000)
-        if unicodedata.combining(unicodedata.normalize("NFKD", chr(code))[0])
-    )
-    one = f"[{''.join(marks)}]"
+    one = f"[{''.join(filter(is_reordered, map(chr, range(0x300, 0x20000))))}]"
     return re.compile(one), re.compile(f"{one}{{{_MOST_MARKS}}}")
 
 
@@ -243,22 +210,13 @@ def stem(token: str) -> str:
     return stemmed
 
 
-def is_single(token: str) -> bool:
-    """Tell whether ``token`` is a character that is a separate term."""
-    return len(token) == 1 and not token.isascii() and _stands_alone(token)
-
-
 def located(text: str) -> tuple[list[str], Places]:
-    """Return the tokens of ``text``, and where each of them stands.
+    """Return the tokens of ``text``, as ``tokenize`` does, and where each of them stands.
 
     Tokens that come from one character, or are joined to it, stand where it does.
     """
-    if text.isascii() or len(text) > WHOLE:
-        tokens = tokenize(text)
-        return tokens, Places(text, len(tokens))
-    found = list(_spans_and_tokens(text))
-    known = [span for span, tokens in found for _ in tokens]
-    return [token for _, tokens in found for token in tokens], Places(text, len(known), known)
+    tokens = tokenize(text)
+    return tokens, Places(text, len(tokens))
 
 
 class Places:
@@ -267,13 +225,10 @@ class Places:
     Finding this takes several times as long as finding the tokens, so it is done on demand.
     """
 
-    def __init__(
-        self, text: str, count: int, known: Sequence[tuple[int, int]] | None = None
-    ) -> None:
-        """Find where the first ``count`` tokens of ``text`` stand, unless that is ``known``."""
+    def __init__(self, text: str, count: int) -> None:
+        """Find where the first ``count`` tokens of ``text`` stand."""
         self._text = text
         self._count = count
-        self._known = known
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yield (start, end) of each token."""
@@ -284,11 +239,11 @@ class Places:
 
         Of a long text that is not ASCII, the part before it is not searched.
         """
-        if self._known is not None or self._text.isascii():
+        if len(self._text) <= WHOLE or self._text.isascii():
             return 0, self._from(0)
         first = start = 0
         for end in _piece_ends(self._text):
-            count = len(_folded(self._text[start:end]).split())
+            count = len(fold(self._text[start:end]).split())
             if first + count > token:
                 break
             first += count
@@ -297,97 +252,33 @@ class Places:
 
     def _from(self, start: int) -> Iterator[tuple[int, int]]:
         """Yield where the tokens from the piece at ``start`` on stand."""
-        if self._known is not None:
-            return iter(self._known)
         if self._text.isascii():
             return map(re.Match.span, _ASCII_WORD.finditer(self._text.lower()))
         return self._by_piece(start)
 
     def _by_piece(self, start: int) -> Iterator[tuple[int, int]]:
         for end in _piece_ends(self._text, start):
-            piece = self._text[start:end]
-            places: list[tuple[int, int]] = []
-            for (first, last), tokens in _spans_and_tokens(piece):
-                places += repeat((start + first, start + last), len(tokens))
-            # Characters that join others only after they are folded can make the numbers differ;
-            # then the places of this piece are inexact, and those of the next are not.
-            count = len(_folded(piece).split())
-            yield from places[:count]
-            yield from repeat(places[-1] if places else (start, end), count - len(places))
+            for first, last in _spans(self._text[start:end]):
+                yield start + first, start + last
             start = end
 
 
-def _spans_and_tokens(text: str) -> Iterator[tuple[tuple[int, int], list[str]]]:
-    for start, end in _each_span(text):
-        yield (start, end), tokenize(text[start:end])
-
-
-def _each_span(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the stretches that, each for itself, have the tokens that they have in ``text``."""
-    start = -1
-    for index, char in enumerate(text):
-        folded = _FOLD[ord(char)]
-        if folded == "" or (folded != " " and folded[0] != " "):
-            if start < 0 and folded:
-                start = index
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the cells that each token of ``fold(text)`` comes from."""
+    begun = None
+    last = 0
+    for start, end, folded in cells(text):
+        if " " not in folded:
+            if folded:
+                begun = start if begun is None else begun
+                last = end
             continue
-        if start >= 0:
-            yield start, index
-            start = -1
-        if folded != " ":
-            yield index, index + 1
-    if start >= 0:
-        yield start, len(text)
-
-
-class _Fold(dict[int, str]):
-    """What becomes of each character; filled in as characters are met.
-
-    A space separates; a character between spaces is a separate term; an empty
-    string joins what stands beside it.
-    """
-
-    def __missing__(self, code: int) -> str:
-        folded = _fold(chr(code))
-        self[code] = folded
-        return folded
-
-
-def _fold(char: str) -> str:
-    if _stands_alone(char):
-        # Compatibility forms of one character may fold to several: half-width kana
-        # to kana, squared Latin to words.
-        return "".join(f" {part} " for part in unicodedata.normalize("NFKC", char) if part.strip())
-    decomposed = unicodedata.normalize("NFKD", char.casefold())
-    kept = "".join(part for part in decomposed if not _is_accent(part)).casefold()
-    if not kept:
-        return ""
-    if any(not _in_token(part) for part in kept):
-        return "" if unicodedata.category(char) in {"Sk", "Cf"} else " "
-    return unicodedata.normalize("NFKC", kept)
-
-
-def _stands_alone(char: str) -> bool:
-    code = ord(char)
-    if code < _UNSPACED[0][0]:
-        return False
-    if any(low <= code <= high for low, high in _UNSPACED):
-        return unicodedata.category(char)[0] in "LNM"
-    return unicodedata.category(char) == "So"
-
-
-def _in_token(char: str) -> bool:
-    return char.isalnum() or unicodedata.category(char)[0] in "LNM"
-
-
-def _is_accent(char: str) -> bool:
-    """Tell an accent, or an optional point of Hebrew or Arabic, by its combining class.
-
-    Classes 6 to 9 (nukta, voicing, virama), 84 to 132 (vowel signs) and 0 belong
-    to their letter; UnicodeData.txt, Canonical_Combining_Class.
-    """
-    combining = unicodedata.combining(char)
-    return combining == 1 or 10 <= combining <= 36 or 200 <= combining <= 240
-
-
-_FOLD = _Fold()
+        for index, part in enumerate(folded.split(" ")):
+            if index and begun is not None:
+                yield begun, last
+                begun = None
+            if part:
+                begun = start if begun is None else begun
+                last = end
+    if begun is not None:
+        yield begun, last

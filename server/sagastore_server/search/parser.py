@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sagastore_server.search.analysis import is_single, stem, tokenize
+from sagastore_server.search.analysis import stem, tokenize
+from sagastore_server.search.folding import is_single
 from sagastore_server.search.query_tokens import Kind, Token, query_tokens
 from sagastore_server.storage.query import And, Condition, Not, Or, Phrase, Prefix, TextQuery
 

@@ -14,7 +14,6 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from sagastore_server.search.analysis import (
-    WHOLE,
     AnalyzedText,
     Places,
     analyze_tokens,
@@ -22,6 +21,7 @@ from sagastore_server.search.analysis import (
     stem,
     tokenize,
 )
+from sagastore_server.search.clusters import cluster_end, cluster_start
 from sagastore_server.storage.query import Leaf, Phrase, Prefix, TextQuery
 
 MARK_START = "\x02"
@@ -76,9 +76,6 @@ def score_and_snippet(query: TextQuery | None, content: str) -> tuple[float, str
     """Return both in less time than one by one; without a query the score is 0."""
     if query is None:
         return 0.0, _extract(content, [])
-    if not content.isascii() and len(content) <= WHOLE:
-        # `located` is slow for these, and `score` needs only the tokens.
-        return score(query, content), snippet(query, content)
     look = _look(query)
     tokens, places = located(content)
     terms = _terms(look, tokens)
@@ -135,18 +132,23 @@ def _counts(terms: AnalyzedText, wanted: tuple[Leaf, ...]) -> Iterator[int]:
 
 
 def _extract(content: str, marks: list[tuple[int, int]]) -> str:
+    if not content.isascii():
+        marks = [(cluster_start(content, one), cluster_end(content, two)) for one, two in marks]
     begin = max(marks[0][0] - _LEAD, 0) if marks else 0
     if begin:
-        begin = content.rfind(" ", 0, begin) + 1 or begin
-    end = min(begin + SNIPPET_LENGTH, len(content))
+        begin = cluster_start(content, content.rfind(" ", 0, begin) + 1 or begin)
+    # A cluster that is longer than an extract has to be cut.
+    limit = begin + SNIPPET_LENGTH
+    end = cluster_start(content, min(limit, len(content)))
+    end = end if end > begin else limit
     parts = ["…"] if begin else []
     at = begin
-    for start, stop in marks:
-        if start >= end:
-            break
-        # A word may be as long as the whole content; its extract must not be.
-        at, before = min(stop, end), at
-        parts += [_plain(content[before:start]), MARK_START, _plain(content[start:at]), MARK_END]
+    for first, last in marks:
+        # Matches may share a cluster. A word may be as long as the content; its extract must not.
+        start, stop = max(first, at), min(last, end)
+        if start < stop:
+            parts += [_plain(content[at:start]), MARK_START, _plain(content[start:stop]), MARK_END]
+            at = stop
     parts.append(_plain(content[at:end]))
     if max(at, end) < len(content):
         parts.append("…")

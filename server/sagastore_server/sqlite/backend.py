@@ -33,6 +33,7 @@ from sagastore_server.sqlite.opening import Progress, open_for_writing
 from sagastore_server.sqlite.ownership import Ownership
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.sqlite.readers import READERS, ReaderPool, Row
+from sagastore_server.sqlite.reanalysis import Reanalyser
 from sagastore_server.sqlite.search import (
     Compiled,
     compile_search,
@@ -66,6 +67,7 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.reanalysis import Reanalysis
 from sagastore_server.storage.session_writes import SessionWrites, sessions_of
 from sagastore_server.storage.sessions import (
     Session,
@@ -119,6 +121,7 @@ class SQLiteStorage(SessionWrites, SQLiteFiles):
         self._worker_pool = WorkerPool()
         self._searching = asyncio.Semaphore(READERS - 1)
         self._checkpointer = Checkpointer(path, self._readers, supervisor)
+        self._reanalyser = Reanalyser(self._readers, self._worker_pool, supervisor)
         self._connection: sqlite3.Connection | None = None
         self._writer: SQLiteGroupWriter | None = None
         self._on_group: OnGroup = unheard
@@ -237,14 +240,15 @@ class SQLiteStorage(SessionWrites, SQLiteFiles):
         """See the contract."""
         if criteria.text is not None and criteria.text.condition is None:
             return Page([], more=False)
-        if len(criteria.metadata or "") < SHORT:
-            compiled = compile_search(criteria, scan)
-        else:
-            # Its facts take too long for the event loop.
-            compiled = await asyncio.to_thread(compile_search, criteria, scan)
-        # A search can take seconds. One connection remains for short reads.
-        async with self._searching:
-            return await self._search(compiled, scan.limit)
+        with self._reanalyser.searching() as both:
+            if len(criteria.metadata or "") < SHORT:
+                compiled = compile_search(criteria, scan, both=both)
+            else:
+                # Its facts take too long for the event loop.
+                compiled = await asyncio.to_thread(compile_search, criteria, scan, both=both)
+            # A search can take seconds. One connection remains for short reads.
+            async with self._searching:
+                return await self._search(compiled, scan.limit)
 
     async def _search(self, compiled: Compiled, limit: int) -> Page:
         page = await self._in_blocks(compiled, limit)
@@ -307,6 +311,11 @@ class SQLiteStorage(SessionWrites, SQLiteFiles):
             return StoreHealth(Store.SQLITE, False, str(exc), -1, 0)
         return StoreHealth(Store.SQLITE, True, "", messages, SCHEMA_VERSION, *others)
 
+    @property
+    def reanalysis(self) -> Reanalysis | None:
+        """See the contract."""
+        return self._reanalyser.progress
+
     def observe(self, on_group: OnGroup) -> None:
         """See the contract."""
         self._on_group = on_group
@@ -328,6 +337,7 @@ class SQLiteStorage(SessionWrites, SQLiteFiles):
                 log_bytes=self._checkpointer.log_bytes(),
                 file_bytes=file_bytes,
                 disk_free_bytes=free,
+                reanalysis=self.reanalysis,
             )
         ]
 
@@ -343,9 +353,12 @@ class SQLiteStorage(SessionWrites, SQLiteFiles):
         )
         await self._readers.open()
         await self._checkpointer.open(self._writer)
+        await self._reanalyser.open(self._writer)
 
     async def _close_connections(self) -> None:
-        await self._checkpointer.stop()  # It uses the writer, which refuses work once it closes.
+        # These use the writer, which refuses work once it closes.
+        await self._reanalyser.stop()
+        await self._checkpointer.stop()
         if self._writer is not None:
             await self._writer.close()
             self._writer = None

@@ -20,6 +20,7 @@ from sagastore_server.sqlite.index_terms import (
     fts_columns,
     indexed_fields,
 )
+from sagastore_server.sqlite.pending import Pending
 from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.changes import Changes, endless
@@ -32,6 +33,7 @@ DURABLE_ON = (Store.SQLITE,)
 _INSERTS = frozenset(
     {
         "unindex",
+        "note_reanalysed",
         "insert",
         "index",
         "bury",
@@ -43,6 +45,18 @@ _INSERTS = frozenset(
 )
 """Statements that insert rows. FTS5 also removes an entry by an INSERT (``unindex``)."""
 
+_ORDER = (
+    "unindex",
+    "note_reanalysed",
+    "delete",
+    "update",
+    "insert",
+    "index",
+    "bury",
+    "journal",
+)
+"""The statements for messages, in the order in which they are executed."""
+
 
 class Counters(NamedTuple):
     """State at the start of a group."""
@@ -53,6 +67,8 @@ class Counters(NamedTuple):
     """Number of messages."""
     journals: bool
     """Whether changes are journalled."""
+    pending: Pending = Pending(0, 0)
+    """Messages whose terms may be in the former index."""
 
 
 class Touched(NamedTuple):
@@ -90,8 +106,10 @@ class Batch:
         self._journals = counters.journals
         self._revision = counters.revision
         self._revisions = endless(counters.revision)
+        self._pending = counters.pending
         self._rows: dict[str, list[tuple[object, ...]]] = {}
         stored = self._stored(touched.ids)
+        self._reanalysed = self._already_reanalysed(stored.values())
         named = {one.session_id for one in stored.values() if one.session_id is not None}
         known = self._stored_sessions(named.union(touched.sessions))
         records = self._stored_files(list(touched.files))
@@ -114,7 +132,7 @@ class Batch:
         self._rows["bury"] = list(buried)
         if self._journals:
             self._rows["journal"] = self._entries()
-        for name in ("unindex", "delete", "update", "insert", "index", "bury", "journal"):
+        for name in _ORDER:
             if rows := self._rows.get(name):
                 self._execute(name, rows)
         self._write_sessions()
@@ -124,7 +142,7 @@ class Batch:
         if "delete" in self._rows or "insert" in self._rows:
             state.append(("messages", self._count))
         insert_all(self._connection, "set_state", state)
-        return Counters(revision, self._count, self._journals)
+        return Counters(revision, self._count, self._journals, self._pending)
 
     def _execute(self, name: str, rows: list[tuple[object, ...]]) -> None:
         if name in _INSERTS:
@@ -190,6 +208,14 @@ class Batch:
         rows = self._connection.execute(QUERIES["batch_get"], (wanted,))
         return {row[0]: message_from_row(row) for row in rows}
 
+    def _already_reanalysed(self, stored: Iterable[Message]) -> set[int]:
+        """Return which of the pending ones among ``stored`` the former index no longer has."""
+        pending = [one.sequence for one in stored if self._pending.has(one.sequence)]
+        if not pending:
+            return set()
+        rows = self._connection.execute(QUERIES["which_reanalysed"], (json.dumps(pending),))
+        return {number for (number,) in rows}
+
     def _stored_sessions(self, ids: set[str]) -> dict[str, Session]:
         if not ids:
             return {}
@@ -209,7 +235,7 @@ class Batch:
 
     def _delete(self, before: Message) -> None:
         self._count -= 1
-        self._add("unindex", before.sequence, *self._fts_columns(before))
+        self._unindex(before)
         self._add("delete", before.sequence)
 
     def _insert(self, message: Message) -> None:
@@ -225,8 +251,15 @@ class Batch:
             return
         self._add("update", *_columns(after)[1:])
         if indexed_fields(before) != indexed_fields(after):
-            self._add("unindex", before.sequence, *self._fts_columns(before))
+            self._unindex(before)
             self._add("index", before.sequence, *self._fts_columns(after))
+
+    def _unindex(self, before: Message) -> None:
+        """Remove a message from the index, or note that the former one no longer has it."""
+        if self._pending.has(before.sequence) and before.sequence not in self._reanalysed:
+            self._add("note_reanalysed", before.sequence)
+        else:
+            self._add("unindex", before.sequence, *self._fts_columns(before))
 
     def _fts_columns(self, message: Message) -> FtsColumns:
         searched = indexed_fields(message)

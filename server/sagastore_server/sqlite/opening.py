@@ -6,13 +6,12 @@ The file is classified before anything is changed; see ``files``.
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sagastore_server.search.analysis import FINGERPRINT
+from sagastore_server.search.analysis import ANALYSIS_VERSION
 from sagastore_server.sqlite.archived_store_guard import StoreRecord, remembered, remembered_by
 from sagastore_server.sqlite.connection import writer_connection
 from sagastore_server.sqlite.errors import translated
@@ -24,12 +23,13 @@ from sagastore_server.sqlite.files import (
     names_made_by,
     register_owner_function,
 )
-from sagastore_server.sqlite.index_terms import fts_columns
 from sagastore_server.sqlite.legacy.file_conversion import drop_objects_of_files, upgrade_files
 from sagastore_server.sqlite.legacy.importer import take_over
 from sagastore_server.sqlite.privacy import make_private
 from sagastore_server.sqlite.queries import QUERIES
+from sagastore_server.sqlite.reanalysis import begin as begin_reanalysis
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
+from sagastore_server.storage.reanalysis import ANALYSIS_STATE
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the step, the rows done and the total rows (0: unknown)."""
@@ -37,7 +37,6 @@ Progress = Callable[[str, int, int], None]
 _OLDEST_SQLITE = (3, 37, 0)
 """First version with STRICT tables (release history, 2021-11-27)."""
 
-_REPORT_EVERY = 1000
 _SESSIONS = 5
 """Schema step that adds sessions."""
 
@@ -57,8 +56,9 @@ def open_for_writing(
 ) -> sqlite3.Connection:
     """Return the writing connection to a file that is ready for use.
 
-    It creates a missing file, imports a legacy one, upgrades an older schema, and rebuilds the
-    search index of another analysis version, each in one transaction. The file is made private.
+    It creates a missing file, imports a legacy one, upgrades an older schema, and prepares the
+    search index of an older analysis version to be made anew (``reanalysis``), each in one
+    transaction. The file is made private.
 
     Args:
         path: The file; the caller owns it.
@@ -89,7 +89,8 @@ def open_for_writing(
         if found is not None:
             admit(path, found)
         _upgrade(connection, path)
-        _refresh_index(connection, progress)
+        with _transaction(connection):
+            begin_reanalysis(connection, path)
     except BaseException as exc:
         if connection is not None:
             connection.close()
@@ -136,7 +137,7 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
             apply_step(connection, number)
             if number == 1:
                 _set_state(connection, "revision", 0)
-                _set_state(connection, "analysis", FINGERPRINT)
+                _set_state(connection, ANALYSIS_STATE, ANALYSIS_VERSION)
                 _set_state(connection, "store_id", str(uuid.uuid4()))
             elif number == _SESSIONS:
                 connection.execute(QUERIES["fill_sessions"])
@@ -169,27 +170,6 @@ def _require_free_names(connection: sqlite3.Connection, path: Path, number: int)
                 f"cannot use {path}: its {kind} {name} has a name that this version of SagaStore "
                 "needs; rename it first"
             )
-
-
-def _refresh_index(connection: sqlite3.Connection, progress: Progress) -> None:
-    """Rebuild the search index if another analysis version built it.
-
-    The old terms would not match the terms of new queries. A deletion must name the terms that
-    were inserted, so with other terms it would damage the index.
-    """
-    row = connection.execute(QUERIES["get_state"], ("analysis",)).fetchone()
-    if row is not None and row[0] == FINGERPRINT:
-        return
-    (total,) = connection.execute(QUERIES["count_messages"]).fetchone()
-    with _transaction(connection):
-        connection.execute(QUERIES["clear_index"])
-        rows = connection.cursor().execute(QUERIES["all_texts"])
-        for done, (number, content, tags, metadata) in enumerate(rows):
-            terms = fts_columns(content, json.loads(tags), metadata)
-            connection.execute(QUERIES["index"], (number, *terms))
-            if done % _REPORT_EVERY == 0:
-                progress("rebuilding the search index", done, total)
-        _set_state(connection, "analysis", FINGERPRINT)
 
 
 @contextlib.contextmanager

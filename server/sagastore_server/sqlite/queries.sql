@@ -84,8 +84,49 @@ SELECT number, source_key, reason, field, row FROM quarantine WHERE number > ? O
 -- name: quarantine_count
 SELECT count(*) FROM quarantine
 
--- name: all_texts
-SELECT number, content, tags, metadata FROM messages ORDER BY number
+-- name: create_index
+-- As in schema/0001_initial.sql.
+CREATE VIRTUAL TABLE messages_fts USING fts5 (
+    stems, words, facts, content = '', columnsize = 0, tokenize = 'ascii'
+)
 
--- name: clear_index
-INSERT INTO messages_fts (messages_fts) VALUES ('delete-all')
+-- name: make_former
+ALTER TABLE messages_fts RENAME TO messages_fts_former
+
+-- name: drop_former
+DROP TABLE IF EXISTS messages_fts_former
+
+-- name: delete_former_blocks
+-- Blocks of its inverted index, in the table that FTS5 keeps them in. Without the records 1 and 10,
+-- the averages and the structure (fts5_index.c), FTS5 would take the table for damaged.
+DELETE FROM messages_fts_former_data
+WHERE id IN (SELECT id FROM messages_fts_former_data WHERE id > 10 LIMIT ?)
+
+-- name: pending
+SELECT coalesce((SELECT value FROM store_state WHERE name = 'reanalysis_cursor'), 0),
+    coalesce((SELECT value FROM store_state WHERE name = 'reanalysis_upto'), 0)
+
+-- name: reanalysis
+SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'messages_fts_former'),
+    coalesce((SELECT value FROM store_state WHERE name = 'reanalysis_cursor'), 0),
+    coalesce((SELECT value FROM store_state WHERE name = 'reanalysis_upto'), 0)
+
+-- name: count_pending
+SELECT (SELECT count(*) FROM messages WHERE number <= ?1), (SELECT count(*) FROM messages WHERE number <= ?2)
+
+-- name: pending_texts
+SELECT number, content, tags, metadata FROM messages
+WHERE number > ? AND number <= ? ORDER BY number LIMIT ?
+
+-- name: unchanged
+SELECT number FROM messages
+WHERE number > ? AND number <= ? AND number NOT IN (SELECT number FROM reanalysed)
+
+-- name: note_reanalysed
+INSERT OR IGNORE INTO reanalysed (number) VALUES (?)
+
+-- name: which_reanalysed
+SELECT number FROM reanalysed WHERE number IN (SELECT value FROM json_each(?))
+
+-- name: forget_reanalysed
+DELETE FROM reanalysed WHERE number <= ?

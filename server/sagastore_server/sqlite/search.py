@@ -47,7 +47,7 @@ _COLUMNS = (
     "m.created_at, m.revision, m.number"
 )
 _PROBE = "EXISTS (SELECT 1 FROM messages_fts WHERE rowid = m.number AND messages_fts MATCH ?)"
-_SET = "m.number IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?)"
+_SET = "m.number IN ({matching})"
 """Replaces the probe if there is a prefix, or if the expression is long. FTS5 parses the expression
 and merges all words with the prefix before it reads a row; this way it does so once instead of once
 per row."""
@@ -55,9 +55,25 @@ per row."""
 _LONG = 4000
 """Characters of an expression whose parsing takes as long as a probe: 0.2 ms."""
 
+_MATCHING = "SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?"
+"""The numbers of the messages that match an expression."""
+
+_MATCHING_BOTH = (
+    "WITH wanted (expression) AS (SELECT ?)"
+    " SELECT rowid FROM messages_fts WHERE messages_fts MATCH (SELECT expression FROM wanted){span}"
+    " UNION ALL SELECT rowid FROM messages_fts_former"
+    " WHERE messages_fts_former MATCH (SELECT expression FROM wanted)"
+    " AND rowid BETWEEN {first} AND {last}"
+    " AND rowid NOT IN (SELECT number FROM reanalysed)"
+)
+"""The same while messages are pending in the former index (``reanalysis``)."""
+
+_FIRST_PENDING = "(SELECT value + 1 FROM store_state WHERE name = 'reanalysis_cursor')"
+_LAST_PENDING = "(SELECT value FROM store_state WHERE name = 'reanalysis_upto')"
+
 _BLOCK = (
     "WITH counted AS MATERIALIZED (SELECT count(*) = ? AS enough FROM"
-    " (SELECT 1 FROM messages_fts WHERE messages_fts MATCH ? LIMIT ?)),"
+    " (SELECT 1 FROM ({matching}) LIMIT ?)),"
     " block AS MATERIALIZED"
     " (SELECT m.number, m.timestamp FROM messages m{index}{inside}{by_time}"
     " LIMIT iif((SELECT enough FROM counted), ?, 0)),"
@@ -67,10 +83,8 @@ _BLOCK = (
 )
 """The outer join returns the size of the block even if the block has no match."""
 
-_MATCHES = (
-    "number IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?"
-    " AND rowid BETWEEN (SELECT lowest FROM span) AND (SELECT highest FROM span))"
-)
+_LOWEST, _HIGHEST = "(SELECT lowest FROM span)", "(SELECT highest FROM span)"
+_IN_SPAN = f" AND rowid BETWEEN {_LOWEST} AND {_HIGHEST}"
 
 _PAGE = (
     "SELECT {columns} FROM messages m"
@@ -163,14 +177,17 @@ def _at_most_a_quarter(block: int, rows: int) -> int:
     return block if block <= rows // 4 else 0
 
 
-def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
-    """Return the statements that find the messages of ``criteria`` within ``scan``."""
+def compile_search(criteria: Criteria, scan: Scan, *, both: bool = False) -> Compiled:
+    """Return the statements that find the messages of ``criteria`` within ``scan``.
+
+    ``both``: messages may be pending, so the former index is read, too.
+    """
     text = _text(criteria)
     expression = _expression(criteria, text)
     place, further = _place(criteria, scan), _further(criteria)
     where, parameters = [*place.parts, *further.parts], [*place.values, *further.values]
     order, index = _order(scan), _walk_index(criteria)
-    exclusions, excluded = exclusion = _exclusion(text)
+    exclusions, excluded = exclusion = _exclusion(text, both)
     # Safe to join: the parts are constants of this module, and every value is a parameter.
     if expression is None:
         walk = SearchStatement(
@@ -180,18 +197,18 @@ def compile_search(criteria: Criteria, scan: Scan) -> Compiled:
         )
         return Compiled(None, walk, None)
     lookup = SearchStatement(
-        f"SELECT {_COLUMNS} FROM messages_fts f CROSS JOIN messages m ON m.number = f.rowid"  # noqa: S608
-        f"{_where(['f.messages_fts MATCH ?', *where, *exclusions])}{order}",
+        f"SELECT {_COLUMNS} FROM ({_matching(both)}) f CROSS JOIN messages m ON m.number = f.rowid"  # noqa: S608
+        f"{_where([*where, *exclusions])}{order}",
         [expression, *parameters, *excluded, scan.limit + 1],
     )
-    block = _block(criteria, scan, expression, exclusion)
+    block = _block(criteria, scan, expression, exclusion, both)
     # A negative text is not part of the expression.
     has_prefix = text is not None and text.has_prefix and not text.negative
     return Compiled(expression, lookup, block, has_prefix)
 
 
 def _block(
-    criteria: Criteria, scan: Scan, expression: str, exclusion: _Conditions
+    criteria: Criteria, scan: Scan, expression: str, exclusion: _Conditions, both: bool
 ) -> SearchStatement:
     place, further = _place(criteria, scan), _further(criteria)
     checks = [*further.parts, *exclusion.parts]
@@ -201,12 +218,13 @@ def _block(
         columns=_COLUMNS,
         index=index,
         session="m.session_id = ? AND " if session else "",
-        matches=_MATCHES,
+        matches=f"number IN ({_matching(both, in_span=True)})",
         further="".join(f" AND {part}" for part in checks),
         order=order,
     )
     return SearchStatement(
         _BLOCK.format(
+            matching=_matching(both),
             index=index,
             inside=_where(place.parts),
             order=order,
@@ -218,6 +236,17 @@ def _block(
             *(*session, expression, *further.values, *exclusion.values, scan.limit + 1),
         ],
     )
+
+
+def _matching(both: bool, *, in_span: bool = False) -> str:
+    """Return the statement for the numbers of the matching messages, perhaps of a block."""
+    span = _IN_SPAN if in_span else ""
+    if not both:
+        return _MATCHING + span
+    # One bound on each side: FTS5 uses no more.
+    first = f"max({_LOWEST}, {_FIRST_PENDING})" if in_span else _FIRST_PENDING
+    last = f"min({_HIGHEST}, {_LAST_PENDING})" if in_span else _LAST_PENDING
+    return _MATCHING_BOTH.format(span=span, first=first, last=last)
 
 
 def _where(conditions: list[str]) -> str:
@@ -297,12 +326,13 @@ def _text(criteria: Criteria) -> TextExpression | None:
     return compile_text(criteria.text.condition)
 
 
-def _exclusion(text: TextExpression | None) -> _Conditions:
+def _exclusion(text: TextExpression | None, both: bool) -> _Conditions:
     """Return the condition for a text that messages with none of its terms match.
 
     FTS5 cannot look these messages up, so each row is checked.
     """
     if text is None or not text.negative:
         return _Conditions([], [])
-    once = text.has_prefix or len(text.expression) > _LONG
-    return _Conditions([f"NOT {_SET if once else _PROBE}"], [text.expression])
+    once = both or text.has_prefix or len(text.expression) > _LONG
+    condition = _SET.format(matching=_matching(both)) if once else _PROBE
+    return _Conditions([f"NOT {condition}"], [text.expression])

@@ -24,6 +24,7 @@ from sagastore_server.sqlite.batch import Batch, Counters, Touched
 from sagastore_server.sqlite.errors import translated
 from sagastore_server.sqlite.index_terms import FtsColumns, IndexedFields
 from sagastore_server.sqlite.migration_state import load_state
+from sagastore_server.sqlite.pending import load_pending
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import StorageError, UnavailableError
@@ -323,7 +324,8 @@ class SQLiteGroupWriter:
 def _read_counters(connection: sqlite3.Connection) -> Counters:
     (revision,) = connection.execute(QUERIES["get_state"], ("revision",)).fetchone()
     (rows,) = connection.execute(QUERIES["get_state"], ("messages",)).fetchone()
-    return Counters(revision, rows, load_state(connection).phase.journals)
+    journals = load_state(connection).phase.journals
+    return Counters(revision, rows, journals, load_pending(connection))
 
 
 def _outcome(write: _Write, changes: Changes) -> _Outcome:

@@ -37,6 +37,7 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.reanalysis import Reanalysis
 from sagastore_server.storage.session_base import SessionBackend
 
 Indexer = Callable[[NewMessage], Any]
@@ -61,6 +62,15 @@ class StorageBackend(SessionBackend, FileBackend):
         """Computes the terms that ``bulk_save`` accepts; None: it accepts none.
 
         A change of phase may change it.
+        """
+        return None
+
+    @property
+    def reanalysis(self) -> Reanalysis | None:
+        """Progress of the analysis of the stored messages by a newer version; None: it is done.
+
+        Until then, ``search`` finds a message that is not analysed yet by the terms that the
+        former version gave it.
         """
         return None
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sagastore_server.storage.model import Store
+from sagastore_server.storage.reanalysis import Reanalysis
 
 
 class Load(NamedTuple):
@@ -35,6 +36,9 @@ class Load(NamedTuple):
     """Bytes of the database file (SQLite)."""
     disk_free_bytes: int = 0
     """Free bytes on the disk of that file (SQLite)."""
+
+    reanalysis: Reanalysis | None = None
+    """Progress of the analysis of stored messages by a newer version; None: not in progress."""
 
 
 OnGroup = Callable[[Store, int, int, float], None]

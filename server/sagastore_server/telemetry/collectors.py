@@ -226,6 +226,18 @@ _LOADS: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
         lambda load: load.connections_wanted,
     ),
 )
+_REANALYSIS: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
+    (
+        "sagastore_search_reanalysis_messages",
+        "Messages that the reanalysis for search has gone through; 0 if none is in progress.",
+        lambda load: load.reanalysis.done if load.reanalysis else 0,
+    ),
+    (
+        "sagastore_search_reanalysis_all_messages",
+        "Messages that the reanalysis for search goes through; 0 if none is in progress.",
+        lambda load: load.reanalysis.total if load.reanalysis else 0,
+    ),
+)
 _FILES: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
     ("sagastore_wal_bytes", "Size of the write-ahead log.", lambda load: load.log_bytes),
     ("sagastore_file_bytes", "Size of the database file.", lambda load: load.file_bytes),
@@ -239,7 +251,7 @@ _FILES: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
 
 def _loads(loads: list[Load]) -> Iterator[Metric]:
     with_file = [load for load in loads if load.file_bytes]
-    for table, selected in ((_LOADS, loads), (_FILES, with_file)):
+    for table, selected in ((_LOADS, loads), (_REANALYSIS, loads), (_FILES, with_file)):
         for name, documentation, value in table:
             family = _by_store(name, documentation)
             for load in selected:

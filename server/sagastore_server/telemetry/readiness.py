@@ -20,8 +20,9 @@ from sagastore_server.interfaces.usage import Usage
 from sagastore_server.runtime.supervisor import Failure, Policy
 from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import StatusSnapshot
-from sagastore_server.storage.model import StoreHealth
+from sagastore_server.storage.model import Store, StoreHealth
 from sagastore_server.storage.phase import Phase
+from sagastore_server.storage.reanalysis import Reanalysis
 
 LIVE_WITHIN = 10.0
 """Seconds without a heartbeat after which the event loop counts as hung. The server's own code
@@ -63,6 +64,7 @@ class Notice(enum.Enum):
     NOT_REPLICATED = "NOT_REPLICATED"
     AUDIT_FAILING = "AUDIT_FAILING"
     NEAR_LIMIT = "NEAR_LIMIT"
+    REANALYSIS = "REANALYSIS"
 
 
 class Finding(NamedTuple):
@@ -101,6 +103,7 @@ class Readiness:
         self._snapshot: StatusSnapshot | None = None
         self._loads: Sequence[Load] = ()
         self._free: int | None = None
+        self._reanalyses: Sequence[tuple[Store, Reanalysis]] = ()
         self._failing: Callable[[], Sequence[Failure]] = _no_failures
         self._audit_failure: Callable[[], str] = str
         self._usage: Callable[[], Sequence[Usage]] = tuple
@@ -140,6 +143,12 @@ class Readiness:
     def disk(self, free: int | None) -> None:
         """Record the free bytes on the disk of the SQLite file; None without such a file."""
         self._free = free
+
+    def loads(self, loads: Sequence[Load]) -> None:
+        """Record the load of the stores, which has the progress of a reanalysis."""
+        self._reanalyses = [
+            (load.store, load.reanalysis) for load in loads if load.reanalysis is not None
+        ]
 
     def watch_tasks(self, failing: Callable[[], Sequence[Failure]]) -> None:
         """Report the failures that ``failing`` returns, which is called in any thread.
@@ -198,6 +207,7 @@ class Readiness:
         found += [_task_failing(one) for one in self._failing() if one.policy is Policy.RESTART]
         if any(load.is_unreplicated for load in self._loads):
             found.append(_not_replicated())
+        found += [_reanalysis(*one) for one in self._reanalyses]
         failure = self._audit_failure()
         if failure:
             found.append(_audit_failing(failure))
@@ -284,6 +294,16 @@ def _not_replicated() -> Finding:
         "cannot see them, and postgres_require_sync is set",
         "start a standby that synchronous_standby_names includes, and GRANT pg_read_all_stats to "
         "the role; writes then resume automatically",
+    )
+
+
+def _reanalysis(store: Store, progress: Reanalysis) -> Finding:
+    name = "PostgreSQL" if store is Store.POSTGRESQL else "SQLite"
+    return Finding(
+        Notice.REANALYSIS.value,
+        f"the search index of {name} is being made anew by a newer version: {progress.done:,} of "
+        f"{progress.total:,} messages; until then, some words do not find the other ones",
+        "none needed; it continues after a restart",
     )
 
 

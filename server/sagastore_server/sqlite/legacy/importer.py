@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from sagastore_server import __version__
 from sagastore_server.legacy.rows import reason_of
-from sagastore_server.search.analysis import FINGERPRINT
+from sagastore_server.search.analysis import ANALYSIS_VERSION
 from sagastore_server.sqlite.files import (
     Kind,
     apply_step,
@@ -38,6 +38,7 @@ from sagastore_server.sqlite.legacy.rows import ReadyRow, ReadyRows
 from sagastore_server.sqlite.legacy.table import LegacyTable, RowJudge, source_key
 from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.errors import CannotOpenError
+from sagastore_server.storage.reanalysis import ANALYSIS_STATE
 
 _ASIDE = "messages_before_sagastore"
 _CACHE_KIB = 64 * 1024
@@ -228,7 +229,7 @@ class _Takeover:
             [
                 ("revision", revision),
                 ("messages", report.served),
-                ("analysis", FINGERPRINT),
+                (ANALYSIS_STATE, ANALYSIS_VERSION),
                 ("store_id", str(uuid.uuid4())),
                 ("takeover", json.dumps(takeover, ensure_ascii=False)),
             ],
