@@ -56,6 +56,8 @@ class Source(Protocol):
     """The format, for display."""
     notes: list[str]
     """Notes to print before the import starts."""
+    left_behind: int
+    """Number of rows of the source that an import does not take, such as file records."""
 
     def identity(self) -> dict[str, Any] | None:
         """Return values that change when the source changes; None if it cannot be resumed."""

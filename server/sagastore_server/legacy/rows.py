@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sagastore.legacy import Problem, RawValue, read_file_row
+from sagastore.legacy import Problem, RawValue, Reasons, read_file_row
 from sagastore_server.storage.file_validation import SentFile, checked_file
 from sagastore_server.storage.files import File
-from sagastore_server.storage.validation import Violations
 
 
 class FileReading(NamedTuple):
@@ -25,24 +24,6 @@ def read_file(values: Sequence[RawValue], extra: str = "{}") -> FileReading:
     ``extra`` has the values of its other columns, as ``legacy.raw_row_as_json``.
     """
     found, problems = read_file_row(values)
-    violations = Violations()
-    draft = checked_file(violations, "", SentFile(*found[:9]))
-    if violations.found:
-        add_violations(problems, violations)
+    draft = checked_file(Reasons(problems), "", SentFile(*found[:9]))
     times = (found.uploaded_at_us, draft.metadata, found.created_at_us)
     return FileReading(File(*draft[:7], *times, 0, extra), problems)
-
-
-def add_violations(problems: list[Problem], violations: Violations) -> None:
-    """Add broken limits, except of fields that could not be read at all."""
-    unread = {problem.field for problem in problems}
-    for field, reason in violations.found:
-        # Use the name of the column instead of the API field.
-        column = "metadata" if field == "metadata_json" else field
-        if column.partition("[")[0] not in unread:
-            problems.append(Problem(column, reason))
-
-
-def reason_of(problems: Sequence[Problem]) -> str:
-    """Return every problem, in one line."""
-    return "; ".join(f"{problem.field}: {problem.reason}" for problem in problems)

@@ -10,8 +10,8 @@ import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sagastore.legacy import FILE_COLUMNS, Problem, RawValue, Text, raw_row_as_json
-from sagastore_server.legacy.rows import read_file, reason_of
+from sagastore.legacy import FILE_COLUMNS, Problem, RawValue, Text, raw_row_as_json, reason_of
+from sagastore_server.legacy.rows import read_file
 from sagastore_server.sqlite.files import quoted
 from sagastore_server.storage.files import File
 

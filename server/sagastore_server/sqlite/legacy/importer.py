@@ -17,8 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from sagastore.legacy import reason_of
+from sagastore.legacy.table import RowJudge, source_key
 from sagastore_server import __version__
-from sagastore_server.legacy.rows import reason_of
 from sagastore_server.search.analysis import FINGERPRINT
 from sagastore_server.sqlite.files import (
     Kind,
@@ -35,7 +36,7 @@ from sagastore_server.sqlite.legacy.file_conversion import ConvertedFiles, conve
 from sagastore_server.sqlite.legacy.plan import Plan, make_plan
 from sagastore_server.sqlite.legacy.report import RowProgress
 from sagastore_server.sqlite.legacy.rows import ReadyRow, ReadyRows
-from sagastore_server.sqlite.legacy.table import LegacyTable, RowJudge, source_key
+from sagastore_server.sqlite.legacy.table import LegacyTable
 from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.errors import CannotOpenError
 
@@ -105,7 +106,7 @@ class _Takeover:
         execute("BEGIN IMMEDIATE")
         try:
             self._require_sound_legacy_file()
-            plan = make_plan(self._connection)
+            plan = self._plan()
             copy = verified_copy(self._path, self._connection)
             report = self._convert(plan, copy, began)
             execute("COMMIT")
@@ -115,11 +116,17 @@ class _Takeover:
             raise
         return report
 
+    def _plan(self) -> Plan:
+        try:
+            return make_plan(self._connection)
+        except CannotOpenError as exc:
+            raise CannotOpenError(f"{self._path} cannot be imported: {exc}") from exc
+
     def _require_sound_legacy_file(self) -> None:
         state = state_of(self._connection)
         if state.kind is not Kind.LEGACY:
             raise CannotOpenError(
-                f"cannot import {self._path}: {state.detail or f'it is {state.kind.value}'}"
+                f"cannot import {self._path}: it {state.detail or f'is {state.kind.value}'}"
             )
         damaged = damage(self._connection, full=True)
         if damaged:
