@@ -26,6 +26,9 @@ from sagastore.importers.spool import DEFAULT_LIMIT
 
 __all__ = ["ImportOptions", "import_file"]
 
+_NOT_STORED = 6
+"""Exit status if nothing was stored or, with ``--strict``, not everything (api.md)."""
+
 _CHECKPOINT_SECONDS = 1.0
 _SAMPLE_IDS = 8
 # Rows that are read but not acknowledged. The client limits the messages in flight, but
@@ -67,7 +70,23 @@ async def _load(settings: Settings, options: ImportOptions, source: Source) -> i
     finally:
         source.close()
     import_summary.show(settings, run.summary())
-    return 1 if options.strict and run.counts.rejected else 0
+    return _status(run.counts, source, strict=options.strict)
+
+
+def _status(counts: Counts, source: Source, *, strict: bool) -> int:
+    """Return the exit status, and say why if it is not 0."""
+    if not counts.saved + counts.unchanged + counts.skipped:
+        why = f"all {counts.read:,} rows were rejected" if counts.read else "it has no messages"
+        complain(f"nothing of {source.name} was stored: {why}")
+        return _NOT_STORED
+    left = counts.rejected + source.left_behind
+    if strict and left:
+        complain(
+            f"not everything of {source.name} was stored: {counts.rejected:,} rejected, "
+            f"{source.left_behind:,} left behind"
+        )
+        return _NOT_STORED
+    return 0
 
 
 def _check_rejects(source: Source, options: ImportOptions) -> None:
@@ -149,6 +168,10 @@ class _Import:
             raise StoppedError(self._with_resume_hint("interrupted")) from None
         except SagaStoreError as exc:
             raise CommandError(self._with_resume_hint(explain(exc))) from None
+        except CommandError as exc:
+            # The source is damaged.
+            done = f"; {self.counts.read:,} rows before that were processed"
+            raise CommandError(f"{exc}{done if self.counts.read else ''}") from None
         finally:
             meter.close()
             self._end(finished=finished)
@@ -325,6 +348,7 @@ class _Import:
             kind=self._source.kind,
             target=self._settings.target,
             **asdict(self.counts),
+            left_behind=self._source.left_behind,
             resumed_after=self._read_before,
             seconds=self._seconds(),
             messages_per_second=read / seconds if seconds > 0 else 0.0,

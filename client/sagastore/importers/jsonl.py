@@ -15,9 +15,9 @@ from typing import IO, Any, Final
 from uuid import UUID
 
 from sagastore import Message, _json, canonical_json, legacy
-from sagastore.cli.failures import CommandError
 from sagastore.cli.times import parse_time
 from sagastore.importers.base import Position, Problem, Row, file_identity
+from sagastore.importers.foreign import explain_damage
 from sagastore.json_numbers import Number
 
 __all__ = ["BROKEN", "MAX_LINE", "JsonLines", "read_line"]
@@ -107,7 +107,7 @@ class JsonLines:
             with self._reading:
                 return self._text.readline(size)
         except BROKEN as exc:
-            raise CommandError(f"cannot read {self.name}: {exc}") from None
+            raise explain_damage(self.name, exc) from None
 
     def _progress(self, offset: int) -> int:
         if self._compressed is None or not self._compressed.seekable():

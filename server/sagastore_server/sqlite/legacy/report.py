@@ -164,6 +164,12 @@ def _with_legacy(
         return report._replace(refusal=f"cannot be imported: {exc}")
     legacy = _legacy(report.path, connection, plan, limit, progress)
     refusal = None
+    if not legacy.served + (legacy.files or 0) - legacy.files_quarantined:
+        refusal = (
+            f"has nothing that can be served: {legacy.rows:,} messages, all of them with problems"
+            if legacy.rows
+            else "has nothing that can be served: no messages"
+        )
     if legacy.bytes_free < legacy.bytes_needed:
         refusal = (
             f"cannot be imported: that needs up to {legacy.bytes_needed:,} bytes of disk space, "
