@@ -51,6 +51,9 @@ _BUSY_SECONDS: Final = 30.0
 _BUSY_SLICE_MS: Final = 100
 _SOME_TIME: Final = legacy.Text(b"1970-01-01")
 _SHOWN_COLUMNS: Final = 5
+_READABLE: Final = (
+    "import reads a memory.db of ARC SAGA, the file of a SagaStore server, and JSON Lines"
+)
 
 T = TypeVar("T")
 
@@ -295,10 +298,10 @@ def _named(name: str) -> Iterator[None]:
         yield
     except (sqlite3.Error, UnicodeError) as exc:
         try:
-            reason = f"it {state_of_error(name, exc).detail}"
+            state = state_of_error(name, exc)
         except UnreadableFileError as unreadable:
             raise CommandError(str(unreadable)) from None
-        raise CommandError(f"cannot read {name}: {reason}") from None
+        raise _refusal(name, state) from None
     except LegacyTableError as exc:
         raise CommandError(f"cannot read {name}: {exc}") from None
     except OSError as exc:
@@ -340,6 +343,10 @@ def _reader_of(name: str, identity: Path | None, file: _File) -> Database:
         if not damaged:
             return LegacyDatabase(name, identity, file)
         state = FileState(Kind.CORRUPT, detail=f"is damaged: {damaged}")
+    raise _refusal(name, state)
+
+
+def _refusal(name: str, state: FileState) -> CommandError:
     detail = state.detail or "is an empty database"
-    advice = f"; {RECOVERY}" if state.kind is Kind.CORRUPT else ""
-    raise CommandError(f"cannot read {name}: it {detail}{advice}")
+    advice = RECOVERY if state.kind is Kind.CORRUPT else _READABLE
+    return CommandError(f"cannot read {name}: it {detail}; {advice}")

@@ -75,6 +75,9 @@ RECOVERY = "restore a backup, or recover what can be read (sqlite3 OLD .recover 
 """What to do about a damaged file."""
 
 _IMMUTABLE = "immutable=1"
+BUSY_TIMEOUT_MS = 5000
+"""Milliseconds that a connection waits for a lock."""
+
 _SHOWN_TABLES = 5
 _OF_ONE_ROW = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH})
 _ANY_CODE = 0xFF
@@ -280,7 +283,7 @@ def connect(path: Path, options: str, *, check_same_thread: bool = True) -> Read
         factory=ReadOnlyConnection,
     )
     try:
-        connection.execute("PRAGMA busy_timeout = 5000")
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         connection.execute("PRAGMA query_only = ON")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except BaseException:

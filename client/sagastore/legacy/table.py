@@ -30,6 +30,7 @@ __all__ = [
     "LegacyTable",
     "LegacyTableError",
     "RowJudge",
+    "RowReader",
     "RowVerdict",
     "raw_text",
     "source_key",
@@ -94,14 +95,122 @@ def raw_text(connection: sqlite3.Connection) -> Iterator[None]:
         connection.text_factory = usual
 
 
-class LegacyTable:
+class RowReader:
+    """Columns and rows of a table; a row or a column that SQLite cannot return fails alone.
+
+    Attributes:
+        name: Name of the table.
+        columns: All columns, generated ones included.
+        extra: The columns that are not known.
+        rowid: The SQL name of the rowid; None if the table has none, or if columns hide it.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, name: str, known: Sequence[str] = COLUMNS
+    ) -> None:
+        """Read the columns of the table ``name``; ``known`` is the order of ``known``."""
+        self.name = name
+        # Not table_info, which omits generated columns.
+        listed = connection.execute(f"PRAGMA main.table_xinfo({quoted(name)})").fetchall()
+        self.columns: tuple[str, ...] = tuple(column[1] for column in listed)
+        self._computed = frozenset(column[1] for column in listed if column[6] == VIRTUAL_COLUMN)
+        self._places = {column.lower(): index for index, column in enumerate(self.columns)}
+        self._names = frozenset(known)
+        self.extra = tuple(column for column in self.columns if column.lower() not in self._names)
+        # A missing column has index -1: the NULL that `known` appends to the values.
+        self._known = itemgetter(*(self._places.get(column, -1) for column in known))
+        self.rowid = self._rowid_name(connection, listed)
+
+    def known(self, row: LegacyRow) -> tuple[RawValue, ...]:
+        """Return the row's values in the order of the known columns."""
+        values: tuple[RawValue, ...] = self._known((*row.values, None))
+        return values
+
+    def raw_json(self, row: LegacyRow) -> str:
+        """Return all values of the row as JSON, without loss."""
+        return raw_row_as_json(self.columns, row.values)
+
+    def each(self, connection: sqlite3.Connection) -> Iterator[LegacyRow]:
+        """Read all rows by rowid, with TEXT as the connection returns it; see `raw_text`."""
+        sql = self._select(*map(quoted, self.columns), where=f"{self.rowid} > ?")
+        # The smallest rowid has no integer before it.
+        after: float = float("-inf")
+        while True:
+            try:
+                for rowid, *values in connection.execute(sql, (after,)):
+                    after = rowid
+                    yield LegacyRow(rowid, tuple(values))
+                return
+            except sqlite3.Error as exc:
+                if not concerns_one_row(exc):
+                    raise
+            following = self._select(where=f"{self.rowid} > ?") + " LIMIT 1"
+            found = connection.execute(following, (after,)).fetchone()
+            if found is None:
+                return
+            after = found[0]
+            yield self._row(connection, found[0])
+
+    def _row(self, connection: sqlite3.Connection, rowid: int) -> LegacyRow:
+        """Read one row column by column, so that a column that fails fails alone."""
+        values: list[Any] = []
+        problems: list[Problem] = []
+        for column in self.columns:
+            sql = self._select(quoted(column), where=f"{self.rowid} = ?")
+            try:
+                values.append(connection.execute(sql, (rowid,)).fetchone()[1])
+            except sqlite3.Error as exc:
+                if not concerns_one_row(exc):
+                    raise
+                values.append(None)
+                field = column.lower() if column.lower() in self._names else column
+                problems.append(Problem(field, self._why(column, exc)))
+        return LegacyRow(rowid, tuple(values), tuple(problems))
+
+    def _why(self, column: str, error: sqlite3.Error) -> str:
+        if column in self._computed:
+            return f"is a generated column that SQLite cannot compute ({one_line(str(error))})"
+        return f"cannot be read ({one_line(str(error))})"
+
+    def _source(self) -> str:
+        # NOT INDEXED: read the table itself, because an index may be inconsistent with it.
+        return f"main.{quoted(self.name)} NOT INDEXED"
+
+    def _select(self, *what: str, where: str = "1") -> str:
+        return (
+            f"SELECT {', '.join([str(self.rowid), *what])} FROM {self._source()}"  # noqa: S608 - quoted
+            f" WHERE {where} ORDER BY {self.rowid}"
+        )
+
+    def _rowid_name(
+        self, connection: sqlite3.Connection, listed: list[tuple[Any, ...]]
+    ) -> str | None:
+        free = [name for name in _ROWID_NAMES if name not in self._places]
+        for name in free or self._rowid_column(connection, listed):
+            try:
+                connection.execute(f"SELECT {name} FROM {self._source()} LIMIT 0")  # noqa: S608 - quoted
+            except sqlite3.OperationalError:
+                return None  # WITHOUT ROWID
+            return name
+        return None
+
+    def _rowid_column(
+        self, connection: sqlite3.Connection, listed: list[tuple[Any, ...]]
+    ) -> list[str]:
+        """Return the INTEGER PRIMARY KEY, which is the rowid by another name, if there is one."""
+        keys = [column for column in listed if column[5]]
+        if len(keys) != 1 or str(keys[0][2]).upper() != "INTEGER":
+            return []
+        # Any other primary key, such as one that is descending, has an index.
+        indexes = connection.execute(f"PRAGMA main.index_list({quoted(self.name)})")
+        return [] if any(index[3] == "pk" for index in indexes) else [quoted(keys[0][1])]
+
+
+class LegacyTable(RowReader):
     """A legacy ``messages`` table, which may have another name during a takeover.
 
     Attributes:
-        columns: All columns, generated ones included.
-        extra: The columns that `sagastore.legacy.COLUMNS` lacks.
         missing: The optional columns that the table lacks; they are read as NULL.
-        rowid: The SQL name of the rowid.
     """
 
     def __init__(self, connection: sqlite3.Connection, name: str = "messages") -> None:
@@ -111,19 +220,21 @@ class LegacyTable:
             LegacyTableError: Its rowid cannot be read.
 
         """
-        self.name = name
-        # Not table_info, which omits generated columns.
-        listed = connection.execute(f"PRAGMA main.table_xinfo({quoted(name)})").fetchall()
-        self.columns: tuple[str, ...] = tuple(column[1] for column in listed)
-        self._computed = frozenset(column[1] for column in listed if column[6] == VIRTUAL_COLUMN)
-        places = {column.lower(): index for index, column in enumerate(self.columns)}
-        self.extra = tuple(column for column in self.columns if column.lower() not in COLUMNS)
-        self.missing = tuple(column for column in OPTIONAL if column not in places)
-        # A missing column has index -1: the NULL that `known` appends to the values.
-        self._known = itemgetter(*(places.get(column, -1) for column in COLUMNS))
-        self.rowid = self._rowid_name(connection, listed)
-
-    # ------------------------------------------------------------------ rows
+        super().__init__(connection, name)
+        self.missing = tuple(column for column in OPTIONAL if column not in self._places)
+        if self.rowid is not None:
+            return
+        if all(hidden in self._places for hidden in _ROWID_NAMES):
+            raise LegacyTableError(
+                "its table messages has columns named rowid, _rowid_ and oid, which hide the rowid,"
+                " so its rows cannot be identified; rename one of them"
+                " (ALTER TABLE messages RENAME COLUMN oid TO oid_)"
+            )
+        raise LegacyTableError(
+            "its table messages has no rowid, so its rows cannot be identified; "
+            "copy them into a table with a rowid (CREATE TABLE messages_copy AS SELECT * FROM"
+            " messages; DROP TABLE messages; ALTER TABLE messages_copy RENAME TO messages)"
+        )
 
     def count(self, connection: sqlite3.Connection, first: int | None = None) -> int:
         """Return the number of rows, from the rowid ``first`` on."""
@@ -140,7 +251,7 @@ class LegacyTable:
         batch: list[LegacyRow] = []
         size = 0
         with raw_text(connection):
-            for row in self._each(connection):
+            for row in self.each(connection):
                 batch.append(row)
                 size += sum(len(value) for value in row.values if isinstance(value, bytes))
                 if len(batch) == BATCH or size >= BATCH_BYTES:
@@ -173,15 +284,6 @@ class LegacyTable:
         """Return up to ``limit`` rows from the rowid ``first`` on, in order."""
         return self._fetch(connection, f"{self.rowid} >= ?", (first,), limit)
 
-    def known(self, row: LegacyRow) -> tuple[RawValue, ...]:
-        """Return the row's values in the order of ``legacy.COLUMNS``."""
-        values: tuple[RawValue, ...] = self._known((*row.values, None))
-        return values
-
-    def raw_json(self, row: LegacyRow) -> str:
-        """Return all values of the row as JSON, without loss."""
-        return raw_row_as_json(self.columns, row.values)
-
     def _fetch(
         self,
         connection: sqlite3.Connection,
@@ -200,95 +302,6 @@ class LegacyTable:
                     raise
             found = connection.execute(self._select(where=where) + limited, parameters).fetchall()
             return [self._row(connection, rowid) for (rowid,) in found]
-
-    def _each(self, connection: sqlite3.Connection) -> Iterator[LegacyRow]:
-        """Read all rows by rowid; a row that fails is read again column by column."""
-        sql = self._select(*map(quoted, self.columns), where=f"{self.rowid} > ?")
-        # The smallest rowid has no integer before it.
-        after: float = float("-inf")
-        while True:
-            try:
-                for rowid, *values in connection.execute(sql, (after,)):
-                    after = rowid
-                    yield LegacyRow(rowid, tuple(values))
-                return
-            except sqlite3.Error as exc:
-                if not concerns_one_row(exc):
-                    raise
-            following = self._select(where=f"{self.rowid} > ?") + " LIMIT 1"
-            found = connection.execute(following, (after,)).fetchone()
-            if found is None:
-                return
-            after = found[0]
-            yield self._row(connection, found[0])
-
-    def _row(self, connection: sqlite3.Connection, rowid: int) -> LegacyRow:
-        """Read one row column by column, so that a column that fails fails alone."""
-        values: list[Any] = []
-        problems: list[Problem] = []
-        for column in self.columns:
-            sql = self._select(quoted(column), where=f"{self.rowid} = ?")
-            try:
-                values.append(connection.execute(sql, (rowid,)).fetchone()[1])
-            except sqlite3.Error as exc:
-                if not concerns_one_row(exc):
-                    raise
-                values.append(None)
-                field = column.lower() if column.lower() in COLUMNS else column
-                problems.append(Problem(field, self._why(column, exc)))
-        return LegacyRow(rowid, tuple(values), tuple(problems))
-
-    def _why(self, column: str, error: sqlite3.Error) -> str:
-        if column in self._computed:
-            return f"is a generated column that SQLite cannot compute ({one_line(str(error))})"
-        return f"cannot be read ({one_line(str(error))})"
-
-    def _source(self) -> str:
-        # NOT INDEXED: read the table itself, because an index may be inconsistent with it.
-        return f"main.{quoted(self.name)} NOT INDEXED"
-
-    def _select(self, *what: str, where: str = "1") -> str:
-        return (
-            f"SELECT {', '.join([self.rowid, *what])} FROM {self._source()}"  # noqa: S608 - quoted
-            f" WHERE {where} ORDER BY {self.rowid}"
-        )
-
-    # ------------------------------------------------------------------ rowid and ids
-
-    def _rowid_name(self, connection: sqlite3.Connection, listed: list[tuple[Any, ...]]) -> str:
-        taken = {column.lower() for column in self.columns}
-        free = [name for name in _ROWID_NAMES if name not in taken]
-        alias = self._rowid_column(connection, listed)
-        for name in (*free, *([quoted(alias)] if alias else [])):
-            try:
-                connection.execute(f"SELECT {name} FROM {self._source()} LIMIT 0")  # noqa: S608 - quoted
-            except sqlite3.OperationalError:
-                break  # WITHOUT ROWID
-            return name
-        else:
-            raise LegacyTableError(
-                "its table messages has columns named rowid, _rowid_ and oid, which hide the rowid,"
-                " so its rows cannot be identified; rename one of them"
-                " (ALTER TABLE messages RENAME COLUMN oid TO oid_)"
-            )
-        raise LegacyTableError(
-            "its table messages has no rowid, so its rows cannot be identified; "
-            "copy them into a table with a rowid (CREATE TABLE messages_copy AS SELECT * FROM"
-            " messages; DROP TABLE messages; ALTER TABLE messages_copy RENAME TO messages)"
-        )
-
-    def _rowid_column(
-        self, connection: sqlite3.Connection, listed: list[tuple[Any, ...]]
-    ) -> str | None:
-        """Return the INTEGER PRIMARY KEY, which is the rowid by another name; None without one."""
-        keys = [column for column in listed if column[5]]
-        if len(keys) != 1 or str(keys[0][2]).upper() != "INTEGER":
-            return None
-        # Any other primary key, such as one that is descending, has an index.
-        indexes = connection.execute(f"PRAGMA main.index_list({quoted(self.name)})")
-        if any(index[3] == "pk" for index in indexes):
-            return None
-        return str(keys[0][1])
 
     def ids_may_collide(self, connection: sqlite3.Connection) -> bool:
         """Return whether two rows may have ids that become the same text.

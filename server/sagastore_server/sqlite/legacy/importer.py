@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sagastore.legacy import reason_of
+from sagastore.legacy.database import RECOVERY, UnreadableFileError, error_name, state_of_error
 from sagastore.legacy.table import RowJudge, source_key
 from sagastore_server import __version__
 from sagastore_server.search.analysis import FINGERPRINT
@@ -82,7 +83,7 @@ def take_over(path: Path, *, progress: RowProgress | None = None) -> TakeoverRep
         with contextlib.closing(_connect(real)) as connection:
             report = _Takeover(connection, real, progress or _ignore).run(began)
         sync_folder(real.parent)
-    except sqlite3.Error as exc:
+    except (sqlite3.Error, UnicodeError) as exc:
         raise CannotOpenError(f"cannot import {path}: {_explained(exc)}") from exc
     except OSError as exc:
         raise CannotOpenError(f"cannot import {path}: {exc.strerror or exc}") from exc
@@ -131,9 +132,7 @@ class _Takeover:
         damaged = damage(self._connection, full=True)
         if damaged:
             raise CannotOpenError(
-                f"cannot import {self._path}: it is damaged "
-                f"({damaged}); restore a backup, or recover it into a new file "
-                "(sqlite3 OLD .recover | sqlite3 NEW)"
+                f"cannot import {self._path}: it is damaged: {damaged}; {RECOVERY}"
             )
 
     def _convert(self, plan: Plan, copy: Path, began: float) -> TakeoverReport:
@@ -263,15 +262,18 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _explained(error: sqlite3.Error) -> str:
-    name = getattr(error, "sqlite_errorname", None) or ""
+def _explained(error: sqlite3.Error | UnicodeError) -> str:
+    name = error_name(error)
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return "another program uses it; stop the legacy application first"
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
         return f"the disk is full or faulty ({error}); free space or check the disk"
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
         return "the server has no permission to write to it or to its folder; grant it"
-    return " ".join(str(error).split())
+    try:
+        return f"it {state_of_error('it', error).detail}; {RECOVERY}"
+    except UnreadableFileError as exc:
+        return str(exc)
 
 
 def _ignore(done: int, total: int) -> None:

@@ -164,12 +164,10 @@ def _with_legacy(
         return report._replace(refusal=f"cannot be imported: {exc}")
     legacy = _legacy(report.path, connection, plan, limit, progress)
     refusal = None
-    if not legacy.served + (legacy.files or 0) - legacy.files_quarantined:
-        refusal = (
-            f"has nothing that can be served: {legacy.rows:,} messages, all of them with problems"
-            if legacy.rows
-            else "has nothing that can be served: no messages"
-        )
+    rows, files = legacy.rows, legacy.files or 0
+    if not legacy.served + files - legacy.files_quarantined:
+        count = f"all its {rows:,} messages and {files:,} files would go to quarantine"
+        refusal = f"has no row that can be served: {count if rows + files else 'it is empty'}"
     if legacy.bytes_free < legacy.bytes_needed:
         refusal = (
             f"cannot be imported: that needs up to {legacy.bytes_needed:,} bytes of disk space, "
