@@ -204,7 +204,7 @@ def test_raw_lines_are_unchanged() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"id,role\n1,user\n", "neither JSON Lines nor a SQLite database"),
+        (b"Dear diary, today\n", "neither JSON Lines nor a SQLite database: it starts with 'Dear"),
         (b' [ {"id": 1} ]', "is a JSON array"),
         ("{}".encode("utf-16"), "UTF-16"),
         (b"\x1f\x8b broken", "cannot read"),
@@ -324,7 +324,10 @@ def test_unknown_database_is_rejected(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE messages (id, text)")
     connection.close()
-    with pytest.raises(CommandError, match="a table messages without the columns provider, role, content, timestamp"):
+    with pytest.raises(
+        CommandError,
+        match="a table messages without the columns provider, role, content, timestamp",
+    ):
         open_source(str(path))
 
 

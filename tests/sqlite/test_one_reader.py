@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sqlite3
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,10 +35,10 @@ class Found(NamedTuple):
 
     refusal: str
     """Why it refuses the file; empty if it does not."""
-    messages: list[tuple[Any, ...]] = []
-    rejected: list[tuple[str, str, str]] = []
+    messages: Sequence[tuple[Any, ...]] = ()
+    rejected: Sequence[tuple[Any, ...]] = ()
     """Key, field and reason of the rows that are no messages."""
-    raw: list[Any] = []
+    raw: Sequence[Any] = ()
     """The raw values of these rows, as JSON."""
 
 
@@ -54,7 +55,7 @@ def inspected(path: Path) -> tuple[Found, int]:
     nothing = report.legacy.served == 0 and report.legacy.files in {None, 0}
     assert nothing == ("no row that can be served" in str(report.refusal))
     rejected = [tuple(row) for row in report.legacy.set_aside]
-    return Found("", [], rejected), report.legacy.served  # type: ignore[arg-type]
+    return Found("", (), rejected), report.legacy.served
 
 
 def taken_over(path: Path) -> Found:
@@ -121,7 +122,8 @@ def assert_same(path: Path) -> Found:
     by_takeover = taken_over(path)
     if by_inspect.refusal == "empty":
         # A server creates a new store in it, and there is nothing to import.
-        assert by_import.messages == by_takeover.messages == []
+        assert not by_import.messages
+        assert not by_takeover.messages
         return by_import
     if by_inspect.refusal:
         reason = by_inspect.refusal.removeprefix("cannot be imported: ").partition(": ")[0]

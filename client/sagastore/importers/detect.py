@@ -26,10 +26,46 @@ __all__ = ["open_source"]
 
 _SQLITE: Final = b"SQLite format 3\x00"
 _ENOUGH: Final = 16
-_COMPRESSED: Final[dict[bytes, Callable[[Any], Any]]] = {
-    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+
+
+class _Decompressed(io.RawIOBase):
+    """Decompressed bytes of gzip or bzip2; all bytes before damage are read before it is reported.
+
+    The buffer of `io.BufferedReader` around the readers of the standard library would discard them.
+    """
+
+    def __init__(self, file: gzip.GzipFile | bz2.BZ2File) -> None:
+        super().__init__()
+        self._file = file
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return whether the compressed file can be read again."""
+        return self._file.seekable()
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes; 0 at the end."""
+        view = memoryview(buffer).cast("B")
+        data = self._file.read1(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Decompress up to an offset."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the number of decompressed bytes before the position."""
+        return self._file.tell()
+
+
+_COMPRESSED: Final[dict[bytes, Callable[[Any], io.RawIOBase]]] = {
+    b"\x1f\x8b": lambda file: _Decompressed(gzip.GzipFile(fileobj=file)),
     b"\xfd7zXZ\x00": XzReader,
-    b"BZh": bz2.BZ2File,
+    b"BZh": lambda file: _Decompressed(bz2.BZ2File(file)),
 }
 
 

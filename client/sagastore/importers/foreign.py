@@ -126,6 +126,7 @@ _CHATS: Final = (
 )
 _MESSAGE: Final = frozenset({"provider", "role", "content"})
 _KEY: Final = re.compile(rb'"([A-Za-z_]{1,40})"\s*:')
+_WORD: Final = re.compile(r"[A-Za-z_][\w.-]*")
 _HEADER: Final = re.compile(r"[A-Za-z_][\w .-]*")
 _CSV: Final = (
     "import csv, json, sys; csv.field_size_limit(2**30); [print(json.dumps({k: v for k, v in"
@@ -316,6 +317,8 @@ def _delimiter(header: str) -> str:
             (names,) = csv.reader(io.StringIO(header.strip()), delimiter=delimiter)
         except (ValueError, csv.Error):
             continue
-        if len(names) > 1 and all(_HEADER.fullmatch(name.strip()) for name in names):
+        # Two phrases with a comma between them are prose.
+        header = _WORD if len(names) == 2 else _HEADER
+        if len(names) > 1 and all(header.fullmatch(name.strip()) for name in names):
             return delimiter
     return ""
