@@ -136,7 +136,7 @@ FORMATS: dict[str, Format] = {
     "array": Format(_doc([MESSAGE]), "is a JSON array", ONE),
     "indented array": Format(b"\xef\xbb\xbf \n" + _doc([MESSAGE], 1), "is a JSON array", ONE),
     "csv": Format(CSV.encode(), "is CSV;", CSV_ROWS),
-    "semicolons": Format(CSV.replace(",", ";").replace("Hi;", "Hi,").encode(), "semicolons", CSV_ROWS),
+    "semicolons": Format(CSV.replace(",", ";").replace("Hi;", "Hi,").encode(), "semic", CSV_ROWS),
     "tabs": Format(CSV.replace(",", "\t").replace("Hi\t", "Hi,").encode(), "tab-sep", CSV_ROWS),
     "chatgpt": Format(_doc(CHATGPT, 2), "is a ChatGPT export", GPT),
     "chatgpt export": Format(_doc([CHATGPT]), "is a ChatGPT export", GPT),
@@ -167,12 +167,16 @@ FORMATS: dict[str, Format] = {
 def _error(path: Path) -> str:
     """Return the error of an import of the file."""
     with pytest.raises(CommandError) as caught:
-        source = open_source(str(path))
-        try:
-            list(source.rows(None))
-        finally:
-            source.close()
+        _read(path)
     return str(caught.value)
+
+
+def _read(path: Path) -> None:
+    source = open_source(str(path))
+    try:
+        list(source.rows(None))
+    finally:
+        source.close()
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -135,6 +135,7 @@ def test_u2028_does_not_end_a_line(tmp_path: Path) -> None:
         (b'{"provider":1e99999,"role":"r","content":"c"}', "provider", "is a number, not"),
         (b'{"provider":NaN,"role":"r","content":"c"}', "provider", "holds NaN, which is not"),
         (b'{"provider":"p","role":"r","content":"\\ud800"}', "content", "holds a lone surrogate"),
+        (b'{"provider":"p","role":"r","content":"c","\\ud800":1}', "\\ud800", "is not a field"),
         (b'{"provider":"p","role":"r","content":"\\u0000"}', "content", "holds U+0000"),
         (b'{"provider":"p","role":"r","content":"c","tags":[""]}', "tags[0]", "is required"),
     ],

@@ -318,7 +318,7 @@ def _delimiter(header: str) -> str:
         except (ValueError, csv.Error):
             continue
         # Two phrases with a comma between them are prose.
-        header = _WORD if len(names) == 2 else _HEADER
-        if len(names) > 1 and all(header.fullmatch(name.strip()) for name in names):
+        pattern = _WORD if len(names) == 2 else _HEADER
+        if len(names) > 1 and all(pattern.fullmatch(name.strip()) for name in names):
             return delimiter
     return ""

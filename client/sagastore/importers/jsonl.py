@@ -202,8 +202,7 @@ class _Reading:
         created_at = take("created_at", _time, None)
         for name in self._values:
             if name not in _IGNORED:
-                shown = name if len(name) <= 40 else name[:40] + "…"
-                self.problems.append(Problem(shown, "is not a field of a message"))
+                self.problems.append(Problem(_shown(name), "is not a field of a message"))
         found: list[legacy.Problem] = [legacy.Problem(*problem) for problem in self.problems]
         canonical = legacy.Reasons(found).message(
             "",
@@ -245,6 +244,12 @@ class _Reading:
         except ValueError as exc:
             self.problems.append(Problem(name, str(exc)))
             return None
+
+
+def _shown(name: str) -> str:
+    """Return a name for display: short, and without lone surrogates."""
+    short = name if len(name) <= 40 else name[:40] + "…"
+    return short.encode("utf-8", "backslashreplace").decode()
 
 
 def _text(value: Any) -> str:
