@@ -72,7 +72,7 @@ def canonical_integer(text: str) -> Number:
     Raises:
         JsonTextError: It has more than MAX_WHOLE_DIGITS digits.
     """
-    if len(text) > MAX_WHOLE_DIGITS:
+    if len(text) - text.startswith("-") > MAX_WHOLE_DIGITS:
         raise _out_of_range(text)
     return Number("0" if text == "-0" else text)
 

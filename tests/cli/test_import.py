@@ -150,6 +150,31 @@ def test_databases_are_imported(own_cli: Sagastore, tmp_path: Path) -> None:
     assert text.count('"metadata": {"n": 1.50}') == 4
 
 
+def test_lines_without_id_and_time_keep_the_order_of_the_file(
+    own_cli: Sagastore, tmp_path: Path
+) -> None:
+    turns = [
+        {"provider": "openai", "role": "user", "content": f"turn {n}", "session_id": "talk"}
+        for n in range(30)
+    ]
+    own_cli.ok("import", write_lines(tmp_path / "talk.jsonl", turns), "--batch-size", "7")
+    listed = own_cli.lines("list", "talk", "--limit", "0")
+    assert [message["content"] for message in listed] == [turn["content"] for turn in turns]
+
+
+def test_unstorable_value_rejects_its_line_alone(own_cli: Sagastore, tmp_path: Path) -> None:
+    values = ["1", "1e99999999999999999999", "9" * 200_000, "1e200000", '"\\ud800"', "NaN"]
+    path = tmp_path / "odd.jsonl"
+    head = '{"provider": "p", "role": "user", "content": "c", "metadata": {"a": '
+    path.write_text("".join(f"{head}{value}}}}}\n" for value in [*values, "2"]), encoding="utf-8")
+    summary = own_cli.json("import", path)
+    assert (summary["saved"], summary["rejected"]) == (2, 5)
+    assert [row["source_key"] for row in summary["first_rejects"]] == [
+        f"line {n}" for n in range(2, 7)
+    ]
+    assert {row["field"] for row in summary["first_rejects"]} == {"metadata"}
+
+
 def test_strict_counts_rows_that_are_left_behind(own_cli: Sagastore, tmp_path: Path) -> None:
     path = legacy_db(tmp_path / "memory.db", numbered(2))
     summary = own_cli.json("import", path)
