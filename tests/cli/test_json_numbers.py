@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
@@ -63,9 +64,9 @@ NAMED = ["1e99999999999999999999", "-1e-99999999999999999999", "-0", "-0.0", "1E
          "1e131071", "1e131072", "1e-16383", "1e-16384", "0e99999999999999999999"]  # fmt: skip
 
 
-def _named(test: object) -> object:
+def _named(test: Callable[[str], None]) -> Callable[[str], None]:
     for text in NAMED:
-        test = example(text)(test)  # type: ignore[arg-type]
+        test = example(text)(test)
     return test
 
 

@@ -9,7 +9,7 @@ import pytest
 from tools.fuzz.foreign_files import run
 from tools.fuzz.foreign_inputs import made
 
-COUNT = 150
+COUNT = 100
 
 
 @pytest.mark.timeout(600)

@@ -308,7 +308,7 @@ def schemas(draw: st.DrawFn) -> list[tuple[str, list[Any]]]:
     return made
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(schemas())
 def test_any_table_is_read_alike(
     tmp_path_factory: pytest.TempPathFactory, statements: list[tuple[str, list[Any]]]

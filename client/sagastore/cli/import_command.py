@@ -129,6 +129,7 @@ class _Import:
         self.counts = Counts()
         self._position: Position | None = None
         self._done = 0
+        self._damage: CommandError | None = None
         # The first checkpoint is written after the first batch.
         self._last_checkpoint = -math.inf
         self._file = self._checkpoint_file()
@@ -163,18 +164,20 @@ class _Import:
         finished = False
         try:
             await self._transfer(start, meter)
+            self._require_sound_source()
             finished = True
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise StoppedError(self._with_resume_hint("interrupted")) from None
         except SagaStoreError as exc:
             raise CommandError(self._with_resume_hint(explain(exc))) from None
-        except CommandError as exc:
-            # The source is damaged.
-            done = f"; {self.counts.read:,} rows before that were processed"
-            raise CommandError(f"{exc}{done if self.counts.read else ''}") from None
         finally:
             meter.close()
             self._end(finished=finished)
+
+    def _require_sound_source(self) -> None:
+        if self._damage is not None:
+            done = f"; {self.counts.read:,} rows before that were processed"
+            raise CommandError(f"{self._damage}{done if self.counts.read else ''}")
 
     async def _find_start(self) -> Position | None:
         checkpoint = await self._usable_checkpoint()
@@ -232,7 +235,11 @@ class _Import:
         async def messages() -> AsyncGenerator[Message, None]:
             nonlocal exhausted
             while len(self._pending) < _MAX_PENDING:
-                row = await anext(rows, None)
+                try:
+                    row = await anext(rows, None)
+                except CommandError as exc:
+                    # Raised after the rows before the damage are stored.
+                    self._damage, row = exc, None
                 if row is None:
                     exhausted = True
                     return
