@@ -209,9 +209,16 @@ def _deferred(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return attempt
 
 
-_object_or_reason = _deferred(_object)
-_integer_or_reason = _deferred(canonical_integer)
-_constant_or_reason = _deferred(_constant)
+def _line_decoder(real: Callable[[str], Number]) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        object_pairs_hook=_deferred(_object),
+        parse_float=_deferred(real),
+        parse_int=_deferred(canonical_integer),
+        parse_constant=_deferred(_constant),
+    )
+
+
+_LINE_DECODER = _line_decoder(canonical_real)
 
 
 def parse_line(text: str) -> Any:
@@ -224,12 +231,9 @@ def parse_line(text: str) -> Any:
         JsonTextError: It is not JSON, or its outermost object repeats a key.
 
     """
-    decoder = json.JSONDecoder(
-        object_pairs_hook=_object_or_reason,
-        parse_float=_deferred(_Numbers().real),
-        parse_int=_integer_or_reason,
-        parse_constant=_constant_or_reason,
-    )
+    decoder = _LINE_DECODER
+    if _MAY_GROW.search(text) is not None:
+        decoder = _line_decoder(_Numbers().real)
     try:
         value = decoder.decode(text)
     except RecursionError:

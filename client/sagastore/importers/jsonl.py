@@ -204,14 +204,15 @@ class _Reading:
             if name not in _IGNORED:
                 self.problems.append(Problem(_shown(name), "is not a field of a message"))
         found: list[legacy.Problem] = [legacy.Problem(*problem) for problem in self.problems]
-        canonical = legacy.Reasons(found).message(
+        # The metadata has been checked when it was written.
+        legacy.Reasons(found).message(
             "",
             message_id=message_id,
             provider=provider,
             role=role,
             content=content,
             tags=tags,
-            metadata=metadata,
+            metadata="",
             session_id=session_id,
         )
         self.problems = [Problem(*problem) for problem in found]
@@ -224,7 +225,7 @@ class _Reading:
             id=message_id,
             tags=tags,
             timestamp=timestamp,
-            metadata=_json.loads_as_written(canonical),
+            metadata=_json.loads_as_written(metadata),
             session_id=session_id,
             created_at=created_at,
         )
