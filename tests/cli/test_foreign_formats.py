@@ -160,6 +160,10 @@ FORMATS: dict[str, Format] = {
         [("openai", role, text, f"my file-{n}") for n in (0, 1)
          for role, text in (("user", "hi"), ("assistant", ""))],
     ),
+    "bare messages": Format(
+        _doc([{"role": "user", "content": "hi"}], 1), "is a list of chat messages",
+        [("unknown", "user", "hi", None)],
+    ),
     "garbage after gzip": Format(gzip.compress(LINE) + b"garbage", "are not gzip", ONE),
 }  # fmt: skip
 
@@ -223,6 +227,8 @@ def _check_conversion(command: str, given: Format, folder: Path) -> None:
         (b"PAR1 rest", "is a Parquet file; convert it to JSON Lines"),
         (b"%PDF-1.7 rest", "is a PDF document; convert it"),
         (b"PK\x03\x04 cut off", "is a ZIP archive; import it with: unzip -p"),
+        (b'[{"id": 1}]', "is a JSON array, but not of messages; import takes one message per"),
+        (b'{\n "id": 1\n}', "is one JSON document on several lines, but not a message"),
         (b"<!DOCTYPE html><p>", "is an HTML page"),
         (b"<?xml version='1.0'?>", "is XML"),
         (b"\x37\x7f\x06\x82 rest", "is a log of a SQLite database; import the database itself"),

@@ -21,7 +21,7 @@ from sagastore.cli.reader_thread import read_ahead
 from sagastore.cli.rejects import Rejects
 from sagastore.cli.settings import Settings
 from sagastore.importers import Problem, Row, Source, open_source
-from sagastore.importers.base import Position
+from sagastore.importers.base import Position, counted
 from sagastore.importers.spool import DEFAULT_LIMIT
 
 __all__ = ["ImportOptions", "import_file"]
@@ -76,7 +76,9 @@ async def _load(settings: Settings, options: ImportOptions, source: Source) -> i
 def _status(counts: Counts, source: Source, *, strict: bool) -> int:
     """Return the exit status, and say why if it is not 0."""
     if not counts.saved + counts.unchanged + counts.skipped:
-        why = f"all {counts.read:,} rows were rejected" if counts.read else "it has no messages"
+        why = "it has no messages"
+        if counts.read:
+            why = f"{counted(counts.read, 'row')} read, all rejected"
         complain(f"nothing of {source.name} was stored: {why}")
         return _NOT_STORED
     left = counts.rejected + source.left_behind
@@ -176,7 +178,7 @@ class _Import:
 
     def _require_sound_source(self) -> None:
         if self._damage is not None:
-            done = f"; {self.counts.read:,} rows before that were processed"
+            done = f"; {counted(self.counts.read, 'row')} before that processed"
             raise CommandError(f"{self._damage}{done if self.counts.read else ''}")
 
     async def _find_start(self) -> Position | None:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from sagastore import Message, _json, legacy
 from sagastore.cli.failures import CommandError
 from sagastore.cli.times import from_micros
-from sagastore.importers.base import Position, Problem, Row, file_identity
+from sagastore.importers.base import Position, Problem, Row, counted, file_identity
 from sagastore.legacy.database import (
     RECOVERY,
     FileState,
@@ -100,16 +100,17 @@ class _File:
                 self._stack.close()
                 self._connection = self._open()
 
-    def close(self) -> None:
-        """Close the database and remove the copy, unless another thread is reading."""
+    def close(self) -> bool:
+        """Close the database and remove the copy; return False if another thread is reading."""
         # That thread may be waiting for a lock; the end of the process closes the file.
         self._closing = True
         if not self._reading.acquire(blocking=False):
-            return
+            return False
         try:
             self._stack.close()
         finally:
             self._reading.release()
+        return True
 
 
 class Database(abc.ABC):
@@ -129,6 +130,8 @@ class Database(abc.ABC):
         self._identity = identity
         self._file = file
         self._table = file.read(LegacyTable)
+        # What the reading thread uses besides the file.
+        self._used = contextlib.ExitStack()
         if file.copied:
             self.notes.append(f"{name} has an interrupted write; reading a copy")
 
@@ -181,11 +184,14 @@ class Database(abc.ABC):
         """Note rows that an import does not take."""
         if count:
             self.left_behind += count
-            self.notes.append(f"{self.name} also contains {count:,} {what}, which are not imported")
+            are = "is" if count == 1 else "are"
+            found = counted(count, what)
+            self.notes.append(f"{self.name} also contains {found}, which {are} not imported")
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file.close():
+            self._used.close()
         if self.on_close is not None:
             self.on_close()
 
@@ -198,7 +204,8 @@ class LegacyDatabase(Database):
     def __init__(self, name: str, identity: Path | None, file: _File) -> None:
         super().__init__(name, identity, file)
         self._judge = file.read(partial(RowJudge, self._table))
-        self._leave_behind(file.read(_count_files), "files")
+        self._used.callback(self._judge.close)
+        self._leave_behind(file.read(_count_files), "file")
         if extra := self._table.extra:
             shown = ", ".join(extra[:_SHOWN_COLUMNS]) + (", …" if extra[_SHOWN_COLUMNS:] else "")
             self.notes.append(f"{name} also has columns that are not imported: {shown}")
@@ -220,11 +227,6 @@ class LegacyDatabase(Database):
             return None, [Problem(*problem) for problem in problems]
         return _message(found, from_micros(found.timestamp_us), found.created_at_us), []
 
-    def close(self) -> None:
-        """Close the file."""
-        super().close()
-        self._judge.close()
-
 
 class StoreDatabase(Database):
     """Reader of the file of a SagaStore server, which may be running."""
@@ -239,10 +241,10 @@ class StoreDatabase(Database):
                 f"{name} belongs to an unsupported version of SagaStore "
                 f"(no column {min(missing)}); use a newer sagastore, or export from the server"
             )
-        self._leave_behind(file.read(partial(_count, table="quarantine")), "quarantined rows")
-        self._leave_behind(file.read(_count_files), "files")
+        self._leave_behind(file.read(partial(_count, table="quarantine")), "quarantined row")
+        self._leave_behind(file.read(_count_files), "file")
         titled = partial(_count, table="sessions", where="title <> ''")
-        self._leave_behind(file.read(titled), "session titles")
+        self._leave_behind(file.read(titled), "session title")
 
     def _read(self, row: LegacyRow) -> tuple[Message | None, list[Problem]]:
         *texts, timestamp, metadata, session_id, created_at = self._table.known(row)

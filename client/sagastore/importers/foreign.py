@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import lzma
 import re
@@ -29,6 +30,9 @@ _WHITESPACE: Final = b" \t\r\n"
 _UTF8_BOM: Final = b"\xef\xbb\xbf"
 _TAR_MARK: Final = slice(257, 262)
 """Place of `ustar` in the first header of a tar archive (POSIX.1-2017, pax, ustar Interchange)."""
+
+_MEMBERS: Final = 1000
+"""Members of a tar archive to look at; it has no list of them."""
 
 _EXAMPLE: Final = '{"provider": "openai", "role": "user", "content": "Hi"}'
 
@@ -124,6 +128,11 @@ _CHATS: Final = (
         f' {{provider: "openai", role, content: {_TEXT}, session_id: $s}}',
     ),
 )
+_BARE: Final = _Chats(
+    "a list of chat messages without provider",
+    frozenset({"role", "content"}),
+    f'.value | {{provider: "unknown", role, content: {_TEXT}}}',
+)
 _MESSAGE: Final = frozenset({"provider", "role", "content"})
 _KEY: Final = re.compile(rb'"([A-Za-z_]{1,40})"\s*:')
 _WORD: Final = re.compile(r"[A-Za-z_][\w.-]*")
@@ -217,7 +226,8 @@ def _tar_names(path: Path | None) -> list[str]:
         return []
     try:
         with tarfile.open(path) as archive:
-            return [member.name for member in archive if member.isfile()]
+            first = itertools.islice(archive, _MEMBERS)
+            return [member.name for member in first if member.isfile()]
     except (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError):
         return []
 
@@ -254,9 +264,17 @@ def _keys(text: bytes) -> set[str]:
 
 
 def _refuse_array(name: str, start: bytes, shown: str) -> None:
-    chats = _chats_of(_keys(start))
+    keys = _keys(start)
+    chats = _chats_of(keys)
+    if chats is None and _BARE.keys <= keys and not keys >= _MESSAGE:
+        chats = _BARE
     if chats is not None:
         _refuse(name, chats.name, _jq(chats.program, shown))
+    if not keys >= _MESSAGE:
+        raise CommandError(
+            f"{name} is a JSON array, but not of messages; import takes one message per line: "
+            f"{_EXAMPLE}"
+        )
     command = f"jq -c '.[]' {shown} | sagastore import -"
     raise CommandError(f"{name} is a JSON array; import expects one object per line: {command}")
 
@@ -277,8 +295,12 @@ def _check_objects(name: str, start: bytes, shown: str) -> None:
     chats = _chats_of(keys)
     if chats is not None:
         _refuse(name, chats.name, _jq(chats.program, shown))
-    if what:
+    if what and keys >= _MESSAGE:
         _refuse(name, f"{what}, and import expects one message per line", f"jq -c . {shown}")
+    if what:
+        raise CommandError(
+            f"{name} is {what}, but not a message; import takes one message per line: {_EXAMPLE}"
+        )
 
 
 def _is_indented(first: bytes, rest: bytes) -> bool:

@@ -166,8 +166,8 @@ def _with_legacy(
     refusal = None
     rows, files = legacy.rows, legacy.files or 0
     if not legacy.served + files - legacy.files_quarantined:
-        count = f"all its {rows:,} messages and {files:,} files would go to quarantine"
-        refusal = f"has no row that can be served: {count if rows + files else 'it is empty'}"
+        why = f"all would go to quarantine (messages: {rows:,}, files: {files:,})"
+        refusal = f"has no row that can be served: {why if rows + files else 'it is empty'}"
     if legacy.bytes_free < legacy.bytes_needed:
         refusal = (
             f"cannot be imported: that needs up to {legacy.bytes_needed:,} bytes of disk space, "
