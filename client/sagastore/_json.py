@@ -19,7 +19,7 @@ from decimal import Decimal
 from json import encoder as _json_encoder
 from typing import Any, NoReturn
 
-from sagastore import _json_numbers as numbers
+from sagastore import json_numbers as numbers
 
 __all__ = ["dumps", "loads", "loads_as_written", "same"]
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sagastore.legacy import Text, raw_row_as_json
+from sagastore.legacy.database import VALUE_COMPLAINTS
 
 __all__ = [
     "Check",
@@ -48,22 +49,6 @@ __all__ = [
 
 SUFFIX = ".receipt.json"
 """The receipt of ``messages.db`` is ``messages.db.receipt.json``."""
-
-VALUE_COMPLAINTS = (
-    # Full-text indexes that do not match their table, which legacy files have. SQLite
-    # 3.44 and later check them.
-    "malformed inverted index",
-    "unable to validate the inverted index",
-    # Values of rows, not damage of the file.
-    "NULL value in ",
-    "NUMERIC value in ",
-    "TEXT value in ",
-    "non-TEXT value in ",
-    "non-NUMERIC value in ",
-    "CHECK constraint failed in ",
-)
-"""Prefixes of the lines of ``integrity_check`` that report unusual values, which a legacy
-table may contain, rather than damage."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the current step, the amount done, and the total (0 if unknown)."""

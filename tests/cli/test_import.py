@@ -7,9 +7,14 @@ import json
 import shutil
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from sagastore_server.cli.main import cli as server_cli
 from tests.cli.command import SAMPLE, Sagastore, assert_ledger, by_id, many, sample, write_lines
 from tests.cli.databases import legacy_database, store_database
 from tests.conftest import ServerFactory
+from tests.support.foreign_databases import FILES
+from tests.support.legacy_db import legacy_db, numbered
 
 
 def _export(cli: Sagastore, name: str = "export.jsonl") -> Path:
@@ -57,7 +62,9 @@ def test_standard_input_accepts_every_format(own_cli: Sagastore) -> None:
     database = legacy_database(own_cli.home / "memory.db").read_bytes()
     assert own_cli.json("import", "-", stdin=database)["saved"] == 3
     assert own_cli.json("import", "-", stdin=gzip.compress(database))["unchanged"] == 3
-    assert own_cli.json("import", "-")["read"] == 0
+    done = own_cli.run("--json", "import", "-")
+    assert (done.returncode, json.loads(done.stdout)["read"]) == (6, 0)
+    assert done.stderr == "sagastore: nothing of standard input was stored: it has no messages\n"
     assert own_cli.checkpoints == []
 
 
@@ -99,7 +106,10 @@ def test_rejected_rows_are_listed_and_written_to_file(own_cli: Sagastore, tmp_pa
     summary = own_cli.json("import", path)
     assert summary["rejected"] == 26
     assert len(summary["first_rejects"]) == 20
-    assert own_cli.run("import", path, "--strict").returncode == 1
+    done = own_cli.run("import", path, "--strict")
+    assert done.returncode == 6
+    assert "not everything" in done.stderr
+    assert "26 rejected, 0 left behind" in done.stderr
 
 
 def test_rejects_file_must_differ_from_the_source(cli: Sagastore, tmp_path: Path) -> None:
@@ -112,7 +122,9 @@ def test_rejects_file_must_differ_from_the_source(cli: Sagastore, tmp_path: Path
 def test_file_with_only_invalid_rows_is_rejected_row_by_row(cli: Sagastore, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text("{}\n" * 5_000, encoding="utf-8")
-    assert cli.json("import", path)["rejected"] == 5_000
+    done = cli.run("--json", "import", path)
+    assert (done.returncode, json.loads(done.stdout)["rejected"]) == (6, 5_000)
+    assert "5,000 rows read, all rejected" in done.stderr
 
 
 def test_many_invalid_rows_between_valid_rows_are_imported(
@@ -136,6 +148,66 @@ def test_databases_are_imported(own_cli: Sagastore, tmp_path: Path) -> None:
     assert own_cli.json("import", store_database(tmp_path / "store.db"))["saved"] == 3
     text = _export(own_cli).read_text(encoding="utf-8")
     assert text.count('"metadata": {"n": 1.50}') == 4
+
+
+def test_lines_without_id_and_time_keep_the_order_of_the_file(
+    own_cli: Sagastore, tmp_path: Path
+) -> None:
+    turns = [
+        {"provider": "openai", "role": "user", "content": f"turn {n}", "session_id": "talk"}
+        for n in range(30)
+    ]
+    own_cli.ok("import", write_lines(tmp_path / "talk.jsonl", turns), "--batch-size", "7")
+    listed = own_cli.lines("list", "talk", "--limit", "0")
+    assert [message["content"] for message in listed] == [turn["content"] for turn in turns]
+
+
+def test_unstorable_value_rejects_its_line_alone(own_cli: Sagastore, tmp_path: Path) -> None:
+    values = ["1", "1e99999999999999999999", "9" * 200_000, "1e200000", '"\\ud800"', "NaN"]
+    path = tmp_path / "odd.jsonl"
+    head = '{"provider": "p", "role": "user", "content": "c", "metadata": {"a": '
+    path.write_text("".join(f"{head}{value}}}}}\n" for value in [*values, "2"]), encoding="utf-8")
+    summary = own_cli.json("import", path)
+    assert (summary["saved"], summary["rejected"]) == (2, 5)
+    assert [row["source_key"] for row in summary["first_rejects"]] == [
+        f"line {n}" for n in range(2, 7)
+    ]
+    assert {row["field"] for row in summary["first_rejects"]} == {"metadata"}
+
+
+def test_strict_counts_rows_that_are_left_behind(own_cli: Sagastore, tmp_path: Path) -> None:
+    path = legacy_db(tmp_path / "memory.db", numbered(2))
+    summary = own_cli.json("import", path)
+    assert (summary["saved"], summary["rejected"], summary["left_behind"]) == (2, 0, 3)
+    done = own_cli.run("import", path, "--strict")
+    assert done.returncode == 6
+    assert "also contains 3 files, which are not imported" in done.stderr
+    assert "0 rejected, 3 left behind" in done.stderr
+    assert "left behind" in done.stdout
+
+
+def test_import_and_inspect_give_the_same_reasons(own_cli: Sagastore, tmp_path: Path) -> None:
+    path, rejects = tmp_path / "memory.db", tmp_path / "rejects.jsonl"
+    FILES["odd rows"](path)
+    report = CliRunner().invoke(server_cli, ["inspect", str(path), "--json"])
+    legacy = json.loads(report.stdout)["legacy"]
+    summary = own_cli.json("import", path, "--rejects", rejects)
+    assert (summary["saved"], summary["rejected"]) == (legacy["served"], legacy["quarantined"])
+    written = [json.loads(line) for line in rejects.read_text(encoding="utf-8").splitlines()]
+    for row in written:
+        del row["row"]
+    assert written == legacy["set_aside"]
+    assert summary["first_rejects"] == legacy["set_aside"][:20]
+
+
+def test_damaged_end_of_a_file_loses_no_line_before_it(own_cli: Sagastore, tmp_path: Path) -> None:
+    path = tmp_path / "garbage.gz"
+    path.write_bytes(gzip.compress(SAMPLE.read_bytes()) + b"garbage at the end")
+    done = own_cli.run("import", path)
+    assert done.returncode == 1
+    assert "after its gzip data there are bytes that are not gzip" in done.stderr
+    assert "; 400 rows before that processed" in done.stderr
+    assert own_cli.json("import", SAMPLE)["unchanged"] == 400
 
 
 def test_database_of_a_running_server_is_imported(

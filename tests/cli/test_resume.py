@@ -333,7 +333,8 @@ def test_export_can_be_interrupted_before_the_first_response(tmp_path: Path) -> 
 @pytest.mark.parametrize("count", [0, 3])
 def test_export_writes_to_a_named_pipe(count: int, own_cli: Sagastore, tmp_path: Path) -> None:
     messages = many(count)
-    own_cli.ok("import", write_lines(tmp_path / "many.jsonl", messages))
+    imported = own_cli.run("import", write_lines(tmp_path / "many.jsonl", messages))
+    assert imported.returncode == (0 if messages else 6)
     pipe, read = tmp_path / "pipe", tmp_path / "read.jsonl"
     os.mkfifo(pipe)
     process = own_cli.start("export", pipe)

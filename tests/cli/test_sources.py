@@ -116,12 +116,28 @@ def test_u2028_does_not_end_a_line(tmp_path: Path) -> None:
         (b'{"provider":"p","role":"r","content":"c","timestamp":"x"}', "timestamp", "is 'x'"),
         (b'{"provider":"p","role":"r","content":"c","metadata":[]}', "metadata", "is a list"),
         (b'{"provider":"p","role":"r","content":"c","mood":1}', "mood", "is not a field"),
-        (b'{"provider":"p","role":"r","content":"c","content":"d"}', "line", "has the key"),
+        (b'{"provider":"p","role":"r","content":"c","content":"d"}', "line", "repeats the key"),
         (
             b'{"provider":"p","role":"r","content":"c","metadata":{"n":1e99999999999999999999}}',
-            "line",
-            "contains the number 1e99999999999999999999, whose exponent is out of range",
+            "metadata",
+            "holds the number 1e99999999999999999999, beyond the 131,072 digits before",
         ),
+        (
+            b'{"provider":"p","role":"r","content":"c","metadata":{"n":{"a":1,"a":1}}}',
+            "metadata",
+            'repeats the key "a"',
+        ),
+        (
+            b'{"provider":"p","role":"r","content":"c","metadata":{"n":1,"n":1}}',
+            "metadata",
+            'repeats the key "n"',
+        ),
+        (b'{"provider":1e99999,"role":"r","content":"c"}', "provider", "is a number, not"),
+        (b'{"provider":NaN,"role":"r","content":"c"}', "provider", "holds NaN, which is not"),
+        (b'{"provider":"p","role":"r","content":"\\ud800"}', "content", "holds a lone surrogate"),
+        (b'{"provider":"p","role":"r","content":"c","\\ud800":1}', "\\ud800", "is not a field"),
+        (b'{"provider":"p","role":"r","content":"\\u0000"}', "content", "holds U+0000"),
+        (b'{"provider":"p","role":"r","content":"c","tags":[""]}', "tags[0]", "is required"),
     ],
 )
 def test_invalid_line_is_reported_with_field_and_reason(
@@ -189,11 +205,11 @@ def test_raw_lines_are_unchanged() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"id,role\n1,user\n", "neither JSON Lines nor a SQLite database"),
+        (b"Dear diary, today\n", "neither JSON Lines nor a SQLite database: it starts with 'Dear"),
         (b' [ {"id": 1} ]', "is a JSON array"),
         ("{}".encode("utf-16"), "UTF-16"),
         (b"\x1f\x8b broken", "cannot read"),
-        (b"SQLite format 3\x00 but no", "cannot read"),
+        (b"SQLite format 3\x00 but no", "cannot read .* is not a SQLite database, or is encrypted"),
     ],
 )
 def test_unsupported_file_is_rejected(content: bytes, reason: str, tmp_path: Path) -> None:
@@ -219,8 +235,8 @@ def test_legacy_rows_are_read_or_rejected(tmp_path: Path) -> None:
     assert [(row.key, row.problems[0]) for row in rows if row.problems] == [
         ("messages/rowid=4", ("id", "is NULL")),
         ("messages/rowid=5", ("timestamp", "is 'yesterday', which is not a time in ISO form")),
-        ("messages/rowid=6", ("metadata", "has the key 'a' twice in one object")),
-        ("messages/rowid=7", ("id", "is empty")),
+        ("messages/rowid=6", ("metadata", 'repeats the key "a"; JSONB would keep only one')),
+        ("messages/rowid=7", ("id", "is required: 1 to 128 characters")),
     ]
     first = rows[0].message
     assert first is not None
@@ -284,16 +300,17 @@ def test_database_with_an_interrupted_write_is_read_from_a_copy(tmp_path: Path) 
     assert sorted(file.name for file in (tmp_path / "left").iterdir()) == left
 
 
-def test_store_with_invalid_text_is_reported_in_one_line(tmp_path: Path) -> None:
+def test_invalid_row_of_a_store_is_rejected_alone(tmp_path: Path) -> None:
     path = store_database(tmp_path / "data.db")
     with sqlite3.connect(path) as connection:
         connection.execute("DROP TRIGGER messages_update_guard")
         connection.execute("UPDATE messages SET content = CAST(x'ff61' AS TEXT) WHERE id = 's2'")
     connection.close()
-    source = open_source(str(path))
-    with pytest.raises(CommandError, match=r"cannot read .*data\.db: Could not decode to UTF-8"):
-        list(source.rows(None))
-    source.close()
+    rows = _read(path)
+    assert _ids(rows) == ["s1", "s3"]
+    assert rows[1].problems == (
+        ("content", "is text with bytes that are not UTF-8, the first at 0"),
+    )
 
 
 def test_store_preserves_the_spelling_of_numbers(tmp_path: Path) -> None:
@@ -308,7 +325,10 @@ def test_unknown_database_is_rejected(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE messages (id, text)")
     connection.close()
-    with pytest.raises(CommandError, match="has no content, provider, role, timestamp"):
+    with pytest.raises(
+        CommandError,
+        match="a table messages without the columns provider, role, content, timestamp",
+    ):
         open_source(str(path))
 
 

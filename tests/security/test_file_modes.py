@@ -19,16 +19,16 @@ import pytest
 
 from sagastore import AsyncClient, Message, Phase
 from sagastore.cli.checkpoint import make_private_folder
-from sagastore.importers.spool import GIB, copy_bounded, copy_private
+from sagastore.importers.spool import GIB, copy_bounded
+from sagastore.legacy.database import _scratch_copy, copy_private
 from sagastore_server.runtime.private_files import make_folder
-from sagastore_server.sqlite.files import _scratch_copy
-from tests.cli.command import SAMPLE, Sagastore, many, wait_until, write_lines
+from tests.cli.command import SAMPLE, Sagastore, many, write_lines
 from tests.security.pki import environment
 from tests.support.legacy_db import legacy_db, numbered
 from tests.support.migration_control import go_to
 from tests.support.postgres import fresh_schema
 from tests.support.server_process import ServerProcess, clean_environment
-from tests.telemetry.ops import eventually
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_files_of_server_and_command(tmp_path: Path) -> None:
         cli.ok("import", lines, "--rejects", home / "rejects.jsonl")
         cli.ok("export", home / "out.jsonl")
         interrupted = cli.start("import", write_lines(tmp_path / "many.jsonl", many(20_000)))
-        wait_until(lambda: list((home / "a").rglob("*.json")) or interrupted.poll() is not None)
+        eventually(lambda: list((home / "a").rglob("*.json")) or interrupted.poll() is not None)
         assert interrupted.poll() is None
         interrupted.kill()
         interrupted.wait()

@@ -443,7 +443,11 @@ def import_(
     ] = None,
     restart: Restart = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with status 1 if a row was rejected.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="Exit with status 6 if a row was rejected or left behind, such as a file record.",
+        ),
     ] = False,
     temp_limit: TempLimit = 16,
 ) -> Job:
@@ -455,7 +459,7 @@ def import_(
     A line of JSON Lines is an object with id, provider, role, content, tags, timestamp (ISO
     form, UTC without an offset), metadata, session_id, created_at; only provider, role and content
     are required. Messages of a session with equal times keep the order of the file. Rejected
-    rows are listed at the end and do not affect other rows.
+    rows are listed at the end and do not affect other rows. Exit status 6 if nothing was stored.
     """
     from sagastore.cli import import_command
 

@@ -21,10 +21,13 @@ from sagastore.cli.reader_thread import read_ahead
 from sagastore.cli.rejects import Rejects
 from sagastore.cli.settings import Settings
 from sagastore.importers import Problem, Row, Source, open_source
-from sagastore.importers.base import Position
+from sagastore.importers.base import Position, counted
 from sagastore.importers.spool import DEFAULT_LIMIT
 
 __all__ = ["ImportOptions", "import_file"]
+
+_NOT_STORED = 6
+"""Exit status if nothing was stored or, with ``--strict``, not everything (api.md)."""
 
 _CHECKPOINT_SECONDS = 1.0
 _SAMPLE_IDS = 8
@@ -67,7 +70,25 @@ async def _load(settings: Settings, options: ImportOptions, source: Source) -> i
     finally:
         source.close()
     import_summary.show(settings, run.summary())
-    return 1 if options.strict and run.counts.rejected else 0
+    return _status(run.counts, source, strict=options.strict)
+
+
+def _status(counts: Counts, source: Source, *, strict: bool) -> int:
+    """Return the exit status, and say why if it is not 0."""
+    if not counts.saved + counts.unchanged + counts.skipped:
+        why = "it has no messages"
+        if counts.read:
+            why = f"{counted(counts.read, 'row')} read, all rejected"
+        complain(f"nothing of {source.name} was stored: {why}")
+        return _NOT_STORED
+    left = counts.rejected + source.left_behind
+    if strict and left:
+        complain(
+            f"not everything of {source.name} was stored: {counts.rejected:,} rejected, "
+            f"{source.left_behind:,} left behind"
+        )
+        return _NOT_STORED
+    return 0
 
 
 def _check_rejects(source: Source, options: ImportOptions) -> None:
@@ -110,6 +131,7 @@ class _Import:
         self.counts = Counts()
         self._position: Position | None = None
         self._done = 0
+        self._damage: CommandError | None = None
         # The first checkpoint is written after the first batch.
         self._last_checkpoint = -math.inf
         self._file = self._checkpoint_file()
@@ -144,6 +166,7 @@ class _Import:
         finished = False
         try:
             await self._transfer(start, meter)
+            self._require_sound_source()
             finished = True
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise StoppedError(self._with_resume_hint("interrupted")) from None
@@ -152,6 +175,11 @@ class _Import:
         finally:
             meter.close()
             self._end(finished=finished)
+
+    def _require_sound_source(self) -> None:
+        if self._damage is not None:
+            done = f"; {counted(self.counts.read, 'row')} before that processed"
+            raise CommandError(f"{self._damage}{done if self.counts.read else ''}")
 
     async def _find_start(self) -> Position | None:
         checkpoint = await self._usable_checkpoint()
@@ -209,7 +237,11 @@ class _Import:
         async def messages() -> AsyncGenerator[Message, None]:
             nonlocal exhausted
             while len(self._pending) < _MAX_PENDING:
-                row = await anext(rows, None)
+                try:
+                    row = await anext(rows, None)
+                except CommandError as exc:
+                    # Raised after the rows before the damage are stored.
+                    self._damage, row = exc, None
                 if row is None:
                     exhausted = True
                     return
@@ -325,6 +357,7 @@ class _Import:
             kind=self._source.kind,
             target=self._settings.target,
             **asdict(self.counts),
+            left_behind=self._source.left_behind,
             resumed_after=self._read_before,
             seconds=self._seconds(),
             messages_per_second=read / seconds if seconds > 0 else 0.0,

@@ -12,6 +12,9 @@ from sagastore.cli.settings import Settings
 __all__ = ["Summary", "show"]
 
 
+_COUNTS = ("read", "saved", "unchanged", "skipped", "rejected", "left_behind")
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """The result of an import, including its interrupted runs."""
@@ -24,6 +27,7 @@ class Summary:
     unchanged: int
     skipped: int
     rejected: int
+    left_behind: int
     resumed_after: int
     seconds: float
     messages_per_second: float
@@ -40,7 +44,7 @@ def show(settings: Settings, summary: Summary) -> None:
 
 
 def _show_json(summary: Summary) -> None:
-    names = ("source", "target", "read", "saved", "unchanged", "skipped", "rejected")
+    names = ("source", "target", *_COUNTS)
     values = {name: getattr(summary, name) for name in names}
     values |= {
         "resumed_after": summary.resumed_after,
@@ -60,7 +64,11 @@ def _show(summary: Summary) -> None:
 
     out = screen()
     if summary.first_rejects:
-        out.table("Rejected", ("row", "field", "reason"), summary.first_rejects)
+        rows = [
+            [key, field, reason.removeprefix(f"{field}: ")]
+            for key, field, reason in summary.first_rejects
+        ]
+        out.table("Rejected", ("row", "field", "reason"), rows)
         more = summary.rejected - len(summary.first_rejects)
         where = f"all are in {summary.rejects_file}" if summary.rejects_file else ""
         hint = where or ("--rejects FILE writes all of them to a file" if more else "")
@@ -69,10 +77,13 @@ def _show(summary: Summary) -> None:
             out.line(text)
         out.line("")
     out.line(("Imported", "bold"), f" {summary.source} into {summary.target}")
-    for name in ("read", "saved", "unchanged", "skipped", "rejected"):
+    for name in _COUNTS:
         count: int = getattr(summary, name)
-        style = "bold red" if name == "rejected" else ""
-        out.line((f"{name:<10}{count:>12,}", style if count else "dim"), indent=2)
+        if name == "left_behind" and not count:
+            continue
+        style = "bold red" if name in {"rejected", "left_behind"} else ""
+        shown = name.replace("_", " ")
+        out.line((f"{shown:<11}{count:>11,}", style if count else "dim"), indent=2)
     after = f", after {summary.resumed_after:,} before" if summary.resumed_after else ""
     rate = rate_of(summary.messages_per_second, 1.0)
     out.line(f"in {duration(summary.seconds)}, {rate}{after}", indent=2)

@@ -40,26 +40,30 @@ class _ReaderThread:
 
     def _run(self) -> None:
         result: BaseException | None = None
-        try:
-            while chunk := self._take():
+        more = True
+        while more:
+            chunk: list[Row] = []
+            try:
+                more = self._take(chunk)
+            except Exception as exc:  # noqa: BLE001 - raised where the rows are awaited
+                # The rows before the damage are passed on first.
+                result, more = exc, False
+            if chunk:
                 self._room.acquire()
                 if self._stopped:
                     return
                 self._pass_on(chunk)
-        except Exception as exc:  # noqa: BLE001 - raised where the rows are awaited
-            result = exc
         self._pass_on(result)
 
-    def _take(self) -> list[Row]:
-        """Return some rows, limited by number and by bytes."""
-        chunk: list[Row] = []
+    def _take(self, chunk: list[Row]) -> bool:
+        """Add some rows to `chunk`, limited by number and by bytes; return False at the end."""
         size = 0
         for row in self._rows:
             chunk.append(row)
             size += _size(row.raw)
             if size >= _CHUNK_BYTES or len(chunk) >= _CHUNK_ROWS:
-                break
-        return chunk
+                return True
+        return False
 
     def _pass_on(self, item: list[Row] | BaseException | None) -> None:
         try:

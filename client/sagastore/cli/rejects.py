@@ -10,6 +10,7 @@ from sagastore.cli import records
 from sagastore.cli.failures import CommandError
 from sagastore.cli.output_folder import OutputFolder
 from sagastore.importers.base import Problem, Row, Source
+from sagastore.legacy import reason_of
 
 __all__ = ["LISTED", "Rejects"]
 
@@ -65,9 +66,8 @@ class Rejects:
         """Add a row with its problems."""
         self.count += 1
         first = problems[0]
-        reason = first.reason
-        if len(problems) > 1:
-            reason = "; ".join(f"{p.field} {p.reason}" for p in problems)
+        # As in the quarantine and in the server's inspection.
+        reason = reason_of(problems)
         if len(self.first) < LISTED:
             self.first.append([row.key, first.field, reason])
         if self._file is not None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sagastore import Message
 
-__all__ = ["HEAD_BYTES", "Position", "Problem", "Row", "Source", "file_identity"]
+__all__ = ["HEAD_BYTES", "Position", "Problem", "Row", "Source", "counted", "file_identity"]
 
 HEAD_BYTES = 65_536
 
@@ -56,6 +56,8 @@ class Source(Protocol):
     """The format, for display."""
     notes: list[str]
     """Notes to print before the import starts."""
+    left_behind: int
+    """Number of rows of the source that an import does not take, such as file records."""
 
     def identity(self) -> dict[str, Any] | None:
         """Return values that change when the source changes; None if it cannot be resumed."""
@@ -85,3 +87,8 @@ def file_identity(path: Path) -> dict[str, Any]:
         "inode": status.st_ino,
         "head": hashlib.sha256(head).hexdigest(),
     }
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 row` or `2,000 rows`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

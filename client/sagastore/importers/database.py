@@ -3,146 +3,114 @@
 from __future__ import annotations
 
 import abc
-import json
+import contextlib
 import sqlite3
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sagastore import Message, _json, legacy
 from sagastore.cli.failures import CommandError
 from sagastore.cli.times import from_micros
-from sagastore.importers.base import Position, Problem, Row, file_identity
-from sagastore.importers.spool import copy_private
+from sagastore.importers.base import Position, Problem, Row, counted, file_identity
+from sagastore.legacy.database import (
+    RECOVERY,
+    FileState,
+    Kind,
+    ReadOnlyConnection,
+    UnreadableFileError,
+    damage,
+    error_name,
+    not_a_table,
+    open_read_only,
+    quoted,
+    scalar,
+    state_of,
+    state_of_error,
+)
+from sagastore.legacy.table import (
+    LegacyRow,
+    LegacyTable,
+    LegacyTableError,
+    RowJudge,
+    source_key,
+)
+from sagastore.legacy.values import MAX_MICROS, MIN_MICROS
 
-__all__ = ["APPLICATION_ID", "Database", "LegacyDatabase", "StoreDatabase", "open_database"]
-
-APPLICATION_ID: Final = 0x53414741
-"""`SAGA`, the application id of a SagaStore server's file."""
+__all__ = ["Database", "LegacyDatabase", "StoreDatabase", "open_database"]
 
 _FIRST_ROWID: Final = -(1 << 63)
 _LAST_ROWID: Final = (1 << 63) - 1
 _PAGE: Final = 200
 _BUSY_SECONDS: Final = 30.0
 # Ctrl+C has no effect while SQLite waits for a lock, so each wait is short.
-_BUSY_SLICE_SECONDS: Final = 0.1
-_STORE_COLUMNS: Final = (
-    "id",
-    "provider",
-    "role",
-    "content",
-    "tags",
-    "timestamp",
-    "metadata",
-    "session_id",
-    "created_at",
+_BUSY_SLICE_MS: Final = 100
+_SOME_TIME: Final = legacy.Text(b"1970-01-01")
+_SHOWN_COLUMNS: Final = 5
+_READABLE: Final = (
+    "import reads a memory.db of ARC SAGA, the file of a SagaStore server, and JSON Lines"
 )
+
+T = TypeVar("T")
 
 
 class _File:
-    """A database opened so that reading does not create or change files.
+    """A database that is read without creating or changing files; see `open_read_only`.
 
-    - A database in WAL mode that no process has open is opened as immutable,
-      without locks. Otherwise SQLite would create two files beside it, which a
-      reader without write access cannot remove. If another process opens the
-      database later, the read is repeated in the normal mode.
-    - A database with an interrupted write is read from a copy.
+    A database in WAL mode that no process has open is read without locks. If another process opens
+    it later, the read is repeated with locks.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._copy: tempfile.TemporaryDirectory[str] | None = None
-        self._immutable = False
-        self.copied = False
         self._reading = threading.Lock()
         self._closing = False
+        self._stack = contextlib.ExitStack()
         self._connection = self._open()
 
-    def _beside(self, suffix: str) -> Path:
-        return self._path.with_name(self._path.name + suffix)
+    def _open(self) -> ReadOnlyConnection:
+        connection = self._stack.enter_context(open_read_only(self._path, check_same_thread=False))
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_SLICE_MS}")
+        return connection
 
-    def _open(self) -> sqlite3.Connection:
-        wal, shm, journal = map(self._beside, ("-wal", "-shm", "-journal"))
-        if wal.exists() and shm.exists():
-            return self._connect(self._path, "mode=ro")
-        if wal.exists() or (journal.exists() and journal.stat().st_size):
-            return self._connect(self._make_copy(), "mode=rw")
-        with self._path.open("rb") as file:
-            is_wal = file.read(20)[18:19] == b"\x02"
-        self._immutable = is_wal
-        return self._connect(self._path, "mode=ro&immutable=1" if is_wal else "mode=ro")
+    @property
+    def copied(self) -> bool:
+        """True if a temporary copy is read."""
+        return self._connection.copied
 
-    def _make_copy(self) -> Path:
-        """Copy the database and the log that SQLite needs to finish or undo the write."""
-        self.copied = True
-        self._copy = tempfile.TemporaryDirectory(prefix="sagastore-")
-        for suffix in ("", "-wal", "-journal"):
-            part = self._beside(suffix)
-            if part.exists():
-                copy_private(part, Path(self._copy.name) / part.name)
-        return Path(self._copy.name) / self._path.name
-
-    @staticmethod
-    def _connect(path: Path, mode: str) -> sqlite3.Connection:
-        return sqlite3.connect(
-            f"{path.as_uri()}?{mode}",
-            uri=True,
-            timeout=_BUSY_SLICE_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-
-    def fetch(
-        self, sql: str, parameters: Sequence[Any] = (), text_factory: Any = str
-    ) -> list[tuple[Any, ...]]:
-        """Return all rows of a statement."""
+    def read(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Return the result of `job`, which is repeated while the database is locked."""
         with self._reading:
-            return self._fetch(sql, parameters, text_factory)
+            end = time.monotonic() + _BUSY_SECONDS
+            while True:
+                try:
+                    result = job(self._connection)
+                except sqlite3.OperationalError as exc:
+                    locked = error_name(exc).startswith("SQLITE_BUSY")
+                    if not locked or self._closing or time.monotonic() > end:
+                        raise
+                    continue
+                wal = self._path.with_name(self._path.name + "-wal")
+                if not self._connection.immutable or not wal.exists():
+                    return result
+                self._stack.close()
+                self._connection = self._open()
 
-    def _fetch(
-        self, sql: str, parameters: Sequence[Any], text_factory: Any
-    ) -> list[tuple[Any, ...]]:
-        end = time.monotonic() + _BUSY_SECONDS
-        while True:
-            self._connection.text_factory = text_factory
-            try:
-                rows: list[tuple[Any, ...]] = self._connection.execute(sql, parameters).fetchall()
-            except sqlite3.OperationalError as exc:
-                if not _is_busy(exc) or self._closing or time.monotonic() > end:
-                    raise
-                continue
-            if not self._immutable or not self._beside("-wal").exists():
-                return rows
-            self._connection.close()
-            self._immutable = False
-            self._connection = self._open()
-
-    def columns(self, table: str) -> dict[str, str]:
-        """Return the names of a table's columns by their lower-case form."""
-        found = self.fetch("SELECT name FROM pragma_table_info(?)", (table,))
-        return {name.lower(): name for (name,) in found}
-
-    def close(self) -> None:
-        """Close the database and remove the copy, unless another thread is reading."""
+    def close(self) -> bool:
+        """Close the database and remove the copy; return False if another thread is reading."""
         # That thread may be waiting for a lock; the end of the process closes the file.
         self._closing = True
         if not self._reading.acquire(blocking=False):
-            return
+            return False
         try:
-            self._connection.close()
-            if self._copy is not None:
-                self._copy.cleanup()
+            self._stack.close()
         finally:
             self._reading.release()
-
-
-def _is_busy(error: sqlite3.Error) -> bool:
-    # Errors of the Python module, such as undecodable text, have no code.
-    code: int = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF == sqlite3.SQLITE_BUSY
+        return True
 
 
 class Database(abc.ABC):
@@ -153,14 +121,17 @@ class Database(abc.ABC):
     """
 
     kind = "database"
-    _text_factory: Any = str
 
     def __init__(self, name: str, identity: Path | None, file: _File) -> None:
         self.name = name
         self.notes: list[str] = []
+        self.left_behind = 0
         self.on_close: Callable[[], None] | None = None
         self._identity = identity
         self._file = file
+        self._table = file.read(LegacyTable)
+        # What the reading thread uses besides the file.
+        self._used = contextlib.ExitStack()
         if file.copied:
             self.notes.append(f"{name} has an interrupted write; reading a copy")
 
@@ -174,102 +145,87 @@ class Database(abc.ABC):
     def total(self, start: Position | None) -> int | None:
         """Return the number of rows, including those before `start`."""
         offset, number = start or (_FIRST_ROWID, 0)
-        where = "SELECT count(*) FROM messages WHERE rowid >= ?"
         with _named(self.name):
-            ((count,),) = self._file.fetch(where, (offset,))
-        return int(count) + number
+            return self._file.read(lambda found: self._table.count(found, offset)) + number
 
     def rows(self, start: Position | None) -> Iterator[Row]:
         """Yield the rows from a position on."""
         offset, number = start or (_FIRST_ROWID, 0)
-        sql = f"{self._select()} WHERE rowid >= ? ORDER BY rowid LIMIT {_PAGE}"
+        for row in self._pages(offset):
+            message, problems = self._read(row)
+            number += 1
+            yield Row(
+                source_key(row.rowid),
+                row.values,
+                message,
+                tuple(problems),
+                Position(row.rowid + 1, number),
+                number,
+            )
+
+    def _pages(self, offset: int) -> Iterator[LegacyRow]:
         while offset <= _LAST_ROWID:
             with _named(self.name):
-                page = self._file.fetch(sql, (offset,), self._text_factory)
-            for rowid, *values in page:
-                offset, number = rowid + 1, number + 1
-                message, problems = self._read(values)
-                yield Row(
-                    f"messages/rowid={rowid}",
-                    values,
-                    message,
-                    tuple(problems),
-                    Position(offset, number),
-                    number,
-                )
+                page = self._file.read(partial(self._table.page, first=offset, limit=_PAGE))
+            yield from page
             if not page:
                 return
+            offset = page[-1].rowid + 1
 
     @abc.abstractmethod
-    def _select(self) -> str:
-        """Return the SELECT statement without its WHERE clause."""
-
-    @abc.abstractmethod
-    def _read(self, values: list[Any]) -> tuple[Message | None, list[Problem]]:
+    def _read(self, row: LegacyRow) -> tuple[Message | None, list[Problem]]:
         """Return the message of a row, or its problems."""
 
-    @abc.abstractmethod
     def raw_json(self, raw: Any) -> str:
         """Return a row's raw values as a JSON object."""
+        return legacy.raw_row_as_json(self._table.columns, raw)
+
+    def _leave_behind(self, count: int, what: str) -> None:
+        """Note rows that an import does not take."""
+        if count:
+            self.left_behind += count
+            are = "is" if count == 1 else "are"
+            found = counted(count, what)
+            self.notes.append(f"{self.name} also contains {found}, which {are} not imported")
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file.close():
+            self._used.close()
         if self.on_close is not None:
             self.on_close()
 
 
 class LegacyDatabase(Database):
-    """Reader of a `memory.db` of ARC SAGA; `sagastore.legacy` interprets the rows."""
+    """Reader of a `memory.db` of ARC SAGA; `sagastore.legacy` judges the rows."""
 
     kind = "ARC SAGA database"
-    _text_factory = legacy.Text
 
     def __init__(self, name: str, identity: Path | None, file: _File) -> None:
         super().__init__(name, identity, file)
-        self._columns = file.columns("messages")
-        if file.columns("files"):
-            ((files,),) = file.fetch("SELECT count(*) FROM files")
-            if files:
-                self.notes.append(f"{name} also contains {files:,} files, which are not imported")
+        self._judge = file.read(partial(RowJudge, self._table))
+        self._used.callback(self._judge.close)
+        self._leave_behind(file.read(_count_files), "file")
+        if extra := self._table.extra:
+            shown = ", ".join(extra[:_SHOWN_COLUMNS]) + (", …" if extra[_SHOWN_COLUMNS:] else "")
+            self.notes.append(f"{name} also has columns that are not imported: {shown}")
 
-    def _select(self) -> str:
-        # A missing optional column means NULL.
-        names = [
-            f'"{self._columns[name]}"' if name in self._columns else "NULL"
-            for name in legacy.COLUMNS
-        ]
-        return f"SELECT rowid, {', '.join(names)} FROM messages"  # noqa: S608 - names from a constant
+    def _pages(self, offset: int) -> Iterator[LegacyRow]:
+        if offset == _FIRST_ROWID or not self._judge.needs_all_rows:
+            yield from super()._pages(offset)
+            return
+        # Resumed: an id may be that of a row before the position.
+        for row in super()._pages(_FIRST_ROWID):
+            if row.rowid >= offset:
+                yield row
+            else:
+                self._judge.verdict(row)
 
-    def _read(self, values: list[Any]) -> tuple[Message | None, list[Problem]]:
-        row, found = legacy.read_row(values)
-        problems = [Problem(*problem) for problem in found]
-        metadata: dict[str, Any] = {}
-        try:
-            metadata = _json.loads_as_written(row.metadata)
-        except ValueError as exc:
-            problems.append(Problem("metadata", str(exc)))
-        if not row.id and not any(problem.field == "id" for problem in problems):
-            # The client would assign a different id on every import.
-            problems.append(Problem("id", "is empty"))
+    def _read(self, row: LegacyRow) -> tuple[Message | None, list[Problem]]:
+        _, found, problems = self._judge.verdict(row)
         if problems:
-            return None, problems
-        message = Message(
-            row.provider,
-            row.role,
-            row.content,
-            id=row.id,
-            tags=row.tags,
-            timestamp=from_micros(row.timestamp_us),
-            metadata=metadata,
-            session_id=row.session_id,
-            created_at=None if row.created_at_us is None else from_micros(row.created_at_us),
-        )
-        return message, []
-
-    def raw_json(self, raw: Any) -> str:
-        """Return a row's raw values as a JSON object."""
-        return legacy.raw_row_as_json(legacy.COLUMNS, raw)
+            return None, [Problem(*problem) for problem in problems]
+        return _message(found, from_micros(found.timestamp_us), found.created_at_us), []
 
 
 class StoreDatabase(Database):
@@ -279,58 +235,85 @@ class StoreDatabase(Database):
 
     def __init__(self, name: str, identity: Path | None, file: _File) -> None:
         super().__init__(name, identity, file)
-        missing = set(_STORE_COLUMNS) - set(file.columns("messages"))
+        missing = set(legacy.COLUMNS) - set(self._table.columns)
         if missing:
             raise CommandError(
                 f"{name} belongs to an unsupported version of SagaStore "
                 f"(no column {min(missing)}); use a newer sagastore, or export from the server"
             )
-        ((quarantined,),) = file.fetch("SELECT count(*) FROM quarantine")
-        if quarantined:
-            self.notes.append(f"{quarantined:,} quarantined rows of {name} are not imported")
+        self._leave_behind(file.read(partial(_count, table="quarantine")), "quarantined row")
+        self._leave_behind(file.read(_count_files), "file")
+        titled = partial(_count, table="sessions", where="title <> ''")
+        self._leave_behind(file.read(titled), "session title")
 
-    def _select(self) -> str:
-        return f"SELECT rowid, {', '.join(_STORE_COLUMNS)} FROM messages"  # noqa: S608 - names from a constant
-
-    def _read(self, values: list[Any]) -> tuple[Message | None, list[Problem]]:
-        id, provider, role, content, tags, timestamp, metadata, session_id, created_at = values
-        message = Message(
-            provider,
-            role,
-            content,
-            id=id,
-            tags=json.loads(tags),
-            timestamp=from_micros(timestamp),
-            metadata=_json.loads_as_written(metadata),
-            session_id=session_id,
-            created_at=None if created_at is None else from_micros(created_at),
+    def _read(self, row: LegacyRow) -> tuple[Message | None, list[Problem]]:
+        *texts, timestamp, metadata, session_id, created_at = self._table.known(row)
+        # Only the times have another form than those of a legacy file.
+        found, problems = legacy.judge_row(
+            (*texts, _SOME_TIME, metadata, session_id, None), row.unreadable
         )
-        return message, []
+        times = {"timestamp": timestamp, "created_at": created_at}
+        for field, value in times.items():
+            if not _is_time(value) and (value is not None or field == "timestamp"):
+                problems.append(legacy.Problem(field, "is not a time in microseconds"))
+        if problems:
+            return None, [Problem(*problem) for problem in problems]
+        return _message(found, from_micros(int(timestamp or 0)), created_at), []
 
-    def raw_json(self, raw: Any) -> str:
-        """Return a row's raw values as a JSON object."""
-        return json.dumps(dict(zip(_STORE_COLUMNS, raw, strict=True)), ensure_ascii=False)
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int) and MIN_MICROS <= value <= MAX_MICROS
 
 
-class _named:  # noqa: N801 - reads as a function
+def _message(found: legacy.LegacyMessage, timestamp: datetime, created_at: Any) -> Message:
+    return Message(
+        found.provider,
+        found.role,
+        found.content,
+        id=found.id,
+        tags=found.tags,
+        timestamp=timestamp,
+        metadata=_json.loads_as_written(found.metadata),
+        session_id=found.session_id,
+        created_at=None if created_at is None else from_micros(created_at),
+    )
+
+
+def _count_files(connection: sqlite3.Connection) -> int:
+    return _count(connection, "files")
+
+
+def _count(connection: sqlite3.Connection, table: str, where: str = "1") -> int:
+    """Return the number of rows of a table; 0 if there is no such table."""
+    found = connection.execute(
+        "SELECT 1 FROM main.sqlite_master WHERE type = 'table' AND lower(name) = ?", (table,)
+    )
+    if found.fetchone() is None:
+        return 0
+    return scalar(connection, f"SELECT count(*) FROM main.{quoted(table)} WHERE {where}")  # noqa: S608 - quoted
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
     """Convert an error of SQLite to a CommandError with the name of the file."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, sqlite3.Error):
-            text = str(error)
-            if "locked" in text:
-                text = f"{text}; another program has locked it; try again later"
-            raise CommandError(f"cannot read {self._name}: {text}") from None
+    try:
+        yield
+    except (sqlite3.Error, UnicodeError) as exc:
+        try:
+            state = state_of_error(name, exc)
+        except UnreadableFileError as unreadable:
+            raise CommandError(str(unreadable)) from None
+        raise _refusal(name, state) from None
+    except LegacyTableError as exc:
+        raise CommandError(f"cannot read {name}: {exc}") from None
+    except OSError as exc:
+        raise CommandError(f"cannot read {name}: {exc.strerror or exc}") from None
 
 
 def open_database(name: str, path: Path, identity: Path | None) -> Database:
     """Open a legacy database or a SagaStore database.
+
+    A legacy database is checked page by page first, as the server does before it takes a file over.
 
     Args:
         name: The name for messages to the user.
@@ -339,21 +322,33 @@ def open_database(name: str, path: Path, identity: Path | None) -> Database:
             resumed.
 
     Raises:
-        CommandError: The file is another database, or cannot be read.
+        CommandError: The file is another database, damaged, or cannot be read.
     """
     with _named(name):
         file = _File(path)
         try:
-            ((mark,),) = file.fetch("PRAGMA application_id")
-            columns = file.columns("messages")
-            if mark == APPLICATION_ID:
-                return StoreDatabase(name, identity, file)
-            if columns.keys() >= set(legacy.REQUIRED):
-                return LegacyDatabase(name, identity, file)
+            return _reader_of(name, identity, file)
         except BaseException:
             file.close()
             raise
-        file.close()
-    lacking = ", ".join(sorted(set(legacy.REQUIRED) - columns.keys()))
-    what = f"its table messages has no {lacking}" if columns else "it has no table messages"
-    raise CommandError(f"{name} is a SQLite database, but not one of ARC SAGA or SagaStore: {what}")
+
+
+def _reader_of(name: str, identity: Path | None, file: _File) -> Database:
+    state = file.read(state_of)
+    if state.kind is Kind.SAGASTORE:
+        problem = file.read(not_a_table)
+        if problem:
+            raise CommandError(f"cannot read {name}: it has no table of messages {problem}")
+        return StoreDatabase(name, identity, file)
+    if state.kind is Kind.LEGACY:
+        damaged = file.read(partial(damage, full=True))
+        if not damaged:
+            return LegacyDatabase(name, identity, file)
+        state = FileState(Kind.CORRUPT, detail=f"is damaged: {damaged}")
+    raise _refusal(name, state)
+
+
+def _refusal(name: str, state: FileState) -> CommandError:
+    detail = state.detail or "is an empty database"
+    advice = RECOVERY if state.kind is Kind.CORRUPT else _READABLE
+    return CommandError(f"cannot read {name}: it {detail}; {advice}")

@@ -6,9 +6,11 @@ import bz2
 import contextlib
 import gzip
 import io
+import lzma
 import os
 import stat
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -16,22 +18,55 @@ from typing import IO, Any, Final, cast
 from sagastore.cli.failures import CommandError
 from sagastore.importers.base import Source
 from sagastore.importers.database import open_database
+from sagastore.importers.foreign import HEAD_BYTES, check_format, explain_damage
 from sagastore.importers.jsonl import BROKEN, JsonLines
 from sagastore.importers.spool import DEFAULT_LIMIT, XzReader, copy_bounded
 
 __all__ = ["open_source"]
 
 _SQLITE: Final = b"SQLite format 3\x00"
-_PEEK: Final = 4096
 _ENOUGH: Final = 16
-_COMPRESSED: Final[dict[bytes, Callable[[Any], Any]]] = {
-    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+
+
+class _Decompressed(io.RawIOBase):
+    """Decompressed bytes of gzip or bzip2; all bytes before damage are read before it is reported.
+
+    The buffer of `io.BufferedReader` around the readers of the standard library would discard them.
+    """
+
+    def __init__(self, file: gzip.GzipFile | bz2.BZ2File) -> None:
+        super().__init__()
+        self._file = file
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return whether the compressed file can be read again."""
+        return self._file.seekable()
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes; 0 at the end."""
+        view = memoryview(buffer).cast("B")
+        data = self._file.read1(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Decompress up to an offset."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the number of decompressed bytes before the position."""
+        return self._file.tell()
+
+
+_COMPRESSED: Final[dict[bytes, Callable[[Any], io.RawIOBase]]] = {
+    b"\x1f\x8b": lambda file: _Decompressed(gzip.GzipFile(fileobj=file)),
     b"\xfd7zXZ\x00": XzReader,
-    b"BZh": bz2.BZ2File,
+    b"BZh": lambda file: _Decompressed(bz2.BZ2File(file)),
 }
-_WHITESPACE: Final = b" \t\r\n"
-_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
-_UTF8_BOM: Final = b"\xef\xbb\xbf"
 
 
 def open_source(file: str, limit: int = DEFAULT_LIMIT) -> Source:
@@ -47,12 +82,14 @@ def open_source(file: str, limit: int = DEFAULT_LIMIT) -> Source:
     """
     if file == "-":
         return _recognize("standard input", _standard_input(), None, limit)
-    path = Path(file).expanduser()
     try:
-        path = path.resolve(strict=True)
+        path = Path(file).expanduser().resolve(strict=True)
         raw: IO[bytes] = path.open("rb", buffering=0)
     except OSError as exc:
         raise CommandError(f"cannot read {file}: {exc.strerror}") from None
+    except (RuntimeError, ValueError) as exc:
+        # No such user, a loop of symbolic links, or U+0000.
+        raise CommandError(f"cannot read {file}: {exc}") from None
     is_file = stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
     return _recognize(file, raw, path if is_file else None, limit)
 
@@ -96,16 +133,16 @@ def _recognize(name: str, raw: IO[bytes], path: Path | None, limit: int) -> Sour
         stack.enter_context(raw)
         try:
             text = _decompressed(outer)
-            head = text.peek(_PEEK)
+            head = text.peek(HEAD_BYTES)
         except BROKEN as exc:
-            raise CommandError(f"cannot read {name}: {exc}") from None
+            raise _damaged_start(name, exc) from None
         if head.startswith(_SQLITE):
             if text is not outer or path is None:
                 return _spooled(name, text, path, limit)
             # Before SQLite opens it: closing the file later would release SQLite's locks.
             raw.close()
             return open_database(name, path, path)
-        _check_is_text(name, head)
+        check_format(name, head, path)
         stack.pop_all()
     # For compressed text, only the compressed file tells the progress.
     return JsonLines(name, text, path, None if text is outer else raw)
@@ -120,6 +157,14 @@ def _decompressed(file: io.BufferedReader) -> io.BufferedReader:
     return file
 
 
+def _damaged_start(name: str, error: Exception) -> CommandError:
+    """Return the error for a file that is compressed by its first bytes only."""
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, (gzip.BadGzipFile, EOFError, lzma.LZMAError, zlib.error)):
+        reason = f"it starts like a compressed file, but is damaged ({reason}); get it again"
+    return CommandError(f"cannot read {name}: {reason}")
+
+
 def _spooled(name: str, text: io.BufferedReader, path: Path | None, limit: int) -> Source:
     """Copy a piped or compressed database to a temporary file, which SQLite requires."""
     with contextlib.ExitStack() as stack:
@@ -128,26 +173,7 @@ def _spooled(name: str, text: io.BufferedReader, path: Path | None, limit: int) 
         try:
             copy_bounded(name, text, copy, limit)
         except BROKEN as exc:
-            raise CommandError(f"cannot read {name}: {exc}") from None
+            raise explain_damage(name, exc) from None
         source = open_database(name, copy, path)
         source.on_close = stack.pop_all().close
         return source
-
-
-def _check_is_text(name: str, head: bytes) -> None:
-    """Reject text that cannot be JSON Lines before anything is sent.
-
-    Raises:
-        CommandError: The text has another format; the error says what to do.
-    """
-    if head.startswith(_UTF16):
-        raise CommandError(f"{name} is UTF-16 text; convert it to UTF-8")
-    start = head.removeprefix(_UTF8_BOM).lstrip(_WHITESPACE)
-    if start.startswith(b"["):
-        tool = "jq -c '.[]' FILE | sagastore import -"
-        raise CommandError(f"{name} is a JSON array; import expects one object per line: {tool}")
-    if start and not start.startswith(b"{"):
-        raise CommandError(
-            f"{name} is neither JSON Lines nor a SQLite database: it starts with "
-            f"{start[:20].decode('utf-8', 'backslashreplace')!r}"
-        )

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import IO, Any, Final
 from uuid import UUID
 
-from sagastore import Message, _json
-from sagastore.cli.failures import CommandError
+from sagastore import Message, _json, canonical_json, legacy
 from sagastore.cli.times import parse_time
 from sagastore.importers.base import Position, Problem, Row, file_identity
+from sagastore.importers.foreign import explain_damage
+from sagastore.json_numbers import Number
 
 __all__ = ["BROKEN", "MAX_LINE", "JsonLines", "read_line"]
 
@@ -53,6 +54,7 @@ class JsonLines:
     ) -> None:
         self.name = name
         self.notes: list[str] = []
+        self.left_behind = 0
         self._text = text
         self._path = path
         self._compressed = compressed
@@ -105,7 +107,7 @@ class JsonLines:
             with self._reading:
                 return self._text.readline(size)
         except BROKEN as exc:
-            raise CommandError(f"cannot read {self.name}: {exc}") from None
+            raise explain_damage(self.name, exc) from None
 
     def _progress(self, offset: int) -> int:
         if self._compressed is None or not self._compressed.seekable():
@@ -153,15 +155,18 @@ def read_line(line: bytes, number: int) -> tuple[Message | None, tuple[Problem, 
     so importing a file twice does not store a message twice.
     """
     try:
-        values = _json.loads_as_written(line.decode())
+        values = canonical_json.parse_line(line.decode())
     except UnicodeDecodeError as exc:
         return None, (Problem("line", f"is not UTF-8 at byte {exc.start:,}"),)
     except ValueError as exc:
         return None, (Problem("line", str(exc)),)
     if not isinstance(values, dict):
         return None, (Problem("line", f"is {_kind(values)}, not a JSON object"),)
-    reading = _Reading(values)
-    message = reading.message(lambda: _derived_id(line, number))
+    try:
+        reading = _Reading(values)
+        message = reading.message(lambda: _derived_id(line, number))
+    except Exception as exc:  # noqa: BLE001 - one line must never stop the lines beside it
+        return None, (Problem("line", f"cannot be converted: {type(exc).__name__}"),)
     return (None, tuple(reading.problems)) if reading.problems else (message, ())
 
 
@@ -183,25 +188,47 @@ class _Reading:
         self._values = values
         self.problems: list[Problem] = []
 
-    def message(self, make_id: Callable[[], str]) -> Message:
-        """Return the message, which is valid only if there are no problems."""
+    def message(self, make_id: Callable[[], str]) -> Message | None:
+        """Return the message; None if there are problems."""
         take = self._take
-        message = Message(
-            id=take("id", _text, None) or make_id(),
-            provider=take("provider", _text, _MISSING),
-            role=take("role", _text, _MISSING),
-            content=take("content", _text, _MISSING),
-            tags=take("tags", _tags, None) or (),
-            timestamp=take("timestamp", _time, None),
-            metadata=take("metadata", _object, None),
-            session_id=take("session_id", _text, None),
-            created_at=take("created_at", _time, None),
-        )
+        message_id = take("id", _text, None) or make_id()
+        provider = take("provider", _text, _MISSING) or ""
+        role = take("role", _text, _MISSING) or ""
+        content = take("content", _text, _MISSING) or ""
+        tags = take("tags", _tags, None) or ()
+        timestamp = take("timestamp", _time, None)
+        metadata = take("metadata", _object, None) or "{}"
+        session_id = take("session_id", _text, None)
+        created_at = take("created_at", _time, None)
         for name in self._values:
             if name not in _IGNORED:
-                shown = name if len(name) <= 40 else name[:40] + "…"
-                self.problems.append(Problem(shown, "is not a field of a message"))
-        return message
+                self.problems.append(Problem(_shown(name), "is not a field of a message"))
+        found: list[legacy.Problem] = [legacy.Problem(*problem) for problem in self.problems]
+        # The metadata has been checked when it was written.
+        legacy.Reasons(found).message(
+            "",
+            message_id=message_id,
+            provider=provider,
+            role=role,
+            content=content,
+            tags=tags,
+            metadata="",
+            session_id=session_id,
+        )
+        self.problems = [Problem(*problem) for problem in found]
+        if found:
+            return None
+        return Message(
+            provider,
+            role,
+            content,
+            id=message_id,
+            tags=tags,
+            timestamp=timestamp,
+            metadata=_json.loads_as_written(metadata),
+            session_id=session_id,
+            created_at=created_at,
+        )
 
     def _take(self, name: str, read: Callable[[Any], Any], default: object) -> Any:
         value = self._values.pop(name, default)
@@ -210,6 +237,9 @@ class _Reading:
             return ""
         if value is None:
             return None
+        if isinstance(value, canonical_json.Unstorable):
+            self.problems.append(Problem(name, value.reason))
+            return None
         try:
             return read(value)
         except ValueError as exc:
@@ -217,8 +247,14 @@ class _Reading:
             return None
 
 
+def _shown(name: str) -> str:
+    """Return a name for display: short, and without lone surrogates."""
+    short = name if len(name) <= 40 else name[:40] + "…"
+    return short.encode("utf-8", "backslashreplace").decode()
+
+
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or isinstance(value, Number):
         raise _UnreadableError(f"is {_kind(value)}, not a string")
     return value
 
@@ -231,15 +267,16 @@ def _tags(value: Any) -> list[str]:
     if not isinstance(value, list):
         raise _UnreadableError(f"is {_kind(value)}, not a list")
     for index, tag in enumerate(value):
-        if not isinstance(tag, str):
+        if not isinstance(tag, str) or isinstance(tag, Number):
             raise _UnreadableError(f"has {_kind(tag)} at position {index}, not a string")
     return value
 
 
-def _object(value: Any) -> dict[str, Any]:
+def _object(value: Any) -> str:
+    """Return the canonical text of an object."""
     if not isinstance(value, dict):
         raise _UnreadableError(f"is {_kind(value)}, not an object")
-    return value
+    return canonical_json.write(value)
 
 
 def _kind(value: Any) -> str:
@@ -248,4 +285,5 @@ def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "a boolean"
     names: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
-    return names.get(type(value), "a number")
+    names |= {Number: "a number"}
+    return names.get(type(value), "an invalid value")

@@ -12,7 +12,7 @@ from typing import IO, Any, Final
 
 from sagastore.cli.failures import CommandError
 
-__all__ = ["DEFAULT_LIMIT", "GIB", "XzReader", "copy_bounded", "copy_private", "database_size"]
+__all__ = ["DEFAULT_LIMIT", "GIB", "XzReader", "copy_bounded", "database_size"]
 
 GIB: Final = 1 << 30
 
@@ -63,16 +63,6 @@ def _created(path: Path) -> int:
     """Create a file for its owner only, whatever the umask is."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     return os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR)
-
-
-def copy_private(source: Path, target: Path) -> None:
-    """Copy a file to the new file `target`, for its owner only.
-
-    Raises:
-        OSError: It is not possible.
-    """
-    with source.open("rb") as read, os.fdopen(_created(target), "wb") as written:
-        shutil.copyfileobj(read, written)
 
 
 def database_size(head: bytes) -> int:

@@ -48,7 +48,7 @@ def inspect(
     """Report what FILE is and what serving it would change, without changing it.
 
     For a legacy memory.db: which rows would be imported, which would be quarantined, and why.
-    Exit status 0 if the file can be served, 1 if not.
+    Exit status 0 if the file can be served, 1 if not, or if it has nothing that can be served.
     """
     try:
         report = _inspect(file, None if as_json else LISTED_ROWS)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from sagastore.legacy import Problem, RawValue, read_file_row
+from sagastore.legacy import Problem, RawValue, Reasons, read_file_row
 from sagastore_server.storage.file_validation import SentFile, checked_file
 from sagastore_server.storage.files import File
-from sagastore_server.storage.validation import Violations
+
+_UNREAD = File("", "", "", "", "", (), 0, 0, "{}", None, 0, "{}")
 
 
 class FileReading(NamedTuple):
@@ -19,30 +20,28 @@ class FileReading(NamedTuple):
     problems: list[Problem]
 
 
-def read_file(values: Sequence[RawValue], extra: str = "{}") -> FileReading:
+def read_file(
+    values: Sequence[RawValue], extra: str = "{}", unreadable: Iterable[Problem] = ()
+) -> FileReading:
     """Read a row from its values in the order of ``legacy.FILE_COLUMNS``.
 
-    ``extra`` has the values of its other columns, as ``legacy.raw_row_as_json``.
+    Whatever goes wrong in a row is a problem of that row.
+
+    Args:
+        values: The values.
+        extra: The values of its other columns, as ``legacy.raw_row_as_json``.
+        unreadable: Problems of columns that SQLite could not return; their values are ignored.
+
     """
-    found, problems = read_file_row(values)
-    violations = Violations()
-    draft = checked_file(violations, "", SentFile(*found[:9]))
-    if violations.found:
-        add_violations(problems, violations)
+    failed = list(unreadable)
+    try:
+        found, problems = read_file_row(values)
+        unread = {problem.field for problem in failed}
+        problems = failed + [problem for problem in problems if problem.field not in unread]
+        draft = checked_file(Reasons(problems), "", SentFile(*found[:9]))
+    except Exception as exc:  # noqa: BLE001 - one row must never stop the rows beside it
+        return FileReading(
+            _UNREAD, [*failed, Problem("row", f"cannot be converted: {type(exc).__name__}")]
+        )
     times = (found.uploaded_at_us, draft.metadata, found.created_at_us)
     return FileReading(File(*draft[:7], *times, 0, extra), problems)
-
-
-def add_violations(problems: list[Problem], violations: Violations) -> None:
-    """Add broken limits, except of fields that could not be read at all."""
-    unread = {problem.field for problem in problems}
-    for field, reason in violations.found:
-        # Use the name of the column instead of the API field.
-        column = "metadata" if field == "metadata_json" else field
-        if column.partition("[")[0] not in unread:
-            problems.append(Problem(column, reason))
-
-
-def reason_of(problems: Sequence[Problem]) -> str:
-    """Return every problem, in one line."""
-    return "; ".join(f"{problem.field}: {problem.reason}" for problem in problems)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sagastore.legacy import FILE_COLUMNS, Problem, RawValue, Text, raw_row_as_json
-from sagastore_server.legacy.rows import read_file, reason_of
+from sagastore.legacy import FILE_COLUMNS, Problem, RawValue, Text, raw_row_as_json, reason_of
+from sagastore_server.legacy.rows import read_file
 from sagastore_server.postgresql.files import file_columns
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import QUERIES

@@ -151,6 +151,8 @@ def _store_id(receipt: Path, said: Receipt) -> str:
 
 
 def _begins_like_a_database(path: Path) -> bool:
+    if not path.is_file():
+        return False  # Opening a named pipe would wait for a writer.
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 

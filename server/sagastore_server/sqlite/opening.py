@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sagastore.legacy.database import RECOVERY
 from sagastore_server.search.analysis import ANALYSIS_VERSION
 from sagastore_server.sqlite.archived_store_guard import StoreRecord, remembered, remembered_by
 from sagastore_server.sqlite.connection import writer_connection
@@ -43,7 +44,6 @@ _SESSIONS = 5
 _FILES = 6
 """Schema step that replaces the table ``files``."""
 
-_RESTORE = "restore a backup, or recover what can be read (sqlite3 OLD .recover | sqlite3 NEW)"
 _ANOTHER = "nothing was changed in it; give the server another file with --sqlite"
 
 _SMALL = 64 * 1024 * 1024
@@ -109,7 +109,7 @@ def _check_kind(path: Path, progress: Progress) -> None:
     elif found.kind is Kind.LEGACY:
         take_over(path, progress=lambda done, total: progress("importing", done, total))
     elif found.kind is not Kind.SAGASTORE:
-        advice = _RESTORE if found.kind is Kind.CORRUPT else _ANOTHER
+        advice = RECOVERY if found.kind is Kind.CORRUPT else _ANOTHER
         raise CannotOpenError(f"cannot use {path}: it {found.detail}; {advice}")
     elif found.schema_version > SCHEMA_VERSION:
         raise CannotOpenError(

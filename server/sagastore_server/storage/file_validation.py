@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sagastore.message_rules import MessageRules
 from sagastore_server.storage.files import NewFile
 from sagastore_server.storage.validation import (
     MAX_EXTRACTED_TEXT,
@@ -16,7 +17,6 @@ from sagastore_server.storage.validation import (
     MAX_FILENAME,
     MAX_FILEPATH,
     MAX_ID,
-    Violations,
     unstorable,
 )
 
@@ -36,7 +36,7 @@ class SentFile(NamedTuple):
     metadata: str
 
 
-def checked_file(check: Violations, prefix: str, sent: SentFile) -> NewFile:
+def checked_file(check: MessageRules, prefix: str, sent: SentFile) -> NewFile:
     """Check the fields of a file record; the result counts only if none is broken.
 
     ``prefix`` goes before the field names, as in ``file.``.
@@ -53,7 +53,7 @@ def checked_file(check: Violations, prefix: str, sent: SentFile) -> NewFile:
     return NewFile(*sent[:8], metadata)
 
 
-def _check_text(check: Violations, field: str, text: str) -> None:
+def _check_text(check: MessageRules, field: str, text: str) -> None:
     problem = unstorable(text)
     if problem:
         check.add(field, problem)

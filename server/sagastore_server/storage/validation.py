@@ -1,8 +1,8 @@
-"""Every rule of the API about values, in one place.
+"""Every rule of the API about the values of a request.
 
-The service checks a request here before a backend sees it, and the takeover of
-a legacy file checks its rows here, so a message that one store accepts the other
-accepts too. All rules that a request breaks are reported together.
+The service checks a request here before a backend sees it, so a message that one store accepts the
+other accepts too. All rules that a request breaks are reported together. The rules of a message are
+`sagastore.message_rules`, which the imports of legacy files share.
 
 The limits are those of api.md; lengths count Unicode code points.
 """
@@ -11,19 +11,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sagastore_server.storage.canonical_json import MAX_BYTES, JsonTextError, canonical_object
+from sagastore.message_rules import (
+    MAX_CONTENT,
+    MAX_ID,
+    MAX_PROVIDER,
+    MAX_ROLE,
+    MAX_SESSION_ID,
+    MAX_TAG,
+    MAX_TAGS,
+    MessageRules,
+    is_plain,
+    unstorable,
+)
 from sagastore_server.storage.errors import InvalidRequestError, Violation
 from sagastore_server.storage.model import NewMessage
 
-MAX_ID = 128
-MAX_PROVIDER = 64
-MAX_ROLE = 32
-MAX_CONTENT = 1_000_000
-"""The search index covers a part of a longer one only in rare cases: ``search.analysis``."""
+__all__ = [
+    "DEFAULT_EXPORT_BATCH",
+    "DEFAULT_PAGE_SIZE",
+    "MAX_BATCH",
+    "MAX_CONTENT",
+    "MAX_EXPORT_BATCH",
+    "MAX_EXTRACTED_TEXT",
+    "MAX_FILENAME",
+    "MAX_FILEPATH",
+    "MAX_FILE_SIZE",
+    "MAX_FILE_TYPE",
+    "MAX_ID",
+    "MAX_PAGE_SIZE",
+    "MAX_PROVIDER",
+    "MAX_QUERY",
+    "MAX_ROLE",
+    "MAX_SESSION_ID",
+    "MAX_SESSION_METADATA",
+    "MAX_TAG",
+    "MAX_TAGS",
+    "MAX_TIMESTAMP",
+    "MAX_TITLE",
+    "MAX_VIOLATIONS",
+    "MIN_TIMESTAMP",
+    "Sent",
+    "Violations",
+    "is_plain",
+    "unstorable",
+]
 
-MAX_TAGS = 512
-MAX_TAG = 256
-MAX_SESSION_ID = 256
 MAX_QUERY = 100_000
 MAX_TITLE = 512
 MAX_FILENAME = 1024
@@ -67,7 +99,7 @@ Sent = tuple[
 nanos), metadata, session_id, created_at (as timestamp; None: the current time)."""
 
 
-class Violations:
+class Violations(MessageRules):
     """Collects the broken rules of one request."""
 
     def __init__(self) -> None:
@@ -88,39 +120,6 @@ class Violations:
         """
         if self.found:
             raise InvalidRequestError(tuple(self.found))
-
-    def text(self, field: str, value: str, longest: int, *, required: bool = False) -> None:
-        """Check a string: its length, U+0000 and lone surrogates."""
-        if required and not value:
-            self.add(field, f"is required: 1 to {longest:,} characters")
-        if len(value) > longest:
-            self.add(field, f"has {len(value):,} characters, at most {longest:,} are allowed")
-        problem = unstorable(value)
-        if problem:
-            self.add(field, problem)
-
-    def tags(self, field: str, tags: Sequence[str]) -> None:
-        """Check a list of tags."""
-        if len(tags) > MAX_TAGS:
-            self.add(field, f"has {len(tags):,} entries, at most {MAX_TAGS} are allowed")
-            return
-        for index, tag in enumerate(tags):
-            if not is_plain(tag, MAX_TAG):
-                self.text(f"{field}[{index}]", tag, MAX_TAG, required=True)
-
-    def metadata(self, field: str, text: str, most_bytes: int = MAX_BYTES) -> str:
-        """Check a JSON object and return its canonical text (``{}`` if it is broken).
-
-        ``most_bytes`` is no more than MAX_BYTES.
-        """
-        try:
-            canonical = canonical_object(text)
-            if max(len(text.encode()), len(canonical.encode())) > most_bytes:
-                self.add(field, f"is larger than {most_bytes:,} bytes")
-            return canonical
-        except JsonTextError as exc:
-            self.add(field, str(exc))
-            return "{}"
 
     def timestamp(self, field: str, seconds: int, nanos: int) -> int:
         """Check a protobuf Timestamp and return its microseconds (0 if it is broken).
@@ -190,37 +189,16 @@ class Violations:
         ``prefix`` goes before the field names, as in ``message.``; ``timestamp``
         is in microseconds and has been checked by ``timestamp`` above.
         """
-        # Most messages are valid, so their field names are computed only on demand.
-        if not is_plain(message_id, MAX_ID):
-            self.text(prefix + "id", message_id, MAX_ID, required=True)
-        if not is_plain(provider, MAX_PROVIDER):
-            self.text(prefix + "provider", provider, MAX_PROVIDER, required=True)
-        if not is_plain(role, MAX_ROLE):
-            self.text(prefix + "role", role, MAX_ROLE, required=True)
-        if content and not is_plain(content, MAX_CONTENT):
-            self.text(prefix + "content", content, MAX_CONTENT)
-        if tags:
-            self.tags(prefix + "tags", tags)
-        canonical = self.metadata(prefix + "metadata_json", metadata)
-        if session_id and not is_plain(session_id, MAX_SESSION_ID):
-            self.text(prefix + "session_id", session_id, MAX_SESSION_ID)
+        canonical = self.message(
+            prefix,
+            message_id=message_id,
+            provider=provider,
+            role=role,
+            content=content,
+            tags=tags,
+            metadata=metadata,
+            session_id=session_id,
+        )
         return NewMessage(
             message_id, provider, role, content, tuple(tags), timestamp, canonical, session_id
         )
-
-
-def is_plain(text: str, longest: int) -> bool:
-    """Tell whether a required string breaks no rule for certain: at first sight."""
-    return 0 < len(text) <= longest and text.isascii() and "\x00" not in text
-
-
-def unstorable(text: str) -> str | None:
-    """Tell why no store can hold ``text``, or None if both can."""
-    if "\x00" in text:
-        return "holds U+0000, which PostgreSQL cannot store"
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return "holds a lone surrogate, which is not a character"
-    return None

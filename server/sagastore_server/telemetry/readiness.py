@@ -103,7 +103,6 @@ class Readiness:
         self._snapshot: StatusSnapshot | None = None
         self._loads: Sequence[Load] = ()
         self._free: int | None = None
-        self._reanalyses: Sequence[tuple[Store, Reanalysis]] = ()
         self._failing: Callable[[], Sequence[Failure]] = _no_failures
         self._audit_failure: Callable[[], str] = str
         self._usage: Callable[[], Sequence[Usage]] = tuple
@@ -136,19 +135,13 @@ class Readiness:
         """Record the state of the migration."""
         self._snapshot = snapshot
 
-    def loads(self, loads: Sequence[Load]) -> None:
-        """Record the load of the stores."""
-        self._loads = loads
-
     def disk(self, free: int | None) -> None:
         """Record the free bytes on the disk of the SQLite file; None without such a file."""
         self._free = free
 
     def loads(self, loads: Sequence[Load]) -> None:
         """Record the load of the stores, which has the progress of a reanalysis."""
-        self._reanalyses = [
-            (load.store, load.reanalysis) for load in loads if load.reanalysis is not None
-        ]
+        self._loads = loads
 
     def watch_tasks(self, failing: Callable[[], Sequence[Failure]]) -> None:
         """Report the failures that ``failing`` returns, which is called in any thread.
@@ -207,7 +200,11 @@ class Readiness:
         found += [_task_failing(one) for one in self._failing() if one.policy is Policy.RESTART]
         if any(load.is_unreplicated for load in self._loads):
             found.append(_not_replicated())
-        found += [_reanalysis(*one) for one in self._reanalyses]
+        found += [
+            _reanalysis(load.store, load.reanalysis)
+            for load in self._loads
+            if load.reanalysis is not None
+        ]
         failure = self._audit_failure()
         if failure:
             found.append(_audit_failing(failure))

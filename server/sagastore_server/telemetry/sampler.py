@@ -103,7 +103,6 @@ class Sampler:
             self._readiness.loads(self.loads)
             self.snapshot = self._control.snapshot()
             self._readiness.snapshot(self.snapshot)
-            self._readiness.loads(self.loads)
             free = [load.disk_free_bytes for load in self.loads if load.file_bytes]
             self._readiness.disk(min(free, default=None))
             await asyncio.sleep(BEAT_EVERY)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from sagastore.legacy import COLUMNS, Problem, RawValue, Text
-from sagastore_server.sqlite.legacy.table import LegacyTable, RowVerdict
+from sagastore.legacy.table import LegacyTable, RowVerdict
 
 EXAMPLES = 3
 """Example rowids per kind."""

@@ -9,6 +9,7 @@ import sqlite3
 from hashlib import blake2b
 from pathlib import Path
 
+from sagastore.legacy.database import stored_columns
 from sagastore_server.runtime.private_files import create
 from sagastore_server.sqlite.files import connect, damage, open_read_only, quoted, scalar
 from sagastore_server.storage.errors import CannotOpenError
@@ -90,7 +91,8 @@ def fingerprint(connection: sqlite3.Connection) -> bytes:
     try:
         connection.text_factory = str
         names = _ordinary_tables(connection)
-        columns = {name: _columns(connection, name) for name in names}
+        # A generated column that is not stored has no data of its own, and may fail to compute.
+        columns = {name: stored_columns(connection, name) for name in names}
         connection.text_factory = bytes
         _digest_rows(connection, "SELECT type, name, tbl_name, sql FROM sqlite_master", digest)
         for name in names:
@@ -161,12 +163,8 @@ def _ordinary_tables(connection: sqlite3.Connection) -> list[str]:
     return sorted(row[1] for row in listed if row[2] == "table" and row[1] != "sqlite_schema")
 
 
-def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
-    return [row[1] for row in connection.execute(f"PRAGMA main.table_xinfo({quoted(table)})")]
-
-
 def _select_all(table: str, columns: list[str]) -> str:
-    classes = ", ".join(f"typeof({quoted(column)}), {quoted(column)}" for column in columns)
+    classes = ", ".join(f"typeof({column}), {column}" for column in columns) or "1"
     # NOT INDEXED: the order of the table, which does not depend on indexes.
     return f"SELECT {classes} FROM main.{quoted(table)} NOT INDEXED"  # noqa: S608 - quoted
 

@@ -10,8 +10,9 @@ import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sagastore.legacy import FILE_COLUMNS, Problem, RawValue, Text, raw_row_as_json
-from sagastore_server.legacy.rows import read_file, reason_of
+from sagastore.legacy import FILE_COLUMNS, Problem, raw_row_as_json, reason_of
+from sagastore.legacy.table import LegacyRow, RowReader, raw_text
+from sagastore_server.legacy.rows import read_file
 from sagastore_server.sqlite.files import quoted
 from sagastore_server.storage.files import File
 
@@ -39,15 +40,10 @@ class LegacyFiles:
     def __init__(self, connection: sqlite3.Connection, name: str = "files") -> None:
         """Read the columns of the table."""
         self._connection = connection
-        self._name = name
-        listed = connection.execute(f"PRAGMA main.table_xinfo({quoted(name)})")
-        self._columns = tuple(str(column[1]) for column in listed)
-        places = {column.lower(): index for index, column in enumerate(self._columns)}
-        self._known = [places.get(column, len(self._columns)) for column in FILE_COLUMNS]
+        self._reader = RowReader(connection, name, FILE_COLUMNS)
         self._further = [
-            place for place, name in enumerate(self._columns) if name.lower() not in FILE_COLUMNS
+            place for place, name in enumerate(self._reader.columns) if name in self._reader.extra
         ]
-        self._rowid = self._rowid_name()
 
     def verdicts(self) -> Iterator[FileVerdict]:
         """Return the verdict on each row, in the order of the rowids.
@@ -55,52 +51,38 @@ class LegacyFiles:
         Until the iterator is closed, every query on the connection returns TEXT as
         ``legacy.Text``. Memory use does not depend on the number of rows.
         """
-        usual = self._connection.text_factory
-        self._connection.text_factory = Text
         # A separate database, because the inspected one is read-only. An empty name means memory
         # that spills to a temporary file.
-        with contextlib.closing(sqlite3.connect("", isolation_level=None)) as taken:
+        with (
+            raw_text(self._connection),
+            contextlib.closing(sqlite3.connect("", isolation_level=None)) as taken,
+        ):
             taken.execute("PRAGMA synchronous = OFF")
             taken.execute("CREATE TABLE taken (id TEXT PRIMARY KEY, origin TEXT) WITHOUT ROWID")
             taken.execute("BEGIN")
-            try:
-                for number, (rowid, *values) in enumerate(self._connection.execute(self._sql()), 1):
-                    key = f"files/row={number}" if rowid is None else f"files/rowid={rowid}"
-                    yield self._verdict(taken, key, tuple(values))
-            finally:
-                self._connection.text_factory = usual
+            for key, row in self._rows():
+                yield self._verdict(taken, key, row)
 
-    def _verdict(
-        self, taken: sqlite3.Connection, key: str, values: tuple[RawValue, ...]
-    ) -> FileVerdict:
-        padded = (*values, None)
-        extra = raw_row_as_json(
-            [self._columns[place] for place in self._further],
-            [values[place] for place in self._further],
-        )
-        record, problems = read_file([padded[place] for place in self._known], extra)
-        if not any(problem.field == "id" for problem in problems):
-            _check_unique(taken, record.id, key, problems)
-        return FileVerdict(key, record, problems, raw_row_as_json(self._columns, values))
-
-    def _sql(self) -> str:
-        columns = ", ".join([self._rowid or "NULL", *map(quoted, self._columns)])
-        order = f" ORDER BY {self._rowid}" if self._rowid else ""
+    def _rows(self) -> Iterator[tuple[str, LegacyRow]]:
+        if self._reader.rowid is not None:
+            for row in self._reader.each(self._connection):
+                yield f"files/rowid={row.rowid}", row
+            return
+        columns = ", ".join(map(quoted, self._reader.columns))
         # NOT INDEXED: read the table itself, because an index may be inconsistent with it.
-        return f"SELECT {columns} FROM main.{quoted(self._name)} NOT INDEXED{order}"  # noqa: S608 - quoted
+        sql = f"SELECT {columns} FROM main.{quoted(self._reader.name)} NOT INDEXED"  # noqa: S608 - quoted
+        for number, values in enumerate(self._connection.execute(sql), 1):
+            yield f"files/row={number}", LegacyRow(number, values)
 
-    def _rowid_name(self) -> str | None:
-        """Return the name of the rowid; None: the table has none."""
-        taken = {column.lower() for column in self._columns}
-        for name in ("rowid", "_rowid_", "oid"):
-            if name not in taken:
-                sql = f"SELECT {name} FROM main.{quoted(self._name)} LIMIT 0"  # noqa: S608 - quoted
-                try:
-                    self._connection.execute(sql)
-                except sqlite3.OperationalError:
-                    return None  # WITHOUT ROWID
-                return name
-        return None
+    def _verdict(self, taken: sqlite3.Connection, key: str, row: LegacyRow) -> FileVerdict:
+        extra = raw_row_as_json(
+            [self._reader.columns[place] for place in self._further],
+            [row.values[place] for place in self._further],
+        )
+        record, problems = read_file(self._reader.known(row), extra, row.unreadable)
+        if not any(problem.field in {"id", "row"} for problem in problems):
+            _check_unique(taken, record.id, key, problems)
+        return FileVerdict(key, record, problems, self._reader.raw_json(row))
 
 
 def _check_unique(

@@ -17,8 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from sagastore.legacy import reason_of
+from sagastore.legacy.database import RECOVERY, UnreadableFileError, error_name, state_of_error
+from sagastore.legacy.table import RowJudge, source_key
 from sagastore_server import __version__
-from sagastore_server.legacy.rows import reason_of
 from sagastore_server.search.analysis import ANALYSIS_VERSION
 from sagastore_server.sqlite.files import (
     Kind,
@@ -35,7 +37,7 @@ from sagastore_server.sqlite.legacy.file_conversion import ConvertedFiles, conve
 from sagastore_server.sqlite.legacy.plan import Plan, make_plan
 from sagastore_server.sqlite.legacy.report import RowProgress
 from sagastore_server.sqlite.legacy.rows import ReadyRow, ReadyRows
-from sagastore_server.sqlite.legacy.table import LegacyTable, RowJudge, source_key
+from sagastore_server.sqlite.legacy.table import LegacyTable
 from sagastore_server.sqlite.queries import QUERIES, insert_all
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.reanalysis import ANALYSIS_STATE
@@ -82,7 +84,7 @@ def take_over(path: Path, *, progress: RowProgress | None = None) -> TakeoverRep
         with contextlib.closing(_connect(real)) as connection:
             report = _Takeover(connection, real, progress or _ignore).run(began)
         sync_folder(real.parent)
-    except sqlite3.Error as exc:
+    except (sqlite3.Error, UnicodeError) as exc:
         raise CannotOpenError(f"cannot import {path}: {_explained(exc)}") from exc
     except OSError as exc:
         raise CannotOpenError(f"cannot import {path}: {exc.strerror or exc}") from exc
@@ -106,7 +108,7 @@ class _Takeover:
         execute("BEGIN IMMEDIATE")
         try:
             self._require_sound_legacy_file()
-            plan = make_plan(self._connection)
+            plan = self._plan()
             copy = verified_copy(self._path, self._connection)
             report = self._convert(plan, copy, began)
             execute("COMMIT")
@@ -116,18 +118,22 @@ class _Takeover:
             raise
         return report
 
+    def _plan(self) -> Plan:
+        try:
+            return make_plan(self._connection)
+        except CannotOpenError as exc:
+            raise CannotOpenError(f"{self._path} cannot be imported: {exc}") from exc
+
     def _require_sound_legacy_file(self) -> None:
         state = state_of(self._connection)
         if state.kind is not Kind.LEGACY:
             raise CannotOpenError(
-                f"cannot import {self._path}: {state.detail or f'it is {state.kind.value}'}"
+                f"cannot import {self._path}: it {state.detail or f'is {state.kind.value}'}"
             )
         damaged = damage(self._connection, full=True)
         if damaged:
             raise CannotOpenError(
-                f"cannot import {self._path}: it is damaged "
-                f"({damaged}); restore a backup, or recover it into a new file "
-                "(sqlite3 OLD .recover | sqlite3 NEW)"
+                f"cannot import {self._path}: it is damaged: {damaged}; {RECOVERY}"
             )
 
     def _convert(self, plan: Plan, copy: Path, began: float) -> TakeoverReport:
@@ -257,15 +263,18 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _explained(error: sqlite3.Error) -> str:
-    name = getattr(error, "sqlite_errorname", None) or ""
+def _explained(error: sqlite3.Error | UnicodeError) -> str:
+    name = error_name(error)
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return "another program uses it; stop the legacy application first"
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
         return f"the disk is full or faulty ({error}); free space or check the disk"
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")):
         return "the server has no permission to write to it or to its folder; grant it"
-    return " ".join(str(error).split())
+    try:
+        return f"it {state_of_error('it', error).detail}; {RECOVERY}"
+    except UnreadableFileError as exc:
+        return str(exc)
 
 
 def _ignore(done: int, total: int) -> None:

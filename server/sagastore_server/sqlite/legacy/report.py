@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sagastore.legacy.table import RowJudge
 from sagastore_server.sqlite.archived_store_guard import remembered_by, requires_postgresql
 from sagastore_server.sqlite.files import (
     SCHEMA_VERSION,
@@ -23,7 +24,7 @@ from sagastore_server.sqlite.legacy.anomalies import Anomalies, Anomaly, ReasonG
 from sagastore_server.sqlite.legacy.copy import bytes_free, bytes_needed
 from sagastore_server.sqlite.legacy.files import LegacyFiles
 from sagastore_server.sqlite.legacy.plan import Plan, make_plan
-from sagastore_server.sqlite.legacy.table import LegacyTable, RowJudge
+from sagastore_server.sqlite.legacy.table import LegacyTable
 from sagastore_server.storage.errors import CannotOpenError, CorruptStoreError
 
 RowProgress = Callable[[int, int], None]
@@ -163,6 +164,10 @@ def _with_legacy(
         return report._replace(refusal=f"cannot be imported: {exc}")
     legacy = _legacy(report.path, connection, plan, limit, progress)
     refusal = None
+    rows, files = legacy.rows, legacy.files or 0
+    if not legacy.served + files - legacy.files_quarantined:
+        why = f"all would go to quarantine (messages: {rows:,}, files: {files:,})"
+        refusal = f"has no row that can be served: {why if rows + files else 'it is empty'}"
     if legacy.bytes_free < legacy.bytes_needed:
         refusal = (
             f"cannot be imported: that needs up to {legacy.bytes_needed:,} bytes of disk space, "
@@ -179,7 +184,7 @@ def _legacy(
     progress: RowProgress | None,
 ) -> LegacyReport:
     table = LegacyTable(connection)
-    rows = scalar(connection, "SELECT count(*) FROM messages NOT INDEXED")
+    rows = table.count(connection)
     files = _files(connection, limit) if plan.has_files else _Files(None, 0, [])
     lacks, orphans = _drift(connection)
     anomalies = Anomalies(table)

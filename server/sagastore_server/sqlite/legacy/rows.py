@@ -18,7 +18,7 @@ from sagastore.legacy import Problem
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.sqlite.files import connect
 from sagastore_server.sqlite.index_terms import FtsColumns, indexed_columns
-from sagastore_server.sqlite.legacy.table import LegacyTable, read
+from sagastore_server.sqlite.legacy.table import LegacyTable
 from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.model import NewMessage
 
@@ -96,7 +96,7 @@ def _read_rows(
 ) -> list[_Packed]:
     found: list[_Packed] = []
     for row in table.between(connection, first, last):
-        draft, created_at, problems = read(table.known(row))
+        draft, created_at, problems = table.read(row)
         if problems:
             found.append((row.rowid, draft.id, problems, (), None))
         else:

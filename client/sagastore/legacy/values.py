@@ -1,8 +1,7 @@
-"""Interpretation of the rows of a legacy ARC SAGA ``memory.db``.
+"""Interpretation of the values of a legacy ARC SAGA ``memory.db``.
 
-The server's legacy import and the client's importers share this module. A row has
-either one unambiguous meaning or a list of problems; ambiguous values are never
-guessed. The server quarantines a row with problems, with its raw values; the
+A row has either one unambiguous meaning or a list of problems; ambiguous values are
+never guessed. The server quarantines a row with problems, with its raw values; the
 client's import reports it.
 
 Values have the types of SQLite's storage classes: ``None``, ``int``, ``float``,
@@ -28,6 +27,8 @@ from typing import Any, NamedTuple, NoReturn
 __all__ = [
     "COLUMNS",
     "FILE_COLUMNS",
+    "MAX_MICROS",
+    "MIN_MICROS",
     "OPTIONAL",
     "REQUIRED",
     "LegacyFile",
@@ -74,8 +75,8 @@ FILE_COLUMNS = (
 )
 """The order of the values for `read_file_row`; a missing column means NULL."""
 
-_MIN_MICROS = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z
-_MAX_MICROS = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
+MIN_MICROS = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z
+MAX_MICROS = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 _MICROS = 1_000_000
 _MIN_UNIX = 1_000_000_000  # 2001-09-09; a Julian day or YYYYMMDD is much smaller.
@@ -156,9 +157,8 @@ def read_row(values: Sequence[RawValue]) -> tuple[LegacyMessage, list[Problem]]:
     """Read a row of the legacy ``messages`` table.
 
     ``values`` are in the order of COLUMNS. The list of problems has every invalid
-    column; the message is valid only if the list is empty. The server, not this
-    function, checks the limits of the API (lengths, U+0000, values that JSONB cannot
-    store).
+    column; the message is valid only if the list is empty. `judge_row` also checks the
+    limits of the API (lengths, U+0000, values that JSONB cannot store).
     """
     message_id, provider, role, content, tags, timestamp, metadata, session, created = values
     problems: list[Problem] = []
@@ -396,7 +396,7 @@ def _iso_time(match: re.Match[str], text: str) -> int:
     seconds = ((days * 24 + hour) * 60 + minute) * 60 + second
     offset = _offset(named_offset, text) if named_offset else 0
     micros = seconds * _MICROS + (_micros(fraction) if fraction else 0) - offset
-    if not _MIN_MICROS <= micros <= _MAX_MICROS:
+    if not MIN_MICROS <= micros <= MAX_MICROS:
         raise _UnreadableError(f"is {_shown(text)}, which in UTC is outside the years 0001 to 9999")
     return micros
 
