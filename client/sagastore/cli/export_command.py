@@ -140,7 +140,7 @@ class _Export:
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise StoppedError(f"interrupted; {self._sink.pause()}") from None
         except SagaStoreError as exc:
-            raise CommandError(f"{explain(exc)}; {self._sink.pause()}") from None
+            raise CommandError(f"{explain(exc)}; {self._sink.pause()}", exc) from None
         except BrokenPipeError:
             raise
         except OSError as exc:

@@ -148,7 +148,7 @@ class _Import:
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise StoppedError(self._with_resume_hint("interrupted")) from None
         except SagaStoreError as exc:
-            raise CommandError(self._with_resume_hint(explain(exc))) from None
+            raise CommandError(self._with_resume_hint(explain(exc)), exc) from None
         finally:
             meter.close()
             self._end(finished=finished)

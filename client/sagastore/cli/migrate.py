@@ -7,18 +7,16 @@ from typing import Annotated
 
 import typer
 
-from sagastore.cli.common_options import Job, command
+from sagastore.cli.common_options import Job, command, group
 from sagastore.cli.option_values import PhaseName
 
 __all__ = ["migrate"]
 
-migrate = typer.Typer(
-    name="migrate",
-    help="Watch and control the live migration from SQLite to PostgreSQL. Its phases are "
+migrate = group(
+    "migrate",
+    "Watch and control the live migration from SQLite to PostgreSQL. Its phases are "
     "sqlite-only, dual-write, backfill, read-postgres and postgres-only. Each change goes to the "
     "next or the previous phase; postgres-only cannot be reversed.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
 )
 
 _BatchSize = Annotated[

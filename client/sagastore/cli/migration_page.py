@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from sagastore import (
@@ -17,8 +16,9 @@ from sagastore import (
 from sagastore.cli.console import Part, Row
 from sagastore.cli.next_step import next_step
 from sagastore.cli.progress import duration, rate_of
-from sagastore.cli.settings import DEFAULT_TARGET
+from sagastore.cli.settings import Settings
 from sagastore.cli.times import show_time
+from sagastore.commandline.text import counted
 
 __all__ = [
     "PHASES",
@@ -27,7 +27,6 @@ __all__ = [
     "pace",
     "page",
     "phase_after",
-    "program",
     "reads",
     "store_name",
 ]
@@ -49,26 +48,20 @@ _BACKFILL_STYLES = {
 }
 
 
-def page(state: Migration, target: str) -> list[Row]:
+def page(state: Migration, settings: Settings) -> list[Row]:
     """Return the page.
 
     Args:
         state: The state of the migration.
-        target: The server, for the next command.
+        settings: The options to repeat in the next command.
     """
     return [
         Row("", _steps(state.phase)),
         Row("", ()),
         *(_field(name, *parts) for name, parts in _fields(state)),
         Row("", ()),
-        *_what_next(state, target),
+        *_what_next(state, settings),
     ]
-
-
-def program(target: str) -> str:
-    """Return the command with its --target option, so that it can be copied."""
-    default = os.environ.get("SAGASTORE_TARGET") or DEFAULT_TARGET
-    return "sagastore" if target == default else f"sagastore --target {target}"
 
 
 def store_name(store: Store) -> str:
@@ -112,7 +105,7 @@ def _fields(state: Migration) -> Iterator[tuple[str, tuple[Part, ...]]]:
     if state.verifying is not None:
         now = state.verifying
         mismatches: Part = (f", {_mismatches(now.mismatch_count)}", _bad(now.mismatch_count))
-        bar = f"{_bar(now.compared, now.total)}{now.compared:,} of {now.total:,} rows"
+        bar = f"{_bar(now.compared, now.total)}{now.compared:,} of {counted(now.total, 'row')}"
         yield "verifying", (bar, mismatches)
     if state.phase in _COPIED or state.last_verification is not None:
         yield "verification", _verification(state)
@@ -120,8 +113,8 @@ def _fields(state: Migration) -> Iterator[tuple[str, tuple[Part, ...]]]:
         yield "shadow reads", _shadow(state)
         for found in state.shadow.differences[:_DIFFERENCES]:
             yield "", _difference(found)
-    held = "row" if state.quarantined == 1 else "rows"
-    yield "quarantine", ((f"{state.quarantined:,} {held}", "yellow" if state.quarantined else ""),)
+    held = counted(state.quarantined, "row")
+    yield "quarantine", ((held, "yellow" if state.quarantined else ""),)
 
 
 def reads(state: Migration) -> Part:
@@ -136,14 +129,14 @@ def health(store: StoreHealth) -> tuple[Part, ...]:
     state: Part = ("healthy", "green")
     if not store.healthy:
         state = (store.detail or "not healthy", "red")
-    held = "" if store.messages is None else f", {store.messages:,} messages"
+    held = "" if store.messages is None else f", {counted(store.messages, 'message')}"
     version = "" if store.schema_version is None else f", schema {store.schema_version}"
     return state, held, (version, "dim")
 
 
 def _backfill(backfill: Backfill) -> Iterator[tuple[str, tuple[Part, ...]]]:
     if backfill.state is BackfillState.DONE:
-        yield "backfill", (("done", "green"), f", {backfill.copied:,} rows")
+        yield "backfill", (("done", "green"), f", {counted(backfill.copied, 'row')}")
         return
     yield "backfill", (_bar(backfill.copied, backfill.total), copied(backfill))
     state: Part = (backfill.state.label, _BACKFILL_STYLES.get(backfill.state, ""))
@@ -154,7 +147,7 @@ def _backfill(backfill: Backfill) -> Iterator[tuple[str, tuple[Part, ...]]]:
 
 def copied(backfill: Backfill) -> str:
     """Return the number of copied rows."""
-    return f"{backfill.copied:,} of {backfill.total:,} rows"
+    return f"{backfill.copied:,} of {counted(backfill.total, 'row')}"
 
 
 def pace(backfill: Backfill) -> Iterator[str]:
@@ -181,23 +174,22 @@ def _journal(state: Migration) -> tuple[Part, ...]:
         return (("PostgreSQL has every write", "green"),)
     late = "yellow" if state.journal_lag_seconds > _LATE_SECONDS else ""
     age = f"{duration(state.journal_lag_seconds)} old"
-    return f"{state.journal_rows:,} writes wait for PostgreSQL, the first ", (age, late)
+    wait = "waits" if state.journal_rows == 1 else "wait"
+    return f"{counted(state.journal_rows, 'write')} {wait} for PostgreSQL, the first ", (age, late)
 
 
 def _verification(state: Migration) -> tuple[Part, ...]:
     last = state.last_verification
     if last is None:
         return ("not done yet",)
-    when = f"{show_time(last.finished_at)} UTC, {last.compared:,} rows compared, "
+    when = f"{show_time(last.finished_at)} UTC, {counted(last.compared, 'row')} compared, "
     found: Part = (_mismatches(last.mismatch_count), _bad(last.mismatch_count) or "green")
     repaired = f", {last.repaired:,} queued for repair" if last.repaired else ""
     return when, found, repaired
 
 
 def _mismatches(count: int) -> str:
-    if not count:
-        return "no mismatch"
-    return f"{count:,} mismatches" if count > 1 else "1 mismatch"
+    return counted(count, "mismatch", "mismatches") if count else "no mismatch"
 
 
 def _bad(count: int) -> str:
@@ -217,7 +209,7 @@ def _difference(found: ShadowDifference) -> tuple[Part, ...]:
     return (when, "dim"), found.read, answers
 
 
-def _what_next(state: Migration, target: str) -> Iterator[Row]:
+def _what_next(state: Migration, settings: Settings) -> Iterator[Row]:
     following = phase_after(state.phase)
     if state.blockers_to_next:
         way = f"to {following.label}" if following else "to the next phase"
@@ -226,7 +218,16 @@ def _what_next(state: Migration, target: str) -> Iterator[Row]:
             yield Row("  - ", ((blocker.reason, "yellow"), f": {blocker.detail}"), 4)
         yield Row("", ())
     step = next_step(state)
-    if step.command:
-        yield _field("next", (f"{program(target)} migrate {step.command}", "bold"), step.remark)
-    else:
+    if not step.command:
         yield _field("next", step.remark)
+        return
+    yield _command("next", settings, step.command)
+    if step.remark:
+        # Not after the command, which can be pasted as a line.
+        yield _field("", step.remark)
+    if step.then:
+        yield _command("then", settings, step.then)
+
+
+def _command(name: str, settings: Settings, arguments: str) -> Row:
+    return Row(name, (), _HANG, settings.command("migrate", *arguments.split()))

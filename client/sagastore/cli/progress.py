@@ -96,7 +96,7 @@ class _Bar:
         )
         from rich.table import Column
 
-        from sagastore.cli.sanitize import one_line
+        from sagastore.commandline.sanitize import one_line
 
         console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         columns: list[ProgressColumn] = [SpinnerColumn()]

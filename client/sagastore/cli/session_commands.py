@@ -107,7 +107,7 @@ async def _delete(settings: Settings, session_id: str, if_revision: int | None) 
         print_json(records.document(values))
         return 0
     from sagastore.cli.console import screen
-    from sagastore.cli.sanitize import label
+    from sagastore.commandline.sanitize import label
 
     screen().line("deleted ", (label(session_id), "bold"), f", {_messages(deleted)}")
     return 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,17 @@ class Settings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_server_name: str | None = None
+    given: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The words of the connection options that are on the command line, by field."""
+
+    def command(self, *words: str) -> tuple[str, ...]:
+        """Return a command that reaches the same server, for people to run.
+
+        It repeats the connection options of the command line. Those of the environment apply to
+        it anyway, and no token is ever an option. `--timeout` is not repeated: each command has
+        its own default.
+        """
+        return ("sagastore", *(word for option in self.given.values() for word in option), *words)
 
     @property
     def stream_timeout(self) -> float:

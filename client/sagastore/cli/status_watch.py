@@ -18,6 +18,7 @@ from sagastore.cli.failures import complain, terminated
 from sagastore.cli.output import print_json
 from sagastore.cli.settings import Settings
 from sagastore.cli.times import show_time, utc_now
+from sagastore.commandline.text import counted
 
 __all__ = ["Until", "watch"]
 
@@ -112,7 +113,7 @@ def _view(settings: Settings) -> Iterator[_View]:
         yield _JsonLines()
     elif sys.stdout.isatty():
         with _live() as update:
-            yield _Live(settings.target, update)
+            yield _Live(settings, update)
     else:
         yield _Lines()
 
@@ -212,9 +213,10 @@ def _summary(state: Migration) -> Iterator[str]:
         )
     if state.verifying is not None:
         now = state.verifying
-        yield f"verifying {now.compared:,} of {now.total:,}, {now.mismatch_count:,} mismatches"
+        mismatches = counted(now.mismatch_count, "mismatch", "mismatches")
+        yield f"verifying {now.compared:,} of {now.total:,}, {mismatches}"
     if state.journal_rows:
-        yield f"journal {state.journal_rows:,} rows"
+        yield f"journal {counted(state.journal_rows, 'row')}"
     following = migration_page.phase_after(state.phase)
     if following is not None:
         reasons = ", ".join(blocker.reason for blocker in state.blockers_to_next)
@@ -225,13 +227,13 @@ def _summary(state: Migration) -> Iterator[str]:
 class _Live:
     """Displays a page that is updated in place."""
 
-    def __init__(self, target: str, update: Callable[[list[Row]], None]) -> None:
-        self._target = target
+    def __init__(self, settings: Settings, update: Callable[[list[Row]], None]) -> None:
+        self._settings = settings
         self._update = update
         self._page: list[Row] = []
 
     def show(self, state: Migration) -> None:
-        self._page = migration_page.page(state, self._target)
+        self._page = migration_page.page(state, self._settings)
         self._update(self._page)
 
     def silent(self, seconds: float) -> None:

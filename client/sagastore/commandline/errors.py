@@ -1,0 +1,96 @@
+"""Errors and notes on standard error: lines for people, or JSON objects with `--json`.
+
+With `--json` every line on standard error is one JSON object: an error has `code`, `reason`,
+`message` and `violations`; a note has `note`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from sagastore.commandline.exit_status import ExitStatus
+from sagastore.commandline.sanitize import json_safe, one_line
+from sagastore.commandline.text import write_command, write_paragraph
+
+__all__ = ["Failure", "json_errors", "report", "write_note"]
+
+json_errors: ContextVar[bool] = ContextVar("json_errors", default=False)
+"""True while a command with `--json` runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a command failed.
+
+    Attributes:
+        message: One line: what is wrong, why, and what to do.
+        status: The exit status.
+        code: Name of the gRPC status code that describes the failure best.
+        reason: A stable name in UPPER_SNAKE_CASE; may be empty.
+        violations: Invalid fields or unmet preconditions, as objects for `--json`.
+        command: A command that helps, which is printed after the message.
+    """
+
+    message: str
+    status: ExitStatus = ExitStatus.FAILED
+    code: str = "FAILED_PRECONDITION"
+    reason: str = "FAILED"
+    violations: Sequence[dict[str, str]] = ()
+    command: Sequence[str] = ()
+
+
+def report(program: str, failure: Failure) -> None:
+    """Write an error to standard error.
+
+    Args:
+        program: Name of the program, which begins the line.
+        failure: The error.
+    """
+    if not json_errors.get():
+        _write(program, failure.message, failure.command)
+        return
+    message = " ".join((one_line(failure.message), *_quoted(failure.command)))
+    _write_json(
+        {
+            "code": failure.code,
+            "reason": failure.reason,
+            "message": message,
+            "violations": list(failure.violations),
+        }
+    )
+
+
+def write_note(program: str, text: str, command: Sequence[str] = ()) -> None:
+    """Write a remark that is no error to standard error; as `report`."""
+    if json_errors.get():
+        _write_json({"note": " ".join((one_line(text), *_quoted(command)))})
+    else:
+        _write(program, text, command)
+
+
+def _quoted(command: Sequence[str]) -> list[str]:
+    return [shlex.join(command)] if command else []
+
+
+def _write(program: str, text: str, command: Sequence[str]) -> None:
+    """Write a line; on a terminal, a command has its own lines so that it can be pasted."""
+    line = f"{program}: {one_line(text)}"
+    with contextlib.suppress(OSError, ValueError):  # Standard error is closed.
+        if command and not sys.stderr.isatty():
+            line = " ".join((line, *_quoted(command)))
+        write_paragraph(sys.stderr, line)
+        if command and sys.stderr.isatty():
+            write_command(sys.stderr, command)
+        sys.stderr.flush()
+
+
+def _write_json(document: dict[str, object]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(json_safe(json.dumps(document, ensure_ascii=True)) + "\n")
+        sys.stderr.flush()
