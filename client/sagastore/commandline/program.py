@@ -23,7 +23,9 @@ CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 # The base class of usage errors, which typer exports only through its subclass.
 _UsageError: Any = typer.BadParameter.__base__
-_PASSWORD = re.compile(r"(://[^\s/:@]*:)\S*@|((?:password|passfile)\w*=)\S+", re.IGNORECASE)
+# Where the secret part of a connection string begins. It has no recognisable end.
+_SECRET = re.compile(r"(://|password\w*\s*=).*", re.IGNORECASE)
+_MASK = "********"
 _JSON = "--json"
 
 
@@ -113,14 +115,20 @@ def _report_usage(program: str, error: Any) -> None:
 def _usage(error: Any, text: str) -> Failure:
     """Return a usage error as one line, with the command that explains the usage.
 
-    Passwords in connection strings are masked: the parser repeats arguments that it does not
-    understand.
+    The parser repeats arguments that it does not understand, and one may be a connection string
+    with a password.
     """
     line = " ".join(text.split()).removeprefix("Invalid value: ").rstrip(".")
     line = line.replace(": Value error, ", ": ")
-    line = _PASSWORD.sub(lambda found: f"{found[1] or found[2]}********", line)
+    if not _is_own(error):
+        line = _SECRET.sub(lambda found: found[1] + _MASK, line)
     line = line[:1].lower() + line[1:]
     command = () if error.ctx is None else (*error.ctx.command_path.split(), "-h")
     if command:
         line += " For help, run:" if line.endswith("?") else "; for help, run:"
     return Failure(line, ExitStatus.USAGE, "INVALID_ARGUMENT", "USAGE", command=command)
+
+
+def _is_own(error: Any) -> bool:
+    """Report whether a command, not the parser, has written the text."""
+    return isinstance(error, typer.BadParameter) and error.param is None
