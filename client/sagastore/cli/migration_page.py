@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sagastore import (
     Backfill,
+    BackfillPace,
     BackfillState,
     Migration,
     Phase,
@@ -41,6 +42,12 @@ _LATE_SECONDS = 10.0
 _DIFFERENCES = 3
 
 _NAMES = {Store.SQLITE: "SQLite", Store.POSTGRESQL: "PostgreSQL", Store.UNKNOWN: "unknown"}
+_PACES = {
+    BackfillPace.FULL: "at full speed",
+    BackfillPace.OPERATOR: "throttled by the operator",
+    BackfillPace.LATENCY: "throttled because writes became slower",
+    BackfillPace.LOAD: "throttled because clients write",
+}
 _BACKFILL_STYLES = {
     BackfillState.RUNNING: "bold",
     BackfillState.PAUSED: "yellow",
@@ -98,6 +105,8 @@ def _fields(state: Migration) -> Iterator[tuple[str, tuple[Part, ...]]]:
     yield "reads", (reads(state),)
     for store in state.stores:
         yield store.store.label, health(store)
+    if (moment := _moment(state)) is not None:
+        yield "counted", (f"at revision {moment:,} in both stores",)
     if state.phase in _COPIED or state.backfill.state is not BackfillState.PENDING:
         yield from _backfill(state.backfill)
     if state.phase in _TWO_STORES or state.journal_rows:
@@ -124,12 +133,26 @@ def reads(state: Migration) -> Part:
     return f"from {_NAMES[state.reads_from]}"
 
 
+def _moment(state: Migration) -> int | None:
+    """Return the revision at which both stores were counted; None if there is none."""
+    revisions = {store.revision for store in state.stores}
+    return revisions.pop() if len(state.stores) == 2 and len(revisions) == 1 else None
+
+
 def health(store: StoreHealth) -> tuple[Part, ...]:
-    """Return the health of a store, its number of messages and the version of its schema."""
+    """Return the health of a store, its numbers of records and the version of its schema."""
     state: Part = ("healthy", "green")
     if not store.healthy:
         state = (store.detail or "not healthy", "red")
-    held = "" if store.messages is None else f", {counted(store.messages, 'message')}"
+    held = "".join(
+        f", {counted(count, noun)}"
+        for count, noun in (
+            (store.messages, "message"),
+            (store.sessions, "session"),
+            (store.files, "file"),
+        )
+        if count is not None
+    )
     version = "" if store.schema_version is None else f", schema {store.schema_version}"
     return state, held, (version, "dim")
 
@@ -151,13 +174,16 @@ def copied(backfill: Backfill) -> str:
 
 
 def pace(backfill: Backfill) -> Iterator[str]:
-    """Yield the step, the rate and the time left of a backfill, if known."""
+    """Yield the step, the rate, the time left and what limits the rate, if known."""
     if backfill.step:
         yield backfill.step
     if backfill.rows_per_second > 0:
         yield rate_of(backfill.rows_per_second, 1, "rows")
     if backfill.eta_seconds > 0:
         yield f"{duration(backfill.eta_seconds)} left"
+    if backfill.pace in _PACES:
+        detail = f" ({backfill.pace_detail})" if backfill.pace_detail else ""
+        yield f"{_PACES[backfill.pace]}{detail}"
 
 
 def _bar(done: int, total: int) -> str:

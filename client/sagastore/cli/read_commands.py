@@ -22,6 +22,7 @@ from sagastore.cli.limited_output import note, note_more, page_size, print_some
 from sagastore.cli.output import print_json
 from sagastore.cli.settings import Settings
 from sagastore.commandline.exit_status import ExitStatus
+from sagastore.commandline.text import counted
 
 __all__ = ["get", "list_session", "ping", "search"]
 
@@ -126,7 +127,8 @@ async def ping(settings: Settings) -> int:
     if "phase" in facts:
         out.line(f"phase {facts['phase']}", indent=2)
     for store in facts.get("stores", ()):
-        count = "" if store["messages"] is None else f", {store['messages']:,} messages"
+        held = store["messages"]
+        count = "" if held is None else f", {counted(held, 'message')}"
         detail = store["detail"] or ("healthy" if store["healthy"] else "not healthy")
         out.line(f"{store['store']}: {detail}{count}", indent=2)
     return 0

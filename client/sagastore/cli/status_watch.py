@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-from sagastore import BackfillState, Migration, Phase
+from sagastore import BackfillPace, BackfillState, Migration, Phase
 from sagastore.cli import migration_page, migration_record, records
 from sagastore.cli.console import Row, screen
 from sagastore.cli.failures import complain, terminated
@@ -22,10 +22,14 @@ from sagastore.commandline.text import counted
 
 __all__ = ["Until", "watch"]
 
-_SILENT_SECONDS = 4.0
-"""Seconds; the server sends an update at least every second."""
+_SILENT_SECONDS = 1.5
+"""Seconds without an update after which what is shown counts as stale, so that people know within
+2 s. The server sends an update every half second."""
+_CHECK_SECONDS = 0.1
 _LINE_SECONDS = 5.0
 """Seconds between lines that show only progress."""
+_PACE_SECONDS = 1.0
+"""Seconds between lines that show only what limits the pace, which may change with each batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ async def _follow(settings: Settings, view: _View, until: Until) -> None:
 
     async def report_silence() -> None:
         while True:
-            await asyncio.sleep(1)
+            await asyncio.sleep(_CHECK_SECONDS)
             silence = time.monotonic() - last_update
             if silence >= _SILENT_SECONDS:
                 view.silent(silence)
@@ -132,7 +136,7 @@ class _Silence:
     def silent(self, seconds: float) -> None:
         if not self._reported:
             self._reported = True
-            complain(f"no update from the server for {seconds:.0f} s; still trying")
+            complain(f"no update from the server for {seconds:.1f} s; still trying")
 
 
 class _JsonLines:
@@ -159,14 +163,17 @@ class _Lines:
         self._shown: tuple[object, ...] = ()
         self._text = ""
         self._at = 0.0
+        self._pace = BackfillPace.UNKNOWN
 
     def show(self, state: Migration) -> None:
         self._silence.end()
         text = "; ".join(_summary(state))
         changed = _important_values(state) != self._shown
         now = time.monotonic()
-        if not changed and (text == self._text or now - self._at < _LINE_SECONDS):
+        paced = state.backfill.pace is not self._pace and now - self._at >= _PACE_SECONDS
+        if not (changed or paced) and (text == self._text or now - self._at < _LINE_SECONDS):
             return
+        self._pace = state.backfill.pace
         self._shown, self._text, self._at = _important_values(state), text, now
         self._out.page([Row("", (f"{show_time(utc_now())}  {text}",))])
         sys.stdout.flush()
@@ -231,15 +238,21 @@ class _Live:
         self._settings = settings
         self._update = update
         self._page: list[Row] = []
+        self._said = 0
+        """Seconds of silence that the page shows."""
 
     def show(self, state: Migration) -> None:
+        self._said = 0
         self._page = migration_page.page(state, self._settings)
         self._update(self._page)
 
     def silent(self, seconds: float) -> None:
-        if self._page:
-            alarm = f"no update from the server for {seconds:.0f} s; still trying"
-            self._update([*self._page, Row("", ((alarm, "bold red"),))])
+        if seconds < self._said + 1 and seconds >= self._said:
+            return  # The page changes once a second.
+        self._said = int(seconds)
+        alarm = f"STALE: no update from the server for {seconds:.0f} s; still trying"
+        # At the top: a terminal that is too small for the page shows its beginning.
+        self._update([Row("", ((alarm, "bold red"),)), Row("", ()), *self._page])
 
 
 @contextlib.contextmanager
