@@ -171,12 +171,12 @@ def test_watch_reports_missing_updates_and_gives_up(
     try:
         stderr = watching.process.stderr
         assert stderr is not None
-        said = stderr.readline()
-        assert said.startswith("sagastore: no update from the server for ")
-        assert said.endswith("; still trying\n")
+        said = json.loads(stderr.readline())["note"]
+        assert said.startswith("no update from the server for ")
+        assert said.endswith("; still trying")
     finally:
         scripted.start()
-    assert stderr.readline() == "sagastore: the server responds again\n"
+    assert json.loads(stderr.readline()) == {"note": "the server responds again"}
     watching.process.send_signal(signal.SIGINT)
     assert watching.end() == (0, "")
 
@@ -188,14 +188,14 @@ def test_watch_reports_missing_updates_and_gives_up(
         status, stderr_text = watching.end()
     finally:
         scripted.start()
-    assert status == 1
+    assert status == 4
     assert "cannot reach" in stderr_text or "shutting down" in stderr_text
     assert stderr_text.count("\n") == 1
 
 
 def test_watch_reports_an_unreachable_server(scripted_cli: Sagastore) -> None:
     done = scripted_cli.run("--target", "127.0.0.1:1", "migrate", "watch")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.count("\n") == 1
 
 

@@ -75,8 +75,8 @@ async def test_counts_at_one_revision_do_not_differ_under_writes(
         await walk_to(service.control, Phase.BACKFILL)
         await backfilled(service.control)
         await walk_to(service.control, phase)
-        for round in range(3):
-            await _counted_while_changing(service, place, f"round-{round}")
+        for number in range(3):
+            await _counted_while_changing(service, place, f"round-{number}")
             # The next round replaces and deletes what PostgreSQL has by now.
             await _counted_while_changing(service, place, "again")
         status = await service.control.status()

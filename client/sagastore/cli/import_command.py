@@ -20,6 +20,7 @@ from sagastore.cli.progress import Meter, duration
 from sagastore.cli.reader_thread import read_ahead
 from sagastore.cli.rejects import Rejects
 from sagastore.cli.settings import Settings
+from sagastore.commandline.text import counted
 from sagastore.importers import Problem, Row, Source, open_source
 from sagastore.importers.base import Position
 from sagastore.importers.spool import DEFAULT_LIMIT
@@ -169,7 +170,7 @@ class _Import:
         )
         ago = duration(max(0.0, time.time() - checkpoint.saved_at))
         complain(
-            f"resuming after {self.counts.read:,} messages of a run that ended {ago} ago; "
+            f"resuming after {counted(self.counts.read, 'message')} of a run that ended {ago} ago; "
             "--restart starts from the beginning"
         )
         return checkpoint.position
@@ -311,7 +312,7 @@ class _Import:
     def _with_resume_hint(self, why: str) -> str:
         if not self.counts.read:
             return why
-        done = f"{why}; {self.counts.read:,} messages are processed"
+        done = f"{why}; {counted(self.counts.read, 'message')} processed"
         if self._file is None:
             return f"{done}; importing the whole file again stores nothing twice"
         return f"{done}; run the same command again to resume"

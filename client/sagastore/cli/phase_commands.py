@@ -121,8 +121,9 @@ def _show_blockers(
     # An error without details becomes one blocker.
     found = error.blockers or (Blocker(error.reason or "BLOCKED", str(error)),)
     result = "would be blocked" if dry_run else "is blocked; nothing has changed"
-    failure = failure_of(error)
-    show_error(replace(failure, message=f"{before.label} -> {wanted.label} {result}:"))
+    colon = "" if settings.as_json else ":"  # The blockers follow as lines.
+    text = f"{before.label} -> {wanted.label} {result}{colon}"
+    show_error(replace(failure_of(error), message=text))
     if settings.as_json:
         _print_change(before, wanted, dry_run, blockers=found)
         return

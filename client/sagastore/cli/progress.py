@@ -7,6 +7,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from sagastore.commandline.text import counted
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -26,7 +28,7 @@ class Meter:
         done: Units already done at the start.
         rows: Rows already done at the start.
         quiet: Show nothing.
-        unit: Name of the rows, and its short form for rates.
+        unit: Name of a row, and a short form for rates.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class Meter:
         done: int = 0,
         rows: int = 0,
         quiet: bool = False,
-        unit: tuple[str, str] = ("messages", "msg"),
+        unit: tuple[str, str] = ("message", "msg"),
     ) -> None:
         self._verb = verb
         self._unit, self._short_unit = unit
@@ -67,8 +69,10 @@ class Meter:
         (then, done_then, rows_then), (now, _, _) = self._samples[0], self._samples[-1]
         elapsed = now - then
         if elapsed <= 0:
-            return f"{rows:,} {self._unit}"
-        text = f"{rows:,} {self._unit}, {rate_of(rows - rows_then, elapsed, self._short_unit)}"
+            return counted(rows, self._unit)
+        text = (
+            f"{counted(rows, self._unit)}, {rate_of(rows - rows_then, elapsed, self._short_unit)}"
+        )
         speed = (done - done_then) / elapsed
         if self._total and speed > 0:
             text += f", {duration(max(0, self._total - done) / speed)} left"

@@ -64,7 +64,7 @@ async def _compare(settings: Settings, repair: bool, found: list[Mismatch]) -> V
                         "verifying",
                         total=progress.total or None,
                         quiet=settings.quiet,
-                        unit=("rows", "rows"),
+                        unit=("row", "rows"),
                     )
                 meter.update(progress.compared, progress.compared)
     finally:
@@ -95,13 +95,18 @@ def _mismatches(settings: Settings, last: VerifyProgress, repair: bool) -> Failu
         were = "was" if last.repaired == 1 else "were"
         text = (
             f"{last.repaired:,} of {counted(last.mismatch_count, 'differing row')} {were} queued "
-            "for repair; to verify, run:"
+            f"for repair; to verify {_them(last.repaired)}, run:"
         )
         command = settings.command("migrate", "verify")
     else:
-        text = f"{_differ(last.mismatch_count)}; to copy from SQLite again, run:"
+        differ, them = _differ(last.mismatch_count), _them(last.mismatch_count)
+        text = f"{differ}; to copy {them} from SQLite again, run:"
         command = settings.command("migrate", "verify", "--repair")
     return Failure(text, reason="VERIFICATION_MISMATCH", command=command)
+
+
+def _them(count: int) -> str:
+    return "it" if count == 1 else "them"
 
 
 def _differ(count: int) -> str:
