@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sagastore_server.migration.common_counts import MOST_PENDING
+from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.runtime.session_deletion import SessionDeletion
@@ -16,7 +17,7 @@ from sagastore_server.storage.files import NewFile
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
 from tests.support.drafts import NOW, draft
-from tests.support.migrating_service import MigratingService, backfilled, opened_live, walk_to
+from tests.support.migrating_service import backfilled, opened_live, walk_to
 from tests.support.postgres import execute
 
 

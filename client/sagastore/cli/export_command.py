@@ -200,8 +200,8 @@ class _Export:
             from sagastore.cli.console import screen
 
             out = screen()
-            what = f" {counted(self._messages, 'message')} ({self._bytes:,} bytes) to {self._sink.name}"
-            out.line(("Exported", "bold"), what)
+            size = f"{counted(self._messages, 'message')} ({counted(self._bytes, 'byte')})"
+            out.line(("Exported", "bold"), f" {size} to {self._sink.name}")
             after = f", after {self._before:,} before" if self._before else ""
             out.line(f"in {duration(seconds)}, {rate_of(rate, 1.0)}{after}", indent=2)
 

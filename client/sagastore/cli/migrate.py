@@ -78,7 +78,7 @@ def watch(
 
     Ctrl+C ends it. With `--until…` options it exits with 0 as soon as all of them hold, and Ctrl+C
     is a failure (130). It continues after a failed backfill, which the server retries, and after a
-    restart of the server. It exits with 1 after `--timeout` seconds (60) without an update.
+    restart of the server. It exits with 4 after `--timeout` seconds (60) without an update.
     """
     from sagastore.cli import status_watch
 
@@ -207,7 +207,7 @@ def verify(
     Exits with 0 only if nothing differs. `--repair` queues rows that differ for replication and
     also exits with 1, because only the next `verify` can show that they are equal.
 
-    Exits with 1 after `--timeout` seconds (300) without progress.
+    Exits with 4 after `--timeout` seconds (300) without progress.
     """
     from sagastore.cli import verify_command
 

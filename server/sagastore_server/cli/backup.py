@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from sagastore.commandline.text import counted
 from sagastore_server.config import settings
 from sagastore_server.config.options import fail
 from sagastore_server.sqlite.backup.create import BackupError, Contents, back_up
@@ -180,9 +181,11 @@ def _deferred_signals() -> Iterator[threading.Event]:
 
 
 def _summary(contents: Contents) -> str:
-    quarantine = f", {contents.quarantined:,} rows in quarantine" if contents.quarantined else ""
+    quarantine = (
+        f", {counted(contents.quarantined, 'row')} in quarantine" if contents.quarantined else ""
+    )
     return (
-        f"{contents.messages:,} messages{quarantine}, revision {contents.revision:,}, "
+        f"{counted(contents.messages, 'message')}{quarantine}, revision {contents.revision:,}, "
         f"phase {contents.phase.slug}"
     )
 
