@@ -59,6 +59,8 @@ _DSNS = (
     f"host=127.0.0.1 password={SECRET} user=u",
     f"postgresql://127.0.0.1:1/db?password={SECRET}",
 )
+_LEFT_OUT = {"version", "help", "install_completion", "show_completion"}
+"""The last two are typer's, and change files of the shell."""
 _NUMBERS = ("0", "1", "2", "5", "500", "-1", "1000000000000")
 _WORDS = ("a", "b", "session-1", "openai", "user", "hello world")
 _BY_METAVAR = {
@@ -115,7 +117,7 @@ class Mix:
         """Return the next vector."""
         program = CLIENT if self._random.random() < 0.75 else SERVER
         words = self._vector(program)
-        for _ in range(self._random.choice((0, 0, 0, 1, 1, 2))):
+        for _ in range(self._random.choice((0, 0, 0, 0, 1, 2))):
             words = self._disturbed(words)
         # A real server of its own must not start: the address is taken.
         if program == SERVER and "serve" in words:
@@ -152,7 +154,7 @@ class Mix:
             count = self._random.randint(least, most)
             return [self._value(parameter) for _ in range(count)]
         likely = 0.9 if parameter.required else 0.12
-        if self._random.random() > likely or parameter.name in {"version", "help"}:
+        if self._random.random() > likely or parameter.name in _LEFT_OUT:
             return []
         option = self._random.choice([*parameter.opts, *parameter.secondary_opts])
         if parameter.is_flag:
@@ -163,7 +165,7 @@ class Mix:
 
     def _value(self, parameter: Any) -> str:
         return self._random.choice(
-            _ODD if self._random.random() < 0.25 else self._values(parameter)
+            _ODD if self._random.random() < 0.12 else self._values(parameter)
         )
 
     def _values(self, parameter: Any) -> Sequence[str]:
