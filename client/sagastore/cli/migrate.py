@@ -101,7 +101,14 @@ def watch(
 )
 def to(
     ctx: typer.Context,
-    phase: Annotated[PhaseName, typer.Argument(help="The next or the previous phase.")],
+    phase: Annotated[
+        PhaseName,
+        typer.Argument(
+            metavar="PHASE",
+            help="The next or the previous phase: sqlite-only, dual-write, backfill, "
+            "read-postgres or postgres-only.",
+        ),
+    ],
     *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check whether the change is possible now.")
@@ -226,7 +233,10 @@ def verify(
 def receipt(
     ctx: typer.Context,
     file: Annotated[
-        Path, typer.Argument(help="The receipt or the archive; both must be in one folder.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="The receipt or the archive; both must be in one folder."
+        ),
     ],
 ) -> Job:
     """Verify an archived SQLite file against its receipt.

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from sagastore.cli.failures import CommandError
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_TARGET", "Settings"]
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+_TARGET = "--target: "
 _CALL_SECONDS = 10.0
 _STREAM_SECONDS = 60.0
 
@@ -57,6 +60,7 @@ class Settings:
         """Return a client for these settings.
 
         Raises:
+            typer.BadParameter: The target is not an address.
             CommandError: The settings are inconsistent, or a file cannot be read.
         """
         from sagastore import AsyncClient
@@ -70,7 +74,10 @@ class Settings:
                 allow_insecure_token=self.allow_insecure_token,
             )
         except ValueError as exc:
-            raise CommandError(_with_option_names(str(exc))) from None
+            text = _with_option_names(str(exc))
+            if text.startswith(_TARGET):
+                raise typer.BadParameter(text) from None
+            raise CommandError(text) from None
 
     def _tls(self) -> TLS | bool:
         """Return the TLS settings; any --tls-... option enables TLS."""
@@ -111,7 +118,7 @@ def _with_option_names(text: str) -> str:
     for argument, option in (
         ("use tls=..., or allow_insecure_token=True", "use --tls, or --allow-insecure-token"),
         ("TLS: cert and key", "--tls-cert and --tls-key"),
-        ("target: ", "--target: "),
+        ("target: ", _TARGET),
     ):
         text = text.replace(argument, option)
     return text

@@ -119,7 +119,8 @@ def _usage(error: Any, text: str) -> Failure:
     with a password.
     """
     line = " ".join(text.split()).removeprefix("Invalid value: ").rstrip(".")
-    line = line.replace(": Value error, ", ": ")
+    # The wording of the library that converts values.
+    line = line.replace(": Value error, ", ": ").replace(": Input should be ", ": must be ")
     if not _is_own(error):
         line = _SECRET.sub(lambda found: found[1] + _MASK, line)
     line = line[:1].lower() + line[1:]
