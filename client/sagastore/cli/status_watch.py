@@ -22,10 +22,13 @@ from sagastore.commandline.text import counted
 
 __all__ = ["Until", "watch"]
 
-_SILENT_SECONDS = 1.5
-"""Seconds without an update after which what is shown counts as stale, so that people know within
-2 s. The server sends an update every half second."""
+_STALE_SECONDS = 1.5
+"""Seconds without an update after which a page on a terminal is marked as stale, so that people
+know within 2 s. The server sends an update every half second."""
+_SILENT_SECONDS = 4.0
+"""The same for lines, which stay in a log: a server that is slow once is no news."""
 _CHECK_SECONDS = 0.1
+"""Seconds between two checks for silence."""
 _LINE_SECONDS = 5.0
 """Seconds between lines that show only progress."""
 _PACE_SECONDS = 1.0
@@ -63,6 +66,9 @@ class Until:
 class _View(Protocol):
     """Displays the state of the migration."""
 
+    patience: float
+    """Seconds without an update before `silent` is called."""
+
     def show(self, state: Migration) -> None:
         """Display a state."""
 
@@ -91,7 +97,7 @@ async def _follow(settings: Settings, view: _View, until: Until) -> None:
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
             silence = time.monotonic() - last_update
-            if silence >= _SILENT_SECONDS:
+            if silence >= view.patience:
                 view.silent(silence)
 
     async with settings.client() as client:
@@ -136,11 +142,13 @@ class _Silence:
     def silent(self, seconds: float) -> None:
         if not self._reported:
             self._reported = True
-            complain(f"no update from the server for {seconds:.1f} s; still trying")
+            complain(f"no update from the server for {seconds:.0f} s; still trying")
 
 
 class _JsonLines:
     """Prints each update as a JSON line."""
+
+    patience = _SILENT_SECONDS
 
     def __init__(self) -> None:
         self._silence = _Silence()
@@ -156,6 +164,8 @@ class _JsonLines:
 
 class _Lines:
     """Prints a line for each change, and for progress periodically."""
+
+    patience = _SILENT_SECONDS
 
     def __init__(self) -> None:
         self._silence = _Silence()
@@ -234,6 +244,8 @@ def _summary(state: Migration) -> Iterator[str]:
 class _Live:
     """Displays a page that is updated in place."""
 
+    patience = _STALE_SECONDS
+
     def __init__(self, settings: Settings, update: Callable[[list[Row]], None]) -> None:
         self._settings = settings
         self._update = update
@@ -247,10 +259,10 @@ class _Live:
         self._update(self._page)
 
     def silent(self, seconds: float) -> None:
-        if seconds < self._said + 1 and seconds >= self._said:
+        if int(seconds) == self._said:
             return  # The page changes once a second.
         self._said = int(seconds)
-        alarm = f"STALE: no update from the server for {seconds:.0f} s; still trying"
+        alarm = f"STALE: no update from the server for {self._said} s; still trying"
         # At the top: a terminal that is too small for the page shows its beginning.
         self._update([Row("", ((alarm, "bold red"),)), Row("", ()), *self._page])
 
