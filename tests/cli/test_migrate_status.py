@@ -282,3 +282,47 @@ def test_status_json_has_all_fields(scripted: ScriptedMigration, scripted_cli: S
         "mismatch_count": 1,
         "repaired": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("pace", "detail", "expected"),
+    [
+        (pb.Backfill.PACE_FULL, "", "at full speed"),
+        (
+            pb.Backfill.PACE_OPERATOR,
+            "the limit is 500 rows/s",
+            "throttled by the operator (the limit is 500 rows/s)",
+        ),
+        (
+            pb.Backfill.PACE_LATENCY,
+            "writes took 9.0 ms",
+            "throttled because writes became slower (writes took 9.0 ms)",
+        ),
+        (pb.Backfill.PACE_LOAD, "", "throttled because clients write"),
+    ],
+)
+def test_status_says_what_limits_the_backfill(
+    shown: Shown, pace: pb.Backfill.Pace.ValueType, detail: str, expected: str
+) -> None:
+    state = states.backfill()
+    state.backfill.pace, state.backfill.pace_detail = pace, detail
+    assert f"5,512 rows/s, 6.5 s left, {expected}\n" in shown(state)
+
+
+def test_status_tells_whether_counts_are_of_one_revision(shown: Shown) -> None:
+    state = states.copied()
+    assert "counted" not in shown(state)
+    state.stores[0].revision = state.stores[1].revision = 56_090
+    assert "counted       at revision 56,090 in both stores\n" in shown(state)
+    state.stores[1].revision = 7
+    assert "counted" not in shown(state)
+
+
+def test_numbers_of_one_are_singular(shown: Shown) -> None:
+    state = states.dual_write()
+    state.journal_rows = state.quarantined = 1
+    state.stores[0].messages = state.stores[0].sessions = state.stores[0].files = 1
+    page = shown(state)
+    assert "healthy, 1 message, 1 session, 1 file, schema 3\n" in page
+    assert "1 write waits for PostgreSQL, the first 0.2 s old\n" in page
+    assert "quarantine    1 row\n" in page

@@ -239,3 +239,18 @@ def test_watch_reports_missing_updates_on_a_terminal(
     scripted.state = states.backfill()
     scripted.start()
     assert terminal.end() == 0
+
+
+def test_watch_prints_a_line_when_the_pace_changes(
+    scripted: ScriptedMigration, scripted_cli: Sagastore
+) -> None:
+    scripted.state = states.backfill()
+    watching = Watching(scripted_cli)
+    watching.wait_for("copying rows")
+    slower = states.backfill()
+    slower.backfill.pace = pb.Backfill.PACE_OPERATOR
+    slower.backfill.pace_detail = "the limit is 500 rows/s"
+    scripted.state = slower
+    watching.wait_for("throttled by the operator (the limit is 500 rows/s)")
+    watching.process.send_signal(signal.SIGINT)
+    assert watching.end()[0] == 0

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from sagastore.commandline.errors import Failure, report, write_note
+from sagastore.commandline.errors import Failure, report, unexpected, write_note
 from sagastore.commandline.exit_status import ExitStatus, status_of
 from sagastore.commandline.program import discard_output
 from sagastore.errors import (
@@ -110,15 +110,7 @@ def failure_of(error: Exception) -> Failure:
         if error.cause is not None:
             return _failure(str(error), error.cause, error.command)
         return Failure(str(error), reason="COMMAND_FAILED", command=error.command)
-    if isinstance(error, OSError):
-        name = f"{error.filename}: " if error.filename else ""
-        return Failure(f"{name}{error.strerror or error}", reason="SYSTEM_ERROR")
-    return Failure(
-        f"internal error: {type(error).__name__}: {error}; "
-        "set SAGASTORE_TRACEBACK=1 to show the traceback, and report it",
-        code="INTERNAL",
-        reason="INTERNAL",
-    )
+    return unexpected(error)
 
 
 def _failure(text: str, error: SagaStoreError, command: Sequence[str] = ()) -> Failure:

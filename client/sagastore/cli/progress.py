@@ -7,6 +7,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from sagastore.commandline.errors import json_errors
 from sagastore.commandline.text import counted
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class Meter:
         self._begun = self._last_line = time.monotonic()
         self._samples = deque([(self._begun, done, rows)])
         self._bar: _Bar | None = None
-        self._quiet = quiet
+        # Standard error has only JSON objects with --json.
+        self._silent = quiet or json_errors.get()
         if not quiet and sys.stderr.isatty():
             self._bar = _Bar(verb, total, done)
 
@@ -59,7 +61,7 @@ class Meter:
             self._samples.popleft()
         if self._bar is not None:
             self._bar.update(done, self._describe(rows, done))
-        elif not self._quiet and now - self._last_line >= _EVERY_SECONDS:
+        elif not self._silent and now - self._last_line >= _EVERY_SECONDS:
             self._last_line = now
             percent = f"{done / self._total:.0%}, " if self._total else ""
             sys.stderr.write(f"{self._verb}: {percent}{self._describe(rows, done)}\n")

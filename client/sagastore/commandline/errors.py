@@ -18,7 +18,7 @@ from sagastore.commandline.exit_status import ExitStatus
 from sagastore.commandline.sanitize import json_safe, one_line
 from sagastore.commandline.text import write_command, write_paragraph
 
-__all__ = ["Failure", "json_errors", "report", "write_note"]
+__all__ = ["Failure", "json_errors", "report", "unexpected", "write_note"]
 
 json_errors: ContextVar[bool] = ContextVar("json_errors", default=False)
 """True while a command with `--json` runs."""
@@ -43,6 +43,19 @@ class Failure:
     reason: str = "FAILED"
     violations: Sequence[dict[str, str]] = ()
     command: Sequence[str] = ()
+
+
+def unexpected(error: Exception) -> Failure:
+    """Return the failure for an error that no command expects: of the system, or a defect."""
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        return Failure(f"{name}{error.strerror or error}", reason="SYSTEM_ERROR")
+    return Failure(
+        f"internal error: {type(error).__name__}: {error}; "
+        "set SAGASTORE_TRACEBACK=1 to show the traceback, and report it",
+        code="INTERNAL",
+        reason="INTERNAL",
+    )
 
 
 def report(program: str, failure: Failure) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sagastore.commandline.errors import Failure, json_errors, report
+from sagastore.commandline.errors import Failure, json_errors, report, unexpected
 from sagastore.commandline.exit_status import ExitStatus
 from sagastore.commandline.text import prepare_streams
 
@@ -90,6 +90,12 @@ class Program(Group):
         except BrokenPipeError:
             discard_output()
             raise SystemExit(ExitStatus.PIPE_CLOSED) from None
+        except Exception as exc:
+            # Users get one line, not a traceback; a program that logs its errors still logs it.
+            if os.environ.get("SAGASTORE_TRACEBACK") or sys.excepthook is not sys.__excepthook__:
+                raise
+            report(name, unexpected(exc))
+            raise SystemExit(ExitStatus.FAILED) from None
         raise SystemExit(result if isinstance(result, int) else ExitStatus.DONE)
 
 

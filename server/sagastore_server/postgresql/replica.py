@@ -124,12 +124,13 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
                 self._pool.connection() as connection,
                 self._pool.transaction(connection, begin),
             ):
-                position, *counts = await connection.fetchrow(MIGRATION["count_at_position"])
-                pending = await pending_since(position)
+                record = await connection.fetchrow(MIGRATION["count_at_position"])
+                pending = None if record is None else await pending_since(record["applied"])
                 if pending is None:
                     return None
                 ids = (pending.messages, pending.sessions, pending.files)
                 held = await connection.fetchrow(MIGRATION["count_pending"], *ids)
+        position, *counts = record
         return at_position(position, RecordCounts(*counts), RecordCounts(*held), pending)
 
     # ------------------------------------------------------------------ the record

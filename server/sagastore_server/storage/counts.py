@@ -68,7 +68,11 @@ class CountingTarget:
         ``pending_since`` is called with the position while the snapshot is held.
 
         Returns:
-            None if it returned None, or if the store does not support it.
+            None if it returned None, if there is no migration, or if the store does not support
+            it.
+
+        Raises:
+            StorageError: The store does not answer.
 
         """
         del pending_since
