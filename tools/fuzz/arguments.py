@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import typer
 
@@ -103,14 +103,20 @@ def run(vector: Vector) -> Outcome:
             status = int(exc.code or 0)
         sys.stdout.flush()
         sys.stderr.flush()
-        return Outcome(status, stdout.getvalue().decode(), stderr.getvalue().decode())
+        return Outcome(status, _content(stdout), _content(stderr))
+
+
+def _content(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
 
 
 @contextmanager
-def _captured() -> Iterator[tuple[io.BytesIO, io.BytesIO]]:
+def _captured() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Replace the standard streams, also for exports and gRPC, which write to the descriptors."""
     streams = sys.stdin, sys.stdout, sys.stderr
-    out, err = io.BytesIO(), io.BytesIO()
+    out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+    excepthook = sys.excepthook
     kept = os.dup(1), os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -123,10 +129,13 @@ def _captured() -> Iterator[tuple[io.BytesIO, io.BytesIO]]:
         yield out, err
     finally:
         sys.stdin, sys.stdout, sys.stderr = streams
+        sys.excepthook = excepthook  # `serve` replaces it.
         for number, descriptor in enumerate(kept, 1):
             os.dup2(descriptor, number)
         for descriptor in (*kept, nowhere):
             os.close(descriptor)
+        out.close()
+        err.close()
 
 
 @contextmanager
@@ -199,7 +208,9 @@ def campaign(count: int, seed: str, folder: Path) -> tuple[list[str], Counter[tu
     statuses: Counter[tuple[str, int]] = Counter()
     with prepared(folder) as places:
         mix = Mix(seed, places)
-        for _ in range(count):
+        for number in range(count):
+            if number % 500 == 0:
+                print(f"{number:,} vectors, {len(failures)} failures", flush=True)
             vector = mix.make()
             try:
                 outcome = run(vector)

@@ -19,6 +19,7 @@ cli = typer.Typer(
     name="sagastore-server",
     help="SagaStore: a gRPC storage service for the messages of AI conversations.",
     cls=ServerProgram,
+    rich_markup_mode="markdown",
     context_settings=CONTEXT,
     no_args_is_help=True,
     add_completion=False,
@@ -33,8 +34,8 @@ def _version(wanted: bool) -> None:
 
 
 @cli.callback(
-    epilog="sagastore-server COMMAND -h explains a command. The options above can be given before "
-    "and after it."
+    epilog="`sagastore-server COMMAND -h` explains a command. The options above can be given "
+    "before and after it."
 )
 def _common(
     *,
@@ -60,7 +61,7 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl+C, then drain the calls in progress and exit.
 
-    Every option can also be set by the variable SAGASTORE_<OPTION> and in the TOML file.
+    Every option can also be set by the variable `SAGASTORE_<OPTION>` and in the TOML file.
     The command line takes precedence over the environment, and that over the file.
     `sagastore-server config` shows the effective settings and their sources.
     """
