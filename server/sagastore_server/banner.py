@@ -57,14 +57,16 @@ def banner(
     if messages >= 0:
         lines.append(f"  messages  {messages:,}")
     if quarantined:
-        held = counted(quarantined, "row")
-        lines.append(f"  in quarantine: {held}; to see, run: {command} migrate quarantine")
+        lines.append(f"  in quarantine: {counted(quarantined, 'row')}")
+    # Only administrators see the quarantine.
+    role = "admin" if quarantined else "writer"
     lines += [
         "",
         "Try in another terminal:",
-        *(f"  {line}" for line in _environment(target, credentials)),
+        *(f"  {line}" for line in _environment(target, credentials, role)),
         f'  {command} save --provider openai --role user "Hello, SagaStore"',
         f"  {command} search hello",
+        *([f"  {command} migrate quarantine"] if quarantined else ()),
         f"  {command} import --help",
         "",
         "Ctrl+C stops the server after the calls in progress have finished.",
@@ -86,7 +88,7 @@ def _needed(credentials: Credentials) -> str:
     return ", ".join(needed)
 
 
-def _environment(target: Address, credentials: Credentials) -> Iterator[str]:
+def _environment(target: Address, credentials: Credentials, role: str) -> Iterator[str]:
     """Yield the shell commands that set what clients need."""
     if credentials.tls:
         # Trusting the certificate itself works whoever has issued it.
@@ -98,7 +100,7 @@ def _environment(target: Address, credentials: Credentials) -> Iterator[str]:
         # The files of docs/how-to/security.md: the server knows no certificate of a client.
         yield "export SAGASTORE_TLS_CERT=client.pem SAGASTORE_TLS_KEY=client.key"
     if credentials.access:
-        new = f"{_command('sagastore-server')} token new me --role writer"
+        new = f"{_command('sagastore-server')} token new me --role {role}"
         yield f'export SAGASTORE_TOKEN="$({new} --access {_quoted(credentials.access)})"'
         yield f"sleep {_APPLIED_AFTER}"
 

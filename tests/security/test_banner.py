@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.security.pki import Pki
+from tests.support.legacy_db import legacy_db, numbered
 from tests.support.server_process import STARTUP_SECONDS, clean_environment
 
 PROGRAM = Path(sys.executable).with_name("sagastore-server")
@@ -72,6 +73,10 @@ def test_commands_of_the_banner_work_as_printed(
         options += ["--tls-client-ca", str(pki.ca)]
     if tokens:
         options += ["--access", str(pki.write("access.toml", b""))]
+    legacy = tokens and not tls
+    if legacy:
+        good, bad = numbered(2)
+        legacy_db(tmp_path / "s.db", [good, bad | {"metadata": '{"a": NaN}'}])
     client = pki.issue("someone.example")
     (tmp_path / "client.pem").write_bytes(client.cert_chain_pems[0].bytes())
     (tmp_path / "client.key").write_bytes(client.private_key_pem.bytes())
@@ -90,3 +95,6 @@ def test_commands_of_the_banner_work_as_printed(
     assert done.returncode == 0, (commands, done)
     assert "created, durable on sqlite" in done.stdout
     assert done.stdout.count("Hello, SagaStore") == 1
+    # Which only administrators may list.
+    assert ("NaN" in done.stdout) is legacy
+    assert ("migrate quarantine\n" in commands) is legacy
