@@ -17,6 +17,9 @@ CLIENT, SERVER = "sagastore", "sagastore-server"
 SECRET = "hunter2-Vo8xQ"
 """Part of every planted password and token."""
 
+SECRET_FILES = ("token", "settings.toml", "rubbish.toml")
+"""Files that have it, for options that read secrets."""
+
 _ODD = (
     "",
     " ",
@@ -34,7 +37,6 @@ _ODD = (
     '{"a": ' * 200,
     "[1]",
     "\udc80\udcff",
-    "\ud800",
     "漢字👩‍💻",
     "a\nb",
     "\x1b[31mred\x1b]0;title\x07",
@@ -176,7 +178,11 @@ class Mix:
         if parameter.name == "postgres":
             return _DSNS
         if metavar in {"FILE", "PATH", "BACKUP"} or parameter.name == "file":
-            return [str(self._places.folder / name) for name in self._places.file_names]
+            names = self._places.file_names
+            if parameter.param_type_name == "argument":
+                # A command may quote the file that it is given.
+                names = tuple(name for name in names if name not in SECRET_FILES)
+            return [str(self._places.folder / name) for name in names]
         choices = parameter.type_descriptor.choices
         if choices:
             return [str(getattr(choice, "value", choice)) for choice in choices]

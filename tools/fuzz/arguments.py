@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import typer
 
@@ -88,54 +88,60 @@ def prepared(folder: Path) -> Iterator[Places]:
         process.close()
 
 
-def run(vector: Vector) -> Outcome:
+def run(vector: Vector, streams: _Streams) -> Outcome:
     """Run a vector in this process.
 
     Raises:
         HangError: It did not end.
     """
     command = typer.main.get_command(_PROGRAMS[vector.program])
-    with _captured() as (stdout, stderr), _alarm():
+    with streams.installed(), _alarm():
         status = 0
         try:
             command.main(list(vector.arguments), vector.program)
         except SystemExit as exc:
             status = int(exc.code or 0)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        return Outcome(status, _content(stdout), _content(stderr))
+    return Outcome(status, _content(streams.out), _content(streams.err))
 
 
-def _content(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode()
+class _Streams:
+    """Standard streams in files, the same for all vectors: loggers keep the first that they get."""
+
+    def __init__(self) -> None:
+        # As in a locale without UTF-8, in which some characters cannot be printed.
+        self.out, self.err = (
+            io.TextIOWrapper(tempfile.TemporaryFile(), "ascii")  # noqa: SIM115 - until the exit
+            for _ in range(2)
+        )
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Replace the standard streams, also for what writes to the descriptors (gRPC, exports)."""
+        streams, excepthook = (sys.stdin, sys.stdout, sys.stderr), sys.excepthook
+        kept = os.dup(1), os.dup(2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        for stream in (self.out, self.err):
+            stream.seek(0)
+            stream.truncate()
+        sys.stdin = io.TextIOWrapper(io.BytesIO(b"from standard input\n"), "utf-8")
+        sys.stdout, sys.stderr = self.out, self.err
+        try:
+            yield
+        finally:
+            sys.stdin, sys.stdout, sys.stderr = streams
+            sys.excepthook = excepthook  # `serve` replaces it.
+            for number, descriptor in enumerate(kept, 1):
+                os.dup2(descriptor, number)
+            for descriptor in (*kept, nowhere):
+                os.close(descriptor)
 
 
-@contextmanager
-def _captured() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Replace the standard streams, also for exports and gRPC, which write to the descriptors."""
-    streams = sys.stdin, sys.stdout, sys.stderr
-    out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - closed below
-    excepthook = sys.excepthook
-    kept = os.dup(1), os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    # As in a locale without UTF-8, in which some characters cannot be printed.
-    sys.stdout = io.TextIOWrapper(out, "ascii", errors="strict")
-    sys.stderr = io.TextIOWrapper(err, "ascii", errors="strict")
-    sys.stdin = io.TextIOWrapper(io.BytesIO(b"from standard input\n"), "utf-8")
-    try:
-        yield out, err
-    finally:
-        sys.stdin, sys.stdout, sys.stderr = streams
-        sys.excepthook = excepthook  # `serve` replaces it.
-        for number, descriptor in enumerate(kept, 1):
-            os.dup2(descriptor, number)
-        for descriptor in (*kept, nowhere):
-            os.close(descriptor)
-        out.close()
-        err.close()
+def _content(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    descriptor = stream.fileno()
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
 
 
 @contextmanager
@@ -207,13 +213,15 @@ def campaign(count: int, seed: str, folder: Path) -> tuple[list[str], Counter[tu
     failures: list[str] = []
     statuses: Counter[tuple[str, int]] = Counter()
     with prepared(folder) as places:
-        mix = Mix(seed, places)
+        mix, streams = Mix(seed, places), _Streams()
         for number in range(count):
             if number % 500 == 0:
                 print(f"{number:,} vectors, {len(failures)} failures", flush=True)
             vector = mix.make()
+            # Stays there if this process dies.
+            (folder / "current").write_text(repr(vector), encoding="utf-8")
             try:
-                outcome = run(vector)
+                outcome = run(vector, streams)
             except Exception as exc:  # noqa: BLE001 - whatever it is, it is a failure
                 failures.append(f"{vector!r}: {type(exc).__name__}: {exc}")
                 continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,13 @@ from sagastore.commandline.exit_status import ExitStatus
 from sagastore.commandline.sanitize import json_safe, one_line
 from sagastore.commandline.text import write_command, write_paragraph
 
-__all__ = ["Failure", "json_errors", "report", "unexpected", "write_note"]
+__all__ = ["MASK", "Failure", "json_errors", "report", "unexpected", "write_note"]
+
+MASK = "********"
+_PASSWORDS = (
+    re.compile(r"(://[^\s/:@]*:).*(@)"),
+    re.compile(r"(password\w*\s*=).*()", re.IGNORECASE),
+)
 
 json_errors: ContextVar[bool] = ContextVar("json_errors", default=False)
 """True while a command with `--json` runs."""
@@ -58,6 +65,17 @@ def unexpected(error: Exception) -> Failure:
     )
 
 
+def masked(text: str) -> str:
+    """Return a line without the passwords of connection strings.
+
+    Commands repeat what they were given, and that may be in the wrong place. A password has no
+    recognisable end, so too much is masked rather than too little.
+    """
+    for pattern in _PASSWORDS:
+        text = pattern.sub(rf"\1{MASK}\2", text)
+    return text
+
+
 def report(program: str, failure: Failure) -> None:
     """Write an error to standard error.
 
@@ -68,13 +86,15 @@ def report(program: str, failure: Failure) -> None:
     if not json_errors.get():
         _write(program, failure.message, failure.command)
         return
-    message = " ".join((one_line(failure.message), *_quoted(failure.command)))
+    message = " ".join((masked(one_line(failure.message)), *_quoted(failure.command)))
     _write_json(
         {
             "code": failure.code,
             "reason": failure.reason,
             "message": message,
-            "violations": list(failure.violations),
+            "violations": [
+                {name: masked(value) for name, value in one.items()} for one in failure.violations
+            ],
         }
     )
 
@@ -82,7 +102,7 @@ def report(program: str, failure: Failure) -> None:
 def write_note(program: str, text: str, command: Sequence[str] = ()) -> None:
     """Write a remark that is no error to standard error; as `report`."""
     if json_errors.get():
-        _write_json({"note": " ".join((one_line(text), *_quoted(command)))})
+        _write_json({"note": " ".join((masked(one_line(text)), *_quoted(command)))})
     else:
         _write(program, text, command)
 
@@ -93,7 +113,7 @@ def _quoted(command: Sequence[str]) -> list[str]:
 
 def _write(program: str, text: str, command: Sequence[str]) -> None:
     """Write a line; on a terminal, a command has its own lines so that it can be pasted."""
-    line = f"{program}: {one_line(text)}"
+    line = f"{program}: {masked(one_line(text))}"
     with contextlib.suppress(OSError, ValueError):  # Standard error is closed.
         if command and not sys.stderr.isatty():
             line = " ".join((line, *_quoted(command)))

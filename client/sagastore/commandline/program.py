@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sagastore.commandline.errors import Failure, json_errors, report, unexpected
+from sagastore.commandline.errors import MASK, Failure, json_errors, report, unexpected
 from sagastore.commandline.exit_status import ExitStatus
 from sagastore.commandline.text import prepare_streams
 
@@ -25,7 +25,6 @@ CONTEXT = {"help_option_names": ["-h", "--help"]}
 _UsageError: Any = typer.BadParameter.__base__
 # Where the secret part of a connection string begins. It has no recognisable end.
 _SECRET = re.compile(r"(://|password\w*\s*=).*", re.IGNORECASE)
-_MASK = "********"
 _JSON = "--json"
 
 
@@ -128,7 +127,7 @@ def _usage(error: Any, text: str) -> Failure:
     # The wording of the library that converts values.
     line = line.replace(": Value error, ", ": ").replace(": Input should be ", ": must be ")
     if not _is_own(error):
-        line = _SECRET.sub(lambda found: found[1] + _MASK, line)
+        line = _SECRET.sub(lambda found: found[1] + MASK, line)
     line = line[:1].lower() + line[1:]
     command = () if error.ctx is None else (*error.ctx.command_path.split(), "-h")
     if command:
