@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from sagastore import errors
+from sagastore.commandline.errors import masked
 from sagastore.commandline.exit_status import ExitStatus, status_of
 from sagastore.commandline.text import command_lines, counted, write_command, write_paragraph
 
@@ -98,3 +99,17 @@ def test_exit_status_of_an_error(error: type[errors.SagaStoreError], status: Exi
 def test_exit_statuses_are_those_of_the_design() -> None:
     assert [int(status) for status in ExitStatus] == [0, 1, 2, 3, 4, 5, 6, 130, 141, 143]
     assert all(status.meaning.endswith(".") for status in ExitStatus)
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1))
+def test_no_line_has_a_password_of_a_connection_string(text: str) -> None:
+    password = f"pw-{text}-pw"
+    for given_text in (
+        f"no message has the id 'postgresql://u:{password}@h:1/db'",
+        f"cannot restore host=h Password = {password} user=u: no such file",
+        f"got postgresql://h/db?sslpassword={password}",
+    ):
+        assert password not in masked(given_text)
+    assert masked("cannot reach 127.0.0.1:1: use http:// or https://") == (
+        "cannot reach 127.0.0.1:1: use http:// or https://"
+    )
