@@ -19,7 +19,7 @@ from sagastore.commandline.exit_status import ExitStatus
 from sagastore.commandline.sanitize import json_safe, one_line
 from sagastore.commandline.text import write_command, write_paragraph
 
-__all__ = ["MASK", "Failure", "json_errors", "report", "unexpected", "write_note"]
+__all__ = ["MASK", "Failure", "json_errors", "masked", "report", "unexpected", "write_note"]
 
 MASK = "********"
 _PASSWORDS = (
