@@ -24,6 +24,7 @@ NAMES = [
     "AsyncPager",
     "AsyncSessionClient",
     "Backfill",
+    "BackfillPace",
     "BackfillState",
     "BatchGetResult",
     "Blocker",
