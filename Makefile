@@ -61,7 +61,7 @@ GHZ_FOLDER = $(CURDIR)/build/tools/bin
 GHZ = $(GHZ_FOLDER)/ghz
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz attacks chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs sync-client proto proto-check breaking build release-constraints sbom audit pins clean spec spec-quick traces
+.PHONY: help run run-postgres demo overload fuzz fuzz-arguments attacks chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs sync-client proto proto-check breaking build release-constraints sbom audit pins clean spec spec-quick traces
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -83,6 +83,9 @@ parity: $(VENV)/.stamp-dev ## Compare search on both stores (FILES='a.jsonl memo
 fuzz: $(VENV)/.stamp-dev ## Send unusual, broken and hostile inputs to real servers (COUNT, SEED, TARGET, REPLAY=FILE)
 	@exec $(BIN)/python -m tools.fuzz --count '$(COUNT)' --seed '$(SEED)' --target '$(TARGET)' \
 	    $(if $(REPLAY),--replay '$(REPLAY)')
+
+fuzz-arguments: $(VENV)/.stamp-dev ## Run odd and wrong command lines of both programs against a real server (ARGS='--count N --seed TEXT')
+	@exec $(BIN)/python -m tools.fuzz.arguments $(ARGS)
 
 attacks: $(VENV)/.stamp-dev ## Attack servers on this machine and check what they withstand (ATTACK='pings rapid-reset', SECONDS)
 	@exec $(BIN)/python -m tools.attacks $(if $(ATTACK),--attack $(ATTACK)) \

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sagastore._async_paging import AsyncPager
     from sagastore._async_sessions import AsyncSessionClient
     from sagastore._enums import (
+        BackfillPace,
         BackfillState,
         Durability,
         MismatchKind,
@@ -104,6 +105,7 @@ __all__ = [
     "AsyncPager",
     "AsyncSessionClient",
     "Backfill",
+    "BackfillPace",
     "BackfillState",
     "BatchGetResult",
     "Blocker",
@@ -172,6 +174,7 @@ _HOMES = {
     "_async_client": ("AsyncClient",),
     "_async_migration": ("AsyncMigrationClient",),
     "_enums": (
+        "BackfillPace",
         "BackfillState",
         "Durability",
         "MismatchKind",

@@ -7,7 +7,7 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sagastore import _time
-from sagastore._enums import BackfillState, MismatchKind, Phase, Store
+from sagastore._enums import BackfillPace, BackfillState, MismatchKind, Phase, Store
 from sagastore._migration_model import (
     Backfill,
     Blocker,
@@ -54,6 +54,8 @@ def _backfill(pb: migration_pb2.Backfill) -> Backfill:
         eta_seconds=pb.eta_seconds,
         error=pb.error,
         step=pb.step,
+        pace=BackfillPace(pb.pace),
+        pace_detail=pb.pace_detail,
     )
 
 
@@ -97,6 +99,7 @@ def _store(pb: migration_pb2.StoreHealth) -> StoreHealth:
         schema_version=pb.schema_version or None,
         sessions=pb.sessions if pb.HasField("sessions") else None,
         files=pb.files if pb.HasField("files") else None,
+        revision=pb.revision if pb.HasField("revision") else None,
     )
 
 

@@ -7,6 +7,7 @@ from enum import IntEnum, StrEnum
 from typing import Self
 
 __all__ = [
+    "BackfillPace",
     "BackfillState",
     "Durability",
     "MismatchKind",
@@ -158,6 +159,21 @@ class BackfillState(_Wire):
     """All rows are copied and all indexes built."""
     FAILED = 5
     """Stopped by an error; see `Backfill.error`."""
+
+
+class BackfillPace(_Wire):
+    """What limits the pace of the backfill."""
+
+    UNKNOWN = 0
+    """No rows are being copied, or the server does not tell."""
+    FULL = 1
+    """Nothing: batch follows batch."""
+    OPERATOR = 2
+    """The limit `max_rows_per_second` of the operator."""
+    LATENCY = 3
+    """A pause of its own, because batches slowed down the writes of clients."""
+    LOAD = 4
+    """A short pause while clients write."""
 
 
 class ServingStatus(_Wire):

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from sagastore import _json
-from sagastore._enums import BackfillState, MismatchKind, Phase, Store
+from sagastore._enums import BackfillPace, BackfillState, MismatchKind, Phase, Store
 
 __all__ = [
     "Backfill",
@@ -36,6 +36,8 @@ class Backfill:
         error: Why the backfill failed or is being retried, in one line; empty
             if there is no error.
         step: The current step, as text for display.
+        pace: What limits the pace.
+        pace_detail: The measurement behind `pace`, in one line; may be empty.
     """
 
     state: BackfillState
@@ -45,6 +47,8 @@ class Backfill:
     eta_seconds: float
     error: str
     step: str = ""
+    pace: BackfillPace = BackfillPace.UNKNOWN
+    pace_detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class StoreHealth:
         schema_version: Version of the schema; None while unknown.
         sessions: Recent number of sessions in the store; None while unknown.
         files: Recent number of file records in the store; None while unknown.
+        revision: The revision at which the numbers were counted; the same in both stores
+            of a migration. None if the numbers of the stores are of different moments.
     """
 
     store: Store
@@ -100,6 +106,7 @@ class StoreHealth:
     schema_version: int | None
     sessions: int | None = None
     files: int | None = None
+    revision: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -451,9 +451,9 @@ async def _announce(
         quarantined=quarantined,
     )
     credentials = Credentials(
-        tls=settings.tls_cert is not None,
+        tls=settings.tls_cert,
         certificate=settings.tls_client_ca is not None,
-        token=settings.access is not None,
+        access=settings.access,
     )
     say(banner(__version__, address, place, messages, quarantined, credentials=credentials))
 

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sagastore.commandline.text import counted
 from sagastore_server.config.address import Address
 from sagastore_server.config.settings import DEFAULT_LISTEN
+from sagastore_server.security.certificate_names import certificate_names
+
+_LOCAL = "localhost"
+_APPLIED_AFTER = 2
+"""Seconds after which the server has read a changed access file: it looks once a second."""
 
 
 class Credentials(NamedTuple):
     """What a client needs to connect and to call."""
 
-    tls: bool = False
+    tls: Path | None = None
+    """The certificate of the server; None: no TLS."""
     certificate: bool = False
-    token: bool = False
-    """Whether the server has an access file."""
+    """Whether clients need a certificate."""
+    access: Path | None = None
+    """The access file; None: every caller is allowed to do everything."""
 
 
 def banner(
@@ -31,11 +41,13 @@ def banner(
 ) -> str:
     """Return the lines that ``serve`` prints once the server accepts calls.
 
-    ``messages`` is -1 if unknown.
+    The commands can be pasted into a shell on this machine, also of a server with TLS and an
+    access file: the lines before them set the environment. ``messages`` is -1 if unknown.
     """
-    command = _client_command()
+    command = _command("sagastore")
+    target = _reachable(address)
     if str(address) != DEFAULT_LISTEN:
-        command += f" --target {_reachable(address)}"
+        command += f" --target {target}"
     lines = [
         f"SagaStore {version} is serving on {address}",
         f"  store     {store}",
@@ -45,16 +57,17 @@ def banner(
     if messages >= 0:
         lines.append(f"  messages  {messages:,}")
     if quarantined:
-        lines.append(
-            f"  in quarantine: {quarantined:,} rows; see them with {command} migrate quarantine"
-        )
+        lines.append(f"  in quarantine: {counted(quarantined, 'row')}")
+    # Only administrators see the quarantine.
+    role = "admin" if quarantined else "writer"
     lines += [
         "",
         "Try in another terminal:",
+        *(f"  {line}" for line in _environment(target, credentials, role)),
         f'  {command} save --provider openai --role user "Hello, SagaStore"',
         f"  {command} search hello",
-        f"  {command} import memory.db      # a legacy database, or JSON Lines",
-        f"  {command} --help",
+        *([f"  {command} migrate quarantine"] if quarantined else ()),
+        f"  {command} import --help",
         "",
         "Ctrl+C stops the server after the calls in progress have finished.",
     ]
@@ -63,23 +76,48 @@ def banner(
 
 def _reachable(address: Address) -> Address:
     """Return an address that clients on this machine can connect to: not 0.0.0.0 or ::."""
-    return address._replace(host="localhost") if address.host in {"0.0.0.0", "::"} else address  # noqa: S104 - compared, not listened on
+    return address._replace(host=_LOCAL) if address.host in {"0.0.0.0", "::"} else address  # noqa: S104 - compared, not listened on
 
 
 def _needed(credentials: Credentials) -> str:
-    needed = ["--tls-ca FILE"] if credentials.tls else []
+    needed = ["TLS"] if credentials.tls else []
     if credentials.certificate:
-        needed.append("--tls-cert and --tls-key")
-    if credentials.token:
+        needed.append("a certificate")
+    if credentials.access:
         needed.append("a name in the access file" if credentials.certificate else "a token")
     return ", ".join(needed)
 
 
-def _client_command() -> str:
-    """Return the command that starts the client: its path if its name is not on the PATH."""
-    name = "sagastore"
+def _environment(target: Address, credentials: Credentials, role: str) -> Iterator[str]:
+    """Yield the shell commands that set what clients need."""
+    if credentials.tls:
+        # Trusting the certificate itself works whoever has issued it.
+        yield f"export SAGASTORE_TLS_CA={_quoted(credentials.tls)}"
+        names = certificate_names(credentials.tls)
+        if names and target.host not in names:
+            yield f"export SAGASTORE_TLS_SERVER_NAME={shlex.quote(_without_wildcard(names[0]))}"
+    if credentials.certificate:
+        # The files of docs/how-to/security.md: the server knows no certificate of a client.
+        yield "export SAGASTORE_TLS_CERT=client.pem SAGASTORE_TLS_KEY=client.key"
+    if credentials.access:
+        new = f"{_command('sagastore-server')} token new me --role {role}"
+        yield f'export SAGASTORE_TOKEN="$({new} --access {_quoted(credentials.access)})"'
+        yield f"sleep {_APPLIED_AFTER}"
+
+
+def _without_wildcard(name: str) -> str:
+    """Return a host that a name of a certificate covers."""
+    return name.replace("*", "sagastore", 1) if name.startswith("*.") else name
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path.absolute()))
+
+
+def _command(name: str) -> str:
+    """Return how to start a program of this installation: its path if it is not on the PATH."""
     beside = Path(sys.executable).with_name(name)
     if shutil.which(name) or not beside.exists():
         return name
     here = Path.cwd()
-    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
+    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))

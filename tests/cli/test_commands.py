@@ -105,17 +105,25 @@ def test_if_revision_mismatch_is_reported_in_one_line(cli: Sagastore) -> None:
 def test_get_reports_missing_ids(cli: Sagastore) -> None:
     _save(cli, "several-1")
     done = cli.run("--json", "get", "several-1", "several-none")
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert json.loads(done.stdout)["id"] == "several-1"
-    assert done.stderr == "sagastore: no message has the id 'several-none'\n"
+    assert json.loads(done.stderr) == {
+        "code": "NOT_FOUND",
+        "reason": "MESSAGE_NOT_FOUND",
+        "message": "no message has the id 'several-none'",
+        "violations": [],
+    }
+    assert cli.run("get", "several-none").stderr == (
+        "sagastore: no message has the id 'several-none'\n"
+    )
 
 
 def test_delete_removes_messages_and_reports_unknown_ids(cli: Sagastore) -> None:
     _save(cli, "delete-1")
     done = cli.run("delete", "delete-1", "delete-none")
-    assert (done.returncode, done.stdout) == (1, "deleted delete-1\n")
+    assert (done.returncode, done.stdout) == (3, "deleted delete-1\n")
     assert "delete-none" in done.stderr
-    assert cli.run("get", "delete-1").returncode == 1
+    assert cli.run("get", "delete-1").returncode == 3
 
 
 def test_list_is_ordered_and_limited(own_cli: Sagastore) -> None:
@@ -167,7 +175,7 @@ def test_common_options_work_before_and_after_the_command(cli: Sagastore) -> Non
 
 def test_unreachable_server_is_reported_in_one_line(cli: Sagastore) -> None:
     done = cli.run("--target", "127.0.0.1:1", "--timeout", "1", "get", "x")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (4, "")
     line = "cannot reach 127.0.0.1:1: connection refused; is the server running? (gave up after "
     assert done.stderr.startswith(f"sagastore: {line}")
     assert done.stderr.count("\n") == 1

@@ -64,9 +64,7 @@ def test_migration_runs_from_the_first_phase_to_the_last(
     documents = cli.lines("migrate", "watch", "--until-backfill-done")
     assert documents[-1]["backfill"]["state"] == "done"
     assert cli.json("migrate", "verify")["mismatch_count"] == 0
-    assert _next(cli) == (
-        "next sagastore migrate quarantine then: to read-postgres --accept-quarantine"
-    )
+    assert _next(cli) == "then sagastore migrate to read-postgres --accept-quarantine"
     done = cli.run("migrate", "to", "read-postgres")
     assert done.returncode == 1
     assert done.stderr.splitlines()[1].startswith("  - QUARANTINE_NOT_ACCEPTED: 1 ")

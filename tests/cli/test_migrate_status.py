@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from sagastore import _convert_migration
 from sagastore.cli import migration_page
 from sagastore.cli.console import screen
-from sagastore.cli.settings import DEFAULT_TARGET
+from sagastore.cli.settings import Settings
 from sagastore.v1 import migration_pb2 as pb
 from tests.cli import states
 from tests.cli.command import Sagastore
@@ -29,8 +31,9 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     for name in NOTHING_ELSE:
         monkeypatch.delenv(name, raising=False)
 
-    def show(state: pb.Migration, target: str = DEFAULT_TARGET) -> str:
-        screen().page(migration_page.page(_convert_migration.migration(state), target))
+    def show(state: pb.Migration, settings: Settings | None = None) -> str:
+        page = migration_page.page(_convert_migration.migration(state), settings or Settings())
+        screen().page(page)
         return capsys.readouterr().out
 
     return show
@@ -47,7 +50,7 @@ def test_status_in_sqlite_only(shown: Shown) -> None:
         "epoch         1\n"
         "reads         from SQLite\n"
         "sqlite        healthy, 56,086 messages, schema 3\n"
-        "postgresql    healthy, 20,193 messages, schema 2\n"
+        "postgresql    healthy, 20,193 messages, 1,204 sessions, schema 2\n"
         "quarantine    0 rows\n"
         "\n"
         "next          sagastore migrate to dual-write\n"
@@ -68,7 +71,7 @@ def test_status_during_backfill(shown: Shown) -> None:
         "epoch         3\n"
         "reads         from SQLite\n"
         "sqlite        healthy, 56,086 messages, schema 3\n"
-        "postgresql    healthy, 20,193 messages, schema 2\n"
+        "postgresql    healthy, 20,193 messages, 1,204 sessions, schema 2\n"
         "backfill      [#######-------------]  36 %  20,193 of 56,086 rows\n"
         "              running, copying rows, 5,512 rows/s, 6.5 s left\n"
         "journal       PostgreSQL has every write\n"
@@ -121,7 +124,8 @@ def test_status_in_read_postgres(shown: Shown) -> None:
     lines = _lines(shown(states.read_postgres()))
     assert lines[0] == STEPS.format("backfill > [read-postgres]")
     assert "reads from PostgreSQL" in lines
-    assert lines[-1] == "next sagastore migrate to postgres-only (cannot be reversed)"
+    # On a line of its own, so that the command can be pasted.
+    assert lines[-2:] == ["next sagastore migrate to postgres-only", "cannot be reversed"]
 
     lines = _lines(shown(states.fallback()))
     assert "reads from the fallback, SQLite: PostgreSQL is down or behind" in lines
@@ -146,32 +150,59 @@ def test_status_of_unknown_phase(shown: Shown) -> None:
 @pytest.mark.parametrize(
     ("state", "expected"),
     [
-        (states.copied(states.blocker("NOT_VERIFIED")), "verify"),
-        (states.copied(states.blocker("JOURNAL_LAG")), "watch --until-ready"),
+        (states.copied(states.blocker("NOT_VERIFIED")), ["next sagastore migrate verify"]),
+        (
+            states.copied(states.blocker("JOURNAL_LAG")),
+            ["next sagastore migrate watch --until-ready"],
+        ),
         (
             states.copied(states.blocker("QUARANTINE_NOT_ACCEPTED")),
-            "quarantine then: to read-postgres --accept-quarantine",
+            [
+                "next sagastore migrate quarantine",
+                "then sagastore migrate to read-postgres --accept-quarantine",
+            ],
         ),
         (
             states.sqlite_only(states.blocker("TARGET_NOT_EMPTY")),
-            "to dual-write --dry-run when the problem is solved",
+            ["next sagastore migrate to dual-write --dry-run", "when the problem is solved"],
         ),
         (
             states.sqlite_only(states.blocker("SOMETHING_NEW")),
-            "to dual-write --dry-run when the problem is solved",
+            ["next sagastore migrate to dual-write --dry-run", "when the problem is solved"],
         ),
     ],
 )
-def test_next_command_depends_on_blockers(shown: Shown, state: pb.Migration, expected: str) -> None:
-    assert _lines(shown(state))[-1] == f"next sagastore migrate {expected}"
+def test_next_command_depends_on_blockers(
+    shown: Shown, state: pb.Migration, expected: list[str]
+) -> None:
+    assert _lines(shown(state))[-len(expected) :] == expected
 
 
-def test_next_command_has_the_target(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = states.sqlite_only()
-    command = "migrate to dual-write"
-    assert f"sagastore --target db.example:1 {command}" in shown(state, "db.example:1")
-    monkeypatch.setenv("SAGASTORE_TARGET", "db.example:1")
-    assert f"sagastore {command}" in shown(state, "db.example:1")
+def test_next_command_repeats_given_options_quoted(shown: Shown) -> None:
+    given = {"target": ("--target", "db.example:1"), "tls_ca": ("--tls-ca", "my ca's.pem")}
+    expected = ["sagastore", "--target", "db.example:1", "--tls-ca", "my ca's.pem"]
+    line = shown(states.sqlite_only(), Settings(given=given)).splitlines()[-1]
+    assert shlex.split(line) == ["next", *expected, "migrate", "to", "dual-write"]
+
+
+def test_long_next_command_can_be_pasted_from_a_terminal(
+    shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "50"}.items():
+        monkeypatch.setenv(name, value)
+    given = {"target": ("--target", "db.example:1"), "tls_ca": ("--tls-ca", "/etc/my ca.pem")}
+    page = without_steering(shown(states.sqlite_only(), Settings(given=given)))
+    _, _, command = page.rpartition("next ")
+    assert command.count("\\\n") >= 1
+    done = subprocess.run(
+        ["sh", "-c", f'sagastore() {{ printf "%s\\n" "$@"; }}\n{command}'],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    words = [word for option in given.values() for word in option]
+    assert done.stdout.splitlines() == [*words, "migrate", "to", "dual-write"]
 
 
 def test_status_sanitizes_text_of_the_server(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,3 +282,47 @@ def test_status_json_has_all_fields(scripted: ScriptedMigration, scripted_cli: S
         "mismatch_count": 1,
         "repaired": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("pace", "detail", "expected"),
+    [
+        (pb.Backfill.PACE_FULL, "", "at full speed"),
+        (
+            pb.Backfill.PACE_OPERATOR,
+            "the limit is 500 rows/s",
+            "throttled by the operator (the limit is 500 rows/s)",
+        ),
+        (
+            pb.Backfill.PACE_LATENCY,
+            "writes took 9.0 ms",
+            "throttled because writes became slower (writes took 9.0 ms)",
+        ),
+        (pb.Backfill.PACE_LOAD, "", "throttled because clients write"),
+    ],
+)
+def test_status_says_what_limits_the_backfill(
+    shown: Shown, pace: pb.Backfill.Pace.ValueType, detail: str, expected: str
+) -> None:
+    state = states.backfill()
+    state.backfill.pace, state.backfill.pace_detail = pace, detail
+    assert f"5,512 rows/s, 6.5 s left, {expected}\n" in shown(state)
+
+
+def test_status_tells_whether_counts_are_of_one_revision(shown: Shown) -> None:
+    state = states.copied()
+    assert "counted" not in shown(state)
+    state.stores[0].revision = state.stores[1].revision = 56_090
+    assert "counted       at revision 56,090 in both stores\n" in shown(state)
+    state.stores[1].revision = 7
+    assert "counted" not in shown(state)
+
+
+def test_numbers_of_one_are_singular(shown: Shown) -> None:
+    state = states.dual_write()
+    state.journal_rows = state.quarantined = 1
+    state.stores[0].messages = state.stores[0].sessions = state.stores[0].files = 1
+    page = shown(state)
+    assert "healthy, 1 message, 1 session, 1 file, schema 3\n" in page
+    assert "1 write waits for PostgreSQL, the first 0.2 s old\n" in page
+    assert "quarantine    1 row\n" in page

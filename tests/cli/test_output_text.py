@@ -16,8 +16,8 @@ from sagastore.cli import message_view
 from sagastore.cli.console import screen
 from sagastore.cli.progress import duration
 from sagastore.cli.raw_export import line_of
-from sagastore.cli.sanitize import json_safe, label, one_line, printable
 from sagastore.cli.times import parse_moment, parse_time, show_time
+from sagastore.commandline.sanitize import json_safe, label, one_line, printable
 from sagastore.v1 import message_pb2
 
 NASTY = "a\x1b[2J\x1b]0;title\x07b\x9b31mc\x7fd\u202ee\x00f\rg\u2028h"

@@ -104,7 +104,10 @@ def test_blocked_change_lists_blockers(
         "  - NOT_VERIFIED: never compared\n"
     )
     again = scripted_cli.run("migrate", "to", "read-postgres", "--json")
-    assert (again.returncode, again.stderr) == (1, done.stderr)
+    error = json.loads(again.stderr)
+    assert (again.returncode, error["code"]) == (1, "FAILED_PRECONDITION")
+    assert error["message"] == "backfill -> read-postgres is blocked; nothing has changed"
+    assert [violation["reason"] for violation in error["violations"]] == [r for r, _ in FOUND]
     document = json.loads(again.stdout)
     assert [blocker["reason"] for blocker in document["blockers"]] == [r for r, _ in FOUND]
     assert (document["changed"], document["migration"]) == (False, None)
@@ -115,7 +118,7 @@ def test_outage_during_a_change_is_reported(
 ) -> None:
     scripted.refuse = _break
     done = scripted_cli.run("migrate", "to", "dual-write")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr == (
         "sagastore: PostgreSQL is down; the change may still complete; to check, run: "
         "sagastore migrate status\n"

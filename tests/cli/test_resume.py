@@ -326,7 +326,7 @@ def test_export_can_be_interrupted_before_the_first_response(tmp_path: Path) -> 
             process.send_signal(signal.SIGINT)
             status, stderr = _end(process)
     assert status == 130
-    assert stderr.startswith("sagastore: interrupted; 0 messages are in ")
+    assert stderr.startswith("sagastore: interrupted; 0 messages in ")
     assert "run the same command again to resume" in stderr
 
 

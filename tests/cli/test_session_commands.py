@@ -123,7 +123,7 @@ def test_session_is_shown_with_its_last_messages(cli: Sagastore) -> None:
     assert document["messages"][0]["sequence"] == 71
     assert cli.json("sessions", "show", "trip", "--messages", "0")["messages"] == []
     done = cli.run("sessions", "show", "nowhere")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (3, "")
 
 
 def test_rename_changes_the_title_only(cli: Sagastore, script: ScriptedSessions) -> None:
@@ -133,7 +133,7 @@ def test_rename_changes_the_title_only(cli: Sagastore, script: ScriptedSessions)
     assert list(request.update_mask.paths) == ["title"]
     assert request.if_revision == 99, "a session that does not exist must not be created"
     assert cli.json("sessions", "rename", "trip", "New")["title"] == "New"
-    assert cli.run("sessions", "rename", "nowhere", "New").returncode == 1
+    assert cli.run("sessions", "rename", "nowhere", "New").returncode == 3
     script.conflicts = 9
     done = cli.run("sessions", "rename", "trip", "New")
     assert (done.returncode, done.stdout) == (1, "")
@@ -157,7 +157,7 @@ def test_deletion_without_a_terminal_requires_yes(
     assert "requires --yes" in done.stderr
     assert not script.requests
     assert cli.ok(*command, "--yes") == "deleted trip, 1,234 messages\n"
-    assert cli.run(*command, "--yes").returncode == 1
+    assert cli.run(*command, "--yes").returncode == 3
 
 
 @DELETIONS
@@ -176,7 +176,7 @@ def test_deletion_is_confirmed_on_a_terminal(
 
 def test_deletion_of_an_unknown_session_asks_nothing(cli: Sagastore) -> None:
     terminal = Terminal(cli, "sessions", "delete", "nowhere")
-    assert terminal.end() == 1
+    assert terminal.end() == 3
     assert "Delete" not in terminal.text
 
 
@@ -233,7 +233,7 @@ def test_files_are_listed_and_shown(cli: Sagastore, script: ScriptedSessions) ->
     assert text.startswith("id            f\nname          a.pdf\npath          /srv/a.pdf\n")
     assert text.endswith("saved         revision 3\n\nline 1\nline 2\n")
     done = cli.run("files", "delete", "f", "nothing")
-    assert (done.returncode, done.stdout) == (1, "deleted f\n")
+    assert (done.returncode, done.stdout) == (3, "deleted f\n")
     assert cli.run("files", "list").stderr == "sagastore: there are no files\n"
 
 

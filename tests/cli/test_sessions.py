@@ -30,8 +30,8 @@ def test_life_of_a_session(own_cli: Sagastore) -> None:
     assert newest.startswith("2  user  openai  2026-01-01 10:01:00\n    To Porto.\n")
     assert own_cli.run("sessions", "delete", "trip").returncode == 2
     assert own_cli.ok("sessions", "delete", "trip", "--yes") == "deleted trip, 2 messages\n"
-    assert own_cli.run("sessions", "show", "trip").returncode == 1
-    assert own_cli.run("sessions", "rename", "trip", "x").returncode == 1
+    assert own_cli.run("sessions", "show", "trip").returncode == 3
+    assert own_cli.run("sessions", "rename", "trip", "x").returncode == 3
     assert own_cli.json("delete", "--session", "other", "--yes")["deleted_messages"] == 1
     assert own_cli.run("sessions", "list").stderr == "sagastore: no sessions match\n"
 
@@ -47,7 +47,7 @@ def test_life_of_a_file(own_cli: Sagastore, tmp_path: Path) -> None:
     assert [f["id"] for f in own_cli.lines("files", "list", "--tag", "a")] == ["f"]
     assert own_cli.run("files", "list", "--tag", "b").stderr == "sagastore: no files match\n"
     assert own_cli.ok("files", "delete", "f") == "deleted f\n"
-    assert own_cli.run("files", "show", "f").returncode == 1
+    assert own_cli.run("files", "show", "f").returncode == 3
 
 
 def test_stats_of_a_real_server(own_cli: Sagastore) -> None:

@@ -172,12 +172,12 @@ def test_watch_reports_missing_updates_and_gives_up(
     try:
         stderr = watching.process.stderr
         assert stderr is not None
-        said = stderr.readline()
-        assert said.startswith("sagastore: no update from the server for ")
-        assert said.endswith("; still trying\n")
+        said = json.loads(stderr.readline())["note"]
+        assert said.startswith("no update from the server for ")
+        assert said.endswith("; still trying")
     finally:
         scripted.start()
-    assert stderr.readline() == "sagastore: the server responds again\n"
+    assert json.loads(stderr.readline()) == {"note": "the server responds again"}
     watching.process.send_signal(signal.SIGINT)
     assert watching.end() == (0, "")
 
@@ -189,14 +189,14 @@ def test_watch_reports_missing_updates_and_gives_up(
         status, stderr_text = watching.end()
     finally:
         scripted.start()
-    assert status == 1
+    assert status == 4
     assert "cannot reach" in stderr_text or "shutting down" in stderr_text
     assert stderr_text.count("\n") == 1
 
 
 def test_watch_reports_an_unreachable_server(scripted_cli: Sagastore) -> None:
     done = scripted_cli.run("--target", "127.0.0.1:1", "--timeout", "1", "migrate", "watch")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.count("\n") == 1
 
 
@@ -240,3 +240,18 @@ def test_watch_reports_missing_updates_on_a_terminal(
     scripted.state = states.backfill()
     scripted.start()
     assert terminal.end() == 0
+
+
+def test_watch_prints_a_line_when_the_pace_changes(
+    scripted: ScriptedMigration, scripted_cli: Sagastore
+) -> None:
+    scripted.state = states.backfill()
+    watching = Watching(scripted_cli)
+    watching.wait_for("copying rows")
+    slower = states.backfill()
+    slower.backfill.pace = pb.Backfill.PACE_OPERATOR
+    slower.backfill.pace_detail = "the limit is 500 rows/s"
+    scripted.state = slower
+    watching.wait_for("throttled by the operator (the limit is 500 rows/s)")
+    watching.process.send_signal(signal.SIGINT)
+    assert watching.end()[0] == 0

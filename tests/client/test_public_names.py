@@ -25,6 +25,7 @@ NAMES = [
     "AsyncPager",
     "AsyncSessionClient",
     "Backfill",
+    "BackfillPace",
     "BackfillState",
     "BatchGetResult",
     "Blocker",

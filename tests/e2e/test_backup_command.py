@@ -123,7 +123,7 @@ def test_backup_finds_the_store_by_the_server_settings(tmp_path: Path) -> None:
     config = tmp_path / "sagastore.toml"
     config.write_text(f'sqlite = "{tmp_path / "store.db"}"\n')
     done = run(tmp_path, "backup", "backup.db", "--config", str(config))
-    assert done.stdout.startswith("backup.db: 1 messages, revision 1, phase sqlite-only, ")
+    assert done.stdout.startswith("backup.db: 1 message, revision 1, phase sqlite-only, ")
     assert ", verified, in " in done.stdout
     line = refused(tmp_path, "backup", "backup.db", "--config", str(config))
     assert line == "sagastore-server: backup.db already exists; a backup never replaces a file"

@@ -71,7 +71,7 @@ def test_restore_gives_the_files_to_the_owner_of_the_folder(
     path = theirs / "messages.db"
     done = run("restore", backup, "--sqlite", path, "--replace", cwd=own)
     assert done.returncode == 0, done.stderr
-    assert "1 messages" in done.stdout
+    assert "1 message," in done.stdout
     assert owners(theirs) == {(UID, GID)}
     assert stat.S_IMODE(path.stat().st_mode) & 0o007 == 0
     assert (backup.stat().st_uid, stat.S_IMODE(backup.stat().st_mode)) == (0, 0o600)

@@ -102,7 +102,8 @@ def _modules(package: str) -> list[Path]:
     """The modules of a package or of a single-file module; not the command line's."""
     base = ROOT / package
     found = [*base.rglob("*.py"), *base.parent.glob(f"{base.name}.py")]
-    return [path for path in found if ROOT / "client/sagastore/cli" not in path.parents]
+    command_line = {ROOT / "client/sagastore/cli", ROOT / "client/sagastore/commandline"}
+    return [path for path in found if command_line.isdisjoint(path.parents)]
 
 
 @pytest.mark.parametrize("package", PURE)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagastore_server.migration.throttle import MAX_REST, TARGET_RATIO, Throttle
+from sagastore_server.storage.migration import Pace
 
 WORK = 0.05
 """Seconds that a batch takes here."""
@@ -222,3 +223,46 @@ async def test_the_limit_holds_over_any_stretch(
         copied += rows
         # A second's worth may have been saved up.
         assert copied <= limit * (clock.now - began + 1) + 1
+
+
+async def test_pace_tells_what_limits_the_backfill() -> None:
+    clock = Clock()
+    throttle = clock.throttle()
+    assert throttle.pace == (Pace.FULL, "")
+    await clock.batches(3)
+    assert throttle.pace == (Pace.FULL, "")
+
+    # Clients write, and are not slowed down.
+    clock.idle_latency = clock.busy_latency = 0.001
+    await clock.batches(200)
+    pace, detail = throttle.pace
+    assert (pace, detail) == (Pace.LOAD, "clients write; pause of 0.1 times a batch")
+
+    # Batches slow them down, until the pause has shrunk again.
+    clock.busy_latency = 0.005
+    await clock.batches(300)
+    pace, detail = throttle.pace
+    assert pace is Pace.LATENCY
+    assert detail.startswith("writes took 5.0 ms beside a batch, 1.0 ms without; pause of ")
+    clock.busy_latency = 0.001
+    await clock.batches(300)
+    assert throttle.pace[0] is Pace.LOAD
+    clock.idle_latency = clock.busy_latency = 0
+    await clock.batches(100)
+    assert throttle.pace == (Pace.FULL, "")
+
+
+async def test_pace_names_the_limit_of_the_operator_only_while_it_decides() -> None:
+    clock = Clock()
+    throttle = clock.throttle(1500)
+    await clock.batches(20)
+    assert throttle.pace == (Pace.OPERATOR, "the limit is 1,500 rows/s")
+    # The pause for the clients is longer than that for the limit.
+    throttle.set_rate(1_000_000)
+    clock.idle_latency, clock.busy_latency = 0.001, 0.005
+    await clock.batches(200)
+    assert throttle.pace[0] is Pace.LATENCY
+    throttle.set_rate(0)
+    clock.idle_latency = clock.busy_latency = 0
+    await clock.batches(100)
+    assert throttle.pace[0] is Pace.FULL

@@ -6,6 +6,8 @@ import os
 import sys
 from importlib.util import find_spec
 
+from sagastore.commandline.exit_status import ExitStatus
+
 __all__ = ["main"]
 
 _EXTRA = ("typer", "rich", "platformdirs")
@@ -19,7 +21,7 @@ def main() -> None:
             f"sagastore: the command line needs {', '.join(missing)}: "
             "pip install 'sagastore[cli]'\n"
         )
-        raise SystemExit(1)
+        raise SystemExit(ExitStatus.FAILED)
     # gRPC's core writes to standard error; the errors of the library have the same
     # information.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -28,4 +30,4 @@ def main() -> None:
 
         app()
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise SystemExit(ExitStatus.INTERRUPTED) from None

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sagastore._version import __version__
-from sagastore.cli.common_options import Job, command
+from sagastore.cli.common_options import Job, command, takes_common_options
 from sagastore.cli.files import files
 from sagastore.cli.migrate import migrate
 from sagastore.cli.option_values import (
@@ -22,7 +22,6 @@ from sagastore.cli.option_values import (
 )
 from sagastore.cli.service import service
 from sagastore.cli.sessions import sessions
-from sagastore.cli.settings import DEFAULT_TARGET, Settings
 from sagastore.cli.shared_options import (
     DeleteGuard,
     DurabilityOption,
@@ -32,6 +31,7 @@ from sagastore.cli.shared_options import (
     TempLimit,
     Yes,
 )
+from sagastore.commandline.program import CONTEXT, Program
 
 __all__ = ["app"]
 
@@ -40,7 +40,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Program,
+    context_settings=CONTEXT,
 )
 
 app.add_typer(sessions)
@@ -48,7 +49,6 @@ app.add_typer(files)
 app.add_typer(service)
 app.add_typer(migrate)
 
-_CONNECTION = "Connection"
 _FILTERS = "Filters"
 
 
@@ -63,113 +63,20 @@ _Metadata = typer.Option(
 )
 
 
-@app.callback(epilog="`sagastore COMMAND --help` explains a command and has examples.")
+@app.callback(
+    epilog="`sagastore COMMAND -h` explains a command and has examples. The options above can be "
+    "given before and after the command."
+)
+@takes_common_options
 def _common(
     ctx: typer.Context,
     *,
-    target: Annotated[
-        str,
-        typer.Option(
-            metavar="HOST:PORT",
-            envvar="SAGASTORE_TARGET",
-            help="The server, or several separated by commas.",
-        ),
-    ] = DEFAULT_TARGET,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON or JSON Lines.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            min=0.001,
-            envvar="SAGASTORE_TIMEOUT",
-            show_default=False,
-            help="Timeout of a call (default 10); in import and export, maximum time without "
-            "progress (default 60).",
-        ),
-    ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            envvar="SAGASTORE_TOKEN_FILE",
-            rich_help_panel=_CONNECTION,
-            help="File with the bearer token. Default: the token in `$SAGASTORE_TOKEN`.",
-        ),
-    ] = None,
-    allow_insecure_token: Annotated[
-        bool,
-        typer.Option(
-            "--allow-insecure-token",
-            envvar="SAGASTORE_ALLOW_INSECURE_TOKEN",
-            rich_help_panel=_CONNECTION,
-            help="Send the token in plain text to other machines.",
-        ),
-    ] = False,
-    tls: Annotated[
-        bool,
-        typer.Option(
-            "--tls",
-            envvar="SAGASTORE_TLS",
-            rich_help_panel=_CONNECTION,
-            help="Use TLS; the options below imply it.",
-        ),
-    ] = False,
-    tls_ca: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            envvar="SAGASTORE_TLS_CA",
-            rich_help_panel=_CONNECTION,
-            help="Certificates of the trusted authorities (PEM).",
-        ),
-    ] = None,
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            envvar="SAGASTORE_TLS_CERT",
-            rich_help_panel=_CONNECTION,
-            help="Client certificate (PEM); requires --tls-key.",
-        ),
-    ] = None,
-    tls_key: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            envvar="SAGASTORE_TLS_KEY",
-            rich_help_panel=_CONNECTION,
-            help="Private key of the client certificate (PEM).",
-        ),
-    ] = None,
-    tls_server_name: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            envvar="SAGASTORE_TLS_SERVER_NAME",
-            rich_help_panel=_CONNECTION,
-            help="The name in the server's certificate, if it differs from --target.",
-        ),
-    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Store, search and migrate the messages of AI conversations in a SagaStore server."""
-    del version
-    ctx.obj = Settings(
-        target=target,
-        as_json=as_json,
-        quiet=quiet,
-        timeout=timeout,
-        token_file=token_file,
-        allow_insecure_token=allow_insecure_token,
-        tls=tls,
-        tls_ca=tls_ca,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        tls_server_name=tls_server_name,
-    )
+    del ctx, version
 
 
 @command(

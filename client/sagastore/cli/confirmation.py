@@ -10,7 +10,7 @@ import sys
 import typer
 
 from sagastore.cli.failures import CommandError
-from sagastore.cli.sanitize import unbroken
+from sagastore.commandline.sanitize import unbroken
 
 __all__ = ["ask", "has_terminal", "require"]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from sagastore.cli.sanitize import label, printable, unbroken
+from sagastore.commandline.sanitize import label, printable, unbroken
+from sagastore.commandline.text import command_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +28,8 @@ class Row(NamedTuple):
     parts: tuple[Part, ...]
     hang: int = 0
     """Width of the label column."""
+    command: tuple[str, ...] = ()
+    """A command to show instead of the text, such that it can be pasted into a shell."""
 
 
 class Screen(Protocol):
@@ -70,6 +74,7 @@ class _Plain:
         """Print each row as a line."""
         for row in rows:
             text = "".join(part if isinstance(part, str) else part[0] for part in row.parts)
+            text = shlex.join(row.command) or text
             line = f"{label(row.label):<{row.hang}}{unbroken(text)}"
             sys.stdout.write(f"{line.rstrip()}\n")
 
@@ -143,13 +148,21 @@ def layout(console: Console, rows: Iterable[Row]) -> Text:
 
     lines: list[Text] = []
     for row in rows:
-        text = Text()
-        for part in row.parts:
-            words, style = (part, "") if isinstance(part, str) else part
-            text.append(unbroken(words), style)
-        wrapped = text.wrap(console, max(console.width - row.hang, 10)) or [Text()]
-        for number, line in enumerate(wrapped):
+        for number, line in enumerate(_wrapped(console, row) or [Text()]):
             line.rstrip()
             margin = label(row.label) if number == 0 else ""
             lines.append(Text.assemble((f"{margin:<{row.hang}}", "dim"), line))
     return Text("\n").join(lines)
+
+
+def _wrapped(console: Console, row: Row) -> list[Text]:
+    from rich.text import Text
+
+    width = max(console.width - row.hang, 10)
+    if row.command:
+        return [Text(unbroken(line), "bold") for line in command_lines(row.command, width)]
+    text = Text()
+    for part in row.parts:
+        words, style = (part, "") if isinstance(part, str) else part
+        text.append(unbroken(words), style)
+    return list(text.wrap(console, width))

@@ -22,6 +22,7 @@ from sagastore.cli.part_file import PartFile, State
 from sagastore.cli.progress import Meter, duration, rate_of
 from sagastore.cli.raw_export import Batch, export_lines
 from sagastore.cli.settings import Settings
+from sagastore.commandline.text import counted
 
 __all__ = ["export_file"]
 
@@ -132,7 +133,7 @@ class _Export:
         self._bytes = start.bytes
         if start.messages:
             complain(
-                f"resuming after {start.messages:,} messages of the interrupted run; "
+                f"resuming after {counted(start.messages, 'message')} of the interrupted run; "
                 "--restart starts from the beginning"
             )
         try:
@@ -140,7 +141,7 @@ class _Export:
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise StoppedError(f"interrupted; {self._sink.pause()}") from None
         except SagaStoreError as exc:
-            raise CommandError(f"{explain(exc)}; {self._sink.pause()}") from None
+            raise CommandError(f"{explain(exc)}; {self._sink.pause()}", exc) from None
         except BrokenPipeError:
             raise
         except OSError as exc:
@@ -183,7 +184,7 @@ class _Export:
         if to_stdout:
             if not self._settings.quiet:
                 sys.stdout.flush()
-                complain(f"{self._messages:,} messages in {duration(seconds)}")
+                complain(f"{counted(self._messages, 'message')} in {duration(seconds)}")
         elif self._settings.as_json:
             values = {
                 "file": self._sink.name,
@@ -199,8 +200,8 @@ class _Export:
             from sagastore.cli.console import screen
 
             out = screen()
-            what = f" {self._messages:,} messages ({self._bytes:,} bytes) to {self._sink.name}"
-            out.line(("Exported", "bold"), what)
+            size = f"{counted(self._messages, 'message')} ({counted(self._bytes, 'byte')})"
+            out.line(("Exported", "bold"), f" {size} to {self._sink.name}")
             after = f", after {self._before:,} before" if self._before else ""
             out.line(f"in {duration(seconds)}, {rate_of(rate, 1.0)}{after}", indent=2)
 

@@ -7,13 +7,21 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn
 
 import typer
 
-from sagastore.cli.sanitize import one_line
-from sagastore.errors import InternalError, SagaStoreError, UnauthenticatedError
+from sagastore.commandline.errors import Failure, report, unexpected, write_note
+from sagastore.commandline.exit_status import ExitStatus, status_of
+from sagastore.commandline.program import discard_output
+from sagastore.errors import (
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    SagaStoreError,
+    UnauthenticatedError,
+)
 
 __all__ = [
     "CommandError",
@@ -21,13 +29,13 @@ __all__ = [
     "complain",
     "execute",
     "explain",
+    "failure_of",
+    "show_error",
     "terminated",
     "with_option_names",
 ]
 
-_INTERRUPTED = 130
-_TERMINATED = 143
-_BROKEN_PIPE = 141
+_PROGRAM = "sagastore"
 
 # Argument names in errors of the library, and the names of the options.
 _OPTION_NAMES = (
@@ -41,18 +49,41 @@ _OPTION_NAMES = (
 
 
 class CommandError(Exception):
-    """The command failed; the text is one line with the reason and what to do."""
+    """The command failed; the text is one line with the reason and what to do.
+
+    Args:
+        text: The line.
+        cause: The error of the library that the text explains; its code decides the exit status.
+        command: A command that helps; printed after the line.
+    """
+
+    def __init__(
+        self, text: str, cause: SagaStoreError | None = None, *, command: Sequence[str] = ()
+    ) -> None:
+        """See the class."""
+        super().__init__(text)
+        self.cause = cause
+        self.command = tuple(command)
 
 
 class StoppedError(Exception):
     """The command was interrupted; the text says how to resume it."""
 
 
-def complain(line: str) -> None:
-    """Write one line to standard error."""
+def show_error(error: Exception | Failure) -> ExitStatus:
+    """Write an error to standard error after the output; return its exit status."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"sagastore: {one_line(line)}\n")
-        sys.stderr.flush()
+        sys.stdout.flush()
+    failure = error if isinstance(error, Failure) else failure_of(error)
+    report(_PROGRAM, failure)
+    return failure.status
+
+
+def complain(text: str, command: Sequence[str] = ()) -> None:
+    """Write a remark to standard error after the output; `command` can be pasted."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    write_note(_PROGRAM, text, command)
 
 
 def with_option_names(text: str) -> str:
@@ -78,46 +109,65 @@ def terminated() -> bool:
     return _Stop.by_sigterm
 
 
+def failure_of(error: Exception) -> Failure:
+    """Return what to print about an error, and the exit status."""
+    if isinstance(error, SagaStoreError):
+        return _failure(explain(error), error)
+    if isinstance(error, CommandError):
+        if error.cause is not None:
+            return _failure(str(error), error.cause, error.command)
+        return Failure(str(error), reason="COMMAND_FAILED", command=error.command)
+    return unexpected(error)
+
+
+def _failure(text: str, error: SagaStoreError, command: Sequence[str] = ()) -> Failure:
+    violations: list[dict[str, str]] = []
+    if isinstance(error, InvalidArgumentError):
+        violations = [
+            {"field": one.field, "reason": one.reason, "description": one.description}
+            for one in error.violations
+        ]
+    elif isinstance(error, FailedPreconditionError):
+        violations = [
+            {"subject": one.subject, "reason": one.type, "description": one.description}
+            for one in error.violations
+        ]
+    return Failure(text, status_of(error.code), error.code, error.reason, violations, command)
+
+
 def execute(job: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
     """Run a command and exit with its status.
 
     Raises:
         SystemExit: Always.
     """
-    status = 1
     try:
         # Called without a running event loop, so that Ctrl+C interrupts reads.
         status = _run(job())
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has closed the pipe, which is not an error. Python must not flush
-        # the buffered output again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = _BROKEN_PIPE
+        # The reader has closed the pipe, which is not an error.
+        discard_output()
+        status = ExitStatus.PIPE_CLOSED
     except StoppedError as exc:
-        complain(str(exc))
-        status = _TERMINATED if _Stop.by_sigterm else _INTERRUPTED
+        status = ExitStatus.TERMINATED if _Stop.by_sigterm else ExitStatus.INTERRUPTED
+        show_error(_stopped(str(exc), status))
     except KeyboardInterrupt:
-        complain("interrupted")
-        status = _INTERRUPTED
-    except CommandError as exc:
-        complain(str(exc))
-    except SagaStoreError as exc:
-        complain(explain(exc))
-    except OSError as exc:
-        name = f"{exc.filename}: " if exc.filename else ""
-        complain(f"{name}{exc.strerror or exc}")
+        status = ExitStatus.INTERRUPTED
+        show_error(_stopped("interrupted", status))
     except (typer.BadParameter, typer.Exit):
         raise
     except Exception as exc:
         # Users get one line, not a traceback.
-        if os.environ.get("SAGASTORE_TRACEBACK"):
+        failure = failure_of(exc)
+        if failure.reason == "INTERNAL" and os.environ.get("SAGASTORE_TRACEBACK"):
             raise
-        complain(
-            f"internal error: {type(exc).__name__}: {exc}; "
-            "set SAGASTORE_TRACEBACK=1 to show the traceback, and report it"
-        )
+        status = show_error(failure)
     raise SystemExit(status)
+
+
+def _stopped(text: str, status: ExitStatus) -> Failure:
+    return Failure(text, status, "CANCELLED", status.name)
 
 
 class _Stop:

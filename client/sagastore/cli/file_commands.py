@@ -11,11 +11,12 @@ import typer
 
 from sagastore import File, NotFoundError
 from sagastore.cli import records
-from sagastore.cli.failures import CommandError, complain, explain
+from sagastore.cli.failures import CommandError, show_error
 from sagastore.cli.limited_output import note, note_more, page_size, print_some
 from sagastore.cli.output import print_json
 from sagastore.cli.settings import Settings
 from sagastore.cli.write_commands import print_deleted, print_result, standard_input
+from sagastore.commandline.exit_status import ExitStatus
 
 __all__ = ["Draft", "delete", "list_files", "save", "show"]
 
@@ -75,14 +76,13 @@ async def show(settings: Settings, id: str) -> int:
 
 async def delete(settings: Settings, ids: Sequence[str], *, if_revision: int | None) -> int:
     """Delete file records and report unknown ids."""
-    status = 0
+    status = ExitStatus.DONE
     async with settings.client() as client:
         for id in ids:
             try:
                 await client.files.delete(id, if_revision=if_revision)
             except NotFoundError as exc:
-                complain(explain(exc))
-                status = 1
+                status = show_error(exc)
             else:
                 print_deleted(settings, id)
     return status

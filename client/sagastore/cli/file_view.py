@@ -8,6 +8,7 @@ from sagastore import File
 from sagastore.cli.console import Row, Screen
 from sagastore.cli.message_view import pretty_json
 from sagastore.cli.times import show_time
+from sagastore.commandline.text import counted
 
 __all__ = ["table", "whole"]
 
@@ -44,7 +45,7 @@ def _fields(file: File) -> Iterator[tuple[str, str]]:
     yield "name", file.filename
     yield "path", file.filepath
     yield "type", file.file_type
-    yield "size", f"{file.file_size:,} bytes"
+    yield "size", counted(file.file_size, "byte")
     yield "uploaded", f"{show_time(file.uploaded_at, exact=True)} UTC"
     yield "tags", ", ".join(file.tags) or "-"
     metadata, *more = pretty_json(file.metadata).split("\n")

@@ -7,17 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from sagastore.cli.common_options import Job, command
+from sagastore.cli.common_options import Job, command, group
 from sagastore.cli.option_values import Durability, json_object, point_in_time
 from sagastore.cli.shared_options import DeleteGuard, DurabilityOption, Limit, SaveGuard
 
 __all__ = ["files"]
 
-files = typer.Typer(
-    name="files",
-    help="List, show, save and delete records about files. The bytes of a file are not stored.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
+files = group(
+    "files",
+    "List, show, save and delete records about files. The bytes of a file are not stored.",
 )
 
 

@@ -20,8 +20,9 @@ from sagastore.cli.progress import Meter, duration
 from sagastore.cli.reader_thread import read_ahead
 from sagastore.cli.rejects import Rejects
 from sagastore.cli.settings import Settings
+from sagastore.commandline.text import counted
 from sagastore.importers import Problem, Row, Source, open_source
-from sagastore.importers.base import Position, counted
+from sagastore.importers.base import Position
 from sagastore.importers.spool import DEFAULT_LIMIT
 
 __all__ = ["ImportOptions", "import_file"]
@@ -171,7 +172,7 @@ class _Import:
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise StoppedError(self._with_resume_hint("interrupted")) from None
         except SagaStoreError as exc:
-            raise CommandError(self._with_resume_hint(explain(exc))) from None
+            raise CommandError(self._with_resume_hint(explain(exc)), exc) from None
         finally:
             meter.close()
             self._end(finished=finished)
@@ -197,7 +198,7 @@ class _Import:
         )
         ago = duration(max(0.0, time.time() - checkpoint.saved_at))
         complain(
-            f"resuming after {self.counts.read:,} messages of a run that ended {ago} ago; "
+            f"resuming after {counted(self.counts.read, 'message')} of a run that ended {ago} ago; "
             "--restart starts from the beginning"
         )
         return checkpoint.position
@@ -343,7 +344,7 @@ class _Import:
     def _with_resume_hint(self, why: str) -> str:
         if not self.counts.read:
             return why
-        done = f"{why}; {self.counts.read:,} messages are processed"
+        done = f"{why}; {counted(self.counts.read, 'message')} processed"
         if self._file is None:
             return f"{done}; importing the whole file again stores nothing twice"
         return f"{done}; run the same command again to resume"

@@ -7,8 +7,8 @@ from typing import Any
 
 from sagastore import Message, SearchResult, _json
 from sagastore.cli.console import Part, Screen
-from sagastore.cli.sanitize import label
 from sagastore.cli.times import show_time
+from sagastore.commandline.sanitize import label
 
 __all__ = ["hit", "in_session", "pretty_json", "whole"]
 

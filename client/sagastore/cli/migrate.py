@@ -7,18 +7,16 @@ from typing import Annotated
 
 import typer
 
-from sagastore.cli.common_options import Job, command
+from sagastore.cli.common_options import Job, command, group
 from sagastore.cli.option_values import PhaseName
 
 __all__ = ["migrate"]
 
-migrate = typer.Typer(
-    name="migrate",
-    help="Watch and control the live migration from SQLite to PostgreSQL. Its phases are "
+migrate = group(
+    "migrate",
+    "Watch and control the live migration from SQLite to PostgreSQL. Its phases are "
     "sqlite-only, dual-write, backfill, read-postgres and postgres-only. Each change goes to the "
     "next or the previous phase; postgres-only cannot be reversed.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
 )
 
 _BatchSize = Annotated[
@@ -80,7 +78,7 @@ def watch(
 
     Ctrl+C ends it. With `--until…` options it exits with 0 as soon as all of them hold, and Ctrl+C
     is a failure (130). It continues after a failed backfill, which the server retries, and after a
-    restart of the server. It exits with 1 after `--timeout` seconds (60) without an update.
+    restart of the server. It exits with 4 after `--timeout` seconds (60) without an update.
     """
     from sagastore.cli import status_watch
 
@@ -103,7 +101,14 @@ def watch(
 )
 def to(
     ctx: typer.Context,
-    phase: Annotated[PhaseName, typer.Argument(help="The next or the previous phase.")],
+    phase: Annotated[
+        PhaseName,
+        typer.Argument(
+            metavar="PHASE",
+            help="The next or the previous phase: sqlite-only, dual-write, backfill, "
+            "read-postgres or postgres-only.",
+        ),
+    ],
     *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check whether the change is possible now.")
@@ -209,7 +214,7 @@ def verify(
     Exits with 0 only if nothing differs. `--repair` queues rows that differ for replication and
     also exits with 1, because only the next `verify` can show that they are equal.
 
-    Exits with 1 after `--timeout` seconds (300) without progress.
+    Exits with 4 after `--timeout` seconds (300) without progress.
     """
     from sagastore.cli import verify_command
 
@@ -228,7 +233,10 @@ def verify(
 def receipt(
     ctx: typer.Context,
     file: Annotated[
-        Path, typer.Argument(help="The receipt or the archive; both must be in one folder.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="The receipt or the archive; both must be in one folder."
+        ),
     ],
 ) -> Job:
     """Verify an archived SQLite file against its receipt.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from sagastore import (
     Backfill,
+    BackfillPace,
     BackfillState,
     Migration,
     Phase,
@@ -17,8 +17,9 @@ from sagastore import (
 from sagastore.cli.console import Part, Row
 from sagastore.cli.next_step import next_step
 from sagastore.cli.progress import duration, rate_of
-from sagastore.cli.settings import DEFAULT_TARGET
+from sagastore.cli.settings import Settings
 from sagastore.cli.times import show_time
+from sagastore.commandline.text import counted
 
 __all__ = [
     "PHASES",
@@ -27,7 +28,6 @@ __all__ = [
     "pace",
     "page",
     "phase_after",
-    "program",
     "reads",
     "store_name",
 ]
@@ -42,6 +42,12 @@ _LATE_SECONDS = 10.0
 _DIFFERENCES = 3
 
 _NAMES = {Store.SQLITE: "SQLite", Store.POSTGRESQL: "PostgreSQL", Store.UNKNOWN: "unknown"}
+_PACES = {
+    BackfillPace.FULL: "at full speed",
+    BackfillPace.OPERATOR: "throttled by the operator",
+    BackfillPace.LATENCY: "throttled because writes became slower",
+    BackfillPace.LOAD: "throttled because clients write",
+}
 _BACKFILL_STYLES = {
     BackfillState.RUNNING: "bold",
     BackfillState.PAUSED: "yellow",
@@ -49,26 +55,20 @@ _BACKFILL_STYLES = {
 }
 
 
-def page(state: Migration, target: str) -> list[Row]:
+def page(state: Migration, settings: Settings) -> list[Row]:
     """Return the page.
 
     Args:
         state: The state of the migration.
-        target: The server, for the next command.
+        settings: The options to repeat in the next command.
     """
     return [
         Row("", _steps(state.phase)),
         Row("", ()),
         *(_field(name, *parts) for name, parts in _fields(state)),
         Row("", ()),
-        *_what_next(state, target),
+        *_what_next(state, settings),
     ]
-
-
-def program(target: str) -> str:
-    """Return the command with its --target option, so that it can be copied."""
-    default = os.environ.get("SAGASTORE_TARGET") or DEFAULT_TARGET
-    return "sagastore" if target == default else f"sagastore --target {target}"
 
 
 def store_name(store: Store) -> str:
@@ -105,6 +105,8 @@ def _fields(state: Migration) -> Iterator[tuple[str, tuple[Part, ...]]]:
     yield "reads", (reads(state),)
     for store in state.stores:
         yield store.store.label, health(store)
+    if (moment := _moment(state)) is not None:
+        yield "counted", (f"at revision {moment:,} in both stores",)
     if state.phase in _COPIED or state.backfill.state is not BackfillState.PENDING:
         yield from _backfill(state.backfill)
     if state.phase in _TWO_STORES or state.journal_rows:
@@ -112,7 +114,7 @@ def _fields(state: Migration) -> Iterator[tuple[str, tuple[Part, ...]]]:
     if state.verifying is not None:
         now = state.verifying
         mismatches: Part = (f", {_mismatches(now.mismatch_count)}", _bad(now.mismatch_count))
-        bar = f"{_bar(now.compared, now.total)}{now.compared:,} of {now.total:,} rows"
+        bar = f"{_bar(now.compared, now.total)}{now.compared:,} of {counted(now.total, 'row')}"
         yield "verifying", (bar, mismatches)
     if state.phase in _COPIED or state.last_verification is not None:
         yield "verification", _verification(state)
@@ -120,8 +122,8 @@ def _fields(state: Migration) -> Iterator[tuple[str, tuple[Part, ...]]]:
         yield "shadow reads", _shadow(state)
         for found in state.shadow.differences[:_DIFFERENCES]:
             yield "", _difference(found)
-    held = "row" if state.quarantined == 1 else "rows"
-    yield "quarantine", ((f"{state.quarantined:,} {held}", "yellow" if state.quarantined else ""),)
+    held = counted(state.quarantined, "row")
+    yield "quarantine", ((held, "yellow" if state.quarantined else ""),)
 
 
 def reads(state: Migration) -> Part:
@@ -131,19 +133,33 @@ def reads(state: Migration) -> Part:
     return f"from {_NAMES[state.reads_from]}"
 
 
+def _moment(state: Migration) -> int | None:
+    """Return the revision at which both stores were counted; None if there is none."""
+    revisions = {store.revision for store in state.stores}
+    return revisions.pop() if len(state.stores) == 2 and len(revisions) == 1 else None
+
+
 def health(store: StoreHealth) -> tuple[Part, ...]:
-    """Return the health of a store, its number of messages and the version of its schema."""
+    """Return the health of a store, its numbers of records and the version of its schema."""
     state: Part = ("healthy", "green")
     if not store.healthy:
         state = (store.detail or "not healthy", "red")
-    held = "" if store.messages is None else f", {store.messages:,} messages"
+    held = "".join(
+        f", {counted(count, noun)}"
+        for count, noun in (
+            (store.messages, "message"),
+            (store.sessions, "session"),
+            (store.files, "file"),
+        )
+        if count is not None
+    )
     version = "" if store.schema_version is None else f", schema {store.schema_version}"
     return state, held, (version, "dim")
 
 
 def _backfill(backfill: Backfill) -> Iterator[tuple[str, tuple[Part, ...]]]:
     if backfill.state is BackfillState.DONE:
-        yield "backfill", (("done", "green"), f", {backfill.copied:,} rows")
+        yield "backfill", (("done", "green"), f", {counted(backfill.copied, 'row')}")
         return
     yield "backfill", (_bar(backfill.copied, backfill.total), copied(backfill))
     state: Part = (backfill.state.label, _BACKFILL_STYLES.get(backfill.state, ""))
@@ -154,17 +170,20 @@ def _backfill(backfill: Backfill) -> Iterator[tuple[str, tuple[Part, ...]]]:
 
 def copied(backfill: Backfill) -> str:
     """Return the number of copied rows."""
-    return f"{backfill.copied:,} of {backfill.total:,} rows"
+    return f"{backfill.copied:,} of {counted(backfill.total, 'row')}"
 
 
 def pace(backfill: Backfill) -> Iterator[str]:
-    """Yield the step, the rate and the time left of a backfill, if known."""
+    """Yield the step, the rate, the time left and what limits the rate, if known."""
     if backfill.step:
         yield backfill.step
     if backfill.rows_per_second > 0:
         yield rate_of(backfill.rows_per_second, 1, "rows")
     if backfill.eta_seconds > 0:
         yield f"{duration(backfill.eta_seconds)} left"
+    if backfill.pace in _PACES:
+        detail = f" ({backfill.pace_detail})" if backfill.pace_detail else ""
+        yield f"{_PACES[backfill.pace]}{detail}"
 
 
 def _bar(done: int, total: int) -> str:
@@ -181,23 +200,22 @@ def _journal(state: Migration) -> tuple[Part, ...]:
         return (("PostgreSQL has every write", "green"),)
     late = "yellow" if state.journal_lag_seconds > _LATE_SECONDS else ""
     age = f"{duration(state.journal_lag_seconds)} old"
-    return f"{state.journal_rows:,} writes wait for PostgreSQL, the first ", (age, late)
+    wait = "waits" if state.journal_rows == 1 else "wait"
+    return f"{counted(state.journal_rows, 'write')} {wait} for PostgreSQL, the first ", (age, late)
 
 
 def _verification(state: Migration) -> tuple[Part, ...]:
     last = state.last_verification
     if last is None:
         return ("not done yet",)
-    when = f"{show_time(last.finished_at)} UTC, {last.compared:,} rows compared, "
+    when = f"{show_time(last.finished_at)} UTC, {counted(last.compared, 'row')} compared, "
     found: Part = (_mismatches(last.mismatch_count), _bad(last.mismatch_count) or "green")
     repaired = f", {last.repaired:,} queued for repair" if last.repaired else ""
     return when, found, repaired
 
 
 def _mismatches(count: int) -> str:
-    if not count:
-        return "no mismatch"
-    return f"{count:,} mismatches" if count > 1 else "1 mismatch"
+    return counted(count, "mismatch", "mismatches") if count else "no mismatch"
 
 
 def _bad(count: int) -> str:
@@ -217,7 +235,7 @@ def _difference(found: ShadowDifference) -> tuple[Part, ...]:
     return (when, "dim"), found.read, answers
 
 
-def _what_next(state: Migration, target: str) -> Iterator[Row]:
+def _what_next(state: Migration, settings: Settings) -> Iterator[Row]:
     following = phase_after(state.phase)
     if state.blockers_to_next:
         way = f"to {following.label}" if following else "to the next phase"
@@ -226,7 +244,16 @@ def _what_next(state: Migration, target: str) -> Iterator[Row]:
             yield Row("  - ", ((blocker.reason, "yellow"), f": {blocker.detail}"), 4)
         yield Row("", ())
     step = next_step(state)
-    if step.command:
-        yield _field("next", (f"{program(target)} migrate {step.command}", "bold"), step.remark)
-    else:
+    if not step.command:
         yield _field("next", step.remark)
+        return
+    yield _command("next", settings, step.command)
+    if step.remark:
+        # Not after the command, which can be pasted as a line.
+        yield _field("", step.remark)
+    if step.then:
+        yield _command("then", settings, step.then)
+
+
+def _command(name: str, settings: Settings, arguments: str) -> Row:
+    return Row(name, (), _HANG, settings.command("migrate", *arguments.split()))

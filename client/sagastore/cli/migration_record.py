@@ -27,6 +27,7 @@ def facts(state: Migration) -> dict[str, Any]:
                 "schema_version": store.schema_version,
                 "sessions": store.sessions,
                 "files": store.files,
+                "revision": store.revision,
             }
             for store in state.stores
         ],
@@ -38,6 +39,8 @@ def facts(state: Migration) -> dict[str, Any]:
             "rows_per_second": backfill.rows_per_second,
             "eta_seconds": backfill.eta_seconds,
             "error": backfill.error,
+            "pace": backfill.pace.label,
+            "pace_detail": backfill.pace_detail,
         },
         "journal_rows": state.journal_rows,
         "journal_lag_seconds": state.journal_lag_seconds,

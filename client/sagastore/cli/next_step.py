@@ -33,12 +33,14 @@ _COMMANDS = {
 
 
 class NextStep(NamedTuple):
-    """A command and a remark."""
+    """Commands and a remark."""
 
     command: str
     """The arguments of `sagastore migrate`; empty if no command helps."""
-    remark: str
+    remark: str = ""
     """Text to print after the command."""
+    then: str = ""
+    """The arguments of the command after it; empty if there is none."""
 
 
 def next_step(state: Migration) -> NextStep:
@@ -51,7 +53,7 @@ def next_step(state: Migration) -> NextStep:
     reasons = {blocker.reason for blocker in state.blockers_to_next}
     if not reasons:
         last = Phase(state.phase + 1) is Phase.POSTGRES_ONLY
-        return NextStep(f"to {following}", "  (cannot be reversed)" if last else "")
+        return NextStep(f"to {following}", "cannot be reversed" if last else "")
     return _for_blockers(state, reasons, following)
 
 
@@ -66,7 +68,7 @@ def _for_blockers(state: Migration, reasons: set[str], following: str) -> NextSt
     elif reason in {"NOT_VERIFIED", "VERIFICATION_MISMATCH", "SHADOW_READS_DIFFER"}:
         command = _WAIT if state.verifying is not None else command
     elif reason == "QUARANTINE_NOT_ACCEPTED":
-        return NextStep(command, f"  then: to {following} --accept-quarantine")
+        return NextStep(command, then=f"to {following} --accept-quarantine")
     if command:
-        return NextStep(command, "")
-    return NextStep(f"to {following} --dry-run", "  when the problem is solved")
+        return NextStep(command)
+    return NextStep(f"to {following} --dry-run", "when the problem is solved")

@@ -14,6 +14,7 @@ from typing import IO, Any
 from sagastore.cli.failures import CommandError, complain
 from sagastore.cli.output_folder import OutputFolder
 from sagastore.cli.raw_export import Batch
+from sagastore.commandline.text import counted
 
 __all__ = ["PartFile", "State"]
 
@@ -145,7 +146,7 @@ class PartFile:
         except OSError:
             return "run the same command again when the problem is solved"
         return (
-            f"{self._state.messages:,} messages are in {self.name}.part; "
+            f"{counted(self._state.messages, 'message')} in {self.name}.part; "
             "run the same command again to resume"
         )
 

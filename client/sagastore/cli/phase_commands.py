@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from typing import Any
 
 from sagastore import (
@@ -19,10 +20,11 @@ from sagastore import (
 from sagastore._async_migration import CHANGE_TIMEOUT
 from sagastore.cli import confirmation, migration_page, migration_record, records
 from sagastore.cli.console import Row, screen
-from sagastore.cli.failures import CommandError, complain, explain
+from sagastore.cli.failures import CommandError, explain, failure_of, show_error
 from sagastore.cli.output import print_json
-from sagastore.cli.sanitize import one_line
 from sagastore.cli.settings import Settings
+from sagastore.commandline.sanitize import one_line
+from sagastore.commandline.text import write_paragraph
 
 __all__ = ["change_phase", "control_backfill"]
 
@@ -80,10 +82,8 @@ async def _change_phase(
         except (DeadlineExceededError, UnavailableError) as exc:
             if dry_run:
                 raise
-            status = f"{migration_page.program(settings.target)} migrate status"
-            raise CommandError(
-                f"{explain(exc)}; the change may still complete; to check, run: {status}"
-            ) from None
+            text = f"{explain(exc)}; the change may still complete; to check, run:"
+            raise CommandError(text, exc, command=settings.command("migrate", "status")) from None
     if settings.as_json:
         _print_change(before.phase, wanted, dry_run, state=after)
     else:
@@ -120,13 +120,16 @@ def _show_blockers(
 ) -> None:
     # An error without details becomes one blocker.
     found = error.blockers or (Blocker(error.reason or "BLOCKED", str(error)),)
+    result = "would be blocked" if dry_run else "is blocked; nothing has changed"
+    colon = "" if settings.as_json else ":"  # The blockers follow as lines.
+    text = f"{before.label} -> {wanted.label} {result}{colon}"
+    show_error(replace(failure_of(error), message=text))
     if settings.as_json:
         _print_change(before, wanted, dry_run, blockers=found)
-    sys.stdout.flush()
-    result = "would be blocked" if dry_run else "is blocked; nothing has changed"
-    complain(f"{before.label} -> {wanted.label} {result}:")
+        return
     for blocker in found:
-        sys.stderr.write(f"  - {one_line(blocker.reason)}: {one_line(blocker.detail)}\n")
+        text = f"  - {one_line(blocker.reason)}: {one_line(blocker.detail)}"
+        write_paragraph(sys.stderr, text)
     sys.stderr.flush()
 
 
@@ -164,7 +167,7 @@ def _show_change(
         if meaning:
             out.line(meaning)
     out.line("")
-    out.page(migration_page.page(state, settings.target))
+    out.page(migration_page.page(state, settings))
 
 
 async def control_backfill(

@@ -7,6 +7,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from sagastore.commandline.errors import json_errors
+from sagastore.commandline.text import counted
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -26,7 +29,7 @@ class Meter:
         done: Units already done at the start.
         rows: Rows already done at the start.
         quiet: Show nothing.
-        unit: Name of the rows, and its short form for rates.
+        unit: Name of a row, and a short form for rates.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class Meter:
         done: int = 0,
         rows: int = 0,
         quiet: bool = False,
-        unit: tuple[str, str] = ("messages", "msg"),
+        unit: tuple[str, str] = ("message", "msg"),
     ) -> None:
         self._verb = verb
         self._unit, self._short_unit = unit
@@ -45,7 +48,8 @@ class Meter:
         self._begun = self._last_line = time.monotonic()
         self._samples = deque([(self._begun, done, rows)])
         self._bar: _Bar | None = None
-        self._quiet = quiet
+        # Standard error has only JSON objects with --json.
+        self._silent = quiet or json_errors.get()
         if not quiet and sys.stderr.isatty():
             self._bar = _Bar(verb, total, done)
 
@@ -57,7 +61,7 @@ class Meter:
             self._samples.popleft()
         if self._bar is not None:
             self._bar.update(done, self._describe(rows, done))
-        elif not self._quiet and now - self._last_line >= _EVERY_SECONDS:
+        elif not self._silent and now - self._last_line >= _EVERY_SECONDS:
             self._last_line = now
             percent = f"{done / self._total:.0%}, " if self._total else ""
             sys.stderr.write(f"{self._verb}: {percent}{self._describe(rows, done)}\n")
@@ -67,8 +71,10 @@ class Meter:
         (then, done_then, rows_then), (now, _, _) = self._samples[0], self._samples[-1]
         elapsed = now - then
         if elapsed <= 0:
-            return f"{rows:,} {self._unit}"
-        text = f"{rows:,} {self._unit}, {rate_of(rows - rows_then, elapsed, self._short_unit)}"
+            return counted(rows, self._unit)
+        text = (
+            f"{counted(rows, self._unit)}, {rate_of(rows - rows_then, elapsed, self._short_unit)}"
+        )
         speed = (done - done_then) / elapsed
         if self._total and speed > 0:
             text += f", {duration(max(0, self._total - done) / speed)} left"
@@ -96,7 +102,7 @@ class _Bar:
         )
         from rich.table import Column
 
-        from sagastore.cli.sanitize import one_line
+        from sagastore.commandline.sanitize import one_line
 
         console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         columns: list[ProgressColumn] = [SpinnerColumn()]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sagastore import AsyncClient
-from sagastore.cli.sanitize import json_safe
+from sagastore.commandline.sanitize import json_safe
 from sagastore.v1 import message_pb2, storage_pb2
 
 __all__ = ["Batch", "export_lines", "line_of"]

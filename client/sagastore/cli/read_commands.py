@@ -7,12 +7,22 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
-from sagastore import AsyncClient, Message, NotFoundError, Order, SagaStoreError, ServingStatus
+from sagastore import (
+    AsyncClient,
+    Message,
+    NotFoundError,
+    Order,
+    SagaStoreError,
+    ServingStatus,
+    UnavailableError,
+)
 from sagastore.cli import records
-from sagastore.cli.failures import CommandError, complain
+from sagastore.cli.failures import show_error
 from sagastore.cli.limited_output import note, note_more, page_size, print_some
 from sagastore.cli.output import print_json
 from sagastore.cli.settings import Settings
+from sagastore.commandline.exit_status import ExitStatus
+from sagastore.commandline.text import counted
 
 __all__ = ["get", "list_session", "ping", "search"]
 
@@ -25,8 +35,8 @@ async def get(settings: Settings, ids: Sequence[str]) -> int:
     for message in result.messages:
         show(message)
     for id in result.missing_ids:
-        complain(f"no message has the id {id!r}")
-    return 1 if result.missing_ids else 0
+        show_error(NotFoundError(f"no message has the id {id!r}", reason="MESSAGE_NOT_FOUND"))
+    return ExitStatus.NOT_FOUND if result.missing_ids else ExitStatus.DONE
 
 
 async def list_session(
@@ -104,7 +114,8 @@ async def ping(settings: Settings) -> int:
         millis = (time.perf_counter() - began) * 1000
         facts = await _facts(client) if status is ServingStatus.SERVING else {}
     if status is not ServingStatus.SERVING:
-        raise CommandError(f"{settings.target} responds but is not serving: {status.name}")
+        text = f"{settings.target} responds but is not serving: {status.name}"
+        raise UnavailableError(text, reason=status.name)
     if settings.as_json:
         answer = {"target": settings.target, "status": status.name, "millis": round(millis, 3)}
         print_json(records.document(answer | facts))
@@ -116,7 +127,8 @@ async def ping(settings: Settings) -> int:
     if "phase" in facts:
         out.line(f"phase {facts['phase']}", indent=2)
     for store in facts.get("stores", ()):
-        count = "" if store["messages"] is None else f", {store['messages']:,} messages"
+        held = store["messages"]
+        count = "" if held is None else f", {counted(held, 'message')}"
         detail = store["detail"] or ("healthy" if store["healthy"] else "not healthy")
         out.line(f"{store['store']}: {detail}{count}", indent=2)
     return 0

@@ -11,10 +11,13 @@ from typing import Any
 from sagastore import receipt as receipts
 from sagastore.cli import records
 from sagastore.cli.console import Row, screen
-from sagastore.cli.failures import CommandError, complain
+from sagastore.cli.failures import CommandError, show_error
 from sagastore.cli.output import print_json
-from sagastore.cli.sanitize import one_line
 from sagastore.cli.settings import Settings
+from sagastore.commandline.errors import Failure
+from sagastore.commandline.exit_status import ExitStatus
+from sagastore.commandline.sanitize import one_line
+from sagastore.commandline.text import counted
 
 __all__ = ["receipt"]
 
@@ -40,13 +43,13 @@ async def _report(settings: Settings, result: receipts.CheckResult) -> int:
     else:
         _show(result)
     failed = sum(not one.ok for one in result.checks)
-    if failed:
-        sys.stdout.flush()
-        complain(
-            f"{failed} of {len(result.checks)} checks failed: the archive or the receipt has "
-            "changed, or they do not belong together"
-        )
-    return 1 if failed else 0
+    if not failed:
+        return ExitStatus.DONE
+    text = (
+        f"{failed} of {counted(len(result.checks), 'check')} failed: the archive or the receipt "
+        "has changed, or they do not belong together"
+    )
+    return show_error(Failure(text, reason="RECEIPT_MISMATCH"))
 
 
 def _facts(result: receipts.CheckResult) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sagastore import File, Message, SearchResult, Session, _json
 from sagastore._message_json import record
-from sagastore.cli.sanitize import json_safe
+from sagastore.commandline.sanitize import json_safe
 
 __all__ = [
     "document",

@@ -13,6 +13,7 @@ from sagastore.cli.failures import CommandError
 from sagastore.cli.limited_output import note, note_more, page_size, print_some
 from sagastore.cli.output import print_json
 from sagastore.cli.settings import Settings
+from sagastore.commandline.text import counted
 
 __all__ = ["delete", "list_sessions", "rename", "show"]
 
@@ -85,9 +86,7 @@ def delete(
     if not sure:
         # On a separate event loop, because the question is asked without one.
         session = asyncio.run(_read(settings, session_id))
-        messages = (
-            "1 message" if session.message_count == 1 else f"{session.message_count:,} messages"
-        )
+        messages = counted(session.message_count, "message")
         title = f" ({session.title!r})" if session.title else ""
         confirmation.ask(f"Delete the session {session_id!r}{title} with {messages}?")
     return _delete(settings, session_id, if_revision)
@@ -107,14 +106,10 @@ async def _delete(settings: Settings, session_id: str, if_revision: int | None) 
         print_json(records.document(values))
         return 0
     from sagastore.cli.console import screen
-    from sagastore.cli.sanitize import label
+    from sagastore.commandline.sanitize import label
 
-    screen().line("deleted ", (label(session_id), "bold"), f", {_messages(deleted)}")
+    screen().line("deleted ", (label(session_id), "bold"), f", {counted(deleted, 'message')}")
     return 0
-
-
-def _messages(count: int) -> str:
-    return "1 message" if count == 1 else f"{count:,} messages"
 
 
 async def rename(settings: Settings, session_id: str, title: str) -> int:

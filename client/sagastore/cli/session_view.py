@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from sagastore import Session
 from sagastore.cli.console import Row, Screen
 from sagastore.cli.message_view import pretty_json
-from sagastore.cli.sanitize import one_line
 from sagastore.cli.times import show_time
+from sagastore.commandline.sanitize import one_line
 
 __all__ = ["table", "whole"]
 

@@ -7,17 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from sagastore.cli.common_options import Job, command
+from sagastore.cli.common_options import Job, command, group
 from sagastore.cli.option_values import json_object, moment
 from sagastore.cli.shared_options import DeleteGuard, Limit, Yes
 
 __all__ = ["sessions"]
 
-sessions = typer.Typer(
-    name="sessions",
-    help="List, show, rename and delete sessions: the conversations that messages belong to.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
+sessions = group(
+    "sessions",
+    "List, show, rename and delete sessions: the conversations that messages belong to.",
 )
 
 _FILTERS = "Filters"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 from sagastore.cli.failures import CommandError
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_TARGET", "Settings"]
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+_TARGET = "--target: "
 _CALL_SECONDS = 10.0
 _STREAM_SECONDS = 60.0
 
@@ -35,6 +39,17 @@ class Settings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_server_name: str | None = None
+    given: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The words of the connection options that are on the command line, by field."""
+
+    def command(self, *words: str) -> tuple[str, ...]:
+        """Return a command that reaches the same server, for people to run.
+
+        It repeats the connection options of the command line. Those of the environment apply to
+        it anyway, and no token is ever an option. `--timeout` is not repeated: each command has
+        its own default.
+        """
+        return ("sagastore", *(word for option in self.given.values() for word in option), *words)
 
     @property
     def stream_timeout(self) -> float:
@@ -45,6 +60,7 @@ class Settings:
         """Return a client for these settings.
 
         Raises:
+            typer.BadParameter: The target is not an address.
             CommandError: The settings are inconsistent, or a file cannot be read.
         """
         from sagastore import AsyncClient
@@ -61,7 +77,10 @@ class Settings:
                 allow_insecure_token=self.allow_insecure_token,
             )
         except ValueError as exc:
-            raise CommandError(_with_option_names(str(exc))) from None
+            text = _with_option_names(str(exc))
+            if text.startswith(_TARGET):
+                raise typer.BadParameter(text) from None
+            raise CommandError(text) from None
 
     def _tls(self) -> TLS | bool:
         """Return the TLS settings; any --tls-... option enables TLS."""
@@ -93,7 +112,7 @@ def _with_option_names(text: str) -> str:
     for argument, option in (
         ("use tls=..., or allow_insecure_token=True", "use --tls, or --allow-insecure-token"),
         ("cert and key belong", "--tls-cert and --tls-key belong"),
-        ("target: ", "--target: "),
+        ("target: ", _TARGET),
     ):
         text = text.replace(argument, option)
     for argument in ("ca", "cert", "key"):

@@ -11,6 +11,7 @@ from sagastore.cli.console import Part, Row, screen
 from sagastore.cli.migration_page import health
 from sagastore.cli.output import print_json
 from sagastore.cli.settings import Settings
+from sagastore.commandline.text import counted
 
 __all__ = ["stats"]
 
@@ -54,6 +55,7 @@ def _fields(state: Migration) -> Iterator[tuple[str, tuple[Part, ...]]]:
     for store in state.stores:
         yield store.store.label, health(store)
     if state.phase not in {Phase.SQLITE_ONLY, Phase.POSTGRES_ONLY} or state.journal_rows:
-        yield "journal", (f"{state.journal_rows:,} writes wait for PostgreSQL",)
+        wait = "waits" if state.journal_rows == 1 else "wait"
+        yield "journal", (f"{counted(state.journal_rows, 'write')} {wait} for PostgreSQL",)
     if state.quarantined:
-        yield "quarantine", (f"{state.quarantined:,} rows",)
+        yield "quarantine", (counted(state.quarantined, "row"),)

@@ -24,7 +24,7 @@ async def status(settings: Settings) -> int:
     from sagastore.cli import migration_page
     from sagastore.cli.console import screen
 
-    screen().page(migration_page.page(state, settings.target))
+    screen().page(migration_page.page(state, settings))
     return 0
 
 

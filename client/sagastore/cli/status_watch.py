@@ -11,20 +11,28 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-from sagastore import BackfillState, Migration, Phase
+from sagastore import BackfillPace, BackfillState, Migration, Phase
 from sagastore.cli import migration_page, migration_record, records
 from sagastore.cli.console import Row, screen
 from sagastore.cli.failures import complain, terminated
 from sagastore.cli.output import print_json
 from sagastore.cli.settings import Settings
 from sagastore.cli.times import show_time, utc_now
+from sagastore.commandline.text import counted
 
 __all__ = ["Until", "watch"]
 
+_STALE_SECONDS = 1.5
+"""Seconds without an update after which a page on a terminal is marked as stale, so that people
+know within 2 s. The server sends an update every half second."""
 _SILENT_SECONDS = 4.0
-"""Seconds; the server sends an update at least every second."""
+"""The same for lines, which stay in a log: a server that is slow once is no news."""
+_CHECK_SECONDS = 0.1
+"""Seconds between two checks for silence."""
 _LINE_SECONDS = 5.0
 """Seconds between lines that show only progress."""
+_PACE_SECONDS = 1.0
+"""Seconds between lines that show only what limits the pace, which may change with each batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,9 @@ class Until:
 class _View(Protocol):
     """Displays the state of the migration."""
 
+    patience: float
+    """Seconds without an update before `silent` is called."""
+
     def show(self, state: Migration) -> None:
         """Display a state."""
 
@@ -84,9 +95,9 @@ async def _follow(settings: Settings, view: _View, until: Until) -> None:
 
     async def report_silence() -> None:
         while True:
-            await asyncio.sleep(1)
+            await asyncio.sleep(_CHECK_SECONDS)
             silence = time.monotonic() - last_update
-            if silence >= _SILENT_SECONDS:
+            if silence >= view.patience:
                 view.silent(silence)
 
     async with settings.client() as client:
@@ -112,7 +123,7 @@ def _view(settings: Settings) -> Iterator[_View]:
         yield _JsonLines()
     elif sys.stdout.isatty():
         with _live() as update:
-            yield _Live(settings.target, update)
+            yield _Live(settings, update)
     else:
         yield _Lines()
 
@@ -137,6 +148,8 @@ class _Silence:
 class _JsonLines:
     """Prints each update as a JSON line."""
 
+    patience = _SILENT_SECONDS
+
     def __init__(self) -> None:
         self._silence = _Silence()
 
@@ -152,20 +165,25 @@ class _JsonLines:
 class _Lines:
     """Prints a line for each change, and for progress periodically."""
 
+    patience = _SILENT_SECONDS
+
     def __init__(self) -> None:
         self._silence = _Silence()
         self._out = screen()
         self._shown: tuple[object, ...] = ()
         self._text = ""
         self._at = 0.0
+        self._pace = BackfillPace.UNKNOWN
 
     def show(self, state: Migration) -> None:
         self._silence.end()
         text = "; ".join(_summary(state))
         changed = _important_values(state) != self._shown
         now = time.monotonic()
-        if not changed and (text == self._text or now - self._at < _LINE_SECONDS):
+        paced = state.backfill.pace is not self._pace and now - self._at >= _PACE_SECONDS
+        if not (changed or paced) and (text == self._text or now - self._at < _LINE_SECONDS):
             return
+        self._pace = state.backfill.pace
         self._shown, self._text, self._at = _important_values(state), text, now
         self._out.page([Row("", (f"{show_time(utc_now())}  {text}",))])
         sys.stdout.flush()
@@ -212,9 +230,10 @@ def _summary(state: Migration) -> Iterator[str]:
         )
     if state.verifying is not None:
         now = state.verifying
-        yield f"verifying {now.compared:,} of {now.total:,}, {now.mismatch_count:,} mismatches"
+        mismatches = counted(now.mismatch_count, "mismatch", "mismatches")
+        yield f"verifying {now.compared:,} of {now.total:,}, {mismatches}"
     if state.journal_rows:
-        yield f"journal {state.journal_rows:,} rows"
+        yield f"journal {counted(state.journal_rows, 'row')}"
     following = migration_page.phase_after(state.phase)
     if following is not None:
         reasons = ", ".join(blocker.reason for blocker in state.blockers_to_next)
@@ -225,19 +244,27 @@ def _summary(state: Migration) -> Iterator[str]:
 class _Live:
     """Displays a page that is updated in place."""
 
-    def __init__(self, target: str, update: Callable[[list[Row]], None]) -> None:
-        self._target = target
+    patience = _STALE_SECONDS
+
+    def __init__(self, settings: Settings, update: Callable[[list[Row]], None]) -> None:
+        self._settings = settings
         self._update = update
         self._page: list[Row] = []
+        self._said = 0
+        """Seconds of silence that the page shows."""
 
     def show(self, state: Migration) -> None:
-        self._page = migration_page.page(state, self._target)
+        self._said = 0
+        self._page = migration_page.page(state, self._settings)
         self._update(self._page)
 
     def silent(self, seconds: float) -> None:
-        if self._page:
-            alarm = f"no update from the server for {seconds:.0f} s; still trying"
-            self._update([*self._page, Row("", ((alarm, "bold red"),))])
+        if int(seconds) == self._said:
+            return  # The page changes once a second.
+        self._said = int(seconds)
+        alarm = f"STALE: no update from the server for {self._said} s; still trying"
+        # At the top: a terminal that is too small for the page shows its beginning.
+        self._update([Row("", ((alarm, "bold red"),)), Row("", ()), *self._page])
 
 
 @contextlib.contextmanager

@@ -7,12 +7,15 @@ from contextlib import aclosing
 
 from sagastore import Mismatch, VerifyProgress
 from sagastore._async_migration import VERIFY_TIMEOUT
-from sagastore.cli import migration_page, migration_record, records
+from sagastore.cli import migration_record, records
 from sagastore.cli.console import screen
-from sagastore.cli.failures import CommandError, complain
+from sagastore.cli.failures import CommandError, show_error
 from sagastore.cli.output import print_json
 from sagastore.cli.progress import Meter, duration
 from sagastore.cli.settings import Settings
+from sagastore.commandline.errors import Failure
+from sagastore.commandline.exit_status import ExitStatus
+from sagastore.commandline.text import counted
 
 __all__ = ["verify"]
 
@@ -39,8 +42,8 @@ async def verify(settings: Settings, *, repair: bool) -> int:
     else:
         _show(last, found, seconds)
     if last.mismatch_count:
-        complain(_next_command(settings, last, repair))
-    return 1 if last.mismatch_count else 0
+        return show_error(_mismatches(settings, last, repair))
+    return ExitStatus.DONE
 
 
 async def _compare(settings: Settings, repair: bool, found: list[Mismatch]) -> VerifyProgress:
@@ -61,7 +64,7 @@ async def _compare(settings: Settings, repair: bool, found: list[Mismatch]) -> V
                         "verifying",
                         total=progress.total or None,
                         quiet=settings.quiet,
-                        unit=("rows", "rows"),
+                        unit=("row", "rows"),
                     )
                 meter.update(progress.compared, progress.compared)
     finally:
@@ -77,23 +80,34 @@ def _show(last: VerifyProgress, found: list[Mismatch], seconds: float) -> None:
         out.table("Differing rows", ("id", "kind", "fields"), rows)
         more = last.mismatch_count - len(found)
         if more > 0:
-            out.line(f"{more:,} more are not listed")
+            out.line(f"{more:,} more {'is' if more == 1 else 'are'} not listed")
     result = (
-        (f"{last.mismatch_count:,} rows differ", "bold red")
+        (_differ(last.mismatch_count), "bold red")
         if last.mismatch_count
         else ("no mismatch", "bold green")
     )
-    out.line(f"{last.compared:,} rows compared in {duration(seconds)}: ", result)
+    out.line(f"{counted(last.compared, 'row')} compared in {duration(seconds)}: ", result)
 
 
-def _next_command(settings: Settings, last: VerifyProgress, repair: bool) -> str:
-    command = f"{migration_page.program(settings.target)} migrate verify"
+def _mismatches(settings: Settings, last: VerifyProgress, repair: bool) -> Failure:
+    """Return the failure of a verification that found mismatches, with the next command."""
     if repair:
-        return (
-            f"{last.repaired:,} of {last.mismatch_count:,} differing rows were queued for repair; "
-            f"to verify them, run: {command}"
+        were = "was" if last.repaired == 1 else "were"
+        text = (
+            f"{last.repaired:,} of {counted(last.mismatch_count, 'differing row')} {were} queued "
+            f"for repair; to verify {_them(last.repaired)}, run:"
         )
-    return (
-        f"{last.mismatch_count:,} rows differ; to copy them from SQLite again, run: "
-        f"{command} --repair"
-    )
+        command = settings.command("migrate", "verify")
+    else:
+        differ, them = _differ(last.mismatch_count), _them(last.mismatch_count)
+        text = f"{differ}; to copy {them} from SQLite again, run:"
+        command = settings.command("migrate", "verify", "--repair")
+    return Failure(text, reason="VERIFICATION_MISMATCH", command=command)
+
+
+def _them(count: int) -> str:
+    return "it" if count == 1 else "them"
+
+
+def _differ(count: int) -> str:
+    return f"{counted(count, 'row')} {'differs' if count == 1 else 'differ'}"

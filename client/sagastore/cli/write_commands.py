@@ -9,9 +9,10 @@ from typing import Any
 
 from sagastore import Durability, FileSaveResult, Message, NotFoundError, SaveResult
 from sagastore.cli import records
-from sagastore.cli.failures import CommandError, complain, explain
+from sagastore.cli.failures import CommandError, complain, show_error
 from sagastore.cli.output import print_json
 from sagastore.cli.settings import Settings
+from sagastore.commandline.exit_status import ExitStatus
 
 __all__ = ["delete", "print_deleted", "print_result", "save", "standard_input"]
 
@@ -89,14 +90,13 @@ def print_result(settings: Settings, result: SaveResult | FileSaveResult) -> Non
 
 async def delete(settings: Settings, ids: Sequence[str], *, if_revision: int | None) -> int:
     """Delete messages and report unknown ids."""
-    status = 0
+    status = ExitStatus.DONE
     async with settings.client() as client:
         for id in ids:
             try:
                 await client.delete(id, if_revision=if_revision)
             except NotFoundError as exc:
-                complain(explain(exc))
-                status = 1
+                status = show_error(exc)
             else:
                 print_deleted(settings, id)
     return status

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sagastore.v1 import storage_pb2 as sagastore_dot_v1_dot_storage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csagastore/v1/migration.proto\x12\x0csagastore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asagastore/v1/storage.proto\"\xbc\x03\n\tMigration\x12\"\n\x05phase\x18\x01 \x01(\x0e\x32\x13.sagastore.v1.Phase\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12(\n\x08\x62\x61\x63kfill\x18\x03 \x01(\x0b\x32\x16.sagastore.v1.Backfill\x12\x14\n\x0cjournal_rows\x18\x04 \x01(\x03\x12\x1b\n\x13journal_lag_seconds\x18\x05 \x01(\x01\x12\x13\n\x0bquarantined\x18\x06 \x01(\x03\x12\x35\n\x11last_verification\x18\x07 \x01(\x0b\x32\x1a.sagastore.v1.Verification\x12/\n\x10\x62lockers_to_next\x18\x08 \x03(\x0b\x32\x15.sagastore.v1.Blocker\x12)\n\x06stores\x18\t \x03(\x0b\x32\x19.sagastore.v1.StoreHealth\x12)\n\x06shadow\x18\n \x01(\x0b\x32\x19.sagastore.v1.ShadowReads\x12\x1b\n\x13reads_from_fallback\x18\x0b \x01(\x08\x12/\n\tverifying\x18\x0c \x01(\x0b\x32\x1c.sagastore.v1.VerifyResponse\"x\n\x0bShadowReads\x12\x10\n\x08\x63ompared\x18\x01 \x01(\x03\x12\x0f\n\x07skipped\x18\x02 \x01(\x03\x12\x11\n\tdifferent\x18\x03 \x01(\x03\x12\x33\n\x0b\x64ifferences\x18\x04 \x03(\x0b\x32\x1e.sagastore.v1.ShadowDifference\"n\n\x10ShadowDifference\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04read\x18\x02 \x01(\t\x12\x0e\n\x06sqlite\x18\x03 \x01(\t\x12\x12\n\npostgresql\x18\x04 \x01(\t\"\x9b\x02\n\x08\x42\x61\x63kfill\x12+\n\x05state\x18\x01 \x01(\x0e\x32\x1c.sagastore.v1.Backfill.State\x12\x0e\n\x06\x63opied\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\x12\x17\n\x0frows_per_second\x18\x04 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x05 \x01(\x01\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x0c\n\x04step\x18\x07 \x01(\t\"x\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x10\n\x0cSTATE_PAUSED\x10\x03\x12\x0e\n\nSTATE_DONE\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\"\xab\x01\n\x0cVerification\x12.\n\nstarted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63ompared\x18\x03 \x01(\x03\x12\x16\n\x0emismatch_count\x18\x04 \x01(\x03\x12\x10\n\x08repaired\x18\x05 \x01(\x03\")\n\x07\x42locker\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xbe\x01\n\x0bStoreHealth\x12\"\n\x05store\x18\x01 \x01(\x0e\x32\x13.sagastore.v1.Store\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x10\n\x08messages\x18\x04 \x01(\x03\x12\x16\n\x0eschema_version\x18\x05 \x01(\x05\x12\x15\n\x08sessions\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\x05\x66iles\x18\x07 \x01(\x03H\x01\x88\x01\x01\x42\x0b\n\t_sessionsB\x08\n\x06_files\"\x15\n\x13GetMigrationRequest\"B\n\x14GetMigrationResponse\x12*\n\tmigration\x18\x01 \x01(\x0b\x32\x17.sagastore.v1.Migration\"\x17\n\x15WatchMigrationRequest\"D\n\x16WatchMigrationResponse\x12*\n\tmigration\x18\x01 \x01(\x0b\x32\x17.sagastore.v1.Migration\"d\n\x12\x43hangePhaseRequest\x12\"\n\x05phase\x18\x01 \x01(\x0e\x32\x13.sagastore.v1.Phase\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x19\n\x11\x61\x63\x63\x65pt_quarantine\x18\x03 \x01(\x08\"A\n\x13\x43hangePhaseResponse\x12*\n\tmigration\x18\x01 \x01(\x0b\x32\x17.sagastore.v1.Migration\"\x9a\x01\n\x16\x43ontrolBackfillRequest\x12\x13\n\x06paused\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\nbatch_size\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12 \n\x13max_rows_per_second\x18\x03 \x01(\x05H\x02\x88\x01\x01\x42\t\n\x07_pausedB\r\n\x0b_batch_sizeB\x16\n\x14_max_rows_per_second\"E\n\x17\x43ontrolBackfillResponse\x12*\n\tmigration\x18\x01 \x01(\x0b\x32\x17.sagastore.v1.Migration\"\x1f\n\rVerifyRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"\x95\x01\n\x0eVerifyResponse\x12\x10\n\x08\x63ompared\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12*\n\nmismatches\x18\x03 \x03(\x0b\x32\x16.sagastore.v1.Mismatch\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x12\x16\n\x0emismatch_count\x18\x05 \x01(\x03\x12\x10\n\x08repaired\x18\x06 \x01(\x03\"4\n\x08Mismatch\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06\x66ields\x18\x03 \x03(\t\">\n\x15ListQuarantineRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x16ListQuarantineResponse\x12*\n\x04rows\x18\x01 \x03(\x0b\x32\x1c.sagastore.v1.QuarantinedRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x0eQuarantinedRow\x12\x12\n\nsource_key\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0b\n\x03row\x18\x04 \x01(\x0c*\x91\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x15\n\x11PHASE_SQLITE_ONLY\x10\x01\x12\x14\n\x10PHASE_DUAL_WRITE\x10\x02\x12\x12\n\x0ePHASE_BACKFILL\x10\x03\x12\x17\n\x13PHASE_READ_POSTGRES\x10\x04\x12\x17\n\x13PHASE_POSTGRES_ONLY\x10\x05\x32\xa0\x04\n\x10MigrationService\x12U\n\x0cGetMigration\x12!.sagastore.v1.GetMigrationRequest\x1a\".sagastore.v1.GetMigrationResponse\x12]\n\x0eWatchMigration\x12#.sagastore.v1.WatchMigrationRequest\x1a$.sagastore.v1.WatchMigrationResponse0\x01\x12R\n\x0b\x43hangePhase\x12 .sagastore.v1.ChangePhaseRequest\x1a!.sagastore.v1.ChangePhaseResponse\x12^\n\x0f\x43ontrolBackfill\x12$.sagastore.v1.ControlBackfillRequest\x1a%.sagastore.v1.ControlBackfillResponse\x12\x45\n\x06Verify\x12\x1b.sagastore.v1.VerifyRequest\x1a\x1c.sagastore.v1.VerifyResponse0\x01\x12[\n\x0eListQuarantine\x12#.sagastore.v1.ListQuarantineRequest\x1a$.sagastore.v1.ListQuarantineResponseB*\n\x0csagastore.v1P\x01Z\x18sagastore/v1;sagastorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csagastore/v1/migration.proto\x12\x0csagastore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asagastore/v1/storage.proto\"\xbc\x03\n\tMigration\x12\"\n\x05phase\x18\x01 \x01(\x0e\x32\x13.sagastore.v1.Phase\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12(\n\x08\x62\x61\x63kfill\x18\x03 \x01(\x0b\x32\x16.sagastore.v1.Backfill\x12\x14\n\x0cjournal_rows\x18\x04 \x01(\x03\x12\x1b\n\x13journal_lag_seconds\x18\x05 \x01(\x01\x12\x13\n\x0bquarantined\x18\x06 \x01(\x03\x12\x35\n\x11last_verification\x18\x07 \x01(\x0b\x32\x1a.sagastore.v1.Verification\x12/\n\x10\x62lockers_to_next\x18\x08 \x03(\x0b\x32\x15.sagastore.v1.Blocker\x12)\n\x06stores\x18\t \x03(\x0b\x32\x19.sagastore.v1.StoreHealth\x12)\n\x06shadow\x18\n \x01(\x0b\x32\x19.sagastore.v1.ShadowReads\x12\x1b\n\x13reads_from_fallback\x18\x0b \x01(\x08\x12/\n\tverifying\x18\x0c \x01(\x0b\x32\x1c.sagastore.v1.VerifyResponse\"x\n\x0bShadowReads\x12\x10\n\x08\x63ompared\x18\x01 \x01(\x03\x12\x0f\n\x07skipped\x18\x02 \x01(\x03\x12\x11\n\tdifferent\x18\x03 \x01(\x03\x12\x33\n\x0b\x64ifferences\x18\x04 \x03(\x0b\x32\x1e.sagastore.v1.ShadowDifference\"n\n\x10ShadowDifference\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04read\x18\x02 \x01(\t\x12\x0e\n\x06sqlite\x18\x03 \x01(\t\x12\x12\n\npostgresql\x18\x04 \x01(\t\"\xbc\x03\n\x08\x42\x61\x63kfill\x12+\n\x05state\x18\x01 \x01(\x0e\x32\x1c.sagastore.v1.Backfill.State\x12\x0e\n\x06\x63opied\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\x12\x17\n\x0frows_per_second\x18\x04 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x05 \x01(\x01\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x0c\n\x04step\x18\x07 \x01(\t\x12)\n\x04pace\x18\x08 \x01(\x0e\x32\x1b.sagastore.v1.Backfill.Pace\x12\x13\n\x0bpace_detail\x18\t \x01(\t\"x\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x10\n\x0cSTATE_PAUSED\x10\x03\x12\x0e\n\nSTATE_DONE\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\"_\n\x04Pace\x12\x14\n\x10PACE_UNSPECIFIED\x10\x00\x12\r\n\tPACE_FULL\x10\x01\x12\x11\n\rPACE_OPERATOR\x10\x02\x12\x10\n\x0cPACE_LATENCY\x10\x03\x12\r\n\tPACE_LOAD\x10\x04\"\xab\x01\n\x0cVerification\x12.\n\nstarted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63ompared\x18\x03 \x01(\x03\x12\x16\n\x0emismatch_count\x18\x04 \x01(\x03\x12\x10\n\x08repaired\x18\x05 \x01(\x03\")\n\x07\x42locker\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xe2\x01\n\x0bStoreHealth\x12\"\n\x05store\x18\x01 \x01(\x0e\x32\x13.sagastore.v1.Store\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x10\n\x08messages\x18\x04 \x01(\x03\x12\x16\n\x0eschema_version\x18\x05 \x01(\x05\x12\x15\n\x08sessions\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\x05\x66iles\x18\x07 \x01(\x03H\x01\x88\x01\x01\x12\x15\n\x08revision\x18\x08 \x01(\x03H\x02\x88\x01\x01\x42\x0b\n\t_sessionsB\x08\n\x06_filesB\x0b\n\t_revision\"\x15\n\x13GetMigrationRequest\"B\n\x14GetMigrationResponse\x12*\n\tmigration\x18\x01 \x01(\x0b\x32\x17.sagastore.v1.Migration\"\x17\n\x15WatchMigrationRequest\"D\n\x16WatchMigrationResponse\x12*\n\tmigration\x18\x01 \x01(\x0b\x32\x17.sagastore.v1.Migration\"d\n\x12\x43hangePhaseRequest\x12\"\n\x05phase\x18\x01 \x01(\x0e\x32\x13.sagastore.v1.Phase\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x19\n\x11\x61\x63\x63\x65pt_quarantine\x18\x03 \x01(\x08\"A\n\x13\x43hangePhaseResponse\x12*\n\tmigration\x18\x01 \x01(\x0b\x32\x17.sagastore.v1.Migration\"\x9a\x01\n\x16\x43ontrolBackfillRequest\x12\x13\n\x06paused\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\nbatch_size\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12 \n\x13max_rows_per_second\x18\x03 \x01(\x05H\x02\x88\x01\x01\x42\t\n\x07_pausedB\r\n\x0b_batch_sizeB\x16\n\x14_max_rows_per_second\"E\n\x17\x43ontrolBackfillResponse\x12*\n\tmigration\x18\x01 \x01(\x0b\x32\x17.sagastore.v1.Migration\"\x1f\n\rVerifyRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"\x95\x01\n\x0eVerifyResponse\x12\x10\n\x08\x63ompared\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12*\n\nmismatches\x18\x03 \x03(\x0b\x32\x16.sagastore.v1.Mismatch\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x12\x16\n\x0emismatch_count\x18\x05 \x01(\x03\x12\x10\n\x08repaired\x18\x06 \x01(\x03\"4\n\x08Mismatch\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06\x66ields\x18\x03 \x03(\t\">\n\x15ListQuarantineRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x16ListQuarantineResponse\x12*\n\x04rows\x18\x01 \x03(\x0b\x32\x1c.sagastore.v1.QuarantinedRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x0eQuarantinedRow\x12\x12\n\nsource_key\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0b\n\x03row\x18\x04 \x01(\x0c*\x91\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x15\n\x11PHASE_SQLITE_ONLY\x10\x01\x12\x14\n\x10PHASE_DUAL_WRITE\x10\x02\x12\x12\n\x0ePHASE_BACKFILL\x10\x03\x12\x17\n\x13PHASE_READ_POSTGRES\x10\x04\x12\x17\n\x13PHASE_POSTGRES_ONLY\x10\x05\x32\xa0\x04\n\x10MigrationService\x12U\n\x0cGetMigration\x12!.sagastore.v1.GetMigrationRequest\x1a\".sagastore.v1.GetMigrationResponse\x12]\n\x0eWatchMigration\x12#.sagastore.v1.WatchMigrationRequest\x1a$.sagastore.v1.WatchMigrationResponse0\x01\x12R\n\x0b\x43hangePhase\x12 .sagastore.v1.ChangePhaseRequest\x1a!.sagastore.v1.ChangePhaseResponse\x12^\n\x0f\x43ontrolBackfill\x12$.sagastore.v1.ControlBackfillRequest\x1a%.sagastore.v1.ControlBackfillResponse\x12\x45\n\x06Verify\x12\x1b.sagastore.v1.VerifyRequest\x1a\x1c.sagastore.v1.VerifyResponse0\x01\x12[\n\x0eListQuarantine\x12#.sagastore.v1.ListQuarantineRequest\x1a$.sagastore.v1.ListQuarantineResponseB*\n\x0csagastore.v1P\x01Z\x18sagastore/v1;sagastorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sagastore.v1.migration_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\014sagastore.v1P\001Z\030sagastore/v1;sagastorev1'
-  _globals['_PHASE']._serialized_start=2548
-  _globals['_PHASE']._serialized_end=2693
+  _globals['_PHASE']._serialized_start=2745
+  _globals['_PHASE']._serialized_end=2890
   _globals['_MIGRATION']._serialized_start=108
   _globals['_MIGRATION']._serialized_end=552
   _globals['_SHADOWREADS']._serialized_start=554
@@ -43,43 +43,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHADOWDIFFERENCE']._serialized_start=676
   _globals['_SHADOWDIFFERENCE']._serialized_end=786
   _globals['_BACKFILL']._serialized_start=789
-  _globals['_BACKFILL']._serialized_end=1072
-  _globals['_BACKFILL_STATE']._serialized_start=952
-  _globals['_BACKFILL_STATE']._serialized_end=1072
-  _globals['_VERIFICATION']._serialized_start=1075
-  _globals['_VERIFICATION']._serialized_end=1246
-  _globals['_BLOCKER']._serialized_start=1248
-  _globals['_BLOCKER']._serialized_end=1289
-  _globals['_STOREHEALTH']._serialized_start=1292
-  _globals['_STOREHEALTH']._serialized_end=1482
-  _globals['_GETMIGRATIONREQUEST']._serialized_start=1484
-  _globals['_GETMIGRATIONREQUEST']._serialized_end=1505
-  _globals['_GETMIGRATIONRESPONSE']._serialized_start=1507
-  _globals['_GETMIGRATIONRESPONSE']._serialized_end=1573
-  _globals['_WATCHMIGRATIONREQUEST']._serialized_start=1575
-  _globals['_WATCHMIGRATIONREQUEST']._serialized_end=1598
-  _globals['_WATCHMIGRATIONRESPONSE']._serialized_start=1600
-  _globals['_WATCHMIGRATIONRESPONSE']._serialized_end=1668
-  _globals['_CHANGEPHASEREQUEST']._serialized_start=1670
-  _globals['_CHANGEPHASEREQUEST']._serialized_end=1770
-  _globals['_CHANGEPHASERESPONSE']._serialized_start=1772
-  _globals['_CHANGEPHASERESPONSE']._serialized_end=1837
-  _globals['_CONTROLBACKFILLREQUEST']._serialized_start=1840
-  _globals['_CONTROLBACKFILLREQUEST']._serialized_end=1994
-  _globals['_CONTROLBACKFILLRESPONSE']._serialized_start=1996
-  _globals['_CONTROLBACKFILLRESPONSE']._serialized_end=2065
-  _globals['_VERIFYREQUEST']._serialized_start=2067
-  _globals['_VERIFYREQUEST']._serialized_end=2098
-  _globals['_VERIFYRESPONSE']._serialized_start=2101
-  _globals['_VERIFYRESPONSE']._serialized_end=2250
-  _globals['_MISMATCH']._serialized_start=2252
-  _globals['_MISMATCH']._serialized_end=2304
-  _globals['_LISTQUARANTINEREQUEST']._serialized_start=2306
-  _globals['_LISTQUARANTINEREQUEST']._serialized_end=2368
-  _globals['_LISTQUARANTINERESPONSE']._serialized_start=2370
-  _globals['_LISTQUARANTINERESPONSE']._serialized_end=2463
-  _globals['_QUARANTINEDROW']._serialized_start=2465
-  _globals['_QUARANTINEDROW']._serialized_end=2545
-  _globals['_MIGRATIONSERVICE']._serialized_start=2696
-  _globals['_MIGRATIONSERVICE']._serialized_end=3240
+  _globals['_BACKFILL']._serialized_end=1233
+  _globals['_BACKFILL_STATE']._serialized_start=1016
+  _globals['_BACKFILL_STATE']._serialized_end=1136
+  _globals['_BACKFILL_PACE']._serialized_start=1138
+  _globals['_BACKFILL_PACE']._serialized_end=1233
+  _globals['_VERIFICATION']._serialized_start=1236
+  _globals['_VERIFICATION']._serialized_end=1407
+  _globals['_BLOCKER']._serialized_start=1409
+  _globals['_BLOCKER']._serialized_end=1450
+  _globals['_STOREHEALTH']._serialized_start=1453
+  _globals['_STOREHEALTH']._serialized_end=1679
+  _globals['_GETMIGRATIONREQUEST']._serialized_start=1681
+  _globals['_GETMIGRATIONREQUEST']._serialized_end=1702
+  _globals['_GETMIGRATIONRESPONSE']._serialized_start=1704
+  _globals['_GETMIGRATIONRESPONSE']._serialized_end=1770
+  _globals['_WATCHMIGRATIONREQUEST']._serialized_start=1772
+  _globals['_WATCHMIGRATIONREQUEST']._serialized_end=1795
+  _globals['_WATCHMIGRATIONRESPONSE']._serialized_start=1797
+  _globals['_WATCHMIGRATIONRESPONSE']._serialized_end=1865
+  _globals['_CHANGEPHASEREQUEST']._serialized_start=1867
+  _globals['_CHANGEPHASEREQUEST']._serialized_end=1967
+  _globals['_CHANGEPHASERESPONSE']._serialized_start=1969
+  _globals['_CHANGEPHASERESPONSE']._serialized_end=2034
+  _globals['_CONTROLBACKFILLREQUEST']._serialized_start=2037
+  _globals['_CONTROLBACKFILLREQUEST']._serialized_end=2191
+  _globals['_CONTROLBACKFILLRESPONSE']._serialized_start=2193
+  _globals['_CONTROLBACKFILLRESPONSE']._serialized_end=2262
+  _globals['_VERIFYREQUEST']._serialized_start=2264
+  _globals['_VERIFYREQUEST']._serialized_end=2295
+  _globals['_VERIFYRESPONSE']._serialized_start=2298
+  _globals['_VERIFYRESPONSE']._serialized_end=2447
+  _globals['_MISMATCH']._serialized_start=2449
+  _globals['_MISMATCH']._serialized_end=2501
+  _globals['_LISTQUARANTINEREQUEST']._serialized_start=2503
+  _globals['_LISTQUARANTINEREQUEST']._serialized_end=2565
+  _globals['_LISTQUARANTINERESPONSE']._serialized_start=2567
+  _globals['_LISTQUARANTINERESPONSE']._serialized_end=2660
+  _globals['_QUARANTINEDROW']._serialized_start=2662
+  _globals['_QUARANTINEDROW']._serialized_end=2742
+  _globals['_MIGRATIONSERVICE']._serialized_start=2893
+  _globals['_MIGRATIONSERVICE']._serialized_end=3437
 # @@protoc_insertion_point(module_scope)

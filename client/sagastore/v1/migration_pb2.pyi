@@ -254,6 +254,37 @@ class Backfill(_message.Message):
     STATE_FAILED: Backfill.State.ValueType  # 5
     """Stopped by an error; see error."""
 
+    class _Pace:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Backfill._Pace.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PACE_UNSPECIFIED: Backfill._Pace.ValueType  # 0
+        """No rows are being copied, or the server does not tell."""
+        PACE_FULL: Backfill._Pace.ValueType  # 1
+        """Nothing: batch follows batch."""
+        PACE_OPERATOR: Backfill._Pace.ValueType  # 2
+        """The limit of the operator, max_rows_per_second."""
+        PACE_LATENCY: Backfill._Pace.ValueType  # 3
+        """A pause of its own, because batches slowed down the writes of clients."""
+        PACE_LOAD: Backfill._Pace.ValueType  # 4
+        """A short pause while clients write."""
+
+    class Pace(_Pace, metaclass=_PaceEnumTypeWrapper):
+        """What limits the pace."""
+
+    PACE_UNSPECIFIED: Backfill.Pace.ValueType  # 0
+    """No rows are being copied, or the server does not tell."""
+    PACE_FULL: Backfill.Pace.ValueType  # 1
+    """Nothing: batch follows batch."""
+    PACE_OPERATOR: Backfill.Pace.ValueType  # 2
+    """The limit of the operator, max_rows_per_second."""
+    PACE_LATENCY: Backfill.Pace.ValueType  # 3
+    """A pause of its own, because batches slowed down the writes of clients."""
+    PACE_LOAD: Backfill.Pace.ValueType  # 4
+    """A short pause while clients write."""
+
     STATE_FIELD_NUMBER: _builtins.int
     COPIED_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
@@ -261,6 +292,8 @@ class Backfill(_message.Message):
     ETA_SECONDS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    PACE_FIELD_NUMBER: _builtins.int
+    PACE_DETAIL_FIELD_NUMBER: _builtins.int
     state: Global___Backfill.State.ValueType
     """The state."""
     copied: _builtins.int
@@ -275,6 +308,10 @@ class Backfill(_message.Message):
     """Why it failed or is being retried, in one line; empty otherwise."""
     step: _builtins.str
     """The current step, for display."""
+    pace: Global___Backfill.Pace.ValueType
+    """What limits the pace now."""
+    pace_detail: _builtins.str
+    """The measurement behind pace, in one line; empty when there is none."""
     def __init__(
         self,
         *,
@@ -285,10 +322,12 @@ class Backfill(_message.Message):
         eta_seconds: _builtins.float = ...,
         error: _builtins.str = ...,
         step: _builtins.str = ...,
+        pace: Global___Backfill.Pace.ValueType = ...,
+        pace_detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copied", b"copied", "error", b"error", "eta_seconds", b"eta_seconds", "rows_per_second", b"rows_per_second", "state", b"state", "step", b"step", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copied", b"copied", "error", b"error", "eta_seconds", b"eta_seconds", "pace", b"pace", "pace_detail", b"pace_detail", "rows_per_second", b"rows_per_second", "state", b"state", "step", b"step", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -375,6 +414,7 @@ class StoreHealth(_message.Message):
     SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     store: _storage_pb2.Store.ValueType
     """The store."""
     healthy: _builtins.bool
@@ -389,6 +429,11 @@ class StoreHealth(_message.Message):
     """Sessions in the store, approximately; unset while unknown."""
     files: _builtins.int
     """File records in the store, approximately; unset while unknown."""
+    revision: _builtins.int
+    """The revision at which the numbers were counted; the same in both stores of a
+    migration. Unset: the numbers of the stores are of different moments, because
+    there is one store, a store does not answer, or PostgreSQL is far behind.
+    """
     def __init__(
         self,
         *,
@@ -399,17 +444,22 @@ class StoreHealth(_message.Message):
         schema_version: _builtins.int = ...,
         sessions: _builtins.int | None = ...,
         files: _builtins.int | None = ...,
+        revision: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_files", b"_files", "_sessions", b"_sessions", "files", b"files", "sessions", b"sessions"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_files", b"_files", "_revision", b"_revision", "_sessions", b"_sessions", "files", b"files", "revision", b"revision", "sessions", b"sessions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_files", b"_files", "_sessions", b"_sessions", "detail", b"detail", "files", b"files", "healthy", b"healthy", "messages", b"messages", "schema_version", b"schema_version", "sessions", b"sessions", "store", b"store"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_files", b"_files", "_revision", b"_revision", "_sessions", b"_sessions", "detail", b"detail", "files", b"files", "healthy", b"healthy", "messages", b"messages", "revision", b"revision", "schema_version", b"schema_version", "sessions", b"sessions", "store", b"store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__files: _TypeAlias = _typing.Literal["files"]  # noqa: Y015
     _WhichOneofArgType__files: _TypeAlias = _typing.Literal["_files", b"_files"]  # noqa: Y015
+    _WhichOneofReturnType__revision: _TypeAlias = _typing.Literal["revision"]  # noqa: Y015
+    _WhichOneofArgType__revision: _TypeAlias = _typing.Literal["_revision", b"_revision"]  # noqa: Y015
     _WhichOneofReturnType__sessions: _TypeAlias = _typing.Literal["sessions"]  # noqa: Y015
     _WhichOneofArgType__sessions: _TypeAlias = _typing.Literal["_sessions", b"_sessions"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__files) -> _WhichOneofReturnType__files | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revision) -> _WhichOneofReturnType__revision | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__sessions) -> _WhichOneofReturnType__sessions | None: ...
 

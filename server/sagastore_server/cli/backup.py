@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from sagastore.commandline.text import counted
 from sagastore_server.cli.backup_schedule import (
     Outcome,
     Plan,
@@ -242,9 +243,11 @@ def _backup_document(path: Path, done: BackupReport) -> dict[str, Any]:
 
 
 def _summary(contents: Contents) -> str:
-    quarantine = f", {contents.quarantined:,} rows in quarantine" if contents.quarantined else ""
+    quarantine = (
+        f", {counted(contents.quarantined, 'row')} in quarantine" if contents.quarantined else ""
+    )
     return (
-        f"{contents.messages:,} messages{quarantine}, revision {contents.revision:,}, "
+        f"{counted(contents.messages, 'message')}{quarantine}, revision {contents.revision:,}, "
         f"phase {contents.phase.slug}"
     )
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sagastore_server.cli.settings_check import check
-from sagastore_server.config.options import ConfigFile, check_usage, fail, takes_settings
+from sagastore_server.config.options import ConfigFile, Json, check_usage, fail, takes_settings
 from sagastore_server.config.reference import json_schema, written
 from sagastore_server.config.settings import Settings, SettingsError, examine
 from sagastore_server.config.sources import Layers, Problem
@@ -38,7 +38,7 @@ def config(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of the configuration file.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: Json = False,
     **given: str | bool | None,
 ) -> None:
     """Show the effective settings of `serve`, and the source of each.

@@ -15,6 +15,7 @@ from rich.markup import escape as escape_markup
 from rich.progress import Progress
 from rich.table import Table
 
+from sagastore.commandline.text import counted
 from sagastore_server.config.options import fail
 from sagastore_server.sqlite.files import Kind
 from sagastore_server.sqlite.legacy.copy import SUFFIX
@@ -104,7 +105,7 @@ def _inspect(path: Path, limit: int | None) -> FileReport:
 
 def _show(report: FileReport, out: Console) -> None:
     out.print(f"[bold]{_safe(str(report.path))}[/bold]: {_WORDS[report.state.kind]}")
-    out.print(f"  {report.size:,} bytes")
+    out.print(f"  {counted(report.size, 'byte')}")
     if report.store:
         _show_store(report.store, report.state.schema_version, out)
     if report.legacy:
@@ -116,26 +117,27 @@ def _show(report: FileReport, out: Console) -> None:
 def _show_store(store: StoreReport, version: int, out: Console) -> None:
     out.print(f"  schema version {version}, store {_safe(store.store_id)}")
     out.print(
-        f"  {store.messages:,} messages, {store.quarantined:,} rows in quarantine, "
+        f"  {counted(store.messages, 'message')}, "
+        f"{counted(store.quarantined, 'row')} in quarantine, "
         f"last revision {store.revision:,}"
     )
     if store.takeover:
         out.print(
             f"  taken over at {_safe(str(store.takeover.get('taken_over_at')))} "
-            f"from {store.takeover.get('rows', 0):,} rows; "
+            f"from {counted(store.takeover.get('rows', 0), 'row')}; "
             f"the file before: {_safe(str(store.takeover.get('copy')))}"
         )
 
 
 def _show_legacy(legacy: LegacyReport, path: Path, out: Console) -> None:
     out.print(
-        f"  {legacy.rows:,} messages: [green]{legacy.served:,} would be served[/green], "
+        f"  {counted(legacy.rows, 'message')}: [green]{legacy.served:,} would be served[/green], "
         f"{_in_yellow(legacy.quarantined)} quarantined"
     )
     if legacy.files is not None:
         served = legacy.files - legacy.files_quarantined
         out.print(
-            f"  {legacy.files:,} files: [green]{served:,} would be served[/green], "
+            f"  {counted(legacy.files, 'file')}: [green]{served:,} would be served[/green], "
             f"{_in_yellow(legacy.files_quarantined)} quarantined"
         )
     _show_schema(legacy, out)
@@ -160,7 +162,7 @@ def _show_schema(legacy: LegacyReport, out: Console) -> None:
     plan = legacy.plan
     if legacy.index_lacks or legacy.index_orphans:
         out.print(
-            f"  the old full-text index lacks {legacy.index_lacks:,} messages and has "
+            f"  the old full-text index lacks {counted(legacy.index_lacks, 'message')} and has "
             f"{legacy.index_orphans:,} deleted ones; it will be rebuilt"
         )
     lines = {

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sagastore.commandline.exit_status import ExitStatus
 from sagastore_server.config.address import Address
-from sagastore_server.config.options import ConfigFile, fail
+from sagastore_server.config.options import ConfigFile, Json, fail
 from sagastore_server.config.settings import OFF, SettingsError, load
 
 _TIMEOUT = 5.0
@@ -29,11 +30,11 @@ def status(
         ),
     ] = None,
     config: ConfigFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show whether the server is ready, and if not why and what to do.
 
-    Queries its ops port. Exit status 0 if it is ready, 1 if it is not or is unreachable.
+    Queries its ops port. Exit status 0 if it is ready, 1 if it is not, 4 if it is unreachable.
     """
     address = _address(ops, config)
     document = _query(address)
@@ -84,7 +85,9 @@ def _query(address: Address) -> dict[str, Any]:
         why = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         fail(
             f"no server answers on {address}: {why}; check that it runs, and that this is its "
-            "ops_listen (in its log, event serving)"
+            "ops_listen (in its log, event serving)",
+            ExitStatus.UNAVAILABLE,
+            code="UNAVAILABLE",
         )
     try:
         document = json.loads(body)

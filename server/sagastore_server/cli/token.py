@@ -10,15 +10,25 @@ from typing import Annotated
 
 import typer
 
+from sagastore.commandline.exit_status import ExitStatus
+from sagastore.commandline.program import Command
+from sagastore_server.cli.program import ForwardingGroup
 from sagastore_server.config import settings
-from sagastore_server.config.options import ConfigFile, fail
+from sagastore_server.config.options import ConfigFile, Json, fail
 from sagastore_server.interfaces.access import Role
 from sagastore_server.security import access_edit
-from sagastore_server.security.access_rules import TOKEN_NAME, AccessError, TokenEntry, digest_of
+from sagastore_server.security.access_rules import (
+    TOKEN_NAME,
+    AccessError,
+    NoSuchTokenError,
+    TokenEntry,
+    digest_of,
+)
 
 token = typer.Typer(
     name="token",
     help="Create, list and revoke tokens. A running server applies changes within about a second.",
+    cls=ForwardingGroup,
     no_args_is_help=True,
 )
 
@@ -43,10 +53,16 @@ _Access = Annotated[
         help="The access file. Default: the one that `serve` would use.",
     ),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-@token.command("new")
+@token.callback()
+def _common(*, access: _Access = None, config: ConfigFile = None, as_json: Json = False) -> None:
+    """Create, list and revoke tokens. A running server applies changes within about a second."""
+    # `ForwardingGroup` passes the options on.
+    del access, config, as_json
+
+
+@token.command("new", cls=Command)
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the caller; shown in logs.")],
     *,
@@ -59,6 +75,7 @@ def new(
     ] = None,
     access: _Access = None,
     config: ConfigFile = None,
+    as_json: Json = False,
 ) -> None:
     """Create a token, print it once, and add its hash to the access file.
 
@@ -80,12 +97,15 @@ def new(
         access_edit.add_token(path, entry)
     except AccessError as exc:
         fail(str(exc))
+    if as_json:
+        typer.echo(json.dumps({"token": token_, **_document(entry)}))
+        return
     typer.echo(token_)
     typer.echo(f"Added to {path}: {_line(entry)}. The token is not shown again.", err=True)
 
 
-@token.command("list")
-def show(*, access: _Access = None, config: ConfigFile = None, as_json: _Json = False) -> None:
+@token.command("list", cls=Command)
+def show(*, access: _Access = None, config: ConfigFile = None, as_json: Json = False) -> None:
     """List the tokens: name, role, start of the hash, and expiry."""
     try:
         entries = access_edit.read_rules(_path(access, config)).tokens
@@ -98,7 +118,7 @@ def show(*, access: _Access = None, config: ConfigFile = None, as_json: _Json = 
         typer.echo(_line(entry))
 
 
-@token.command("revoke")
+@token.command("revoke", cls=Command)
 def revoke(
     which: Annotated[
         str,
@@ -109,13 +129,19 @@ def revoke(
     *,
     access: _Access = None,
     config: ConfigFile = None,
+    as_json: Json = False,
 ) -> None:
     """Remove all tokens with that name, or the one whose hash starts with HASH."""
     path = _path(access, config)
     try:
         removed = access_edit.remove_tokens(path, which)
+    except NoSuchTokenError as exc:
+        fail(str(exc), ExitStatus.NOT_FOUND, code="NOT_FOUND")
     except AccessError as exc:
         fail(str(exc))
+    if as_json:
+        typer.echo(json.dumps([_document(entry) for entry in removed], indent=2))
+        return
     for entry in removed:
         typer.echo(f"Revoked: {_line(entry)}")
 

@@ -10,9 +10,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.markup import escape
 
+from sagastore.commandline.errors import Failure, report, write_note
+from sagastore.commandline.exit_status import ExitStatus
 from sagastore_server.config.reference import Entry, entries, option_name, with_quotes
 from sagastore_server.config.settings import Settings, SettingsError
 from sagastore_server.config.sources import COMMAND_LINE, CONFIG_VARIABLE
+
+_PROGRAM = "sagastore-server"
 
 ConfigFile = Annotated[
     Path | None,
@@ -24,6 +28,9 @@ ConfigFile = Annotated[
     ),
 ]
 """The option ``--config``."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs; also errors.")]
+"""The option ``--json``."""
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -59,15 +66,17 @@ def check_usage(error: SettingsError) -> None:
         raise typer.BadParameter("; ".join(problems))
 
 
-def fail(line: str) -> NoReturn:
-    """Exit with status 1 and one line on standard error."""
-    warn(line)
-    raise typer.Exit(1)
+def fail(
+    line: str, status: ExitStatus = ExitStatus.FAILED, *, code: str = "FAILED_PRECONDITION"
+) -> NoReturn:
+    """Exit with one line on standard error; ``code`` is a gRPC status code, for ``--json``."""
+    report(_PROGRAM, Failure(line, status, code, "COMMAND_FAILED"))
+    raise typer.Exit(status)
 
 
 def warn(line: str) -> None:
     """Print one line on standard error."""
-    typer.echo(f"sagastore-server: {' '.join(line.split())}", err=True)
+    write_note(_PROGRAM, line)
 
 
 def _parameters() -> Iterator[inspect.Parameter]:

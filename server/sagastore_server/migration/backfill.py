@@ -20,7 +20,7 @@ from sagastore_server.migration.throttle import Throttle
 from sagastore_server.migration.timeouts import abandon, stop_within
 from sagastore_server.runtime.supervisor import SupervisedTask, awaited
 from sagastore_server.storage.errors import FencedError, StorageError, UnavailableError
-from sagastore_server.storage.migration import BackfillState, BackfillStatus
+from sagastore_server.storage.migration import BackfillState, BackfillStatus, Pace
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.replication import BackfillMark, PreparedRows
 
@@ -93,6 +93,7 @@ class Backfill:
         mark = self._session.mark
         rate = self._throttle.rate
         left = max(0, mark.total - mark.copied)
+        pace, detail = self._throttle.pace if self._copying(mark) else (Pace.UNKNOWN, "")
         return BackfillStatus(
             state=self._state(mark),
             step="" if mark.state is BackfillState.DONE else self._step,
@@ -101,6 +102,8 @@ class Backfill:
             rows_per_second=rate if self._copying(mark) else 0.0,
             eta_seconds=left / rate if rate and self._copying(mark) else 0.0,
             error=self._error,
+            pace=pace,
+            pace_detail=detail,
         )
 
     def _state(self, mark: BackfillMark) -> BackfillState:

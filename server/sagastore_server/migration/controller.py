@@ -31,8 +31,12 @@ from sagastore_server.storage.migration import (
 )
 from sagastore_server.storage.phase import Phase
 
-_WATCH_WITHIN = 1.0
-"""Seconds after which a watcher gets the status even if nothing has changed."""
+_WATCH_WITHIN = 0.5
+"""Seconds after which a watcher gets the status even if nothing has changed. A watcher marks its
+page as stale after 1.5 s, so two updates may be late."""
+
+_END_WITHIN = 1.0
+"""Seconds that `close` waits for a change in progress."""
 
 _WATCH_PAUSE = 0.1
 """Seconds between two updates to a watcher: there may be thousands of changes per second."""
@@ -186,7 +190,7 @@ class Controller(MigrationControl):
     async def close(self) -> None:
         """Let a change in progress end, for a second at most, then cancel it."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_WATCH_WITHIN)
+            await asyncio.wait(self._tasks, timeout=_END_WITHIN)
         for task in list(self._tasks):
             task.cancel()
 

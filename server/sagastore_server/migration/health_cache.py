@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from sagastore_server.migration.common_counts import CommonCounter
 from sagastore_server.migration.current_state import CurrentState
 from sagastore_server.runtime.supervisor import awaited
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.counts import CommonCounts
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Clock
 from sagastore_server.storage.model import Store, StoreHealth
 
@@ -26,8 +28,13 @@ class HealthCache:
         target: StorageBackend,
         current_state: CurrentState,
         clock: Clock = SYSTEM_ENVIRONMENT.clock,
+        counter: CommonCounter | None = None,
     ) -> None:
-        """Check ``source`` and ``target``; in POSTGRES_ONLY only ``target``."""
+        """Check ``source`` and ``target``; in POSTGRES_ONLY only ``target``.
+
+        With ``counter``, the counts of the two are of one revision where that is possible.
+        """
+        self._counter = counter
         self._source = _CachedStore(source, Store.SQLITE, clock)
         self._target = _CachedStore(target, Store.POSTGRESQL, clock)
         self._current_state = current_state
@@ -36,7 +43,18 @@ class HealthCache:
         """Return the health of the stores in use."""
         if not self._current_state.phase.writes_sqlite:
             return (await self._target.health(),)
-        return tuple(await asyncio.gather(self._source.health(), self._target.health()))
+        found = await asyncio.gather(self._source.health(), self._target.health())
+        counts = await self._common_counts(*found)
+        if counts is None:
+            return tuple(found)
+        return tuple(
+            health._replace(**records._asdict(), revision=counts.revision)
+            for health, records in zip(found, (counts.source, counts.target), strict=True)
+        )
+
+    async def _common_counts(self, *found: StoreHealth) -> CommonCounts | None:
+        comparable = self._current_state.phase.journals and all(one.healthy for one in found)
+        return await self._counter.counts() if self._counter and comparable else None
 
     async def quarantined(self) -> int:
         """Return the number of rows in quarantine; if the store hangs, the last known number."""

@@ -25,6 +25,7 @@ from typing import NamedTuple, NoReturn
 
 from sagastore_server.migration.attachment import check, forget_restoration
 from sagastore_server.migration.backfill import Backfill
+from sagastore_server.migration.common_counts import CommonCounter
 from sagastore_server.migration.controller import Controller, Parts
 from sagastore_server.migration.current_state import CurrentState, MigrationContext
 from sagastore_server.migration.cutover import Cutover
@@ -121,7 +122,13 @@ class MigratingService:
             self._cutover,
             verifications,
             shadow,
-            HealthCache(source, target, self._current_state, self._clock),
+            HealthCache(
+                source,
+                target,
+                self._current_state,
+                self._clock,
+                CommonCounter(source, target, self._clock),
+            ),
         )
         self._controller = Controller(context, parts)
         self._router = Router(context, replicator, shadow, throttle, self)

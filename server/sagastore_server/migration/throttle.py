@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT
+from sagastore_server.storage.migration import Pace
 
 TARGET_RATIO = 1.5
 """Accepted latency ratio of writes that overlap a batch. The documented bound for slow writes is
@@ -79,6 +80,11 @@ class Throttle:
         """Rows that may be copied at once; negative: rows copied ahead of the limit."""
         self._filled_at = clock()
         self._factor = 0.0
+        self._operator_waits = False
+        """Whether the operator's limit, not the adaptive pause, has set the last pause."""
+        self._slowed: tuple[float, float] | None = None
+        """Latencies of writes beside a batch and of others, when a batch last slowed them down;
+        None once the pause has shrunk to its minimum."""
         self._working = False
         self._worked_until = float("-inf")
         self._noted_at = float("-inf")
@@ -95,6 +101,22 @@ class Throttle:
     def factor(self) -> float:
         """The current pause, as a multiple of a batch's duration: 0 to ``MAX_REST``."""
         return self._factor
+
+    @property
+    def pace(self) -> tuple[Pace, str]:
+        """What limits the pace, and the measurement behind it in one line."""
+        if self._operator_waits:
+            return Pace.OPERATOR, f"the limit is {self._limit:,} rows/s"
+        if not self._factor:
+            return Pace.FULL, ""
+        if self._slowed is None:
+            return Pace.LOAD, f"clients write; pause of {self._factor:.1f} times a batch"
+        busy, idle = self._slowed
+        detail = (
+            f"writes took {busy * 1000:,.1f} ms beside a batch, {idle * 1000:,.1f} ms without; "
+            f"pause of {self._factor:.1f} times a batch"
+        )
+        return Pace.LATENCY, detail
 
     @property
     def rate(self) -> float:
@@ -137,6 +159,7 @@ class Throttle:
         self._adjust(began)
         until = began + self._factor * worked
         wait = self._left(began, until)
+        self._operator_waits = wait > max(0.0, until - began)
         if wait <= 0:
             await self._sleep(0)
         while wait > 0:
@@ -161,6 +184,7 @@ class Throttle:
         if now - self._noted_at > _QUIET:
             factor = self._factor * _SHRINK
             self._factor = factor if factor >= _NONE_BELOW else 0.0
+            self._slowed = self._slowed if self._factor > _PROBE else None
             return
         busy, idle = self._busy.slow(now), self._idle.slow(now)
         if busy is None or idle is None:
@@ -168,8 +192,10 @@ class Throttle:
             self._factor = max(self._factor * _SHRINK, _UNKNOWN)
         elif busy > TARGET_RATIO * idle:
             self._factor = min(max(self._factor, _PROBE) * _GROW, MAX_REST)
+            self._slowed = busy, idle
         else:
             self._factor = max(self._factor * _SHRINK, _PROBE)
+            self._slowed = self._slowed if self._factor > _PROBE else None
 
     def _forget_batches(self, now: float) -> None:
         # Keep the latest, regardless of its age.

@@ -235,3 +235,17 @@ SELECT setval('message_revisions', greatest(last_value, $1::bigint)),
     setval(pg_get_serial_sequence('quarantine', 'number'),
         (SELECT coalesce(max(number), 0) + 1 FROM quarantine), false)
 FROM message_revisions
+
+-- name: count_at_position
+SELECT applied,
+    (SELECT count(*) FROM messages),
+    (SELECT count(*) FROM sessions WHERE explicit OR message_count > 0),
+    (SELECT count(*) FROM files)
+FROM migration
+
+-- name: count_pending
+SELECT
+    (SELECT count(*) FROM messages WHERE id = ANY($1::text[])),
+    (SELECT count(*) FROM sessions
+        WHERE session_id = ANY($2::text[]) AND (explicit OR message_count > 0)),
+    (SELECT count(*) FROM files WHERE id = ANY($3::text[]))

@@ -34,6 +34,12 @@ from sagastore_server.postgresql.schema import (
     version_of,
 )
 from sagastore_server.runtime.supervisor import Supervisor
+from sagastore_server.storage.counts import (
+    CommonCounts,
+    PendingSince,
+    RecordCounts,
+    at_position,
+)
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.model import Message, Store, StoreHealth
 from sagastore_server.storage.phase import Phase
@@ -108,6 +114,23 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
     def on_connection_loss(self, listener: Callable[[], None]) -> None:
         """See the contract."""
         self._pool.on_loss.append(listener)
+
+    async def count_beside(self, pending_since: PendingSince) -> CommonCounts | None:
+        """See the contract."""
+        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        with translating():
+            async with (
+                self._pool.connection() as connection,
+                self._pool.transaction(connection, begin),
+            ):
+                record = await connection.fetchrow(MIGRATION["count_at_position"])
+                pending = None if record is None else await pending_since(record["applied"])
+                if pending is None:
+                    return None
+                ids = (pending.messages, pending.sessions, pending.files)
+                held = await connection.fetchrow(MIGRATION["count_pending"], *ids)
+        position, *counts = record
+        return at_position(position, RecordCounts(*counts), RecordCounts(*held), pending)
 
     # ------------------------------------------------------------------ the record
 

@@ -8,6 +8,7 @@ from sagastore_server.storage.migration import (
     BackfillState,
     BackfillStatus,
     MigrationStatus,
+    Pace,
     ShadowStatus,
     Verification,
     VerifyProgress,
@@ -30,6 +31,15 @@ _STATES: dict[BackfillState, migration_pb2.Backfill.State.ValueType] = {
     BackfillState.PAUSED: migration_pb2.Backfill.STATE_PAUSED,
     BackfillState.DONE: migration_pb2.Backfill.STATE_DONE,
     BackfillState.FAILED: migration_pb2.Backfill.STATE_FAILED,
+}
+
+
+_PACES: dict[Pace, migration_pb2.Backfill.Pace.ValueType] = {
+    Pace.UNKNOWN: migration_pb2.Backfill.PACE_UNSPECIFIED,
+    Pace.FULL: migration_pb2.Backfill.PACE_FULL,
+    Pace.OPERATOR: migration_pb2.Backfill.PACE_OPERATOR,
+    Pace.LATENCY: migration_pb2.Backfill.PACE_LATENCY,
+    Pace.LOAD: migration_pb2.Backfill.PACE_LOAD,
 }
 
 
@@ -81,6 +91,8 @@ def _backfill(status: BackfillStatus) -> migration_pb2.Backfill:
         rows_per_second=status.rows_per_second,
         eta_seconds=status.eta_seconds,
         error=_text(status.error),
+        pace=_PACES[status.pace],
+        pace_detail=status.pace_detail,
     )
 
 
@@ -113,6 +125,7 @@ def _health(health: StoreHealth) -> migration_pb2.StoreHealth:
         schema_version=health.schema_version,
         sessions=_known(health.sessions),
         files=_known(health.files),
+        revision=_known(health.revision),
     )
 
 

@@ -23,7 +23,13 @@ from pathlib import Path
 
 from sagastore_server.runtime.file_rights import FileRights
 from sagastore_server.runtime.folders import Folder
-from sagastore_server.security.access_rules import AccessError, Rules, TokenEntry, parse
+from sagastore_server.security.access_rules import (
+    AccessError,
+    NoSuchTokenError,
+    Rules,
+    TokenEntry,
+    parse,
+)
 
 TOKEN_PREFIX = "saga_"  # noqa: S105 - not a secret
 """Start of every token, by which scanners for leaked secrets recognise it."""
@@ -84,7 +90,8 @@ def remove_tokens(path: Path, which: str) -> list[TokenEntry]:
     """Remove the entries with the name or the start of the hash ``which``, and return them.
 
     Raises:
-        AccessError: There are none, or the file could not be changed; it has its old content.
+        NoSuchTokenError: There are none.
+        AccessError: The file could not be changed; it has its old content.
 
     """
     _text(path)  # Fails if the file does not exist, which `_rewrite` would create.
@@ -94,7 +101,7 @@ def remove_tokens(path: Path, which: str) -> list[TokenEntry]:
         before = _parsed(path, text)
         chosen = _chosen(before.tokens, which)
         if not chosen:
-            raise AccessError(f"{path} has no token with that name or hash")
+            raise NoSuchTokenError(f"{path} has no token with that name or hash")
         removed.extend(before.tokens[index] for index in sorted(chosen))
         left = tuple(e for index, e in enumerate(before.tokens) if index not in chosen)
         return _verified(path, _cut(text, chosen), Rules(left, before.certificates))

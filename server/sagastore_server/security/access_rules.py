@@ -29,6 +29,10 @@ class AccessError(FileError):
     """The access file is invalid. One line: the place and the problem; it quotes no hash."""
 
 
+class NoSuchTokenError(AccessError):
+    """The access file has no token with the given name or hash."""
+
+
 class TokenEntry(NamedTuple):
     """A token and its role."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sagastore_server.sqlite.connection import (
@@ -24,6 +24,7 @@ from sagastore_server.sqlite.migration_state import (
     write_value,
 )
 from sagastore_server.sqlite.queries import QUERIES
+from sagastore_server.storage.counts import PendingRecords, RecordCounts
 from sagastore_server.storage.replication import Entry, MigrationState
 from sagastore_server.storage.sessions import RecordKind
 
@@ -126,3 +127,25 @@ def entry_from_row(row: Sequence[Any]) -> Entry:
     record = None if stored[26] is None else file_from_row(stored[26:])
     values = (buried, bool(forced), written_at, RecordKind(kind))
     return Entry(sequence, key, message, *values, session, record)
+
+
+def pending_from_rows(
+    rows: Iterable[Sequence[Any]], after: int, limit: int
+) -> PendingRecords | None:
+    """Return the rows of the statement ``pending_records``; see the contract of the source."""
+    totals: dict[str, int] = {}
+    ids: dict[int, list[str]] = {kind.value: [] for kind in RecordKind}
+    stored = dict.fromkeys(ids, 0)
+    for kind, key, value in rows:
+        if kind < 0:
+            totals[key] = int(value)
+        else:
+            ids[kind].append(key)
+            stored[kind] += value
+    if totals["pruned"] > after or totals["entries"] > limit:
+        return None
+    counts = RecordCounts(totals["messages"], totals["sessions"], totals["files"])
+    kinds = (RecordKind.MESSAGE, RecordKind.SESSION, RecordKind.FILE)
+    return PendingRecords(
+        counts, RecordCounts(*(stored[kind] for kind in kinds)), *(ids[kind] for kind in kinds)
+    )

@@ -64,3 +64,31 @@ DELETE FROM journal WHERE sequence <= ?
 SELECT message_id, name, typeof(value),
     CASE typeof(value) WHEN 'text' THEN CAST(value AS BLOB) ELSE value END
 FROM legacy_extra WHERE (message_id, name) > (?, ?) ORDER BY message_id, name LIMIT ?
+
+-- name: pending_records
+-- Of one snapshot: a row for each record with an entry after ?1, and whether it is stored now; and
+-- rows of kind -1 with the numbers of all records. The entry of a message also stands for the
+-- session that it belongs to now.
+WITH pending AS MATERIALIZED (
+    SELECT DISTINCT kind, id FROM (SELECT kind, id FROM journal WHERE sequence > ?1 LIMIT ?2)
+), concerned AS MATERIALIZED (
+    SELECT id FROM pending WHERE kind = 1
+    UNION
+    SELECT m.session_id FROM pending AS p JOIN messages AS m ON p.kind = 0 AND m.id = p.id
+    WHERE m.session_id IS NOT NULL
+)
+SELECT -1, 'pruned', coalesce((SELECT value FROM store_state WHERE name = 'journal_pruned'), 0)
+UNION ALL SELECT -1, 'entries',
+    (SELECT count(*) FROM (SELECT 1 FROM journal WHERE sequence > ?1 LIMIT ?2))
+UNION ALL SELECT -1, 'messages', (SELECT count(*) FROM messages)
+UNION ALL SELECT -1, 'sessions',
+    (SELECT count(*) FROM sessions WHERE explicit OR message_count > 0)
+UNION ALL SELECT -1, 'files', (SELECT count(*) FROM files)
+UNION ALL SELECT 0, p.id, EXISTS (SELECT 1 FROM messages AS m WHERE m.id = p.id)
+    FROM pending AS p WHERE kind = 0
+UNION ALL SELECT 1, c.id, EXISTS (
+        SELECT 1 FROM sessions AS s
+        WHERE s.session_id = c.id AND (s.explicit OR s.message_count > 0)
+    ) FROM concerned AS c
+UNION ALL SELECT 2, p.id, EXISTS (SELECT 1 FROM files AS f WHERE f.id = p.id)
+    FROM pending AS p WHERE kind = 2

@@ -22,12 +22,14 @@ from sagastore_server.sqlite.journal import (
     force,
     journal_some_files,
     journal_some_sessions,
+    pending_from_rows,
     prune_some,
 )
 from sagastore_server.sqlite.migration_state import state_from_json
 from sagastore_server.sqlite.opening import Progress
 from sagastore_server.sqlite.queries import QUERIES
 from sagastore_server.sqlite.readers import MOST_READ
+from sagastore_server.storage.counts import PendingRecords
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import (
     Archive,
@@ -146,6 +148,11 @@ class SQLiteSource(SQLiteStorage, MigrationSource):
         """See the contract."""
         rows = await self._readers.rows(QUERIES["journal_status"], (after,))
         return JournalStatus(*rows[0])
+
+    async def pending_records(self, after: int, limit: int) -> PendingRecords | None:
+        """See the contract."""
+        rows = await self._readers.rows(QUERIES["pending_records"], (after, limit + 1))
+        return pending_from_rows(rows, after, limit)
 
     async def prune(self, upto: int) -> None:
         """See the contract; stops early if entries are journalled again meanwhile."""

@@ -23,6 +23,21 @@ class BackfillState(enum.Enum):
     FAILED = "failed"
 
 
+class Pace(enum.Enum):
+    """What limits the pace of the backfill."""
+
+    UNKNOWN = enum.auto()
+    """It does not copy rows now."""
+    FULL = enum.auto()
+    """Nothing: batch follows batch."""
+    OPERATOR = enum.auto()
+    """The operator's limit, ``max_rows_per_second``."""
+    LATENCY = enum.auto()
+    """Its own pause: batches slowed down the writes of clients."""
+    LOAD = enum.auto()
+    """A short pause while clients write, so that the latency of writes can be compared."""
+
+
 class BackfillStatus(NamedTuple):
     """Progress of the backfill."""
 
@@ -35,6 +50,9 @@ class BackfillStatus(NamedTuple):
     eta_seconds: float = 0.0
     error: str = ""
     """Why it failed or is retried, in one line."""
+    pace: Pace = Pace.UNKNOWN
+    pace_detail: str = ""
+    """The measurement behind ``pace``, in one line; empty: none."""
 
 
 class Verification(NamedTuple):

@@ -146,3 +146,6 @@ class StoreHealth(NamedTuple):
     """Number of sessions, possibly a little old; -1: unknown."""
     files: int = -1
     """Number of file records, possibly a little old; -1: unknown."""
+    revision: int = -1
+    """The revision at which the records were counted; the same for both stores of a migration.
+    -1: the counts of the stores are of different moments."""

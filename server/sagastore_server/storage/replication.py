@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.counts import CountingSource, CountingTarget
 from sagastore_server.storage.file_base import FileRows
 from sagastore_server.storage.files import File
 from sagastore_server.storage.migration import BackfillState, Verification
@@ -121,7 +122,7 @@ class Archive(NamedTuple):
     receipt: Path
 
 
-class MigrationSource(StorageBackend, SessionRows, FileRows):
+class MigrationSource(StorageBackend, SessionRows, FileRows, CountingSource):
     """The store that is migrated from: a backend with a journal of its changes."""
 
     @property
@@ -314,7 +315,7 @@ class PreparedRows:
     """Rows prepared for storage; each target has its own subclass."""
 
 
-class MigrationTarget(StorageBackend, SessionRows, FileRows):
+class MigrationTarget(StorageBackend, SessionRows, FileRows, CountingTarget):
     """The store that is migrated to: it applies the journal of the source.
 
     * Every method with a ``Lease`` is one transaction. If another server has taken over, it
