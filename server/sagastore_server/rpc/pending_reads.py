@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from sagastore_server.interfaces.errors import OverloadedError, SilentError
 from sagastore_server.storage.errors import StorageError
@@ -51,18 +51,35 @@ class ReadLimits(NamedTuple):
     """Time limit of a read, in seconds."""
 
 
+class Reader(Protocol):
+    """The reader of a call: a place, or a `StreamReader`."""
+
+    @property
+    def owner(self) -> str:
+        """Caller or source address."""
+
+    @property
+    def task(self) -> asyncio.Task[Any]:
+        """The task that reads."""
+
+
+class StreamReader(NamedTuple):
+    """The reader of a stream. A BulkSave reads in a task of its own."""
+
+    owner: str
+    task: asyncio.Task[Any]
+
+
 class _Read:
     """A read in progress."""
 
-    __slots__ = ("began", "error", "limit", "owner", "task", "ticks")
+    error: StorageError | None = None
+    ticks = 0
 
-    def __init__(self, task: asyncio.Task[Any], owner: str, limit: float, began: float) -> None:
-        self.task = task
-        self.owner = owner
+    def __init__(self, reader: Reader, limit: float) -> None:
+        self.reader = reader
         self.limit = limit
-        self.began = began
-        self.ticks = 0
-        self.error: StorageError | None = None
+        self.began = time.monotonic()
 
 
 class PendingReads:
@@ -80,12 +97,12 @@ class PendingReads:
         """Return the number of reads in progress."""
         return len(self._reads)
 
-    async def read(self, context: Any, owner: str, seconds: float | None = None) -> Any:
+    async def read(self, context: Any, reader: Reader, seconds: float | None = None) -> Any:
         """Return the next message of a call, or ``grpc.aio.EOF``.
 
         Args:
             context: The context of the call.
-            owner: Caller or source address.
+            reader: The running task, and whose limits apply.
             seconds: Time limit; by default that of the limits.
 
         Raises:
@@ -93,10 +110,7 @@ class PendingReads:
             OverloadedError: Too many messages are being received.
 
         """
-        limit = self._limits.seconds if seconds is None else seconds
-        # Not always the task of the call: a BulkSave reads in a separate task.
-        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
-        read = _Read(task, owner, limit, time.monotonic())
+        read = _Read(reader, self._limits.seconds if seconds is None else seconds)
         self._reads[read] = None
         if self._timer is None and len(self._reads) > self._limits.slow:
             self._start_timer()
@@ -104,7 +118,7 @@ class PendingReads:
             return await context.read()
         except asyncio.CancelledError:
             # Cancelled by `_end`, and not by gRPC at the same time.
-            if read.error is None or task.uncancel():
+            if read.error is None or reader.task.uncancel():
                 raise
             raise read.error from None
         finally:
@@ -140,17 +154,18 @@ class PendingReads:
             if read.ticks < PROMPT_TICKS or read.error is not None:
                 continue
             slow += 1
-            slow_by_owner[read.owner] += 1
-            if slow > self._limits.slow or slow_by_owner[read.owner] > self._limits.slow_of_owner:
+            owner = read.reader.owner
+            slow_by_owner[owner] += 1
+            if slow > self._limits.slow or slow_by_owner[owner] > self._limits.slow_of_owner:
                 slow -= 1
-                slow_by_owner[read.owner] -= 1
+                slow_by_owner[owner] -= 1
                 self._end(read, _too_many())
 
     @staticmethod
     def _end(read: _Read, error: StorageError) -> None:
         if read.error is None:
             read.error = error
-            read.task.cancel()
+            read.reader.task.cancel()
 
 
 class QueuedReads(PendingReads):
@@ -170,14 +185,14 @@ class QueuedReads(PendingReads):
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """Waiting reads by owner; the owner whose turn it is comes first."""
 
-    async def read(self, context: Any, owner: str, seconds: float | None = None) -> Any:
+    async def read(self, context: Any, reader: Reader, seconds: float | None = None) -> Any:
         """See `PendingReads.read`."""
         if self._active < self._limits.slow:
             self._active += 1
         else:
-            await self._turn(owner)
+            await self._turn(reader.owner)
         try:
-            return await super().read(context, owner, seconds)
+            return await super().read(context, reader, seconds)
         finally:
             self._active -= 1
             self._wake_next()
