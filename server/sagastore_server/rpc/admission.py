@@ -282,11 +282,12 @@ class AdmissionControl:
                 shedder refuses the call.
 
         """
-        place = None
         self.load_shedder.note_arrival()
-        if self._places.has_room() and not self.load_shedder.should_refuse():
-            place = self._places.call(self._owner(call))
+        if self.load_shedder.should_refuse():
+            self._refuse_overload("calls", self.limits.max_calls)
+        place = self._places.call(self._owner(call))
         if place is None:
+            self.load_shedder.note_refused()
             self._refuse_overload("calls", self.limits.max_calls)
         return place
 

@@ -70,18 +70,6 @@ class StreamReader(NamedTuple):
     task: asyncio.Task[Any]
 
 
-class _Read:
-    """A read in progress."""
-
-    error: StorageError | None = None
-    ticks = 0
-
-    def __init__(self, reader: Reader, limit: float) -> None:
-        self.reader = reader
-        self.limit = limit
-        self.began = time.monotonic()
-
-
 class PendingReads:
     """The reads in progress. Belongs to one event loop."""
 
@@ -90,7 +78,12 @@ class PendingReads:
     def __init__(self, limits: ReadLimits) -> None:
         """Create an empty registry."""
         self._limits = limits
-        self._reads: dict[_Read, None] = {}
+        self._reads: dict[Reader, tuple[float, float]] = {}
+        """The beginning of each read, and its time limit in seconds."""
+        self._ticks: dict[Reader, int] = {}
+        """Ticks during each read, once there were any."""
+        self._errors: dict[Reader, StorageError] = {}
+        """Why a read was ended, until its task knows."""
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -110,29 +103,33 @@ class PendingReads:
             OverloadedError: Too many messages are being received.
 
         """
-        read = _Read(reader, self._limits.seconds if seconds is None else seconds)
-        self._reads[read] = None
+        limit = self._limits.seconds if seconds is None else seconds
+        self._reads[reader] = time.monotonic(), limit
         if self._timer is None and len(self._reads) > self._limits.slow:
             self._start_timer()
         try:
             return await context.read()
         except asyncio.CancelledError:
             # Cancelled by `_end`, and not by gRPC at the same time.
-            if read.error is None or reader.task.uncancel():
+            error = self._errors.get(reader)
+            if error is None or reader.task.uncancel():
                 raise
-            raise read.error from None
+            raise error from None
         finally:
-            del self._reads[read]
+            del self._reads[reader]
+            if self._ticks or self._errors:
+                self._ticks.pop(reader, None)
+                self._errors.pop(reader, None)
 
     def end_silent(self) -> None:
         """End the reads whose time limit has passed. Call it about once a second."""
         now = time.monotonic()
-        for read in list(self._reads):
-            if now - read.began > read.limit:
+        for reader, (began, limit) in list(self._reads.items()):
+            if now - began > limit:
                 error = SilentError(
-                    f"the client sent no complete message for {read.limit:g} seconds; call again"
+                    f"the client sent no complete message for {limit:g} seconds; call again"
                 )
-                self._end(read, error)
+                self._end(reader, error)
 
     def _start_timer(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._tick_seconds, self._tick)
@@ -149,23 +146,26 @@ class PendingReads:
     def _end_slow(self) -> None:
         slow = 0
         slow_by_owner: Counter[str] = Counter()
-        for read in list(self._reads):
-            read.ticks += 1
-            if read.ticks < PROMPT_TICKS or read.error is not None:
+        for reader in self._reads:
+            if self._tick_of(reader) < PROMPT_TICKS or reader in self._errors:
                 continue
             slow += 1
-            owner = read.reader.owner
+            owner = reader.owner
             slow_by_owner[owner] += 1
             if slow > self._limits.slow or slow_by_owner[owner] > self._limits.slow_of_owner:
                 slow -= 1
                 slow_by_owner[owner] -= 1
-                self._end(read, _too_many())
+                self._end(reader, _too_many())
 
-    @staticmethod
-    def _end(read: _Read, error: StorageError) -> None:
-        if read.error is None:
-            read.error = error
-            read.reader.task.cancel()
+    def _tick_of(self, reader: Reader) -> int:
+        """Count a tick of a read; return the number of its ticks."""
+        ticks = self._ticks[reader] = self._ticks.get(reader, 0) + 1
+        return ticks
+
+    def _end(self, reader: Reader, error: StorageError) -> None:
+        if reader not in self._errors:
+            self._errors[reader] = error
+            reader.task.cancel()
 
 
 class QueuedReads(PendingReads):
@@ -238,10 +238,9 @@ class QueuedReads(PendingReads):
         return bool(self._waiting)
 
     def _end_slow(self) -> None:
-        for read in list(self._reads):
-            read.ticks += 1
-            if read.ticks > 1:
-                self._end(read, _too_many())
+        for reader in self._reads:
+            if self._tick_of(reader) > 1:
+                self._end(reader, _too_many())
 
 
 def _too_many() -> OverloadedError:

@@ -119,20 +119,20 @@ class CallPlace(Place):
         The request is not needed any more. See `Place.send`.
         """
         super().send(size, may_refuse=may_refuse)
-        self._drop_request()
-        self._places.begin_sending(self)
+        places = self._places
+        if self._request:
+            places.requests.give_back(self.owner, self._request)
+            self._request = 0
+        places.begin_sending(self)
 
     def release(self) -> None:
         """Return the place and its memory."""
-        self._drop_request()
-        if self._answer:
-            self.forget_answer()
-        self._places.calls -= 1
-
-    def _drop_request(self) -> None:
+        places = self._places
         if self._request:
-            self._places.requests.give_back(self.owner, self._request)
-            self._request = 0
+            places.requests.give_back(self.owner, self._request)
+        if self._answer:
+            places.answers.give_back(self.owner, self._answer)
+        places.calls -= 1
 
 
 class StreamPlace(Place):
@@ -200,18 +200,17 @@ class Places:
         self._calls_share = _share(limits.max_calls, limits.owner_share)
         self._streams_share = _share(limits.max_streams, limits.owner_share)
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    def has_room(self) -> bool:
-        """Return whether fewer calls than the limit are in progress."""
-        return self.calls < self._limits.max_calls or self.settle() < self._limits.max_calls
+        """The event loop, once `settle` was called."""
 
     def call(self, owner: str) -> CallPlace | None:
-        """Take a place of a call, after `has_room`; return None if the owner has its share.
+        """Take a place of a call; return None if the limit, or the share of the owner, is reached.
 
         Raises:
             OverloadedError: There is no memory for an answer.
 
         """
+        if self.calls >= self._limits.max_calls and self.settle() >= self._limits.max_calls:
+            return None
         if len(self._sending) >= self._calls_share and self._has_share_unsent(owner):
             return None
         if self.answers.is_full(owner):
@@ -219,7 +218,8 @@ class Places:
             if self.answers.is_full(owner):
                 raise self.out_of_memory("answers")
         self.calls += 1
-        return CallPlace(self, owner, self._current_task())
+        # With the loop, Python saves a system call.
+        return CallPlace(self, owner, asyncio.current_task(self._loop))  # type: ignore[arg-type]
 
     def stream(self, owner: str) -> StreamPlace | None:
         """Take a place of a stream; return None if there is none."""
@@ -230,10 +230,11 @@ class Places:
             return None
         self.streams += 1
         self._streams_by_owner[owner] = self._streams_by_owner.get(owner, 0) + 1
-        return StreamPlace(self, owner, self._current_task())
+        return StreamPlace(self, owner, asyncio.current_task(self._loop))  # type: ignore[arg-type]
 
     def settle(self) -> int:
         """Return the places of calls whose answer was sent; return the number of calls left."""
+        self._loop = asyncio.get_running_loop()
         for place in [one for one in self._sending if one.task.done()]:
             del self._sending[place]
             place.release()
@@ -286,12 +287,6 @@ class Places:
     def _has_share_unsent(self, owner: str) -> bool:
         self.settle()
         return sum(place.owner == owner for place in self._sending) >= self._calls_share
-
-    def _current_task(self) -> asyncio.Task[Any]:
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        # With the loop, Python saves a system call.
-        return asyncio.current_task(self._loop)  # type: ignore[return-value]
 
     @staticmethod
     def out_of_memory(what: str) -> OverloadedError:
