@@ -151,7 +151,7 @@ def _options(proto: tuple[str, str], method: str) -> list[str]:
     file, service = proto
     return [
         "--insecure",
-        f"--import-paths={ROOT / 'protos'},{ROOT / 'benchmarks'}",
+        f"--import-paths={ROOT / 'protos'},{ROOT / 'tools' / 'benchmarks'}",
         f"--proto={file}",
         f"--call={service}.{method}",
         "--disable-template-functions",

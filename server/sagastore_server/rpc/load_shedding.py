@@ -103,6 +103,10 @@ class LoadShedder:
         self._accepted += 1
         return False
 
+    def note_refused(self) -> None:
+        """Record that a call was refused although `should_refuse` has accepted it."""
+        self._accepted -= 1
+
     def retry_after(self) -> float:
         """Return the seconds after which a refused call may be retried.
 
@@ -115,8 +119,11 @@ class LoadShedder:
         """Sample until cancelled."""
         last = time.monotonic()
         while True:
-            for _ in range(_SLICES):
-                await self._slice()
+            if self._unfinished > self._calls():
+                for _ in range(_SLICES):
+                    await self._slice()
+            else:
+                await asyncio.sleep(SAMPLE_INTERVAL)
             now = time.monotonic()
             self.sample(now - last)
             last = now
