@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, get_args
 from urllib.parse import urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr
 
 from sagastore_server.config.address import Address
+from sagastore_server.config.connection import resolve
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -19,7 +21,6 @@ LOG = "log"
 """Value of an output that goes to the log."""
 AUTO = "auto"
 """Value of an output that depends on other settings."""
-POSTGRES_SCHEMES = ("postgresql", "postgres")
 
 
 class Kind(NamedTuple):
@@ -56,9 +57,7 @@ def _at_home(path: Path) -> Path:
 
 
 def _connection_string(dsn: SecretStr) -> SecretStr:
-    scheme, separator, _ = dsn.get_secret_value().partition("://")
-    if not separator or scheme not in POSTGRES_SCHEMES:
-        raise ValueError("must be like postgresql://USER@HOST:PORT/DATABASE")
+    resolve(dsn.get_secret_value(), os.environ)
     return dsn
 
 

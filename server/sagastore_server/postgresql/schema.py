@@ -13,6 +13,7 @@ from sagastore_server.postgresql.file_conversion import convert_files
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import MIGRATION, QUERIES
 from sagastore_server.postgresql.rows import search_columns
+from sagastore_server.postgresql.session import BEGIN_READ
 from sagastore_server.search.analysis import FINGERPRINT
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.phase import Phase
@@ -88,7 +89,7 @@ async def prepare(pool: Pool, place: str) -> int:
     """
     async with pool.connection() as connection:
         await check_server(connection)
-        async with pool.transaction(connection, "BEGIN READ ONLY"):
+        async with pool.transaction(connection, BEGIN_READ):
             version = await version_of(connection)
             finished = await _refuse_target(connection, version, place)
         if version < SCHEMA_VERSION:
