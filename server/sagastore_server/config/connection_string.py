@@ -205,9 +205,17 @@ def _of_keywords(text: str) -> Iterator[Written]:
             )
         place = pair.end()
         value = pair["bare"] if pair["quoted"] is None else pair["quoted"]
+        if pair["quoted"] is None and _begins_with_parameter(value):
+            # libpq reads "user= password=x" as a user; it would be shown.
+            raise ConnectionStringError(f"{_WHAT} has an empty value; write '' for it")
         value = re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)
         if value:
             yield Written(_known_name(pair["name"]), value)
+
+
+def _begins_with_parameter(value: str) -> bool:
+    name, equals, _ = value.partition("=")
+    return bool(equals) and _known_name(name) in PARAMETERS
 
 
 def _known_name(name: str) -> str:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, SecretStr
 
 from sagastore_server.config.address import Address
 from sagastore_server.config.connection import resolve
+from sagastore_server.config.connection_string import HINT
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -62,6 +63,9 @@ def _connection_string(dsn: SecretStr) -> SecretStr:
 
 
 def _web_address(text: str) -> str:
+    authority = text.partition("://")[2].partition("/")[0]
+    if text.count("@") > ("@" in authority) or "#" in text:
+        raise ValueError(f"has a second @, or a #, that is not percent-encoded; {HINT}")
     try:
         parts = urlsplit(text)
         usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0

@@ -95,7 +95,8 @@ class Pool:
             reset=_no_reset,
         )
         try:
-            await pool
+            with self._reported():
+                await pool
         except BaseException:
             with contextlib.suppress(asyncpg.InterfaceError):
                 pool.terminate()
