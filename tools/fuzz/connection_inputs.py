@@ -13,8 +13,8 @@ from sagastore_server.config.libpq import OWN_SETTINGS, PARAMETERS, USUAL_SETTIN
 _SPECIAL = "@/#:%?&='\" \\,;[]+!$(){}|<>^~`*.-_\u00e9\u0416\U0001f600"
 _VALUES = (
     "", "0", "1", "5", "-1", "x", "prefer", "require", "requir", "disable", "verify-full", "any",
-    "standby", "read-write", "utf8", "latin1", "system", "/nonexistent", "true", "TLSv1.3", "direct",
-    "-csearch_path=nowhere", "-c statement_timeout=1", "-S 5", "99999999999999999999", "\u0661",
+    "standby", "read-write", "utf8", "latin1", "system", "/nonexistent", "true", "TLSv1.3",
+    "direct", "-csearch_path=nowhere", "-c statement_timeout=1", "-S 5", "99999999999999999999", "\u0661",
     "\x00", "\n", "a" * 5000,
 )  # fmt: skip
 _DATABASES = ("nowhere", "postgres", "", "a b", "\u00e9", "x'y", 'x"y', "%25")
@@ -48,7 +48,7 @@ class Places(NamedTuple):
 
 def made(seed: str, number: int, places: Places) -> ConnectionInput:
     """Return input ``number`` of a seed."""
-    random = Random(f"{seed}-{number}")  # noqa: S311 - reproducible
+    random = Random(f"{seed}-{number}")
     maker = _Maker(random, places)
     kind = random.choice(tuple(_KINDS))
     text = _KINDS[kind](maker)
@@ -67,7 +67,9 @@ class _Maker:
 
     def _made_secret(self) -> str:
         letters = "abcdefghijkmnopqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"
-        runs = ["".join(self.random.choices(letters, k=8)) for _ in range(self.random.randint(1, 3))]
+        runs = [
+            "".join(self.random.choices(letters, k=8)) for _ in range(self.random.randint(1, 3))
+        ]
         specials = self.random.choices(_SPECIAL, k=len(runs) + 1)
         text = "".join(a + b for a, b in zip(runs, specials, strict=False))
         return self.random.choice(("", specials[-1])) + text
@@ -101,7 +103,9 @@ class _Maker:
         name = self.random.choice(("password", "sslpassword", "scram_client_key", "pasword"))
         pairs = [*self._parameters(quote), f"{name}={quote(self.secret, safe='')}"]
         self.random.shuffle(pairs)
-        return f"postgresql://me@{quote(self._host, safe='')}:{self._port}/nowhere?{'&'.join(pairs)}"
+        return (
+            f"postgresql://me@{quote(self._host, safe='')}:{self._port}/nowhere?{'&'.join(pairs)}"
+        )
 
     def keywords(self) -> str:
         """Return a well-formed keyword string."""

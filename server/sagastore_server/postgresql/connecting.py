@@ -11,7 +11,7 @@ import contextlib
 import random
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -100,24 +100,31 @@ class Connector:
     def unusable_file(self) -> str | None:
         """Return which file of the parameters cannot be used, and why; None if all can."""
         tls = self.parameters.tls
-        for name, load in (("sslrootcert", _load_roots), ("sslcrl", _load_roots)):
-            if name in tls and (problem := _problem(load, tls[name])):
+        mode = tls.get("sslmode", "")
+        verifies = mode.startswith("verify-")
+        if verifies and "sslrootcert" not in tls and not _DEFAULT_ROOTS.expanduser().exists():
+            return f"sslmode={mode} needs sslrootcert (there is no {_DEFAULT_ROOTS})"
+        for name in ("sslrootcert", "sslcrl"):
+            if name in tls and (problem := _problem(_load_roots, tls[name])):
                 return f"{name}: {problem}"
-        if "sslcert" in tls:
-            # Separately, to say which of the two files it is.
-            for name in ("sslcert", "sslkey"):
-                if name in tls and (problem := _problem(_read, tls[name])):
-                    return f"{name}: {problem}"
-            if problem := _problem(_load_chain, tls["sslcert"], tls):
-                return f"sslcert and sslkey: {problem}"
-        return None
+        if "sslcert" not in tls:
+            return None
+        for name in ("sslcert", "sslkey"):
+            # Read first, to say which of the two files it is.
+            if name in tls and (problem := _problem(_read, tls[name])):
+                return f"{name}: {problem}"
+        problem = _problem(lambda path: _load_chain(path, tls), tls["sslcert"])
+        return f"sslcert and sslkey: {problem}" if problem else None
 
 
-def _problem(load: Any, path: str, *rest: Any) -> str | None:
+_DEFAULT_ROOTS = Path("~/.postgresql/root.crt")
+
+
+def _problem(load: Callable[[str], None], path: str) -> str | None:
     try:
-        load(path, *rest)
+        load(path)
     except ssl.SSLError:
-        return f"{path} is not what it must be: a PEM file, and a key of its certificate"
+        return f"{path} is not PEM, or its key is another one or encrypted (sslpassword)"
     except OSError as exc:
         return f"cannot read {path}: {exc.strerror}"
     return None

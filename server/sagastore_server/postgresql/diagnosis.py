@@ -69,7 +69,7 @@ def diagnosed(error: BaseException, connector: Connector | None) -> Diagnosis | 
     if connector is not None and isinstance(error, OSError | ValueError):
         problem = connector.unusable_file()
         if problem is not None:
-            return Diagnosis(problem, "correct the file, or the connection string")
+            return Diagnosis(problem, "correct it in the connection string, or the file")
     return _of_network(error, connector)
 
 
@@ -106,6 +106,10 @@ _BY_STATE = {
     ),
 }
 
+_BROKEN = Diagnosis(
+    "the connection broke", "check that host and port are those of PostgreSQL, and its log"
+)
+
 _SETTING_STATES = {"42704", "22023", "55P02", "42501", "42601"}
 """Unknown name, invalid value, cannot be set at a start, lack of privilege."""
 
@@ -124,6 +128,8 @@ def _of_server(error: asyncpg.PostgresError, connector: Connector | None) -> Dia
     found = _BY_STATE.get(state)
     if found is None and state.startswith("28"):
         found = _BY_STATE["28000"]
+    if found is None and state.startswith("08"):
+        found = _BROKEN
     return found and found._replace(reason=found.reason.format(user=user))
 
 
@@ -186,7 +192,7 @@ def _connection(error: BaseException, connector: Connector | None) -> Diagnosis:
             f"TLS is not offered by the server, but sslmode is {mode}",
             "enable ssl in postgresql.conf, or set sslmode to prefer",
         )
-    return Diagnosis("the connection broke", "check that host and port are those of PostgreSQL")
+    return _BROKEN
 
 
 def _other(error: BaseException, _: Connector | None) -> Diagnosis:
