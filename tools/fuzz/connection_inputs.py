@@ -14,8 +14,8 @@ _SPECIAL = "@/#:%?&='\" \\,;[]+!$(){}|<>^~`*.-_\u00e9\u0416\U0001f600"
 _VALUES = (
     "", "0", "1", "5", "-1", "x", "prefer", "require", "requir", "disable", "verify-full", "any",
     "standby", "read-write", "utf8", "latin1", "system", "/nonexistent", "true", "TLSv1.3",
-    "direct", "-csearch_path=nowhere", "-c statement_timeout=1", "-S 5", "99999999999999999999", "\u0661",
-    "\x00", "\n", "a" * 5000,
+    "direct", "-csearch_path=nowhere", "-c statement_timeout=1", "-S 5", "99999999999999999999",
+    "\u0661", "\x00", "\n", "a" * 5000,
 )  # fmt: skip
 _DATABASES = ("nowhere", "postgres", "", "a b", "\u00e9", "x'y", 'x"y', "%25")
 

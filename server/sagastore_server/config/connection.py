@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import configparser
 import getpass
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ _TLS = (
     "gsslib",
 )
 """Parameters that the driver implements, with the semantics of libpq."""
+
+_HOST = re.compile(r"[\w.:%-]+")
 
 _STRING = "in the connection string"
 _SERVICE = "in the service file"
@@ -246,7 +249,7 @@ def _host(text: str, origin: str) -> str:
         return host
     try:
         # What the resolver does, so that it cannot fail there.
-        usable = not set(host) & set(" /\\") and (host.encode("idna") or not host)
+        usable = not host or bool(_HOST.fullmatch(host) and host.encode("idna"))
     except UnicodeError:
         usable = False
     if not usable:

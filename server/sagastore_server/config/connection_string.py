@@ -32,8 +32,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,62}")
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _PAIR = re.compile(
-    r"\s*(?P<name>[^=\s]+)\s*=\s*"
-    r"(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<bare>(?:[^'\s\\]|\\.)*))(?=\s|\Z)",
+    # Possessive: a shorter match would be another reading.
+    r"\s*+(?P<name>[^=\s]++)\s*+=\s*+"
+    r"(?:'(?P<quoted>(?:[^'\\]|\\.)*+)'|(?P<bare>(?:[^'\s\\]|\\.)*+))(?=\s|\Z)",
     re.DOTALL,
 )
 
