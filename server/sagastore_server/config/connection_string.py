@@ -71,7 +71,8 @@ def parse(text: str) -> list[Written]:
         )
     for one in _marked(found):
         _check(one, hint)
-    return found
+    # An empty value means the default.
+    return [one for one in found if one.value]
 
 
 def is_connection_string(text: str) -> bool:
@@ -124,12 +125,11 @@ def _of_uri(rest: str) -> Iterator[Written]:
     user_part, at, addresses = authority.rpartition("@")
     if at:
         user, colon, password = user_part.partition(":")
-        yield from _decoded("user", user)
+        yield Written("user", _decode(user))
         if colon:
-            for one in _decoded("password", password):
-                yield one._replace(is_delimited=True)
+            yield Written("password", _decode(password), is_delimited=True)
     yield from _addresses(addresses)
-    yield from _decoded("dbname", database)
+    yield Written("dbname", _decode(database))
     if query:
         yield from _of_query(query)
 
@@ -172,12 +172,6 @@ def _of_query(query: str) -> Iterator[Written]:
         name = _known_name(_decode(name))
         if name == "ssl" and value == "true":  # As in JDBC; libpq accepts it, too.
             name, value = "sslmode", "require"
-        yield from _decoded(name, value)
-
-
-def _decoded(name: str, value: str) -> Iterator[Written]:
-    """Yield the parameter, unless its value is empty, which means the default."""
-    if value:
         yield Written(name, _decode(value))
 
 
@@ -210,8 +204,7 @@ def _of_keywords(text: str) -> Iterator[Written]:
             # libpq reads "user= password=x" as a user; it would be shown.
             raise ConnectionStringError(f"{_WHAT} has an empty value; write '' for it")
         value = re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)
-        if value:
-            yield Written(_known_name(pair["name"]), value)
+        yield Written(_known_name(pair["name"]), value)
 
 
 def _begins_with_parameter(value: str) -> bool:
