@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from sagastore_server.postgresql import pool
+from sagastore_server.postgresql.connecting import WatchedConnection
 
 if TYPE_CHECKING:
     import pytest
@@ -62,7 +63,7 @@ def count_postgres(monkeypatch: pytest.MonkeyPatch) -> Work:
     """
     work = Work()
     prepare = pool.Pool._prepare
-    copy = pool._Connection.copy_records_to_table
+    copy = WatchedConnection.copy_records_to_table
 
     async def prepared(self: pool.Pool, connection: Any) -> None:
         await prepare(self, connection)
@@ -73,7 +74,7 @@ def count_postgres(monkeypatch: pytest.MonkeyPatch) -> Work:
         return await copy(self, *arguments, **options)
 
     monkeypatch.setattr(pool.Pool, "_prepare", prepared)
-    monkeypatch.setattr(pool._Connection, "copy_records_to_table", copied)
+    monkeypatch.setattr(WatchedConnection, "copy_records_to_table", copied)
     return work
 
 

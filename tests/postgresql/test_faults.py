@@ -190,7 +190,8 @@ def test_unresponsive_database_fails_calls_in_time(
         (f"postgresql://me:{PASSWORD}@127.0.0.1:1/saga", "cannot connect to PostgreSQL at 127"),
         (f"postgresql://me:{PASSWORD}@:not-a-port/saga", "connection string"),
         (f"mysql://me:{PASSWORD}@host/saga", "must be like postgresql://"),
-        (f"host=127.0.0.1 password={PASSWORD}", "must be like postgresql://"),
+        (f"127.0.0.1 password={PASSWORD}", "must be like postgresql://"),
+        (f"host=127.0.0.1 port=1 password={PASSWORD}", "cannot connect to PostgreSQL at 127"),
         (f"postgresql://me:{PASSWORD}@127.0.0.1/saga?sslmode={PASSWORD}", "connection string"),
     ],
 )

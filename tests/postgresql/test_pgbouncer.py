@@ -12,6 +12,7 @@ import pytest
 
 from sagastore.v1 import message_pb2, storage_pb2, storage_pb2_grpc
 from sagastore_server.migration.migrating_service import MigratingService, Options
+from sagastore_server.postgresql import session
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.replica import PostgreSQLReplica
@@ -150,9 +151,7 @@ async def test_prepared_statements_fail_at_startup(pooler: PgBouncer, database: 
 
 async def test_pooler_that_drops_settings_is_detected(pooler: PgBouncer, database: str) -> None:
     """The pooler accepts the connection, but some calls would fail later."""
-    dropped = (
-        "statement_timeout,default_transaction_read_only,idle_in_transaction_session_timeout,jit"
-    )
+    dropped = ",".join(session.session_settings(1))
     with pgbouncer_before(server_dsn(), f"ignore_startup_parameters = {dropped}") as lenient:
         line = await refusal(lenient.dsn(database), 100)
         assert line.endswith("session settings of this server; set postgres_statement_cache to 0")

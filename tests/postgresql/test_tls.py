@@ -90,7 +90,7 @@ async def test_server_certificate_is_verified(secured: Secured, pki: Pki) -> Non
     for dsn, told in (
         (secured.dsn("verify-full", pki.ca, host="127.0.0.1"), "certificate is not trusted (IP"),
         (secured.dsn("verify-full", foreign), "certificate is not trusted (unable to get local"),
-        (secured.dsn("disable"), "rejects the user or the password"),
+        (secured.dsn("disable"), 'it refuses user "postgres"; check'),
     ):
         with pytest.raises(CannotOpenError) as caught:
             await stored(dsn)

@@ -29,12 +29,12 @@ from tests.simulation.models.process import Process
 from tests.simulation.models.source import ModelSource
 from tests.simulation.models.source_disk import SourceDisk
 from tests.simulation.models.target import ModelTarget
+from tests.support.hostile_defaults import hostile_schema
 from tests.support.memory import STORE, MemoryState, MemoryStorage
 from tests.support.migrating_service import live, opened_live, walk_to
 from tests.support.postgres import (
     copied_database,
     execute,
-    fresh_schema,
     new_database,
     server_dsn,
 )
@@ -74,7 +74,8 @@ async def _sqlite(folder: Path) -> AsyncIterator[Make]:
 
 @asynccontextmanager
 async def _postgresql(folder: Path) -> AsyncIterator[Make]:
-    async with fresh_schema() as dsn:
+    # On a default database: the kind of the last phase.
+    async with hostile_schema() as dsn:
         # A small pool, because each test opens a new one.
         options = PostgreSQLOptions(dsn, pool_min=1, pool_max=8)
         yield lambda: PostgreSQLStorage(options)

@@ -36,7 +36,7 @@ from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.migration.router import Router
 from sagastore_server.migration.tuning import Tuning
 from sagastore_server.migration.write_fence import WriteFence
-from sagastore_server.postgresql.pool import _Connection
+from sagastore_server.postgresql.connecting import WatchedConnection
 from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.sqlite.journal import change_state
 from sagastore_server.sqlite.source import SQLiteSource
@@ -167,7 +167,7 @@ def _mark_postgres(boundaries: Boundaries) -> None:
         boundaries.passed(step, "after")
         return answer
 
-    _replace(_Connection, "execute", execute)
+    _replace(WatchedConnection, "execute", execute)
 
 
 def _mark_files(boundaries: Boundaries) -> None:

@@ -220,10 +220,11 @@ async def fresh_schema() -> AsyncIterator[str]:
     try:
         yield with_parameter(dsn, "search_path", name)
     finally:
-        await _drop_schema(dsn, name)
+        await drop_schema(dsn, name)
 
 
-async def _drop_schema(dsn: str, name: str) -> None:
+async def drop_schema(dsn: str, name: str) -> None:
+    """Drop a schema and everything in it."""
     # A server that has ended may have left an index build running in PostgreSQL, which waits for
     # this transaction while this one waits for the table; a retry lets the build end.
     for _ in range(10):

@@ -113,7 +113,7 @@ def test_invalid_address_is_rejected(text: str) -> None:
         ({"ops_listen": "nowhere"}, "ops_listen: 'nowhere' is not HOST:PORT"),
         ({"otlp_endpoint": "collector:4317"}, "otlp_endpoint: must be a URL that begins"),
         ({"otlp_endpoint": "http://[::1"}, "otlp_endpoint: must be a URL that begins"),
-        ({"postgres": "host=db password=hush"}, "postgres: must be like postgresql://"),
+        ({"postgres": "db password=hush"}, "postgres: must be like postgresql://"),
         ({"max_calls": "0"}, "max_calls: must be a whole number from 1 to 100000"),
         ({"search_timeout": "0"}, "search_timeout: must be a number of seconds above 0, up to"),
         ({"shadow_share": "nan"}, "shadow_share: must be a number from 0 to 1"),

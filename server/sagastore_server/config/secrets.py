@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from sagastore_server.config.connection import resolve
+from sagastore_server.config.connection_string import ConnectionStringError
+from sagastore_server.config.libpq import PASSWORD_VARIABLES
 from sagastore_server.config.settings import Settings
-
-_VARIABLES = ("PGPASSWORD", "PGSSLPASSWORD")
-"""Variables of libpq that contain a password; asyncpg reads the first."""
 
 
 def secrets_of(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return the passwords of the database connection and the credentials of the collector."""
-    found = [environment.get(name, "") for name in _VARIABLES]
+    found = [environment.get(name, "") for name in PASSWORD_VARIABLES]
     urls = [settings.otlp_endpoint or ""]
     if settings.postgres is not None:
-        urls.append(settings.postgres.get_secret_value())
+        dsn = settings.postgres.get_secret_value()
+        urls.append(dsn)
+        # A file that was valid may have changed since.
+        with contextlib.suppress(ConnectionStringError):
+            found += resolve(dsn, environment).secrets
     for url in urls:
         found += _passwords(url)
     return [one for one in found if one]

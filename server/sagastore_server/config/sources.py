@@ -103,6 +103,10 @@ class Layers(NamedTuple):
     in_file: dict[str, Any]
     """The values in the file, effective or not."""
 
+    def __repr__(self) -> str:
+        """Omit the values, which may be secrets."""
+        return f"Layers({', '.join(self.origins)})"
+
     def origin(self, setting: str) -> Origin:
         """Return the source of the value of a setting."""
         return self.origins.get(setting, DEFAULT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, get_args
 from urllib.parse import urlsplit
@@ -9,6 +10,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr
 
 from sagastore_server.config.address import Address
+from sagastore_server.config.connection import resolve
+from sagastore_server.config.connection_string import HINT
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -19,7 +22,6 @@ LOG = "log"
 """Value of an output that goes to the log."""
 AUTO = "auto"
 """Value of an output that depends on other settings."""
-POSTGRES_SCHEMES = ("postgresql", "postgres")
 
 
 class Kind(NamedTuple):
@@ -56,13 +58,14 @@ def _at_home(path: Path) -> Path:
 
 
 def _connection_string(dsn: SecretStr) -> SecretStr:
-    scheme, separator, _ = dsn.get_secret_value().partition("://")
-    if not separator or scheme not in POSTGRES_SCHEMES:
-        raise ValueError("must be like postgresql://USER@HOST:PORT/DATABASE")
+    resolve(dsn.get_secret_value(), os.environ)
     return dsn
 
 
 def _web_address(text: str) -> str:
+    authority = text.partition("://")[2].partition("/")[0]
+    if text.count("@") > ("@" in authority) or "#" in text:
+        raise ValueError(f"has a second @, or a #, that is not percent-encoded; {HINT}")
     try:
         parts = urlsplit(text)
         usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0

@@ -15,9 +15,6 @@ from sagastore_server.storage.auxiliary_rows import (
 )
 from sagastore_server.storage.replication import AuxiliaryRows, AuxiliaryTally, Tally
 
-BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-"""Begins the transaction of ``tally``, which needs one snapshot."""
-
 _AT_A_TIME = 50
 """Rows per fetch; the text of a file may be large."""
 
@@ -36,7 +33,7 @@ async def _store(connection: Connection, statement: str, rows: Sequence[Sequence
 
 
 async def tally(connection: Connection) -> AuxiliaryTally:
-    """Count and digest the auxiliary rows, in a transaction begun with ``BEGIN``."""
+    """Count and digest the auxiliary rows, in a transaction with one snapshot."""
     # Sorting all rows may take longer than the statement timeout.
     await connection.execute("SET LOCAL statement_timeout = 0")
     return AuxiliaryTally(

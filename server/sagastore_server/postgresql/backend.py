@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -11,7 +10,8 @@ from typing import Any, TypeVar
 
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql.batch import BLOCK
-from sagastore_server.postgresql.errors import DRIVER_ERRORS, sqlstate, translated, translating
+from sagastore_server.postgresql.diagnosis import cannot_open
+from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
 from sagastore_server.postgresql.file_store import PostgreSQLFiles
 from sagastore_server.postgresql.options import PostgreSQLOptions, display_address
 from sagastore_server.postgresql.pool import Pool
@@ -33,7 +33,6 @@ from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.base import Indexer, PreparedTerms
 from sagastore_server.storage.changes import Changes, Turn
 from sagastore_server.storage.errors import (
-    CannotOpenError,
     NotFoundError,
     SessionNotFoundError,
     StorageError,
@@ -121,7 +120,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
             await self._reanalyser.start()
         except (*DRIVER_ERRORS, ValueError, StorageError) as exc:
             await self.close()
-            raise cannot_open(self.place, exc) from exc
+            raise cannot_open(self.place, exc, self._pool.connector) from exc
         except BaseException:
             await self.close()
             raise
@@ -399,34 +398,3 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         if self._writer is None:
             raise UnavailableError("the store is not open; try again")
         return self._writer
-
-
-def cannot_open(place: str, error: BaseException) -> CannotOpenError:
-    """Return why a database cannot be used, without the driver's text, which may have secrets."""
-    if isinstance(error, CannotOpenError):
-        return error
-    state = sqlstate(error)
-    reasons = {
-        "08P01": f"{place} rejects connection settings, as PgBouncer does; set "
-        "postgres_statement_cache to 0 and remove search_path from the connection string",
-        "28": f"{place} rejects the user or the password; check the connection string",
-        "3D000": f"{place}: the database does not exist; create it first",
-        "42501": f"{place}: the role lacks a privilege; grant those in docs/how-to/postgresql.md",
-        "53300": f"{place} has too many connections; raise max_connections or lower "
-        "postgres_pool_max",
-    }
-    for beginning, line in reasons.items():
-        if state.startswith(beginning):
-            return CannotOpenError(line)
-    if isinstance(error, ssl.SSLCertVerificationError):
-        why = error.verify_message.rstrip(".")
-        return CannotOpenError(
-            f"{place}: its certificate is not trusted ({why}); check sslrootcert and the host in "
-            "the connection string"
-        )
-    if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-        return CannotOpenError(f"cannot connect to {place}; check that it is running and reachable")
-    if isinstance(error, ValueError):
-        return CannotOpenError("the connection string of PostgreSQL is invalid; check its syntax")
-    public = error if isinstance(error, StorageError) else translated(error)
-    return CannotOpenError(f"cannot use {place}: {public}")

@@ -18,12 +18,10 @@ import asyncpg
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.storage.errors import UnavailableError
 
-WARNINGS = ("client_min_messages", "warning")
-"""Setting that this module relies on: PostgreSQL sends warnings. A database may default to less."""
-
 _CANCELLED_IN = "SyncRepWaitForLSN"
 """Function of PostgreSQL that sends the warning (backend/replication/syncrep.c, since 9.1). The
-text of the warning depends on the language of the server."""
+text of the warning depends on the language of the server, and it is sent only if
+``client_min_messages`` lets it pass (``session``)."""
 
 _OUTCOME_UNKNOWN = (
     "PostgreSQL has committed the write, but its standby has not confirmed it, so a failover may "

@@ -1,13 +1,15 @@
 """Translation of the errors of asyncpg and the network into those of the contract.
 
 * No driver error leaves the package.
-* No message names a host, a user, a statement or a secret. PostgreSQL's own message stays in
-  ``__cause__``, for the log.
+* No message names a host, a user, a statement or a secret. The driver's error stays in
+  ``__cause__``, for the log, without the text that may quote values of messages.
 """
 
 from __future__ import annotations
 
 import contextlib
+import socket
+import ssl
 from collections.abc import Iterator
 
 import asyncpg
@@ -23,6 +25,9 @@ from sagastore_server.storage.errors import (
 )
 
 RETRY_AFTER = 1.0
+
+NO_TLS = "rejected SSL upgrade"
+"""End of the driver's message if the peer offers no TLS; the error has no other mark."""
 
 DRIVER_ERRORS = (
     asyncpg.PostgresError,
@@ -41,9 +46,14 @@ _FULL = ("53100",)
 _CORRUPT = ("XX001", "XX002")
 _READ_ONLY = ("25006",)
 _TIMEOUT = ("57014",)
-_AWAY = ("08", "57P", "53", "58", "55P03", "28", "3D000")
+_CREDENTIALS = ("28",)
+_NO_DATABASE = ("3D000",)
+_TOO_MANY = ("53300",)
+_AWAY = ("08", "57P", "53", "58", "55P03")
 _DATA = ("22", "23", "54")
 _GUARDED = ("SG001",)  # Raised by make_guard in migration.sql.
+_QUOTING = ("22", "23", "54", "P0", "XX", "38", "39")
+"""Errors whose messages may quote values: data, constraints, limits, functions, defects."""
 
 _REFUSED = {
     NOT_REPLICATED: (
@@ -85,9 +95,7 @@ def is_data_error(error: BaseException) -> bool:
 def translated(error: BaseException) -> StorageError:
     """Return the contract's error for an error of the driver."""
     state = sqlstate(error)
-    if hasattr(error, "detail"):
-        # It quotes the row, and thus the content of a message: keep it out of the log.
-        error.detail = None
+    _remove_values(error)
     if state.startswith(_FULL):
         return StorageFullError(
             "the disk of the PostgreSQL store is full; nothing was stored; free disk space and try "
@@ -107,9 +115,24 @@ def translated(error: BaseException) -> StorageError:
     )
 
 
+def _remove_values(error: BaseException) -> None:
+    """Remove from a driver's error, for the log, what may quote values of messages."""
+    if isinstance(error, asyncpg.PostgresError):
+        # The detail quotes the row.
+        error.detail = None
+        if sqlstate(error).startswith(_QUOTING):
+            error.args = (f"SQLSTATE {sqlstate(error)}; its message may quote stored values",)
+            error.hint = None
+    elif isinstance(error, asyncpg.DataError | asyncpg.InterfaceError) and is_data_error(error):
+        error.args = ("a parameter has an invalid value; its message quotes the value",)
+        error.__cause__ = error.__context__ = None
+
+
 def _unavailable(error: BaseException, state: str) -> UnavailableError | None:
-    line = None
-    if isinstance(error, TimeoutError) or state.startswith(_TIMEOUT):
+    line = _unconnected(error, state)
+    if line is not None:
+        pass
+    elif isinstance(error, TimeoutError) or state.startswith(_TIMEOUT):
         line = "the PostgreSQL store did not answer in time; try again"
     elif isinstance(error, AGAIN):
         line = "the write repeatedly conflicted with other writes; try again"
@@ -121,6 +144,21 @@ def _unavailable(error: BaseException, state: str) -> UnavailableError | None:
         # The connection was lost or closed during the call.
         line = "the connection to the PostgreSQL store was lost; try again"
     return UnavailableError(line, retry_after=RETRY_AFTER) if line else None
+
+
+def _unconnected(error: BaseException, state: str) -> str | None:
+    """Return the line for a connection that cannot be opened, if its cause concerns no outage."""
+    if state.startswith(_CREDENTIALS):
+        return "the PostgreSQL store rejects the credentials of this server; see the server's log"
+    if state.startswith(_NO_DATABASE):
+        return "the database of the PostgreSQL store does not exist; see the server's log"
+    if state.startswith(_TOO_MANY):
+        return "the PostgreSQL store has too many connections; try again"
+    if isinstance(error, ssl.SSLError) or str(error).endswith(NO_TLS):
+        return "there is no TLS connection to the PostgreSQL store; see the server's log"
+    if isinstance(error, socket.gaierror):
+        return "the host name of the PostgreSQL store cannot be resolved; try again"
+    return None
 
 
 @contextlib.contextmanager

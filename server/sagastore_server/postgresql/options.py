@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import NamedTuple
-from urllib.parse import parse_qs, urlsplit
+
+from sagastore_server.config.connection import resolve
+from sagastore_server.config.connection_string import ConnectionStringError
 
 
 class PostgreSQLOptions(NamedTuple):
@@ -36,18 +37,8 @@ class PostgreSQLOptions(NamedTuple):
 
 
 def display_address(dsn: str) -> str:
-    """Return host, port and database of a connection string, without user and password."""
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(dsn)
-        query = parse_qs(parts.query)
-        host = _first(query, "host") or parts.netloc.rpartition("@")[2]
-        host = host or os.environ.get("PGHOST", "localhost")
-        port = _first(query, "port") or ""
-        database = _first(query, "dbname", "database") or parts.path.lstrip("/")
-        database = database or os.environ.get("PGDATABASE", "")
-        return f"{host}{':' + port if port else ''}{'/' + database if database else ''}"
-    return "the configured address"
-
-
-def _first(query: dict[str, list[str]], *names: str) -> str:
-    return next((query[name][0] for name in names if name in query), "")
+    """Return hosts, ports and database of a connection string, without user and password."""
+    try:
+        return resolve(dsn, os.environ).address
+    except ConnectionStringError:
+        return "the configured address"

@@ -2,30 +2,38 @@
 
 * Acquiring a connection has a timeout.
 * A statement has a timeout.
-* TCP keepalive detects an unreachable peer.
+* An unreachable peer is detected (``connecting``).
 
-So no call hangs if the database is unreachable.
+So no call hangs if the database is unreachable. Every connection uses the same schema, and has the
+settings that the server relies on (``session``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import asyncpg
 
+from sagastore_server.config.connection import resolve
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
-from sagastore_server.postgresql.commit import WARNINGS, Commits
-from sagastore_server.postgresql.errors import is_connection_loss, translating
+from sagastore_server.postgresql import session
+from sagastore_server.postgresql.commit import Commits
+from sagastore_server.postgresql.connecting import Connection, Connector, WatchedConnection
+from sagastore_server.postgresql.diagnosis import ProblemLog
+from sagastore_server.postgresql.errors import (
+    DRIVER_ERRORS,
+    is_connection_loss,
+    translating,
+)
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.rows import decode_time, encode_time, unchanged
 from sagastore_server.storage.errors import CannotOpenError, UnavailableError
 
-Connection = Any
-"""An asyncpg connection. asyncpg has no type annotations."""
+__all__ = ["Connection", "Pool"]
 
 _NETWORK_MARGIN = 2.0
 """Seconds after the statement timeout at which the network counts as failed."""
@@ -33,15 +41,7 @@ _NETWORK_MARGIN = 2.0
 _CLOSE_TIMEOUT = 5.0
 """Seconds that running reads have to finish when the pool closes."""
 
-_KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-"""Detects a dead peer after 30 s on an idle connection."""
-
-_UNACKNOWLEDGED_MS = 20_000
-"""The same for data that was sent and not acknowledged (TCP_USER_TIMEOUT)."""
-
 _SYSTEM = {"db.system.name": "postgresql"}
-
-_BEGIN_READ = "BEGIN READ ONLY"
 """Attributes of the spans."""
 
 _SOURCE = "SELECT source FROM pg_settings WHERE name = 'statement_timeout'"
@@ -59,6 +59,13 @@ class Pool:
         self._options = options
         self._tracer = tracer
         self._pool: Any = None
+        self.connector: Connector | None = None
+        """Opens the connections; None before ``open``."""
+        self._schema = ""
+        """Schema of the tables, as an identifier. Known after the first connection."""
+        self._version = 0
+        """Major version of PostgreSQL. Known after the first connection."""
+        self._problems = ProblemLog()
         self._closing = False
         self.commits = Commits(requires_standby=options.require_sync)
         """The commits of all its connections."""
@@ -78,20 +85,21 @@ class Pool:
         """
         options = self._options
         self._closing = False
+        self._schema = ""
+        self.connector = Connector(
+            resolve(options.dsn, os.environ), options.acquire_timeout, options.statement_cache
+        )
         pool = asyncpg.create_pool(
-            options.dsn,
             min_size=min(options.pool_min, options.pool_max),
             max_size=options.pool_max,
-            connection_class=_Connection,
+            connect=self._connect_for_pool,
+            connection_class=WatchedConnection,
             init=self._prepare,
             reset=_no_reset,
-            timeout=options.acquire_timeout,
-            command_timeout=options.statement_timeout + _NETWORK_MARGIN,
-            statement_cache_size=options.statement_cache,
-            server_settings=self._session_settings(),
         )
         try:
-            await pool
+            with self._reported():
+                await pool
         except BaseException:
             with contextlib.suppress(asyncpg.InterfaceError):
                 pool.terminate()
@@ -151,7 +159,7 @@ class Pool:
         async def draw(connection: Connection) -> Any:
             return await connection.fetchval(sql)
 
-        return await self._read(draw, "BEGIN READ WRITE")
+        return await self._read(draw, session.BEGIN_WRITE)
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -165,15 +173,16 @@ class Pool:
         pool = self._pool
         if self._closing or pool is None:
             raise UnavailableError("the store is not open; try again")
-        self.waiting += 1
-        try:
-            connection = await pool.acquire(timeout=self._options.acquire_timeout)
-        finally:
-            self.waiting -= 1
-        try:
-            yield connection
-        finally:
-            await pool.release(connection)
+        with self._reported():
+            self.waiting += 1
+            try:
+                connection = await pool.acquire(timeout=self._options.acquire_timeout)
+            finally:
+                self.waiting -= 1
+            try:
+                yield connection
+            finally:
+                await pool.release(connection)
 
     @property
     def use(self) -> tuple[int, int, int]:
@@ -196,35 +205,35 @@ class Pool:
             raise UnavailableError("the store is not open; try again")
         settings = self._session_settings()
         if self._options.statement_cache:
-            settings |= {"statement_timeout": "0", "lock_timeout": "0"}
-        connection = await asyncpg.connect(
-            self._options.dsn,
-            connection_class=_Connection,
-            timeout=self._options.acquire_timeout,
-            statement_cache_size=self._options.statement_cache,
-            server_settings=settings,
-        )
+            settings |= {"statement_timeout": "0"}
+        with self._reported():
+            connection = await self._connect(settings)
+            try:
+                await self._prepare(connection)
+                yield connection
+            finally:
+                # Cancels a running statement. After the timeout the connection is dropped.
+                with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    await connection.close(timeout=_CLOSE_TIMEOUT)
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Log the driver's errors: what callers get does not name their cause."""
         try:
-            await self._prepare(connection)
-            yield connection
-        finally:
-            # Cancels a running statement. After the timeout the connection is dropped.
-            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                await connection.close(timeout=_CLOSE_TIMEOUT)
+            yield
+        except DRIVER_ERRORS as exc:
+            if not self._closing:
+                self._problems.report(exc, self.connector)
+            raise
 
     def local_settings(self) -> str:
         """Return the settings of a transaction if session settings cannot be relied on."""
         if self._options.statement_cache:
             return ""
-        return (
-            f"; SET LOCAL statement_timeout = {self._timeout_ms}"
-            f"; SET LOCAL idle_in_transaction_session_timeout = {self._timeout_ms}"
-            "; SET LOCAL jit = off"
-            f"; SET LOCAL {WARNINGS[0]} = {WARNINGS[1]}"
-        )
+        return session.local_settings(self._timeout_ms, self._version, self._schema)
 
     async def _read(
-        self, read: Callable[[Connection], Awaitable[T]], begin: str = _BEGIN_READ
+        self, read: Callable[[Connection], Awaitable[T]], begin: str = session.BEGIN_READ
     ) -> T:
         with translating():
             try:
@@ -291,21 +300,32 @@ class Pool:
                 )
 
     def _session_settings(self) -> dict[str, str]:
-        settings = {"application_name": "sagastore"}
-        if self._options.statement_cache:
-            settings |= {
-                "statement_timeout": str(self._timeout_ms),
-                "default_transaction_read_only": "off",
-                "idle_in_transaction_session_timeout": str(self._timeout_ms),
-                # Compilation takes longer than the statements themselves.
-                "jit": "off",
-                WARNINGS[0]: WARNINGS[1],
-            }
-        return settings
+        if not self._options.statement_cache:
+            return {}  # A pooler refuses them.
+        path = {"search_path": self._schema} if self._schema else {}
+        return session.session_settings(self._timeout_ms) | path
+
+    async def _connect_for_pool(self, *_: Any, **__: Any) -> Connection:
+        """Open a connection for the pool of the driver, whose arguments are not needed."""
+        timeout = self._options.statement_timeout + _NETWORK_MARGIN
+        return await self._connect(self._session_settings(), timeout)
+
+    async def _connect(
+        self, settings: dict[str, str], command_timeout: float | None = None
+    ) -> Connection:
+        assert self.connector is not None  # noqa: S101 - `open` has set it
+        connection = await self.connector.connect(settings, command_timeout)
+        connection.has_schema = "search_path" in settings
+        return connection
 
     async def _prepare(self, connection: Connection) -> None:
-        """Set the codecs of a new connection, in one transaction because of PgBouncer."""
-        async with self.transaction(connection, "BEGIN READ ONLY"):
+        """Prepare a new connection, in one transaction because of PgBouncer."""
+        self._version = int(connection.get_server_version().major)
+        begin = session.BEGIN_READ
+        if self._options.statement_cache:
+            begin += session.newer_settings(self._version)
+        async with self.transaction(connection, begin):
+            await self._choose_schema(connection)
             await connection.set_type_codec(
                 "timestamptz",
                 schema="pg_catalog",
@@ -322,6 +342,29 @@ class Pool:
             )
         connection.add_termination_listener(lambda _: self._ended(connection))
 
+    async def _choose_schema(self, connection: Connection) -> None:
+        """Use the same schema on every connection, even if the defaults change meanwhile.
+
+        Raises:
+            CannotOpenError: No schema of search_path can be used.
+
+        """
+        if connection.has_schema:
+            return
+        if not self._schema:
+            path, schema = await connection.fetchrow(session.FIND_SCHEMA)
+            if schema is None:
+                assert self.connector is not None  # noqa: S101 - it has opened the connection
+                place = self.connector.parameters.address
+                raise CannotOpenError(
+                    f"PostgreSQL at {place}: schema {path} does not exist, or the role lacks the "
+                    "privilege USAGE on it; create it, or correct search_path, in the connection "
+                    "string or the defaults of the role"
+                )
+            self._schema = session.quoted(schema)
+        if self._options.statement_cache:
+            await connection.execute("SELECT set_config('search_path', $1, false)", self._schema)
+
     def _ended(self, connection: Connection) -> None:
         """Report a connection that this side has not ended.
 
@@ -332,43 +375,11 @@ class Pool:
                 listener()
 
 
-class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """Connection with TCP keepalive that records whether this side has ended it."""
-
-    __slots__ = ("ended_here",)
-
-    def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
-        super().__init__(protocol, transport, *rest)
-        self.ended_here = False
-        _keep_alive(transport.get_extra_info("socket"))
-
-    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
-        """Close the connection gracefully."""
-        self.ended_here = True
-        await super().close(timeout=timeout)
-
-    def terminate(self) -> None:
-        """Close the connection immediately."""
-        self.ended_here = True
-        super().terminate()
-
-
 async def _roll_back(connection: Connection) -> None:
     # If the rollback fails, the connection ends, and with it the transaction.
     with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
         if not connection.is_closed():
             await connection.execute("ROLLBACK")
-
-
-def _keep_alive(sock: Any) -> None:
-    if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (*_KEEPALIVE, ("TCP_USER_TIMEOUT", _UNACKNOWLEDGED_MS)):
-        # Not every system has all of these options.
-        if hasattr(socket, name):
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def _no_reset(_: Connection) -> None:

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql import auxiliary_rows, indexes, journal_apply
-from sagastore_server.postgresql.backend import PostgreSQLStorage, cannot_open
+from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.diagnosis import cannot_open
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
 from sagastore_server.postgresql.lease import (
     GUARDED,
@@ -33,6 +34,7 @@ from sagastore_server.postgresql.schema import (
     check_table_names,
     version_of,
 )
+from sagastore_server.postgresql.session import BEGIN_SNAPSHOT
 from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.storage.counts import (
     CommonCounts,
@@ -94,7 +96,7 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
                 await check_server(connection)
         except (*DRIVER_ERRORS, ValueError, StorageError) as exc:
             await self.close()
-            raise cannot_open(self.place, exc) from exc
+            raise cannot_open(self.place, exc, self._pool.connector) from exc
         except BaseException:
             await self.close()
             raise
@@ -136,11 +138,10 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
 
     async def inspect(self) -> TargetState:
         """See the contract."""
-        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
         with translating():
             async with (
                 self._pool.connection() as connection,
-                self._pool.transaction(connection, begin),
+                self._pool.transaction(connection, BEGIN_SNAPSHOT),
             ):
                 return await _inspected(connection)
 
@@ -252,7 +253,7 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
         with translating():
             async with (
                 self._pool.dedicated() as connection,
-                self._pool.transaction(connection, auxiliary_rows.BEGIN),
+                self._pool.transaction(connection, BEGIN_SNAPSHOT),
             ):
                 return await auxiliary_rows.tally(connection)
 

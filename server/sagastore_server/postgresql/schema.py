@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sagastore_server.postgresql.file_conversion import convert_files
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import MIGRATION, QUERIES
+from sagastore_server.postgresql.session import BEGIN_READ
 from sagastore_server.search.analysis import ANALYSIS_VERSION
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.phase import Phase
@@ -82,7 +83,7 @@ async def prepare(pool: Pool, place: str) -> int:
     """
     async with pool.connection() as connection:
         await check_server(connection)
-        async with pool.transaction(connection, "BEGIN READ ONLY"):
+        async with pool.transaction(connection, BEGIN_READ):
             version = await version_of(connection)
             finished = await _refuse_target(connection, version, place)
         if version < SCHEMA_VERSION:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from urllib.parse import unquote
 
+from sagastore_server.config.connection_string import SCHEMES, ConnectionStringError, parse
+from sagastore_server.config.libpq import PARAMETERS
+
 MASK = "********"
 
 
 def has_password(dsn: str) -> bool:
-    """Whether a connection string contains a password."""
-    return mask_password(dsn) != dsn
+    """Whether a connection string contains a password, or may contain one."""
+    try:
+        names = {one.name for one in parse(dsn)}
+    except ConnectionStringError:
+        return mask_password(dsn) != dsn
+    return any(PARAMETERS[name].is_secret for name in names & PARAMETERS.keys())
 
 
 def mask_password(dsn: str) -> str:
     """Return a connection string with its passwords masked.
 
     Masks too much rather than too little: a password that is not percent-encoded, as it must be,
-    has no recognisable end.
+    has no recognisable end, and a keyword string is masked as a whole.
     """
     scheme, separator, rest = dsn.partition("://")
-    if not separator:
+    if not separator or scheme not in SCHEMES:
         return MASK
     user_part, at, rest = rest.rpartition("@")
     if "?" in user_part:

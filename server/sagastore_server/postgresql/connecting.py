@@ -1,0 +1,189 @@
+"""Connector: opens connections to PostgreSQL, to the first of several addresses that is usable.
+
+* Each address has a time limit of its own, so a silent server does not keep the others from being
+  tried. The limit of the driver spans all of them.
+* TCP keepalive detects an unreachable peer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import asyncpg
+
+from sagastore_server.config.connection import Address, ConnectionParameters, Keepalive
+
+Connection = Any
+"""An asyncpg connection. asyncpg has no type annotations."""
+
+_NEXT_ADDRESS = (
+    OSError,  # TimeoutError, too
+    asyncpg.CannotConnectNowError,
+    asyncpg.exceptions.TargetServerAttributeNotMatched,
+)
+"""Errors after which the next address is tried. libpq does not try it after others, either: a
+rejected password would be rejected by each."""
+
+
+class Connector:
+    """Opens connections with the same parameters."""
+
+    def __init__(self, parameters: ConnectionParameters, timeout: float, cache: int) -> None:
+        """Create a connector.
+
+        Args:
+            parameters: The parameters.
+            timeout: Seconds for establishing a connection, in all.
+            cache: Prepared statements per connection.
+
+        """
+        self.parameters = parameters
+        self._cache = cache
+        share = timeout / len(parameters.addresses) if parameters.has_host else timeout
+        self.timeout = parameters.connect_timeout or share
+        """Seconds for establishing a connection to one address."""
+        tls = urlencode(dict(parameters.tls), quote_via=quote)
+        self._dsn = f"postgresql://?{tls}" if tls else "postgresql://"
+
+    async def connect(
+        self, settings: Mapping[str, str], command_timeout: float | None = None
+    ) -> Connection:
+        """Open a connection to the first usable address.
+
+        Args:
+            settings: Settings of PostgreSQL for the session; they replace those of the parameters.
+            command_timeout: Seconds after which the network counts as failed.
+
+        Raises:
+            asyncpg.PostgresError, OSError, ...: See ``errors.DRIVER_ERRORS``: the error of the last
+                address.
+
+        """
+        addresses = list(self.parameters.addresses)
+        if self.parameters.shuffled:
+            random.shuffle(addresses)
+        *first, last = addresses
+        for address in first:
+            with contextlib.suppress(*_NEXT_ADDRESS):
+                return await self._connect(address, settings, command_timeout)
+        return await self._connect(last, settings, command_timeout)
+
+    async def _connect(
+        self, address: Address, settings: Mapping[str, str], command_timeout: float | None
+    ) -> Connection:
+        parameters = self.parameters
+        connection = await asyncpg.connect(
+            self._dsn,
+            host=address.host,
+            port=address.port,
+            user=parameters.user,
+            password=parameters.password,
+            passfile=parameters.passfile,
+            database=parameters.database,
+            target_session_attrs=parameters.target,
+            connection_class=WatchedConnection,
+            timeout=self.timeout,
+            command_timeout=command_timeout,
+            statement_cache_size=self._cache,
+            server_settings={**parameters.settings, **settings},
+        )
+        connection.keep_alive(parameters.keepalive)
+        return connection
+
+    def unusable_file(self) -> str | None:
+        """Return which file of the parameters cannot be used, and why; None if all can."""
+        tls = self.parameters.tls
+        mode = tls.get("sslmode", "")
+        verifies = mode.startswith("verify-")
+        if verifies and "sslrootcert" not in tls and not _DEFAULT_ROOTS.expanduser().exists():
+            return f"sslmode={mode} needs sslrootcert (there is no {_DEFAULT_ROOTS})"
+        for name in ("sslrootcert", "sslcrl"):
+            if name in tls and (problem := _problem(_load_roots, tls[name])):
+                return f"{name}: {problem}"
+        if "sslcert" not in tls:
+            return None
+        for name in ("sslcert", "sslkey"):
+            # Read first, to say which of the two files it is.
+            if name in tls and (problem := _problem(_read, tls[name])):
+                return f"{name}: {problem}"
+        problem = _problem(lambda path: _load_chain(path, tls), tls["sslcert"])
+        return f"sslcert and sslkey: {problem}" if problem else None
+
+
+_DEFAULT_ROOTS = Path("~/.postgresql/root.crt")
+
+
+def _problem(load: Callable[[str], None], path: str) -> str | None:
+    try:
+        load(path)
+    except ssl.SSLError:
+        return f"{path} is not PEM, or its key is another one or encrypted (sslpassword)"
+    except OSError as exc:
+        return f"cannot read {path}: {exc.strerror}"
+    return None
+
+
+def _read(path: str) -> None:
+    with Path(path).open("rb"):
+        pass
+
+
+def _load_roots(path: str) -> None:
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+
+
+def _load_chain(path: str, tls: Mapping[str, str]) -> None:
+    password = tls.get("sslpassword", "")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_cert_chain(path, tls.get("sslkey"), password=lambda: password)
+
+
+class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """Connection that records whether this side has ended it."""
+
+    __slots__ = ("_socket", "ended_here", "has_schema")
+
+    def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
+        super().__init__(protocol, transport, *rest)
+        self.ended_here = False
+        self.has_schema = False
+        """Whether it was opened for the schema of the pool."""
+        self._socket = transport.get_extra_info("socket")
+
+    def keep_alive(self, keepalive: Keepalive) -> None:
+        """Set how an unresponsive peer is detected, if this is a TCP connection."""
+        _set_keepalive(self._socket, keepalive)
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
+        """Close the connection gracefully."""
+        self.ended_here = True
+        await super().close(timeout=timeout)
+
+    def terminate(self) -> None:
+        """Close the connection immediately."""
+        self.ended_here = True
+        super().terminate()
+
+
+def _set_keepalive(sock: Any, keepalive: Keepalive) -> None:
+    if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(keepalive.enabled))
+    options = {
+        "TCP_KEEPIDLE": keepalive.idle,
+        "TCP_KEEPINTVL": keepalive.interval,
+        "TCP_KEEPCNT": keepalive.probes,
+        "TCP_USER_TIMEOUT": keepalive.user_timeout,
+    }
+    for name, value in options.items():
+        # Not every system has all of these options.
+        if keepalive.enabled and value and hasattr(socket, name):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
