@@ -2,26 +2,36 @@
 
 * Each address has a time limit of its own, so a silent server does not keep the others from being
   tried. The limit of the driver spans all of them.
+* Only the primary is usable (``primary``), and the last one is tried first.
+* After a promotion, connections to the former primary are ended, also those that are in use: it may
+  be silent, or not know that it is no longer the primary.
 * TCP keepalive detects an unreachable peer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
+from weakref import WeakSet
 
 import asyncpg
 
 from sagastore_server.config.connection import Address, ConnectionParameters, Keepalive
+from sagastore_server.postgresql.primary import Primary, Role
 
 Connection = Any
 """An asyncpg connection. asyncpg has no type annotations."""
+
+_SILENT_AFTER = 1.0
+"""Seconds for establishing a connection to one of several addresses, at most. Longer, the server
+counts as silent, and the next one is tried."""
 
 _NEXT_ADDRESS = (
     OSError,  # TimeoutError, too
@@ -35,30 +45,52 @@ rejected password would be rejected by each."""
 class Connector:
     """Opens connections with the same parameters."""
 
-    def __init__(self, parameters: ConnectionParameters, timeout: float, cache: int) -> None:
+    def __init__(
+        self,
+        parameters: ConnectionParameters,
+        timeout: float,
+        cache: int,
+        on_promotion: Callable[[], None] = bool,
+    ) -> None:
         """Create a connector.
 
         Args:
             parameters: The parameters.
             timeout: Seconds for establishing a connection, in all.
             cache: Prepared statements per connection.
+            on_promotion: Called when another server has become the primary, before the
+                connections to the former one are ended.
 
         """
         self.parameters = parameters
         self._cache = cache
-        share = timeout / len(parameters.addresses) if parameters.has_host else timeout
+        share = timeout
+        if parameters.has_host and len(parameters.addresses) > 1:
+            share = min(timeout / len(parameters.addresses), _SILENT_AFTER)
         self.timeout = parameters.connect_timeout or share
         """Seconds for establishing a connection to one address."""
+        self.primary = Primary(self._promoted)
+        self._on_promotion = on_promotion
+        self._connections: WeakSet[WatchedConnection] = WeakSet()
         tls = urlencode(dict(parameters.tls), quote_via=quote)
         self._dsn = f"postgresql://?{tls}" if tls else "postgresql://"
 
+    @property
+    def has_choice(self) -> bool:
+        """Whether there are several servers, one of which is the primary."""
+        return self.parameters.has_host and len(self.parameters.addresses) > 1
+
     async def connect(
-        self, settings: Mapping[str, str], command_timeout: float | None = None
+        self,
+        settings: Mapping[str, str],
+        prepare: Callable[[Connection], Awaitable[Role]],
+        command_timeout: float | None = None,
     ) -> Connection:
-        """Open a connection to the first usable address.
+        """Open a connection to the primary, at the first usable address.
 
         Args:
             settings: Settings of PostgreSQL for the session; they replace those of the parameters.
+            prepare: Prepares a new connection, and returns the role of its server.
             command_timeout: Seconds after which the network counts as failed.
 
         Raises:
@@ -69,15 +101,46 @@ class Connector:
         addresses = list(self.parameters.addresses)
         if self.parameters.shuffled:
             random.shuffle(addresses)
-        *first, last = addresses
+        *first, last = self.primary.first(addresses)
         for address in first:
             with contextlib.suppress(*_NEXT_ADDRESS):
-                return await self._connect(address, settings, command_timeout)
-        return await self._connect(last, settings, command_timeout)
+                return await self._connect_primary(address, settings, prepare, command_timeout)
+        return await self._connect_primary(last, settings, prepare, command_timeout)
 
-    async def _connect(
-        self, address: Address, settings: Mapping[str, str], command_timeout: float | None
+    async def _connect_primary(
+        self,
+        address: Address,
+        settings: Mapping[str, str],
+        prepare: Callable[[Connection], Awaitable[Role]],
+        command_timeout: float | None,
     ) -> Connection:
+        async with asyncio.timeout(self.timeout):
+            connection = await self.connect_to(address, settings, command_timeout)
+            try:
+                role = await prepare(connection)
+                self.primary.accept(address, role)
+            except BaseException:
+                connection.terminate()
+                raise
+        connection.timeline = role.timeline
+        self._connections.add(connection)
+        return connection
+
+    def _promoted(self) -> None:
+        self._on_promotion()
+        for connection in list(self._connections):
+            if connection.timeline < self.primary.timeline:
+                connection.terminate()
+
+    async def connect_to(
+        self, address: Address, settings: Mapping[str, str], command_timeout: float | None = None
+    ) -> Connection:
+        """Open a connection to one server, whatever its role.
+
+        Raises:
+            asyncpg.PostgresError, OSError, ...: See ``errors.DRIVER_ERRORS``.
+
+        """
         parameters = self.parameters
         connection = await asyncpg.connect(
             self._dsn,
@@ -148,13 +211,15 @@ def _load_chain(path: str, tls: Mapping[str, str]) -> None:
 class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """Connection that records whether this side has ended it."""
 
-    __slots__ = ("_socket", "ended_here", "has_schema")
+    __slots__ = ("_socket", "ended_here", "has_schema", "timeline")
 
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
         super().__init__(protocol, transport, *rest)
         self.ended_here = False
         self.has_schema = False
         """Whether it was opened for the schema of the pool."""
+        self.timeline = 0
+        """Timeline of its server when it was opened; 0: unknown."""
         self._socket = transport.get_extra_info("socket")
 
     def keep_alive(self, keepalive: Keepalive) -> None:

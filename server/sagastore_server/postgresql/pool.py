@@ -30,6 +30,7 @@ from sagastore_server.postgresql.errors import (
     translating,
 )
 from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.primary import Role, role_of
 from sagastore_server.postgresql.rows import decode_time, encode_time, unchanged
 from sagastore_server.storage.errors import CannotOpenError, UnavailableError
 
@@ -70,7 +71,7 @@ class Pool:
         self.commits = Commits(requires_standby=options.require_sync)
         """The commits of all its connections."""
         self.on_loss: list[Callable[[], None]] = []
-        """Called when PostgreSQL or the network has ended a connection."""
+        """Called when PostgreSQL or the network has ended a connection, or has a new primary."""
         self.waiting = 0
         """Number of callers that wait for a connection."""
 
@@ -87,14 +88,16 @@ class Pool:
         self._closing = False
         self._schema = ""
         self.connector = Connector(
-            resolve(options.dsn, os.environ), options.acquire_timeout, options.statement_cache
+            resolve(options.dsn, os.environ),
+            options.acquire_timeout,
+            options.statement_cache,
+            self._report_loss,
         )
         pool = asyncpg.create_pool(
             min_size=min(options.pool_min, options.pool_max),
             max_size=options.pool_max,
             connect=self._connect_for_pool,
             connection_class=WatchedConnection,
-            init=self._prepare,
             reset=_no_reset,
         )
         try:
@@ -209,7 +212,6 @@ class Pool:
         with self._reported():
             connection = await self._connect(settings)
             try:
-                await self._prepare(connection)
                 yield connection
             finally:
                 # Cancels a running statement. After the timeout the connection is dropped.
@@ -314,17 +316,24 @@ class Pool:
         self, settings: dict[str, str], command_timeout: float | None = None
     ) -> Connection:
         assert self.connector is not None  # noqa: S101 - `open` has set it
-        connection = await self.connector.connect(settings, command_timeout)
-        connection.has_schema = "search_path" in settings
+        has_schema = "search_path" in settings
+
+        async def prepare(connection: Connection) -> Role:
+            connection.has_schema = has_schema
+            return await self._prepare(connection)
+
+        connection = await self.connector.connect(settings, prepare, command_timeout)
+        connection.add_termination_listener(lambda _: self._ended(connection))
         return connection
 
-    async def _prepare(self, connection: Connection) -> None:
+    async def _prepare(self, connection: Connection) -> Role:
         """Prepare a new connection, in one transaction because of PgBouncer."""
         self._version = int(connection.get_server_version().major)
         begin = session.BEGIN_READ
         if self._options.statement_cache:
             begin += session.newer_settings(self._version)
         async with self.transaction(connection, begin):
+            role = await role_of(connection)
             await self._choose_schema(connection)
             await connection.set_type_codec(
                 "timestamptz",
@@ -340,7 +349,7 @@ class Pool:
                 decoder=unchanged,
                 format="binary",
             )
-        connection.add_termination_listener(lambda _: self._ended(connection))
+        return role
 
     async def _choose_schema(self, connection: Connection) -> None:
         """Use the same schema on every connection, even if the defaults change meanwhile.
@@ -370,7 +379,11 @@ class Pool:
 
         asyncpg itself replaces a lost connection in the pool without reporting it.
         """
-        if not connection.ended_here and not self._closing:
+        if not connection.ended_here:
+            self._report_loss()
+
+    def _report_loss(self) -> None:
+        if not self._closing:
             for listener in self.on_loss:
                 listener()
 

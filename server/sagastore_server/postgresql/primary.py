@@ -1,0 +1,100 @@
+"""Primary: which of the PostgreSQL servers of a cluster may be used.
+
+Only the primary is used: a standby refuses writes and may lack the last commits. A promotion begins a
+new timeline, so of two servers that both accept writes, the one on the higher timeline is the
+primary, and the other one is an old primary that nobody has stopped. What that one commits is lost,
+so it is never used again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from sagastore_server.config.connection import Address
+
+ROLE = """
+SELECT pg_is_in_recovery(), CASE WHEN NOT pg_is_in_recovery()
+    THEN pg_walfile_name(pg_current_wal_lsn()) END
+"""
+"""Returns whether the server is a standby, and the name of the WAL file that a primary writes, which
+begins with its timeline in eight hexadecimal digits (PostgreSQL documentation, 9.28.3). The control
+file shows a new timeline only after the first checkpoint."""
+
+_ROLE_ALONE = "SELECT pg_is_in_recovery(), NULL"
+"""The same for a server without WAL files of its own, such as Amazon Aurora."""
+
+_TIMELINE_DIGITS = 8
+
+_log = logging.getLogger(__name__)
+
+
+class NotThePrimaryError(ConnectionError):
+    """The server is a standby, or an old primary. One line."""
+
+
+class Role(NamedTuple):
+    """Role of a server of PostgreSQL."""
+
+    is_standby: bool
+    timeline: int
+    """Timeline of a primary; 0: unknown."""
+
+
+async def role_of(connection: Any) -> Role:
+    """Return the role of the server that answers ``connection``.
+
+    Raises:
+        asyncpg.PostgresError, OSError, ...: See ``errors.DRIVER_ERRORS``.
+
+    """
+    try:
+        row = await connection.fetchrow(ROLE)
+    except asyncpg.PostgresError:
+        if connection.is_in_transaction():
+            raise
+        row = await connection.fetchrow(_ROLE_ALONE)
+    is_standby, file = row
+    return Role(is_standby, int(file[:_TIMELINE_DIGITS], 16) if file else 0)
+
+
+class Primary:
+    """The primary of one cluster, as far as it is known. Belongs to one event loop."""
+
+    def __init__(self, on_promotion: Callable[[], None]) -> None:
+        """Know no primary yet; call ``on_promotion`` when one follows another."""
+        self._on_promotion = on_promotion
+        self.address: Address | None = None
+        """Address of the last primary; None: not known yet."""
+        self.timeline = 0
+        """Highest timeline of a primary; 0: not known."""
+
+    def first(self, addresses: Sequence[Address]) -> list[Address]:
+        """Return ``addresses`` with that of the last primary first."""
+        return sorted(addresses, key=lambda address: address != self.address)
+
+    def accept(self, address: Address, role: Role) -> None:
+        """Record the role of the server at ``address``, which is going to be used.
+
+        Raises:
+            NotThePrimaryError: It must not be used.
+
+        """
+        if role.is_standby:
+            raise NotThePrimaryError("the server of PostgreSQL is a standby")
+        if role.timeline and role.timeline < self.timeline:
+            raise NotThePrimaryError(
+                f"the server of PostgreSQL is an old primary (timeline {role.timeline}, the "
+                f"current one is {self.timeline})"
+            )
+        self.address = address
+        if role.timeline > self.timeline:
+            is_new, self.timeline = self.timeline > 0, role.timeline
+            if is_new:
+                _log.warning(
+                    "PostgreSQL has a new primary: %s, timeline %d", address, role.timeline
+                )
+                self._on_promotion()
