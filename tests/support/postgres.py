@@ -12,11 +12,12 @@ import itertools
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -109,6 +110,26 @@ class PostgresProcess:
         shutil.rmtree(self._data)
         subprocess.run(["cp", "-a", str(backup), str(self._data)], check=True)
 
+    def promote(self) -> None:
+        """Make a standby the primary, and wait until it accepts writes."""
+        self._run("pg_ctl", "-w", "-t", "60", "promote")
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Suspend all its processes, so that it answers nothing and ends no connection."""
+        # The postmaster first, so that there is no new process meanwhile.
+        stopped = [self.pid]
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            for child in _children(self.pid):
+                os.kill(child, signal.SIGSTOP)
+                stopped.append(child)
+            yield
+        finally:
+            for process in reversed(stopped):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGCONT)
+
     def kill9(self) -> None:
         """Kill the postmaster and wait until its children have ended."""
         subprocess.run(["kill", "-9", str(self.pid)], check=True)
@@ -142,6 +163,11 @@ def _initialized(programs: Path) -> Path:
     process = PostgresProcess(folder / "pg")
     process.initialize()
     return process.data
+
+
+def _children(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    return [int(child) for child in listed.split()]
 
 
 def _programs() -> Path:

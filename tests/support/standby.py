@@ -47,6 +47,12 @@ class ReplicatedPostgres:
         self.standby.stop()
         self.primary.stop()
 
+    @property
+    def dsn(self) -> str:
+        """Connection string that names both hosts, first the one that begins as the primary."""
+        hosts = f"{self.primary.data.parent},{self.standby.data.parent}"
+        return f"postgresql://postgres@/postgres?host={hosts}"
+
     async def configure(self, **settings: str) -> None:
         """Change settings of the primary that need no restart."""
         for name, value in settings.items():

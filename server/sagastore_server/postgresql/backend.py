@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
+from sagastore_server.postgresql import timeline
 from sagastore_server.postgresql.batch import BLOCK
 from sagastore_server.postgresql.diagnosis import cannot_open
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
@@ -26,6 +28,7 @@ from sagastore_server.postgresql.search import (
     planner_must_guess,
 )
 from sagastore_server.postgresql.sessions import compile_list, session_from_row
+from sagastore_server.postgresql.watcher import PrimaryWatcher
 from sagastore_server.postgresql.writer import PostgreSQLGroupWriter
 from sagastore_server.runtime.read_batcher import ReadBatcher
 from sagastore_server.runtime.supervisor import Supervisor
@@ -102,6 +105,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         self._last_turn = 0
         self._reanalyser = Reanalyser(self._pool, self._worker_pool, self._supervisor)
         self._writer: PostgreSQLGroupWriter | None = None
+        self._watcher: PrimaryWatcher | None = None
         self._on_group: OnGroup = unheard
         self._schema_version = 0
         self._last_counts: Sequence[int] = (-1, -1, -1)
@@ -117,6 +121,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         try:
             await self._pool.open()
             self._schema_version = await prepare(self._pool, self.place)
+            await self._enter_timelines()
             await self._reanalyser.start()
         except (*DRIVER_ERRORS, ValueError, StorageError) as exc:
             await self.close()
@@ -126,7 +131,15 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
             raise
         self._start_writer()
 
+    async def _enter_timelines(self) -> None:
+        """Keep revisions unique, on this timeline of PostgreSQL and each later one."""
+        self._pool.enter_timeline = partial(timeline.enter, self._pool)
+        async with self._pool.connection() as connection:
+            await timeline.enter(self._pool, connection, connection.timeline)
+
     def _start_writer(self) -> None:
+        assert self._pool.connector is not None  # noqa: S101 - the pool is open
+        self._watcher = PrimaryWatcher(self._pool.connector, self._supervisor)
         self._writer = PostgreSQLGroupWriter(
             self._pool,
             self._worker_pool,
@@ -139,6 +152,9 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
 
     async def close(self) -> None:
         """See the contract."""
+        if self._watcher is not None:
+            await self._watcher.close()
+            self._watcher = None
         await self._reanalyser.stop()
         if self._writer is not None:
             await self._writer.close()

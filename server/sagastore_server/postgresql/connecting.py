@@ -50,7 +50,7 @@ class Connector:
         parameters: ConnectionParameters,
         timeout: float,
         cache: int,
-        on_promotion: Callable[[], None] = bool,
+        on_promotion: Callable[[], None] = lambda: None,
     ) -> None:
         """Create a connector.
 

@@ -21,6 +21,7 @@ import structlog
 from sagastore_server.config.connection_string import ConnectionStringError
 from sagastore_server.postgresql.connecting import Connector
 from sagastore_server.postgresql.errors import AGAIN, NO_TLS, sqlstate, translated
+from sagastore_server.postgresql.primary import NotThePrimaryError
 from sagastore_server.storage.errors import CannotOpenError, StorageError
 
 _INTERVAL = 10.0
@@ -163,6 +164,10 @@ def _unresolved(_: BaseException, __: Connector | None) -> Diagnosis:
     return Diagnosis("the host name cannot be resolved", "check the host and the DNS")
 
 
+def _no_primary(error: BaseException, _: Connector | None) -> Diagnosis:
+    return Diagnosis(str(error), "connect to the primary, or add its host to the connection string")
+
+
 def _timeout(_: BaseException, connector: Connector | None) -> Diagnosis:
     within = "" if connector is None else f" within {connector.timeout:g} s"
     return Diagnosis(f"no answer{within}", "check host, port and firewall")
@@ -226,6 +231,7 @@ _BY_KIND: tuple[
     (ssl.SSLCertVerificationError, _certificate),
     (ssl.SSLError, _tls),
     (socket.gaierror, _unresolved),
+    (NotThePrimaryError, _no_primary),
     (TimeoutError, _timeout),
     (ConnectionRefusedError, _refused),
     (FileNotFoundError, _no_socket),

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import asyncpg
 
 from sagastore_server.postgresql.commit import NOT_REPLICATED, UNVERIFIABLE
+from sagastore_server.postgresql.primary import NotThePrimaryError
 from sagastore_server.storage.errors import (
     CorruptStoreError,
     FencedError,
@@ -45,6 +46,9 @@ AGAIN = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _FULL = ("53100",)
 _CORRUPT = ("XX001", "XX002")
 _READ_ONLY = ("25006",)
+_NOT_IN_RECOVERY = "0A000"
+_CHECK_OF_SETTING = "call_bool_check_hook"
+"""Function of PostgreSQL (utils/misc/guc.c) that refuses to set ``transaction_read_only``."""
 _TIMEOUT = ("57014",)
 _CREDENTIALS = ("28",)
 _NO_DATABASE = ("3D000",)
@@ -72,10 +76,19 @@ def sqlstate(error: BaseException) -> str:
     return str(getattr(error, "sqlstate", None) or "")
 
 
+def is_demotion(error: BaseException) -> bool:
+    """Return whether a standby has refused a write: its server is no longer the primary."""
+    state = sqlstate(error)
+    if state == _NOT_IN_RECOVERY:
+        # "cannot set transaction read-write mode during recovery", in the language of the server.
+        return getattr(error, "server_source_function", None) == _CHECK_OF_SETTING
+    return state.startswith(_READ_ONLY)
+
+
 def is_connection_loss(error: BaseException) -> bool:
     """Return whether the connection is lost, so that a retry on another one may succeed."""
     if isinstance(error, asyncpg.PostgresError):
-        return sqlstate(error).startswith(("08", "57P"))
+        return sqlstate(error).startswith(("08", "57P")) or is_demotion(error)
     if isinstance(error, TimeoutError):
         return False
     if isinstance(error, asyncpg.InterfaceError):
@@ -136,8 +149,8 @@ def _unavailable(error: BaseException, state: str) -> UnavailableError | None:
         line = "the PostgreSQL store did not answer in time; try again"
     elif isinstance(error, AGAIN):
         line = "the write repeatedly conflicted with other writes; try again"
-    elif state.startswith(_READ_ONLY):
-        line = "the PostgreSQL store is read-only; connect to the primary"
+    elif isinstance(error, NotThePrimaryError) or is_demotion(error):
+        line = "PostgreSQL has no primary at its address at present; try again"
     elif state.startswith(_AWAY) or isinstance(error, OSError | EOFError):
         line = "the PostgreSQL store cannot be reached; try again"
     elif isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):

@@ -27,6 +27,7 @@ from sagastore_server.postgresql.diagnosis import ProblemLog
 from sagastore_server.postgresql.errors import (
     DRIVER_ERRORS,
     is_connection_loss,
+    is_demotion,
     translating,
 )
 from sagastore_server.postgresql.options import PostgreSQLOptions
@@ -72,6 +73,10 @@ class Pool:
         """The commits of all its connections."""
         self.on_loss: list[Callable[[], None]] = []
         """Called when PostgreSQL or the network has ended a connection, or has a new primary."""
+        self.enter_timeline: Callable[[Connection, int], Awaitable[None]] | None = None
+        """Prepares the database for writes on a new timeline, before the connection is used."""
+        self._timeline = 0
+        """The latest timeline that was prepared."""
         self.waiting = 0
         """Number of callers that wait for a connection."""
 
@@ -184,6 +189,10 @@ class Pool:
                 self.waiting -= 1
             try:
                 yield connection
+            except asyncpg.PostgresError as exc:
+                if is_demotion(exc):
+                    connection.terminate()
+                raise
             finally:
                 await pool.release(connection)
 
@@ -320,7 +329,11 @@ class Pool:
 
         async def prepare(connection: Connection) -> Role:
             connection.has_schema = has_schema
-            return await self._prepare(connection)
+            role = await self._prepare(connection)
+            if self.enter_timeline is not None and role.timeline > self._timeline:
+                await self.enter_timeline(connection, role.timeline)
+                self._timeline = role.timeline
+            return role
 
         connection = await self.connector.connect(settings, prepare, command_timeout)
         connection.add_termination_listener(lambda _: self._ended(connection))

@@ -1,7 +1,7 @@
 """Primary: which of the PostgreSQL servers of a cluster may be used.
 
-Only the primary is used: a standby refuses writes and may lack the last commits. A promotion begins a
-new timeline, so of two servers that both accept writes, the one on the higher timeline is the
+Only the primary is used: a standby refuses writes and may lack the last commits. A promotion begins
+a new timeline, so of two servers that both accept writes, the one on the higher timeline is the
 primary, and the other one is an old primary that nobody has stopped. What that one commits is lost,
 so it is never used again.
 """
@@ -20,12 +20,13 @@ ROLE = """
 SELECT pg_is_in_recovery(), CASE WHEN NOT pg_is_in_recovery()
     THEN pg_walfile_name(pg_current_wal_lsn()) END
 """
-"""Returns whether the server is a standby, and the name of the WAL file that a primary writes, which
-begins with its timeline in eight hexadecimal digits (PostgreSQL documentation, 9.28.3). The control
+"""Returns whether the server is a standby, and the name of the WAL file that a primary writes. It
+begins with the timeline in eight hexadecimal digits (PostgreSQL documentation, 9.28.3). The control
 file shows a new timeline only after the first checkpoint."""
 
 _ROLE_ALONE = "SELECT pg_is_in_recovery(), NULL"
-"""The same for a server without WAL files of its own, such as Amazon Aurora."""
+"""The same for a server without WAL files of its own, such as Amazon Aurora, or a role that may not
+see them."""
 
 _TIMELINE_DIGITS = 8
 
@@ -45,17 +46,17 @@ class Role(NamedTuple):
 
 
 async def role_of(connection: Any) -> Role:
-    """Return the role of the server that answers ``connection``.
+    """Return the role of the server that answers ``connection``, which is in a transaction.
 
     Raises:
         asyncpg.PostgresError, OSError, ...: See ``errors.DRIVER_ERRORS``.
 
     """
+    await connection.execute("SAVEPOINT role")
     try:
         row = await connection.fetchrow(ROLE)
-    except asyncpg.PostgresError:
-        if connection.is_in_transaction():
-            raise
+    except (asyncpg.FeatureNotSupportedError, asyncpg.InsufficientPrivilegeError):
+        await connection.execute("ROLLBACK TO SAVEPOINT role")
         row = await connection.fetchrow(_ROLE_ALONE)
     is_standby, file = row
     return Role(is_standby, int(file[:_TIMELINE_DIGITS], 16) if file else 0)

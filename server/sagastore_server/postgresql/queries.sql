@@ -152,6 +152,17 @@ SELECT count(*) FROM quarantine
 -- name: get_state
 SELECT value FROM store_state WHERE name = $1
 
+-- name: lock_state
+SELECT value FROM store_state WHERE name = $1 FOR UPDATE
+
+-- name: add_state
+INSERT INTO store_state (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING
+
+-- name: skip_blocks
+-- Drawn numbers are in the WAL even if this transaction is rolled back, and drawing them needs no more
+-- privileges than any write.
+SELECT max(nextval('message_revisions')) FROM generate_series(1, $1)
+
 -- name: set_state
 INSERT INTO store_state (name, value) VALUES ($1, $2)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -201,6 +202,9 @@ class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
             await connection.execute(MIGRATION["drop_guard"])
 
         await self._holding(lease, end, after=after, before=before)
+        # The migration is finished, whether or not this succeeds; every start repeats it.
+        with contextlib.suppress(StorageError, *DRIVER_ERRORS):
+            await self._enter_timelines()
 
     # ------------------------------------------------------------------ the rows
 

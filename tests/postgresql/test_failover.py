@@ -1,0 +1,200 @@
+"""Failover: the primary is lost or silent, and its standby is promoted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+
+from sagastore_server.config.connection import Address
+from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.errors import is_connection_loss, is_demotion
+from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.primary import NotThePrimaryError, Primary, Role, role_of
+from sagastore_server.storage.errors import CannotOpenError, StorageError, UnavailableError
+from sagastore_server.storage.model import SaveResult
+from tests.support.backends import opened
+from tests.support.drafts import lone
+from tests.support.postgres import execute
+from tests.support.standby import ReplicatedPostgres, replicated_postgres
+
+WITHIN = 50
+"""Seconds for a failover on a busy machine. The time limit of a statement is longer."""
+
+
+@pytest.fixture
+async def postgres() -> AsyncIterator[ReplicatedPostgres]:
+    with replicated_postgres() as both:
+        await both.start()
+        yield both
+
+
+@pytest.fixture(scope="module")
+def steady() -> Iterator[ReplicatedPostgres]:
+    """Return a pair for tests that leave the roles as they are."""
+    with replicated_postgres() as both:
+        asyncio.run(both.start())
+        yield both
+
+
+@asynccontextmanager
+async def store(dsn: str) -> AsyncIterator[PostgreSQLStorage]:
+    values = PostgreSQLOptions(dsn, pool_min=1, pool_max=4, statement_timeout=100)
+    async with opened(lambda: PostgreSQLStorage(values)) as backend:
+        assert isinstance(backend, PostgreSQLStorage)
+        yield backend
+
+
+async def saved(backend: PostgreSQLStorage, id: str) -> SaveResult:
+    """Save as a client does, which repeats a call that failed because a store was unavailable."""
+    async with asyncio.timeout(WITHIN):
+        while True:
+            try:
+                return await backend.save(lone(id))
+            except UnavailableError:
+                await asyncio.sleep(0.05)
+
+
+async def ids_on(dsn: str) -> set[str]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return {row[0] for row in await connection.fetch("SELECT id FROM messages")}
+    finally:
+        await connection.close()
+
+
+async def test_killed_primary(postgres: ReplicatedPostgres) -> None:
+    """Every acknowledged message is on the new primary, and revisions continue to grow."""
+    async with store(postgres.dsn) as backend:
+        before = [await saved(backend, f"before-{number}") for number in range(5)]
+        postgres.primary.kill9()
+        with pytest.raises(StorageError):
+            await backend.save(lone("in between"))
+        await asyncio.to_thread(postgres.standby.promote)
+        after = await saved(backend, "after")
+        assert after.revision > max(result.revision for result in before)
+        assert [(await backend.get(f"before-{n}")).id for n in range(5)] == [
+            f"before-{n}" for n in range(5)
+        ]
+    assert {"after", "before-4"} <= await ids_on(postgres.standby.dsn)
+
+
+async def test_silent_primary_is_left_and_never_used_again(postgres: ReplicatedPostgres) -> None:
+    """No connection ends, and the call that waits has a longer time limit than the test."""
+    async with store(postgres.dsn) as backend:
+        await saved(backend, "before")
+        with postgres.primary.frozen():
+            waiting = asyncio.create_task(backend.save(lone("waiting")))
+            await asyncio.to_thread(postgres.standby.promote)
+            # Its transaction had not begun, so it is repeated on the new primary.
+            async with asyncio.timeout(WITHIN):
+                assert (await waiting).created
+            await saved(backend, "during")
+        # The former primary runs again, and does not know that it is not the primary any more.
+        await execute(postgres.primary.dsn, "ALTER SYSTEM SET synchronous_standby_names = ''")
+        await execute(postgres.primary.dsn, "SELECT pg_reload_conf()")
+        for number in range(8):
+            await saved(backend, f"after-{number}")
+        assert backend._pool.connector is not None
+        backend._pool.connector.primary.address = None  # Tries the hosts in their order again.
+        await asyncio.gather(*(saved(backend, f"together-{number}") for number in range(8)))
+    new, old = await ids_on(postgres.standby.dsn), await ids_on(postgres.primary.dsn)
+    assert {"waiting", "during", *(f"after-{number}" for number in range(8))} <= new
+    assert not {id for id in old if id.startswith(("waiting", "during", "after", "together"))}
+
+
+async def test_start_while_the_first_host_is_silent(postgres: ReplicatedPostgres) -> None:
+    async with store(postgres.dsn) as backend:
+        await saved(backend, "before")
+    with postgres.primary.frozen():
+        await asyncio.to_thread(postgres.standby.promote)
+        async with asyncio.timeout(WITHIN), store(postgres.dsn) as backend:
+            assert (await backend.get("before")).id == "before"
+            await saved(backend, "after")
+
+
+async def test_no_revision_is_given_out_twice_if_writes_are_lost(
+    postgres: ReplicatedPostgres,
+) -> None:
+    """An asynchronous standby lacks the last writes, and so do its sequences."""
+    await postgres.configure(synchronous_standby_names="")
+    async with store(postgres.dsn) as backend:
+        await saved(backend, "kept")
+        async with postgres.frozen_standby():
+            lost = [await saved(backend, f"lost-{number}") for number in range(40)]
+            postgres.primary.kill9()
+        await asyncio.to_thread(postgres.standby.promote)
+        results = [await saved(backend, f"after-{number}") for number in range(3)]
+        assert min(one.revision for one in results) > max(one.revision for one in lost)
+        assert results[-1].revision - results[0].revision < 10_000
+    # A start on the same timeline skips nothing.
+    async with store(postgres.dsn) as backend:
+        again = await saved(backend, "after the restart")
+        assert again.revision - results[-1].revision < 10_000
+
+
+async def test_standby_alone_is_refused_by_name(steady: ReplicatedPostgres) -> None:
+    with pytest.raises(CannotOpenError, match="is a standby; connect to the primary"):
+        async with store(steady.standby.dsn):
+            pass
+
+
+async def test_refusals_of_a_standby_are_lost_connections(steady: ReplicatedPostgres) -> None:
+    """A pooler or a virtual address may lead an open connection to a standby."""
+    await execute(steady.primary.dsn, "CREATE SEQUENCE numbers; CREATE TABLE t (n int)")
+    primary = await asyncpg.connect(steady.primary.dsn)
+    standby = await asyncpg.connect(steady.standby.dsn)
+    try:
+        position = await primary.fetchval("SELECT pg_current_wal_lsn()::text")
+        reached = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
+        async with asyncio.timeout(WITHIN):
+            while not await standby.fetchval(reached, position):  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.01)
+        for statement in (
+            "BEGIN READ WRITE",
+            "SELECT nextval('numbers')",
+            "INSERT INTO t VALUES (1)",
+        ):
+            with pytest.raises(asyncpg.PostgresError) as caught:
+                await standby.execute(statement)
+            assert is_demotion(caught.value), statement
+            assert is_connection_loss(caught.value), statement
+    finally:
+        await primary.close()
+        await standby.close()
+
+
+async def test_role_without_access_to_wal_functions(steady: ReplicatedPostgres) -> None:
+    await execute(
+        steady.primary.dsn,
+        "CREATE ROLE service LOGIN; CREATE SCHEMA service AUTHORIZATION service;"
+        "REVOKE EXECUTE ON FUNCTION pg_walfile_name(pg_lsn), pg_control_system() FROM PUBLIC",
+    )
+    dsn = steady.primary.dsn.replace("postgres@", "service@")
+    connection = await asyncpg.connect(dsn)
+    try:
+        async with connection.transaction():
+            assert await role_of(connection) == Role(is_standby=False, timeline=0)
+    finally:
+        await connection.close()
+    async with store(dsn) as backend:
+        assert (await saved(backend, "one")).created
+
+
+def test_lower_timeline_is_refused() -> None:
+    promotions: list[int] = []
+    primary = Primary(lambda: promotions.append(primary.timeline))
+    one, two = Address("a", 5432), Address("b", 5432)
+    primary.accept(one, Role(is_standby=False, timeline=3))
+    assert promotions == []
+    with pytest.raises(NotThePrimaryError, match="is a standby"):
+        primary.accept(two, Role(is_standby=True, timeline=0))
+    assert primary.first([two, one]) == [one, two]
+    primary.accept(two, Role(is_standby=False, timeline=4))
+    assert promotions == [4]
+    assert primary.first([one, two]) == [two, one]
+    with pytest.raises(NotThePrimaryError, match=r"old primary \(timeline 3, the current one is 4"):
+        primary.accept(one, Role(is_standby=False, timeline=3))
