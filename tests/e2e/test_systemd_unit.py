@@ -133,7 +133,7 @@ def test_backup_works_under_its_unit(server: RestrictedServer, tmp_path: Path) -
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert ": 1 messages, revision 1, phase sqlite-only" in done.stdout
+    assert ", revision 1, phase sqlite-only, " in done.stdout
     assert done.stdout.endswith("; 1 kept\n")
 
 

@@ -28,7 +28,7 @@ from tests.support.legacy_db import legacy_db, numbered
 from tests.support.migration_control import go_to
 from tests.support.postgres import fresh_schema
 from tests.support.server_process import ServerProcess, clean_environment
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, until
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,7 @@ def test_files_of_a_migration(tmp_path: Path) -> None:
                 async with AsyncClient(server.address) as client:
                     await client.save(Message("a", "user", "hello"))
                     await go_to(client, Phase.POSTGRES_ONLY)
-                eventually(lambda: not path.exists())
+                await until(lambda: not path.exists())
                 assert wrong(path.parent) == {}
 
     asyncio.run(migrate())

@@ -100,6 +100,9 @@ async def test_other_files_stay(path: Path, tmp_path: Path) -> None:
         f"{prefix}20000101T000000Z.db.old",
         f"x{prefix}20000101T000000Z.db",
         f"{prefix}yesterday.db",
+        f"{prefix}20009999T000000Z.db",
+        f"{prefix}2000101T000000Z.db",
+        f"{prefix}99991231T235959Z.db",
         "notes.txt",
     ]
     for name in others:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sagastore_server.rpc import server, storage_service
+from sagastore_server.rpc.admission import Limits
 from scripts.write_reference import FOLDER, pages
 
 ROOT = Path(__file__).parents[2]
@@ -97,3 +99,14 @@ def test_every_alert_has_a_section_of_the_runbook() -> None:
     for name, text in sections.items():
         parts = re.findall(r"^- \*\*(.*?):\*\* ", text, re.MULTILINE)
         assert parts == ["Meaning", "Check", "Do"], name
+
+
+def test_documented_fixed_limits_are_those_of_the_code() -> None:
+    pending = server._MAX_PENDING
+    options = dict(server._channel_options(Limits()))
+    assert options["grpc.server.max_pending_requests"] == pending
+    both = (f"{pending:,}", f"{options['grpc.server.max_pending_requests_hard_limit']:,}")
+    for name in ("docs/how-to/operations.md", "docs/reference/configuration.md"):
+        text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        assert all(number in text for number in both), name
+        assert f"At most {storage_service._SEARCHES} searches run at a time" in text, name

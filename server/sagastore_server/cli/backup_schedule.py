@@ -6,9 +6,10 @@ in them must not affect calls. The record beside the store tells the server, for
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -81,7 +82,7 @@ def rotate_until_stopped(plan: Plan, every: float, say: Say) -> None:
 
     """
     try:
-        with handled_by(_stop), locked(plan.path, plan.folder) as rotation:
+        with handled_by(_stop), _locked_for(plan) as rotation:
             next_at = time.time() + _first_due(rotation, every)
             if next_at > time.time():
                 warn(f"the newest backup is recent; the next one is due at {_clock(next_at)}")
@@ -122,6 +123,19 @@ def recorded(path: Path, work: Callable[[], BackupReport], *, every: float | Non
     return report
 
 
+@contextlib.contextmanager
+def _locked_for(plan: Plan) -> Iterator[Rotation]:
+    """Lock the folder of a schedule, whose store may come into being later."""
+    try:
+        identity(plan.path)
+    except StoreMovedError:
+        raise  # Before the folder is created.
+    except BackupError:
+        pass  # The first attempt reports and records the error.
+    with locked(plan.path, plan.folder) as rotation:
+        yield rotation
+
+
 def _first_due(rotation: Rotation, every: float) -> float:
     try:
         return due(rotation.newest(), every)
@@ -145,7 +159,7 @@ def _attempt(plan: Plan, rotation: Rotation, every: float, say: Say) -> float:
         warn(f"{exc}; next attempt at {_clock(time.time() + wait)}")
     else:
         # Backups that take longer than the interval follow each other without a pause.
-        wait = max(0.0, began + every - time.time())
+        wait = min(max(0.0, began + every - time.time()), every)
         say(Outcome(rotated, datetime.fromtimestamp(time.time() + wait, UTC)))
     if signalled.is_set():
         raise _Stopped

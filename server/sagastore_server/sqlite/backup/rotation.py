@@ -15,7 +15,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ LOCK = ".sagastore-backup.lock"
 """The lock file; it stays in the folder."""
 
 _TIME = "%Y%m%dT%H%M%SZ"
+_ENDING = ".db"
 _ID_DIGITS = 8
 """Digits of the store's id in a name: enough to tell the stores of one path apart."""
 
@@ -57,6 +58,13 @@ def default_folder(path: Path) -> Path:
     return path.with_name(path.name + ".backups")
 
 
+class _Backup(NamedTuple):
+    """A backup in the folder, with the time in its name."""
+
+    began: datetime
+    file: Path
+
+
 class Rotation:
     """Rotated backups of one store in one folder. Created by `locked`."""
 
@@ -75,7 +83,7 @@ class Rotation:
 
         """
         found = self._found(identity(self._path))
-        return _time_of(found[-1]).timestamp() if found else None
+        return found[-1].began.timestamp() if found else None
 
     def make(self, keep: int, progress: Progress) -> Rotated:
         """Make a backup, and then remove all but the ``keep`` newest ones of this store.
@@ -95,28 +103,28 @@ class Rotation:
                 f"{self._path} was replaced by another store during the backup, which is "
                 f"{report.file}; no other backup was removed"
             )
-        surplus = earlier[: max(0, len(earlier) + 1 - keep)]
+        surplus = [one.file for one in earlier[: max(0, len(earlier) + 1 - keep)]]
         removed, problem = self._remove(surplus)
         return Rotated(report, removed, len(earlier) + 1 - len(removed), problem)
 
-    def _found(self, store: str) -> list[Path]:
+    def _found(self, store: str) -> list[_Backup]:
         """Return the backups of a store, oldest first."""
-        pattern = re.compile(rf"{re.escape(self._prefix(store))}\d{{8}}T\d{{6}}Z\.db")
+        found = []
         with file_errors(f"cannot use {self._folder}"), self._rights().taken():
-            return sorted(
-                one
-                for one in self._folder.iterdir()
-                if pattern.fullmatch(one.name) and one.is_file() and not one.is_symlink()
-            )
+            for one in self._folder.iterdir():
+                began = _time_in(one.name, self._prefix(store))
+                if began is not None and one.is_file() and not one.is_symlink():
+                    found.append(_Backup(began, one))
+        return sorted(found)
 
     def _prefix(self, store: str) -> str:
         return f"{self._path.stem}-{store[:_ID_DIGITS]}-"
 
-    def _next_name(self, store: str, earlier: list[Path]) -> Path:
-        now = datetime.now(UTC).replace(microsecond=0)
-        if earlier and _time_of(earlier[-1]) >= now:
-            now = datetime.fromtimestamp(_time_of(earlier[-1]).timestamp() + 1, UTC)
-        return self._folder / f"{self._prefix(store)}{now.strftime(_TIME)}.db"
+    def _next_name(self, store: str, earlier: list[_Backup]) -> Path:
+        began = datetime.now(UTC).replace(microsecond=0)
+        if earlier:
+            began = max(began, earlier[-1].began + timedelta(seconds=1))
+        return self._folder / f"{self._prefix(store)}{began.strftime(_TIME)}{_ENDING}"
 
     def _remove_partial(self) -> None:
         """Remove what a killed process left; the lock excludes a running one."""
@@ -177,5 +185,15 @@ def due(newest: float | None, every: float, now: float | None = None) -> float:
     return max(0.0, min(newest, current) + every - current)
 
 
-def _time_of(backup: Path) -> datetime:
-    return datetime.strptime(backup.stem.rpartition("-")[2], _TIME).replace(tzinfo=UTC)
+def _time_in(name: str, prefix: str) -> datetime | None:
+    """Return the time in the name of a backup; None for other names."""
+    if not name.startswith(prefix) or not name.endswith(_ENDING):
+        return None
+    try:
+        found = datetime.strptime(name[len(prefix) : -len(_ENDING)], _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    if found.year == MAXYEAR:
+        return None  # The next name has a later time.
+    # `strptime` also accepts times with fewer digits.
+    return found if name == f"{prefix}{found.strftime(_TIME)}{_ENDING}" else None
