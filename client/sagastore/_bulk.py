@@ -355,6 +355,7 @@ class BulkSender:
 
     async def _open(self) -> _Stream:
         """Start a call and send all pending batches."""
+        self._retry.begin()
         self._stream = stream = _Stream(self._caller, await self._caller.pool.acquire())
         for batch in self._pending:
             if batch.payload is not None:

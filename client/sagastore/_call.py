@@ -107,6 +107,11 @@ class StreamRetry:
         """True after the first response."""
         return self._progressed
 
+    def begin(self) -> None:
+        """Record that an attempt begins."""
+        if self._failures == 0:
+            self._failing_since = self._clock()
+
     def progress(self) -> None:
         """Record that a response arrived."""
         self._progressed = True
@@ -192,13 +197,14 @@ class Caller:
                     request, timeout=deadline.remaining(), metadata=metadata
                 )
             except grpc.aio.AioRpcError as exc:
+                connected = endpoint.connected()
                 error = _status.from_rpc_error(
                     exc,
                     name,
                     endpoint.address,
                     endpoint.security,
                     timeout=deadline.timeout,
-                    connected=endpoint.connected(),
+                    connected=connected,
                 )
                 self.pool.note_token(error, metadata)
             except asyncio.CancelledError:
@@ -219,7 +225,8 @@ class Caller:
                 else None
             )
             if delay is None:
-                raise _final(error, previous, deadline.elapsed(), failures) from None
+                final = _final(error, previous, connected=connected)
+                raise _gave_up(final, deadline.elapsed(), failures) from None
             if history is not None:
                 history.note(error)
             previous = error
@@ -254,6 +261,7 @@ class Caller:
         while True:
             endpoint = await self.pool.acquire()
             metadata = self.pool.metadata()
+            retry.begin()
             call = method(endpoint)(request(), metadata=metadata)
             error: SagaStoreError | None = None
             try:
@@ -319,11 +327,19 @@ def stalled(name: str, address: str, timeout: float) -> DeadlineExceededError:
 
 
 def _final(
-    error: SagaStoreError, previous: SagaStoreError | None, seconds: float, attempts: int
+    error: SagaStoreError, previous: SagaStoreError | None, *, connected: bool
 ) -> SagaStoreError:
-    """Return the error to raise: the last one, or a timeout with the one before it."""
+    """Return the error to raise: the last one, or a timeout with the one before it.
+
+    A last attempt that has found no connection before the deadline says less than the one
+    before it.
+    """
     if previous is None or not isinstance(error, DeadlineExceededError):
-        return _gave_up(error, seconds, attempts)
+        return error
+    if not connected and isinstance(previous, UnavailableError):
+        # The connection may also have been lost after the last attempt was sent.
+        previous.unsent = False
+        return previous
     return DeadlineExceededError(
         f"{error}; the previous attempt failed: {previous}",
         reason=error.reason,

@@ -168,7 +168,7 @@ def token_source(
     if exposed and not secure and not allow_insecure:
         raise invalid(
             "token",
-            f"the token would be sent to {exposed[0]} in plain text; use tls=..., "
+            f"token would be sent to {exposed[0]} in plain text; use tls=..., "
             "or allow_insecure_token=True if the network is secure",
         )
     if callable(token):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import grpc
 import pytest
@@ -117,11 +118,12 @@ def test_outage_during_a_change_is_reported(
     scripted: ScriptedMigration, scripted_cli: Sagastore
 ) -> None:
     scripted.refuse = _break
-    done = scripted_cli.run("migrate", "to", "dual-write")
+    done = scripted_cli.run("--timeout", "5", "migrate", "to", "dual-write")
     assert (done.returncode, done.stdout) == (4, "")
-    assert done.stderr == (
-        "sagastore: PostgreSQL is down; the change may still complete; to check, run: "
-        "sagastore migrate status\n"
+    assert re.fullmatch(
+        r"sagastore: PostgreSQL is down \(gave up after \d+ attempts in [\d.]+ s\); "
+        r"the change may still complete; to check, run: sagastore migrate status\n",
+        done.stderr,
     )
     assert len(scripted.requests) > 1
 

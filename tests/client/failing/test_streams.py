@@ -140,6 +140,18 @@ async def test_bulk_save_to_unreachable_server_fails_soon() -> None:
                 await client.bulk_save(messages(3), timeout=100)
 
 
+async def test_time_of_a_slow_input_does_not_count(script: Script, client: AsyncClient) -> None:
+    async def slow() -> AsyncIterator[Message]:
+        await asyncio.sleep(0.6)
+        for message in messages(3):
+            yield message
+
+    batches: list[storage_pb2.BulkSaveRequest] = []
+    script.play("BulkSave", unavailable(), save_all(batches))
+    result = await client.bulk_save(slow(), timeout=0.5)
+    assert result.saved == 3
+
+
 async def test_bulk_save_without_response_times_out(script: Script, client: AsyncClient) -> None:
     script.play("BulkSave", hang())
     await connect(script, client)
