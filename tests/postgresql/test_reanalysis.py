@@ -90,6 +90,10 @@ async def test_row_that_a_server_of_the_former_version_writes_is_analysed(
 ) -> None:
     monkeypatch.setattr("sagastore_server.postgresql.reanalysis.AGAIN", 0.01)
     await _former(dsn)
+    await execute(
+        dsn,
+        "UPDATE sagastore_schema SET applied_at = applied_at - interval '1 hour' WHERE version < 6",
+    )
     async with opened(lambda: _on(dsn)) as store:
         await analysed(store)
         # Its statement knows neither the column nor the new terms.

@@ -6,12 +6,14 @@ import asyncio
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from sagastore_server.sqlite.backend import SQLiteStorage
+from sagastore_server.sqlite.reanalysis import _store
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.query import Criteria
@@ -152,6 +154,24 @@ async def test_search_that_has_begun_keeps_the_former_index(path: Path, gate: Ga
             with closing(sqlite3.connect(path)) as plain:
                 query = "SELECT count(*) FROM messages_fts_former_data WHERE id > 10"
                 assert plain.execute(query).fetchone() != (0,)
+        await reanalysis_ended(store)
+    _check_index(path)
+
+
+async def test_step_that_is_stored_twice_changes_nothing(path: Path, gate: Gate) -> None:
+    """As after an error that is reported although the transaction was committed."""
+    await _former(path, ["old text"] * 3)
+    async with opened(lambda: SQLiteStorage(path)) as store:
+        assert isinstance(store, SQLiteStorage)
+        numbers = [(await store.get(f"m-0{number}")).sequence for number in range(3)]
+        await gate.let_pass(2)
+        again = partial(_store, entries=[(numbers[0], "old text", "", "")], upto=numbers[0])
+        await store._open_writer().run_in_transaction(again)
+        assert await found(store, FORMER_TERM) == ["m-02"]
+        assert await found(store, "old text") == ["m-00", "m-01"]
+        await store.delete("m-00")
+        assert await found(store, "old text") == ["m-01"]
+        gate.open()
         await reanalysis_ended(store)
     _check_index(path)
 

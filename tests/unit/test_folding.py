@@ -25,7 +25,7 @@ BORDERS = [
 ]
 """Every character that is no letter, digit or mark, and some that are private or not assigned."""
 
-RECORDED = {3: "a6f965d709e4c66317fba712013e9e380830ad33e4278cc3a4af4e81311241be"}
+RECORDED = {3: "648aeb284bec8792f040f1898f85b342e7e850c838ba7f389270443de6d4f406"}
 """SHA-256 by analysis version: of what every assigned character becomes, and of some stems."""
 
 letters = st.sampled_from("aZéßłÆıжあ北서स्क़نﷺ٣๓ｶﾞㄱㅏⅷ")
@@ -104,7 +104,7 @@ def test_form_does_not_matter_for_any_text(text: str) -> None:
         ("⚠️Warning", ["⚠", "warning"]),
         ("1️⃣First 1️⃣2️⃣", ["1", "first", "1", "2"]),
         ("葛\U000e0100飾", ["葛", "飾"]),
-        ("co\u034fop", ["coop"]),
+        ("co\u034fop A\u20dd", ["coop", "a"]),
         ("👨‍👩‍👧 👍🏽go", ["👨", "👩", "👧", "👍", "go"]),
         ("don't don’t donʼt don＇t", ["don", "t"] * 4),
         ("l’été", ["l", "ete"]),

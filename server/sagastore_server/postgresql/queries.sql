@@ -221,5 +221,8 @@ ON CONFLICT (name) DO UPDATE SET value = excluded.value
 WHERE coalesce(substring(store_state.value FROM '^[0-9]+'), '0')::bigint < excluded.value::bigint
 
 -- name: upgraded_recently
--- Whether servers of the version before this column may still run.
-SELECT applied_at > now() - interval '1 day' FROM sagastore_schema WHERE version = 6
+-- Whether servers of the version before `analysed_3` may still run. A new store, which got all
+-- versions in one transaction, never had any.
+SELECT max(applied_at) FILTER (WHERE version = 6) > now() - interval '1 day'
+    AND min(applied_at) < max(applied_at) FILTER (WHERE version = 6)
+FROM sagastore_schema

@@ -107,12 +107,13 @@ class Reanalyser:
 
     async def _run(self) -> None:
         try:
-            while await self._go_through():
-                pass
-            await self._finish()
+            if self._progress is not None:
+                while await self._go_through():
+                    pass
+                await self._finish()
             while await self._pool.value(QUERIES["upgraded_recently"]):
-                await asyncio.sleep(AGAIN)
                 await self._go_through()
+                await asyncio.sleep(AGAIN)
         except FencedError:
             # Another server holds the migration, and analyses its rows.
             _log.info("search: the rows belong to a migration that another server holds")
@@ -152,8 +153,7 @@ class Reanalyser:
         return _Step(len(rows), len(stale), rows[-1][0] if rows else after)
 
     async def _finish(self) -> None:
-        if self._progress is None:
-            return
+        """Note the version, and report the end."""
         with translating():
             async with (
                 self._pool.connection() as connection,
@@ -163,7 +163,7 @@ class Reanalyser:
                 await connection.execute(
                     QUERIES["raise_analysis"], ANALYSIS_STATE, str(ANALYSIS_VERSION)
                 )
-        _log.info("search index: all %d messages are analysed", self._progress.total)
+        _log.info("search index: all messages are analysed")
         self._progress = None
 
     def _report(self, rows: int) -> None:

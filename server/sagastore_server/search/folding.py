@@ -13,7 +13,8 @@ in canonically composed text (NFC), *before* compatibility forms are unified:
 * Decimal digits of all scripts are ASCII digits: ``٣`` is ``3``.
 * In scripts written without spaces (Han, kana, Hangul, Thai, Lao, Khmer, Burmese) every letter and
   every mark is a token.
-* Variation selectors and the combining grapheme joiner are dropped; a keycap is a border. A joiner
+* Variation selectors, enclosing marks (Me) and the combining grapheme joiner are dropped; a keycap
+  is a border. A joiner
   (ZWJ, ZWNJ) is dropped where it shapes letters: after a virama (RFC 5892, A.1 and A.2) and in
   Arabic and other cursive scripts. Elsewhere, as in a sequence of emoji, it is a border.
 * U+02BC is the apostrophe: a border, as U+0027 and U+2019 are.
@@ -208,9 +209,9 @@ def _may_change(char: str) -> bool:
 
 
 def _folded(char: str) -> str:
-    if char in _DROPPED:
-        return ""
     category = ucd.category(char)
+    if char in _DROPPED or (category == "Me" and char not in _BORDERS):
+        return ""
     if char not in _BORDERS and category[0] in "LM":
         return _letters(char)
     if category == "Nd":

@@ -57,7 +57,8 @@ _log = logging.getLogger(__name__)
 def begin(connection: sqlite3.Connection, path: Path) -> None:
     """Prepare an analysis of all messages if another version has made the index.
 
-    It takes no time: the writer calls it in a transaction, before the file is served.
+    It is called in a transaction, before the file is served, and takes no time in proportion to the
+    messages.
 
     Raises:
         CannotOpenError: A newer version has made the index.
@@ -68,8 +69,8 @@ def begin(connection: sqlite3.Connection, path: Path) -> None:
     refuse_newer_analysis(str(path), stored, ANALYSIS_VERSION)
     if stored == ANALYSIS_VERSION:
         return
-    # It exists if a former version was interrupted. Messages that only it has are found again once
-    # they are analysed.
+    # It exists if the analysis by another version was interrupted. Messages that only it has are
+    # found again once they are analysed.
     connection.execute(QUERIES["drop_former"])
     connection.execute(QUERIES["make_former"])
     connection.execute(QUERIES["create_index"])
@@ -196,8 +197,10 @@ def _store(
         number for (number,) in connection.execute(QUERIES["unchanged"], (before.cursor, upto))
     }
     insert_all(connection, "index", [entry for entry in entries if entry[0] in unchanged])
-    connection.execute(QUERIES["set_state"], ("reanalysis_cursor", upto))
-    connection.execute(QUERIES["forget_reanalysed"], (upto,))
+    # A step that was answered with an error may have been stored: the cursor never moves back.
+    cursor = max(before.cursor, upto)
+    connection.execute(QUERIES["set_state"], ("reanalysis_cursor", cursor))
+    connection.execute(QUERIES["forget_reanalysed"], (cursor,))
 
 
 def _delete_some(connection: sqlite3.Connection) -> bool:
