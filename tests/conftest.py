@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+import tests.support.strategies  # noqa: F401 - selects the profile of Hypothesis
 from sagastore.v1 import migration_pb2_grpc, storage_pb2_grpc
 from tests.support.server_process import ServerProcess, serving
 

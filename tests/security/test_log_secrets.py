@@ -20,7 +20,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tests.support.strategies  # noqa: F401 - selects the profile of Hypothesis
 from sagastore.v1 import message_pb2, session_pb2, storage_pb2
 from sagastore_server.security.access_edit import new_token
 from tests.security.pki import Pki, entry, environment, key, write_access

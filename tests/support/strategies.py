@@ -1,4 +1,4 @@
-"""Hypothesis strategies; importing this module selects the profile.
+"""Hypothesis strategies; importing this module, as ``tests/conftest.py`` does, selects the profile.
 
 ``SAGASTORE_TEST_PROFILE=thorough`` runs many more examples.
 """
@@ -10,7 +10,11 @@ import os
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+# No check of time: on a slow and busy machine one example can take many seconds.
+_COMMON = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+}
 
 settings.register_profile("quick", settings(max_examples=40, **_COMMON))  # type: ignore[arg-type]
 settings.register_profile("thorough", settings(max_examples=2000, **_COMMON))  # type: ignore[arg-type]

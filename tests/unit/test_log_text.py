@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tests.support.strategies  # noqa: F401 - selects the profile of Hypothesis
 from sagastore_server.security.access_edit import new_token
 from sagastore_server.security.access_rules import digest_of
 from sagastore_server.telemetry.log_text import (
