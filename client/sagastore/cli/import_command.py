@@ -179,8 +179,8 @@ class _Import:
 
     def _require_sound_source(self) -> None:
         if self._damage is not None:
-            done = f"; {counted(self.counts.read, 'row')} before that processed"
-            raise CommandError(f"{self._damage}{done if self.counts.read else ''}")
+            done = f"after {counted(self.counts.read, 'row')}: " if self.counts.read else ""
+            raise CommandError(f"{done}{self._damage}")
 
     async def _find_start(self) -> Position | None:
         checkpoint = await self._usable_checkpoint()

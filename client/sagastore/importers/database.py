@@ -25,7 +25,6 @@ from sagastore.legacy.database import (
     UnreadableFileError,
     damage,
     error_name,
-    not_a_table,
     open_read_only,
     quoted,
     scalar,
@@ -279,6 +278,11 @@ def _message(found: legacy.LegacyMessage, timestamp: datetime, created_at: Any) 
     )
 
 
+def _has_messages(connection: sqlite3.Connection) -> bool:
+    sql = "SELECT 1 FROM main.sqlite_master WHERE type = 'table' AND name = 'messages'"
+    return connection.execute(sql).fetchone() is not None
+
+
 def _count_files(connection: sqlite3.Connection) -> int:
     return _count(connection, "files")
 
@@ -336,9 +340,11 @@ def open_database(name: str, path: Path, identity: Path | None) -> Database:
 def _reader_of(name: str, identity: Path | None, file: _File) -> Database:
     state = file.read(state_of)
     if state.kind is Kind.SAGASTORE:
-        problem = file.read(not_a_table)
-        if problem:
-            raise CommandError(f"cannot read {name}: it has no table of messages {problem}")
+        if not file.read(_has_messages):
+            raise CommandError(
+                f"cannot read {name}: it is marked as a file of a SagaStore server, but has no "
+                f"table messages; {RECOVERY}"
+            )
         return StoreDatabase(name, identity, file)
     if state.kind is Kind.LEGACY:
         damaged = file.read(partial(damage, full=True))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sagastore.legacy.database import UnreadableFileError, state_of_error
 from sagastore.legacy.table import RowJudge
 from sagastore_server.sqlite.archived_store_guard import remembered_by, requires_postgresql
 from sagastore_server.sqlite.files import (
@@ -123,10 +124,28 @@ def look_into(
             return _with_legacy(report, connection, limit, progress)
     except CorruptStoreError as exc:
         return report._replace(refusal=f"cannot be served: {exc}")
-    except sqlite3.Error as exc:
-        raise CannotOpenError(f"{path} cannot be read: {' '.join(str(exc).split())}") from exc
+    except (sqlite3.Error, ValueError, TypeError) as exc:
+        return _damaged(report, exc)
     except OSError as exc:
         raise CannotOpenError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+
+
+def _damaged(report: FileReport, error: Exception) -> FileReport:
+    """Return the report on a file whose reading raised ``error``.
+
+    Raises:
+        CannotOpenError: The file may be sound, but cannot be read.
+
+    """
+    if isinstance(error, sqlite3.Error | UnicodeError):
+        try:
+            state = state_of_error(str(report.path), error)
+        except UnreadableFileError as exc:
+            raise CannotOpenError(str(exc)) from error
+    else:
+        # Only the state of a SagaStore file is read without a judge of its values.
+        state = FileState(Kind.CORRUPT, detail="is damaged: its state is not readable")
+    return report._replace(state=state, refusal=state.detail)
 
 
 def _refusal(state: FileState) -> str | None:
