@@ -275,7 +275,7 @@ class AdmissionControl:
         return self._stream_revocation.watch(lambda: self._authorize(call, context, role))
 
     def acquire_call(self, call: CallContext) -> CallPlace:
-        """Take a place of a unary call; the caller returns it with `send` or `release`.
+        """Take a place of a unary call; its `send` or `release` must follow.
 
         Raises:
             OverloadedError: The limit is reached, there is no memory for an answer, or the load

@@ -175,9 +175,9 @@ class StreamPlace(Place):
 class Places:
     """The places of one server. Belongs to one event loop.
 
-    The end of sending is not awaited: a callback for each call takes longer than everything else
-    here. Calls whose answer was sent are counted until `settle` finds them, which happens before a
-    limit is applied.
+    The end of sending is not awaited: a callback for each call takes as long as everything else
+    here. A call whose answer was sent is counted until `settle` finds it, which happens several
+    times a second, and before a limit of calls or answers is applied.
     """
 
     def __init__(self, limits: PlaceLimits) -> None:
