@@ -9,11 +9,11 @@ from tools.fuzz.arguments import Outcome, campaign, complaints
 
 
 def test_every_argument_vector_ends_as_documented(tmp_path: Path) -> None:
-    failures, statuses = campaign(300, "ci", tmp_path)
+    failures, statuses = campaign(200, "ci", tmp_path)
     assert failures == []
     assert {program for program, _ in statuses} == {CLIENT, SERVER}
     # Also vectors that reach the server.
-    assert statuses[CLIENT, 0] > 20
+    assert statuses[CLIENT, 0] > 10
 
 
 def test_argument_vectors_are_deterministic(tmp_path: Path) -> None:
