@@ -108,9 +108,13 @@ class Settings:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.expanduser().read_bytes()
+        data = path.expanduser().read_bytes()
     except OSError as exc:
         raise CommandError(f"cannot read {path}: {exc.strerror}") from None
+    if b"-----BEGIN " not in data:
+        # gRPC does not check it, and aborts the process for some files.
+        raise CommandError(f"{path} is not PEM: expected text with -----BEGIN; convert it to PEM")
+    return data
 
 
 def _with_option_names(text: str) -> str:
