@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from sagastore import errors
+from sagastore.cli.console import screen
 from sagastore.commandline.errors import masked
 from sagastore.commandline.exit_status import ExitStatus, status_of
 from sagastore.commandline.text import command_lines, counted, write_command, write_paragraph
+from tests.cli.terminal import without_steering
 
 WORDS = st.lists(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1), min_size=1)
 
@@ -113,3 +115,17 @@ def test_no_line_has_a_password_of_a_connection_string(text: str) -> None:
     assert masked("cannot reach 127.0.0.1:1: use http:// or https://") == (
         "cannot reach 127.0.0.1:1: use http:// or https://"
     )
+
+
+@given(WORDS, st.sampled_from([30, 44, 81]))
+def test_table_fits_the_terminal(words: list[str], width: int) -> None:
+    environment = {"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm", "COLUMNS": str(width)}
+    stream = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr("sys.stdout", stream)
+        screen().table("Title", ("id", "text"), [(words[0], " ".join(words))])
+    rows = without_steering(stream.getvalue()).splitlines()
+    assert len(rows) > 4
+    assert all(cell_len(row) <= width for row in rows)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 from tools.fuzz.argument_mix import CLIENT, SECRET, SERVER, Mix, Places, Vector
-from tools.fuzz.arguments import Outcome, campaign, complaints
+from tools.fuzz.arguments import Outcome, complaints
 
 
-def test_every_argument_vector_ends_as_documented(tmp_path: Path) -> None:
-    failures, statuses = campaign(300, "ci", tmp_path)
-    assert failures == []
-    assert {program for program, _ in statuses} == {CLIENT, SERVER}
-    # Also vectors that reach the server.
-    assert statuses[CLIENT, 0] > 20
+def test_every_argument_vector_ends_as_documented() -> None:
+    # In a process of its own: commands configure logging, and gRPC may end a process.
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.fuzz.arguments", "--count", "200", "--seed", "ci"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    ended = Counter[str]()
+    for line in done.stdout.splitlines():
+        words = line.split()
+        if words[0] in {CLIENT, SERVER}:
+            ended[words[0]] += int(words[2])
+    assert ended.total() == 200
+    assert ended[CLIENT] > ended[SERVER] > 20
 
 
 def test_argument_vectors_are_deterministic(tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ def test_hung_server_reports_unresponsive(tmp_path: Path) -> None:
 def test_status_without_a_server_fails() -> None:
     with reserved_port() as port:
         result = status("--ops", f"127.0.0.1:{port}")
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (4, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith("sagastore-server: no server answers on 127.0.0.1:")
 

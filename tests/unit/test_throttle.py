@@ -261,8 +261,9 @@ async def test_pace_names_the_limit_of_the_operator_only_while_it_decides() -> N
     throttle.set_rate(1_000_000)
     clock.idle_latency, clock.busy_latency = 0.001, 0.005
     await clock.batches(200)
-    assert throttle.pace[0] is Pace.LATENCY
+    limiting, _ = throttle.pace
+    assert limiting is Pace.LATENCY
     throttle.set_rate(0)
     clock.idle_latency = clock.busy_latency = 0
     await clock.batches(100)
-    assert throttle.pace[0] is Pace.FULL
+    assert throttle.pace == (Pace.FULL, "")

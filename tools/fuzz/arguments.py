@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import os
 import secrets
 import signal
@@ -214,6 +215,9 @@ def campaign(count: int, seed: str, folder: Path) -> tuple[list[str], Counter[tu
     statuses: Counter[tuple[str, int]] = Counter()
     with prepared(folder) as places:
         mix, streams = Mix(seed, places), _Streams()
+        # Events of gRPC for the closed loops of earlier vectors are logged as errors. A real
+        # command has one loop.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         for number in range(count):
             if number % 500 == 0:
                 print(f"{number:,} vectors, {len(failures)} failures", flush=True)
