@@ -20,15 +20,13 @@ from sagastore.cli.progress import Meter, duration
 from sagastore.cli.reader_thread import read_ahead
 from sagastore.cli.rejects import Rejects
 from sagastore.cli.settings import Settings
+from sagastore.commandline.exit_status import ExitStatus
 from sagastore.commandline.text import counted
 from sagastore.importers import Problem, Row, Source, open_source
 from sagastore.importers.base import Position
 from sagastore.importers.spool import DEFAULT_LIMIT
 
 __all__ = ["ImportOptions", "import_file"]
-
-_NOT_STORED = 6
-"""Exit status if nothing was stored or, with ``--strict``, not everything (api.md)."""
 
 _CHECKPOINT_SECONDS = 1.0
 _SAMPLE_IDS = 8
@@ -81,14 +79,14 @@ def _status(counts: Counts, source: Source, *, strict: bool) -> int:
         if counts.read:
             why = f"{counted(counts.read, 'row')} read, all rejected"
         complain(f"nothing of {source.name} was stored: {why}")
-        return _NOT_STORED
+        return ExitStatus.INCOMPLETE
     left = counts.rejected + source.left_behind
     if strict and left:
         complain(
             f"not everything of {source.name} was stored: {counts.rejected:,} rejected, "
             f"{source.left_behind:,} left behind"
         )
-        return _NOT_STORED
+        return ExitStatus.INCOMPLETE
     return 0
 
 
