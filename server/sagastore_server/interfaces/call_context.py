@@ -18,30 +18,33 @@ if TYPE_CHECKING:
 class CallContext:
     """One call. Its id is created on first use, because few calls need it."""
 
-    # Defaults of the class, because most calls set few of these.
-    caller = ""
-    """Name of the caller, once authenticated."""
-    code = ""
-    """Status code, once the call has ended: ``OK``, ``NOT_FOUND``, …"""
-    peer = ""
-    """Address of the client, as gRPC writes it: ``ipv4:127.0.0.1:40530``."""
-    identity: Caller | None = None
-    """The caller, once authenticated."""
-    read_certificate: Callable[[], Mapping[str, Any]] | None = None
-    """Reads the properties of the client certificate."""
-    describe: Describe | None = None
-    """Describes ``request`` and ``response``, while a call runs that changes the store."""
-    request: Any = None
-    response: Any = None
-    refusal = ""
-    """Text of the error that ended the call."""
-    read_id: Callable[[], str] | None = None
-    """Reads the caller's id for the call from the request; empty if there is none."""
-    _id = ""
+    __slots__ = (
+        *("_id", "caller", "code", "describe", "identity", "method", "peer"),
+        *("read_certificate", "read_id", "refusal", "request", "response"),
+    )
 
     def __init__(self, method: str) -> None:
         """Create the context of a call of ``method``: ``sagastore.v1.StorageService/Save``."""
         self.method = method
+        self.caller = ""
+        """Name of the caller, once authenticated."""
+        self.code = ""
+        """Status code, once the call has ended: ``OK``, ``NOT_FOUND``, …"""
+        self.peer = ""
+        """Address of the client, as gRPC writes it: ``ipv4:127.0.0.1:40530``."""
+        self.identity: Caller | None = None
+        """The caller, once authenticated."""
+        self.read_certificate: Callable[[], Mapping[str, Any]] | None = None
+        """Reads the properties of the client certificate."""
+        self.describe: Describe | None = None
+        """Describes ``request`` and ``response``, while a call runs that changes the store."""
+        self.request: Any = None
+        self.response: Any = None
+        self.refusal = ""
+        """Text of the error that ended the call."""
+        self.read_id: Callable[[], str] | None = None
+        """Reads the caller's id for the call from the request; empty if there is none."""
+        self._id = ""
 
     @property
     def known_id(self) -> str:

@@ -39,7 +39,7 @@ from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.load_shedding import LoadShedder
 from sagastore_server.rpc.memory_budget import ByteBudget
 from sagastore_server.rpc.pending_reads import PendingReads, QueuedReads, ReadLimits
-from sagastore_server.rpc.places import CallPlace, PlaceLimits, Places, StreamPlace
+from sagastore_server.rpc.places import Place, PlaceLimits, Places
 from sagastore_server.rpc.rate_limiter import RateLimiter
 from sagastore_server.rpc.stream_revocation import StreamRevocation
 
@@ -198,12 +198,8 @@ class AdmissionControl:
 
     @property
     def calls(self) -> int:
-        """Unary calls in progress, and a few that have just ended. Safe in any thread."""
+        """Unary calls in progress."""
         return self._places.calls
-
-    def settled_calls(self) -> int:
-        """Return the number of unary calls in progress."""
-        return self._places.settle()
 
     @property
     def streams(self) -> int:
@@ -258,7 +254,7 @@ class AdmissionControl:
         call.peer, call.read_certificate = context.peer(), context.auth_context
         self._authorize(call, context, role)
         if self._rate_limiter is not None:
-            self._check_rate(self._rate_limiter, call)
+            self._check_rate(self._rate_limiter, call, context)
 
     def revocable(
         self, call: CallContext, context: IncomingCall, role: Role
@@ -274,33 +270,33 @@ class AdmissionControl:
             return nullcontext()
         return self._stream_revocation.watch(lambda: self._authorize(call, context, role))
 
-    def acquire_call(self, call: CallContext) -> CallPlace:
-        """Take a place of a unary call; its `send` or `release` must follow.
+    def acquire_call(self, call: CallContext, context: Context) -> Place:
+        """Take a place of a unary call, which is returned when the call has ended.
 
         Raises:
-            OverloadedError: The limit is reached, there is no memory for an answer, or the load
-                shedder refuses the call.
+            OverloadedError: The limit is reached, or the load shedder refuses the call.
 
         """
+        place = None
         self.load_shedder.note_arrival()
-        if self.load_shedder.should_refuse():
-            self._refuse_overload("calls", self.limits.max_calls)
-        place = self._places.call(self._owner(call))
+        if self.calls < self.limits.max_calls and not self.load_shedder.should_refuse():
+            place = self._places.call(self._owner(call, context))
         if place is None:
-            self.load_shedder.note_refused()
             self._refuse_overload("calls", self.limits.max_calls)
+        place.task.add_done_callback(place.release)
         return place
 
-    def acquire_stream(self, call: CallContext) -> StreamPlace:
+    def acquire_stream(self, call: CallContext, context: Context) -> Place:
         """Take a place of a stream, which is returned when the call has ended.
 
         Raises:
             OverloadedError: The limit, or the share of the caller, is reached.
 
         """
-        place = self._places.stream(self._owner(call))
+        place = self._places.stream(self._owner(call, context))
         if place is None:
             self._refuse_overload("streams", self.limits.max_streams)
+        place.task.add_done_callback(place.release)
         return place
 
     async def wait_for_rate(self, owner: str) -> None:
@@ -329,7 +325,7 @@ class AdmissionControl:
         try:
             caller = self._caller(context)
         except UnauthenticatedError:
-            self._count_failure(call)
+            self._count_failure(context)
             raise
         call.caller, call.identity = caller.name, caller
         if caller.role < role:
@@ -352,9 +348,9 @@ class AdmissionControl:
             self._client_certificates.check(found)
         return self._access.caller(None, _certificate_names(found))
 
-    def _count_failure(self, call: CallContext) -> None:
+    def _count_failure(self, context: IncomingCall) -> None:
         """Limit the failures of an address. A caller with valid credentials is not affected."""
-        wait = self._failures.take(_address(call))
+        wait = self._failures.take(_address(context))
         if wait:
             self._instruments.call_shed(RateLimitedError.reason)
             raise RateLimitedError(
@@ -362,8 +358,10 @@ class AdmissionControl:
                 retry_after=wait,
             ) from None
 
-    def _check_rate(self, rate_limiter: RateLimiter, call: CallContext) -> None:
-        wait = rate_limiter.take(self._owner(call))
+    def _check_rate(
+        self, rate_limiter: RateLimiter, call: CallContext, context: IncomingCall
+    ) -> None:
+        wait = rate_limiter.take(self._owner(call, context))
         if wait:
             self._instruments.call_shed(RateLimitedError.reason)
             raise RateLimitedError(
@@ -371,9 +369,9 @@ class AdmissionControl:
                 retry_after=wait,
             )
 
-    def _owner(self, call: CallContext) -> str:
+    def _owner(self, call: CallContext, context: IncomingCall) -> str:
         """Return the owner of limits: the caller, or without access rules the address."""
-        return _address(call) if self._access.is_open else call.caller
+        return _address(context) if self._access.is_open else call.caller
 
     def _refuse_overload(self, kind: str, limit: int) -> NoReturn:
         self._instruments.call_shed(OverloadedError.reason)
@@ -409,9 +407,9 @@ def _token(context: IncomingCall) -> str | None:
     return token
 
 
-def _address(call: CallContext) -> str:
+def _address(context: IncomingCall) -> str:
     """Return the source address of a call, without the port."""
-    return call.peer.rpartition(":")[0]
+    return context.peer().rpartition(":")[0]
 
 
 def _certificate_names(found: Mapping[str, Any]) -> list[str]:

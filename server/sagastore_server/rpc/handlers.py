@@ -34,8 +34,7 @@ from sagastore_server.rpc.admission import AdmissionControl, Context, required_r
 from sagastore_server.rpc.change_details import noting_changes
 from sagastore_server.rpc.error_responder import STATUS_TIMEOUT, ErrorResponder
 from sagastore_server.rpc.lifecycle import Lifecycle
-from sagastore_server.rpc.pending_reads import Reader, StreamReader
-from sagastore_server.rpc.places import Place, StreamPlace
+from sagastore_server.rpc.places import Place
 from sagastore_server.rpc.request_limits import request_limit
 from sagastore_server.rpc.wire import LARGE, InvalidText, decoder, examine, has_few_fields
 from sagastore_server.runtime.supervisor import awaited
@@ -173,15 +172,16 @@ class _Dispatcher:
 
         async def call(_: Any, context: Context) -> bytes:
             record, began = admission.record_start(name)
-            place = None
             try:
                 lifecycle.enter()
                 try:
                     admission.admit(record, context, role)
-                    place = admission.acquire_call(record)
+                    place = admission.acquire_call(record, context)
                     if answer_reserve:
                         place.reserve_answer(answer_reserve)
-                    request = _valid(await receive(context, place, place))
+                    else:
+                        place.check_answer_memory()
+                    request = _valid(await receive(context, place))
                     if trait is _Trait.TIMED:
                         response = await target(request, context.time_remaining)
                     elif trait is _Trait.SIZED:
@@ -190,8 +190,6 @@ class _Dispatcher:
                         response = await target(request)
                     answer = _serialized(response)
                     place.send(len(answer), may_refuse=may_refuse)
-                    # Returned when the answer was sent.
-                    place = None
                 finally:
                     lifecycle.leave()
                 record.code = "OK"
@@ -200,8 +198,6 @@ class _Dispatcher:
                 request = response = answer = None  # type: ignore[assignment]
                 await self._responder.refuse(context, record, exc)
             finally:
-                if place is not None:
-                    place.release()
                 admission.record_end(record, _code(record, context), began, context)
 
         return call
@@ -217,11 +213,11 @@ class _Dispatcher:
             try:
                 with _counted(admission.lifecycle, trait):
                     admission.admit(record, context, role)
-                    place = admission.acquire_stream(record)
+                    place = admission.acquire_stream(record, context)
                     requests = (
                         self._requests(receive, context, place)
                         if method.client_streaming
-                        else _valid(await receive(context, place, place))
+                        else _valid(await receive(context, place))
                     )
                     async with (
                         _ended_by_drain(admission.lifecycle, trait),
@@ -248,9 +244,9 @@ class _Dispatcher:
         examined = self._examined(request_type, repair=method.client_streaming)
 
         async def receive(
-            context: Context, place: Place, reader: Reader, seconds: float | None = None
+            context: Context, place: Place, seconds: float | None = None
         ) -> Message | InvalidText:
-            raw = await admission.reads.read(context, reader, seconds)
+            raw = await admission.reads.read(context, place.owner, seconds)
             if raw is aio.EOF:
                 raise NoRequestError("the method requires one message, and the client sent none")
             size = len(raw)
@@ -290,11 +286,8 @@ class _Dispatcher:
         """
         seconds: float | None = None
         while True:
-            # Not the task of the call: a BulkSave reads in a task of its own.
-            task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
-            reader = StreamReader(place.owner, task)
             try:
-                request = await receive(context, place, reader, seconds)
+                request = await receive(context, place, seconds)
             except NoRequestError:
                 return
             await self._admission.wait_for_rate(place.owner)
@@ -305,7 +298,7 @@ class _Dispatcher:
         self,
         responses: AsyncIterator[Message],
         context: Context,
-        place: StreamPlace,
+        place: Place,
         *,
         may_refuse: bool,
     ) -> None:

@@ -103,10 +103,6 @@ class LoadShedder:
         self._accepted += 1
         return False
 
-    def note_refused(self) -> None:
-        """Record that a call was refused although `should_refuse` has accepted it."""
-        self._accepted -= 1
-
     def retry_after(self) -> float:
         """Return the seconds after which a refused call may be retried.
 
@@ -119,11 +115,8 @@ class LoadShedder:
         """Sample until cancelled."""
         last = time.monotonic()
         while True:
-            if self._unfinished > self._calls():
-                for _ in range(_SLICES):
-                    await self._slice()
-            else:
-                await asyncio.sleep(SAMPLE_INTERVAL)
+            for _ in range(_SLICES):
+                await self._slice()
             now = time.monotonic()
             self.sample(now - last)
             last = now

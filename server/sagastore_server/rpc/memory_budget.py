@@ -57,8 +57,5 @@ class ByteBudget:
 
     def is_full(self, owner: str) -> bool:
         """Tell whether ``owner`` could not take another `SMALL` bytes."""
-        # An owner has no more than all.
-        if self.used + SMALL <= self._owner_limit:
-            return False
         used = self._used_by.get(owner, 0)
         return self.used + SMALL > self.limit or used + SMALL > self._owner_limit

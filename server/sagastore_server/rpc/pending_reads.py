@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from sagastore_server.interfaces.errors import OverloadedError, SilentError
 from sagastore_server.storage.errors import StorageError
@@ -51,23 +51,18 @@ class ReadLimits(NamedTuple):
     """Time limit of a read, in seconds."""
 
 
-class Reader(Protocol):
-    """The reader of a call: a place, or a `StreamReader`."""
+class _Read:
+    """A read in progress."""
 
-    @property
-    def owner(self) -> str:
-        """Caller or source address."""
+    __slots__ = ("began", "error", "limit", "owner", "task", "ticks")
 
-    @property
-    def task(self) -> asyncio.Task[Any]:
-        """The task that reads."""
-
-
-class StreamReader(NamedTuple):
-    """The reader of a stream. A BulkSave reads in a task of its own."""
-
-    owner: str
-    task: asyncio.Task[Any]
+    def __init__(self, task: asyncio.Task[Any], owner: str, limit: float, began: float) -> None:
+        self.task = task
+        self.owner = owner
+        self.limit = limit
+        self.began = began
+        self.ticks = 0
+        self.error: StorageError | None = None
 
 
 class PendingReads:
@@ -78,24 +73,19 @@ class PendingReads:
     def __init__(self, limits: ReadLimits) -> None:
         """Create an empty registry."""
         self._limits = limits
-        self._reads: dict[Reader, tuple[float, float]] = {}
-        """The beginning of each read, and its time limit in seconds."""
-        self._ticks: dict[Reader, int] = {}
-        """Ticks during each read, once there were any."""
-        self._errors: dict[Reader, StorageError] = {}
-        """Why a read was ended, until its task knows."""
+        self._reads: dict[_Read, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """Return the number of reads in progress."""
         return len(self._reads)
 
-    async def read(self, context: Any, reader: Reader, seconds: float | None = None) -> Any:
+    async def read(self, context: Any, owner: str, seconds: float | None = None) -> Any:
         """Return the next message of a call, or ``grpc.aio.EOF``.
 
         Args:
             context: The context of the call.
-            reader: The running task, and whose limits apply.
+            owner: Caller or source address.
             seconds: Time limit; by default that of the limits.
 
         Raises:
@@ -104,32 +94,31 @@ class PendingReads:
 
         """
         limit = self._limits.seconds if seconds is None else seconds
-        self._reads[reader] = time.monotonic(), limit
+        # Not always the task of the call: a BulkSave reads in a separate task.
+        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
+        read = _Read(task, owner, limit, time.monotonic())
+        self._reads[read] = None
         if self._timer is None and len(self._reads) > self._limits.slow:
             self._start_timer()
         try:
             return await context.read()
         except asyncio.CancelledError:
             # Cancelled by `_end`, and not by gRPC at the same time.
-            error = self._errors.get(reader)
-            if error is None or reader.task.uncancel():
+            if read.error is None or task.uncancel():
                 raise
-            raise error from None
+            raise read.error from None
         finally:
-            del self._reads[reader]
-            if self._ticks or self._errors:
-                self._ticks.pop(reader, None)
-                self._errors.pop(reader, None)
+            del self._reads[read]
 
     def end_silent(self) -> None:
         """End the reads whose time limit has passed. Call it about once a second."""
         now = time.monotonic()
-        for reader, (began, limit) in list(self._reads.items()):
-            if now - began > limit:
+        for read in list(self._reads):
+            if now - read.began > read.limit:
                 error = SilentError(
-                    f"the client sent no complete message for {limit:g} seconds; call again"
+                    f"the client sent no complete message for {read.limit:g} seconds; call again"
                 )
-                self._end(reader, error)
+                self._end(read, error)
 
     def _start_timer(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._tick_seconds, self._tick)
@@ -146,26 +135,22 @@ class PendingReads:
     def _end_slow(self) -> None:
         slow = 0
         slow_by_owner: Counter[str] = Counter()
-        for reader in self._reads:
-            if self._tick_of(reader) < PROMPT_TICKS or reader in self._errors:
+        for read in list(self._reads):
+            read.ticks += 1
+            if read.ticks < PROMPT_TICKS or read.error is not None:
                 continue
             slow += 1
-            owner = reader.owner
-            slow_by_owner[owner] += 1
-            if slow > self._limits.slow or slow_by_owner[owner] > self._limits.slow_of_owner:
+            slow_by_owner[read.owner] += 1
+            if slow > self._limits.slow or slow_by_owner[read.owner] > self._limits.slow_of_owner:
                 slow -= 1
-                slow_by_owner[owner] -= 1
-                self._end(reader, _too_many())
+                slow_by_owner[read.owner] -= 1
+                self._end(read, _too_many())
 
-    def _tick_of(self, reader: Reader) -> int:
-        """Count a tick of a read; return the number of its ticks."""
-        ticks = self._ticks[reader] = self._ticks.get(reader, 0) + 1
-        return ticks
-
-    def _end(self, reader: Reader, error: StorageError) -> None:
-        if reader not in self._errors:
-            self._errors[reader] = error
-            reader.task.cancel()
+    @staticmethod
+    def _end(read: _Read, error: StorageError) -> None:
+        if read.error is None:
+            read.error = error
+            read.task.cancel()
 
 
 class QueuedReads(PendingReads):
@@ -185,14 +170,14 @@ class QueuedReads(PendingReads):
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """Waiting reads by owner; the owner whose turn it is comes first."""
 
-    async def read(self, context: Any, reader: Reader, seconds: float | None = None) -> Any:
+    async def read(self, context: Any, owner: str, seconds: float | None = None) -> Any:
         """See `PendingReads.read`."""
         if self._active < self._limits.slow:
             self._active += 1
         else:
-            await self._turn(reader.owner)
+            await self._turn(owner)
         try:
-            return await super().read(context, reader, seconds)
+            return await super().read(context, owner, seconds)
         finally:
             self._active -= 1
             self._wake_next()
@@ -238,9 +223,10 @@ class QueuedReads(PendingReads):
         return bool(self._waiting)
 
     def _end_slow(self) -> None:
-        for reader in self._reads:
-            if self._tick_of(reader) > 1:
-                self._end(reader, _too_many())
+        for read in list(self._reads):
+            read.ticks += 1
+            if read.ticks > 1:
+                self._end(read, _too_many())
 
 
 def _too_many() -> OverloadedError:

@@ -180,7 +180,7 @@ class RpcServer:
             call_counts,
             lambda: self.admission.streams + health.streams,
             handed_over=lambda: self.admission.begun + health.begun,
-            calls=lambda: self.admission.settled_calls() + health.settled_calls(),
+            calls=lambda: self.admission.calls + health.calls,
         )
         self.admission = AdmissionControl(
             self._lifecycle,
