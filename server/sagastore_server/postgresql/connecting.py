@@ -32,6 +32,10 @@ _NEXT_ADDRESS = (
 rejected password would be rejected by each."""
 
 
+class ConnectTimeoutError(TimeoutError):
+    """A server did not answer while a connection was established."""
+
+
 class Connector:
     """Opens connections with the same parameters."""
 
@@ -79,21 +83,24 @@ class Connector:
         self, address: Address, settings: Mapping[str, str], command_timeout: float | None
     ) -> Connection:
         parameters = self.parameters
-        connection = await asyncpg.connect(
-            self._dsn,
-            host=address.host,
-            port=address.port,
-            user=parameters.user,
-            password=parameters.password,
-            passfile=parameters.passfile,
-            database=parameters.database,
-            target_session_attrs=parameters.target,
-            connection_class=WatchedConnection,
-            timeout=self.timeout,
-            command_timeout=command_timeout,
-            statement_cache_size=self._cache,
-            server_settings={**parameters.settings, **settings},
-        )
+        try:
+            connection = await asyncpg.connect(
+                self._dsn,
+                host=address.host,
+                port=address.port,
+                user=parameters.user,
+                password=parameters.password,
+                passfile=parameters.passfile,
+                database=parameters.database,
+                target_session_attrs=parameters.target,
+                connection_class=WatchedConnection,
+                timeout=self.timeout,
+                command_timeout=command_timeout,
+                statement_cache_size=self._cache,
+                server_settings={**parameters.settings, **settings},
+            )
+        except TimeoutError as exc:
+            raise ConnectTimeoutError from exc
         connection.keep_alive(parameters.keepalive)
         return connection
 
