@@ -13,7 +13,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-import tests.support.strategies  # noqa: F401 - selects the profile of Hypothesis
 from sagastore_server.config.connection import Address, ConnectionParameters, Keepalive, resolve
 from sagastore_server.config.connection_string import ConnectionStringError, parse
 from sagastore_server.config.libpq import PARAMETERS
@@ -21,6 +20,7 @@ from sagastore_server.config.settings import SettingsError, load
 from sagastore_server.postgresql.options import PostgreSQLOptions, display_address
 from sagastore_server.security.masking import has_password, mask_password
 from tests.postgresql.libpq import parameters, parsed
+from tests.support.strategies import QUICK
 
 BASE = "postgresql://me@h/db"
 
@@ -261,7 +261,7 @@ def is_valid(dsn: str) -> bool:
 
 
 # Each example loads the settings many times.
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=10 if QUICK else 500)
 @given(passwords)
 def test_no_part_of_a_password_is_shown(password: str) -> None:
     hidden = [part for part in re.findall(f"[{ALPHABET}]+", password) if len(part) >= 9]
