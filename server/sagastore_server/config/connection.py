@@ -172,7 +172,8 @@ def _assembled(values: Mapping[str, _Value], settings: dict[str, str]) -> Connec
 
     if "options" in values:
         for name, value in _options(values["options"]):
-            settings.setdefault(name, _allowed(name, value, values["options"].origin))
+            source = f"in {values['options'].origin}"
+            settings.setdefault(name, _allowed(name, value, source))
     settings["application_name"] = text(
         "application_name", text("fallback_application_name", "sagastore")
     )
@@ -392,7 +393,11 @@ def _checked(items: list[tuple[str, str]], file: Path) -> list[Written]:
     for name, value in items:
         if name == "service" or not name.replace("_", "").isalnum():
             raise ConnectionStringError(f"{file} has a parameter that is not allowed there")
-        found += parse(f"{name}='{_quoted(value)}'") if value else []
+        try:
+            found += parse(f"{name}='{_quoted(value)}'") if value else []
+        except ConnectionStringError as exc:
+            line = str(exc).replace("the connection string", str(file))
+            raise ConnectionStringError(line) from None
     return found
 
 

@@ -75,11 +75,6 @@ def parse(text: str) -> list[Written]:
     return [one for one in found if one.value]
 
 
-def is_connection_string(text: str) -> bool:
-    """Whether a text begins as a connection string does."""
-    return text.partition("://")[0] in SCHEMES or _KEYWORDS.match(text) is not None
-
-
 def _marked(found: Iterable[Written]) -> Iterator[tuple[Written, bool]]:
     """Yield each parameter, and whether its name may be a part of a password that is not quoted.
 

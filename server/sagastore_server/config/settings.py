@@ -165,7 +165,7 @@ class Settings(BaseSettings):
     ops_allow_insecure: bool = False
     """Accept connections from other machines to ``ops_listen``, which has neither encryption nor
     authentication. ``allow_insecure`` includes it."""
-    otlp_endpoint: Url | None = None
+    otlp_endpoint: Url | None = Field(default=None, repr=False)
     """OTLP collector (gRPC) that receives the traces, for example http://127.0.0.1:4317."""
     trace_share: Share = 0.1
     """Share of calls that are traced if the caller sent no trace context."""

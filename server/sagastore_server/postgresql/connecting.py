@@ -42,6 +42,10 @@ _NEXT_ADDRESS = (
 rejected password would be rejected by each."""
 
 
+class ConnectTimeoutError(TimeoutError):
+    """A server did not answer while a connection was established."""
+
+
 class Connector:
     """Opens connections with the same parameters."""
 
@@ -114,14 +118,17 @@ class Connector:
         prepare: Callable[[Connection], Awaitable[Role]],
         command_timeout: float | None,
     ) -> Connection:
-        async with asyncio.timeout(self.timeout):
-            connection = await self.connect_to(address, settings, command_timeout)
-            try:
-                role = await prepare(connection)
-                self.primary.accept(address, role)
-            except BaseException:
-                connection.terminate()
-                raise
+        try:
+            async with asyncio.timeout(self.timeout):
+                connection = await self.connect_to(address, settings, command_timeout)
+                try:
+                    role = await prepare(connection)
+                    self.primary.accept(address, role)
+                except BaseException:
+                    connection.terminate()
+                    raise
+        except TimeoutError as exc:
+            raise ConnectTimeoutError from exc
         connection.timeline = role.timeline
         self._connections.add(connection)
         return connection
@@ -142,21 +149,24 @@ class Connector:
 
         """
         parameters = self.parameters
-        connection = await asyncpg.connect(
-            self._dsn,
-            host=address.host,
-            port=address.port,
-            user=parameters.user,
-            password=parameters.password,
-            passfile=parameters.passfile,
-            database=parameters.database,
-            target_session_attrs=parameters.target,
-            connection_class=WatchedConnection,
-            timeout=self.timeout,
-            command_timeout=command_timeout,
-            statement_cache_size=self._cache,
-            server_settings={**parameters.settings, **settings},
-        )
+        try:
+            connection = await asyncpg.connect(
+                self._dsn,
+                host=address.host,
+                port=address.port,
+                user=parameters.user,
+                password=parameters.password,
+                passfile=parameters.passfile,
+                database=parameters.database,
+                target_session_attrs=parameters.target,
+                connection_class=WatchedConnection,
+                timeout=self.timeout,
+                command_timeout=command_timeout,
+                statement_cache_size=self._cache,
+                server_settings={**parameters.settings, **settings},
+            )
+        except TimeoutError as exc:
+            raise ConnectTimeoutError from exc
         connection.keep_alive(parameters.keepalive)
         return connection
 

@@ -19,7 +19,7 @@ import asyncpg
 import structlog
 
 from sagastore_server.config.connection_string import ConnectionStringError
-from sagastore_server.postgresql.connecting import Connector
+from sagastore_server.postgresql.connecting import Connector, ConnectTimeoutError
 from sagastore_server.postgresql.errors import AGAIN, NO_TLS, sqlstate, translated
 from sagastore_server.postgresql.primary import NotThePrimaryError
 from sagastore_server.storage.errors import CannotOpenError, StorageError
@@ -168,9 +168,16 @@ def _no_primary(error: BaseException, _: Connector | None) -> Diagnosis:
     return Diagnosis(str(error), "connect to the primary, or add its host to the connection string")
 
 
-def _timeout(_: BaseException, connector: Connector | None) -> Diagnosis:
-    within = "" if connector is None else f" within {connector.timeout:g} s"
-    return Diagnosis(f"no answer{within}", "check host, port and firewall")
+def _unanswered(_: BaseException, connector: Connector | None) -> Diagnosis:
+    within = "in time" if connector is None else f"within {connector.timeout:g} s"
+    return Diagnosis(f"no answer {within}", "check host, port and firewall")
+
+
+def _timeout(_: BaseException, __: Connector | None) -> Diagnosis:
+    return Diagnosis(
+        "no answer, or no free connection, in time",
+        "check that it is not overloaded, and postgres_pool_max",
+    )
 
 
 def _refused(_: BaseException, __: Connector | None) -> Diagnosis:
@@ -216,6 +223,12 @@ def _mismatched(_: BaseException, connector: Connector | None) -> Diagnosis:
     )
 
 
+def _invalid(_: BaseException, __: Connector | None) -> Diagnosis:
+    return Diagnosis(
+        "the driver rejects the connection parameters", "check the parameters of TLS and hosts"
+    )
+
+
 def _method(error: BaseException, _: Connector | None) -> Diagnosis | None:
     if "uthentication" not in str(error):
         return None
@@ -232,6 +245,7 @@ _BY_KIND: tuple[
     (ssl.SSLError, _tls),
     (socket.gaierror, _unresolved),
     (NotThePrimaryError, _no_primary),
+    (ConnectTimeoutError, _unanswered),
     (TimeoutError, _timeout),
     (ConnectionRefusedError, _refused),
     (FileNotFoundError, _no_socket),
@@ -239,6 +253,7 @@ _BY_KIND: tuple[
     (ConnectionError, _connection),
     (OSError, _other),
     (asyncpg.exceptions.TargetServerAttributeNotMatched, _mismatched),
+    (asyncpg.exceptions.ClientConfigurationError, _invalid),
     (asyncpg.InterfaceError, _method),
     (asyncpg.InternalClientError, _method),
 )

@@ -136,7 +136,7 @@ def _remove_values(error: BaseException) -> None:
         if sqlstate(error).startswith(_QUOTING):
             error.args = (f"SQLSTATE {sqlstate(error)}; its message may quote stored values",)
             error.hint = None
-    elif isinstance(error, asyncpg.DataError | asyncpg.InterfaceError) and is_data_error(error):
+    elif isinstance(error, asyncpg.DataError):
         error.args = ("a parameter has an invalid value; its message quotes the value",)
         error.__cause__ = error.__context__ = None
 
@@ -144,8 +144,8 @@ def _remove_values(error: BaseException) -> None:
 def _unavailable(error: BaseException, state: str) -> UnavailableError | None:
     line = _unconnected(error, state)
     if line is not None:
-        pass
-    elif isinstance(error, TimeoutError) or state.startswith(_TIMEOUT):
+        return UnavailableError(line, retry_after=RETRY_AFTER)
+    if isinstance(error, TimeoutError) or state.startswith(_TIMEOUT):
         line = "the PostgreSQL store did not answer in time; try again"
     elif isinstance(error, AGAIN):
         line = "the write repeatedly conflicted with other writes; try again"
