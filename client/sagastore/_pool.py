@@ -50,7 +50,7 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # The time limit of one attempt, in spite of its name; by default 20 s. A host that
-    # dropped packets while it restarted is tried anew soon, and a silent port is reported.
+    # dropped packets while it restarted is tried again soon, and a silent port is reported.
     ("grpc.min_reconnect_backoff_ms", 5000),
     # By default 30 s: a server that restarts with another address is found sooner.
     ("grpc.dns_min_time_between_resolutions_ms", 1000),

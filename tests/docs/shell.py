@@ -57,7 +57,7 @@ class Terminal:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        # A job of its own for each background command, so that a signal reaches all its processes.
+        # A separate job for each background command, so that a signal reaches all its processes.
         self.run("set -m")
 
     def run(self, command: str) -> Finished:
@@ -140,7 +140,7 @@ class Session:
         elif step.kind == "wait":
             self._wait_for(step.shown, "")
         elif step.kind == "until":
-            # It goes on to print.
+            # It continues to print.
             output = self.start(step.command, step.shown)
             return _differences(step.command, f"{step.expected}\n...", output)
         else:

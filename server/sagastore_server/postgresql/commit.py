@@ -70,7 +70,7 @@ class Commits:
         await self._commit(connection, "COMMIT")
 
     async def commit_write(self, connection: Any) -> None:
-        """Commit rows that a caller is told about; as `commit`, but may require a standby.
+        """Commit rows that are then acknowledged; as `commit`, but may require a standby.
 
         Raises:
             asyncpg.PostgresError: With SQLSTATE `NOT_REPLICATED` or `UNVERIFIABLE` if no

@@ -1,6 +1,6 @@
 """Connector: opens connections to PostgreSQL, to the first of several addresses that is usable.
 
-* Each address has a time limit of its own, so a silent server does not keep the others from being
+* Each address has a separate time limit, so a silent server does not keep the others from being
   tried. The limit of the driver spans all of them.
 * Only the primary is usable (``primary``), and the last one is tried first.
 * After a promotion, connections to the former primary are ended, also those that are in use: it may

@@ -274,7 +274,7 @@ class Pool:
         Args:
             connection: Runs it.
             begin: Statement that begins it.
-            acknowledged: Whether a caller is told that its rows are stored, so that they need
+            acknowledged: Whether its rows are then acknowledged as stored, so that they need
                 the standby that ``postgres_require_sync`` asks for.
 
         Raises:

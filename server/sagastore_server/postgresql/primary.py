@@ -2,7 +2,7 @@
 
 Only the primary is used: a standby refuses writes and may lack the last commits. A promotion begins
 a new timeline, so of two servers that both accept writes, the one on the higher timeline is the
-primary, and the other one is an old primary that nobody has stopped. What that one commits is lost,
+primary, and the other one is an old primary that was not stopped. What that one commits is lost,
 so it is never used again.
 """
 
@@ -25,7 +25,7 @@ begins with the timeline in eight hexadecimal digits (PostgreSQL documentation, 
 file shows a new timeline only after the first checkpoint."""
 
 _ROLE_ALONE = "SELECT pg_is_in_recovery(), NULL"
-"""The same for a server without WAL files of its own, such as Amazon Aurora, or a role that may not
+"""The same for a server without its own WAL files, such as Amazon Aurora, or a role that may not
 see them."""
 
 _TIMELINE_DIGITS = 8

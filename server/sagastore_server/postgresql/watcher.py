@@ -2,7 +2,7 @@
 
 A lost connection leads to the next primary. But a primary that hangs ends no connection, so its
 callers would wait for their time limits, even after another server was promoted. With several
-hosts, each is therefore asked for its role, over a connection of its own.
+hosts, each is therefore asked for its role, over a separate connection.
 """
 
 from __future__ import annotations
