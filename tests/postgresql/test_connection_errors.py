@@ -203,10 +203,10 @@ def test_cause_is_logged_when_the_connection_is_lost(postgres: Reachable, tmp_pa
     server = ServerProcess(tmp_path / "unused.db", postgres=postgres.dsn("rotated"))
     try:
         server.start()
-        asyncio.run(postgres.admin(
-            "ALTER ROLE rotated PASSWORD 'new'; SELECT pg_terminate_backend(pid)"
-            " FROM pg_stat_activity WHERE usename = 'rotated'"
-        ))  # fmt: skip
+        # Two transactions: the new password must be in force when the server reconnects.
+        asyncio.run(postgres.admin("ALTER ROLE rotated PASSWORD 'new'"))
+        theirs = "FROM pg_stat_activity WHERE usename = 'rotated'"
+        asyncio.run(postgres.admin(f"SELECT pg_terminate_backend(pid) {theirs}"))
         reason = server.wait_for_event("not ready")
         assert reason["reason"].startswith("the PostgreSQL store rejects the credentials")
         causes = [one for one in server.events if one.get("sqlstate") == "28P01"]
