@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagastore_server.postgresql import pool
 from sagastore_server.postgresql.connecting import WatchedConnection
+from sagastore_server.postgresql.primary import Role
 
 if TYPE_CHECKING:
     import pytest
@@ -65,9 +66,10 @@ def count_postgres(monkeypatch: pytest.MonkeyPatch) -> Work:
     prepare = pool.Pool._prepare
     copy = WatchedConnection.copy_records_to_table
 
-    async def prepared(self: pool.Pool, connection: Any) -> None:
-        await prepare(self, connection)
+    async def prepared(self: pool.Pool, connection: Any) -> Role:
+        role = await prepare(self, connection)
         connection.add_query_logger(lambda asked: work.statements.append(_bare(asked.query)))
+        return role
 
     async def copied(self: Any, *arguments: Any, **options: Any) -> Any:
         work.statements.append("COPY")

@@ -28,6 +28,7 @@ from tests.support.backends import opened
 from tests.support.drafts import draft
 from tests.support.migrating_service import opened_live, walk_to
 from tests.support.postgres import fresh_schema
+from tests.support.waiting import until
 
 COUNT = 1000
 IN_FLIGHT = 64
@@ -93,6 +94,8 @@ async def postgres(postgres_work: Work) -> AsyncIterator[StorageBackend]:
     async with fresh_schema() as dsn:
         store = PostgreSQLStorage(PostgreSQLOptions(dsn, pool_min=4, pool_max=8))
         await store.open()
+        # The background task that analyses stale rows ends after one question.
+        await until(lambda: any("interval '1 day'" in one for one in postgres_work.statements))
         postgres_work.reset()
         yield store
         await store.close()

@@ -64,7 +64,8 @@ def test_standard_input_accepts_every_format(own_cli: Sagastore) -> None:
     assert own_cli.json("import", "-", stdin=gzip.compress(database))["unchanged"] == 3
     done = own_cli.run("--json", "import", "-")
     assert (done.returncode, json.loads(done.stdout)["read"]) == (6, 0)
-    assert done.stderr == "sagastore: nothing of standard input was stored: it has no messages\n"
+    note = "nothing of standard input was stored: it has no messages"
+    assert json.loads(done.stderr) == {"note": note}
     assert own_cli.checkpoints == []
 
 

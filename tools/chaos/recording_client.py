@@ -37,7 +37,7 @@ class _AttemptCounter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         said = record.getMessage()
         noted = _attempts.get(None)
-        if noted is not None and "; retrying in " in said:
+        if noted is not None and " is retried for up to " in said:
             noted.append(said)
 
 
