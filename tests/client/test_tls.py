@@ -156,7 +156,7 @@ def test_command_works_over_tls(command: Sagastore, tmp_path: Path) -> None:
     save = ("save", "--provider", "p", "--role", "user", "--id", "by-command", "hello")
     command.ok("--token-file", token, *save)
     denied = command.run(*save)
-    assert denied.returncode == 1
+    assert denied.returncode == 5
     assert f"'{CLIENT}' has the role reader; this method requires writer" in denied.stderr
     token.write_text("wrong-secret")
     wrong = command.run("--token-file", token, "get", "by-command")
@@ -168,7 +168,7 @@ def test_command_works_over_tls(command: Sagastore, tmp_path: Path) -> None:
 
 def test_command_reports_the_missing_option(command: Sagastore, tmp_path: Path) -> None:
     run = command.run("--timeout", "1", "get", "x", SAGASTORE_TLS_CERT="", SAGASTORE_TLS_KEY="")
-    assert run.returncode == 1
+    assert run.returncode == 4
     assert "does it require a client certificate (--tls-cert, --tls-key)?" in run.stderr
     (tmp_path / "empty").touch()
     with pytest.raises(CommandError, match="empty is not a token: one line of printable ASCII"):

@@ -39,6 +39,7 @@ from sagastore import (
     UnavailableError,
 )
 from sagastore._der import validity
+from sagastore.commandline.exit_status import ExitStatus
 from tests.cli.command import Sagastore
 from tests.security.pki import CLIENT, Pki, chain, environment, key
 from tests.support.server_process import ServerProcess
@@ -363,15 +364,17 @@ def test_command_names_the_option(ports: Ports, pki: Pki, tmp_path: Path) -> Non
     ca = ("--tls-ca", str(pki.ca))
     run = Sagastore(ports.mutual, tmp_path).run
 
-    def line(*options: str) -> str:
+    def line(*options: str, status: int = ExitStatus.UNAVAILABLE) -> str:
         done = run(*options, "get", "x")
-        assert done.returncode == 1
+        assert done.returncode == status
         assert done.stderr.count("\n") == 1
         return done.stderr.removeprefix("sagastore: ").rstrip("\n")
 
     cert = ("--tls-cert", str(folder / "client.pem"))
-    assert line(*ca, *cert) == "--tls-cert and --tls-key belong together; give both or neither"
-    mismatch = line(*ca, *cert, "--tls-key", str(folder / "other.key"))
+    failed = ExitStatus.FAILED
+    belong = "--tls-cert and --tls-key belong together; give both or neither"
+    assert line(*ca, *cert, status=failed) == belong
+    mismatch = line(*ca, *cert, "--tls-key", str(folder / "other.key"), status=failed)
     assert mismatch.startswith(f"--tls-key: {folder}/other.key does not match the first cert")
     assert line("--tls") == (
         f"cannot reach {ports.mutual}: the server's certificate is not trusted; see --tls-ca"

@@ -125,7 +125,8 @@ def test_failed_backup_is_reported_recorded_and_tried_again(
         (folder / "here").rename(folder / "away")
         assert process.stderr is not None
         line = process.stderr.readline()
-        assert line.startswith("sagastore-server: cannot use here: No such file or directory; next")
+        note = json.loads(line)["note"]
+        assert note.startswith("cannot use here: No such file or directory; next")
         record = read_record(store)
         assert record is not None
         assert record.failed_at > record.succeeded_at > 0

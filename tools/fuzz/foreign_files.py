@@ -109,8 +109,18 @@ class ForeignFiles:
             yield "the output has a secret"
         if answer.status and not answer.err.strip():
             yield f"exit status {answer.status} without a reason"
-        if any(not line.startswith("sagastore") for line in answer.err.splitlines()):
+        if not all(map(_is_of_program, answer.err.splitlines())):
             yield f"standard error has a line of another form: {answer.err!r}"
+
+
+def _is_of_program(line: str) -> bool:
+    """Return whether a line names its program, or is JSON as ``--json`` asks for."""
+    if line.startswith("sagastore"):
+        return True
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _nothing_done(inspected: _Answer, imported: _Answer) -> Iterator[str]:

@@ -91,10 +91,9 @@ def _parameters() -> Iterator[inspect.Parameter]:
 
 
 def _option(entry: Entry) -> tuple[Any, Any]:
-    declared = option_name(entry.name)
     switch = not entry.metavar
     option = typer.Option(
-        f"{declared}/--no-{declared[2:]}" if switch else declared,
+        entry.option.replace(" / ", "/"),
         metavar=entry.metavar or None,
         help=_help(entry),
         rich_help_panel=entry.group,

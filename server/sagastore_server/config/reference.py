@@ -34,13 +34,18 @@ _SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 _QUOTED = re.compile(r"``(.+?)``")
 
 
+_PAIRED = 21
+"""Characters of the longest option with a second one that starts with ``--no-``. Longer pairs would
+cut off the names of all options in help of 100 columns."""
+
+
 class Entry(NamedTuple):
     """Description of a setting."""
 
     name: str
     group: str
     option: str
-    """Option of the command line; for a boolean both forms."""
+    """Option of the command line; for a boolean both forms, unless it is long."""
     metavar: str
     """Placeholder of the value of the option; empty for a boolean."""
     variable: str
@@ -62,7 +67,7 @@ def entries(model: type[BaseModel]) -> Iterator[Entry]:
         yield Entry(
             name=name,
             group=group,
-            option=f"{option} / --no-{option[2:]}" if is_switch(field) else option,
+            option=_both_forms(option) if is_switch(field) else option,
             metavar=kind(field).metavar,
             variable=ENV_PREFIX + name.upper(),
             values=re.sub(r"^an? ", "", expectation(field)),
@@ -70,6 +75,10 @@ def entries(model: type[BaseModel]) -> Iterator[Entry]:
             default=_default(field),
             meaning=" ".join((field.description or "").split()),
         )
+
+
+def _both_forms(option: str) -> str:
+    return f"{option} / --no-{option[2:]}" if len(option) <= _PAIRED else option
 
 
 def option_name(setting: str) -> str:

@@ -119,7 +119,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
     async def open(self) -> None:
         """See the contract: creates or upgrades the schema."""
         try:
-            await self._pool.open()
+            await self._pool.open(logged=False)
             self._schema_version = await prepare(self._pool, self.place)
             await self._enter_timelines()
             await self._reanalyser.start()

@@ -80,8 +80,10 @@ class Pool:
         self.waiting = 0
         """Number of callers that wait for a connection."""
 
-    async def open(self) -> None:
+    async def open(self, *, logged: bool = True) -> None:
         """Connect. It can be called again after ``close``.
+
+        ``logged``: whether a failure is logged; not if it ends the program with its cause.
 
         Raises:
             CannotOpenError: A connection pooler drops session settings.
@@ -106,7 +108,7 @@ class Pool:
             reset=_no_reset,
         )
         try:
-            with self._reported():
+            with self._reported() if logged else contextlib.nullcontext():
                 await pool
         except BaseException:
             with contextlib.suppress(asyncpg.InterfaceError):
