@@ -254,7 +254,7 @@ def _prepare(folder: Path) -> None:
     # The environment is not made again.
     _write_program(
         folder / "bin" / "make",
-        'exec /usr/bin/env -u MAKEFLAGS PATH="${PATH#*:}" make -o .venv/.stamp-run '
+        'exec /usr/bin/env -u MAKEFLAGS -u MAKELEVEL PATH="${PATH#*:}" make -o .venv/.stamp-run '
         '-o .venv/.stamp-dev "$@"',
     )
 

@@ -10,6 +10,7 @@ from tests.postgresql.targets import fetched, opened_plain
 from tests.support.drafts import draft, found
 from tests.support.old_stores import OldRow, make_postgresql
 from tests.support.postgres import fresh_schema
+from tests.support.reanalysis import analysed
 
 ROWS = [OldRow(0, "m", 3), OldRow(0, "z", 5), OldRow(0, "a", 11)]
 LAST_REVISION = 12
@@ -39,6 +40,7 @@ async def test_revisions_become_sequences_and_new_messages_follow(dsn: str) -> N
         sequences = [sequence for _, sequence in listed]
         assert sequences == sorted(set(sequences))
         assert sequences[3] > LAST_REVISION
+        await analysed(store)
         assert await found(store, "fox") == ["m", "z", "a", "y", "x", "c"]
     async with opened_plain(dsn) as store:
         assert await _listed(store) == listed

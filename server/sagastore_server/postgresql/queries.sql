@@ -7,7 +7,7 @@ SELECT id, provider, role, content, tags::text, timestamp, metadata::text, sessi
 FROM messages WHERE id = ANY($1::text[])
 
 -- name: begin
-BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE NOT DEFERRABLE;
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
 
 -- name: require_standby

@@ -7,12 +7,14 @@ begins it. Transactions also name their isolation level and access mode, for the
 
 from __future__ import annotations
 
-BEGIN_READ = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY NOT DEFERRABLE"
-"""Not deferrable: otherwise, in SERIALIZABLE, it would wait for writers."""
+BEGIN_READ = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"
+"""Without DEFERRABLE or NOT DEFERRABLE, which only concern SERIALIZABLE (PostgreSQL documentation,
+SET TRANSACTION), and which PostgreSQL rejects in a transaction that a cancelled statement has left
+open."""
 
-BEGIN_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE NOT DEFERRABLE"
+BEGIN_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
-BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY NOT DEFERRABLE"
+BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 """All statements see the same state."""
 
 _SESSION_ONLY = {
