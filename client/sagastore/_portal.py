@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 _EXIT_SECONDS: Final = 2.0
 _END: Final = object()
+_WAKE_SECONDS: Final = 1.0
 
 
 class Portal:
@@ -59,7 +60,7 @@ class Portal:
             raise RuntimeError(problem)
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
-            return future.result()
+            return _result(future)
         except concurrent.futures.CancelledError:
             raise RuntimeError("the client was closed during the call") from None
         except BaseException:  # For example KeyboardInterrupt: the call must not continue.
@@ -121,6 +122,20 @@ class Portal:
         for client in list(self._open):
             await client.close()
         await _end_other_tasks()
+
+
+def _result(future: concurrent.futures.Future[T]) -> T:
+    """Return the result of a call; a signal is handled within `_WAKE_SECONDS`.
+
+    Python does not notice a signal that arrives just before a thread waits for a lock
+    without a time limit: Ctrl+C would have no effect before the call ends.
+    """
+    while True:
+        try:
+            return future.result(_WAKE_SECONDS)
+        except concurrent.futures.TimeoutError:
+            if future.done():  # The call itself has failed with this error, or just ended.
+                return future.result()
 
 
 async def _end_other_tasks() -> None:
