@@ -147,15 +147,22 @@ with Client(address) as client:
     run(program, shared_server)
 
 
-def test_ctrl_c_ends_a_blocking_call(shared_server: ServerProcess) -> None:
+@pytest.mark.parametrize("wakes", [True, False], ids=["wakes", "wakes-nothing"])
+def test_ctrl_c_ends_a_blocking_call(shared_server: ServerProcess, wakes: bool) -> None:
+    """A signal that another thread receives does not wake the main thread, which handles it.
+
+    The same happens if it arrives just before the main thread waits.
+    """
+    masked = "" if wakes else "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})"
     program = (
         SILENCE
-        + """
+        + f"""
 import signal
 def interrupt():
     silence.accept()
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=interrupt, daemon=True).start()
+{masked}
 try:
     client.get("x")
 except KeyboardInterrupt:
