@@ -60,8 +60,8 @@ async def _measure(folder: Path, count: int) -> None:
             _print("SQLite file, bytes per message", path.stat().st_size / count, "")
             before = _peak(server, lambda: None)
             with _idle(server.address, None):
-                grown = _peak(server, lambda: None) - before
-            _print("memory of an idle connection, KiB", grown * 1024 / CONNECTIONS, "")
+                growth = _peak(server, lambda: None) - before
+            _print("memory of an idle connection, KiB", growth * 1024 / CONNECTIONS, "")
             with memory_of(server.pid) as memory:
                 await _mixed(server.address)
             _print(f"memory under {CALLS} concurrent saves and reads", memory.peak)
@@ -81,8 +81,8 @@ async def _measure_tls(folder: Path) -> None:
         server.start()
         before = _peak(server, lambda: None)
         with _idle(server.address, pki.ca.read_bytes()):
-            grown = _peak(server, lambda: None) - before
-        _print("memory of an idle connection with TLS, KiB", grown * 1024 / CONNECTIONS, "")
+            growth = _peak(server, lambda: None) - before
+        _print("memory of an idle connection with TLS, KiB", growth * 1024 / CONNECTIONS, "")
 
 
 async def _fill(address: str, count: int) -> None:

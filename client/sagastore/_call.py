@@ -252,7 +252,7 @@ class Caller:
             timeout: Maximum seconds between responses.
             resume: False if the stream cannot be continued after its first
                 response.
-            endless: True if the server never ends the stream by itself.
+            endless: True if the server never ends the stream.
 
         Raises:
             SagaStoreError: The stream failed and cannot be restarted.

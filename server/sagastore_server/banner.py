@@ -91,7 +91,7 @@ def _needed(credentials: Credentials) -> str:
 def _environment(target: Address, credentials: Credentials, role: str) -> Iterator[str]:
     """Yield the shell commands that set what clients need."""
     if credentials.tls:
-        # Trusting the certificate itself works whoever has issued it.
+        # Trusting the certificate itself works with any issuer.
         yield f"export SAGASTORE_TLS_CA={_quoted(credentials.tls)}"
         names = certificate_names(credentials.tls)
         if names and target.host not in names:

@@ -75,5 +75,5 @@ async def test_streams_of_a_failed_group_end_without_a_defect(
             streams = (bulk_save(stub, turn * CALLS + number) for number in range(CALLS))
             outcomes = await asyncio.gather(*streams, return_exceptions=True)
             assert not [one for one in outcomes if one is None]
-    # gRPC logs a handler that ends with an error of its own.
+    # gRPC logs a handler that ends with an unexpected error.
     assert [record.getMessage() for record in caplog.records if "grpc" in record.name] == []

@@ -188,7 +188,7 @@ def _back_up_once(path: Path, file: Path, *, as_json: bool) -> None:
 
 def _rotate(plan: Plan, *, as_json: bool) -> None:
     def say(outcome: Outcome) -> None:
-        # Standard output may be closed, and the schedule goes on.
+        # Standard output may be closed, and the schedule continues.
         with contextlib.suppress(OSError):
             typer.echo(_outcome_json(plan, outcome) if as_json else _outcome_text(outcome))
 

@@ -36,7 +36,7 @@ from sagastore_server.storage.errors import FencedError
 from sagastore_server.storage.reanalysis import ANALYSIS_STATE, Reanalysis, analysis_version
 
 ROWS, BYTES = 500, 512 * 1024
-"""Rows, and about bytes of stale content, of one step. One larger row is a step of its own."""
+"""Rows, and about bytes of stale content, of one step. One larger row is a separate step."""
 
 AGAIN = 300.0
 """Seconds until the next look for rows that a server of the former version has written."""

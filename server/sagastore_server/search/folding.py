@@ -4,7 +4,7 @@
 in canonically composed text (NFC), *before* compatibility forms are unified:
 
 * A letter (L), decimal digit (Nd) or mark (M) is part of a token; any other character is a border.
-* A border that has a compatibility form with a letter or digit is a token of its own, and never
+* A border that has a compatibility form with a letter or digit is a separate token, and never
   part of the word beside it: ``™`` is ``tm``, ``¹`` is ``1``, ``½`` is ``1`` and ``2``, ``№`` is
   ``no``. So are numbers that are no decimal digits (Nl, No), emoji and other symbols (So).
 * Case and accents are folded. Vowel signs of Indic scripts and voicing marks of kana are parts of
@@ -178,7 +178,7 @@ def _unified(match: re.Match[str]) -> str:
 class _Fold(dict[int, str]):
     """What each character of composed text becomes; filled in as characters are met.
 
-    A space is a border; a character between spaces is a token of its own; an empty string joins
+    A space is a border; a character between spaces is a separate token; an empty string joins
     the characters beside it.
     """
 

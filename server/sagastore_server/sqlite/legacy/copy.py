@@ -91,7 +91,7 @@ def fingerprint(connection: sqlite3.Connection) -> bytes:
     try:
         connection.text_factory = str
         names = _ordinary_tables(connection)
-        # A generated column that is not stored has no data of its own, and may fail to compute.
+        # A generated column that is not stored has no data, and may fail to compute.
         columns = {name: stored_columns(connection, name) for name in names}
         connection.text_factory = bytes
         _digest_rows(connection, "SELECT type, name, tbl_name, sql FROM sqlite_master", digest)
