@@ -16,8 +16,8 @@ from typing import Any
 
 from sagastore_server.postgresql import journal_apply
 from sagastore_server.postgresql.queries import MIGRATION
-from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.rows import COLUMNS
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import Message
@@ -85,7 +85,7 @@ async def copying(rows: int) -> None:
         print_measurement("building the indexes afterwards", time.perf_counter() - began, "s")
 
 
-async def build_all(replica: PostgreSQLReplica) -> None:
+async def build_all(replica: PostgreSQLTarget) -> None:
     """Build the missing indexes."""
     for index in await replica.indexes():
         await replica.build_index(index.name, ignore)

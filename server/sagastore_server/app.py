@@ -165,7 +165,7 @@ def _service_with_postgresql(
     # The import takes a tenth of a second; a server without PostgreSQL does not need it.
     from sagastore_server.postgresql.backend import PostgreSQLStorage
     from sagastore_server.postgresql.options import PostgreSQLOptions
-    from sagastore_server.postgresql.replica import PostgreSQLReplica
+    from sagastore_server.postgresql.target import PostgreSQLTarget
 
     options = PostgreSQLOptions(
         dsn,
@@ -185,7 +185,7 @@ def _service_with_postgresql(
     progress = _StartupProgress(telemetry.readiness)
     migrating = MigratingService(
         SQLiteSource(settings.sqlite, progress, supervisor, tracer=tracer),
-        PostgreSQLReplica(options, supervisor, tracer=tracer),
+        PostgreSQLTarget(options, supervisor, tracer=tracer),
         Options(settings.shadow_share, settings.postgres_patience),
         supervisor=supervisor,
     )

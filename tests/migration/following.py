@@ -12,7 +12,7 @@ import asyncpg
 
 from sagastore_server.migration.auxiliary_rows import all_auxiliary_rows
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import Message
@@ -31,7 +31,7 @@ class Following:
     def __init__(self, path: Path, dsn: str) -> None:
         self.dsn = dsn
         self.source = SQLiteSource(path)
-        self.target = PostgreSQLReplica(PostgreSQLOptions(dsn, pool_min=1, pool_max=8))
+        self.target = PostgreSQLTarget(PostgreSQLOptions(dsn, pool_min=1, pool_max=8))
         self.lease = Lease("here:1:2", "a-session")
         self.applied = 0
         self._progress = asyncio.Condition()

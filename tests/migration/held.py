@@ -13,7 +13,7 @@ import asyncpg
 
 from sagastore_server.migration.migrating_service import MigratingService, Options
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.sqlite.writer import SQLiteGroupWriter
 from sagastore_server.storage.base import StorageBackend
@@ -67,7 +67,7 @@ class HeldSource(SQLiteSource):
         return await super().batch_get(message_ids)
 
 
-class HeldTarget(PostgreSQLReplica):
+class HeldTarget(PostgreSQLTarget):
     """Its transactions wait before they begin, and its batch reads fail."""
 
     def __init__(self, options: PostgreSQLOptions) -> None:

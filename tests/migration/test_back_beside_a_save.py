@@ -8,7 +8,7 @@ import asyncpg
 
 from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
@@ -58,7 +58,7 @@ async def test_replicator_missing_journal_entries_are_not_counted_as_applied(pla
     """Found by the campaign (seed 8005): the save returned PostgreSQL in ``durable_on``."""
     source = EmptiedUnderItsReader(place)
     options = PostgreSQLOptions(place.dsn, pool_min=1, pool_max=8)
-    service = MigratingService(source, PostgreSQLReplica(options))
+    service = MigratingService(source, PostgreSQLTarget(options))
     try:
         await service.backend.open()
         await walk_to(service.control, Phase.DUAL_WRITE)

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from sagastore_server.migration.migrating_service import MigratingService
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.model import Message, OnConflict
 from sagastore_server.storage.phase import Phase
@@ -35,9 +35,9 @@ class Pages:
         self.read: list[list[str]] = []
         self.stored = 0
         self._changed = asyncio.Condition()
-        prepare, copy, pages = PostgreSQLReplica.prepare, PostgreSQLReplica.copy, self
+        prepare, copy, pages = PostgreSQLTarget.prepare, PostgreSQLTarget.copy, self
 
-        async def prepared(self: PostgreSQLReplica, messages: Sequence[Message]) -> Any:
+        async def prepared(self: PostgreSQLTarget, messages: Sequence[Message]) -> Any:
             made = await prepare(self, messages)
             if messages:
                 async with pages._changed:
@@ -46,15 +46,15 @@ class Pages:
             return made
 
         async def copied(
-            self: PostgreSQLReplica, lease: Any, rows: Any, mark: Any, before: Any = None
+            self: PostgreSQLTarget, lease: Any, rows: Any, mark: Any, before: Any = None
         ) -> Any:
             if getattr(rows, "rows", None):
                 pages.stored += 1
                 await pages.before_storing(pages.stored)
             return await copy(self, lease, rows, mark, before)
 
-        monkeypatch.setattr(PostgreSQLReplica, "prepare", prepared)
-        monkeypatch.setattr(PostgreSQLReplica, "copy", copied)
+        monkeypatch.setattr(PostgreSQLTarget, "prepare", prepared)
+        monkeypatch.setattr(PostgreSQLTarget, "copy", copied)
 
     async def before_storing(self, number: int) -> None:
         """Replaced by tests."""

@@ -7,7 +7,7 @@ import pytest
 from sagastore_server.migration.common_counts import MOST_PENDING
 from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.runtime.session_deletion import SessionDeletion
 from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.sqlite.source import SQLiteSource
@@ -47,7 +47,7 @@ async def _counted_while_changing(service: MigratingService, place: Place, name:
     """Change much after the target was counted, and compare the counts."""
     source = service._source
     assert isinstance(source, SQLiteSource)
-    target = PostgreSQLReplica(PostgreSQLOptions(place.dsn, pool_min=1, pool_max=2))
+    target = PostgreSQLTarget(PostgreSQLOptions(place.dsn, pool_min=1, pool_max=2))
     await target.open()
 
     async def changed_since(position: int) -> PendingRecords | None:

@@ -6,7 +6,7 @@ import asyncio
 
 from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import FencedError
 from sagastore_server.storage.phase import Phase
@@ -16,7 +16,7 @@ from tests.support.drafts import draft
 from tests.support.migrating_service import walk_to
 
 
-class SlowToSay(PostgreSQLReplica):
+class SlowToSay(PostgreSQLTarget):
     """Says that it has taken over only once the follower has asked for its lease again."""
 
     def __init__(self, options: PostgreSQLOptions) -> None:

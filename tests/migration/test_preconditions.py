@@ -12,7 +12,7 @@ from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.migration.single_store import SingleStore
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import CannotOpenError, FencedError, PreconditionError
 from sagastore_server.storage.phase import Phase
@@ -67,7 +67,7 @@ async def test_foreign_table_is_a_blocker(place: Place) -> None:
     await execute(place.dsn, "SELECT id FROM messages")
 
 
-class LateReplica(PostgreSQLReplica):
+class LateReplica(PostgreSQLTarget):
     """Answers when it may."""
 
     def __init__(self, dsn: str) -> None:

@@ -98,7 +98,7 @@ async def test_restored_file_older_than_postgresql_is_refused(place: Place, phas
     # Without PostgreSQL it cannot be known; writes would take the numbers of lost ones.
     line = await refusal(place, NOWHERE)
     assert line.startswith(f"{place.path} was restored from a backup, and must be compared once")
-    assert "is older than its replica in PostgreSQL" in await refusal(place, place.dsn)
+    assert "is older than its copy in PostgreSQL" in await refusal(place, place.dsn)
     # No start makes it forget that.
     assert await restored_note(place.path) == last
 

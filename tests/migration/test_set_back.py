@@ -8,7 +8,7 @@ import pytest
 
 from sagastore_server.migration.migrating_service import MigratingService
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import CannotOpenError, FencedError, UnavailableError
 from sagastore_server.storage.migration import BackfillState
@@ -168,7 +168,7 @@ async def test_listener_of_lost_connections_is_called_before_the_answer(place: P
     heard: list[str] = []
     async with held(place) as one:
         await walk_to(one.control, Phase.DUAL_WRITE)
-    target = PostgreSQLReplica(PostgreSQLOptions(place.dsn, pool_min=1, pool_max=1))
+    target = PostgreSQLTarget(PostgreSQLOptions(place.dsn, pool_min=1, pool_max=1))
     target.on_connection_loss(lambda: heard.append("lost"))
     await target.open()
     try:
@@ -184,7 +184,7 @@ async def test_listener_of_lost_connections_is_called_before_the_answer(place: P
     assert heard == ["lost"]
 
 
-class Silent(PostgreSQLReplica):
+class Silent(PostgreSQLTarget):
     """Opens, and then cannot tell what is there."""
 
     async def inspect(self) -> TargetState:

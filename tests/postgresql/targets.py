@@ -11,15 +11,15 @@ import asyncpg
 
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.storage.model import Message
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support.migration_values import LEASE, SOURCE
 
 
-def replica_on(dsn: str, **options: Any) -> PostgreSQLReplica:
-    return PostgreSQLReplica(PostgreSQLOptions(dsn, pool_min=1, pool_max=8)._replace(**options))
+def target_on(dsn: str, **options: Any) -> PostgreSQLTarget:
+    return PostgreSQLTarget(PostgreSQLOptions(dsn, pool_min=1, pool_max=8)._replace(**options))
 
 
 def plain(dsn: str, **options: Any) -> PostgreSQLStorage:
@@ -38,9 +38,9 @@ async def opened_plain(dsn: str, **options: Any) -> AsyncIterator[PostgreSQLStor
 
 
 @asynccontextmanager
-async def opened_replica(dsn: str, **options: Any) -> AsyncIterator[PostgreSQLReplica]:
+async def opened_target(dsn: str, **options: Any) -> AsyncIterator[PostgreSQLTarget]:
     """Open a replica without a claim."""
-    replica = replica_on(dsn, **options)
+    replica = target_on(dsn, **options)
     try:
         await replica.open()
         yield replica
@@ -49,9 +49,9 @@ async def opened_replica(dsn: str, **options: Any) -> AsyncIterator[PostgreSQLRe
 
 
 @asynccontextmanager
-async def claimed(dsn: str, **options: Any) -> AsyncIterator[PostgreSQLReplica]:
+async def claimed(dsn: str, **options: Any) -> AsyncIterator[PostgreSQLTarget]:
     """Open a replica that ``LEASE`` holds, in DUAL_WRITE."""
-    async with opened_replica(dsn, **options) as replica:
+    async with opened_target(dsn, **options) as replica:
         await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
         yield replica
 
@@ -78,7 +78,7 @@ async def until_one_waits(dsn: str) -> None:
         await asyncio.sleep(0.01)
 
 
-async def found_by(replica: PostgreSQLReplica, criteria: Criteria) -> list[str]:
+async def found_by(replica: PostgreSQLTarget, criteria: Criteria) -> list[str]:
     page = await replica.search(criteria, Scan(False, 100))
     return [one.id for one in page.messages]
 

@@ -18,7 +18,7 @@ from sagastore_server.migration.migrating_service import MigratingService, Optio
 from sagastore_server.postgresql.diagnosis import ProblemLog
 from sagastore_server.postgresql.errors import translated
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import CannotOpenError, PreconditionError, StorageError
 from sagastore_server.storage.phase import Phase
@@ -185,7 +185,7 @@ async def test_silent_host_does_not_keep_others_from_being_tried(roles: Reachabl
 
 async def test_line_at_a_change_of_phase(roles: Reachable, tmp_path: Path) -> None:
     for place, line, _ in LINES[:1] + LINES[-3:-2]:
-        target = PostgreSQLReplica(PostgreSQLOptions(roles.dsn(*place)))
+        target = PostgreSQLTarget(PostgreSQLOptions(roles.dsn(*place)))
         service = MigratingService(SQLiteSource(tmp_path / f"{place[0]}.db"), target, Options(0.0))
         try:
             await service.backend.open()

@@ -6,8 +6,8 @@ import json
 
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.schema import COMPATIBLE_FROM, SCHEMA_VERSION, STEPS
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.storage.files import File, FileScan, NewFile
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.phase import Phase
@@ -72,7 +72,7 @@ async def test_files_of_a_finished_migration_become_records(dsn: str) -> None:
 
 async def test_target_of_a_migration_gets_its_files_again(dsn: str) -> None:
     await _of_schema_4(dsn, Phase.READ_POSTGRES)
-    target = PostgreSQLReplica(_options(dsn))
+    target = PostgreSQLTarget(_options(dsn))
     await target.open()
     try:
         assert not (await target.inspect()).empty

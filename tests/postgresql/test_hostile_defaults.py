@@ -19,7 +19,7 @@ from sagastore_server.migration.migrating_service import MigratingService, Optio
 from sagastore_server.postgresql import session
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import StorageError
 from sagastore_server.storage.model import OnConflict
@@ -166,7 +166,7 @@ async def test_migration_under_hostile_defaults(tmp_path: Path) -> None:
 
 
 async def _migrate(path: Path, options: PostgreSQLOptions) -> None:
-    service = MigratingService(SQLiteSource(path), PostgreSQLReplica(options), Options(1.0))
+    service = MigratingService(SQLiteSource(path), PostgreSQLTarget(options), Options(1.0))
     backend, control = service.backend, service.control
     try:
         await backend.open()

@@ -15,7 +15,7 @@ from sagastore_server.migration.migrating_service import MigratingService, Optio
 from sagastore_server.postgresql import session
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import CannotOpenError
 from sagastore_server.storage.migration import BackfillState
@@ -165,7 +165,7 @@ async def test_complete_migration_behind_pgbouncer(
 ) -> None:
     path = tmp_path / "messages.db"
     service = MigratingService(
-        SQLiteSource(path), PostgreSQLReplica(options(pooler.dsn(database))), Options(1.0)
+        SQLiteSource(path), PostgreSQLTarget(options(pooler.dsn(database))), Options(1.0)
     )
     backend, control = service.backend, service.control
     try:

@@ -13,7 +13,7 @@ import pytest
 from sagastore_server.migration.migrating_service import MigratingService, Options
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import NotReplicatedError, PreconditionError, UnavailableError
 from sagastore_server.storage.migration import MigrationControl
@@ -149,7 +149,7 @@ async def test_migration_without_the_required_standby_keeps_every_change(
     """Replication pauses, and SQLite answers; it continues once the standby is back."""
     await execute(postgres.primary.dsn, "CREATE SCHEMA moving")
     dsn = with_parameter(postgres.primary.dsn, "search_path", "moving")
-    target = PostgreSQLReplica(PostgreSQLOptions(dsn, pool_min=1, pool_max=8, require_sync=True))
+    target = PostgreSQLTarget(PostgreSQLOptions(dsn, pool_min=1, pool_max=8, require_sync=True))
     service = MigratingService(SQLiteSource(tmp_path / "moving.db"), target, Options())
     await service.backend.open()
     try:

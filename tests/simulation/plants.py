@@ -94,7 +94,7 @@ def _plant(
 
 def _of_the_campaign(name: str) -> Callable[[], None]:
     def put() -> None:
-        for owner, model in (("PostgreSQLReplica", ModelTarget), ("SQLiteSource", ModelSource)):
+        for owner, model in (("PostgreSQLTarget", ModelTarget), ("SQLiteSource", ModelSource)):
             setattr(plants, owner, model)
         plants.put(name)
 

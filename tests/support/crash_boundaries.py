@@ -37,7 +37,7 @@ from sagastore_server.migration.router import Router
 from sagastore_server.migration.tuning import Tuning
 from sagastore_server.migration.write_fence import WriteFence
 from sagastore_server.postgresql.connecting import WatchedConnection
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.journal import change_state
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.sqlite.writer import SQLiteGroupWriter
@@ -238,7 +238,7 @@ def _mark_calls(boundaries: Boundaries) -> None:
 
 def _name_call(name: str, label: Function) -> None:
     """Attach the name of a call of the target to its statements."""
-    original: Function = getattr(PostgreSQLReplica, name)
+    original: Function = getattr(PostgreSQLTarget, name)
 
     @functools.wraps(original)
     async def call(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -248,7 +248,7 @@ def _name_call(name: str, label: Function) -> None:
         finally:
             _call.reset(token)
 
-    _replace(PostgreSQLReplica, name, call)
+    _replace(PostgreSQLTarget, name, call)
 
 
 def _mark_call(boundaries: Boundaries, owner: type, name: str, when: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sagastore_server.migration.migrating_service import MigratingService, Options
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import PreconditionError
 from sagastore_server.storage.migration import BackfillState, MigrationControl
@@ -20,7 +20,7 @@ def live(path: Path, dsn: str, options: Options | None = None) -> MigratingServi
     return MigratingService(
         SQLiteSource(path),
         # A small pool, because each test opens a new one.
-        PostgreSQLReplica(PostgreSQLOptions(dsn, pool_min=1, pool_max=8)),
+        PostgreSQLTarget(PostgreSQLOptions(dsn, pool_min=1, pool_max=8)),
         options or Options(shadow_share=1.0),
     )
 

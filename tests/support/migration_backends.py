@@ -22,8 +22,8 @@ import asyncpg
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.batch import BLOCK
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.schema import SCHEMA_VERSION
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.files import register_owner_function
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.base import StorageBackend
@@ -169,9 +169,9 @@ class PostgreSQLPlace(TargetPlace):
             dsn, pool_min=1, pool_max=8, statement_cache=statement_cache
         )
 
-    def make(self) -> PostgreSQLReplica:
+    def make(self) -> PostgreSQLTarget:
         """See the base class."""
-        return PostgreSQLReplica(self._options)
+        return PostgreSQLTarget(self._options)
 
     async def expire_lease(self) -> None:
         """See the base class."""

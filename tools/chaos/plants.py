@@ -25,7 +25,7 @@ from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.router import Router, _NoAnswerError
 from sagastore_server.migration.write_fence import WriteFence
 from sagastore_server.postgresql.queries import MIGRATION
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.postgresql.writer import PostgreSQLGroupWriter as PostgresWriter
 from sagastore_server.sqlite import connection, opening
 from sagastore_server.sqlite.batch import DURABLE_ON, Batch, Touched, _columns
@@ -167,40 +167,40 @@ def _prune_unconfirmed() -> None:
 
 @plant("apply-out-of-order", "the first entry of a batch is applied last")
 def _apply_out_of_order() -> None:
-    original = PostgreSQLReplica.apply
+    original = PostgreSQLTarget.apply
 
     async def apply(
-        self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry], after: int | None = None
+        self: PostgreSQLTarget, lease: Lease, entries: Sequence[Entry], after: int | None = None
     ) -> None:
         if len(entries) > 1:
             await original(self, lease, entries[1:])
             await asyncio.sleep(0.01)
         await original(self, lease, entries[:1])
 
-    replace(PostgreSQLReplica, "apply", apply)
+    replace(PostgreSQLTarget, "apply", apply)
 
 
 @plant("apply-late", "an entry is applied with the next batch, with its outdated content")
 def _apply_late() -> None:
-    original, late = PostgreSQLReplica.apply, list[Entry]()
+    original, late = PostgreSQLTarget.apply, list[Entry]()
 
     async def apply(
-        self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry], after: int | None = None
+        self: PostgreSQLTarget, lease: Lease, entries: Sequence[Entry], after: int | None = None
     ) -> None:
         held, late[:] = list(late), list(entries[-1:])
         await original(self, lease, entries[:-1] or entries)
         if held:
             await original(self, lease, held)
 
-    replace(PostgreSQLReplica, "apply", apply)
+    replace(PostgreSQLTarget, "apply", apply)
 
 
 @plant("note-before-apply", "the journal position is stored before the rows")
 def _note_before_apply() -> None:
-    original = PostgreSQLReplica.apply
+    original = PostgreSQLTarget.apply
 
     async def apply(
-        self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry], after: int | None = None
+        self: PostgreSQLTarget, lease: Lease, entries: Sequence[Entry], after: int | None = None
     ) -> None:
         async def nothing(_: object) -> None:
             """Only hold the lease and advance the position."""
@@ -208,7 +208,7 @@ def _note_before_apply() -> None:
         await self._holding(lease, nothing, entries[-1].sequence)
         await original(self, lease, entries)
 
-    replace(PostgreSQLReplica, "apply", apply)
+    replace(PostgreSQLTarget, "apply", apply)
 
 
 # ---------------------------------------------------------------------- guards in PostgreSQL
@@ -226,10 +226,10 @@ def _skip_tombstones() -> None:
 
 @plant("skip-deletes", f"one deletion in {ONE_IN // 4} does not reach PostgreSQL")
 def _skip_deletes() -> None:
-    original, times = PostgreSQLReplica.apply, itertools.count(1)
+    original, times = PostgreSQLTarget.apply, itertools.count(1)
 
     async def apply(
-        self: PostgreSQLReplica, lease: Lease, entries: Sequence[Entry], after: int | None = None
+        self: PostgreSQLTarget, lease: Lease, entries: Sequence[Entry], after: int | None = None
     ) -> None:
         last = entries[-1].sequence
         kept = [one for one in entries if one.message or next(times) % (ONE_IN // 4)]
@@ -237,17 +237,17 @@ def _skip_deletes() -> None:
             kept.append(Entry(last, "\x01nobody", None, 0, False, entries[-1].written_at))
         await original(self, lease, kept)
 
-    replace(PostgreSQLReplica, "apply", apply)
+    replace(PostgreSQLTarget, "apply", apply)
 
 
 @plant("backfill-skips", "the backfill omits the last row of each batch")
 def _backfill_skips() -> None:
-    original = PostgreSQLReplica.prepare
+    original = PostgreSQLTarget.prepare
 
-    async def prepare(self: PostgreSQLReplica, messages: Sequence[Message]) -> PreparedRows:
+    async def prepare(self: PostgreSQLTarget, messages: Sequence[Message]) -> PreparedRows:
         return await original(self, messages[:-1])
 
-    replace(PostgreSQLReplica, "prepare", prepare)
+    replace(PostgreSQLTarget, "prepare", prepare)
 
 
 # ---------------------------------------------------------------------- fences and readers

@@ -12,7 +12,7 @@ from typing import Any
 from sagastore_server.migration.lease import TargetSession
 from sagastore_server.migration.replicator import Replicator
 from sagastore_server.migration.router import Router
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
 from tools.chaos.plant_registry import plant, replace
 
@@ -78,17 +78,17 @@ def _acknowledge_unproved() -> None:
 
 @plant("trust-set-back", "PostgreSQL's position is never compared with its former position")
 def _trust_set_back() -> None:
-    holding = PostgreSQLReplica._holding
+    holding = PostgreSQLTarget._holding
 
     async def trusting(
-        self: PostgreSQLReplica, lease: Any, work: Any, applied: int = 0, *_: Any, **__: Any
+        self: PostgreSQLTarget, lease: Any, work: Any, applied: int = 0, *_: Any, **__: Any
     ) -> Any:
         return await holding(self, lease, work, applied)
 
     async def renew(self: TargetSession) -> None:
         await self.request(self._target.renew(self.lease))
 
-    replace(PostgreSQLReplica, "_holding", trusting)
+    replace(PostgreSQLTarget, "_holding", trusting)
     replace(TargetSession, "renew", renew)
 
 

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from sagastore.v1 import message_pb2 as sagastore_dot_v1_dot_message__pb2
 from sagastore.v1 import storage_pb2 as sagastore_dot_v1_dot_storage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sagastore/v1/file.proto\x12\x0csagastore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asagastore/v1/storage.proto\"\x8c\x02\n\x04\x46ile\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12\x10\n\x08\x66ilepath\x18\x03 \x01(\t\x12\x11\n\tfile_type\x18\x04 \x01(\t\x12\x16\n\x0e\x65xtracted_text\x18\x05 \x01(\t\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\x11\n\tfile_size\x18\x07 \x01(\x03\x12/\n\x0buploaded_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmetadata_json\x18\t \x01(\t\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x0b \x01(\x03\"\x8b\x01\n\x0fSaveFileRequest\x12 \n\x04\x66ile\x18\x01 \x01(\x0b\x32\x12.sagastore.v1.File\x12\x18\n\x0bif_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12,\n\ndurability\x18\x03 \x01(\x0e\x32\x18.sagastore.v1.DurabilityB\x0e\n\x0c_if_revision\"j\n\x10SaveFileResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\'\n\ndurable_on\x18\x04 \x03(\x0e\x32\x13.sagastore.v1.Store\"\x1c\n\x0eGetFileRequest\x12\n\n\x02id\x18\x01 \x01(\t\"3\n\x0fGetFileResponse\x12 \n\x04\x66ile\x18\x01 \x01(\x0b\x32\x12.sagastore.v1.File\"G\n\x10ListFilesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04tags\x18\x03 \x03(\t\"O\n\x11ListFilesResponse\x12!\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x12.sagastore.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\x11\x44\x65leteFileRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x0bif_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"\x14\n\x12\x44\x65leteFileResponse2\xbf\x02\n\x0b\x46ileService\x12I\n\x08SaveFile\x12\x1d.sagastore.v1.SaveFileRequest\x1a\x1e.sagastore.v1.SaveFileResponse\x12\x46\n\x07GetFile\x12\x1c.sagastore.v1.GetFileRequest\x1a\x1d.sagastore.v1.GetFileResponse\x12L\n\tListFiles\x12\x1e.sagastore.v1.ListFilesRequest\x1a\x1f.sagastore.v1.ListFilesResponse\x12O\n\nDeleteFile\x12\x1f.sagastore.v1.DeleteFileRequest\x1a .sagastore.v1.DeleteFileResponseB*\n\x0csagastore.v1P\x01Z\x18sagastore/v1;sagastorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sagastore/v1/file.proto\x12\x0csagastore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asagastore/v1/message.proto\x1a\x1asagastore/v1/storage.proto\"\x8c\x02\n\x04\x46ile\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12\x10\n\x08\x66ilepath\x18\x03 \x01(\t\x12\x11\n\tfile_type\x18\x04 \x01(\t\x12\x16\n\x0e\x65xtracted_text\x18\x05 \x01(\t\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\x11\n\tfile_size\x18\x07 \x01(\x03\x12/\n\x0buploaded_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmetadata_json\x18\t \x01(\t\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x0b \x01(\x03\"\x8b\x01\n\x0fSaveFileRequest\x12 \n\x04\x66ile\x18\x01 \x01(\x0b\x32\x12.sagastore.v1.File\x12\x18\n\x0bif_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12,\n\ndurability\x18\x03 \x01(\x0e\x32\x18.sagastore.v1.DurabilityB\x0e\n\x0c_if_revision\"|\n\x10SaveFileResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\'\n\ndurable_on\x18\x04 \x03(\x0e\x32\x13.sagastore.v1.Store\x12\x10\n\x08position\x18\x05 \x01(\t\"L\n\x0eGetFileRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x19.sagastore.v1.Consistency\"E\n\x0fGetFileResponse\x12 \n\x04\x66ile\x18\x01 \x01(\x0b\x32\x12.sagastore.v1.File\x12\x10\n\x08position\x18\x02 \x01(\t\"w\n\x10ListFilesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04tags\x18\x03 \x03(\t\x12.\n\x0b\x63onsistency\x18\x04 \x01(\x0b\x32\x19.sagastore.v1.Consistency\"a\n\x11ListFilesResponse\x12!\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x12.sagastore.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\t\"I\n\x11\x44\x65leteFileRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x0bif_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"&\n\x12\x44\x65leteFileResponse\x12\x10\n\x08position\x18\x01 \x01(\t2\xbf\x02\n\x0b\x46ileService\x12I\n\x08SaveFile\x12\x1d.sagastore.v1.SaveFileRequest\x1a\x1e.sagastore.v1.SaveFileResponse\x12\x46\n\x07GetFile\x12\x1c.sagastore.v1.GetFileRequest\x1a\x1d.sagastore.v1.GetFileResponse\x12L\n\tListFiles\x12\x1e.sagastore.v1.ListFilesRequest\x1a\x1f.sagastore.v1.ListFilesResponse\x12O\n\nDeleteFile\x12\x1f.sagastore.v1.DeleteFileRequest\x1a .sagastore.v1.DeleteFileResponseB*\n\x0csagastore.v1P\x01Z\x18sagastore/v1;sagastorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,24 +35,24 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sagastore.v1.file_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\014sagastore.v1P\001Z\030sagastore/v1;sagastorev1'
-  _globals['_FILE']._serialized_start=103
-  _globals['_FILE']._serialized_end=371
-  _globals['_SAVEFILEREQUEST']._serialized_start=374
-  _globals['_SAVEFILEREQUEST']._serialized_end=513
-  _globals['_SAVEFILERESPONSE']._serialized_start=515
-  _globals['_SAVEFILERESPONSE']._serialized_end=621
-  _globals['_GETFILEREQUEST']._serialized_start=623
-  _globals['_GETFILEREQUEST']._serialized_end=651
-  _globals['_GETFILERESPONSE']._serialized_start=653
-  _globals['_GETFILERESPONSE']._serialized_end=704
-  _globals['_LISTFILESREQUEST']._serialized_start=706
-  _globals['_LISTFILESREQUEST']._serialized_end=777
-  _globals['_LISTFILESRESPONSE']._serialized_start=779
-  _globals['_LISTFILESRESPONSE']._serialized_end=858
-  _globals['_DELETEFILEREQUEST']._serialized_start=860
-  _globals['_DELETEFILEREQUEST']._serialized_end=933
-  _globals['_DELETEFILERESPONSE']._serialized_start=935
-  _globals['_DELETEFILERESPONSE']._serialized_end=955
-  _globals['_FILESERVICE']._serialized_start=958
-  _globals['_FILESERVICE']._serialized_end=1277
+  _globals['_FILE']._serialized_start=131
+  _globals['_FILE']._serialized_end=399
+  _globals['_SAVEFILEREQUEST']._serialized_start=402
+  _globals['_SAVEFILEREQUEST']._serialized_end=541
+  _globals['_SAVEFILERESPONSE']._serialized_start=543
+  _globals['_SAVEFILERESPONSE']._serialized_end=667
+  _globals['_GETFILEREQUEST']._serialized_start=669
+  _globals['_GETFILEREQUEST']._serialized_end=745
+  _globals['_GETFILERESPONSE']._serialized_start=747
+  _globals['_GETFILERESPONSE']._serialized_end=816
+  _globals['_LISTFILESREQUEST']._serialized_start=818
+  _globals['_LISTFILESREQUEST']._serialized_end=937
+  _globals['_LISTFILESRESPONSE']._serialized_start=939
+  _globals['_LISTFILESRESPONSE']._serialized_end=1036
+  _globals['_DELETEFILEREQUEST']._serialized_start=1038
+  _globals['_DELETEFILEREQUEST']._serialized_end=1111
+  _globals['_DELETEFILERESPONSE']._serialized_start=1113
+  _globals['_DELETEFILERESPONSE']._serialized_end=1151
+  _globals['_FILESERVICE']._serialized_start=1154
+  _globals['_FILESERVICE']._serialized_end=1473
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from sagastore.v1 import message_pb2 as _message_pb2
 from sagastore.v1 import storage_pb2 as _storage_pb2
 import builtins as _builtins
 import sys
@@ -143,12 +144,17 @@ class SaveFileResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
     DURABLE_ON_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id, assigned by the server where the request had none."""
     revision: _builtins.int
     """The revision that is stored now."""
     created: _builtins.bool
     """True when the id did not exist before."""
+    position: _builtins.str
+    """The state of the store that holds this write, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
+    """
     @_builtins.property
     def durable_on(self) -> _containers.RepeatedScalarFieldContainer[_storage_pb2.Store.ValueType]:
         """The stores that have committed the record when this answer is sent."""
@@ -160,10 +166,11 @@ class SaveFileResponse(_message.Message):
         revision: _builtins.int = ...,
         created: _builtins.bool = ...,
         durable_on: _abc.Iterable[_storage_pb2.Store.ValueType] | None = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "durable_on", b"durable_on", "id", b"id", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "durable_on", b"durable_on", "id", b"id", "position", b"position", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,16 +183,22 @@ class GetFileRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id: 1 to 128 characters."""
+    @_builtins.property
+    def consistency(self) -> _message_pb2.Consistency:
+        """Which state of the store to read."""
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        consistency: _message_pb2.Consistency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -198,6 +211,11 @@ class GetFileResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FILE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.str
+    """The state of the store that holds this answer, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
+    """
     @_builtins.property
     def file(self) -> Global___File:
         """The record as stored."""
@@ -206,10 +224,11 @@ class GetFileResponse(_message.Message):
         self,
         *,
         file: Global___File | None = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -224,6 +243,7 @@ class ListFilesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Records wanted: 0 means 50, above 500 means 500, negative is
     INVALID_ARGUMENT. A page may be shorter where its records are large.
@@ -236,16 +256,21 @@ class ListFilesRequest(_message.Message):
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tags that must all be present. At most 512, each 1 to 256 characters."""
 
+    @_builtins.property
+    def consistency(self) -> _message_pb2.Consistency:
+        """Which state of the store to read."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
+        consistency: _message_pb2.Consistency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "page_size", b"page_size", "page_token", b"page_token", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -259,9 +284,14 @@ class ListFilesResponse(_message.Message):
 
     FILES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Asks for the next page; empty when this is the last. Valid without limit of
     time, and across phases of a migration.
+    """
+    position: _builtins.str
+    """The state of the store that holds this answer, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
     """
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___File]:
@@ -272,10 +302,11 @@ class ListFilesResponse(_message.Message):
         *,
         files: _abc.Iterable[Global___File] | None = ...,
         next_page_token: _builtins.str = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "next_page_token", b"next_page_token", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -317,12 +348,19 @@ class DeleteFileResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.str
+    """The state of the store that holds this write, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
+    """
     def __init__(
         self,
+        *,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asagastore/v1/message.proto\x12\x0csagastore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x02\n\x07Message\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\t\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12-\n\ttimestamp\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmetadata_json\x18\x07 \x01(\t\x12\x17\n\nsession_id\x18\x08 \x01(\tH\x00\x88\x01\x01\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\n \x01(\x03\x12\x10\n\x08sequence\x18\x0b \x01(\x03\x42\r\n\x0b_session_idB*\n\x0csagastore.v1P\x01Z\x18sagastore/v1;sagastorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asagastore/v1/message.proto\x12\x0csagastore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x02\n\x07Message\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\t\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12-\n\ttimestamp\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmetadata_json\x18\x07 \x01(\t\x12\x17\n\nsession_id\x18\x08 \x01(\tH\x00\x88\x01\x01\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\n \x01(\x03\x12\x10\n\x08sequence\x18\x0b \x01(\x03\x42\r\n\x0b_session_id\"Y\n\x0b\x43onsistency\x12\x10\n\x06latest\x18\x01 \x01(\x08H\x00\x12\x12\n\x08\x61t_least\x18\x02 \x01(\tH\x00\x12\x15\n\x0b\x61ny_replica\x18\x03 \x01(\x08H\x00\x42\r\n\x0brequirementB*\n\x0csagastore.v1P\x01Z\x18sagastore/v1;sagastorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,4 +35,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\014sagastore.v1P\001Z\030sagastore/v1;sagastorev1'
   _globals['_MESSAGE']._serialized_start=78
   _globals['_MESSAGE']._serialized_end=356
+  _globals['_CONSISTENCY']._serialized_start=358
+  _globals['_CONSISTENCY']._serialized_end=447
 # @@protoc_insertion_point(module_scope)

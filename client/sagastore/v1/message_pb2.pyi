@@ -142,3 +142,45 @@ class Message(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__session_id) -> _WhichOneofReturnType__session_id | None: ...
 
 Global___Message: _TypeAlias = Message  # noqa: Y015
+
+@_typing.final
+class Consistency(_message.Message):
+    """Which state of the store a read must see. It matters on PostgreSQL with read
+    replicas (PHASE_POSTGRES_ONLY); otherwise every read is answered by the store
+    that holds the latest state, which satisfies each requirement.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATEST_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    ANY_REPLICA_FIELD_NUMBER: _builtins.int
+    latest: _builtins.bool
+    """Everything that was acknowledged before the read began. The value is not
+    looked at.
+    """
+    at_least: _builtins.str
+    """At least the state of this position, which a response carried. Empty is
+    the same as latest. INVALID_ARGUMENT: not a position, or one of another
+    PostgreSQL. UNAVAILABLE: no server in reach has this state yet.
+    """
+    any_replica: _builtins.bool
+    """Any state that is not older than the server allows
+    (postgres_replica_max_lag). The value is not looked at.
+    """
+    def __init__(
+        self,
+        *,
+        latest: _builtins.bool = ...,
+        at_least: _builtins.str = ...,
+        any_replica: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["any_replica", b"any_replica", "at_least", b"at_least", "latest", b"latest", "requirement", b"requirement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_replica", b"any_replica", "at_least", b"at_least", "latest", b"latest", "requirement", b"requirement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_requirement: _TypeAlias = _typing.Literal["latest", "at_least", "any_replica"]  # noqa: Y015
+    _WhichOneofArgType_requirement: _TypeAlias = _typing.Literal["requirement", b"requirement"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_requirement) -> _WhichOneofReturnType_requirement | None: ...
+
+Global___Consistency: _TypeAlias = Consistency  # noqa: Y015

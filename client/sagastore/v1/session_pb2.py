@@ -28,7 +28,7 @@ from sagastore.v1 import message_pb2 as sagastore_dot_v1_dot_message__pb2
 from sagastore.v1 import storage_pb2 as sagastore_dot_v1_dot_storage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asagastore/v1/session.proto\x12\x0csagastore.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asagastore/v1/message.proto\x1a\x1asagastore/v1/storage.proto\"\xec\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x15\n\rmetadata_json\x18\x03 \x01(\t\x12\x15\n\rmessage_count\x18\x04 \x01(\x03\x12.\n\nfirst_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x11\n\tproviders\x18\n \x03(\t\x12\x15\n\rfirst_message\x18\x0b \x01(\t\x12\x15\n\rlast_sequence\x18\x0c \x01(\x03\"\xa4\x01\n\rAppendRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.sagastore.v1.Message\x12\x18\n\x0bif_revision\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12,\n\ndurability\x18\x04 \x01(\x0e\x32\x18.sagastore.v1.DurabilityB\x0e\n\x0c_if_revision\"H\n\x05Saved\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x04 \x01(\x08\"\x85\x01\n\x0e\x41ppendResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Session\x12\"\n\x05saved\x18\x02 \x03(\x0b\x32\x13.sagastore.v1.Saved\x12\'\n\ndurable_on\x18\x03 \x03(\x0e\x32\x13.sagastore.v1.Store\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"<\n\x12GetSessionResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Session\"\xef\x01\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0coldest_first\x18\x03 \x01(\x08\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmetadata_json\x18\x06 \x01(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x14\n\x0ctitle_prefix\x18\x08 \x01(\t\"X\n\x14ListSessionsResponse\x12\'\n\x08sessions\x18\x01 \x03(\x0b\x32\x15.sagastore.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x99\x01\n\x14UpdateSessionRequest\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Session\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x18\n\x0bif_revision\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"?\n\x15UpdateSessionResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Session\"\x7f\n\x16TruncateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tdrop_last\x18\x02 \x01(\x05\x12\x14\n\x0ckeep_through\x18\x03 \x01(\t\x12\x18\n\x0bif_revision\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"i\n\x17TruncateSessionResponse\x12&\n\x07removed\x18\x01 \x03(\x0b\x32\x15.sagastore.v1.Message\x12&\n\x07session\x18\x02 \x01(\x0b\x32\x15.sagastore.v1.Session\"T\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x18\n\x0bif_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"1\n\x15\x44\x65leteSessionResponse\x12\x18\n\x10\x64\x65leted_messages\x18\x01 \x01(\x03\x32\x91\x04\n\x0eSessionService\x12\x43\n\x06\x41ppend\x12\x1b.sagastore.v1.AppendRequest\x1a\x1c.sagastore.v1.AppendResponse\x12O\n\nGetSession\x12\x1f.sagastore.v1.GetSessionRequest\x1a .sagastore.v1.GetSessionResponse\x12U\n\x0cListSessions\x12!.sagastore.v1.ListSessionsRequest\x1a\".sagastore.v1.ListSessionsResponse\x12X\n\rUpdateSession\x12\".sagastore.v1.UpdateSessionRequest\x1a#.sagastore.v1.UpdateSessionResponse\x12^\n\x0fTruncateSession\x12$.sagastore.v1.TruncateSessionRequest\x1a%.sagastore.v1.TruncateSessionResponse\x12X\n\rDeleteSession\x12\".sagastore.v1.DeleteSessionRequest\x1a#.sagastore.v1.DeleteSessionResponseB*\n\x0csagastore.v1P\x01Z\x18sagastore/v1;sagastorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asagastore/v1/session.proto\x12\x0csagastore.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asagastore/v1/message.proto\x1a\x1asagastore/v1/storage.proto\"\xec\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x15\n\rmetadata_json\x18\x03 \x01(\t\x12\x15\n\rmessage_count\x18\x04 \x01(\x03\x12.\n\nfirst_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x11\n\tproviders\x18\n \x03(\t\x12\x15\n\rfirst_message\x18\x0b \x01(\t\x12\x15\n\rlast_sequence\x18\x0c \x01(\x03\"\xa4\x01\n\rAppendRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.sagastore.v1.Message\x12\x18\n\x0bif_revision\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12,\n\ndurability\x18\x04 \x01(\x0e\x32\x18.sagastore.v1.DurabilityB\x0e\n\x0c_if_revision\"H\n\x05Saved\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x04 \x01(\x08\"\x97\x01\n\x0e\x41ppendResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Session\x12\"\n\x05saved\x18\x02 \x03(\x0b\x32\x13.sagastore.v1.Saved\x12\'\n\ndurable_on\x18\x03 \x03(\x0e\x32\x13.sagastore.v1.Store\x12\x10\n\x08position\x18\x04 \x01(\t\"W\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12.\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x19.sagastore.v1.Consistency\"N\n\x12GetSessionResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Session\x12\x10\n\x08position\x18\x02 \x01(\t\"\x9f\x02\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0coldest_first\x18\x03 \x01(\x08\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmetadata_json\x18\x06 \x01(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x14\n\x0ctitle_prefix\x18\x08 \x01(\t\x12.\n\x0b\x63onsistency\x18\t \x01(\x0b\x32\x19.sagastore.v1.Consistency\"j\n\x14ListSessionsResponse\x12\'\n\x08sessions\x18\x01 \x03(\x0b\x32\x15.sagastore.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\t\"\x99\x01\n\x14UpdateSessionRequest\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Session\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x18\n\x0bif_revision\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"Q\n\x15UpdateSessionResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Session\x12\x10\n\x08position\x18\x02 \x01(\t\"\x7f\n\x16TruncateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tdrop_last\x18\x02 \x01(\x05\x12\x14\n\x0ckeep_through\x18\x03 \x01(\t\x12\x18\n\x0bif_revision\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"{\n\x17TruncateSessionResponse\x12&\n\x07removed\x18\x01 \x03(\x0b\x32\x15.sagastore.v1.Message\x12&\n\x07session\x18\x02 \x01(\x0b\x32\x15.sagastore.v1.Session\x12\x10\n\x08position\x18\x03 \x01(\t\"T\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x18\n\x0bif_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"C\n\x15\x44\x65leteSessionResponse\x12\x18\n\x10\x64\x65leted_messages\x18\x01 \x01(\x03\x12\x10\n\x08position\x18\x02 \x01(\t2\x91\x04\n\x0eSessionService\x12\x43\n\x06\x41ppend\x12\x1b.sagastore.v1.AppendRequest\x1a\x1c.sagastore.v1.AppendResponse\x12O\n\nGetSession\x12\x1f.sagastore.v1.GetSessionRequest\x1a .sagastore.v1.GetSessionResponse\x12U\n\x0cListSessions\x12!.sagastore.v1.ListSessionsRequest\x1a\".sagastore.v1.ListSessionsResponse\x12X\n\rUpdateSession\x12\".sagastore.v1.UpdateSessionRequest\x1a#.sagastore.v1.UpdateSessionResponse\x12^\n\x0fTruncateSession\x12$.sagastore.v1.TruncateSessionRequest\x1a%.sagastore.v1.TruncateSessionResponse\x12X\n\rDeleteSession\x12\".sagastore.v1.DeleteSessionRequest\x1a#.sagastore.v1.DeleteSessionResponseB*\n\x0csagastore.v1P\x01Z\x18sagastore/v1;sagastorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,27 +43,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAVED']._serialized_start=701
   _globals['_SAVED']._serialized_end=773
   _globals['_APPENDRESPONSE']._serialized_start=776
-  _globals['_APPENDRESPONSE']._serialized_end=909
-  _globals['_GETSESSIONREQUEST']._serialized_start=911
-  _globals['_GETSESSIONREQUEST']._serialized_end=950
-  _globals['_GETSESSIONRESPONSE']._serialized_start=952
-  _globals['_GETSESSIONRESPONSE']._serialized_end=1012
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=1015
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=1254
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1256
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1344
-  _globals['_UPDATESESSIONREQUEST']._serialized_start=1347
-  _globals['_UPDATESESSIONREQUEST']._serialized_end=1500
-  _globals['_UPDATESESSIONRESPONSE']._serialized_start=1502
-  _globals['_UPDATESESSIONRESPONSE']._serialized_end=1565
-  _globals['_TRUNCATESESSIONREQUEST']._serialized_start=1567
-  _globals['_TRUNCATESESSIONREQUEST']._serialized_end=1694
-  _globals['_TRUNCATESESSIONRESPONSE']._serialized_start=1696
-  _globals['_TRUNCATESESSIONRESPONSE']._serialized_end=1801
-  _globals['_DELETESESSIONREQUEST']._serialized_start=1803
-  _globals['_DELETESESSIONREQUEST']._serialized_end=1887
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=1889
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=1938
-  _globals['_SESSIONSERVICE']._serialized_start=1941
-  _globals['_SESSIONSERVICE']._serialized_end=2470
+  _globals['_APPENDRESPONSE']._serialized_end=927
+  _globals['_GETSESSIONREQUEST']._serialized_start=929
+  _globals['_GETSESSIONREQUEST']._serialized_end=1016
+  _globals['_GETSESSIONRESPONSE']._serialized_start=1018
+  _globals['_GETSESSIONRESPONSE']._serialized_end=1096
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=1099
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1386
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1388
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1494
+  _globals['_UPDATESESSIONREQUEST']._serialized_start=1497
+  _globals['_UPDATESESSIONREQUEST']._serialized_end=1650
+  _globals['_UPDATESESSIONRESPONSE']._serialized_start=1652
+  _globals['_UPDATESESSIONRESPONSE']._serialized_end=1733
+  _globals['_TRUNCATESESSIONREQUEST']._serialized_start=1735
+  _globals['_TRUNCATESESSIONREQUEST']._serialized_end=1862
+  _globals['_TRUNCATESESSIONRESPONSE']._serialized_start=1864
+  _globals['_TRUNCATESESSIONRESPONSE']._serialized_end=1987
+  _globals['_DELETESESSIONREQUEST']._serialized_start=1989
+  _globals['_DELETESESSIONREQUEST']._serialized_end=2073
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=2075
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=2142
+  _globals['_SESSIONSERVICE']._serialized_start=2145
+  _globals['_SESSIONSERVICE']._serialized_end=2674
 # @@protoc_insertion_point(module_scope)

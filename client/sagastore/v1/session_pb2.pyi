@@ -191,6 +191,11 @@ class AppendResponse(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     SAVED_FIELD_NUMBER: _builtins.int
     DURABLE_ON_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.str
+    """The state of the store that holds this write, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
+    """
     @_builtins.property
     def session(self) -> Global___Session:
         """The session after this write; its revision guards the next one."""
@@ -209,10 +214,11 @@ class AppendResponse(_message.Message):
         session: Global___Session | None = ...,
         saved: _abc.Iterable[Global___Saved] | None = ...,
         durable_on: _abc.Iterable[_storage_pb2.Store.ValueType] | None = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_on", b"durable_on", "saved", b"saved", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_on", b"durable_on", "position", b"position", "saved", b"saved", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -225,16 +231,22 @@ class GetSessionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session: at most 256 characters."""
+    @_builtins.property
+    def consistency(self) -> _message_pb2.Consistency:
+        """Which state of the store to read."""
+
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
+        consistency: _message_pb2.Consistency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -247,6 +259,11 @@ class GetSessionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.str
+    """The state of the store that holds this answer, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
+    """
     @_builtins.property
     def session(self) -> Global___Session:
         """The session."""
@@ -255,10 +272,11 @@ class GetSessionResponse(_message.Message):
         self,
         *,
         session: Global___Session | None = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,6 +296,7 @@ class ListSessionsRequest(_message.Message):
     METADATA_JSON_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     TITLE_PREFIX_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Sessions wanted: 0 means 50, above 500 means 500, negative is
     INVALID_ARGUMENT. A page may be shorter where its sessions are large.
@@ -304,6 +323,10 @@ class ListSessionsRequest(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """The latest activity, exclusive."""
 
+    @_builtins.property
+    def consistency(self) -> _message_pb2.Consistency:
+        """Which state of the store to read."""
+
     def __init__(
         self,
         *,
@@ -315,10 +338,11 @@ class ListSessionsRequest(_message.Message):
         metadata_json: _builtins.str = ...,
         provider: _builtins.str = ...,
         title_prefix: _builtins.str = ...,
+        consistency: _message_pb2.Consistency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "metadata_json", b"metadata_json", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "start_time", b"start_time", "title_prefix", b"title_prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "end_time", b"end_time", "metadata_json", b"metadata_json", "oldest_first", b"oldest_first", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "start_time", b"start_time", "title_prefix", b"title_prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -332,9 +356,14 @@ class ListSessionsResponse(_message.Message):
 
     SESSIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Asks for the next page; empty when this is the last. Valid without limit of
     time, and across phases of a migration.
+    """
+    position: _builtins.str
+    """The state of the store that holds this answer, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
     """
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]:
@@ -345,10 +374,11 @@ class ListSessionsResponse(_message.Message):
         *,
         sessions: _abc.Iterable[Global___Session] | None = ...,
         next_page_token: _builtins.str = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "sessions", b"sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "position", b"position", "sessions", b"sessions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -397,6 +427,11 @@ class UpdateSessionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.str
+    """The state of the store that holds this write, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
+    """
     @_builtins.property
     def session(self) -> Global___Session:
         """The session after this write."""
@@ -405,10 +440,11 @@ class UpdateSessionResponse(_message.Message):
         self,
         *,
         session: Global___Session | None = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -464,6 +500,11 @@ class TruncateSessionResponse(_message.Message):
 
     REMOVED_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.str
+    """The state of the store that holds this write, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
+    """
     @_builtins.property
     def removed(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """The removed messages, in chronological order."""
@@ -479,10 +520,11 @@ class TruncateSessionResponse(_message.Message):
         *,
         removed: _abc.Iterable[_message_pb2.Message] | None = ...,
         session: Global___Session | None = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed", b"removed", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "removed", b"removed", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -525,16 +567,22 @@ class DeleteSessionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DELETED_MESSAGES_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     deleted_messages: _builtins.int
     """Number of messages that this call deleted."""
+    position: _builtins.str
+    """The state of the store that holds this write, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
+    """
     def __init__(
         self,
         *,
         deleted_messages: _builtins.int = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_messages", b"deleted_messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_messages", b"deleted_messages", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

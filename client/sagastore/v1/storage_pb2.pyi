@@ -184,12 +184,17 @@ class SaveResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
     DURABLE_ON_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The message's id, assigned by the server where the request had none."""
     revision: _builtins.int
     """The revision that is stored now."""
     created: _builtins.bool
     """True when the id did not exist before."""
+    position: _builtins.str
+    """The state of the store that holds this write, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
+    """
     @_builtins.property
     def durable_on(self) -> _containers.RepeatedScalarFieldContainer[Global___Store.ValueType]:
         """The stores that have committed the message when this answer is sent."""
@@ -201,10 +206,11 @@ class SaveResponse(_message.Message):
         revision: _builtins.int = ...,
         created: _builtins.bool = ...,
         durable_on: _abc.Iterable[Global___Store.ValueType] | None = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "durable_on", b"durable_on", "id", b"id", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "durable_on", b"durable_on", "id", b"id", "position", b"position", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -217,16 +223,22 @@ class GetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id: 1 to 128 characters."""
+    @_builtins.property
+    def consistency(self) -> _message_pb2.Consistency:
+        """Which state of the store to read."""
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        consistency: _message_pb2.Consistency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,6 +251,11 @@ class GetResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.str
+    """The state of the store that holds this answer, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
+    """
     @_builtins.property
     def message(self) -> _message_pb2.Message:
         """The message as stored."""
@@ -247,10 +264,11 @@ class GetResponse(_message.Message):
         self,
         *,
         message: _message_pb2.Message | None = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -263,20 +281,26 @@ class BatchGetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IDS_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """1 to 1000 ids, each 1 to 128 characters. An id given twice is answered
         twice.
         """
 
+    @_builtins.property
+    def consistency(self) -> _message_pb2.Consistency:
+        """Which state of the store to read."""
+
     def __init__(
         self,
         *,
         ids: _abc.Iterable[_builtins.str] | None = ...,
+        consistency: _message_pb2.Consistency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "ids", b"ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,6 +314,11 @@ class BatchGetResponse(_message.Message):
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     MISSING_IDS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.str
+    """The state of the store that holds this answer, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """Those found, in the order asked."""
@@ -303,10 +332,11 @@ class BatchGetResponse(_message.Message):
         *,
         messages: _abc.Iterable[_message_pb2.Message] | None = ...,
         missing_ids: _abc.Iterable[_builtins.str] | None = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "missing_ids", b"missing_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "missing_ids", b"missing_ids", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -322,6 +352,7 @@ class ListRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     NEWEST_FIRST_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session: at most 256 characters. Empty is the session whose id is
     empty, not the messages without one.
@@ -337,6 +368,10 @@ class ListRequest(_message.Message):
     """
     newest_first: _builtins.bool
     """True: newest first. False: oldest first."""
+    @_builtins.property
+    def consistency(self) -> _message_pb2.Consistency:
+        """Which state of the store to read."""
+
     def __init__(
         self,
         *,
@@ -344,10 +379,11 @@ class ListRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         newest_first: _builtins.bool = ...,
+        consistency: _message_pb2.Consistency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -361,9 +397,14 @@ class ListResponse(_message.Message):
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Asks for the next page; empty when this is the last. Valid without limit of
     time, and across phases of a migration.
+    """
+    position: _builtins.str
+    """The state of the store that holds this answer, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
@@ -374,10 +415,11 @@ class ListResponse(_message.Message):
         *,
         messages: _abc.Iterable[_message_pb2.Message] | None = ...,
         next_page_token: _builtins.str = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "next_page_token", b"next_page_token", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -400,6 +442,7 @@ class SearchRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     query: _builtins.str
     """Words, all of which must be in the content; "a phrase" in quotes; prefix*;
     -excluded words, phrases or groups; the operators AND, OR and NOT in upper
@@ -453,6 +496,10 @@ class SearchRequest(_message.Message):
         the past, as Message.timestamp is.
         """
 
+    @_builtins.property
+    def consistency(self) -> _message_pb2.Consistency:
+        """Which state of the store to read."""
+
     def __init__(
         self,
         *,
@@ -467,10 +514,11 @@ class SearchRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         order: Global___Order.ValueType = ...,
+        consistency: _message_pb2.Consistency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_session_id", b"_session_id", "end_time", b"end_time", "session_id", b"session_id", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_session_id", b"_session_id", "consistency", b"consistency", "end_time", b"end_time", "session_id", b"session_id", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_id", b"_session_id", "end_time", b"end_time", "metadata_json", b"metadata_json", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "query", b"query", "role", b"role", "session_id", b"session_id", "start_time", b"start_time", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_id", b"_session_id", "consistency", b"consistency", "end_time", b"end_time", "metadata_json", b"metadata_json", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "query", b"query", "role", b"role", "session_id", b"session_id", "start_time", b"start_time", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__session_id: _TypeAlias = _typing.Literal["session_id"]  # noqa: Y015
     _WhichOneofArgType__session_id: _TypeAlias = _typing.Literal["_session_id", b"_session_id"]  # noqa: Y015
@@ -523,9 +571,14 @@ class SearchResponse(_message.Message):
 
     RESULTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Asks for the next page; empty when this is the last. Valid without limit of
     time, and across phases of a migration.
+    """
+    position: _builtins.str
+    """The state of the store that holds this answer, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
     """
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchResult]:
@@ -536,10 +589,11 @@ class SearchResponse(_message.Message):
         *,
         results: _abc.Iterable[Global___SearchResult] | None = ...,
         next_page_token: _builtins.str = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "position", b"position", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -600,6 +654,7 @@ class BulkSaveResponse(_message.Message):
     UNCHANGED_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The batch's number, as sent."""
     saved: _builtins.int
@@ -609,6 +664,10 @@ class BulkSaveResponse(_message.Message):
     skipped: _builtins.int
     """Messages left out: their id exists (ON_CONFLICT_SKIP), or came again later
     in the batch.
+    """
+    position: _builtins.str
+    """The state of the store that holds this write, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
     """
     @_builtins.property
     def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedMessage]:
@@ -622,10 +681,11 @@ class BulkSaveResponse(_message.Message):
         unchanged: _builtins.int = ...,
         skipped: _builtins.int = ...,
         rejected: _abc.Iterable[Global___RejectedMessage] | None = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rejected", b"rejected", "saved", b"saved", "sequence", b"sequence", "skipped", b"skipped", "unchanged", b"unchanged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "rejected", b"rejected", "saved", b"saved", "sequence", b"sequence", "skipped", b"skipped", "unchanged", b"unchanged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -701,12 +761,19 @@ class DeleteResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.str
+    """The state of the store that holds this write, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
+    """
     def __init__(
         self,
+        *,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -720,21 +787,27 @@ class ExportRequest(_message.Message):
 
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """The last resume_token received, to continue; empty to begin."""
     batch_size: _builtins.int
     """Messages in a batch: 0 means 500, above 1000 means 1000, negative is
     INVALID_ARGUMENT. A batch may be smaller where its messages are large.
     """
+    @_builtins.property
+    def consistency(self) -> _message_pb2.Consistency:
+        """Which state of the store to read."""
+
     def __init__(
         self,
         *,
         resume_token: _builtins.str = ...,
         batch_size: _builtins.int = ...,
+        consistency: _message_pb2.Consistency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "resume_token", b"resume_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "consistency", b"consistency", "resume_token", b"resume_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -748,8 +821,13 @@ class ExportResponse(_message.Message):
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """Continues after this batch."""
+    position: _builtins.str
+    """The state of the store that holds this answer, for Consistency.at_least. Opaque;
+    empty while PostgreSQL is not the only store, or does not tell positions.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """The messages, ordered by sequence."""
@@ -759,10 +837,11 @@ class ExportResponse(_message.Message):
         *,
         messages: _abc.Iterable[_message_pb2.Message] | None = ...,
         resume_token: _builtins.str = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "resume_token", b"resume_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "position", b"position", "resume_token", b"resume_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

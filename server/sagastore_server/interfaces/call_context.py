@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sagastore_server.interfaces.access import Caller
     from sagastore_server.interfaces.audit import Describe
+    from sagastore_server.interfaces.consistency import Consistency, WalPosition
 
 
 class CallContext:
     """One call. Its id is created on first use, because few calls need it."""
 
     __slots__ = (
-        *("_id", "caller", "code", "describe", "identity", "method", "peer"),
-        *("read_certificate", "read_id", "refusal", "request", "response"),
+        *("_id", "caller", "code", "consistency", "describe", "identity", "method", "peer"),
+        *("position", "read_certificate", "read_id", "refusal", "request", "response"),
     )
 
     def __init__(self, method: str) -> None:
@@ -40,6 +41,10 @@ class CallContext:
         """Describes ``request`` and ``response``, while a call runs that changes the store."""
         self.request: Any = None
         self.response: Any = None
+        self.consistency: Consistency | None = None
+        """Which state the reads of the call must see (``consistency``); None: the latest."""
+        self.position: WalPosition | None = None
+        """The highest position that the call has written or seen; None: not known."""
         self.refusal = ""
         """Text of the error that ended the call."""
         self.read_id: Callable[[], str] | None = None

@@ -118,7 +118,7 @@ def check(found: TargetRecord, source: MigrationSource, current_state: CurrentSt
     if found.epoch > epoch or found.applied > last:
         _refuse(
             "SOURCE_IS_OLD",
-            f"{source.place} is older than its replica in PostgreSQL (epoch {epoch}, PostgreSQL "
+            f"{source.place} is older than its copy in PostgreSQL (epoch {epoch}, PostgreSQL "
             f"has {found.epoch}; change {last}, PostgreSQL has {found.applied}): it seems to be a "
             "copy or a restored backup; restore the newest file, or give it an empty database",
         )

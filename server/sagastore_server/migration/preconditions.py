@@ -219,7 +219,7 @@ def judge(
         return [
             Blocker(
                 "SOURCE_IS_OLD",
-                f"{source.place} is older than its replica in {place}; it seems to be a copy or a "
+                f"{source.place} is older than its copy in {place}; it seems to be a copy or a "
                 "restored backup; use the newest file",
             )
         ]

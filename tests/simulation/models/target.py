@@ -1,4 +1,4 @@
-"""ModelTarget: model of PostgreSQLReplica for a deterministic simulation."""
+"""ModelTarget: model of PostgreSQLTarget for a deterministic simulation."""
 
 from __future__ import annotations
 

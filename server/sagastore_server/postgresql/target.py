@@ -1,4 +1,4 @@
-"""PostgreSQLReplica: `MigrationTarget` on one PostgreSQL database."""
+"""PostgreSQLTarget: `MigrationTarget` on one PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ from sagastore_server.storage.replication import (
 T = TypeVar("T")
 
 
-class PostgreSQLReplica(PostgreSQLStorage, MigrationTarget):
+class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
     """Migration target, and a normal `PostgreSQLStorage` after ``finish``.
 
     Every writing transaction starts with a check of the lease, which locks the single row of

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sagastore_server.postgresql import journal_apply
-from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.schema import SCHEMA_VERSION, STEPS
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.errors import (
     CannotOpenError,
@@ -25,8 +25,8 @@ from tests.postgresql.targets import (
     claimed,
     fetched,
     opened_plain,
-    opened_replica,
-    replica_on,
+    opened_target,
+    target_on,
     until_one_waits,
 )
 from tests.support.drafts import draft
@@ -45,7 +45,7 @@ from tests.support.postgres import execute, postgres_process
 
 
 async def test_concurrent_open_shares_pool(dsn: str) -> None:
-    replica = replica_on(dsn)
+    replica = target_on(dsn)
     try:
         # A cancelled open closes its connections while another one opens.
         given_up = asyncio.create_task(replica.open())
@@ -61,13 +61,13 @@ async def test_concurrent_open_shares_pool(dsn: str) -> None:
 
 async def test_concurrent_failed_open_reports_to_all() -> None:
     with reserved_port() as port:
-        replica = replica_on(f"postgresql://postgres@127.0.0.1:{port}/none")
+        replica = target_on(f"postgresql://postgres@127.0.0.1:{port}/none")
         outcomes = await asyncio.gather(*[replica.open() for _ in range(3)], return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [CannotOpenError] * 3
 
 
 async def test_opening_and_inspecting_create_nothing(dsn: str) -> None:
-    async with opened_replica(dsn) as replica:
+    async with opened_target(dsn) as replica:
         await replica.inspect()
         await replica.health()
         here = "SELECT FROM pg_class WHERE relnamespace = current_schema()::regnamespace"
@@ -76,7 +76,7 @@ async def test_opening_and_inspecting_create_nothing(dsn: str) -> None:
 
 async def test_foreign_tables_are_refused(dsn: str) -> None:
     await execute(dsn, "CREATE TABLE messages (id INTEGER)")
-    async with opened_replica(dsn) as replica:
+    async with opened_target(dsn) as replica:
         with pytest.raises(CannotOpenError, match=r"did not create \(messages\)"):
             await replica.inspect()
         with pytest.raises(CannotOpenError, match=r"did not create \(messages\)"):
@@ -114,7 +114,7 @@ async def test_older_schema_is_upgraded_with_data(dsn: str) -> None:
         "INSERT INTO files VALUES ('f', 'n', 'p', 't', NULL, NULL, 3, '2025-04-01', NULL, NULL)",
     )
     await execute(dsn, "SELECT setval('message_revisions', 7)")
-    async with opened_replica(dsn) as replica:
+    async with opened_target(dsn) as replica:
         found = await replica.inspect()
         assert (found.schema_version, found.empty, found.record) == (1, False, None)
         with pytest.raises(
@@ -177,7 +177,7 @@ async def test_claim_waits_for_hanging_transaction(dsn: str) -> None:
 
 async def test_failed_open_can_be_retried() -> None:
     with postgres_process() as process:
-        replica = replica_on(process.dsn, acquire_timeout=5)
+        replica = target_on(process.dsn, acquire_timeout=5)
         try:
             process.stop()
             with pytest.raises(CannotOpenError, match="check that it is running"):
@@ -214,7 +214,7 @@ async def test_postmaster_kill_during_apply_is_consistent() -> None:
 
 
 async def _follow(
-    replica: PostgreSQLReplica, numbers: Iterator[int], confirmed: list[int], enough: asyncio.Event
+    replica: PostgreSQLTarget, numbers: Iterator[int], confirmed: list[int], enough: asyncio.Event
 ) -> None:
     """Apply batches of ten changes repeatedly; ``enough`` is set after some iterations."""
     for turn, number in enumerate(numbers):

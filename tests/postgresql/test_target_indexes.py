@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from sagastore_server.postgresql.indexes import LATE, IndexProgress
-from sagastore_server.postgresql.replica import PostgreSQLReplica
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.replication import BackfillMark, IndexState
 from tests.postgresql.targets import claimed, fetched, opened_plain, until_one_waits
@@ -40,7 +40,7 @@ async def _definitions(dsn: str) -> set[str]:
     return {row[0] for row in rows}
 
 
-async def _some_rows(replica: PostgreSQLReplica) -> None:
+async def _some_rows(replica: PostgreSQLTarget) -> None:
     mark = BackfillMark(BackfillState.RUNNING)
     rows = [message(f"m-{n:04}", n + 1, f"word{n}") for n in range(1000)]
     await replica.copy(LEASE, rows, mark)

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from sagastore_server.postgresql.replica import PostgreSQLReplica
 from sagastore_server.postgresql.rows import search_columns
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.search.analysis import ANALYSIS_VERSION
 from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria
 from sagastore_server.storage.replication import Entry
-from tests.postgresql.targets import buried_in, claimed, fetched, found_by, opened_replica
+from tests.postgresql.targets import buried_in, claimed, fetched, found_by, opened_target
 from tests.support.drafts import NOW
 from tests.support.migration_values import LEASE, MARK, SOURCE, content_of, deleted, message, saved
 from tests.support.postgres import execute
@@ -21,7 +21,7 @@ from tests.support.reanalysis import analysed, set_back_postgresql_analysis
 
 
 @pytest.fixture(params=[100, 0])
-async def replica(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[PostgreSQLReplica]:
+async def replica(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[PostgreSQLTarget]:
     """Open a replica with a lease, with and without prepared statements."""
     async with claimed(dsn, statement_cache=request.param) as replica:
         yield replica
@@ -32,7 +32,7 @@ async def tamper(dsn: str, statement: str) -> None:
     await execute(dsn, f"SET sagastore.session = '{LEASE.session}'; {statement}")
 
 
-async def applied_to(replica: PostgreSQLReplica) -> int:
+async def applied_to(replica: PostgreSQLTarget) -> int:
     record = (await replica.inspect()).record
     assert record is not None
     return record.applied
@@ -41,7 +41,7 @@ async def applied_to(replica: PostgreSQLReplica) -> int:
 # ------------------------------------------------------------------ the journal
 
 
-async def test_bad_entry_rolls_back_batch(replica: PostgreSQLReplica) -> None:
+async def test_bad_entry_rolls_back_batch(replica: PostgreSQLTarget) -> None:
     await replica.apply(LEASE, [saved(message("m-1", 1))])
     bad = [saved(message("m-2", 2)), deleted("m-1", 3), saved(message("m-3", 4, "zero \0 byte"))]
     with pytest.raises(Exception, match="failed to run the request"):
@@ -99,7 +99,7 @@ async def test_claim_rebuilds_terms_of_other_analysis(dsn: str) -> None:
         rows = [message(f"m-{n:04}", n + 1, f"word{n}") for n in range(1200)]
         await replica.copy(LEASE, rows, MARK)
     await set_back_postgresql_analysis(dsn, "older")
-    async with opened_replica(dsn) as replica:
+    async with opened_target(dsn) as replica:
         await replica.claim(LEASE, SOURCE, Phase.DUAL_WRITE, 2)
         await analysed(replica)
         assert await found_by(replica, Criteria(parse_query("word1199"))) == ["m-1199"]

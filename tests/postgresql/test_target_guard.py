@@ -17,7 +17,7 @@ from sagastore_server.storage.errors import (
 from sagastore_server.storage.model import OnConflict, QuarantinedRow
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import AuxiliaryRows
-from tests.postgresql.targets import claimed, fetched, opened_plain, opened_replica, plain
+from tests.postgresql.targets import claimed, fetched, opened_plain, opened_target, plain
 from tests.support.drafts import draft
 from tests.support.migration_values import LEASE, SOURCE, content_of, finish, message, saved
 from tests.support.postgres import execute, fresh_schema, server_dsn
@@ -40,7 +40,7 @@ async def test_running_server_is_locked_out_until_finish(dsn: str, cache: int) -
     """The server was started on PostgreSQL alone before the database was claimed."""
     async with (
         opened_plain(dsn, statement_cache=cache) as backend,
-        opened_replica(dsn, statement_cache=cache) as replica,
+        opened_target(dsn, statement_cache=cache) as replica,
     ):
         await backend.save(draft("m-0"))
         await backend.delete("m-0")

@@ -1,0 +1,108 @@
+"""Consistency: which state of the store a read must see, and which state a call has seen.
+
+A call sets its requirement before it reads (`require`), and a store with read replicas looks it up
+(`required`). Stores that tell positions note them as they read and write (`note`); the highest
+one becomes the ``position`` of the response (`noted`). Both are part of the context of the call, so
+that the storage contract does not carry them through every method, and a store without replicas
+ignores them. Outside of a call, reads see the latest state and nothing is noted.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+import struct
+from typing import NamedTuple
+
+from sagastore_server.interfaces.call_context import current
+
+_VERSION = 1
+_FORMAT = struct.Struct(">BQIQ")
+
+
+class WalPosition(NamedTuple):
+    """A position in the write-ahead log (WAL) of a PostgreSQL cluster.
+
+    Positions of one cluster are ordered by timeline, then by LSN.
+    """
+
+    system: int
+    """System identifier of the cluster, an unsigned number of 64 bits."""
+    timeline: int
+    """Timeline: grows with every promotion of a standby."""
+    lsn: int
+    """Byte in the log (log sequence number)."""
+
+    def encoded(self) -> str:
+        """Return the position as clients get it: opaque text with a version."""
+        return base64.urlsafe_b64encode(_FORMAT.pack(_VERSION, *self)).decode().rstrip("=")
+
+
+def decoded(text: str) -> WalPosition:
+    """Return the position that `WalPosition.encoded` returned as ``text``.
+
+    Raises:
+        ValueError: ``text`` is none.
+
+    """
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        version, *parts = _FORMAT.unpack(raw)
+    except (binascii.Error, struct.error, UnicodeEncodeError) as exc:
+        raise ValueError("not a position") from exc
+    position = WalPosition(*parts)
+    # The last character of base64 has spare bits; only the spelling of `encoded` is valid.
+    if version != _VERSION or position.encoded() != text:
+        raise ValueError("not a position")
+    return position
+
+
+class Level(enum.Enum):
+    """Kind of a requirement."""
+
+    LATEST = "latest"
+    """Everything that was acknowledged before the read began."""
+    AT_LEAST = "at_least"
+    """At least the state of a position."""
+    ANY_REPLICA = "any_replica"
+    """Any state that is not older than the server allows."""
+
+
+class Consistency(NamedTuple):
+    """Requirement of a read."""
+
+    level: Level = Level.LATEST
+    position: WalPosition | None = None
+    """The position, with `Level.AT_LEAST`."""
+
+
+LATEST = Consistency()
+
+
+def require(consistency: Consistency) -> None:
+    """Set the requirement of the running call."""
+    call = current()
+    if call is not None:
+        call.consistency = consistency
+
+
+def required() -> Consistency:
+    """Return the requirement of the running call."""
+    call = current()
+    return LATEST if call is None or call.consistency is None else call.consistency
+
+
+def note(position: WalPosition | None) -> None:
+    """Record that the running call has written, or seen, the state at ``position``."""
+    call = current()
+    if call is None or position is None:
+        return
+    if call.position is None or position[1:] > call.position[1:]:
+        call.position = position
+
+
+def noted() -> WalPosition | None:
+    """Return the highest position that the running call has noted."""
+    call = current()
+    return None if call is None else call.position
