@@ -120,6 +120,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         """See the contract: creates or upgrades the schema."""
         try:
             await self._pool.open(logged=False)
+            self._start_watcher()
             self._schema_version = await prepare(self._pool, self.place)
             await self._enter_timelines()
             await self._reanalyser.start()
@@ -137,9 +138,11 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         async with self._pool.connection() as connection:
             await timeline.enter(self._pool, connection, connection.timeline)
 
-    def _start_writer(self) -> None:
+    def _start_watcher(self) -> None:
         assert self._pool.connector is not None  # noqa: S101 - the pool is open
         self._watcher = PrimaryWatcher(self._pool.connector, self._supervisor)
+
+    def _start_writer(self) -> None:
         self._writer = PostgreSQLGroupWriter(
             self._pool,
             self._worker_pool,

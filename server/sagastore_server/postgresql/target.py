@@ -93,6 +93,7 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
     async def _open(self) -> None:
         try:
             await self._pool.open()
+            self._start_watcher()
             async with self._pool.connection() as connection:
                 await check_server(connection)
         except (*DRIVER_ERRORS, ValueError, StorageError) as exc:
