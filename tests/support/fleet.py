@@ -128,9 +128,12 @@ class Load:
 
 
 @asynccontextmanager
-async def load(addresses: Sequence[str]) -> AsyncIterator[Load]:
-    """Call servers during the context; at its end, every acknowledged message must be there."""
-    async with AsyncClient(addresses, timeout=TIMEOUT) as client:
+async def load(addresses: Sequence[str], within: float = TIMEOUT) -> AsyncIterator[Load]:
+    """Call servers during the context; at its end, every acknowledged message must be there.
+
+    ``within`` is the timeout of a call, in seconds.
+    """
+    async with AsyncClient(addresses, timeout=within) as client:
         found = Load(client)
         callers = [
             asyncio.create_task(found.call_until_the_end(number)) for number in range(CALLERS)

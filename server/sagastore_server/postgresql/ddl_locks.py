@@ -63,7 +63,8 @@ class Holder:
         self.text += f"process {pid}"
         known = [kind] if self.is_autovacuum else []
         known += [f"application {application}"] if application else []
-        known += [f"user {user}"] if user else []
+        # The name of a role may contain line breaks.
+        known += [f"user {' '.join(user.split())}"] if user else []
         known += [f"transaction open for {seconds:,.0f} s"] if seconds is not None else []
         self.text += f" ({', '.join(known)})" if known else ""
 
@@ -132,7 +133,7 @@ async def patiently(
             cause = "a table is in use" if holder is None else holder.text
             if time.monotonic() >= until:
                 raise TableInUseError(
-                    f"the schema of PostgreSQL cannot be changed: {cause}, and was for "
+                    f"the schema of PostgreSQL cannot be changed: {cause}; gave up after "
                     f"{patience:g} s; end that transaction, or try again when it has ended"
                 ) from exc
         if not logged:
