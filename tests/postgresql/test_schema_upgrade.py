@@ -16,7 +16,14 @@ from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.compatibility import Compatibility
 from sagastore_server.postgresql.ddl_locks import Holder, TableLocks
 from sagastore_server.postgresql.queries import MIGRATION, QUERIES
-from sagastore_server.postgresql.schema import SCHEMA_VERSION, STEPS, Step, prepare, upgrade
+from sagastore_server.postgresql.schema import (
+    LAST_OFFLINE,
+    SCHEMA_VERSION,
+    STEPS,
+    Step,
+    prepare,
+    upgrade,
+)
 from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.storage.errors import (
     CannotOpenError,
@@ -81,6 +88,18 @@ async def test_tables_of_a_step_are_those_that_it_locks(dsn: str, step: Step) ->
         await connection.close()
     names = {row["oid"]: row["relname"] for row in tables}
     assert {names[row[0]] for row in locked if row[0] in names} == set(step.tables)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [step for step in STEPS if step.number > LAST_OFFLINE],
+    ids=lambda step: str(step.number),
+)
+def test_recent_steps_change_definitions_only(step: Step) -> None:
+    """Rows are changed, and indexes of existing tables are built, online: see `schema`."""
+    assert re.findall(r"^(UPDATE|INSERT|DELETE|DO)\b", step.sql, re.MULTILINE) == []
+    indexed = re.findall(r"^CREATE (?:UNIQUE )?INDEX \w+ ON (\w+)", step.sql, re.MULTILINE)
+    assert not set(indexed) & set(step.tables)
 
 
 async def test_calls_proceed_while_an_upgrade_waits_for_a_long_read(
