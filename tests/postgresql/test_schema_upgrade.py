@@ -273,6 +273,27 @@ async def test_server_that_only_answers_reads_turns_unhealthy(
         await server.save(draft("m-1"))
 
 
+async def test_change_of_a_type_invalidates_no_write_and_no_read(dsn: str) -> None:
+    """The prepared statements of a server that goes on have other results then."""
+    async with opened_plain(dsn, pool_max=1) as server:
+        for id in ("m-1", "m-2", "m-3"):
+            await server.save(draft(id))
+            assert (await server.get(id)).id == id
+            await execute(dsn, "ALTER TABLE messages ALTER COLUMN provider TYPE varchar(1000)")
+            await execute(dsn, "ALTER TABLE sessions ALTER COLUMN title TYPE varchar(1000)")
+
+
+async def test_reads_of_an_excluded_server_can_be_repeated_elsewhere(dsn: str) -> None:
+    """A later version removes what the former one reads. No call fails for good."""
+    async with opened_plain(dsn) as server, opened_plain(dsn) as newer:
+        await server.save(draft("m-1"))
+        await upgrade_by_newer(newer, "ALTER TABLE messages DROP COLUMN role;", NEXT)
+        with pytest.raises(UnavailableError, match="lacks a table or a column"):
+            await server.get("m-1")
+        with pytest.raises(UnavailableError):
+            await server.save(draft("m-1", "changed"))
+
+
 TARGET_WRITES: dict[str, Callable[[PostgreSQLTarget], Awaitable[object]]] = {
     "renew": lambda target: target.renew(LEASE),
     "copy": lambda target: target.copy(LEASE, [], MARK),
