@@ -104,9 +104,7 @@ def _exposed_secrets(settings: Settings, layers: Layers) -> Iterator[Problem]:
 
 def _exposed_passwords(layers: Layers) -> Iterator[Problem]:
     options = {
-        name: layers.values[name]
-        for name in _CONNECTIONS
-        if layers.origin(name) == COMMAND_LINE
+        name: layers.values[name] for name in _CONNECTIONS if layers.origin(name) == COMMAND_LINE
     }
     yield from (problem for problem in advice(options) if problem.is_warning)
     if layers.config is None:

@@ -172,9 +172,9 @@ def _resolved(written: list[Written], environment: Mapping[str, str]) -> Connect
     if service := _named_service(values, environment):
         _add(values, settings, _service_parameters(service, values, environment), _SERVICE)
     for name, parameter in PARAMETERS.items():
-        written = environment.get(parameter.variable or "", "")
-        if written and name not in values:
-            values[name] = _Value(written, str(parameter.variable))
+        default = environment.get(parameter.variable or "", "")
+        if default and name not in values:
+            values[name] = _Value(default, str(parameter.variable))
     for name, value in values.items():
         problem = PARAMETERS[name].check(value.text)
         if problem:
