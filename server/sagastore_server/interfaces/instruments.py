@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 from sagastore_server.interfaces.consistency import Level
 from sagastore_server.storage.model import Store
+
+
+PRIMARY = "primary"
+"""Name of the primary among the servers of PostgreSQL; a replica has a number."""
 
 
 class Fallback(enum.Enum):
@@ -47,8 +52,11 @@ class Instruments:
     def group_committed(self, store: Store, writes: int, rows: int, seconds: float) -> None:
         """Record a group commit: its writes, the messages in them, and its duration."""
 
+    def replicas_used(self, nodes: Sequence[str]) -> None:
+        """Record that replicas of PostgreSQL with these names may answer reads from now on."""
+
     def read_answered(self, node: str, level: Level) -> None:
-        """Record which server of PostgreSQL has answered a read: ``primary``, or a replica."""
+        """Record which server of PostgreSQL has answered a read: `PRIMARY`, or a replica."""
 
     def read_fell_back(self, reason: Fallback) -> None:
         """Record that the primary answers a read because no replica can."""

@@ -94,6 +94,7 @@ class Replicas:
         """Start to watch the servers; until that has shown their states, the primary answers."""
         if self._tasks or not self._replicas:
             return
+        self._instruments.replicas_used([str(replica.number) for replica in self._replicas])
         start = self._supervisor.start
         self._tasks = [
             start(f"postgresql-replica-{replica.number}", replica.run) for replica in self._replicas
@@ -106,7 +107,9 @@ class Replicas:
         await asyncio.gather(*(task.stop() for task in tasks))
 
     def loads(self) -> tuple[ReplicaLoad, ...]:
-        """Return the states of the replicas."""
+        """Return the states of the replicas while they are watched."""
+        if not self._tasks:
+            return ()
         now = time.monotonic()
         return tuple(replica.load(now) for replica in self._replicas)
 

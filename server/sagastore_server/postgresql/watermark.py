@@ -141,12 +141,12 @@ def located(sql: str) -> str:
 def position_of(identity: Identity, place: str) -> WalPosition | None:
     """Return the position for the additional column of `located`: at least what the read has seen.
 
-    None if the server has no receiver: it is no standby any more, or not connected to one.
+    None if that is not known: the server has no receiver, so it may be no standby any more, or it
+    replays from an archive.
     """
     lsn, flushed, timeline = place.split(" ")
-    if not timeline:
+    if not timeline or int(flushed or 0) < int(lsn):
         return None
-    seen = int(lsn) + _RECORD
-    if int(flushed) >= int(lsn):
-        seen = min(seen, int(flushed))  # What is replayed was flushed before.
+    # What is replayed was flushed before.
+    seen = min(int(lsn) + _RECORD, int(flushed))
     return WalPosition(identity.system, int(timeline), seen)
