@@ -70,6 +70,11 @@ class ReplicatedStore:
         """States of the replicas."""
         return self.backend.loads()[0].replicas
 
+    async def has_replayed(self, position: WalPosition) -> bool:
+        """Return whether the first replica is known to have replayed ``position``."""
+        mark = self.backend._replicas._replicas[0].mark
+        return mark is not None and mark.reaches(position)
+
     async def until(self, *states: str) -> None:
         """Wait until the replicas have these states: why they are out, or nothing."""
         await until(lambda: [one.out for one in self.replicas] == list(states))
