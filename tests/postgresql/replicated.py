@@ -70,9 +70,9 @@ class ReplicatedStore:
         """States of the replicas."""
         return self.backend.loads()[0].replicas
 
-    async def has_replayed(self, position: WalPosition) -> bool:
-        """Return whether the first replica is known to have replayed ``position``."""
-        mark = self.backend._replicas._replicas[0].mark
+    async def has_replayed(self, position: WalPosition, number: int = 1) -> bool:
+        """Return whether a replica is known to have replayed ``position``."""
+        mark = self.backend._replicas._replicas[number - 1].mark
         return mark is not None and mark.reaches(position)
 
     async def until(self, *states: str) -> None:
