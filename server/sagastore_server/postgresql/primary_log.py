@@ -95,6 +95,17 @@ class PrimaryLog:
             and mark.lsn >= self._entered.get(mark.timeline, math.inf)
         )
 
+    def precedes(self, mark: Watermark) -> bool | None:
+        """Return whether the primary was not behind ``mark`` after that was read; None: unknown.
+
+        False shows that the server does not follow the primary, whatever its system identifier is:
+        a copy of a cluster, for example from a snapshot of its disk, has the same one.
+        """
+        if not self._samples or self._samples[-1].at < mark.ended:
+            return None
+        latest = self._samples[-1].position
+        return latest.lsn >= mark.lsn if latest.timeline == mark.timeline else None
+
     def age(self, mark: Watermark, now: float) -> float:
         """Return seconds: everything that was acknowledged before is in the state of ``mark``.
 
