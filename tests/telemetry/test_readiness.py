@@ -9,7 +9,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from typer.testing import CliRunner, Result
 
@@ -186,8 +188,8 @@ def test_failed_fatal_task_is_a_reason() -> None:
     assert not readiness.document()["ready"]
 
 
-def on_postgresql(**values: float) -> Load:
-    return Load(Store.POSTGRESQL, 0, 1, 1, 20, 0)._replace(**values)  # type: ignore[arg-type]
+def on_postgresql(**values: Any) -> Load:
+    return Load(Store.POSTGRESQL, 0, 1, 1, 20, 0)._replace(**values)
 
 
 def test_stalled_commit_is_a_reason_if_writes_depend_on_postgresql() -> None:
