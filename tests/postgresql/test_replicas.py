@@ -326,6 +326,24 @@ async def test_role_without_the_privilege(postgres: ReplicatedPostgres) -> None:
         await store.until("")
 
 
+async def test_role_that_may_not_see_positions(postgres: ReplicatedPostgres) -> None:
+    await execute(
+        postgres.primary.dsn,
+        "CREATE ROLE blind LOGIN; CREATE SCHEMA blind AUTHORIZATION blind;"
+        "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC",
+    )
+    try:
+        dsn = postgres.primary.dsn.replace("postgres@", "blind@")
+        async with replicated_store(postgres, dsn=dsn) as store:
+            await store.until("NO_POSITIONS")
+            assert "GRANT EXECUTE ON FUNCTION pg_control_system()" in store.replicas[0].detail
+            assert await store.call(lambda: store.backend.batch_get(["none"]), ANY) == ({}, None)
+    finally:
+        await execute(
+            postgres.primary.dsn, "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC"
+        )
+
+
 async def test_wrong_servers_are_reported_and_not_read(
     postgres: ReplicatedPostgres, elsewhere: PostgresProcess, caplog: pytest.LogCaptureFixture
 ) -> None:

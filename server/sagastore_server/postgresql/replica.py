@@ -101,6 +101,7 @@ class Out(enum.Enum):
     )
     TIMELINE = "it is on timeline {} of PostgreSQL and the primary on {}; check what it follows"
     RECEIVER = "it receives no changes; check that it runs, primary_conninfo, and its log"
+    NO_PRIMARY = "its lag is unknown, because the primary does not answer; check the primary"
     LAG = "it is {} s behind; check its disk, its processor and long queries on it"
 
 
@@ -116,7 +117,7 @@ def _out(reason: Out, *values: object) -> State:
 
 
 class _NotFollowingError(Exception):
-    """The server has replayed what the primary has not written."""
+    """The server has replayed what the primary has not written, or follows a former one."""
 
 
 class NotUsableError(Exception):
@@ -223,7 +224,7 @@ class Replica:
         if silence > RECEIVER_SILENT_AFTER and (lag > 0 or not mark.has_receiver):
             return _out(Out.RECEIVER)
         if self._log.age(mark, now) > self._max_lag:
-            return _out(Out.LAG, round(lag))
+            return _out(Out.LAG, round(lag)) if lag else _out(Out.NO_PRIMARY)
         return None if self._is_proven else _out(Out.UNKNOWN)
 
     def load(self, now: float) -> ReplicaLoad:
@@ -374,8 +375,11 @@ class Replica:
             _NotFollowingError: The primary has not written that.
 
         """
-        precedes = None if self.mark is None else self._log.precedes(self.mark)
-        if precedes is False:
+        mark, primary = self.mark, self._log.identity
+        if mark is None or primary is None:
+            return
+        precedes = self._log.precedes(mark)
+        if precedes is False or mark.identity.data != primary.data:
             raise _NotFollowingError
         self._is_proven = self._is_proven or bool(precedes)
 
