@@ -153,8 +153,12 @@ class PrimaryLog:
         if file is None:
             return False  # A standby now; the pool finds the new primary.
         position = WalPosition(identity.system, int(file[:8], 16), lsn)
-        self._entered.setdefault(position.timeline, lsn)
-        self._samples.append(_Sample(began, position))
+        self.add(began, position)
         self.is_refused = False
         self._known.set()
         return True
+
+    def add(self, at: float, position: WalPosition) -> None:
+        """Record that the primary had written up to ``position`` after ``at``."""
+        self._entered.setdefault(position.timeline, position.lsn)
+        self._samples.append(_Sample(at, position))
