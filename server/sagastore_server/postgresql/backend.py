@@ -13,6 +13,7 @@ from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql import timeline
 from sagastore_server.postgresql.batch import BLOCK
+from sagastore_server.postgresql.compatibility import Compatibility
 from sagastore_server.postgresql.diagnosis import cannot_open
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
 from sagastore_server.postgresql.file_store import PostgreSQLFiles
@@ -23,7 +24,7 @@ from sagastore_server.postgresql.reads import PostgreSQLReads
 from sagastore_server.postgresql.reanalysis import Reanalyser
 from sagastore_server.postgresql.replicas import Replicas
 from sagastore_server.postgresql.rows import SearchColumns, message_from_row, search_columns_of
-from sagastore_server.postgresql.schema import prepare
+from sagastore_server.postgresql.schema import SCHEMA_VERSION, prepare
 from sagastore_server.postgresql.search import (
     FIRST_BLOCK,
     compile_search,
@@ -110,7 +111,10 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         self._searching = asyncio.Semaphore(max(1, options.pool_max // 2))
         self._taking_turns = asyncio.Lock()
         self._last_turn = 0
-        self._reanalyser = Reanalyser(self._pool, self._worker_pool, self._supervisor)
+        self._compatibility = Compatibility(SCHEMA_VERSION)
+        self._reanalyser = Reanalyser(
+            self._pool, self._worker_pool, self._supervisor, self._compatibility
+        )
         self._writer: PostgreSQLGroupWriter | None = None
         self._watcher: PrimaryWatcher | None = None
         self._on_group: OnGroup = unheard
@@ -155,6 +159,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
             self._worker_pool,
             self._options.writers,
             2 * self._options.acquire_timeout,
+            self._compatibility,
             on_group=self._on_group,
             supervisor=self._supervisor,
             tracer=self._tracer,
@@ -308,7 +313,9 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
     async def health(self) -> StoreHealth:
         """See the contract."""
         try:
-            self._schema_version = await self._pool.value(QUERIES["ping"]) or 0
+            [(version, compatible_from)] = await self._pool.rows(QUERIES["ping"])
+            self._schema_version = version or 0
+            self._compatibility.check(compatible_from)
             counts = await self._counts()
         except StorageError as exc:
             return StoreHealth(Store.POSTGRESQL, False, str(exc), -1, 0)
@@ -341,6 +348,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
                 commits_unconfirmed=commits.unconfirmed,
                 is_unreplicated=commits.is_refused,
                 replicas=self._replicas.loads(),
+                is_outdated=self._compatibility.error is not None,
                 reanalysis=self.reanalysis,
             )
         ]

@@ -13,6 +13,7 @@ from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql import auxiliary_rows, indexes, journal_apply
 from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.ddl_locks import TableLocks, patiently
 from sagastore_server.postgresql.diagnosis import cannot_open
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
 from sagastore_server.postgresql.lease import (
@@ -61,6 +62,9 @@ from sagastore_server.storage.replication import (
 )
 
 T = TypeVar("T")
+
+CLAIM_PATIENCE = 10.0
+"""Seconds for which a claim waits for a table that is in use."""
 
 
 class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
@@ -155,13 +159,14 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
     ) -> TargetRecord:
         """See the contract."""
         wanted = Claim(lease, source, phase, epoch, steal)
+
+        async def attempt(locks: TableLocks) -> TargetRecord:
+            return await take(locks, wanted, self.place, self._compatibility)
+
         with translating():
-            async with (
-                self._pool.connection() as connection,
-                self._pool.transaction(connection, QUERIES["begin"]),
-            ):
-                record = await take(connection, wanted, self.place)
-        await self._reanalyser.start(partial(hold, lease=lease))
+            async with self._pool.connection() as connection:
+                record = await patiently(self._pool, connection, attempt, CLAIM_PATIENCE)
+        await self._reanalyser.start(partial(hold, lease=lease, compatibility=self._compatibility))
         self._schema_version = max(self._schema_version, SCHEMA_VERSION)
         return record
 
@@ -326,7 +331,9 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
                 self._pool.connection() as connection,
                 self._pool.transaction(connection, QUERIES["begin"], acknowledged=stores),
             ):
-                record = await hold(connection, lease, applied, after)
+                record = await hold(
+                    connection, lease, applied, after, compatibility=self._compatibility
+                )
                 check_mark(record.backfill, before)
                 await work(connection)
             return record
