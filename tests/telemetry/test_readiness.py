@@ -206,6 +206,21 @@ def test_stalled_commit_is_a_reason_if_writes_depend_on_postgresql() -> None:
     assert reasons(readiness) == []
 
 
+def test_outdated_server_is_not_ready_if_postgresql_is_the_only_store() -> None:
+    readiness = Readiness()
+    readiness.opened()
+    readiness.loads([on_postgresql(is_outdated=True)])
+    readiness.snapshot(SNAPSHOT)
+    assert reasons(readiness) == []
+    readiness.snapshot(SNAPSHOT._replace(phase=Phase.POSTGRES_ONLY))
+    readiness.store(StoreHealth(Store.POSTGRESQL, False, "outdated", -1, 0))
+    (reason,) = readiness.reasons()
+    assert reason.reason == "SERVER_OUTDATED"
+    assert "a newer server has upgraded the schema" in reason.detail
+    readiness.loads([on_postgresql()])
+    assert reasons(readiness) == ["STORE_DOWN"]
+
+
 def replica(number: int, out: str, detail: str = "it is away; look for it") -> ReplicaLoad:
     return ReplicaLoad(number, f"db{number}/saga", out, detail, 0, 0, 1, 0, 0, 4)
 
@@ -234,21 +249,6 @@ def test_replica_out_of_rotation_is_a_warning(states: tuple[str, ...], missing: 
         f"replica {number} of PostgreSQL" for number in missing
     ]
     assert all(one.remedy == "look for it" for one in found)
-
-
-def test_outdated_server_is_not_ready_if_postgresql_is_the_only_store() -> None:
-    readiness = Readiness()
-    readiness.opened()
-    readiness.loads([on_postgresql(is_outdated=True)])
-    readiness.snapshot(SNAPSHOT)
-    assert reasons(readiness) == []
-    readiness.snapshot(SNAPSHOT._replace(phase=Phase.POSTGRES_ONLY))
-    readiness.store(StoreHealth(Store.POSTGRESQL, False, "outdated", -1, 0))
-    (reason,) = readiness.reasons()
-    assert reason.reason == "SERVER_OUTDATED"
-    assert "a newer server has upgraded the schema" in reason.detail
-    readiness.loads([on_postgresql()])
-    assert reasons(readiness) == ["STORE_DOWN"]
 
 
 def test_refused_unreplicated_write_is_a_warning() -> None:

@@ -347,8 +347,8 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
                 commit_seconds=commits.longest_seconds,
                 commits_unconfirmed=commits.unconfirmed,
                 is_unreplicated=commits.is_refused,
-                replicas=self._replicas.loads(),
                 is_outdated=self._compatibility.error is not None,
+                replicas=self._replicas.loads(),
                 reanalysis=self.reanalysis,
             )
         ]
